@@ -1,0 +1,43 @@
+# Every target of c3po is made by one of these three functions, so that warnings and sanitizers are the same everywhere.
+
+function(c3po_compile_options target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Werror)
+  target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
+  if(C3PO_SANITIZER)
+    target_compile_options(${target} PRIVATE -fsanitize=${C3PO_SANITIZER} -fno-omit-frame-pointer)
+    target_link_options(${target} PUBLIC -fsanitize=${C3PO_SANITIZER})
+  endif()
+endfunction()
+
+# c3po_library(NAME SOURCES a.cc ... DEPS public targets ... PRIVATE_DEPS third parties ...)
+# Third parties are private: their headers do not reach who links the library.
+function(c3po_library target)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PRIVATE_DEPS" ${ARGN})
+  if(ARG_SOURCES)
+    add_library(${target} STATIC ${ARG_SOURCES})
+    c3po_compile_options(${target})
+    target_link_libraries(${target} PUBLIC ${ARG_DEPS} PRIVATE ${ARG_PRIVATE_DEPS})
+  else()
+    add_library(${target} INTERFACE)
+    target_link_libraries(${target} INTERFACE ${ARG_DEPS})
+  endif()
+endfunction()
+
+function(c3po_executable target)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${target} ${ARG_SOURCES})
+  c3po_compile_options(${target})
+  target_link_libraries(${target} PRIVATE ${ARG_DEPS})
+endfunction()
+
+# c3po_test(NAME SOURCES a_test.cc ... DEPS targets ... LABELS labels ...): a GoogleTest binary, one ctest entry per test.
+function(c3po_test target)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LABELS" ${ARGN})
+  add_executable(${target} ${ARG_SOURCES})
+  c3po_compile_options(${target})
+  target_link_libraries(${target} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${target} PRIVATE C3PO_TESTDATA_DIR="${CMAKE_SOURCE_DIR}/tests/golden"
+                             C3PO_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
+                       PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 600)
+endfunction()

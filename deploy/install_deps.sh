@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), the google/rpc .proto
+# files and the Python tools of the tests. Idempotent: what is present is kept. Needs root or sudo for Debian packages.
+#   C3PO_CACHE_DIR   where PyPI downloads are unpacked, shared by all clones (default ~/.cache/c3po)
+#   --runtime        only what running c3pod from an existing build needs
+set -euo pipefail
+
+TORCH_VERSION=2.11.0
+PYTHON_TOOLS_VERSION=1   # Raise when the list of Python tools below changes.
+CACHE_DIR=${C3PO_CACHE_DIR:-${HOME:-/root}/.cache/c3po}
+
+BUILD_PACKAGES=(
+  g++ cmake ninja-build ccache pkg-config git ca-certificates
+  python3 python3-venv
+  libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
+  libhnswlib-dev prometheus-cpp-dev libcpp-httplib-dev libpcre2-dev libutf8proc-dev
+  nlohmann-json3-dev libcli11-dev libsqlite3-dev libspdlog-dev libssl-dev
+  libgtest-dev libgmock-dev libbenchmark-dev
+)
+
+say() { printf '\033[1m[deps]\033[0m %s\n' "$*" >&2; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"
+  elif command -v sudo >/dev/null; then sudo "$@"
+  else say "need root to run: $*"; exit 1
+  fi
+}
+
+install_debian_packages() {
+  local missing=() package
+  for package in "${BUILD_PACKAGES[@]}"; do
+    dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+  done
+  if [ ${#missing[@]} = 0 ]; then say "Debian packages: all ${#BUILD_PACKAGES[@]} present"; return; fi
+  say "Debian packages: installing ${missing[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# A folder is complete once its stamp is written; a run cut short starts that folder anew.
+# fill_folder NAME DIR COMMAND... runs COMMAND with DIR.partial as its last argument, then moves it to DIR.
+fill_folder() {
+  local name=$1 dir=$2; shift 2
+  if [ -e "$dir/.complete" ]; then say "$name: present"; return; fi
+  say "$name: installing into $dir"
+  rm -rf "$dir" "$dir.partial"
+  mkdir -p "$dir.partial"
+  "$@" "$dir.partial"
+  touch "$dir.partial/.complete"
+  mv "$dir.partial" "$dir"
+}
+
+make_tools_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on \
+    numpy==1.26.4 grpcio==1.62.3 grpcio-tools==1.62.3 protobuf==4.25.8 googleapis-common-protos==1.63.2 pytest==8.3.4
+}
+
+# The wheel is the CUDA 13.0 build with the C++11 ABI; c3pod links its CPU half and opens the CUDA half on demand.
+install_torch() {
+  python3 -m venv "$1/venv"
+  "$1/venv/bin/python" -m pip install --disable-pip-version-check --progress-bar on --target "$1/site" \
+    "torch==$TORCH_VERSION"
+  rm -rf "$1/venv" "$1/site/torch/include/google"   # Its protobuf 3.13 headers shadow the system's.
+}
+
+mkdir -p "$CACHE_DIR"
+install_debian_packages
+fill_folder "Python tools" "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION" make_tools_venv
+fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
+say "done"
