@@ -10,8 +10,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "c3po/v1/generation.grpc.pb.h"
 #include "c3po/v1/reference.grpc.pb.h"
 #include "c3po/v1/server.grpc.pb.h"
@@ -56,6 +56,13 @@ absl::string_view ServingStatusName(uint64_t serving_status) {
   }
 }
 
+bool IsLoopback(absl::string_view address) {
+  for (const absl::string_view prefix : {"127.", "localhost:", "[::1]:", "unix:"}) {
+    if (absl::StartsWith(address, prefix)) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address) {
@@ -66,6 +73,7 @@ std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   // The retries are this client's own, so that they are counted, bounded and reported in one place.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  if (IsLoopback(address)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 

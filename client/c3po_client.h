@@ -4,7 +4,6 @@
 #include <grpcpp/channel.h>
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,7 +22,8 @@
 namespace c3po {
 
 // A channel without transport security, with the message size that this service needs (a page of 1000 references).
-// `address` is anything gRPC resolves: "host:port", "unix:/path". Connects when first used.
+// `address` is anything gRPC resolves: "host:port", "unix:/path". Connects when first used; an address of this machine
+// is never looked for behind the proxy of the `http_proxy` variables.
 std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address);
 
 struct CallOptions {
