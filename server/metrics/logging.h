@@ -1,0 +1,75 @@
+#ifndef C3PO_SERVER_METRICS_LOGGING_H_
+#define C3PO_SERVER_METRICS_LOGGING_H_
+
+#include <cstdint>
+#include <initializer_list>
+#include <iosfwd>
+#include <string>
+#include <type_traits>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "absl/types/variant.h"
+
+namespace c3po {
+
+// Structured logs: one JSON object a line, on standard error unless SetLogStream says otherwise:
+//   {"time":"2026-01-31T12:00:00.123456Z","level":"info","event":"request_finished","request_id":"r-1","tokens":17}
+// `time` is UTC. `request_id` is left out where it is empty. Fields follow in the order given. Bytes that are not UTF-8
+// become U+FFFD, numbers that are not finite become null; so every line is valid JSON whatever a client sent. All
+// functions are thread-safe; lines never interleave. What users write (prompts, answers) does not belong in a log.
+enum class LogLevel { kDebug, kInfo, kWarning, kError };
+
+// A number, truth value or text. Texts are not copied: they must live until Log returns.
+class LogValue {
+ public:
+  LogValue(bool value) : value_(value) {}                                   // NOLINT(runtime/explicit)
+  LogValue(double value) : value_(value) {}                                 // NOLINT(runtime/explicit)
+  LogValue(const char* value) : value_(absl::string_view(value)) {}         // NOLINT(runtime/explicit)
+  LogValue(absl::string_view value) : value_(value) {}                      // NOLINT(runtime/explicit)
+  LogValue(const std::string& value) : value_(absl::string_view(value)) {}  // NOLINT(runtime/explicit)
+  template <typename Integer, std::enable_if_t<std::is_integral_v<Integer>, int> = 0>
+  LogValue(Integer value) {  // NOLINT(runtime/explicit)
+    if constexpr (std::is_signed_v<Integer>) {
+      value_ = static_cast<int64_t>(value);
+    } else {
+      value_ = static_cast<uint64_t>(value);
+    }
+  }
+
+  using Value = absl::variant<bool, int64_t, uint64_t, double, absl::string_view>;
+  const Value& value() const { return value_; }
+
+ private:
+  Value value_;
+};
+
+// `key` is snake_case with its unit ("decode_seconds"), and none of time, level, event, request_id; a key given twice,
+// or one of those, keeps the first value.
+struct LogField {
+  absl::string_view key;
+  LogValue value;
+};
+
+// Writes a line when `level` is at least the level set. `event` is a snake_case name that does not vary with its data.
+void Log(LogLevel level, absl::string_view event, absl::string_view request_id, absl::Span<const LogField> fields);
+inline void Log(LogLevel level, absl::string_view event, absl::string_view request_id,
+                std::initializer_list<LogField> fields = {}) {
+  Log(level, event, request_id, absl::MakeConstSpan(fields.begin(), fields.size()));
+}
+
+// Lines below `level` are dropped before anything is formatted. At start: kInfo.
+void SetLogLevel(LogLevel level);
+LogLevel GetLogLevel();
+
+// "debug", "info", "warning" or "error". InvalidArgument for anything else, naming it.
+absl::StatusOr<LogLevel> ParseLogLevel(absl::string_view name);
+
+// Sends lines to `stream`, flushed one by one; nullptr is standard error again. Not owned: a stream must outlive its
+// use, that is until the next call has returned and no Log that began before it is running.
+void SetLogStream(std::ostream* stream);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_METRICS_LOGGING_H_

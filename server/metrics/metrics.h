@@ -1,0 +1,120 @@
+#ifndef C3PO_SERVER_METRICS_METRICS_H_
+#define C3PO_SERVER_METRICS_METRICS_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
+namespace c3po {
+
+// What the server counts about itself, for Prometheus. One object lives as long as the server.
+//
+// Methods are named after events; the comment of each gives the series it moves. Names with the prefix `vllm:` are
+// those that dashboards of language-model servers already know, and carry the label model_name; ours start with `c3po_`
+// and end in their unit. Every label value comes from an enum below or from the server's own configuration, never from
+// a request, and every series exists from the start (at zero): the exposition has the same number of series, fewer than
+// 400, for the life of the process.
+//
+// Thread-safe. A call takes an atomic addition (counters, gauges) or a short uncontended lock (histograms): well under
+// a microsecond, no allocation. Observations that are not finite, and negative ones of quantities that cannot be
+// negative, are dropped: one bad value would spoil a histogram's sum until the next restart.
+class Metrics {
+ public:
+  enum class FinishedReason { kStop, kLength, kAbort, kError };  // kAbort: cancelled or past its deadline.
+  enum class Method { kModeFinding, kKernelRegression, kNeighborhoodGradientDescent };
+  enum class Gate {
+    kApplied,
+    kNotRequested,
+    kSkippedNoNeighbors,
+    kSkippedNeighborsFar,
+    kSkippedBaseConfident,
+    kRevertedLossNotReduced
+  };
+  enum class Work { kPrefill, kDecode, kOptimization };  // What an engine step ran.
+  enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
+  enum class Rpc {
+    kGenerate,
+    kScore,
+    kTokenize,
+    kDetokenize,
+    kReferencesAdd,
+    kReferencesSearch,
+    kReferencesGet,
+    kReferencesList,
+    kReferencesDelete,
+    kReferencesGetStats,
+    kGetServerInfo
+  };
+
+  // Both UTF-8, from the configuration. `version` is the server's own.
+  Metrics(absl::string_view model_name, absl::string_view version);
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+
+  // c3po_model_info{digest,dtype,device} 1. Call when the model is loaded; a later call replaces the labels.
+  void SetModel(absl::string_view digest, absl::string_view dtype, absl::string_view device);
+
+  // --- Requests ---
+  void RequestStarted();                          // c3po_requests_started_total
+  void CountFinished(FinishedReason reason);      // vllm:request_success_total{finished_reason}
+  void CountRpc(Rpc rpc, absl::StatusCode code);  // c3po_rpc_total{service,method,code}; see RpcCodeName for `code`.
+  void SetRunning(int64_t requests);              // vllm:num_requests_running
+  void SetWaiting(int64_t requests);              // vllm:num_requests_waiting
+  void CountPromptTokens(int64_t tokens);         // vllm:prompt_tokens_total
+  void CountGeneratedTokens(int64_t tokens);      // vllm:generation_tokens_total
+
+  // Histograms of seconds. A request is: queued, prefilled (with retrieval and optimization inside), decoded.
+  void ObserveTimeToFirstToken(double seconds);   // vllm:time_to_first_token_seconds, from arrival
+  void ObserveInterTokenLatency(double seconds);  // vllm:inter_token_latency_seconds, per token after the first
+  void ObserveRequestLatency(double seconds);     // vllm:e2e_request_latency_seconds
+  void ObserveQueueTime(double seconds);          // vllm:request_queue_time_seconds
+  void ObservePrefillTime(double seconds);        // vllm:request_prefill_time_seconds
+  void ObserveDecodeTime(double seconds);         // vllm:request_decode_time_seconds
+  // c3po_cancel_to_release_seconds: from the client's cancel (or the deadline) to its KV blocks being free.
+  void ObserveCancelToRelease(double seconds);
+
+  // --- Engine ---
+  void SetKvCacheUsage(double fraction);  // vllm:kv_cache_usage_perc, in [0, 1] in spite of its name
+  // c3po_engine_step_seconds; c3po_engine_steps_total{work} for each kind of work that the step held.
+  void ObserveEngineStep(double seconds);
+  void CountEngineStep(Work work);
+
+  // --- C3PO ---
+  void ObserveEmbedding(double seconds);         // c3po_embedding_seconds
+  void ObserveRetrieval(double seconds);         // c3po_retrieval_seconds
+  void ObserveNeighborDistance(double nearest);  // c3po_neighbor_distance: Euclidean, of the nearest one, in [0, 2]
+  // c3po_optimization_seconds{method}; c3po_surrogate_loss_reduction: (before - after) / before of the neighbors' loss,
+  // at most 1, negative when the loss rose. Pass NaN where a method has no loss: it is left out.
+  void ObserveOptimization(Method method, double seconds, double loss_reduction);
+  void CountOptimizationSteps(int64_t steps);  // c3po_optimization_steps_total
+  void CountGate(Gate decision);               // c3po_gate_total{decision}
+
+  // --- References and their caches ---
+  void SetReferences(int64_t references);       // c3po_references: of all collections together
+  void SetIndexGeneration(int64_t generation);  // c3po_index_generation
+  void CountReferenceVerdict(Verdict verdict);  // c3po_references_added_total{verdict}
+  void SetRecallAtK(double fraction);           // c3po_recall_at_k: last measured, graph search against exact search
+  void CountNeighborCacheHit();                 // c3po_neighbor_cache_hits_total
+  void CountNeighborCacheMiss();                // c3po_neighbor_cache_misses_total
+  void SetNeighborCacheBytes(int64_t bytes);    // c3po_neighbor_cache_bytes
+
+  // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version} and
+  // process_start_time_seconds (of this object's construction).
+  std::string PrometheusText() const;
+
+  // The name of a gRPC code as label: "OK", "CANCELLED", ... for the codes that the service documents, and "OTHER" for
+  // the rest (UNKNOWN, ALREADY_EXISTS, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED, DATA_LOSS and numbers outside the enum).
+  static absl::string_view RpcCodeName(absl::StatusCode code);
+
+ private:
+  struct Series;
+  std::unique_ptr<Series> series_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_METRICS_METRICS_H_

@@ -1,0 +1,325 @@
+// Metrics on prometheus-cpp's registry and text serializer: the only file that knows prometheus types. The library's
+// own HTTP exposer is not used: its small-stack threads cannot start in a process that links CUDA libraries
+// (http_server.h serves).
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <utility>
+
+#include "absl/synchronization/mutex.h"
+#include "prometheus/counter.h"
+#include "prometheus/gauge.h"
+#include "prometheus/histogram.h"
+#include "prometheus/registry.h"
+#include "prometheus/text_serializer.h"
+#include "server/metrics/metrics.h"
+
+namespace c3po {
+namespace {
+
+using ::prometheus::Counter;
+using ::prometheus::Family;
+using ::prometheus::Gauge;
+using ::prometheus::Histogram;
+using ::prometheus::Labels;
+using ::prometheus::Registry;
+using Buckets = Histogram::BucketBoundaries;
+
+template <size_t N>
+using CounterArray = std::array<Counter*, N>;
+
+// In the order of the enums of Metrics.
+constexpr std::array<const char*, 4> kFinishedReasons = {"stop", "length", "abort", "error"};
+constexpr std::array<const char*, 3> kMethods = {"mode_finding", "kernel_regression", "neighborhood_gradient_descent"};
+constexpr std::array<const char*, 6> kGates = {
+    "applied",
+    "not_requested",
+    "skipped_no_neighbors",
+    "skipped_neighbors_far",
+    "skipped_base_confident",
+    "reverted_loss_not_reduced",
+};
+constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
+constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
+struct RpcName {
+  const char* service;
+  const char* method;
+};
+constexpr std::array<RpcName, 11> kRpcs = {{
+    {"GenerationService", "Generate"},
+    {"GenerationService", "Score"},
+    {"GenerationService", "Tokenize"},
+    {"GenerationService", "Detokenize"},
+    {"ReferenceService", "Add"},
+    {"ReferenceService", "Search"},
+    {"ReferenceService", "Get"},
+    {"ReferenceService", "List"},
+    {"ReferenceService", "Delete"},
+    {"ReferenceService", "GetStats"},
+    {"ServerService", "GetServerInfo"},
+}};
+struct CodeName {
+  absl::StatusCode code;
+  const char* name;
+};
+// The codes that the service documents. Everything else shares one label: twelve codes times eleven methods is the
+// largest family of the exposition, and the series budget is fixed.
+constexpr std::array<CodeName, 12> kCodes = {{
+    {absl::StatusCode::kOk, "OK"},
+    {absl::StatusCode::kCancelled, "CANCELLED"},
+    {absl::StatusCode::kInvalidArgument, "INVALID_ARGUMENT"},
+    {absl::StatusCode::kDeadlineExceeded, "DEADLINE_EXCEEDED"},
+    {absl::StatusCode::kNotFound, "NOT_FOUND"},
+    {absl::StatusCode::kPermissionDenied, "PERMISSION_DENIED"},
+    {absl::StatusCode::kResourceExhausted, "RESOURCE_EXHAUSTED"},
+    {absl::StatusCode::kFailedPrecondition, "FAILED_PRECONDITION"},
+    {absl::StatusCode::kInternal, "INTERNAL"},
+    {absl::StatusCode::kUnavailable, "UNAVAILABLE"},
+    {absl::StatusCode::kUnauthenticated, "UNAUTHENTICATED"},
+    {absl::StatusCode::kUnknown, "OTHER"},
+}};
+
+size_t CodeIndex(absl::StatusCode code) {
+  for (size_t i = 0; i < kCodes.size(); ++i) {
+    if (kCodes[i].code == code) return i;
+  }
+  return kCodes.size() - 1;
+}
+
+// Bucket bounds. Few on purpose: each costs a series per label value.
+const Buckets& RequestSeconds() {
+  static const Buckets bounds = {0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300};
+  return bounds;
+}
+const Buckets& FirstTokenSeconds() {
+  static const Buckets bounds = {0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30};
+  return bounds;
+}
+const Buckets& TokenSeconds() {
+  static const Buckets bounds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 5};
+  return bounds;
+}
+const Buckets& StageSeconds() {
+  static const Buckets bounds = {1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.1, 1};
+  return bounds;
+}
+const Buckets& OptimizationSeconds() {
+  static const Buckets bounds = {0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30};
+  return bounds;
+}
+const Buckets& ReleaseSeconds() {
+  static const Buckets bounds = {1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5};
+  return bounds;
+}
+const Buckets& Distances() {
+  static const Buckets bounds = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5};
+  return bounds;
+}
+const Buckets& LossReductions() {
+  static const Buckets bounds = {-0.1, 0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9};
+  return bounds;
+}
+
+Counter& AddCounter(Registry& registry, const char* name, const char* help, const Labels& labels = {}) {
+  return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(labels);
+}
+
+Gauge& AddGauge(Registry& registry, const char* name, const char* help, const Labels& labels = {}) {
+  return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add(labels);
+}
+
+Histogram& AddHistogram(Registry& registry, const char* name, const char* help, const Buckets& buckets,
+                        const Labels& labels = {}) {
+  return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add(labels, buckets);
+}
+
+template <size_t N>
+CounterArray<N> AddCounters(Registry& registry, const char* name, const char* help, const char* label,
+                            const std::array<const char*, N>& values, const Labels& constant = {}) {
+  CounterArray<N> counters;
+  for (size_t i = 0; i < N; ++i) {
+    Labels labels = constant;
+    labels[label] = values[i];
+    counters[i] = &AddCounter(registry, name, help, labels);
+  }
+  return counters;
+}
+
+std::array<Histogram*, kMethods.size()> AddOptimizationSeconds(Registry& registry) {
+  std::array<Histogram*, kMethods.size()> histograms;
+  for (size_t i = 0; i < kMethods.size(); ++i) {
+    histograms[i] = &AddHistogram(registry, "c3po_optimization_seconds", "Time to optimize one pathway",
+                                  OptimizationSeconds(), {{"method", kMethods[i]}});
+  }
+  return histograms;
+}
+
+std::array<CounterArray<kCodes.size()>, kRpcs.size()> AddRpcs(Registry& registry) {
+  std::array<CounterArray<kCodes.size()>, kRpcs.size()> counters;
+  for (size_t rpc = 0; rpc < kRpcs.size(); ++rpc) {
+    for (size_t code = 0; code < kCodes.size(); ++code) {
+      counters[rpc][code] =
+          &AddCounter(registry, "c3po_rpc_total", "Calls answered, by gRPC status",
+                      {{"service", kRpcs[rpc].service}, {"method", kRpcs[rpc].method}, {"code", kCodes[code].name}});
+    }
+  }
+  return counters;
+}
+
+double UnixSeconds() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+void ObserveNonNegative(Histogram& histogram, double value) {
+  if (std::isfinite(value) && value >= 0) histogram.Observe(value);
+}
+
+void SetFinite(Gauge& gauge, double value) {
+  if (std::isfinite(value)) gauge.Set(value);
+}
+
+void Add(Counter& counter, int64_t count) {
+  if (count > 0) counter.Increment(static_cast<double>(count));
+}
+
+}  // namespace
+
+// References into `registry`, which owns the series. Declaration order is initialization order: registry and labels
+// first.
+struct Metrics::Series {
+  Series(absl::string_view model_name, absl::string_view version)
+      : model{{"model_name", std::string(model_name)}}, model_infos(MakeModelInfos()) {
+    AddGauge(registry, "c3po_build_info", "1, with the server's version as label", {{"version", std::string(version)}})
+        .Set(1);
+    AddGauge(registry, "process_start_time_seconds", "Start of the server, seconds since 1970").Set(UnixSeconds());
+  }
+
+  Family<Gauge>& MakeModelInfos() {
+    return prometheus::BuildGauge()
+        .Name("c3po_model_info")
+        .Help("1, with the loaded model as labels")
+        .Register(registry);
+  }
+
+  Registry registry;
+  const Labels model;
+
+  absl::Mutex model_info_mu;
+  Family<Gauge>& model_infos;
+  Gauge* model_info ABSL_GUARDED_BY(model_info_mu) = nullptr;
+
+  Counter& requests_started =
+      AddCounter(registry, "c3po_requests_started_total", "Generation and scoring requests begun");
+  CounterArray<kFinishedReasons.size()> finished = AddCounters(
+      registry, "vllm:request_success_total", "Requests ended, by reason", "finished_reason", kFinishedReasons, model);
+  std::array<CounterArray<kCodes.size()>, kRpcs.size()> rpcs = AddRpcs(registry);
+  Gauge& running = AddGauge(registry, "vllm:num_requests_running", "Requests in the batch", model);
+  Gauge& waiting = AddGauge(registry, "vllm:num_requests_waiting", "Requests in the queue", model);
+  Counter& prompt_tokens = AddCounter(registry, "vllm:prompt_tokens_total", "Prompt tokens prefilled", model);
+  Counter& generated_tokens = AddCounter(registry, "vllm:generation_tokens_total", "Tokens generated", model);
+
+  Histogram& first_token = AddHistogram(registry, "vllm:time_to_first_token_seconds",
+                                        "From arrival to the first generated token", FirstTokenSeconds(), model);
+  Histogram& inter_token = AddHistogram(registry, "vllm:inter_token_latency_seconds",
+                                        "Between consecutive tokens of one request", TokenSeconds(), model);
+  Histogram& request_latency = AddHistogram(registry, "vllm:e2e_request_latency_seconds",
+                                            "From arrival to the end of a request", RequestSeconds(), model);
+  Histogram& queue_time = AddHistogram(registry, "vllm:request_queue_time_seconds",
+                                       "Time a request waited in the queue", RequestSeconds(), model);
+  Histogram& prefill_time = AddHistogram(registry, "vllm:request_prefill_time_seconds",
+                                         "From leaving the queue to the first token", RequestSeconds(), model);
+  Histogram& decode_time = AddHistogram(registry, "vllm:request_decode_time_seconds",
+                                        "From the first token to the last one", RequestSeconds(), model);
+  Histogram& cancel_to_release = AddHistogram(registry, "c3po_cancel_to_release_seconds",
+                                              "From a cancellation to its KV blocks being free", ReleaseSeconds());
+
+  Gauge& kv_cache_usage = AddGauge(registry, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is full", model);
+  Histogram& engine_step =
+      AddHistogram(registry, "c3po_engine_step_seconds", "Time of one engine step", TokenSeconds());
+  CounterArray<kWorks.size()> engine_steps =
+      AddCounters(registry, "c3po_engine_steps_total", "Engine steps that held this kind of work", "work", kWorks);
+
+  Histogram& embedding = AddHistogram(registry, "c3po_embedding_seconds", "Time to embed one query", StageSeconds());
+  Histogram& retrieval =
+      AddHistogram(registry, "c3po_retrieval_seconds", "Time to find one query's neighbors", StageSeconds());
+  Histogram& neighbor_distance =
+      AddHistogram(registry, "c3po_neighbor_distance", "Embedding distance of the nearest neighbor", Distances());
+  std::array<Histogram*, kMethods.size()> optimization = AddOptimizationSeconds(registry);
+  Histogram& loss_reduction = AddHistogram(registry, "c3po_surrogate_loss_reduction",
+                                           "Share of the neighbors' loss that optimization removed", LossReductions());
+  Counter& optimization_steps = AddCounter(registry, "c3po_optimization_steps_total", "Gradient steps taken");
+  CounterArray<kGates.size()> gates =
+      AddCounters(registry, "c3po_gate_total", "Decisions on using an optimized pathway", "decision", kGates);
+
+  Gauge& references = AddGauge(registry, "c3po_references", "Reference samples stored, all collections");
+  Gauge& index_generation = AddGauge(registry, "c3po_index_generation", "Generation of the neighbor index in use");
+  CounterArray<kVerdicts.size()> verdicts =
+      AddCounters(registry, "c3po_references_added_total", "Samples offered, by verdict", "verdict", kVerdicts);
+  Gauge& recall_at_k =
+      AddGauge(registry, "c3po_recall_at_k", "Share of the exact neighbors that graph search found, last check");
+  Counter& cache_hits = AddCounter(registry, "c3po_neighbor_cache_hits_total", "Neighbor states found in memory");
+  Counter& cache_misses = AddCounter(registry, "c3po_neighbor_cache_misses_total", "Neighbor states computed anew");
+  Gauge& cache_bytes = AddGauge(registry, "c3po_neighbor_cache_bytes", "Memory of the kept neighbor states");
+};
+
+Metrics::Metrics(absl::string_view model_name, absl::string_view version)
+    : series_(std::make_unique<Series>(model_name, version)) {}
+Metrics::~Metrics() = default;
+
+void Metrics::SetModel(absl::string_view digest, absl::string_view dtype, absl::string_view device) {
+  const Labels labels = {
+      {"digest", std::string(digest)}, {"dtype", std::string(dtype)}, {"device", std::string(device)}};
+  absl::MutexLock lock(&series_->model_info_mu);
+  if (series_->model_info != nullptr) series_->model_infos.Remove(series_->model_info);
+  series_->model_info = &series_->model_infos.Add(labels);
+  series_->model_info->Set(1);
+}
+
+void Metrics::RequestStarted() { series_->requests_started.Increment(); }
+void Metrics::CountFinished(FinishedReason reason) { series_->finished[static_cast<size_t>(reason)]->Increment(); }
+void Metrics::CountRpc(Rpc rpc, absl::StatusCode code) {
+  series_->rpcs[static_cast<size_t>(rpc)][CodeIndex(code)]->Increment();
+}
+void Metrics::SetRunning(int64_t requests) { series_->running.Set(static_cast<double>(requests)); }
+void Metrics::SetWaiting(int64_t requests) { series_->waiting.Set(static_cast<double>(requests)); }
+void Metrics::CountPromptTokens(int64_t tokens) { Add(series_->prompt_tokens, tokens); }
+void Metrics::CountGeneratedTokens(int64_t tokens) { Add(series_->generated_tokens, tokens); }
+
+void Metrics::ObserveTimeToFirstToken(double seconds) { ObserveNonNegative(series_->first_token, seconds); }
+void Metrics::ObserveInterTokenLatency(double seconds) { ObserveNonNegative(series_->inter_token, seconds); }
+void Metrics::ObserveRequestLatency(double seconds) { ObserveNonNegative(series_->request_latency, seconds); }
+void Metrics::ObserveQueueTime(double seconds) { ObserveNonNegative(series_->queue_time, seconds); }
+void Metrics::ObservePrefillTime(double seconds) { ObserveNonNegative(series_->prefill_time, seconds); }
+void Metrics::ObserveDecodeTime(double seconds) { ObserveNonNegative(series_->decode_time, seconds); }
+void Metrics::ObserveCancelToRelease(double seconds) { ObserveNonNegative(series_->cancel_to_release, seconds); }
+
+void Metrics::SetKvCacheUsage(double fraction) { SetFinite(series_->kv_cache_usage, fraction); }
+void Metrics::ObserveEngineStep(double seconds) { ObserveNonNegative(series_->engine_step, seconds); }
+void Metrics::CountEngineStep(Work work) { series_->engine_steps[static_cast<size_t>(work)]->Increment(); }
+
+void Metrics::ObserveEmbedding(double seconds) { ObserveNonNegative(series_->embedding, seconds); }
+void Metrics::ObserveRetrieval(double seconds) { ObserveNonNegative(series_->retrieval, seconds); }
+void Metrics::ObserveNeighborDistance(double nearest) { ObserveNonNegative(series_->neighbor_distance, nearest); }
+void Metrics::ObserveOptimization(Method method, double seconds, double loss_reduction) {
+  ObserveNonNegative(*series_->optimization[static_cast<size_t>(method)], seconds);
+  if (std::isfinite(loss_reduction)) series_->loss_reduction.Observe(loss_reduction);
+}
+void Metrics::CountOptimizationSteps(int64_t steps) { Add(series_->optimization_steps, steps); }
+void Metrics::CountGate(Gate decision) { series_->gates[static_cast<size_t>(decision)]->Increment(); }
+
+void Metrics::SetReferences(int64_t references) { series_->references.Set(static_cast<double>(references)); }
+void Metrics::SetIndexGeneration(int64_t generation) { series_->index_generation.Set(static_cast<double>(generation)); }
+void Metrics::CountReferenceVerdict(Verdict verdict) { series_->verdicts[static_cast<size_t>(verdict)]->Increment(); }
+void Metrics::SetRecallAtK(double fraction) { SetFinite(series_->recall_at_k, fraction); }
+void Metrics::CountNeighborCacheHit() { series_->cache_hits.Increment(); }
+void Metrics::CountNeighborCacheMiss() { series_->cache_misses.Increment(); }
+void Metrics::SetNeighborCacheBytes(int64_t bytes) { series_->cache_bytes.Set(static_cast<double>(bytes)); }
+
+std::string Metrics::PrometheusText() const {
+  return prometheus::TextSerializer().Serialize(series_->registry.Collect());
+}
+
+absl::string_view Metrics::RpcCodeName(absl::StatusCode code) { return kCodes[CodeIndex(code)].name; }
+
+}  // namespace c3po
