@@ -57,16 +57,17 @@ LayerRouting RoutingOfLayer(const Batch& batch, int layer, int experts, at::Devi
     const auto found = std::lower_bound(override_->layers.begin(), override_->layers.end(), layer);
     if (found == override_->layers.end() || *found != layer) continue;
     const auto values = override_->values.Row(static_cast<int>(found - override_->layers.begin()));
-    const int64_t skipped = std::max(0, span.segment->override_start - span.segment->start);
-    if (skipped >= span.rows) continue;
+    const int64_t begin = std::max(0, span.segment->override_start - span.segment->start);
+    const int64_t end = std::min<int64_t>(span.rows, int64_t{span.segment->override_end} - span.segment->start);
+    if (begin >= end) continue;
     const bool is_shift = override_->kind == RoutingOverride::Kind::kLogitShift;
     at::Tensor& target = is_shift ? shift : weights;
     if (!target.defined()) target = at::zeros({rows, experts}, at::kFloat);
     const at::Tensor row = at::from_blob(const_cast<float*>(values.data()), {1, experts}, at::kFloat);
-    target.narrow(0, span.first_row + skipped, span.rows - skipped).copy_(row.expand({span.rows - skipped, experts}));
+    target.narrow(0, span.first_row + begin, end - begin).copy_(row.expand({end - begin, experts}));
     if (!is_shift) {
       if (!weights_rows.defined()) weights_rows = at::zeros({rows, 1}, at::kBool);
-      weights_rows.narrow(0, span.first_row + skipped, span.rows - skipped).fill_(true);
+      weights_rows.narrow(0, span.first_row + begin, end - begin).fill_(true);
     }
   }
   if (weights.defined()) {

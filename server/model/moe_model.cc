@@ -4,8 +4,6 @@
 #include <c10/core/InferenceMode.h>
 
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
@@ -13,14 +11,6 @@
 
 namespace c3po {
 namespace {
-
-absl::StatusOr<std::string> ReadTextFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights, const MoeModelOptions& options,
                    at::ScalarType dtype, std::string digest) {
@@ -55,15 +45,13 @@ MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
   const std::string config_path = (std::filesystem::path(options.folder) / "config.json").string();
-  C3PO_ASSIGN_OR_RETURN(const std::string config_text, ReadTextFile(config_path));
-  C3PO_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Parse(config_text, config_path));
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.folder));
+  C3PO_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Parse(checkpoint->config_json(), config_path));
   C3PO_ASSIGN_OR_RETURN(const at::Device device, OpenDevice(options.device));
   C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device));
-  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.folder));
   const c10::InferenceMode inference;
   C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, dtype, device, options.progress));
-  C3PO_ASSIGN_OR_RETURN(std::string digest, checkpoint->Digest());
-  ModelShape shape = ShapeOf(config, weights, options, dtype, std::move(digest));
+  ModelShape shape = ShapeOf(config, weights, options, dtype, checkpoint->Digest());
   try {
     return std::unique_ptr<MoeModel>(
         new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes));

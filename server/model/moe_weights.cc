@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cstring>
 #include <set>
 #include <string>
 
@@ -59,6 +60,11 @@ class Reader {
     }
     C3PO_ASSIGN_OR_RETURN(const at::ScalarType type, TorchTypeOf(view.dtype, name));
     used_.insert(name);
+    if (reinterpret_cast<uintptr_t>(view.bytes.data()) % DTypeBytes(view.dtype) != 0) {  // The format aligns nothing.
+      at::Tensor aligned = at::empty(shape, at::TensorOptions(type));
+      std::memcpy(aligned.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
+      return aligned;
+    }
     return at::from_blob(const_cast<std::byte*>(view.bytes.data()), shape, at::TensorOptions(type));
   }
 

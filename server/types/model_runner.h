@@ -2,6 +2,7 @@
 #define C3PO_SERVER_TYPES_MODEL_RUNNER_H_
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,9 +58,10 @@ struct Segment {
   int entry_layer = 0;
   std::vector<float> entry_hidden;
 
-  // Rows at positions >= override_start take `routing`; null means the model's own routers everywhere.
+  // Rows at positions in [override_start, override_end) take `routing`; null: the model's own routers everywhere.
   std::shared_ptr<const RoutingOverride> routing;
   int override_start = 0;
+  int override_end = std::numeric_limits<int>::max();
 
   bool want_logits = false;         // of the last row
   bool want_capture = false;        // at the last row, with entry_layer; the prompt's earlier chunks name it too

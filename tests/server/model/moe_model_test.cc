@@ -1,0 +1,310 @@
+#include "server/model/moe_model.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+
+#include "server/weights/safetensors_file.h"
+
+namespace c3po {
+namespace {
+
+std::string TinyFolder(const std::string& name) { return std::string(C3PO_TESTDATA_DIR) + "/model/" + name; }
+
+std::unique_ptr<MoeModel> LoadTiny(const std::string& name, const std::string& dtype = "float32") {
+  MoeModelOptions options;
+  options.folder = TinyFolder(name);
+  options.dtype = dtype;
+  auto model = MoeModel::Load(options);
+  EXPECT_TRUE(model.ok()) << model.status();
+  return *std::move(model);
+}
+
+template <typename T>
+std::vector<T> Elements(const SafetensorsFile& file, const std::string& name) {
+  const TensorView* view = file.Find(name);
+  EXPECT_NE(view, nullptr) << name;
+  std::vector<T> result(view->bytes.size() / sizeof(T));
+  std::memcpy(result.data(), view->bytes.data(), view->bytes.size());
+  return result;
+}
+
+double Spread(const std::vector<float>& values) {
+  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / values.size();
+  double sum = 0;
+  for (float v : values) sum += (v - mean) * (v - mean);
+  return std::sqrt(sum / values.size());
+}
+
+int32_t ArgMax(const std::vector<float>& logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+Segment PromptSegment(SequenceCache* cache, std::vector<int32_t> tokens, int start = 0) {
+  Segment segment;
+  segment.cache = cache;
+  segment.start = start;
+  segment.tokens = std::move(tokens);
+  segment.want_logits = true;
+  return segment;
+}
+
+std::vector<float> RunLogits(MoeModel& model, const Segment& segment) {
+  auto out = model.Forward({segment});
+  EXPECT_TRUE(out.ok()) << out.status();
+  return out->at(0).logits;
+}
+
+std::vector<int32_t> Greedy(MoeModel& model, const std::vector<int32_t>& prompt, int count) {
+  const auto cache = *model.NewSequence(static_cast<int>(prompt.size()) + count);
+  std::vector<float> logits = RunLogits(model, PromptSegment(cache.get(), prompt));
+  std::vector<int32_t> tokens;
+  while (true) {
+    tokens.push_back(ArgMax(logits));
+    if (static_cast<int>(tokens.size()) == count) return tokens;
+    logits = RunLogits(
+        model, PromptSegment(cache.get(), {tokens.back()}, static_cast<int>(prompt.size() + tokens.size()) - 1));
+  }
+}
+
+// Row `t` of the row-major golden matrix.
+void ExpectRow(const std::vector<float>& ours, const std::vector<float>& golden, size_t t, double tolerance) {
+  ASSERT_LE((t + 1) * ours.size(), golden.size());
+  for (size_t j = 0; j < ours.size(); ++j)
+    ASSERT_NEAR(ours[j], golden[t * ours.size() + j], tolerance) << "row " << t << " column " << j;
+}
+
+class MoeModelGolden : public testing::TestWithParam<const char*> {
+ protected:
+  static std::vector<int32_t> Prompt(const SafetensorsFile& golden, int i) {
+    return Elements<int32_t>(golden, "prompt" + std::to_string(i) + ".ids");
+  }
+};
+
+// One token at a time through the cache, so that prefill and decode are both held against transformers' single pass.
+TEST_P(MoeModelGolden, LogitsHiddenStatesAndRoutersAreThoseOfTransformers) {
+  const auto model = LoadTiny(GetParam());
+  const auto golden = *SafetensorsFile::Open(TinyFolder(GetParam()) + "/golden.safetensors");
+  const ModelShape& shape = model->shape();
+  for (int i = 0; i < 3; ++i) {
+    SCOPED_TRACE(testing::Message() << "prompt " << i);
+    const std::string prefix = "prompt" + std::to_string(i);
+    const std::vector<int32_t> tokens = Prompt(*golden, i);
+    const auto logits = Elements<float>(*golden, prefix + ".logits");
+    const double spread = Spread(logits);
+    for (int l = 0; l < shape.layers; ++l) {
+      const auto hidden = Elements<float>(*golden, prefix + ".hidden." + std::to_string(l));
+      const auto router = Elements<float>(*golden, prefix + ".router_logits." + std::to_string(l));
+      const auto cache = *model->NewSequence(64);
+      for (size_t t = 0; t < tokens.size(); ++t) {
+        Segment segment = PromptSegment(cache.get(), {tokens[t]}, static_cast<int>(t));
+        segment.want_capture = true;
+        segment.entry_layer = l;
+        const auto out = model->Forward({segment});
+        ASSERT_TRUE(out.ok()) << out.status();
+        ExpectRow(out->at(0).logits, logits, t, 2e-4 * spread);
+        ExpectRow(out->at(0).capture.entry_hidden, hidden, t, 2e-4 * Spread(hidden));
+        std::vector<float> row(router.begin() + t * shape.experts, router.begin() + (t + 1) * shape.experts);
+        const float top = *std::max_element(row.begin(), row.end());
+        double sum = 0;
+        for (float& z : row) sum += z = std::exp(z - top);
+        for (int e = 0; e < shape.experts; ++e) {
+          ASSERT_NEAR(out->at(0).capture.pathway.Row(l)[e], row[e] / sum, 1e-5) << "layer " << l << " row " << t;
+        }
+      }
+    }
+    EXPECT_EQ(Greedy(*model, tokens, 64), Elements<int32_t>(*golden, prefix + ".greedy"));
+  }
+}
+
+TEST_P(MoeModelGolden, Bfloat16FollowsTransformersWithinItsPrecision) {
+  const auto model = LoadTiny(GetParam(), "bfloat16");
+  const auto golden = *SafetensorsFile::Open(TinyFolder(GetParam()) + "/golden.safetensors");
+  for (int i = 0; i < 3; ++i) {
+    const std::string prefix = "prompt" + std::to_string(i);
+    const std::vector<int32_t> tokens = Prompt(*golden, i);
+    std::vector<float> logits;
+    for (const uint16_t bits : Elements<uint16_t>(*golden, prefix + ".bfloat16.logits")) {
+      const uint32_t wide = uint32_t{bits} << 16;
+      logits.push_back(0);
+      std::memcpy(&logits.back(), &wide, 4);
+    }
+    const auto cache = *model->NewSequence(64);
+    const std::vector<float> ours = RunLogits(*model, PromptSegment(cache.get(), tokens));
+    const size_t begin = (tokens.size() - 1) * ours.size();
+    double square = 0;
+    for (size_t j = 0; j < ours.size(); ++j) square += std::pow(ours[j] - logits[begin + j], 2);
+    EXPECT_LE(std::sqrt(square / ours.size()), 0.1 * Spread(logits));  // A near-tie of a router may fall otherwise.
+    // Equal up to the first step that is a near-tie at this precision.
+    const auto expected = Elements<int32_t>(*golden, prefix + ".bfloat16.greedy");
+    const auto margin = Elements<float>(*golden, prefix + ".bfloat16.greedy_margin");
+    const std::vector<int32_t> greedy = Greedy(*model, tokens, 64);
+    for (size_t t = 0; t < expected.size() && margin[t] > 5e-2 * Spread(logits); ++t)
+      ASSERT_EQ(greedy[t], expected[t]) << t;
+  }
+}
+
+TEST_P(MoeModelGolden, ChunkedAndBatchedPrefillGiveTheLogitsOfOnePass) {
+  const auto model = LoadTiny(GetParam());
+  const std::vector<int32_t> tokens = {5, 17, 99, 3, 3, 42, 200, 7, 11, 64, 90, 31};
+  const auto whole = *model->NewSequence(32), chunked = *model->NewSequence(32), other = *model->NewSequence(32);
+  const std::vector<float> expected = RunLogits(*model, PromptSegment(whole.get(), tokens));
+  RunLogits(*model, PromptSegment(chunked.get(), {tokens.begin(), tokens.begin() + 5}));
+  const auto out = model->Forward(
+      {PromptSegment(other.get(), {9, 9, 9}), PromptSegment(chunked.get(), {tokens.begin() + 5, tokens.end()}, 5)});
+  ASSERT_TRUE(out.ok()) << out.status();
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(out->at(1).logits[i], expected[i], 2e-5 * Spread(expected));
+}
+
+TEST_P(MoeModelGolden, ResumingTheLastTokenWithItsOwnPathwayChangesNothing) {
+  const auto model = LoadTiny(GetParam());
+  const std::vector<int32_t> tokens = {5, 17, 99, 3, 3, 42};
+  const auto cache = *model->NewSequence(8);
+  Segment prompt = PromptSegment(cache.get(), tokens);
+  prompt.want_capture = prompt.accumulate_mean = true;
+  prompt.entry_layer = 2;
+  const auto base = model->Forward({prompt});
+  ASSERT_TRUE(base.ok()) << base.status();
+  const PromptCapture& capture = base->at(0).capture;
+  ASSERT_EQ(capture.mean_hidden.size(), size_t(model->shape().hidden_size));
+  auto routing = std::make_shared<RoutingOverride>();
+  routing->layers = {2, 3};
+  routing->values = Pathway(2, model->shape().experts);
+  std::copy(capture.pathway.Row(2).begin(), capture.pathway.Row(2).end(), routing->values.Row(0).begin());
+  std::copy(capture.pathway.Row(3).begin(), capture.pathway.Row(3).end(), routing->values.Row(1).begin());
+  Segment resumed = PromptSegment(cache.get(), {tokens.back()}, 5);
+  resumed.resume = true;
+  resumed.entry_layer = 2;
+  resumed.entry_hidden = capture.entry_hidden;
+  resumed.routing = routing;
+  resumed.override_start = 5;
+  const std::vector<float> logits = RunLogits(*model, resumed);
+  for (size_t i = 0; i < logits.size(); ++i) EXPECT_NEAR(logits[i], base->at(0).logits[i], 2e-5 * Spread(logits));
+  // Another pathway does change it, and only for the row that carries it.
+  std::reverse(routing->values.weights.begin(), routing->values.weights.end());
+  EXPECT_NE(RunLogits(*model, resumed), logits);
+  const auto neighbor = *model->NewSequence(8);
+  const auto mixed = model->Forward({resumed, PromptSegment(neighbor.get(), tokens)});
+  ASSERT_TRUE(mixed.ok());
+  for (size_t i = 0; i < logits.size(); ++i)
+    EXPECT_NEAR(mixed->at(1).logits[i], base->at(0).logits[i], 2e-5 * Spread(logits));
+}
+
+TEST_P(MoeModelGolden, AZeroRouterShiftChangesNothingAndALargeOneRoutesToItsExpert) {
+  const auto model = LoadTiny(GetParam());
+  const std::vector<int32_t> tokens = {5, 17, 99};
+  const auto cache = *model->NewSequence(8);
+  const std::vector<float> base = RunLogits(*model, PromptSegment(cache.get(), tokens));
+  auto shift = std::make_shared<RoutingOverride>();
+  shift->kind = RoutingOverride::Kind::kLogitShift;
+  shift->layers = {1};
+  shift->values = Pathway(1, model->shape().experts);
+  Segment segment = PromptSegment(cache.get(), tokens);
+  segment.routing = shift;
+  segment.override_start = 2;
+  EXPECT_EQ(RunLogits(*model, segment), base);
+  shift->values.Row(0)[3] = 50;
+  segment.want_capture = true;
+  const auto out = model->Forward({segment});
+  ASSERT_TRUE(out.ok());
+  EXPECT_GT(out->at(0).capture.pathway.Row(1)[3], 0.999f);
+}
+
+TEST_P(MoeModelGolden, TargetLogprobsAreTheLogSoftmaxOfTheLogits) {
+  const auto model = LoadTiny(GetParam());
+  const auto cache = *model->NewSequence(8);
+  Segment segment = PromptSegment(cache.get(), {1, 2, 3});
+  segment.targets = {2, 3, 7};
+  const auto out = model->Forward({segment});
+  ASSERT_TRUE(out.ok());
+  const std::vector<float>& logits = out->at(0).logits;
+  double sum = 0;
+  for (float v : logits) sum += std::exp(double(v));
+  ASSERT_EQ(out->at(0).target_logprobs.size(), 3u);
+  EXPECT_NEAR(out->at(0).target_logprobs[2], logits[7] - std::log(sum), 1e-4);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, MoeModelGolden, testing::Values("olmoe_tiny", "mixtral_tiny", "mixtral_dense_tiny"));
+
+TEST(MoeModel, RefusesTokensOutsideTheVocabularyAndSequencesBeyondTheWindow) {
+  const auto model = LoadTiny("olmoe_tiny");
+  const auto cache = *model->NewSequence(4);
+  EXPECT_EQ(model->Forward({PromptSegment(cache.get(), {1 << 20})}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(model->NewSequence(model->shape().context_window + 1).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_FALSE(model->Forward({PromptSegment(cache.get(), {1, 2, 3, 4, 5})}).ok());
+}
+
+// A copy of a tiny model that a test damages.
+class DamagedModel : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = testing::TempDir() + "/damaged_" + testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::remove_all(folder_);
+    std::filesystem::copy(TinyFolder("olmoe_tiny"), folder_);
+  }
+  void ReplaceInConfig(const std::string& from, const std::string& to) {
+    std::ifstream in(folder_ + "/config.json");
+    std::string text((std::istreambuf_iterator<char>(in)), {});
+    const size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    text.replace(at, from.size(), to);
+    std::ofstream(folder_ + "/config.json") << text;
+  }
+  absl::Status LoadError(const std::string& device = "cpu", const std::string& dtype = "float32") {
+    MoeModelOptions options;
+    options.folder = folder_;
+    options.device = device;
+    options.dtype = dtype;
+    return MoeModel::Load(options).status();
+  }
+  std::string folder_;
+};
+
+void ExpectMentions(const absl::Status& status, const std::string& what) {
+  EXPECT_FALSE(status.ok());
+  EXPECT_NE(std::string(status.message()).find(what), std::string::npos) << status;
+}
+
+TEST_F(DamagedModel, NamesATruncatedWeightsFile) {
+  std::filesystem::resize_file(folder_ + "/model.safetensors", 20000);
+  ExpectMentions(LoadError(), "model.safetensors");
+}
+
+TEST_F(DamagedModel, NamesAMissingConfig) {
+  std::filesystem::remove(folder_ + "/config.json");
+  ExpectMentions(LoadError(), "config.json");
+}
+
+TEST_F(DamagedModel, NamesAnUnsupportedArchitecture) {
+  ReplaceInConfig("OlmoeForCausalLM", "LlamaForCausalLM");
+  ExpectMentions(LoadError(), "LlamaForCausalLM");
+}
+
+TEST_F(DamagedModel, NamesAnOptionThatTheCodeDoesNotImplement) {
+  ReplaceInConfig("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"");
+  ExpectMentions(LoadError(), "hidden_act");
+}
+
+TEST_F(DamagedModel, NamesATensorWhoseShapeContradictsTheConfig) {
+  ReplaceInConfig("\"num_experts\": 16", "\"num_experts\": 15");
+  ExpectMentions(LoadError(), "mlp.gate.weight");
+}
+
+TEST_F(DamagedModel, NamesATensorThatTheConfigHasNoPlaceFor) {
+  ReplaceInConfig("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 3");
+  ExpectMentions(LoadError(), "model.layers.3.");
+}
+
+TEST_F(DamagedModel, NamesAnUnknownDtypeAndDevice) {
+  ExpectMentions(LoadError("cpu", "int3"), "int3");
+  ExpectMentions(LoadError("tpu"), "tpu");
+}
+
+}  // namespace
+}  // namespace c3po
