@@ -1,0 +1,87 @@
+#include "client/cli/answer.h"
+
+#include <cstdio>
+
+#include "client/cli/explain.h"
+#include "client/cli/json_output.h"
+#include "client/cli/request_flags.h"
+#include "client/cli/terminal.h"
+
+namespace c3po {
+namespace {
+
+// Prints the events of one answer to stdout.
+class AnswerPrinter {
+ public:
+  AnswerPrinter(const Terminal& terminal, const AnswerFlags& flags) : terminal_(terminal), flags_(flags) {}
+
+  // False when stdout cannot be written.
+  bool Print(const v1::GenerateResponse& event) {
+    text_ += event.delta().text();
+    if (flags_.json) {
+      status_ = PrintJsonLine(event);
+      return status_.ok();
+    }
+    switch (event.event_case()) {
+      case v1::GenerateResponse::kOptimization:
+        if (flags_.explain) Write(ExplainOptimization(event.optimization(), terminal_) + "\n");
+        break;
+      case v1::GenerateResponse::kDelta:
+        Write(terminal_.stdout_is_terminal ? WithoutControls(event.delta().text()) : event.delta().text());
+        break;
+      case v1::GenerateResponse::kSummary:
+        EndLine();
+        if (flags_.explain) Write("\n" + ExplainSummary(event.summary(), terminal_));
+        break;
+      case v1::GenerateResponse::EVENT_NOT_SET:
+        break;  // An event of a newer server.
+    }
+    return status_.ok();
+  }
+
+  // A line that a broken stream left open is ended, so that the error message starts its own.
+  void EndLine() {
+    if (!flags_.json && line_open_) Write("\n");
+  }
+
+  const absl::Status& status() const { return status_; }
+  const std::string& text() const { return text_; }
+
+ private:
+  void Write(const std::string& text) {
+    if (text.empty()) return;
+    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+      status_ = absl::DataLossError("stdout cannot be written");
+    }
+    line_open_ = text.back() != '\n';
+  }
+
+  const Terminal& terminal_;
+  const AnswerFlags& flags_;
+  absl::Status status_;
+  std::string text_;
+  bool line_open_ = false;
+};
+
+}  // namespace
+
+void AddAnswerFlags(CLI::App& command, AnswerFlags* flags) {
+  command.add_flag("--json", flags->json, "Print one JSON document per event, one per line");
+  command.add_flag("--explain", flags->explain, "Show what C3PO did, and the time of each stage");
+  AddSamplingFlags(command, &flags->sampling);
+  AddOptimizationFlags(command, &flags->optimization);
+}
+
+absl::Status StreamAnswer(Session& session, const AnswerFlags& flags, v1::GenerateRequest request,
+                          std::string* answer) {
+  if (flags.sampling.ByteSizeLong() > 0) *request.mutable_sampling() = flags.sampling;
+  if (flags.optimization.ByteSizeLong() > 0) *request.mutable_optimization() = flags.optimization;
+  AnswerPrinter printer(session.terminal, flags);
+  const absl::Status status = session.client->Generate(
+      request, [&](const v1::GenerateResponse& event) { return printer.Print(event); }, session.call_options());
+  printer.EndLine();
+  if (answer != nullptr) *answer = printer.text();
+  return printer.status().ok() ? status : printer.status();
+}
+
+}  // namespace c3po

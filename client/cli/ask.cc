@@ -1,0 +1,62 @@
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "client/cli/answer.h"
+#include "client/cli/commands.h"
+
+namespace c3po {
+namespace {
+
+struct AskFlags {
+  AnswerFlags answer;
+  std::optional<std::string> prompt;
+  bool chat = false;
+  std::optional<std::string> system;
+  std::string request_id;
+};
+
+std::string PromptFromStdin(const Terminal& terminal) {
+  if (terminal.stdin_is_terminal) std::cerr << "Type the prompt, then Ctrl-D:\n";
+  std::string prompt{std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+  // The newline that ends a text file or an echo is not meant for the model.
+  if (absl::EndsWith(prompt, "\n")) prompt.pop_back();
+  return prompt;
+}
+
+absl::Status Ask(Session& session, const AskFlags& flags) {
+  const std::string prompt = flags.prompt && *flags.prompt != "-" ? *flags.prompt : PromptFromStdin(session.terminal);
+  v1::GenerateRequest request;
+  if (flags.chat || flags.system) {
+    if (flags.system) {
+      v1::ChatMessage& message = *request.mutable_chat()->add_messages();
+      message.set_role("system");
+      message.set_content(*flags.system);
+    }
+    v1::ChatMessage& message = *request.mutable_chat()->add_messages();
+    message.set_role("user");
+    message.set_content(prompt);
+  } else {
+    request.set_prompt(prompt);
+  }
+  if (!flags.request_id.empty()) request.set_request_id(flags.request_id);
+  return StreamAnswer(session, flags.answer, std::move(request));
+}
+
+}  // namespace
+
+void AddAskCommand(CLI::App& app, Session* session) {
+  CLI::App* command = app.add_subcommand("ask", "Ask one question and stream the answer");
+  const auto flags = std::make_shared<AskFlags>();
+  command->add_option("prompt", flags->prompt, "The prompt; without it, or with -, it is read from stdin");
+  command->add_flag("--chat", flags->chat, "Send the prompt as a user's chat message");
+  command->add_option("--system", flags->system, "System message; implies --chat");
+  command->add_option("--request-id", flags->request_id, "Name of the request in the server's logs");
+  AddAnswerFlags(*command, &flags->answer);
+  command->callback([session, flags] { session->command = [flags](Session& chosen) { return Ask(chosen, *flags); }; });
+}
+
+}  // namespace c3po

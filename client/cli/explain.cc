@@ -1,0 +1,105 @@
+#include "client/cli/explain.h"
+
+#include <algorithm>
+#include <cctype>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+
+namespace c3po {
+namespace {
+
+// "METHOD_MODE_FINDING" without "METHOD_": "mode finding".
+std::string Words(absl::string_view name, absl::string_view prefix) {
+  std::string words(absl::StripPrefix(name, prefix));
+  for (char& c : words) c = c == '_' ? ' ' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return words;
+}
+
+std::string Headline(const v1::OptimizationReport& report, const Terminal& terminal) {
+  std::vector<std::string> parts = {terminal.Bold(Words(v1::Method_Name(report.method()), "METHOD_")),
+                                    Words(v1::GateDecision_Name(report.gate()), "GATE_DECISION_")};
+  if (!report.collection().empty()) parts.push_back(absl::StrCat("collection ", Snippet(report.collection(), 40)));
+  if (report.critical_layers_size() > 0) {
+    parts.push_back(absl::StrCat("critical layers ", absl::StrJoin(report.critical_layers(), ",")));
+    parts.push_back(report.core_experts() == 0 ? "all experts" : absl::StrCat(report.core_experts(), " core experts"));
+  }
+  if (report.application_rule() != v1::APPLICATION_RULE_UNSPECIFIED) {
+    parts.push_back(Words(v1::ApplicationRule_Name(report.application_rule()), "APPLICATION_RULE_"));
+  }
+  if (report.has_alpha()) parts.push_back(absl::StrFormat("alpha %.2f", report.alpha()));
+  return absl::StrCat("C3PO: ", absl::StrJoin(parts, " · "), "\n");
+}
+
+std::string NeighborTable(const v1::OptimizationReport& report, const Terminal& terminal) {
+  Table table("rrrlll");
+  table.AddRow({"#", "distance", "weight", "model was", "neighbor", "answer"});
+  const size_t prompt_width = static_cast<size_t>(std::clamp(terminal.columns - 60, 30, 100));
+  int number = 0;
+  for (const v1::NeighborInfo& neighbor : report.neighbors()) {
+    table.AddRow({absl::StrCat(++number), absl::StrFormat("%.4f", neighbor.distance()),
+                  absl::StrFormat("%.3f", neighbor.kernel_weight()), neighbor.successful() ? "right" : "wrong",
+                  Snippet(neighbor.prompt(), prompt_width), Snippet(neighbor.answer(), 24)});
+  }
+  return table.Render(terminal);
+}
+
+std::string LossLine(const v1::OptimizationReport& report, const Terminal& terminal) {
+  const double before = report.losses(0);
+  const double after = report.losses(report.losses_size() - 1);
+  std::string line = absl::StrFormat("neighbors' loss %.4f → %.4f", before, after);
+  if (before > 0) absl::StrAppend(&line, absl::StrFormat(" (%+.1f %%)", 100 * (after - before) / before));
+  const int steps = report.losses_size() - 1;
+  absl::StrAppend(&line, " in ", steps, steps == 1 ? " step" : " steps");
+  return absl::StrCat(after < before ? terminal.Green(line) : line, "\n");
+}
+
+std::string ChangeTable(const v1::OptimizationReport& report, const Terminal& terminal) {
+  Table table("rrrrr");
+  table.AddRow({"layer", "expert", "before", "after", "change"});
+  for (const v1::ExpertChange& change : report.largest_changes()) {
+    table.AddRow({absl::StrCat(change.layer()), absl::StrCat(change.expert()), absl::StrFormat("%.4f", change.before()),
+                  absl::StrFormat("%.4f", change.after()), absl::StrFormat("%+.4f", change.after() - change.before())});
+  }
+  return table.Render(terminal);
+}
+
+}  // namespace
+
+std::string ExplainOptimization(const v1::OptimizationReport& report, const Terminal& terminal) {
+  std::string text = Headline(report, terminal);
+  if (report.neighbors_size() > 0) absl::StrAppend(&text, NeighborTable(report, terminal));
+  if (report.losses_size() > 0) absl::StrAppend(&text, LossLine(report, terminal));
+  if (report.largest_changes_size() > 0) {
+    absl::StrAppend(&text, "experts that moved most\n", ChangeTable(report, terminal));
+  }
+  return text;
+}
+
+std::string ExplainTimings(const v1::StageTimings& timings, const Terminal& terminal) {
+  const std::pair<const char*, double> stages[] = {
+      {"queue", timings.queue_seconds()},     {"tokenize", timings.tokenize_seconds()},
+      {"embed", timings.embed_seconds()},     {"retrieval", timings.retrieval_seconds()},
+      {"prefill", timings.prefill_seconds()}, {"optimization", timings.optimization_seconds()},
+      {"decode", timings.decode_seconds()},   {"first token after", timings.time_to_first_token_seconds()},
+  };
+  Table table("lr");
+  table.AddRow({"stage", "ms"});
+  for (const auto& [name, seconds] : stages) {
+    if (seconds > 0) table.AddRow({name, absl::StrFormat("%.1f", seconds * 1000)});
+  }
+  return table.Render(terminal);
+}
+
+std::string ExplainSummary(const v1::GenerationSummary& summary, const Terminal& terminal) {
+  return absl::StrCat(summary.usage().prompt_tokens(), " prompt tokens, ", summary.usage().completion_tokens(),
+                      " generated, finished by ",
+                      Words(v1::FinishReason_Name(summary.finish_reason()), "FINISH_REASON_"), "\n",
+                      ExplainTimings(summary.timings(), terminal));
+}
+
+}  // namespace c3po

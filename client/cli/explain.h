@@ -1,0 +1,21 @@
+#ifndef C3PO_CLIENT_CLI_EXPLAIN_H_
+#define C3PO_CLIENT_CLI_EXPLAIN_H_
+
+#include <string>
+
+#include "c3po/v1/generation.pb.h"
+#include "client/cli/terminal.h"
+
+namespace c3po {
+
+// What C3PO did to a request, as tables: neighbors with distances and kernel weights, their loss before and after, the
+// experts that moved most. Ends with a newline.
+std::string ExplainOptimization(const v1::OptimizationReport& report, const Terminal& terminal);
+
+// Tokens, finish reason, and the time of each stage that took any.
+std::string ExplainSummary(const v1::GenerationSummary& summary, const Terminal& terminal);
+std::string ExplainTimings(const v1::StageTimings& timings, const Terminal& terminal);
+
+}  // namespace c3po
+
+#endif  // C3PO_CLIENT_CLI_EXPLAIN_H_

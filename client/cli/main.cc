@@ -1,0 +1,48 @@
+// c3po: the command line of a c3po server. One file per command; exit codes in exit_code.h.
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+
+#include "client/cli/commands.h"
+#include "client/cli/exit_code.h"
+#include "client/cli/interrupt.h"
+#include "client/cli/session.h"
+
+int main(int argc, char** argv) {
+  c3po::Session session;
+  session.terminal = c3po::Terminal::Detect();
+
+  CLI::App app(
+      "Asks a c3po server: answers of a Mixture-of-Experts model whose expert pathway is optimized per request");
+  app.name("c3po");
+  app.footer(c3po::kExitCodeHelp);
+  app.set_version_flag("--version", C3PO_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();  // The global flags may stand after the command too.
+  app.add_option("--server", session.server, "host:port of the server")->envname("C3PO_SERVER")->capture_default_str();
+  app.add_option("--timeout", session.timeout_seconds,
+                 "Seconds that a call may take; 0: no limit. Default 300; none for refs import")
+      ->check(CLI::NonNegativeNumber);
+  c3po::AddAskCommand(app, &session);
+  c3po::AddChatCommand(app, &session);
+  c3po::AddRefsCommand(app, &session);
+  c3po::AddScoreCommand(app, &session);
+  c3po::AddTokenizeCommand(app, &session);
+  c3po::AddInfoCommand(app, &session);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    // --help and --version end parsing as well, with exit code 0.
+    return app.exit(error) == 0 ? c3po::kExitOk : c3po::kExitUsage;
+  }
+
+  c3po::InterruptWatcher watcher(&session.cancellation);
+  session.client = std::make_unique<c3po::Client>(c3po::InsecureChannel(session.server));
+  const absl::Status status = session.command(session);
+  if (status.ok()) return c3po::kExitOk;
+  std::fflush(stdout);
+  std::cerr << "c3po: " << status << std::endl;
+  return c3po::ExitCodeOf(status);
+}

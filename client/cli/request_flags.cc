@@ -1,0 +1,171 @@
+#include "client/cli/request_flags.h"
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
+namespace c3po {
+namespace {
+
+constexpr uint32_t kLayersMax = 4096;  // Of a range, so that a slip of the finger does not fill the memory.
+
+constexpr char kOptimization[] = "C3PO";
+constexpr char kGate[] = "C3PO gate";
+constexpr char kSampling[] = "Sampling";
+
+// A flag whose value is set in the message as soon as it is read.
+template <typename T, typename Set>
+CLI::Option* AddField(CLI::App& command, const char* group, const char* flag, const char* help, Set set) {
+  return command
+      .add_option_function<T>(
+          flag, [set](const T& value) { set(value); }, help)
+      ->group(group);
+}
+
+template <typename Enum, typename Set>
+CLI::Option* AddEnum(CLI::App& command, const char* flag, const char* help, const std::map<std::string, Enum>& names,
+                     Set set) {
+  std::vector<std::string> allowed;
+  for (const auto& [name, value] : names) allowed.push_back(name);
+  return command
+      .add_option_function<std::string>(
+          flag, [names, set](const std::string& name) { set(names.at(name)); }, help)
+      ->check(CLI::IsMember(allowed))
+      ->group(kOptimization);
+}
+
+// "25,26", "25-29" or both: "3,25-29".
+std::vector<uint32_t> ParseLayers(const std::string& text) {
+  std::vector<uint32_t> layers;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    const std::vector<std::string> ends = absl::StrSplit(part, absl::MaxSplits('-', 1));
+    uint32_t first = 0;
+    uint32_t last = 0;
+    if (!absl::SimpleAtoi(ends.front(), &first) || !absl::SimpleAtoi(ends.back(), &last) || first > last ||
+        last - first >= kLayersMax) {
+      throw CLI::ValidationError("--critical-layers",
+                                 absl::StrCat("\"", text, "\" is no list of layers like 25,26 or 25-29"));
+    }
+    for (uint32_t layer = first; layer <= last; ++layer) layers.push_back(layer);
+  }
+  return layers;
+}
+
+void AddGateFlags(CLI::App& command, v1::OptimizationOptions* options) {
+  command
+      .add_flag_function(
+          "--gate,!--no-gate", [=](int64_t count) { options->mutable_gate()->set_enabled(count > 0); },
+          "Whether an optimized pathway may be set aside")
+      ->group(kGate);
+  AddField<double>(command, kGate, "--gate-max-distance", "Skip when the nearest neighbor is farther than this",
+                   [=](double value) { options->mutable_gate()->set_max_neighbor_distance(value); });
+  AddField<double>(command, kGate, "--gate-max-confidence",
+                   "Skip when the model's own probability of its next token is at least this",
+                   [=](double value) { options->mutable_gate()->set_max_base_confidence(value); });
+  AddField<double>(command, kGate, "--gate-min-loss-reduction",
+                   "Revert when the neighbors' loss fell by less than this fraction",
+                   [=](double value) { options->mutable_gate()->set_min_loss_reduction(value); });
+}
+
+void AddEnumFlags(CLI::App& command, v1::OptimizationOptions* options) {
+  AddEnum<v1::Method>(command, "--method",
+                      "How the pathway is found: none, mode finding, kernel regression, or "
+                      "neighborhood gradient descent",
+                      {{"none", v1::METHOD_NONE},
+                       {"mode", v1::METHOD_MODE_FINDING},
+                       {"kernel", v1::METHOD_KERNEL_REGRESSION},
+                       {"ngd", v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT}},
+                      [=](v1::Method value) { options->set_method(value); });
+  AddEnum<v1::Kernel>(command, "--kernel", "Weight of a neighbor by its distance",
+                      {{"gaussian", v1::KERNEL_GAUSSIAN},
+                       {"matern", v1::KERNEL_MATERN},
+                       {"linear", v1::KERNEL_LINEAR},
+                       {"polynomial", v1::KERNEL_POLYNOMIAL}},
+                      [=](v1::Kernel value) { options->set_kernel(value); });
+  AddEnum<v1::ApplicationRule>(command, "--application", "Positions that the optimized pathway governs",
+                               {{"last", v1::APPLICATION_RULE_LAST_PROMPT_TOKEN},
+                                {"every", v1::APPLICATION_RULE_EVERY_NEW_TOKEN},
+                                {"shift", v1::APPLICATION_RULE_ROUTER_SHIFT}},
+                               [=](v1::ApplicationRule value) { options->set_application_rule(value); });
+  AddEnum<v1::ReferenceSelection>(
+      command, "--references", "References that may be neighbors",
+      {{"successful", v1::REFERENCE_SELECTION_SUCCESSFUL}, {"all", v1::REFERENCE_SELECTION_ALL}},
+      [=](v1::ReferenceSelection value) { options->set_reference_selection(value); });
+  AddEnum<v1::Objective>(command, "--objective", "The neighbors' loss: of the answer, or of it against its choices",
+                         {{"answer", v1::OBJECTIVE_ANSWER}, {"choices", v1::OBJECTIVE_CHOICES}},
+                         [=](v1::Objective value) { options->set_objective(value); });
+  AddEnum<v1::StepRule>(
+      command, "--step-rule", "How a gradient becomes a step",
+      {{"gradient", v1::STEP_RULE_GRADIENT}, {"normalized", v1::STEP_RULE_NORMALIZED}, {"adam", v1::STEP_RULE_ADAM}},
+      [=](v1::StepRule value) { options->set_step_rule(value); });
+}
+
+}  // namespace
+
+void AddOptimizationFlags(CLI::App& command, v1::OptimizationOptions* options) {
+  AddEnumFlags(command, options);
+  AddField<std::string>(command, kOptimization, "--collection", "References to look for neighbors in",
+                        [=](const std::string& value) { options->set_collection(value); });
+  CLI::Option* k = AddField<uint32_t>(command, kOptimization, "--k", "Use the k nearest references",
+                                      [=](uint32_t value) { options->set_k(value); });
+  AddField<double>(command, kOptimization, "--epsilon", "Use all references within this distance", [=](double value) {
+    options->set_epsilon(value);
+  })->excludes(k);
+  AddField<double>(command, kOptimization, "--bandwidth", "Kernel width, in embedding distance",
+                   [=](double value) { options->set_bandwidth(value); });
+  AddField<uint32_t>(command, kOptimization, "--steps", "Gradient steps",
+                     [=](uint32_t value) { options->set_steps(value); });
+  AddField<double>(command, kOptimization, "--learning-rate", "Size of a step",
+                   [=](double value) { options->set_learning_rate(value); });
+  AddField<std::string>(command, kOptimization, "--critical-layers", "MoE layers whose weights move: 25,26 or 25-29",
+                        [=](const std::string& value) {
+                          options->clear_critical_layers();
+                          for (const uint32_t layer : ParseLayers(value)) options->add_critical_layers(layer);
+                        });
+  AddField<uint32_t>(command, kOptimization, "--core-experts", "Experts per layer whose weights move; 0: all",
+                     [=](uint32_t value) { options->set_core_experts(value); });
+  AddField<double>(command, kOptimization, "--alpha", "Weight of the query's own pathway in mode finding",
+                   [=](double value) { options->set_alpha(value); });
+  command
+      .add_flag_function(
+          "--return-pathways", [=](int64_t count) { options->set_return_pathways(count > 0); },
+          "Ask for the pathways before and after (seen with --json)")
+      ->group(kOptimization);
+  AddGateFlags(command, options);
+}
+
+void AddSamplingFlags(CLI::App& command, v1::SamplingOptions* options) {
+  AddField<double>(command, kSampling, "--temperature", "0 is greedy",
+                   [=](double value) { options->set_temperature(value); });
+  AddField<uint32_t>(command, kSampling, "--top-k", "Sample among this many tokens; 0: all",
+                     [=](uint32_t value) { options->set_top_k(value); });
+  AddField<double>(command, kSampling, "--top-p", "Sample among the likeliest tokens that sum to this",
+                   [=](double value) { options->set_top_p(value); });
+  AddField<double>(command, kSampling, "--min-p", "Sample among tokens at least this likely against the likeliest",
+                   [=](double value) { options->set_min_p(value); });
+  AddField<double>(command, kSampling, "--repetition-penalty", "1 is none",
+                   [=](double value) { options->set_repetition_penalty(value); });
+  AddField<uint64_t>(command, kSampling, "--seed", "Makes sampling repeatable",
+                     [=](uint64_t value) { options->set_seed(value); });
+  AddField<uint32_t>(command, kSampling, "--max-tokens", "End after this many tokens",
+                     [=](uint32_t value) { options->set_max_tokens(value); });
+  AddField<std::vector<std::string>>(command, kSampling, "--stop", "End before this text; may be given several times",
+                                     [=](const std::vector<std::string>& values) {
+                                       for (const std::string& value : values) options->add_stop(value);
+                                     })
+      ->allow_extra_args(false);
+  AddField<uint32_t>(command, kSampling, "--logprobs", "Log-probabilities of this many likeliest tokens (with --json)",
+                     [=](uint32_t value) { options->set_logprobs(value); });
+  command
+      .add_flag_function(
+          "--ignore-eos", [=](int64_t count) { options->set_ignore_eos(count > 0); },
+          "Go on after the end-of-sequence token")
+      ->group(kSampling);
+}
+
+}  // namespace c3po

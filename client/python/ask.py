@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Asks a c3po server over gRPC and streams the answer: grpcio and the .proto files, nothing else of this project.
+
+The stubs are made at run time by grpcio-tools into a temporary folder; README.md shows how to keep them.
+Exit codes are those of the `c3po` command (1 other, 2 usage, 3 unavailable, 4 invalid argument, ...).
+"""
+
+import argparse
+import importlib
+import os
+import pathlib
+import sys
+import tempfile
+
+import grpc
+import grpc_tools
+from google.protobuf import json_format
+from grpc_tools import protoc
+
+PROTO_DIR = pathlib.Path(__file__).resolve().parents[2] / "proto"
+PROTOS = ["options", "generation"]
+
+METHODS = {
+    "none": "METHOD_NONE",
+    "mode": "METHOD_MODE_FINDING",
+    "kernel": "METHOD_KERNEL_REGRESSION",
+    "ngd": "METHOD_NEIGHBORHOOD_GRADIENT_DESCENT",
+}
+
+EXIT_CODES = {
+    grpc.StatusCode.UNAVAILABLE: 3,
+    grpc.StatusCode.INVALID_ARGUMENT: 4,
+    grpc.StatusCode.NOT_FOUND: 5,
+    grpc.StatusCode.FAILED_PRECONDITION: 6,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 7,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 8,
+    grpc.StatusCode.CANCELLED: 9,
+    grpc.StatusCode.UNAUTHENTICATED: 10,
+    grpc.StatusCode.PERMISSION_DENIED: 10,
+}
+
+
+def import_stubs(folder):
+    """Compiles the protos into `folder` and imports them: (options_pb2, generation_pb2, generation_pb2_grpc)."""
+    well_known = os.path.join(os.path.dirname(grpc_tools.__file__), "_proto")
+    code = protoc.main(
+        ["protoc", f"-I{PROTO_DIR}", f"-I{well_known}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
+        + [f"c3po/v1/{name}.proto" for name in PROTOS]
+    )
+    if code != 0:
+        sys.exit(f"ask.py: the .proto files in {PROTO_DIR} do not compile")
+    sys.path.insert(0, folder)
+    return (
+        importlib.import_module("c3po.v1.options_pb2"),
+        importlib.import_module("c3po.v1.generation_pb2"),
+        importlib.import_module("c3po.v1.generation_pb2_grpc"),
+    )
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description="Ask a c3po server and stream the answer.")
+    parser.add_argument("prompt")
+    parser.add_argument("--server", default=os.environ.get("C3PO_SERVER", "127.0.0.1:50051"))
+    parser.add_argument("--timeout", type=float, default=300, help="seconds")
+    parser.add_argument("--method", choices=METHODS)
+    parser.add_argument("--k", type=int, help="number of neighbors")
+    parser.add_argument("--steps", type=int, help="gradient steps")
+    parser.add_argument("--collection", help="references to look for neighbors in")
+    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--chat", action="store_true", help="send the prompt as a user's chat message")
+    parser.add_argument("--json", action="store_true", help="print each event as one line of JSON")
+    return parser.parse_args()
+
+
+def make_request(arguments, options_pb2, generation_pb2):
+    """Sets only what was asked for: every option left out takes the server's default."""
+    request = generation_pb2.GenerateRequest()
+    if arguments.chat:
+        request.chat.messages.add(role="user", content=arguments.prompt)
+    else:
+        request.prompt = arguments.prompt
+    if arguments.max_tokens is not None:
+        request.sampling.max_tokens = arguments.max_tokens
+    if arguments.method is not None:
+        request.optimization.method = options_pb2.Method.Value(METHODS[arguments.method])
+    for field in ("k", "steps", "collection"):
+        value = getattr(arguments, field)
+        if value is not None:
+            setattr(request.optimization, field, value)
+    return request
+
+
+def print_event(event, as_json):
+    if as_json:
+        print(
+            json_format.MessageToJson(
+                event, preserving_proto_field_name=True, including_default_value_fields=True, indent=None
+            ),
+            flush=True,
+        )
+    elif event.WhichOneof("event") == "delta":
+        print(event.delta.text, end="", flush=True)
+    elif event.WhichOneof("event") == "summary":
+        print(flush=True)
+
+
+def main():
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        options_pb2, generation_pb2, generation_pb2_grpc = import_stubs(folder)
+    try:
+        request = make_request(arguments, options_pb2, generation_pb2)
+    except ValueError as error:
+        print(f"ask.py: {error}", file=sys.stderr)
+        return 2
+    # A server on this machine is not to be looked for behind a proxy.
+    loopback = arguments.server.startswith(("127.", "localhost:", "[::1]:", "unix:"))
+    with grpc.insecure_channel(arguments.server, [("grpc.enable_http_proxy", 0 if loopback else 1)]) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        try:
+            for event in stub.Generate(request, timeout=arguments.timeout):
+                print_event(event, arguments.json)
+        except grpc.RpcError as error:
+            print(f"ask.py: {error.code().name}: {error.details()}", file=sys.stderr)
+            return EXIT_CODES.get(error.code(), 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

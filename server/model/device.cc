@@ -1,0 +1,49 @@
+#include "server/model/device.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <dlfcn.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace c3po {
+
+absl::StatusOr<at::Device> OpenDevice(const std::string& name) {
+  if (name == "cpu") return at::Device(at::kCPU);
+  if (name != "cuda") return absl::InvalidArgumentError(absl::StrCat("device \"", name, "\" is not one of cpu, cuda"));
+  // Its static initializers register the CUDA kernels with the dispatcher; it lies beside libtorch_cpu.so.
+  static void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
+  if (library == nullptr) {
+    const char* reason = dlerror();
+    return absl::FailedPreconditionError(absl::StrCat("device cuda: libtorch's CUDA library does not load: ",
+                                                      reason ? reason : "loaded before and failed"));
+  }
+  try {
+    if (!at::globalContext().hasCUDA()) {
+      return absl::FailedPreconditionError("device cuda: no usable NVIDIA GPU or driver on this machine");
+    }
+  } catch (const std::exception& error) {
+    return absl::FailedPreconditionError(absl::StrCat("device cuda: ", error.what()));
+  }
+  return at::Device(at::kCUDA, 0);
+}
+
+absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device device) {
+  if (name == "float32") return at::kFloat;
+  if (name == "bfloat16") return at::kBFloat16;
+  if (name != "auto") {
+    return absl::InvalidArgumentError(absl::StrCat("dtype \"", name, "\" is not one of auto, float32, bfloat16"));
+  }
+  if (device.is_cuda()) return at::kBFloat16;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512bf16")) return at::kBFloat16;
+#endif
+  return at::kFloat;
+}
+
+void SetTorchThreads(int threads) {
+  if (threads > 0) at::set_num_threads(threads);
+}
+
+}  // namespace c3po

@@ -1,0 +1,26 @@
+#ifndef C3PO_SERVER_MODEL_DEVICE_H_
+#define C3PO_SERVER_MODEL_DEVICE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace c3po {
+
+// "cpu" or "cuda". The CUDA half of libtorch is opened here, on first use, so that a CPU server neither loads nor needs
+// it. FailedPrecondition: cuda asked for where its libraries or a GPU are missing; the message says which.
+// InvalidArgument: another name.
+absl::StatusOr<at::Device> OpenDevice(const std::string& name);
+
+// "float32", "bfloat16", or "auto": bfloat16 on CUDA and on CPUs that multiply it natively (AVX-512 BF16, AMX), else
+// float32.
+absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device device);
+
+// Threads of libtorch's own pool, for the whole process; 0 keeps its default.
+void SetTorchThreads(int threads);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_MODEL_DEVICE_H_

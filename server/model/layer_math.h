@@ -1,0 +1,93 @@
+#ifndef C3PO_SERVER_MODEL_LAYER_MATH_H_
+#define C3PO_SERVER_MODEL_LAYER_MATH_H_
+
+// The arithmetic of one decoder layer on packed rows, forward and backward, without autograd.
+// R rows; d hidden size; E experts; f neurons per expert; k_e experts per token. Tensors are in the model's dtype
+// unless float32 is said. Everything here is pure, throws c10::Error on misuse, and may be called from any thread;
+// callers hold a c10::InferenceMode.
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "server/model/model_config.h"
+#include "server/model/moe_weights.h"
+#include "server/types/routing_override.h"
+
+namespace c3po {
+
+// y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension, the mean in float32.
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
+// dJ/dx from dJ/dy: with n = x * rstd and g = dy * weight,  dx = rstd * (g - n * mean(g * n)).
+at::Tensor RmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight, double eps);
+
+// cos and sin of position * theta^(-2i / head_dim): float32 [context_window, head_dim / 2] each.
+struct RopeTable {
+  at::Tensor cos, sin;
+  static RopeTable Make(const ModelConfig& config, at::Device device);
+  // The rows of `positions` (int64 [R]), as [R, 1, head_dim / 2] in `dtype`, ready for Rotate.
+  RopeTable Select(const at::Tensor& positions, at::ScalarType dtype) const;
+};
+// x: [R, heads, head_dim]; halves (a, b) become (a cos - b sin, b cos + a sin). `inverse` turns back: the transposed
+// rotation, which is also its gradient.
+at::Tensor Rotate(const at::Tensor& x, const RopeTable& rope, bool inverse = false);
+
+// Queries, keys and values of R rows after norm, clip and rotation.
+struct Projections {
+  at::Tensor q;    // [R, heads, head_dim]
+  at::Tensor k;    // [R, kv_heads, head_dim]
+  at::Tensor v;    // [R, kv_heads, head_dim]
+  at::Tensor raw;  // [R, H + 2G]: before QK-norm and rotation, for the backward pass
+};
+Projections ProjectAttention(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
+                             const RopeTable& rope);
+// dJ/dnormed from dJ/dq, dJ/dk, dJ/dv (shapes as above).
+at::Tensor ProjectAttentionBackward(const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv,
+                                    const Projections& forward, const LayerWeights& layer, const ModelConfig& config,
+                                    const RopeTable& rope);
+
+// What overrides say about one layer's rows: undefined tensors where no row is overridden.
+struct LayerRouting {
+  at::Tensor weights;       // float32 [R, E]: replaces the softmax in rows where weights_rows is true
+  at::Tensor weights_rows;  // bool [R, 1]
+  at::Tensor shift;         // float32 [R, E], zero in other rows: added to the router's logits
+};
+
+// Mixing weights of R rows.
+struct Mixing {
+  at::Tensor logits;         // float32 [R, E], of the router itself
+  at::Tensor probabilities;  // float32 [R, E]: softmax(logits + shift), or the override; rows sum to 1
+  at::Tensor selected;       // int64 [R, k_e]; undefined when k_e = E (all are)
+  at::Tensor selected_mask;  // float32 [R, E], 1 where selected; undefined when k_e = E
+  at::Tensor total;          // float32 [R, 1]: sum of the selected probabilities, when they are divided by it
+  at::Tensor weights;        // float32 [R, E], zero where not selected
+};
+Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
+                  const LayerRouting& routing);
+// From dJ/dweights to dJ/dprobabilities; zero where not selected.
+at::Tensor MixingBackward(const at::Tensor& dweights, const Mixing& mixing, const ModelConfig& config);
+// From dJ/dprobabilities to dJ/dlogits of softmax: p * (dp - sum(p * dp)), per row.
+at::Tensor SoftmaxBackward(const at::Tensor& dprobabilities, const at::Tensor& probabilities);
+
+// Rows handled by one expert, or by all at once (expert = -1, rows undefined), with the activations that the backward
+// needs.
+struct ExpertTape {
+  int expert = -1;
+  at::Tensor rows;                  // int64 [r]
+  at::Tensor gate, up, activation;  // [r, f], or [R, E, f] for all at once; activation = silu(gate) * up
+};
+
+// sum_e weights[r, e] * Expert_e(normed[r]), Expert_e(h) = down_e (silu(gate_e h) * up_e h). Experts that no row
+// selects are not read. `tape`, unless null, is filled for ExpertsBackward.
+at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const LayerWeights& layer,
+                      std::vector<ExpertTape>* tape);
+// From dJ/doutput ([R, d]): fills dweights (float32 [R, E], <dJ/doutput, Expert_e(h)> where selected, else 0) and
+// returns dJ/dnormed.
+at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
+                           const LayerWeights& layer, const std::vector<ExpertTape>& tape, at::Tensor& dweights);
+// Expert_e(normed): [R, d].
+at::Tensor RunOneExpert(const at::Tensor& normed, const LayerWeights& layer, int expert);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_MODEL_LAYER_MATH_H_

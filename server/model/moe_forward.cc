@@ -1,0 +1,262 @@
+// One forward pass over segments of many sequences: their rows are packed into one matrix, every projection, router and
+// expert runs once over all of them, and only attention looks at one sequence at a time.
+//
+//   tokens -> embedding ┐
+//   resumed entry state ┴-> layer: norm, q k v, write cache, attend -> norm, router (override), experts -> ... ->
+//   logits
+//
+// Segments that resume enter at their own layer; they run as a batch of their own, grouped by that layer.
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+#include "server/model/moe_model.h"
+
+namespace c3po {
+namespace {
+
+// The rows of one segment within the packed matrix.
+struct RowSpan {
+  const Segment* segment;
+  SegmentOutput* output;
+  KvCache* cache;
+  int64_t first_row;
+  int64_t rows;
+};
+
+struct Batch {
+  std::vector<RowSpan> spans;
+  at::Tensor hidden;  // [R, d], the residual stream
+  RopeTable rope;     // of each row's position
+};
+
+std::vector<float> ToFloats(const at::Tensor& x) {
+  const at::Tensor cpu = x.to(at::kCPU, at::kFloat).contiguous();
+  return {cpu.const_data_ptr<float>(), cpu.const_data_ptr<float>() + cpu.numel()};
+}
+
+at::Tensor FromFloats(const std::vector<float>& values, at::IntArrayRef sizes, at::TensorOptions options) {
+  return at::from_blob(const_cast<float*>(values.data()), sizes, at::kFloat).to(options, false, /*copy=*/true);
+}
+
+// What the overrides of all rows say about one layer.
+LayerRouting RoutingOfLayer(const Batch& batch, int layer, int experts, at::Device device) {
+  LayerRouting routing;
+  const int64_t rows = batch.hidden.size(0);
+  at::Tensor weights, weights_rows, shift;
+  for (const RowSpan& span : batch.spans) {
+    const RoutingOverride* override_ = span.segment->routing.get();
+    if (override_ == nullptr) continue;
+    const auto found = std::lower_bound(override_->layers.begin(), override_->layers.end(), layer);
+    if (found == override_->layers.end() || *found != layer) continue;
+    const auto values = override_->values.Row(static_cast<int>(found - override_->layers.begin()));
+    const int64_t skipped = std::max(0, span.segment->override_start - span.segment->start);
+    if (skipped >= span.rows) continue;
+    const bool is_shift = override_->kind == RoutingOverride::Kind::kLogitShift;
+    at::Tensor& target = is_shift ? shift : weights;
+    if (!target.defined()) target = at::zeros({rows, experts}, at::kFloat);
+    const at::Tensor row = at::from_blob(const_cast<float*>(values.data()), {1, experts}, at::kFloat);
+    target.narrow(0, span.first_row + skipped, span.rows - skipped).copy_(row.expand({span.rows - skipped, experts}));
+    if (!is_shift) {
+      if (!weights_rows.defined()) weights_rows = at::zeros({rows, 1}, at::kBool);
+      weights_rows.narrow(0, span.first_row + skipped, span.rows - skipped).fill_(true);
+    }
+  }
+  if (weights.defined()) {
+    routing.weights = weights.to(device);
+    routing.weights_rows = weights_rows.to(device);
+  }
+  if (shift.defined()) routing.shift = shift.to(device);
+  return routing;
+}
+
+// softmax(q k^T / sqrt(head_dim)) v of one segment over its own cache, causal.
+at::Tensor AttendSpan(const RowSpan& span, const at::Tensor& q_rows, int layer, const ModelConfig& config) {
+  const int64_t rows = span.rows, end = span.segment->start + rows;
+  const int64_t kv_heads = config.kv_heads, group = config.heads / config.kv_heads, head_dim = config.head_dim;
+  const at::Tensor keys = span.cache->keys.select(0, layer).narrow(1, 0, end);
+  const at::Tensor values = span.cache->values.select(0, layer).narrow(1, 0, end);
+  const at::Tensor q =
+      q_rows.view({rows, kv_heads, group, head_dim}).permute({1, 2, 0, 3}).reshape({kv_heads, group * rows, head_dim});
+  at::Tensor scores = at::bmm(q, keys.transpose(1, 2)) * (1 / std::sqrt(static_cast<double>(head_dim)));
+  if (rows > 1) {
+    const at::Tensor mask =
+        at::full({rows, end}, -std::numeric_limits<float>::infinity(), scores.options()).triu(span.segment->start + 1);
+    scores = (scores.view({kv_heads, group, rows, end}) + mask).view(scores.sizes());
+  }
+  const at::Tensor probabilities = at::softmax(scores, -1, at::kFloat).to(q.scalar_type());
+  return at::bmm(probabilities, values)
+      .view({kv_heads, group, rows, head_dim})
+      .permute({2, 0, 1, 3})
+      .reshape({rows, config.heads * head_dim});
+}
+
+at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& weights, const ModelConfig& config) {
+  const at::Tensor normed = RmsNorm(batch.hidden, weights.attention_norm, config.rms_norm_eps);
+  const Projections rows = ProjectAttention(normed, weights, config, batch.rope);
+  std::vector<at::Tensor> contexts;
+  contexts.reserve(batch.spans.size());
+  for (const RowSpan& span : batch.spans) {
+    const auto write = [&](const at::Tensor& cache, const at::Tensor& values) {
+      cache.select(0, layer)
+          .narrow(1, span.segment->start, span.rows)
+          .copy_(values.narrow(0, span.first_row, span.rows).transpose(0, 1));
+    };
+    write(span.cache->keys, rows.k);
+    write(span.cache->values, rows.v);
+    contexts.push_back(AttendSpan(span, rows.q.narrow(0, span.first_row, span.rows), layer, config));
+  }
+  return at::linear(contexts.size() == 1 ? contexts[0] : at::cat(contexts), weights.output);
+}
+
+// Records what segments asked to see of the states entering `layer`.
+void CaptureEntry(const Batch& batch, int layer) {
+  for (const RowSpan& span : batch.spans) {
+    const Segment& segment = *span.segment;
+    if (segment.resume || segment.entry_layer != layer) continue;
+    const at::Tensor rows = batch.hidden.narrow(0, span.first_row, span.rows);
+    if (segment.accumulate_mean) {
+      const at::Tensor sum = rows.to(at::kFloat).sum(0);
+      span.cache->hidden_sum = span.cache->hidden_sum.defined() ? span.cache->hidden_sum + sum : sum;
+      span.cache->hidden_count += span.rows;
+    }
+    if (!segment.want_capture) continue;
+    span.output->capture.entry_hidden = ToFloats(rows.select(0, span.rows - 1));
+    if (span.cache->hidden_sum.defined()) {
+      span.output->capture.mean_hidden = ToFloats(span.cache->hidden_sum / span.cache->hidden_count);
+    }
+  }
+}
+
+void CapturePathway(const Batch& batch, int layer, const Mixing& mixing, const ModelShape& shape) {
+  for (const RowSpan& span : batch.spans) {
+    if (!span.segment->want_capture) continue;
+    Pathway& pathway = span.output->capture.pathway;
+    if (pathway.layers == 0) pathway = Pathway(shape.moe_layers, shape.experts);
+    const std::vector<float> row = ToFloats(mixing.probabilities.select(0, span.first_row + span.rows - 1));
+    std::copy(row.begin(), row.end(), pathway.Row(layer).begin());
+  }
+}
+
+void ScoreTargets(const RowSpan& span, const at::Tensor& logits) {
+  const std::vector<int32_t>& targets = span.segment->targets;
+  const at::Tensor ids =
+      at::tensor(std::vector<int64_t>(targets.begin(), targets.end()), at::kLong).to(logits.device());
+  const at::Tensor logprobs = at::log_softmax(logits, -1);
+  span.output->target_logprobs = ToFloats(logprobs.gather(1, ids.unsqueeze(1)).squeeze(1));
+  span.output->targets_greedy = logits.argmax(-1).equal(ids);
+}
+
+// Final norm and LM head, for the rows that somebody reads only.
+void ReadOut(const Batch& batch, const MoeWeights& weights, const ModelConfig& config) {
+  std::vector<int64_t> rows;
+  for (const RowSpan& span : batch.spans) {
+    if (!span.segment->targets.empty()) {
+      for (int64_t r = 0; r < span.rows; ++r) rows.push_back(span.first_row + r);
+    } else if (span.segment->want_logits) {
+      rows.push_back(span.first_row + span.rows - 1);
+    }
+  }
+  if (rows.empty()) return;
+  const at::Tensor picked = batch.hidden.index_select(0, at::tensor(rows, at::kLong).to(batch.hidden.device()));
+  const at::Tensor normed = RmsNorm(picked, weights.final_norm, config.rms_norm_eps);
+  const at::Tensor logits = at::linear(normed, weights.lm_head).to(at::kFloat);
+  int64_t next = 0;
+  for (const RowSpan& span : batch.spans) {
+    if (!span.segment->targets.empty()) {
+      const at::Tensor own = logits.narrow(0, next, span.rows);
+      next += span.rows;
+      ScoreTargets(span, own);
+      if (span.segment->want_logits) span.output->logits = ToFloats(own.select(0, span.rows - 1));
+    } else if (span.segment->want_logits) {
+      span.output->logits = ToFloats(logits.select(0, next++));
+    }
+  }
+}
+
+absl::Status CheckSegment(const Segment& segment, const ModelShape& shape) {
+  const auto* cache = dynamic_cast<const KvCache*>(segment.cache);
+  const int64_t end = segment.start + static_cast<int64_t>(segment.tokens.size());
+  if (cache == nullptr || segment.tokens.empty() || segment.start < 0 || end > cache->capacity) {
+    return absl::InternalError(absl::StrCat("segment [", segment.start, ", ", end, ") does not fit its sequence"));
+  }
+  for (int32_t token : segment.tokens) {
+    if (token < 0 || token >= shape.vocabulary_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", token, " is outside the vocabulary of ", shape.vocabulary_size));
+    }
+  }
+  if (!segment.targets.empty() && segment.targets.size() != segment.tokens.size()) {
+    return absl::InternalError("a segment needs one target per token");
+  }
+  if (segment.resume && (segment.tokens.size() != 1 || segment.entry_layer < 0 || segment.entry_layer >= shape.layers ||
+                         segment.entry_hidden.size() != static_cast<size_t>(shape.hidden_size))) {
+    return absl::InternalError("a resumed segment has one token and its entry state");
+  }
+  return absl::OkStatus();
+}
+
+Batch PackRows(absl::Span<const Segment> segments, const std::vector<size_t>& members,
+               std::vector<SegmentOutput>& outputs, const MoeModel& model) {
+  Batch batch;
+  std::vector<int64_t> tokens, positions;
+  std::vector<at::Tensor> resumed;
+  for (const size_t i : members) {
+    const Segment& segment = segments[i];
+    const auto rows = static_cast<int64_t>(segment.tokens.size());
+    batch.spans.push_back(
+        {&segment, &outputs[i], static_cast<KvCache*>(segment.cache), static_cast<int64_t>(positions.size()), rows});
+    for (int64_t r = 0; r < rows; ++r) positions.push_back(segment.start + r);
+    tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end());
+    if (segment.resume) {
+      resumed.push_back(FromFloats(segment.entry_hidden, {1, model.shape().hidden_size}, model.tensor_options()));
+    }
+  }
+  const at::Device device = model.tensor_options().device();
+  batch.hidden = resumed.empty() ? model.weights().embedding.index_select(0, at::tensor(tokens, at::kLong).to(device))
+                                 : at::cat(resumed);
+  batch.rope = model.rope().Select(at::tensor(positions, at::kLong).to(device), batch.hidden.scalar_type());
+  return batch;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<SegmentOutput>> MoeModel::Forward(absl::Span<const Segment> segments) {
+  std::set<const SequenceCache*> caches;
+  std::map<int, std::vector<size_t>> groups;  // by first layer to run
+  for (size_t i = 0; i < segments.size(); ++i) {
+    C3PO_RETURN_IF_ERROR(CheckSegment(segments[i], shape_));
+    if (!caches.insert(segments[i].cache).second) return absl::InternalError("two segments of one sequence in a batch");
+    groups[segments[i].resume ? segments[i].entry_layer : -1].push_back(i);
+  }
+  std::vector<SegmentOutput> outputs(segments.size());
+  try {
+    const c10::InferenceMode inference;
+    for (const auto& [entry_layer, members] : groups) {
+      Batch batch = PackRows(segments, members, outputs, *this);
+      for (int l = std::max(entry_layer, 0); l < config_.layers; ++l) {
+        const LayerWeights& layer = weights_.layers[l];
+        CaptureEntry(batch, l);
+        batch.hidden = batch.hidden + AttentionBlock(batch, l, layer, config_);
+        const at::Tensor normed = RmsNorm(batch.hidden, layer.moe_norm, config_.rms_norm_eps);
+        const Mixing mixing =
+            MixExperts(normed, layer, config_, RoutingOfLayer(batch, l, config_.experts, batch.hidden.device()));
+        CapturePathway(batch, l, mixing, shape_);
+        batch.hidden = batch.hidden + RunExperts(normed, mixing, layer, nullptr);
+      }
+      ReadOut(batch, weights_, config_);
+    }
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat("forward pass: ", error.what()));
+  }
+  return outputs;
+}
+
+}  // namespace c3po

@@ -1,0 +1,94 @@
+#include "server/model/moe_model.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+#include "server/model/device.h"
+
+namespace c3po {
+namespace {
+
+absl::StatusOr<std::string> ReadTextFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights, const MoeModelOptions& options,
+                   at::ScalarType dtype, std::string digest) {
+  ModelShape shape;
+  shape.name = std::filesystem::path(options.folder).lexically_normal().filename().string();
+  if (shape.name.empty())
+    shape.name = std::filesystem::path(options.folder).lexically_normal().parent_path().filename().string();
+  shape.architecture = config.architecture;
+  shape.digest = std::move(digest);
+  shape.dtype = dtype == at::kFloat ? "float32" : "bfloat16";
+  shape.device = options.device;
+  shape.layers = config.layers;
+  shape.moe_layers = config.layers;
+  shape.experts = config.experts;
+  shape.experts_per_token = config.experts_per_token;
+  shape.hidden_size = config.hidden_size;
+  shape.vocabulary_size = config.vocabulary_size;
+  shape.context_window = config.context_window;
+  shape.parameters = weights.parameters;
+  shape.eos_token_ids = config.eos_token_ids;
+  return shape;
+}
+
+}  // namespace
+
+MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      shape_(std::move(shape)),
+      rope_(RopeTable::Make(config_, weights_.embedding.device())),
+      neighbor_cache_(neighbor_cache_bytes) {}
+
+absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
+  const std::string config_path = (std::filesystem::path(options.folder) / "config.json").string();
+  C3PO_ASSIGN_OR_RETURN(const std::string config_text, ReadTextFile(config_path));
+  C3PO_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Parse(config_text, config_path));
+  C3PO_ASSIGN_OR_RETURN(const at::Device device, OpenDevice(options.device));
+  C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device));
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.folder));
+  const c10::InferenceMode inference;
+  C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, dtype, device, options.progress));
+  C3PO_ASSIGN_OR_RETURN(std::string digest, checkpoint->Digest());
+  ModelShape shape = ShapeOf(config, weights, options, dtype, std::move(digest));
+  try {
+    return std::unique_ptr<MoeModel>(
+        new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes));
+  } catch (const std::exception& error) {
+    return absl::ResourceExhaustedError(absl::StrCat("loading ", options.folder, ": ", error.what()));
+  }
+}
+
+absl::StatusOr<std::unique_ptr<SequenceCache>> MoeModel::NewSequence(int capacity) {
+  if (capacity < 1 || capacity > config_.context_window) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a sequence of ", capacity, " positions; the context window has ", config_.context_window));
+  }
+  try {
+    const c10::InferenceMode inference;
+    auto cache = std::make_unique<KvCache>();
+    cache->capacity = capacity;
+    const std::vector<int64_t> sizes = {config_.layers, config_.kv_heads, capacity, config_.head_dim};
+    cache->keys = at::empty(sizes, tensor_options());
+    cache->values = at::empty(sizes, tensor_options());
+    return cache;
+  } catch (const std::exception& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for a sequence of ", capacity, " positions: ", error.what()));
+  }
+}
+
+}  // namespace c3po

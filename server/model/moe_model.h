@@ -1,0 +1,61 @@
+#ifndef C3PO_SERVER_MODEL_MOE_MODEL_H_
+#define C3PO_SERVER_MODEL_MOE_MODEL_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "server/model/kv_cache.h"
+#include "server/model/layer_math.h"
+#include "server/model/model_config.h"
+#include "server/model/moe_weights.h"
+#include "server/model/neighbor_cache.h"
+#include "server/types/model_runner.h"
+
+namespace c3po {
+
+struct MoeModelOptions {
+  std::string folder;                        // config.json, *.safetensors
+  std::string device = "cpu";                // cpu, cuda
+  std::string dtype = "auto";                // auto, float32, bfloat16
+  int64_t neighbor_cache_bytes = 256 << 20;  // Fixed states of references; the least recently used are dropped first.
+  std::function<void(int done, int total)> progress;  // Per layer loaded; may be null.
+};
+
+// A Mixture-of-Experts decoder on libtorch. Layer l, for rows x of any number of sequences:
+//   x += Attention(RmsNorm(x)),   h = RmsNorm(x),   x += sum_{e in top-k(w)} w_e Expert_e(h),   w = softmax(router h)
+// with w replaced or shifted in rows that carry a RoutingOverride. Not thread-safe: one engine thread calls it;
+// shape(), config() and weights() are constant after Load.
+class MoeModel final : public ModelRunner {
+ public:
+  // NotFound, InvalidArgument, Unimplemented name the file and the field or tensor; FailedPrecondition: device missing.
+  static absl::StatusOr<std::unique_ptr<MoeModel>> Load(const MoeModelOptions& options);
+
+  const ModelShape& shape() const override { return shape_; }
+  const ModelConfig& config() const { return config_; }
+  const MoeWeights& weights() const { return weights_; }
+  const RopeTable& rope() const { return rope_; }
+  at::TensorOptions tensor_options() const { return weights_.embedding.options(); }
+
+  absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int capacity) override;
+  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override;
+  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
+                                                                       int first_layer) override;
+  absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override;
+
+  const NeighborCache& neighbor_cache() const { return neighbor_cache_; }
+
+ private:
+  MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes);
+
+  ModelConfig config_;
+  MoeWeights weights_;
+  ModelShape shape_;
+  RopeTable rope_;
+  NeighborCache neighbor_cache_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_MODEL_MOE_MODEL_H_

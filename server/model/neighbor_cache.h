@@ -1,0 +1,59 @@
+#ifndef C3PO_SERVER_MODEL_NEIGHBOR_CACHE_H_
+#define C3PO_SERVER_MODEL_NEIGHBOR_CACHE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "server/model/answer_tree.h"
+#include "server/types/neighborhood_objective.h"
+
+namespace c3po {
+
+// What METHOD calls exact caches: nothing here depends on the pathway, since attention is causal and layers below the
+// first critical one are not overridden. n = prompt tokens.
+struct MoeNeighborState final : public NeighborState {
+  int first_layer = 0;
+  int prompt_length = 0;
+  AnswerTree tree;
+  at::Tensor entry_hidden;  // [tree.rows(), d], entering first_layer
+  at::Tensor keys;          // [layers - first_layer, kv_heads, n - 1, head_dim]: the prompt but its last token
+  at::Tensor values;        // likewise
+
+  int64_t bytes() const { return static_cast<int64_t>(entry_hidden.nbytes() + keys.nbytes() + values.nbytes()) + 1024; }
+};
+
+// Least-recently-used cache of neighbor states under a byte budget. States in use outlive their eviction (shared
+// ownership). Engine thread only.
+class NeighborCache {
+ public:
+  explicit NeighborCache(int64_t bytes_max) : bytes_max_(bytes_max) {}
+
+  static std::string KeyOf(const NeighborCase& neighbor, int first_layer);
+  // Null when absent.
+  std::shared_ptr<const MoeNeighborState> Find(const std::string& key);
+  void Insert(const std::string& key, std::shared_ptr<const MoeNeighborState> state);
+
+  int64_t bytes() const { return bytes_; }
+  int64_t hits() const { return hits_; }
+  int64_t misses() const { return misses_; }
+
+ private:
+  struct Entry {
+    std::string key;
+    std::shared_ptr<const MoeNeighborState> state;
+  };
+  const int64_t bytes_max_;
+  int64_t bytes_ = 0, hits_ = 0, misses_ = 0;
+  std::list<Entry> entries_;  // Most recently used first.
+  std::map<std::string, std::list<Entry>::iterator> by_key_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_MODEL_NEIGHBOR_CACHE_H_

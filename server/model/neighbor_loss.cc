@@ -1,0 +1,292 @@
+#include "server/model/neighbor_loss.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+absl::Status CheckSpec(const ObjectiveSpec& spec, const ModelShape& shape) {
+  if (spec.cases.empty() || spec.cases.size() != spec.states.size()) {
+    return absl::InvalidArgumentError("an objective needs at least one neighbor, and one state for each");
+  }
+  if (spec.critical_layers.empty() || !std::is_sorted(spec.critical_layers.begin(), spec.critical_layers.end()) ||
+      spec.critical_layers.front() < 0 || spec.critical_layers.back() >= shape.moe_layers) {
+    return absl::InvalidArgumentError("critical layers must be ascending MoE layers of the model");
+  }
+  for (size_t i = 0; i < spec.cases.size(); ++i) {
+    const NeighborCase& neighbor = spec.cases[i];
+    const auto* state = dynamic_cast<const MoeNeighborState*>(spec.states[i].get());
+    if (state == nullptr || state->first_layer != spec.critical_layers.front() ||
+        state->tree.lengths.size() != neighbor.continuations.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("neighbor ", i, ": its state was made for another objective"));
+    }
+    if (neighbor.gold < 0 || neighbor.gold >= static_cast<int>(neighbor.continuations.size()) ||
+        !(neighbor.kernel_weight > 0)) {
+      return absl::InvalidArgumentError(absl::StrCat("neighbor ", i, ": gold or kernel weight is out of range"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+at::Tensor LongTensor(const std::vector<int64_t>& values, at::Device device) {
+  return at::tensor(values, at::kLong).to(device);
+}
+
+std::vector<float> ToFloats(const at::Tensor& x) {
+  const at::Tensor cpu = x.to(at::kCPU, at::kFloat).contiguous();
+  return {cpu.const_data_ptr<float>(), cpu.const_data_ptr<float>() + cpu.numel()};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<NeighborLoss>> NeighborLoss::Create(const MoeModel& model, const ObjectiveSpec& spec) {
+  C3PO_RETURN_IF_ERROR(CheckSpec(spec, model.shape()));
+  try {
+    const c10::InferenceMode inference;
+    return std::unique_ptr<NeighborLoss>(new NeighborLoss(model, spec));
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat("neighbor loss: ", error.what()));
+  }
+}
+
+NeighborLoss::NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec)
+    : model_(model), first_layer_(spec.critical_layers.front()), loss_(spec.loss) {
+  const ModelConfig& config = model.config();
+  const at::TensorOptions options = model.tensor_options();
+  std::vector<const AnswerTree*> trees;
+  std::vector<int> prefix_lengths;
+  std::vector<at::Tensor> hidden;
+  std::vector<int64_t> positions, target_rows, target_tokens;
+  std::vector<uint8_t> overridden;
+  double total = 0;
+  for (const NeighborCase& neighbor : spec.cases) total += neighbor.kernel_weight;
+  for (size_t i = 0; i < spec.cases.size(); ++i) {
+    const auto& state = static_cast<const MoeNeighborState&>(*spec.states[i]);
+    const auto first_row = static_cast<int64_t>(positions.size());
+    for (int m = 0; m < state.tree.rows(); ++m) {
+      positions.push_back(state.prompt_length - 1 + state.tree.depths[m]);
+      overridden.push_back(m == 0 || spec.rule != ApplicationRule::kLastPromptToken);
+    }
+    for (const AnswerTree::Target& target : state.tree.targets) {
+      targets_.push_back({static_cast<int>(i), first_row + target.row, target.token, target.continuation});
+      target_rows.push_back(first_row + target.row);
+      target_tokens.push_back(target.token);
+    }
+    trees.push_back(&state.tree);
+    prefix_lengths.push_back(state.prompt_length - 1);
+    hidden.push_back(state.entry_hidden);
+    case_weights_.push_back(spec.cases[i].kernel_weight / total);
+    case_gold_.push_back(spec.cases[i].gold);
+    case_lengths_.push_back(state.tree.lengths);
+  }
+  target_rows_ = LongTensor(target_rows, options.device());
+  target_tokens_ = LongTensor(target_tokens, options.device());
+  attention_ = std::make_unique<TreeAttention>(trees, prefix_lengths, config, options);
+  rope_ = model.rope().Select(LongTensor(positions, options.device()), options.dtype().toScalarType());
+  entry_hidden_ = at::cat(hidden);
+  overridden_ =
+      at::tensor(at::ArrayRef<uint8_t>(overridden), at::kByte).to(at::kBool).unsqueeze(1).to(options.device());
+
+  const int64_t cases = attention_->cases(), prefix = attention_->prefix_max();
+  for (int l = first_layer_; l < config.layers; ++l) {
+    at::Tensor keys = at::zeros({cases, config.kv_heads, prefix, config.head_dim}, options);
+    at::Tensor values = at::zeros_like(keys);
+    for (int64_t s = 0; s < cases; ++s) {
+      const auto& state = static_cast<const MoeNeighborState&>(*spec.states[s]);
+      keys.select(0, s).narrow(1, 0, prefix_lengths[s]).copy_(state.keys.select(0, l - first_layer_));
+      values.select(0, s).narrow(1, 0, prefix_lengths[s]).copy_(state.values.select(0, l - first_layer_));
+    }
+    prefix_keys_.push_back(std::move(keys));
+    prefix_values_.push_back(std::move(values));
+  }
+
+  first_.input = entry_hidden_;
+  RunAttention(first_layer_, first_);
+  first_.normed = RmsNorm(first_.middle, model.weights().layers[first_layer_].moe_norm, config.rms_norm_eps);
+  first_outputs_ = at::zeros({entry_hidden_.size(0), config.experts, config.hidden_size}, options);
+  first_outputs_known_.resize(config.experts);
+}
+
+void NeighborLoss::RunAttention(int layer, LayerTape& tape) const {
+  const LayerWeights& weights = model_.weights().layers[layer];
+  const ModelConfig& config = model_.config();
+  const at::Tensor normed = RmsNorm(tape.input, weights.attention_norm, config.rms_norm_eps);
+  tape.projections = ProjectAttention(normed, weights, config, rope_);
+  const at::Tensor context = attention_->Forward(tape.projections, prefix_keys_[layer - first_layer_],
+                                                 prefix_values_[layer - first_layer_], &tape.attention);
+  tape.middle = tape.input + at::linear(context, weights.output);
+}
+
+LayerRouting NeighborLoss::RoutingOf(const RoutingOverride& routing, int layer) const {
+  LayerRouting result;
+  const auto found = std::lower_bound(routing.layers.begin(), routing.layers.end(), layer);
+  if (found == routing.layers.end() || *found != layer) return result;
+  const auto values = routing.values.Row(static_cast<int>(found - routing.layers.begin()));
+  const int64_t experts = static_cast<int64_t>(values.size());
+  const at::Tensor row = at::from_blob(const_cast<float*>(values.data()), {1, experts}, at::kFloat)
+                             .to(entry_hidden_.device(), at::kFloat, false, /*copy=*/true)
+                             .expand({rows(), experts});
+  if (routing.kind == RoutingOverride::Kind::kLogitShift) {
+    result.shift = row * overridden_;
+  } else {
+    result.weights = row;
+    result.weights_rows = overridden_;
+  }
+  return result;
+}
+
+// o = sum_e w_e Expert_e(h) from remembered expert outputs; an expert not selected before is run now.
+at::Tensor NeighborLoss::RunFirstLayerExperts(const LayerTape& tape) {
+  const LayerWeights& weights = model_.weights().layers[first_layer_];
+  std::vector<bool> needed(first_outputs_known_.size(), !tape.mixing.selected.defined());
+  if (tape.mixing.selected.defined()) {
+    const at::Tensor ids = tape.mixing.selected.to(at::kCPU).contiguous();
+    for (int64_t i = 0; i < ids.numel(); ++i) needed[ids.const_data_ptr<int64_t>()[i]] = true;
+  }
+  for (size_t e = 0; e < needed.size(); ++e) {
+    if (!needed[e] || first_outputs_known_[e]) continue;
+    first_outputs_.select(1, static_cast<int64_t>(e)).copy_(RunOneExpert(first_.normed, weights, static_cast<int>(e)));
+    first_outputs_known_[e] = true;
+  }
+  return at::bmm(tape.mixing.weights.to(first_outputs_.scalar_type()).unsqueeze(1), first_outputs_).squeeze(1);
+}
+
+at::Tensor NeighborLoss::Forward(const RoutingOverride& routing, std::vector<LayerTape>& tapes) {
+  const ModelConfig& config = model_.config();
+  at::Tensor hidden;
+  for (int l = first_layer_; l < config.layers; ++l) {
+    const LayerWeights& weights = model_.weights().layers[l];
+    LayerTape& tape = tapes[l - first_layer_];
+    if (l == first_layer_) {
+      tape.normed = first_.normed;
+      tape.mixing = MixExperts(tape.normed, weights, config, RoutingOf(routing, l));
+      hidden = first_.middle + RunFirstLayerExperts(tape);
+      continue;
+    }
+    tape.input = hidden;
+    RunAttention(l, tape);
+    tape.normed = RmsNorm(tape.middle, weights.moe_norm, config.rms_norm_eps);
+    tape.mixing = MixExperts(tape.normed, weights, config, RoutingOf(routing, l));
+    hidden = tape.middle + RunExperts(tape.normed, tape.mixing, weights, &tape.experts);
+  }
+  return hidden;
+}
+
+double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) const {
+  std::vector<std::vector<double>> scores(case_weights_.size());  // mean log-likelihood of each continuation
+  for (size_t i = 0; i < scores.size(); ++i) scores[i].assign(case_lengths_[i].size(), 0.0);
+  for (size_t t = 0; t < targets_.size(); ++t) {
+    const Target& target = targets_[t];
+    scores[target.case_index][target.continuation] +=
+        double{logprobs[t]} / case_lengths_[target.case_index][target.continuation];
+  }
+  double total = 0;
+  std::vector<std::vector<double>> dscores(scores.size());
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const std::vector<double>& score = scores[i];
+    dscores[i].assign(score.size(), 0.0);
+    const int gold = case_gold_[i];
+    double loss = -score[gold];
+    dscores[i][gold] = -case_weights_[i];
+    if (loss_ == SurrogateLoss::kChoices && score.size() > 1) {
+      const double top = *std::max_element(score.begin(), score.end());
+      double sum = 0;
+      for (double s : score) sum += std::exp(s - top);
+      loss += top + std::log(sum);
+      for (size_t c = 0; c < score.size(); ++c) dscores[i][c] += case_weights_[i] * std::exp(score[c] - top) / sum;
+    }
+    total += case_weights_[i] * loss;
+  }
+  dlogprobs.resize(targets_.size());
+  for (size_t t = 0; t < targets_.size(); ++t) {
+    const Target& target = targets_[t];
+    dlogprobs[t] = static_cast<float>(dscores[target.case_index][target.continuation] /
+                                      case_lengths_[target.case_index][target.continuation]);
+  }
+  return total;
+}
+
+// dlogits of a row = sum over its targets of dJ/dlogp * (onehot - p).
+at::Tensor NeighborLoss::HeadBackward(const at::Tensor& hidden, const at::Tensor& logprobs,
+                                      const std::vector<float>& dlogprobs) const {
+  const at::Tensor coefficients = at::tensor(at::ArrayRef<float>(dlogprobs), at::kFloat).to(hidden.device());
+  const at::Tensor row_sums = at::zeros({rows()}, coefficients.options()).index_add_(0, target_rows_, coefficients);
+  at::Tensor dlogits = at::exp(logprobs).mul_(-row_sums.unsqueeze(1));
+  dlogits.index_put_({target_rows_, target_tokens_}, coefficients, /*accumulate=*/true);
+  const at::Tensor dnormed = at::matmul(dlogits.to(hidden.scalar_type()), model_.weights().lm_head);
+  return RmsNormBackward(dnormed, hidden, model_.weights().final_norm, model_.config().rms_norm_eps);
+}
+
+void NeighborLoss::Backward(const RoutingOverride& routing, const std::vector<LayerTape>& tapes, at::Tensor dhidden,
+                            Pathway& gradient) {
+  const ModelConfig& config = model_.config();
+  const bool shift = routing.kind == RoutingOverride::Kind::kLogitShift;
+  for (int l = config.layers - 1; l >= first_layer_; --l) {
+    const LayerTape& tape = tapes[l - first_layer_];
+    const LayerWeights& weights = model_.weights().layers[l];
+    at::Tensor dweights, dnormed;
+    if (l == first_layer_) {
+      dweights = at::bmm(first_outputs_, dhidden.unsqueeze(2)).squeeze(2).to(at::kFloat);
+      if (tape.mixing.selected_mask.defined()) dweights = dweights * tape.mixing.selected_mask;
+    } else {
+      dnormed = ExpertsBackward(dhidden, tape.normed, tape.mixing, weights, tape.experts, dweights);
+    }
+    const at::Tensor dprobabilities = MixingBackward(dweights, tape.mixing, config);
+    at::Tensor dlogits = SoftmaxBackward(dprobabilities, tape.mixing.probabilities);
+    const auto found = std::lower_bound(routing.layers.begin(), routing.layers.end(), l);
+    if (found != routing.layers.end() && *found == l) {
+      const at::Tensor per_row = (shift ? dlogits : dprobabilities) * overridden_;
+      const std::vector<float> sums = ToFloats(per_row.sum(0));
+      std::copy(sums.begin(), sums.end(), gradient.Row(static_cast<int>(found - routing.layers.begin())).begin());
+      if (!shift) dlogits = dlogits * overridden_.logical_not();  // Replaced weights do not look at the router.
+    }
+    if (l == first_layer_) return;
+    dnormed = dnormed + at::matmul(dlogits.to(dnormed.scalar_type()), weights.router);
+    const at::Tensor dmiddle = dhidden + RmsNormBackward(dnormed, tape.middle, weights.moe_norm, config.rms_norm_eps);
+    const TreeAttention::Gradients qkv =
+        attention_->Backward(at::matmul(dmiddle, weights.output), tape.attention, prefix_keys_[l - first_layer_],
+                             prefix_values_[l - first_layer_]);
+    const at::Tensor dattention =
+        ProjectAttentionBackward(qkv.q, qkv.k, qkv.v, tape.projections, weights, config, rope_);
+    dhidden = dmiddle + RmsNormBackward(dattention, tape.input, weights.attention_norm, config.rms_norm_eps);
+  }
+}
+
+absl::StatusOr<double> NeighborLoss::Evaluate(const RoutingOverride& routing, Pathway* gradient) {
+  const ModelConfig& config = model_.config();
+  if (routing.layers.empty() || routing.layers.front() < first_layer_ || routing.values.experts != config.experts ||
+      routing.values.layers != static_cast<int>(routing.layers.size())) {
+    return absl::InvalidArgumentError("the override's layers or shape are not those of the objective");
+  }
+  try {
+    const c10::InferenceMode inference;
+    std::vector<LayerTape> tapes(config.layers - first_layer_);
+    const at::Tensor hidden = Forward(routing, tapes);
+    const at::Tensor normed = RmsNorm(hidden, model_.weights().final_norm, config.rms_norm_eps);
+    const at::Tensor logprobs = at::log_softmax(at::linear(normed, model_.weights().lm_head).to(at::kFloat), -1);
+    std::vector<float> dlogprobs;
+    const double loss = Loss(ToFloats(logprobs.index({target_rows_, target_tokens_})), dlogprobs);
+    if (!std::isfinite(loss)) return absl::InternalError("the neighbors' loss is not finite");
+    if (gradient != nullptr) {
+      *gradient = Pathway(routing.values.layers, routing.values.experts);
+      Backward(routing, tapes, HeadBackward(hidden, logprobs, dlogprobs), *gradient);
+    }
+    return loss;
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat("neighbor loss: ", error.what()));
+  }
+}
+
+absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(const ObjectiveSpec& spec) {
+  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<NeighborLoss> loss, NeighborLoss::Create(*this, spec));
+  return std::unique_ptr<NeighborhoodObjective>(std::move(loss));
+}
+
+}  // namespace c3po

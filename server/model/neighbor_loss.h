@@ -1,0 +1,79 @@
+#ifndef C3PO_SERVER_MODEL_NEIGHBOR_LOSS_H_
+#define C3PO_SERVER_MODEL_NEIGHBOR_LOSS_H_
+
+#include <memory>
+#include <vector>
+
+#include "server/model/moe_model.h"
+#include "server/model/tree_attention.h"
+
+namespace c3po {
+
+// J(w) and dJ/dw over a fixed set of neighbors, from their cached states: only the moving rows of all neighbors run,
+// through the layers from the first critical one to the LM head, as one batch. The gradient is METHOD's closed form,
+//   dl/dw_{l,e} = <dl/do_l, Expert_e(h_l)>,  o_l the MoE output of layer l,
+// by one backward sweep; no weight gradient is formed and no autograd graph built. In the first critical layer the
+// attention, h and Expert_e(h) do not depend on w: they are computed once, and the sweep stops there. Loss of neighbor
+// i, with p(y | x_i, w) per token and m the number of answer tokens:
+//   answer:   l = -1/m sum_t log p(y_t);   choices: l = -log softmax_c(1/m_c sum_t log p(y_{c,t}))[gold].
+class NeighborLoss final : public NeighborhoodObjective {
+ public:
+  // `model` outlives the objective. InvalidArgument: no case, an index out of range, a state of another first layer.
+  static absl::StatusOr<std::unique_ptr<NeighborLoss>> Create(const MoeModel& model, const ObjectiveSpec& spec);
+
+  absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override;
+
+  int64_t rows() const { return entry_hidden_.size(0); }
+
+ private:
+  // One layer's activations that the backward sweep reads.
+  struct LayerTape {
+    at::Tensor input;  // [R, d] entering the layer
+    Projections projections;
+    TreeAttention::Tape attention;
+    at::Tensor middle;  // [R, d] after attention
+    at::Tensor normed;  // [R, d]
+    Mixing mixing;
+    std::vector<ExpertTape> experts;
+  };
+  struct Target {
+    int case_index;
+    int64_t row;
+    int64_t token;
+    int continuation;
+  };
+
+  NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec);
+
+  void RunAttention(int layer, LayerTape& tape) const;
+  at::Tensor RunFirstLayerExperts(const LayerTape& tape);
+  LayerRouting RoutingOf(const RoutingOverride& routing, int layer) const;
+  at::Tensor Forward(const RoutingOverride& routing, std::vector<LayerTape>& tapes);  // returns the last hidden state
+  // From log-probabilities of the targets: J, and dJ/dlogp of each.
+  double Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) const;
+  at::Tensor HeadBackward(const at::Tensor& hidden, const at::Tensor& logprobs,
+                          const std::vector<float>& dlogprobs) const;
+  void Backward(const RoutingOverride& routing, const std::vector<LayerTape>& tapes, at::Tensor dhidden,
+                Pathway& gradient);
+
+  const MoeModel& model_;
+  const int first_layer_;
+  const SurrogateLoss loss_;
+  std::vector<double> case_weights_;  // normalized kernel weights
+  std::vector<int> case_gold_;
+  std::vector<std::vector<int>> case_lengths_;  // tokens of each continuation
+  std::vector<Target> targets_;
+  at::Tensor target_rows_, target_tokens_;  // int64 [T]
+  std::unique_ptr<TreeAttention> attention_;
+  RopeTable rope_;                                       // of the packed rows
+  at::Tensor entry_hidden_;                              // [R, d]
+  at::Tensor overridden_;                                // bool [R, 1]
+  std::vector<at::Tensor> prefix_keys_, prefix_values_;  // per layer from first_layer_: [S, kv_heads, P, head_dim]
+  LayerTape first_;                                      // fixed part of the first critical layer
+  at::Tensor first_outputs_;  // [R, E, d]: Expert_e(h), filled when an expert is first selected
+  std::vector<bool> first_outputs_known_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_MODEL_NEIGHBOR_LOSS_H_

@@ -1,0 +1,95 @@
+#include "server/model/tree_attention.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace c3po {
+
+TreeAttention::TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Span<const int> prefix_lengths,
+                             const ModelConfig& config, at::TensorOptions options)
+    : cases_(static_cast<int64_t>(trees.size())),
+      kv_heads_(config.kv_heads),
+      group_(config.heads / config.kv_heads),
+      head_dim_(config.head_dim) {
+  for (const AnswerTree* tree : trees) rows_max_ = std::max<int64_t>(rows_max_, tree->rows());
+  for (int length : prefix_lengths) prefix_max_ = std::max<int64_t>(prefix_max_, length);
+  const int64_t width = prefix_max_ + rows_max_;
+  std::vector<int64_t> slots;
+  at::Tensor mask = at::full({cases_, rows_max_, width}, -std::numeric_limits<float>::infinity(), at::kFloat);
+  float* cell = mask.mutable_data_ptr<float>();
+  for (int64_t s = 0; s < cases_; ++s) {
+    const AnswerTree& tree = *trees[s];
+    for (int64_t m = 0; m < rows_max_; ++m, cell += width) {
+      cell[prefix_max_ + m] = 0;  // Itself; also in padded rows, which would otherwise divide zero by zero.
+      if (m >= tree.rows()) continue;
+      slots.push_back(s * rows_max_ + m);
+      std::fill(cell, cell + prefix_lengths[s], 0.0f);
+      for (int row = tree.parents[m]; row >= 0; row = tree.parents[row]) cell[prefix_max_ + row] = 0;
+    }
+  }
+  slots_ = at::tensor(slots, at::kLong).to(options.device());
+  mask_ = mask.to(options).view({cases_, 1, 1, rows_max_, width});
+}
+
+at::Tensor TreeAttention::PadQueries(const at::Tensor& rows) const {
+  return at::zeros({cases_ * rows_max_, kv_heads_, group_, head_dim_}, rows.options())
+      .index_copy_(0, slots_, rows.view({rows.size(0), kv_heads_, group_, head_dim_}))
+      .view({cases_, rows_max_, kv_heads_, group_, head_dim_})
+      .permute({0, 2, 3, 1, 4})
+      .reshape({cases_, kv_heads_, group_ * rows_max_, head_dim_});
+}
+
+at::Tensor TreeAttention::PadKeys(const at::Tensor& rows) const {
+  return at::zeros({cases_ * rows_max_, kv_heads_, head_dim_}, rows.options())
+      .index_copy_(0, slots_, rows)
+      .view({cases_, rows_max_, kv_heads_, head_dim_})
+      .permute({0, 2, 1, 3})
+      .contiguous();
+}
+
+at::Tensor TreeAttention::UnpadQueries(const at::Tensor& x) const {
+  return x.view({cases_, kv_heads_, group_, rows_max_, head_dim_})
+      .permute({0, 3, 1, 2, 4})
+      .reshape({cases_ * rows_max_, kv_heads_ * group_, head_dim_})
+      .index_select(0, slots_);
+}
+
+at::Tensor TreeAttention::UnpadKeys(const at::Tensor& x) const {
+  return x.permute({0, 2, 1, 3}).reshape({cases_ * rows_max_, kv_heads_, head_dim_}).index_select(0, slots_);
+}
+
+at::Tensor TreeAttention::Forward(const Projections& rows, const at::Tensor& prefix_k, const at::Tensor& prefix_v,
+                                  Tape* tape) const {
+  Tape local;
+  Tape& t = tape ? *tape : local;
+  t.q = PadQueries(rows.q);
+  t.k = PadKeys(rows.k);
+  t.v = PadKeys(rows.v);
+  const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
+  const at::Tensor keys = at::cat({prefix_k, t.k}, 2), values = at::cat({prefix_v, t.v}, 2);
+  const at::Tensor scores = at::matmul(t.q, keys.transpose(2, 3)) * scale;
+  const int64_t width = prefix_max_ + rows_max_;
+  const at::Tensor masked = scores.view({cases_, kv_heads_, group_, rows_max_, width}) + mask_;
+  t.probabilities = at::softmax(masked, -1, at::kFloat).to(scores.scalar_type()).view(scores.sizes());
+  return UnpadQueries(at::matmul(t.probabilities, values)).reshape({slots_.size(0), kv_heads_ * group_ * head_dim_});
+}
+
+TreeAttention::Gradients TreeAttention::Backward(const at::Tensor& dcontext, const Tape& tape,
+                                                 const at::Tensor& prefix_k, const at::Tensor& prefix_v) const {
+  const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
+  const at::Tensor dctx = PadQueries(dcontext.view({slots_.size(0), kv_heads_ * group_, head_dim_}));
+  const at::Tensor values = at::cat({prefix_v, tape.v}, 2), keys = at::cat({prefix_k, tape.k}, 2);
+  const at::Tensor dp = at::matmul(dctx, values.transpose(2, 3));
+  const at::Tensor& p = tape.probabilities;
+  const at::Tensor dscores = p * (dp - (dp * p).sum(-1, true)) * scale;
+  // The prefix is fixed: only the moving columns of keys and values have gradients.
+  const at::Tensor p_moving = p.narrow(3, prefix_max_, rows_max_),
+                   ds_moving = dscores.narrow(3, prefix_max_, rows_max_);
+  return {UnpadQueries(at::matmul(dscores, keys)), UnpadKeys(at::matmul(ds_moving.transpose(2, 3), tape.q)),
+          UnpadKeys(at::matmul(p_moving.transpose(2, 3), dctx))};
+}
+
+}  // namespace c3po

@@ -1,0 +1,55 @@
+#ifndef C3PO_SERVER_MODEL_TREE_ATTENTION_H_
+#define C3PO_SERVER_MODEL_TREE_ATTENTION_H_
+
+#include <ATen/core/Tensor.h>
+
+#include "absl/types/span.h"
+#include "server/model/answer_tree.h"
+#include "server/model/layer_math.h"
+#include "server/model/model_config.h"
+
+namespace c3po {
+
+// Attention of the moving rows of several neighbors at once: row r of case s attends to the case's cached prompt prefix
+// and to its own ancestors in the answer tree. Rows are packed [R]; attention works on [S cases, M rows at most, P
+// prefix at most] with what is short masked out.
+class TreeAttention {
+ public:
+  // `prefix_lengths[s]` cached positions of case s.
+  TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Span<const int> prefix_lengths,
+                const ModelConfig& config, at::TensorOptions options);
+
+  int64_t cases() const { return cases_; }
+  int64_t prefix_max() const { return prefix_max_; }
+
+  // What the backward pass needs, in the padded layout; G = heads / kv_heads.
+  struct Tape {
+    at::Tensor q;              // [S, kv_heads, G*M, head_dim]
+    at::Tensor k, v;           // [S, kv_heads, M, head_dim]
+    at::Tensor probabilities;  // [S, kv_heads, G*M, P+M]
+  };
+  // prefix_k, prefix_v: [S, kv_heads, P, head_dim]. Returns the context [R, heads * head_dim]; fills `tape` unless
+  // null.
+  at::Tensor Forward(const Projections& rows, const at::Tensor& prefix_k, const at::Tensor& prefix_v, Tape* tape) const;
+
+  struct Gradients {
+    at::Tensor q, k, v;  // as in Projections
+  };
+  Gradients Backward(const at::Tensor& dcontext, const Tape& tape, const at::Tensor& prefix_k,
+                     const at::Tensor& prefix_v) const;
+
+ private:
+  at::Tensor PadQueries(const at::Tensor& rows) const;  // [R, heads, head_dim] -> [S, kv_heads, G*M, head_dim]
+  at::Tensor PadKeys(const at::Tensor& rows) const;     // [R, kv_heads, head_dim] -> [S, kv_heads, M, head_dim]
+  at::Tensor UnpadQueries(const at::Tensor& x) const;   // and back
+  at::Tensor UnpadKeys(const at::Tensor& x) const;
+
+  int64_t cases_, rows_max_ = 0, prefix_max_ = 0;
+  int64_t kv_heads_, group_, head_dim_;
+  at::Tensor slots_;  // int64 [R]: s * M + m of each packed row
+  at::Tensor mask_;   // [S, 1, 1, M, P+M]: 0 or -infinity
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_MODEL_TREE_ATTENTION_H_

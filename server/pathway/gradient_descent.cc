@@ -1,0 +1,114 @@
+// Neighborhood gradient descent (C3PO section 3). The step is taken on theta, where the simplex needs no projection.
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+#include "server/pathway/pathway_optimizer.h"
+
+namespace c3po {
+namespace {
+
+class GradientDescent final : public PathwayOptimizer {
+ public:
+  GradientDescent(OptimizationProblem problem, GradientDescentOptions options)
+      : PathwayOptimizer(std::move(problem)),
+        options_(options),
+        core_(CoreExperts(problem_.initial, problem_.core_experts)),
+        theta_(problem_.initial.weights.size()),
+        mean_(theta_.size()),
+        square_(theta_.size()) {}
+
+  absl::StatusOr<bool> Step() override {
+    const bool last = steps_done_ == options_.steps;
+    const Pathway weights = Weights();
+    Pathway gradient;
+    C3PO_ASSIGN_OR_RETURN(const double loss,
+                          problem_.objective->Evaluate(Routing(weights), last ? nullptr : &gradient));
+    losses_.push_back(loss);
+    Consider(weights, loss);
+    if (last) return true;
+    Move(ThetaGradient(weights, gradient));
+    ++steps_done_;
+    return false;
+  }
+
+ private:
+  // softmax(log w0 + theta) per row, in double: w0 e^theta / sum.
+  Pathway Weights() const {
+    Pathway weights = problem_.initial;
+    for (int l = 0; l < weights.layers; ++l) {
+      const size_t begin = size_t(l) * weights.experts;
+      double sum = 0;
+      for (size_t i = begin; i < begin + weights.experts; ++i) sum += problem_.initial.weights[i] * std::exp(theta_[i]);
+      for (size_t i = begin; i < begin + weights.experts; ++i) {
+        weights.weights[i] = static_cast<float>(problem_.initial.weights[i] * std::exp(theta_[i]) / sum);
+      }
+    }
+    return weights;
+  }
+
+  RoutingOverride Routing(const Pathway& weights) const {
+    if (OverrideKindOf(problem_.rule) == RoutingOverride::Kind::kWeights) return OverrideFor(weights);
+    Pathway shift(weights.layers, weights.experts);
+    for (size_t i = 0; i < theta_.size(); ++i) shift.weights[i] = static_cast<float>(theta_[i]);
+    return {RoutingOverride::Kind::kLogitShift, problem_.critical_layers, std::move(shift)};
+  }
+
+  std::vector<double> ThetaGradient(const Pathway& weights, const Pathway& gradient) const {
+    std::vector<double> result(theta_.size());
+    const bool is_shift = OverrideKindOf(problem_.rule) == RoutingOverride::Kind::kLogitShift;
+    for (int l = 0; l < weights.layers; ++l) {
+      const size_t begin = size_t(l) * weights.experts;
+      double mean = 0;
+      for (size_t i = begin; i < begin + weights.experts; ++i) mean += double{weights.weights[i]} * gradient.weights[i];
+      for (size_t i = begin; i < begin + weights.experts; ++i) {
+        if (!core_[i]) continue;
+        result[i] = is_shift ? gradient.weights[i] : weights.weights[i] * (gradient.weights[i] - mean);
+      }
+    }
+    return result;
+  }
+
+  void Move(const std::vector<double>& gradient) {
+    double rate = options_.learning_rate;
+    if (options_.step_rule == StepRule::kAdam) return MoveAdam(gradient);
+    if (options_.step_rule == StepRule::kNormalized) {
+      double norm = 0;
+      for (double g : gradient) norm += g * g;
+      if (!(norm > 0)) return;
+      rate /= std::sqrt(norm);
+    }
+    for (size_t i = 0; i < theta_.size(); ++i) theta_[i] -= rate * gradient[i];
+  }
+
+  void MoveAdam(const std::vector<double>& gradient) {
+    constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
+    const int step = steps_done_ + 1;
+    for (size_t i = 0; i < theta_.size(); ++i) {
+      mean_[i] = kBeta1 * mean_[i] + (1 - kBeta1) * gradient[i];
+      square_[i] = kBeta2 * square_[i] + (1 - kBeta2) * gradient[i] * gradient[i];
+      const double mean = mean_[i] / (1 - std::pow(kBeta1, step)), square = square_[i] / (1 - std::pow(kBeta2, step));
+      theta_[i] -= options_.learning_rate * mean / (std::sqrt(square) + kEpsilon);
+    }
+  }
+
+  const GradientDescentOptions options_;
+  const std::vector<bool> core_;
+  std::vector<double> theta_, mean_, square_;
+  int steps_done_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(OptimizationProblem problem,
+                                                                      GradientDescentOptions options) {
+  if (options.steps < 0)
+    return absl::InvalidArgumentError(absl::StrCat("steps is ", options.steps, ", must be at least 0"));
+  if (!(options.learning_rate >= 0) || !std::isfinite(options.learning_rate)) {
+    return absl::InvalidArgumentError("learning_rate must be a finite number, at least 0");
+  }
+  return std::make_unique<GradientDescent>(std::move(problem), options);
+}
+
+}  // namespace c3po

@@ -1,0 +1,48 @@
+#include "absl/status/status.h"
+#include "index/base/status_macros.h"
+#include "server/pathway/pathway_optimizer.h"
+
+namespace c3po {
+namespace {
+
+constexpr int kGridSteps = 10;  // alpha = 1, 0.9, ..., 0
+
+class KernelRegression final : public PathwayOptimizer {
+ public:
+  KernelRegression(OptimizationProblem problem, const std::vector<WeightedPathway>& neighbors)
+      : PathwayOptimizer(std::move(problem)),
+        regressed_(RestrictToCore(problem_.initial, KernelMean(neighbors),
+                                  CoreExperts(problem_.initial, problem_.core_experts))) {}
+
+  // One grid point, from the query's own pathway (alpha = 1) towards the neighbors' mean, so that a tie changes least.
+  absl::StatusOr<bool> Step() override {
+    const double alpha = 1 - static_cast<double>(next_) / kGridSteps;
+    const Pathway candidate = Blend(alpha, problem_.initial, regressed_);
+    C3PO_ASSIGN_OR_RETURN(const double loss, Evaluate(candidate));
+    if (next_ == 0) losses_.push_back(loss);
+    if (loss < best_loss_) alpha_ = alpha;
+    Consider(candidate, loss);
+    if (++next_ <= kGridSteps) return false;
+    losses_.push_back(best_loss_);
+    return true;
+  }
+
+ private:
+  const Pathway regressed_;
+  int next_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeKernelRegression(OptimizationProblem problem,
+                                                                       std::vector<WeightedPathway> neighbors) {
+  if (neighbors.empty()) return absl::InvalidArgumentError("kernel regression needs at least one neighbor");
+  for (const WeightedPathway& neighbor : neighbors) {
+    if (neighbor.pathway.weights.size() != problem.initial.weights.size()) {
+      return absl::InvalidArgumentError("a neighbor's pathway has another shape than the query's");
+    }
+  }
+  return std::make_unique<KernelRegression>(std::move(problem), neighbors);
+}
+
+}  // namespace c3po

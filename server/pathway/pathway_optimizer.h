@@ -1,0 +1,116 @@
+#ifndef C3PO_SERVER_PATHWAY_PATHWAY_OPTIMIZER_H_
+#define C3PO_SERVER_PATHWAY_PATHWAY_OPTIMIZER_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "index/types/pathway.h"
+#include "server/pathway/kernels.h"
+#include "server/types/neighborhood_objective.h"
+#include "server/types/routing_override.h"
+
+namespace c3po {
+
+// A pathway of a reference, cut to the critical layers ([critical_layers, experts]), and how much it counts.
+struct WeightedPathway {
+  Pathway pathway;
+  double weight = 1;  // kernel value, > 0 somewhere in a list
+};
+
+// One request's search for a better pathway. All pathways are [C critical layers, E experts], rows on the simplex.
+struct OptimizationProblem {
+  Pathway initial;                   // w at the query's last prompt token
+  std::vector<int> critical_layers;  // ascending, C of them
+  int core_experts = 0;              // per layer, those with the largest initial weight move; 0: all
+  ApplicationRule rule = ApplicationRule::kEveryNewToken;
+  NeighborhoodObjective* objective = nullptr;  // outlives the optimizer
+};
+
+// A surrogate of C3PO section 3, advanced one unit of work at a time so that a scheduler can interleave it with other
+// requests. Weights of experts outside the core set keep their initial value up to the row's normalization; rows stay
+// on the simplex within 1e-5. Not thread-safe.
+class PathwayOptimizer {
+ public:
+  virtual ~PathwayOptimizer() = default;
+  // One gradient step, grid point or iteration. True when finished; do not call again then.
+  virtual absl::StatusOr<bool> Step() = 0;
+
+  // The best pathway seen by the neighbors' loss, as weights and as the override that the application rule wants.
+  const Pathway& pathway() const { return pathway_; }
+  RoutingOverride Override() const;
+  // Neighbors' loss at the start, then after each step (kernel regression and mode finding: start and end).
+  const std::vector<double>& losses() const { return losses_; }
+  double best_loss() const { return best_loss_; }
+  std::optional<double> alpha() const { return alpha_; }
+
+ protected:
+  explicit PathwayOptimizer(OptimizationProblem problem);
+  // J at weights `w`, under the application rule.
+  absl::StatusOr<double> Evaluate(const Pathway& w);
+  // Notes `w` with loss `loss` if it is the best so far.
+  void Consider(const Pathway& w, double loss);
+  RoutingOverride OverrideFor(const Pathway& w) const;
+
+  const OptimizationProblem problem_;
+  Pathway pathway_;
+  double best_loss_;
+  std::vector<double> losses_;
+  std::optional<double> alpha_;
+};
+
+enum class StepRule {
+  kGradient,    // theta -= rate * g
+  kNormalized,  // theta -= rate * g / ||g||, the norm over all layers and experts
+  kAdam,        // Adam, beta 0.9 and 0.999, epsilon 1e-8
+};
+
+// Neighborhood gradient descent, on w = softmax(log w0 + theta) with theta = 0 at the start and outside the core set:
+//   dJ/dtheta_e = w_e (dJ/dw_e - sum_j w_j dJ/dw_j)
+// Under ROUTER_SHIFT theta itself is the shift and dJ/dtheta comes from the objective. InvalidArgument: negative steps
+// or rate.
+struct GradientDescentOptions {
+  int steps = 10;
+  double learning_rate = 0.1;
+  StepRule step_rule = StepRule::kAdam;
+};
+absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(OptimizationProblem problem,
+                                                                      GradientDescentOptions options);
+
+// Kernel regression: w^ = sum_i K_i w_i / sum_i K_i, then w = a w0 + (1 - a) w^ with a from {0, 0.1, ..., 1} minimizing
+// J.
+absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeKernelRegression(OptimizationProblem problem,
+                                                                       std::vector<WeightedPathway> neighbors);
+
+// Mode finding: mean shift in pathway space. `nearest(w)` returns references near w with their distances (Euclidean
+// over the critical rows, ascending); w <- a w + (1 - a) sum K_i w_i / sum K_i, `iterations` times. The result is the
+// last iterate, as in the paper; its loss is measured, not minimized.
+struct PathwayAtDistance {
+  Pathway pathway;
+  double distance = 0;
+};
+struct ModeFindingOptions {
+  int iterations = 10;
+  double alpha = 0.5;  // in [0, 1]
+  Kernel kernel = Kernel::kGaussian;
+  double bandwidth = 0;  // <= 0: the farthest neighbor's distance, at each iteration
+  std::function<absl::StatusOr<std::vector<PathwayAtDistance>>(const Pathway&)> nearest;
+};
+absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeModeFinding(OptimizationProblem problem,
+                                                                  ModeFindingOptions options);
+
+// The `core_experts` largest entries of each row of `initial` (lowest index on ties; 0: all), as a 0/1 mask.
+std::vector<bool> CoreExperts(const Pathway& initial, int core_experts);
+// `candidate` where the mask allows movement, `initial` elsewhere: core entries are scaled so that each row keeps its
+// sum.
+Pathway RestrictToCore(const Pathway& initial, const Pathway& candidate, const std::vector<bool>& core);
+// sum_i K_i w_i / sum_i K_i.
+Pathway KernelMean(const std::vector<WeightedPathway>& neighbors);
+// a w + (1 - a) v.
+Pathway Blend(double a, const Pathway& w, const Pathway& v);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PATHWAY_PATHWAY_OPTIMIZER_H_

@@ -1,0 +1,99 @@
+#ifndef C3PO_SERVER_TYPES_MODEL_RUNNER_H_
+#define C3PO_SERVER_TYPES_MODEL_RUNNER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "index/types/pathway.h"
+#include "server/types/neighborhood_objective.h"
+#include "server/types/routing_override.h"
+
+namespace c3po {
+
+// What the rest of the server needs to know about a loaded model.
+struct ModelShape {
+  std::string name;
+  std::string architecture;
+  std::string digest;   // sha256 over configuration and weights
+  std::string dtype;    // "float32" or "bfloat16"
+  std::string device;   // "cpu" or "cuda"
+  int layers = 0;
+  int moe_layers = 0;   // routers, numbered 0..moe_layers-1 from the bottom
+  int experts = 0;      // routed experts per MoE layer
+  int experts_per_token = 0;
+  int hidden_size = 0;
+  int vocabulary_size = 0;
+  int context_window = 0;
+  int64_t parameters = 0;
+  std::vector<int32_t> eos_token_ids;
+};
+
+// Keys and values of one sequence. Made and read by the model; the scheduler owns it and drops it when the sequence ends.
+class SequenceCache {
+ public:
+  virtual ~SequenceCache() = default;
+  virtual int64_t bytes() const = 0;
+};
+
+// What a forward pass records at a prompt's last token, for C3PO.
+struct PromptCapture {
+  Pathway pathway;                  // [moe_layers, experts]: softmax of the router's logits
+  std::vector<float> entry_hidden;  // [hidden_size] entering `entry_layer`, to resume from
+  std::vector<float> mean_hidden;   // [hidden_size] mean over the prompt of the states entering `entry_layer`
+};
+
+// Consecutive tokens of one sequence in a forward pass.
+struct Segment {
+  SequenceCache* cache = nullptr;   // receives keys and values at [start, start + tokens.size()), overwriting what is there
+  int start = 0;                    // position of tokens[0]; positions before it are in the cache
+  std::vector<int32_t> tokens;      // at least one
+
+  // Resume: layers below entry_layer are skipped and the single token starts from entry_hidden (from a capture).
+  bool resume = false;
+  int entry_layer = 0;
+  std::vector<float> entry_hidden;
+
+  // Rows at positions >= override_start take `routing`; null means the model's own routers everywhere.
+  std::shared_ptr<const RoutingOverride> routing;
+  int override_start = 0;
+
+  bool want_logits = false;         // of the last row
+  bool want_capture = false;        // at the last row, with entry_layer; the prompt's earlier chunks name it too
+  bool accumulate_mean = false;     // add this chunk's states entering entry_layer to the prompt's mean
+  std::vector<int32_t> targets;     // empty, or one per row: log p(target) after that row is returned
+};
+
+struct SegmentOutput {
+  std::vector<float> logits;            // [vocabulary_size] if wanted
+  std::vector<float> target_logprobs;   // one per target
+  bool targets_greedy = true;           // every target is the most likely token (lowest id on ties)
+  PromptCapture capture;
+};
+
+// The model as the scheduler and the pipeline see it. All calls come from the engine thread; shape() from any.
+class ModelRunner {
+ public:
+  virtual ~ModelRunner() = default;
+  virtual const ModelShape& shape() const = 0;
+
+  // Room for `capacity` positions. ResourceExhausted when memory is short.
+  virtual absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int capacity) = 0;
+
+  // Runs all segments as one batch; at most one segment per cache. Outputs in the order of the segments.
+  virtual absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) = 0;
+
+  // The neighbor's fixed states for an optimization whose first critical layer is `first_layer`; from a bounded cache, or
+  // computed by one forward pass over its prompt and continuations.
+  virtual absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
+                                                                              int first_layer) = 0;
+
+  virtual absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) = 0;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_TYPES_MODEL_RUNNER_H_

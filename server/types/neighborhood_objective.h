@@ -1,0 +1,56 @@
+#ifndef C3PO_SERVER_TYPES_NEIGHBORHOOD_OBJECTIVE_H_
+#define C3PO_SERVER_TYPES_NEIGHBORHOOD_OBJECTIVE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/types/routing_override.h"
+
+namespace c3po {
+
+// The surrogate loss that a pathway is judged by:
+//   J(w) = sum_i K_i l(f(x_i, w), y_i) / sum_i K_i     (C3PO section 3)
+// over the neighbors it was made from. Owned by one request; calls come from the engine thread.
+class NeighborhoodObjective {
+ public:
+  virtual ~NeighborhoodObjective() = default;
+  // J at `routing`. `gradient`, unless null, receives dJ/d(routing.values), the same shape; entries outside the top-k are 0
+  // for weights. Internal: non-finite loss.
+  virtual absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) = 0;
+};
+
+// A labelled neighbor, tokenized.
+struct NeighborCase {
+  std::string reference_id;
+  std::vector<int32_t> prompt;                        // at least one token
+  std::vector<std::vector<int32_t>> continuations;    // the answer alone, or all choices; none empty
+  int gold = 0;                                       // index of the answer among continuations
+  double kernel_weight = 1;                           // K_i > 0, not normalized
+};
+
+enum class SurrogateLoss {
+  kAnswer,   // mean negative log-likelihood of the answer's tokens
+  kChoices,  // cross-entropy over the choices' length-normalized log-likelihoods; kAnswer for a case with one continuation
+};
+
+// What a reference never recomputes: hidden states entering the first critical layer at the positions that move, keys and
+// values of all earlier positions. Opaque outside server/model; kept alive by whoever holds it.
+class NeighborState {
+ public:
+  virtual ~NeighborState() = default;
+};
+
+struct ObjectiveSpec {
+  std::vector<NeighborCase> cases;                              // at least one
+  std::vector<std::shared_ptr<const NeighborState>> states;     // one per case, from ModelRunner::PrepareNeighbor
+  std::vector<int> critical_layers;                             // ascending
+  ApplicationRule rule = ApplicationRule::kEveryNewToken;
+  SurrogateLoss loss = SurrogateLoss::kAnswer;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_TYPES_NEIGHBORHOOD_OBJECTIVE_H_

@@ -1,0 +1,61 @@
+#ifndef C3PO_SERVER_WEIGHTS_CHECKPOINT_H_
+#define C3PO_SERVER_WEIGHTS_CHECKPOINT_H_
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/call_once.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "server/weights/safetensors_file.h"
+
+namespace c3po {
+
+// The weights of a Hugging Face model folder: config.json and either model.safetensors or the shards that
+// model.safetensors.index.json ({"weight_map": {tensor name: file name}}) lists. model.safetensors wins where both
+// exist. Memory-mapped: opening reads headers only. Views are valid as long as the Checkpoint. Thread-safe after
+// Open().
+class Checkpoint {
+ public:
+  // NotFound: the folder, config.json, the weights or a shard is missing. InvalidArgument or DataLoss: a file is
+  // damaged, or the index names a tensor its shard lacks, or a file outside the folder. Messages name the file and the
+  // tensor.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder);
+
+  // NotFound names the folder and the tensor.
+  absl::StatusOr<TensorView> Find(absl::string_view name) const;
+  bool Has(absl::string_view name) const { return views_.find(name) != views_.end(); }
+  // Sorted.
+  std::vector<std::string> names() const;
+
+  // SHA-256, in lowercase hexadecimal, of
+  //   "config.json <byte count>\n" <bytes>
+  //   and per tensor in the order of names(): "<name>\n<dtype>[<d0>, <d1>, ...] <byte count>\n" <bytes>
+  // so that it does not depend on how tensors are spread over shards. Reads every byte on the first call (about a
+  // second per GB when the file is in the page cache), later calls return the same string.
+  const std::string& Digest() const;
+
+  const std::string& folder() const { return folder_; }
+  // The bytes of config.json, as read by Open().
+  const std::string& config_json() const { return config_json_; }
+
+ private:
+  explicit Checkpoint(std::string folder) : folder_(std::move(folder)) {}
+  absl::Status OpenShards(const std::string& index_path);
+
+  const std::string folder_;
+  std::string config_json_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, const TensorView*, std::less<>> views_;  // Into files_.
+  mutable absl::once_flag digest_once_;
+  mutable std::string digest_;
+};
+
+// The whole file. NotFound: no such file. InvalidArgument: not a regular file, or larger than `bytes_max`.
+absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t bytes_max);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_WEIGHTS_CHECKPOINT_H_

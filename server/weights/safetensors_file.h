@@ -1,0 +1,96 @@
+#ifndef C3PO_SERVER_WEIGHTS_SAFETENSORS_FILE_H_
+#define C3PO_SERVER_WEIGHTS_SAFETENSORS_FILE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace c3po {
+
+// Element types of the safetensors format, whole bytes only.
+enum class DType {
+  kBool,
+  kU8,
+  kI8,
+  kF8E5M2,
+  kF8E4M3,
+  kI16,
+  kU16,
+  kF16,
+  kBF16,
+  kI32,
+  kU32,
+  kF32,
+  kI64,
+  kU64,
+  kF64,
+};
+
+// The format's own spelling: "F32", "BF16", "F8_E4M3", ...
+absl::string_view DTypeName(DType dtype);
+// Bytes of one element: 1, 2, 4 or 8.
+int64_t DTypeBytes(DType dtype);
+
+// A tensor inside a mapped file. The bytes live as long as the SafetensorsFile (or Checkpoint) that gave the view.
+struct TensorView {
+  DType dtype = DType::kF32;
+  // Row-major; empty for a scalar. Every dimension >= 0 and their product times DTypeBytes(dtype) is bytes.size().
+  std::vector<int64_t> shape;
+  // Little-endian elements. The format promises no alignment: memcpy elements out, or check the address first.
+  absl::Span<const std::byte> bytes;
+
+  int64_t elements() const { return static_cast<int64_t>(bytes.size()) / DTypeBytes(dtype); }
+};
+
+// "[4, 16]".
+std::string ShapeString(absl::Span<const int64_t> shape);
+
+// One .safetensors file, memory-mapped read-only:
+//   8 bytes little-endian header length N, N bytes of JSON {"name": {"dtype", "shape", "data_offsets": [begin, end]}},
+//   then the data, which the tensors tile from first to last byte without gap or overlap.
+// (https://github.com/huggingface/safetensors, section "Format".)
+//
+// Open() checks the whole header, so that a view never reaches outside the mapping whatever the file holds; memory
+// taken is bounded by a small multiple of the header, whose length is at most kSafetensorsHeaderBytesMax. A file that
+// is shortened by another process while mapped kills this process (SIGBUS): model folders are written by rename, never
+// in place.
+//
+// Immutable after Open(), hence thread-safe.
+inline constexpr uint64_t kSafetensorsHeaderBytesMax = 100'000'000;
+inline constexpr size_t kSafetensorsRankMax = 16;
+
+class SafetensorsFile {
+ public:
+  // NotFound: no such file. DataLoss: shorter than its header says. InvalidArgument: anything else that breaks the
+  // format, a dtype that is not in DType, more than kSafetensorsRankMax dimensions. Messages name the file, and the
+  // tensor.
+  static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
+  ~SafetensorsFile();
+  SafetensorsFile(const SafetensorsFile&) = delete;
+  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
+
+  // Sorted.
+  std::vector<std::string> names() const;
+  // Null when there is no such tensor. The pointer is valid as long as this object.
+  const TensorView* Find(absl::string_view name) const;
+  const std::string& path() const { return path_; }
+
+ private:
+  SafetensorsFile(std::string path, absl::Span<const std::byte> mapping);
+  absl::Status ReadHeader();
+
+  const std::string path_;
+  const absl::Span<const std::byte> mapping_;  // Owned: unmapped by the destructor.
+  std::map<std::string, TensorView, std::less<>> tensors_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_WEIGHTS_SAFETENSORS_FILE_H_

@@ -1,0 +1,549 @@
+// Runs the built `c3po` against a fake server: which request it makes of its flags, what it prints, how it exits.
+
+#include <gmock/gmock.h>
+#include <google/protobuf/text_format.h>
+#include <google/protobuf/util/message_differencer.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "tests/client/child_process.h"
+#include "tests/client/fake_server.h"
+
+namespace c3po {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+using Json = nlohmann::json;
+
+class CliTest : public ::testing::Test {
+ protected:
+  std::vector<std::string> Arguments(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), C3PO_CLI_BINARY);
+    return arguments;
+  }
+
+  // The server's address goes in by the environment, as a user's shell profile would have it.
+  ChildResult Run(const std::vector<std::string>& arguments, const std::string& input = "") const {
+    return ChildProcess(Arguments(arguments), input, {{"C3PO_SERVER", server_.address()}}).Wait();
+  }
+
+  static std::vector<Json> JsonLines(const std::string& text) {
+    std::vector<Json> documents;
+    for (const absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+      documents.push_back(Json::parse(line.begin(), line.end()));
+    }
+    return documents;
+  }
+
+  static std::string WriteFile(const std::string& name, const std::string& text) {
+    const std::string path = ::testing::TempDir() + name;
+    std::ofstream(path, std::ios::binary) << text;
+    return path;
+  }
+
+  template <typename Message>
+  static void ExpectEqual(const Message& actual, const std::string& expected_text) {
+    Message expected;
+    ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(expected_text, &expected));
+    EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(actual, expected))
+        << actual.DebugString() << "instead of\n"
+        << expected.DebugString();
+  }
+
+  FakeServer server_;
+};
+
+TEST_F(CliTest, AskStreamsTheTextAndNothingElse) {
+  const ChildResult result = Run({"ask", "What is it?"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.out, "Hello world\n");
+  EXPECT_EQ(result.err, "");
+  ExpectEqual(server_.generate_requests().at(0), "prompt: 'What is it?'");
+}
+
+TEST_F(CliTest, AskReadsStdinWithoutItsLastNewline) {
+  EXPECT_EQ(Run({"ask"}, "line one\nline two\n").exit_code, 0);
+  EXPECT_EQ(Run({"ask", "-"}, "dash").exit_code, 0);
+  EXPECT_EQ(server_.generate_requests().at(0).prompt(), "line one\nline two");
+  EXPECT_EQ(server_.generate_requests().at(1).prompt(), "dash");
+}
+
+TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
+  const ChildResult result = Run({"ask",
+                                  "hi",
+                                  "--method",
+                                  "ngd",
+                                  "--k",
+                                  "12",
+                                  "--kernel",
+                                  "matern",
+                                  "--bandwidth",
+                                  "0.5",
+                                  "--steps",
+                                  "0",
+                                  "--learning-rate",
+                                  "0.25",
+                                  "--critical-layers",
+                                  "3,25-27",
+                                  "--core-experts",
+                                  "0",
+                                  "--application",
+                                  "shift",
+                                  "--collection",
+                                  "science",
+                                  "--references",
+                                  "all",
+                                  "--objective",
+                                  "choices",
+                                  "--step-rule",
+                                  "adam",
+                                  "--alpha",
+                                  "0.5",
+                                  "--no-gate",
+                                  "--gate-max-distance",
+                                  "1.5",
+                                  "--gate-max-confidence",
+                                  "0.75",
+                                  "--gate-min-loss-reduction",
+                                  "0.125",
+                                  "--return-pathways",
+                                  "--temperature",
+                                  "0",
+                                  "--top-k",
+                                  "40",
+                                  "--top-p",
+                                  "0.5",
+                                  "--min-p",
+                                  "0.25",
+                                  "--repetition-penalty",
+                                  "1.5",
+                                  "--seed",
+                                  "18446744073709551615",
+                                  "--max-tokens",
+                                  "64",
+                                  "--stop",
+                                  "\n",
+                                  "--stop",
+                                  "END",
+                                  "--logprobs",
+                                  "5",
+                                  "--ignore-eos",
+                                  "--request-id",
+                                  "mine"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  ExpectEqual(server_.generate_requests().at(0), R"(
+      prompt: 'hi'
+      sampling {
+        temperature: 0 top_k: 40 top_p: 0.5 min_p: 0.25 repetition_penalty: 1.5 seed: 18446744073709551615
+        max_tokens: 64 stop: '\n' stop: 'END' logprobs: 5 ignore_eos: true
+      }
+      optimization {
+        method: METHOD_NEIGHBORHOOD_GRADIENT_DESCENT k: 12 kernel: KERNEL_MATERN bandwidth: 0.5 steps: 0
+        learning_rate: 0.25 critical_layers: [3, 25, 26, 27] core_experts: 0
+        application_rule: APPLICATION_RULE_ROUTER_SHIFT collection: 'science'
+        reference_selection: REFERENCE_SELECTION_ALL objective: OBJECTIVE_CHOICES step_rule: STEP_RULE_ADAM alpha: 0.5
+        gate {
+          enabled: false max_neighbor_distance: 1.5 max_base_confidence: 0.75 min_loss_reduction: 0.125
+        }
+        return_pathways: true
+      }
+      request_id: 'mine')");
+}
+
+TEST_F(CliTest, NamedValuesMapToTheirEnums) {
+  const std::vector<std::vector<std::string>> cases = {
+      {"--method", "none", "method: METHOD_NONE"},
+      {"--method", "mode", "method: METHOD_MODE_FINDING"},
+      {"--method", "kernel", "method: METHOD_KERNEL_REGRESSION"},
+      {"--kernel", "gaussian", "kernel: KERNEL_GAUSSIAN"},
+      {"--kernel", "linear", "kernel: KERNEL_LINEAR"},
+      {"--kernel", "polynomial", "kernel: KERNEL_POLYNOMIAL"},
+      {"--application", "last", "application_rule: APPLICATION_RULE_LAST_PROMPT_TOKEN"},
+      {"--application", "every", "application_rule: APPLICATION_RULE_EVERY_NEW_TOKEN"},
+      {"--references", "successful", "reference_selection: REFERENCE_SELECTION_SUCCESSFUL"},
+      {"--objective", "answer", "objective: OBJECTIVE_ANSWER"},
+      {"--step-rule", "gradient", "step_rule: STEP_RULE_GRADIENT"},
+      {"--step-rule", "normalized", "step_rule: STEP_RULE_NORMALIZED"},
+      {"--epsilon", "0.5", "epsilon: 0.5"},
+      {"--critical-layers", "25,26", "critical_layers: [25, 26]"},
+  };
+  for (const auto& flag : cases) {
+    ASSERT_EQ(Run({"ask", "hi", flag[0], flag[1]}).exit_code, 0) << flag[0] << " " << flag[1];
+    ExpectEqual(server_.generate_requests().back(), "prompt: 'hi' optimization { " + flag[2] + " }");
+  }
+}
+
+TEST_F(CliTest, ChatFlagWrapsThePromptAsAUsersMessage) {
+  ASSERT_EQ(Run({"ask", "hi", "--chat"}).exit_code, 0);
+  ASSERT_EQ(Run({"ask", "hi", "--system", "be brief"}).exit_code, 0);
+  ExpectEqual(server_.generate_requests().at(0), "chat { messages { role: 'user' content: 'hi' } }");
+  ExpectEqual(server_.generate_requests().at(1), R"(
+      chat { messages { role: 'system' content: 'be brief' } messages { role: 'user' content: 'hi' } })");
+}
+
+TEST_F(CliTest, AskJsonIsOneDocumentPerEventWithTheProtosNames) {
+  const ChildResult result = Run({"ask", "hi", "--json", "--method", "ngd"});
+  EXPECT_EQ(result.exit_code, 0);
+  const std::vector<Json> events = JsonLines(result.out);
+  ASSERT_EQ(events.size(), 4);
+  const Json& report = events[0].at("optimization");
+  EXPECT_EQ(report.at("neighbors").size(), 2);
+  EXPECT_EQ(report.at("neighbors")[0].at("kernel_weight"), 0.625);
+  EXPECT_LT(report.at("losses").back(), report.at("losses").front());
+  EXPECT_EQ(events[1].at("delta").at("text"), "Hello");
+  EXPECT_EQ(events[3].at("summary").at("finish_reason"), "FINISH_REASON_STOP");
+}
+
+TEST_F(CliTest, AskJsonWithoutOptimizationShowsEmptyLists) {
+  const std::vector<Json> events = JsonLines(Run({"ask", "hi", "--json", "--method", "none"}).out);
+  ASSERT_EQ(events.size(), 4);
+  EXPECT_TRUE(events[0].at("optimization").at("neighbors").empty());
+  EXPECT_TRUE(events[0].at("optimization").at("losses").empty());
+}
+
+TEST_F(CliTest, ExplainShowsNeighborsLossesExpertsAndTimes) {
+  const ChildResult result = Run({"ask", "hi", "--explain"});
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("neighborhood gradient descent · applied"), HasSubstr("Question: neighbor 0?⏎Answer:"),
+                    HasSubstr("0.2500   0.625"), HasSubstr("0.8000 → 0.2000 (-75.0 %) in 2 steps"),
+                    HasSubstr("27      13  0.0312  0.0625  +0.0312"), HasSubstr("Hello world\n"),
+                    HasSubstr("decode  500.0"), Not(HasSubstr("\x1b"))));
+}
+
+TEST_F(CliTest, ChatKeepsTheTurnsAndEndsOnQuit) {
+  const ChildResult result = Run({"chat"}, "first\n\nsecond\n/quit\nthird\n");
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.out, "Hello world\nHello world\n");
+  ASSERT_EQ(server_.generate_requests().size(), 2);
+  ExpectEqual(server_.generate_requests().at(1), R"(
+      chat {
+        messages { role: 'user' content: 'first' }
+        messages { role: 'assistant' content: 'Hello world' }
+        messages { role: 'user' content: 'second' }
+      })");
+}
+
+TEST_F(CliTest, AFailedCallPrintsOneLineAndExitsWithItsCode) {
+  const ChildResult result = Run({"ask", "hi", "--k", "0"});
+  EXPECT_EQ(result.exit_code, 4);
+  EXPECT_EQ(result.out, "");
+  EXPECT_EQ(result.err, "c3po: INVALID_ARGUMENT: optimization.k: must be at least 1 [reason INVALID_FIELD]\n");
+}
+
+TEST_F(CliTest, EachCodeHasItsExitCode) {
+  grpc::StatusCode code = grpc::StatusCode::OK;
+  server_.on_generate = [&](grpc::ServerContext* context, const v1::GenerateRequest&,
+                            grpc::ServerWriter<v1::GenerateResponse>*) {
+    // Else RESOURCE_EXHAUSTED and UNAVAILABLE would be tried again, in real time.
+    context->AddTrailingMetadata("grpc-retry-pushback-ms", "-1");
+    return grpc::Status(code, "because");
+  };
+  const std::vector<std::pair<grpc::StatusCode, int>> cases = {
+      {grpc::StatusCode::UNAVAILABLE, 3},        {grpc::StatusCode::INVALID_ARGUMENT, 4},
+      {grpc::StatusCode::NOT_FOUND, 5},          {grpc::StatusCode::FAILED_PRECONDITION, 6},
+      {grpc::StatusCode::RESOURCE_EXHAUSTED, 7}, {grpc::StatusCode::DEADLINE_EXCEEDED, 8},
+      {grpc::StatusCode::CANCELLED, 9},          {grpc::StatusCode::UNAUTHENTICATED, 10},
+      {grpc::StatusCode::PERMISSION_DENIED, 10}, {grpc::StatusCode::INTERNAL, 1},
+  };
+  for (const auto& [server_code, exit_code] : cases) {
+    code = server_code;
+    const ChildResult result = Run({"ask", "hi"});
+    EXPECT_EQ(result.exit_code, exit_code);
+    EXPECT_THAT(result.err, AllOf(StartsWith("c3po: "), HasSubstr(": because\n")));
+  }
+}
+
+TEST_F(CliTest, UsageErrorsExitWithTwoAndSendNothing) {
+  const std::vector<std::vector<std::string>> cases = {
+      {},
+      {"frobnicate"},
+      {"ask", "hi", "--method", "magic"},
+      {"ask", "hi", "--k", "-1"},
+      {"ask", "hi", "--k", "3", "--epsilon", "0.5"},
+      {"ask", "hi", "--steps", "many"},
+      {"ask", "hi", "--critical-layers", "29-25"},
+      {"ask", "hi", "--critical-layers", "0-4000000000"},
+      {"ask", "hi", "--critical-layers", "a"},
+      {"ask", "hi", "--timeout", "-1"},
+      {"refs"},
+      {"refs", "import", "/nonexistent.jsonl"},
+      {"refs", "delete"},
+      {"refs", "delete", "--collection", "science"},
+      {"score", "hi"},
+      {"score"},
+      {"tokenize"},
+  };
+  for (const auto& arguments : cases) {
+    const ChildResult result = Run(arguments);
+    EXPECT_EQ(result.exit_code, 2) << Json(arguments) << result.err;
+    EXPECT_NE(result.err, "") << Json(arguments);
+  }
+  EXPECT_TRUE(server_.generate_requests().empty());
+  EXPECT_TRUE(server_.delete_requests().empty());
+}
+
+TEST_F(CliTest, HelpAndVersionExitWithZero) {
+  const ChildResult help = Run({"--help"});
+  EXPECT_EQ(help.exit_code, 0);
+  EXPECT_THAT(help.out, AllOf(HasSubstr("ask"), HasSubstr("refs"), HasSubstr("Exit codes: 0 ok")));
+  EXPECT_EQ(Run({"ask", "--help"}).exit_code, 0);
+  EXPECT_EQ(Run({"--version"}).exit_code, 0);
+}
+
+TEST_F(CliTest, GlobalFlagsWorkBeforeAndAfterTheCommand) {
+  for (const auto& arguments : {std::vector<std::string>{"--server", server_.address(), "--timeout", "20", "ask", "hi"},
+                                std::vector<std::string>{"ask", "hi", "--server", server_.address()}}) {
+    EXPECT_EQ(ChildProcess(Arguments(arguments)).Wait().out, "Hello world\n");
+  }
+}
+
+TEST_F(CliTest, AServerOnThisMachineIsNotLookedForBehindAProxy) {
+  const ChildResult result = ChildProcess(Arguments({"ask", "hi", "--server", server_.address()}), "",
+                                          {{"http_proxy", "http://127.0.0.1:1"}, {"no_proxy", ""}})
+                                 .Wait();
+  EXPECT_EQ(result.out, "Hello world\n") << result.err;
+}
+
+TEST_F(CliTest, APromptThatIsACommandsNameIsAPrompt) {
+  ASSERT_EQ(Run({"ask", "info"}).out, "Hello world\n");
+  EXPECT_EQ(server_.generate_requests().at(0).prompt(), "info");
+}
+
+TEST_F(CliTest, APromptThatIsNotUtf8IsRefusedByName) {
+  const ChildResult result = Run({"ask"}, "\xff\xfe");
+  EXPECT_EQ(result.exit_code, 4);
+  EXPECT_EQ(result.err, "c3po: INVALID_ARGUMENT: prompt: not valid UTF-8\n");
+}
+
+TEST_F(CliTest, NoServerIsUnavailable) {
+  const ChildResult result = ChildProcess(Arguments({"--server", "127.0.0.1:1", "info"})).Wait();
+  EXPECT_EQ(result.exit_code, 3);
+  EXPECT_THAT(result.err, AllOf(StartsWith("c3po: UNAVAILABLE: "), HasSubstr("(after 4 attempts)")));
+}
+
+TEST_F(CliTest, TheTimeoutEndsACallThatHangs) {
+  server_.on_generate = [](grpc::ServerContext* context, const v1::GenerateRequest&,
+                           grpc::ServerWriter<v1::GenerateResponse>*) {
+    while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
+    return grpc::Status::CANCELLED;
+  };
+  EXPECT_EQ(Run({"ask", "hi", "--timeout", "0.2"}).exit_code, 8);
+}
+
+TEST_F(CliTest, AnInterruptCancelsTheCallAndEndsTheLine) {
+  absl::Notification cancelled;
+  server_.on_generate = [&](grpc::ServerContext* context, const v1::GenerateRequest&,
+                            grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    v1::GenerateResponse event;
+    event.mutable_delta()->set_text("Begin");
+    writer->Write(event);
+    while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
+    cancelled.Notify();
+    return grpc::Status::CANCELLED;
+  };
+  ChildProcess child(Arguments({"ask", "hi", "--server", server_.address()}));
+  while (child.OutputSoFar().empty()) absl::SleepFor(absl::Milliseconds(5));
+  child.Signal(SIGINT);
+  const ChildResult result = child.Wait();
+  EXPECT_EQ(result.exit_code, 9);
+  EXPECT_EQ(result.out, "Begin\n");
+  EXPECT_THAT(result.err, StartsWith("c3po: CANCELLED"));
+  EXPECT_TRUE(cancelled.WaitForNotificationWithTimeout(absl::Seconds(20)));
+}
+
+constexpr char kSamples[] =
+    R"({"prompt": "one", "answer": " yes", "choices": [" yes", " no"], "metadata": {"source": "test", "rank": 3}})"
+    "\n"
+    "not json\n"
+    "\n"
+    R"({"prompt": "wrong", "answer": " no"})"
+    "\n"
+    R"({"prompt": "two"})"
+    "\n"
+    R"(["prompt"])"
+    "\n"
+    R"({"prompt": "bad", "answer": "x"})"
+    "\n"
+    "{\"prompt\": \"\xff\", \"answer\": \"x\"}\n"
+    R"({"prompt": "duplicate", "answer": "x"})"
+    "\n"
+    R"({"prompt": "two", "answer": "x", "choices": [1]})";
+
+TEST_F(CliTest, ImportReportsMalformedLinesByNumberAndGoesOn) {
+  const std::string path = WriteFile("samples.jsonl", kSamples);
+  const ChildResult result = Run({"refs", "import", path, "--collection", "science"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, StartsWith("collection science: 1 successful, 1 failed, 6 malformed, 1 duplicate ("));
+  EXPECT_THAT(result.err,
+              AllOf(HasSubstr(path + ":2: not JSON: "), HasSubstr(path + ":5: \"answer\" is missing"),
+                    HasSubstr(path + ":6: not a JSON object"),
+                    HasSubstr(path + ":7: prompt: longer than the context window"), HasSubstr(path + ":8: not JSON: "),
+                    HasSubstr(path + ":10: \"choices\" holds something that is not a text")));
+  const auto requests = server_.add_requests();
+  ASSERT_EQ(requests.size(), 4);
+  ExpectEqual(requests[0], R"(
+      collection: 'science' sequence: 1
+      sample {
+        prompt: 'one' answer: ' yes' choices: ' yes' choices: ' no'
+        metadata { key: 'source' value: 'test' } metadata { key: 'rank' value: '3' }
+      })");
+  EXPECT_EQ(requests[3].sequence(), 9);
+}
+
+TEST_F(CliTest, ImportStrictFailsOnMalformedLinesAfterImportingTheOthers) {
+  const std::string path = WriteFile("strict.jsonl", kSamples);
+  const ChildResult result = Run({"refs", "import", path, "--strict"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("strict.jsonl: 6 malformed lines (--strict)\n"));
+  EXPECT_EQ(server_.add_requests().size(), 4);
+  EXPECT_EQ(server_.add_requests().at(0).collection(), "default");
+}
+
+TEST_F(CliTest, ImportStopsAtItsLimitAndPrintsJson) {
+  const std::string path = WriteFile("limit.jsonl", kSamples);
+  const ChildResult result = Run({"refs", "import", path, "--limit", "2", "--json"});
+  EXPECT_EQ(result.exit_code, 0);
+  const Json summary = JsonLines(result.out).at(0);
+  EXPECT_EQ(summary.at("collection"), "default");
+  EXPECT_EQ(summary.at("successful"), 1);
+  EXPECT_EQ(summary.at("failed"), 1);
+  EXPECT_EQ(summary.at("malformed"), 1);
+  EXPECT_EQ(server_.add_requests().size(), 2);
+}
+
+TEST_F(CliTest, ImportReadsStdin) {
+  EXPECT_EQ(Run({"refs", "import", "-"}, "{\"prompt\": \"p\", \"answer\": \"a\"}\n").exit_code, 0);
+  EXPECT_EQ(server_.add_requests().size(), 1);
+}
+
+TEST_F(CliTest, AnImportThatBreaksTellsWhatWasAcknowledgedAndFails) {
+  server_.on_add = [](grpc::ServerContext*, FakeServer::ImportStream* stream) {
+    v1::AddReferencesRequest request;
+    stream->Read(&request);
+    v1::AddReferencesResponse response;
+    response.add_verdicts()->set_sequence(request.sequence());
+    response.mutable_verdicts(0)->set_verdict(v1::VERDICT_SUCCESSFUL);
+    stream->Write(response);
+    return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "the disk is full");
+  };
+  const ChildResult result = Run({"refs", "import", WriteFile("broken.jsonl", kSamples)});
+  EXPECT_EQ(result.exit_code, 7);
+  EXPECT_THAT(result.out, HasSubstr("1 successful, 0 failed"));
+  EXPECT_THAT(result.err, HasSubstr("c3po: RESOURCE_EXHAUSTED: the disk is full\n"));
+}
+
+TEST_F(CliTest, RefsListWalksItsPages) {
+  const std::vector<Json> all = JsonLines(Run({"refs", "list", "--page-size", "2", "--json"}).out);
+  ASSERT_EQ(all.size(), 5);
+  EXPECT_EQ(all[4].at("id"), "ref-4");
+  EXPECT_EQ(JsonLines(Run({"refs", "list", "--page-size", "2", "--limit", "3", "--json"}).out).size(), 3);
+  EXPECT_THAT(Run({"refs", "list"}).out, AllOf(HasSubstr("id "), HasSubstr("ref-0")));
+}
+
+TEST_F(CliTest, RefsSearchGetAndStats) {
+  EXPECT_THAT(Run({"refs", "search", "near", "--collection", "science", "--k", "5", "--successful-only"}).out,
+              AllOf(HasSubstr("0.5000"), HasSubstr("Question: near?")));
+  ExpectEqual(server_.search_requests().at(0), "collection: 'science' text: 'near' k: 5 successful_only: true");
+  EXPECT_THAT(Run({"refs", "get", "ref-0"}).out, HasSubstr("Question: near?"));
+  const ChildResult missing = Run({"refs", "get", "nobody"});
+  EXPECT_EQ(missing.exit_code, 5);
+  EXPECT_EQ(missing.err, "c3po: NOT_FOUND: id: no reference nobody\n");
+  EXPECT_THAT(Run({"refs", "stats"}).out, HasSubstr("science            300         180     300"));
+  EXPECT_EQ(JsonLines(Run({"refs", "stats", "--json"}).out).at(0).at("collections")[0].at("collection"), "science");
+}
+
+TEST_F(CliTest, RefsDeleteTakesIdsOrAConfirmedCollection) {
+  EXPECT_EQ(Run({"refs", "delete", "a", "b"}).out, "deleted 2\n");
+  EXPECT_EQ(Run({"refs", "delete", "--collection", "science", "--yes"}).exit_code, 0);
+  ExpectEqual(server_.delete_requests().at(0), "ids: 'a' ids: 'b'");
+  ExpectEqual(server_.delete_requests().at(1), "collection: 'science'");
+}
+
+TEST_F(CliTest, ScoreMarksTheLikeliestChoice) {
+  const ChildResult result = Run({"score", "Review: fine\nSentiment:", "--choices", " negative", " bad", "--k", "3"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("\" negative\""), HasSubstr("→         -1.0000")));
+  ExpectEqual(server_.score_requests().at(0), R"(
+      prompt: 'Review: fine\nSentiment:' continuations: ' negative' continuations: ' bad' optimization { k: 3 })");
+}
+
+TEST_F(CliTest, ScorePrintsContinuationsAndJson) {
+  const ChildResult result = Run({"score", "--continuation", "e", "--continuation", "x", "the prompt", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const Json response = JsonLines(result.out).at(0);
+  EXPECT_EQ(response.at("scores")[0].at("log_likelihood"), -2.0);
+  EXPECT_EQ(response.at("scores")[1].at("log_likelihood"), -1.0);
+  EXPECT_EQ(server_.score_requests().at(0).prompt(), "the prompt");
+}
+
+TEST_F(CliTest, ScoreFilePrintsAccuracy) {
+  // The fake prefers the continuation with fewer letters "e".
+  const std::string path =
+      WriteFile("heldout.jsonl", R"({"prompt": "1", "answer": " bad", "choices": [" negative", " bad"]})"
+                                 "\n"
+                                 R"({"prompt": "2", "answer": " negative", "choices": [" negative", " bad"]})"
+                                 "\nbroken\n"
+                                 R"({"prompt": "3", "answer": " yes"})"
+                                 "\n"
+                                 R"({"prompt": "4", "answer": " no"})");
+  const ChildResult result = Run({"score", "--file", path, "--method", "ngd"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.out, "2 of 4 correct (50.0 %), 1 malformed\n");
+  EXPECT_THAT(result.err, HasSubstr(path + ":3: not JSON"));
+  const auto requests = server_.score_requests();
+  ASSERT_EQ(requests.size(), 4);
+  ExpectEqual(requests[0], R"(prompt: '1' continuations: ' negative' continuations: ' bad'
+                              optimization { method: METHOD_NEIGHBORHOOD_GRADIENT_DESCENT })");
+
+  const std::vector<Json> items = JsonLines(Run({"score", "--file", path, "--json"}).out);
+  ASSERT_EQ(items.size(), 5);
+  EXPECT_EQ(items[0].at("line"), 1);
+  EXPECT_EQ(items[0].at("correct"), true);
+  EXPECT_EQ(items[1].at("predicted"), " bad");
+  EXPECT_EQ(items[1].at("answer"), " negative");
+  EXPECT_EQ(items[0].at("response").at("scores").size(), 2);
+  EXPECT_EQ(items[4].at("summary").at("accuracy"), 0.5);
+}
+
+TEST_F(CliTest, ScoreFileNamesTheLineThatFailed) {
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest&, v1::ScoreResponse*) {
+    return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "other model");
+  };
+  const std::string path = WriteFile("fails.jsonl", "\n{\"prompt\": \"1\", \"answer\": \"x\"}\n");
+  const ChildResult result = Run({"score", "--file", path});
+  EXPECT_EQ(result.exit_code, 6);
+  EXPECT_EQ(result.err, "c3po: FAILED_PRECONDITION: " + path + ":2: other model\n");
+}
+
+TEST_F(CliTest, TokenizeBothWays) {
+  EXPECT_THAT(Run({"tokenize", "ab"}).out, AllOf(HasSubstr("97  a"), HasSubstr("2 tokens")));
+  EXPECT_EQ(JsonLines(Run({"tokenize", "ab", "--json"}).out).at(0).at("ids"), Json({97, 98}));
+  EXPECT_EQ(Run({"tokenize", "--ids", "104,105"}).out, "hi\n");
+}
+
+TEST_F(CliTest, InfoWaitsUntilTheServerServes) {
+  server_.SetServing(false);
+  const ChildResult waiting = Run({"info", "--wait", "0.3"});
+  EXPECT_EQ(waiting.exit_code, 8);
+  EXPECT_THAT(waiting.err, HasSubstr("it says NOT_SERVING"));
+  server_.SetServing(true);
+  const ChildResult result = Run({"info", "--wait", "20"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_THAT(result.out, AllOf(HasSubstr("tiny"), HasSubstr("queue_depth_max")));
+  EXPECT_EQ(JsonLines(Run({"info", "--json"}).out).at(0).at("limits").at("queue_depth_max"), "256");
+}
+
+}  // namespace
+}  // namespace c3po

@@ -1,0 +1,303 @@
+#include "tests/client/fake_server.h"
+
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_builder.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "absl/strings/str_cat.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+
+namespace c3po {
+namespace {
+
+grpc::Status WithDetails(grpc::StatusCode code, const std::string& message,
+                         const std::vector<const google::protobuf::Message*>& details) {
+  google::rpc::Status rich;
+  rich.set_code(code);
+  rich.set_message(message);
+  for (const google::protobuf::Message* detail : details) rich.add_details()->PackFrom(*detail);
+  return grpc::Status(code, message, rich.SerializeAsString());
+}
+
+v1::OptimizationReport SampleReport(const v1::OptimizationOptions& options) {
+  v1::OptimizationReport report;
+  if (options.method() == v1::METHOD_NONE) {
+    report.set_method(v1::METHOD_NONE);
+    report.set_gate(v1::GATE_DECISION_NOT_REQUESTED);
+    return report;
+  }
+  report.set_method(options.has_method() ? options.method() : v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  report.set_gate(v1::GATE_DECISION_APPLIED);
+  report.set_collection(options.has_collection() ? options.collection() : "default");
+  for (int i = 0; i < 2; ++i) {
+    v1::NeighborInfo& neighbor = *report.add_neighbors();
+    neighbor.set_reference_id(absl::StrCat("ref-", i));
+    neighbor.set_distance(0.25 + 0.125 * i);
+    neighbor.set_kernel_weight(i == 0 ? 0.625 : 0.375);
+    neighbor.set_prompt(absl::StrCat("Question: neighbor ", i, "?\nAnswer:"));
+    neighbor.set_answer(" yes");
+    neighbor.set_successful(i == 0);
+  }
+  for (const double loss : {0.8, 0.5, 0.2}) report.add_losses(loss);
+  v1::ExpertChange& change = *report.add_largest_changes();
+  change.set_layer(27);
+  change.set_expert(13);
+  change.set_before(0.03125F);
+  change.set_after(0.0625F);
+  for (const int layer : {25, 26, 27}) report.add_critical_layers(layer);
+  report.set_core_experts(20);
+  report.set_application_rule(v1::APPLICATION_RULE_EVERY_NEW_TOKEN);
+  report.mutable_timings()->set_retrieval_seconds(0.0021);
+  report.mutable_timings()->set_optimization_seconds(0.04);
+  return report;
+}
+
+grpc::Status GenerateByDefault(const v1::GenerateRequest& request, grpc::ServerWriter<v1::GenerateResponse>* writer) {
+  if (request.optimization().neighborhood_case() == v1::OptimizationOptions::kK && request.optimization().k() == 0) {
+    return BadField("optimization.k", "must be at least 1");
+  }
+  v1::GenerateResponse event;
+  *event.mutable_optimization() = SampleReport(request.optimization());
+  writer->Write(event);
+  for (const char* text : {"Hello", " world"}) {
+    event.mutable_delta()->Clear();
+    event.mutable_delta()->set_text(text);
+    event.mutable_delta()->add_token_ids(7);
+    writer->Write(event);
+  }
+  v1::GenerationSummary& summary = *event.mutable_summary();
+  summary.set_request_id(request.request_id());
+  summary.set_finish_reason(v1::FINISH_REASON_STOP);
+  summary.mutable_usage()->set_prompt_tokens(3);
+  summary.mutable_usage()->set_completion_tokens(2);
+  summary.mutable_timings()->set_decode_seconds(0.5);
+  summary.mutable_provenance()->set_effective_seed(42);
+  writer->Write(event);
+  return grpc::Status::OK;
+}
+
+grpc::Status AddByDefault(FakeServer::ImportStream* stream,
+                          const std::function<void(v1::AddReferencesRequest)>& record) {
+  v1::AddReferencesRequest request;
+  v1::AddProgress progress;
+  while (stream->Read(&request)) {
+    record(request);
+    v1::AddReferencesResponse response;
+    v1::SampleVerdict& verdict = *response.add_verdicts();
+    verdict.set_sequence(request.sequence());
+    verdict.set_id(absl::StrCat("id-", request.sequence()));
+    progress.set_received(progress.received() + 1);
+    const std::string& prompt = request.sample().prompt();
+    verdict.set_verdict(v1::VERDICT_SUCCESSFUL);
+    if (prompt == "duplicate") verdict.set_verdict(v1::VERDICT_DUPLICATE);
+    if (prompt == "wrong") verdict.set_verdict(v1::VERDICT_FAILED);
+    if (prompt == "bad") {
+      verdict.set_verdict(v1::VERDICT_MALFORMED);
+      verdict.set_message("prompt: longer than the context window");
+    }
+    *response.mutable_progress() = progress;
+    if (!stream->Write(response)) break;
+  }
+  return grpc::Status::OK;
+}
+
+}  // namespace
+
+grpc::Status BadField(const std::string& field, const std::string& description) {
+  google::rpc::BadRequest bad_request;
+  google::rpc::BadRequest::FieldViolation& violation = *bad_request.add_field_violations();
+  violation.set_field(field);
+  violation.set_description(description);
+  google::rpc::ErrorInfo info;
+  info.set_reason("INVALID_FIELD");
+  return WithDetails(grpc::StatusCode::INVALID_ARGUMENT, absl::StrCat(field, ": ", description), {&bad_request, &info});
+}
+
+grpc::Status Overloaded(absl::Duration retry_delay) {
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(absl::ToInt64Seconds(retry_delay));
+  retry.mutable_retry_delay()->set_nanos(
+      static_cast<int32_t>(absl::ToInt64Nanoseconds(retry_delay % absl::Seconds(1))));
+  google::rpc::ErrorInfo info;
+  info.set_reason("QUEUE_FULL");
+  return WithDetails(grpc::StatusCode::RESOURCE_EXHAUSTED, "the queue is full", {&retry, &info});
+}
+
+class FakeServer::Generation : public v1::GenerationService::Service {
+ public:
+  explicit Generation(FakeServer* fake) : fake_(*fake) {}
+  grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
+                        grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    {
+      absl::MutexLock lock(&fake_.mu_);
+      fake_.generate_requests_.push_back(*request);
+    }
+    return fake_.on_generate ? fake_.on_generate(context, *request, writer) : GenerateByDefault(*request, writer);
+  }
+  grpc::Status Score(grpc::ServerContext* context, const v1::ScoreRequest* request,
+                     v1::ScoreResponse* response) override {
+    {
+      absl::MutexLock lock(&fake_.mu_);
+      fake_.score_requests_.push_back(*request);
+    }
+    if (fake_.on_score) return fake_.on_score(context, *request, response);
+    for (const std::string& continuation : request->continuations()) {
+      v1::ContinuationScore& score = *response->add_scores();
+      score.set_log_likelihood(-1.0 - std::count(continuation.begin(), continuation.end(), 'e'));
+      score.set_token_count(1);
+      score.set_is_greedy(score.log_likelihood() == -1.0);
+    }
+    *response->mutable_optimization() = SampleReport(request->optimization());
+    return grpc::Status::OK;
+  }
+  grpc::Status Tokenize(grpc::ServerContext*, const v1::TokenizeRequest* request,
+                        v1::TokenizeResponse* response) override {
+    for (const char c : request->text()) {
+      response->add_ids(static_cast<unsigned char>(c));
+      response->add_pieces(std::string(1, c));
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status Detokenize(grpc::ServerContext*, const v1::DetokenizeRequest* request,
+                          v1::DetokenizeResponse* response) override {
+    for (const uint32_t id : request->ids()) response->mutable_text()->push_back(static_cast<char>(id));
+    return grpc::Status::OK;
+  }
+
+ private:
+  FakeServer& fake_;
+};
+
+class FakeServer::References : public v1::ReferenceService::Service {
+ public:
+  explicit References(FakeServer* fake) : fake_(*fake) {}
+  grpc::Status Add(grpc::ServerContext* context, ImportStream* stream) override {
+    if (fake_.on_add) return fake_.on_add(context, stream);
+    return AddByDefault(stream, [this](v1::AddReferencesRequest request) {
+      absl::MutexLock lock(&fake_.mu_);
+      fake_.add_requests_.push_back(std::move(request));
+    });
+  }
+  grpc::Status Search(grpc::ServerContext*, const v1::SearchReferencesRequest* request,
+                      v1::SearchReferencesResponse* response) override {
+    absl::MutexLock lock(&fake_.mu_);
+    fake_.search_requests_.push_back(*request);
+    v1::SearchReferencesResponse::Hit& hit = *response->add_hits();
+    hit.set_distance(0.5);
+    hit.mutable_reference()->set_id("ref-0");
+    hit.mutable_reference()->mutable_sample()->set_prompt("Question: near?");
+    return grpc::Status::OK;
+  }
+  grpc::Status Get(grpc::ServerContext*, const v1::GetReferenceRequest* request,
+                   v1::GetReferenceResponse* response) override {
+    if (request->id() != "ref-0") {
+      return grpc::Status(grpc::StatusCode::NOT_FOUND, absl::StrCat("id: no reference ", request->id()));
+    }
+    response->mutable_reference()->set_id("ref-0");
+    response->mutable_reference()->mutable_sample()->set_prompt("Question: near?");
+    return grpc::Status::OK;
+  }
+  grpc::Status List(grpc::ServerContext* context, const v1::ListReferencesRequest* request,
+                    v1::ListReferencesResponse* response) override {
+    if (fake_.on_list) return fake_.on_list(context, *request, response);
+    constexpr int kReferences = 5;
+    const int from = request->page_token().empty() ? 0 : std::stoi(request->page_token());
+    const int to = std::min<int>(kReferences, from + static_cast<int>(request->page_size()));
+    for (int i = from; i < to; ++i) response->add_references()->set_id(absl::StrCat("ref-", i));
+    if (to < kReferences) response->set_next_page_token(absl::StrCat(to));
+    return grpc::Status::OK;
+  }
+  grpc::Status Delete(grpc::ServerContext*, const v1::DeleteReferencesRequest* request,
+                      v1::DeleteReferencesResponse* response) override {
+    absl::MutexLock lock(&fake_.mu_);
+    fake_.delete_requests_.push_back(*request);
+    response->set_deleted(request->ids_size());
+    return grpc::Status::OK;
+  }
+  grpc::Status GetStats(grpc::ServerContext*, const v1::GetStatsRequest*, v1::GetStatsResponse* response) override {
+    v1::CollectionStats& stats = *response->add_collections();
+    stats.set_collection("science");
+    stats.set_references(300);
+    stats.set_successful(180);
+    stats.set_usable(300);
+    return grpc::Status::OK;
+  }
+
+ private:
+  FakeServer& fake_;
+};
+
+class FakeServer::Info : public v1::ServerService::Service {
+ public:
+  explicit Info(FakeServer* fake) : fake_(*fake) {}
+  grpc::Status GetServerInfo(grpc::ServerContext* context, const v1::GetServerInfoRequest*,
+                             v1::GetServerInfoResponse* response) override {
+    {
+      absl::MutexLock lock(&fake_.mu_);
+      ++fake_.info_calls_;
+    }
+    if (fake_.on_info) return fake_.on_info(context, response);
+    response->set_version("0.1.0");
+    response->mutable_model()->set_name("tiny");
+    response->mutable_model()->set_layers(4);
+    (*response->mutable_limits())["queue_depth_max"] = 256;
+    return grpc::Status::OK;
+  }
+
+ private:
+  FakeServer& fake_;
+};
+
+FakeServer::FakeServer()
+    : generation_(std::make_unique<Generation>(this)),
+      references_(std::make_unique<References>(this)),
+      info_(std::make_unique<Info>(this)) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+  builder.RegisterService(generation_.get());
+  builder.RegisterService(references_.get());
+  builder.RegisterService(info_.get());
+  server_ = builder.BuildAndStart();
+}
+
+FakeServer::~FakeServer() { server_->Shutdown(std::chrono::system_clock::now()); }
+
+std::string FakeServer::address() const { return absl::StrCat("127.0.0.1:", port_); }
+
+void FakeServer::SetServing(bool serving) { server_->GetHealthCheckService()->SetServingStatus(serving); }
+
+std::vector<v1::GenerateRequest> FakeServer::generate_requests() const {
+  absl::MutexLock lock(&mu_);
+  return generate_requests_;
+}
+
+std::vector<v1::ScoreRequest> FakeServer::score_requests() const {
+  absl::MutexLock lock(&mu_);
+  return score_requests_;
+}
+
+std::vector<v1::AddReferencesRequest> FakeServer::add_requests() const {
+  absl::MutexLock lock(&mu_);
+  return add_requests_;
+}
+
+std::vector<v1::DeleteReferencesRequest> FakeServer::delete_requests() const {
+  absl::MutexLock lock(&mu_);
+  return delete_requests_;
+}
+
+std::vector<v1::SearchReferencesRequest> FakeServer::search_requests() const {
+  absl::MutexLock lock(&mu_);
+  return search_requests_;
+}
+
+int FakeServer::info_calls() const {
+  absl::MutexLock lock(&mu_);
+  return info_calls_;
+}
+
+}  // namespace c3po

@@ -1,0 +1,60 @@
+// Runs client/python/ask.py, which uses grpcio and the .proto files only, against the fake server.
+
+#include <gmock/gmock.h>
+#include <google/protobuf/text_format.h>
+#include <google/protobuf/util/message_differencer.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_split.h"
+#include "tests/client/child_process.h"
+#include "tests/client/fake_server.h"
+
+namespace c3po {
+namespace {
+
+class PythonAskTest : public ::testing::Test {
+ protected:
+  ChildResult Run(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py"});
+    return ChildProcess(arguments, "", {{"C3PO_SERVER", server_.address()}}).Wait();
+  }
+
+  FakeServer server_;
+};
+
+TEST_F(PythonAskTest, StreamsTheText) {
+  const ChildResult result = Run({"hi"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out, "Hello world\n");
+}
+
+TEST_F(PythonAskTest, PrintsTheSameEventsAsTheCli) {
+  const ChildResult python = Run({"hi", "--json", "--method", "ngd", "--k", "3", "--collection", "science"});
+  const ChildResult cli = ChildProcess({C3PO_CLI_BINARY, "ask", "hi", "--json", "--method", "ngd", "--k", "3",
+                                        "--collection", "science", "--server", server_.address()})
+                              .Wait();
+  ASSERT_EQ(python.exit_code, 0) << python.err;
+  const std::vector<std::string> python_lines = absl::StrSplit(python.out, '\n', absl::SkipEmpty());
+  const std::vector<std::string> cli_lines = absl::StrSplit(cli.out, '\n', absl::SkipEmpty());
+  ASSERT_EQ(python_lines.size(), 4);
+  ASSERT_EQ(cli_lines.size(), 4);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(nlohmann::json::parse(python_lines[i]), nlohmann::json::parse(cli_lines[i])) << i;
+  }
+  const auto requests = server_.generate_requests();
+  ASSERT_EQ(requests.size(), 2);
+  EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(requests[0], requests[1]));
+}
+
+TEST_F(PythonAskTest, AFailedCallPrintsOneLineAndExitsWithItsCode) {
+  const ChildResult result = Run({"hi", "--k", "0"});
+  EXPECT_EQ(result.exit_code, 4);
+  EXPECT_EQ(result.err, "ask.py: INVALID_ARGUMENT: optimization.k: must be at least 1\n");
+}
+
+}  // namespace
+}  // namespace c3po

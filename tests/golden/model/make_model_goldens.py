@@ -1,0 +1,231 @@
+"""Makes the tiny random models of tests/golden/model and what transformers computes with them.
+
+Each model is an ordinary Hugging Face folder (config.json, model.safetensors in float32, tokenizer.json over the 256
+bytes). Beside them, golden.safetensors holds, for prompts p = 0, 1, 2 of T = 1, 7, 33 tokens (L layers, d hidden width,
+E experts, V vocabulary):
+  prompt{p}.ids                  int32   [T]
+  prompt{p}.hidden.{l}           float32 [T, d]  input of layer l for l < L; output of the last layer for l = L
+  prompt{p}.final_norm           float32 [T, d]  after the final RMSNorm, the input of the LM head
+  prompt{p}.router_logits.{l}    float32 [T, E]  before softmax
+  prompt{p}.logits               float32 [T, V]
+  prompt{p}.greedy               int32   [64]    argmax continuation; the end-of-text token does not stop it
+  prompt{p}.greedy_margin        float32 [64]    largest logit minus the second largest, at each of these steps
+  prompt{p}.bfloat16.logits, prompt{p}.bfloat16.greedy, prompt{p}.bfloat16.greedy_margin
+                                 the same with weights and arithmetic in bfloat16; logits bfloat16, margin float32
+Every forward runs the whole sequence without a cache, with eager attention, on the CPU.
+
+Seeds are tried in order until one keeps greedy decoding away from ties, so that float32 rounding cannot change it.
+
+Usage: python make_model_goldens.py   (needs torch, transformers, safetensors; versions in provenance.json)
+"""
+
+import json
+import pathlib
+import platform
+
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROMPTS = ["Q", "Answer:", "Question: how many legs has a cat"]
+GREEDY_TOKENS = 64
+SPECIAL_TOKENS = ["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>"]
+VOCABULARY = 256 + len(SPECIAL_TOKENS)
+INIT_STD = 0.25
+NORM_STD = 0.1
+LOGIT_MARGIN_MIN = 5e-4   # In units of the logits' standard deviation.
+ROUTER_MARGIN_MIN = 5e-5  # In units of the router logits' standard deviation.
+DISTINCT_TOKENS_MIN = 8  # A greedy continuation that repeats one token would test little.
+
+COMMON = dict(
+    vocab_size=VOCABULARY,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    max_position_embeddings=256,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-5,
+    bos_token_id=None,
+    eos_token_id=256,
+    pad_token_id=257,
+    attention_dropout=0.0,
+)
+MODELS = {
+    "olmoe_tiny": (
+        transformers.OlmoeConfig,
+        dict(hidden_size=64, num_key_value_heads=4, intermediate_size=20, num_experts=16, num_experts_per_tok=4,
+             norm_topk_prob=False, tie_word_embeddings=False),
+    ),
+    "mixtral_tiny": (
+        transformers.MixtralConfig,
+        dict(hidden_size=64, num_key_value_heads=2, intermediate_size=20, num_local_experts=8, num_experts_per_tok=2,
+             sliding_window=None, tie_word_embeddings=True),
+    ),
+    "mixtral_dense_tiny": (
+        transformers.MixtralConfig,
+        dict(hidden_size=32, num_key_value_heads=2, intermediate_size=12, num_local_experts=8, num_experts_per_tok=8,
+             sliding_window=None, tie_word_embeddings=True),
+    ),
+}
+
+
+def byte_characters():
+    """The printable character that stands for each byte in byte-level BPE files: printable bytes keep their own."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    characters = {byte: chr(byte) for byte in kept}
+    moved = [byte for byte in range(256) if byte not in characters]
+    characters.update({byte: chr(256 + rank) for rank, byte in enumerate(moved)})
+    return [characters[byte] for byte in range(256)]
+
+
+def write_tokenizer(folder):
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    added = [
+        {"id": 256 + rank, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}
+        for rank, text in enumerate(SPECIAL_TOKENS)
+    ]
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "vocab": {character: byte for byte, character in enumerate(byte_characters())}, "merges": [],
+        },
+    }
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIAL_TOKENS[0],
+                "pad_token": SPECIAL_TOKENS[1], "clean_up_tokenization_spaces": False, "model_max_length": 256}
+    write_json(folder / "tokenizer.json", tokenizer)
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def make_model(name, seed):
+    config_class, sizes = MODELS[name]
+    config = config_class(**COMMON, **sizes)
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, weight in sorted(model.named_parameters()):
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(1 + NORM_STD * noise if weight.dim() == 1 else INIT_STD * noise)
+    return model
+
+
+def trace(model, ids):
+    """Hidden states, final norm, router logits (lists over layers) and logits of one prompt."""
+    hidden, final = [], []
+    hooks = [layer.register_forward_pre_hook(lambda _, args: hidden.append(args[0][0].clone()))
+             for layer in model.model.layers]
+    hooks.append(model.model.norm.register_forward_pre_hook(lambda _, args: hidden.append(args[0][0].clone())))
+    hooks.append(model.model.norm.register_forward_hook(lambda _, args, out: final.append(out[0].clone())))
+    with torch.no_grad():
+        output = model(input_ids=ids[None], output_router_logits=True, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    router = [logits.reshape(len(ids), -1) for logits in output.router_logits]
+    return hidden, final[0], router, output.logits[0]
+
+
+def greedy(model, ids):
+    tokens, margins = [], []
+    for _ in range(GREEDY_TOKENS):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([*ids.tolist(), *tokens])[None], use_cache=False).logits[0, -1]
+        best = logits.float().topk(2)
+        tokens.append(int(best.indices[0]))
+        margins.append(float(best.values[0] - best.values[1]))
+    return torch.tensor(tokens, dtype=torch.int32), torch.tensor(margins)
+
+
+def router_margin(model, ids):
+    """The smallest gap between the last active and the first inactive expert, in standard deviations."""
+    active = model.config.num_experts_per_tok
+    _, _, router, _ = trace(model, ids)
+    if active == router[0].shape[1]:
+        return float("inf")
+    ranked = torch.cat(router).sort(dim=1, descending=True).values
+    return float((ranked[:, active - 1] - ranked[:, active]).min() / torch.cat(router).std())
+
+
+def tests_much(quality):
+    return (quality["logit_margin"] >= LOGIT_MARGIN_MIN and quality["router_margin"] >= ROUTER_MARGIN_MIN
+            and quality["distinct_tokens"] >= DISTINCT_TOKENS_MIN)
+
+
+def expected(model):
+    golden = {}
+    quality = {"logit_margin": float("inf"), "router_margin": float("inf"), "distinct_tokens": GREEDY_TOKENS}
+    for p, text in enumerate(PROMPTS):
+        ids = torch.tensor(list(text.encode()))
+        hidden, final, router, logits = trace(model, ids)
+        golden[f"prompt{p}.ids"] = ids.to(torch.int32)
+        for layer, value in enumerate(hidden):
+            golden[f"prompt{p}.hidden.{layer}"] = value
+        for layer, value in enumerate(router):
+            golden[f"prompt{p}.router_logits.{layer}"] = value
+        golden[f"prompt{p}.final_norm"] = final
+        golden[f"prompt{p}.logits"] = logits
+        tokens, margins = greedy(model, ids)
+        golden[f"prompt{p}.greedy"], golden[f"prompt{p}.greedy_margin"] = tokens, margins
+        whole = torch.cat([ids, tokens.long()])
+        quality["logit_margin"] = min(quality["logit_margin"], float(margins.min() / logits.std()))
+        quality["router_margin"] = min(quality["router_margin"], router_margin(model, whole))
+        quality["distinct_tokens"] = min(quality["distinct_tokens"], len(set(tokens.tolist())))
+        if not tests_much(quality):
+            break
+    return golden, quality
+
+
+def add_bfloat16(model, golden):
+    model = model.to(torch.bfloat16)
+    for p, text in enumerate(PROMPTS):
+        ids = torch.tensor(list(text.encode()))
+        golden[f"prompt{p}.bfloat16.logits"] = trace(model, ids)[3]
+        tokens, margins = greedy(model, ids)
+        golden[f"prompt{p}.bfloat16.greedy"], golden[f"prompt{p}.bfloat16.greedy_margin"] = tokens, margins
+
+
+def main():
+    torch.set_num_threads(1)
+    assert [len(text) for text in PROMPTS] == [1, 7, 33]
+    chosen = {}
+    for name in MODELS:
+        for seed in range(200):
+            model = make_model(name, seed)
+            golden, quality = expected(model)
+            if tests_much(quality):
+                break
+        else:
+            raise SystemExit(f"{name}: no seed keeps away from ties")
+        folder = HERE / name
+        model.save_pretrained(folder)
+        write_tokenizer(folder)
+        add_bfloat16(model, golden)
+        golden = {key: value.contiguous() for key, value in golden.items()}
+        safetensors.torch.save_file(golden, folder / "golden.safetensors")
+        chosen[name] = {"seed": seed, **{key: None if value == float("inf") else value for key, value in quality.items()}}
+        print(name, chosen[name])
+    write_json(HERE / "provenance.json", {
+        "script": "tests/golden/model/make_model_goldens.py",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__, "safetensors": safetensors.__version__},
+        "dtype": "float32; the tensors named bfloat16 in bfloat16",
+        "device": "cpu, 1 thread",
+        "prompts": PROMPTS,
+        "models": chosen,
+        "margins": "logit_margin and router_margin are in standard deviations of the logits, float32; null: all experts are active",
+        "tolerance": {"float32 logits, hidden states": "2e-4 of their standard deviation", "float32 greedy": "equal",
+                      "bfloat16 logits": "5e-2 of their standard deviation",
+                      "bfloat16 greedy": "equal up to the first step whose greedy_margin is within that tolerance"},
+    })
+
+
+if __name__ == "__main__":
+    main()
