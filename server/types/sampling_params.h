@@ -1,0 +1,34 @@
+#ifndef C3PO_SERVER_TYPES_SAMPLING_PARAMS_H_
+#define C3PO_SERVER_TYPES_SAMPLING_PARAMS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace c3po {
+
+// Limits on what a request may ask for.
+inline constexpr int kStopStringsMax = 16;
+inline constexpr size_t kStopStringBytesMax = 1024;
+inline constexpr int kLogprobsMax = 20;
+
+// How tokens are chosen and when a generation ends. Names and meanings are the field's; server/sampling/sampler.h gives
+// the formulas and ValidateSamplingParams checks the ranges.
+struct SamplingParams {
+  double temperature = 0;  // [0, inf), finite. 0: greedy, and then top_k, top_p, min_p and seed have no effect.
+  int top_k = 0;           // [0, inf). Keep the k most likely tokens; 0: all.
+  double top_p = 1;        // (0, 1]. Keep the fewest most likely tokens that hold this much probability.
+  double min_p = 0;        // [0, 1). Keep tokens at least this likely relative to the most likely one.
+  double repetition_penalty =
+      1;                 // (0, inf), finite. Over 1 discourages tokens that were seen, under 1 encourages them.
+  uint64_t seed = 0;     // Any. Where a client gives none, the server draws one and reports it.
+  int max_tokens = 256;  // >= 1. Generated tokens.
+  std::vector<std::string> stop;  // At most kStopStringsMax texts of 1 to kStopStringBytesMax bytes.
+  int logprobs = -1;              // [-1, kLogprobsMax]. -1: none; n: the chosen token's and the n most likely ones'.
+  bool ignore_eos = false;        // Go on after an end-of-sequence token.
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_TYPES_SAMPLING_PARAMS_H_

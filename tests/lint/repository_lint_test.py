@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Self-test of repository_lint.py: a small made tree without fault passes, and each fault put into it is found, alone."""
+
+import os
+import subprocess
+import tempfile
+import unittest
+from typing import Dict, List, Optional, Tuple
+
+import repository_lint
+
+# Machine paths are put together here, or this file would break the rule itself.
+SLASH = "/"
+
+
+def header(path: str, body: str = "") -> str:
+    guard = "C3PO_" + path.upper().replace("/", "_").replace(".", "_") + "_"
+    return f"#ifndef {guard}\n#define {guard}\n{body}\n#endif  // {guard}\n"
+
+
+def include(*names: str) -> str:
+    return "".join(f'#include "{name}"\n' for name in names)
+
+
+BASE = {
+    "index/base/sha256.h": header("index/base/sha256.h"),
+    "index/types/neighbor.h": header("index/types/neighbor.h"),
+    "index/store/store.h": header("index/store/store.h", include("index/types/neighbor.h")),
+    "index/store/store.cc": include("index/store/store.h", "index/base/sha256.h", "sqlite3.h", "nlohmann/json.hpp"),
+    "index/search/graph.h": header("index/search/graph.h"),
+    "index/search/graph.cc": include("index/search/graph.h", "hnswlib/hnswlib.h"),
+    "server/types/params.h": header("server/types/params.h", include("index/types/neighbor.h")),
+    "server/metrics/metrics.h": header("server/metrics/metrics.h"),
+    "server/metrics/logging.h": header("server/metrics/logging.h"),
+    "server/metrics/http_server.h": header("server/metrics/http_server.h"),
+    "server/metrics/http_server.cc": include("httplib.h", "server/metrics/http_server.h"),
+    "server/metrics/exporter.cc": "#include <prometheus/counter.h>\n" + include("server/metrics/metrics.h"),
+    "server/sampling/sampler.h": header("server/sampling/sampler.h", include("server/types/params.h")),
+    "server/scheduler/batcher.h": header("server/scheduler/batcher.h", include("server/sampling/sampler.h")),
+    "server/scheduler/batcher.cc": include("server/scheduler/batcher.h", "server/metrics/logging.h"),
+    "server/weights/safetensors.h": header("server/weights/safetensors.h"),
+    "server/model/moe.cc": include("server/weights/safetensors.h", "ATen/ATen.h", "server/types/params.h"),
+    "server/embed/encoder.cc": include("server/weights/safetensors.h", "torch/torch.h"),
+    "server/pipeline/pipeline.h": header("server/pipeline/pipeline.h",
+                                         include("server/scheduler/batcher.h", "index/search/graph.h")),
+    "server/rpc/service.cc": include("server/pipeline/pipeline.h", "index/store/store.h", "grpcpp/grpcpp.h",
+                                     "c3po/v1/generation.grpc.pb.h"),
+    "server/main.cc": include("server/metrics/http_server.h", "server/pipeline/pipeline.h", "grpcpp/grpcpp.h"),
+    "client/client.cc": include("c3po/v1/generation.pb.h", "index/base/sha256.h", "google/protobuf/message.h"),
+    "tests/server/model/moe_test.cc": include("ATen/ATen.h", "server/model/moe.cc", "hnswlib/hnswlib.h"),
+    "README.md": "See server" + SLASH + "work and https://example.org" + SLASH + "home/x.\n" * 500,
+    "tests/lint/exceptions.txt": "# none\n",
+}
+
+# What is added to or replaced in BASE (None removes), then the one violation expected: rule, path, part of the message.
+CASES: List[Tuple[str, Dict[str, Optional[str]], Tuple[str, str, str]]] = [
+    ("index includes server", {"index/base/a.cc": include("server/types/params.h")},
+     ("room", "index/base/a.cc", "index/base may not include server/types/params.h")),
+    ("types includes store", {"index/types/a.cc": include("index/store/store.h")}, ("room", "index/types/a.cc", "store.h")),
+    ("store includes search", {"index/store/a.cc": include("index/search/graph.h")}, ("room", "index/store/a.cc", "graph.h")),
+    ("sampling includes the scheduler", {"server/sampling/a.cc": include("server/scheduler/batcher.h")},
+     ("room", "server/sampling/a.cc", "batcher.h")),
+    ("server types includes metrics", {"server/types/a.cc": include("server/metrics/metrics.h")},
+     ("room", "server/types/a.cc", "metrics.h")),
+    ("a room includes more of metrics than its seam", {"server/model/a.cc": include("server/metrics/http_server.h")},
+     ("room", "server/model/a.cc", "http_server.h")),
+    ("model includes store", {"server/model/a.cc": include("index/store/store.h")}, ("room", "server/model/a.cc", "store.h")),
+    ("text includes weights", {"server/text/a.cc": include("server/weights/safetensors.h")},
+     ("room", "server/text/a.cc", "safetensors.h")),
+    ("pipeline includes proto", {"server/pipeline/a.cc": include("c3po/v1/generation.pb.h")},
+     ("room", "server/pipeline/a.cc", "generation.pb.h")),
+    ("rpc includes the scheduler", {"server/rpc/a.cc": include("server/scheduler/batcher.h")},
+     ("room", "server/rpc/a.cc", "batcher.h")),
+    ("client includes server", {"client/a.cc": include("server/types/params.h")}, ("room", "client/a.cc", "params.h")),
+    ("server includes tests", {"server/text/a.cc": include("tests/fakes/a.h"), "tests/fakes/a.h": header("tests/fakes/a.h")},
+     ("room", "server/text/a.cc", "tests/fakes/a.h")),
+    ("index tests include server", {"tests/index/a_test.cc": include("server/types/params.h")},
+     ("room", "tests/index/a_test.cc", "params.h")),
+    ("a room that no table knows", {"server/attic/a.cc": ""}, ("room", "server/attic/a.cc", "in no table")),
+    ("an include that is not there", {"server/model/a.cc": include("server/model/gone.h")},
+     ("include-path", "server/model/a.cc", "not a tracked file")),
+    ("an include beside its file", {"index/store/a.cc": include("store.h")}, ("include-path", "index/store/a.cc", "from the root")),
+    ("a relative include", {"index/store/a.cc": include("../base/sha256.h")},
+     ("include-path", "index/store/a.cc", "from the root")),
+    ("hnswlib in a header", {"index/search/a.h": header("index/search/a.h", include("hnswlib/hnswlib.h"))},
+     ("third-party", "index/search/a.h", "hnswlib")),
+    ("sqlite in the client", {"client/a.cc": "#include <sqlite3.h>\n"}, ("third-party", "client/a.cc", "sqlite")),
+    ("prometheus in a header", {"server/metrics/a.h": header("server/metrics/a.h", "#include <prometheus/gauge.h>")},
+     ("third-party", "server/metrics/a.h", "prometheus")),
+    ("httplib in the client", {"client/a.cc": include("httplib.h")}, ("third-party", "client/a.cc", "cpp-httplib")),
+    ("grpc in the pipeline", {"server/pipeline/a.cc": include("grpcpp/server.h")},
+     ("third-party", "server/pipeline/a.cc", "gRPC")),
+    ("protobuf in index", {"index/types/a.cc": "#include <google/protobuf/message.h>\n"},
+     ("third-party", "index/types/a.cc", "protobuf")),
+    ("torch in the scheduler", {"server/scheduler/a.cc": include("ATen/core/Tensor.h")},
+     ("third-party", "server/scheduler/a.cc", "libtorch")),
+    ("c10 in the pathway", {"server/pathway/a.cc": include("c10/core/Device.h")},
+     ("third-party", "server/pathway/a.cc", "libtorch")),
+    ("nlohmann in a header", {"server/text/a.h": header("server/text/a.h", include("nlohmann/json.hpp"))},
+     ("third-party", "server/text/a.h", "nlohmann")),
+    ("no guard", {"server/text/a.h": "#pragma once\n"}, ("header-guard", "server/text/a.h", "C3PO_SERVER_TEXT_A_H_")),
+    ("another file's guard", {"server/text/a.h": header("server/text/b.h")},
+     ("header-guard", "server/text/a.h", "must begin with")),
+    ("guard without its end", {"server/text/a.h": header("server/text/a.h").rsplit("  //", 1)[0] + "\n"},
+     ("header-guard", "server/text/a.h", "must end with")),
+    ("a banned file", {"server/text/string_utils.cc": ""}, ("name", "server/text/string_utils.cc", '"utils"')),
+    ("a banned word among others", {"server/scheduler/kv_block_manager.cc": ""},
+     ("name", "server/scheduler/kv_block_manager.cc", '"manager"')),
+    ("a banned folder", {"deploy/common/a.sh": ""}, ("name", "deploy/common/a.sh", '"common"')),
+    ("a work folder", {"deploy/run.sh": "echo\ncd " + SLASH + "work/x\n"}, ("machine-path", "deploy/run.sh", "work")),
+    ("a home folder", {"deploy/run.py": 'p = "' + SLASH + 'home/me/x"\n'}, ("machine-path", "deploy/run.py", "home")),
+    ("root's folder for a compiler", {"deploy/cmake/a.cmake": "-I" + SLASH + "root/include\n"},
+     ("machine-path", "deploy/cmake/a.cmake", "root")),
+    ("a long file", {"server/text/a.cc": "\n" * 401}, ("file-length", "server/text/a.cc", "401 lines")),
+    ("a long CMake file", {"server/text/CMakeLists.txt": "\n" * 401}, ("file-length", "server/text/CMakeLists.txt", "401")),
+    ("an exception without a reason", {"server/text/a.cc": "\n",
+                                       "tests/lint/exceptions.txt": "file-length server/text/a.cc\n"},
+     ("exceptions", "tests/lint/exceptions.txt", "rule path reason")),
+    ("an exception that nothing needs", {"server/text/a.cc": "\n" * 400,
+                                         "tests/lint/exceptions.txt": "file-length server/text/a.cc it was long once\n"},
+     ("exceptions", "tests/lint/exceptions.txt", "does not need")),
+]
+
+
+class MadeTree:
+    """BASE with changes, in a temporary folder."""
+
+    def __init__(self, changes: Dict[str, Optional[str]]):
+        self.folder = tempfile.TemporaryDirectory()
+        for path, text in {**BASE, **changes}.items():
+            if text is None:
+                continue
+            full = os.path.join(self.folder.name, path)
+            os.makedirs(os.path.dirname(full), exist_ok=True)
+            with open(full, "w", encoding="utf-8") as file:
+                file.write(text)
+
+    def __enter__(self) -> str:
+        return self.folder.name
+
+    def __exit__(self, *_) -> None:
+        self.folder.cleanup()
+
+
+def lint(changes: Dict[str, Optional[str]]) -> List[repository_lint.Violation]:
+    with MadeTree(changes) as root:
+        return repository_lint.lint(root)
+
+
+class RepositoryLintTest(unittest.TestCase):
+    def test_a_tree_without_fault_passes(self):
+        self.assertEqual(lint({}), [])
+
+    def test_each_fault_is_found_and_nothing_else(self):
+        for name, changes, (rule, path, part) in CASES:
+            with self.subTest(name):
+                found = lint(changes)
+                self.assertEqual([(v.rule, v.path) for v in found], [(rule, path)], [str(v) for v in found])
+                self.assertIn(part, found[0].message)
+
+    def test_every_rule_has_a_case(self):
+        with open(repository_lint.__file__, encoding="utf-8") as file:
+            text = file.read()
+        rules = set(repository_lint.re.findall(r'Violation\("([a-z-]+)"', text))
+        self.assertEqual(rules, {rule for _, _, (rule, _, _) in CASES})
+
+    def test_a_third_party_in_two_files_is_told_of_both(self):
+        for name in ("hnswlib/hnswlib.h", "sqlite3.h", "prometheus/gauge.h", "httplib.h", "spdlog/spdlog.h", "pqxx/pqxx"):
+            with self.subTest(name):
+                found = lint({"server/text/a.cc": include(name), "server/model/b.cc": include(name)})
+                self.assertTrue(found)
+                self.assertEqual({v.rule for v in found}, {"third-party"})
+                self.assertLessEqual({"server/text/a.cc", "server/model/b.cc"}, {v.path for v in found})
+
+    def test_an_exception_lifts_its_rule_for_its_file_only(self):
+        reason = "file-length server/text/a.cc a table of the Unicode standard\n"
+        long = "\n" * 401
+        self.assertEqual(lint({"server/text/a.cc": long, "tests/lint/exceptions.txt": reason}), [])
+        found = lint({"server/text/a.cc": long, "server/text/b.cc": long, "tests/lint/exceptions.txt": reason})
+        self.assertEqual([v.path for v in found], ["server/text/b.cc"])
+
+    def test_line_numbers_are_those_of_the_fault(self):
+        found = lint({"index/base/a.cc": "// One.\n\n" + include("server/types/params.h")})
+        self.assertEqual(found[0].line, 3)
+
+    def test_binary_files_are_left_alone(self):
+        self.assertEqual(lint({"tests/golden/a.bin": "\0" + SLASH + "work/x"}), [])
+
+    def test_in_a_git_checkout_only_tracked_files_count(self):
+        with MadeTree({"server/text/string_utils.cc": ""}) as root:
+            git = ["git", "-C", root, "-c", "user.name=t", "-c", "user.email=t@example.org"]
+            subprocess.run(git + ["init", "-q"], check=True)
+            subprocess.run(git + ["add", "README.md", "index", "server/types"], check=True)
+            self.assertEqual(repository_lint.lint(root), [])
+            subprocess.run(git + ["add", "server/text"], check=True)
+            self.assertEqual([v.rule for v in repository_lint.lint(root)], ["name"])
+
+    def test_the_command_exits_1_on_a_violation_and_0_without(self):
+        for changes, code in (({}, 0), ({"deploy/helpers.py": ""}, 1)):
+            with MadeTree(changes) as root:
+                result = subprocess.run([os.sys.executable, repository_lint.__file__, "--root", root],
+                                        capture_output=True, text=True, check=False)
+                self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
