@@ -39,7 +39,7 @@ def say(text):
 
 
 def default_folder():
-    cache = os.environ.get("C3PO_CACHE_DIR") or os.path.join(os.environ.get("HOME", "/root"), ".cache", "c3po")
+    cache = os.environ.get("C3PO_CACHE_DIR") or os.path.expanduser("~/.cache/c3po")
     return pathlib.Path(cache) / "models" / "all-minilm-l6-v2"
 
 
