@@ -1,0 +1,303 @@
+#include "server/embed/sentence_encoder.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/layer_norm.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <filesystem>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "index/base/sha256.h"
+#include "index/base/status_macros.h"
+#include "server/embed/bert_config.h"
+#include "server/weights/checkpoint.h"
+
+namespace c3po {
+namespace {
+
+constexpr size_t kTokenizerBytesMax = 256 << 20;
+// Texts run together, padded to the longest, in batches of at most this many tokens with padding. Bounds the memory of
+// a forward pass: 16 MB a layer for MiniLM's intermediate width.
+constexpr int64_t kBatchTokensMax = 4096;
+
+struct LinearWeights {
+  at::Tensor weight;  // [out, in]
+  at::Tensor bias;    // [out]
+};
+struct NormWeights {
+  at::Tensor weight;  // [hidden]
+  at::Tensor bias;    // [hidden]
+};
+struct LayerWeights {
+  LinearWeights query_key_value;  // [3 hidden, hidden]
+  LinearWeights attention_output;
+  NormWeights attention_norm;
+  LinearWeights intermediate;
+  LinearWeights output;
+  NormWeights output_norm;
+};
+
+// Copies tensors of a checkpoint to float32 on a device, each checked against the shape that the config implies.
+class WeightReader {
+ public:
+  WeightReader(const Checkpoint& checkpoint, at::Device device)
+      : checkpoint_(checkpoint),
+        device_(device),
+        // A BertModel saved as part of a BertFor... carries the prefix.
+        prefix_(checkpoint.Has("embeddings.word_embeddings.weight") ? "" : "bert.") {}
+
+  absl::StatusOr<at::Tensor> Read(absl::string_view name, std::vector<int64_t> shape) const {
+    const std::string full_name = absl::StrCat(prefix_, name);
+    C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint_.Find(full_name));
+    if (view.shape != shape) {
+      return absl::InvalidArgumentError(absl::StrCat(checkpoint_.folder(), ": tensor \"", full_name, "\" has shape ",
+                                                     ShapeString(view.shape), ", config.json implies ",
+                                                     ShapeString(shape)));
+    }
+    at::ScalarType type;
+    switch (view.dtype) {
+      case DType::kF32:
+        type = at::kFloat;
+        break;
+      case DType::kF16:
+        type = at::kHalf;
+        break;
+      case DType::kBF16:
+        type = at::kBFloat16;
+        break;
+      default:
+        return absl::InvalidArgumentError(absl::StrCat(checkpoint_.folder(), ": tensor \"", full_name, "\" is ",
+                                                       DTypeName(view.dtype), "; F32, F16 and BF16 are supported"));
+    }
+    at::Tensor stored = at::empty(shape, at::TensorOptions().dtype(type));
+    std::memcpy(stored.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
+    return stored.to(at::kFloat).to(device_);
+  }
+  absl::StatusOr<LinearWeights> ReadLinear(const std::string& name, int64_t out, int64_t in) const {
+    C3PO_ASSIGN_OR_RETURN(at::Tensor weight, Read(name + ".weight", {out, in}));
+    C3PO_ASSIGN_OR_RETURN(at::Tensor bias, Read(name + ".bias", {out}));
+    return LinearWeights{std::move(weight), std::move(bias)};
+  }
+  absl::StatusOr<NormWeights> ReadNorm(const std::string& name, int64_t hidden) const {
+    C3PO_ASSIGN_OR_RETURN(at::Tensor weight, Read(name + ".weight", {hidden}));
+    C3PO_ASSIGN_OR_RETURN(at::Tensor bias, Read(name + ".bias", {hidden}));
+    return NormWeights{std::move(weight), std::move(bias)};
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
+  const at::Device device_;
+  const std::string prefix_;
+};
+
+at::Tensor Apply(const LinearWeights& linear, const at::Tensor& x) { return at::linear(x, linear.weight, linear.bias); }
+
+absl::Status LibtorchError(absl::string_view what, const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  return absl::InternalError(
+      absl::StrCat(what, ": ", torch_error ? torch_error->what_without_backtrace() : error.what()));
+}
+
+}  // namespace
+
+struct SentenceEncoder::Model {
+  BertConfig config;
+  at::Device device = at::kCPU;
+  Encode encode;
+  std::string digest;
+  std::string name;
+
+  at::Tensor word_embeddings;      // [vocabulary, hidden]
+  at::Tensor position_embeddings;  // [positions, hidden], with the embedding of token type 0 added
+  NormWeights embedding_norm;
+  std::vector<LayerWeights> layers;
+
+  absl::Status ReadWeights(const Checkpoint& checkpoint);
+  absl::StatusOr<std::vector<int32_t>> Tokens(const std::string& text) const;
+  // ids: [texts, tokens] int64; mask: [texts, tokens] float, 1 for a token and 0 for padding. Returns [texts, hidden].
+  at::Tensor Forward(const at::Tensor& ids, const at::Tensor& mask) const;
+  at::Tensor Norm(const NormWeights& norm, const at::Tensor& x) const {
+    return at::layer_norm(x, {config.hidden}, norm.weight, norm.bias, config.norm_eps);
+  }
+  // Embeds the texts whose indices are `batch`, longest first, into rows.
+  absl::Status EmbedBatch(absl::Span<const std::vector<int32_t>> tokens, absl::Span<const size_t> batch,
+                          std::vector<std::vector<float>>& rows) const;
+};
+
+absl::Status SentenceEncoder::Model::ReadWeights(const Checkpoint& checkpoint) {
+  const WeightReader reader(checkpoint, device);
+  const int64_t hidden = config.hidden;
+  C3PO_ASSIGN_OR_RETURN(word_embeddings, reader.Read("embeddings.word_embeddings.weight", {config.vocabulary, hidden}));
+  C3PO_ASSIGN_OR_RETURN(position_embeddings,
+                        reader.Read("embeddings.position_embeddings.weight", {config.positions, hidden}));
+  C3PO_ASSIGN_OR_RETURN(const at::Tensor types,
+                        reader.Read("embeddings.token_type_embeddings.weight", {config.token_types, hidden}));
+  position_embeddings = position_embeddings.add(types.narrow(0, 0, 1));
+  C3PO_ASSIGN_OR_RETURN(embedding_norm, reader.ReadNorm("embeddings.LayerNorm", hidden));
+  for (int i = 0; i < config.layers; ++i) {
+    const std::string prefix = absl::StrCat("encoder.layer.", i, ".");
+    C3PO_ASSIGN_OR_RETURN(const LinearWeights query,
+                          reader.ReadLinear(prefix + "attention.self.query", hidden, hidden));
+    C3PO_ASSIGN_OR_RETURN(const LinearWeights key, reader.ReadLinear(prefix + "attention.self.key", hidden, hidden));
+    C3PO_ASSIGN_OR_RETURN(const LinearWeights value,
+                          reader.ReadLinear(prefix + "attention.self.value", hidden, hidden));
+    LayerWeights layer;
+    layer.query_key_value = {at::cat({query.weight, key.weight, value.weight}),
+                             at::cat({query.bias, key.bias, value.bias})};
+    C3PO_ASSIGN_OR_RETURN(layer.attention_output, reader.ReadLinear(prefix + "attention.output.dense", hidden, hidden));
+    C3PO_ASSIGN_OR_RETURN(layer.attention_norm, reader.ReadNorm(prefix + "attention.output.LayerNorm", hidden));
+    C3PO_ASSIGN_OR_RETURN(layer.intermediate,
+                          reader.ReadLinear(prefix + "intermediate.dense", config.intermediate, hidden));
+    C3PO_ASSIGN_OR_RETURN(layer.output, reader.ReadLinear(prefix + "output.dense", hidden, config.intermediate));
+    C3PO_ASSIGN_OR_RETURN(layer.output_norm, reader.ReadNorm(prefix + "output.LayerNorm", hidden));
+    layers.push_back(std::move(layer));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int32_t>> SentenceEncoder::Model::Tokens(const std::string& text) const {
+  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids, encode(text));
+  if (ids.empty()) return absl::InvalidArgumentError("no tokens");
+  if (ids.size() > static_cast<size_t>(config.max_tokens)) {
+    ids[config.max_tokens - 1] = ids.back();
+    ids.resize(config.max_tokens);
+  }
+  for (int32_t id : ids) {
+    if (id < 0 || id >= config.vocabulary) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token ", id, " is outside ", name, "'s vocabulary of ", config.vocabulary));
+    }
+  }
+  return ids;
+}
+
+at::Tensor SentenceEncoder::Model::Forward(const at::Tensor& ids, const at::Tensor& mask) const {
+  const int64_t texts = ids.size(0), tokens = ids.size(1), head = config.hidden / config.heads;
+  at::Tensor h = at::embedding(word_embeddings, ids).add(position_embeddings.narrow(0, 0, tokens));
+  h = Norm(embedding_norm, h);
+  const at::Tensor keys_seen = mask.to(at::kBool).view({texts, 1, 1, tokens}).expand({texts, 1, tokens, tokens});
+  for (const LayerWeights& layer : layers) {
+    // [texts, tokens, 3, heads, head] -> [3, texts, heads, tokens, head]
+    const at::Tensor qkv =
+        Apply(layer.query_key_value, h).view({texts, tokens, 3, config.heads, head}).permute({2, 0, 3, 1, 4});
+    const at::Tensor mixed = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], keys_seen)
+                                 .transpose(1, 2)
+                                 .reshape({texts, tokens, config.hidden});
+    h = Norm(layer.attention_norm, h.add(Apply(layer.attention_output, mixed)));
+    h = Norm(layer.output_norm, h.add(Apply(layer.output, at::gelu(Apply(layer.intermediate, h), "none"))));
+  }
+  const at::Tensor weight = mask.unsqueeze(2);
+  return h.mul(weight).sum(1).div(weight.sum(1));
+}
+
+absl::Status SentenceEncoder::Model::EmbedBatch(absl::Span<const std::vector<int32_t>> tokens,
+                                                absl::Span<const size_t> batch,
+                                                std::vector<std::vector<float>>& rows) const {
+  const int64_t texts = static_cast<int64_t>(batch.size());
+  const int64_t width = static_cast<int64_t>(tokens[batch[0]].size());
+  at::Tensor ids = at::zeros({texts, width}, at::TensorOptions().dtype(at::kLong));
+  at::Tensor mask = at::zeros({texts, width}, at::TensorOptions().dtype(at::kFloat));
+  for (int64_t i = 0; i < texts; ++i) {
+    const std::vector<int32_t>& text = tokens[batch[i]];
+    std::copy(text.begin(), text.end(), ids.mutable_data_ptr<int64_t>() + i * width);
+    std::fill_n(mask.mutable_data_ptr<float>() + i * width, text.size(), 1.0f);
+  }
+  const at::Tensor mean = Forward(ids.to(device), mask.to(device)).to(at::kCPU).contiguous();
+  for (int64_t i = 0; i < texts; ++i) {
+    const float* values = mean.const_data_ptr<float>() + i * config.hidden;
+    double square = 0;
+    for (int j = 0; j < config.hidden; ++j) square += static_cast<double>(values[j]) * values[j];
+    const double length = std::sqrt(square);
+    if (!std::isfinite(length) || length == 0) {
+      return absl::InternalError(absl::StrCat(name, ": the embedding of texts[", batch[i],
+                                              "] is zero or not finite: are the weights damaged?"));
+    }
+    rows[batch[i]].resize(config.hidden);
+    for (int j = 0; j < config.hidden; ++j) rows[batch[i]][j] = static_cast<float>(values[j] / length);
+  }
+  return absl::OkStatus();
+}
+
+SentenceEncoder::SentenceEncoder(std::unique_ptr<const Model> model) : model_(std::move(model)) {}
+SentenceEncoder::~SentenceEncoder() = default;
+
+absl::StatusOr<std::unique_ptr<SentenceEncoder>> SentenceEncoder::Load(const std::string& folder,
+                                                                       const std::string& device, Encode encode) {
+  auto model = std::make_unique<Model>();
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
+  C3PO_ASSIGN_OR_RETURN(model->config, ReadBertConfig(folder, checkpoint->config_json()));
+  absl::StatusOr<std::string> tokenizer = ReadSmallFile(folder + "/tokenizer.json", kTokenizerBytesMax);
+  if (absl::IsNotFound(tokenizer.status())) tokenizer = "";
+  C3PO_RETURN_IF_ERROR(tokenizer.status());
+  model->digest = Sha256::HexOf(
+      absl::StrCat("sentence_encoder\n", checkpoint->Digest(), "\n", model->config.max_tokens, "\n", *tokenizer));
+  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  model->name = (path.has_filename() ? path : path.parent_path()).filename().string();
+  model->encode = std::move(encode);
+  try {
+    model->device = at::Device(device);
+    if (!model->device.is_cpu() && !model->device.is_cuda()) throw std::invalid_argument("not cpu or cuda");
+    at::zeros({1}).to(model->device);
+  } catch (const std::exception& error) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("device \"", device, "\" cannot be used: ", LibtorchError(folder, error).message()));
+  }
+  try {
+    const c10::InferenceMode inference;
+    C3PO_RETURN_IF_ERROR(model->ReadWeights(*checkpoint));
+  } catch (const std::exception& error) {
+    return LibtorchError(folder, error);
+  }
+  return std::unique_ptr<SentenceEncoder>(new SentenceEncoder(std::move(model)));
+}
+
+absl::StatusOr<std::vector<std::vector<float>>> SentenceEncoder::Embed(absl::Span<const std::string> texts) {
+  std::vector<std::vector<int32_t>> tokens;
+  tokens.reserve(texts.size());
+  for (const std::string& text : texts) {
+    absl::StatusOr<std::vector<int32_t>> ids = model_->Tokens(text);
+    if (!ids.ok()) {
+      return absl::Status(ids.status().code(), absl::StrCat("texts[", tokens.size(), "]: ", ids.status().message()));
+    }
+    tokens.push_back(*std::move(ids));
+  }
+  // Longest first, so that a batch is padded to its first text.
+  std::vector<size_t> order(texts.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return tokens[a].size() > tokens[b].size(); });
+  std::vector<std::vector<float>> rows(texts.size());
+  try {
+    const c10::InferenceMode inference;
+    for (size_t begin = 0; begin < order.size();) {
+      const size_t fitting = kBatchTokensMax / static_cast<int64_t>(tokens[order[begin]].size());
+      const size_t count = std::min(std::max<size_t>(fitting, 1), order.size() - begin);
+      C3PO_RETURN_IF_ERROR(model_->EmbedBatch(tokens, absl::MakeConstSpan(order).subspan(begin, count), rows));
+      begin += count;
+    }
+  } catch (const std::exception& error) {
+    return LibtorchError(model_->name, error);
+  }
+  return rows;
+}
+
+int SentenceEncoder::dimension() const { return model_->config.hidden; }
+std::string SentenceEncoder::digest() const { return model_->digest; }
+std::string SentenceEncoder::name() const { return model_->name; }
+int SentenceEncoder::max_tokens() const { return model_->config.max_tokens; }
+
+}  // namespace c3po

@@ -1,0 +1,59 @@
+#ifndef C3PO_SERVER_EMBED_SENTENCE_ENCODER_H_
+#define C3PO_SERVER_EMBED_SENTENCE_ENCODER_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "server/embed/embedder.h"
+
+namespace c3po {
+
+// A sentence-transformers folder of the BERT family (all-MiniLM-L6-v2 is what the public C3PO implementation uses):
+//   h = BertModel(tokens)                      post-norm encoder, erf-GELU, learned positions; arXiv 1810.04805
+//   e = mean of h over the text's tokens       [CLS] and [SEP] included; arXiv 1908.10084
+//   row = e / |e|
+// in float32, whatever dtype the folder stores (F32, F16, BF16).
+class SentenceEncoder : public Embedder {
+ public:
+  // Token ids of a text with its special tokens, unpadded and not truncated: [CLS] ... [SEP]. Must be thread-safe.
+  using Encode = std::function<absl::StatusOr<std::vector<int32_t>>(absl::string_view text)>;
+
+  // `folder` holds config.json and model.safetensors; sentence_bert_config.json, modules.json and 1_Pooling/config.json
+  // are obeyed where they exist. `device`: "cpu", "cuda" or "cuda:N"; the weights are copied there.
+  // NotFound: a file or a tensor is missing. InvalidArgument: a damaged file, or a setting that is not implemented, by
+  // its name (anything but mean pooling, hidden_act other than "gelu", relative positions, ...). FailedPrecondition: no
+  // such device.
+  static absl::StatusOr<std::unique_ptr<SentenceEncoder>> Load(const std::string& folder, const std::string& device,
+                                                               Encode encode);
+  ~SentenceEncoder() override;
+
+  // A text of more than max_tokens() tokens keeps its first max_tokens() - 1 and its last one, [SEP].
+  // InvalidArgument: a text without tokens, or a token outside the vocabulary (another model's tokenizer). An error of
+  // `encode` comes back with the text's index. Internal: libtorch failed, or a vector is not finite.
+  absl::StatusOr<std::vector<std::vector<float>>> Embed(absl::Span<const std::string> texts) override;
+
+  int dimension() const override;
+  // SHA-256 of "sentence_encoder\n<Checkpoint::Digest()>\n<max_tokens()>\n" and the bytes of the folder's
+  // tokenizer.json, when it has one.
+  std::string digest() const override;
+  // The folder's own name.
+  std::string name() const override;
+  // sentence_bert_config.json's max_seq_length, else config.json's max_position_embeddings.
+  int max_tokens() const;
+
+ private:
+  struct Model;
+  explicit SentenceEncoder(std::unique_ptr<const Model> model);
+
+  const std::unique_ptr<const Model> model_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_EMBED_SENTENCE_ENCODER_H_
