@@ -121,16 +121,16 @@ at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& wei
 void CaptureEntry(const Batch& batch, int layer) {
   for (const RowSpan& span : batch.spans) {
     const Segment& segment = *span.segment;
-    if (segment.resume || segment.entry_layer != layer) continue;
+    if (segment.resume) continue;
     const at::Tensor rows = batch.hidden.narrow(0, span.first_row, span.rows);
-    if (segment.accumulate_mean) {
+    if (segment.mean_layer == layer) {
       const at::Tensor sum = rows.to(at::kFloat).sum(0);
       span.cache->hidden_sum = span.cache->hidden_sum.defined() ? span.cache->hidden_sum + sum : sum;
       span.cache->hidden_count += span.rows;
     }
     if (!segment.want_capture) continue;
-    span.output->capture.entry_hidden = ToFloats(rows.select(0, span.rows - 1));
-    if (span.cache->hidden_sum.defined()) {
+    if (segment.entry_layer == layer) span.output->capture.entry_hidden = ToFloats(rows.select(0, span.rows - 1));
+    if (segment.mean_layer == layer) {
       span.output->capture.mean_hidden = ToFloats(span.cache->hidden_sum / span.cache->hidden_count);
     }
   }

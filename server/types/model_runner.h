@@ -19,12 +19,12 @@ namespace c3po {
 struct ModelShape {
   std::string name;
   std::string architecture;
-  std::string digest;   // sha256 over configuration and weights
-  std::string dtype;    // "float32" or "bfloat16"
-  std::string device;   // "cpu" or "cuda"
+  std::string digest;  // sha256 over configuration and weights
+  std::string dtype;   // "float32" or "bfloat16"
+  std::string device;  // "cpu" or "cuda"
   int layers = 0;
-  int moe_layers = 0;   // routers, numbered 0..moe_layers-1 from the bottom
-  int experts = 0;      // routed experts per MoE layer
+  int moe_layers = 0;  // routers, numbered 0..moe_layers-1 from the bottom
+  int experts = 0;     // routed experts per MoE layer
   int experts_per_token = 0;
   int hidden_size = 0;
   int vocabulary_size = 0;
@@ -33,7 +33,8 @@ struct ModelShape {
   std::vector<int32_t> eos_token_ids;
 };
 
-// Keys and values of one sequence. Made and read by the model; the scheduler owns it and drops it when the sequence ends.
+// Keys and values of one sequence. Made and read by the model; the scheduler owns it and drops it when the sequence
+// ends.
 class SequenceCache {
  public:
   virtual ~SequenceCache() = default;
@@ -44,14 +45,15 @@ class SequenceCache {
 struct PromptCapture {
   Pathway pathway;                  // [moe_layers, experts]: softmax of the router's logits
   std::vector<float> entry_hidden;  // [hidden_size] entering `entry_layer`, to resume from
-  std::vector<float> mean_hidden;   // [hidden_size] mean over the prompt of the states entering `entry_layer`
+  std::vector<float> mean_hidden;  // [hidden_size] mean over the prompt of the states entering mean_layer, if asked for
 };
 
 // Consecutive tokens of one sequence in a forward pass.
 struct Segment {
-  SequenceCache* cache = nullptr;   // receives keys and values at [start, start + tokens.size()), overwriting what is there
-  int start = 0;                    // position of tokens[0]; positions before it are in the cache
-  std::vector<int32_t> tokens;      // at least one
+  SequenceCache* cache =
+      nullptr;                  // receives keys and values at [start, start + tokens.size()), overwriting what is there
+  int start = 0;                // position of tokens[0]; positions before it are in the cache
+  std::vector<int32_t> tokens;  // at least one
 
   // Resume: layers below entry_layer are skipped and the single token starts from entry_hidden (from a capture).
   bool resume = false;
@@ -63,16 +65,16 @@ struct Segment {
   int override_start = 0;
   int override_end = std::numeric_limits<int>::max();
 
-  bool want_logits = false;         // of the last row
-  bool want_capture = false;        // at the last row, with entry_layer; the prompt's earlier chunks name it too
-  bool accumulate_mean = false;     // add this chunk's states entering entry_layer to the prompt's mean
-  std::vector<int32_t> targets;     // empty, or one per row: log p(target) after that row is returned
+  bool want_logits = false;      // of the last row
+  bool want_capture = false;     // at the last row, with entry_layer
+  int mean_layer = -1;           // add this chunk's states entering that layer to the prompt's mean; -1: none
+  std::vector<int32_t> targets;  // empty, or one per row: log p(target) after that row is returned
 };
 
 struct SegmentOutput {
-  std::vector<float> logits;            // [vocabulary_size] if wanted
-  std::vector<float> target_logprobs;   // one per target
-  bool targets_greedy = true;           // every target is the most likely token (lowest id on ties)
+  std::vector<float> logits;           // [vocabulary_size] if wanted
+  std::vector<float> target_logprobs;  // one per target
+  bool targets_greedy = true;          // every target is the most likely token (lowest id on ties)
   PromptCapture capture;
 };
 
@@ -88,10 +90,10 @@ class ModelRunner {
   // Runs all segments as one batch; at most one segment per cache. Outputs in the order of the segments.
   virtual absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) = 0;
 
-  // The neighbor's fixed states for an optimization whose first critical layer is `first_layer`; from a bounded cache, or
-  // computed by one forward pass over its prompt and continuations.
+  // The neighbor's fixed states for an optimization whose first critical layer is `first_layer`; from a bounded cache,
+  // or computed by one forward pass over its prompt and continuations.
   virtual absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
-                                                                              int first_layer) = 0;
+                                                                               int first_layer) = 0;
 
   virtual absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) = 0;
 };

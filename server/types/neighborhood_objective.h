@@ -17,36 +17,37 @@ namespace c3po {
 class NeighborhoodObjective {
  public:
   virtual ~NeighborhoodObjective() = default;
-  // J at `routing`. `gradient`, unless null, receives dJ/d(routing.values), the same shape; entries outside the top-k are 0
-  // for weights. Internal: non-finite loss.
+  // J at `routing`. `gradient`, unless null, receives dJ/d(routing.values), the same shape; entries outside the top-k
+  // are 0 for weights. Internal: non-finite loss.
   virtual absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) = 0;
 };
 
 // A labelled neighbor, tokenized.
 struct NeighborCase {
   std::string reference_id;
-  std::vector<int32_t> prompt;                        // at least one token
-  std::vector<std::vector<int32_t>> continuations;    // the answer alone, or all choices; none empty
-  int gold = 0;                                       // index of the answer among continuations
-  double kernel_weight = 1;                           // K_i > 0, not normalized
+  std::vector<int32_t> prompt;                      // at least one token
+  std::vector<std::vector<int32_t>> continuations;  // the answer alone, or all choices; none empty
+  int gold = 0;                                     // index of the answer among continuations
+  double kernel_weight = 1;                         // K_i > 0, not normalized
 };
 
 enum class SurrogateLoss {
   kAnswer,   // mean negative log-likelihood of the answer's tokens
-  kChoices,  // cross-entropy over the choices' length-normalized log-likelihoods; kAnswer for a case with one continuation
+  kChoices,  // cross-entropy over the choices' length-normalized log-likelihoods; kAnswer for a case with one
+             // continuation
 };
 
-// What a reference never recomputes: hidden states entering the first critical layer at the positions that move, keys and
-// values of all earlier positions. Opaque outside server/model; kept alive by whoever holds it.
+// What a reference never recomputes: hidden states entering the first critical layer at the positions that move, keys
+// and values of all earlier positions. Opaque outside server/model; kept alive by whoever holds it.
 class NeighborState {
  public:
   virtual ~NeighborState() = default;
 };
 
 struct ObjectiveSpec {
-  std::vector<NeighborCase> cases;                              // at least one
-  std::vector<std::shared_ptr<const NeighborState>> states;     // one per case, from ModelRunner::PrepareNeighbor
-  std::vector<int> critical_layers;                             // ascending
+  std::vector<NeighborCase> cases;                           // at least one
+  std::vector<std::shared_ptr<const NeighborState>> states;  // one per case, from ModelRunner::PrepareNeighbor
+  std::vector<int> critical_layers;                          // ascending
   ApplicationRule rule = ApplicationRule::kEveryNewToken;
   SurrogateLoss loss = SurrogateLoss::kAnswer;
 };

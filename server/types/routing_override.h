@@ -7,8 +7,8 @@
 
 namespace c3po {
 
-// What one batch row tells the routers of some MoE layers. A value: it travels with the row as an argument of the forward
-// pass and is never state of the model, so that rows with different pathways share one batch.
+// What one batch row tells the routers of some MoE layers. A value: it travels with the row as an argument of the
+// forward pass and is never state of the model, so that rows with different pathways share one batch.
 struct RoutingOverride {
   enum class Kind {
     kWeights,     // values replace softmax(router logits); rows on the simplex. Then top-k as configured.

@@ -166,8 +166,8 @@ TEST_P(MoeModelGolden, ResumingTheLastTokenWithItsOwnPathwayChangesNothing) {
   const std::vector<int32_t> tokens = {5, 17, 99, 3, 3, 42};
   const auto cache = *model->NewSequence(8);
   Segment prompt = PromptSegment(cache.get(), tokens);
-  prompt.want_capture = prompt.accumulate_mean = true;
-  prompt.entry_layer = 2;
+  prompt.want_capture = true;
+  prompt.entry_layer = prompt.mean_layer = 2;
   const auto base = model->Forward({prompt});
   ASSERT_TRUE(base.ok()) << base.status();
   const PromptCapture& capture = base->at(0).capture;

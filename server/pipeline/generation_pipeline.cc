@@ -1,0 +1,253 @@
+#include "server/pipeline/generation_pipeline.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "index/base/status_macros.h"
+#include "server/pipeline/pathway_search.h"
+#include "server/sampling/sampler.h"
+#include "server/text/incremental_detokenizer.h"
+
+namespace c3po {
+namespace {
+
+constexpr size_t kContinuationsMax = 256;
+
+double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
+
+void TakeTimings(const SequenceTimings& from, StageTimings& to) {
+  to.queue_seconds = from.queue_seconds;
+  to.prefill_seconds = from.prefill_seconds;
+  to.optimization_seconds = from.optimization_seconds;
+  to.decode_seconds = from.decode_seconds;
+  to.time_to_first_token_seconds = from.time_to_first_token_seconds;
+}
+
+// The scheduler's tokens become text here, and the call's end its summary.
+class CallSink final : public SequenceSink {
+ public:
+  CallSink(std::shared_ptr<GenerationListener> listener, CallSummary summary,
+           std::unique_ptr<IncrementalDetokenizer> detokenizer)
+      : listener_(std::move(listener)), summary_(std::move(summary)), detokenizer_(std::move(detokenizer)) {}
+
+  bool OnToken(const SampledToken& token) override {
+    ++summary_.usage.completion_tokens;
+    TextChunk chunk;
+    chunk.text = detokenizer_->Append({token.token_id});
+    chunk.tokens.push_back(token);
+    listener_->OnChunk(std::move(chunk));
+    return !detokenizer_->stopped();
+  }
+
+  void OnScores(std::vector<ContinuationScore> scores) override { listener_->OnScores(std::move(scores)); }
+
+  void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) override {
+    summary_.finish_reason = reason;
+    TakeTimings(timings, summary_.timings);
+    if (status.ok() && detokenizer_) {
+      TextChunk rest;
+      rest.text = detokenizer_->Flush();
+      if (detokenizer_->stopped()) summary_.finish_reason = FinishReason::kStop;
+      if (!rest.text.empty()) listener_->OnChunk(std::move(rest));
+    }
+    listener_->OnDone(status, summary_);
+  }
+
+ private:
+  const std::shared_ptr<GenerationListener> listener_;
+  CallSummary summary_;
+  const std::unique_ptr<IncrementalDetokenizer> detokenizer_;  // null when scoring
+};
+
+// Carries a prompt's mean hidden state out of the engine.
+class EmbedSink final : public SequenceSink {
+ public:
+  explicit EmbedSink(GenerationPipeline::EmbeddingCallback done) : done_(std::move(done)) {}
+  void TakeStates(std::vector<float> mean_hidden) { mean_hidden_ = std::move(mean_hidden); }
+  bool OnToken(const SampledToken&) override { return true; }
+  void OnScores(std::vector<ContinuationScore>) override {}
+  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings&) override {
+    if (status.ok()) {
+      done_(QueryEmbedding::OfStates(std::move(mean_hidden_)));
+    } else {
+      done_(status);
+    }
+  }
+
+ private:
+  const GenerationPipeline::EmbeddingCallback done_;
+  std::vector<float> mean_hidden_;
+};
+
+std::function<void(const absl::Status&)> FailureOf(std::shared_ptr<GenerationListener> listener) {
+  return [listener = std::move(listener)](const absl::Status& status) { listener->OnDone(status, CallSummary()); };
+}
+
+absl::Status InField(absl::string_view prefix, const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
+}
+
+SequenceRequest RequestOf(const CallContext& context) {
+  SequenceRequest request;
+  request.request_id = context.request_id;
+  request.arrival = context.arrival;
+  request.deadline = context.deadline;
+  request.cancelled = context.cancelled;
+  return request;
+}
+
+}  // namespace
+
+absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<GenerationListener> listener) {
+  C3PO_RETURN_IF_ERROR(InField("sampling.", ValidateSamplingParams(call.sampling)));
+  C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
+  if (parts_.metrics) parts_.metrics->RequestStarted();
+  auto shared = std::make_shared<GenerateCall>(std::move(call));
+  return OnWorker([this, shared, listener] { return RunGenerate(*shared, listener); }, FailureOf(listener));
+}
+
+absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<GenerationListener> listener) {
+  if (call.continuations.empty()) return absl::InvalidArgumentError("continuations: must name at least one");
+  if (call.continuations.size() > kContinuationsMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("continuations: ", call.continuations.size(), " are more than ", kContinuationsMax));
+  }
+  for (size_t i = 0; i < call.continuations.size(); ++i) {
+    if (call.continuations[i].empty())
+      return absl::InvalidArgumentError(absl::StrCat("continuations[", i, "]: must not be empty"));
+  }
+  C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
+  if (parts_.metrics) parts_.metrics->RequestStarted();
+  auto shared = std::make_shared<ScoreCall>(std::move(call));
+  return OnWorker([this, shared, listener] { return RunScore(*shared, listener); }, FailureOf(listener));
+}
+
+absl::Status GenerationPipeline::Embed(CallContext context, std::string text, EmbeddingCallback done) {
+  if (text.empty()) return absl::InvalidArgumentError("text: must not be empty");
+  return OnWorker(
+      [this, context = std::move(context), text = std::move(text), done]() -> absl::Status {
+        if (parts_.embedding->from_model()) return EmbedWithModel(context, text, done);
+        done(parts_.embedding->OfText(text));
+        return absl::OkStatus();
+      },
+      [done](const absl::Status& status) { done(status); });
+}
+
+absl::Status GenerationPipeline::EmbedWithModel(const CallContext& context, const std::string& text,
+                                                const EmbeddingCallback& done) const {
+  C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(text, 1));
+  auto sink = std::make_shared<EmbedSink>(done);
+  SequenceRequest request = RequestOf(context);
+  request.continuations = {{prompt.tokens.front()}};  // Scored only because a sequence has to end in something.
+  request.mean_layer = parts_.embedding->entry_layer();
+  request.on_prefilled = [sink](const PromptCapture& capture,
+                                absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    sink->TakeStates(capture.mean_hidden);
+    return nullptr;
+  };
+  request.prompt = std::move(prompt.tokens);
+  request.sink = sink;
+  return parts_.engine->Submit(std::move(request));
+}
+
+absl::Status GenerationPipeline::OnWorker(std::function<absl::Status()> job,
+                                          std::function<void(const absl::Status&)> failed) const {
+  const bool taken = parts_.workers->Submit([job = std::move(job), failed = std::move(failed)] {
+    if (const absl::Status status = job(); !status.ok()) failed(status);
+  });
+  return taken ? absl::OkStatus()
+               : absl::ResourceExhaustedError("the queue is full: too many requests wait to be prepared");
+}
+
+absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call,
+                                             const std::shared_ptr<GenerationListener>& listener) const {
+  const absl::Time start = absl::Now();
+  C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(call.input, call.sampling.max_tokens));
+  C3PO_ASSIGN_OR_RETURN(
+      IncrementalDetokenizer detokenizer,
+      IncrementalDetokenizer::Create(parts_.text->tokenizer(), call.sampling.stop, /*skip_special_tokens=*/true));
+  CallSummary summary;
+  summary.timings.tokenize_seconds = SecondsSince(start);
+  summary.usage.prompt_tokens = static_cast<int>(prompt.tokens.size());
+  summary.provenance = MakeProvenance(call.sampling.seed);
+  SequenceRequest request = RequestOf(call.context);
+  request.sampling = call.sampling;
+  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, call.optimization, summary.timings, listener, request));
+  request.prompt = std::move(prompt.tokens);
+  request.sink =
+      std::make_shared<CallSink>(listener, summary, std::make_unique<IncrementalDetokenizer>(std::move(detokenizer)));
+  return parts_.engine->Submit(std::move(request));
+}
+
+absl::Status GenerationPipeline::RunScore(const ScoreCall& call,
+                                          const std::shared_ptr<GenerationListener>& listener) const {
+  const absl::Time start = absl::Now();
+  C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(call.input, 1));
+  SequenceRequest request = RequestOf(call.context);
+  size_t longest = 0;
+  CallSummary summary;
+  for (size_t i = 0; i < call.continuations.size(); ++i) {
+    auto tokens = parts_.text->EncodeContinuation(prompt.text, prompt.tokens, call.continuations[i]);
+    C3PO_RETURN_IF_ERROR(InField(absl::StrCat("continuations[", i, "]: "), tokens.status()));
+    longest = std::max(longest, tokens->size());
+    summary.usage.completion_tokens += static_cast<int>(tokens->size());
+    request.continuations.push_back(*std::move(tokens));
+  }
+  C3PO_RETURN_IF_ERROR(parts_.text->Encode(prompt.tokens, static_cast<int>(longest)).status());
+  summary.timings.tokenize_seconds = SecondsSince(start);
+  summary.usage.prompt_tokens = static_cast<int>(prompt.tokens.size());
+  summary.provenance = MakeProvenance(0);
+  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, call.optimization, summary.timings, listener, request));
+  request.prompt = std::move(prompt.tokens);
+  request.sink = std::make_shared<CallSink>(listener, summary, nullptr);
+  return parts_.engine->Submit(std::move(request));
+}
+
+absl::Status GenerationPipeline::AttachPathwaySearch(const PromptText::Prompt& prompt,
+                                                     const OptimizationSettings& settings, StageTimings& timings,
+                                                     const std::shared_ptr<GenerationListener>& listener,
+                                                     SequenceRequest& request) const {
+  if (settings.method == Method::kNone) {
+    if (parts_.metrics) parts_.metrics->CountGate(Metrics::Gate::kNotRequested);
+    OptimizationReport report;
+    report.settings = settings;
+    report.timings = timings;
+    listener->OnOptimization(report);
+    return absl::OkStatus();
+  }
+  std::vector<float> embedding;
+  if (!parts_.embedding->from_model()) {
+    const absl::Time start = absl::Now();
+    C3PO_ASSIGN_OR_RETURN(embedding, parts_.embedding->OfText(prompt.text));
+    timings.embed_seconds = SecondsSince(start);
+    if (parts_.metrics) parts_.metrics->ObserveEmbedding(timings.embed_seconds);
+  }
+  const SearchContext context{parts_.model, parts_.catalog, parts_.text, parts_.metrics};
+  auto search = std::make_shared<PathwaySearch>(
+      context, settings, timings, [listener](const OptimizationReport& report) { listener->OnOptimization(report); });
+  if (!parts_.embedding->from_model()) C3PO_RETURN_IF_ERROR(search->Retrieve(embedding));
+  timings.retrieval_seconds = search->retrieval_seconds();
+  const bool retrieve_after_prefill = parts_.embedding->from_model();
+  request.entry_layer = settings.critical_layers.front();
+  if (retrieve_after_prefill) request.mean_layer = parts_.embedding->entry_layer();
+  request.rule = settings.rule;
+  request.on_prefilled = [search, retrieve_after_prefill](
+                             const PromptCapture& capture,
+                             absl::Span<const float> logits) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    if (retrieve_after_prefill) {
+      C3PO_ASSIGN_OR_RETURN(const std::vector<float> states, QueryEmbedding::OfStates(capture.mean_hidden));
+      C3PO_RETURN_IF_ERROR(search->Retrieve(states));
+    }
+    C3PO_ASSIGN_OR_RETURN(const bool worthwhile, search->Begin(capture, logits));
+    return worthwhile ? std::shared_ptr<OptimizationTask>(search) : nullptr;
+  };
+  return absl::OkStatus();
+}
+
+Provenance GenerationPipeline::MakeProvenance(uint64_t seed) const {
+  return {parts_.model->shape().digest, parts_.embedding->digest(), parts_.catalog->generation(), seed};
+}
+
+}  // namespace c3po

@@ -1,0 +1,63 @@
+#ifndef C3PO_SERVER_PIPELINE_GENERATION_PIPELINE_H_
+#define C3PO_SERVER_PIPELINE_GENERATION_PIPELINE_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "index/search/reference_catalog.h"
+#include "server/metrics/metrics.h"
+#include "server/pipeline/generation_types.h"
+#include "server/pipeline/prompt_text.h"
+#include "server/pipeline/query_embedding.h"
+#include "server/pipeline/worker_pool.h"
+#include "server/scheduler/engine.h"
+
+namespace c3po {
+
+// What the pipeline and the importer work with; nothing is owned, all outlives them.
+struct PipelineParts {
+  ModelRunner* model = nullptr;
+  Engine* engine = nullptr;
+  ReferenceCatalog* catalog = nullptr;
+  const PromptText* text = nullptr;
+  const QueryEmbedding* embedding = nullptr;
+  WorkerPool* workers = nullptr;
+  Metrics* metrics = nullptr;
+};
+
+// The way of a request, in order:
+//   validate ▶ [worker] tokenize, embed, retrieve ▶ [engine] prefill, optimize, decode or score ▶ listener
+// Thread-safe.
+class GenerationPipeline {
+ public:
+  explicit GenerationPipeline(const PipelineParts& parts) : parts_(parts) {}
+
+  // Start returns at once. An error here means that the listener will never be called; otherwise it hears OnDone.
+  // InvalidArgument "FIELD: ..."; ResourceExhausted: too many requests; Unavailable: shutting down.
+  absl::Status Generate(GenerateCall call, std::shared_ptr<GenerationListener> listener);
+  absl::Status Score(ScoreCall call, std::shared_ptr<GenerationListener> listener);
+
+  // e(text), unit length, through `done`, once, from a worker or the engine thread; errors as above.
+  using EmbeddingCallback = std::function<void(absl::StatusOr<std::vector<float>>)>;
+  absl::Status Embed(CallContext context, std::string text, EmbeddingCallback done);
+
+ private:
+  // Settings ask for a pathway search of `prompt`: sets the request's capture and callbacks.
+  absl::Status AttachPathwaySearch(const PromptText::Prompt& prompt, const OptimizationSettings& settings,
+                                   StageTimings& timings, const std::shared_ptr<GenerationListener>& listener,
+                                   SequenceRequest& request) const;
+  absl::Status RunGenerate(const GenerateCall& call, const std::shared_ptr<GenerationListener>& listener) const;
+  absl::Status RunScore(const ScoreCall& call, const std::shared_ptr<GenerationListener>& listener) const;
+  absl::Status EmbedWithModel(const CallContext& context, const std::string& text, const EmbeddingCallback& done) const;
+  // Queues `job`; what it returns other than OK goes to `failed`.
+  absl::Status OnWorker(std::function<absl::Status()> job, std::function<void(const absl::Status&)> failed) const;
+  Provenance MakeProvenance(uint64_t seed) const;
+
+  const PipelineParts parts_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PIPELINE_GENERATION_PIPELINE_H_

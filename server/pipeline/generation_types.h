@@ -1,0 +1,117 @@
+#ifndef C3PO_SERVER_PIPELINE_GENERATION_TYPES_H_
+#define C3PO_SERVER_PIPELINE_GENERATION_TYPES_H_
+
+// What goes into the pipeline and what comes out of it, free of protobuf. server/rpc converts.
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/pathway/gate.h"
+#include "server/pipeline/optimization_settings.h"
+#include "server/types/sampled_token.h"
+#include "server/types/sampling_params.h"
+#include "server/types/sequence_request.h"
+
+namespace c3po {
+
+struct ChatMessage {
+  std::string role;
+  std::string content;
+};
+
+// A raw prompt, token ids, or a conversation.
+using PromptInput = std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>>;
+
+// What every call carries.
+struct CallContext {
+  std::string request_id;
+  absl::Time arrival = absl::Now();
+  absl::Time deadline = absl::InfiniteFuture();
+  std::shared_ptr<const std::atomic<bool>> cancelled;  // set by the transport; null: cannot be cancelled
+};
+
+struct GenerateCall {
+  CallContext context;
+  PromptInput input;
+  SamplingParams sampling;
+  OptimizationSettings optimization;
+};
+
+struct ScoreCall {
+  CallContext context;
+  PromptInput input;
+  std::vector<std::string> continuations;
+  OptimizationSettings optimization;
+};
+
+struct StageTimings {
+  double queue_seconds = 0, tokenize_seconds = 0, embed_seconds = 0, retrieval_seconds = 0, prefill_seconds = 0;
+  double optimization_seconds = 0, decode_seconds = 0, time_to_first_token_seconds = 0;
+};
+
+struct NeighborReport {
+  std::string reference_id, prompt, answer;
+  double distance = 0;
+  double kernel_weight = 0;  // of the neighbors' sum
+  bool successful = false;
+};
+
+struct ExpertChange {
+  int layer = 0, expert = 0;
+  float before = 0, after = 0;
+};
+
+struct OptimizationReport {
+  OptimizationSettings settings;
+  GateDecision gate = GateDecision::kNotRequested;
+  std::vector<NeighborReport> neighbors;
+  std::vector<double> losses;
+  std::optional<double> alpha;
+  Pathway before, after;  // of the critical layers; empty where no optimization ran
+  std::vector<ExpertChange> largest_changes;
+  StageTimings timings;
+};
+
+struct TextChunk {
+  std::string text;
+  std::vector<SampledToken> tokens;
+};
+
+struct Usage {
+  int prompt_tokens = 0, completion_tokens = 0;
+};
+
+struct Provenance {
+  std::string model_digest, embedder_digest;
+  int64_t index_generation = 0;
+  uint64_t effective_seed = 0;
+};
+
+struct CallSummary {
+  FinishReason finish_reason = FinishReason::kStop;
+  Usage usage;
+  StageTimings timings;
+  Provenance provenance;
+};
+
+// Receives one call's results, in order: OnOptimization once, chunks, OnDone exactly once and last (at any time on an
+// error). Calls come from worker or engine threads, one at a time, and must not block.
+class GenerationListener {
+ public:
+  virtual ~GenerationListener() = default;
+  virtual void OnOptimization(const OptimizationReport& report) = 0;
+  virtual void OnChunk(TextChunk chunk) = 0;
+  virtual void OnScores(std::vector<ContinuationScore> scores) = 0;  // Score calls only
+  virtual void OnDone(const absl::Status& status, const CallSummary& summary) = 0;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PIPELINE_GENERATION_TYPES_H_

@@ -1,0 +1,83 @@
+#include "server/pipeline/optimization_settings.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+constexpr int kPaperCriticalLayers = 5;
+constexpr int kPaperCoreExperts = 20;
+
+template <typename... Parts>
+absl::Status FieldError(absl::string_view field, const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat("optimization.", field, ": ", parts...));
+}
+
+absl::Status ValidateGate(const GateOptions& gate) {
+  if (gate.max_neighbor_distance && !(*gate.max_neighbor_distance >= 0)) {
+    return FieldError("gate.max_neighbor_distance", "must be at least 0");
+  }
+  if (gate.max_base_confidence && !(*gate.max_base_confidence > 0 && *gate.max_base_confidence <= 1)) {
+    return FieldError("gate.max_base_confidence", "must be in (0, 1]");
+  }
+  if (!(gate.min_loss_reduction >= 0 && gate.min_loss_reduction < 1)) {
+    return FieldError("gate.min_loss_reduction", "must be in [0, 1)");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateLayers(const OptimizationSettings& settings, const ModelShape& shape) {
+  for (size_t i = 0; i < settings.critical_layers.size(); ++i) {
+    const int layer = settings.critical_layers[i];
+    if (layer < 0 || layer >= shape.moe_layers) {
+      return FieldError(absl::StrCat("critical_layers[", i, "]"), "layer ", layer,
+                        " does not exist; the model has MoE layers 0 to ", shape.moe_layers - 1);
+    }
+    if (i > 0 && layer <= settings.critical_layers[i - 1]) {
+      return FieldError(absl::StrCat("critical_layers[", i, "]"), "layer ", layer, " is given twice");
+    }
+  }
+  if (settings.critical_layers.empty()) return FieldError("critical_layers", "must name at least one layer");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+OptimizationSettings DefaultSettings(const ModelShape& shape) {
+  OptimizationSettings settings;
+  for (int l = std::max(0, shape.moe_layers - kPaperCriticalLayers); l < shape.moe_layers; ++l) {
+    settings.critical_layers.push_back(l);
+  }
+  settings.core_experts = std::min(kPaperCoreExperts, shape.experts);
+  return settings;
+}
+
+absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelShape& shape) {
+  if (settings.epsilon) {
+    if (!(*settings.epsilon > 0 && *settings.epsilon <= 2)) return FieldError("epsilon", "must be in (0, 2]");
+  } else if (settings.k < 1 || settings.k > kNeighborsMax) {
+    return FieldError("k", "is ", settings.k, ", must be in [1, ", kNeighborsMax, "]");
+  }
+  if (settings.bandwidth && !(*settings.bandwidth > 0 && std::isfinite(*settings.bandwidth))) {
+    return FieldError("bandwidth", "must be a finite number above 0");
+  }
+  if (settings.steps < 0 || settings.steps > kStepsMax) {
+    return FieldError("steps", "is ", settings.steps, ", must be in [0, ", kStepsMax, "]");
+  }
+  if (!(settings.learning_rate > 0 && std::isfinite(settings.learning_rate))) {
+    return FieldError("learning_rate", "must be a finite number above 0");
+  }
+  C3PO_RETURN_IF_ERROR(ValidateLayers(settings, shape));
+  if (settings.core_experts < 0 || settings.core_experts > shape.experts) {
+    return FieldError("core_experts", "is ", settings.core_experts, ", must be in [0, ", shape.experts, "]");
+  }
+  if (!(settings.alpha >= 0 && settings.alpha <= 1)) return FieldError("alpha", "must be in [0, 1]");
+  if (settings.collection.empty()) return FieldError("collection", "must not be empty");
+  return ValidateGate(settings.gate);
+}
+
+}  // namespace c3po

@@ -1,0 +1,51 @@
+#ifndef C3PO_SERVER_PIPELINE_OPTIMIZATION_SETTINGS_H_
+#define C3PO_SERVER_PIPELINE_OPTIMIZATION_SETTINGS_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/pathway/gate.h"
+#include "server/pathway/kernels.h"
+#include "server/pathway/pathway_optimizer.h"
+#include "server/types/model_runner.h"
+
+namespace c3po {
+
+enum class Method { kNone, kModeFinding, kKernelRegression, kNeighborhoodGradientDescent };
+
+// What one request does to its pathway, every field decided: the server's defaults with the request's options over
+// them.
+struct OptimizationSettings {
+  Method method = Method::kNeighborhoodGradientDescent;
+  int k = 3;                      // neighbors, [1, kNeighborsMax]
+  std::optional<double> epsilon;  // instead of k: all within this distance, (0, 2], at most kNeighborsMax
+  Kernel kernel = Kernel::kGaussian;
+  std::optional<double> bandwidth;   // > 0; unset: the farthest neighbor's distance
+  int steps = 10;                    // [0, kStepsMax]
+  double learning_rate = 0.1;        // > 0
+  std::vector<int> critical_layers;  // ascending MoE layers; never empty once resolved
+  int core_experts = 20;             // [0, experts]; 0: all
+  ApplicationRule rule = ApplicationRule::kEveryNewToken;
+  std::string collection = "default";
+  GateOptions gate;
+  bool successful_only = true;
+  SurrogateLoss objective = SurrogateLoss::kAnswer;
+  StepRule step_rule = StepRule::kAdam;
+  double alpha = 0.5;  // [0, 1]
+  bool return_pathways = false;
+};
+
+inline constexpr int kNeighborsMax = 64;
+inline constexpr int kStepsMax = 1000;
+
+// The paper's setting for a model: NGD, 3 neighbors, 10 steps, the last 5 layers, 20 core experts (or all, of fewer).
+OptimizationSettings DefaultSettings(const ModelShape& shape);
+
+// InvalidArgument "optimization.FIELD: what is wrong" for the first field out of range.
+absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelShape& shape);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PIPELINE_OPTIMIZATION_SETTINGS_H_

@@ -1,0 +1,197 @@
+#include "server/pipeline/reference_importer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/blocking_counter.h"
+#include "absl/time/clock.h"
+#include "index/base/status_macros.h"
+#include "index/types/reference_id.h"
+#include "index/types/reference_validation.h"
+
+namespace c3po {
+namespace {
+
+constexpr size_t kBatchSamples = 32;
+constexpr size_t kQueueSamples = 64;
+constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(20);
+
+}  // namespace
+
+// What the model said of one sample.
+struct ReferenceImport::Judged {
+  ReferenceRecord record;
+  bool has_choices = false;
+  size_t gold = 0;
+  absl::Status status = absl::UnknownError("not judged");
+  std::vector<ContinuationScore> scores;
+  std::vector<float> mean_hidden;
+};
+
+class ReferenceImport::JudgeSink final : public SequenceSink {
+ public:
+  JudgeSink(Judged* judged, absl::BlockingCounter* remaining) : judged_(judged), remaining_(remaining) {}
+  bool OnToken(const SampledToken&) override { return true; }
+  void OnScores(std::vector<ContinuationScore> scores) override { judged_->scores = std::move(scores); }
+  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings&) override {
+    judged_->status = status;
+    remaining_->DecrementCount();
+  }
+
+ private:
+  Judged* const judged_;
+  absl::BlockingCounter* const remaining_;
+};
+
+ReferenceImport::ReferenceImport(const PipelineParts& parts, std::string collection,
+                                 std::shared_ptr<const std::atomic<bool>> cancelled, Events events)
+    : parts_(parts),
+      collection_(std::move(collection)),
+      cancelled_(std::move(cancelled)),
+      events_(std::move(events)),
+      thread_([this] { Run(); }) {}
+
+ReferenceImport::~ReferenceImport() {
+  {
+    const absl::MutexLock lock(&mu_);
+    closed_ = abandoned_ = true;
+  }
+  thread_.join();
+}
+
+bool ReferenceImport::Push(uint64_t sequence, ReferenceSample sample) {
+  const absl::MutexLock lock(&mu_);
+  queue_.push_back({sequence, std::move(sample)});
+  room_wanted_ = queue_.size() >= kQueueSamples;
+  return !room_wanted_;
+}
+
+void ReferenceImport::Close() {
+  const absl::MutexLock lock(&mu_);
+  closed_ = true;
+}
+
+std::vector<ReferenceImport::Item> ReferenceImport::NextBatch() {
+  std::vector<Item> batch;
+  bool room = false;
+  {
+    const absl::MutexLock lock(&mu_);
+    const auto awake = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return closed_ || !queue_.empty(); };
+    mu_.Await(absl::Condition(&awake));
+    if (abandoned_) return {};
+    while (!queue_.empty() && batch.size() < kBatchSamples) {
+      batch.push_back(std::move(queue_.front()));
+      queue_.pop_front();
+    }
+    room = std::exchange(room_wanted_, false);
+  }
+  if (room) events_.on_room();
+  return batch;
+}
+
+void ReferenceImport::Run() {
+  while (true) {
+    std::vector<Item> batch = NextBatch();
+    if (batch.empty()) return events_.on_end(absl::OkStatus());
+    if (const absl::Status status = RunBatch(std::move(batch)); !status.ok()) return events_.on_end(status);
+  }
+}
+
+absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, Judged& judged) const {
+  C3PO_RETURN_IF_ERROR(ValidateSample(item.sample));
+  ReferenceRecord& record = judged.record;
+  record.sample = item.sample;
+  record.collection = collection_;
+  record.id = ReferenceId(collection_, item.sample);
+  record.model_digest = parts_.model->shape().digest;
+  record.embedder_digest = parts_.embedding->digest();
+  record.created_unix_seconds = absl::ToUnixSeconds(absl::Now());
+  judged.has_choices = !item.sample.choices.empty();
+  C3PO_ASSIGN_OR_RETURN(NeighborCase tokens, parts_.text->NeighborTokens(record, judged.has_choices));
+  judged.gold = static_cast<size_t>(tokens.gold);
+  size_t longest = 0;
+  for (const auto& continuation : tokens.continuations) longest = std::max(longest, continuation.size());
+  C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(item.sample.prompt, static_cast<int>(longest)));
+  if (!parts_.embedding->from_model()) {
+    C3PO_ASSIGN_OR_RETURN(record.embedding, parts_.embedding->OfText(item.sample.prompt));
+  }
+  SequenceRequest request;
+  request.request_id = record.id;
+  request.prompt = std::move(prompt.tokens);
+  request.continuations = std::move(tokens.continuations);
+  request.cancelled = cancelled_;
+  if (parts_.embedding->from_model()) request.mean_layer = parts_.embedding->entry_layer();
+  request.on_prefilled = [&judged](const PromptCapture& capture,
+                                   absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    judged.record.pathway = capture.pathway;
+    judged.mean_hidden = capture.mean_hidden;
+    return nullptr;
+  };
+  return request;
+}
+
+absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
+  std::vector<Judged> judged(batch.size());
+  std::vector<SampleVerdict> verdicts(batch.size());
+  absl::BlockingCounter remaining(static_cast<int>(batch.size()));
+  for (size_t i = 0; i < batch.size(); ++i) {
+    verdicts[i].sequence = batch[i].sequence;
+    auto request = MakeRequest(batch[i], judged[i]);
+    if (!request.ok()) {
+      judged[i].status = request.status();
+      remaining.DecrementCount();
+      continue;
+    }
+    request->sink = std::make_shared<JudgeSink>(&judged[i], &remaining);
+    absl::Status submitted = parts_.engine->Submit(*request);
+    while (absl::IsResourceExhausted(submitted) && !(cancelled_ && cancelled_->load())) {
+      absl::SleepFor(kRetryWhenFull);  // Interactive requests have filled the queue; an import can wait.
+      submitted = parts_.engine->Submit(*request);
+    }
+    if (!submitted.ok()) {
+      judged[i].status = submitted;
+      remaining.DecrementCount();
+    }
+  }
+  remaining.Wait();
+
+  std::vector<ReferenceRecord> records;
+  std::vector<size_t> of_record;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    Judged& one = judged[i];
+    if (absl::IsInvalidArgument(one.status)) {
+      verdicts[i].message = std::string(one.status.message());
+      continue;
+    }
+    C3PO_RETURN_IF_ERROR(one.status);
+    if (parts_.embedding->from_model()) {
+      C3PO_ASSIGN_OR_RETURN(one.record.embedding, QueryEmbedding::OfStates(std::move(one.mean_hidden)));
+    }
+    if (one.has_choices) {
+      const auto mean = [](const ContinuationScore& s) {
+        return s.log_likelihood / static_cast<double>(s.token_logprobs.size());
+      };
+      one.record.successful = true;
+      for (size_t c = 0; c < one.scores.size(); ++c) {
+        if (c != one.gold && mean(one.scores[c]) >= mean(one.scores[one.gold])) one.record.successful = false;
+      }
+    } else {
+      one.record.successful = one.scores.front().is_greedy;
+    }
+    verdicts[i].id = one.record.id;
+    verdicts[i].outcome = one.record.successful ? SampleOutcome::kSuccessful : SampleOutcome::kFailed;
+    of_record.push_back(i);
+    records.push_back(std::move(one.record));
+  }
+  if (!records.empty()) {
+    C3PO_ASSIGN_OR_RETURN(const std::vector<AddOutcome> outcomes, parts_.catalog->Insert(records));
+    for (size_t r = 0; r < outcomes.size(); ++r) {
+      if (outcomes[r] == AddOutcome::kDuplicate) verdicts[of_record[r]].outcome = SampleOutcome::kDuplicate;
+    }
+  }
+  events_.on_batch(std::move(verdicts));
+  return absl::OkStatus();
+}
+
+}  // namespace c3po

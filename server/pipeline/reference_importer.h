@@ -1,0 +1,79 @@
+#ifndef C3PO_SERVER_PIPELINE_REFERENCE_IMPORTER_H_
+#define C3PO_SERVER_PIPELINE_REFERENCE_IMPORTER_H_
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "index/types/reference_record.h"
+#include "server/pipeline/generation_pipeline.h"
+
+namespace c3po {
+
+enum class SampleOutcome { kSuccessful, kFailed, kMalformed, kDuplicate };
+
+struct SampleVerdict {
+  uint64_t sequence = 0;  // the client's number
+  std::string id;         // empty when malformed
+  SampleOutcome outcome = SampleOutcome::kMalformed;
+  std::string message;  // why it is malformed
+};
+
+// One stream of samples on its way into the store. Each sample is run through the model: with choices it is successful
+// when the answer has the largest length-normalized log-likelihood of all; without, when the model's greedy tokens
+// after the prompt are the answer's tokens. Samples go in batches: judged side by side by the engine, committed in one
+// transaction, and only then are their verdicts reported. A thread of its own does the waiting.
+class ReferenceImport {
+ public:
+  struct Events {
+    std::function<void()> on_room;                             // Push would take a sample again
+    std::function<void(std::vector<SampleVerdict>)> on_batch;  // committed
+    std::function<void(const absl::Status&)> on_end;           // last; an error means that uncommitted samples are lost
+  };
+
+  // `cancelled` set: ends soon with Cancelled. Events come from the import's thread.
+  ReferenceImport(const PipelineParts& parts, std::string collection,
+                  std::shared_ptr<const std::atomic<bool>> cancelled, Events events);
+  // Cancels what is not committed and waits for the thread. Not from an event.
+  ~ReferenceImport();
+
+  // Never blocks. False: the queue is now full; wait for on_room before the next one.
+  bool Push(uint64_t sequence, ReferenceSample sample);
+  // No more samples: on_end follows once all are committed.
+  void Close();
+
+ private:
+  struct Item {
+    uint64_t sequence;
+    ReferenceSample sample;
+  };
+  struct Judged;
+  class JudgeSink;
+
+  void Run();
+  absl::Status RunBatch(std::vector<Item> batch);
+  absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, Judged& judged) const;
+  std::vector<Item> NextBatch();
+
+  const PipelineParts parts_;
+  const std::string collection_;
+  const std::shared_ptr<const std::atomic<bool>> cancelled_;
+  const Events events_;
+  absl::Mutex mu_;
+  std::deque<Item> queue_ ABSL_GUARDED_BY(mu_);
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  bool abandoned_ ABSL_GUARDED_BY(mu_) = false;
+  bool room_wanted_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PIPELINE_REFERENCE_IMPORTER_H_

@@ -1,0 +1,120 @@
+#include "server/rpc/add_references_reactor.h"
+
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+#include "index/types/reference_validation.h"
+#include "server/rpc/convert.h"
+
+namespace c3po {
+
+AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
+    : parts_(parts), call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kReferencesAdd) {
+  StartRead(&incoming_);
+}
+
+absl::Status AddReferencesReactor::BeginImport() {
+  collection_ = incoming_.collection().empty() ? "default" : incoming_.collection();
+  C3PO_RETURN_IF_ERROR(ValidateCollectionName(collection_));
+  ReferenceImport::Events events;
+  events.on_room = [this] { StartRead(&incoming_); };
+  events.on_batch = [this](std::vector<SampleVerdict> verdicts) { OnBatch(std::move(verdicts)); };
+  events.on_end = [this](const absl::Status& status) { End(status); };
+  import_ = std::make_unique<ReferenceImport>(parts_.pipeline_parts, collection_, call_.cancelled(), std::move(events));
+  return absl::OkStatus();
+}
+
+absl::Status AddReferencesReactor::TakeSample() {
+  if (!import_) {
+    C3PO_RETURN_IF_ERROR(BeginImport());
+  } else if (!incoming_.collection().empty() && incoming_.collection() != collection_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("collection: the stream began with \"", collection_, "\", and cannot change"));
+  }
+  const bool room = import_->Push(incoming_.sequence(), SampleFromProto(incoming_.sample()));
+  if (room) StartRead(&incoming_);
+  return absl::OkStatus();
+}
+
+void AddReferencesReactor::OnReadDone(bool ok) {
+  if (ok) {
+    const absl::Status status = TakeSample();
+    if (status.ok()) return;
+    if (!import_) return End(status);
+    call_.Cancel();  // The import ends with what it has committed, then this status.
+    const absl::MutexLock lock(&mu_);
+    final_status_ = status;
+  }
+  if (import_) {
+    import_->Close();
+  } else {
+    End(absl::OkStatus());
+  }
+}
+
+void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
+  v1::AddReferencesResponse response;
+  const absl::MutexLock lock(&mu_);
+  for (const SampleVerdict& verdict : verdicts) {
+    progress_.set_received(progress_.received() + 1);
+    switch (verdict.outcome) {
+      case SampleOutcome::kSuccessful:
+        progress_.set_successful(progress_.successful() + 1);
+        break;
+      case SampleOutcome::kFailed:
+        progress_.set_failed(progress_.failed() + 1);
+        break;
+      case SampleOutcome::kMalformed:
+        progress_.set_malformed(progress_.malformed() + 1);
+        break;
+      case SampleOutcome::kDuplicate:
+        progress_.set_duplicate(progress_.duplicate() + 1);
+        break;
+    }
+    *response.add_verdicts() = VerdictToProto(verdict);
+  }
+  *response.mutable_progress() = progress_;
+  queue_.push_back(std::move(response));
+  Advance();
+}
+
+void AddReferencesReactor::End(const absl::Status& status) {
+  const absl::MutexLock lock(&mu_);
+  if (final_status_.ok()) final_status_ = status;
+  ended_ = true;
+  Advance();
+}
+
+void AddReferencesReactor::Advance() {
+  if (writing_ || finished_) return;
+  if (!queue_.empty()) {
+    writing_ = true;
+    StartWrite(&queue_.front());
+  } else if (ended_) {
+    finished_ = true;
+    Finish(call_.End(final_status_));
+  }
+}
+
+void AddReferencesReactor::OnWriteDone(bool ok) {
+  if (!ok) call_.Cancel();
+  const absl::MutexLock lock(&mu_);
+  writing_ = false;
+  queue_.pop_front();
+  if (!ok) queue_.clear();
+  Advance();
+}
+
+void AddReferencesReactor::OnCancel() { call_.Cancel(); }
+
+// Joining the import's thread must not happen on that thread itself, which may be the one that called Finish.
+void AddReferencesReactor::OnDone() {
+  std::thread([this] {
+    import_.reset();  // Joined before what its events touch is gone.
+    delete this;
+  }).detach();
+}
+
+}  // namespace c3po

@@ -1,0 +1,54 @@
+#ifndef C3PO_SERVER_RPC_CALL_CONTEXT_H_
+#define C3PO_SERVER_RPC_CALL_CONTEXT_H_
+
+#include <grpcpp/server_context.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "server/metrics/metrics.h"
+#include "server/pipeline/generation_pipeline.h"
+#include "server/pipeline/optimization_settings.h"
+
+namespace c3po {
+
+// What every service works with; nothing is owned, all outlives the server.
+struct ServiceParts {
+  PipelineParts pipeline_parts;
+  GenerationPipeline* pipeline = nullptr;
+  const ReferenceStore* store = nullptr;
+  OptimizationSettings default_optimization;
+  SamplingParams default_sampling;
+  std::string version;
+};
+
+// One call's place on the wire: its deadline, its cancel flag, and the accounting of how it ended.
+class CallState {
+ public:
+  CallState(grpc::CallbackServerContext* context, Metrics* metrics, Metrics::Rpc rpc);
+
+  // A context for the pipeline. `request_id` empty: one is made.
+  CallContext Context(const std::string& request_id) const;
+  const std::string& request_id() const { return request_id_; }
+  const std::shared_ptr<const std::atomic<bool>> cancelled() const { return cancelled_; }
+  void Cancel();
+  // The status for the wire, counted and logged; call once, last.
+  grpc::Status End(const absl::Status& status);
+
+ private:
+  grpc::CallbackServerContext* const context_;
+  Metrics* const metrics_;
+  const Metrics::Rpc rpc_;
+  const absl::Time arrival_;
+  const std::shared_ptr<std::atomic<bool>> cancelled_;
+  std::atomic<int64_t> cancelled_at_nanoseconds_{0};
+  mutable std::string request_id_;
+};
+
+// A fresh seed, and a fresh request id of 16 hexadecimal digits.
+uint64_t DrawSeed();
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_CALL_CONTEXT_H_

@@ -1,0 +1,357 @@
+#include "server/rpc/convert.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+template <typename... Parts>
+absl::Status FieldError(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
+}
+
+absl::Status ToInt(absl::string_view field, uint32_t value, int& out) {
+  if (value > static_cast<uint32_t>(std::numeric_limits<int32_t>::max()))
+    return FieldError(field, ": ", value, " is too large");
+  out = static_cast<int>(value);
+  return absl::OkStatus();
+}
+
+// One row per enum pair: the two directions cannot drift apart.
+template <typename Ours, typename Proto>
+struct EnumPair {
+  Ours ours;
+  Proto proto;
+};
+constexpr EnumPair<Method, v1::Method> kMethods[] = {
+    {Method::kNone, v1::METHOD_NONE},
+    {Method::kModeFinding, v1::METHOD_MODE_FINDING},
+    {Method::kKernelRegression, v1::METHOD_KERNEL_REGRESSION},
+    {Method::kNeighborhoodGradientDescent, v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT}};
+constexpr EnumPair<Kernel, v1::Kernel> kKernels[] = {{Kernel::kGaussian, v1::KERNEL_GAUSSIAN},
+                                                     {Kernel::kMatern, v1::KERNEL_MATERN},
+                                                     {Kernel::kLinear, v1::KERNEL_LINEAR},
+                                                     {Kernel::kPolynomial, v1::KERNEL_POLYNOMIAL}};
+constexpr EnumPair<ApplicationRule, v1::ApplicationRule> kRules[] = {
+    {ApplicationRule::kLastPromptToken, v1::APPLICATION_RULE_LAST_PROMPT_TOKEN},
+    {ApplicationRule::kEveryNewToken, v1::APPLICATION_RULE_EVERY_NEW_TOKEN},
+    {ApplicationRule::kRouterShift, v1::APPLICATION_RULE_ROUTER_SHIFT}};
+constexpr EnumPair<SurrogateLoss, v1::Objective> kObjectives[] = {{SurrogateLoss::kAnswer, v1::OBJECTIVE_ANSWER},
+                                                                  {SurrogateLoss::kChoices, v1::OBJECTIVE_CHOICES}};
+constexpr EnumPair<StepRule, v1::StepRule> kStepRules[] = {{StepRule::kGradient, v1::STEP_RULE_GRADIENT},
+                                                           {StepRule::kNormalized, v1::STEP_RULE_NORMALIZED},
+                                                           {StepRule::kAdam, v1::STEP_RULE_ADAM}};
+constexpr EnumPair<bool, v1::ReferenceSelection> kSelections[] = {{true, v1::REFERENCE_SELECTION_SUCCESSFUL},
+                                                                  {false, v1::REFERENCE_SELECTION_ALL}};
+constexpr EnumPair<GateDecision, v1::GateDecision> kDecisions[] = {
+    {GateDecision::kApplied, v1::GATE_DECISION_APPLIED},
+    {GateDecision::kNotRequested, v1::GATE_DECISION_NOT_REQUESTED},
+    {GateDecision::kSkippedNoNeighbors, v1::GATE_DECISION_SKIPPED_NO_NEIGHBORS},
+    {GateDecision::kSkippedNeighborsFar, v1::GATE_DECISION_SKIPPED_NEIGHBORS_FAR},
+    {GateDecision::kSkippedBaseConfident, v1::GATE_DECISION_SKIPPED_BASE_CONFIDENT},
+    {GateDecision::kRevertedLossNotReduced, v1::GATE_DECISION_REVERTED_LOSS_NOT_REDUCED}};
+constexpr EnumPair<SampleOutcome, v1::Verdict> kVerdicts[] = {{SampleOutcome::kSuccessful, v1::VERDICT_SUCCESSFUL},
+                                                              {SampleOutcome::kFailed, v1::VERDICT_FAILED},
+                                                              {SampleOutcome::kMalformed, v1::VERDICT_MALFORMED},
+                                                              {SampleOutcome::kDuplicate, v1::VERDICT_DUPLICATE}};
+
+template <typename Ours, typename Proto, size_t N>
+Proto ToProto(const EnumPair<Ours, Proto> (&pairs)[N], Ours value) {
+  for (const auto& pair : pairs) {
+    if (pair.ours == value) return pair.proto;
+  }
+  return Proto();
+}
+
+// UNSPECIFIED (0) leaves `out` as it is.
+template <typename Ours, typename Proto, size_t N>
+absl::Status FromProto(absl::string_view field, const EnumPair<Ours, Proto> (&pairs)[N], Proto value, Ours& out) {
+  if (static_cast<int>(value) == 0) return absl::OkStatus();
+  for (const auto& pair : pairs) {
+    if (pair.proto == value) {
+      out = pair.ours;
+      return absl::OkStatus();
+    }
+  }
+  return FieldError(field, ": ", static_cast<int>(value), " is not a value of the enumeration");
+}
+
+absl::Status ReadEnums(const v1::OptimizationOptions& options, OptimizationSettings& settings) {
+  C3PO_RETURN_IF_ERROR(FromProto("optimization.method", kMethods, options.method(), settings.method));
+  C3PO_RETURN_IF_ERROR(FromProto("optimization.kernel", kKernels, options.kernel(), settings.kernel));
+  C3PO_RETURN_IF_ERROR(FromProto("optimization.application_rule", kRules, options.application_rule(), settings.rule));
+  C3PO_RETURN_IF_ERROR(FromProto("optimization.reference_selection", kSelections, options.reference_selection(),
+                                 settings.successful_only));
+  C3PO_RETURN_IF_ERROR(FromProto("optimization.objective", kObjectives, options.objective(), settings.objective));
+  return FromProto("optimization.step_rule", kStepRules, options.step_rule(), settings.step_rule);
+}
+
+absl::StatusOr<PromptInput> TokenInput(const v1::TokenIds& proto) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < proto.ids_size(); ++i) {
+    int id = 0;
+    C3PO_RETURN_IF_ERROR(ToInt(absl::StrCat("token_ids.ids[", i, "]"), proto.ids(i), id));
+    ids.push_back(id);
+  }
+  return PromptInput(std::move(ids));
+}
+
+void LayersToProto(const Pathway& pathway, const std::vector<int>& layers,
+                   google::protobuf::RepeatedPtrField<v1::PathwayLayer>* out) {
+  for (int l = 0; l < pathway.layers; ++l) {
+    v1::PathwayLayer* layer = out->Add();
+    layer->set_layer(static_cast<uint32_t>(layers[l]));
+    for (float weight : pathway.Row(l)) layer->add_weights(weight);
+  }
+}
+
+v1::TokenLogprob LogprobToProto(int32_t token, float logprob, const Tokenizer& tokenizer) {
+  v1::TokenLogprob proto;
+  proto.set_token_id(static_cast<uint32_t>(token));
+  proto.set_text(tokenizer.Decode({token}, /*skip_special_tokens=*/false));
+  proto.set_logprob(logprob);
+  return proto;
+}
+
+}  // namespace
+
+absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOptions& options,
+                                                       const OptimizationSettings& defaults) {
+  OptimizationSettings settings = defaults;
+  C3PO_RETURN_IF_ERROR(ReadEnums(options, settings));
+  if (options.has_k()) {
+    C3PO_RETURN_IF_ERROR(ToInt("optimization.k", options.k(), settings.k));
+    settings.epsilon.reset();
+  }
+  if (options.has_epsilon()) settings.epsilon = options.epsilon();
+  if (options.has_bandwidth()) settings.bandwidth = options.bandwidth();
+  if (options.has_steps()) C3PO_RETURN_IF_ERROR(ToInt("optimization.steps", options.steps(), settings.steps));
+  if (options.has_learning_rate()) settings.learning_rate = options.learning_rate();
+  if (options.critical_layers_size() > 0) {
+    settings.critical_layers.clear();
+    for (int i = 0; i < options.critical_layers_size(); ++i) {
+      int layer = 0;
+      C3PO_RETURN_IF_ERROR(
+          ToInt(absl::StrCat("optimization.critical_layers[", i, "]"), options.critical_layers(i), layer));
+      settings.critical_layers.push_back(layer);
+    }
+    std::sort(settings.critical_layers.begin(), settings.critical_layers.end());
+  }
+  if (options.has_core_experts())
+    C3PO_RETURN_IF_ERROR(ToInt("optimization.core_experts", options.core_experts(), settings.core_experts));
+  if (options.has_collection()) settings.collection = options.collection();
+  if (options.has_alpha()) settings.alpha = options.alpha();
+  if (options.has_return_pathways()) settings.return_pathways = options.return_pathways();
+  if (options.has_gate()) {
+    const v1::GateOptions& gate = options.gate();
+    if (gate.has_enabled()) settings.gate.enabled = gate.enabled();
+    if (gate.has_max_neighbor_distance()) settings.gate.max_neighbor_distance = gate.max_neighbor_distance();
+    if (gate.has_max_base_confidence()) settings.gate.max_base_confidence = gate.max_base_confidence();
+    if (gate.has_min_loss_reduction()) settings.gate.min_loss_reduction = gate.min_loss_reduction();
+  }
+  return settings;
+}
+
+v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
+  v1::OptimizationOptions options;
+  options.set_method(ToProto(kMethods, settings.method));
+  if (settings.epsilon) {
+    options.set_epsilon(*settings.epsilon);
+  } else {
+    options.set_k(static_cast<uint32_t>(settings.k));
+  }
+  options.set_kernel(ToProto(kKernels, settings.kernel));
+  if (settings.bandwidth) options.set_bandwidth(*settings.bandwidth);
+  options.set_steps(static_cast<uint32_t>(settings.steps));
+  options.set_learning_rate(settings.learning_rate);
+  for (int layer : settings.critical_layers) options.add_critical_layers(static_cast<uint32_t>(layer));
+  options.set_core_experts(static_cast<uint32_t>(settings.core_experts));
+  options.set_application_rule(ToProto(kRules, settings.rule));
+  options.set_collection(settings.collection);
+  v1::GateOptions* gate = options.mutable_gate();
+  gate->set_enabled(settings.gate.enabled);
+  if (settings.gate.max_neighbor_distance) gate->set_max_neighbor_distance(*settings.gate.max_neighbor_distance);
+  if (settings.gate.max_base_confidence) gate->set_max_base_confidence(*settings.gate.max_base_confidence);
+  gate->set_min_loss_reduction(settings.gate.min_loss_reduction);
+  options.set_reference_selection(ToProto(kSelections, settings.successful_only));
+  options.set_objective(ToProto(kObjectives, settings.objective));
+  options.set_step_rule(ToProto(kStepRules, settings.step_rule));
+  options.set_alpha(settings.alpha);
+  options.set_return_pathways(settings.return_pathways);
+  return options;
+}
+
+absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& options, const SamplingParams& defaults,
+                                                 uint64_t drawn_seed) {
+  SamplingParams params = defaults;
+  if (options.has_temperature()) params.temperature = options.temperature();
+  if (options.has_top_k()) C3PO_RETURN_IF_ERROR(ToInt("sampling.top_k", options.top_k(), params.top_k));
+  if (options.has_top_p()) params.top_p = options.top_p();
+  if (options.has_min_p()) params.min_p = options.min_p();
+  if (options.has_repetition_penalty()) params.repetition_penalty = options.repetition_penalty();
+  params.seed = options.has_seed() ? options.seed() : drawn_seed;
+  if (options.has_max_tokens())
+    C3PO_RETURN_IF_ERROR(ToInt("sampling.max_tokens", options.max_tokens(), params.max_tokens));
+  params.stop.assign(options.stop().begin(), options.stop().end());
+  if (options.has_logprobs()) C3PO_RETURN_IF_ERROR(ToInt("sampling.logprobs", options.logprobs(), params.logprobs));
+  if (options.has_ignore_eos()) params.ignore_eos = options.ignore_eos();
+  return params;
+}
+
+absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request) {
+  switch (request.input_case()) {
+    case v1::GenerateRequest::kPrompt:
+      return PromptInput(request.prompt());
+    case v1::GenerateRequest::kTokenIds:
+      return TokenInput(request.token_ids());
+    case v1::GenerateRequest::kChat: {
+      std::vector<ChatMessage> messages;
+      for (const v1::ChatMessage& message : request.chat().messages())
+        messages.push_back({message.role(), message.content()});
+      return PromptInput(std::move(messages));
+    }
+    case v1::GenerateRequest::INPUT_NOT_SET:
+      break;
+  }
+  return FieldError("prompt: one of prompt, token_ids and chat must be set");
+}
+
+absl::StatusOr<PromptInput> InputFromProto(const v1::ScoreRequest& request) {
+  switch (request.input_case()) {
+    case v1::ScoreRequest::kPrompt:
+      return PromptInput(request.prompt());
+    case v1::ScoreRequest::kTokenIds:
+      return TokenInput(request.token_ids());
+    case v1::ScoreRequest::INPUT_NOT_SET:
+      break;
+  }
+  return FieldError("prompt: one of prompt and token_ids must be set");
+}
+
+v1::StageTimings TimingsToProto(const StageTimings& timings) {
+  v1::StageTimings proto;
+  proto.set_queue_seconds(timings.queue_seconds);
+  proto.set_tokenize_seconds(timings.tokenize_seconds);
+  proto.set_embed_seconds(timings.embed_seconds);
+  proto.set_retrieval_seconds(timings.retrieval_seconds);
+  proto.set_prefill_seconds(timings.prefill_seconds);
+  proto.set_optimization_seconds(timings.optimization_seconds);
+  proto.set_decode_seconds(timings.decode_seconds);
+  proto.set_time_to_first_token_seconds(timings.time_to_first_token_seconds);
+  return proto;
+}
+
+v1::Provenance ProvenanceToProto(const Provenance& provenance, const std::string& version) {
+  v1::Provenance proto;
+  proto.set_model_digest(provenance.model_digest);
+  proto.set_embedder_digest(provenance.embedder_digest);
+  proto.set_index_generation(static_cast<uint64_t>(provenance.index_generation));
+  proto.set_effective_seed(provenance.effective_seed);
+  proto.set_server_version(version);
+  return proto;
+}
+
+v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
+  v1::OptimizationReport proto;
+  proto.set_method(ToProto(kMethods, report.settings.method));
+  proto.set_gate(ToProto(kDecisions, report.gate));
+  *proto.mutable_timings() = TimingsToProto(report.timings);
+  if (report.settings.method == Method::kNone) return proto;
+  for (const NeighborReport& neighbor : report.neighbors) {
+    v1::NeighborInfo* info = proto.add_neighbors();
+    info->set_reference_id(neighbor.reference_id);
+    info->set_distance(neighbor.distance);
+    info->set_kernel_weight(neighbor.kernel_weight);
+    info->set_prompt(neighbor.prompt);
+    info->set_answer(neighbor.answer);
+    info->set_successful(neighbor.successful);
+  }
+  for (double loss : report.losses) proto.add_losses(loss);
+  if (report.settings.return_pathways) {
+    LayersToProto(report.before, report.settings.critical_layers, proto.mutable_pathway_before());
+    LayersToProto(report.after, report.settings.critical_layers, proto.mutable_pathway_after());
+  }
+  for (const ExpertChange& change : report.largest_changes) {
+    v1::ExpertChange* out = proto.add_largest_changes();
+    out->set_layer(static_cast<uint32_t>(change.layer));
+    out->set_expert(static_cast<uint32_t>(change.expert));
+    out->set_before(change.before);
+    out->set_after(change.after);
+  }
+  if (report.alpha) proto.set_alpha(*report.alpha);
+  for (int layer : report.settings.critical_layers) proto.add_critical_layers(static_cast<uint32_t>(layer));
+  proto.set_core_experts(static_cast<uint32_t>(report.settings.core_experts));
+  proto.set_application_rule(ToProto(kRules, report.settings.rule));
+  proto.set_collection(report.settings.collection);
+  return proto;
+}
+
+v1::TextDelta ChunkToProto(const TextChunk& chunk, const Tokenizer& tokenizer, bool with_logprobs) {
+  v1::TextDelta delta;
+  delta.set_text(chunk.text);
+  for (const SampledToken& token : chunk.tokens) {
+    delta.add_token_ids(static_cast<uint32_t>(token.token_id));
+    if (!with_logprobs) continue;
+    v1::PositionLogprobs* position = delta.add_logprobs();
+    *position->mutable_chosen() = LogprobToProto(token.token_id, token.logprob, tokenizer);
+    for (const TokenLogprob& top : token.top_logprobs)
+      *position->add_top() = LogprobToProto(top.token_id, top.logprob, tokenizer);
+  }
+  return delta;
+}
+
+v1::GenerationSummary SummaryToProto(const CallSummary& summary, const std::string& request_id,
+                                     const std::string& version) {
+  v1::GenerationSummary proto;
+  proto.set_request_id(request_id);
+  proto.set_finish_reason(summary.finish_reason == FinishReason::kStop ? v1::FINISH_REASON_STOP
+                                                                       : v1::FINISH_REASON_LENGTH);
+  proto.mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
+  proto.mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
+  *proto.mutable_timings() = TimingsToProto(summary.timings);
+  *proto.mutable_provenance() = ProvenanceToProto(summary.provenance, version);
+  return proto;
+}
+
+ReferenceSample SampleFromProto(const v1::ReferenceSample& sample) {
+  ReferenceSample result;
+  result.prompt = sample.prompt();
+  result.answer = sample.answer();
+  result.choices.assign(sample.choices().begin(), sample.choices().end());
+  result.metadata.insert(sample.metadata().begin(), sample.metadata().end());
+  return result;
+}
+
+v1::Reference RecordToProto(const ReferenceRecord& record, bool with_pathway) {
+  v1::Reference proto;
+  proto.set_id(record.id);
+  proto.set_collection(record.collection);
+  v1::ReferenceSample* sample = proto.mutable_sample();
+  sample->set_prompt(record.sample.prompt);
+  sample->set_answer(record.sample.answer);
+  for (const std::string& choice : record.sample.choices) sample->add_choices(choice);
+  for (const auto& [key, value] : record.sample.metadata) (*sample->mutable_metadata())[key] = value;
+  proto.set_successful(record.successful);
+  proto.set_model_digest(record.model_digest);
+  proto.set_embedder_digest(record.embedder_digest);
+  proto.set_created_unix_seconds(record.created_unix_seconds);
+  proto.set_moe_layers(static_cast<uint32_t>(record.pathway.layers));
+  proto.set_experts(static_cast<uint32_t>(record.pathway.experts));
+  if (with_pathway) proto.mutable_pathway()->Add(record.pathway.weights.begin(), record.pathway.weights.end());
+  return proto;
+}
+
+v1::SampleVerdict VerdictToProto(const SampleVerdict& verdict) {
+  v1::SampleVerdict proto;
+  proto.set_sequence(verdict.sequence);
+  proto.set_id(verdict.id);
+  proto.set_verdict(ToProto(kVerdicts, verdict.outcome));
+  proto.set_message(verdict.message);
+  return proto;
+}
+
+}  // namespace c3po

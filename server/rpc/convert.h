@@ -1,0 +1,42 @@
+#ifndef C3PO_SERVER_RPC_CONVERT_H_
+#define C3PO_SERVER_RPC_CONVERT_H_
+
+// Protobuf to the pipeline's values and back. Pure and thread-safe. What a message leaves out comes from `defaults`;
+// what it sets wrongly is InvalidArgument "FIELD: ...". Ranges are the pipeline's business, except where the conversion
+// itself would lose a value.
+
+#include "absl/status/statusor.h"
+#include "c3po/v1/generation.pb.h"
+#include "c3po/v1/options.pb.h"
+#include "c3po/v1/reference.pb.h"
+#include "server/pipeline/generation_types.h"
+#include "server/pipeline/reference_importer.h"
+#include "server/text/tokenizer.h"
+
+namespace c3po {
+
+absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOptions& options,
+                                                       const OptimizationSettings& defaults);
+v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings);
+
+// `drawn_seed` is used when the client gives none.
+absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& options, const SamplingParams& defaults,
+                                                 uint64_t drawn_seed);
+
+absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request);
+absl::StatusOr<PromptInput> InputFromProto(const v1::ScoreRequest& request);
+
+v1::OptimizationReport ReportToProto(const OptimizationReport& report);
+v1::TextDelta ChunkToProto(const TextChunk& chunk, const Tokenizer& tokenizer, bool with_logprobs);
+v1::GenerationSummary SummaryToProto(const CallSummary& summary, const std::string& request_id,
+                                     const std::string& version);
+v1::StageTimings TimingsToProto(const StageTimings& timings);
+v1::Provenance ProvenanceToProto(const Provenance& provenance, const std::string& version);
+
+ReferenceSample SampleFromProto(const v1::ReferenceSample& sample);
+v1::Reference RecordToProto(const ReferenceRecord& record, bool with_pathway);
+v1::SampleVerdict VerdictToProto(const SampleVerdict& verdict);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_CONVERT_H_

@@ -1,0 +1,228 @@
+#include "server/rpc/generation_service.h"
+
+#include <deque>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "index/base/status_macros.h"
+#include "server/rpc/convert.h"
+
+namespace c3po {
+namespace {
+
+// Lives until gRPC is done with it and the pipeline has let go of it, whichever is later: it holds itself until OnDone.
+class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateResponse>, public GenerationListener {
+ public:
+  static GenerateReactor* Start(grpc::CallbackServerContext* context, const v1::GenerateRequest& request,
+                                const ServiceParts& parts) {
+    auto reactor = std::shared_ptr<GenerateReactor>(new GenerateReactor(context, request, parts));
+    reactor->self_ = reactor;
+    if (const absl::Status status = reactor->Submit(request, reactor); !status.ok())
+      reactor->OnDone(status, CallSummary());
+    return reactor.get();
+  }
+
+  void OnOptimization(const OptimizationReport& report) override {
+    v1::GenerateResponse message;
+    *message.mutable_optimization() = ReportToProto(report);
+    Enqueue(std::move(message));
+  }
+
+  void OnChunk(TextChunk chunk) override {
+    v1::GenerateResponse message;
+    *message.mutable_delta() = ChunkToProto(chunk, *parts_.pipeline_parts.text->tokenizer(), with_logprobs_);
+    Enqueue(std::move(message));
+  }
+
+  void OnScores(std::vector<ContinuationScore>) override {}
+
+  void OnDone(const absl::Status& status, const CallSummary& summary) override {
+    if (status.ok()) {
+      v1::GenerateResponse message;
+      *message.mutable_summary() = SummaryToProto(summary, call_.request_id(), parts_.version);
+      Enqueue(std::move(message));
+    }
+    const absl::MutexLock lock(&mu_);
+    final_status_ = overflowed_ ? absl::ResourceExhaustedError("the client does not read its answer") : status;
+    ended_ = true;
+    if (overflowed_ || !status.ok()) queue_.resize(std::min<size_t>(queue_.size(), writing_ ? 1 : 0));
+    Advance();
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) call_.Cancel();
+    const absl::MutexLock lock(&mu_);
+    writing_ = false;
+    queue_.pop_front();
+    if (!ok) queue_.clear();
+    Advance();
+  }
+
+  void OnCancel() override { call_.Cancel(); }
+  void OnDone() override { self_.reset(); }
+
+ private:
+  GenerateReactor(grpc::CallbackServerContext* context, const v1::GenerateRequest& request, const ServiceParts& parts)
+      : parts_(parts),
+        call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kGenerate),
+        with_logprobs_(request.sampling().has_logprobs()) {}
+
+  absl::Status Submit(const v1::GenerateRequest& request, std::shared_ptr<GenerationListener> listener) {
+    GenerateCall call;
+    call.context = call_.Context(request.request_id());
+    C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
+    C3PO_ASSIGN_OR_RETURN(call.sampling, SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
+    C3PO_ASSIGN_OR_RETURN(call.optimization, SettingsFromProto(request.optimization(), parts_.default_optimization));
+    return parts_.pipeline->Generate(std::move(call), std::move(listener));
+  }
+
+  void Enqueue(v1::GenerateResponse message) {
+    const absl::MutexLock lock(&mu_);
+    if (overflowed_) return;
+    if (queue_.size() >= GenerationService::kQueuedMessagesMax) {
+      overflowed_ = true;
+      call_.Cancel();
+      return;
+    }
+    queue_.push_back(std::move(message));
+    Advance();
+  }
+
+  // Starts the next write, or the end.
+  void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (writing_ || finished_) return;
+    if (!queue_.empty()) {
+      writing_ = true;
+      StartWrite(&queue_.front());
+    } else if (ended_) {
+      finished_ = true;
+      Finish(call_.End(final_status_));
+    }
+  }
+
+  const ServiceParts& parts_;
+  CallState call_;
+  const bool with_logprobs_;
+  std::shared_ptr<GenerateReactor> self_;
+  absl::Mutex mu_;
+  std::deque<v1::GenerateResponse> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool overflowed_ ABSL_GUARDED_BY(mu_) = false;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status final_status_ ABSL_GUARDED_BY(mu_);
+};
+
+class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationListener {
+ public:
+  static ScoreReactor* Start(grpc::CallbackServerContext* context, const v1::ScoreRequest& request,
+                             v1::ScoreResponse* response, const ServiceParts& parts) {
+    auto reactor = std::shared_ptr<ScoreReactor>(new ScoreReactor(context, response, parts));
+    reactor->self_ = reactor;
+    if (const absl::Status status = reactor->Submit(request, reactor); !status.ok())
+      reactor->OnDone(status, CallSummary());
+    return reactor.get();
+  }
+
+  void OnOptimization(const OptimizationReport& report) override {
+    *response_->mutable_optimization() = ReportToProto(report);
+  }
+  void OnChunk(TextChunk) override {}
+  void OnScores(std::vector<ContinuationScore> scores) override {
+    for (const ContinuationScore& score : scores) {
+      v1::ContinuationScore* out = response_->add_scores();
+      out->set_log_likelihood(score.log_likelihood);
+      out->set_token_count(static_cast<uint32_t>(score.token_logprobs.size()));
+      out->set_is_greedy(score.is_greedy);
+      out->mutable_token_logprobs()->Add(score.token_logprobs.begin(), score.token_logprobs.end());
+    }
+  }
+  void OnDone(const absl::Status& status, const CallSummary& summary) override {
+    *response_->mutable_timings() = TimingsToProto(summary.timings);
+    *response_->mutable_provenance() = ProvenanceToProto(summary.provenance, parts_.version);
+    response_->mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
+    response_->mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
+    response_->set_request_id(call_.request_id());
+    Finish(call_.End(status));
+  }
+
+  void OnCancel() override { call_.Cancel(); }
+  void OnDone() override { self_.reset(); }
+
+ private:
+  ScoreReactor(grpc::CallbackServerContext* context, v1::ScoreResponse* response, const ServiceParts& parts)
+      : parts_(parts), call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kScore), response_(response) {}
+
+  absl::Status Submit(const v1::ScoreRequest& request, std::shared_ptr<GenerationListener> listener) {
+    ScoreCall call;
+    call.context = call_.Context(request.request_id());
+    C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
+    call.continuations.assign(request.continuations().begin(), request.continuations().end());
+    C3PO_ASSIGN_OR_RETURN(call.optimization, SettingsFromProto(request.optimization(), parts_.default_optimization));
+    return parts_.pipeline->Score(std::move(call), std::move(listener));
+  }
+
+  const ServiceParts& parts_;
+  CallState call_;
+  v1::ScoreResponse* const response_;
+  std::shared_ptr<ScoreReactor> self_;
+};
+
+// For calls that are over before they return.
+grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
+                                    const absl::Status& status) {
+  CallState call(context, parts.pipeline_parts.metrics, rpc);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(call.End(status));
+  return reactor;
+}
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::GenerateResponse>* GenerationService::Generate(grpc::CallbackServerContext* context,
+                                                                            const v1::GenerateRequest* request) {
+  return GenerateReactor::Start(context, *request, parts_);
+}
+
+grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
+                                                   const v1::ScoreRequest* request, v1::ScoreResponse* response) {
+  return ScoreReactor::Start(context, *request, response, parts_);
+}
+
+grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
+                                                      const v1::TokenizeRequest* request,
+                                                      v1::TokenizeResponse* response) {
+  const Tokenizer& tokenizer = *parts_.pipeline_parts.text->tokenizer();
+  const bool special = request->has_add_special_tokens() ? request->add_special_tokens() : true;
+  const auto ids = tokenizer.Encode(request->text(), special);
+  if (!ids.ok()) {
+    return FinishNow(context, parts_, Metrics::Rpc::kTokenize,
+                     absl::Status(ids.status().code(), absl::StrCat("text: ", ids.status().message())));
+  }
+  for (int32_t id : *ids) {
+    response->add_ids(static_cast<uint32_t>(id));
+    response->add_pieces(std::string(tokenizer.Piece(id)));
+  }
+  return FinishNow(context, parts_, Metrics::Rpc::kTokenize, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
+                                                        const v1::DetokenizeRequest* request,
+                                                        v1::DetokenizeResponse* response) {
+  const Tokenizer& tokenizer = *parts_.pipeline_parts.text->tokenizer();
+  std::vector<int32_t> ids;
+  for (int i = 0; i < request->ids_size(); ++i) {
+    if (request->ids(i) >= static_cast<uint32_t>(tokenizer.vocabulary_size())) {
+      return FinishNow(
+          context, parts_, Metrics::Rpc::kDetokenize,
+          absl::InvalidArgumentError(absl::StrCat("ids[", i, "]: ", request->ids(i), " is outside the vocabulary of ",
+                                                  tokenizer.vocabulary_size())));
+    }
+    ids.push_back(static_cast<int32_t>(request->ids(i)));
+  }
+  response->set_text(tokenizer.Decode(ids, request->has_skip_special_tokens() ? request->skip_special_tokens() : true));
+  return FinishNow(context, parts_, Metrics::Rpc::kDetokenize, absl::OkStatus());
+}
+
+}  // namespace c3po

@@ -1,0 +1,91 @@
+#include "server/rpc/grpc_status.h"
+
+#include <google/rpc/error_details.pb.h>
+#include <google/rpc/status.pb.h>
+
+#include <cctype>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+
+namespace c3po {
+namespace {
+
+constexpr int kRetryAfterMilliseconds = 500;
+
+const char* ReasonOf(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kOutOfRange:
+      return "INVALID_FIELD";
+    case absl::StatusCode::kNotFound:
+      return "NOT_FOUND";
+    case absl::StatusCode::kFailedPrecondition:
+      return "PRECONDITION";
+    case absl::StatusCode::kResourceExhausted:
+      return "CAPACITY";
+    case absl::StatusCode::kDeadlineExceeded:
+      return "DEADLINE";
+    case absl::StatusCode::kCancelled:
+      return "CANCELLED";
+    case absl::StatusCode::kUnavailable:
+      return "SHUTTING_DOWN";
+    case absl::StatusCode::kDataLoss:
+      return "DATA_LOSS";
+    default:
+      return "INTERNAL";
+  }
+}
+
+// Codes outside the documented list are defects of ours.
+grpc::StatusCode CodeOf(absl::StatusCode code) {
+  if (absl::string_view(ReasonOf(code)) == "INTERNAL") return grpc::StatusCode::INTERNAL;
+  if (code == absl::StatusCode::kOutOfRange) return grpc::StatusCode::INVALID_ARGUMENT;
+  return static_cast<grpc::StatusCode>(code);
+}
+
+// "optimization.critical_layers[2]" of "optimization.critical_layers[2]: layer 99 does not exist"; empty when the
+// message begins otherwise.
+absl::string_view FieldOf(absl::string_view message) {
+  const size_t colon = message.find(": ");
+  if (colon == absl::string_view::npos || colon == 0) return {};
+  for (const char c : message.substr(0, colon)) {
+    const bool allowed = std::islower(static_cast<unsigned char>(c)) || std::isdigit(static_cast<unsigned char>(c)) ||
+                         c == '_' || c == '.' || c == '[' || c == ']';
+    if (!allowed) return {};
+  }
+  return message.substr(0, colon);
+}
+
+}  // namespace
+
+grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContext* context) {
+  if (status.ok()) return grpc::Status::OK;
+  const grpc::StatusCode code = CodeOf(status.code());
+  google::rpc::Status details;
+  details.set_code(code);
+  details.set_message(std::string(status.message()));
+  google::rpc::ErrorInfo info;
+  info.set_reason(ReasonOf(status.code()));
+  info.set_domain("c3po");
+  details.add_details()->PackFrom(info);
+  const absl::string_view field = FieldOf(status.message());
+  if (code == grpc::StatusCode::INVALID_ARGUMENT && !field.empty()) {
+    google::rpc::BadRequest bad_request;
+    auto* violation = bad_request.add_field_violations();
+    violation->set_field(std::string(field));
+    violation->set_description(std::string(status.message().substr(field.size() + 2)));
+    details.add_details()->PackFrom(bad_request);
+  }
+  if (code == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    google::rpc::RetryInfo retry;
+    retry.mutable_retry_delay()->set_nanos(kRetryAfterMilliseconds * 1000000);
+    details.add_details()->PackFrom(retry);
+    if (context != nullptr)
+      context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(kRetryAfterMilliseconds));
+  }
+  return grpc::Status(code, std::string(status.message()), details.SerializeAsString());
+}
+
+}  // namespace c3po

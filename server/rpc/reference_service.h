@@ -1,0 +1,34 @@
+#ifndef C3PO_SERVER_RPC_REFERENCE_SERVICE_H_
+#define C3PO_SERVER_RPC_REFERENCE_SERVICE_H_
+
+#include "c3po/v1/reference.grpc.pb.h"
+#include "server/rpc/call_context.h"
+
+namespace c3po {
+
+// c3po.v1.ReferenceService. Reads and changes of the store run on the worker pool, imports on a thread of their own;
+// reactors never wait.
+class ReferenceService final : public v1::ReferenceService::CallbackService {
+ public:
+  explicit ReferenceService(const ServiceParts& parts) : parts_(parts) {}
+
+  grpc::ServerBidiReactor<v1::AddReferencesRequest, v1::AddReferencesResponse>* Add(
+      grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* Search(grpc::CallbackServerContext* context, const v1::SearchReferencesRequest* request,
+                                   v1::SearchReferencesResponse* response) override;
+  grpc::ServerUnaryReactor* Get(grpc::CallbackServerContext* context, const v1::GetReferenceRequest* request,
+                                v1::GetReferenceResponse* response) override;
+  grpc::ServerUnaryReactor* List(grpc::CallbackServerContext* context, const v1::ListReferencesRequest* request,
+                                 v1::ListReferencesResponse* response) override;
+  grpc::ServerUnaryReactor* Delete(grpc::CallbackServerContext* context, const v1::DeleteReferencesRequest* request,
+                                   v1::DeleteReferencesResponse* response) override;
+  grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context, const v1::GetStatsRequest* request,
+                                     v1::GetStatsResponse* response) override;
+
+ private:
+  const ServiceParts& parts_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_REFERENCE_SERVICE_H_

@@ -1,0 +1,47 @@
+#include "server/rpc/server_service.h"
+
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "server/rpc/convert.h"
+
+namespace c3po {
+
+ServerService::ServerService(const ServiceParts& parts, std::map<std::string, uint64_t> limits)
+    : parts_(parts), limits_(std::move(limits)), started_(absl::Now()) {}
+
+grpc::ServerUnaryReactor* ServerService::GetServerInfo(grpc::CallbackServerContext* context,
+                                                       const v1::GetServerInfoRequest*,
+                                                       v1::GetServerInfoResponse* response) {
+  const PipelineParts& parts = parts_.pipeline_parts;
+  const ModelShape& shape = parts.model->shape();
+  response->set_version(parts_.version);
+  v1::ModelInfo* model = response->mutable_model();
+  model->set_name(shape.name);
+  model->set_architecture(shape.architecture);
+  model->set_digest(shape.digest);
+  model->set_dtype(shape.dtype);
+  model->set_device(shape.device);
+  model->set_layers(static_cast<uint32_t>(shape.layers));
+  model->set_moe_layers(static_cast<uint32_t>(shape.moe_layers));
+  model->set_experts(static_cast<uint32_t>(shape.experts));
+  model->set_experts_per_token(static_cast<uint32_t>(shape.experts_per_token));
+  model->set_hidden_size(static_cast<uint32_t>(shape.hidden_size));
+  model->set_vocabulary_size(static_cast<uint32_t>(shape.vocabulary_size));
+  model->set_context_window(static_cast<uint32_t>(shape.context_window));
+  model->set_parameters(static_cast<uint64_t>(shape.parameters));
+  model->set_chat(parts.text->has_chat());
+  v1::EmbedderInfo* embedder = response->mutable_embedder();
+  embedder->set_name(parts.embedding->name());
+  embedder->set_digest(parts.embedding->digest());
+  embedder->set_dimension(static_cast<uint32_t>(parts.embedding->dimension()));
+  *response->mutable_default_optimization() = SettingsToProto(parts_.default_optimization);
+  for (const auto& [name, value] : limits_) (*response->mutable_limits())[name] = value;
+  response->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
+  CallState call(context, parts.metrics, Metrics::Rpc::kGetServerInfo);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(call.End(absl::OkStatus()));
+  return reactor;
+}
+
+}  // namespace c3po

@@ -1,0 +1,50 @@
+#ifndef C3PO_SERVER_SCHEDULER_ENGINE_H_
+#define C3PO_SERVER_SCHEDULER_ENGINE_H_
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "server/scheduler/continuous_batcher.h"
+
+namespace c3po {
+
+// The thread that owns the device. Requests from any thread land in an inbox; the thread moves them into the batcher
+// and steps it while there is work, and sleeps otherwise. Thread-safe.
+class Engine {
+ public:
+  // `model` and `metrics` are not owned and outlive the engine. pending_max: requests waiting or running; beyond it
+  // Submit refuses.
+  Engine(ModelRunner* model, const BatcherLimits& limits, int pending_max, Metrics* metrics);
+  // As Stop.
+  ~Engine();
+
+  // The request ends through its sink, unless an error is returned here, and then the sink is not called.
+  // ResourceExhausted: pending_max reached. Unavailable: stopping.
+  absl::Status Submit(SequenceRequest request);
+
+  // Takes no more requests, and waits up to `limit` for those in hand; what is left then ends with Unavailable.
+  // Idempotent.
+  void Stop(absl::Duration limit);
+
+  int pending() const { return pending_.load(std::memory_order_relaxed); }
+
+ private:
+  class CountedSink;
+  void Run();
+
+  ContinuousBatcher batcher_;  // Engine thread only.
+  const int pending_max_;
+  std::atomic<int> pending_{0};
+  absl::Mutex mu_;
+  std::vector<SequenceRequest> inbox_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time abort_at_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
+  std::thread thread_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_SCHEDULER_ENGINE_H_

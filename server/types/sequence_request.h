@@ -1,0 +1,83 @@
+#ifndef C3PO_SERVER_TYPES_SEQUENCE_REQUEST_H_
+#define C3PO_SERVER_TYPES_SEQUENCE_REQUEST_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "server/types/model_runner.h"
+#include "server/types/routing_override.h"
+#include "server/types/sampled_token.h"
+#include "server/types/sampling_params.h"
+
+namespace c3po {
+
+enum class FinishReason { kStop, kLength };
+
+// Seconds a sequence spent in each stage that the scheduler sees.
+struct SequenceTimings {
+  double queue_seconds = 0;  // from submission to its first forward pass
+  double prefill_seconds = 0;
+  double optimization_seconds = 0;         // its own steps only, not what ran between them
+  double decode_seconds = 0;               // after prefill and optimization
+  double time_to_first_token_seconds = 0;  // from arrival
+};
+
+struct ContinuationScore {
+  double log_likelihood = 0;  // sum over tokens, natural logarithm
+  bool is_greedy = true;      // every token is the model's most likely one
+  std::vector<float> token_logprobs;
+};
+
+// Where a sequence's results go. Calls come from the engine thread, in order, and must not block; OnFinished comes
+// exactly once, last.
+class SequenceSink {
+ public:
+  virtual ~SequenceSink() = default;
+  // False ends the sequence here (a stop string was found), with FinishReason::kStop.
+  virtual bool OnToken(const SampledToken& token) = 0;
+  virtual void OnScores(std::vector<ContinuationScore> scores) = 0;
+  virtual void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) = 0;
+};
+
+// A pathway search that the scheduler advances one unit of work at a time between its other steps.
+class OptimizationTask {
+ public:
+  virtual ~OptimizationTask() = default;
+  // True when finished.
+  virtual absl::StatusOr<bool> Step() = 0;
+  // After the last step: null when the pathway stays as it was.
+  virtual std::shared_ptr<const RoutingOverride> routing() const = 0;
+};
+
+// One sequence's work: prefill; optimize if asked to; then generate, or score `continuations` if there are any.
+struct SequenceRequest {
+  std::string request_id;
+  std::vector<int32_t> prompt;                      // at least one token
+  SamplingParams sampling;                          // for generation
+  std::vector<std::vector<int32_t>> continuations;  // none empty
+
+  // Called once after prefill, with what was captured at the last prompt token and its logits; may return null. Where
+  // it is not set, nothing is captured.
+  std::function<absl::StatusOr<std::shared_ptr<OptimizationTask>>(const PromptCapture& capture,
+                                                                  absl::Span<const float> logits)>
+      on_prefilled;
+  int entry_layer = 0;  // where the capture is taken: the first critical layer
+  int mean_layer = -1;  // PromptCapture::mean_hidden is wanted of the states entering it; -1: not wanted
+  ApplicationRule rule = ApplicationRule::kEveryNewToken;  // of the routing that the task finds
+
+  absl::Time arrival = absl::InfinitePast();
+  absl::Time deadline = absl::InfiniteFuture();
+  std::shared_ptr<const std::atomic<bool>> cancelled;  // null: cannot be cancelled
+  std::shared_ptr<SequenceSink> sink;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_TYPES_SEQUENCE_REQUEST_H_
