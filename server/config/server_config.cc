@@ -1,0 +1,160 @@
+#include "server/config/server_config.h"
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <limits>
+#include <type_traits>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+// Calls visit(flag name, field, help) for every field: flags, the printed file and its tests cannot drift apart.
+template <typename Config, typename Visit>
+void VisitFields(Config& c, Visit visit) {
+  visit("model", c.model, "Hugging Face folder of the model (required)");
+  visit("device", c.device, "cpu or cuda");
+  visit("dtype", c.dtype, "auto, float32 or bfloat16");
+  visit("embedder", c.embedder, "folder of a sentence encoder, or \"model\" for the model's own hidden states");
+  visit("threads", c.threads, "threads of libtorch's pool; 0: one per core");
+  visit("store", c.store, "SQLite file of the references");
+  visit("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");
+  visit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");
+  visit("listen", c.listen, "gRPC address:port; port 0 chooses one");
+  visit("metrics-address", c.metrics_address, "address of the HTTP door");
+  visit("metrics-port", c.metrics_port, "port of /metrics, /healthz, /readyz; 0 chooses one, -1: none");
+  visit("pending-requests-max", c.pending_requests_max, "requests waiting or running; beyond: RESOURCE_EXHAUSTED");
+  visit("running-sequences-max", c.running_sequences_max, "sequences in one batch");
+  visit("kv-cache-tokens", c.kv_cache_tokens, "positions of all sequences together");
+  visit("prefill-tokens-per-step", c.prefill_tokens_per_step, "prompt tokens in one engine step");
+  visit("max-tokens-default", c.max_tokens_default, "max_tokens of a request that sets none");
+  visit("message-bytes-max", c.message_bytes_max, "bytes of one gRPC message");
+  visit("neighbor-cache-mb", c.neighbor_cache_mb, "MiB for the fixed states of references");
+  visit("workers", c.workers, "threads that tokenize, embed and search");
+  visit("drain-seconds-max", c.drain_seconds_max, "seconds for running streams after SIGTERM");
+  visit("method", c.method, "default method: none, mode, kernel or ngd");
+  visit("neighbors", c.neighbors, "default k");
+  visit("steps", c.steps, "default gradient steps");
+  visit("learning-rate", c.learning_rate, "default learning rate");
+  visit("critical-layers", c.critical_layers, "default critical layers: the last so many; 0: 5");
+  visit("core-experts", c.core_experts, "default core experts per layer; 0: all; -1: 20, or all of fewer");
+  visit("application-rule", c.application_rule, "default rule: last, every or shift");
+  visit("references", c.references, "default references: successful or all");
+  visit("objective", c.objective, "default loss: answer or choices");
+  visit("collection", c.collection, "default collection");
+  visit("log-level", c.log_level, "debug, info, warning or error");
+}
+
+absl::Status Wrong(absl::string_view flag, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", what));
+}
+
+absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return Wrong(flag, absl::StrCat("is ", value, ", must be in [", low, ", ", high, "]"));
+}
+
+absl::Status CheckWord(absl::string_view flag, const std::string& value, std::initializer_list<const char*> words) {
+  for (const char* word : words) {
+    if (value == word) return absl::OkStatus();
+  }
+  return Wrong(flag, absl::StrCat("\"", value, "\" is not one of ", absl::StrJoin(words, ", ")));
+}
+
+std::string EnvironmentName(absl::string_view flag) {
+  return absl::StrCat("C3PO_", absl::StrReplaceAll(absl::AsciiStrToUpper(flag), {{"-", "_"}}));
+}
+
+}  // namespace
+
+absl::Status ServerConfig::Validate() const {
+  constexpr int kMax = std::numeric_limits<int>::max();
+  if (model.empty()) return Wrong("model", "is required: a Hugging Face folder");
+  if (embedder.empty()) return Wrong("embedder", "must be a folder or \"model\"");
+  if (store.empty()) return Wrong("store", "must name a file");
+  C3PO_RETURN_IF_ERROR(CheckWord("device", device, {"cpu", "cuda"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("method", method, {"none", "mode", "kernel", "ngd"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("application-rule", application_rule, {"last", "every", "shift"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("references", references, {"successful", "all"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("objective", objective, {"answer", "choices"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("log-level", log_level, {"debug", "info", "warning", "error"}));
+  C3PO_RETURN_IF_ERROR(CheckRange("threads", threads, 0, 1024));
+  C3PO_RETURN_IF_ERROR(CheckRange("metrics-port", metrics_port, -1, 65535));
+  C3PO_RETURN_IF_ERROR(CheckRange("exact-references-max", exact_references_max, 0, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("pending-requests-max", pending_requests_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("running-sequences-max", running_sequences_max, 1, 4096));
+  C3PO_RETURN_IF_ERROR(CheckRange("kv-cache-tokens", kv_cache_tokens, 1, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("prefill-tokens-per-step", prefill_tokens_per_step, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("max-tokens-default", max_tokens_default, 1, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("message-bytes-max", message_bytes_max, 1024, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("neighbor-cache-mb", neighbor_cache_mb, 0, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("workers", workers, 1, 256));
+  C3PO_RETURN_IF_ERROR(CheckRange("drain-seconds-max", drain_seconds_max, 0, 86400));
+  C3PO_RETURN_IF_ERROR(CheckRange("neighbors", neighbors, 1, 64));
+  C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, 1000));
+  C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));
+  C3PO_RETURN_IF_ERROR(CheckRange("core-experts", core_experts, -1, 4096));
+  if (!(learning_rate > 0)) return Wrong("learning-rate", "must be above 0");
+  return absl::OkStatus();
+}
+
+std::string ServerConfig::ToText() const {
+  std::string text;
+  VisitFields(*this, [&text](const char* flag, const auto& field, const char* help) {
+    absl::StrAppend(&text, "# ", help, "\n", flag, " = ");
+    if constexpr (std::is_same_v<std::decay_t<decltype(field)>, std::string>) {
+      absl::StrAppend(&text, "\"", field, "\"\n");
+    } else {
+      absl::StrAppend(&text, field, "\n");
+    }
+  });
+  return text;
+}
+
+std::map<std::string, uint64_t> ServerConfig::Limits() const {
+  std::map<std::string, uint64_t> limits;
+  VisitFields(*this, [&limits](const char* flag, const auto& field, const char*) {
+    const std::string name = absl::StrReplaceAll(flag, {{"-", "_"}});
+    if constexpr (std::is_same_v<std::decay_t<decltype(field)>, int>) {
+      if (absl::StrContains(name, "max") || absl::StrContains(name, "cache") || absl::StrContains(name, "per_step")) {
+        limits[name] = static_cast<uint64_t>(field);
+      }
+    }
+  });
+  return limits;
+}
+
+absl::StatusOr<CommandLineAction> ParseCommandLine(int argc, char** argv, const std::string& version,
+                                                   ServerConfig& config) {
+  CLI::App app(
+      "c3pod: serves a Mixture-of-Experts language model over gRPC and re-mixes its experts per request (C3PO)");
+  bool print_config = false;
+  app.set_version_flag("--version", version);
+  app.set_config("--config", "", "TOML file with any of these options");
+  app.add_flag("--print-config", print_config, "print the configuration in force and exit");
+  VisitFields(config, [&app](const char* flag, auto& field, const char* help) {
+    app.add_option(absl::StrCat("--", flag), field, help)->envname(EnvironmentName(flag))->capture_default_str();
+  });
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    app.exit(success);
+    return CommandLineAction::kExit;
+  } catch (const CLI::ParseError& error) {
+    return absl::InvalidArgumentError(absl::StrCat(error.what(), "; see --help"));
+  }
+  if (print_config) {
+    std::cout << config.ToText();
+    return CommandLineAction::kPrintConfig;
+  }
+  C3PO_RETURN_IF_ERROR(config.Validate());
+  return CommandLineAction::kRun;
+}
+
+}  // namespace c3po

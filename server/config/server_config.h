@@ -1,0 +1,76 @@
+#ifndef C3PO_SERVER_CONFIG_SERVER_CONFIG_H_
+#define C3PO_SERVER_CONFIG_SERVER_CONFIG_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace c3po {
+
+// Everything c3pod can be told, with its limits. One struct, validated once, listed by --print-config. Flags are the
+// fields' names with dashes; every one can also stand in a TOML file (--config) or in the environment (C3PO_ and
+// capitals).
+struct ServerConfig {
+  // Model
+  std::string model;               // Hugging Face folder; required.
+  std::string device = "cpu";      // cpu, cuda
+  std::string dtype = "auto";      // auto, float32, bfloat16
+  std::string embedder = "model";  // A sentence encoder's folder, or "model": the model's own hidden states.
+  int threads = 0;                 // Of libtorch's pool; 0: one per core.
+
+  // References
+  std::string store = "c3po.db";    // SQLite file; created if absent.
+  std::string graph_cache;          // Folder of index graphs; empty: STORE + ".graphs".
+  int exact_references_max = 2000;  // Larger collections are searched through an HNSW graph.
+
+  // Listening
+  std::string listen = "127.0.0.1:50051";  // gRPC; port 0 chooses one.
+  std::string metrics_address = "127.0.0.1";
+  int metrics_port = 9464;  // HTTP: /metrics, /healthz, /readyz; 0 chooses one, -1: none.
+
+  // Limits
+  int pending_requests_max = 256;     // Waiting or running; beyond: RESOURCE_EXHAUSTED.
+  int running_sequences_max = 32;     // In one batch.
+  int kv_cache_tokens = 32768;        // Positions of all sequences together.
+  int prefill_tokens_per_step = 256;  // Prompt tokens in one engine step.
+  int max_tokens_default = 256;       // Of a request that sets none.
+  int message_bytes_max = 16 << 20;   // One gRPC message.
+  int neighbor_cache_mb = 256;        // Fixed states of references.
+  int workers = 2;                    // Threads that tokenize, embed and search.
+  int drain_seconds_max = 30;         // After SIGTERM, for running streams.
+
+  // C3PO defaults of requests that set none; 0 or empty: as the paper has it for this model.
+  std::string method = "ngd";  // none, mode, kernel, ngd
+  int neighbors = 3;
+  int steps = 10;
+  double learning_rate = 0.1;
+  int critical_layers = 0;                 // The last so many MoE layers; 0: 5.
+  int core_experts = -1;                   // -1: 20, or all of fewer; 0: all.
+  std::string application_rule = "every";  // last, every, shift
+  std::string references = "successful";   // successful, all
+  std::string objective = "answer";        // answer, choices
+  std::string collection = "default";
+
+  std::string log_level = "info";  // debug, info, warning, error
+
+  // InvalidArgument names the field by its flag.
+  absl::Status Validate() const;
+  // Every field as "name = value" lines, a valid --config file.
+  std::string ToText() const;
+  // The numeric limits, for GetServerInfo.
+  std::map<std::string, uint64_t> Limits() const;
+};
+
+enum class CommandLineAction { kRun, kPrintConfig, kExit };
+
+// Fills `config` from the command line, the environment and the file of --config, in this order of precedence. kExit:
+// --help or
+// --version was printed. InvalidArgument: unknown flag, wrong type, or Validate's verdict.
+absl::StatusOr<CommandLineAction> ParseCommandLine(int argc, char** argv, const std::string& version,
+                                                   ServerConfig& config);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_CONFIG_SERVER_CONFIG_H_

@@ -1,0 +1,231 @@
+// c3pod: reads its configuration, loads model, embedder and references, serves until SIGTERM or SIGINT, drains, exits
+// 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line.
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "index/base/status_macros.h"
+#include "index/search/reference_catalog.h"
+#include "index/store/reference_store.h"
+#include "server/config/server_config.h"
+#include "server/embed/sentence_encoder.h"
+#include "server/metrics/http_server.h"
+#include "server/metrics/logging.h"
+#include "server/metrics/metrics.h"
+#include "server/model/device.h"
+#include "server/model/moe_model.h"
+#include "server/pipeline/generation_pipeline.h"
+#include "server/rpc/grpc_server.h"
+#include "server/scheduler/engine.h"
+
+namespace c3po {
+namespace {
+
+constexpr char kVersion[] = C3PO_VERSION;
+
+// The whole server, in the order in which its parts need each other; destroyed from the last to the first.
+struct Server {
+  std::unique_ptr<MoeModel> model;
+  std::unique_ptr<PromptText> text;
+  std::unique_ptr<QueryEmbedding> embedding;
+  std::unique_ptr<ReferenceStore> store;
+  std::unique_ptr<ReferenceCatalog> catalog;
+  std::unique_ptr<Metrics> metrics;
+  std::unique_ptr<Engine> engine;
+  std::unique_ptr<WorkerPool> workers;
+  std::unique_ptr<GenerationPipeline> pipeline;
+  std::atomic<bool> ready{false};
+  std::unique_ptr<HttpServer> http;
+  std::unique_ptr<GrpcServer> grpc;
+};
+
+OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& shape) {
+  OptimizationSettings settings = DefaultSettings(shape);
+  settings.method = config.method == "none"     ? Method::kNone
+                    : config.method == "mode"   ? Method::kModeFinding
+                    : config.method == "kernel" ? Method::kKernelRegression
+                                                : Method::kNeighborhoodGradientDescent;
+  settings.k = config.neighbors;
+  settings.steps = config.steps;
+  settings.learning_rate = config.learning_rate;
+  if (config.critical_layers > 0) {
+    settings.critical_layers.clear();
+    for (int l = std::max(0, shape.moe_layers - config.critical_layers); l < shape.moe_layers; ++l) {
+      settings.critical_layers.push_back(l);
+    }
+  }
+  if (config.core_experts >= 0) settings.core_experts = std::min(config.core_experts, shape.experts);
+  settings.rule = config.application_rule == "last"    ? ApplicationRule::kLastPromptToken
+                  : config.application_rule == "shift" ? ApplicationRule::kRouterShift
+                                                       : ApplicationRule::kEveryNewToken;
+  settings.successful_only = config.references == "successful";
+  settings.objective = config.objective == "choices" ? SurrogateLoss::kChoices : SurrogateLoss::kAnswer;
+  settings.collection = config.collection;
+  return settings;
+}
+
+absl::Status LoadModel(const ServerConfig& config, Server& server) {
+  const std::filesystem::path folder = config.model;
+  C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::Load((folder / "tokenizer.json").string()));
+  SetTorchThreads(config.threads);
+  MoeModelOptions options;
+  options.folder = config.model;
+  options.device = config.device;
+  options.dtype = config.dtype;
+  options.neighbor_cache_bytes = int64_t{config.neighbor_cache_mb} << 20;
+  options.progress = [](int done, int total) {
+    Log(LogLevel::kDebug, "layer_loaded", "", {{"done", done}, {"total", total}});
+  };
+  const absl::Time start = absl::Now();
+  C3PO_ASSIGN_OR_RETURN(server.model, MoeModel::Load(options));
+  const ModelShape& shape = server.model->shape();
+  Log(LogLevel::kInfo, "model_loaded", "",
+      {{"folder", config.model},
+       {"architecture", shape.architecture},
+       {"dtype", shape.dtype},
+       {"device", shape.device},
+       {"parameters", shape.parameters},
+       {"digest", shape.digest},
+       {"seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
+  server.text = std::make_unique<PromptText>(
+      std::move(tokenizer), ChatFormat::FromTokenizerConfig((folder / "tokenizer_config.json").string()),
+      shape.context_window);
+  return absl::OkStatus();
+}
+
+absl::Status LoadEmbedder(const ServerConfig& config, Server& server) {
+  std::shared_ptr<Embedder> encoder;
+  if (config.embedder != "model") {
+    C3PO_ASSIGN_OR_RETURN(auto tokenizer,
+                          Tokenizer::Load((std::filesystem::path(config.embedder) / "tokenizer.json").string()));
+    const auto encode = [tokenizer](absl::string_view text) {
+      return tokenizer->Encode(text, /*add_special_tokens=*/true);
+    };
+    C3PO_ASSIGN_OR_RETURN(encoder, SentenceEncoder::Load(config.embedder, config.device, encode));
+  }
+  const ModelShape& shape = server.model->shape();
+  server.embedding =
+      std::make_unique<QueryEmbedding>(std::move(encoder), shape, DefaultsFrom(config, shape).critical_layers.front());
+  Log(LogLevel::kInfo, "embedder_loaded", "",
+      {{"name", server.embedding->name()}, {"dimension", server.embedding->dimension()}});
+  return absl::OkStatus();
+}
+
+absl::Status OpenReferences(const ServerConfig& config, Server& server) {
+  C3PO_ASSIGN_OR_RETURN(server.store, ReferenceStore::Open(config.store));
+  const ModelShape& shape = server.model->shape();
+  CatalogOptions options;
+  options.model_digest = shape.digest;
+  options.embedder_digest = server.embedding->digest();
+  options.embedding_dimension = server.embedding->dimension();
+  options.moe_layers = shape.moe_layers;
+  options.experts = shape.experts;
+  options.exact_references_max = config.exact_references_max;
+  options.graph_cache_folder = config.graph_cache.empty() ? config.store + ".graphs" : config.graph_cache;
+  C3PO_ASSIGN_OR_RETURN(server.catalog, ReferenceCatalog::Open(server.store.get(), options));
+  for (const std::string& refused : server.catalog->startup().refused_files) {
+    Log(LogLevel::kWarning, "graph_refused", "", {{"reason", refused}});
+  }
+  for (const CatalogCollection& collection : server.catalog->Collections()) {
+    Log(LogLevel::kInfo, "collection_opened", "",
+        {{"collection", collection.name}, {"references", collection.references}, {"usable", collection.usable}});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StartServing(const ServerConfig& config, Server& server) {
+  const ModelShape& shape = server.model->shape();
+  server.metrics = std::make_unique<Metrics>(shape.name, kVersion);
+  server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
+  const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
+  server.engine =
+      std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());
+  server.workers = std::make_unique<WorkerPool>(config.workers, config.pending_requests_max);
+  ServiceParts parts;
+  parts.pipeline_parts = {server.model.get(),     server.engine.get(),  server.catalog.get(), server.text.get(),
+                          server.embedding.get(), server.workers.get(), server.metrics.get()};
+  server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
+  parts.pipeline = server.pipeline.get();
+  parts.store = server.store.get();
+  parts.default_optimization = DefaultsFrom(config, shape);
+  C3PO_RETURN_IF_ERROR(ValidateSettings(parts.default_optimization, shape));
+  parts.default_sampling.max_tokens = config.max_tokens_default;
+  parts.version = kVersion;
+  if (config.metrics_port >= 0) {
+    C3PO_ASSIGN_OR_RETURN(server.http,
+                          HttpServer::Start(config.metrics_address, config.metrics_port, server.metrics.get(),
+                                            [&server] { return server.ready.load(); }));
+  }
+  C3PO_ASSIGN_OR_RETURN(server.grpc,
+                        GrpcServer::Start(config.listen, config.message_bytes_max, parts, config.Limits()));
+  server.grpc->SetServing(true);
+  server.ready = true;
+  const std::string address = config.listen.substr(0, config.listen.rfind(':'));
+  Log(LogLevel::kInfo, "serving", "",
+      {{"address", absl::StrCat(address, ":", server.grpc->port())},
+       {"metrics_port", server.http ? server.http->port() : -1}});
+  return absl::OkStatus();
+}
+
+void Drain(const ServerConfig& config, Server& server) {
+  Log(LogLevel::kInfo, "draining", "", {{"pending", server.engine->pending()}});
+  server.ready = false;
+  server.grpc->SetServing(false);
+  const absl::Duration limit = absl::Seconds(config.drain_seconds_max);
+  server.engine->Stop(limit);
+  server.grpc->Shutdown(absl::Seconds(1));
+  if (const absl::Status saved = server.catalog->SaveGraphs(); !saved.ok()) {
+    Log(LogLevel::kWarning, "graphs_not_saved", "", {{"reason", saved.message()}});
+  }
+  Log(LogLevel::kInfo, "stopped", "");
+}
+
+absl::Status StartAll(const ServerConfig& config, Server& server) {
+  C3PO_RETURN_IF_ERROR(LoadModel(config, server));
+  C3PO_RETURN_IF_ERROR(LoadEmbedder(config, server));
+  C3PO_RETURN_IF_ERROR(OpenReferences(config, server));
+  return StartServing(config, server);
+}
+
+int Main(int argc, char** argv) {
+  ServerConfig config;
+  const auto action = ParseCommandLine(argc, argv, kVersion, config);
+  if (!action.ok()) {
+    std::cerr << "c3pod: " << action.status().message() << "\n";
+    return 2;
+  }
+  if (*action != CommandLineAction::kRun) return 0;
+  SetLogLevel(*ParseLogLevel(config.log_level));
+
+  // Blocked before any thread starts, so that all of them inherit it and this one waits.
+  sigset_t stop_signals;
+  sigemptyset(&stop_signals);
+  sigaddset(&stop_signals, SIGTERM);
+  sigaddset(&stop_signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  Server server;
+  if (const absl::Status status = StartAll(config, server); !status.ok()) {
+    std::cerr << "c3pod: " << status.message() << "\n";
+    return 1;
+  }
+  int received = 0;
+  sigwait(&stop_signals, &received);
+  Drain(config, server);
+  return 0;
+}
+
+}  // namespace
+}  // namespace c3po
+
+int main(int argc, char** argv) { return c3po::Main(argc, argv); }
