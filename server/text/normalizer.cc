@@ -1,0 +1,168 @@
+#include "server/text/normalizer.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+#include "server/text/pattern_field.h"
+#include "server/text/regex.h"
+#include "server/text/unicode.h"
+#include "server/text/utf8.h"
+
+namespace c3po {
+
+class Normalizer::Step {
+ public:
+  virtual ~Step() = default;
+  virtual absl::Status Apply(std::string* text) const = 0;
+};
+
+namespace {
+
+constexpr int kSequenceDepthMax = 8;
+
+class UnicodeForm final : public Normalizer::Step {
+ public:
+  explicit UnicodeForm(NormalizationForm form) : form_(form) {}
+  absl::Status Apply(std::string* text) const override {
+    C3PO_ASSIGN_OR_RETURN(*text, NormalizeUnicode(*text, form_));
+    return absl::OkStatus();
+  }
+
+ private:
+  NormalizationForm form_;
+};
+
+class Prepend final : public Normalizer::Step {
+ public:
+  explicit Prepend(std::string prefix) : prefix_(std::move(prefix)) {}
+  absl::Status Apply(std::string* text) const override {
+    if (!text->empty()) text->insert(0, prefix_);
+    return absl::OkStatus();
+  }
+
+ private:
+  std::string prefix_;
+};
+
+class Replace final : public Normalizer::Step {
+ public:
+  Replace(Regex pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
+  absl::Status Apply(std::string* text) const override {
+    C3PO_ASSIGN_OR_RETURN(*text, ReplaceAll(pattern_, content_, *text));
+    return absl::OkStatus();
+  }
+
+ private:
+  Regex pattern_;
+  std::string content_;
+};
+
+// BERT's "basic tokenization" before words are cut.
+class BertNormalizer final : public Normalizer::Step {
+ public:
+  static absl::StatusOr<std::shared_ptr<const Normalizer::Step>> FromJson(const JsonField& json) {
+    auto step = std::make_shared<BertNormalizer>();
+    C3PO_ASSIGN_OR_RETURN(step->clean_text_, json.BoolMember("clean_text"));
+    C3PO_ASSIGN_OR_RETURN(step->isolate_ideographs_, json.BoolMember("handle_chinese_chars"));
+    C3PO_ASSIGN_OR_RETURN(step->lowercase_, json.BoolMember("lowercase"));
+    C3PO_ASSIGN_OR_RETURN(step->strip_accents_, json.BoolMember("strip_accents", step->lowercase_));
+    return std::shared_ptr<const Normalizer::Step>(std::move(step));
+  }
+
+  absl::Status Apply(std::string* text) const override {
+    std::string clean;
+    clean.reserve(text->size());
+    for (size_t position = 0; position < text->size();) Clean(NextCodePoint(*text, &position), &clean);
+    if (strip_accents_) {
+      C3PO_ASSIGN_OR_RETURN(const std::string decomposed, NormalizeUnicode(clean, NormalizationForm::kNfd));
+      clean.clear();
+      for (size_t position = 0; position < decomposed.size();) {
+        const char32_t c = NextCodePoint(decomposed, &position);
+        if (!IsNonspacingMark(c)) AppendCodePoint(c, &clean);
+      }
+    }
+    text->clear();
+    if (!lowercase_) {
+      *text = std::move(clean);
+      return absl::OkStatus();
+    }
+    for (size_t position = 0; position < clean.size();) AppendLowercase(NextCodePoint(clean, &position), text);
+    return absl::OkStatus();
+  }
+
+ private:
+  // The blocks BERT's authors listed as Chinese: CJK ideographs, not kana or Hangul.
+  static bool IsIdeograph(char32_t c) {
+    return (c >= 0x4E00 && c <= 0x9FFF) || (c >= 0x3400 && c <= 0x4DBF) || (c >= 0x20000 && c <= 0x2A6DF) ||
+           (c >= 0x2A700 && c <= 0x2B73F) || (c >= 0x2B740 && c <= 0x2B81F) || (c >= 0x2B920 && c <= 0x2CEAF) ||
+           (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x2F800 && c <= 0x2FA1F);
+  }
+
+  void Clean(char32_t c, std::string* out) const {
+    if (clean_text_) {
+      const bool blank = c == '\t' || c == '\n' || c == '\r';
+      if (c == 0 || c == 0xFFFD || (!blank && IsOther(c))) return;
+      if (IsWhiteSpace(c)) c = ' ';
+    }
+    const bool isolate = isolate_ideographs_ && IsIdeograph(c);
+    if (isolate) out->push_back(' ');
+    AppendCodePoint(c, out);
+    if (isolate) out->push_back(' ');
+  }
+
+  bool clean_text_ = true;
+  bool isolate_ideographs_ = true;
+  bool strip_accents_ = true;
+  bool lowercase_ = true;
+};
+
+using Steps = std::vector<std::shared_ptr<const Normalizer::Step>>;
+
+absl::Status AppendSteps(const JsonField& json, int depth, Steps* steps) {
+  C3PO_ASSIGN_OR_RETURN(const std::string type, json.StringMember("type"));
+  if (type == "Sequence") {
+    if (depth == kSequenceDepthMax) return json.Error("sequences nest too deep");
+    C3PO_ASSIGN_OR_RETURN(const JsonField members, json.Member("normalizers"));
+    return members.ForEachElement(
+        [&](size_t, const JsonField& member) { return AppendSteps(member, depth + 1, steps); });
+  }
+  const std::pair<const char*, NormalizationForm> forms[] = {{"NFC", NormalizationForm::kNfc},
+                                                             {"NFD", NormalizationForm::kNfd},
+                                                             {"NFKC", NormalizationForm::kNfkc},
+                                                             {"NFKD", NormalizationForm::kNfkd}};
+  for (const auto& [name, form] : forms) {
+    if (type != name) continue;
+    steps->push_back(std::make_shared<UnicodeForm>(form));
+    return absl::OkStatus();
+  }
+  if (type == "Prepend") {
+    C3PO_ASSIGN_OR_RETURN(std::string prefix, json.StringMember("prepend"));
+    steps->push_back(std::make_shared<Prepend>(std::move(prefix)));
+  } else if (type == "Replace") {
+    C3PO_ASSIGN_OR_RETURN(Regex pattern, ReadPattern(json));
+    C3PO_ASSIGN_OR_RETURN(std::string content, json.StringMember("content"));
+    steps->push_back(std::make_shared<Replace>(std::move(pattern), std::move(content)));
+  } else if (type == "BertNormalizer") {
+    C3PO_ASSIGN_OR_RETURN(std::shared_ptr<const Normalizer::Step> step, BertNormalizer::FromJson(json));
+    steps->push_back(std::move(step));
+  } else {
+    return json.Error(absl::StrCat("type \"", type, "\" is not supported"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Normalizer> Normalizer::FromJson(const std::optional<JsonField>& json) {
+  Normalizer normalizer;
+  if (json.has_value()) C3PO_RETURN_IF_ERROR(AppendSteps(*json, 0, &normalizer.steps_));
+  return normalizer;
+}
+
+absl::Status Normalizer::Normalize(std::string* text) const {
+  for (const auto& step : steps_) C3PO_RETURN_IF_ERROR(step->Apply(text));
+  return absl::OkStatus();
+}
+
+}  // namespace c3po

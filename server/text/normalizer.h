@@ -1,0 +1,37 @@
+#ifndef C3PO_SERVER_TEXT_NORMALIZER_H_
+#define C3PO_SERVER_TEXT_NORMALIZER_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/text/json_field.h"
+
+namespace c3po {
+
+// The first stage: rewrites text before it is cut into words. Implements NFC, NFD, NFKC, NFKD, Prepend, Replace,
+// BertNormalizer, and Sequence of these. Immutable and thread-safe.
+// Characters added to Unicode after version 8 may be classed otherwise by BertNormalizer than by the reference, whose
+// tables stop there; ours go to libutf8proc's version.
+class Normalizer {
+ public:
+  // From the field `normalizer`; nullopt (the field is missing or null): text passes unchanged. InvalidArgument: a type
+  // that is not implemented, or a malformed field, naming it.
+  static absl::StatusOr<Normalizer> FromJson(const std::optional<JsonField>& normalizer);
+
+  // Rewrites *text, valid UTF-8 before and after. ResourceExhausted: a pattern backtracks without end.
+  absl::Status Normalize(std::string* text) const;
+
+  // One rewriting; internal to normalizer.cc.
+  class Step;
+
+ private:
+  std::vector<std::shared_ptr<const Step>> steps_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_TEXT_NORMALIZER_H_

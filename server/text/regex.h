@@ -1,0 +1,45 @@
+#ifndef C3PO_SERVER_TEXT_REGEX_H_
+#define C3PO_SERVER_TEXT_REGEX_H_
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace c3po {
+
+// A span of bytes [begin, end) of some text.
+struct TextRange {
+  size_t begin;
+  size_t end;
+};
+
+// A pattern of a tokenizer.json. Those are written for Oniguruma (https://github.com/kkos/oniguruma, doc/RE, Ruby
+// syntax); this class runs them with PCRE2 in Unicode mode, after rewriting what the two read differently: \s and \w
+// (PCRE2 counts U+180E as space and leaves marks out of words). Immutable and thread-safe; cheap to copy.
+class Regex {
+ public:
+  // InvalidArgument: a syntax error, or a construct whose meaning differs and is not rewritten (\h, \b, \R, \X, nested
+  // or intersected classes, {n,m}+, (?m), verbs), named in the message.
+  static absl::StatusOr<Regex> Compile(absl::string_view pattern);
+  // Matches `text` itself. InvalidArgument: `text` is empty.
+  static absl::StatusOr<Regex> Literal(absl::string_view text);
+
+  // All matches from left to right, not overlapping; an empty match right after another one is passed over. `text` is
+  // valid UTF-8. ResourceExhausted: the pattern backtracks beyond PCRE2's limits on this text.
+  absl::StatusOr<std::vector<TextRange>> FindAll(absl::string_view text) const;
+
+ private:
+  struct Code;
+  explicit Regex(std::shared_ptr<const Code> code);
+
+  std::shared_ptr<const Code> code_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_TEXT_REGEX_H_

@@ -1,0 +1,178 @@
+#include "server/text/tokenizer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+#include "server/text/added_tokens.h"
+#include "server/text/decoder.h"
+#include "server/text/json_field.h"
+#include "server/text/normalizer.h"
+#include "server/text/post_processor.h"
+#include "server/text/pre_tokenizer.h"
+#include "server/text/token_model.h"
+#include "server/text/utf8.h"
+
+namespace c3po {
+
+struct Tokenizer::Impl {
+  struct Entry {
+    std::string piece;
+    std::string decoded_piece;  // What the decoder is given: an added token's pattern, else the piece.
+    bool is_special = false;
+  };
+
+  Normalizer normalizer;
+  AddedTokens added_tokens;
+  PreTokenizer pre_tokenizer;
+  std::unique_ptr<const TokenModel> model;
+  PostProcessor post_processor;
+  Decoder decoder;
+  std::vector<std::optional<Entry>> entries;  // By id.
+  absl::flat_hash_map<std::string, int32_t> added_ids;
+
+  void FillEntries();
+  absl::Status EncodeNormalized(std::string text, bool starts_input, std::vector<int32_t>* ids) const;
+  const Entry* Find(int32_t id) const {
+    return id >= 0 && id < static_cast<int32_t>(entries.size()) && entries[id].has_value() ? &*entries[id] : nullptr;
+  }
+};
+
+struct Tokenizer::Stream::State {
+  const Tokenizer::Impl* tokenizer;
+  Decoder::Stream decoding;
+  bool skip_special_tokens;
+};
+
+void Tokenizer::Impl::FillEntries() {
+  int32_t size = model->vocabulary().size();
+  for (const AddedToken& token : added_tokens.tokens()) size = std::max(size, token.id + 1);
+  entries.resize(size);
+  for (int32_t id = 0; id < size; ++id) {
+    const std::optional<absl::string_view> piece = model->vocabulary().Piece(id);
+    if (piece.has_value()) entries[id] = Entry{std::string(*piece), std::string(*piece)};
+  }
+  absl::flat_hash_set<std::string> special;
+  for (const AddedToken& token : added_tokens.tokens()) {
+    entries[token.id] = Entry{token.content, token.pattern};
+    added_ids[token.content] = token.id;
+    if (token.special) special.insert(token.content);
+  }
+  for (std::optional<Entry>& entry : entries) {
+    if (entry.has_value()) entry->is_special = special.contains(entry->decoded_piece);
+  }
+}
+
+absl::Status Tokenizer::Impl::EncodeNormalized(std::string text, bool starts_input, std::vector<int32_t>* ids) const {
+  C3PO_RETURN_IF_ERROR(normalizer.Normalize(&text));
+  for (const AddedTokens::Part& part : added_tokens.Split(text, /*normalized=*/true)) {
+    if (part.token != nullptr) {
+      ids->push_back(part.token->id);
+      continue;
+    }
+    C3PO_ASSIGN_OR_RETURN(
+        const std::vector<Segment> words,
+        pre_tokenizer.Split({text.substr(part.begin, part.end - part.begin), starts_input && part.begin == 0}));
+    for (const Segment& word : words) model->Tokenize(word.text, ids);
+  }
+  return absl::OkStatus();
+}
+
+Tokenizer::Tokenizer(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+Tokenizer::~Tokenizer() = default;
+
+absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::string& tokenizer_json_path) {
+  C3PO_ASSIGN_OR_RETURN(const JsonField root, JsonField::ReadFile(tokenizer_json_path));
+  if (!root.is_object()) return root.Error("is no JSON object");
+  if (const auto version = root.Find("version"); version.has_value()) {
+    C3PO_ASSIGN_OR_RETURN(const std::string number, version->AsString());
+    if (number != "1.0") return version->Error(absl::StrCat("\"", number, "\" is not supported (1.0 is)"));
+  }
+  auto impl = std::make_unique<Impl>();
+  C3PO_ASSIGN_OR_RETURN(const JsonField model, root.Member("model"));
+  C3PO_ASSIGN_OR_RETURN(impl->model, TokenModel::FromJson(model));
+  C3PO_ASSIGN_OR_RETURN(impl->normalizer, Normalizer::FromJson(root.Find("normalizer")));
+  C3PO_ASSIGN_OR_RETURN(impl->pre_tokenizer, PreTokenizer::FromJson(root.Find("pre_tokenizer")));
+  C3PO_ASSIGN_OR_RETURN(impl->post_processor, PostProcessor::FromJson(root.Find("post_processor")));
+  C3PO_ASSIGN_OR_RETURN(impl->decoder, Decoder::FromJson(root.Find("decoder")));
+  C3PO_ASSIGN_OR_RETURN(impl->added_tokens,
+                        AddedTokens::FromJson(root.Find("added_tokens"), impl->model->vocabulary(), impl->normalizer));
+  impl->FillEntries();
+  for (const int32_t id : impl->post_processor.AddSpecialTokens({})) {
+    if (impl->Find(id) == nullptr) return root.Error(absl::StrCat("post_processor: id ", id, " has no piece"));
+  }
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
+}
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view utf8, bool add_special_tokens) const {
+  for (size_t position = 0; position < utf8.size();) {
+    const Utf8Step step = ScanUtf8(utf8, position);
+    if (step.kind != Utf8Step::Kind::kCharacter) {
+      return absl::InvalidArgumentError(absl::StrCat("text is not valid UTF-8 at byte ", position));
+    }
+    position += step.length;
+  }
+  std::vector<int32_t> ids;
+  for (const AddedTokens::Part& part : impl_->added_tokens.Split(utf8, /*normalized=*/false)) {
+    if (part.token != nullptr) {
+      ids.push_back(part.token->id);
+      continue;
+    }
+    C3PO_RETURN_IF_ERROR(impl_->EncodeNormalized(std::string(utf8.substr(part.begin, part.end - part.begin)),
+                                                 /*starts_input=*/part.begin == 0, &ids));
+  }
+  return add_special_tokens ? impl_->post_processor.AddSpecialTokens(std::move(ids)) : std::move(ids);
+}
+
+std::string Tokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special_tokens) const {
+  Stream stream = StartDecoding(skip_special_tokens);
+  std::string text;
+  for (const int32_t id : ids) text.append(stream.Append(id));
+  text.append(stream.Finish());
+  return text;
+}
+
+Tokenizer::Stream Tokenizer::StartDecoding(bool skip_special_tokens) const {
+  return Stream(
+      std::unique_ptr<Stream::State>(new Stream::State{impl_.get(), impl_->decoder.Start(), skip_special_tokens}));
+}
+
+std::string Tokenizer::TokenBytes(int32_t id) const {
+  const Impl::Entry* entry = impl_->Find(id);
+  return entry == nullptr ? "" : impl_->decoder.PieceBytes(entry->decoded_piece);
+}
+
+absl::string_view Tokenizer::Piece(int32_t id) const {
+  const Impl::Entry* entry = impl_->Find(id);
+  return entry == nullptr ? "" : absl::string_view(entry->piece);
+}
+
+std::optional<int32_t> Tokenizer::TokenToId(absl::string_view piece) const {
+  const auto added = impl_->added_ids.find(piece);
+  return added != impl_->added_ids.end() ? added->second : impl_->model->vocabulary().Find(piece);
+}
+
+bool Tokenizer::IsSpecial(int32_t id) const {
+  const Impl::Entry* entry = impl_->Find(id);
+  return entry != nullptr && entry->is_special;
+}
+
+int Tokenizer::vocabulary_size() const { return static_cast<int>(impl_->entries.size()); }
+
+Tokenizer::Stream::Stream(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Tokenizer::Stream::~Stream() = default;
+Tokenizer::Stream::Stream(Stream&&) = default;
+Tokenizer::Stream& Tokenizer::Stream::operator=(Stream&&) = default;
+
+std::string Tokenizer::Stream::Append(int32_t id) {
+  const Impl::Entry* entry = state_->tokenizer->Find(id);
+  if (entry == nullptr || (state_->skip_special_tokens && entry->is_special)) return "";
+  return state_->decoding.Append(entry->decoded_piece);
+}
+
+std::string Tokenizer::Stream::Finish() { return state_->decoding.Finish(); }
+
+}  // namespace c3po

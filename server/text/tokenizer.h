@@ -1,0 +1,85 @@
+#ifndef C3PO_SERVER_TEXT_TOKENIZER_H_
+#define C3PO_SERVER_TEXT_TOKENIZER_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace c3po {
+
+// Text to token ids and back, as a Hugging Face tokenizer.json describes it, id for id what the `tokenizers` library
+// gives (tests/golden/tokenizer). The stages, each in a file of its own:
+//   Encode: added tokens cut out ▶ normalizer ▶ pre_tokenizer (words) ▶ model (pieces) ▶ post_processor (special
+//   tokens) Decode: pieces ▶ decoder (text)
+// Models: BPE, byte-level or with byte fallback, and WordPiece. What each stage implements is said in its header; a
+// file that asks for anything else is refused at load. The file's own truncation and padding are ignored. Immutable and
+// thread-safe. Encoding takes O(n log n) time in the text's length and keeps no cache.
+class Tokenizer {
+ public:
+  // One decoding in progress, for streaming: the appended texts and Finish() together equal Decode() of all ids. Must
+  // not outlive its tokenizer; one thread at a time.
+  class Stream {
+   public:
+    ~Stream();
+    Stream(Stream&&);
+    Stream& operator=(Stream&&);
+
+    // The text that this id makes final: whole characters of valid UTF-8, possibly none.
+    std::string Append(int32_t id);
+    // What was still held back. Append must not be called after it.
+    std::string Finish();
+
+   private:
+    friend class Tokenizer;
+    struct State;
+    explicit Stream(std::unique_ptr<State> state);
+    std::unique_ptr<State> state_;
+  };
+
+  // NotFound: no such file, naming the path. InvalidArgument: malformed JSON, a missing or ill-typed field, a merge of
+  // unknown pieces, a stage or option that is not implemented, naming file and field.
+  static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::string& tokenizer_json_path);
+
+  ~Tokenizer();
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
+
+  // The ids of `utf8`. Special tokens written in the text are recognized; `add_special_tokens` also puts those around
+  // it that the file's post_processor names ([CLS] and [SEP], say). InvalidArgument: not UTF-8, with the offset of the
+  // first bad byte. ResourceExhausted: the file's regular expression backtracks without end on this text.
+  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view utf8, bool add_special_tokens) const;
+
+  // Valid UTF-8; bytes that form no character show as U+FFFD. Ids that are not in the vocabulary contribute nothing.
+  std::string Decode(absl::Span<const int32_t> ids, bool skip_special_tokens) const;
+  Stream StartDecoding(bool skip_special_tokens) const;
+
+  // The bytes this id contributes when it stands inside a sequence, special or not; may be part of a character. Empty
+  // for an id that is not in the vocabulary.
+  std::string TokenBytes(int32_t id) const;
+
+  // The piece as the file spells it ("Ġthe"). Empty for an id that is not in the vocabulary. Lives as long as this
+  // object.
+  absl::string_view Piece(int32_t id) const;
+  std::optional<int32_t> TokenToId(absl::string_view piece) const;
+  // An added token marked special, such as <|endoftext|>.
+  bool IsSpecial(int32_t id) const;
+
+  // The largest id + 1, so that a table of this size can be indexed by id. There may be holes.
+  int vocabulary_size() const;
+
+ private:
+  struct Impl;
+  explicit Tokenizer(std::unique_ptr<const Impl> impl);
+
+  std::unique_ptr<const Impl> impl_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_TEXT_TOKENIZER_H_

@@ -1,0 +1,118 @@
+#include "server/text/chat_format.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/server/text/golden_case.h"
+
+namespace c3po {
+namespace {
+
+using ::testing::HasSubstr;
+
+absl::StatusOr<ChatFormat> FromConfig(const nlohmann::json& config) {
+  const std::string path = WriteTemporary("tokenizer_config.json", config.dump());
+  auto format = ChatFormat::FromTokenizerConfig(path);
+  unlink(path.c_str());
+  return format;
+}
+
+// A ChatML template with SmolLM2's default system message.
+constexpr char kSmolTemplate[] =
+    R"({% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %})"
+    R"({{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }})"
+    R"({% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %})"
+    R"({% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %})";
+
+// ChatML without a default system message, spelled in other ways.
+constexpr char kPlainTemplate[] =
+    "{%- for message in messages %}\n{{- \"<|im_start|>\" + message.role + \"\\n\" + message.content + "
+    "\"<|im_end|>\\n\" }}"
+    "\n{%- endfor %}\n{%- if add_generation_prompt %}{{- \"<|im_start|>assistant\\n\" }}{%- endif %}";
+
+constexpr char kOlmoeTemplate[] =
+    R"({{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + )"
+    R"(message['content'] + '\n' }}{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '\n' }})"
+    R"({% elif message['role'] == 'assistant' %}{% if not loop.last %}{{ '<|assistant|>\n' + message['content'] + )"
+    R"(eos_token + '\n' }}{% else %}{{ '<|assistant|>\n' + message['content'] + eos_token }}{% endif %}{% endif %})"
+    R"({% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %})";
+
+const nlohmann::json kOlmoeConfig = {{"chat_template", kOlmoeTemplate},
+                                     {"bos_token", "<|endoftext|>"},
+                                     {"eos_token", {{"content", "<|endoftext|>"}, {"special", true}}}};
+
+TEST(ChatFormat, ChatMlAddsTheTemplatesDefaultSystemMessage) {
+  const auto format = FromConfig({{"chat_template", kSmolTemplate}});
+  ASSERT_TRUE(format.ok()) << format.status();
+  EXPECT_EQ(*format->Render({{"user", "Hi"}}),
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+}
+
+TEST(ChatFormat, ASystemTurnReplacesTheDefault) {
+  const auto format = FromConfig({{"chat_template", kSmolTemplate}});
+  ASSERT_TRUE(format.ok()) << format.status();
+  EXPECT_EQ(*format->Render({{"system", "Be brief."}, {"user", "Hi"}, {"assistant", "Yes?"}, {"user", "2+2"}}),
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>user\n2+2<|im_end|>\n<|im_start|>assistant\n");
+}
+
+TEST(ChatFormat, ChatMlWithoutADefaultAddsNothing) {
+  for (const nlohmann::json& config : {nlohmann::json{{"chat_template", kPlainTemplate}},
+                                       nlohmann::json{{"chat_template",
+                                                       {{{"name", "tool_use"}, {"template", "?"}},
+                                                        {{"name", "default"}, {"template", kPlainTemplate}}}}}}) {
+    const auto format = FromConfig(config);
+    ASSERT_TRUE(format.ok()) << format.status();
+    EXPECT_EQ(*format->Render({{"user", "Hi"}}), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+  }
+}
+
+TEST(ChatFormat, OlmoeStartsWithBosAndClosesAssistantTurns) {
+  const auto format = FromConfig(kOlmoeConfig);
+  ASSERT_TRUE(format.ok()) << format.status();
+  EXPECT_EQ(*format->Render({{"user", "Hi"}}), "<|endoftext|><|user|>\nHi\n<|assistant|>\n");
+  EXPECT_EQ(
+      *format->Render({{"system", "S"}, {"user", "Hi"}, {"assistant", "Yes?"}, {"user", "2+2"}}),
+      "<|endoftext|><|system|>\nS\n<|user|>\nHi\n<|assistant|>\nYes?<|endoftext|>\n<|user|>\n2+2\n<|assistant|>\n");
+}
+
+TEST(ChatFormat, BadTurnsAreNamed) {
+  const auto format = FromConfig(kOlmoeConfig);
+  ASSERT_TRUE(format.ok()) << format.status();
+  const absl::Status role = format->Render({{"user", "a"}, {"assistant", "b"}, {"tol", "c"}}).status();
+  EXPECT_EQ(role.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(role.message()), HasSubstr("chat.messages[2].role: \"tol\""));
+  const absl::Status none = format->Render({}).status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(none.message()), HasSubstr("chat.messages"));
+}
+
+TEST(ChatFormat, UnknownTemplatesAdviseARawPrompt) {
+  const char* templates[] = {
+      "", "{{ messages[0]['content'] }}",
+      // Another format with the same words: turns are closed by the eos token.
+      R"({% for message in messages %}{{ '<|user|>\n' + message['content'] + eos_token }}{% endfor %})",
+      R"({{ bos_token + '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }})"};
+  for (const char* chat_template : templates) {
+    const absl::Status status = FromConfig({{"chat_template", chat_template}}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << chat_template;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("raw prompt")) << chat_template;
+  }
+  EXPECT_EQ(FromConfig(nlohmann::json::object()).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(ChatFormat, BadConfigsAreNamed) {
+  EXPECT_EQ(ChatFormat::FromTokenizerConfig("/nonexistent/tokenizer_config.json").status().code(),
+            absl::StatusCode::kNotFound);
+  const absl::Status type = FromConfig({{"chat_template", 3}}).status();
+  EXPECT_EQ(type.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(type.message()), HasSubstr("tokenizer_config.json: chat_template: is of type number"));
+  EXPECT_EQ(FromConfig(nlohmann::json::array()).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace c3po
