@@ -1,0 +1,63 @@
+#ifndef C3PO_INDEX_SEARCH_HNSW_INDEX_H_
+#define C3PO_INDEX_SEARCH_HNSW_INDEX_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "index/search/neighbor_index.h"
+
+namespace c3po {
+
+struct HnswOptions {
+  int m = 16;                 // Links per node and layer, 2..256.
+  int ef_construction = 200;  // Candidates looked at when a node is linked, m..10000.
+  int ef_search = 128;  // Candidates kept by a search, 1..10000; a search for k neighbors keeps max(ef_search, k).
+  uint32_t seed = 100;  // Of the nodes' layers.
+};
+
+// An approximate index: a navigable small-world graph searched by hnswlib. Results may miss true neighbors (recall,
+// measured in tests/index/search); the distances of those found are exact and equal ExactIndex's.
+//
+// A removed vector leaves a tombstone that searches still pass through, and ask for more candidates because of it: once
+// tombstones() outnumber size(), build a new index.
+// Memory: 4 * dimension + 8 * m + about 150 bytes per node, tombstones included; it grows by doubling.
+// Add takes the index exclusively, for about as long as two searches. An Internal status (the library threw: out of
+// memory) leaves an index that answers Internal from then on.
+class HnswIndex : public NeighborIndex {
+ public:
+  // InvalidArgument: a dimension < 1 or an option out of its range.
+  static absl::StatusOr<std::unique_ptr<HnswIndex>> Create(int dimension, const HnswOptions& options);
+
+  // Reads what Save wrote; the format and its checks are in hnsw_file.h. Nothing reaches the library unverified.
+  // NotFound: no such file. DataLoss: damaged. FailedPrecondition: sound, but of another dimension, m or
+  // ef_construction than asked for, of another generation, or of another version of the format. On any of these the
+  // caller builds the index anew.
+  static absl::StatusOr<std::unique_ptr<HnswIndex>> Load(const std::string& path, int dimension,
+                                                         const HnswOptions& options, int64_t generation);
+
+  // Replaces `path` atomically (see WriteFileDurably); needs twice the graph's size in memory for the time of writing.
+  // `generation` is that of the store that the vectors come from.
+  absl::Status Save(const std::string& path, int64_t generation) const;
+
+  ~HnswIndex() override;
+
+  absl::Status Add(int64_t label, absl::Span<const float> vector) override;
+  absl::Status Remove(int64_t label) override;
+  absl::StatusOr<std::vector<LabeledDistance>> Search(absl::Span<const float> query, int k) const override;
+  size_t size() const override;
+  int dimension() const override;
+
+  size_t tombstones() const;
+  // Whether `label` is present with exactly these bytes as its vector.
+  bool Holds(int64_t label, absl::Span<const float> vector) const;
+
+ private:
+  struct Impl;
+  explicit HnswIndex(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_INDEX_SEARCH_HNSW_INDEX_H_

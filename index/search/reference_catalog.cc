@@ -1,0 +1,298 @@
+// Opening and searching; how changes reach the searches is told in reference_catalog_changes.cc.
+
+#include "index/search/reference_catalog.h"
+
+#include <algorithm>
+#include <climits>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "index/base/sha256.h"
+#include "index/base/status_macros.h"
+#include "index/search/distance.h"
+#include "index/search/exact_index.h"
+#include "index/search/nearest_list.h"
+
+namespace c3po {
+namespace {
+
+absl::Status CheckPositive(absl::string_view name, int value) {
+  if (value >= 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("catalog.", name, ": ", value, ", must be at least 1"));
+}
+
+absl::Status CheckOptions(const CatalogOptions& options) {
+  if (options.model_digest.empty()) return absl::InvalidArgumentError("catalog.model_digest: must not be empty");
+  if (options.embedder_digest.empty()) return absl::InvalidArgumentError("catalog.embedder_digest: must not be empty");
+  C3PO_RETURN_IF_ERROR(CheckPositive("embedding_dimension", options.embedding_dimension));
+  C3PO_RETURN_IF_ERROR(CheckPositive("moe_layers", options.moe_layers));
+  C3PO_RETURN_IF_ERROR(CheckPositive("experts", options.experts));
+  if (options.exact_references_max < 0) {
+    return absl::InvalidArgumentError("catalog.exact_references_max: must not be negative");
+  }
+  return HnswIndex::Create(options.embedding_dimension, options.hnsw).status();
+}
+
+absl::Status CheckLayers(absl::Span<const int> layers, int moe_layers) {
+  if (layers.empty()) return absl::InvalidArgumentError("layers: must not be empty");
+  absl::flat_hash_set<int> seen;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const int layer = layers[i];
+    const bool exists = layer >= 0 && layer < moe_layers;
+    if (exists && seen.insert(layer).second) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "layers[", i, "]: ", layer, exists ? " is repeated" : absl::StrCat(", must be in [0, ", moe_layers, ")")));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ReferenceCatalog>> ReferenceCatalog::Open(ReferenceStore* store,
+                                                                         const CatalogOptions& options) {
+  C3PO_RETURN_IF_ERROR(CheckOptions(options));
+  std::unique_ptr<ReferenceCatalog> catalog(new ReferenceCatalog(store, options));
+  C3PO_RETURN_IF_ERROR(catalog->LoadAll());
+  return catalog;
+}
+
+absl::Status ReferenceCatalog::LoadAll() {
+  MutexLock changing(change_mutex_);
+  std::vector<Candidate> candidates;
+  C3PO_RETURN_IF_ERROR(store_->ForEach([&](ReferenceRecord record) {
+    std::string why = WhyUnusable(record);
+    if (!why.empty()) {  // It is only counted.
+      record.embedding = {};
+      record.pathway = {};
+      record.sample = {};
+    }
+    candidates.push_back({std::make_shared<const ReferenceRecord>(std::move(record)), std::move(why)});
+    return absl::OkStatus();
+  }));
+  const int64_t generation = store_->generation();
+  const LabeledByCollection arrivals = AssignLabels(candidates);
+  IndexesByCollection indexes;
+  for (const auto& [name, labeled] : arrivals) {
+    for (ViewKind kind : kViewKinds) {
+      std::vector<Labeled> members;
+      std::copy_if(labeled.begin(), labeled.end(), std::back_inserter(members),
+                   [&](const Labeled& each) { return IsIn(kind, *each.record); });
+      indexes[name][kind] = LoadOrBuildIndex(name, kind, members, generation);
+    }
+  }
+  Publish(candidates, arrivals, indexes, generation);
+  return absl::OkStatus();
+}
+
+std::string ReferenceCatalog::WhyUnusable(const ReferenceRecord& record) const {
+  if (record.model_digest != options_.model_digest) {
+    return absl::StrCat("they were made with model ", record.model_digest, ", this server runs ",
+                        options_.model_digest);
+  }
+  if (record.embedder_digest != options_.embedder_digest) {
+    return absl::StrCat("they were embedded with ", record.embedder_digest, ", this server embeds with ",
+                        options_.embedder_digest);
+  }
+  if (record.embedding.size() != static_cast<size_t>(options_.embedding_dimension)) {
+    return absl::StrCat("their embeddings have ", record.embedding.size(), " dimensions, this server's have ",
+                        options_.embedding_dimension);
+  }
+  if (record.pathway.layers != options_.moe_layers || record.pathway.experts != options_.experts) {
+    return absl::StrCat("their pathways are ", record.pathway.layers, " x ", record.pathway.experts,
+                        ", this server's are ", options_.moe_layers, " x ", options_.experts);
+  }
+  return "";
+}
+
+std::string ReferenceCatalog::GraphPath(absl::string_view collection, ViewKind kind) const {
+  const std::string name =
+      absl::StrCat(Sha256::HexOf(collection).substr(0, 32), kind == kAll ? "-all.hnsw" : "-successful.hnsw");
+  return (std::filesystem::path(options_.graph_cache_folder) / name).string();
+}
+
+// A graph that cannot be built (the library ran out of memory) leaves exact search: slower, and right.
+ReferenceCatalog::IndexPtr ReferenceCatalog::BuildIndex(absl::Span<const Labeled> members) const {
+  if (members.size() > static_cast<size_t>(options_.exact_references_max)) {
+    absl::StatusOr<std::unique_ptr<HnswIndex>> graph = HnswIndex::Create(options_.embedding_dimension, options_.hnsw);
+    absl::Status status = graph.status();
+    for (size_t i = 0; status.ok() && i < members.size(); ++i) {
+      status = (*graph)->Add(members[i].label, members[i].record->embedding);
+    }
+    if (status.ok()) return *std::move(graph);
+  }
+  auto exact = std::make_shared<ExactIndex>(options_.embedding_dimension);
+  // Adding cannot fail: usable records have checked embeddings, and AssignLabels gave them different labels.
+  for (const Labeled& member : members) exact->Add(member.label, member.record->embedding).IgnoreError();
+  return exact;
+}
+
+ReferenceCatalog::IndexPtr ReferenceCatalog::LoadOrBuildIndex(absl::string_view collection, ViewKind kind,
+                                                              absl::Span<const Labeled> members, int64_t generation) {
+  if (members.size() <= static_cast<size_t>(options_.exact_references_max)) return BuildIndex(members);
+  if (!options_.graph_cache_folder.empty()) {
+    const std::string path = GraphPath(collection, kind);
+    absl::StatusOr<std::unique_ptr<HnswIndex>> graph =
+        HnswIndex::Load(path, options_.embedding_dimension, options_.hnsw, generation);
+    // Equal generations of two different stores, or a store restored from a backup, are found out here.
+    const bool same = graph.ok() && (*graph)->size() == members.size() &&
+                      std::all_of(members.begin(), members.end(), [&](const Labeled& member) {
+                        return (*graph)->Holds(member.label, member.record->embedding);
+                      });
+    if (same) {
+      ++startup_.graphs_loaded;
+      return *std::move(graph);
+    }
+    if (graph.ok()) {
+      startup_.refused_files.push_back(absl::StrCat("graph file ", path, ": holds other embeddings than the store"));
+    } else if (!absl::IsNotFound(graph.status())) {
+      startup_.refused_files.push_back(std::string(graph.status().message()));
+    }
+  }
+  ++startup_.graphs_built;
+  return BuildIndex(members);
+}
+
+absl::StatusOr<const ReferenceCatalog::Collection*> ReferenceCatalog::FindSearchable(absl::string_view name) const {
+  const auto found = collections_.find(name);
+  if (found == collections_.end() || found->second.references == 0) {
+    return absl::NotFoundError(absl::StrCat("collection \"", name, "\" does not exist"));
+  }
+  const Collection& collection = found->second;
+  if (!collection.usable.empty()) return &collection;
+  const auto main_reason = std::max_element(collection.unusable.begin(), collection.unusable.end(),
+                                            [](const auto& a, const auto& b) { return a.second < b.second; });
+  return absl::FailedPreconditionError(absl::StrCat("collection \"", name, "\" has ", collection.references,
+                                                    " references, none usable: ", main_reason->first,
+                                                    "; import them again"));
+}
+
+absl::StatusOr<std::vector<LabeledDistance>> ReferenceCatalog::SearchVisible(const Collection& collection,
+                                                                             ViewKind kind,
+                                                                             absl::Span<const float> embedding,
+                                                                             int k) const {
+  C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
+  C3PO_RETURN_IF_ERROR(CheckVector("embedding", embedding, options_.embedding_dimension));
+  const View& view = collection.views[kind];
+  const int wanted = k > INT_MAX - view.hidden ? INT_MAX : k + view.hidden;
+  C3PO_ASSIGN_OR_RETURN(std::vector<LabeledDistance> found, view.index->Search(embedding, wanted));
+  found.erase(std::remove_if(found.begin(), found.end(),
+                             [&](const LabeledDistance& each) { return !collection.usable.contains(each.label); }),
+              found.end());
+  if (found.size() > static_cast<size_t>(k)) found.resize(static_cast<size_t>(k));
+  return found;
+}
+
+namespace {
+
+template <typename Usable>
+std::vector<Neighbor> NamedNeighbors(const Usable& usable, absl::Span<const LabeledDistance> found) {
+  std::vector<Neighbor> neighbors;
+  neighbors.reserve(found.size());
+  for (const LabeledDistance& each : found) neighbors.push_back({usable.at(each.label)->id, each.distance});
+  return neighbors;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::Search(absl::string_view collection,
+                                                               absl::Span<const float> embedding, int k,
+                                                               bool successful_only) const {
+  ReaderLock lock(mutex_);
+  C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
+  C3PO_ASSIGN_OR_RETURN(const std::vector<LabeledDistance> found,
+                        SearchVisible(*searched, successful_only ? kSuccessful : kAll, embedding, k));
+  return NamedNeighbors(searched->usable, found);
+}
+
+absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchWithin(absl::string_view collection,
+                                                                     absl::Span<const float> embedding, float epsilon,
+                                                                     int k_max, bool successful_only) const {
+  if (!(epsilon >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("epsilon: ", epsilon, ", must be a distance of at least 0"));
+  }
+  C3PO_ASSIGN_OR_RETURN(std::vector<Neighbor> found, Search(collection, embedding, k_max, successful_only));
+  while (!found.empty() && found.back().distance > epsilon) found.pop_back();
+  return found;
+}
+
+absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchPathways(absl::string_view collection,
+                                                                       absl::Span<const float> rows,
+                                                                       absl::Span<const int> layers, int k,
+                                                                       bool successful_only) const {
+  C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
+  C3PO_RETURN_IF_ERROR(CheckLayers(layers, options_.moe_layers));
+  const size_t experts = static_cast<size_t>(options_.experts);
+  C3PO_RETURN_IF_ERROR(CheckVector("rows", rows, static_cast<int>(layers.size() * experts)));
+  ReaderLock lock(mutex_);
+  C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
+  // The records' own pathways are scanned: a matrix of them all would cost as much memory again and save one pointer
+  // each.
+  NearestList nearest(std::min(static_cast<size_t>(k), searched->usable.size()));
+  for (const auto& [label, record] : searched->usable) {
+    if (!IsIn(successful_only ? kSuccessful : kAll, *record)) continue;
+    float squared = 0;
+    for (size_t c = 0; c < layers.size(); ++c) {
+      squared += SquaredDistance(rows.data() + c * experts, record->pathway.Row(layers[c]).data(), experts);
+    }
+    nearest.Offer(squared, label);
+  }
+  return NamedNeighbors(searched->usable, nearest.Take());
+}
+
+absl::StatusOr<std::shared_ptr<const ReferenceRecord>> ReferenceCatalog::GetRecord(absl::string_view id) const {
+  ReaderLock lock(mutex_);
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return absl::NotFoundError(absl::StrCat("reference \"", id, "\" does not exist"));
+  if (found->second.record != nullptr) return found->second.record;
+  return absl::FailedPreconditionError(
+      absl::StrCat("reference \"", id, "\" is not usable: ", found->second.why_unusable, "; import it again"));
+}
+
+absl::StatusOr<std::shared_ptr<const Pathway>> ReferenceCatalog::GetPathway(absl::string_view id) const {
+  C3PO_ASSIGN_OR_RETURN(const RecordPtr record, GetRecord(id));
+  return std::shared_ptr<const Pathway>(record, &record->pathway);
+}
+
+absl::Status ReferenceCatalog::SaveGraphs() const {
+  if (options_.graph_cache_folder.empty()) return absl::OkStatus();
+  MutexLock changing(change_mutex_);
+  std::error_code error;
+  std::filesystem::create_directories(options_.graph_cache_folder, error);
+  if (error) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options_.graph_cache_folder, ": cannot create the folder: ", error.message()));
+  }
+  std::vector<std::pair<std::string, IndexPtr>> files;
+  {
+    ReaderLock lock(mutex_);
+    for (const auto& [name, collection] : collections_) {
+      for (ViewKind kind : kViewKinds) files.emplace_back(GraphPath(name, kind), collection.views[kind].index);
+    }
+  }
+  for (const auto& [path, index] : files) {
+    const auto* graph = dynamic_cast<const HnswIndex*>(index.get());
+    if (graph != nullptr) C3PO_RETURN_IF_ERROR(graph->Save(path, generation()));
+  }
+  return absl::OkStatus();
+}
+
+int64_t ReferenceCatalog::generation() const {
+  ReaderLock lock(mutex_);
+  return generation_;
+}
+
+std::vector<CatalogCollection> ReferenceCatalog::Collections() const {
+  std::vector<CatalogCollection> collections;
+  ReaderLock lock(mutex_);
+  for (const auto& [name, collection] : collections_) {
+    if (collection.references == 0) continue;
+    collections.push_back(
+        {name, collection.references, collection.views[kAll].references, collection.views[kSuccessful].references});
+  }
+  return collections;
+}
+
+}  // namespace c3po

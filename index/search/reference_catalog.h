@@ -1,0 +1,205 @@
+#ifndef C3PO_INDEX_SEARCH_REFERENCE_CATALOG_H_
+#define C3PO_INDEX_SEARCH_REFERENCE_CATALOG_H_
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "index/base/mutex.h"
+#include "index/search/hnsw_index.h"
+#include "index/search/neighbor_index.h"
+#include "index/store/reference_store.h"
+#include "index/types/neighbor.h"
+#include "index/types/pathway.h"
+#include "index/types/reference_record.h"
+
+namespace c3po {
+
+struct CatalogOptions {
+  // What this server runs. Only references made with the same are usable.
+  std::string model_digest;
+  std::string embedder_digest;
+  int embedding_dimension = 0;
+  int moe_layers = 0;
+  int experts = 0;
+
+  int exact_references_max = 2000;  // Of a view; larger ones are searched through an HnswIndex.
+  HnswOptions hnsw;
+  std::string graph_cache_folder;  // Where SaveGraphs writes and Open looks; created if absent. Empty: none.
+};
+
+// How Open came by the graphs of views above exact_references_max.
+struct CatalogStartup {
+  int graphs_loaded = 0;
+  int graphs_built = 0;
+  std::vector<std::string>
+      refused_files;  // One line each: why a file of the cache was not used. Absent files have none.
+};
+
+struct CatalogCollection {
+  std::string name;
+  int64_t references = 0;             // In the store.
+  int64_t usable = 0;                 // Of them, found by searches over all labeled references.
+  int64_t usable_and_successful = 0;  // Of them, found by searches over successful ones.
+};
+
+// What the server searches: the usable references of every collection of a store, held in memory, in two views per
+// collection: the successful ones (the paper's rule) and all. A reference is usable when its model_digest,
+// embedder_digest and sizes are the server's; the others are only counted.
+//
+// While a catalog is open every change of its store goes through it: Insert and Erase commit to the store first, then
+// show the change to searches. A search sees each batch whole or not at all, and a change that returned OK is seen by
+// every search begun later. Changes are made one after the other; searches go on while an index takes a batch in.
+//
+// Memory per usable reference: its texts, 4 * (dimension + moe_layers * experts) bytes for the record, 4 * dimension
+// for each of the one or two views it is in (and 8 * hnsw.m + 150 in a graph), and about 500 for the maps: some 9 KB
+// for 384 dimensions and 30 layers of 32 experts.
+//
+// Thread-safe. InvalidArgument names the argument: k < 1, an embedding of another dimension, a number that is not
+// finite.
+class ReferenceCatalog {
+ public:
+  // Reads the whole store; returns when every view can be searched. A graph comes from the cache folder when the file
+  // is sound, of the store's generation, and holds exactly the view's embeddings; else it is built (about a millisecond
+  // per reference). InvalidArgument: options out of range. `store` must outlive the catalog.
+  static absl::StatusOr<std::unique_ptr<ReferenceCatalog>> Open(ReferenceStore* store, const CatalogOptions& options);
+
+  ReferenceCatalog(const ReferenceCatalog&) = delete;
+  ReferenceCatalog& operator=(const ReferenceCatalog&) = delete;
+
+  // The k nearest references of a collection by embedding, nearest first, ties in the order of ids; fewer when there
+  // are fewer, none when none is successful and successful_only. Exact up to exact_references_max, approximate above.
+  // NotFound "collection X does not exist". FailedPrecondition: it has references and none is usable; the message says
+  // what they were made with.
+  absl::StatusOr<std::vector<Neighbor>> Search(absl::string_view collection, absl::Span<const float> embedding, int k,
+                                               bool successful_only) const;
+
+  // Those of Search(collection, embedding, k_max, successful_only) at distance <= epsilon.
+  absl::StatusOr<std::vector<Neighbor>> SearchWithin(absl::string_view collection, absl::Span<const float> embedding,
+                                                     float epsilon, int k_max, bool successful_only) const;
+
+  // The k nearest by pathway: Euclidean distance over the chosen rows, exact,
+  //   sqrt(sum_c sum_e (rows[c, e] - pathway_i[layers[c], e])^2).
+  // rows: row-major [layers.size(), experts]. layers: different MoE layers, each in [0, moe_layers). Reads every
+  // pathway of the view: 4 * layers * experts bytes each. Errors as Search.
+  absl::StatusOr<std::vector<Neighbor>> SearchPathways(absl::string_view collection, absl::Span<const float> rows,
+                                                       absl::Span<const int> layers, int k, bool successful_only) const;
+
+  // A usable reference. It stays as it is for as long as the caller holds it, also when it is erased meanwhile.
+  // NotFound: no such id. FailedPrecondition: not usable.
+  absl::StatusOr<std::shared_ptr<const ReferenceRecord>> GetRecord(absl::string_view id) const;
+  // Its pathway, of all MoE layers; errors and lifetime as GetRecord.
+  absl::StatusOr<std::shared_ptr<const Pathway>> GetPathway(absl::string_view id) const;
+
+  // Adds records to the store as one batch (see ReferenceStore::Add) and, once they are committed, to the views. On an
+  // error neither has changed.
+  absl::StatusOr<std::vector<AddOutcome>> Insert(absl::Span<const ReferenceRecord> records);
+
+  // Deletes from the store and from the views; returns how many are gone. On an error nothing is.
+  absl::StatusOr<int64_t> Erase(absl::Span<const std::string> ids);
+  absl::StatusOr<int64_t> EraseCollection(absl::string_view collection);
+
+  // Writes the graph of every view that has one into graph_cache_folder, for the next Open; does nothing without a
+  // folder. Changes wait meanwhile, searches do not. A failure harms nothing: the graphs will be built.
+  absl::Status SaveGraphs() const;
+
+  // The store's generation that searches reflect.
+  int64_t generation() const;
+  // By ascending name.
+  std::vector<CatalogCollection> Collections() const;
+  const CatalogStartup& startup() const { return startup_; }
+
+ private:
+  enum ViewKind { kAll = 0, kSuccessful = 1 };
+  static constexpr std::array<ViewKind, 2> kViewKinds = {kAll, kSuccessful};
+  using RecordPtr = std::shared_ptr<const ReferenceRecord>;
+  using IndexPtr = std::shared_ptr<NeighborIndex>;
+
+  struct View {
+    IndexPtr index;
+    // How many labels `index` may hold beyond the collection's: those of a change under way. Searches ask for so many
+    // more.
+    int hidden = 0;
+    int64_t references = 0;
+  };
+
+  struct Collection {
+    std::array<View, 2> views;
+    absl::flat_hash_map<int64_t, RecordPtr> usable;  // By label; what searches may return.
+    std::map<std::string, int64_t> unusable;         // Why, and how many.
+    int64_t references = 0;
+  };
+
+  struct Entry {
+    std::string collection;
+    RecordPtr record;   // Null: not usable.
+    int64_t label = 0;  // Of a usable one.
+    std::string why_unusable;
+  };
+
+  // A record on its way into the catalog.
+  struct Candidate {
+    RecordPtr record;
+    std::string why_unusable;  // Empty: usable.
+  };
+
+  // A usable record and the label by which the indexes of its collection know it.
+  struct Labeled {
+    RecordPtr record;
+    int64_t label = 0;
+  };
+  using LabeledByCollection = std::map<std::string, std::vector<Labeled>>;
+  using IndexesByCollection = std::map<std::string, std::array<IndexPtr, 2>>;  // Null: as it was.
+
+  ReferenceCatalog(ReferenceStore* store, const CatalogOptions& options) : store_(store), options_(options) {}
+
+  static bool IsIn(ViewKind kind, const ReferenceRecord& record) { return kind == kAll || record.successful; }
+  static std::vector<Labeled> MembersOf(const Collection& collection, ViewKind kind);
+  std::string WhyUnusable(const ReferenceRecord& record) const;
+  std::string GraphPath(absl::string_view collection, ViewKind kind) const;
+  IndexPtr BuildIndex(absl::Span<const Labeled> members) const;
+  IndexPtr LoadOrBuildIndex(absl::string_view collection, ViewKind kind, absl::Span<const Labeled> members,
+                            int64_t generation);
+  absl::Status LoadAll();
+
+  absl::StatusOr<const Collection*> FindSearchable(absl::string_view collection) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::vector<LabeledDistance>> SearchVisible(const Collection& collection, ViewKind kind,
+                                                             absl::Span<const float> embedding, int k) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
+  // The steps of a change; each is explained at its definition.
+  LabeledByCollection AssignLabels(absl::Span<const Candidate> candidates) const;
+  void ReserveHidden(const LabeledByCollection& arrivals);
+  IndexesByCollection FillIndexes(const LabeledByCollection& arrivals);
+  IndexPtr FillIndex(const std::string& collection, ViewKind kind, absl::Span<const Labeled> arrivals) const;
+  void Publish(absl::Span<const Candidate> candidates, const LabeledByCollection& arrivals,
+               const IndexesByCollection& replacements, int64_t generation);
+  void Withdraw(absl::Span<const std::string> ids, int64_t generation);
+  void Unpublish(const std::string& id, LabeledByCollection& departed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RemoveFromIndexes(const LabeledByCollection& departed);
+  Collection& CollectionNamed(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  ReferenceStore* const store_;
+  const CatalogOptions options_;
+  CatalogStartup startup_;
+
+  // Taken before mutex_. Whoever holds it is the only one to change what mutex_ guards.
+  mutable Mutex change_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
+  mutable SharedMutex mutex_;
+  std::map<std::string, Collection, std::less<>> collections_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);
+  int64_t generation_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_INDEX_SEARCH_REFERENCE_CATALOG_H_

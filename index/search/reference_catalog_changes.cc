@@ -1,0 +1,277 @@
+// How a change reaches the searches. Taking a vector into a graph is slow (up to a millisecond), and a search must see
+// a batch whole or not at all. So what searches may return is one map per collection (`usable`), and an index may for a
+// while hold labels that are not in it:
+//   Insert: commit to the store; announce how many hidden labels come (exclusive, short); add them to the indexes
+//   beside
+//           running searches; enter all of them into the map (exclusive, short).
+//   Erase:  commit to the store; take all of them out of the map (exclusive, short); remove them from the indexes
+//   beside
+//           running searches.
+// A search asks an index for k plus the hidden ones and drops what is not in the map.
+
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/numbers.h"
+#include "index/base/status_macros.h"
+#include "index/search/exact_index.h"
+#include "index/search/reference_catalog.h"
+
+namespace c3po {
+namespace {
+
+constexpr size_t kTombstonesMin = 1024;  // Fewer are not worth a new graph.
+
+// The label that an id wants: its first 60 bits, so that labels do not depend on the order in which references came,
+// and equal distances are ordered by id.
+int64_t FirstLabel(const std::string& id) {
+  int64_t label = 0;
+  return absl::SimpleHexAtoi(id.substr(0, 15), &label) ? label : 0;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<AddOutcome>> ReferenceCatalog::Insert(absl::Span<const ReferenceRecord> records) {
+  MutexLock changing(change_mutex_);
+  C3PO_ASSIGN_OR_RETURN(std::vector<AddOutcome> outcomes, store_->Add(records));
+  // Of several changes to one id in the batch, the last is what the store holds.
+  absl::flat_hash_map<absl::string_view, size_t> last_change;
+  for (size_t i = 0; i < records.size(); ++i) {
+    if (outcomes[i] != AddOutcome::kDuplicate) last_change[records[i].id] = i;
+  }
+  std::vector<Candidate> candidates;
+  for (size_t i = 0; i < records.size(); ++i) {
+    const auto change = last_change.find(records[i].id);
+    if (change == last_change.end() || change->second != i) continue;
+    candidates.push_back({std::make_shared<const ReferenceRecord>(records[i]), WhyUnusable(records[i])});
+  }
+  if (candidates.empty()) return outcomes;
+  const LabeledByCollection arrivals = AssignLabels(candidates);
+  ReserveHidden(arrivals);
+  const IndexesByCollection replacements = FillIndexes(arrivals);
+  Publish(candidates, arrivals, replacements, store_->generation());
+  return outcomes;
+}
+
+absl::StatusOr<int64_t> ReferenceCatalog::Erase(absl::Span<const std::string> ids) {
+  MutexLock changing(change_mutex_);
+  C3PO_ASSIGN_OR_RETURN(const int64_t erased, store_->Delete(ids));
+  Withdraw(ids, store_->generation());
+  return erased;
+}
+
+absl::StatusOr<int64_t> ReferenceCatalog::EraseCollection(absl::string_view collection) {
+  MutexLock changing(change_mutex_);
+  C3PO_ASSIGN_OR_RETURN(const int64_t erased, store_->DeleteCollection(collection));
+  std::vector<std::string> ids;
+  {
+    ReaderLock lock(mutex_);
+    for (const auto& [id, entry] : entries_) {
+      if (entry.collection == collection) ids.push_back(id);
+    }
+  }
+  Withdraw(ids, store_->generation());
+  if (!options_.graph_cache_folder.empty()) {
+    std::error_code ignored;  // A file that stays is refused at the next start.
+    for (ViewKind kind : kViewKinds) std::filesystem::remove(GraphPath(collection, kind), ignored);
+  }
+  return erased;
+}
+
+// Labels that no reference of the collection has, an outgoing one that is about to be replaced included.
+ReferenceCatalog::LabeledByCollection ReferenceCatalog::AssignLabels(absl::Span<const Candidate> candidates) const {
+  LabeledByCollection labeled;
+  std::map<std::string, absl::flat_hash_set<int64_t>> taken;
+  ReaderLock lock(mutex_);
+  for (const Candidate& candidate : candidates) {
+    if (!candidate.why_unusable.empty()) continue;
+    const auto collection = collections_.find(candidate.record->collection);
+    auto& taken_here = taken[candidate.record->collection];
+    int64_t label = FirstLabel(candidate.record->id);
+    while ((collection != collections_.end() && collection->second.usable.contains(label)) ||
+           !taken_here.insert(label).second) {
+      ++label;
+    }
+    labeled[candidate.record->collection].push_back({candidate.record, label});
+  }
+  return labeled;
+}
+
+ReferenceCatalog::Collection& ReferenceCatalog::CollectionNamed(const std::string& name) {
+  Collection& collection = collections_[name];
+  for (View& view : collection.views) {
+    if (view.index == nullptr) view.index = std::make_shared<ExactIndex>(options_.embedding_dimension);
+  }
+  return collection;
+}
+
+// From here on searches expect the arrivals among what the indexes return. A collection made here has no references
+// yet, and so does not exist for searches.
+void ReferenceCatalog::ReserveHidden(const LabeledByCollection& arrivals) {
+  WriterLock lock(mutex_);
+  for (const auto& [name, labeled] : arrivals) {
+    for (View& view : CollectionNamed(name).views) view.hidden = static_cast<int>(labeled.size());
+  }
+}
+
+std::vector<ReferenceCatalog::Labeled> ReferenceCatalog::MembersOf(const Collection& collection, ViewKind kind) {
+  std::vector<Labeled> members;
+  for (const auto& [label, record] : collection.usable) {
+    if (IsIn(kind, *record)) members.push_back({record, label});
+  }
+  // The order of a hash map differs from run to run; a graph depends on the order in which it was built.
+  std::sort(members.begin(), members.end(), [](const Labeled& a, const Labeled& b) { return a.label < b.label; });
+  return members;
+}
+
+// Adds the arrivals to the indexes of their views. What it returns are new indexes that replace those: of a view that
+// has outgrown exact search, or whose graph failed.
+ReferenceCatalog::IndexesByCollection ReferenceCatalog::FillIndexes(const LabeledByCollection& arrivals) {
+  IndexesByCollection replacements;
+  for (const auto& [name, labeled] : arrivals) {
+    for (ViewKind kind : kViewKinds) {
+      std::vector<Labeled> entering;
+      std::copy_if(labeled.begin(), labeled.end(), std::back_inserter(entering),
+                   [kind](const Labeled& each) { return IsIn(kind, *each.record); });
+      replacements[name][kind] = FillIndex(name, kind, entering);
+    }
+  }
+  return replacements;
+}
+
+// Null: the view's own index took the arrivals in.
+ReferenceCatalog::IndexPtr ReferenceCatalog::FillIndex(const std::string& collection, ViewKind kind,
+                                                       absl::Span<const Labeled> arrivals) const {
+  View view;
+  {
+    ReaderLock lock(mutex_);
+    view = collections_.find(collection)->second.views[kind];
+  }
+  const bool is_graph = dynamic_cast<const HnswIndex*>(view.index.get()) != nullptr;
+  if (is_graph || view.references + static_cast<int64_t>(arrivals.size()) <= options_.exact_references_max) {
+    absl::Status status;
+    for (size_t i = 0; status.ok() && i < arrivals.size(); ++i) {
+      status = view.index->Add(arrivals[i].label, arrivals[i].record->embedding);
+    }
+    if (status.ok()) return nullptr;
+  }
+  std::vector<Labeled> members;
+  {
+    ReaderLock lock(mutex_);
+    members = MembersOf(collections_.find(collection)->second, kind);
+  }
+  members.insert(members.end(), arrivals.begin(), arrivals.end());
+  return BuildIndex(members);
+}
+
+// Makes the batch visible, and what it replaces invisible, at one moment.
+void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, const LabeledByCollection& arrivals,
+                               const IndexesByCollection& replacements, int64_t generation) {
+  LabeledByCollection departed;
+  {
+    WriterLock lock(mutex_);
+    for (const auto& [name, labeled] : arrivals) {
+      for (View& view : CollectionNamed(name).views) view.hidden = 0;
+    }
+    for (const auto& [name, indexes] : replacements) {
+      for (ViewKind kind : kViewKinds) {
+        if (indexes[kind] != nullptr) CollectionNamed(name).views[kind].index = indexes[kind];
+      }
+    }
+    for (const Candidate& candidate : candidates) {
+      const ReferenceRecord& record = *candidate.record;
+      Unpublish(record.id, departed);
+      Collection& collection = CollectionNamed(record.collection);
+      ++collection.references;
+      entries_[record.id] = {record.collection, nullptr, 0, candidate.why_unusable};
+      if (!candidate.why_unusable.empty()) ++collection.unusable[candidate.why_unusable];
+    }
+    for (const auto& [name, labeled] : arrivals) {
+      Collection& collection = CollectionNamed(name);
+      for (const Labeled& arrival : labeled) {
+        collection.usable[arrival.label] = arrival.record;
+        Entry& entry = entries_[arrival.record->id];
+        entry.record = arrival.record;
+        entry.label = arrival.label;
+        for (ViewKind kind : kViewKinds) collection.views[kind].references += IsIn(kind, *arrival.record);
+      }
+    }
+    generation_ = generation;
+  }
+  RemoveFromIndexes(departed);
+}
+
+// Takes `id`, if it is there, out of what searches may return. A usable one stays hidden in the indexes.
+void ReferenceCatalog::Unpublish(const std::string& id, LabeledByCollection& departed) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return;
+  const Entry& entry = found->second;
+  Collection& collection = collections_.find(entry.collection)->second;
+  --collection.references;
+  if (entry.record == nullptr) {
+    const auto reason = collection.unusable.find(entry.why_unusable);
+    if (--reason->second == 0) collection.unusable.erase(reason);
+  } else {
+    collection.usable.erase(entry.label);
+    for (ViewKind kind : kViewKinds) {
+      if (!IsIn(kind, *entry.record)) continue;
+      --collection.views[kind].references;
+      ++collection.views[kind].hidden;
+    }
+    departed[entry.collection].push_back({entry.record, entry.label});
+  }
+  entries_.erase(found);
+}
+
+void ReferenceCatalog::Withdraw(absl::Span<const std::string> ids, int64_t generation) {
+  LabeledByCollection departed;
+  {
+    WriterLock lock(mutex_);
+    for (const std::string& id : ids) Unpublish(id, departed);
+    for (auto it = collections_.begin(); it != collections_.end();) {
+      if (it->second.references > 0) {
+        ++it;
+        continue;
+      }
+      departed.erase(it->first);
+      it = collections_.erase(it);
+    }
+    generation_ = generation;
+  }
+  RemoveFromIndexes(departed);
+}
+
+// The end of an erasure: nothing hidden is left. A graph with more tombstones than references is built anew.
+void ReferenceCatalog::RemoveFromIndexes(const LabeledByCollection& departed) {
+  for (const auto& [name, labeled] : departed) {
+    for (ViewKind kind : kViewKinds) {
+      IndexPtr index;
+      {
+        ReaderLock lock(mutex_);
+        index = collections_.find(name)->second.views[kind].index;
+      }
+      bool broken = false;
+      for (const Labeled& each : labeled) {
+        if (IsIn(kind, *each.record) && !index->Remove(each.label).ok()) broken = true;
+      }
+      const auto* graph = dynamic_cast<const HnswIndex*>(index.get());
+      if (broken || (graph != nullptr && graph->tombstones() > std::max(kTombstonesMin, graph->size()))) {
+        std::vector<Labeled> members;
+        {
+          ReaderLock lock(mutex_);
+          members = MembersOf(collections_.find(name)->second, kind);
+        }
+        index = BuildIndex(members);
+      }
+      WriterLock lock(mutex_);
+      View& view = collections_.find(name)->second.views[kind];
+      view.index = index;
+      view.hidden = 0;
+    }
+  }
+}
+
+}  // namespace c3po

@@ -1,0 +1,519 @@
+// One connection, one mutex. A statement is prepared for each call and finalized when the call ends, so that none keeps
+// a read transaction open: with a reader always open, SQLite could never empty the write-ahead log. SQLite is
+// seen by this one file only, hence its length.
+
+#include "index/store/reference_store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sqlite3.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/durable_file.h"
+#include "index/base/mutex.h"
+#include "index/base/status_macros.h"
+#include "index/store/row_codec.h"
+
+namespace c3po {
+namespace {
+
+constexpr int64_t kApplicationId = 0x6333706f;  // "c3po"
+constexpr int64_t kSchemaVersion = 1;
+
+constexpr char kSchema[] = R"sql(
+  CREATE TABLE reference (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    collection TEXT NOT NULL,
+    prompt TEXT NOT NULL,
+    answer TEXT NOT NULL,
+    choices TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    successful INTEGER NOT NULL,
+    model_digest TEXT NOT NULL,
+    embedder_digest TEXT NOT NULL,
+    embedding BLOB NOT NULL,
+    pathway_layers INTEGER NOT NULL,
+    pathway_experts INTEGER NOT NULL,
+    pathway BLOB NOT NULL,
+    created_unix_seconds INTEGER NOT NULL);
+  CREATE INDEX reference_by_collection ON reference (collection, id);
+  CREATE TABLE store_state (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), generation INTEGER NOT NULL);
+  INSERT INTO store_state VALUES (1, 0);
+  PRAGMA application_id = 0x6333706f;
+  PRAGMA user_version = 1;
+)sql";
+
+#define C3PO_REFERENCE_COLUMNS                                                                                \
+  "id, collection, prompt, answer, choices, metadata, successful, model_digest, embedder_digest, embedding, " \
+  "pathway_layers, pathway_experts, pathway, created_unix_seconds"
+
+constexpr char kInsert[] =
+    "INSERT INTO reference (" C3PO_REFERENCE_COLUMNS
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT (id) DO UPDATE SET "
+    "metadata = ?6, successful = ?7, model_digest = ?8, embedder_digest = ?9, embedding = ?10, pathway_layers = ?11, "
+    "pathway_experts = ?12, pathway = ?13, created_unix_seconds = ?14";
+constexpr char kSelectById[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id = ?1";
+constexpr char kSelectAll[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference ORDER BY sequence";
+constexpr char kListAll[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id > ?1 ORDER BY id LIMIT ?2";
+constexpr char kListCollection[] =
+    "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id > ?1 AND collection = ?3 ORDER BY id LIMIT ?2";
+
+class FileLock {
+ public:
+  static absl::StatusOr<FileLock> Take(const std::string& path) {
+    // Two spellings of one path, or a link to it, must meet at one lock file.
+    std::error_code error;
+    std::filesystem::path canonical = std::filesystem::weakly_canonical(path, error);
+    const std::string lock_path = absl::StrCat(error ? path : canonical.string(), ".lock");
+    FileLock lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    if (lock.fd_ < 0) return FileError(lock_path, "cannot open the store's lock file", errno);
+    if (flock(lock.fd_, LOCK_EX | LOCK_NB) == 0) return lock;
+    if (errno == EWOULDBLOCK) {
+      return absl::FailedPreconditionError(absl::StrCat("store ", path, " is locked by another process"));
+    }
+    return FileError(lock_path, "cannot lock", errno);
+  }
+
+  FileLock() = default;
+  FileLock(FileLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  FileLock& operator=(FileLock&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  // The lock file stays: removing it would let a third process lock a new file while a second waits for the old one.
+  ~FileLock() {
+    if (fd_ >= 0) close(fd_);
+  }
+
+ private:
+  explicit FileLock(int fd) : fd_(fd) {}
+  int fd_ = -1;
+};
+
+}  // namespace
+
+struct ReferenceStore::Impl {
+  class Statement;
+
+  explicit Impl(std::string store_path) : path(std::move(store_path)) {}
+  // Closing the last connection writes the log back into the database file.
+  ~Impl() {
+    if (db != nullptr) sqlite3_close(db);
+  }
+
+  absl::Status Error(int rc, absl::string_view action) const;
+  absl::Status Execute(const char* sql, absl::string_view action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  absl::StatusOr<int64_t> QueryInteger(const char* sql) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
+  absl::Status OpenDatabase(const StoreOptions& options) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  absl::Status CreateOrCheckSchema() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  absl::Status CheckPages() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
+  // Runs `body` in a transaction. `body` returns how many records it changed; any: the generation is raised.
+  absl::StatusOr<int64_t> Change(absl::string_view action, absl::FunctionRef<absl::StatusOr<int64_t>()> body)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  absl::StatusOr<AddOutcome> AddOne(const ReferenceRecord& record, Statement& find, Statement& insert)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
+  const std::string path;
+  StoreOptions options;
+  FileLock lock;
+  Mutex mutex;
+  sqlite3* db = nullptr;
+  int64_t generation ABSL_GUARDED_BY(mutex) = 0;
+};
+
+// A prepared statement. Texts bound to it must outlive the next Step or Reset. Parameters and columns count as SQLite's
+// do: from 1 and from 0.
+class ReferenceStore::Impl::Statement {
+ public:
+  explicit Statement(const Impl& impl) : impl_(impl) {}
+  ~Statement() { sqlite3_finalize(statement_); }
+  Statement(const Statement&) = delete;
+  Statement& operator=(const Statement&) = delete;
+
+  absl::Status Prepare(absl::string_view sql) {
+    const int rc =
+        sqlite3_prepare_v2(impl_.db, sql.data(), static_cast<int>(sql.size()), &statement_, /*pzTail=*/nullptr);
+    return rc == SQLITE_OK ? absl::OkStatus() : impl_.Error(rc, "cannot prepare a statement");
+  }
+
+  void Bind(int parameter, absl::string_view text) {
+    Note(sqlite3_bind_text64(statement_, parameter, text.data() == nullptr ? "" : text.data(), text.size(),
+                             SQLITE_STATIC, SQLITE_UTF8));
+  }
+  void BindBlob(int parameter, absl::string_view bytes) {
+    Note(sqlite3_bind_blob64(statement_, parameter, bytes.data(), bytes.size(), SQLITE_STATIC));
+  }
+  void Bind(int parameter, int64_t value) { Note(sqlite3_bind_int64(statement_, parameter, value)); }
+
+  // True: at a row. False: done.
+  absl::StatusOr<bool> Step(absl::string_view action) {
+    errno = 0;
+    const int rc = bind_rc_ != SQLITE_OK ? bind_rc_ : sqlite3_step(statement_);
+    if (rc == SQLITE_ROW) return true;
+    if (rc == SQLITE_DONE) return false;
+    return impl_.Error(rc, action);
+  }
+
+  // Ready to be bound and run again. The error that it may return is the last Step's, which was reported there.
+  void Reset() { sqlite3_reset(statement_); }
+
+  int64_t Integer(int column) { return sqlite3_column_int64(statement_, column); }
+  absl::string_view Bytes(int column) {
+    const char* data = static_cast<const char*>(sqlite3_column_blob(statement_, column));
+    const size_t size = static_cast<size_t>(sqlite3_column_bytes(statement_, column));
+    return data == nullptr ? absl::string_view() : absl::string_view(data, size);
+  }
+  std::string Text(int column) { return std::string(Bytes(column)); }
+
+  // The row at which a SELECT of C3PO_REFERENCE_COLUMNS stands.
+  absl::StatusOr<ReferenceRecord> Record() {
+    ReferenceRecord record;
+    record.id = Text(0);
+    const absl::Status status = DecodeInto(record);
+    if (status.ok()) return record;
+    return absl::DataLossError(
+        absl::StrCat("store ", impl_.path, ": reference \"", record.id, "\": ", status.message()));
+  }
+
+ private:
+  void Note(int rc) {
+    if (bind_rc_ == SQLITE_OK) bind_rc_ = rc;
+  }
+
+  absl::Status DecodeInto(ReferenceRecord& record) {
+    record.collection = Text(1);
+    record.sample.prompt = Text(2);
+    record.sample.answer = Text(3);
+    C3PO_ASSIGN_OR_RETURN(record.sample.choices, DecodeTexts(Bytes(4)));
+    C3PO_ASSIGN_OR_RETURN(record.sample.metadata, DecodeTextMap(Bytes(5)));
+    record.successful = Integer(6) != 0;
+    record.model_digest = Text(7);
+    record.embedder_digest = Text(8);
+    C3PO_ASSIGN_OR_RETURN(record.embedding, DecodeFloats(Bytes(9)));
+    const int64_t layers = Integer(10);
+    const int64_t experts = Integer(11);
+    C3PO_ASSIGN_OR_RETURN(record.pathway.weights, DecodeFloats(Bytes(12)));
+    const int64_t weights = static_cast<int64_t>(record.pathway.weights.size());
+    if (layers <= 0 || experts <= 0 || weights % layers != 0 || weights / layers != experts) {
+      return absl::DataLossError(absl::StrCat("a pathway of ", layers, " x ", experts, " has ", weights, " weights"));
+    }
+    record.pathway.layers = static_cast<int>(layers);
+    record.pathway.experts = static_cast<int>(experts);
+    record.created_unix_seconds = Integer(13);
+    return absl::OkStatus();
+  }
+
+  const Impl& impl_;
+  sqlite3_stmt* statement_ = nullptr;
+  int bind_rc_ = SQLITE_OK;
+};
+
+absl::Status ReferenceStore::Impl::Error(int rc, absl::string_view action) const {
+  // sqlite3_system_errno() stays 0 when COMMIT fails to write, so errno is asked, which was cleared before the call.
+  const int system_error = errno;
+  const std::string message =
+      absl::StrCat("store ", path, ": ", action, ": ", db == nullptr ? sqlite3_errstr(rc) : sqlite3_errmsg(db));
+  switch (rc & 0xff) {  // The primary code of an extended one.
+    case SQLITE_FULL:
+    case SQLITE_NOMEM:
+      return absl::ResourceExhaustedError(message);
+    case SQLITE_TOOBIG:
+      return absl::InvalidArgumentError(message);
+    case SQLITE_NOTADB:
+      return absl::InvalidArgumentError(message);
+    case SQLITE_CORRUPT:
+      return absl::DataLossError(message);
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+      return absl::UnavailableError(message);
+    case SQLITE_READONLY:
+    case SQLITE_PERM:
+    case SQLITE_CANTOPEN:
+      return absl::PermissionDeniedError(message);
+    case SQLITE_IOERR:
+      if (system_error == ENOSPC || system_error == EDQUOT || system_error == EFBIG) {
+        return absl::ResourceExhaustedError(absl::StrCat(message, " (no space left)"));
+      }
+      return absl::InternalError(message);
+    default:
+      return absl::InternalError(message);
+  }
+}
+
+absl::Status ReferenceStore::Impl::Execute(const char* sql, absl::string_view action) {
+  errno = 0;
+  const int rc = sqlite3_exec(db, sql, nullptr, nullptr, nullptr);
+  return rc == SQLITE_OK ? absl::OkStatus() : Error(rc, action);
+}
+
+absl::StatusOr<int64_t> ReferenceStore::Impl::QueryInteger(const char* sql) {
+  Statement statement(*this);
+  C3PO_RETURN_IF_ERROR(statement.Prepare(sql));
+  C3PO_ASSIGN_OR_RETURN(const bool row, statement.Step("cannot read"));
+  if (!row) return absl::DataLossError(absl::StrCat("store ", path, ": no row for: ", sql));
+  return statement.Integer(0);
+}
+
+absl::Status ReferenceStore::Impl::OpenDatabase(const StoreOptions& store_options) {
+  options = store_options;
+  const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
+  if (const int rc = sqlite3_open_v2(path.c_str(), &db, flags, nullptr); rc != SQLITE_OK) {
+    return Error(rc, "cannot open");
+  }
+  sqlite3_busy_timeout(db, 5000);  // Milliseconds; someone may look into the file with the sqlite3 command.
+  C3PO_RETURN_IF_ERROR(CreateOrCheckSchema());
+  C3PO_RETURN_IF_ERROR(CheckPages());
+  if (options.pages_max > 0) {
+    C3PO_RETURN_IF_ERROR(QueryInteger(absl::StrCat("PRAGMA max_page_count = ", options.pages_max).c_str()).status());
+  }
+  C3PO_ASSIGN_OR_RETURN(generation, QueryInteger("SELECT generation FROM store_state"));
+  return SyncFolderOf(path);
+}
+
+absl::Status ReferenceStore::Impl::CreateOrCheckSchema() {
+  // Nothing is written before the file is known to be ours, or empty.
+  C3PO_ASSIGN_OR_RETURN(const int64_t application_id, QueryInteger("PRAGMA application_id"));
+  C3PO_ASSIGN_OR_RETURN(const int64_t version, QueryInteger("PRAGMA user_version"));
+  C3PO_ASSIGN_OR_RETURN(const int64_t objects, QueryInteger("SELECT count(*) FROM sqlite_master"));
+  const bool blank = application_id == 0 && version == 0 && objects == 0;
+  if (!blank && application_id != kApplicationId) {
+    return absl::InvalidArgumentError(absl::StrCat("store ", path, ": the database of another application"));
+  }
+  if (!blank && version != kSchemaVersion) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store ", path, ": has schema version ", version, ", this build reads ", kSchemaVersion));
+  }
+  C3PO_RETURN_IF_ERROR(Execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON",
+                               "cannot set up the write-ahead log"));
+  if (!blank) return absl::OkStatus();
+  return Change("cannot create the schema",
+                [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) -> absl::StatusOr<int64_t> {
+                  C3PO_RETURN_IF_ERROR(Execute(kSchema, "cannot create the schema"));
+                  return 0;
+                })
+      .status();
+}
+
+absl::Status ReferenceStore::Impl::CheckPages() {
+  Statement check(*this);
+  C3PO_RETURN_IF_ERROR(check.Prepare("PRAGMA quick_check(1)"));
+  C3PO_ASSIGN_OR_RETURN(const bool row, check.Step("cannot check the pages"));
+  if (row && check.Bytes(0) == "ok") return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("store ", path, ": corrupt: ", check.Bytes(0)));
+}
+
+absl::StatusOr<int64_t> ReferenceStore::Impl::Change(absl::string_view action,
+                                                     absl::FunctionRef<absl::StatusOr<int64_t>()> body) {
+  C3PO_RETURN_IF_ERROR(Execute("BEGIN IMMEDIATE", action));
+  absl::StatusOr<int64_t> changed = body();
+  absl::Status status = changed.status();
+  if (status.ok() && *changed > 0) {
+    status = Execute("UPDATE store_state SET generation = generation + 1", action);
+  }
+  if (status.ok()) status = Execute("COMMIT", action);
+  if (!status.ok()) {
+    // Some errors (disk full, I/O) have SQLite roll back by itself; then there is nothing left to do.
+    if (sqlite3_get_autocommit(db) == 0) sqlite3_exec(db, "ROLLBACK", nullptr, nullptr, nullptr);
+    return status;
+  }
+  if (*changed > 0) ++generation;
+  return changed;
+}
+
+absl::StatusOr<AddOutcome> ReferenceStore::Impl::AddOne(const ReferenceRecord& record, Statement& find,
+                                                        Statement& insert) {
+  find.Reset();
+  find.Bind(1, record.id);
+  C3PO_ASSIGN_OR_RETURN(const bool exists, find.Step("cannot look up a reference"));
+  const bool same = exists && find.Bytes(0) == record.model_digest && find.Bytes(1) == record.embedder_digest;
+  find.Reset();
+  if (same) return AddOutcome::kDuplicate;
+
+  const std::string choices = EncodeTexts(record.sample.choices);
+  const std::string metadata = EncodeTextMap(record.sample.metadata);
+  const std::string embedding = EncodeFloats(record.embedding);
+  const std::string pathway = EncodeFloats(record.pathway.weights);
+  insert.Bind(1, record.id);
+  insert.Bind(2, record.collection);
+  insert.Bind(3, record.sample.prompt);
+  insert.Bind(4, record.sample.answer);
+  insert.Bind(5, choices);
+  insert.Bind(6, metadata);
+  insert.Bind(7, int64_t{record.successful});
+  insert.Bind(8, record.model_digest);
+  insert.Bind(9, record.embedder_digest);
+  insert.BindBlob(10, embedding);
+  insert.Bind(11, int64_t{record.pathway.layers});
+  insert.Bind(12, int64_t{record.pathway.experts});
+  insert.BindBlob(13, pathway);
+  insert.Bind(14, record.created_unix_seconds);
+  const absl::Status status = insert.Step("cannot add a reference").status();
+  insert.Reset();
+  C3PO_RETURN_IF_ERROR(status);
+  return exists ? AddOutcome::kReplaced : AddOutcome::kInserted;
+}
+
+ReferenceStore::ReferenceStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+ReferenceStore::~ReferenceStore() = default;
+
+absl::StatusOr<std::unique_ptr<ReferenceStore>> ReferenceStore::Open(const std::string& path,
+                                                                     const StoreOptions& options) {
+  if (path.empty()) return absl::InvalidArgumentError("store: the path is empty");
+  std::error_code error;
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder, error)) {
+    return absl::NotFoundError(absl::StrCat("store ", path, ": folder ", folder.string(), " does not exist"));
+  }
+  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+    return absl::InvalidArgumentError(absl::StrCat("store ", path, ": not a regular file"));
+  }
+  auto impl = std::make_unique<Impl>(path);
+  C3PO_ASSIGN_OR_RETURN(impl->lock, FileLock::Take(path));
+  {
+    MutexLock held(impl->mutex);
+    C3PO_RETURN_IF_ERROR(impl->OpenDatabase(options));
+  }
+  return std::unique_ptr<ReferenceStore>(new ReferenceStore(std::move(impl)));
+}
+
+absl::StatusOr<std::vector<AddOutcome>> ReferenceStore::Add(absl::Span<const ReferenceRecord> records) {
+  for (size_t i = 0; i < records.size(); ++i) {
+    const absl::Status status = ValidateRecord(records[i], impl_->options.sample_limits);
+    if (!status.ok()) return absl::Status(status.code(), absl::StrCat("records[", i, "].", status.message()));
+  }
+  std::vector<AddOutcome> outcomes;
+  outcomes.reserve(records.size());
+  MutexLock held(impl_->mutex);
+  Impl::Statement find(*impl_);
+  Impl::Statement insert(*impl_);
+  C3PO_RETURN_IF_ERROR(find.Prepare("SELECT model_digest, embedder_digest FROM reference WHERE id = ?1"));
+  C3PO_RETURN_IF_ERROR(insert.Prepare(kInsert));
+  const auto add_all = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(impl_->mutex) -> absl::StatusOr<int64_t> {
+    int64_t changed = 0;
+    for (const ReferenceRecord& record : records) {
+      C3PO_ASSIGN_OR_RETURN(const AddOutcome outcome, impl_->AddOne(record, find, insert));
+      if (outcome != AddOutcome::kDuplicate) ++changed;
+      outcomes.push_back(outcome);
+    }
+    return changed;
+  };
+  C3PO_RETURN_IF_ERROR(impl_->Change("cannot add references", add_all).status());
+  return outcomes;
+}
+
+absl::StatusOr<ReferenceRecord> ReferenceStore::Get(absl::string_view id) const {
+  const std::string wanted(id);
+  C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> found, GetMany({wanted}));
+  if (found.empty()) return absl::NotFoundError(absl::StrCat("reference \"", id, "\" does not exist"));
+  return std::move(found[0]);
+}
+
+absl::StatusOr<std::vector<ReferenceRecord>> ReferenceStore::GetMany(absl::Span<const std::string> ids) const {
+  std::vector<ReferenceRecord> records;
+  MutexLock held(impl_->mutex);
+  Impl::Statement select(*impl_);
+  C3PO_RETURN_IF_ERROR(select.Prepare(kSelectById));
+  for (const std::string& id : ids) {
+    select.Reset();
+    select.Bind(1, id);
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read a reference"));
+    if (!row) continue;
+    C3PO_ASSIGN_OR_RETURN(records.emplace_back(), select.Record());
+  }
+  return records;
+}
+
+absl::StatusOr<std::vector<ReferenceRecord>> ReferenceStore::List(absl::string_view collection,
+                                                                  absl::string_view after_id, int limit) const {
+  if (limit < 1) return absl::InvalidArgumentError(absl::StrCat("limit: ", limit, ", must be at least 1"));
+  std::vector<ReferenceRecord> records;
+  MutexLock held(impl_->mutex);
+  Impl::Statement select(*impl_);
+  C3PO_RETURN_IF_ERROR(select.Prepare(collection.empty() ? kListAll : kListCollection));
+  select.Bind(1, after_id);
+  select.Bind(2, int64_t{limit});
+  if (!collection.empty()) select.Bind(3, collection);
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot list references"));
+    if (!row) return records;
+    C3PO_ASSIGN_OR_RETURN(records.emplace_back(), select.Record());
+  }
+}
+
+absl::StatusOr<int64_t> ReferenceStore::Delete(absl::Span<const std::string> ids) {
+  MutexLock held(impl_->mutex);
+  Impl::Statement remove(*impl_);
+  C3PO_RETURN_IF_ERROR(remove.Prepare("DELETE FROM reference WHERE id = ?1"));
+  return impl_->Change("cannot delete references", [&]() -> absl::StatusOr<int64_t> {
+    int64_t deleted = 0;
+    for (const std::string& id : ids) {
+      remove.Reset();
+      remove.Bind(1, id);
+      C3PO_RETURN_IF_ERROR(remove.Step("cannot delete a reference").status());
+      deleted += sqlite3_changes64(impl_->db);
+    }
+    remove.Reset();
+    return deleted;
+  });
+}
+
+absl::StatusOr<int64_t> ReferenceStore::DeleteCollection(absl::string_view collection) {
+  MutexLock held(impl_->mutex);
+  Impl::Statement remove(*impl_);
+  C3PO_RETURN_IF_ERROR(remove.Prepare("DELETE FROM reference WHERE collection = ?1"));
+  return impl_->Change("cannot delete a collection", [&]() -> absl::StatusOr<int64_t> {
+    remove.Bind(1, collection);
+    C3PO_RETURN_IF_ERROR(remove.Step("cannot delete a collection").status());
+    const int64_t deleted = sqlite3_changes64(impl_->db);
+    remove.Reset();
+    return deleted;
+  });
+}
+
+absl::StatusOr<std::vector<CollectionStats>> ReferenceStore::Stats(absl::string_view model_digest,
+                                                                   absl::string_view embedder_digest) const {
+  std::vector<CollectionStats> stats;
+  MutexLock held(impl_->mutex);
+  Impl::Statement select(*impl_);
+  C3PO_RETURN_IF_ERROR(
+      select.Prepare("SELECT collection, count(*), sum(successful), sum(model_digest = ?1 AND embedder_digest = ?2) "
+                     "FROM reference GROUP BY collection ORDER BY collection"));
+  select.Bind(1, model_digest);
+  select.Bind(2, embedder_digest);
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot count references"));
+    if (!row) return stats;
+    stats.push_back({select.Text(0), select.Integer(1), select.Integer(2), select.Integer(3)});
+  }
+}
+
+absl::Status ReferenceStore::ForEach(absl::FunctionRef<absl::Status(ReferenceRecord)> callback) const {
+  MutexLock held(impl_->mutex);
+  Impl::Statement select(*impl_);
+  C3PO_RETURN_IF_ERROR(select.Prepare(kSelectAll));
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read references"));
+    if (!row) return absl::OkStatus();
+    C3PO_ASSIGN_OR_RETURN(ReferenceRecord record, select.Record());
+    C3PO_RETURN_IF_ERROR(callback(std::move(record)));
+  }
+}
+
+int64_t ReferenceStore::generation() const {
+  MutexLock held(impl_->mutex);
+  return impl_->generation;
+}
+
+const std::string& ReferenceStore::path() const { return impl_->path; }
+
+}  // namespace c3po

@@ -1,0 +1,105 @@
+#ifndef C3PO_INDEX_STORE_REFERENCE_STORE_H_
+#define C3PO_INDEX_STORE_REFERENCE_STORE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "index/types/reference_record.h"
+#include "index/types/reference_validation.h"
+
+namespace c3po {
+
+struct StoreOptions {
+  int64_t pages_max = 0;  // Of 4 KiB, for the database as a whole; 0: what the disk holds. Beyond: ResourceExhausted.
+  SampleLimits sample_limits;
+};
+
+enum class AddOutcome {
+  kInserted,
+  kDuplicate,  // The id is there, made with the same model and embedder: nothing is changed.
+  kReplaced,   // The id was there, made with another model or embedder: the row now holds the new record.
+};
+
+struct CollectionStats {
+  std::string collection;
+  int64_t references = 0;
+  int64_t successful = 0;  // Of `references`, with whatever model they were made.
+  int64_t usable = 0;      // Of `references`, made with the model and the embedder asked about.
+};
+
+// The durable source of truth of reference records: one SQLite file (WAL, synchronous=FULL) that one process holds
+// open.
+//
+// A call that changes the store returns OK only once the change is committed and synced: after a crash or a power cut
+// at any moment the store opens with everything that was acknowledged, and with each batch whole or absent. A call that
+// fails changes nothing and the store goes on working, also when the disk is full.
+//
+// On disk: table `reference`, one row per record in insertion order; choices and metadata as JSON; embedding and
+// pathway as little-endian float32; table `store_state` with the generation. application_id is "c3po", user_version the
+// schema's. PATH.lock is locked (flock) as long as the store is open.
+//
+// Every method is thread-safe; one call runs at a time. Errors name the path: ResourceExhausted (disk full, pages_max),
+// DataLoss (corrupt), Unavailable (another program holds the database busy), Internal (anything else).
+class ReferenceStore {
+ public:
+  // Opens `path`, created if absent, and checks it (SQLite's quick_check: reads the whole file). Errors, besides the
+  // above:
+  //   FailedPrecondition "store PATH is locked by another process"; or a schema of another version;
+  //   InvalidArgument: the file is something else than a c3po reference store;
+  //   NotFound: its folder does not exist;  PermissionDenied.
+  static absl::StatusOr<std::unique_ptr<ReferenceStore>> Open(const std::string& path,
+                                                              const StoreOptions& options = StoreOptions());
+  ~ReferenceStore();
+  ReferenceStore(const ReferenceStore&) = delete;
+  ReferenceStore& operator=(const ReferenceStore&) = delete;
+
+  // Adds the records in one transaction; outcomes in the order of `records`. Two records with one id in a batch behave
+  // as if added one after the other. InvalidArgument "records[3].choices[2]: ..." (see ValidateRecord): none is added.
+  // A replaced record keeps its place in the insertion order.
+  absl::StatusOr<std::vector<AddOutcome>> Add(absl::Span<const ReferenceRecord> records);
+
+  // NotFound: no such id.
+  absl::StatusOr<ReferenceRecord> Get(absl::string_view id) const;
+
+  // Those of `ids` that exist, in the order asked for.
+  absl::StatusOr<std::vector<ReferenceRecord>> GetMany(absl::Span<const std::string> ids) const;
+
+  // Up to `limit` records of a collection (empty: of all), by ascending id, from the first id above `after_id` (empty:
+  // from the start). Fewer than `limit`: the end is reached. InvalidArgument: limit < 1.
+  absl::StatusOr<std::vector<ReferenceRecord>> List(absl::string_view collection, absl::string_view after_id,
+                                                    int limit) const;
+
+  // Both in one transaction; they return how many records are gone. Unknown ids and collections count nothing.
+  absl::StatusOr<int64_t> Delete(absl::Span<const std::string> ids);
+  absl::StatusOr<int64_t> DeleteCollection(absl::string_view collection);
+
+  // By ascending name. Empty collections do not exist.
+  absl::StatusOr<std::vector<CollectionStats>> Stats(absl::string_view model_digest,
+                                                     absl::string_view embedder_digest) const;
+
+  // Calls `callback` with every record in insertion order, one at a time, from one consistent state; stops at its first
+  // error and returns that. The callback must not call this store.
+  absl::Status ForEach(absl::FunctionRef<absl::Status(ReferenceRecord)> callback) const;
+
+  // 0 for a new store, raised by one with each committed change; a call that changes no record does not raise it.
+  // Durable.
+  int64_t generation() const;
+
+  const std::string& path() const;
+
+ private:
+  struct Impl;
+  explicit ReferenceStore(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_INDEX_STORE_REFERENCE_STORE_H_

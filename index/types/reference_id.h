@@ -1,0 +1,20 @@
+#ifndef C3PO_INDEX_TYPES_REFERENCE_ID_H_
+#define C3PO_INDEX_TYPES_REFERENCE_ID_H_
+
+#include <string>
+
+#include "absl/strings/string_view.h"
+#include "index/types/reference_record.h"
+
+namespace c3po {
+
+// The id of a sample in a collection: the first 32 hexadecimal digits of
+//   SHA-256(P(collection) P(prompt) P(answer) n P(choices[0]) ... P(choices[n-1])),  P(s) = length of s, then its
+//   bytes,
+// lengths and n as 8 bytes, little-endian. Metadata takes no part: the same question in one collection has one id. The
+// order of the choices does. Pure and thread-safe.
+std::string ReferenceId(absl::string_view collection, const ReferenceSample& sample);
+
+}  // namespace c3po
+
+#endif  // C3PO_INDEX_TYPES_REFERENCE_ID_H_

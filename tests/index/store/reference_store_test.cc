@@ -1,0 +1,312 @@
+#include "index/store/reference_store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sqlite3.h>
+
+#include <fstream>
+#include <thread>
+
+#include "tests/index/store/random_reference.h"
+
+namespace c3po {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+void ExpectEqual(const ReferenceRecord& a, const ReferenceRecord& b) {
+  EXPECT_EQ(a.id, b.id);
+  EXPECT_EQ(a.collection, b.collection);
+  EXPECT_EQ(a.sample.prompt, b.sample.prompt);
+  EXPECT_EQ(a.sample.answer, b.sample.answer);
+  EXPECT_EQ(a.sample.choices, b.sample.choices);
+  EXPECT_EQ(a.sample.metadata, b.sample.metadata);
+  EXPECT_EQ(a.successful, b.successful);
+  EXPECT_EQ(a.model_digest, b.model_digest);
+  EXPECT_EQ(a.embedder_digest, b.embedder_digest);
+  EXPECT_EQ(a.embedding, b.embedding);
+  EXPECT_EQ(a.pathway.layers, b.pathway.layers);
+  EXPECT_EQ(a.pathway.experts, b.pathway.experts);
+  EXPECT_EQ(a.pathway.weights, b.pathway.weights);
+  EXPECT_EQ(a.created_unix_seconds, b.created_unix_seconds);
+}
+
+std::vector<std::string> Ids(const std::vector<ReferenceRecord>& records) {
+  std::vector<std::string> ids;
+  for (const ReferenceRecord& record : records) ids.push_back(record.id);
+  return ids;
+}
+
+// Runs SQL on a store's file from outside.
+void RunSql(const std::string& path, const std::string& sql) {
+  sqlite3* db = nullptr;
+  ASSERT_EQ(sqlite3_open(path.c_str(), &db), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(db, sql.c_str(), nullptr, nullptr, nullptr), SQLITE_OK) << sqlite3_errmsg(db);
+  sqlite3_close(db);
+}
+
+class ReferenceStoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override { Reopen(); }
+  void Reopen(const StoreOptions& options = StoreOptions()) {
+    store_.reset();
+    auto store = ReferenceStore::Open(path_, options);
+    ASSERT_TRUE(store.ok()) << store.status();
+    store_ = *std::move(store);
+  }
+  std::vector<std::string> AllIds() {
+    std::vector<std::string> ids;
+    const absl::Status status = store_->ForEach([&](ReferenceRecord record) {
+      ids.push_back(record.id);
+      return absl::OkStatus();
+    });
+    EXPECT_TRUE(status.ok()) << status;
+    return ids;
+  }
+
+  ScratchFolder folder_;
+  const std::string path_ = folder_.File("references.db");
+  std::unique_ptr<ReferenceStore> store_;
+};
+
+TEST_F(ReferenceStoreTest, ReopenedStoreHoldsEveryFieldOfEveryRecordInInsertionOrder) {
+  std::vector<ReferenceRecord> records = MakeReferences("math", 0, 20);
+  records[3].sample.choices.clear();
+  records[3].sample.metadata.clear();
+  records[3].sample.prompt = absl::StrCat("zero ", std::string(1, '\0'), " byte, tab \t and emoji \xf0\x9f\x98\x80");
+  records[3].id = ReferenceId("math", records[3].sample);
+  auto outcomes = store_->Add(records);
+  ASSERT_TRUE(outcomes.ok()) << outcomes.status();
+  EXPECT_EQ(*outcomes, std::vector<AddOutcome>(20, AddOutcome::kInserted));
+  EXPECT_EQ(store_->generation(), 1);
+
+  Reopen();
+  EXPECT_EQ(store_->generation(), 1);
+  size_t next = 0;
+  const absl::Status status = store_->ForEach([&](ReferenceRecord record) {
+    ExpectEqual(record, records.at(next++));
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(next, records.size());
+  ExpectEqual(*store_->Get(records[7].id), records[7]);
+  EXPECT_THAT(Ids(*store_->GetMany({records[9].id, "unknown", records[1].id})),
+              ElementsAre(records[9].id, records[1].id));
+}
+
+TEST_F(ReferenceStoreTest, UnknownIdIsNotFoundAndNamed) {
+  const absl::Status status = store_->Get("0123").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("\"0123\""));
+}
+
+TEST_F(ReferenceStoreTest, SameSampleIsStoredOnceAndRefreshedWhenTheModelOrTheEmbedderChanged) {
+  const std::vector<ReferenceRecord> records = MakeReferences("math", 0, 3);
+  ASSERT_TRUE(store_->Add(records).ok());
+  EXPECT_THAT(*store_->Add(records),
+              ElementsAre(AddOutcome::kDuplicate, AddOutcome::kDuplicate, AddOutcome::kDuplicate));
+  EXPECT_EQ(store_->generation(), 1) << "nothing changed";
+
+  ReferenceRecord other_model = records[0];
+  other_model.model_digest = "model-b";
+  other_model.successful = !other_model.successful;
+  other_model.embedding = RandomUnitVector(*std::make_unique<std::mt19937>(5), 16);
+  ReferenceRecord other_embedder = records[1];
+  other_embedder.embedder_digest = "embedder-b";
+  EXPECT_THAT(*store_->Add({other_model, other_embedder, records[2], MakeReference("math", 3), other_model}),
+              ElementsAre(AddOutcome::kReplaced, AddOutcome::kReplaced, AddOutcome::kDuplicate, AddOutcome::kInserted,
+                          AddOutcome::kDuplicate));
+  EXPECT_EQ(store_->generation(), 2);
+  ExpectEqual(*store_->Get(other_model.id), other_model);
+  EXPECT_THAT(AllIds(), ElementsAre(records[0].id, records[1].id, records[2].id, MakeReference("math", 3).id));
+}
+
+TEST_F(ReferenceStoreTest, BatchWithOneInvalidRecordAddsNothingAndNamesTheField) {
+  std::vector<ReferenceRecord> records = MakeReferences("math", 0, 5);
+  records[3].embedding[2] = std::numeric_limits<float>::infinity();
+  const absl::Status status = store_->Add(records).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("records[3].embedding[2]: not finite"));
+  EXPECT_THAT(AllIds(), IsEmpty());
+  EXPECT_EQ(store_->generation(), 0);
+}
+
+TEST_F(ReferenceStoreTest, ListPagesThroughACollectionOnceEachEvenWhenTheCursorsRowIsDeleted) {
+  ASSERT_TRUE(store_->Add(MakeReferences("math", 0, 25)).ok());
+  ASSERT_TRUE(store_->Add(MakeReferences("other", 0, 5)).ok());
+  std::vector<std::string> seen;
+  std::string cursor;
+  while (true) {
+    auto page = store_->List("math", cursor, 7);
+    ASSERT_TRUE(page.ok()) << page.status();
+    for (const ReferenceRecord& record : *page) seen.push_back(record.id);
+    if (page->size() < 7) break;
+    cursor = page->back().id;
+    EXPECT_EQ(*store_->Delete({cursor}), 1);
+  }
+  std::vector<std::string> expected = Ids(MakeReferences("math", 0, 25));
+  std::sort(expected.begin(), expected.end());
+  EXPECT_EQ(seen, expected);
+  EXPECT_EQ(store_->List("", "", 1000)->size(), 25u - 3 + 5);
+  EXPECT_THAT(*store_->List("absent", "", 10), IsEmpty());
+  EXPECT_EQ(store_->List("math", "", 0).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ReferenceStoreTest, DeleteCountsWhatIsGone) {
+  const std::vector<ReferenceRecord> records = MakeReferences("math", 0, 5);
+  ASSERT_TRUE(store_->Add(records).ok());
+  ASSERT_TRUE(store_->Add(MakeReferences("other", 0, 3)).ok());
+  EXPECT_EQ(*store_->Delete({records[1].id, "unknown", records[1].id, records[2].id}), 2);
+  EXPECT_EQ(*store_->Delete({"unknown"}), 0);
+  EXPECT_EQ(store_->generation(), 3);
+  EXPECT_EQ(*store_->DeleteCollection("math"), 3);
+  EXPECT_EQ(*store_->DeleteCollection("math"), 0);
+  EXPECT_EQ(store_->generation(), 4);
+  EXPECT_EQ(AllIds(), Ids(MakeReferences("other", 0, 3)));
+}
+
+TEST_F(ReferenceStoreTest, StatsCountPerCollection) {
+  std::vector<ReferenceRecord> records = MakeReferences("math", 0, 6);  // 0 and 3 are not successful.
+  records[4].model_digest = "model-b";
+  records[5].embedder_digest = "embedder-b";
+  ASSERT_TRUE(store_->Add(records).ok());
+  ASSERT_TRUE(store_->Add(MakeReferences("art", 0, 2)).ok());
+  auto stats = store_->Stats(kModelDigest, kEmbedderDigest);
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  ASSERT_EQ(stats->size(), 2u);
+  EXPECT_EQ((*stats)[0].collection, "art");
+  EXPECT_EQ((*stats)[0].references, 2);
+  EXPECT_EQ((*stats)[0].successful, 1);
+  EXPECT_EQ((*stats)[0].usable, 2);
+  EXPECT_EQ((*stats)[1].collection, "math");
+  EXPECT_EQ((*stats)[1].references, 6);
+  EXPECT_EQ((*stats)[1].successful, 4);
+  EXPECT_EQ((*stats)[1].usable, 4);
+}
+
+TEST_F(ReferenceStoreTest, ForEachStopsAtTheCallbacksError) {
+  ASSERT_TRUE(store_->Add(MakeReferences("math", 0, 5)).ok());
+  int calls = 0;
+  const absl::Status status = store_->ForEach(
+      [&](ReferenceRecord) { return ++calls == 3 ? absl::CancelledError("enough") : absl::OkStatus(); });
+  EXPECT_EQ(status, absl::CancelledError("enough"));
+  EXPECT_EQ(calls, 3);
+  EXPECT_EQ(*store_->DeleteCollection("math"), 5) << "the store goes on working";
+}
+
+TEST_F(ReferenceStoreTest, SecondServerIsToldThatTheStoreIsLocked) {
+  const absl::Status status = ReferenceStore::Open(path_).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.message(), "store " + path_ + " is locked by another process");
+  std::filesystem::create_symlink(path_, folder_.File("link.db"));
+  EXPECT_EQ(ReferenceStore::Open(folder_.File("link.db")).status().code(), absl::StatusCode::kFailedPrecondition);
+  store_.reset();
+  EXPECT_TRUE(ReferenceStore::Open(path_).ok());
+}
+
+TEST_F(ReferenceStoreTest, FilesThatAreNoStoreAreRefusedByNameAndLeftAlone) {
+  const std::string text = folder_.File("notes.txt");
+  std::ofstream(text) << std::string(5000, 'x');
+  EXPECT_EQ(ReferenceStore::Open(text).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(ReferenceStore::Open(text).status().message()), HasSubstr(text));
+  EXPECT_EQ(std::filesystem::file_size(text), 5000u);
+
+  const std::string foreign = folder_.File("foreign.db");
+  RunSql(foreign, "CREATE TABLE t (x); PRAGMA user_version = 1");
+  const absl::Status status = ReferenceStore::Open(foreign).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("another application"));
+
+  EXPECT_EQ(ReferenceStore::Open(folder_.path()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReferenceStore::Open(folder_.File("absent/store.db")).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReferenceStore::Open("").status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ReferenceStoreTest, SchemaOfAnotherVersionIsRefused) {
+  store_.reset();
+  RunSql(path_, "PRAGMA user_version = 2");
+  const absl::Status status = ReferenceStore::Open(path_).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 2"));
+}
+
+TEST_F(ReferenceStoreTest, EmptyFileBecomesAStore) {
+  std::ofstream(folder_.File("empty.db")).close();
+  auto store = ReferenceStore::Open(folder_.File("empty.db"));
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_TRUE((*store)->Add(MakeReferences("math", 0, 2)).ok());
+}
+
+TEST_F(ReferenceStoreTest, DamagedPagesAreDataLossNeverACrash) {
+  ASSERT_TRUE(store_->Add(MakeReferences("math", 0, 200)).ok());
+  store_.reset();
+  std::string good;
+  {
+    std::ifstream in(path_, std::ios::binary);
+    good.assign(std::istreambuf_iterator<char>(in), {});
+  }
+  std::mt19937 random(20240711);
+  int refused = 0;
+  for (int round = 0; round < 60; ++round) {
+    // A page overwritten with noise, or a file that was cut.
+    std::string bad = good;
+    if (round % 2 == 0) {
+      const size_t page = random() % (bad.size() / 4096);
+      for (size_t i = 0; i < 4096; ++i) bad[page * 4096 + i] = static_cast<char>(random());
+    } else {
+      bad.resize(1 + random() % (bad.size() - 1));
+    }
+    const std::string path = folder_.File("damaged.db");
+    std::ofstream(path, std::ios::binary | std::ios::trunc) << bad;
+    auto store = ReferenceStore::Open(path);
+    absl::Status status = store.status();
+    if (store.ok()) status = (*store)->ForEach([](ReferenceRecord) { return absl::OkStatus(); });
+    if (status.ok()) continue;  // The noise fell on the bytes of a float or a text.
+    ++refused;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(path));
+    EXPECT_TRUE(status.code() == absl::StatusCode::kDataLoss || status.code() == absl::StatusCode::kInvalidArgument)
+        << status;
+  }
+  EXPECT_GE(refused, 50);
+}
+
+TEST_F(ReferenceStoreTest, RowWithAWrongBlobIsDataLossThatNamesTheReference) {
+  const ReferenceRecord record = MakeReference("math", 1);
+  ASSERT_TRUE(store_->Add({record}).ok());
+  for (const std::string change : {"pathway = x'00000000'", "embedding = x'0000c07f'", "embedding = x'00'",
+                                   "choices = '[1'", "metadata = '[]'", "pathway_layers = -3", "pathway_layers = 0"}) {
+    store_.reset();
+    RunSql(path_, "CREATE TABLE saved AS SELECT * FROM reference; UPDATE reference SET " + change);
+    Reopen();
+    const absl::Status status = store_->Get(record.id).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << change;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(record.id)) << change;
+    store_.reset();
+    RunSql(path_, "DELETE FROM reference; INSERT INTO reference SELECT * FROM saved; DROP TABLE saved");
+  }
+}
+
+TEST_F(ReferenceStoreTest, ThreadsAddReadAndDeleteTogether) {
+  constexpr int kThreads = 4, kBatches = 10, kBatch = 5;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      const std::string collection = absl::StrCat("collection-", t);
+      for (int batch = 0; batch < kBatches; ++batch) {
+        const auto records = MakeReferences(collection, batch * kBatch, (batch + 1) * kBatch);
+        EXPECT_TRUE(store_->Add(records).ok());
+        EXPECT_TRUE(store_->Get(records[0].id).ok());
+        EXPECT_EQ(*store_->Delete({records[1].id}), 1);
+        EXPECT_TRUE(store_->Stats(kModelDigest, kEmbedderDigest).ok());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(store_->generation(), kThreads * kBatches * 2);
+  EXPECT_EQ(AllIds().size(), static_cast<size_t>(kThreads * kBatches * (kBatch - 1)));
+}
+
+}  // namespace
+}  // namespace c3po
