@@ -95,16 +95,20 @@ def read_columns(data: bytes) -> dict[str, list]:
             root = position + 8 + struct.unpack_from("<I", data, position + 8)[0]
             message = _Table(data, root)
             body = position + 8 + length
+            if body + message.scalar(3, "q") > len(data):
+                raise ValueError(f"Arrow stream, byte {position}: the message is cut short")
             if message.scalar(1, "B") == _SCHEMA:
                 readers = [_column_reader(field) for field in message.table(2).tables(1)]
                 columns = {name: [] for name, _, _ in readers}
             elif message.scalar(1, "B") == _RECORD_BATCH:
                 _read_batch(message.table(2), readers, data[body:], columns)
             position = body + message.scalar(3, "q")
+        else:
+            raise ValueError(f"Arrow stream, byte {position}: the end marker is missing")
     except (struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"Arrow stream, byte {position}: {error}") from error
-    if not columns or position > len(data):
-        raise ValueError("Arrow stream: no schema, or cut short")
+    if not columns:
+        raise ValueError("Arrow stream: no schema")
     return columns
 
 

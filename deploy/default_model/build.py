@@ -27,11 +27,11 @@ from pypi_package import say
 
 # sha256 of every file of the folder; a change of recipe changes them, and with them the model's digest everywhere.
 EXPECTED_SHA256: dict[str, str] = {
-    "config.json": "",
-    "generation_config.json": "",
-    "model.safetensors": "",
-    "tokenizer.json": "",
-    "tokenizer_config.json": "",
+    "config.json": "2b96358d00f5d69e95ccd9b1097332dc48e5e4f77dc113e928f4a3eddb549e6b",
+    "generation_config.json": "ffa48c7b9e09f752f9590f0efad54574d60ae260de22dd9106585b84131b7e6f",
+    "model.safetensors": "fc58a940ea0735a2c597a7f8206b1fc7efaad0d32e51b98cd71ae8cb44461290",
+    "tokenizer.json": "e7ceee39a709dc7134489c4b60bfc67f99c9e97db57c5e02f5aac9fd2393db1f",
+    "tokenizer_config.json": "3f3d28e90b9708ad63a07d32e31973565f4e1fe240bd24dd324345a9c7c1181c",
 }
 
 

