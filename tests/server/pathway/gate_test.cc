@@ -1,0 +1,37 @@
+#include "server/pathway/gate.h"
+
+#include <gtest/gtest.h>
+
+namespace c3po {
+namespace {
+
+TEST(Gate, SkipsWithoutNeighborsEvenWhenDisabled) {
+  GateOptions options;
+  options.enabled = false;
+  EXPECT_EQ(GateBeforeOptimization(options, false, 0, 0.5), GateDecision::kSkippedNoNeighbors);
+}
+
+TEST(Gate, SkipsWhenTheNearestIsTooFarOrTheModelIsSure) {
+  GateOptions options;
+  options.max_neighbor_distance = 0.8;
+  options.max_base_confidence = 0.9;
+  EXPECT_EQ(GateBeforeOptimization(options, true, 0.81, 0.1), GateDecision::kSkippedNeighborsFar);
+  EXPECT_EQ(GateBeforeOptimization(options, true, 0.8, 0.9), GateDecision::kSkippedBaseConfident);
+  EXPECT_EQ(GateBeforeOptimization(options, true, 0.8, 0.89), GateDecision::kApplied);
+  options.enabled = false;
+  EXPECT_EQ(GateBeforeOptimization(options, true, 2, 1), GateDecision::kApplied);
+}
+
+TEST(Gate, RevertsUnlessTheLossFellEnough) {
+  GateOptions options;
+  EXPECT_EQ(GateAfterOptimization(options, 1.0, 0.99), GateDecision::kApplied);
+  EXPECT_EQ(GateAfterOptimization(options, 1.0, 1.0), GateDecision::kRevertedLossNotReduced);
+  options.min_loss_reduction = 0.1;
+  EXPECT_EQ(GateAfterOptimization(options, 1.0, 0.95), GateDecision::kRevertedLossNotReduced);
+  EXPECT_EQ(GateAfterOptimization(options, 1.0, 0.85), GateDecision::kApplied);
+  options.enabled = false;
+  EXPECT_EQ(GateAfterOptimization(options, 1.0, 2.0), GateDecision::kApplied);
+}
+
+}  // namespace
+}  // namespace c3po

@@ -1,0 +1,422 @@
+#include "server/scheduler/continuous_batcher.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "server/scheduler/engine.h"
+
+namespace c3po {
+namespace {
+
+constexpr int kVocabulary = 50;
+constexpr int32_t kEndToken = 49;
+
+// A model whose next token is a hash of every token before it and of the routing of its row, so that any mix-up of
+// sequences, positions or pathways shows in the tokens.
+class HashModel final : public ModelRunner {
+ public:
+  struct Cache final : public SequenceCache {
+    explicit Cache(int* live) : live_caches(live) { ++*live; }
+    ~Cache() override { --*live_caches; }
+    int64_t bytes() const override { return 0; }
+    std::vector<uint64_t> state;  // per position
+    int* live_caches;
+  };
+
+  HashModel() {
+    shape_.vocabulary_size = kVocabulary;
+    shape_.eos_token_ids = {kEndToken};
+    shape_.experts = 4;
+    shape_.moe_layers = shape_.layers = 2;
+    shape_.hidden_size = 1;
+    shape_.context_window = 4096;
+  }
+  const ModelShape& shape() const override { return shape_; }
+  absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int) override {
+    return std::make_unique<Cache>(&live_caches);
+  }
+  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+    ++forwards;
+    if (!fail_with.ok()) return fail_with;
+    std::vector<SegmentOutput> outputs;
+    int64_t rows = 0;
+    for (const Segment& segment : segments) {
+      rows += static_cast<int64_t>(segment.tokens.size());
+      auto& cache = static_cast<Cache&>(*segment.cache);
+      EXPECT_LE(static_cast<size_t>(segment.start), cache.state.size()) << "a gap in the cache";
+      cache.state.resize(segment.start);
+      SegmentOutput output;
+      for (size_t r = 0; r < segment.tokens.size(); ++r) {
+        const int position = segment.start + static_cast<int>(r);
+        uint64_t h = cache.state.empty() ? 1469598103934665603ull : cache.state.back();
+        h = (h ^ static_cast<uint64_t>(segment.tokens[r] + 1)) * 1099511628211ull;
+        if (segment.routing && position >= segment.override_start && position < segment.override_end) {
+          h = (h ^ static_cast<uint64_t>(segment.routing->values.weights[0] * 1000)) * 1099511628211ull;
+        }
+        cache.state.push_back(h);
+        if (!segment.targets.empty()) output.target_logprobs.push_back(-static_cast<float>((h >> 20) % 100));
+      }
+      output.logits.assign(kVocabulary, 0);
+      output.logits[(cache.state.back() >> 17) % (kVocabulary - 1)] = 1;
+      output.capture.pathway = Pathway(2, 4);
+      output.capture.entry_hidden = {static_cast<float>(cache.state.size())};
+      outputs.push_back(std::move(output));
+    }
+    most_rows = std::max(most_rows, rows);
+    return outputs;
+  }
+  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase&, int) override {
+    return absl::UnimplementedError("not used");
+  }
+  absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec&) override {
+    return absl::UnimplementedError("not used");
+  }
+
+  int live_caches = 0, forwards = 0;
+  int64_t most_rows = 0;
+  absl::Status fail_with;
+
+ private:
+  ModelShape shape_;
+};
+
+class RecordingSink final : public SequenceSink {
+ public:
+  explicit RecordingSink(int stop_after = 1 << 30) : stop_after_(stop_after) {}
+  bool OnToken(const SampledToken& token) override {
+    tokens.push_back(token.token_id);
+    return static_cast<int>(tokens.size()) < stop_after_;
+  }
+  void OnScores(std::vector<ContinuationScore> s) override { scores = std::move(s); }
+  void OnFinished(const absl::Status& s, FinishReason r, const SequenceTimings&) override {
+    EXPECT_EQ(finished_count, 0);
+    ++finished_count;
+    status = s;
+    reason = r;
+    done.Notify();
+  }
+  std::vector<int32_t> tokens;
+  std::vector<ContinuationScore> scores;
+  int finished_count = 0;
+  absl::Status status;
+  FinishReason reason = FinishReason::kStop;
+  absl::Notification done;
+
+ private:
+  const int stop_after_;
+};
+
+// Finds its routing in `steps` steps.
+class CountdownTask final : public OptimizationTask {
+ public:
+  CountdownTask(int steps, std::shared_ptr<const RoutingOverride> routing, absl::Status error = absl::OkStatus())
+      : steps_(steps), routing_(std::move(routing)), error_(std::move(error)) {}
+  absl::StatusOr<bool> Step() override {
+    if (!error_.ok()) return error_;
+    return --steps_ == 0;
+  }
+  std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
+
+ private:
+  int steps_;
+  const std::shared_ptr<const RoutingOverride> routing_;
+  const absl::Status error_;
+};
+
+std::shared_ptr<RoutingOverride> Routing(float value) {
+  auto routing = std::make_shared<RoutingOverride>();
+  routing->layers = {1};
+  routing->values = Pathway(1, 4);
+  routing->values.weights[0] = value;
+  return routing;
+}
+
+struct Wanted {
+  std::vector<int32_t> prompt;
+  int max_tokens = 8;
+  std::shared_ptr<const RoutingOverride> routing;
+  ApplicationRule rule = ApplicationRule::kEveryNewToken;
+  int optimization_steps = 3;
+};
+
+SequenceRequest MakeRequest(const Wanted& wanted, std::shared_ptr<SequenceSink> sink) {
+  SequenceRequest request;
+  request.prompt = wanted.prompt;
+  request.sampling.max_tokens = wanted.max_tokens;
+  request.rule = wanted.rule;
+  request.entry_layer = 1;
+  request.sink = std::move(sink);
+  if (wanted.routing) {
+    request.on_prefilled = [wanted](const PromptCapture&,
+                                    absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+      return std::make_shared<CountdownTask>(wanted.optimization_steps, wanted.routing);
+    };
+  }
+  return request;
+}
+
+std::vector<int32_t> RunAlone(const Wanted& wanted) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  auto sink = std::make_shared<RecordingSink>();
+  batcher.Add(MakeRequest(wanted, sink));
+  while (batcher.Step()) {
+  }
+  EXPECT_TRUE(sink->status.ok()) << sink->status;
+  EXPECT_EQ(model.live_caches, 0);
+  return sink->tokens;
+}
+
+TEST(ContinuousBatcher, SequencesGetTheSameTokensAloneAndAmongOthersWithOtherPathways) {
+  for (uint32_t seed = 1; seed <= 50; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    std::mt19937 rng(seed);
+    HashModel model;
+    BatcherLimits limits;
+    limits.sequences_max = 1 + static_cast<int>(rng() % 6);
+    limits.prefill_tokens_per_step = 1 + static_cast<int>(rng() % 9);
+    ContinuousBatcher batcher(&model, limits, nullptr);
+    std::vector<Wanted> wanted;
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (int i = 0; i < 12; ++i) {
+      Wanted w;
+      for (uint32_t t = 0; t <= rng() % 20; ++t) w.prompt.push_back(static_cast<int32_t>(rng() % 48));
+      w.max_tokens = 1 + static_cast<int>(rng() % 10);
+      if (rng() % 3 > 0) w.routing = Routing(static_cast<float>(i));
+      w.rule = static_cast<ApplicationRule>(rng() % 3);
+      w.optimization_steps = 1 + static_cast<int>(rng() % 5);
+      sinks.push_back(std::make_shared<RecordingSink>());
+      wanted.push_back(w);
+      batcher.Add(MakeRequest(w, sinks.back()));
+      for (uint32_t s = 0; s < rng() % 4; ++s) batcher.Step();
+    }
+    while (batcher.Step()) {
+    }
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_EQ(sinks[i]->tokens, RunAlone(wanted[i])) << "sequence " << i;
+      EXPECT_EQ(sinks[i]->finished_count, 1);
+    }
+    EXPECT_EQ(model.live_caches, 0);
+    EXPECT_EQ(batcher.kv_tokens_used(), 0);
+  }
+}
+
+TEST(ContinuousBatcher, LastPromptTokenRuleLeavesDecodedTokensToTheModelsOwnRouters) {
+  Wanted w{{1, 2, 3}, 6, Routing(5), ApplicationRule::kEveryNewToken};
+  const std::vector<int32_t> every = RunAlone(w);
+  w.rule = ApplicationRule::kLastPromptToken;
+  const std::vector<int32_t> last = RunAlone(w);
+  w.routing = nullptr;
+  const std::vector<int32_t> plain = RunAlone(w);
+  EXPECT_NE(every, last);
+  EXPECT_NE(last, plain);
+  EXPECT_EQ(every.front(), last.front());
+}
+
+TEST(ContinuousBatcher, APathwayThatWasRevertedGivesThePlainTokens) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  auto sink = std::make_shared<RecordingSink>();
+  SequenceRequest request = MakeRequest({{4, 5, 6}, 6, nullptr}, sink);
+  request.on_prefilled = [](const PromptCapture&,
+                            absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    return std::make_shared<CountdownTask>(2, nullptr);
+  };
+  batcher.Add(std::move(request));
+  while (batcher.Step()) {
+  }
+  EXPECT_EQ(sink->tokens, RunAlone({{4, 5, 6}, 6, nullptr}));
+}
+
+TEST(ContinuousBatcher, OptimizationDoesNotStallRunningStreams) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  auto stream = std::make_shared<RecordingSink>(), optimizing = std::make_shared<RecordingSink>();
+  batcher.Add(MakeRequest({{1}, 100, nullptr}, stream));
+  batcher.Step();
+  batcher.Add(MakeRequest({{2}, 1, Routing(1), ApplicationRule::kEveryNewToken, 20}, optimizing));
+  const size_t before = stream->tokens.size();
+  for (int i = 0; i < 10; ++i) batcher.Step();
+  EXPECT_EQ(stream->tokens.size(), before + 10);
+  EXPECT_TRUE(optimizing->tokens.empty());
+}
+
+TEST(ContinuousBatcher, PrefillKeepsToItsTokenBudget) {
+  HashModel model;
+  BatcherLimits limits;
+  limits.prefill_tokens_per_step = 16;
+  ContinuousBatcher batcher(&model, limits, nullptr);
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 4; ++i) {
+    sinks.push_back(std::make_shared<RecordingSink>());
+    batcher.Add(MakeRequest({std::vector<int32_t>(30, i), 3, nullptr}, sinks.back()));
+  }
+  while (batcher.Step()) {
+  }
+  EXPECT_LE(model.most_rows, 16 + 3);
+  for (const auto& sink : sinks) EXPECT_EQ(sink->tokens.size(), 3u);
+}
+
+TEST(ContinuousBatcher, CancelledSequenceFreesItsCacheBeforeTheNextForward) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  for (int steps_before : {0, 1, 2, 4, 7}) {  // Waiting, prefilled, optimizing, decoding.
+    auto sink = std::make_shared<RecordingSink>();
+    auto cancelled = std::make_shared<std::atomic<bool>>(false);
+    SequenceRequest request = MakeRequest({{1, 2}, 100, Routing(2), ApplicationRule::kEveryNewToken, 4}, sink);
+    request.cancelled = cancelled;
+    batcher.Add(std::move(request));
+    for (int i = 0; i < steps_before; ++i) batcher.Step();
+    *cancelled = true;
+    const int forwards = model.forwards;
+    batcher.Step();
+    EXPECT_EQ(model.forwards, forwards);
+    EXPECT_EQ(sink->status.code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(model.live_caches, 0);
+    EXPECT_EQ(batcher.kv_tokens_used(), 0);
+  }
+}
+
+TEST(ContinuousBatcher, APassedDeadlineEndsTheSequence) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  auto sink = std::make_shared<RecordingSink>();
+  SequenceRequest request = MakeRequest({{1, 2}, 100, nullptr}, sink);
+  request.deadline = absl::Now() - absl::Seconds(1);
+  batcher.Add(std::move(request));
+  batcher.Step();
+  EXPECT_EQ(sink->status.code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST(ContinuousBatcher, ASequenceThatCanNeverFitIsRefusedAtOnce) {
+  HashModel model;
+  BatcherLimits limits;
+  limits.kv_tokens_max = 10;
+  ContinuousBatcher batcher(&model, limits, nullptr);
+  auto sink = std::make_shared<RecordingSink>();
+  batcher.Add(MakeRequest({{1, 2, 3}, 8, nullptr}, sink));
+  EXPECT_EQ(sink->status.code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(ContinuousBatcher, WaitsForCacheRoomAndThenServes) {
+  HashModel model;
+  BatcherLimits limits;
+  limits.kv_tokens_max = 12;
+  ContinuousBatcher batcher(&model, limits, nullptr);
+  auto a = std::make_shared<RecordingSink>(), b = std::make_shared<RecordingSink>();
+  batcher.Add(MakeRequest({{1, 2, 3}, 8, nullptr}, a));
+  batcher.Add(MakeRequest({{1, 2, 3}, 8, nullptr}, b));
+  batcher.Step();
+  EXPECT_EQ(batcher.running(), 1);
+  EXPECT_EQ(batcher.waiting(), 1);
+  while (batcher.Step()) {
+  }
+  EXPECT_EQ(a->tokens, b->tokens);
+}
+
+TEST(ContinuousBatcher, AStopFromTheSinkEndsWithReasonStop) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  auto sink = std::make_shared<RecordingSink>(3);
+  batcher.Add(MakeRequest({{1}, 100, nullptr}, sink));
+  while (batcher.Step()) {
+  }
+  EXPECT_EQ(sink->tokens.size(), 3u);
+  EXPECT_EQ(sink->reason, FinishReason::kStop);
+}
+
+TEST(ContinuousBatcher, ScoresEveryContinuationUnderTheFoundPathway) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  const auto score = [&](std::shared_ptr<const RoutingOverride> routing) {
+    auto sink = std::make_shared<RecordingSink>();
+    SequenceRequest request = MakeRequest({{1, 2}, 1, routing}, sink);
+    request.continuations = {{3}, {4, 5, 6}, {7, 8}};
+    batcher.Add(std::move(request));
+    while (batcher.Step()) {
+    }
+    EXPECT_TRUE(sink->status.ok());
+    EXPECT_TRUE(sink->tokens.empty());
+    return sink->scores;
+  };
+  const auto plain = score(nullptr), routed = score(Routing(3));
+  ASSERT_EQ(plain.size(), 3u);
+  EXPECT_EQ(plain[1].token_logprobs.size(), 3u);
+  EXPECT_DOUBLE_EQ(plain[1].log_likelihood,
+                   plain[1].token_logprobs[0] + plain[1].token_logprobs[1] + plain[1].token_logprobs[2]);
+  EXPECT_NE(plain[0].log_likelihood, routed[0].log_likelihood);
+}
+
+TEST(ContinuousBatcher, AFailingForwardOrTaskEndsOnlyWithAStatus) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  auto task = std::make_shared<RecordingSink>(), forward = std::make_shared<RecordingSink>();
+  SequenceRequest request = MakeRequest({{1, 2}, 4, nullptr}, task);
+  request.on_prefilled = [](const PromptCapture&,
+                            absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    return std::make_shared<CountdownTask>(1, nullptr, absl::InternalError("bad step"));
+  };
+  batcher.Add(std::move(request));
+  while (batcher.Step()) {
+  }
+  EXPECT_EQ(task->status.message(), "bad step");
+  model.fail_with = absl::InternalError("bad pass");
+  batcher.Add(MakeRequest({{1, 2}, 4, nullptr}, forward));
+  while (batcher.Step()) {
+  }
+  EXPECT_EQ(forward->status.message(), "bad pass");
+  EXPECT_EQ(model.live_caches, 0);
+}
+
+TEST(Engine, ServesRequestsOfManyThreadsAndRefusesBeyondItsLimit) {
+  HashModel model;
+  Engine engine(&model, BatcherLimits(), 64, nullptr);
+  std::vector<std::thread> clients;
+  std::atomic<int> served{0}, refused{0};
+  const std::vector<int32_t> expected = RunAlone({{1, 2, 3}, 20, nullptr});
+  for (int c = 0; c < 8; ++c) {
+    clients.emplace_back([&] {
+      for (int i = 0; i < 20; ++i) {
+        auto sink = std::make_shared<RecordingSink>();
+        if (!engine.Submit(MakeRequest({{1, 2, 3}, 20, nullptr}, sink)).ok()) {
+          ++refused;
+          continue;
+        }
+        sink->done.WaitForNotification();
+        EXPECT_EQ(sink->tokens, expected);
+        ++served;
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(served + refused, 160);
+  EXPECT_EQ(engine.pending(), 0);
+  engine.Stop(absl::ZeroDuration());
+  EXPECT_EQ(engine.Submit(MakeRequest({{1}, 1, nullptr}, std::make_shared<RecordingSink>())).code(),
+            absl::StatusCode::kUnavailable);
+}
+
+TEST(Engine, AFullQueueIsResourceExhaustedAndStopEndsWhatIsLeft) {
+  HashModel model;
+  BatcherLimits limits;
+  limits.kv_tokens_max = 1 << 30;
+  Engine engine(&model, limits, 1, nullptr);
+  auto sink = std::make_shared<RecordingSink>();
+  Wanted endless{{1}, 1 << 28, nullptr};
+  ASSERT_TRUE(engine.Submit(MakeRequest(endless, sink)).ok());
+  EXPECT_EQ(engine.Submit(MakeRequest(endless, std::make_shared<RecordingSink>())).code(),
+            absl::StatusCode::kResourceExhausted);
+  engine.Stop(absl::ZeroDuration());
+  EXPECT_TRUE(sink->done.HasBeenNotified());
+  EXPECT_EQ(sink->status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(model.live_caches, 0);
+}
+
+}  // namespace
+}  // namespace c3po
