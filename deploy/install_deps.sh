@@ -2,12 +2,11 @@
 # Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), the google/rpc .proto
 # files and the Python tools of the tests. Idempotent: what is present is kept. Needs root or sudo for Debian packages.
 #   C3PO_CACHE_DIR   where PyPI downloads are unpacked, shared by all clones (default ~/.cache/c3po)
-#   --runtime        only what running c3pod from an existing build needs
 set -euo pipefail
 
 TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=1   # Raise when the list of Python tools below changes.
-CACHE_DIR=${C3PO_CACHE_DIR:-${HOME:-/root}/.cache/c3po}
+CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
 
 BUILD_PACKAGES=(
   g++ cmake ninja-build ccache pkg-config git ca-certificates
@@ -69,4 +68,5 @@ mkdir -p "$CACHE_DIR"
 install_debian_packages
 fill_folder "Python tools" "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION" make_tools_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
+"$(dirname "$0")/fetch_models.sh"
 say "done"

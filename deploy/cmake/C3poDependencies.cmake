@@ -24,6 +24,7 @@ find_path(HTTPLIB_INCLUDE_DIR httplib.h REQUIRED)
 find_library(HTTPLIB_LIBRARY cpp-httplib REQUIRED)
 add_library(c3po_httplib INTERFACE)
 target_include_directories(c3po_httplib SYSTEM INTERFACE ${HTTPLIB_INCLUDE_DIR})
+target_compile_definitions(c3po_httplib INTERFACE CPPHTTPLIB_OPENSSL_SUPPORT)  # Debian's library is built so.
 target_link_libraries(c3po_httplib INTERFACE ${HTTPLIB_LIBRARY} OpenSSL::SSL OpenSSL::Crypto)
 
 # Only the CPU half of libtorch is linked: the CUDA half (libtorch_cuda.so and NVIDIA's libraries, 2 s and 1 GB to load) is

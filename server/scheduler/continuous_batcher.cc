@@ -1,6 +1,7 @@
 #include "server/scheduler/continuous_batcher.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,6 +26,7 @@ struct ContinuousBatcher::Sequence {
   std::shared_ptr<OptimizationTask> task;
   std::shared_ptr<const RoutingOverride> routing;
   std::vector<ContinuationScore> scores;
+  std::vector<float> last_prompt_logprobs;  // log p(first token of a continuation), for all of the vocabulary
 
   absl::Time submitted, admitted, prefill_done, ready, last_token;
   SequenceTimings timings;
@@ -53,6 +55,17 @@ int CapacityOf(const SequenceRequest& request) {
     for (const auto& continuation : request.continuations) more = std::max(more, continuation.size());
   }
   return static_cast<int>(request.prompt.size() + more);
+}
+
+std::vector<float> LogSoftmax(const std::vector<float>& logits) {
+  const float top = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (float logit : logits) sum += std::exp(double{logit} - top);
+  const double shift = top + std::log(sum);
+  std::vector<float> result;
+  result.reserve(logits.size());
+  for (float logit : logits) result.push_back(static_cast<float>(logit - shift));
+  return result;
 }
 
 bool IsEndOfSequence(const ModelShape& shape, int32_t token) {
@@ -178,11 +191,10 @@ std::vector<Segment> ContinuousBatcher::PlanSegments(std::vector<Sequence*>& own
       segment.want_logits = true;
       s.Route(segment);
     } else if (s.stage == Stage::kScore) {
-      const std::vector<int32_t>& continuation = s.request.continuations[s.scores.size()];
-      segment.start = s.last_prompt_position();
-      segment.tokens = {s.request.prompt.back()};
-      segment.tokens.insert(segment.tokens.end(), continuation.begin(), continuation.end() - 1);
-      segment.targets = continuation;
+      const std::vector<int32_t>& continuation = s.request.continuations[s.scores.size() - 1];
+      segment.start = s.prompt_length();
+      segment.tokens.assign(continuation.begin(), continuation.end() - 1);
+      segment.targets.assign(continuation.begin() + 1, continuation.end());
       s.Route(segment);
     } else {
       continue;
@@ -223,11 +235,13 @@ void ContinuousBatcher::Distribute(Sequence& sequence, SegmentOutput output) {
       if (sequence.prefilled == sequence.prompt_length()) FinishPrefill(sequence, std::move(output));
       return;
     case Sequence::Stage::kResume:
+      if (sequence.scoring()) return StartScoring(sequence, output.logits);
+      [[fallthrough]];
     case Sequence::Stage::kDecode:
       sequence.stage = Sequence::Stage::kDecode;
       return SampleNext(sequence, output.logits);
     case Sequence::Stage::kScore:
-      return TakeScore(sequence, std::move(output));
+      return TakeScore(sequence, output);
     case Sequence::Stage::kOptimizing:
     case Sequence::Stage::kEnded:
       return;
@@ -278,10 +292,10 @@ void ContinuousBatcher::OptimizeOne() {
 // computation.
 void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
   sequence.ready = absl::Now();
-  if (sequence.scoring()) {
-    sequence.stage = Sequence::Stage::kScore;
-  } else if (sequence.routing) {
+  if (sequence.routing) {
     sequence.stage = Sequence::Stage::kResume;
+  } else if (sequence.scoring()) {
+    StartScoring(sequence, sequence.prompt_logits);
   } else {
     sequence.stage = Sequence::Stage::kDecode;
     SampleNext(sequence, sequence.prompt_logits);
@@ -310,15 +324,33 @@ void ContinuousBatcher::SampleNext(Sequence& sequence, const std::vector<float>&
   if (sequence.generated == sampling.max_tokens) Finish(sequence, absl::OkStatus(), FinishReason::kLength);
 }
 
-void ContinuousBatcher::TakeScore(Sequence& sequence, SegmentOutput output) {
-  ContinuationScore score;
-  for (float logprob : output.target_logprobs) score.log_likelihood += logprob;
-  score.is_greedy = output.targets_greedy;
-  score.token_logprobs = std::move(output.target_logprobs);
-  sequence.scores.push_back(std::move(score));
-  if (sequence.scores.size() < sequence.request.continuations.size()) return;
+// The last prompt token's logits score the first token of every continuation; only longer ones need rows of their own.
+void ContinuousBatcher::StartScoring(Sequence& sequence, const std::vector<float>& logits) {
+  sequence.stage = Sequence::Stage::kScore;
+  sequence.last_prompt_logprobs = LogSoftmax(logits);
+  NextScore(sequence);
+}
+
+// Begins continuations until one needs a forward pass, or all are scored.
+void ContinuousBatcher::NextScore(Sequence& sequence) {
+  const std::vector<float>& logprobs = sequence.last_prompt_logprobs;
+  const auto greedy = std::max_element(logprobs.begin(), logprobs.end()) - logprobs.begin();
+  while (sequence.scores.size() < sequence.request.continuations.size()) {
+    const std::vector<int32_t>& continuation = sequence.request.continuations[sequence.scores.size()];
+    const float first = logprobs[static_cast<size_t>(continuation.front())];
+    sequence.scores.push_back({first, continuation.front() == greedy, {first}});
+    if (continuation.size() > 1) return;
+  }
   sequence.request.sink->OnScores(std::move(sequence.scores));
   Finish(sequence, absl::OkStatus(), FinishReason::kStop);
+}
+
+void ContinuousBatcher::TakeScore(Sequence& sequence, const SegmentOutput& output) {
+  ContinuationScore& score = sequence.scores.back();
+  for (float logprob : output.target_logprobs) score.log_likelihood += logprob;
+  score.is_greedy = score.is_greedy && output.targets_greedy;
+  score.token_logprobs.insert(score.token_logprobs.end(), output.target_logprobs.begin(), output.target_logprobs.end());
+  NextScore(sequence);
 }
 
 void ContinuousBatcher::Finish(Sequence& sequence, const absl::Status& status, FinishReason reason) {

@@ -52,7 +52,9 @@ class ContinuousBatcher {
   void Distribute(Sequence& sequence, SegmentOutput output);
   void FinishPrefill(Sequence& sequence, SegmentOutput output);
   void SampleNext(Sequence& sequence, const std::vector<float>& logits);
-  void TakeScore(Sequence& sequence, SegmentOutput output);
+  void StartScoring(Sequence& sequence, const std::vector<float>& logits);
+  void NextScore(Sequence& sequence);
+  void TakeScore(Sequence& sequence, const SegmentOutput& output);
   void OptimizeOne();
   void AfterOptimization(Sequence& sequence);
   void Finish(Sequence& sequence, const absl::Status& status, FinishReason reason);

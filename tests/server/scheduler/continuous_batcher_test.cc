@@ -348,8 +348,9 @@ TEST(ContinuousBatcher, ScoresEveryContinuationUnderTheFoundPathway) {
   const auto plain = score(nullptr), routed = score(Routing(3));
   ASSERT_EQ(plain.size(), 3u);
   EXPECT_EQ(plain[1].token_logprobs.size(), 3u);
-  EXPECT_DOUBLE_EQ(plain[1].log_likelihood,
-                   plain[1].token_logprobs[0] + plain[1].token_logprobs[1] + plain[1].token_logprobs[2]);
+  EXPECT_NEAR(plain[1].log_likelihood,
+              double{plain[1].token_logprobs[0]} + plain[1].token_logprobs[1] + plain[1].token_logprobs[2], 1e-4);
+  EXPECT_LT(plain[0].log_likelihood, 0);
   EXPECT_NE(plain[0].log_likelihood, routed[0].log_likelihood);
 }
 
