@@ -24,6 +24,7 @@
 #include "server/model/device.h"
 #include "server/model/moe_model.h"
 #include "server/pipeline/generation_pipeline.h"
+#include "server/pipeline/reference_importer.h"
 #include "server/rpc/grpc_server.h"
 #include "server/scheduler/engine.h"
 
@@ -154,6 +155,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   parts.pipeline_parts = {server.model.get(),     server.engine.get(),  server.catalog.get(), server.text.get(),
                           server.embedding.get(), server.workers.get(), server.metrics.get()};
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
+  ReportReferences(*server.catalog, server.metrics.get());
   parts.pipeline = server.pipeline.get();
   parts.store = server.store.get();
   parts.default_optimization = DefaultsFrom(config, shape);
@@ -213,6 +215,7 @@ int Main(int argc, char** argv) {
   sigaddset(&stop_signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // A file-size limit is a full disk: an error of the write, not of the process.
 
   Server server;
   if (const absl::Status status = StartAll(config, server); !status.ok()) {

@@ -12,16 +12,11 @@
 namespace c3po {
 namespace {
 
-ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights, const MoeModelOptions& options,
-                   at::ScalarType dtype, std::string digest) {
+// Everything that follows from configuration and weights; name, device and digest are the loader's to fill in.
+ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights) {
   ModelShape shape;
-  shape.name = std::filesystem::path(options.folder).lexically_normal().filename().string();
-  if (shape.name.empty())
-    shape.name = std::filesystem::path(options.folder).lexically_normal().parent_path().filename().string();
   shape.architecture = config.architecture;
-  shape.digest = std::move(digest);
-  shape.dtype = dtype == at::kFloat ? "float32" : "bfloat16";
-  shape.device = options.device;
+  shape.dtype = weights.embedding.scalar_type() == at::kFloat ? "float32" : "bfloat16";
   shape.layers = config.layers;
   shape.moe_layers = config.layers;
   shape.experts = config.experts;
@@ -32,6 +27,11 @@ ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights, const M
   shape.parameters = weights.parameters;
   shape.eos_token_ids = config.eos_token_ids;
   return shape;
+}
+
+std::string NameOf(const std::string& folder) {
+  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
 }
 
 }  // namespace
@@ -51,13 +51,22 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device));
   const c10::InferenceMode inference;
   C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, dtype, device, options.progress));
-  ModelShape shape = ShapeOf(config, weights, options, dtype, checkpoint->Digest());
+  ModelShape shape = ShapeOf(config, weights);
+  shape.name = NameOf(options.folder);
+  shape.device = options.device;
+  shape.digest = checkpoint->Digest();
   try {
     return std::unique_ptr<MoeModel>(
         new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes));
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(absl::StrCat("loading ", options.folder, ": ", error.what()));
   }
+}
+
+std::unique_ptr<MoeModel> MoeModel::FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes) {
+  ModelShape shape = ShapeOf(config, weights);
+  return std::unique_ptr<MoeModel>(
+      new MoeModel(std::move(config), std::move(weights), std::move(shape), neighbor_cache_bytes));
 }
 
 absl::StatusOr<std::unique_ptr<SequenceCache>> MoeModel::NewSequence(int capacity) {

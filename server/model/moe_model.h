@@ -32,6 +32,9 @@ class MoeModel final : public ModelRunner {
   // NotFound, InvalidArgument, Unimplemented name the file and the field or tensor; FailedPrecondition: device missing.
   static absl::StatusOr<std::unique_ptr<MoeModel>> Load(const MoeModelOptions& options);
 
+  // From weights in memory (random ones, for benchmarks), all of one dtype and device.
+  static std::unique_ptr<MoeModel> FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes);
+
   const ModelShape& shape() const override { return shape_; }
   const ModelConfig& config() const { return config_; }
   const MoeWeights& weights() const { return weights_; }
@@ -44,7 +47,9 @@ class MoeModel final : public ModelRunner {
                                                                        int first_layer) override;
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override;
 
-  const NeighborCache& neighbor_cache() const { return neighbor_cache_; }
+  NeighborCacheStats neighbor_cache_stats() const override {
+    return {neighbor_cache_.hits(), neighbor_cache_.misses(), neighbor_cache_.bytes()};
+  }
 
  private:
   MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes);

@@ -135,9 +135,7 @@ absl::StatusOr<bool> PathwaySearch::Step() {
   const absl::Time start = absl::Now();
   bool finished = false;
   if (spec_.states.size() < spec_.cases.size()) {
-    C3PO_ASSIGN_OR_RETURN(
-        auto state, context_.model->PrepareNeighbor(spec_.cases[spec_.states.size()], spec_.critical_layers.front()));
-    spec_.states.push_back(std::move(state));
+    C3PO_RETURN_IF_ERROR(PrepareNext());
   } else {
     if (!optimizer_) C3PO_RETURN_IF_ERROR(StartOptimizer());
     C3PO_ASSIGN_OR_RETURN(finished, optimizer_->Step());
@@ -145,6 +143,20 @@ absl::StatusOr<bool> PathwaySearch::Step() {
   report_.timings.optimization_seconds += SecondsSince(start);
   if (finished) Conclude();
   return finished;
+}
+
+absl::Status PathwaySearch::PrepareNext() {
+  const NeighborCacheStats before = context_.model->neighbor_cache_stats();
+  const NeighborCase& neighbor = spec_.cases[spec_.states.size()];
+  C3PO_ASSIGN_OR_RETURN(auto state, context_.model->PrepareNeighbor(neighbor, spec_.critical_layers.front()));
+  spec_.states.push_back(std::move(state));
+  if (context_.metrics) {
+    const NeighborCacheStats after = context_.model->neighbor_cache_stats();
+    if (after.hits > before.hits) context_.metrics->CountNeighborCacheHit();
+    if (after.misses > before.misses) context_.metrics->CountNeighborCacheMiss();
+    context_.metrics->SetNeighborCacheBytes(after.bytes);
+  }
+  return absl::OkStatus();
 }
 
 Pathway PathwaySearch::CriticalRows(const Pathway& all_layers) const {

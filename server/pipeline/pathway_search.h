@@ -44,6 +44,7 @@ class PathwaySearch final : public OptimizationTask {
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
 
  private:
+  absl::Status PrepareNext();
   absl::Status StartOptimizer();
   absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeOptimizer(OptimizationProblem problem);
   Pathway CriticalRows(const Pathway& all_layers) const;

@@ -17,7 +17,29 @@ constexpr size_t kBatchSamples = 32;
 constexpr size_t kQueueSamples = 64;
 constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(20);
 
+Metrics::Verdict VerdictMetric(SampleOutcome outcome) {
+  switch (outcome) {
+    case SampleOutcome::kSuccessful:
+      return Metrics::Verdict::kSuccessful;
+    case SampleOutcome::kFailed:
+      return Metrics::Verdict::kFailed;
+    case SampleOutcome::kDuplicate:
+      return Metrics::Verdict::kDuplicate;
+    case SampleOutcome::kMalformed:
+      break;
+  }
+  return Metrics::Verdict::kMalformed;
+}
+
 }  // namespace
+
+void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics) {
+  if (metrics == nullptr) return;
+  int64_t references = 0;
+  for (const CatalogCollection& collection : catalog.Collections()) references += collection.references;
+  metrics->SetReferences(references);
+  metrics->SetIndexGeneration(catalog.generation());
+}
 
 // What the model said of one sample.
 struct ReferenceImport::Judged {
@@ -189,6 +211,10 @@ absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
     for (size_t r = 0; r < outcomes.size(); ++r) {
       if (outcomes[r] == AddOutcome::kDuplicate) verdicts[of_record[r]].outcome = SampleOutcome::kDuplicate;
     }
+  }
+  ReportReferences(*parts_.catalog, parts_.metrics);
+  if (parts_.metrics != nullptr) {
+    for (const SampleVerdict& verdict : verdicts) parts_.metrics->CountReferenceVerdict(VerdictMetric(verdict.outcome));
   }
   events_.on_batch(std::move(verdicts));
   return absl::OkStatus();

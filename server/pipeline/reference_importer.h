@@ -17,6 +17,9 @@
 
 namespace c3po {
 
+// Sets the gauges of references and of the index generation. `metrics` may be null.
+void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics);
+
 enum class SampleOutcome { kSuccessful, kFailed, kMalformed, kDuplicate };
 
 struct SampleVerdict {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/reference_importer.h"
 #include "server/rpc/add_references_reactor.h"
 #include "server/rpc/convert.h"
 
@@ -124,6 +125,7 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
     const std::vector<std::string> ids(request->ids().begin(), request->ids().end());
     C3PO_ASSIGN_OR_RETURN(const int64_t deleted,
                           ids.empty() ? catalog.EraseCollection(request->collection()) : catalog.Erase(ids));
+    ReportReferences(catalog, parts_.pipeline_parts.metrics);
     response->set_deleted(static_cast<uint64_t>(deleted));
     return absl::OkStatus();
   });

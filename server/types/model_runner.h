@@ -78,6 +78,10 @@ struct SegmentOutput {
   PromptCapture capture;
 };
 
+struct NeighborCacheStats {
+  int64_t hits = 0, misses = 0, bytes = 0;
+};
+
 // The model as the scheduler and the pipeline see it. All calls come from the engine thread; shape() from any.
 class ModelRunner {
  public:
@@ -94,6 +98,9 @@ class ModelRunner {
   // or computed by one forward pass over its prompt and continuations.
   virtual absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
                                                                                int first_layer) = 0;
+
+  // Of the cache behind PrepareNeighbor, since the start.
+  virtual NeighborCacheStats neighbor_cache_stats() const = 0;
 
   virtual absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) = 0;
 };

@@ -201,9 +201,9 @@ TEST(NeighborCache, KeepsRecentStatesUnderItsBudgetAndCountsHits) {
   ASSERT_TRUE(model->PrepareNeighbor(cases[0], 2).ok());
   ASSERT_TRUE(model->PrepareNeighbor(cases[0], 2).ok());
   ASSERT_TRUE(model->PrepareNeighbor(cases[0], 1).ok());
-  EXPECT_EQ(model->neighbor_cache().hits(), 1);
-  EXPECT_EQ(model->neighbor_cache().misses(), 2);
-  EXPECT_GT(model->neighbor_cache().bytes(), 0);
+  EXPECT_EQ(model->neighbor_cache_stats().hits, 1);
+  EXPECT_EQ(model->neighbor_cache_stats().misses, 2);
+  EXPECT_GT(model->neighbor_cache_stats().bytes, 0);
   NeighborCache small(1);
   small.Insert("key", std::static_pointer_cast<const MoeNeighborState>(*model->PrepareNeighbor(cases[1], 2)));
   EXPECT_EQ(small.Find("key"), nullptr);

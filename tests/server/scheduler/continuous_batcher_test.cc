@@ -78,6 +78,8 @@ class HashModel final : public ModelRunner {
     return absl::UnimplementedError("not used");
   }
 
+  NeighborCacheStats neighbor_cache_stats() const override { return {}; }
+
   int live_caches = 0, forwards = 0;
   int64_t most_rows = 0;
   absl::Status fail_with;

@@ -1,0 +1,195 @@
+// Neighborhood gradient descent with cached states against the naive way: the same neighbors, core set and number of
+// steps, but every step a full forward and backward pass of every neighbor through all layers, by autograd over frozen
+// weights on the same kernels. Runs alternate; prints medians and their ratio.
+//   c3po_bench_ngd [rounds=5] [neighbors=3] [tokens=64] [steps=10]
+// The model has random weights and OLMoE's shape in small: 12 layers, hidden 512, 32 experts of 256, top-8, vocabulary
+// 50304.
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "server/model/moe_model.h"
+#include "server/pathway/pathway_optimizer.h"
+
+namespace c3po {
+namespace {
+
+constexpr int kCriticalLayers = 5, kCoreExperts = 20;
+
+ModelConfig BenchConfig() {
+  ModelConfig config;
+  config.architecture = "OlmoeForCausalLM";
+  config.hidden_size = 512;
+  config.layers = 12;
+  config.heads = config.kv_heads = 8;
+  config.head_dim = 64;
+  config.intermediate_size = 256;
+  config.experts = 32;
+  config.experts_per_token = 8;
+  config.vocabulary_size = 50304;
+  config.context_window = 1024;
+  config.qk_norm = true;
+  return config;
+}
+
+MoeWeights RandomWeights(const ModelConfig& config) {
+  const auto random = [](std::vector<int64_t> sizes) { return at::randn(sizes, at::kFloat) * 0.03; };
+  const auto ones = [](int64_t size) { return at::ones({size}, at::kFloat); };
+  const int64_t d = config.hidden_size, f = config.intermediate_size, e = config.experts;
+  MoeWeights weights;
+  weights.embedding = random({config.vocabulary_size, d});
+  weights.lm_head = random({config.vocabulary_size, d});
+  weights.final_norm = ones(d);
+  for (int l = 0; l < config.layers; ++l) {
+    weights.layers.push_back({ones(d), random({3 * d, d}), ones(d), ones(d), random({d, d}), ones(d), random({e, d}),
+                              random({e, 2 * f, d}), random({e, f, d})});
+  }
+  return weights;
+}
+
+at::Tensor CausalAttention(const Projections& rows, const ModelConfig& config) {
+  const int64_t n = rows.q.size(0);
+  const at::Tensor q = rows.q.transpose(0, 1), k = rows.k.transpose(0, 1), v = rows.v.transpose(0, 1);
+  const at::Tensor mask = at::full({n, n}, -std::numeric_limits<float>::infinity(), at::kFloat).triu(1);
+  const at::Tensor p = at::softmax(at::bmm(q, k.transpose(1, 2)) / std::sqrt(double(config.head_dim)) + mask, -1);
+  return at::bmm(p, v).transpose(0, 1).reshape({n, config.heads * config.head_dim});
+}
+
+// One neighbor, whole: -log p(answer | prompt, w) with w at the last prompt token.
+at::Tensor NaiveLoss(const MoeModel& model, const NeighborCase& neighbor, const std::vector<int>& layers,
+                     const at::Tensor& w) {
+  const ModelConfig& config = model.config();
+  const auto n = static_cast<int64_t>(neighbor.prompt.size());
+  const at::Tensor tokens = at::tensor(std::vector<int64_t>(neighbor.prompt.begin(), neighbor.prompt.end()), at::kLong);
+  const RopeTable rope = model.rope().Select(at::arange(n, at::kLong), at::kFloat);
+  const at::Tensor last = at::arange(n, at::kLong).eq(n - 1).unsqueeze(1);
+  at::Tensor x = model.weights().embedding.index_select(0, tokens);
+  for (int l = 0; l < config.layers; ++l) {
+    const LayerWeights& layer = model.weights().layers[l];
+    const Projections rows =
+        ProjectAttention(RmsNorm(x, layer.attention_norm, config.rms_norm_eps), layer, config, rope);
+    x = x + at::linear(CausalAttention(rows, config), layer.output);
+    const at::Tensor h = RmsNorm(x, layer.moe_norm, config.rms_norm_eps);
+    LayerRouting routing;
+    const auto found = std::find(layers.begin(), layers.end(), l);
+    if (found != layers.end()) {
+      routing.weights = w.select(0, found - layers.begin()).unsqueeze(0).expand({n, config.experts});
+      routing.weights_rows = last;
+    }
+    x = x + RunExperts(h, MixExperts(h, layer, config, routing), layer, nullptr);
+  }
+  const at::Tensor normed = RmsNorm(x.narrow(0, n - 1, 1), model.weights().final_norm, config.rms_norm_eps);
+  const at::Tensor logits = at::linear(normed, model.weights().lm_head);
+  return -at::log_softmax(logits, -1)[0][neighbor.continuations[0][0]];
+}
+
+class NaiveObjective final : public NeighborhoodObjective {
+ public:
+  NaiveObjective(const MoeModel& model, std::vector<NeighborCase> cases) : model_(model), cases_(std::move(cases)) {}
+  absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override {
+    const at::Tensor w = at::from_blob(const_cast<float*>(routing.values.weights.data()),
+                                       {routing.values.layers, routing.values.experts}, at::kFloat)
+                             .clone()
+                             .requires_grad_(gradient != nullptr);
+    at::Tensor total = at::zeros({}, at::kFloat);
+    for (const NeighborCase& neighbor : cases_)
+      total = total + NaiveLoss(model_, neighbor, routing.layers, w) / double(cases_.size());
+    if (gradient) {
+      total.backward();
+      *gradient = routing.values;
+      const at::Tensor g = w.grad().contiguous();
+      std::copy_n(g.const_data_ptr<float>(), gradient->weights.size(), gradient->weights.begin());
+    }
+    return total.item<double>();
+  }
+
+ private:
+  const MoeModel& model_;
+  const std::vector<NeighborCase> cases_;
+};
+
+double Seconds(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+std::vector<double> Optimize(NeighborhoodObjective* objective, const Pathway& initial, const std::vector<int>& layers,
+                             int steps) {
+  OptimizationProblem problem;
+  problem.initial = initial;
+  problem.critical_layers = layers;
+  problem.core_experts = kCoreExperts;
+  problem.objective = objective;
+  auto optimizer = *MakeGradientDescent(problem, {steps, 0.1, StepRule::kAdam});
+  while (!*optimizer->Step()) {
+  }
+  return optimizer->losses();
+}
+
+int Main(int argc, char** argv) {
+  const auto argument = [&](int i, int fallback) { return argc > i ? std::max(1, std::atoi(argv[i])) : fallback; };
+  const int rounds = argument(1, 5), neighbors = argument(2, 3), tokens = argument(3, 64), steps = argument(4, 10);
+  const ModelConfig config = BenchConfig();
+  const auto model = MoeModel::FromWeights(config, RandomWeights(config), 1 << 30);
+  std::mt19937 rng(1);
+  ObjectiveSpec spec;
+  for (int l = config.layers - kCriticalLayers; l < config.layers; ++l) spec.critical_layers.push_back(l);
+  for (int i = 0; i < neighbors; ++i) {
+    NeighborCase neighbor;
+    for (int t = 0; t < tokens; ++t) neighbor.prompt.push_back(static_cast<int32_t>(rng() % config.vocabulary_size));
+    neighbor.continuations = {{static_cast<int32_t>(rng() % config.vocabulary_size)}};
+    spec.cases.push_back(std::move(neighbor));
+  }
+  Pathway initial(kCriticalLayers, config.experts);
+  for (float& w : initial.weights)
+    w = 1.0f / static_cast<float>(config.experts) * std::uniform_real_distribution<float>(0.9f, 1.1f)(rng);
+
+  std::vector<double> prepare, cached, naive, ratio;
+  for (int round = 0; round < rounds; ++round) {
+    spec.states.clear();
+    const auto fresh = MoeModel::FromWeights(config, model->weights(), round == 0 ? 0 : 1 << 30);
+    prepare.push_back(Seconds([&] {
+      for (const NeighborCase& neighbor : spec.cases)
+        spec.states.push_back(*fresh->PrepareNeighbor(neighbor, spec.critical_layers.front()));
+    }));
+    std::vector<double> ours, theirs;
+    cached.push_back(
+        Seconds([&] { ours = Optimize((*fresh->NewObjective(spec)).get(), initial, spec.critical_layers, steps); }));
+    NaiveObjective objective(*model, spec.cases);
+    naive.push_back(Seconds([&] { theirs = Optimize(&objective, initial, spec.critical_layers, steps); }));
+    ratio.push_back(naive.back() / cached.back());
+    for (size_t i = 0; i < ours.size(); ++i) {
+      if (std::abs(ours[i] - theirs[i]) > 1e-3 * std::abs(theirs[i])) {
+        std::fprintf(stderr, "losses differ at step %zu: %g, naive %g\n", i, ours[i], theirs[i]);
+        return 1;
+      }
+    }
+  }
+  std::printf("%d neighbors of %d tokens, last %d of %d layers, %d core experts, %d steps, %d rounds, %d threads\n",
+              neighbors, tokens, kCriticalLayers, config.layers, kCoreExperts, steps, rounds, at::get_num_threads());
+  std::printf("  preparing the neighbors, once per reference  %9.1f ms\n", Median(prepare) * 1e3);
+  std::printf("  optimization with cached states              %9.1f ms\n", Median(cached) * 1e3);
+  std::printf("  naive full forward and backward              %9.1f ms\n", Median(naive) * 1e3);
+  std::printf("  ratio naive / cached, median of pairs        %9.1f\n", Median(ratio));
+  return 0;
+}
+
+}  // namespace
+}  // namespace c3po
+
+int main(int argc, char** argv) { return c3po::Main(argc, argv); }

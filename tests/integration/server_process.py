@@ -1,0 +1,68 @@
+"""Starts a real c3pod for a test, on free ports, and speaks to it with grpcio and stubs made from the .proto files only."""
+
+import importlib
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+
+import grpc
+from grpc_tools import protoc
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+TINY_MODEL = SOURCE / "tests" / "golden" / "model" / "mixtral_tiny"
+
+
+def make_stubs() -> dict:
+    """The generated modules of c3po.v1 by name, made anew in a temporary folder."""
+    folder = tempfile.mkdtemp(prefix="c3po_stubs_")
+    protos = sorted(str(path.relative_to(SOURCE / "proto")) for path in (SOURCE / "proto" / "c3po").rglob("*.proto"))
+    code = protoc.main(["protoc", f"-I{SOURCE / 'proto'}", f"--python_out={folder}", f"--grpc_python_out={folder}", *protos])
+    if code != 0:
+        raise RuntimeError("protoc failed")
+    sys.path.insert(0, folder)
+    names = [proto.removesuffix(".proto").replace("/", ".") + suffix for proto in protos for suffix in ("_pb2", "_pb2_grpc")]
+    return {name.rsplit(".", 1)[1]: importlib.import_module(name) for name in names}
+
+
+class ServerProcess:
+    def __init__(self, binary: str, folder: pathlib.Path, *flags: str, model: pathlib.Path = TINY_MODEL,
+                 launcher: tuple = ()):
+        self.command = [*launcher, binary, "--model", str(model), "--store", str(folder / "store.db"), "--listen", "127.0.0.1:0",
+                        "--metrics-port", "0", "--log-level", "info", *flags]
+        self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
+        self.log = []
+        self.port = self.metrics_port = None
+        for line in self.process.stderr:
+            self.log.append(line)
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("event") == "serving":
+                self.port = int(event["address"].rsplit(":", 1)[1])
+                self.metrics_port = event["metrics_port"]
+                break
+
+    def channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(f"127.0.0.1:{self.port}")
+
+    def http(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=10) as response:
+            return response.read().decode()
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        self.log.extend(self.process.stderr)
+        self.process.stderr.close()
+        return self.process.wait(timeout=60)
+
+
+def fresh_folder() -> pathlib.Path:
+    return pathlib.Path(tempfile.mkdtemp(prefix="c3po_test_"))
+
+
+def remove_folder(folder: pathlib.Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

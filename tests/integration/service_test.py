@@ -1,0 +1,452 @@
+"""The whole service through a real channel: a c3pod process, and Python's grpcio as a client that shares no code with it.
+usage: service_test.py C3POD"""
+
+import concurrent.futures
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+import unittest
+import urllib.error
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+import server_process
+
+BINARY = sys.argv.pop(1)
+pb = server_process.make_stubs()
+gen, ref, opt, srv = pb["generation_pb2"], pb["reference_pb2"], pb["options_pb2"], pb["server_pb2"]
+
+ALL_METHODS = (opt.METHOD_NONE, opt.METHOD_MODE_FINDING, opt.METHOD_KERNEL_REGRESSION, opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT)
+
+
+def samples(count):
+    """Questions of which some have choices; the tiny random model gets some right and some wrong."""
+    for i in range(count):
+        answer = f" {i % 7}"
+        choices = [f" {c}" for c in range(7)] if i % 2 == 0 else []
+        yield ref.ReferenceSample(prompt=f"What is {i} modulo seven?", answer=answer, choices=choices, metadata={"i": str(i)})
+
+
+def details(error):
+    """Reason and violated fields of a failed call."""
+    metadata = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
+    reason, fields = None, []
+    for any_detail in status.details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if any_detail.Unpack(info):
+            reason = info.reason
+        elif any_detail.Unpack(bad):
+            fields = [violation.field for violation in bad.field_violations]
+    return reason, fields
+
+
+class ServiceTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = server_process.fresh_folder()
+        cls.server = server_process.ServerProcess(BINARY, cls.folder)
+        cls.channel = cls.server.channel()
+        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
+        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
+        cls.info = pb["server_pb2_grpc"].ServerServiceStub(cls.channel)
+        cls.verdicts = cls.add("set", samples(40))
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.channel.close()
+        code = cls.server.stop()
+        server_process.remove_folder(cls.folder)
+        if code != 0:
+            raise AssertionError(f"c3pod exited with {code}: {cls.server.log}")
+
+    @classmethod
+    def add(cls, collection, all_samples):
+        requests = (ref.AddReferencesRequest(collection=collection, sequence=i, sample=sample)
+                    for i, sample in enumerate(all_samples))
+        return [verdict for response in cls.references.Add(requests, timeout=120) for verdict in response.verdicts]
+
+    def ask(self, prompt="What is 50 modulo seven?", max_tokens=12, sampling=None, **options):
+        options.setdefault("collection", "set")
+        options.setdefault("reference_selection", opt.REFERENCE_SELECTION_ALL)
+        request = gen.GenerateRequest(prompt=prompt, optimization=opt.OptimizationOptions(**options),
+                                      sampling=gen.SamplingOptions(max_tokens=max_tokens, ignore_eos=True, **(sampling or {})))
+        return list(self.generation.Generate(request, timeout=60))
+
+    @staticmethod
+    def tokens(events):
+        return [token for event in events if event.HasField("delta") for token in event.delta.token_ids]
+
+    def fails(self, code, field, call):
+        with self.assertRaises(grpc.RpcError) as caught:
+            call()
+        error = caught.exception
+        self.assertEqual(error.code(), code, error.details())
+        reason, fields = details(error)
+        self.assertIsNotNone(reason)
+        if field is not None:
+            self.assertEqual(fields, [field], error.details())
+        return error
+
+    # --- The stream ---
+
+    def test_stream_is_one_report_then_text_then_one_summary(self):
+        events = self.ask(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, k=4, steps=6, return_pathways=True)
+        kinds = [event.WhichOneof("event") for event in events]
+        self.assertEqual(kinds[0], "optimization")
+        self.assertEqual(kinds[-1], "summary")
+        self.assertEqual(set(kinds[1:-1]), {"delta"})
+        report, summary = events[0].optimization, events[-1].summary
+        self.assertEqual(len(report.neighbors), 4)
+        self.assertEqual(sorted(n.distance for n in report.neighbors), [n.distance for n in report.neighbors])
+        self.assertAlmostEqual(sum(n.kernel_weight for n in report.neighbors), 1, places=5)
+        self.assertEqual(len(report.losses), 7)
+        self.assertLess(min(report.losses), report.losses[0])
+        self.assertEqual(report.gate, opt.GATE_DECISION_APPLIED)
+        self.assertTrue(report.largest_changes)
+        for layer in [*report.pathway_before, *report.pathway_after]:
+            self.assertAlmostEqual(sum(layer.weights), 1, places=4)
+        self.assertEqual(len(self.tokens(events)), 12)
+        self.assertEqual(summary.usage.completion_tokens, 12)
+        self.assertEqual(summary.finish_reason, gen.FINISH_REASON_LENGTH)
+        info = self.info.GetServerInfo(srv.GetServerInfoRequest())
+        self.assertEqual(summary.provenance.model_digest, info.model.digest)
+        self.assertGreater(summary.provenance.index_generation, 0)
+
+    def test_every_method_answers_and_none_shows_no_neighbors(self):
+        for method in ALL_METHODS:
+            with self.subTest(method=method):
+                report = self.ask(method=method)[0].optimization
+                self.assertEqual(report.method, method)
+                if method == opt.METHOD_NONE:
+                    self.assertEqual(report.gate, opt.GATE_DECISION_NOT_REQUESTED)
+                    self.assertFalse(report.neighbors or report.losses)
+                else:
+                    self.assertEqual(len(report.neighbors), 3)
+                    self.assertGreaterEqual(len(report.losses), 2)
+
+    def test_interleaved_clients_never_mix_their_pathways(self):
+        cases = [dict(method=method, application_rule=rule, k=k, prompt=f"What is {60 + k} modulo seven?")
+                 for method in ALL_METHODS for rule in (1, 2, 3) for k in (2, 5)]
+        alone = [self.tokens(self.ask(**case)) for case in cases]
+        self.assertGreater(len({tuple(t) for t in alone}), 2)
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            for _ in range(2):
+                together = list(pool.map(lambda case: self.tokens(self.ask(**case)), cases))
+                self.assertEqual(together, alone)
+
+    def test_sampling_is_reproducible_by_its_reported_seed(self):
+        first = self.ask(method=opt.METHOD_NONE, sampling=dict(temperature=1.0))
+        seed = first[-1].summary.provenance.effective_seed
+        again = self.ask(method=opt.METHOD_NONE, sampling=dict(temperature=1.0, seed=seed))
+        self.assertEqual(self.tokens(first), self.tokens(again))
+
+    def test_logprobs_and_stop_strings(self):
+        plain = self.ask(method=opt.METHOD_NONE, sampling=dict(logprobs=3))
+        first = next(event.delta for event in plain if event.HasField("delta"))
+        self.assertEqual(first.logprobs[0].chosen.token_id, first.token_ids[0])
+        self.assertEqual(len(first.logprobs[0].top), 3)
+        self.assertAlmostEqual(first.logprobs[0].top[0].logprob, first.logprobs[0].chosen.logprob, places=5)
+        ascii_request = gen.TokenIds(ids=[ord(c) for c in "What is"])
+        request = gen.GenerateRequest(token_ids=ascii_request, sampling=gen.SamplingOptions(max_tokens=40, temperature=2, seed=1),
+                                      optimization=opt.OptimizationOptions(method=opt.METHOD_NONE))
+        text = "".join(e.delta.text for e in self.generation.Generate(request))
+        stop = next((c for c in text[1:] if ord(c) < 128), None)
+        self.assertIsNotNone(stop)
+        request.sampling.stop.append(stop)
+        cut = list(self.generation.Generate(request))
+        self.assertEqual("".join(e.delta.text for e in cut), text[: text.index(stop)])
+        self.assertEqual(cut[-1].summary.finish_reason, gen.FINISH_REASON_STOP)
+
+    def test_score_equals_teacher_forced_generation(self):
+        events = self.ask(method=opt.METHOD_NONE, max_tokens=5, sampling=dict(logprobs=0))
+        ids = self.tokens(events)
+        logprobs = [p.chosen.logprob for e in events if e.HasField("delta") for p in e.delta.logprobs]
+        text = self.generation.Detokenize(gen.DetokenizeRequest(ids=ids)).text
+        if list(self.generation.Tokenize(gen.TokenizeRequest(text=text)).ids) != ids:
+            text = None
+        prompt = "What is 50 modulo seven?"
+        continuations = [" 1", " 23", "abc"] + ([text] if text else [])
+        response = self.generation.Score(gen.ScoreRequest(prompt=prompt, continuations=continuations,
+                                                          optimization=opt.OptimizationOptions(method=opt.METHOD_NONE)))
+        self.assertEqual([s.token_count for s in response.scores][:3], [2, 3, 3])
+        for score in response.scores:
+            self.assertAlmostEqual(score.log_likelihood, sum(score.token_logprobs), places=4)
+        if text:
+            self.assertTrue(response.scores[-1].is_greedy)
+            for ours, expected in zip(response.scores[-1].token_logprobs, logprobs):
+                self.assertAlmostEqual(ours, expected, places=3)
+        longer = self.generation.Score(gen.ScoreRequest(prompt=prompt + " ", continuations=["2", "23"],
+                                                        optimization=opt.OptimizationOptions(method=opt.METHOD_NONE)))
+        self.assertAlmostEqual(longer.scores[1].token_logprobs[0], longer.scores[0].log_likelihood, places=4)
+
+    def test_score_under_ngd_moves_towards_the_neighbors(self):
+        sample = next(iter(samples(1)))
+        scores = {}
+        for method in (opt.METHOD_NONE, opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT):
+            response = self.generation.Score(gen.ScoreRequest(
+                prompt=sample.prompt, continuations=[sample.answer],
+                optimization=opt.OptimizationOptions(method=method, collection="set", k=1, steps=20,
+                                                     reference_selection=opt.REFERENCE_SELECTION_ALL)))
+            scores[method] = response.scores[0].log_likelihood
+        self.assertGreater(scores[opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT], scores[opt.METHOD_NONE])
+
+    # --- References ---
+
+    def test_verdicts_and_stats(self):
+        self.assertEqual(sorted(v.sequence for v in self.verdicts), list(range(40)))
+        self.assertEqual({v.verdict for v in self.verdicts} - {ref.VERDICT_SUCCESSFUL, ref.VERDICT_FAILED}, set())
+        stats = {c.collection: c for c in self.references.GetStats(ref.GetStatsRequest()).collections}["set"]
+        self.assertEqual((stats.references, stats.usable), (40, 40))
+        self.assertEqual(stats.successful, sum(v.verdict == ref.VERDICT_SUCCESSFUL for v in self.verdicts))
+
+    def test_adding_again_stores_nothing_twice_and_malformed_samples_are_named(self):
+        bad = [ref.ReferenceSample(prompt="", answer="x"), ref.ReferenceSample(prompt="p", answer="x", choices=["y", "z"])]
+        verdicts = self.add("set", [*samples(3), *bad])
+        self.assertEqual([v.verdict for v in verdicts[:3]], [ref.VERDICT_DUPLICATE] * 3)
+        self.assertEqual([v.verdict for v in verdicts[3:]], [ref.VERDICT_MALFORMED] * 2)
+        self.assertIn("prompt", verdicts[3].message)
+        self.assertIn("answer", verdicts[4].message)
+
+    def test_search_get_list_and_delete(self):
+        self.add("other", samples(5))
+        hits = self.references.Search(ref.SearchReferencesRequest(collection="other", text="What is 3 modulo seven?", k=2)).hits
+        self.assertEqual(hits[0].reference.sample.prompt, "What is 3 modulo seven?")
+        self.assertLess(hits[0].distance, 1e-3)
+        record = self.references.Get(ref.GetReferenceRequest(id=hits[0].reference.id, include_pathway=True)).reference
+        self.assertEqual(len(record.pathway), record.moe_layers * record.experts)
+        self.assertEqual(record.sample.metadata["i"], "3")
+        seen, token = [], ""
+        while True:
+            page = self.references.List(ref.ListReferencesRequest(collection="other", page_size=2, page_token=token))
+            seen += [r.id for r in page.references]
+            token = page.next_page_token
+            if not token:
+                break
+        self.assertEqual(len(set(seen)), 5)
+        self.assertEqual(self.references.Delete(ref.DeleteReferencesRequest(ids=seen[:2])).deleted, 2)
+        self.assertEqual(self.references.Delete(ref.DeleteReferencesRequest(collection="other")).deleted, 3)
+        self.fails(grpc.StatusCode.NOT_FOUND, None, lambda: self.references.Get(ref.GetReferenceRequest(id=seen[0])))
+
+    # --- Bad input ---
+
+    def test_bad_requests_name_their_field(self):
+        none = opt.METHOD_NONE
+        bad = {
+            "prompt": lambda: self.ask(prompt="", method=none),
+            "optimization.k": lambda: self.ask(k=0),
+            "optimization.steps": lambda: self.ask(steps=1001),
+            "optimization.epsilon": lambda: self.ask(epsilon=float("nan")),
+            "optimization.bandwidth": lambda: self.ask(bandwidth=0.0),
+            "optimization.learning_rate": lambda: self.ask(learning_rate=-1.0),
+            "optimization.critical_layers[1]": lambda: self.ask(critical_layers=[1, 99]),
+            "optimization.core_experts": lambda: self.ask(core_experts=1000),
+            "optimization.alpha": lambda: self.ask(alpha=2.0),
+            "optimization.method": lambda: self.ask(method=77),
+            "optimization.gate.min_loss_reduction": lambda: self.ask(gate=opt.GateOptions(min_loss_reduction=2)),
+            "sampling.temperature": lambda: self.ask(sampling=dict(temperature=float("nan")), method=none),
+            "sampling.top_p": lambda: self.ask(sampling=dict(top_p=1.5), method=none),
+            "sampling.max_tokens": lambda: self.ask(max_tokens=0, method=none),
+            "continuations": lambda: self.generation.Score(gen.ScoreRequest(prompt="a")),
+            "continuations[1]": lambda: self.generation.Score(gen.ScoreRequest(prompt="a", continuations=["b", ""])),
+            "ids[0]": lambda: self.generation.Detokenize(gen.DetokenizeRequest(ids=[10**6])),
+            "page_size": lambda: self.references.List(ref.ListReferencesRequest(page_size=5000)),
+            "id": lambda: self.references.Get(ref.GetReferenceRequest()),
+            "text": lambda: self.references.Search(ref.SearchReferencesRequest(collection="set", k=1)),
+            "token_ids.ids[1]": lambda: list(self.generation.Generate(gen.GenerateRequest(token_ids=gen.TokenIds(ids=[1, 10**6])))),
+        }
+        for field, call in bad.items():
+            with self.subTest(field=field):
+                self.fails(grpc.StatusCode.INVALID_ARGUMENT, field, call)
+        too_long = "x" * 400
+        error = self.fails(grpc.StatusCode.INVALID_ARGUMENT, "prompt", lambda: self.ask(prompt=too_long, method=none))
+        self.assertIn("context window", error.details())
+        self.fails(grpc.StatusCode.NOT_FOUND, None, lambda: self.ask(collection="nowhere"))
+        chat = gen.GenerateRequest(chat=gen.Chat(messages=[gen.ChatMessage(role="user", content="hi")]))
+        self.fails(grpc.StatusCode.FAILED_PRECONDITION, None, lambda: list(self.generation.Generate(chat)))
+
+    def test_invalid_utf8_is_refused(self):
+        # A client without UTF-8 checks: the field's bytes are written by hand (field 1, length-delimited, 2 bytes).
+        call = self.channel.unary_stream("/c3po.v1.GenerationService/Generate", request_serializer=lambda raw: raw,
+                                         response_deserializer=gen.GenerateResponse.FromString)
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(call(b"\x0a\x02\xff\xfe"))
+        self.assertIn(caught.exception.code(), (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL))
+
+    # --- Operations ---
+
+    def test_deadline_and_cancel_end_the_work(self):
+        request = gen.GenerateRequest(prompt="a", sampling=gen.SamplingOptions(max_tokens=200, ignore_eos=True),
+                                      optimization=opt.OptimizationOptions(method=opt.METHOD_NONE))
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(self.generation.Generate(request, timeout=0.02))
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+        stream = self.generation.Generate(request)
+        next(stream)
+        stream.cancel()
+        for _ in range(100):
+            if "vllm:num_requests_running{model_name=\"mixtral_tiny\"} 0" in self.server.http("/metrics"):
+                return
+            time.sleep(0.05)
+        self.fail("the cancelled request still runs")
+
+    def test_metrics_and_probes(self):
+        self.ask(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT)
+        text = self.server.http("/metrics")
+        values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if not line.startswith("#")}
+        model = '{model_name="mixtral_tiny"}'
+        for name in (f"vllm:prompt_tokens_total{model}", f"vllm:generation_tokens_total{model}",
+                     f"vllm:time_to_first_token_seconds_count{model}", f"vllm:e2e_request_latency_seconds_count{model}",
+                     "c3po_retrieval_seconds_count", 'c3po_gate_total{decision="applied"}', "c3po_references"):
+            self.assertGreater(values.get(name, 0), 0, name)
+        self.assertEqual(self.server.http("/healthz").strip().lower()[:2], "ok")
+        self.server.http("/readyz")
+
+    def test_health_and_reflection(self):
+        check = self.channel.unary_unary("/grpc.health.v1.Health/Check", request_serializer=lambda raw: raw,
+                                         response_deserializer=lambda raw: raw)
+        self.assertEqual(check(b""), b"\x08\x01")  # status: SERVING
+        watch = self.channel.unary_stream("/grpc.health.v1.Health/Watch", request_serializer=lambda raw: raw,
+                                          response_deserializer=lambda raw: raw)(b"\x0a\x19c3po.v1.GenerationService")
+        self.assertEqual(next(watch), b"\x08\x01")
+        watch.cancel()
+        reflect = self.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                                             request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
+        answer = next(reflect(iter([b"\x3a\x00"])))  # list_services
+        for service in (b"c3po.v1.GenerationService", b"c3po.v1.ReferenceService", b"c3po.v1.ServerService"):
+            self.assertIn(service, answer)
+
+
+class RestartTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = server_process.fresh_folder()
+
+    def tearDown(self):
+        server_process.remove_folder(self.folder)
+
+    def run_server(self, *flags, **options):
+        return server_process.ServerProcess(BINARY, self.folder, *flags, **options)
+
+    def stats(self, server):
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        return {c.collection: (c.references, c.usable) for c in stub.GetStats(ref.GetStatsRequest(), timeout=10).collections}
+
+    def test_references_survive_a_restart_and_a_graph_is_reloaded(self):
+        server = self.run_server("--exact-references-max", "10")
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        list(stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(30)))
+        search = ref.SearchReferencesRequest(collection="set", text="What is 3 modulo seven?", k=5)
+        before = [(h.reference.id, round(h.distance, 5)) for h in stub.Search(search).hits]
+        self.assertEqual(server.stop(), 0)
+        self.assertTrue(list((self.folder / "store.db.graphs").iterdir()))
+        server = self.run_server("--exact-references-max", "10")
+        self.assertEqual(self.stats(server), {"set": (30, 30)})
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        self.assertEqual([(h.reference.id, round(h.distance, 5)) for h in stub.Search(search).hits], before)
+        self.assertEqual(server.stop(), 0)
+
+    def test_killed_during_an_import_keeps_what_was_acknowledged_once(self):
+        server = self.run_server()
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        acknowledged = set()
+        try:
+            for response in stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(2000)):
+                acknowledged |= {v.id for v in response.verdicts}
+                if len(acknowledged) >= 60:
+                    server.process.kill()
+        except grpc.RpcError:
+            pass
+        server.stop()
+        server = self.run_server()
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        stored, token = [], ""
+        while True:
+            page = stub.List(ref.ListReferencesRequest(page_size=1000, page_token=token))
+            stored += [r.id for r in page.references]
+            token = page.next_page_token
+            if not token:
+                break
+        self.assertEqual(len(stored), len(set(stored)))
+        self.assertLessEqual(acknowledged, set(stored))
+        self.assertEqual(server.stop(), 0)
+
+    def test_references_of_another_model_are_refused_with_advice(self):
+        server = self.run_server()
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        list(stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(3)))
+        server.stop()
+        server = self.run_server(model=server_process.TINY_MODEL.parent / "olmoe_tiny")
+        self.assertEqual(self.stats(server), {"set": (3, 0)})
+        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(generation.Generate(gen.GenerateRequest(prompt="a", optimization=opt.OptimizationOptions(collection="set"),
+                                                         sampling=gen.SamplingOptions(max_tokens=1))))
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
+        self.assertEqual(details(caught.exception)[0], "PRECONDITION")
+        server.stop()
+
+    def test_running_streams_finish_when_the_server_drains(self):
+        server = self.run_server()
+        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
+        stream = generation.Generate(gen.GenerateRequest(
+            prompt="a", sampling=gen.SamplingOptions(max_tokens=150, ignore_eos=True),
+            optimization=opt.OptimizationOptions(method=opt.METHOD_NONE)))
+        next(stream)
+        server.process.terminate()
+        events = list(stream)
+        self.assertEqual(events[-1].summary.usage.completion_tokens, 150)
+        self.assertEqual(server.stop(), 0)
+
+    def test_starting_wrongly_names_what_is_wrong(self):
+        def start_error(*flags, model=server_process.TINY_MODEL):
+            command = [BINARY, "--model", str(model), "--store", str(self.folder / "x.db"), "--listen", "127.0.0.1:0",
+                       "--metrics-port", "-1", *flags]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            self.assertNotEqual(done.returncode, 0)
+            return done.stderr.splitlines()[-1]
+
+        def damaged(name, edit):
+            folder = self.folder / name
+            folder.mkdir()
+            for path in server_process.TINY_MODEL.iterdir():
+                (folder / path.name).write_bytes(path.read_bytes())
+            edit(folder)
+            return folder
+
+        self.assertIn("--model", start_error("--model", ""))
+        self.assertIn("--steps", start_error("--steps", "-1"))
+        self.assertIn("tokenizer.json", start_error(model=damaged("a", lambda f: (f / "tokenizer.json").unlink())))
+        weights = lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000])
+        self.assertIn("model.safetensors", start_error(model=damaged("b", weights)))
+        self.assertIn("dtype", start_error("--dtype", "int4"))
+        self.assertIn("nowhere", start_error(model=self.folder / "nowhere"))
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            self.assertIn(str(port), start_error("--listen", f"127.0.0.1:{port}"))
+        server = self.run_server()
+        self.assertIn("locked", start_error("--store", str(self.folder / "store.db")))
+        server.stop()
+
+    def test_a_full_disk_ends_the_import_and_loses_nothing(self):
+        # A file-size limit stands for the full disk: SQLite sees the write fail.
+        server = self.run_server(launcher=["/bin/sh", "-c", 'ulimit -f 300; exec "$0" "$@"'])
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        acknowledged = set()
+        with self.assertRaises(grpc.RpcError) as caught:
+            for response in stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(3000)):
+                acknowledged |= {v.id for v in response.verdicts}
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.RESOURCE_EXHAUSTED, caught.exception.details())
+        stats = stub.GetStats(ref.GetStatsRequest()).collections[0]
+        self.assertEqual(stats.references, len(acknowledged))
+        self.assertEqual(server.stop(), 0)
+
+
+if __name__ == "__main__":
+    pathlib.Path(BINARY).resolve(strict=True)
+    unittest.main(verbosity=2)
