@@ -122,7 +122,9 @@ def _replace(folder: pathlib.Path, partial: pathlib.Path) -> None:
     """Moves `partial` to `folder`. What lies there is removed only when it can be an older or damaged build: a folder
     with no other files than the ones written here."""
     if folder.exists():
-        strangers = sorted({entry.name for entry in folder.iterdir()} - set(EXPECTED_SHA256)) if folder.is_dir() else ["."]
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: exists and is not a folder")
+        strangers = sorted({entry.name for entry in folder.iterdir()} - set(EXPECTED_SHA256))
         if strangers:
             raise ValueError(f"{folder}: exists and holds {strangers[0]}, which is not of this model; name another")
         say(f"{folder}: is not what this recipe makes, replacing it")

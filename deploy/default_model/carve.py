@@ -13,7 +13,7 @@ the down projection, and c_tj = |a_tj| |d_j| its contribution's size:
     the experts and centered; a ridge regression from the layer's normalized hidden state gives the rows.
  4. The rows are scaled until the logits' standard deviation is ROUTER_SPREAD, then rounded to 8 bits.
 Needs torch, transformers and scipy. MODEL_FOLDER, of build.py, is where the tokenizer is taken from. About 15 minutes
-on 2 cores; the result depends in its last digits on the machine's arithmetic, which is why it is kept in the repository."""
+on 2 cores; the last digits of the result depend on the machine's arithmetic, so it is kept in the repository."""
 
 import argparse
 import pathlib
@@ -43,8 +43,8 @@ TOKENS_MAX = 256  # Of one text.
 def hidden_states(model: transformers.LlamaForCausalLM, tokens: list[list[int]]) -> list[torch.Tensor]:
     """Per layer, what enters its feed-forward network: [all tokens, hidden]."""
     seen: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
-    hooks = [layer.mlp.register_forward_pre_hook(lambda _, inputs, index=index: seen[index].append(inputs[0][0].clone()))
-             for index, layer in enumerate(model.model.layers)]
+    hooks = [layer.mlp.register_forward_pre_hook(lambda _, inputs, states=states: states.append(inputs[0][0].clone()))
+             for layer, states in zip(model.model.layers, seen)]
     with torch.no_grad():
         for ids in tokens:
             model.model(torch.tensor([ids]))

