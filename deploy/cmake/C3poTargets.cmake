@@ -38,6 +38,9 @@ function(c3po_test target)
   target_link_libraries(${target} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   target_compile_definitions(${target} PRIVATE C3PO_TESTDATA_DIR="${CMAKE_SOURCE_DIR}/tests/golden"
                              C3PO_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS unit)
+  endif()
   gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
                        PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 600 ENVIRONMENT OMP_NUM_THREADS=1)
 endfunction()

@@ -140,7 +140,7 @@ absl::StatusOr<CommandLineAction> ParseCommandLine(int argc, char** argv, const 
   app.set_config("--config", "", "TOML file with any of these options");
   app.add_flag("--print-config", print_config, "print the configuration in force and exit");
   VisitFields(config, [&app](const char* flag, auto& field, const char* help) {
-    app.add_option(absl::StrCat("--", flag), field, help)->envname(EnvironmentName(flag))->capture_default_str();
+    app.add_option(absl::StrCat("--", flag), field, help)->envname(EnvironmentName(flag))->capture_default_str()->take_last();
   });
   try {
     app.parse(argc, argv);

@@ -269,13 +269,14 @@ class ServiceTest(unittest.TestCase):
         chat = gen.GenerateRequest(chat=gen.Chat(messages=[gen.ChatMessage(role="user", content="hi")]))
         self.fails(grpc.StatusCode.FAILED_PRECONDITION, None, lambda: list(self.generation.Generate(chat)))
 
-    def test_invalid_utf8_is_refused(self):
+    def test_invalid_utf8_is_refused_and_harms_nobody(self):
         # A client without UTF-8 checks: the field's bytes are written by hand (field 1, length-delimited, 2 bytes).
         call = self.channel.unary_stream("/c3po.v1.GenerationService/Generate", request_serializer=lambda raw: raw,
                                          response_deserializer=gen.GenerateResponse.FromString)
         with self.assertRaises(grpc.RpcError) as caught:
             list(call(b"\x0a\x02\xff\xfe"))
-        self.assertIn(caught.exception.code(), (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL))
+        self.assertNotEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertEqual(len(self.tokens(self.ask(method=opt.METHOD_NONE))), 12)
 
     # --- Operations ---
 
@@ -303,8 +304,8 @@ class ServiceTest(unittest.TestCase):
                      f"vllm:time_to_first_token_seconds_count{model}", f"vllm:e2e_request_latency_seconds_count{model}",
                      "c3po_retrieval_seconds_count", 'c3po_gate_total{decision="applied"}', "c3po_references"):
             self.assertGreater(values.get(name, 0), 0, name)
-        self.assertEqual(self.server.http("/healthz").strip().lower()[:2], "ok")
-        self.server.http("/readyz")
+        self.assertIn("alive", self.server.http("/healthz"))
+        self.assertIn("ready", self.server.http("/readyz"))
 
     def test_health_and_reflection(self):
         check = self.channel.unary_unary("/grpc.health.v1.Health/Check", request_serializer=lambda raw: raw,
