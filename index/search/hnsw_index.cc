@@ -2,15 +2,16 @@
 // - Search and addPoint may not overlap: a shared mutex.
 // - It throws: every call is in Guarded().
 // - addPoint of a label that it knows rewrites the old node in place, which can leave parts of the graph unreachable:
-// its
-//   labels are our node numbers, never used twice, and the map from our callers' labels is kept here.
+//   its labels are our node numbers, never used twice, and the map from our callers' labels is kept here.
 // - Once elements are marked deleted, addPoint may find no live candidate and read past an empty list: nothing is ever
-// marked.
-//   Tombstones are a flag here; a search asks the graph for more candidates and drops them.
+//   marked. Tombstones are a flag here; a search asks the graph for more candidates and drops them.
 // - saveIndex and loadIndex check nothing: neither is used. The graph is copied out of and into its public members.
+// - Its SSE paths prefetch by reading one link past the end of a node's list, a heap overrun: they are switched off.
+//   Distances are ours (SquaredDistance, vectorized as well).
 
 #include "index/search/hnsw_index.h"
 
+#define NO_MANUAL_VECTORIZATION
 #include <hnswlib/hnswlib.h>
 
 #include <algorithm>
@@ -31,6 +32,22 @@ namespace c3po {
 namespace {
 
 using Graph = hnswlib::HierarchicalNSW<float>;
+
+class SquaredDistanceSpace : public hnswlib::SpaceInterface<float> {
+ public:
+  explicit SquaredDistanceSpace(size_t dimension) : dimension_(dimension) {}
+  size_t get_data_size() override { return dimension_ * sizeof(float); }
+  hnswlib::DISTFUNC<float> get_dist_func() override {
+    return [](const void* a, const void* b, const void* dimension) {
+      return SquaredDistance(static_cast<const float*>(a), static_cast<const float*>(b),
+                             *static_cast<const size_t*>(dimension));
+    };
+  }
+  void* get_dist_func_param() override { return &dimension_; }
+
+ private:
+  size_t dimension_;
+};
 
 constexpr size_t kFirstCapacity = 1024;  // Nodes.
 
@@ -77,7 +94,7 @@ struct HnswIndex::Impl {
 
   const int dimension;
   const HnswOptions options;
-  hnswlib::L2Space space;
+  SquaredDistanceSpace space;
   mutable SharedMutex mutex;
   std::unique_ptr<Graph> graph ABSL_GUARDED_BY(mutex);
   std::vector<int64_t> label_of_node ABSL_GUARDED_BY(mutex);                 // Tombstones included.
