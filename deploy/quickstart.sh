@@ -61,21 +61,22 @@ ask() {
   printf '\n\033[1m%s\033[0m\n' "$1"; shift
   c3po ask --explain "$@"
 }
-ask "Chat, the model as it is: What do bees do for flowers?" --chat --method none --max-tokens 60 "What do bees do for flowers?"
-ask "Science, with C3PO: Which gas do plants take in from the air to make food?" --collection science --method ngd --max-tokens 12 \
-  --stop $'\n' $'Question: Which gas do plants take in from the air to make food?\nAnswer:'
-REVIEW=$(sed -n 1p "$REFERENCES/sentiment_heldout.jsonl" | python3 -c 'import json, sys; print(json.loads(sys.stdin.readline())["prompt"])')
-ask "A held-out review, without C3PO: $REVIEW" --method none --max-tokens 1 "$REVIEW"
-ask "The same review, with C3PO" --collection sentiment --method ngd --references all --objective choices --k 12 \
-  --critical-layers 22-29 --core-experts 0 --application shift --max-tokens 1 "$REVIEW"
+C3PO_OPTIONS=(--collection sentiment --method ngd --references all --objective choices --k 12 --critical-layers 22-29
+  --core-experts 0 --application every --learning-rate 0.2)
+REVIEW=$'Review: the second coming of harry potter is a film far superior to its predecessor .\nSentiment:'
+ask "Chat: How do plants make food? (the model as it is)" --chat --method none --max-tokens 60 "How do plants make food?"
+ask "Science: Which theory states that the universe originated as a single mass? (with C3PO)" --collection science --method ngd \
+  --max-tokens 14 $'Question: Which theory states that the universe originated as a single mass?\nAnswer:'
+ask "A held-out review: the second coming of harry potter is a film far superior to its predecessor (without C3PO)" \
+  --method none --max-tokens 1 "$REVIEW"
+ask "The same review (with C3PO)" "${C3PO_OPTIONS[@]}" --max-tokens 1 "$REVIEW"
 
 heading "6/6 Sixty held-out reviews"
 head -60 "$REFERENCES/sentiment_heldout.jsonl" >"$DATA_DIR/heldout.jsonl"
 echo "without C3PO:"
 c3po score --file "$DATA_DIR/heldout.jsonl" --method none
 echo "with C3PO:"
-c3po score --file "$DATA_DIR/heldout.jsonl" --collection sentiment --method ngd --references all --objective choices --k 12 \
-  --critical-layers 22-29 --core-experts 0 --application shift
+c3po score --file "$DATA_DIR/heldout.jsonl" "${C3PO_OPTIONS[@]}"
 
 heading "Done"
 if [ "$ONCE" = 1 ]; then

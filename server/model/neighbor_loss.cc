@@ -59,7 +59,18 @@ absl::StatusOr<std::unique_ptr<NeighborLoss>> NeighborLoss::Create(const MoeMode
 NeighborLoss::NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec)
     : model_(model), first_layer_(spec.critical_layers.front()), loss_(spec.loss) {
   const ModelConfig& config = model.config();
-  const at::TensorOptions options = model.tensor_options();
+  PackRows(spec);
+  PackPrefixes(spec);
+  first_.input = entry_hidden_;
+  RunAttention(first_layer_, first_);
+  first_.normed = RmsNorm(first_.middle, model.weights().layers[first_layer_].moe_norm, config.rms_norm_eps);
+  first_outputs_ = at::zeros({entry_hidden_.size(0), config.experts, config.hidden_size}, model.tensor_options());
+  first_outputs_known_.resize(config.experts);
+}
+
+// The moving rows of all neighbors, one after the other.
+void NeighborLoss::PackRows(const ObjectiveSpec& spec) {
+  const at::TensorOptions options = model_.tensor_options();
   std::vector<const AnswerTree*> trees;
   std::vector<int> prefix_lengths;
   std::vector<at::Tensor> hidden;
@@ -75,7 +86,7 @@ NeighborLoss::NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec)
       overridden.push_back(m == 0 || spec.rule != ApplicationRule::kLastPromptToken);
     }
     for (const AnswerTree::Target& target : state.tree.targets) {
-      targets_.push_back({static_cast<int>(i), first_row + target.row, target.token, target.continuation});
+      targets_.push_back({static_cast<int>(i), target.continuation});
       target_rows.push_back(first_row + target.row);
       target_tokens.push_back(target.token);
     }
@@ -87,31 +98,49 @@ NeighborLoss::NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec)
     case_lengths_.push_back(state.tree.lengths);
   }
   target_rows_ = LongTensor(target_rows, options.device());
-  target_tokens_ = LongTensor(target_tokens, options.device());
-  attention_ = std::make_unique<TreeAttention>(trees, prefix_lengths, config, options);
-  rope_ = model.rope().Select(LongTensor(positions, options.device()), options.dtype().toScalarType());
+  ChooseHead(target_tokens);
+  attention_ = std::make_unique<TreeAttention>(trees, prefix_lengths, model_.config(), options);
+  rope_ = model_.rope().Select(LongTensor(positions, options.device()), options.dtype().toScalarType());
   entry_hidden_ = at::cat(hidden);
   overridden_ =
       at::tensor(at::ArrayRef<uint8_t>(overridden), at::kByte).to(at::kBool).unsqueeze(1).to(options.device());
+}
 
+void NeighborLoss::ChooseHead(const std::vector<int64_t>& target_tokens) {
+  const at::Tensor& whole = model_.weights().lm_head;
+  const auto chooses_one_token = [](const std::vector<int>& lengths) {
+    return lengths.size() > 1 && std::all_of(lengths.begin(), lengths.end(), [](int length) { return length == 1; });
+  };
+  if (loss_ != SurrogateLoss::kChoices || !std::all_of(case_lengths_.begin(), case_lengths_.end(), chooses_one_token)) {
+    head_ = whole;
+    target_tokens_ = LongTensor(target_tokens, whole.device());
+    return;
+  }
+  std::vector<int64_t> tokens = target_tokens, slots;
+  std::sort(tokens.begin(), tokens.end());
+  tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
+  for (int64_t token : target_tokens)
+    slots.push_back(std::lower_bound(tokens.begin(), tokens.end(), token) - tokens.begin());
+  head_ = whole.index_select(0, LongTensor(tokens, whole.device()));
+  target_tokens_ = LongTensor(slots, whole.device());
+}
+
+// Keys and values of the fixed positions, per layer, padded to the longest prompt.
+void NeighborLoss::PackPrefixes(const ObjectiveSpec& spec) {
+  const ModelConfig& config = model_.config();
   const int64_t cases = attention_->cases(), prefix = attention_->prefix_max();
   for (int l = first_layer_; l < config.layers; ++l) {
-    at::Tensor keys = at::zeros({cases, config.kv_heads, prefix, config.head_dim}, options);
+    at::Tensor keys = at::zeros({cases, config.kv_heads, prefix, config.head_dim}, model_.tensor_options());
     at::Tensor values = at::zeros_like(keys);
     for (int64_t s = 0; s < cases; ++s) {
       const auto& state = static_cast<const MoeNeighborState&>(*spec.states[s]);
-      keys.select(0, s).narrow(1, 0, prefix_lengths[s]).copy_(state.keys.select(0, l - first_layer_));
-      values.select(0, s).narrow(1, 0, prefix_lengths[s]).copy_(state.values.select(0, l - first_layer_));
+      const int64_t length = state.prompt_length - 1;
+      keys.select(0, s).narrow(1, 0, length).copy_(state.keys.select(0, l - first_layer_));
+      values.select(0, s).narrow(1, 0, length).copy_(state.values.select(0, l - first_layer_));
     }
     prefix_keys_.push_back(std::move(keys));
     prefix_values_.push_back(std::move(values));
   }
-
-  first_.input = entry_hidden_;
-  RunAttention(first_layer_, first_);
-  first_.normed = RmsNorm(first_.middle, model.weights().layers[first_layer_].moe_norm, config.rms_norm_eps);
-  first_outputs_ = at::zeros({entry_hidden_.size(0), config.experts, config.hidden_size}, options);
-  first_outputs_known_.resize(config.experts);
 }
 
 void NeighborLoss::RunAttention(int layer, LayerTape& tape) const {
@@ -220,7 +249,7 @@ at::Tensor NeighborLoss::HeadBackward(const at::Tensor& hidden, const at::Tensor
   const at::Tensor row_sums = at::zeros({rows()}, coefficients.options()).index_add_(0, target_rows_, coefficients);
   at::Tensor dlogits = at::exp(logprobs).mul_(-row_sums.unsqueeze(1));
   dlogits.index_put_({target_rows_, target_tokens_}, coefficients, /*accumulate=*/true);
-  const at::Tensor dnormed = at::matmul(dlogits.to(hidden.scalar_type()), model_.weights().lm_head);
+  const at::Tensor dnormed = at::matmul(dlogits.to(hidden.scalar_type()), head_);
   return RmsNormBackward(dnormed, hidden, model_.weights().final_norm, model_.config().rms_norm_eps);
 }
 
@@ -270,7 +299,7 @@ absl::StatusOr<double> NeighborLoss::Evaluate(const RoutingOverride& routing, Pa
     std::vector<LayerTape> tapes(config.layers - first_layer_);
     const at::Tensor hidden = Forward(routing, tapes);
     const at::Tensor normed = RmsNorm(hidden, model_.weights().final_norm, config.rms_norm_eps);
-    const at::Tensor logprobs = at::log_softmax(at::linear(normed, model_.weights().lm_head).to(at::kFloat), -1);
+    const at::Tensor logprobs = at::log_softmax(at::linear(normed, head_).to(at::kFloat), -1);
     std::vector<float> dlogprobs;
     const double loss = Loss(ToFloats(logprobs.index({target_rows_, target_tokens_})), dlogprobs);
     if (!std::isfinite(loss)) return absl::InternalError("the neighbors' loss is not finite");

@@ -16,6 +16,8 @@ namespace c3po {
 // attention, h and Expert_e(h) do not depend on w: they are computed once, and the sweep stops there. Loss of neighbor
 // i, with p(y | x_i, w) per token and m the number of answer tokens:
 //   answer:   l = -1/m sum_t log p(y_t);   choices: l = -log softmax_c(1/m_c sum_t log p(y_{c,t}))[gold].
+// Where every neighbor chooses among one-token answers, the softmax's denominator cancels from the cross-entropy, and
+// the LM head is read at the choices' tokens only.
 class NeighborLoss final : public NeighborhoodObjective {
  public:
   // `model` outlives the objective. InvalidArgument: no case, an index out of range, a state of another first layer.
@@ -38,13 +40,14 @@ class NeighborLoss final : public NeighborhoodObjective {
   };
   struct Target {
     int case_index;
-    int64_t row;
-    int64_t token;
     int continuation;
   };
 
   NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec);
 
+  void PackRows(const ObjectiveSpec& spec);
+  void ChooseHead(const std::vector<int64_t>& target_tokens);
+  void PackPrefixes(const ObjectiveSpec& spec);
   void RunAttention(int layer, LayerTape& tape) const;
   at::Tensor RunFirstLayerExperts(const LayerTape& tape);
   LayerRouting RoutingOf(const RoutingOverride& routing, int layer) const;
@@ -63,7 +66,8 @@ class NeighborLoss final : public NeighborhoodObjective {
   std::vector<int> case_gold_;
   std::vector<std::vector<int>> case_lengths_;  // tokens of each continuation
   std::vector<Target> targets_;
-  at::Tensor target_rows_, target_tokens_;  // int64 [T]
+  at::Tensor target_rows_, target_tokens_;  // int64 [T]; tokens as rows of head_
+  at::Tensor head_;                         // the LM head, or the rows of it that the loss can tell apart
   std::unique_ptr<TreeAttention> attention_;
   RopeTable rope_;                                       // of the packed rows
   at::Tensor entry_hidden_;                              // [R, d]

@@ -38,9 +38,10 @@ Pathway RandomPathway(std::mt19937& rng, int layers, int experts) {
 
 struct Scenario {
   std::string model;
-  ApplicationRule rule;
-  SurrogateLoss loss;
+  ApplicationRule rule = ApplicationRule::kEveryNewToken;
+  SurrogateLoss loss = SurrogateLoss::kAnswer;
   std::vector<int> layers;
+  bool one_token_choices = false;  // where the LM head is read at the choices' tokens only
 };
 
 void PrintTo(const Scenario& s, std::ostream* out) {
@@ -50,7 +51,7 @@ void PrintTo(const Scenario& s, std::ostream* out) {
 
 // Three neighbors: prompts of 1, 5 and 12 tokens; one with a single answer, one with four choices of several lengths of
 // which two share a beginning, one with one-token choices.
-std::vector<NeighborCase> MakeCases(std::mt19937& rng, const MoeModel& model, SurrogateLoss loss) {
+std::vector<NeighborCase> MakeCases(std::mt19937& rng, const MoeModel& model, const Scenario& scenario) {
   const int vocabulary = model.shape().vocabulary_size;
   std::vector<NeighborCase> cases(3);
   cases[0] = {"a", RandomTokens(rng, 5, vocabulary), {RandomTokens(rng, 3, vocabulary)}, 0, 0.9};
@@ -67,8 +68,13 @@ std::vector<NeighborCase> MakeCases(std::mt19937& rng, const MoeModel& model, Su
               {RandomTokens(rng, 1, vocabulary), RandomTokens(rng, 1, vocabulary)},
               1,
               0.7};
-  if (loss == SurrogateLoss::kAnswer) {
+  if (scenario.loss == SurrogateLoss::kAnswer) {
     for (NeighborCase& c : cases) c = {c.reference_id, c.prompt, {c.continuations[c.gold]}, 0, c.kernel_weight};
+  }
+  if (scenario.one_token_choices) {
+    for (NeighborCase& c : cases) {
+      c = {c.reference_id, c.prompt, {{3}, {7}, {int32_t(rng() % vocabulary)}}, int(rng() % 3), c.kernel_weight};
+    }
   }
   return cases;
 }
@@ -126,7 +132,7 @@ TEST_P(NeighborLossOracle, CachedLossAndClosedFormGradientEqualAutogradThroughTh
   for (const uint32_t seed : {1u, 2u, 3u}) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
-    ObjectiveSpec spec{MakeCases(rng, *model, scenario.loss), {}, scenario.layers, scenario.rule, scenario.loss};
+    ObjectiveSpec spec{MakeCases(rng, *model, scenario), {}, scenario.layers, scenario.rule, scenario.loss};
     for (const NeighborCase& neighbor : spec.cases) {
       auto state = model->PrepareNeighbor(neighbor, scenario.layers.front());
       ASSERT_TRUE(state.ok()) << state.status();
@@ -171,6 +177,8 @@ std::vector<Scenario> AllScenarios() {
         scenarios.push_back({model, rule, loss, {2, 3}});
       }
     }
+    scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, true});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {2, 3}, true});
     scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kAnswer, {3}});
     scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {0, 1, 2, 3}});
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {0, 1, 2, 3}});
@@ -185,11 +193,8 @@ INSTANTIATE_TEST_SUITE_P(AllScenarios, NeighborLossOracle, testing::ValuesIn(All
 TEST(NeighborLoss, RefusesAStateMadeForAnotherFirstLayer) {
   const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
   std::mt19937 rng(1);
-  ObjectiveSpec spec{MakeCases(rng, *model, SurrogateLoss::kAnswer),
-                     {},
-                     {2, 3},
-                     ApplicationRule::kEveryNewToken,
-                     SurrogateLoss::kAnswer};
+  ObjectiveSpec spec{
+      MakeCases(rng, *model, Scenario{}), {}, {2, 3}, ApplicationRule::kEveryNewToken, SurrogateLoss::kAnswer};
   for (const NeighborCase& neighbor : spec.cases) spec.states.push_back(*model->PrepareNeighbor(neighbor, 1));
   EXPECT_EQ(model->NewObjective(spec).status().code(), absl::StatusCode::kInvalidArgument);
 }
@@ -197,7 +202,7 @@ TEST(NeighborLoss, RefusesAStateMadeForAnotherFirstLayer) {
 TEST(NeighborCache, KeepsRecentStatesUnderItsBudgetAndCountsHits) {
   const std::unique_ptr<MoeModel> model = LoadTiny("mixtral_tiny");
   std::mt19937 rng(4);
-  const std::vector<NeighborCase> cases = MakeCases(rng, *model, SurrogateLoss::kAnswer);
+  const std::vector<NeighborCase> cases = MakeCases(rng, *model, Scenario{});
   ASSERT_TRUE(model->PrepareNeighbor(cases[0], 2).ok());
   ASSERT_TRUE(model->PrepareNeighbor(cases[0], 2).ok());
   ASSERT_TRUE(model->PrepareNeighbor(cases[0], 1).ok());
