@@ -7,6 +7,7 @@
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/wire.h"
 
 namespace c3po {
 
@@ -15,8 +16,8 @@ AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context,
   StartRead(&incoming_);
 }
 
-absl::Status AddReferencesReactor::BeginImport() {
-  collection_ = incoming_.collection().empty() ? "default" : incoming_.collection();
+absl::Status AddReferencesReactor::BeginImport(const std::string& collection) {
+  collection_ = collection.empty() ? "default" : collection;
   C3PO_RETURN_IF_ERROR(ValidateCollectionName(collection_));
   ReferenceImport::Events events;
   events.on_room = [this] { StartRead(&incoming_); };
@@ -27,13 +28,14 @@ absl::Status AddReferencesReactor::BeginImport() {
 }
 
 absl::Status AddReferencesReactor::TakeSample() {
+  C3PO_ASSIGN_OR_RETURN(const v1::AddReferencesRequest request, ParseRequest<v1::AddReferencesRequest>(incoming_));
   if (!import_) {
-    C3PO_RETURN_IF_ERROR(BeginImport());
-  } else if (!incoming_.collection().empty() && incoming_.collection() != collection_) {
+    C3PO_RETURN_IF_ERROR(BeginImport(request.collection()));
+  } else if (!request.collection().empty() && request.collection() != collection_) {
     return absl::InvalidArgumentError(
         absl::StrCat("collection: the stream began with \"", collection_, "\", and cannot change"));
   }
-  const bool room = import_->Push(incoming_.sequence(), SampleFromProto(incoming_.sample()));
+  const bool room = import_->Push(request.sequence(), SampleFromProto(request.sample()));
   if (room) StartRead(&incoming_);
   return absl::OkStatus();
 }
@@ -76,7 +78,7 @@ void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
     *response.add_verdicts() = VerdictToProto(verdict);
   }
   *response.mutable_progress() = progress_;
-  queue_.push_back(std::move(response));
+  queue_.push_back(ToBytes(response));
   Advance();
 }
 

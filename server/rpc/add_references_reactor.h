@@ -14,7 +14,7 @@ namespace c3po {
 
 // One ReferenceService.Add stream: samples are read as fast as the import takes them, and each committed batch is
 // answered with its verdicts and the counts so far. Deletes itself when gRPC is done with it.
-class AddReferencesReactor final : public grpc::ServerBidiReactor<v1::AddReferencesRequest, v1::AddReferencesResponse> {
+class AddReferencesReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts);
 
@@ -24,7 +24,7 @@ class AddReferencesReactor final : public grpc::ServerBidiReactor<v1::AddReferen
   void OnDone() override;
 
  private:
-  absl::Status BeginImport();
+  absl::Status BeginImport(const std::string& collection);
   absl::Status TakeSample();
   void OnBatch(std::vector<SampleVerdict> verdicts);
   void End(const absl::Status& status);
@@ -32,12 +32,12 @@ class AddReferencesReactor final : public grpc::ServerBidiReactor<v1::AddReferen
 
   const ServiceParts& parts_;
   CallState call_;
-  v1::AddReferencesRequest incoming_;
+  grpc::ByteBuffer incoming_;
   std::string collection_;
   std::unique_ptr<ReferenceImport> import_;  // null before the first sample
   absl::Mutex mu_;
   v1::AddProgress progress_ ABSL_GUARDED_BY(mu_);
-  std::deque<v1::AddReferencesResponse> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
+  std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;

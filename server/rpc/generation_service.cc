@@ -7,16 +7,17 @@
 #include "absl/synchronization/mutex.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/wire.h"
 
 namespace c3po {
 namespace {
 
 // Lives until gRPC is done with it and the pipeline has let go of it, whichever is later: it holds itself until OnDone.
-class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateResponse>, public GenerationListener {
+class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public GenerationListener {
  public:
-  static GenerateReactor* Start(grpc::CallbackServerContext* context, const v1::GenerateRequest& request,
+  static GenerateReactor* Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
                                 const ServiceParts& parts) {
-    auto reactor = std::shared_ptr<GenerateReactor>(new GenerateReactor(context, request, parts));
+    auto reactor = std::shared_ptr<GenerateReactor>(new GenerateReactor(context, parts));
     reactor->self_ = reactor;
     if (const absl::Status status = reactor->Submit(request, reactor); !status.ok())
       reactor->OnDone(status, CallSummary());
@@ -26,13 +27,13 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   void OnOptimization(const OptimizationReport& report) override {
     v1::GenerateResponse message;
     *message.mutable_optimization() = ReportToProto(report);
-    Enqueue(std::move(message));
+    Enqueue(message);
   }
 
   void OnChunk(TextChunk chunk) override {
     v1::GenerateResponse message;
     *message.mutable_delta() = ChunkToProto(chunk, *parts_.pipeline_parts.text->tokenizer(), with_logprobs_);
-    Enqueue(std::move(message));
+    Enqueue(message);
   }
 
   void OnScores(std::vector<ContinuationScore>) override {}
@@ -41,7 +42,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     if (status.ok()) {
       v1::GenerateResponse message;
       *message.mutable_summary() = SummaryToProto(summary, call_.request_id(), parts_.version);
-      Enqueue(std::move(message));
+      Enqueue(message);
     }
     const absl::MutexLock lock(&mu_);
     final_status_ = overflowed_ ? absl::ResourceExhaustedError("the client does not read its answer") : status;
@@ -63,12 +64,12 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   void OnDone() override { self_.reset(); }
 
  private:
-  GenerateReactor(grpc::CallbackServerContext* context, const v1::GenerateRequest& request, const ServiceParts& parts)
-      : parts_(parts),
-        call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kGenerate),
-        with_logprobs_(request.sampling().has_logprobs()) {}
+  GenerateReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
+      : parts_(parts), call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kGenerate) {}
 
-  absl::Status Submit(const v1::GenerateRequest& request, std::shared_ptr<GenerationListener> listener) {
+  absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
+    C3PO_ASSIGN_OR_RETURN(const v1::GenerateRequest request, ParseRequest<v1::GenerateRequest>(bytes));
+    with_logprobs_ = request.sampling().has_logprobs();
     GenerateCall call;
     call.context = call_.Context(request.request_id());
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
@@ -77,7 +78,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     return parts_.pipeline->Generate(std::move(call), std::move(listener));
   }
 
-  void Enqueue(v1::GenerateResponse message) {
+  void Enqueue(const v1::GenerateResponse& message) {
     const absl::MutexLock lock(&mu_);
     if (overflowed_) return;
     if (queue_.size() >= GenerationService::kQueuedMessagesMax) {
@@ -85,7 +86,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
       call_.Cancel();
       return;
     }
-    queue_.push_back(std::move(message));
+    queue_.push_back(ToBytes(message));
     Advance();
   }
 
@@ -103,10 +104,10 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
 
   const ServiceParts& parts_;
   CallState call_;
-  const bool with_logprobs_;
+  bool with_logprobs_ = false;
   std::shared_ptr<GenerateReactor> self_;
   absl::Mutex mu_;
-  std::deque<v1::GenerateResponse> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
+  std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool overflowed_ ABSL_GUARDED_BY(mu_) = false;
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
@@ -116,8 +117,8 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
 
 class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationListener {
  public:
-  static ScoreReactor* Start(grpc::CallbackServerContext* context, const v1::ScoreRequest& request,
-                             v1::ScoreResponse* response, const ServiceParts& parts) {
+  static ScoreReactor* Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
+                             grpc::ByteBuffer* response, const ServiceParts& parts) {
     auto reactor = std::shared_ptr<ScoreReactor>(new ScoreReactor(context, response, parts));
     reactor->self_ = reactor;
     if (const absl::Status status = reactor->Submit(request, reactor); !status.ok())
@@ -126,12 +127,12 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   }
 
   void OnOptimization(const OptimizationReport& report) override {
-    *response_->mutable_optimization() = ReportToProto(report);
+    *message_.mutable_optimization() = ReportToProto(report);
   }
   void OnChunk(TextChunk) override {}
   void OnScores(std::vector<ContinuationScore> scores) override {
     for (const ContinuationScore& score : scores) {
-      v1::ContinuationScore* out = response_->add_scores();
+      v1::ContinuationScore* out = message_.add_scores();
       out->set_log_likelihood(score.log_likelihood);
       out->set_token_count(static_cast<uint32_t>(score.token_logprobs.size()));
       out->set_is_greedy(score.is_greedy);
@@ -139,11 +140,12 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     }
   }
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
-    *response_->mutable_timings() = TimingsToProto(summary.timings);
-    *response_->mutable_provenance() = ProvenanceToProto(summary.provenance, parts_.version);
-    response_->mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
-    response_->mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
-    response_->set_request_id(call_.request_id());
+    *message_.mutable_timings() = TimingsToProto(summary.timings);
+    *message_.mutable_provenance() = ProvenanceToProto(summary.provenance, parts_.version);
+    message_.mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
+    message_.mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
+    message_.set_request_id(call_.request_id());
+    *response_ = ToBytes(message_);
     Finish(call_.End(status));
   }
 
@@ -151,10 +153,11 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   void OnDone() override { self_.reset(); }
 
  private:
-  ScoreReactor(grpc::CallbackServerContext* context, v1::ScoreResponse* response, const ServiceParts& parts)
+  ScoreReactor(grpc::CallbackServerContext* context, grpc::ByteBuffer* response, const ServiceParts& parts)
       : parts_(parts), call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kScore), response_(response) {}
 
-  absl::Status Submit(const v1::ScoreRequest& request, std::shared_ptr<GenerationListener> listener) {
+  absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
+    C3PO_ASSIGN_OR_RETURN(const v1::ScoreRequest request, ParseRequest<v1::ScoreRequest>(bytes));
     ScoreCall call;
     call.context = call_.Context(request.request_id());
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
@@ -165,7 +168,8 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
 
   const ServiceParts& parts_;
   CallState call_;
-  v1::ScoreResponse* const response_;
+  v1::ScoreResponse message_;
+  grpc::ByteBuffer* const response_;
   std::shared_ptr<ScoreReactor> self_;
 };
 
@@ -180,31 +184,33 @@ grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const 
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::GenerateResponse>* GenerationService::Generate(grpc::CallbackServerContext* context,
-                                                                            const v1::GenerateRequest* request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(grpc::CallbackServerContext* context,
+                                                                        const grpc::ByteBuffer* request) {
   return GenerateReactor::Start(context, *request, parts_);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
-                                                   const v1::ScoreRequest* request, v1::ScoreResponse* response) {
+                                                   const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
   return ScoreReactor::Start(context, *request, response, parts_);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
-                                                      const v1::TokenizeRequest* request,
-                                                      v1::TokenizeResponse* response) {
+                                                      const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
   const Tokenizer& tokenizer = *parts_.pipeline_parts.text->tokenizer();
-  const bool special = request->has_add_special_tokens() ? request->add_special_tokens() : true;
-  const auto ids = tokenizer.Encode(request->text(), special);
-  if (!ids.ok()) {
-    return FinishNow(context, parts_, Metrics::Rpc::kTokenize,
-                     absl::Status(ids.status().code(), absl::StrCat("text: ", ids.status().message())));
-  }
-  for (int32_t id : *ids) {
-    response->add_ids(static_cast<uint32_t>(id));
-    response->add_pieces(std::string(tokenizer.Piece(id)));
-  }
-  return FinishNow(context, parts_, Metrics::Rpc::kTokenize, absl::OkStatus());
+  const auto tokenize = [&]() -> absl::Status {
+    C3PO_ASSIGN_OR_RETURN(const v1::TokenizeRequest request, ParseRequest<v1::TokenizeRequest>(*bytes));
+    const bool special = request.has_add_special_tokens() ? request.add_special_tokens() : true;
+    const auto ids = tokenizer.Encode(request.text(), special);
+    if (!ids.ok()) return absl::Status(ids.status().code(), absl::StrCat("text: ", ids.status().message()));
+    v1::TokenizeResponse message;
+    for (int32_t id : *ids) {
+      message.add_ids(static_cast<uint32_t>(id));
+      message.add_pieces(std::string(tokenizer.Piece(id)));
+    }
+    *response = ToBytes(message);
+    return absl::OkStatus();
+  };
+  return FinishNow(context, parts_, Metrics::Rpc::kTokenize, tokenize());
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,

@@ -8,6 +8,7 @@
 #include "server/pipeline/reference_importer.h"
 #include "server/rpc/add_references_reactor.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/wire.h"
 
 namespace c3po {
 namespace {
@@ -30,24 +31,25 @@ grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context, const S
 // Hears the one scored token that carries a prompt's mean hidden state out of the engine.
 class SearchReactor final : public grpc::ServerUnaryReactor {
  public:
-  SearchReactor(grpc::CallbackServerContext* context, const v1::SearchReferencesRequest& request,
-                v1::SearchReferencesResponse* response, const ServiceParts& parts)
+  SearchReactor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response,
+                const ServiceParts& parts)
       : parts_(parts),
         call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kReferencesSearch),
-        request_(request),
         response_(response) {
-    const auto on_embedding = [this](absl::StatusOr<std::vector<float>> embedding) {
-      Finish(call_.End(Answer(std::move(embedding))));
-    };
-    if (const absl::Status status = parts_.pipeline->Embed(call_.Context(""), request_.text(), on_embedding);
-        !status.ok()) {
-      Finish(call_.End(status));
-    }
+    if (const absl::Status status = Begin(bytes); !status.ok()) Finish(call_.End(status));
   }
   void OnCancel() override { call_.Cancel(); }
   void OnDone() override { delete this; }
 
  private:
+  absl::Status Begin(const grpc::ByteBuffer& bytes) {
+    C3PO_RETURN_IF_ERROR(ParseInto(bytes, request_));
+    const auto on_embedding = [this](absl::StatusOr<std::vector<float>> embedding) {
+      Finish(call_.End(Answer(std::move(embedding))));
+    };
+    return parts_.pipeline->Embed(call_.Context(""), request_.text(), on_embedding);
+  }
+
   absl::Status Answer(absl::StatusOr<std::vector<float>> embedding) {
     C3PO_RETURN_IF_ERROR(embedding.status());
     const std::string collection = request_.collection().empty() ? "default" : request_.collection();
@@ -57,32 +59,33 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
     const ReferenceCatalog& catalog = *parts_.pipeline_parts.catalog;
     C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found,
                           catalog.Search(collection, *embedding, static_cast<int>(k), request_.successful_only()));
+    v1::SearchReferencesResponse message;
     for (const Neighbor& neighbor : found) {
       const auto record = catalog.GetRecord(neighbor.reference_id);
       if (!record.ok()) continue;  // Deleted since the search.
-      auto* hit = response_->add_hits();
+      auto* hit = message.add_hits();
       *hit->mutable_reference() = RecordToProto(**record, /*with_pathway=*/false);
       hit->set_distance(neighbor.distance);
     }
+    *response_ = ToBytes(message);
     return absl::OkStatus();
   }
 
   const ServiceParts& parts_;
   CallState call_;
-  const v1::SearchReferencesRequest& request_;
-  v1::SearchReferencesResponse* const response_;
+  v1::SearchReferencesRequest request_;
+  grpc::ByteBuffer* const response_;
 };
 
 }  // namespace
 
-grpc::ServerBidiReactor<v1::AddReferencesRequest, v1::AddReferencesResponse>* ReferenceService::Add(
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ReferenceService::Add(
     grpc::CallbackServerContext* context) {
   return new AddReferencesReactor(context, parts_);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::Search(grpc::CallbackServerContext* context,
-                                                   const v1::SearchReferencesRequest* request,
-                                                   v1::SearchReferencesResponse* response) {
+                                                   const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
   return new SearchReactor(context, *request, response, parts_);
 }
 

@@ -8,14 +8,17 @@ namespace c3po {
 
 // c3po.v1.ReferenceService. Reads and changes of the store run on the worker pool, imports on a thread of their own;
 // reactors never wait.
-class ReferenceService final : public v1::ReferenceService::CallbackService {
+class ReferenceService final
+    : public v1::ReferenceService::WithRawCallbackMethod_Add<
+          v1::ReferenceService::WithRawCallbackMethod_Search<v1::ReferenceService::WithCallbackMethod_Get<
+              v1::ReferenceService::WithCallbackMethod_List<v1::ReferenceService::WithCallbackMethod_Delete<
+                  v1::ReferenceService::WithCallbackMethod_GetStats<v1::ReferenceService::Service>>>>>> {
  public:
   explicit ReferenceService(const ServiceParts& parts) : parts_(parts) {}
 
-  grpc::ServerBidiReactor<v1::AddReferencesRequest, v1::AddReferencesResponse>* Add(
-      grpc::CallbackServerContext* context) override;
-  grpc::ServerUnaryReactor* Search(grpc::CallbackServerContext* context, const v1::SearchReferencesRequest* request,
-                                   v1::SearchReferencesResponse* response) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Add(grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* Search(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                   grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Get(grpc::CallbackServerContext* context, const v1::GetReferenceRequest* request,
                                 v1::GetReferenceResponse* response) override;
   grpc::ServerUnaryReactor* List(grpc::CallbackServerContext* context, const v1::ListReferencesRequest* request,

@@ -269,14 +269,26 @@ class ServiceTest(unittest.TestCase):
         chat = gen.GenerateRequest(chat=gen.Chat(messages=[gen.ChatMessage(role="user", content="hi")]))
         self.fails(grpc.StatusCode.FAILED_PRECONDITION, None, lambda: list(self.generation.Generate(chat)))
 
-    def test_invalid_utf8_is_refused_and_harms_nobody(self):
-        # A client without UTF-8 checks: the field's bytes are written by hand (field 1, length-delimited, 2 bytes).
-        call = self.channel.unary_stream("/c3po.v1.GenerationService/Generate", request_serializer=lambda raw: raw,
-                                         response_deserializer=gen.GenerateResponse.FromString)
-        with self.assertRaises(grpc.RpcError) as caught:
-            list(call(b"\x0a\x02\xff\xfe"))
-        self.assertNotEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
-        self.assertEqual(len(self.tokens(self.ask(method=opt.METHOD_NONE))), 12)
+    def test_invalid_utf8_is_refused_with_its_field(self):
+        # Bytes that no protobuf library would send: ff fe as text, written by hand (tag, length, bytes).
+        bad = b"\x02\xff\xfe"
+        generation, reference = "/c3po.v1.GenerationService/", "/c3po.v1.ReferenceService/"
+        cases = {
+            (generation + "Generate", b"\x0a" + bad): "prompt",
+            (generation + "Generate", b"\x1a\x06\x0a\x04\x12" + bad): "chat.messages[0].content",
+            (generation + "Generate", b"\x0a\x01a\x22\x04\x42" + bad): "sampling.stop[0]",
+            (generation + "Score", b"\x0a\x01a\x1a\x01b\x1a" + bad): "continuations[1]",
+            (generation + "Tokenize", b"\x0a" + bad): "text",
+            (reference + "Search", b"\x12" + bad): "text",
+            (reference + "Add", b"\x1a\x04\x0a" + bad): "sample.prompt",
+        }
+        for (method, raw), field in cases.items():
+            with self.subTest(method=method, field=field):
+                call = self.channel.stream_stream(method, request_serializer=lambda r: r, response_deserializer=lambda r: r)
+                self.fails(grpc.StatusCode.INVALID_ARGUMENT, field, lambda: list(call(iter([raw]), timeout=30)))
+        call = self.channel.stream_stream(generation + "Generate", request_serializer=lambda r: r,
+                                          response_deserializer=lambda r: r)
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "request", lambda: list(call(iter([b"\xff"]), timeout=30)))
 
     # --- Operations ---
 

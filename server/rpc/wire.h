@@ -1,0 +1,29 @@
+#ifndef C3PO_SERVER_RPC_WIRE_H_
+#define C3PO_SERVER_RPC_WIRE_H_
+
+#include <google/protobuf/message.h>
+#include <grpcpp/support/byte_buffer.h>
+
+#include "absl/status/statusor.h"
+
+namespace c3po {
+
+// gRPC answers a request that does not parse with UNIMPLEMENTED and no word about why. Methods that take text are
+// therefore served raw, and their messages parsed here.
+
+// InvalidArgument "FIELD: is not valid UTF-8" with the dotted path of the first such field, or "request: ..." when the
+// bytes are no protobuf message at all.
+absl::Status ParseInto(const grpc::ByteBuffer& bytes, google::protobuf::Message& message);
+
+template <typename Request>
+absl::StatusOr<Request> ParseRequest(const grpc::ByteBuffer& bytes) {
+  Request request;
+  if (absl::Status status = ParseInto(bytes, request); !status.ok()) return status;
+  return request;
+}
+
+grpc::ByteBuffer ToBytes(const google::protobuf::Message& message);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_WIRE_H_
