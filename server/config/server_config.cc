@@ -1,6 +1,7 @@
 #include "server/config/server_config.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <iostream>
 #include <limits>
 #include <type_traits>
@@ -18,7 +19,7 @@ namespace {
 // Calls visit(flag name, field, help) for every field: flags, the printed file and its tests cannot drift apart.
 template <typename Config, typename Visit>
 void VisitFields(Config& c, Visit visit) {
-  visit("model", c.model, "Hugging Face folder of the model (required)");
+  visit("model", c.model, "Hugging Face folder of the model");
   visit("device", c.device, "cpu or cuda");
   visit("dtype", c.dtype, "auto, float32 or bfloat16");
   visit("embedder", c.embedder, "folder of a sentence encoder, or \"model\" for the model's own hidden states");
@@ -73,9 +74,16 @@ std::string EnvironmentName(absl::string_view flag) {
 
 }  // namespace
 
+std::string InCacheFolder(const std::string& path) {
+  const char* cache = std::getenv("C3PO_CACHE_DIR");
+  if (cache != nullptr && *cache != '\0') return absl::StrCat(cache, "/", path);
+  const char* home = std::getenv("HOME");
+  return absl::StrCat(home != nullptr ? home : "", "/.cache/c3po/", path);
+}
+
 absl::Status ServerConfig::Validate() const {
   constexpr int kMax = std::numeric_limits<int>::max();
-  if (model.empty()) return Wrong("model", "is required: a Hugging Face folder");
+  if (model.empty()) return Wrong("model", "must be a Hugging Face folder");
   if (embedder.empty()) return Wrong("embedder", "must be a folder or \"model\"");
   if (store.empty()) return Wrong("store", "must name a file");
   C3PO_RETURN_IF_ERROR(CheckWord("device", device, {"cpu", "cuda"}));
@@ -140,7 +148,10 @@ absl::StatusOr<CommandLineAction> ParseCommandLine(int argc, char** argv, const 
   app.set_config("--config", "", "TOML file with any of these options");
   app.add_flag("--print-config", print_config, "print the configuration in force and exit");
   VisitFields(config, [&app](const char* flag, auto& field, const char* help) {
-    app.add_option(absl::StrCat("--", flag), field, help)->envname(EnvironmentName(flag))->capture_default_str()->take_last();
+    app.add_option(absl::StrCat("--", flag), field, help)
+        ->envname(EnvironmentName(flag))
+        ->capture_default_str()
+        ->take_last();
   });
   try {
     app.parse(argc, argv);

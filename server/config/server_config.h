@@ -9,16 +9,20 @@
 
 namespace c3po {
 
+// A path below the folder that deploy/fetch_models.sh fills: $C3PO_CACHE_DIR, or ~/.cache/c3po.
+std::string InCacheFolder(const std::string& path);
+
 // Everything c3pod can be told, with its limits. One struct, validated once, listed by --print-config. Flags are the
 // fields' names with dashes; every one can also stand in a TOML file (--config) or in the environment (C3PO_ and
 // capitals).
 struct ServerConfig {
   // Model
-  std::string model;               // Hugging Face folder; required.
-  std::string device = "cpu";      // cpu, cuda
-  std::string dtype = "auto";      // auto, float32, bfloat16
-  std::string embedder = "model";  // A sentence encoder's folder, or "model": the model's own hidden states.
-  int threads = 0;                 // Of libtorch's pool; 0: one per core.
+  std::string model = InCacheFolder("models/smollm2-135m-moe");  // Hugging Face folder.
+  std::string device = "cpu";                                    // cpu, cuda
+  std::string dtype = "auto";                                    // auto, float32, bfloat16
+  // A sentence encoder's folder, or "model": the model's own hidden states.
+  std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
+  int threads = 0;  // Of libtorch's pool; 0: one per core.
 
   // References
   std::string store = "c3po.db";    // SQLite file; created if absent.

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -15,6 +16,11 @@ from grpc_tools import protoc
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
 TINY_MODEL = SOURCE / "tests" / "golden" / "model" / "mixtral_tiny"
+
+
+def cache_folder() -> pathlib.Path:
+    """Where deploy/fetch_models.sh puts models."""
+    return pathlib.Path(os.environ.get("C3PO_CACHE_DIR") or pathlib.Path.home() / ".cache" / "c3po")
 
 
 def make_stubs() -> dict:
@@ -33,7 +39,7 @@ class ServerProcess:
     def __init__(self, binary: str, folder: pathlib.Path, *flags: str, model: pathlib.Path = TINY_MODEL,
                  launcher: tuple = ()):
         self.command = [*launcher, binary, "--model", str(model), "--store", str(folder / "store.db"), "--listen", "127.0.0.1:0",
-                        "--metrics-port", "0", "--log-level", "info", *flags]
+                        "--metrics-port", "0", "--embedder", "model", *flags]
         self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
         self.log = []
         self.port = self.metrics_port = None

@@ -402,6 +402,16 @@ class RestartTest(unittest.TestCase):
         self.assertEqual(details(caught.exception)[0], "PRECONDITION")
         server.stop()
 
+    def test_the_sentence_encoder_finds_questions_of_the_same_kind(self):
+        server = self.run_server("--embedder", str(server_process.cache_folder() / "models" / "all-minilm-l6-v2"))
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        texts = ["Which gas do plants take in?", "How many strings has a violin?", "What do bees make?"]
+        list(stub.Add(ref.AddReferencesRequest(collection="set", sample=ref.ReferenceSample(prompt=t, answer=" x")) for t in texts))
+        for text, nearest in (("What does a leaf absorb from the air?", 0), ("Name a musical instrument.", 1), ("Where does honey come from?", 2)):
+            hit = stub.Search(ref.SearchReferencesRequest(collection="set", text=text, k=1)).hits[0]
+            self.assertEqual(hit.reference.sample.prompt, texts[nearest])
+        self.assertEqual(server.stop(), 0)
+
     def test_running_streams_finish_when_the_server_drains(self):
         server = self.run_server()
         generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
@@ -417,7 +427,7 @@ class RestartTest(unittest.TestCase):
     def test_starting_wrongly_names_what_is_wrong(self):
         def start_error(*flags, model=server_process.TINY_MODEL):
             command = [BINARY, "--model", str(model), "--store", str(self.folder / "x.db"), "--listen", "127.0.0.1:0",
-                       "--metrics-port", "-1", *flags]
+                       "--metrics-port", "-1", "--embedder", "model", *flags]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             self.assertNotEqual(done.returncode, 0)
             return done.stderr.splitlines()[-1]
