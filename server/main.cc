@@ -42,8 +42,8 @@ struct Server {
   std::unique_ptr<ReferenceCatalog> catalog;
   std::unique_ptr<Metrics> metrics;
   std::unique_ptr<Engine> engine;
-  std::unique_ptr<WorkerPool> workers;
   std::unique_ptr<GenerationPipeline> pipeline;
+  std::unique_ptr<WorkerPool> workers;  // Its jobs use the pipeline.
   std::atomic<bool> ready{false};
   std::unique_ptr<HttpServer> http;
   std::unique_ptr<GrpcServer> grpc;

@@ -1,5 +1,6 @@
 #include "server/pipeline/generation_pipeline.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -164,7 +165,8 @@ absl::Status GenerationPipeline::OnWorker(std::function<absl::Status()> job,
 absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call,
                                              const std::shared_ptr<GenerationListener>& listener) const {
   const absl::Time start = absl::Now();
-  C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(call.input, call.sampling.max_tokens));
+  C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt,
+                        parts_.text->Encode(call.input, call.max_tokens_given ? call.sampling.max_tokens : 1));
   C3PO_ASSIGN_OR_RETURN(
       IncrementalDetokenizer detokenizer,
       IncrementalDetokenizer::Create(parts_.text->tokenizer(), call.sampling.stop, /*skip_special_tokens=*/true));
@@ -174,6 +176,10 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call,
   summary.provenance = MakeProvenance(call.sampling.seed);
   SequenceRequest request = RequestOf(call.context);
   request.sampling = call.sampling;
+  if (!call.max_tokens_given) {
+    const int room = parts_.model->shape().context_window - static_cast<int>(prompt.tokens.size());
+    request.sampling.max_tokens = std::min(call.sampling.max_tokens, room);
+  }
   C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, call.optimization, summary.timings, listener, request));
   request.prompt = std::move(prompt.tokens);
   request.sink =

@@ -41,6 +41,7 @@ struct GenerateCall {
   CallContext context;
   PromptInput input;
   SamplingParams sampling;
+  bool max_tokens_given = true;  // false: sampling.max_tokens is a default, cut to what the context window leaves
   OptimizationSettings optimization;
 };
 

@@ -74,6 +74,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     call.context = call_.Context(request.request_id());
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
     C3PO_ASSIGN_OR_RETURN(call.sampling, SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
+    call.max_tokens_given = request.sampling().has_max_tokens();
     C3PO_ASSIGN_OR_RETURN(call.optimization, SettingsFromProto(request.optimization(), parts_.default_optimization));
     return parts_.pipeline->Generate(std::move(call), std::move(listener));
   }

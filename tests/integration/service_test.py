@@ -145,6 +145,11 @@ class ServiceTest(unittest.TestCase):
         again = self.ask(method=opt.METHOD_NONE, sampling=dict(temperature=1.0, seed=seed))
         self.assertEqual(self.tokens(first), self.tokens(again))
 
+    def test_max_tokens_not_given_is_what_the_context_window_leaves(self):
+        request = gen.GenerateRequest(prompt="x" * 240, sampling=gen.SamplingOptions(ignore_eos=True),
+                                      optimization=opt.OptimizationOptions(method=opt.METHOD_NONE))
+        self.assertEqual(len(self.tokens(self.generation.Generate(request))), 16)
+
     def test_logprobs_and_stop_strings(self):
         plain = self.ask(method=opt.METHOD_NONE, sampling=dict(logprobs=3))
         first = next(event.delta for event in plain if event.HasField("delta"))
