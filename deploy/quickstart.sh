@@ -65,8 +65,8 @@ C3PO_OPTIONS=(--collection sentiment --method ngd --references all --objective c
   --core-experts 0 --application every --learning-rate 0.2)
 REVIEW=$'Review: the second coming of harry potter is a film far superior to its predecessor .\nSentiment:'
 ask "Chat: How do plants make food? (the model as it is)" --chat --method none --max-tokens 60 "How do plants make food?"
-ask "Science: What gas do plants need for photosynthesis? (with C3PO)" --collection science --method ngd --max-tokens 14 \
-  --stop $'\n' $'Question: What gas do plants need for photosynthesis?\nAnswer:'
+ask "Science: What gas do plants need for photosynthesis? (with C3PO)" --collection science --method ngd \
+  --stop $'\n' --max-tokens 14 $'Question: What gas do plants need for photosynthesis?\nAnswer:'
 ask "A held-out review: the second coming of harry potter is a film far superior to its predecessor (without C3PO)" \
   --method none --max-tokens 1 "$REVIEW"
 ask "The same review (with C3PO)" "${C3PO_OPTIONS[@]}" --max-tokens 1 "$REVIEW"
