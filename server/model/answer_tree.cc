@@ -5,11 +5,6 @@
 
 namespace c3po {
 
-bool AnswerTree::IsAncestorOrSelf(int ancestor, int row) const {
-  while (row > ancestor) row = parents[row];
-  return row == ancestor;
-}
-
 AnswerTree AnswerTree::Build(int32_t last_prompt_token, absl::Span<const std::vector<int32_t>> continuations) {
   AnswerTree tree;
   tree.tokens = {last_prompt_token};

@@ -24,7 +24,6 @@ struct AnswerTree {
   std::vector<int> lengths;     // tokens of each continuation
 
   int rows() const { return static_cast<int>(tokens.size()); }
-  bool IsAncestorOrSelf(int ancestor, int row) const;
 
   // `continuations`: at least one, none empty.
   static AnswerTree Build(int32_t last_prompt_token, absl::Span<const std::vector<int32_t>> continuations);

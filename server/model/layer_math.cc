@@ -34,6 +34,11 @@ bool AllExpertsAtOnce(const Mixing& mixing) { return !mixing.selected.defined();
 
 }  // namespace
 
+std::vector<float> ToFloats(const at::Tensor& x) {
+  const at::Tensor cpu = x.to(at::kCPU, at::kFloat).contiguous();
+  return {cpu.const_data_ptr<float>(), cpu.const_data_ptr<float>() + cpu.numel()};
+}
+
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   const at::Tensor x32 = x.to(at::kFloat);
   const at::Tensor rstd = at::rsqrt(x32.square().mean(-1, /*keepdim=*/true) + eps);

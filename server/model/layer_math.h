@@ -16,6 +16,9 @@
 
 namespace c3po {
 
+// The elements in row-major order, copied to the host.
+std::vector<float> ToFloats(const at::Tensor& x);
+
 // y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension, the mean in float32.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 // dJ/dx from dJ/dy: with n = x * rstd and g = dy * weight,  dx = rstd * (g - n * mean(g * n)).

@@ -37,11 +37,6 @@ struct Batch {
   RopeTable rope;     // of each row's position
 };
 
-std::vector<float> ToFloats(const at::Tensor& x) {
-  const at::Tensor cpu = x.to(at::kCPU, at::kFloat).contiguous();
-  return {cpu.const_data_ptr<float>(), cpu.const_data_ptr<float>() + cpu.numel()};
-}
-
 at::Tensor FromFloats(const std::vector<float>& values, at::IntArrayRef sizes, at::TensorOptions options) {
   return at::from_blob(const_cast<float*>(values.data()), sizes, at::kFloat).to(options, false, /*copy=*/true);
 }

@@ -39,11 +39,6 @@ at::Tensor LongTensor(const std::vector<int64_t>& values, at::Device device) {
   return at::tensor(values, at::kLong).to(device);
 }
 
-std::vector<float> ToFloats(const at::Tensor& x) {
-  const at::Tensor cpu = x.to(at::kCPU, at::kFloat).contiguous();
-  return {cpu.const_data_ptr<float>(), cpu.const_data_ptr<float>() + cpu.numel()};
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<NeighborLoss>> NeighborLoss::Create(const MoeModel& model, const ObjectiveSpec& spec) {
