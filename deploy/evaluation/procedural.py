@@ -1,8 +1,9 @@
 """Our own procedural questions: known operations on words and small numbers, four choices each, made from a seed.
 
-An *instance* is an operation with what it is applied to ("reverse" on "garden"). References and held-out questions share no
-instance, and no pair of words where an operation has two (hot and cold). Each operation has phrasings of two kinds: the seen ones are
-used on both sides, the unseen ones for half of the held-out questions only, which their metadata say."""
+An *instance* is an operation with what it is applied to ("reverse" on "garden"). References and held-out questions
+share no instance, and no pair of words where an operation has two (hot and cold). Each operation has phrasings of two
+kinds: the seen ones are used on both sides, the unseen ones for half of the held-out questions only, which their
+metadata say."""
 
 import hashlib
 import string
@@ -17,30 +18,39 @@ _CHOICES = 4
 TASK = Task("procedural", "procedural", "raw", "{a phrasing of an operation on words or numbers}\\nAnswer:",
             ("generated", "generated"), lambda *_: iter(()))
 
-_WORDS = ("garden window market silver bridge planet basket candle forest pencil rocket button winter orange kitten mirror "
-          "pocket jacket castle dragon hammer island ladder napkin pepper rabbit saddle tunnel velvet walnut anchor blanket "
-          "cabin desert engine finger guitar harbor insect jungle kettle lemon magnet needle oyster parrot quarry ribbon "
-          "shadow temple violin wagon yellow zipper branch copper donkey flower gravel helmet").split()
-_OPPOSITES = ("hot cold|big small|up down|early late|open closed|happy sad|light dark|full empty|fast slow|hard soft|rich poor|"
-              "young old|wet dry|loud quiet|high low|strong weak|deep shallow|clean dirty|sharp dull|wide narrow|thick thin|"
-              "brave cowardly|true false|always never|inside outside|buy sell|push pull|win lose|begin end|ascend descend|"
-              "rough smooth|polite rude|tight loose|heavy weightless|cheap expensive|ancient modern|accept refuse|arrive depart|"
-              "remember forget|import export").split("|")
+_WORDS = (
+    "garden window market silver bridge planet basket candle forest pencil rocket button winter orange kitten mirror "
+    "pocket jacket castle dragon hammer island ladder napkin pepper rabbit saddle tunnel velvet walnut anchor blanket "
+    "cabin desert engine finger guitar harbor insect jungle kettle lemon magnet needle oyster parrot quarry ribbon "
+    "shadow temple violin wagon yellow zipper branch copper donkey flower gravel helmet").split()
+_OPPOSITES = (
+    "hot cold|big small|up down|early late|open closed|happy sad|light dark|full empty|fast slow|hard soft|rich poor|"
+    "young old|wet dry|loud quiet|high low|strong weak|deep shallow|clean dirty|sharp dull|wide narrow|thick thin|"
+    "brave cowardly|true false|always never|inside outside|buy sell|push pull|win lose|begin end|ascend descend|"
+    "rough smooth|polite rude|tight loose|heavy weightless|cheap expensive|ancient modern|accept refuse|arrive depart|"
+    "remember forget|import export").split("|")
 _CATEGORIES = {
-    "animal": "horse sheep tiger monkey camel otter badger whale", "fruit": "apple banana cherry mango peach plum grape melon",
-    "color": "red blue green purple brown white black pink", "tool": "hammer saw wrench drill chisel shovel rake pliers",
-    "vehicle": "car truck train bicycle tractor ship bus tram", "metal": "iron copper gold zinc lead tin nickel aluminum",
-    "instrument": "piano flute drum cello trumpet harp banjo oboe", "furniture": "table chair sofa desk bed shelf stool wardrobe",
+    "animal": "horse sheep tiger monkey camel otter badger whale",
+    "fruit": "apple banana cherry mango peach plum grape melon",
+    "color": "red blue green purple brown white black pink",
+    "tool": "hammer saw wrench drill chisel shovel rake pliers",
+    "vehicle": "car truck train bicycle tractor ship bus tram",
+    "metal": "iron copper gold zinc lead tin nickel aluminum",
+    "instrument": "piano flute drum cello trumpet harp banjo oboe",
+    "furniture": "table chair sofa desk bed shelf stool wardrobe",
 }
-_PLURALS = ("child children|mouse mice|foot feet|tooth teeth|goose geese|man men|woman women|box boxes|city cities|baby babies|"
-            "leaf leaves|wolf wolves|knife knives|bus buses|dish dishes|church churches|story stories|lady ladies|party parties|"
-            "half halves|shelf shelves|hero heroes|potato potatoes|glass glasses|brush brushes|fox foxes|berry berries|ox oxen|"
-            "country countries|thief thieves|life lives|match matches|puppy puppies|loaf loaves|tomato tomatoes|dress dresses|"
-            "wife wives|bench benches|fly flies|penny pennies").split("|")
-_PASTS = ("go went|see saw|take took|give gave|eat ate|run ran|sing sang|write wrote|buy bought|think thought|catch caught|"
-          "teach taught|bring brought|find found|leave left|keep kept|sleep slept|feel felt|build built|send sent|break broke|"
-          "speak spoke|choose chose|drive drove|ride rode|fly flew|know knew|grow grew|throw threw|draw drew|begin began|"
-          "swim swam|drink drank|hold held|tell told|sell sold|stand stood|win won|make made|hear heard").split("|")
+_PLURALS = (
+    "child children|mouse mice|foot feet|tooth teeth|goose geese|man men|woman women|box boxes|city cities|baby babies|"
+    "leaf leaves|wolf wolves|knife knives|bus buses|dish dishes|church churches|story stories|lady ladies|"
+    "party parties|half halves|shelf shelves|hero heroes|potato potatoes|glass glasses|brush brushes|fox foxes|"
+    "berry berries|ox oxen|country countries|thief thieves|life lives|match matches|puppy puppies|loaf loaves|tomato tomatoes|dress dresses|"
+    "wife wives|bench benches|fly flies|penny pennies").split("|")
+_PASTS = (
+    "go went|see saw|take took|give gave|eat ate|run ran|sing sang|write wrote|buy bought|think thought|catch caught|"
+    "teach taught|bring brought|find found|leave left|keep kept|sleep slept|feel felt|build built|send sent|"
+    "break broke|speak spoke|choose chose|drive drove|ride rode|fly flew|know knew|grow grew|throw threw|draw drew|"
+    "begin began|swim swam|drink drank|hold held|tell told|sell sold|stand stood|win won|make made|"
+    "hear heard").split("|")
 
 
 class Stream:
@@ -68,7 +78,8 @@ class Stream:
 
 
 class Instance(NamedTuple):
-    """answer and wrong are texts without the space at their start; `tie` is what instances on two sides must not share."""
+    """answer and wrong are texts without the space at their start; `tie` is what instances on two sides must not
+    share."""
 
     argument: str
     answer: str
@@ -88,7 +99,8 @@ def _near_numbers(value: int, stream: Stream) -> list[str]:
     return [str(value + offset) for offset in offsets if value + offset >= 0]
 
 
-def _on_words(apply: Callable[[str], str], wrong: Callable[[str, Stream], list[str]]) -> Callable[[Stream], Iterator[Instance]]:
+def _on_words(apply: Callable[[str], str], wrong: Callable[[str, Stream], list[str]]
+              ) -> Callable[[Stream], Iterator[Instance]]:
     def instances(stream: Stream) -> Iterator[Instance]:
         for word in _WORDS:
             yield Instance(word, apply(word), wrong(word, stream), word)
@@ -107,11 +119,16 @@ def _count_near(word: str, stream: Stream) -> list[str]:
     return _near_numbers(len(word), stream)
 
 
+def _other_capitals(word: str, stream: Stream) -> list[str]:
+    return stream.shuffled([word, word.capitalize(), word[:-1] + word[-1].upper(), word[0] + word[1:].upper()])
+
+
 def _vowels(word: str) -> int:
     return sum(letter in "aeiou" for letter in word)
 
 
-def _arithmetic(sign: str, compute: Callable[[int, int], int], low: int, high: int) -> Callable[[Stream], Iterator[Instance]]:
+def _arithmetic(sign: str, compute: Callable[[int, int], int], low: int,
+                high: int) -> Callable[[Stream], Iterator[Instance]]:
     def instances(stream: Stream) -> Iterator[Instance]:
         for _ in range(120):
             left, right = stream.between(low, high), stream.between(low, high)
@@ -178,14 +195,17 @@ def _odd_one_out(stream: Stream) -> Iterator[Instance]:
         yield Instance(", ".join(words), odd, same, " ".join(sorted(words)))
 
 
+def _spaced(numbers: list[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
 def _digits(apply: Callable[[list[int]], list[int]]) -> Callable[[Stream], Iterator[Instance]]:
     def instances(stream: Stream) -> Iterator[Instance]:
         for _ in range(100):
             digits = stream.shuffled(list(range(1, 10)))[:4]
             right = apply(digits)
-            wrong = [stream.shuffled(right) for _ in range(10)]
-            yield Instance(" ".join(map(str, digits)), " ".join(map(str, right)), [" ".join(map(str, one)) for one in wrong],
-                           " ".join(map(str, sorted(digits))))
+            wrong = [_spaced(stream.shuffled(right)) for _ in range(10)]
+            yield Instance(_spaced(digits), _spaced(right), wrong, _spaced(sorted(digits)))
     return instances
 
 
@@ -204,11 +224,13 @@ def _sequences(stream: Stream) -> Iterator[Instance]:
     for _ in range(120):
         start, step = stream.between(1, 40), stream.between(2, 12)
         numbers = [start + step * index for index in range(5)]
-        yield Instance(", ".join(map(str, numbers[:4])), str(numbers[4]), _near_numbers(numbers[4], stream), f"{start} {step}")
+        yield Instance(", ".join(map(str, numbers[:4])), str(numbers[4]), _near_numbers(numbers[4], stream),
+                       f"{start} {step}")
 
 
 OPERATIONS = [
-    Operation("reverse", ["Write the word {} backwards.", "Reverse the letters of: {}", "What is {} spelled in reverse?"],
+    Operation("reverse", ["Write the word {} backwards.", "Reverse the letters of: {}",
+                          "What is {} spelled in reverse?"],
               ["Read {} from right to left.", "Flip the order of the letters in {}."],
               _on_words(lambda word: word[::-1], _scrambled)),
     Operation("first_letter", ["What is the first letter of {}?", "First letter of: {}", "{} begins with the letter"],
@@ -217,18 +239,21 @@ OPERATIONS = [
     Operation("last_letter", ["What is the last letter of {}?", "Last letter of: {}", "{} ends with the letter"],
               ["Which letter closes the word {}?", "Name the final letter in {}."],
               _on_words(lambda word: word[-1], _letters_of)),
-    Operation("count_letters", ["How many letters are in {}?", "Count the letters of: {}", "The length of the word {} is"],
+    Operation("count_letters", ["How many letters are in {}?", "Count the letters of: {}",
+                                "The length of the word {} is"],
               ["If you spell {}, how many characters do you write?", "Give the letter count for {}."],
               _on_words(lambda word: str(len(word)), _count_near)),
-    Operation("count_vowels", ["How many vowels are in {}?", "Count the vowels of: {}", "The number of vowels in {} is"],
+    Operation("count_vowels", ["How many vowels are in {}?", "Count the vowels of: {}",
+                               "The number of vowels in {} is"],
               ["How often does {} use a, e, i, o or u?", "Give the vowel count for {}."],
               _on_words(lambda word: str(_vowels(word)), lambda word, stream: _near_numbers(_vowels(word), stream))),
     Operation("uppercase", ["Write {} in capital letters.", "Uppercase: {}", "What is {} in upper case?"],
               ["Shout the word {} on paper.", "Turn every letter of {} into a capital."],
-              _on_words(str.upper, lambda word, _: [word, word.capitalize(), word[:-1] + word[-1].upper(), word[0] + word[1:].upper()])),
+              _on_words(str.upper, _other_capitals)),
     Operation("add", ["What is {}?", "Compute: {}", "{} ="], ["Work out the sum {}.", "Find the value of {}."],
               _arithmetic("+", lambda left, right: left + right, 2, 60)),
-    Operation("subtract", ["What is {}?", "Compute: {}", "{} ="], ["Work out the difference {}.", "Find the value of {}."],
+    Operation("subtract", ["What is {}?", "Compute: {}", "{} ="],
+              ["Work out the difference {}.", "Find the value of {}."],
               _arithmetic("-", lambda left, right: left - right, 2, 60)),
     Operation("multiply", ["What is {}?", "Compute: {}", "{} ="], ["Work out the product {}.", "Find the value of {}."],
               _arithmetic("*", lambda left, right: left * right, 2, 12)),
@@ -242,22 +267,26 @@ OPERATIONS = [
     Operation("sort_digits", ["Sort in ascending order: {}", "Put these digits in order, smallest first: {}",
                               "What is {} from low to high?"],
               ["Arrange {} so that they rise.", "Line up the digits {} by size."], _digits(sorted)),
-    Operation("reverse_digits", ["Write these digits backwards: {}", "Reverse the list: {}", "What is {} in reverse order?"],
+    Operation("reverse_digits", ["Write these digits backwards: {}", "Reverse the list: {}",
+                                 "What is {} in reverse order?"],
               ["Read the digits {} from right to left.", "Flip this list: {}"], _digits(lambda digits: digits[::-1])),
     Operation("largest", ["Which number is the largest: {}?", "Maximum of: {}", "The greatest of {} is"],
               ["Pick the biggest value among {}.", "Of {}, nothing exceeds"], _extreme(max)),
     Operation("smallest", ["Which number is the smallest: {}?", "Minimum of: {}", "The least of {} is"],
               ["Pick the lowest value among {}.", "Of {}, everything else exceeds"], _extreme(min)),
     Operation("opposite", ["What is the opposite of {}?", "Opposite of: {}", "The opposite of {} is"],
-              ["Name an antonym for {}.", "Not {} but quite the contrary:"], _paired(_OPPOSITES, True, _others(_OPPOSITES, None))),
+              ["Name an antonym for {}.", "Not {} but quite the contrary:"],
+              _paired(_OPPOSITES, True, _others(_OPPOSITES, None))),
     Operation("plural", ["What is the plural of {}?", "Plural of: {}", "One {}, two"],
               ["There is more than one {}. Which word do you use?", "Many of a {} are called"],
               _paired(_PLURALS, False, _misspelled_plural)),
     Operation("past_tense", ["What is the past tense of {}?", "Past tense of: {}", "Today they {}, yesterday they"],
-              ["Put the verb {} into the simple past.", "If it is over, {} becomes"], _paired(_PASTS, False, _misformed_past)),
+              ["Put the verb {} into the simple past.", "If it is over, {} becomes"],
+              _paired(_PASTS, False, _misformed_past)),
     Operation("category", ["What kind of thing is {}?", "Category of: {}", "The word {} names a kind of"],
               ["Under which heading would you file {}?", "Classify: {}"], _categories),
-    Operation("odd_one_out", ["Which word does not belong: {}?", "Odd one out of: {}", "The word that does not fit in {} is"],
+    Operation("odd_one_out", ["Which word does not belong: {}?", "Odd one out of: {}",
+                              "The word that does not fit in {} is"],
               ["Three of these go together and one does not: {}", "Spot the stranger among {}."], _odd_one_out),
 ]
 
