@@ -43,8 +43,8 @@ _PLURALS = (
     "child children|mouse mice|foot feet|tooth teeth|goose geese|man men|woman women|box boxes|city cities|baby babies|"
     "leaf leaves|wolf wolves|knife knives|bus buses|dish dishes|church churches|story stories|lady ladies|"
     "party parties|half halves|shelf shelves|hero heroes|potato potatoes|glass glasses|brush brushes|fox foxes|"
-    "berry berries|ox oxen|country countries|thief thieves|life lives|match matches|puppy puppies|loaf loaves|tomato tomatoes|dress dresses|"
-    "wife wives|bench benches|fly flies|penny pennies").split("|")
+    "berry berries|ox oxen|country countries|thief thieves|life lives|match matches|puppy puppies|"
+    "loaf loaves|tomato tomatoes|dress dresses|wife wives|bench benches|fly flies|penny pennies").split("|")
 _PASTS = (
     "go went|see saw|take took|give gave|eat ate|run ran|sing sang|write wrote|buy bought|think thought|catch caught|"
     "teach taught|bring brought|find found|leave left|keep kept|sleep slept|feel felt|build built|send sent|"
