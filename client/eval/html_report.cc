@@ -131,7 +131,7 @@ void Page::ResultTable(const ScopeSummary& scope) {
   out_ +=
       "<div class=\"scroll\"><table><thead><tr><th>method</th><th>right</th><th>accuracy, % [95 %]</th><th>difference, "
       "points "
-      "[95 %]</th><th>improved</th><th>worsened</th><th>McNemar p</th><th>of oracle's lift</th></tr></thead><tbody>\n";
+      "[95 %]</th><th>improved</th><th>worsened</th><th>McNemar p</th><th>of oracle</th></tr></thead><tbody>\n";
   for (const MethodSummary& method : scope.methods) {
     const auto color = colors_.find(method.label);
     absl::StrAppend(&out_, "<tr><td><i class=\"key ", color == colors_.end() ? "m0" : color->second, "\"></i>",
@@ -143,8 +143,7 @@ void Page::ResultTable(const ScopeSummary& scope) {
       absl::StrAppend(&out_, "<td", css, ">", FormatPoints(difference), "</td><td>", method.paired->improved,
                       "</td><td>", method.paired->worsened, "</td><td>",
                       EscapeHtml(FormatPValue(method.paired->mcnemar.p_value)), "</td><td>");
-      if (method.paired->share_of_oracle)
-        absl::StrAppendFormat(&out_, "%.0f %%", 100 * *method.paired->share_of_oracle);
+      if (method.paired->share_of_oracle) out_ += FormatShare(*method.paired->share_of_oracle);
       out_ += "</td></tr>\n";
     } else {
       out_ += "<td></td><td></td><td></td><td></td><td></td></tr>\n";

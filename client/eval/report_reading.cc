@@ -22,7 +22,8 @@ std::string Sentence(const ScopeSummary& scope, const MethodSummary& method, con
   const PairedComparison& paired = *method.paired;
   absl::StrAppend(&text, " against ", baseline->right,
                   method.role == MethodRole::kOptimization ? " without" : " by the model alone", ": ",
-                  FormatPoints(paired.difference), " points, ", paired.improved, " improved, ", paired.worsened,
+                  FormatPoints(paired.difference.value), " points [", FormatPoints(paired.difference.low), ", ",
+                  FormatPoints(paired.difference.high), "], ", paired.improved, " improved, ", paired.worsened,
                   " worsened");
   if (paired.difference.low > 0) return absl::StrCat(text, ".");
   if (paired.difference.high < 0) return absl::StrCat(text, ": a loss.");
@@ -144,7 +145,7 @@ std::vector<std::string> ReadingOf(const RunSummary& summary) {
     }
     if (!gains.empty()) {
       sentences.push_back(
-          absl::StrCat(DisplayName(*lead), " gains beyond doubt on: ", absl::StrJoin(gains, ", "), "."));
+          absl::StrCat(DisplayName(*lead), " is ahead, the interval above 0, on: ", absl::StrJoin(gains, ", "), "."));
     }
     if (!losses.empty()) {
       sentences.push_back(
@@ -153,7 +154,9 @@ std::vector<std::string> ReadingOf(const RunSummary& summary) {
   }
   for (const MarkReading& mark : ReadMarks(summary)) {
     sentences.push_back(mark.text);
-    sentences.insert(sentences.end(), mark.limits.begin(), mark.limits.end());
+    for (const std::string& limit : mark.limits) {
+      sentences.push_back(absl::StrCat("What limits ", mark.group, ". ", limit));
+    }
   }
   return sentences;
 }
@@ -186,6 +189,11 @@ std::string FormatPoints(double difference) {
 std::string FormatPoints(const Estimate& estimate) {
   return absl::StrCat(FormatPoints(estimate.value), " [", FormatPoints(estimate.low), ", ", FormatPoints(estimate.high),
                       "]");
+}
+
+std::string FormatShare(double share) {
+  const double percent = std::round(100 * share);
+  return absl::StrFormat("%.0f %%", percent == 0 ? 0 : percent);
 }
 
 std::string FormatPValue(double p) { return p < 0.0001 ? "<0.0001" : absl::StrFormat("%.4f", p); }

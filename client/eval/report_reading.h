@@ -45,6 +45,8 @@ std::string DisplayName(const MethodSummary& method);
 // "51.2 [48.0, 54.1]", in percent; "+5.0 [+2.1, +8.0]", in points.
 std::string FormatRate(const Estimate& estimate);
 std::string FormatPoints(const Estimate& estimate);
+// "41 %"; never "-0 %".
+std::string FormatShare(double share);
 // "+5.0": a rate in [-1, 1] as points.
 std::string FormatPoints(double difference);
 std::string FormatPValue(double p);

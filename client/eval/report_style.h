@@ -37,7 +37,7 @@ figure.wide { margin: 12px 0; }
 figcaption { font-weight: 600; margin-bottom: 6px; } figcaption .soft { font-weight: 400; }
 .scroll { overflow-x: auto; margin: 10px 0; border: 1px solid var(--rule); border-radius: 6px; background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 11px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
+th, td { padding: 6px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 th { color: var(--soft); font-weight: 600; } tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child, .left th, .left td { text-align: left; }
 td.text { white-space: normal; min-width: 12ch; overflow-wrap: anywhere; text-align: left; }

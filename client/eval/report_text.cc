@@ -29,7 +29,7 @@ Rows RowsOf(const ScopeSummary& scope) {
       const PairedComparison& paired = *method.paired;
       row.insert(row.end(), {FormatPoints(paired.difference), absl::StrCat(paired.improved, " / ", paired.worsened),
                              FormatPValue(paired.mcnemar.p_value),
-                             paired.share_of_oracle ? absl::StrFormat("%.0f %%", 100 * *paired.share_of_oracle) : "-"});
+                             paired.share_of_oracle ? FormatShare(*paired.share_of_oracle) : "-"});
     } else {
       row.insert(row.end(), {"-", "-", "-", "-"});
     }
