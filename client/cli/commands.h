@@ -15,6 +15,7 @@ void AddRefsImportCommand(CLI::App& refs, Session* session);  // Under `refs`.
 void AddScoreCommand(CLI::App& app, Session* session);
 void AddTokenizeCommand(CLI::App& app, Session* session);
 void AddInfoCommand(CLI::App& app, Session* session);
+void AddReportCommand(CLI::App& app, Session* session);
 
 }  // namespace c3po
 

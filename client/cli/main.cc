@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   c3po::AddScoreCommand(app, &session);
   c3po::AddTokenizeCommand(app, &session);
   c3po::AddInfoCommand(app, &session);
+  c3po::AddReportCommand(app, &session);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
