@@ -76,7 +76,7 @@ def _find_field(options, name: str):
 def _set_field(message, field: FieldDescriptor, name: str, value) -> None:
     if field.name == "critical_layers":
         message.critical_layers.extend(_layers(name, value))
-    elif field.label == FieldDescriptor.LABEL_REPEATED:
+    elif hasattr(getattr(message, field.name), "extend"):  # Repeated; how a descriptor says so depends on protobuf's version.
         getattr(message, field.name).extend([str(item) for item in value] if isinstance(value, list) else [str(value)])
     elif field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
         setattr(message, field.name, _enum_value(field, name, value))
