@@ -14,6 +14,7 @@ void AddRefsCommand(CLI::App& app, Session* session);
 void AddRefsImportCommand(CLI::App& refs, Session* session);  // Under `refs`.
 void AddScoreCommand(CLI::App& app, Session* session);
 void AddTokenizeCommand(CLI::App& app, Session* session);
+void AddEvalCommand(CLI::App& app, Session* session);
 void AddInfoCommand(CLI::App& app, Session* session);
 
 }  // namespace c3po
