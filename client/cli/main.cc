@@ -56,8 +56,11 @@ int main(int argc, char** argv) {
   c3po::AddRefsCommand(app, &session);
   c3po::AddScoreCommand(app, &session);
   c3po::AddEvalCommand(app, &session);
+  c3po::AddAblateCommand(app, &session);
+  c3po::AddCalibrateCommand(app, &session);
   c3po::AddTokenizeCommand(app, &session);
   c3po::AddInfoCommand(app, &session);
+  c3po::AddReportCommand(app, &session);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -95,18 +95,18 @@ absl::Status SetScalar(const FieldDescriptor& field, absl::string_view value, Me
 std::string ValueText(const FieldDescriptor& field, const Message& message) {
   const Reflection& reflection = *message.GetReflection();
   if (field.is_repeated()) {
+    if (field.cpp_type() == FieldDescriptor::CPPTYPE_UINT32) {
+      google::protobuf::RepeatedField<uint32_t> layers;
+      for (int i = 0; i < reflection.FieldSize(message, &field); ++i) {
+        layers.Add(reflection.GetRepeatedUInt32(message, &field, i));
+      }
+      return DescribeLayers(layers);
+    }
     std::vector<std::string> values;
     for (int i = 0; i < reflection.FieldSize(message, &field); ++i) {
-      values.push_back(field.cpp_type() == FieldDescriptor::CPPTYPE_UINT32
-                           ? absl::StrCat(reflection.GetRepeatedUInt32(message, &field, i))
-                           : reflection.GetRepeatedString(message, &field, i));
+      values.push_back(reflection.GetRepeatedString(message, &field, i));
     }
-    // 22,23,...,29 reads as 22-29.
-    const bool run = values.size() > 2 && field.cpp_type() == FieldDescriptor::CPPTYPE_UINT32 &&
-                     reflection.GetRepeatedUInt32(message, &field, static_cast<int>(values.size()) - 1) -
-                             reflection.GetRepeatedUInt32(message, &field, 0) + 1 ==
-                         values.size();
-    return run ? absl::StrCat(values.front(), "-", values.back()) : absl::StrJoin(values, ",");
+    return absl::StrJoin(values, ",");
   }
   switch (field.cpp_type()) {
     case FieldDescriptor::CPPTYPE_UINT32:
@@ -154,6 +154,11 @@ absl::StatusOr<std::vector<uint32_t>> ParseLayerList(absl::string_view text) {
     for (uint32_t layer = first; layer <= last; ++layer) layers.push_back(layer);
   }
   return layers;
+}
+
+std::string DescribeLayers(const google::protobuf::RepeatedField<uint32_t>& layers) {
+  const bool run = layers.size() > 2 && static_cast<int>(layers[layers.size() - 1] - layers[0]) + 1 == layers.size();
+  return run ? absl::StrCat(layers[0], "-", layers[layers.size() - 1]) : absl::StrJoin(layers, ",");
 }
 
 absl::Status SetOption(absl::string_view field, absl::string_view value, v1::OptimizationOptions* options) {

@@ -15,6 +15,9 @@ namespace c3po {
 // "25,26", "25-29" or both: "3,25-29". InvalidArgument.
 absl::StatusOr<std::vector<uint32_t>> ParseLayerList(absl::string_view text);
 
+// The reverse, "22-29" for three or more in a row.
+std::string DescribeLayers(const google::protobuf::RepeatedField<uint32_t>& layers);
+
 // Sets one field of the options by its name in the .proto, dotted for the gate's: ("gate.max_base_confidence", "0.9").
 // Enums are given without their prefix in lower case ("every_new_token"), critical_layers as a list of layers, other
 // lists by commas. InvalidArgument names the field, and the enum's values.
