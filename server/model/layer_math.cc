@@ -2,37 +2,17 @@
 
 #include <ATen/ATen.h>
 
+#include "server/model/cpu/row_operations.h"
 #include "server/model/matrix_product.h"
 
 namespace c3po {
 namespace {
 
-at::Tensor Silu(const at::Tensor& x) { return at::silu(x); }
+// The operand as the kernels read it: float32, packed.
+at::Tensor Packed(const at::Tensor& x) { return x.to(at::kFloat).contiguous(); }
 
-// d silu(x) / dx = s (1 + x (1 - s)), s = sigmoid(x).
-at::Tensor SiluGradient(const at::Tensor& x) {
-  const at::Tensor s = at::sigmoid(x);
-  return s * (1 + x * (1 - s));
-}
-
-// The rows of each expert that any row selects, ascending by expert.
-std::vector<std::pair<int, at::Tensor>> RowsOfExperts(const at::Tensor& selected, int experts) {
-  const at::Tensor ids = selected.to(at::kCPU).contiguous();
-  const int64_t rows = ids.size(0), k = ids.size(1);
-  const int64_t* id = ids.const_data_ptr<int64_t>();
-  std::vector<std::vector<int64_t>> lists(experts);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t j = 0; j < k; ++j) lists[id[r * k + j]].push_back(r);
-  }
-  std::vector<std::pair<int, at::Tensor>> result;
-  for (int e = 0; e < experts; ++e) {
-    if (lists[e].empty()) continue;
-    result.emplace_back(e, at::tensor(lists[e], at::kLong).to(selected.device()));
-  }
-  return result;
-}
-
-bool AllExpertsAtOnce(const Mixing& mixing) { return !mixing.selected.defined(); }
+// Whether `x` [R, ...] is rows that lie packed, one row a stride apart.
+bool RowsArePacked(const at::Tensor& x) { return x.dim() >= 2 && x.numel() > 0 && x[0].is_contiguous(); }
 
 }  // namespace
 
@@ -42,12 +22,25 @@ std::vector<float> ToFloats(const at::Tensor& x) {
 }
 
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (OnCpuKernels(x) && x.dim() == 2 && RowsArePacked(x)) {
+    const at::Tensor y = at::empty(x.sizes(), x.options());
+    cpu::RmsNormRows(x.const_data_ptr<float>(), x.stride(0), Packed(weight).const_data_ptr<float>(), eps, x.size(0),
+                     x.size(1), y.mutable_data_ptr<float>());
+    return y;
+  }
   const at::Tensor x32 = x.to(at::kFloat);
   const at::Tensor rstd = at::rsqrt(x32.square().mean(-1, /*keepdim=*/true) + eps);
   return (x32 * rstd).to(x.scalar_type()) * weight;
 }
 
 at::Tensor RmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (OnCpuKernels(x) && OnCpuKernels(dy) && x.dim() == 2 && RowsArePacked(x)) {
+    const at::Tensor dx = at::empty(x.sizes(), x.options());
+    cpu::RmsNormBackwardRows(Packed(dy).const_data_ptr<float>(), x.const_data_ptr<float>(), x.stride(0),
+                             Packed(weight).const_data_ptr<float>(), nullptr, eps, x.size(0), x.size(1),
+                             dx.mutable_data_ptr<float>());
+    return dx;
+  }
   const at::Tensor x32 = x.to(at::kFloat);
   const at::Tensor rstd = at::rsqrt(x32.square().mean(-1, true) + eps);
   const at::Tensor n = x32 * rstd;
@@ -69,6 +62,12 @@ RopeTable RopeTable::Select(const at::Tensor& positions, at::ScalarType dtype) c
 
 at::Tensor Rotate(const at::Tensor& x, const RopeTable& rope, bool inverse) {
   const int64_t half = x.size(-1) / 2;
+  if (OnCpuKernels(x) && OnCpuKernels(rope.cos) && RowsArePacked(x)) {
+    const at::Tensor y = at::empty(x.sizes(), x.options());
+    cpu::RotateRows(x.const_data_ptr<float>(), x.stride(0), rope.cos.const_data_ptr<float>(),
+                    rope.sin.const_data_ptr<float>(), inverse, x.size(0), x.size(1), half, y.mutable_data_ptr<float>());
+    return y;
+  }
   const at::Tensor a = x.narrow(-1, 0, half), b = x.narrow(-1, half, half);
   if (inverse) return at::cat({a * rope.cos + b * rope.sin, b * rope.cos - a * rope.sin}, -1);
   return at::cat({a * rope.cos - b * rope.sin, b * rope.cos + a * rope.sin}, -1);
@@ -150,80 +149,6 @@ at::Tensor MixingBackward(const at::Tensor& dweights, const Mixing& mixing, cons
 
 at::Tensor SoftmaxBackward(const at::Tensor& dprobabilities, const at::Tensor& probabilities) {
   return probabilities * (dprobabilities - (dprobabilities * probabilities).sum(-1, true));
-}
-
-at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const LayerWeights& layer,
-                      std::vector<ExpertTape>* tape) {
-  const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
-  const at::Tensor weights = mixing.weights.to(normed.scalar_type());
-  if (AllExpertsAtOnce(mixing)) {
-    ExpertTape all;
-    const at::Tensor gate_up =
-        MatMulTransposed(normed, layer.gate_up.view({experts * 2 * neurons, hidden})).view({rows, experts, 2, neurons});
-    all.gate = gate_up.select(2, 0);
-    all.up = gate_up.select(2, 1);
-    all.activation = Silu(all.gate) * all.up;
-    const at::Tensor scaled = all.activation * weights.unsqueeze(-1);
-    const at::Tensor out =
-        MatMul(scaled.reshape({rows, experts * neurons}), layer.down.view({experts * neurons, hidden}));
-    if (tape) tape->push_back(std::move(all));
-    return out;
-  }
-  at::Tensor out = at::zeros_like(normed);
-  for (auto& [expert, row_ids] : RowsOfExperts(mixing.selected, static_cast<int>(experts))) {
-    const bool every_row = row_ids.size(0) == rows;
-    const at::Tensor input = every_row ? normed : normed.index_select(0, row_ids);
-    const at::Tensor gate_up = MatMulTransposed(input, layer.gate_up.select(0, expert));
-    ExpertTape one{expert, row_ids, gate_up.narrow(1, 0, neurons), gate_up.narrow(1, neurons, neurons), {}};
-    one.activation = Silu(one.gate) * one.up;
-    const at::Tensor weight = weights.select(1, expert).index_select(0, row_ids).unsqueeze(1);
-    const at::Tensor part = MatMul(one.activation * weight, layer.down.select(0, expert));
-    if (every_row) {
-      out.add_(part);
-    } else {
-      out.index_add_(0, row_ids, part);
-    }
-    if (tape) tape->push_back(std::move(one));
-  }
-  return out;
-}
-
-at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
-                           const LayerWeights& layer, const std::vector<ExpertTape>& tape, at::Tensor& dweights) {
-  const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
-  const at::Tensor weights = mixing.weights.to(normed.scalar_type());
-  if (AllExpertsAtOnce(mixing)) {
-    const ExpertTape& all = tape.front();
-    // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
-    const at::Tensor t =
-        MatMulTransposed(doutput, layer.down.view({experts * neurons, hidden})).view({rows, experts, neurons});
-    dweights = (t * all.activation).to(at::kFloat).sum(-1);
-    const at::Tensor dactivation = t * weights.unsqueeze(-1);
-    const at::Tensor dgate = dactivation * all.up * SiluGradient(all.gate);
-    const at::Tensor dup = dactivation * Silu(all.gate);
-    const at::Tensor dgate_up = at::stack({dgate, dup}, 2).view({rows, experts * 2 * neurons});
-    return MatMul(dgate_up, layer.gate_up.view({experts * 2 * neurons, hidden}));
-  }
-  dweights = at::zeros_like(mixing.weights);
-  at::Tensor dnormed = at::zeros_like(normed);
-  for (const ExpertTape& one : tape) {
-    const at::Tensor t = MatMulTransposed(doutput.index_select(0, one.rows), layer.down.select(0, one.expert));
-    dweights.select(1, one.expert).index_copy_(0, one.rows, (t * one.activation).to(at::kFloat).sum(-1));
-    const at::Tensor dactivation = t * weights.select(1, one.expert).index_select(0, one.rows).unsqueeze(1);
-    const at::Tensor dgate = dactivation * one.up * SiluGradient(one.gate);
-    const at::Tensor dup = dactivation * Silu(one.gate);
-    dnormed.index_add_(0, one.rows, MatMul(at::cat({dgate, dup}, 1), layer.gate_up.select(0, one.expert)));
-  }
-  return dnormed;
-}
-
-at::Tensor RunOneExpert(const at::Tensor& normed, const LayerWeights& layer, int expert) {
-  const int64_t neurons = layer.down.size(1);
-  const at::Tensor gate_up = MatMulTransposed(normed, layer.gate_up.select(0, expert));
-  const at::Tensor activation = Silu(gate_up.narrow(1, 0, neurons)) * gate_up.narrow(1, neurons, neurons);
-  return MatMul(activation, layer.down.select(0, expert));
 }
 
 }  // namespace c3po

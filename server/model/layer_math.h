@@ -78,6 +78,13 @@ struct ExpertTape {
   int expert = -1;
   at::Tensor rows;                  // int64 [r]
   at::Tensor gate, up, activation;  // [r, f], or [R, E, f] for all at once; activation = silu(gate) * up
+
+  // On the CPU's kernels there is one tape for all experts: B (row, expert) pairs, by expert where rows select some, by
+  // row where they take all (then without `assigned` and `offsets`).
+  std::vector<int64_t> assigned;  // [B] rows
+  std::vector<int64_t> offsets;   // [E + 1] first pair of each expert
+  at::Tensor gate_up;             // [B, 2f]
+  at::Tensor scale;               // [B] mixing weights
 };
 
 // sum_e weights[r, e] * Expert_e(normed[r]), Expert_e(h) = down_e (silu(gate_e h) * up_e h). Experts that no row
@@ -88,8 +95,9 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Laye
 // returns dJ/dnormed.
 at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
                            const LayerWeights& layer, const std::vector<ExpertTape>& tape, at::Tensor& dweights);
-// Expert_e(normed): [R, d].
-at::Tensor RunOneExpert(const at::Tensor& normed, const LayerWeights& layer, int expert);
+// outputs[:, e] = Expert_e(normed) for the chosen experts; outputs [R, E, d], contiguous.
+void RunExpertsApart(const at::Tensor& normed, const LayerWeights& layer, const std::vector<int64_t>& chosen,
+                     at::Tensor& outputs);
 
 }  // namespace c3po
 

@@ -6,7 +6,7 @@
 namespace c3po {
 
 bool OnCpuKernels(const at::Tensor& x) {
-  return x.is_cpu() && x.scalar_type() == at::kFloat && !(c10::GradMode::is_enabled() && x.requires_grad());
+  return x.is_cpu() && x.scalar_type() == at::kFloat && !c10::GradMode::is_enabled();
 }
 
 cpu::WeightView WeightsOf(const at::Tensor& w) {

@@ -7,7 +7,8 @@
 
 namespace c3po {
 
-// Whether server/model/cpu computes on `x`: float32 on the CPU, outside autograd. What it does not take goes to ATen.
+// Whether server/model/cpu computes on `x`: float32 on the CPU, where autograd is off (an InferenceMode). What it does
+// not take goes to ATen.
 bool OnCpuKernels(const at::Tensor& x);
 
 // Views of a contiguous matrix [rows, columns]; the tensor outlives the view. Weights are float32 or bfloat16.

@@ -10,13 +10,12 @@
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 
-#include <cmath>
-#include <limits>
 #include <map>
 #include <set>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/model/causal_attention.h"
 #include "server/model/matrix_product.h"
 #include "server/model/moe_model.h"
 
@@ -74,27 +73,6 @@ LayerRouting RoutingOfLayer(const Batch& batch, int layer, int experts, at::Devi
   return routing;
 }
 
-// softmax(q k^T / sqrt(head_dim)) v of one segment over its own cache, causal.
-at::Tensor AttendSpan(const RowSpan& span, const at::Tensor& q_rows, int layer, const ModelConfig& config) {
-  const int64_t rows = span.rows, end = span.segment->start + rows;
-  const int64_t kv_heads = config.kv_heads, group = config.heads / config.kv_heads, head_dim = config.head_dim;
-  const at::Tensor keys = span.cache->keys.select(0, layer).narrow(1, 0, end);
-  const at::Tensor values = span.cache->values.select(0, layer).narrow(1, 0, end);
-  const at::Tensor q =
-      q_rows.view({rows, kv_heads, group, head_dim}).permute({1, 2, 0, 3}).reshape({kv_heads, group * rows, head_dim});
-  at::Tensor scores = at::bmm(q, keys.transpose(1, 2)) * (1 / std::sqrt(static_cast<double>(head_dim)));
-  if (rows > 1) {
-    const at::Tensor mask =
-        at::full({rows, end}, -std::numeric_limits<float>::infinity(), scores.options()).triu(span.segment->start + 1);
-    scores = (scores.view({kv_heads, group, rows, end}) + mask).view(scores.sizes());
-  }
-  const at::Tensor probabilities = at::softmax(scores, -1, at::kFloat).to(q.scalar_type());
-  return at::bmm(probabilities, values)
-      .view({kv_heads, group, rows, head_dim})
-      .permute({2, 0, 1, 3})
-      .reshape({rows, config.heads * head_dim});
-}
-
 at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& weights, const ModelConfig& config) {
   const at::Tensor normed = RmsNorm(batch.hidden, weights.attention_norm, config.rms_norm_eps);
   const Projections rows = ProjectAttention(normed, weights, config, batch.rope);
@@ -108,7 +86,8 @@ at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& wei
     };
     write(span.cache->keys, rows.k);
     write(span.cache->values, rows.v);
-    contexts.push_back(AttendSpan(span, rows.q.narrow(0, span.first_row, span.rows), layer, config));
+    contexts.push_back(CausalAttention(rows.q.narrow(0, span.first_row, span.rows), span.cache->keys.select(0, layer),
+                                       span.cache->values.select(0, layer), span.segment->start, config));
   }
   return MatMulTransposed(contexts.size() == 1 ? contexts[0] : at::cat(contexts), weights.output);
 }
@@ -217,8 +196,7 @@ Batch PackRows(absl::Span<const Segment> segments, const std::vector<size_t>& me
     }
   }
   const at::Device device = model.tensor_options().device();
-  batch.hidden = resumed.empty() ? model.weights().embedding.index_select(0, at::tensor(tokens, at::kLong).to(device))
-                                 : at::cat(resumed);
+  batch.hidden = resumed.empty() ? model.Embed(tokens) : at::cat(resumed);
   batch.rope = model.rope().Select(at::tensor(positions, at::kLong).to(device), batch.hidden.scalar_type());
   return batch;
 }

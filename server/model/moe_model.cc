@@ -69,6 +69,16 @@ std::unique_ptr<MoeModel> MoeModel::FromWeights(ModelConfig config, MoeWeights w
       new MoeModel(std::move(config), std::move(weights), std::move(shape), neighbor_cache_bytes));
 }
 
+at::TensorOptions MoeModel::tensor_options() const {
+  const at::TensorOptions options = weights_.embedding.options();
+  return weights_.embedding.is_cpu() ? options.dtype(at::kFloat) : options;
+}
+
+at::Tensor MoeModel::Embed(const std::vector<int64_t>& tokens) const {
+  const at::Tensor ids = at::tensor(tokens, at::kLong).to(weights_.embedding.device());
+  return weights_.embedding.index_select(0, ids).to(tensor_options().dtype());
+}
+
 absl::StatusOr<std::unique_ptr<SequenceCache>> MoeModel::NewSequence(int capacity) {
   if (capacity < 1 || capacity > config_.context_window) {
     return absl::InvalidArgumentError(

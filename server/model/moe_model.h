@@ -39,7 +39,10 @@ class MoeModel final : public ModelRunner {
   const ModelConfig& config() const { return config_; }
   const MoeWeights& weights() const { return weights_; }
   const RopeTable& rope() const { return rope_; }
-  at::TensorOptions tensor_options() const { return weights_.embedding.options(); }
+  // Of activations and caches: the weights' device; float32 on the CPU, else the weights' dtype.
+  at::TensorOptions tensor_options() const;
+  // The rows of the embedding, [tokens, d], as activations.
+  at::Tensor Embed(const std::vector<int64_t>& tokens) const;
 
   absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int capacity) override;
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override;

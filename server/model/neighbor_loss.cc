@@ -8,6 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/model/cpu/row_operations.h"
+#include "server/model/cpu/thread_pool.h"
 #include "server/model/matrix_product.h"
 
 namespace c3po {
@@ -175,12 +177,45 @@ at::Tensor NeighborLoss::RunFirstLayerExperts(const LayerTape& tape) {
     const at::Tensor ids = tape.mixing.selected.to(at::kCPU).contiguous();
     for (int64_t i = 0; i < ids.numel(); ++i) needed[ids.const_data_ptr<int64_t>()[i]] = true;
   }
+  std::vector<int64_t> missing;
   for (size_t e = 0; e < needed.size(); ++e) {
     if (!needed[e] || first_outputs_known_[e]) continue;
-    first_outputs_.select(1, static_cast<int64_t>(e)).copy_(RunOneExpert(first_.normed, weights, static_cast<int>(e)));
+    missing.push_back(static_cast<int64_t>(e));
     first_outputs_known_[e] = true;
   }
-  return at::bmm(tape.mixing.weights.to(first_outputs_.scalar_type()).unsqueeze(1), first_outputs_).squeeze(1);
+  if (!missing.empty()) RunExpertsApart(first_.normed, weights, missing, first_outputs_);
+  const at::Tensor mix = tape.mixing.weights.to(first_outputs_.scalar_type());
+  if (!OnCpuKernels(first_outputs_)) return at::bmm(mix.unsqueeze(1), first_outputs_).squeeze(1);
+  const int64_t experts = first_outputs_.size(1), hidden = first_outputs_.size(2);
+  const at::Tensor out = at::zeros({rows(), hidden}, first_outputs_.options());
+  std::vector<cpu::OuterProduct> products;
+  for (int64_t r = 0; r < rows(); ++r) {
+    products.push_back({{mix.const_data_ptr<float>() + r * mix.stride(0), experts, 1, nullptr},
+                        FirstOutputsOf(r),
+                        {out.mutable_data_ptr<float>() + r * hidden, hidden, nullptr}});
+  }
+  cpu::MultiplyAdd(products);
+  return out;
+}
+
+cpu::WeightView NeighborLoss::FirstOutputsOf(int64_t row) const {
+  const int64_t experts = first_outputs_.size(1), hidden = first_outputs_.size(2);
+  return {first_outputs_.const_data_ptr<float>() + row * experts * hidden, false, experts, hidden};
+}
+
+// <dJ/do, Expert_e(h)> of the first critical layer.
+at::Tensor NeighborLoss::FirstLayerGradient(const at::Tensor& doutput) const {
+  if (!OnCpuKernels(doutput)) return at::bmm(first_outputs_, doutput.unsqueeze(2)).squeeze(2).to(at::kFloat);
+  const int64_t experts = first_outputs_.size(1), hidden = first_outputs_.size(2);
+  const at::Tensor dweights = at::empty({rows(), experts}, doutput.options());
+  std::vector<cpu::DotProduct> products;
+  for (int64_t r = 0; r < rows(); ++r) {
+    products.push_back({{doutput.const_data_ptr<float>() + r * doutput.stride(0), hidden, 1, nullptr},
+                        FirstOutputsOf(r),
+                        {dweights.mutable_data_ptr<float>() + r * experts, experts, nullptr}});
+  }
+  cpu::MultiplyTransposed(products);
+  return dweights;
 }
 
 at::Tensor NeighborLoss::Forward(const RoutingOverride& routing, std::vector<LayerTape>& tapes) {
@@ -238,14 +273,47 @@ double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>
   return total;
 }
 
-// dlogits of a row = sum over its targets of dJ/dlogp * (onehot - p).
-at::Tensor NeighborLoss::HeadBackward(const at::Tensor& hidden, const at::Tensor& logprobs,
-                                      const std::vector<float>& dlogprobs) const {
+std::vector<float> NeighborLoss::ReadHead(const at::Tensor& hidden, Head& head) const {
+  const at::Tensor normed = RmsNorm(hidden, model_.weights().final_norm, model_.config().rms_norm_eps);
+  head.logits = MatMulTransposed(normed, head_).to(at::kFloat);
+  if (OnCpuKernels(head.logits)) {
+    head.tops = at::empty({rows()}, at::kFloat);
+    head.sums = at::empty({rows()}, at::kDouble);
+    const int64_t width = head.logits.size(1);
+    const float* logits = head.logits.const_data_ptr<float>();
+    float* tops = head.tops.mutable_data_ptr<float>();
+    double* sums = head.sums.mutable_data_ptr<double>();
+    cpu::ParallelFor(rows(), width < 4096 ? rows() : 1, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) sums[r] = cpu::SumOfExp(logits + r * width, width, &tops[r]);
+    });
+  } else {
+    head.tops = std::get<0>(head.logits.max(-1));
+    head.sums = at::exp(head.logits - head.tops.unsqueeze(1)).sum(-1, false, at::kDouble);
+  }
+  const at::Tensor above =
+      (head.logits.index({target_rows_, target_tokens_}) - head.tops.index_select(0, target_rows_));
+  return ToFloats(above.to(at::kDouble) - head.sums.log().index_select(0, target_rows_));
+}
+
+// dlogits of a row = sum over its targets of dJ/dlogp * (onehot - p), written over the logits.
+at::Tensor NeighborLoss::HeadBackward(const at::Tensor& hidden, Head& head, const std::vector<float>& dlogprobs) const {
   const at::Tensor coefficients = at::tensor(at::ArrayRef<float>(dlogprobs), at::kFloat).to(hidden.device());
   const at::Tensor row_sums = at::zeros({rows()}, coefficients.options()).index_add_(0, target_rows_, coefficients);
-  at::Tensor dlogits = at::exp(logprobs).mul_(-row_sums.unsqueeze(1));
-  dlogits.index_put_({target_rows_, target_tokens_}, coefficients, /*accumulate=*/true);
-  const at::Tensor dnormed = MatMul(dlogits.to(hidden.scalar_type()), head_);
+  if (OnCpuKernels(head.logits)) {
+    const int64_t width = head.logits.size(1);
+    float* logits = head.logits.mutable_data_ptr<float>();
+    const float *tops = head.tops.const_data_ptr<float>(), *totals = row_sums.const_data_ptr<float>();
+    const double* sums = head.sums.const_data_ptr<double>();
+    cpu::ParallelFor(rows(), width < 4096 ? rows() : 1, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        cpu::ScaledExpInPlace(logits + r * width, width, tops[r], static_cast<float>(-totals[r] / sums[r]));
+      }
+    });
+  } else {
+    head.logits.sub_(head.tops.unsqueeze(1)).exp_().mul_((-row_sums / head.sums).to(at::kFloat).unsqueeze(1));
+  }
+  head.logits.index_put_({target_rows_, target_tokens_}, coefficients, /*accumulate=*/true);
+  const at::Tensor dnormed = MatMul(head.logits.to(hidden.scalar_type()), head_);
   return RmsNormBackward(dnormed, hidden, model_.weights().final_norm, model_.config().rms_norm_eps);
 }
 
@@ -258,7 +326,7 @@ void NeighborLoss::Backward(const RoutingOverride& routing, const std::vector<La
     const LayerWeights& weights = model_.weights().layers[l];
     at::Tensor dweights, dnormed;
     if (l == first_layer_) {
-      dweights = at::bmm(first_outputs_, dhidden.unsqueeze(2)).squeeze(2).to(at::kFloat);
+      dweights = FirstLayerGradient(dhidden);
       if (tape.mixing.selected_mask.defined()) dweights = dweights * tape.mixing.selected_mask;
     } else {
       dnormed = ExpertsBackward(dhidden, tape.normed, tape.mixing, weights, tape.experts, dweights);
@@ -294,14 +362,13 @@ absl::StatusOr<double> NeighborLoss::Evaluate(const RoutingOverride& routing, Pa
     const c10::InferenceMode inference;
     std::vector<LayerTape> tapes(config.layers - first_layer_);
     const at::Tensor hidden = Forward(routing, tapes);
-    const at::Tensor normed = RmsNorm(hidden, model_.weights().final_norm, config.rms_norm_eps);
-    const at::Tensor logprobs = at::log_softmax(MatMulTransposed(normed, head_).to(at::kFloat), -1);
+    Head head;
     std::vector<float> dlogprobs;
-    const double loss = Loss(ToFloats(logprobs.index({target_rows_, target_tokens_})), dlogprobs);
+    const double loss = Loss(ReadHead(hidden, head), dlogprobs);
     if (!std::isfinite(loss)) return absl::InternalError("the neighbors' loss is not finite");
     if (gradient != nullptr) {
       *gradient = Pathway(routing.values.layers, routing.values.experts);
-      Backward(routing, tapes, HeadBackward(hidden, logprobs, dlogprobs), *gradient);
+      Backward(routing, tapes, HeadBackward(hidden, head, dlogprobs), *gradient);
     }
     return loss;
   } catch (const std::exception& error) {

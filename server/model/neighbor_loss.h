@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "server/model/cpu/matrix_products.h"
 #include "server/model/moe_model.h"
 #include "server/model/tree_attention.h"
 
@@ -38,6 +39,11 @@ class NeighborLoss final : public NeighborhoodObjective {
     Mixing mixing;
     std::vector<ExpertTape> experts;
   };
+  struct Head {
+    at::Tensor logits;  // float32 [R, rows of head_]; the backward writes dJ/dlogits over them
+    at::Tensor tops;    // float32 [R], the largest of each row
+    at::Tensor sums;    // float64 [R]: sum of exp(logits - top)
+  };
   struct Target {
     int case_index;
     int continuation;
@@ -50,12 +56,15 @@ class NeighborLoss final : public NeighborhoodObjective {
   void PackPrefixes(const ObjectiveSpec& spec);
   void RunAttention(int layer, LayerTape& tape) const;
   at::Tensor RunFirstLayerExperts(const LayerTape& tape);
+  at::Tensor FirstLayerGradient(const at::Tensor& doutput) const;
+  cpu::WeightView FirstOutputsOf(int64_t row) const;  // [E, d]
   LayerRouting RoutingOf(const RoutingOverride& routing, int layer) const;
   at::Tensor Forward(const RoutingOverride& routing, std::vector<LayerTape>& tapes);  // returns the last hidden state
   // From log-probabilities of the targets: J, and dJ/dlogp of each.
   double Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) const;
-  at::Tensor HeadBackward(const at::Tensor& hidden, const at::Tensor& logprobs,
-                          const std::vector<float>& dlogprobs) const;
+  // Log-probabilities of the targets.
+  std::vector<float> ReadHead(const at::Tensor& hidden, Head& head) const;
+  at::Tensor HeadBackward(const at::Tensor& hidden, Head& head, const std::vector<float>& dlogprobs) const;
   void Backward(const RoutingOverride& routing, const std::vector<LayerTape>& tapes, at::Tensor dhidden,
                 Pathway& gradient);
 

@@ -1,13 +1,16 @@
-// Makes a neighbor's fixed states: one forward pass over its prompt but the last token fills a cache, whose upper
-// layers are kept; then the rows of the answer tree climb to the first critical layer, where they stop.
+// Makes a neighbor's fixed states: the prompt but its last token, and the rows of the answer tree below it, climb
+// together to the first critical layer, each weight read once for both. There the tree stops; the prompt goes on to the
+// keys and values of the last layer.
 
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/model/causal_attention.h"
 #include "server/model/matrix_product.h"
 #include "server/model/moe_model.h"
 #include "server/model/tree_attention.h"
@@ -23,11 +26,18 @@ absl::Status CheckCase(const NeighborCase& neighbor, int first_layer, const Mode
   if (neighbor.prompt.empty() || neighbor.continuations.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("reference ", neighbor.reference_id, ": empty prompt or no answer"));
   }
+  const auto known = [&](int32_t token) { return token >= 0 && token < shape.vocabulary_size; };
+  bool all_known = std::all_of(neighbor.prompt.begin(), neighbor.prompt.end(), known);
   size_t longest = 0;
   for (const auto& continuation : neighbor.continuations) {
     if (continuation.empty())
       return absl::InvalidArgumentError(absl::StrCat("reference ", neighbor.reference_id, ": empty answer"));
     longest = std::max(longest, continuation.size());
+    all_known = all_known && std::all_of(continuation.begin(), continuation.end(), known);
+  }
+  if (!all_known) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "reference ", neighbor.reference_id, ": a token id is outside the vocabulary of ", shape.vocabulary_size));
   }
   if (neighbor.prompt.size() + longest > static_cast<size_t>(shape.context_window)) {
     return absl::InvalidArgumentError(
@@ -44,43 +54,54 @@ absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(c
   const std::string key = NeighborCache::KeyOf(neighbor, first_layer);
   if (auto known = neighbor_cache_.Find(key)) return std::shared_ptr<const NeighborState>(std::move(known));
 
-  const int prefix = static_cast<int>(neighbor.prompt.size()) - 1;
-  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<SequenceCache> sequence, NewSequence(std::max(prefix, 1)));
-  if (prefix > 0) {
-    Segment segment;
-    segment.cache = sequence.get();
-    segment.tokens.assign(neighbor.prompt.begin(), neighbor.prompt.end() - 1);
-    C3PO_RETURN_IF_ERROR(Forward({segment}).status());
-  }
-  const auto& cache = static_cast<const KvCache&>(*sequence);
+  const int64_t prefix = static_cast<int64_t>(neighbor.prompt.size()) - 1;
   try {
     const c10::InferenceMode inference;
     auto state = std::make_shared<MoeNeighborState>();
     state->first_layer = first_layer;
-    state->prompt_length = prefix + 1;
+    state->prompt_length = static_cast<int>(neighbor.prompt.size());
     state->tree = AnswerTree::Build(neighbor.prompt.back(), neighbor.continuations);
     const at::TensorOptions options = tensor_options();
-    std::vector<int64_t> positions, tokens(state->tree.tokens.begin(), state->tree.tokens.end());
+    const int64_t moving = state->tree.rows(), upper = config_.layers - first_layer;
+    std::vector<int64_t> positions(prefix), tokens(neighbor.prompt.begin(), neighbor.prompt.end() - 1);
+    std::iota(positions.begin(), positions.end(), int64_t{0});
+    tokens.insert(tokens.end(), state->tree.tokens.begin(), state->tree.tokens.end());
     for (int depth : state->tree.depths) positions.push_back(prefix + depth);
-    const RopeTable rope =
+    RopeTable rope =
         rope_.Select(at::tensor(positions, at::kLong).to(options.device()), options.dtype().toScalarType());
     const AnswerTree* tree = &state->tree;
-    const TreeAttention attention({tree}, {prefix}, config_, options);
-    at::Tensor hidden = weights_.embedding.index_select(0, at::tensor(tokens, at::kLong).to(options.device()));
-    for (int l = 0; l < first_layer; ++l) {
+    const TreeAttention attention({tree}, {static_cast<int>(prefix)}, config_, options);
+    state->keys = at::empty({upper, config_.kv_heads, prefix, config_.head_dim}, options);
+    state->values = at::empty_like(state->keys);
+    at::Tensor hidden = Embed(tokens);
+    for (int l = 0; l < config_.layers; ++l) {
+      if (l == first_layer) {
+        state->entry_hidden = hidden.narrow(0, prefix, moving).clone();
+        if (prefix == 0) break;
+        hidden = hidden.narrow(0, 0, prefix).contiguous();
+        rope = {rope.cos.narrow(0, 0, prefix), rope.sin.narrow(0, 0, prefix)};
+      }
       const LayerWeights& layer = weights_.layers[l];
-      const at::Tensor normed = RmsNorm(hidden, layer.attention_norm, config_.rms_norm_eps);
-      const at::Tensor context = attention.Forward(
-          ProjectAttention(normed, layer, config_, rope), cache.keys.select(0, l).narrow(1, 0, prefix).unsqueeze(0),
-          cache.values.select(0, l).narrow(1, 0, prefix).unsqueeze(0), nullptr);
-      hidden = hidden + MatMulTransposed(context, layer.output);
+      const Projections rows =
+          ProjectAttention(RmsNorm(hidden, layer.attention_norm, config_.rms_norm_eps), layer, config_, rope);
+      at::Tensor keys = rows.k.narrow(0, 0, prefix).transpose(0, 1).contiguous();
+      at::Tensor values = rows.v.narrow(0, 0, prefix).transpose(0, 1).contiguous();
+      if (l >= first_layer) {
+        state->keys.select(0, l - first_layer).copy_(keys);
+        state->values.select(0, l - first_layer).copy_(values);
+        if (l + 1 == config_.layers) break;  // Nobody reads further.
+      }
+      std::vector<at::Tensor> contexts;
+      if (prefix > 0) contexts.push_back(CausalAttention(rows.q.narrow(0, 0, prefix), keys, values, 0, config_));
+      if (l < first_layer) {
+        const Projections own{
+            rows.q.narrow(0, prefix, moving), rows.k.narrow(0, prefix, moving), rows.v.narrow(0, prefix, moving), {}};
+        contexts.push_back(attention.Forward(own, keys.unsqueeze(0), values.unsqueeze(0), nullptr));
+      }
+      hidden = hidden + MatMulTransposed(contexts.size() == 1 ? contexts[0] : at::cat(contexts), layer.output);
       const at::Tensor moe_input = RmsNorm(hidden, layer.moe_norm, config_.rms_norm_eps);
       hidden = hidden + RunExperts(moe_input, MixExperts(moe_input, layer, config_, {}), layer, nullptr);
     }
-    state->entry_hidden = hidden;
-    const int64_t upper = config_.layers - first_layer;
-    state->keys = cache.keys.narrow(0, first_layer, upper).narrow(2, 0, prefix).clone(at::MemoryFormat::Contiguous);
-    state->values = cache.values.narrow(0, first_layer, upper).narrow(2, 0, prefix).clone(at::MemoryFormat::Contiguous);
     neighbor_cache_.Insert(key, state);
     return std::shared_ptr<const NeighborState>(std::move(state));
   } catch (const std::exception& error) {

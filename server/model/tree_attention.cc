@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "server/model/matrix_product.h"
+
 namespace c3po {
 
 TreeAttention::TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Span<const int> prefix_lengths,
@@ -13,7 +15,8 @@ TreeAttention::TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Sp
     : cases_(static_cast<int64_t>(trees.size())),
       kv_heads_(config.kv_heads),
       group_(config.heads / config.kv_heads),
-      head_dim_(config.head_dim) {
+      head_dim_(config.head_dim),
+      shape_{config.heads, config.kv_heads, config.head_dim} {
   for (const AnswerTree* tree : trees) rows_max_ = std::max<int64_t>(rows_max_, tree->rows());
   for (int length : prefix_lengths) prefix_max_ = std::max<int64_t>(prefix_max_, length);
   const int64_t width = prefix_max_ + rows_max_;
@@ -32,6 +35,20 @@ TreeAttention::TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Sp
   }
   slots_ = at::tensor(slots, at::kLong).to(options.device());
   mask_ = mask.to(options).view({cases_, 1, 1, rows_max_, width});
+
+  packed_.prefix_max = prefix_max_;
+  packed_.case_begin = packed_.ancestor_begin = {0};
+  packed_.prefix_lengths.assign(prefix_lengths.begin(), prefix_lengths.end());
+  for (const AnswerTree* tree : trees) {
+    const int64_t first = packed_.case_begin.back();
+    for (int m = 0; m < tree->rows(); ++m) {
+      for (int row = m; row >= 0; row = tree->parents[row]) packed_.ancestors.push_back(first + row);
+      const auto end = static_cast<int64_t>(packed_.ancestors.size());
+      packed_.ancestors_max = std::max(packed_.ancestors_max, end - packed_.ancestor_begin.back());
+      packed_.ancestor_begin.push_back(end);
+    }
+    packed_.case_begin.push_back(first + tree->rows());
+  }
 }
 
 at::Tensor TreeAttention::PadQueries(const at::Tensor& rows) const {
@@ -65,6 +82,19 @@ at::Tensor TreeAttention::Forward(const Projections& rows, const at::Tensor& pre
                                   Tape* tape) const {
   Tape local;
   Tape& t = tape ? *tape : local;
+  if (OnCpuKernels(rows.q)) {
+    const int64_t count = rows.q.size(0);
+    const at::Tensor keys = prefix_k.contiguous(), values = prefix_v.contiguous();
+    t.q = rows.q.contiguous();
+    t.k = rows.k.contiguous();
+    t.v = rows.v.contiguous();
+    t.probabilities = at::empty({count, shape_.heads, packed_.width()}, rows.q.options());
+    const at::Tensor context = at::empty({count, shape_.heads * head_dim_}, rows.q.options());
+    cpu::TreeAttentionForward(shape_, packed_, t.q.const_data_ptr<float>(), t.k.const_data_ptr<float>(),
+                              t.v.const_data_ptr<float>(), keys.const_data_ptr<float>(), values.const_data_ptr<float>(),
+                              t.probabilities.mutable_data_ptr<float>(), context.mutable_data_ptr<float>());
+    return context;
+  }
   t.q = PadQueries(rows.q);
   t.k = PadKeys(rows.k);
   t.v = PadKeys(rows.v);
@@ -79,6 +109,16 @@ at::Tensor TreeAttention::Forward(const Projections& rows, const at::Tensor& pre
 
 TreeAttention::Gradients TreeAttention::Backward(const at::Tensor& dcontext, const Tape& tape,
                                                  const at::Tensor& prefix_k, const at::Tensor& prefix_v) const {
+  if (OnCpuKernels(dcontext)) {
+    Gradients gradients{at::empty_like(tape.q), at::empty_like(tape.k), at::empty_like(tape.v)};
+    const at::Tensor dout = dcontext.contiguous(), keys = prefix_k.contiguous(), values = prefix_v.contiguous();
+    cpu::TreeAttentionBackward(shape_, packed_, dout.const_data_ptr<float>(), tape.q.const_data_ptr<float>(),
+                               tape.k.const_data_ptr<float>(), tape.v.const_data_ptr<float>(),
+                               keys.const_data_ptr<float>(), values.const_data_ptr<float>(),
+                               tape.probabilities.const_data_ptr<float>(), gradients.q.mutable_data_ptr<float>(),
+                               gradients.k.mutable_data_ptr<float>(), gradients.v.mutable_data_ptr<float>());
+    return gradients;
+  }
   const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
   const at::Tensor dctx = PadQueries(dcontext.view({slots_.size(0), kv_heads_ * group_, head_dim_}));
   const at::Tensor values = at::cat({prefix_v, tape.v}, 2), keys = at::cat({prefix_k, tape.k}, 2);

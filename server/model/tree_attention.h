@@ -5,6 +5,7 @@
 
 #include "absl/types/span.h"
 #include "server/model/answer_tree.h"
+#include "server/model/cpu/attention.h"
 #include "server/model/layer_math.h"
 #include "server/model/model_config.h"
 
@@ -27,6 +28,7 @@ class TreeAttention {
     at::Tensor q;              // [S, kv_heads, G*M, head_dim]
     at::Tensor k, v;           // [S, kv_heads, M, head_dim]
     at::Tensor probabilities;  // [S, kv_heads, G*M, P+M]
+    // On the CPU's kernels q, k and v are as in Projections and probabilities [R, heads, P+A], A ancestors at most.
   };
   // prefix_k, prefix_v: [S, kv_heads, P, head_dim]. Returns the context [R, heads * head_dim]; fills `tape` unless
   // null.
@@ -48,6 +50,8 @@ class TreeAttention {
   int64_t kv_heads_, group_, head_dim_;
   at::Tensor slots_;  // int64 [R]: s * M + m of each packed row
   at::Tensor mask_;   // [S, 1, 1, M, P+M]: 0 or -infinity
+  cpu::HeadShape shape_;
+  cpu::TreeRows packed_;  // the same without padding
 };
 
 }  // namespace c3po

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "server/weights/safetensors_file.h"
+#include "tests/server/model/reference_model.h"
 
 namespace c3po {
 namespace {
@@ -122,9 +123,13 @@ TEST_P(MoeModelGolden, LogitsHiddenStatesAndRoutersAreThoseOfTransformers) {
   }
 }
 
-TEST_P(MoeModelGolden, Bfloat16FollowsTransformersWithinItsPrecision) {
+// Weights are bfloat16, the arithmetic is float32: the oracle with the same weights is met closely, transformers, which
+// rounds every intermediate value, in a third of the rows at least (its rounding swaps experts in the others).
+TEST_P(MoeModelGolden, Bfloat16WeightsGiveTheLogitsOfTheOracleAndFollowTransformersWithinItsPrecision) {
   const auto model = LoadTiny(GetParam(), "bfloat16");
+  const ReferenceModel reference(*model);
   const auto golden = *SafetensorsFile::Open(TinyFolder(GetParam()) + "/golden.safetensors");
+  size_t rows = 0, near = 0;
   for (int i = 0; i < 3; ++i) {
     const std::string prefix = "prompt" + std::to_string(i);
     const std::vector<int32_t> tokens = Prompt(*golden, i);
@@ -134,12 +139,19 @@ TEST_P(MoeModelGolden, Bfloat16FollowsTransformersWithinItsPrecision) {
       logits.push_back(0);
       std::memcpy(&logits.back(), &wide, 4);
     }
+    const at::Tensor oracle = reference.LogProbabilities(tokens, std::nullopt).contiguous();
     const auto cache = *model->NewSequence(64);
-    const std::vector<float> ours = RunLogits(*model, PromptSegment(cache.get(), tokens));
-    const size_t begin = (tokens.size() - 1) * ours.size();
-    double square = 0;
-    for (size_t j = 0; j < ours.size(); ++j) square += std::pow(ours[j] - logits[begin + j], 2);
-    EXPECT_LE(std::sqrt(square / ours.size()), 0.1 * Spread(logits));  // A near-tie of a router may fall otherwise.
+    for (size_t t = 0; t < tokens.size(); ++t, ++rows) {
+      const std::vector<float> ours = RunLogits(*model, PromptSegment(cache.get(), {tokens[t]}, static_cast<int>(t)));
+      const double* expected = oracle.const_data_ptr<double>() + t * ours.size();
+      const double shift = expected[0] - ours[0];
+      double square = 0;
+      for (size_t j = 0; j < ours.size(); ++j) {
+        ASSERT_NEAR(ours[j] + shift, expected[j], 2e-4 * Spread(ours)) << "prompt " << i << " row " << t;
+        square += std::pow(ours[j] - logits[t * ours.size() + j], 2);
+      }
+      near += std::sqrt(square / ours.size()) <= 0.1 * Spread(logits);
+    }
     // Equal up to the first step that is a near-tie at this precision.
     const auto expected = Elements<int32_t>(*golden, prefix + ".bfloat16.greedy");
     const auto margin = Elements<float>(*golden, prefix + ".bfloat16.greedy_margin");
@@ -147,6 +159,7 @@ TEST_P(MoeModelGolden, Bfloat16FollowsTransformersWithinItsPrecision) {
     for (size_t t = 0; t < expected.size() && margin[t] > 5e-2 * Spread(logits); ++t)
       ASSERT_EQ(greedy[t], expected[t]) << t;
   }
+  EXPECT_GE(3 * near, rows);
 }
 
 TEST_P(MoeModelGolden, ChunkedAndBatchedPrefillGiveTheLogitsOfOnePass) {
@@ -158,7 +171,7 @@ TEST_P(MoeModelGolden, ChunkedAndBatchedPrefillGiveTheLogitsOfOnePass) {
   const auto out = model->Forward(
       {PromptSegment(other.get(), {9, 9, 9}), PromptSegment(chunked.get(), {tokens.begin() + 5, tokens.end()}, 5)});
   ASSERT_TRUE(out.ok()) << out.status();
-  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(out->at(1).logits[i], expected[i], 2e-5 * Spread(expected));
+  EXPECT_EQ(out->at(1).logits, expected);  // Bitwise: a row does not depend on what is computed beside it.
 }
 
 TEST_P(MoeModelGolden, ResumingTheLastTokenWithItsOwnPathwayChangesNothing) {

@@ -1,0 +1,155 @@
+#include "server/model/cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "server/model/cpu/matrix_products.h"
+#include "server/model/cpu/row_operations.h"
+#include "server/model/cpu/thread_pool.h"
+
+namespace c3po::cpu {
+namespace {
+
+constexpr int64_t kBlockRows = 32;  // Queries that pass over the keys together.
+
+// One key-value head of a block of queries. The keys beyond a row's own position get probability 0, which leaves its
+// sums as they are.
+void CausalBlock(const HeadShape& shape, const float* q, int64_t begin, int64_t end, int64_t start, int64_t kv_head,
+                 const float* keys, const float* values, float* context) {
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, length = start + end;
+  const int64_t count = (end - begin) * group;
+  thread_local std::vector<float> scores;
+  thread_local std::vector<int64_t> index;
+  scores.resize(static_cast<size_t>(count * length));
+  index.clear();
+  for (int64_t r = begin; r < end; ++r) {
+    for (int64_t h = 0; h < group; ++h) index.push_back(r * shape.heads + kv_head * group + h);
+  }
+  MultiplyTransposed({{{q, dim, count, index.data()}, {keys, false, length, dim}, {scores.data(), length, nullptr}}});
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  for (int64_t i = 0; i < count; ++i) {
+    SoftmaxInPlace(scores.data() + i * length, start + begin + i / group + 1, length, scale);
+    std::fill_n(context + index[i] * dim, dim, 0.0f);
+  }
+  MultiplyAdd({{{scores.data(), length, count, nullptr}, {values, false, length, dim}, {context, dim, index.data()}}});
+}
+
+// The key-value head's columns that a row sees: `prefix` contiguous rows, then chosen rows of the packed ones.
+struct Columns {
+  const float* prefix;
+  int64_t prefix_length;
+  const float* packed;    // of row 0, at the head
+  int64_t packed_stride;  // between packed rows
+  const int64_t* rows;
+  int64_t count;
+  int64_t dim;
+
+  const float* Prefix(int64_t j) const { return prefix + j * dim; }
+  const float* Moving(int64_t i) const { return packed + rows[i] * packed_stride; }
+};
+
+Columns ColumnsOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
+                  const float* prefix, const float* packed) {
+  const int64_t dim = shape.head_dim;
+  return {prefix + (s * shape.kv_heads + kv_head) * tree.prefix_max * dim,
+          tree.prefix_lengths[s],
+          packed + kv_head * dim,
+          shape.kv_heads * dim,
+          tree.ancestors.data() + tree.ancestor_begin[row],
+          tree.ancestor_begin[row + 1] - tree.ancestor_begin[row],
+          dim};
+}
+
+// work(case, kv_head) for all of both.
+template <typename Work>
+void ForEachCaseAndHead(const HeadShape& shape, const TreeRows& tree, const Work& work) {
+  const auto cases = static_cast<int64_t>(tree.prefix_lengths.size());
+  const int64_t cost = tree.rows() * shape.heads * shape.head_dim * tree.width();
+  const int64_t all = cases * shape.kv_heads, grain = cost < (1 << 16) ? all : 1;
+  ParallelFor(all, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(i / shape.kv_heads, i % shape.kv_heads);
+  });
+}
+
+}  // namespace
+
+void CausalAttention(const HeadShape& shape, const float* q, int64_t rows, int64_t start, const float* keys,
+                     const float* values, int64_t head_stride, float* context) {
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t cost = shape.heads * shape.head_dim * rows * (start + rows);
+  const int64_t all = blocks * shape.kv_heads, grain = cost < (1 << 16) ? all : 1;
+  ParallelFor(all, grain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t block = i / shape.kv_heads, head = i % shape.kv_heads;
+      CausalBlock(shape, q, block * kBlockRows, std::min(rows, (block + 1) * kBlockRows), start, head,
+                  keys + head * head_stride, values + head * head_stride, context);
+    }
+  });
+}
+
+void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,
+                          const float* prefix_k, const float* prefix_v, float* probabilities, float* context) {
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
+    for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
+      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k);
+      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v);
+      for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+        const float* query = q + (row * shape.heads + h) * dim;
+        float* p = probabilities + (row * shape.heads + h) * width;
+        float* out = context + (row * shape.heads + h) * dim;
+        const int64_t n = keys.prefix_length;
+        for (int64_t j = 0; j < n; ++j) p[j] = Dot(query, keys.Prefix(j), dim);
+        for (int64_t i = 0; i < keys.count; ++i) p[n + i] = Dot(query, keys.Moving(i), dim);
+        SoftmaxInPlace(p, n + keys.count, width, scale);
+        std::fill_n(out, dim, 0.0f);
+        for (int64_t j = 0; j < n; ++j) AddScaled(p[j], values.Prefix(j), dim, out);
+        for (int64_t i = 0; i < keys.count; ++i) AddScaled(p[n + i], values.Moving(i), dim, out);
+      }
+    }
+  });
+}
+
+void TreeAttentionBackward(const HeadShape& shape, const TreeRows& tree, const float* dcontext, const float* q,
+                           const float* k, const float* v, const float* prefix_k, const float* prefix_v,
+                           const float* probabilities, float* dq, float* dk, float* dv) {
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
+  const double scale = 1 / std::sqrt(static_cast<double>(dim));
+  ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
+    thread_local std::vector<float> ds;
+    ds.resize(static_cast<size_t>(width));
+    const auto moving = [&](float* x, int64_t row) { return x + (row * shape.kv_heads + g) * dim; };
+    for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
+      std::fill_n(moving(dk, row), dim, 0.0f);
+      std::fill_n(moving(dv, row), dim, 0.0f);
+    }
+    for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
+      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k);
+      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v);
+      const int64_t n = keys.prefix_length, columns = n + keys.count;
+      for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+        const float* query = q + (row * shape.heads + h) * dim;
+        const float* dout = dcontext + (row * shape.heads + h) * dim;
+        const float* p = probabilities + (row * shape.heads + h) * width;
+        double mean = 0;
+        for (int64_t j = 0; j < columns; ++j) {
+          ds[j] = Dot(dout, j < n ? values.Prefix(j) : values.Moving(j - n), dim);
+          mean += double{ds[j]} * p[j];
+        }
+        float* dquery = dq + (row * shape.heads + h) * dim;
+        std::fill_n(dquery, dim, 0.0f);
+        for (int64_t j = 0; j < columns; ++j) {
+          ds[j] = static_cast<float>(p[j] * (ds[j] - mean) * scale);
+          AddScaled(ds[j], j < n ? keys.Prefix(j) : keys.Moving(j - n), dim, dquery);
+        }
+        for (int64_t i = 0; i < keys.count; ++i) {
+          AddScaled(ds[n + i], query, dim, moving(dk, keys.rows[i]));
+          AddScaled(p[n + i], dout, dim, moving(dv, keys.rows[i]));
+        }
+      }
+    }
+  });
+}
+
+}  // namespace c3po::cpu

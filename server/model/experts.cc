@@ -1,0 +1,261 @@
+// The experts of a layer. On the CPU the rows of all experts are one job of the product kernels, read by index from the
+// packed rows and added to them; elsewhere ATen runs one expert after the other, or all at once where every row takes
+// all.
+
+#include <ATen/ATen.h>
+
+#include "server/model/cpu/row_operations.h"
+#include "server/model/layer_math.h"
+#include "server/model/matrix_product.h"
+
+namespace c3po {
+namespace {
+
+at::Tensor Silu(const at::Tensor& x) { return at::silu(x); }
+
+// d silu(x) / dx = s (1 + x (1 - s)), s = sigmoid(x).
+at::Tensor SiluGradient(const at::Tensor& x) {
+  const at::Tensor s = at::sigmoid(x);
+  return s * (1 + x * (1 - s));
+}
+
+// The rows of each expert that any row selects, ascending by expert.
+std::vector<std::pair<int, at::Tensor>> RowsOfExperts(const at::Tensor& selected, int experts) {
+  const at::Tensor ids = selected.to(at::kCPU).contiguous();
+  const int64_t rows = ids.size(0), k = ids.size(1);
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  std::vector<std::vector<int64_t>> lists(experts);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < k; ++j) lists[id[r * k + j]].push_back(r);
+  }
+  std::vector<std::pair<int, at::Tensor>> result;
+  for (int e = 0; e < experts; ++e) {
+    if (lists[e].empty()) continue;
+    result.emplace_back(e, at::tensor(lists[e], at::kLong).to(selected.device()));
+  }
+  return result;
+}
+
+bool AllExpertsAtOnce(const Mixing& mixing) { return !mixing.selected.defined(); }
+
+// Rows of each expert that any row selects, ascending by expert; an expert's rows ascending.
+ExpertTape AssignRows(const Mixing& mixing, int64_t experts) {
+  ExpertTape tape;
+  const at::Tensor ids = mixing.selected.contiguous();
+  const int64_t rows = ids.size(0), k = ids.size(1);
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  tape.offsets.assign(static_cast<size_t>(experts) + 1, 0);
+  for (int64_t i = 0; i < rows * k; ++i) ++tape.offsets[id[i] + 1];
+  for (int64_t e = 0; e < experts; ++e) tape.offsets[e + 1] += tape.offsets[e];
+  std::vector<int64_t> next(tape.offsets.begin(), tape.offsets.end() - 1);
+  tape.assigned.resize(static_cast<size_t>(rows * k));
+  for (int64_t i = 0; i < rows * k; ++i) tape.assigned[next[id[i]]++] = i / k;
+  return tape;
+}
+
+// The products of all experts with their rows, as one job: rows of `x` by index where they are shared, else packed.
+struct ExpertRows {
+  const ExpertTape& tape;
+
+  cpu::RowsView Shared(const at::Tensor& x, int64_t e) const {
+    return {x.const_data_ptr<float>(), x.stride(0), count(e), tape.assigned.data() + tape.offsets[e]};
+  }
+  cpu::RowsView Packed(const at::Tensor& x, int64_t e) const {
+    return {x.const_data_ptr<float>() + tape.offsets[e] * x.size(1), x.size(1), count(e), nullptr};
+  }
+  cpu::MutableRowsView SharedOut(const at::Tensor& y, int64_t e) const {
+    return {y.mutable_data_ptr<float>(), y.size(1), tape.assigned.data() + tape.offsets[e]};
+  }
+  cpu::MutableRowsView PackedOut(const at::Tensor& y, int64_t e) const {
+    return {y.mutable_data_ptr<float>() + tape.offsets[e] * y.size(1), y.size(1), nullptr};
+  }
+  int64_t count(int64_t e) const { return tape.offsets[e + 1] - tape.offsets[e]; }
+
+  void MultiplyTransposed(const at::Tensor& x, const at::Tensor& w, const at::Tensor& packed) const {
+    std::vector<cpu::DotProduct> products;
+    for (int64_t e = 0; e < w.size(0); ++e) {
+      if (count(e) > 0) products.push_back({Shared(x, e), WeightsOf(w.select(0, e)), PackedOut(packed, e)});
+    }
+    cpu::MultiplyTransposed(products);
+  }
+  void MultiplyAdd(const at::Tensor& packed, const at::Tensor& w, const at::Tensor& y) const {
+    std::vector<cpu::OuterProduct> products;
+    for (int64_t e = 0; e < w.size(0); ++e) {
+      if (count(e) > 0) products.push_back({Packed(packed, e), WeightsOf(w.select(0, e)), SharedOut(y, e)});
+    }
+    cpu::MultiplyAdd(products);
+  }
+};
+
+at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const LayerWeights& layer,
+                           std::vector<ExpertTape>* tapes) {
+  const int64_t rows = normed.size(0), hidden = normed.size(1);
+  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
+  const bool all = AllExpertsAtOnce(mixing);
+  ExpertTape tape = all ? ExpertTape() : AssignRows(mixing, experts);
+  const at::Tensor weights = mixing.weights.contiguous();
+  at::Tensor out;
+  if (all) {
+    tape.scale = weights;
+    tape.gate_up = MatMulTransposed(normed, layer.gate_up.view({experts * 2 * neurons, hidden}));
+  } else {
+    const auto count = static_cast<int64_t>(tape.assigned.size());
+    tape.scale = at::empty({count}, normed.options());
+    const float* w = weights.const_data_ptr<float>();
+    float* scale = tape.scale.mutable_data_ptr<float>();
+    for (int64_t e = 0; e < experts; ++e) {
+      for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) scale[i] = w[tape.assigned[i] * experts + e];
+    }
+    tape.gate_up = at::empty({count, 2 * neurons}, normed.options());
+    ExpertRows{tape}.MultiplyTransposed(normed, layer.gate_up, tape.gate_up);
+  }
+  const int64_t blocks = tape.scale.numel();
+  const at::Tensor activation = at::empty({blocks, neurons}, normed.options());
+  cpu::SwigluBlocks(tape.gate_up.const_data_ptr<float>(), tape.scale.const_data_ptr<float>(), blocks, neurons,
+                    activation.mutable_data_ptr<float>());
+  if (all) {
+    out = MatMul(activation.view({rows, experts * neurons}), layer.down.view({experts * neurons, hidden}));
+  } else {
+    out = at::zeros_like(normed);
+    ExpertRows{tape}.MultiplyAdd(activation, layer.down, out);
+  }
+  if (tapes) tapes->push_back(std::move(tape));
+  return out;
+}
+
+at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
+                                const LayerWeights& layer, const ExpertTape& tape, at::Tensor& dweights) {
+  const int64_t rows = normed.size(0), hidden = normed.size(1);
+  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
+  const bool all = AllExpertsAtOnce(mixing);
+  const int64_t blocks = tape.scale.numel();
+  // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
+  at::Tensor t;
+  if (all) {
+    t = MatMulTransposed(doutput, layer.down.view({experts * neurons, hidden}));
+  } else {
+    t = at::empty({blocks, neurons}, normed.options());
+    ExpertRows{tape}.MultiplyTransposed(doutput, layer.down, t);
+  }
+  const at::Tensor dscale = at::empty({blocks}, normed.options());
+  const at::Tensor dgate_up = at::empty({blocks, 2 * neurons}, normed.options());
+  cpu::SwigluBackwardBlocks(t.const_data_ptr<float>(), tape.gate_up.const_data_ptr<float>(),
+                            tape.scale.const_data_ptr<float>(), blocks, neurons, dscale.mutable_data_ptr<float>(),
+                            dgate_up.mutable_data_ptr<float>());
+  if (all) {
+    dweights = dscale.view({rows, experts});
+    return MatMul(dgate_up.view({rows, experts * 2 * neurons}), layer.gate_up.view({experts * 2 * neurons, hidden}));
+  }
+  dweights = at::zeros({rows, experts}, normed.options());
+  float* dw = dweights.mutable_data_ptr<float>();
+  const float* ds = dscale.const_data_ptr<float>();
+  for (int64_t e = 0; e < experts; ++e) {
+    for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) dw[tape.assigned[i] * experts + e] = ds[i];
+  }
+  const at::Tensor dnormed = at::zeros_like(normed);
+  ExpertRows{tape}.MultiplyAdd(dgate_up, layer.gate_up, dnormed);
+  return dnormed;
+}
+
+}  // namespace
+
+at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const LayerWeights& layer,
+                      std::vector<ExpertTape>* tape) {
+  const int64_t rows = normed.size(0), hidden = normed.size(1);
+  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
+  if (OnCpuKernels(normed)) return RunExpertsOnCpu(normed, mixing, layer, tape);
+  const at::Tensor weights = mixing.weights.to(normed.scalar_type());
+  if (AllExpertsAtOnce(mixing)) {
+    ExpertTape all;
+    const at::Tensor gate_up =
+        MatMulTransposed(normed, layer.gate_up.view({experts * 2 * neurons, hidden})).view({rows, experts, 2, neurons});
+    all.gate = gate_up.select(2, 0);
+    all.up = gate_up.select(2, 1);
+    all.activation = Silu(all.gate) * all.up;
+    const at::Tensor scaled = all.activation * weights.unsqueeze(-1);
+    const at::Tensor out =
+        MatMul(scaled.reshape({rows, experts * neurons}), layer.down.view({experts * neurons, hidden}));
+    if (tape) tape->push_back(std::move(all));
+    return out;
+  }
+  at::Tensor out = at::zeros_like(normed);
+  for (auto& [expert, row_ids] : RowsOfExperts(mixing.selected, static_cast<int>(experts))) {
+    const bool every_row = row_ids.size(0) == rows;
+    const at::Tensor input = every_row ? normed : normed.index_select(0, row_ids);
+    const at::Tensor gate_up = MatMulTransposed(input, layer.gate_up.select(0, expert));
+    ExpertTape one{expert, row_ids, gate_up.narrow(1, 0, neurons), gate_up.narrow(1, neurons, neurons), {}, {}, {},
+                   {},     {}};
+    one.activation = Silu(one.gate) * one.up;
+    const at::Tensor weight = weights.select(1, expert).index_select(0, row_ids).unsqueeze(1);
+    const at::Tensor part = MatMul(one.activation * weight, layer.down.select(0, expert));
+    if (every_row) {
+      out.add_(part);
+    } else {
+      out.index_add_(0, row_ids, part);
+    }
+    if (tape) tape->push_back(std::move(one));
+  }
+  return out;
+}
+
+at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
+                           const LayerWeights& layer, const std::vector<ExpertTape>& tape, at::Tensor& dweights) {
+  const int64_t rows = normed.size(0), hidden = normed.size(1);
+  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
+  if (OnCpuKernels(normed)) return ExpertsBackwardOnCpu(doutput, normed, mixing, layer, tape.front(), dweights);
+  const at::Tensor weights = mixing.weights.to(normed.scalar_type());
+  if (AllExpertsAtOnce(mixing)) {
+    const ExpertTape& all = tape.front();
+    // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
+    const at::Tensor t =
+        MatMulTransposed(doutput, layer.down.view({experts * neurons, hidden})).view({rows, experts, neurons});
+    dweights = (t * all.activation).to(at::kFloat).sum(-1);
+    const at::Tensor dactivation = t * weights.unsqueeze(-1);
+    const at::Tensor dgate = dactivation * all.up * SiluGradient(all.gate);
+    const at::Tensor dup = dactivation * Silu(all.gate);
+    const at::Tensor dgate_up = at::stack({dgate, dup}, 2).view({rows, experts * 2 * neurons});
+    return MatMul(dgate_up, layer.gate_up.view({experts * 2 * neurons, hidden}));
+  }
+  dweights = at::zeros_like(mixing.weights);
+  at::Tensor dnormed = at::zeros_like(normed);
+  for (const ExpertTape& one : tape) {
+    const at::Tensor t = MatMulTransposed(doutput.index_select(0, one.rows), layer.down.select(0, one.expert));
+    dweights.select(1, one.expert).index_copy_(0, one.rows, (t * one.activation).to(at::kFloat).sum(-1));
+    const at::Tensor dactivation = t * weights.select(1, one.expert).index_select(0, one.rows).unsqueeze(1);
+    const at::Tensor dgate = dactivation * one.up * SiluGradient(one.gate);
+    const at::Tensor dup = dactivation * Silu(one.gate);
+    dnormed.index_add_(0, one.rows, MatMul(at::cat({dgate, dup}, 1), layer.gate_up.select(0, one.expert)));
+  }
+  return dnormed;
+}
+
+void RunExpertsApart(const at::Tensor& normed, const LayerWeights& layer, const std::vector<int64_t>& chosen,
+                     at::Tensor& outputs) {
+  const int64_t rows = normed.size(0), hidden = normed.size(1), neurons = layer.down.size(1);
+  if (!OnCpuKernels(normed)) {
+    for (int64_t expert : chosen) {
+      const at::Tensor gate_up = MatMulTransposed(normed, layer.gate_up.select(0, expert));
+      const at::Tensor activation = Silu(gate_up.narrow(1, 0, neurons)) * gate_up.narrow(1, neurons, neurons);
+      outputs.select(1, expert).copy_(MatMul(activation, layer.down.select(0, expert)));
+    }
+    return;
+  }
+  const auto count = static_cast<int64_t>(chosen.size());
+  const at::Tensor gate_up = at::empty({count, rows, 2 * neurons}, normed.options());
+  const at::Tensor activation = at::empty({count, rows, neurons}, normed.options());
+  std::vector<cpu::DotProduct> in;
+  std::vector<cpu::OuterProduct> out;
+  for (int64_t i = 0; i < count; ++i) {
+    const at::Tensor output = outputs.select(1, chosen[i]);
+    output.zero_();
+    in.push_back({RowsOf(normed), WeightsOf(layer.gate_up.select(0, chosen[i])), MutableRowsOf(gate_up[i])});
+    out.push_back({RowsOf(activation[i]), WeightsOf(layer.down.select(0, chosen[i])), MutableRowsOf(output)});
+  }
+  TORCH_CHECK(hidden == outputs.size(2), "an expert's output has another size");
+  cpu::MultiplyTransposed(in);
+  cpu::SwigluBlocks(gate_up.const_data_ptr<float>(), at::ones({count * rows}, at::kFloat).const_data_ptr<float>(),
+                    count * rows, neurons, activation.mutable_data_ptr<float>());
+  cpu::MultiplyAdd(out);
+}
+
+}  // namespace c3po
