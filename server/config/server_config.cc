@@ -23,7 +23,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("device", c.device, "cpu or cuda");
   visit("dtype", c.dtype, "auto, float32 or bfloat16");
   visit("embedder", c.embedder, "folder of a sentence encoder, or \"model\" for the model's own hidden states");
-  visit("threads", c.threads, "threads of libtorch's pool; 0: one per core");
+  visit("threads", c.threads, "threads that the model computes on; 0: one per core");
   visit("store", c.store, "SQLite file of the references");
   visit("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");
   visit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");

@@ -22,7 +22,7 @@ struct ServerConfig {
   std::string dtype = "auto";                                    // auto, float32, bfloat16
   // A sentence encoder's folder, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
-  int threads = 0;  // Of libtorch's pool; 0: one per core.
+  int threads = 0;  // That the model computes on; 0: one per core.
 
   // References
   std::string store = "c3po.db";    // SQLite file; created if absent.

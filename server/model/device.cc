@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 
 #include "absl/strings/str_cat.h"
+#include "server/model/cpu/thread_pool.h"
 
 namespace c3po {
 
@@ -42,8 +43,9 @@ absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device d
   return at::kFloat;
 }
 
-void SetTorchThreads(int threads) {
-  if (threads > 0) at::set_num_threads(threads);
+void SetComputeThreads(int threads) {
+  cpu::ThreadPool::SetThreads(threads);
+  at::set_num_threads(1);
 }
 
 }  // namespace c3po

@@ -18,8 +18,10 @@ absl::StatusOr<at::Device> OpenDevice(const std::string& name);
 // float32.
 absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device device);
 
-// Threads of libtorch's own pool, for the whole process; 0 keeps its default.
-void SetTorchThreads(int threads);
+// Threads that the model computes on, for the whole process, set before the first model is loaded: those of
+// server/model/cpu; 0: OMP_NUM_THREADS, else one per core. libtorch's own pool is left one thread, whose barriers would
+// otherwise spin beside ours.
+void SetComputeThreads(int threads);
 
 }  // namespace c3po
 

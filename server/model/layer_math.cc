@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "server/model/matrix_product.h"
+
 namespace c3po {
 namespace {
 
@@ -77,7 +79,7 @@ Projections ProjectAttention(const at::Tensor& normed, const LayerWeights& layer
   const int64_t rows = normed.size(0), head_dim = config.head_dim;
   const int64_t query = config.heads * head_dim, key = config.kv_heads * head_dim;
   Projections out;
-  out.raw = at::linear(normed, layer.qkv);
+  out.raw = MatMulTransposed(normed, layer.qkv);
   at::Tensor q = out.raw.narrow(1, 0, query), k = out.raw.narrow(1, query, key),
              v = out.raw.narrow(1, query + key, key);
   if (config.qk_norm) {
@@ -116,13 +118,13 @@ at::Tensor ProjectAttentionBackward(const at::Tensor& dq, const at::Tensor& dk, 
     gq = RmsNormBackward(gq, raw_q, layer.q_norm, config.rms_norm_eps);
     gk = RmsNormBackward(gk, raw_k, layer.k_norm, config.rms_norm_eps);
   }
-  return at::matmul(at::cat({gq, gk, gv}, 1), layer.qkv);
+  return MatMul(at::cat({gq, gk, gv}, 1), layer.qkv);
 }
 
 Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
                   const LayerRouting& routing) {
   Mixing mixing;
-  mixing.logits = at::linear(normed, layer.router).to(at::kFloat);
+  mixing.logits = MatMulTransposed(normed, layer.router).to(at::kFloat);
   mixing.probabilities = at::softmax(routing.shift.defined() ? mixing.logits + routing.shift : mixing.logits, -1);
   if (routing.weights.defined()) {
     mixing.probabilities = at::where(routing.weights_rows, routing.weights, mixing.probabilities);
@@ -158,13 +160,13 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Laye
   if (AllExpertsAtOnce(mixing)) {
     ExpertTape all;
     const at::Tensor gate_up =
-        at::linear(normed, layer.gate_up.view({experts * 2 * neurons, hidden})).view({rows, experts, 2, neurons});
+        MatMulTransposed(normed, layer.gate_up.view({experts * 2 * neurons, hidden})).view({rows, experts, 2, neurons});
     all.gate = gate_up.select(2, 0);
     all.up = gate_up.select(2, 1);
     all.activation = Silu(all.gate) * all.up;
     const at::Tensor scaled = all.activation * weights.unsqueeze(-1);
     const at::Tensor out =
-        at::matmul(scaled.reshape({rows, experts * neurons}), layer.down.view({experts * neurons, hidden}));
+        MatMul(scaled.reshape({rows, experts * neurons}), layer.down.view({experts * neurons, hidden}));
     if (tape) tape->push_back(std::move(all));
     return out;
   }
@@ -172,11 +174,11 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Laye
   for (auto& [expert, row_ids] : RowsOfExperts(mixing.selected, static_cast<int>(experts))) {
     const bool every_row = row_ids.size(0) == rows;
     const at::Tensor input = every_row ? normed : normed.index_select(0, row_ids);
-    const at::Tensor gate_up = at::linear(input, layer.gate_up.select(0, expert));
+    const at::Tensor gate_up = MatMulTransposed(input, layer.gate_up.select(0, expert));
     ExpertTape one{expert, row_ids, gate_up.narrow(1, 0, neurons), gate_up.narrow(1, neurons, neurons), {}};
     one.activation = Silu(one.gate) * one.up;
     const at::Tensor weight = weights.select(1, expert).index_select(0, row_ids).unsqueeze(1);
-    const at::Tensor part = at::matmul(one.activation * weight, layer.down.select(0, expert));
+    const at::Tensor part = MatMul(one.activation * weight, layer.down.select(0, expert));
     if (every_row) {
       out.add_(part);
     } else {
@@ -196,32 +198,32 @@ at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, 
     const ExpertTape& all = tape.front();
     // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
     const at::Tensor t =
-        at::matmul(doutput, layer.down.view({experts * neurons, hidden}).t()).view({rows, experts, neurons});
+        MatMulTransposed(doutput, layer.down.view({experts * neurons, hidden})).view({rows, experts, neurons});
     dweights = (t * all.activation).to(at::kFloat).sum(-1);
     const at::Tensor dactivation = t * weights.unsqueeze(-1);
     const at::Tensor dgate = dactivation * all.up * SiluGradient(all.gate);
     const at::Tensor dup = dactivation * Silu(all.gate);
     const at::Tensor dgate_up = at::stack({dgate, dup}, 2).view({rows, experts * 2 * neurons});
-    return at::matmul(dgate_up, layer.gate_up.view({experts * 2 * neurons, hidden}));
+    return MatMul(dgate_up, layer.gate_up.view({experts * 2 * neurons, hidden}));
   }
   dweights = at::zeros_like(mixing.weights);
   at::Tensor dnormed = at::zeros_like(normed);
   for (const ExpertTape& one : tape) {
-    const at::Tensor t = at::matmul(doutput.index_select(0, one.rows), layer.down.select(0, one.expert).t());
+    const at::Tensor t = MatMulTransposed(doutput.index_select(0, one.rows), layer.down.select(0, one.expert));
     dweights.select(1, one.expert).index_copy_(0, one.rows, (t * one.activation).to(at::kFloat).sum(-1));
     const at::Tensor dactivation = t * weights.select(1, one.expert).index_select(0, one.rows).unsqueeze(1);
     const at::Tensor dgate = dactivation * one.up * SiluGradient(one.gate);
     const at::Tensor dup = dactivation * Silu(one.gate);
-    dnormed.index_add_(0, one.rows, at::matmul(at::cat({dgate, dup}, 1), layer.gate_up.select(0, one.expert)));
+    dnormed.index_add_(0, one.rows, MatMul(at::cat({dgate, dup}, 1), layer.gate_up.select(0, one.expert)));
   }
   return dnormed;
 }
 
 at::Tensor RunOneExpert(const at::Tensor& normed, const LayerWeights& layer, int expert) {
   const int64_t neurons = layer.down.size(1);
-  const at::Tensor gate_up = at::linear(normed, layer.gate_up.select(0, expert));
+  const at::Tensor gate_up = MatMulTransposed(normed, layer.gate_up.select(0, expert));
   const at::Tensor activation = Silu(gate_up.narrow(1, 0, neurons)) * gate_up.narrow(1, neurons, neurons);
-  return at::matmul(activation, layer.down.select(0, expert));
+  return MatMul(activation, layer.down.select(0, expert));
 }
 
 }  // namespace c3po

@@ -17,6 +17,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/model/matrix_product.h"
 #include "server/model/moe_model.h"
 
 namespace c3po {
@@ -109,7 +110,7 @@ at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& wei
     write(span.cache->values, rows.v);
     contexts.push_back(AttendSpan(span, rows.q.narrow(0, span.first_row, span.rows), layer, config));
   }
-  return at::linear(contexts.size() == 1 ? contexts[0] : at::cat(contexts), weights.output);
+  return MatMulTransposed(contexts.size() == 1 ? contexts[0] : at::cat(contexts), weights.output);
 }
 
 // Records what segments asked to see of the states entering `layer`.
@@ -163,7 +164,7 @@ void ReadOut(const Batch& batch, const MoeWeights& weights, const ModelConfig& c
   if (rows.empty()) return;
   const at::Tensor picked = batch.hidden.index_select(0, at::tensor(rows, at::kLong).to(batch.hidden.device()));
   const at::Tensor normed = RmsNorm(picked, weights.final_norm, config.rms_norm_eps);
-  const at::Tensor logits = at::linear(normed, weights.lm_head).to(at::kFloat);
+  const at::Tensor logits = MatMulTransposed(normed, weights.lm_head).to(at::kFloat);
   int64_t next = 0;
   for (const RowSpan& span : batch.spans) {
     if (!span.segment->targets.empty()) {

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/model/matrix_product.h"
 
 namespace c3po {
 namespace {
@@ -145,7 +146,7 @@ void NeighborLoss::RunAttention(int layer, LayerTape& tape) const {
   tape.projections = ProjectAttention(normed, weights, config, rope_);
   const at::Tensor context = attention_->Forward(tape.projections, prefix_keys_[layer - first_layer_],
                                                  prefix_values_[layer - first_layer_], &tape.attention);
-  tape.middle = tape.input + at::linear(context, weights.output);
+  tape.middle = tape.input + MatMulTransposed(context, weights.output);
 }
 
 LayerRouting NeighborLoss::RoutingOf(const RoutingOverride& routing, int layer) const {
@@ -244,7 +245,7 @@ at::Tensor NeighborLoss::HeadBackward(const at::Tensor& hidden, const at::Tensor
   const at::Tensor row_sums = at::zeros({rows()}, coefficients.options()).index_add_(0, target_rows_, coefficients);
   at::Tensor dlogits = at::exp(logprobs).mul_(-row_sums.unsqueeze(1));
   dlogits.index_put_({target_rows_, target_tokens_}, coefficients, /*accumulate=*/true);
-  const at::Tensor dnormed = at::matmul(dlogits.to(hidden.scalar_type()), head_);
+  const at::Tensor dnormed = MatMul(dlogits.to(hidden.scalar_type()), head_);
   return RmsNormBackward(dnormed, hidden, model_.weights().final_norm, model_.config().rms_norm_eps);
 }
 
@@ -272,10 +273,10 @@ void NeighborLoss::Backward(const RoutingOverride& routing, const std::vector<La
       if (!shift) dlogits = dlogits * overridden_.logical_not();  // Replaced weights do not look at the router.
     }
     if (l == first_layer_) return;
-    dnormed = dnormed + at::matmul(dlogits.to(dnormed.scalar_type()), weights.router);
+    dnormed = dnormed + MatMul(dlogits.to(dnormed.scalar_type()), weights.router);
     const at::Tensor dmiddle = dhidden + RmsNormBackward(dnormed, tape.middle, weights.moe_norm, config.rms_norm_eps);
     const TreeAttention::Gradients qkv =
-        attention_->Backward(at::matmul(dmiddle, weights.output), tape.attention, prefix_keys_[l - first_layer_],
+        attention_->Backward(MatMul(dmiddle, weights.output), tape.attention, prefix_keys_[l - first_layer_],
                              prefix_values_[l - first_layer_]);
     const at::Tensor dattention =
         ProjectAttentionBackward(qkv.q, qkv.k, qkv.v, tape.projections, weights, config, rope_);
@@ -294,7 +295,7 @@ absl::StatusOr<double> NeighborLoss::Evaluate(const RoutingOverride& routing, Pa
     std::vector<LayerTape> tapes(config.layers - first_layer_);
     const at::Tensor hidden = Forward(routing, tapes);
     const at::Tensor normed = RmsNorm(hidden, model_.weights().final_norm, config.rms_norm_eps);
-    const at::Tensor logprobs = at::log_softmax(at::linear(normed, head_).to(at::kFloat), -1);
+    const at::Tensor logprobs = at::log_softmax(MatMulTransposed(normed, head_).to(at::kFloat), -1);
     std::vector<float> dlogprobs;
     const double loss = Loss(ToFloats(logprobs.index({target_rows_, target_tokens_})), dlogprobs);
     if (!std::isfinite(loss)) return absl::InternalError("the neighbors' loss is not finite");

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/model/matrix_product.h"
 #include "server/model/moe_model.h"
 #include "server/model/tree_attention.h"
 
@@ -72,7 +73,7 @@ absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(c
       const at::Tensor context = attention.Forward(
           ProjectAttention(normed, layer, config_, rope), cache.keys.select(0, l).narrow(1, 0, prefix).unsqueeze(0),
           cache.values.select(0, l).narrow(1, 0, prefix).unsqueeze(0), nullptr);
-      hidden = hidden + at::linear(context, layer.output);
+      hidden = hidden + MatMulTransposed(context, layer.output);
       const at::Tensor moe_input = RmsNorm(hidden, layer.moe_norm, config_.rms_norm_eps);
       hidden = hidden + RunExperts(moe_input, MixExperts(moe_input, layer, config_, {}), layer, nullptr);
     }

@@ -36,15 +36,15 @@ RoutingOverride RoutingFromJson(const Json& json) {
 }
 
 std::string PriorToText(const CollectionPrior& prior) {
-  return Json{{"routing", RoutingToJson(prior.routing)},
+  Json json = {{"routing", RoutingToJson(prior.routing)},
               {"model_digest", prior.model_digest},
               {"references", prior.references},
               {"validation_references", prior.validation_references},
               {"validation_loss_before", prior.validation_loss_before},
-              {"validation_loss_after", prior.validation_loss_after},
-              {"validation_accuracy_before", prior.validation_accuracy_before},
-              {"validation_accuracy_after", prior.validation_accuracy_after}}
-      .dump();
+              {"validation_loss_after", prior.validation_loss_after}};
+  if (prior.validation_accuracy_before) json["validation_accuracy_before"] = *prior.validation_accuracy_before;
+  if (prior.validation_accuracy_after) json["validation_accuracy_after"] = *prior.validation_accuracy_after;
+  return json.dump();
 }
 
 CollectionPrior PriorFromJson(const Json& json) {
@@ -55,8 +55,11 @@ CollectionPrior PriorFromJson(const Json& json) {
   json.at("validation_references").get_to(prior.validation_references);
   json.at("validation_loss_before").get_to(prior.validation_loss_before);
   json.at("validation_loss_after").get_to(prior.validation_loss_after);
-  json.at("validation_accuracy_before").get_to(prior.validation_accuracy_before);
-  json.at("validation_accuracy_after").get_to(prior.validation_accuracy_after);
+  const auto optional = [&json](const char* name) {
+    return json.contains(name) ? std::optional<double>(json.at(name).get<double>()) : std::nullopt;
+  };
+  prior.validation_accuracy_before = optional("validation_accuracy_before");
+  prior.validation_accuracy_after = optional("validation_accuracy_after");
   return prior;
 }
 

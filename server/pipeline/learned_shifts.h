@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,8 @@ struct CollectionPrior {
   int64_t references = 0;             // it was fitted to
   int64_t validation_references = 0;  // held apart
   double validation_loss_before = 0, validation_loss_after = 0;
-  double validation_accuracy_before = 0, validation_accuracy_after = 0;
+  // Unset where the references have no choices.
+  std::optional<double> validation_accuracy_before, validation_accuracy_after;
 };
 
 // A router shift found on one reference's own loss.

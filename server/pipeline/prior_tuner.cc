@@ -100,8 +100,9 @@ absl::StatusOr<bool> PriorTuner::EndPass() {
     return false;
   }
   epoch_.validation_loss = loss;
-  epoch_.validation_accuracy = pass_.counted ? static_cast<double>(pass_.correct) / static_cast<double>(cases().size())
-                                             : std::numeric_limits<double>::quiet_NaN();
+  if (pass_.counted) {
+    epoch_.validation_accuracy = static_cast<double>(pass_.correct) / static_cast<double>(cases().size());
+  }
   epoch_.seconds = absl::ToDoubleSeconds(absl::Now() - epoch_start_);
   on_epoch_(epoch_);
   if (epoch_.number == 0) {

@@ -38,7 +38,7 @@ class PriorTuner final : public OptimizationTask {
     int number = 0;                  // 0: before the first
     double training_loss = 0;        // mean over the epoch's minibatches; 0 in epoch 0
     double validation_loss = 0;      // mean
-    double validation_accuracy = 0;  // of the references with choices; NaN where the model does not count it
+    std::optional<double> validation_accuracy;  // unset where the references have no choices
     double seconds = 0;
   };
   // `model` outlives it. Both lists hold at least one case. `on_epoch` comes from the engine thread.

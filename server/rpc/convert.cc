@@ -369,8 +369,8 @@ v1::PriorInfo PriorToProto(const CollectionPrior& prior) {
   info.set_validation_references(static_cast<uint64_t>(prior.validation_references));
   info.set_validation_loss_before(prior.validation_loss_before);
   info.set_validation_loss_after(prior.validation_loss_after);
-  info.set_validation_accuracy_before(prior.validation_accuracy_before);
-  info.set_validation_accuracy_after(prior.validation_accuracy_after);
+  if (prior.validation_accuracy_before) info.set_validation_accuracy_before(*prior.validation_accuracy_before);
+  if (prior.validation_accuracy_after) info.set_validation_accuracy_after(*prior.validation_accuracy_after);
   info.set_model_digest(prior.model_digest);
   info.set_usable(true);
   return info;

@@ -57,7 +57,7 @@ class TunePriorReactor final : public LearningReactor {
     last_.set_epoch(static_cast<uint32_t>(epoch.number));
     last_.set_training_loss(epoch.training_loss);
     last_.set_validation_loss(epoch.validation_loss);
-    last_.set_validation_accuracy(epoch.validation_accuracy);
+    if (epoch.validation_accuracy) last_.set_validation_accuracy(*epoch.validation_accuracy);
     last_.set_seconds(epoch.seconds);
     Send(ToBytes(last_));
   }

@@ -1,0 +1,452 @@
+// Dot form: tiles of M rows of x by N rows of W, one vector accumulator per element along k, summed across lanes at the
+// end. With 16 registers 4 x 3 keeps two multiply-adds a cycle fed from L1; one row of x takes 8 rows of W at a time,
+// as many streams as memory likes. Outer form: tiles of 6 rows by 2 vectors of columns (a cache line of float32),
+// looping over n, each element accumulated in ascending n; blocks of n keep the rows of W that all tiles pass over in
+// L2. Both ask memory for the next block while they compute, else a product of a dozen rows would wait for memory first
+// and compute then. Neither a tile's shape nor a block's border changes the order of an element's sum: tiles hold whole
+// elements, and blocks of n hand the running sum on through y.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "server/model/cpu/matrix_products.cc"
+// Tiles are arrays of vectors, which length-agnostic instruction sets do not have.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#include "hwy/foreach_target.h"
+// After foreach_target.
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "server/model/cpu/matrix_products.h"
+#include "server/model/cpu/thread_pool.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace c3po::cpu::HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+constexpr size_t kLanes = HWY_LANES(float);
+
+HWY_INLINE V Load(const float* p) { return hn::LoadU(D(), p); }
+
+// bfloat16 is the upper half of a float32.
+HWY_INLINE V Load(const uint16_t* p) {
+  const hn::Rebind<uint16_t, D> half;
+  const hn::RebindToUnsigned<D> whole;
+  return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(whole, hn::LoadU(half, p))));
+}
+
+// The first `count` elements, then zeros.
+template <typename W>
+HWY_INLINE V LoadPart(const W* p, size_t count) {
+  W part[kLanes] = {};
+  std::memcpy(part, p, count * sizeof(W));
+  return Load(part);
+}
+
+HWY_INLINE void StorePart(V v, float* p, size_t count) {
+  float part[kLanes];
+  hn::StoreU(v, D(), part);
+  std::memcpy(p, part, count * sizeof(float));
+}
+
+template <typename Row>
+HWY_INLINE auto RowAt(const Row& view, int64_t i) {
+  return view.data + (view.index ? view.index[i] : i) * view.stride;
+}
+
+// --- dot form ---
+
+// The sums of the lanes of four vectors. One order whatever the vectors hold: per block of four lanes (0+2) + (1+3),
+// then upper half onto lower half.
+HWY_INLINE void SumLanesOfFour(V a, V b, V c, V d, float* out) {
+#if HWY_TARGET == HWY_SCALAR
+  const V sums[4] = {a, b, c, d};
+  for (size_t i = 0; i < 4; ++i) out[i] = hn::GetLane(sums[i]);
+#else
+  const hn::RepartitionToWide<hn::RebindToUnsigned<D> > pairs;
+  const V ab = hn::Add(hn::InterleaveLower(D(), a, b), hn::InterleaveUpper(D(), a, b));
+  const V cd = hn::Add(hn::InterleaveLower(D(), c, d), hn::InterleaveUpper(D(), c, d));
+  const auto ab2 = hn::BitCast(pairs, ab), cd2 = hn::BitCast(pairs, cd);
+  const V blocks = hn::Add(hn::BitCast(D(), hn::InterleaveLower(pairs, ab2, cd2)),
+                           hn::BitCast(D(), hn::InterleaveUpper(pairs, ab2, cd2)));
+  if constexpr (kLanes == 16) {
+    const hn::Half<D> half;
+    const auto folded = hn::Add(hn::LowerHalf(half, blocks), hn::UpperHalf(half, blocks));
+    const hn::Half<decltype(half)> quarter;
+    hn::StoreU(hn::Add(hn::LowerHalf(quarter, folded), hn::UpperHalf(quarter, folded)), quarter, out);
+  } else if constexpr (kLanes == 8) {
+    const hn::Half<D> half;
+    hn::StoreU(hn::Add(hn::LowerHalf(half, blocks), hn::UpperHalf(half, blocks)), half, out);
+  } else {
+    hn::StoreU(blocks, D(), out);
+  }
+#endif
+}
+
+// `ahead`: F rows of W that a later tile will read; memory is asked for them here, a little per step.
+template <size_t M, size_t N, size_t F, typename W>
+HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t column, const W* ahead) {
+  const size_t depth = static_cast<size_t>(p.w.columns), even = depth / kLanes * kLanes;
+  const float* x[M];
+  const W* w = static_cast<const W*>(p.w.data) + column * p.w.columns;
+  V sums[M][N];
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    x[m] = RowAt(p.x, row + static_cast<int64_t>(m));
+#pragma GCC unroll 8
+    for (size_t n = 0; n < N; ++n) sums[m][n] = hn::Zero(D());
+  }
+  for (size_t k = 0; k < even; k += kLanes) {
+    V wv[N];
+#pragma GCC unroll 8
+    for (size_t n = 0; n < N; ++n) wv[n] = Load(w + n * depth + k);
+#pragma GCC unroll 8
+    for (size_t f = 0; f < F; ++f) hwy::Prefetch(ahead + f * depth + k);
+#pragma GCC unroll 8
+    for (size_t m = 0; m < M; ++m) {
+      const V xv = Load(x[m] + k);
+#pragma GCC unroll 8
+      for (size_t n = 0; n < N; ++n) sums[m][n] = hn::MulAdd(xv, wv[n], sums[m][n]);
+    }
+  }
+  if (even < depth) {
+#pragma GCC unroll 8
+    for (size_t m = 0; m < M; ++m) {
+      const V xv = LoadPart(x[m] + even, depth - even);
+#pragma GCC unroll 8
+      for (size_t n = 0; n < N; ++n) {
+        sums[m][n] = hn::MulAdd(xv, LoadPart(w + n * depth + even, depth - even), sums[m][n]);
+      }
+    }
+  }
+  constexpr size_t kSums = M * N, kGroups = (kSums + 3) / 4;
+  const V zero = hn::Zero(D());
+  float y[kGroups * 4];
+#pragma GCC unroll 8
+  for (size_t i = 0; i < kGroups * 4; i += 4) {
+    const auto sum = [&](size_t j) HWY_ATTR { return j < kSums ? sums[j / N][j % N] : zero; };
+    SumLanesOfFour(sum(i), sum(i + 1), sum(i + 2), sum(i + 3), y + i);
+  }
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    std::memcpy(RowAt(p.y, row + static_cast<int64_t>(m)) + column, y + m * N, N * sizeof(float));
+  }
+}
+
+// M rows by [begin, end) columns. The rows of W one `ahead_rows` further down are asked for: of each tile's N, those
+// from `ahead_first` on.
+template <size_t M, size_t N, size_t F, typename W>
+HWY_INLINE void DotRows(const DotProduct& p, int64_t row, int64_t begin, int64_t end, int64_t ahead_rows) {
+  const W* w = static_cast<const W*>(p.w.data);
+  int64_t n = begin;
+  for (; n + static_cast<int64_t>(N) <= end; n += N) {
+    DotTile<M, N, F, W>(p, row, n, F > 0 ? w + (n + ahead_rows) * p.w.columns : nullptr);
+  }
+  for (; n < end; ++n) DotTile<M, 1, 0, W>(p, row, n, nullptr);
+}
+
+template <typename W>
+void DotBlockOf(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
+  constexpr int64_t kColumns = 24;  // Rows of W that all rows of x pass over: some 50 KB, in L2.
+  const int64_t passes = (row_end - row_begin) / 4;
+  for (int64_t n = begin; n < end; n += kColumns) {
+    const int64_t n_end = std::min(end, n + kColumns);
+    const bool more = n_end + kColumns <= end;
+    int64_t m = row_begin;
+    for (int64_t pass = 0; pass < passes; ++pass, m += 4) {
+      // The next block's rows are asked for during as many passes as there are, up to the three rows of a tile.
+      if (!more || pass >= 3) {
+        DotRows<4, 3, 0, W>(p, m, n, n_end, 0);
+      } else if (passes == 1) {
+        DotRows<4, 3, 3, W>(p, m, n, n_end, kColumns);
+      } else if (passes == 2 && pass == 0) {
+        DotRows<4, 3, 2, W>(p, m, n, n_end, kColumns);
+      } else {
+        DotRows<4, 3, 1, W>(p, m, n, n_end, kColumns + (passes == 2 ? 2 : pass));
+      }
+    }
+    const bool first = m == row_begin && more;
+    if (row_end - m == 3) {
+      first ? DotRows<3, 4, 4, W>(p, m, n, n_end, kColumns) : DotRows<3, 4, 0, W>(p, m, n, n_end, 0);
+    } else if (row_end - m == 2) {
+      first ? DotRows<2, 6, 6, W>(p, m, n, n_end, kColumns) : DotRows<2, 6, 0, W>(p, m, n, n_end, 0);
+    } else if (row_end - m == 1) {
+      first ? DotRows<1, 8, 8, W>(p, m, n, n_end, kColumns) : DotRows<1, 8, 0, W>(p, m, n, n_end, 0);
+    }
+  }
+}
+
+void DotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
+  if (p.w.bfloat16) {
+    DotBlockOf<uint16_t>(p, row_begin, row_end, begin, end);
+  } else {
+    DotBlockOf<float>(p, row_begin, row_end, begin, end);
+  }
+}
+
+// --- outer form ---
+
+// Rows of W, [begin, end) of a tile's loop, during which memory is asked for the same columns `distance` rows further
+// down: what the next block of n reads. Each tile of a strip takes its share of the block.
+struct Ahead {
+  int64_t begin = 0, end = 0, distance = 0;
+};
+
+template <size_t M, size_t N, bool kFetch, typename W>
+HWY_INLINE void OuterSteps(const float* const (&a)[M], const W* w, int64_t stride, int64_t begin, int64_t end,
+                           int64_t distance, V (&sums)[M][N]) {
+  w += begin * stride;
+  for (int64_t n = begin; n < end; ++n, w += stride) {
+    V wv[N];
+#pragma GCC unroll 8
+    for (size_t j = 0; j < N; ++j) wv[j] = Load(w + j * kLanes);
+    if constexpr (kFetch) {
+#pragma GCC unroll 8
+      for (size_t j = 0; j<N; j += 64 / (kLanes * sizeof(W))> 0 ? 64 / (kLanes * sizeof(W)) : 1) {
+        hwy::Prefetch(w + distance * stride + j * kLanes);
+      }
+    }
+#pragma GCC unroll 8
+    for (size_t m = 0; m < M; ++m) {
+      const V av = hn::Set(D(), a[m][n]);
+#pragma GCC unroll 8
+      for (size_t j = 0; j < N; ++j) sums[m][j] = hn::MulAdd(av, wv[j], sums[m][j]);
+    }
+  }
+}
+
+// y[m, column...] += sum over n in [begin, end) of a[m, n] W[n, column...], for M rows and N vectors of columns.
+template <size_t M, size_t N, typename W>
+HWY_INLINE void OuterTile(const OuterProduct& p, int64_t row, int64_t begin, int64_t end, int64_t column,
+                          const Ahead& ahead) {
+  const float* a[M];
+  V sums[M][N];
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    a[m] = RowAt(p.a, row + static_cast<int64_t>(m));
+    const float* y = RowAt(p.y, row + static_cast<int64_t>(m)) + column;
+#pragma GCC unroll 8
+    for (size_t j = 0; j < N; ++j) sums[m][j] = Load(y + j * kLanes);
+  }
+  const W* w = static_cast<const W*>(p.w.data) + column;
+  if (ahead.begin < ahead.end) {
+    OuterSteps<M, N, false>(a, w, p.w.columns, begin, ahead.begin, 0, sums);
+    OuterSteps<M, N, true>(a, w, p.w.columns, ahead.begin, ahead.end, ahead.distance, sums);
+    OuterSteps<M, N, false>(a, w, p.w.columns, ahead.end, end, 0, sums);
+  } else {
+    OuterSteps<M, N, false>(a, w, p.w.columns, begin, end, 0, sums);
+  }
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    float* y = RowAt(p.y, row + static_cast<int64_t>(m)) + column;
+#pragma GCC unroll 8
+    for (size_t j = 0; j < N; ++j) hn::StoreU(sums[m][j], D(), y + j * kLanes);
+  }
+}
+
+// The same for a few columns, fewer than a vector.
+template <typename W>
+HWY_INLINE void OuterRest(const OuterProduct& p, int64_t row, int64_t begin, int64_t end, int64_t column,
+                          size_t count) {
+  const float* a = RowAt(p.a, row);
+  float* y = RowAt(p.y, row) + column;
+  V sum = LoadPart(y, count);
+  for (int64_t n = begin; n < end; ++n) {
+    const W* w = static_cast<const W*>(p.w.data) + n * p.w.columns + column;
+    sum = hn::MulAdd(hn::Set(D(), a[n]), LoadPart(w, count), sum);
+  }
+  StorePart(sum, y, count);
+}
+
+template <size_t N, typename W>
+HWY_INLINE void OuterStrip(const OuterProduct& p, int64_t begin, int64_t end, int64_t column, int64_t distance) {
+  constexpr int64_t kRows = 6;
+  const int64_t rows = p.a.rows, tiles = std::max<int64_t>(1, std::min<int64_t>(4, rows / kRows));
+  int64_t tile = 0;
+  const auto ahead = [&]() HWY_ATTR {
+    if (distance == 0 || tile >= tiles) return Ahead{};
+    const int64_t length = end - begin;
+    const Ahead share{begin + length * tile / tiles, begin + length * (tile + 1) / tiles, distance};
+    ++tile;
+    return share;
+  };
+  int64_t m = 0;
+  for (; m + kRows <= rows; m += kRows) OuterTile<kRows, N, W>(p, m, begin, end, column, ahead());
+  const int64_t left = rows - m;
+  if (left >= 4) OuterTile<4, N, W>(p, m, begin, end, column, ahead()), m += 4;
+  if (rows - m == 3) OuterTile<3, N, W>(p, m, begin, end, column, ahead());
+  if (rows - m == 2) OuterTile<2, N, W>(p, m, begin, end, column, ahead());
+  if (rows - m == 1) OuterTile<1, N, W>(p, m, begin, end, column, ahead());
+}
+
+// Few rows: U rows of W at a time, all their columns in one sweep, as memory likes to be read; the running sums are in
+// y, which stays in L1. M * U factors, M sums and one vector of W fit the 16 registers.
+template <size_t M, size_t U, typename W>
+HWY_INLINE void OuterSweep(const OuterProduct& p, int64_t column, int64_t column_end) {
+  const int64_t lanes = kLanes, stride = p.w.columns;
+  const int64_t vectors_end = column + (column_end - column) / lanes * lanes;
+  const float* a[M];
+  float* y[M];
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    a[m] = RowAt(p.a, static_cast<int64_t>(m));
+    y[m] = RowAt(p.y, static_cast<int64_t>(m));
+  }
+  const W* w = static_cast<const W*>(p.w.data);
+  int64_t n = 0;
+  for (; n + static_cast<int64_t>(U) <= p.w.rows; n += U, w += U * stride) {
+    V av[M][U];
+#pragma GCC unroll 8
+    for (size_t m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+      for (size_t u = 0; u < U; ++u) av[m][u] = hn::Set(D(), a[m][n + u]);
+    }
+    for (int64_t k = column; k < vectors_end; k += lanes) {
+      V sums[M];
+#pragma GCC unroll 8
+      for (size_t m = 0; m < M; ++m) sums[m] = Load(y[m] + k);
+#pragma GCC unroll 8
+      for (size_t u = 0; u < U; ++u) {
+        const V wv = Load(w + u * stride + k);
+#pragma GCC unroll 8
+        for (size_t m = 0; m < M; ++m) sums[m] = hn::MulAdd(av[m][u], wv, sums[m]);
+      }
+#pragma GCC unroll 8
+      for (size_t m = 0; m < M; ++m) hn::StoreU(sums[m], D(), y[m] + k);
+    }
+  }
+  for (; n < p.w.rows; ++n, w += stride) {
+    for (size_t m = 0; m < M; ++m) {
+      const V av = hn::Set(D(), a[m][n]);
+      for (int64_t k = column; k < vectors_end; k += lanes) {
+        hn::StoreU(hn::MulAdd(av, Load(w + k), Load(y[m] + k)), D(), y[m] + k);
+      }
+    }
+  }
+  for (size_t m = 0; m < M && vectors_end < column_end; ++m) {
+    OuterRest<W>(p, static_cast<int64_t>(m), 0, p.w.rows, vectors_end, static_cast<size_t>(column_end - vectors_end));
+  }
+}
+
+template <typename W>
+void OuterColumnsOf(const OuterProduct& p, int64_t column, int64_t column_end) {
+  switch (p.a.rows) {
+    case 1:
+      return OuterSweep<1, 8, W>(p, column, column_end);
+    case 2:
+      return OuterSweep<2, 6, W>(p, column, column_end);
+    case 3:
+      return OuterSweep<3, 4, W>(p, column, column_end);
+    case 4:
+      return OuterSweep<4, 2, W>(p, column, column_end);
+    default:
+      break;
+  }
+  const int64_t lanes = kLanes, depth = p.w.rows;
+  const int64_t block = std::max<int64_t>(8, std::min<int64_t>(64, (160 << 10) / ((column_end - column) * 4)));
+  for (int64_t begin = 0; begin < depth; begin += block) {
+    const int64_t end = std::min(depth, begin + block);
+    const int64_t ahead = end + block <= depth ? block : 0;  // Rows of W to the next block, if whole.
+    int64_t k = column;
+    for (; k + 2 * lanes <= column_end; k += 2 * lanes) OuterStrip<2, W>(p, begin, end, k, ahead);
+    for (; k + lanes <= column_end; k += lanes) OuterStrip<1, W>(p, begin, end, k, ahead);
+    for (int64_t m = 0; k < column_end && m < p.a.rows; ++m) {
+      OuterRest<W>(p, m, begin, end, k, static_cast<size_t>(column_end - k));
+    }
+  }
+}
+
+void OuterColumns(const OuterProduct& p, int64_t column, int64_t column_end) {
+  if (p.w.bfloat16) {
+    OuterColumnsOf<uint16_t>(p, column, column_end);
+  } else {
+    OuterColumnsOf<float>(p, column, column_end);
+  }
+}
+
+}  // namespace
+}  // namespace c3po::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace c3po::cpu {
+
+HWY_EXPORT(DotBlock);
+HWY_EXPORT(OuterColumns);
+
+namespace {
+
+constexpr int64_t kChunkOperations = 1 << 16;  // Multiply-adds worth handing to another thread: some 4 microseconds.
+
+struct Block {
+  int64_t product, row, row_end, column, column_end;
+};
+
+// Ceiling of size / parts, as a multiple of `grain`.
+int64_t PartOf(int64_t size, int64_t parts, int64_t grain) {
+  return std::max<int64_t>(1, (size + parts * grain - 1) / (parts * grain)) * grain;
+}
+
+}  // namespace
+
+void MultiplyTransposed(absl::Span<const DotProduct> products) {
+  const int64_t threads = ThreadPool::Shared().threads();
+  int64_t operations = 0;
+  for (const DotProduct& p : products) operations += p.x.rows * p.w.rows * p.w.columns;
+  const int64_t parts = threads == 1 ? 1 : std::min(4 * threads, operations / kChunkOperations);
+  const int64_t share = parts > 1 ? operations / parts : operations;
+  std::vector<Block> blocks;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const DotProduct& p = products[i];
+    if (p.x.rows == 0) continue;
+    // As many rows as half of L2 holds.
+    const int64_t rows_max = std::max<int64_t>(4, (192 << 10) / (p.w.columns * 4) / 4 * 4);
+    for (int64_t row = 0; row < p.x.rows; row += rows_max) {
+      const int64_t rows = std::min(rows_max, p.x.rows - row);
+      const int64_t own_parts = share > 0 ? (rows * p.w.rows * p.w.columns + share / 2) / share : 1;
+      const int64_t columns = PartOf(p.w.rows, std::max<int64_t>(1, own_parts), 24);
+      for (int64_t column = 0; column < p.w.rows; column += columns) {
+        blocks.push_back({static_cast<int64_t>(i), row, row + rows, column, std::min(p.w.rows, column + columns)});
+      }
+    }
+  }
+  const auto run = [&](int64_t i) {
+    const Block& b = blocks[i];
+    HWY_DYNAMIC_DISPATCH(DotBlock)(products[b.product], b.row, b.row_end, b.column, b.column_end);
+  };
+  if (parts <= 1) {
+    for (size_t i = 0; i < blocks.size(); ++i) run(static_cast<int64_t>(i));
+    return;
+  }
+  ThreadPool::Shared().Run(static_cast<int64_t>(blocks.size()), run);
+}
+
+void MultiplyAdd(absl::Span<const OuterProduct> products) {
+  const int64_t threads = ThreadPool::Shared().threads();
+  int64_t operations = 0, columns = 0, rows = 0;
+  for (const OuterProduct& p : products) {
+    operations += p.a.rows * p.w.rows * p.w.columns;
+    columns = p.w.columns;
+    rows = std::max(rows, p.a.rows);
+  }
+  if (operations == 0) return;
+  const int64_t parts = threads == 1 ? 1 : std::min(4 * threads, operations / kChunkOperations);
+  const int64_t grain = 48;  // Whole cache lines, and whole strips of any width.
+  const int64_t width = parts > 1 ? PartOf(columns, parts, grain) : columns;
+  const int64_t strips = (columns + width - 1) / width;
+  const auto run = [&](int64_t i) {
+    for (const OuterProduct& p : products) {
+      if (p.a.rows > 0) HWY_DYNAMIC_DISPATCH(OuterColumns)(p, i * width, std::min(columns, (i + 1) * width));
+    }
+  };
+  if (strips == 1) return run(0);
+  ThreadPool::Shared().Run(strips, run);
+}
+
+}  // namespace c3po::cpu
+#endif  // HWY_ONCE

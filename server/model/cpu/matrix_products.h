@@ -1,0 +1,57 @@
+#ifndef C3PO_SERVER_MODEL_CPU_MATRIX_PRODUCTS_H_
+#define C3PO_SERVER_MODEL_CPU_MATRIX_PRODUCTS_H_
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+
+namespace c3po::cpu {
+
+// Products of activations (float32) with a weight matrix W [n, k] (float32 or bfloat16, row-major), which is read where
+// it lies, never packed: a product of few rows costs one pass over W. Both forms accumulate in float32.
+//   dot form    y[m, n] = sum_k x[m, k] W[n, k]       forward of a projection
+//   outer form  y[m, k] += sum_n a[m, n] W[n, k]      its backward; forward where W is stored transposed
+// The order of the sum in an element depends on n and k alone: a row's result is bitwise the same whatever other rows
+// are in the product, and on any number of threads of one machine. All functions are thread-safe, run on
+// ThreadPool::Shared(), and check nothing: rows, strides and sizes are the caller's word. Input and output must not
+// overlap.
+
+struct WeightView {
+  const void* data = nullptr;
+  bool bfloat16 = false;
+  int64_t rows = 0;     // n
+  int64_t columns = 0;  // k; also the stride
+};
+
+struct RowsView {
+  const float* data = nullptr;
+  int64_t stride = 0;
+  int64_t rows = 0;
+  const int64_t* index = nullptr;  // Row i of the view is row index[i] of data; null: row i. No index twice.
+};
+
+struct MutableRowsView {
+  float* data = nullptr;
+  int64_t stride = 0;
+  const int64_t* index = nullptr;
+};
+
+struct DotProduct {
+  RowsView x;         // [m, k]
+  WeightView w;       // [n, k]
+  MutableRowsView y;  // [m, n], overwritten
+};
+// Independent products, run as one job.
+void MultiplyTransposed(absl::Span<const DotProduct> products);
+
+struct OuterProduct {
+  RowsView a;         // [m, n]
+  WeightView w;       // [n, k]
+  MutableRowsView y;  // [m, k], added to
+};
+// Products with the same number of columns k, added in their order; they may add to the same rows.
+void MultiplyAdd(absl::Span<const OuterProduct> products);
+
+}  // namespace c3po::cpu
+
+#endif  // C3PO_SERVER_MODEL_CPU_MATRIX_PRODUCTS_H_

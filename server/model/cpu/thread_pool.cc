@@ -1,0 +1,94 @@
+#include "server/model/cpu/thread_pool.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace c3po::cpu {
+namespace {
+
+constexpr int kSpins = 2000;  // Some 30 microseconds: the gap between two products of one layer.
+
+std::atomic<int> configured_threads{0};
+
+void Pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+int DefaultThreads() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  const int named = text == nullptr ? 0 : std::atoi(text);
+  return named > 0 ? named : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Waits, first spinning, then asleep, until `value` is something else.
+void WaitWhile(const std::atomic<int32_t>& value, int32_t unwanted) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (value.load(std::memory_order_acquire) != unwanted) return;
+    Pause();
+  }
+  value.wait(unwanted, std::memory_order_acquire);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { Work(); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true);
+  unclaimed_.store(-1);
+  unclaimed_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+bool ThreadPool::RunOneChunk() {
+  int32_t left = unclaimed_.load(std::memory_order_acquire);
+  do {
+    if (left <= 0) return false;
+  } while (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel));
+  job_.call(job_.context, left - 1);
+  if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
+  return true;
+}
+
+void ThreadPool::Work() {
+  while (!stop_.load(std::memory_order_relaxed)) {
+    if (!RunOneChunk()) WaitWhile(unclaimed_, 0);
+  }
+}
+
+void ThreadPool::RunJob(int64_t chunks, Job job) {
+  bool free = false;
+  if (chunks <= 1 || workers_.empty() || !busy_.compare_exchange_strong(free, true, std::memory_order_acquire)) {
+    for (int64_t i = 0; i < chunks; ++i) job.call(job.context, i);
+    return;
+  }
+  job_ = job;
+  unfinished_.store(static_cast<int32_t>(chunks), std::memory_order_relaxed);
+  unclaimed_.store(static_cast<int32_t>(chunks));
+  unclaimed_.notify_all();
+  while (RunOneChunk()) {
+  }
+  for (int32_t left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) WaitWhile(unfinished_, left);
+  busy_.store(false, std::memory_order_release);
+}
+
+void ThreadPool::SetThreads(int threads) { configured_threads.store(threads); }
+
+ThreadPool& ThreadPool::Shared() {
+  // Never destroyed: a thread may still be in a product when the process ends.
+  static ThreadPool* const pool =
+      new ThreadPool(configured_threads.load() > 0 ? configured_threads.load() : DefaultThreads());
+  return *pool;
+}
+
+}  // namespace c3po::cpu

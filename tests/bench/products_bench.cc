@@ -1,0 +1,102 @@
+// Products of activations with a weight matrix: ours against libtorch's, alternating, on the shapes of the default
+// model and of the benchmark model.
+//   c3po_bench_products [milliseconds=100]      time per shape and way
+// Prints weight bytes per second (what decode is bound by), operations per second (what prefill is bound by) and the
+// median of libtorch's time over ours.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <vector>
+
+#include "server/model/cpu/matrix_products.h"
+#include "server/model/cpu/thread_pool.h"
+
+namespace c3po {
+namespace {
+
+struct Shape {
+  const char* name;
+  int64_t n, k;
+};
+
+double Seconds(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void Compare(const char* form, const Shape& shape, int64_t rows, double budget, const std::function<void()>& ours,
+             const std::function<void()>& torch) {
+  std::vector<double> own, other, ratio;
+  ours();
+  torch();
+  for (double spent = 0; spent < 2 * budget; spent += own.back() + other.back()) {
+    own.push_back(Seconds(ours));
+    other.push_back(Seconds(torch));
+    ratio.push_back(other.back() / own.back());
+  }
+  const double seconds = Median(own), weights = static_cast<double>(shape.n * shape.k);
+  std::printf(
+      "%-6s %-10s %6lld x %-5lld rows %4lld  %9.1f us  %6.1f GB/s  %6.1f GFLOP/s  libtorch %9.1f us  ratio %.2f\n",
+      form, shape.name, static_cast<long long>(shape.n), static_cast<long long>(shape.k), static_cast<long long>(rows),
+      seconds * 1e6, weights * 4 / seconds * 1e-9, 2 * weights * static_cast<double>(rows) / seconds * 1e-9,
+      Median(other) * 1e6, Median(ratio));
+  std::fflush(stdout);
+}
+
+int Main(int argc, char** argv) {
+  const double budget = (argc > 1 ? std::max(1, std::atoi(argv[1])) : 100) * 1e-3;
+  const c10::InferenceMode inference;
+  at::set_num_threads(cpu::ThreadPool::Shared().threads());
+  std::printf("%d threads of ours, %d of libtorch\n", cpu::ThreadPool::Shared().threads(), at::get_num_threads());
+  const Shape shapes[] = {{"qkv", 960, 576},       {"output", 576, 576}, {"gate_up", 3072, 576}, {"down", 1536, 576},
+                          {"lm_head", 49152, 576}, {"qkv", 1536, 512},   {"expert", 512, 512}};
+  for (const Shape& shape : shapes) {
+    // Copies enough that none is in cache when its turn comes, as the layers of a model.
+    const auto copies = std::max<int64_t>(1, (256 << 20) / (shape.n * shape.k * 4));
+    std::vector<at::Tensor> weights;
+    for (int64_t i = 0; i < copies; ++i) weights.push_back(at::randn({shape.n, shape.k}, at::kFloat));
+    size_t next = 0;
+    for (const int64_t rows : {1, 3, 4, 12, 32, 64, 512}) {
+      if (rows * shape.n > 4096 * 4096) continue;
+      const at::Tensor x = at::randn({rows, shape.k}, at::kFloat), a = at::randn({rows, shape.n}, at::kFloat);
+      const auto weight = [&]() -> const at::Tensor& { return weights[next++ % weights.size()]; };
+      Compare(
+          "dot", shape, rows, budget,
+          [&] {
+            const at::Tensor y = at::empty({rows, shape.n}, at::kFloat);
+            cpu::MultiplyTransposed({{{x.const_data_ptr<float>(), shape.k, rows, nullptr},
+                                      {weight().const_data_ptr(), false, shape.n, shape.k},
+                                      {y.mutable_data_ptr<float>(), shape.n, nullptr}}});
+          },
+          [&] { at::linear(x, weight()); });
+      Compare(
+          "outer", shape, rows, budget,
+          [&] {
+            const at::Tensor y = at::zeros({rows, shape.k}, at::kFloat);
+            cpu::MultiplyAdd({{{a.const_data_ptr<float>(), shape.n, rows, nullptr},
+                               {weight().const_data_ptr(), false, shape.n, shape.k},
+                               {y.mutable_data_ptr<float>(), shape.k, nullptr}}});
+          },
+          [&] { at::matmul(a, weight()); });
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace c3po
+
+int main(int argc, char** argv) { return c3po::Main(argc, argv); }

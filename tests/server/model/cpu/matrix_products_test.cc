@@ -1,0 +1,155 @@
+#include "server/model/cpu/matrix_products.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+
+#include "server/model/cpu/thread_pool.h"
+
+namespace c3po::cpu {
+namespace {
+
+// Several threads wherever this runs: the results must not depend on it.
+const bool kThreadsSet = (ThreadPool::SetThreads(3), true);
+
+std::vector<float> Random(std::mt19937& rng, int64_t size) {
+  std::vector<float> values(size);
+  for (float& v : values) v = std::normal_distribution<float>()(rng);
+  return values;
+}
+
+// A weight matrix in either precision, and what it holds.
+struct Matrix {
+  Matrix(std::mt19937& rng, int64_t n, int64_t k, bool bfloat16)
+      : values(Random(rng, n * k)), bits(n * k), view{nullptr, bfloat16, n, k} {
+    if (!bfloat16) {
+      view.data = values.data();
+      return;
+    }
+    for (size_t i = 0; i < values.size(); ++i) {
+      uint32_t whole;
+      std::memcpy(&whole, &values[i], 4);
+      bits[i] = static_cast<uint16_t>(whole >> 16);
+      whole = uint32_t{bits[i]} << 16;
+      std::memcpy(&values[i], &whole, 4);
+    }
+    view.data = bits.data();
+  }
+  std::vector<float> values;
+  std::vector<uint16_t> bits;
+  WeightView view;
+};
+
+// Sum of `count` products in double, and the sum of their magnitudes, which bounds float32's rounding.
+struct Exact {
+  double value = 0, size = 0;
+  void Add(double a, double b) {
+    value += a * b;
+    size += std::abs(a * b);
+  }
+  double bound() const { return 1e-6 * size + 1e-30; }
+};
+
+const int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 31, 90};
+const std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {3, 5},    {8, 8},    {24, 48},  {25, 17},
+                                               {7, 64}, {100, 96}, {70, 131}, {257, 40}, {64, 520}};
+
+TEST(MatrixProducts, DotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
+  for (const bool bfloat16 : {false, true}) {
+    for (const auto& [n, k] : kShapes) {
+      const auto seed = static_cast<uint32_t>(n * 1000 + k);
+      std::mt19937 rng(seed);
+      const Matrix w(rng, n, k, bfloat16);
+      for (const int64_t rows : kRows) {
+        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " rows " << rows << " n " << n
+                                        << " k " << k);
+        const std::vector<float> x = Random(rng, rows * k);
+        std::vector<float> y(rows * n, -1), alone(n);
+        MultiplyTransposed({{{x.data(), k, rows, nullptr}, w.view, {y.data(), n, nullptr}}});
+        for (int64_t m = 0; m < rows; ++m) {
+          for (int64_t j = 0; j < n; ++j) {
+            Exact exact;
+            for (int64_t i = 0; i < k; ++i) exact.Add(x[m * k + i], w.values[j * k + i]);
+            ASSERT_NEAR(y[m * n + j], exact.value, exact.bound()) << "row " << m << " column " << j;
+          }
+          MultiplyTransposed({{{x.data() + m * k, k, 1, nullptr}, w.view, {alone.data(), n, nullptr}}});
+          ASSERT_EQ(0, std::memcmp(alone.data(), y.data() + m * n, n * sizeof(float))) << "row " << m;
+        }
+      }
+    }
+  }
+}
+
+TEST(MatrixProducts, OuterFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
+  for (const bool bfloat16 : {false, true}) {
+    for (const auto& [n, k] : kShapes) {
+      const auto seed = static_cast<uint32_t>(n * 1000 + k);
+      std::mt19937 rng(seed);
+      const Matrix w(rng, n, k, bfloat16);
+      for (const int64_t rows : kRows) {
+        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " rows " << rows << " n " << n
+                                        << " k " << k);
+        const std::vector<float> a = Random(rng, rows * n), start = Random(rng, rows * k);
+        std::vector<float> y = start;
+        MultiplyAdd({{{a.data(), n, rows, nullptr}, w.view, {y.data(), k, nullptr}}});
+        for (int64_t m = 0; m < rows; ++m) {
+          for (int64_t i = 0; i < k; ++i) {
+            Exact exact;
+            exact.Add(1, start[m * k + i]);
+            for (int64_t j = 0; j < n; ++j) exact.Add(a[m * n + j], w.values[j * k + i]);
+            ASSERT_NEAR(y[m * k + i], exact.value, 2 * exact.bound()) << "row " << m << " column " << i;
+          }
+          std::vector<float> alone(start.begin() + m * k, start.begin() + (m + 1) * k);
+          MultiplyAdd({{{a.data() + m * n, n, 1, nullptr}, w.view, {alone.data(), k, nullptr}}});
+          ASSERT_EQ(0, std::memcmp(alone.data(), y.data() + m * k, k * sizeof(float))) << "row " << m;
+        }
+      }
+    }
+  }
+}
+
+// Experts: each takes its own rows of a shared matrix, and adds to rows of a shared result.
+TEST(MatrixProducts, SeveralProductsOverChosenRowsAreThoseProductsOneByOne) {
+  const int64_t n = 96, k = 200, rows = 40, experts = 5;
+  const uint32_t seed = 7;
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 rng(seed);
+  std::vector<Matrix> w;
+  for (int64_t e = 0; e < experts; ++e) w.emplace_back(rng, n, k, e % 2 == 1);
+  for (Matrix& m : w) m.view.data = m.view.bfloat16 ? static_cast<const void*>(m.bits.data()) : m.values.data();
+  const std::vector<float> x = Random(rng, rows * k);
+  std::vector<std::vector<int64_t>> chosen(experts);
+  for (int64_t e = 0; e < experts; ++e) {
+    for (int64_t m = 0; m < rows; ++m) {
+      if (rng() % 3 == 0) chosen[e].push_back(m);
+    }
+  }
+  chosen[2].clear();
+  std::vector<std::vector<float>> between(experts);
+  std::vector<DotProduct> in;
+  std::vector<OuterProduct> out;
+  std::vector<float> y(rows * k, 0), expected(rows * k, 0);
+  for (int64_t e = 0; e < experts; ++e) {
+    const auto own = static_cast<int64_t>(chosen[e].size());
+    between[e].resize(own * n);
+    in.push_back({{x.data(), k, own, chosen[e].data()}, w[e].view, {between[e].data(), n, nullptr}});
+    out.push_back({{between[e].data(), n, own, nullptr}, w[e].view, {y.data(), k, chosen[e].data()}});
+  }
+  MultiplyTransposed(in);
+  MultiplyAdd(out);
+  for (int64_t e = 0; e < experts; ++e) {
+    for (size_t i = 0; i < chosen[e].size(); ++i) {
+      std::vector<float> row(n);
+      const int64_t m = chosen[e][i];
+      MultiplyTransposed({{{x.data() + m * k, k, 1, nullptr}, w[e].view, {row.data(), n, nullptr}}});
+      MultiplyAdd({{{row.data(), n, 1, nullptr}, w[e].view, {expected.data() + m * k, k, nullptr}}});
+    }
+  }
+  EXPECT_EQ(y, expected);
+}
+
+}  // namespace
+}  // namespace c3po::cpu
