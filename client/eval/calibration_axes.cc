@@ -173,7 +173,7 @@ bool Overlaps(const Options& patch, const Options& fixed) {
 }  // namespace
 
 std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
-  std::vector<CalibrationAxis> axes = {WholeSettings(scope), Methods(scope), Rules(), Layers(scope)};
+  std::vector<CalibrationAxis> axes = {WholeSettings(scope), Rules(), Layers(scope)};
   std::vector<uint32_t> ks = {3, 6, 12, 24};
   ks.erase(std::remove_if(ks.begin(), ks.end(), [&](uint32_t k) { return k >= scope.references; }), ks.end());
   axes.push_back(NumberAxis("k", false, ks, [](uint32_t k, Options* patch) { patch->set_k(k); }));
@@ -188,6 +188,8 @@ std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
   axes.push_back(
       NumberAxis("core experts", false, cores, [](uint32_t count, Options* patch) { patch->set_core_experts(count); }));
   axes.push_back(Caution(scope));
+  // Last: where gradient descent does harm, a method that moves next to nothing would lead, and end the search early.
+  axes.push_back(Methods(scope));
   // Where the user fixed a field, whole settings keep it and axes that would move it are left out.
   for (CalibrationAxis& axis : axes) {
     if (axis.name == "setting") {

@@ -11,6 +11,11 @@
 namespace c3po {
 namespace {
 
+// Every other question would fail as this one did.
+bool IsForGood(const absl::Status& status) {
+  return absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status) || absl::IsUnimplemented(status);
+}
+
 // The work of one run, shared by its threads.
 class Evaluation {
  public:
@@ -74,10 +79,12 @@ class Evaluation {
     if (Ended()) return;  // A call that was cancelled is no error of its question.
     ++outcome_.failed;
     listener_.OnError(task.name, item.id, method.label, result.status());
-    if (++errors_in_a_row_[method.label] >= options_.errors_in_a_row_max && outcome_.status.ok()) {
-      outcome_.status = absl::Status(result.status().code(),
-                                     absl::StrCat("method ", method.label, " failed ", options_.errors_in_a_row_max,
-                                                  " times in a row: ", result.status().message()));
+    const int in_a_row = ++errors_in_a_row_[method.label];
+    if ((in_a_row >= options_.errors_in_a_row_max || IsForGood(result.status())) && outcome_.status.ok()) {
+      outcome_.status =
+          absl::Status(result.status().code(),
+                       absl::StrCat("method ", method.label, " failed ", in_a_row,
+                                    in_a_row == 1 ? " time: " : " times in a row: ", result.status().message()));
     }
   }
 

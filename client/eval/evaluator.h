@@ -22,7 +22,8 @@ class EvaluationListener {
 
 struct EvaluationOptions {
   int concurrency = 2;  // questions asked at a time, each by one method at a time
-  // So many errors of one method in a row end the run: something is wrong with the method or with the server.
+  // So many errors of one method in a row end the run: something is wrong with the method or with the server. The first
+  // PERMISSION_DENIED, UNAUTHENTICATED or UNIMPLEMENTED does.
   int errors_in_a_row_max = 5;
   Cancellation* cancellation = nullptr;  // Not owned; may be null.
 };

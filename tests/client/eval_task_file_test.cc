@@ -85,10 +85,10 @@ TEST_F(TaskFileTest, MalformedMmluRowsNameTheirFirstLine) {
 }
 
 TEST_F(TaskFileTest, HellaSwagTextsAreCleaned) {
-  const Task task = Read(Write(
-      "hellaswag_val.jsonl",
-      R"({"ind": 24, "activity_label": "Roof shingle removal", "ctx_a": "A man is on a roof.", "ctx_b": "he", )"
-      R"("endings": ["[step] uses  wrap.", "rips it [title] Done", "c", "d"], "label": 1})"));
+  const Task task = Read(
+      Write("hellaswag_val.jsonl",
+            R"({"ind": 24, "activity_label": "Roof shingle removal", "ctx_a": "A man is on a roof.", "ctx_b": "he", )"
+            R"("endings": ["[step] uses  wrap.", "rips it [title] Done", "c", "d"], "label": 1})"));
   ASSERT_EQ(task.items.size(), 1);
   EXPECT_EQ(task.metric, Metric::kPerByte);
   EXPECT_EQ(task.items[0].prompt, "Roof shingle removal: A man is on a roof. He");
@@ -98,54 +98,58 @@ TEST_F(TaskFileTest, HellaSwagTextsAreCleaned) {
 }
 
 TEST_F(TaskFileTest, HellaSwagWithoutSecondHalfAndWithLabelAsText) {
-  const Task task = Read(Write("h.jsonl", R"({"activity_label": "X", "ctx_a": "A.", "ctx_b": "", "endings": ["a", "b"], )"
-                                          R"("label": "0"})"));
+  const Task task =
+      Read(Write("h.jsonl", R"({"activity_label": "X", "ctx_a": "A.", "ctx_b": "", "endings": ["a", "b"], )"
+                            R"("label": "0"})"));
   EXPECT_EQ(task.items.at(0).prompt, "X: A.");
   EXPECT_EQ(task.items.at(0).id, "1");  // its line
 }
 
 TEST_F(TaskFileTest, MalformedHellaSwagLines) {
   const std::string good = R"({"activity_label": "X", "ctx_a": "A.", "endings": ["a", "b"], "label": 0})";
-  ExpectMalformed("h.jsonl", good + "\n" + R"({"activity_label": "X", "ctx_a": "A.", "endings": ["a", "b"], "label": 2})",
-                  2, "\"label\" is \"2\", must be in [0, 1]");
+  ExpectMalformed("h.jsonl",
+                  good + "\n" + R"({"activity_label": "X", "ctx_a": "A.", "endings": ["a", "b"], "label": 2})", 2,
+                  "\"label\" is \"2\", must be in [0, 1]");
   ExpectMalformed("h.jsonl", good + "\n\n" + R"({"activity_label": "X", "ctx_a": "A.", "endings": "a", "label": 0})", 3,
                   "\"endings\"");
   ExpectMalformed("h.jsonl", good + "\n{oops", 2, "not JSON");
 }
 
 TEST_F(TaskFileTest, ArcAsPublishedAndAsOnTheHub) {
-  const Task published = Read(Write(
-      "ARC-Challenge-Test.jsonl",
-      R"({"id": "M_1", "question": {"stem": "Which gas?", "choices": [{"text": "oxygen", "label": "A"}, )"
-      R"({"text": "helium", "label": "B"}]}, "answerKey": "B"})"));
+  const Task published =
+      Read(Write("ARC-Challenge-Test.jsonl",
+                 R"({"id": "M_1", "question": {"stem": "Which gas?", "choices": [{"text": "oxygen", "label": "A"}, )"
+                 R"({"text": "helium", "label": "B"}]}, "answerKey": "B"})"));
   EXPECT_EQ(published.items.at(0).prompt, "Question: Which gas?\nAnswer:");
   EXPECT_THAT(published.items.at(0).choices, ElementsAre(" oxygen", " helium"));
   EXPECT_EQ(published.items.at(0).gold, 1);
   EXPECT_EQ(published.metric, Metric::kPerByte);
-  const Task hub = Read(Write("ARC-Easy-Test.jsonl",
-                              R"({"id": "M_2", "question": "Which?", "choices": {"text": ["x", "y", "z"], )"
-                              R"("label": ["1", "2", "3"]}, "answerKey": "3"})"));
+  const Task hub =
+      Read(Write("ARC-Easy-Test.jsonl", R"({"id": "M_2", "question": "Which?", "choices": {"text": ["x", "y", "z"], )"
+                                        R"("label": ["1", "2", "3"]}, "answerKey": "3"})"));
   EXPECT_EQ(hub.items.at(0).gold, 2);
   EXPECT_EQ(hub.metric, Metric::kRaw);  // The easy set is reported by raw accuracy.
 }
 
 TEST_F(TaskFileTest, MalformedArcLines) {
-  ExpectMalformed("arc.jsonl",
-                  R"({"question": {"stem": "?", "choices": [{"text": "a", "label": "A"}, {"text": "b", "label": "B"}]}, )"
-                  R"("answerKey": "C"})",
-                  1, "\"answerKey\" is \"C\"");
+  ExpectMalformed(
+      "arc.jsonl",
+      R"({"question": {"stem": "?", "choices": [{"text": "a", "label": "A"}, {"text": "b", "label": "B"}]}, )"
+      R"("answerKey": "C"})",
+      1, "\"answerKey\" is \"C\"");
   ExpectMalformed("arc.jsonl", R"({"question": {"stem": "?"}, "answerKey": "A"})", 1, "\"question.choices\"");
-  ExpectMalformed("arc.jsonl", R"({"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"})"
-                               "\n"
-                               R"({"choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"})",
+  ExpectMalformed("arc.jsonl",
+                  R"({"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"})"
+                  "\n"
+                  R"({"choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"})",
                   2, "\"question\" is missing");
 }
 
 TEST_F(TaskFileTest, PiqaTakesItsLabelsFromAFile) {
-  const std::string questions = Write("valid.jsonl",
-                                      R"({"id": "p1", "goal": "Open a jar.", "sol1": "Twist.", "sol2": "Throw."})"
-                                      "\n"
-                                      R"({"goal": "Dry socks.", "sol1": "Freeze.", "sol2": "Hang."})");
+  const std::string questions =
+      Write("valid.jsonl", R"({"id": "p1", "goal": "Open a jar.", "sol1": "Twist.", "sol2": "Throw."})"
+                           "\n"
+                           R"({"goal": "Dry socks.", "sol1": "Freeze.", "sol2": "Hang."})");
   TaskFileOptions options;
   options.labels_file = Write("valid-labels.lst", "0\n1\n");
   const Task task = Read(questions, options);
@@ -161,14 +165,15 @@ TEST_F(TaskFileTest, PiqaTakesItsLabelsFromAFile) {
 }
 
 TEST_F(TaskFileTest, WinoGrandeChoicesHoldTheRestOfTheSentence) {
-  const Task task = Read(Write("dev.jsonl",
-                               R"({"qID": "w1", "sentence": "The cup broke as the _ was hard.", "option1": "cup", )"
-                               R"("option2": "floor", "answer": "2"})"));
+  const Task task =
+      Read(Write("dev.jsonl", R"({"qID": "w1", "sentence": "The cup broke as the _ was hard.", "option1": "cup", )"
+                              R"("option2": "floor", "answer": "2"})"));
   EXPECT_EQ(task.items.at(0).prompt, "The cup broke as the");
   EXPECT_THAT(task.items.at(0).choices, ElementsAre(" cup was hard.", " floor was hard."));
   EXPECT_EQ(task.items.at(0).gold, 1);
   EXPECT_EQ(task.metric, Metric::kRaw);
-  ExpectMalformed("w.jsonl", R"({"sentence": "No blank.", "option1": "a", "option2": "b", "answer": "1"})", 1, "no blank");
+  ExpectMalformed("w.jsonl", R"({"sentence": "No blank.", "option1": "a", "option2": "b", "answer": "1"})", 1,
+                  "no blank");
   ExpectMalformed("w.jsonl", R"({"sentence": "A _ b", "option1": "a", "option2": "b", "answer": ""})", 1, "\"answer\"");
 }
 
@@ -184,12 +189,12 @@ TEST_F(TaskFileTest, Gsm8kIsGenerationOfANumber) {
 }
 
 TEST_F(TaskFileTest, SamplesWithAndWithoutChoices) {
-  const Task task = Read(Write("sst2/heldout.jsonl",
-                               R"({"id": "a", "prompt": "p", "answer": " x", "choices": [" y", " x"]})"
-                               "\n"
-                               R"({"prompt": "q", "answer": " y", "choices": [" y", " x"], "metadata": {"native_id": 7}})"
-                               "\n"
-                               R"({"id": "a", "prompt": "r", "answer": " y", "choices": [" y", " x"]})"));
+  const Task task = Read(Write(
+      "sst2/heldout.jsonl", R"({"id": "a", "prompt": "p", "answer": " x", "choices": [" y", " x"]})"
+                            "\n"
+                            R"({"prompt": "q", "answer": " y", "choices": [" y", " x"], "metadata": {"native_id": 7}})"
+                            "\n"
+                            R"({"id": "a", "prompt": "r", "answer": " y", "choices": [" y", " x"]})"));
   EXPECT_EQ(task.name, "sst2");
   EXPECT_EQ(task.collection, "sst2");
   EXPECT_EQ(task.items.at(0).gold, 1);
@@ -199,15 +204,17 @@ TEST_F(TaskFileTest, SamplesWithAndWithoutChoices) {
   EXPECT_EQ(open.kind, TaskKind::kGeneration);
   EXPECT_EQ(open.metric, Metric::kExactMatch);
   ExpectMalformed("s.jsonl", R"({"prompt": "p", "answer": " z", "choices": [" y", " x"]})", 1, "none of the choices");
-  ExpectMalformed("s.jsonl", "{\"prompt\": \"p\", \"answer\": \"x\"}\n{\"prompt\": \"p\", \"answer\": \"x\", \"choices\": "
-                             "[\"x\", \"y\"]}",
+  ExpectMalformed("s.jsonl",
+                  "{\"prompt\": \"p\", \"answer\": \"x\"}\n{\"prompt\": \"p\", \"answer\": \"x\", \"choices\": "
+                  "[\"x\", \"y\"]}",
                   2, "\"choices\"");
 }
 
 TEST_F(TaskFileTest, UnknownFormatsListTheKeys) {
   ExpectMalformed("u.jsonl", R"({"text": "x"})", 1, "its keys are text");
   EXPECT_EQ(ReadTaskFile(folder_ + "/none.jsonl").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_THAT(std::string(ReadTaskFile(Write("empty.jsonl", "\n")).status().message()), HasSubstr("holds no questions"));
+  EXPECT_THAT(std::string(ReadTaskFile(Write("empty.jsonl", "\n")).status().message()),
+              HasSubstr("holds no questions"));
 }
 
 TEST_F(TaskFileTest, MetricThatDoesNotFitIsRefused) {
@@ -223,10 +230,9 @@ TEST_F(TaskFileTest, SuiteGivesTasksByNameAndGroup) {
   const std::string line = R"({"prompt": "p", "answer": "x", "choices": ["x", "y"]})";
   Write("suite/a/heldout.jsonl", line);
   Write("suite/b/heldout.jsonl", line);
-  Write("suite/suite.json",
-        R"({"tasks": [{"name": "a", "group": "g1", "metric": "raw", "collection": "refs-a", )"
-        R"("heldout_file": "a/heldout.jsonl", "references_file": "a/references.jsonl"}, )"
-        R"({"name": "b", "group": "g2", "metric": "length_normalized"}]})");
+  Write("suite/suite.json", R"({"tasks": [{"name": "a", "group": "g1", "metric": "raw", "collection": "refs-a", )"
+                            R"("heldout_file": "a/heldout.jsonl", "references_file": "a/references.jsonl"}, )"
+                            R"({"name": "b", "group": "g2", "metric": "length_normalized"}]})");
   const auto all = ReadSuite(folder_ + "/suite", {}, {});
   ASSERT_TRUE(all.ok()) << all.status();
   ASSERT_EQ(all->size(), 2);
