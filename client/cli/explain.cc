@@ -113,4 +113,10 @@ std::string ExplainSummary(const v1::GenerationSummary& summary, const Terminal&
                       ExplainTimings(summary.timings(), terminal));
 }
 
+std::string PriorAccuracies(const v1::PriorInfo& prior) {
+  if (!prior.has_validation_accuracy_before() || !prior.has_validation_accuracy_after()) return "";
+  return absl::StrFormat(", held-out accuracy %.1f → %.1f %%", 100 * prior.validation_accuracy_before(),
+                         100 * prior.validation_accuracy_after());
+}
+
 }  // namespace c3po

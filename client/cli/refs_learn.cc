@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/cli/commands.h"
+#include "client/cli/explain.h"
 #include "client/cli/json_output.h"
 #include "client/cli/request_flags.h"
 #include "client/eval/option_setting.h"
@@ -22,11 +23,9 @@ struct TuneFlags {
 };
 
 void PrintPrior(const v1::PriorInfo& prior) {
-  absl::PrintF(
-      "prior stored: layers %s, fitted to %d references; on %d held apart loss %.4f → %.4f, accuracy %.1f → %.1f %%\n",
-      DescribeLayers(prior.critical_layers()), prior.references(), prior.validation_references(),
-      prior.validation_loss_before(), prior.validation_loss_after(), 100 * prior.validation_accuracy_before(),
-      100 * prior.validation_accuracy_after());
+  absl::PrintF("prior stored: layers %s, fitted to %d references; on %d held apart loss %.4f → %.4f%s\n",
+               DescribeLayers(prior.critical_layers()), prior.references(), prior.validation_references(),
+               prior.validation_loss_before(), prior.validation_loss_after(), PriorAccuracies(prior));
 }
 
 absl::Status Tune(Session& session, const TuneFlags& flags) {
@@ -39,8 +38,11 @@ absl::Status Tune(Session& session, const TuneFlags& flags) {
         if (flags.json) {
           printed = PrintJsonLine(event);
         } else if (!event.finished()) {
-          absl::PrintF("%5d  %13.4f  %13.4f  %15.1f %%  %7.1f\n", event.epoch(), event.training_loss(),
-                       event.validation_loss(), 100 * event.validation_accuracy(), event.seconds());
+          const std::string accuracy = event.has_validation_accuracy()
+                                           ? absl::StrFormat("%.1f %%", 100 * event.validation_accuracy())
+                                           : std::string("-");
+          absl::PrintF("%5d  %13.4f  %13.4f  %17s  %7.1f\n", event.epoch(), event.training_loss(),
+                       event.validation_loss(), accuracy, event.seconds());
           std::fflush(stdout);
         }
         if (event.has_stored()) {

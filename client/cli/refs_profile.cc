@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/cli/commands.h"
+#include "client/cli/explain.h"
 #include "client/cli/json_output.h"
 #include "client/eval/option_setting.h"
 #include "index/base/status_macros.h"
@@ -40,10 +41,8 @@ absl::Status Show(Session& session, const ProfileFlags& flags) {
   if (response.has_prior()) {
     const v1::PriorInfo& prior = response.prior();
     table.AddRow(
-        {"prior", absl::StrFormat("layers %s, %d references, held-out accuracy %.1f → %.1f %%%s",
-                                  DescribeLayers(prior.critical_layers()), prior.references(),
-                                  100 * prior.validation_accuracy_before(), 100 * prior.validation_accuracy_after(),
-                                  prior.usable() ? "" : ", of another model")});
+        {"prior", absl::StrCat("layers ", DescribeLayers(prior.critical_layers()), ", ", prior.references(),
+                               " references", PriorAccuracies(prior), prior.usable() ? "" : ", of another model")});
   } else {
     table.AddRow({"prior", "none"});
   }

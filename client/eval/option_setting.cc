@@ -134,6 +134,7 @@ void Describe(const Message& message, const Message& base, const std::string& pr
     const bool in_base = field->is_repeated() ? base.GetReflection()->FieldSize(base, field) > 0
                                               : base.GetReflection()->HasField(base, field);
     const std::string value = ValueText(*field, message);
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM && value == "unspecified") continue;  // as good as not set
     if (in_base && ValueText(*field, base) == value) continue;
     parts->push_back(absl::StrCat(prefix, field->name(), " ", value));
   }

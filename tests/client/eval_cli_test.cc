@@ -278,8 +278,11 @@ TEST_F(EvalCliTest, RefsTuneShowsEpochsAndTheOutcome) {
   const ChildResult result = Run({"refs", "tune", "--collection", "science", "--epochs", "3", "--critical-layers",
                                   "27-29", "--objective", "answer", "--successful-only"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
-  EXPECT_THAT(result.out,
-              AllOf(HasSubstr("0.6250"), HasSubstr("prior stored: layers 27-29, fitted to 240 references")));
+  EXPECT_THAT(
+      result.out,
+      AllOf(
+          HasSubstr("0.6250"),
+          HasSubstr("prior stored: layers 27-29, fitted to 240 references; on 60 held apart loss 0.8750 → 0.6250\n")));
   const v1::TunePriorRequest request = server_.tune_requests().at(0);
   EXPECT_EQ(request.collection(), "science");
   EXPECT_EQ(request.epochs(), 3);
