@@ -29,18 +29,13 @@ absl::StatusOr<at::Device> OpenDevice(const std::string& name) {
   return at::Device(at::kCUDA, 0);
 }
 
-absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device device) {
+absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device device, at::ScalarType stored) {
   if (name == "float32") return at::kFloat;
   if (name == "bfloat16") return at::kBFloat16;
   if (name != "auto") {
     return absl::InvalidArgumentError(absl::StrCat("dtype \"", name, "\" is not one of auto, float32, bfloat16"));
   }
-  if (device.is_cuda()) return at::kBFloat16;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512bf16")) return at::kBFloat16;
-#endif
-  return at::kFloat;
+  return device.is_cuda() || stored == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
 }
 
 void SetComputeThreads(int threads) {

@@ -14,9 +14,10 @@ namespace c3po {
 // InvalidArgument: another name.
 absl::StatusOr<at::Device> OpenDevice(const std::string& name);
 
-// "float32", "bfloat16", or "auto": bfloat16 on CUDA and on CPUs that multiply it natively (AVX-512 BF16, AMX), else
-// float32.
-absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device device);
+// Of the weights: "float32", "bfloat16", or "auto": bfloat16 on CUDA and where the weights are `stored` so, else
+// float32. On the CPU the arithmetic is float32 either way, and widening is exact: bfloat16 halves what is read, and
+// changes nothing.
+absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device device, at::ScalarType stored);
 
 // Threads that the model computes on, for the whole process, set before the first model is loaded: those of
 // server/model/cpu; 0: OMP_NUM_THREADS, else one per core. libtorch's own pool is left one thread, whose barriers would

@@ -10,12 +10,16 @@
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/model/causal_attention.h"
+#include "server/model/cpu/row_operations.h"
+#include "server/model/cpu/thread_pool.h"
 #include "server/model/matrix_product.h"
 #include "server/model/moe_model.h"
 
@@ -123,6 +127,24 @@ void CapturePathway(const Batch& batch, int layer, const Mixing& mixing, const M
 
 void ScoreTargets(const RowSpan& span, const at::Tensor& logits) {
   const std::vector<int32_t>& targets = span.segment->targets;
+  if (OnCpuKernels(logits)) {
+    const int64_t width = logits.size(1);
+    std::vector<float>& logprobs = span.output->target_logprobs;
+    logprobs.resize(targets.size());
+    std::vector<int64_t> best(targets.size());
+    const float* rows = logits.const_data_ptr<float>();
+    cpu::ParallelFor(span.rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const float* row = rows + r * logits.stride(0);
+        float top;
+        const double sum = cpu::SumOfExp(row, width, &top);
+        logprobs[r] = static_cast<float>(double{row[targets[r]]} - top - std::log(sum));
+        best[r] = std::find(row, row + width, top) - row;
+      }
+    });
+    span.output->targets_greedy = std::equal(targets.begin(), targets.end(), best.begin());
+    return;
+  }
   const at::Tensor ids =
       at::tensor(std::vector<int64_t>(targets.begin(), targets.end()), at::kLong).to(logits.device());
   const at::Tensor logprobs = at::log_softmax(logits, -1);

@@ -48,7 +48,8 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.folder));
   C3PO_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Parse(checkpoint->config_json(), config_path));
   C3PO_ASSIGN_OR_RETURN(const at::Device device, OpenDevice(options.device));
-  C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device));
+  C3PO_ASSIGN_OR_RETURN(const at::ScalarType stored, StoredDtype(*checkpoint));
+  C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device, stored));
   const c10::InferenceMode inference;
   C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, dtype, device, options.progress));
   ModelShape shape = ShapeOf(config, weights);

@@ -13,6 +13,8 @@
 namespace c3po {
 namespace {
 
+constexpr char kEmbedding[] = "model.embed_tokens.weight";
+
 // Hugging Face's tensor names of one family, relative to "model.layers.N.".
 struct TensorNames {
   const char* router;
@@ -76,6 +78,12 @@ class Reader {
     return absl::OkStatus();
   }
 
+  absl::Status ReadNorm(const std::string& name, int64_t size, at::Tensor& out) {
+    C3PO_RETURN_IF_ERROR(Read(name, {size}, out));
+    if (device_.is_cpu()) out = out.to(at::kFloat);  // What the kernels read.
+    return absl::OkStatus();
+  }
+
   absl::Status ReadInto(const std::string& name, const std::vector<int64_t>& shape, bool transpose, at::Tensor slot) {
     C3PO_ASSIGN_OR_RETURN(const at::Tensor view, View(name, shape));
     slot.copy_(transpose ? view.t() : view);
@@ -113,7 +121,7 @@ absl::Status ReadLayer(Reader& reader, const ModelConfig& config, int index, Lay
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
   const int64_t d = config.hidden_size, f = config.intermediate_size;
   const int64_t query = int64_t{config.heads} * config.head_dim, key = int64_t{config.kv_heads} * config.head_dim;
-  C3PO_RETURN_IF_ERROR(reader.Read(prefix + "input_layernorm.weight", {d}, layer.attention_norm));
+  C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "input_layernorm.weight", d, layer.attention_norm));
   layer.qkv = reader.Empty({query + 2 * key, d});
   const std::string attention = prefix + "self_attn.";
   C3PO_RETURN_IF_ERROR(reader.ReadInto(attention + "q_proj.weight", {query, d}, false, layer.qkv.narrow(0, 0, query)));
@@ -121,11 +129,11 @@ absl::Status ReadLayer(Reader& reader, const ModelConfig& config, int index, Lay
   C3PO_RETURN_IF_ERROR(
       reader.ReadInto(attention + "v_proj.weight", {key, d}, false, layer.qkv.narrow(0, query + key, key)));
   if (config.qk_norm) {
-    C3PO_RETURN_IF_ERROR(reader.Read(attention + "q_norm.weight", {query}, layer.q_norm));
-    C3PO_RETURN_IF_ERROR(reader.Read(attention + "k_norm.weight", {key}, layer.k_norm));
+    C3PO_RETURN_IF_ERROR(reader.ReadNorm(attention + "q_norm.weight", query, layer.q_norm));
+    C3PO_RETURN_IF_ERROR(reader.ReadNorm(attention + "k_norm.weight", key, layer.k_norm));
   }
   C3PO_RETURN_IF_ERROR(reader.Read(attention + "o_proj.weight", {d, query}, layer.output));
-  C3PO_RETURN_IF_ERROR(reader.Read(prefix + "post_attention_layernorm.weight", {d}, layer.moe_norm));
+  C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "post_attention_layernorm.weight", d, layer.moe_norm));
   C3PO_RETURN_IF_ERROR(reader.Read(prefix + names.router, {config.experts, d}, layer.router));
   layer.gate_up = reader.Empty({config.experts, 2 * f, d});
   layer.down = reader.Empty({config.experts, f, d});
@@ -141,14 +149,19 @@ absl::Status ReadLayer(Reader& reader, const ModelConfig& config, int index, Lay
 
 }  // namespace
 
+absl::StatusOr<at::ScalarType> StoredDtype(const Checkpoint& checkpoint) {
+  C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Find(kEmbedding));
+  return TorchTypeOf(view.dtype, kEmbedding);
+}
+
 absl::StatusOr<MoeWeights> LoadMoeWeights(const Checkpoint& checkpoint, const ModelConfig& config, at::ScalarType dtype,
                                           at::Device device, const std::function<void(int, int)>& progress) {
   try {
     Reader reader(checkpoint, dtype, device);
     MoeWeights weights;
     const int64_t d = config.hidden_size, vocabulary = config.vocabulary_size;
-    C3PO_RETURN_IF_ERROR(reader.Read("model.embed_tokens.weight", {vocabulary, d}, weights.embedding));
-    C3PO_RETURN_IF_ERROR(reader.Read("model.norm.weight", {d}, weights.final_norm));
+    C3PO_RETURN_IF_ERROR(reader.Read(kEmbedding, {vocabulary, d}, weights.embedding));
+    C3PO_RETURN_IF_ERROR(reader.ReadNorm("model.norm.weight", d, weights.final_norm));
     if (config.tied_embeddings) {
       weights.lm_head = weights.embedding;
     } else {

@@ -34,8 +34,12 @@ struct MoeWeights {
   int64_t parameters = 0;
 };
 
-// Copies a checkpoint's tensors, converted to `dtype`, onto `device`. `progress(done, total)` is called per layer.
-// InvalidArgument names a missing tensor, a wrong shape or dtype, and a tensor that the architecture does not have.
+// The dtype of the embedding. InvalidArgument: it is missing, or not a floating-point type of weights.
+absl::StatusOr<at::ScalarType> StoredDtype(const Checkpoint& checkpoint);
+
+// Copies a checkpoint's tensors, converted to `dtype` (norms on the CPU: to float32), onto `device`. `progress(done,
+// total)` is called per layer. InvalidArgument names a missing tensor, a wrong shape or dtype, and a tensor that the
+// architecture does not have.
 absl::StatusOr<MoeWeights> LoadMoeWeights(const Checkpoint& checkpoint, const ModelConfig& config, at::ScalarType dtype,
                                           at::Device device, const std::function<void(int, int)>& progress);
 

@@ -2,6 +2,7 @@
 // with one-token choices (the LM head is read at the choices alone) and with answers of several tokens (the whole LM
 // head).
 //   c3po_bench_model FOLDER [rounds=5] [neighbors=12] [tokens=30] [steps=10] [critical layers=8]
+//                    [dtype=auto]
 // Medians over rounds, milliseconds.
 
 #include <algorithm>
@@ -118,7 +119,8 @@ bool MeasureDescent(MoeModel& model, const Sizes& sizes, int answer_tokens, std:
 
 int Main(int argc, char** argv) {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: c3po_bench_model FOLDER [rounds] [neighbors] [tokens] [steps] [critical layers]\n");
+    std::fprintf(stderr,
+                 "usage: c3po_bench_model FOLDER [rounds] [neighbors] [tokens] [steps] [critical layers] [dtype]\n");
     return 2;
   }
   const auto argument = [&](int i, int fallback) { return argc > i ? std::max(1, std::atoi(argv[i])) : fallback; };
@@ -126,6 +128,7 @@ int Main(int argc, char** argv) {
   SetComputeThreads(0);
   MoeModelOptions options;
   options.folder = argv[1];
+  if (argc > 7) options.dtype = argv[7];
   const auto model = MoeModel::Load(options);
   if (!model.ok()) {
     std::fprintf(stderr, "%s\n", std::string(model.status().message()).c_str());

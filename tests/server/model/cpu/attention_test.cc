@@ -1,0 +1,163 @@
+#include "server/model/cpu/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "server/model/cpu/thread_pool.h"
+
+namespace c3po::cpu {
+namespace {
+
+const bool kThreadsSet = (ThreadPool::SetThreads(3), true);
+
+std::vector<float> Random(std::mt19937& rng, int64_t size) {
+  std::vector<float> values(size);
+  for (float& v : values) v = std::normal_distribution<float>()(rng);
+  return values;
+}
+
+double DotOf(const double* a, const double* b, int64_t dim) {
+  double sum = 0;
+  for (int64_t i = 0; i < dim; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// softmax(q k^T / sqrt(dim)) v of one query over chosen columns.
+std::vector<double> Attend(const double* q, const std::vector<const double*>& keys,
+                           const std::vector<const double*>& values, int64_t dim) {
+  std::vector<double> p, out(dim, 0);
+  double sum = 0;
+  for (const double* key : keys) p.push_back(std::exp(DotOf(q, key, dim) / std::sqrt(double(dim))));
+  for (double v : p) sum += v;
+  for (size_t j = 0; j < p.size(); ++j) {
+    for (int64_t i = 0; i < dim; ++i) out[i] += p[j] / sum * values[j][i];
+  }
+  return out;
+}
+
+std::vector<double> Wide(const std::vector<float>& x) { return {x.begin(), x.end()}; }
+
+TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
+  for (const auto& [heads, kv_heads, dim] : {std::tuple{4, 2, 16}, {9, 3, 64}, {2, 2, 6}}) {
+    for (const int64_t length : {1, 5, 40, 71}) {
+      const auto seed = static_cast<uint32_t>(heads * 100 + length);
+      SCOPED_TRACE(testing::Message() << "seed " << seed << " heads " << heads << " length " << length);
+      std::mt19937 rng(seed);
+      const HeadShape shape{heads, kv_heads, dim};
+      const int64_t capacity = length + 3;
+      const std::vector<float> q = Random(rng, length * heads * dim), k = Random(rng, kv_heads * capacity * dim),
+                               v = Random(rng, kv_heads * capacity * dim);
+      std::vector<float> context(q.size());
+      CausalAttention(shape, q.data(), length, 0, k.data(), v.data(), capacity * dim, context.data());
+      const std::vector<double> qd = Wide(q), kd = Wide(k), vd = Wide(v);
+      for (int64_t r = 0; r < length; ++r) {
+        for (int64_t h = 0; h < heads; ++h) {
+          std::vector<const double*> keys, values;
+          const int64_t shared = h / (heads / kv_heads);
+          for (int64_t j = 0; j <= r; ++j) {
+            keys.push_back(&kd[(shared * capacity + j) * dim]);
+            values.push_back(&vd[(shared * capacity + j) * dim]);
+          }
+          const std::vector<double> expected = Attend(&qd[(r * heads + h) * dim], keys, values, dim);
+          for (int64_t i = 0; i < dim; ++i) ASSERT_NEAR(context[(r * heads + h) * dim + i], expected[i], 1e-5);
+        }
+      }
+      for (const int64_t chunk : {1, 3, 33}) {
+        std::vector<float> chunked(q.size());
+        for (int64_t start = 0; start < length; start += chunk) {
+          const int64_t rows = std::min(chunk, length - start);
+          CausalAttention(shape, q.data() + start * heads * dim, rows, start, k.data(), v.data(), capacity * dim,
+                          chunked.data() + start * heads * dim);
+        }
+        ASSERT_EQ(0, std::memcmp(chunked.data(), context.data(), context.size() * sizeof(float))) << "chunk " << chunk;
+      }
+    }
+  }
+}
+
+// Two cases: a chain with a branch over a prefix of 5, and a single row over an empty prefix.
+struct Tree {
+  Tree() {
+    rows.case_begin = {0, 4, 5};
+    rows.prefix_lengths = {5, 0};
+    rows.prefix_max = 5;
+    rows.ancestors = {0, 1, 0, 2, 1, 0, 3, 0, 4};
+    rows.ancestor_begin = {0, 1, 3, 6, 8, 9};
+    rows.ancestors_max = 3;
+  }
+  TreeRows rows;
+};
+
+// sum(weights * context) in double: what the gradients are checked by.
+double Objective(const HeadShape& shape, const TreeRows& tree, const std::vector<double>& q,
+                 const std::vector<double>& k, const std::vector<double>& v, const std::vector<double>& prefix_k,
+                 const std::vector<double>& prefix_v, const std::vector<double>& weights,
+                 std::vector<double>* context) {
+  const int64_t dim = shape.head_dim;
+  double total = 0;
+  for (size_t s = 0; s < tree.prefix_lengths.size(); ++s) {
+    for (int64_t r = tree.case_begin[s]; r < tree.case_begin[s + 1]; ++r) {
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        const int64_t g = h / (shape.heads / shape.kv_heads);
+        std::vector<const double*> keys, values;
+        for (int64_t j = 0; j < tree.prefix_lengths[s]; ++j) {
+          const int64_t at = ((static_cast<int64_t>(s) * shape.kv_heads + g) * tree.prefix_max + j) * dim;
+          keys.push_back(&prefix_k[at]);
+          values.push_back(&prefix_v[at]);
+        }
+        for (int64_t i = tree.ancestor_begin[r]; i < tree.ancestor_begin[r + 1]; ++i) {
+          keys.push_back(&k[(tree.ancestors[i] * shape.kv_heads + g) * dim]);
+          values.push_back(&v[(tree.ancestors[i] * shape.kv_heads + g) * dim]);
+        }
+        const std::vector<double> out = Attend(&q[(r * shape.heads + h) * dim], keys, values, dim);
+        total += DotOf(out.data(), &weights[(r * shape.heads + h) * dim], dim);
+        if (context) context->insert(context->end(), out.begin(), out.end());
+      }
+    }
+  }
+  return total;
+}
+
+TEST(TreeAttention, ForwardIsTheNaiveSoftmaxAndBackwardItsDerivative) {
+  const Tree tree;
+  const HeadShape shape{4, 2, 10};
+  const int64_t rows = tree.rows.rows(), dim = shape.head_dim;
+  for (const uint32_t seed : {1u, 2u}) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    std::mt19937 rng(seed);
+    const std::vector<float> q = Random(rng, rows * shape.heads * dim), k = Random(rng, rows * shape.kv_heads * dim),
+                             v = Random(rng, rows * shape.kv_heads * dim),
+                             prefix_k = Random(rng, 2 * shape.kv_heads * 5 * dim),
+                             prefix_v = Random(rng, 2 * shape.kv_heads * 5 * dim), dout = Random(rng, q.size());
+    std::vector<float> p(rows * shape.heads * tree.rows.width()), context(q.size()), dq(q.size()), dk(k.size()),
+        dv(v.size());
+    TreeAttentionForward(shape, tree.rows, q.data(), k.data(), v.data(), prefix_k.data(), prefix_v.data(), p.data(),
+                         context.data());
+    TreeAttentionBackward(shape, tree.rows, dout.data(), q.data(), k.data(), v.data(), prefix_k.data(), prefix_v.data(),
+                          p.data(), dq.data(), dk.data(), dv.data());
+    std::vector<double> expected, qd = Wide(q), kd = Wide(k), vd = Wide(v);
+    const std::vector<double> pk = Wide(prefix_k), pv = Wide(prefix_v), weights = Wide(dout);
+    Objective(shape, tree.rows, qd, kd, vd, pk, pv, weights, &expected);
+    for (size_t i = 0; i < context.size(); ++i) ASSERT_NEAR(context[i], expected[i], 1e-5) << i;
+    const auto check = [&](std::vector<double>& x, const std::vector<float>& gradient, const char* what) {
+      for (size_t i = 0; i < x.size(); ++i) {
+        const double kept = x[i];
+        x[i] = kept + 1e-4;
+        const double above = Objective(shape, tree.rows, qd, kd, vd, pk, pv, weights, nullptr);
+        x[i] = kept - 1e-4;
+        const double below = Objective(shape, tree.rows, qd, kd, vd, pk, pv, weights, nullptr);
+        x[i] = kept;
+        ASSERT_NEAR(gradient[i], (above - below) / 2e-4, 2e-5) << what << " " << i;
+      }
+    };
+    check(qd, dq, "dq");
+    check(kd, dk, "dk");
+    check(vd, dv, "dv");
+  }
+}
+
+}  // namespace
+}  // namespace c3po::cpu
