@@ -25,7 +25,7 @@ struct CollectionPrior {
   int64_t validation_references = 0;  // held apart
   double validation_loss_before = 0, validation_loss_after = 0;
   // Unset where the references have no choices.
-  std::optional<double> validation_accuracy_before, validation_accuracy_after;
+  std::optional<double> validation_accuracy_before = std::nullopt, validation_accuracy_after = std::nullopt;
 };
 
 // A router shift found on one reference's own loss.
