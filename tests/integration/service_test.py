@@ -587,7 +587,7 @@ class RestartTest(unittest.TestCase):
     def test_oracle_raises_the_answer_and_learned_things_survive_a_restart(self):
         server = self.run_server("--allow-oracle")
         refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        list(refs.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(20)))
+        list(refs.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(40)))
         generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
 
         def score(method, answer=None, **options):
@@ -604,7 +604,8 @@ class RestartTest(unittest.TestCase):
             with self.assertRaises(grpc.RpcError) as caught:
                 score(opt.METHOD_ORACLE, answer)
             self.assertEqual(details(caught.exception), ("INVALID_FIELD", ["oracle_answer"]))
-        list(refs.TunePrior(ref.TunePriorRequest(collection="set", epochs=2, learning_rate=0.3)))
+        tune = ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=3, batch_size=8, learning_rate=0.3)
+        self.assertTrue(list(refs.TunePrior(tune))[-1].HasField("stored"))
         refs.SetProfile(ref.SetProfileRequest(collection="set", profile=opt.OptimizationOptions(method=opt.METHOD_COLLECTION_PRIOR)))
         before = score(opt.METHOD_UNSPECIFIED)
         self.assertEqual(before.optimization.method, opt.METHOD_COLLECTION_PRIOR)
