@@ -100,6 +100,27 @@ struct Client::Impl {
     return response;
   }
 
+  // One request, a stream of responses.
+  template <typename Stub, typename Request, typename Response>
+  absl::Status Stream(
+      Stub& stub, std::unique_ptr<grpc::ClientReader<Response>> (Stub::*method)(grpc::ClientContext*, const Request&),
+      const Request& request, absl::FunctionRef<bool(const Response&)> on_event, const CallOptions& options) {
+    C3PO_RETURN_IF_ERROR(CheckText(request));
+    return retrying.Run(options, [&](grpc::ClientContext* context, bool* received) {
+      auto stream = (stub.*method)(context, request);
+      Response event;
+      bool wanted = true;
+      while (wanted && stream->Read(&event)) {
+        *received = true;
+        wanted = on_event(event);
+      }
+      if (wanted) return stream->Finish();
+      context->TryCancel();
+      stream->Finish();  // Waits until the call is over; what it says no longer matters.
+      return grpc::Status(grpc::StatusCode::CANCELLED, "cancelled by the caller");
+    });
+  }
+
   // One health check of the whole server.
   grpc::Status CheckHealth(grpc::ClientContext* context, uint64_t* serving_status) {
     grpc::CompletionQueue queue;
@@ -134,20 +155,7 @@ Client::~Client() = default;
 absl::Status Client::Generate(const v1::GenerateRequest& request,
                               absl::FunctionRef<bool(const v1::GenerateResponse&)> on_event,
                               const CallOptions& options) {
-  C3PO_RETURN_IF_ERROR(CheckText(request));
-  return impl_->retrying.Run(options, [&](grpc::ClientContext* context, bool* received) {
-    auto stream = impl_->generation->Generate(context, request);
-    v1::GenerateResponse event;
-    bool wanted = true;
-    while (wanted && stream->Read(&event)) {
-      *received = true;
-      wanted = on_event(event);
-    }
-    if (wanted) return stream->Finish();
-    context->TryCancel();
-    stream->Finish();  // Waits until the call is over; what it says no longer matters.
-    return grpc::Status(grpc::StatusCode::CANCELLED, "cancelled by the caller");
-  });
+  return impl_->Stream(*impl_->generation, &v1::GenerationService::Stub::Generate, request, on_event, options);
 }
 
 absl::StatusOr<v1::ScoreResponse> Client::Score(const v1::ScoreRequest& request, const CallOptions& options) {
@@ -220,6 +228,28 @@ absl::StatusOr<v1::GetStatsResponse> Client::GetStats(const CallOptions& options
 
 absl::StatusOr<v1::GetServerInfoResponse> Client::GetServerInfo(const CallOptions& options) {
   return impl_->Unary(*impl_->server, &v1::ServerService::Stub::GetServerInfo, v1::GetServerInfoRequest(), options);
+}
+
+absl::StatusOr<v1::GetCollectionResponse> Client::GetCollection(const v1::GetCollectionRequest& request,
+                                                                const CallOptions& options) {
+  return impl_->Unary(*impl_->reference, &v1::ReferenceService::Stub::GetCollection, request, options);
+}
+
+absl::StatusOr<v1::SetProfileResponse> Client::SetProfile(const v1::SetProfileRequest& request,
+                                                          const CallOptions& options) {
+  return impl_->Unary(*impl_->reference, &v1::ReferenceService::Stub::SetProfile, request, options);
+}
+
+absl::Status Client::TunePrior(const v1::TunePriorRequest& request,
+                               absl::FunctionRef<bool(const v1::TunePriorResponse&)> on_event,
+                               const CallOptions& options) {
+  return impl_->Stream(*impl_->reference, &v1::ReferenceService::Stub::TunePrior, request, on_event, options);
+}
+
+absl::Status Client::AmortizeShifts(const v1::AmortizeShiftsRequest& request,
+                                    absl::FunctionRef<bool(const v1::AmortizeShiftsResponse&)> on_event,
+                                    const CallOptions& options) {
+  return impl_->Stream(*impl_->reference, &v1::ReferenceService::Stub::AmortizeShifts, request, on_event, options);
 }
 
 absl::Status Client::WaitUntilServing(absl::Duration timeout, Cancellation* cancellation) {

@@ -101,6 +101,17 @@ class Client {
   absl::StatusOr<v1::DeleteReferencesResponse> DeleteReferences(const v1::DeleteReferencesRequest& request,
                                                                 const CallOptions& options = {});
   absl::StatusOr<v1::GetStatsResponse> GetStats(const CallOptions& options = {});
+  absl::StatusOr<v1::GetCollectionResponse> GetCollection(const v1::GetCollectionRequest& request,
+                                                          const CallOptions& options = {});
+  absl::StatusOr<v1::SetProfileResponse> SetProfile(const v1::SetProfileRequest& request,
+                                                    const CallOptions& options = {});
+  // Hand each message of the stream to `on_event`, as Generate does.
+  absl::Status TunePrior(const v1::TunePriorRequest& request,
+                         absl::FunctionRef<bool(const v1::TunePriorResponse&)> on_event,
+                         const CallOptions& options = {});
+  absl::Status AmortizeShifts(const v1::AmortizeShiftsRequest& request,
+                              absl::FunctionRef<bool(const v1::AmortizeShiftsResponse&)> on_event,
+                              const CallOptions& options = {});
   absl::StatusOr<v1::GetServerInfoResponse> GetServerInfo(const CallOptions& options = {});
 
   // Asks grpc.health.v1.Health about the whole server until it answers SERVING. DeadlineExceeded after `timeout`, with

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), the google/rpc .proto
-# files and the Python tools of the tests. Idempotent: what is present is kept. Needs root or sudo for Debian packages.
+# files, the Python tools of the tests and the lm-evaluation-harness. Idempotent: what is present is kept. Needs root or
+# sudo for Debian packages.
 #   C3PO_CACHE_DIR   where PyPI downloads are unpacked, shared by all clones (default ~/.cache/c3po)
 set -euo pipefail
 
 TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=1   # Raise when the list of Python tools below changes.
+LM_EVAL_VERSION=0.4.13
+LM_EVAL_FOLDER_VERSION=1 # Raise when the list of its packages below changes.
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
 
 BUILD_PACKAGES=(
@@ -56,6 +59,27 @@ make_tools_venv() {
     numpy==1.26.4 grpcio==1.62.3 grpcio-tools==1.62.3 protobuf==4.25.8 googleapis-common-protos==1.63.2 pytest==8.3.4
 }
 
+# What the harness imports to run a model behind gRPC, 118 MB to download: neither torch nor scikit-learn, which it loads
+# for other models and metrics only. Hence installed without dependencies.
+LM_EVAL_PACKAGES=(
+  "lm-eval==$LM_EVAL_VERSION"
+  aiohappyeyeballs==2.7.1 aiohttp==3.14.5 aiosignal==1.4.0 anyio==4.16.0 attrs==26.1.0 certifi==2026.10.18
+  chardet==6.0.0.post1 charset-normalizer==3.5.2 click==8.5.1 colorama==0.4.6 DataProperty==1.1.1 datasets==5.2.0
+  dill==0.4.1 filelock==4.2.11 frozenlist==1.8.0 fsspec==2026.9.0 grpcio==1.62.3 grpcio-tools==1.62.3 h11==0.16.0
+  hf-xet==1.8.0 httpcore2==2.16.2 httpx2==2.16.2 huggingface_hub==2.4.0 idna==3.20 Jinja2==3.1.6 lxml==6.1.3
+  MarkupSafe==3.0.4 mbstrdecoder==1.1.5 more-itertools==11.2.1 multidict==7.2.1 multiprocess==0.70.19 numpy==2.4.6
+  packaging==26.3 pandas==3.1.1 pathvalidate==3.3.1 portalocker==4.4.2 propcache==0.5.4 protobuf==4.25.8
+  pyarrow==26.0.1 pytablewriter==1.2.1 python-dateutil==2.9.0.post0 pytz==2026.6 PyYAML==6.0.3 regex==2026.11.15
+  requests==2.34.2 sacrebleu==2.6.0 setuptools==80.9.0 six==1.17.0 sqlitedict==2.1.0 tabledata==1.3.5 tabulate==0.10.0 tcolorpy==0.1.7
+  tqdm==4.70.1 truststore==0.10.5 typepy==1.3.5 typing_extensions==4.16.0 urllib3==2.8.0 word2number==1.1
+  xxhash==4.1.0 yarl==1.25.1
+)
+
+make_lm_eval_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${LM_EVAL_PACKAGES[@]}"
+}
+
 # The wheel is the CUDA 13.0 build with the C++11 ABI; c3pod links its CPU half and opens the CUDA half on demand.
 install_torch() {
   python3 -m venv "$1/venv"
@@ -67,6 +91,7 @@ install_torch() {
 mkdir -p "$CACHE_DIR"
 install_debian_packages
 fill_folder "Python tools" "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION" make_tools_venv
+fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
 "$(dirname "$0")/fetch_models.sh"
 say "done"

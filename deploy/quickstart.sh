@@ -61,22 +61,22 @@ ask() {
   printf '\n\033[1m%s\033[0m\n' "$1"; shift
   c3po ask --explain "$@"
 }
-C3PO_OPTIONS=(--collection sentiment --method ngd --references all --objective choices --k 12 --critical-layers 22-29
-  --core-experts 0 --application every --learning-rate 0.2)
+C3PO_OPTIONS=(--collection sentiment --references all --objective choices --k 24 --critical-layers 22-29
+  --core-experts 0 --application shift --learning-rate 0.03)
 REVIEW=$'Review: the second coming of harry potter is a film far superior to its predecessor .\nSentiment:'
 ask "Chat: How do plants make food? (the model as it is)" --chat --method none --max-tokens 60 "How do plants make food?"
 ask "Science: What gas do plants need for photosynthesis? (with C3PO)" --collection science --method ngd \
   --stop $'\n' --max-tokens 14 $'Question: What gas do plants need for photosynthesis?\nAnswer:'
 ask "A held-out review: the second coming of harry potter is a film far superior to its predecessor (without C3PO)" \
   --method none --max-tokens 1 "$REVIEW"
-ask "The same review (with C3PO)" "${C3PO_OPTIONS[@]}" --max-tokens 1 "$REVIEW"
+ask "The same review (with C3PO)" --method ngd "${C3PO_OPTIONS[@]}" --max-tokens 1 "$REVIEW"
 
 heading "6/6 Sixty held-out reviews"
-head -60 "$REFERENCES/sentiment_heldout.jsonl" >"$DATA_DIR/heldout.jsonl"
-echo "without C3PO:"
-c3po score --file "$DATA_DIR/heldout.jsonl" --method none
-echo "with C3PO:"
-c3po score --file "$DATA_DIR/heldout.jsonl" "${C3PO_OPTIONS[@]}"
+echo "none: the model as it is. ngd: with C3PO. knn: the vote of the same neighbors, no model at all."
+rm -rf "$DATA_DIR/reviews"
+c3po eval --task "$REFERENCES/sentiment_heldout.jsonl" --metric raw --limit 60 --methods none,ngd,knn "${C3PO_OPTIONS[@]}" \
+  --out "$DATA_DIR/reviews" --report "$DATA_DIR/reviews.html"
+echo "Pictures: $DATA_DIR/reviews.html. The whole suite: deploy/evaluation/main_table.sh"
 
 heading "Done"
 if [ "$ONCE" = 1 ]; then

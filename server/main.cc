@@ -23,9 +23,11 @@
 #include "server/metrics/metrics.h"
 #include "server/model/device.h"
 #include "server/model/moe_model.h"
+#include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/rpc/grpc_server.h"
+#include "server/rpc/profiles.h"
 #include "server/scheduler/engine.h"
 
 namespace c3po {
@@ -40,10 +42,13 @@ struct Server {
   std::unique_ptr<QueryEmbedding> embedding;
   std::unique_ptr<ReferenceStore> store;
   std::unique_ptr<ReferenceCatalog> catalog;
+  std::unique_ptr<LearnedShifts> shifts;
+  std::unique_ptr<Profiles> profiles;
   std::unique_ptr<Metrics> metrics;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<GenerationPipeline> pipeline;
-  std::unique_ptr<WorkerPool> workers;  // Its jobs use the pipeline.
+  std::unique_ptr<CollectionLearning> learning;
+  std::unique_ptr<WorkerPool> workers;  // Its jobs use the two above.
   std::atomic<bool> ready{false};
   std::unique_ptr<HttpServer> http;
   std::unique_ptr<GrpcServer> grpc;
@@ -133,6 +138,10 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   options.exact_references_max = config.exact_references_max;
   options.graph_cache_folder = config.graph_cache.empty() ? config.store + ".graphs" : config.graph_cache;
   C3PO_ASSIGN_OR_RETURN(server.catalog, ReferenceCatalog::Open(server.store.get(), options));
+  server.shifts = std::make_unique<LearnedShifts>(server.store.get(), shape.digest);
+  const OptimizationSettings defaults = DefaultsFrom(config, shape);
+  C3PO_RETURN_IF_ERROR(ValidateSettings(defaults, shape));
+  server.profiles = std::make_unique<Profiles>(server.store.get(), shape, defaults);
   for (const std::string& refused : server.catalog->startup().refused_files) {
     Log(LogLevel::kWarning, "graph_refused", "", {{"reason", refused}});
   }
@@ -152,14 +161,16 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
       std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());
   server.workers = std::make_unique<WorkerPool>(config.workers, config.pending_requests_max);
   ServiceParts parts;
-  parts.pipeline_parts = {server.model.get(),     server.engine.get(),  server.catalog.get(), server.text.get(),
-                          server.embedding.get(), server.workers.get(), server.metrics.get()};
+  parts.pipeline_parts = {server.model.get(),  server.engine.get(),    server.catalog.get(),
+                          server.text.get(),   server.embedding.get(), server.workers.get(),
+                          server.shifts.get(), server.metrics.get(),   config.allow_oracle};
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
+  server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get());
   ReportReferences(*server.catalog, server.metrics.get());
   parts.pipeline = server.pipeline.get();
+  parts.learning = server.learning.get();
+  parts.profiles = server.profiles.get();
   parts.store = server.store.get();
-  parts.default_optimization = DefaultsFrom(config, shape);
-  C3PO_RETURN_IF_ERROR(ValidateSettings(parts.default_optimization, shape));
   parts.default_sampling.max_tokens = config.max_tokens_default;
   parts.version = kVersion;
   if (config.metrics_port >= 0) {

@@ -14,7 +14,13 @@ void AddRefsCommand(CLI::App& app, Session* session);
 void AddRefsImportCommand(CLI::App& refs, Session* session);  // Under `refs`.
 void AddScoreCommand(CLI::App& app, Session* session);
 void AddTokenizeCommand(CLI::App& app, Session* session);
+void AddRefsLearnCommands(CLI::App& refs, Session* session);    // Under `refs`.
+void AddRefsProfileCommands(CLI::App& refs, Session* session);  // Under `refs`.
+void AddEvalCommand(CLI::App& app, Session* session);
+void AddAblateCommand(CLI::App& app, Session* session);
+void AddCalibrateCommand(CLI::App& app, Session* session);
 void AddInfoCommand(CLI::App& app, Session* session);
+void AddReportCommand(CLI::App& app, Session* session);
 
 }  // namespace c3po
 

@@ -55,7 +55,17 @@ std::string LossLine(const v1::OptimizationReport& report, const Terminal& termi
   if (before > 0) absl::StrAppend(&line, absl::StrFormat(" (%+.1f %%)", 100 * (after - before) / before));
   const int steps = report.losses_size() - 1;
   absl::StrAppend(&line, " in ", steps, steps == 1 ? " step" : " steps");
+  if (report.has_selected_step()) absl::StrAppend(&line, ", step ", report.selected_step(), " taken");
   return absl::StrCat(after < before ? terminal.Green(line) : line, "\n");
+}
+
+// The loss of the neighbors that were held out, at the start and where the search stopped looking.
+std::string ValidationLine(const v1::OptimizationReport& report) {
+  const int taken = report.has_selected_step()
+                        ? std::min(static_cast<int>(report.selected_step()), report.validation_losses_size() - 1)
+                        : report.validation_losses_size() - 1;
+  return absl::StrFormat("held-out neighbors' loss %.4f → %.4f\n", report.validation_losses(0),
+                         report.validation_losses(taken));
 }
 
 std::string ChangeTable(const v1::OptimizationReport& report, const Terminal& terminal) {
@@ -74,6 +84,7 @@ std::string ExplainOptimization(const v1::OptimizationReport& report, const Term
   std::string text = Headline(report, terminal);
   if (report.neighbors_size() > 0) absl::StrAppend(&text, NeighborTable(report, terminal));
   if (report.losses_size() > 0) absl::StrAppend(&text, LossLine(report, terminal));
+  if (report.validation_losses_size() > 0) absl::StrAppend(&text, ValidationLine(report));
   if (report.largest_changes_size() > 0) {
     absl::StrAppend(&text, "experts that moved most\n", ChangeTable(report, terminal));
   }
@@ -100,6 +111,12 @@ std::string ExplainSummary(const v1::GenerationSummary& summary, const Terminal&
                       " generated, finished by ",
                       Words(v1::FinishReason_Name(summary.finish_reason()), "FINISH_REASON_"), "\n",
                       ExplainTimings(summary.timings(), terminal));
+}
+
+std::string PriorAccuracies(const v1::PriorInfo& prior) {
+  if (!prior.has_validation_accuracy_before() || !prior.has_validation_accuracy_after()) return "";
+  return absl::StrFormat(", held-out accuracy %.1f → %.1f %%", 100 * prior.validation_accuracy_before(),
+                         100 * prior.validation_accuracy_after());
 }
 
 }  // namespace c3po

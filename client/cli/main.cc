@@ -4,14 +4,40 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <string>
 
 #include "client/cli/commands.h"
 #include "client/cli/exit_code.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/session.h"
 
+namespace {
+
+// The arguments as a shell takes them: in single quotes where they hold anything but letters, digits and a few marks.
+std::string CommandLine(int argc, char** argv) {
+  std::string line = "c3po";
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const bool plain = !argument.empty() && argument.find_first_not_of(
+                                                "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                                "-_./,:=@%+") == std::string::npos;
+    line += " ";
+    if (plain) {
+      line += argument;
+      continue;
+    }
+    line += "'";
+    for (const char c : argument) line += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    line += "'";
+  }
+  return line;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   c3po::Session session;
+  session.command_line = CommandLine(argc, argv);
   session.terminal = c3po::Terminal::Detect();
 
   CLI::App app(
@@ -29,8 +55,12 @@ int main(int argc, char** argv) {
   c3po::AddChatCommand(app, &session);
   c3po::AddRefsCommand(app, &session);
   c3po::AddScoreCommand(app, &session);
+  c3po::AddEvalCommand(app, &session);
+  c3po::AddAblateCommand(app, &session);
+  c3po::AddCalibrateCommand(app, &session);
   c3po::AddTokenizeCommand(app, &session);
   c3po::AddInfoCommand(app, &session);
+  c3po::AddReportCommand(app, &session);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

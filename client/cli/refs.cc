@@ -151,10 +151,13 @@ CLI::App* AddRefs(CLI::App& refs, Session* session, const char* name, const char
 }  // namespace
 
 void AddRefsCommand(CLI::App& app, Session* session) {
-  CLI::App* refs = app.add_subcommand("refs", "Reference samples: import, search, list, get, delete, stats");
+  CLI::App* refs = app.add_subcommand(
+      "refs", "Reference samples: import, search, list, get, delete, stats; tune, amortize, profile");
   refs->require_subcommand(1);
   refs->fallthrough();
   AddRefsImportCommand(*refs, session);
+  AddRefsLearnCommands(*refs, session);
+  AddRefsProfileCommands(*refs, session);
 
   const auto flags = std::make_shared<RefsFlags>();
   CLI::App* search = AddRefs(*refs, session, "search", "The references nearest to a text", Search, flags);

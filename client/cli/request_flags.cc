@@ -5,14 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "absl/status/statusor.h"
+#include "client/eval/option_setting.h"
 
 namespace c3po {
 namespace {
-
-constexpr uint32_t kLayersMax = 4096;  // Of a range, so that a slip of the finger does not fill the memory.
 
 constexpr char kOptimization[] = "C3PO";
 constexpr char kGate[] = "C3PO gate";
@@ -39,21 +36,10 @@ CLI::Option* AddEnum(CLI::App& command, const char* flag, const char* help, cons
       ->group(kOptimization);
 }
 
-// "25,26", "25-29" or both: "3,25-29".
 std::vector<uint32_t> ParseLayers(const std::string& text) {
-  std::vector<uint32_t> layers;
-  for (const absl::string_view part : absl::StrSplit(text, ',')) {
-    const std::vector<std::string> ends = absl::StrSplit(part, absl::MaxSplits('-', 1));
-    uint32_t first = 0;
-    uint32_t last = 0;
-    if (!absl::SimpleAtoi(ends.front(), &first) || !absl::SimpleAtoi(ends.back(), &last) || first > last ||
-        last - first >= kLayersMax) {
-      throw CLI::ValidationError("--critical-layers",
-                                 absl::StrCat("\"", text, "\" is no list of layers like 25,26 or 25-29"));
-    }
-    for (uint32_t layer = first; layer <= last; ++layer) layers.push_back(layer);
-  }
-  return layers;
+  absl::StatusOr<std::vector<uint32_t>> layers = ParseLayerList(text);
+  if (!layers.ok()) throw CLI::ValidationError("--critical-layers", std::string(layers.status().message()));
+  return *std::move(layers);
 }
 
 void AddGateFlags(CLI::App& command, v1::OptimizationOptions* options) {
@@ -70,16 +56,47 @@ void AddGateFlags(CLI::App& command, v1::OptimizationOptions* options) {
   AddField<double>(command, kGate, "--gate-min-loss-reduction",
                    "Revert when the neighbors' loss fell by less than this fraction",
                    [=](double value) { options->mutable_gate()->set_min_loss_reduction(value); });
+  AddField<double>(command, kGate, "--gate-min-validation-loss-reduction",
+                   "Revert when the held-out neighbors' loss fell by less than this fraction",
+                   [=](double value) { options->mutable_gate()->set_min_validation_loss_reduction(value); });
+}
+
+// What a collection holds beside its references, and which of them count.
+void AddCollectionFlags(CLI::App& command, v1::OptimizationOptions* options) {
+  command
+      .add_flag_function(
+          "--profile,!--no-profile", [=](int64_t count) { options->set_use_profile(count > 0); },
+          "Whether the collection's profile fills what is not set (default: yes)")
+      ->group(kOptimization);
+  command
+      .add_flag_function(
+          "--prior,!--no-prior", [=](int64_t count) { options->set_use_prior(count > 0); },
+          "Whether gradient descent begins at the collection's prior (refs tune)")
+      ->group(kOptimization);
+  AddField<uint32_t>(command, kOptimization, "--validation-neighbors",
+                     "Further neighbors held out, to choose among the steps",
+                     [=](uint32_t value) { options->set_validation_neighbors(value); });
+  AddField<double>(command, kOptimization, "--step-scale", "Part of the displacement found that is applied, in (0, 1]",
+                   [=](double value) { options->set_step_scale(value); });
+  AddField<std::vector<std::string>>(command, kOptimization, "--exclude",
+                                     "Id of a reference that is no neighbor; may be given several times",
+                                     [=](const std::vector<std::string>& ids) {
+                                       for (const std::string& id : ids) options->add_exclude_reference_ids(id);
+                                     })
+      ->allow_extra_args(false);
 }
 
 void AddEnumFlags(CLI::App& command, v1::OptimizationOptions* options) {
   AddEnum<v1::Method>(command, "--method",
-                      "How the pathway is found: none, mode finding, kernel regression, or "
-                      "neighborhood gradient descent",
+                      "How the pathway is found: none, mode finding, kernel regression, neighborhood gradient "
+                      "descent, the references' amortized shifts, the collection's prior; oracle: on the answer",
                       {{"none", v1::METHOD_NONE},
                        {"mode", v1::METHOD_MODE_FINDING},
                        {"kernel", v1::METHOD_KERNEL_REGRESSION},
-                       {"ngd", v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT}},
+                       {"ngd", v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT},
+                       {"amortized", v1::METHOD_AMORTIZED_SHIFT},
+                       {"prior", v1::METHOD_COLLECTION_PRIOR},
+                       {"oracle", v1::METHOD_ORACLE}},
                       [=](v1::Method value) { options->set_method(value); });
   AddEnum<v1::Kernel>(command, "--kernel", "Weight of a neighbor by its distance",
                       {{"gaussian", v1::KERNEL_GAUSSIAN},
@@ -129,8 +146,10 @@ void AddOptimizationFlags(CLI::App& command, v1::OptimizationOptions* options) {
                         });
   AddField<uint32_t>(command, kOptimization, "--core-experts", "Experts per layer whose weights move; 0: all",
                      [=](uint32_t value) { options->set_core_experts(value); });
-  AddField<double>(command, kOptimization, "--alpha", "Weight of the query's own pathway in mode finding",
+  AddField<double>(command, kOptimization, "--alpha",
+                   "Weight of the query's own pathway in mode finding; in kernel regression instead of its grid",
                    [=](double value) { options->set_alpha(value); });
+  AddCollectionFlags(command, options);
   command
       .add_flag_function(
           "--return-pathways", [=](int64_t count) { options->set_return_pathways(count > 0); },

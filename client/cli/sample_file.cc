@@ -4,68 +4,21 @@
 #include <unistd.h>
 
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/cli/terminal.h"
+#include "client/eval/sample_line.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr size_t kLineBytesMax = 3 << 20;    // gRPC servers take messages up to 4 MiB by default.
 constexpr uint64_t kReportedLinesMax = 100;  // A file of another kind would else flood the terminal.
 
 bool IsBlank(const std::string& line) { return line.find_first_not_of(" \t\r") == std::string::npos; }
-
-absl::Status ReadText(const Json& object, const char* key, std::string* text) {
-  const auto found = object.find(key);
-  if (found == object.end()) return absl::InvalidArgumentError(absl::StrCat("\"", key, "\" is missing"));
-  if (!found->is_string()) return absl::InvalidArgumentError(absl::StrCat("\"", key, "\" is not a text"));
-  *text = found->get<std::string>();
-  return absl::OkStatus();
-}
-
-absl::Status ReadSample(const Json& object, v1::ReferenceSample* sample) {
-  if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
-  C3PO_RETURN_IF_ERROR(ReadText(object, "prompt", sample->mutable_prompt()));
-  C3PO_RETURN_IF_ERROR(ReadText(object, "answer", sample->mutable_answer()));
-  if (const auto choices = object.find("choices"); choices != object.end() && !choices->is_null()) {
-    if (!choices->is_array()) return absl::InvalidArgumentError("\"choices\" is not a list");
-    for (const Json& choice : *choices) {
-      if (!choice.is_string()) return absl::InvalidArgumentError("\"choices\" holds something that is not a text");
-      sample->add_choices(choice.get<std::string>());
-    }
-  }
-  if (const auto metadata = object.find("metadata"); metadata != object.end() && !metadata->is_null()) {
-    if (!metadata->is_object()) return absl::InvalidArgumentError("\"metadata\" is not an object");
-    for (const auto& [name, value] : metadata->items()) {
-      (*sample->mutable_metadata())[name] = value.is_string() ? value.get<std::string>() : value.dump();
-    }
-  }
-  return absl::OkStatus();
-}
-
-// nlohmann throws; nothing of it leaves this function.
-absl::Status ParseSample(const std::string& line, v1::ReferenceSample* sample) {
-  if (line.size() > kLineBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("longer than ", kLineBytesMax, " bytes"));
-  }
-  try {
-    return ReadSample(Json::parse(line), sample);
-  } catch (const Json::exception& error) {
-    // "[json.exception.parse_error.101] parse error at ...": the code in brackets says nothing to the reader.
-    const std::string what = error.what();
-    const size_t text = what.find("] ");
-    return absl::InvalidArgumentError(
-        absl::StrCat("not JSON: ", Snippet(text == std::string::npos ? what : what.substr(text + 2), 200)));
-  }
-}
 
 }  // namespace
 
@@ -87,7 +40,12 @@ absl::StatusOr<std::optional<SampleLine>> SampleFile::Next() {
     if (IsBlank(line)) continue;
     SampleLine read;
     read.number = number_;
-    read.status = ParseSample(line, &read.sample);
+    absl::StatusOr<v1::ReferenceSample> sample = ParseSampleLine(line);
+    if (sample.ok()) {
+      read.sample = *std::move(sample);
+    } else {
+      read.status = sample.status();
+    }
     return read;
   }
   if (in.bad()) return absl::DataLossError(absl::StrCat(path_, ": cannot be read after line ", number_));

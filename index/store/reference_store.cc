@@ -24,7 +24,8 @@ namespace c3po {
 namespace {
 
 constexpr int64_t kApplicationId = 0x6333706f;  // "c3po"
-constexpr int64_t kSchemaVersion = 1;
+constexpr int64_t kSchemaVersion = 2;
+constexpr size_t kArtifactNameMax = 256, kArtifactValueMax = size_t{16} << 20;
 
 constexpr char kSchema[] = R"sql(
   CREATE TABLE reference (
@@ -47,7 +48,16 @@ constexpr char kSchema[] = R"sql(
   CREATE TABLE store_state (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), generation INTEGER NOT NULL);
   INSERT INTO store_state VALUES (1, 0);
   PRAGMA application_id = 0x6333706f;
-  PRAGMA user_version = 1;
+)sql";
+
+// What version 2 adds to version 1. A new file gets both.
+constexpr char kSchemaOfVersion2[] = R"sql(
+  CREATE TABLE artifact (
+    collection TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (collection, name)) WITHOUT ROWID;
+  PRAGMA user_version = 2;
 )sql";
 
 #define C3PO_REFERENCE_COLUMNS                                                                                \
@@ -288,16 +298,17 @@ absl::Status ReferenceStore::Impl::CreateOrCheckSchema() {
   if (!blank && application_id != kApplicationId) {
     return absl::InvalidArgumentError(absl::StrCat("store ", path, ": the database of another application"));
   }
-  if (!blank && version != kSchemaVersion) {
+  if (!blank && (version < 1 || version > kSchemaVersion)) {
     return absl::FailedPreconditionError(
-        absl::StrCat("store ", path, ": has schema version ", version, ", this build reads ", kSchemaVersion));
+        absl::StrCat("store ", path, ": has schema version ", version, ", this build reads 1 to ", kSchemaVersion));
   }
   C3PO_RETURN_IF_ERROR(Execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON",
                                "cannot set up the write-ahead log"));
-  if (!blank) return absl::OkStatus();
+  if (version == kSchemaVersion) return absl::OkStatus();
   return Change("cannot create the schema",
                 [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) -> absl::StatusOr<int64_t> {
-                  C3PO_RETURN_IF_ERROR(Execute(kSchema, "cannot create the schema"));
+                  if (blank) C3PO_RETURN_IF_ERROR(Execute(kSchema, "cannot create the schema"));
+                  C3PO_RETURN_IF_ERROR(Execute(kSchemaOfVersion2, "cannot create the schema"));
                   return 0;
                 })
       .status();
@@ -453,16 +464,25 @@ absl::StatusOr<std::vector<ReferenceRecord>> ReferenceStore::List(absl::string_v
 absl::StatusOr<int64_t> ReferenceStore::Delete(absl::Span<const std::string> ids) {
   MutexLock held(impl_->mutex);
   Impl::Statement remove(*impl_);
+  Impl::Statement remove_artifacts(*impl_);
   C3PO_RETURN_IF_ERROR(remove.Prepare("DELETE FROM reference WHERE id = ?1"));
+  // Through the key: names from "reference/ID/" up to, not including, the next character after '/'.
+  C3PO_RETURN_IF_ERROR(remove_artifacts.Prepare(
+      "DELETE FROM artifact WHERE collection = (SELECT collection FROM reference WHERE id = ?1) AND "
+      "name >= 'reference/' || ?1 || '/' AND name < 'reference/' || ?1 || '0'"));
   return impl_->Change("cannot delete references", [&]() -> absl::StatusOr<int64_t> {
     int64_t deleted = 0;
     for (const std::string& id : ids) {
+      remove_artifacts.Reset();
+      remove_artifacts.Bind(1, id);
+      C3PO_RETURN_IF_ERROR(remove_artifacts.Step("cannot delete a reference's artifacts").status());
       remove.Reset();
       remove.Bind(1, id);
       C3PO_RETURN_IF_ERROR(remove.Step("cannot delete a reference").status());
       deleted += sqlite3_changes64(impl_->db);
     }
     remove.Reset();
+    remove_artifacts.Reset();
     return deleted;
   });
 }
@@ -470,14 +490,66 @@ absl::StatusOr<int64_t> ReferenceStore::Delete(absl::Span<const std::string> ids
 absl::StatusOr<int64_t> ReferenceStore::DeleteCollection(absl::string_view collection) {
   MutexLock held(impl_->mutex);
   Impl::Statement remove(*impl_);
+  Impl::Statement remove_artifacts(*impl_);
   C3PO_RETURN_IF_ERROR(remove.Prepare("DELETE FROM reference WHERE collection = ?1"));
+  C3PO_RETURN_IF_ERROR(remove_artifacts.Prepare("DELETE FROM artifact WHERE collection = ?1"));
   return impl_->Change("cannot delete a collection", [&]() -> absl::StatusOr<int64_t> {
+    remove_artifacts.Bind(1, collection);
+    C3PO_RETURN_IF_ERROR(remove_artifacts.Step("cannot delete a collection's artifacts").status());
+    remove_artifacts.Reset();
     remove.Bind(1, collection);
     C3PO_RETURN_IF_ERROR(remove.Step("cannot delete a collection").status());
     const int64_t deleted = sqlite3_changes64(impl_->db);
     remove.Reset();
     return deleted;
   });
+}
+
+absl::Status ReferenceStore::PutArtifacts(absl::Span<const Artifact> artifacts) {
+  for (size_t i = 0; i < artifacts.size(); ++i) {
+    const Artifact& artifact = artifacts[i];
+    const auto wrong = [&](absl::string_view what) {
+      return absl::InvalidArgumentError(absl::StrCat("artifacts[", i, "].", what));
+    };
+    if (artifact.collection.empty()) return wrong("collection: must not be empty");
+    if (artifact.name.empty() || artifact.name.size() > kArtifactNameMax)
+      return wrong("name: must have 1 to 256 bytes");
+    if (artifact.value.size() > kArtifactValueMax) return wrong("value: is larger than 16 MiB");
+  }
+  MutexLock held(impl_->mutex);
+  Impl::Statement put(*impl_), remove(*impl_);
+  C3PO_RETURN_IF_ERROR(put.Prepare("INSERT OR REPLACE INTO artifact (collection, name, value) VALUES (?1, ?2, ?3)"));
+  C3PO_RETURN_IF_ERROR(remove.Prepare("DELETE FROM artifact WHERE collection = ?1 AND name = ?2"));
+  const auto put_all = [&]() -> absl::StatusOr<int64_t> {
+    for (const Artifact& artifact : artifacts) {
+      Impl::Statement& statement = artifact.value.empty() ? remove : put;
+      statement.Reset();
+      statement.Bind(1, artifact.collection);
+      statement.Bind(2, artifact.name);
+      if (!artifact.value.empty()) statement.BindBlob(3, artifact.value);
+      C3PO_RETURN_IF_ERROR(statement.Step("cannot store an artifact").status());
+      statement.Reset();
+    }
+    return 0;
+  };
+  return impl_->Change("cannot store artifacts", put_all).status();
+}
+
+absl::StatusOr<std::vector<Artifact>> ReferenceStore::Artifacts(absl::string_view collection,
+                                                                absl::string_view prefix) const {
+  std::vector<Artifact> artifacts;
+  MutexLock held(impl_->mutex);
+  Impl::Statement select(*impl_);
+  C3PO_RETURN_IF_ERROR(
+      select.Prepare("SELECT name, value FROM artifact WHERE collection = ?1 AND name >= ?2 AND "
+                     "substr(name, 1, length(?2)) = ?2 ORDER BY name"));
+  select.Bind(1, collection);
+  select.Bind(2, prefix);
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read artifacts"));
+    if (!row) return artifacts;
+    artifacts.push_back({std::string(collection), select.Text(0), select.Text(1)});
+  }
 }
 
 absl::StatusOr<std::vector<CollectionStats>> ReferenceStore::Stats(absl::string_view model_digest,

@@ -27,6 +27,14 @@ enum class AddOutcome {
   kReplaced,   // The id was there, made with another model or embedder: the row now holds the new record.
 };
 
+// Something learned over a collection, kept beside its references: named bytes that the store does not interpret.
+// Names that begin with "reference/ID/" belong to that reference and go when it goes.
+struct Artifact {
+  std::string collection;
+  std::string name;   // [1, 256] bytes
+  std::string value;  // at most 16 MiB; in PutArtifacts, empty: removes it
+};
+
 struct CollectionStats {
   std::string collection;
   int64_t references = 0;
@@ -43,7 +51,8 @@ struct CollectionStats {
 //
 // On disk: table `reference`, one row per record in insertion order; choices and metadata as JSON; embedding and
 // pathway as little-endian float32; table `store_state` with the generation. application_id is "c3po", user_version the
-// schema's. PATH.lock is locked (flock) as long as the store is open.
+// schema's; table `artifact` (since version 2; a file of version 1 gets it when it is opened). PATH.lock is locked
+// (flock) as long as the store is open.
 //
 // Every method is thread-safe; one call runs at a time. Errors name the path: ResourceExhausted (disk full, pages_max),
 // DataLoss (corrupt), Unavailable (another program holds the database busy), Internal (anything else).
@@ -76,9 +85,16 @@ class ReferenceStore {
   absl::StatusOr<std::vector<ReferenceRecord>> List(absl::string_view collection, absl::string_view after_id,
                                                     int limit) const;
 
-  // Both in one transaction; they return how many records are gone. Unknown ids and collections count nothing.
+  // Each in one transaction, with the artifacts of what goes; they return how many records are gone. Unknown ids and
+  // collections count nothing.
   absl::StatusOr<int64_t> Delete(absl::Span<const std::string> ids);
   absl::StatusOr<int64_t> DeleteCollection(absl::string_view collection);
+
+  // Sets or removes all of them in one transaction; does not raise the generation. The collection need not have
+  // references. InvalidArgument "artifacts[i].FIELD: ...": none is changed.
+  absl::Status PutArtifacts(absl::Span<const Artifact> artifacts);
+  // Of a collection, those whose names begin with `prefix` (empty: all), by ascending name.
+  absl::StatusOr<std::vector<Artifact>> Artifacts(absl::string_view collection, absl::string_view prefix) const;
 
   // By ascending name. Empty collections do not exist.
   absl::StatusOr<std::vector<CollectionStats>> Stats(absl::string_view model_digest,

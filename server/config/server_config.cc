@@ -49,6 +49,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("references", c.references, "default references: successful or all");
   visit("objective", c.objective, "default loss: answer or choices");
   visit("collection", c.collection, "default collection");
+  visit("allow-oracle", c.allow_oracle, "let evaluations use the method ORACLE, which sees the answer");
   visit("log-level", c.log_level, "debug, info, warning or error");
 }
 
@@ -119,6 +120,8 @@ std::string ServerConfig::ToText() const {
     absl::StrAppend(&text, "# ", help, "\n", flag, " = ");
     if constexpr (std::is_same_v<std::decay_t<decltype(field)>, std::string>) {
       absl::StrAppend(&text, "\"", field, "\"\n");
+    } else if constexpr (std::is_same_v<std::decay_t<decltype(field)>, bool>) {
+      absl::StrAppend(&text, field ? "true\n" : "false\n");
     } else {
       absl::StrAppend(&text, field, "\n");
     }
@@ -148,10 +151,14 @@ absl::StatusOr<CommandLineAction> ParseCommandLine(int argc, char** argv, const 
   app.set_config("--config", "", "TOML file with any of these options");
   app.add_flag("--print-config", print_config, "print the configuration in force and exit");
   VisitFields(config, [&app](const char* flag, auto& field, const char* help) {
-    app.add_option(absl::StrCat("--", flag), field, help)
-        ->envname(EnvironmentName(flag))
-        ->capture_default_str()
-        ->take_last();
+    const std::string name = absl::StrCat("--", flag);
+    CLI::Option* option = nullptr;
+    if constexpr (std::is_same_v<std::decay_t<decltype(field)>, bool>) {
+      option = app.add_flag(name, field, help);
+    } else {
+      option = app.add_option(name, field, help)->capture_default_str();
+    }
+    option->envname(EnvironmentName(flag))->take_last();
   });
   try {
     app.parse(argc, argv);

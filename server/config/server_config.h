@@ -57,6 +57,8 @@ struct ServerConfig {
   std::string objective = "answer";        // answer, choices
   std::string collection = "default";
 
+  bool allow_oracle = false;  // Evaluation: Score requests may bring their own answer and have it optimized for.
+
   std::string log_level = "info";  // debug, info, warning, error
 
   // InvalidArgument names the field by its flag.

@@ -16,7 +16,7 @@ namespace c3po {
 // those that dashboards of language-model servers already know, and carry the label model_name; ours start with `c3po_`
 // and end in their unit. Every label value comes from an enum below or from the server's own configuration, never from
 // a request, and every series exists from the start (at zero): the exposition has the same number of series, fewer than
-// 400, for the life of the process.
+// 500, for the life of the process.
 //
 // Thread-safe. A call takes an atomic addition (counters, gauges) or a short uncontended lock (histograms): well under
 // a microsecond, no allocation. Observations that are not finite, and negative ones of quantities that cannot be
@@ -24,14 +24,22 @@ namespace c3po {
 class Metrics {
  public:
   enum class FinishedReason { kStop, kLength, kAbort, kError };  // kAbort: cancelled or past its deadline.
-  enum class Method { kModeFinding, kKernelRegression, kNeighborhoodGradientDescent };
+  enum class Method {
+    kModeFinding,
+    kKernelRegression,
+    kNeighborhoodGradientDescent,
+    kAmortizedShift,
+    kCollectionPrior,
+    kOracle
+  };
   enum class Gate {
     kApplied,
     kNotRequested,
     kSkippedNoNeighbors,
     kSkippedNeighborsFar,
     kSkippedBaseConfident,
-    kRevertedLossNotReduced
+    kRevertedLossNotReduced,
+    kRevertedValidationLossNotReduced
   };
   enum class Work { kPrefill, kDecode, kOptimization };  // What an engine step ran.
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
@@ -46,6 +54,10 @@ class Metrics {
     kReferencesList,
     kReferencesDelete,
     kReferencesGetStats,
+    kReferencesGetCollection,
+    kReferencesSetProfile,
+    kReferencesTunePrior,
+    kReferencesAmortizeShifts,
     kGetServerInfo
   };
 

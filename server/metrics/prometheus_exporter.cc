@@ -31,14 +31,17 @@ using CounterArray = std::array<Counter*, N>;
 
 // In the order of the enums of Metrics.
 constexpr std::array<const char*, 4> kFinishedReasons = {"stop", "length", "abort", "error"};
-constexpr std::array<const char*, 3> kMethods = {"mode_finding", "kernel_regression", "neighborhood_gradient_descent"};
-constexpr std::array<const char*, 6> kGates = {
+constexpr std::array<const char*, 6> kMethods = {
+    "mode_finding",    "kernel_regression", "neighborhood_gradient_descent",
+    "amortized_shift", "collection_prior",  "oracle"};
+constexpr std::array<const char*, 7> kGates = {
     "applied",
     "not_requested",
     "skipped_no_neighbors",
     "skipped_neighbors_far",
     "skipped_base_confident",
     "reverted_loss_not_reduced",
+    "reverted_validation_loss_not_reduced",
 };
 constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
@@ -46,7 +49,7 @@ struct RpcName {
   const char* service;
   const char* method;
 };
-constexpr std::array<RpcName, 11> kRpcs = {{
+constexpr std::array<RpcName, 15> kRpcs = {{
     {"GenerationService", "Generate"},
     {"GenerationService", "Score"},
     {"GenerationService", "Tokenize"},
@@ -57,13 +60,17 @@ constexpr std::array<RpcName, 11> kRpcs = {{
     {"ReferenceService", "List"},
     {"ReferenceService", "Delete"},
     {"ReferenceService", "GetStats"},
+    {"ReferenceService", "GetCollection"},
+    {"ReferenceService", "SetProfile"},
+    {"ReferenceService", "TunePrior"},
+    {"ReferenceService", "AmortizeShifts"},
     {"ServerService", "GetServerInfo"},
 }};
 struct CodeName {
   absl::StatusCode code;
   const char* name;
 };
-// The codes that the service documents. Everything else shares one label: twelve codes times eleven methods is the
+// The codes that the service documents. Everything else shares one label: twelve codes times fifteen methods is the
 // largest family of the exposition, and the series budget is fixed.
 constexpr std::array<CodeName, 12> kCodes = {{
     {absl::StatusCode::kOk, "OK"},

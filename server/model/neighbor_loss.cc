@@ -239,7 +239,7 @@ at::Tensor NeighborLoss::Forward(const RoutingOverride& routing, std::vector<Lay
   return hidden;
 }
 
-double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) const {
+double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) {
   std::vector<std::vector<double>> scores(case_weights_.size());  // mean log-likelihood of each continuation
   for (size_t i = 0; i < scores.size(); ++i) scores[i].assign(case_lengths_[i].size(), 0.0);
   for (size_t t = 0; t < targets_.size(); ++t) {
@@ -248,6 +248,8 @@ double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>
         double{logprobs[t]} / case_lengths_[target.case_index][target.continuation];
   }
   double total = 0;
+  correct_choices_ = 0;
+  bool all_have_choices = true;
   std::vector<std::vector<double>> dscores(scores.size());
   for (size_t i = 0; i < scores.size(); ++i) {
     const std::vector<double>& score = scores[i];
@@ -263,7 +265,10 @@ double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>
       for (size_t c = 0; c < score.size(); ++c) dscores[i][c] += case_weights_[i] * std::exp(score[c] - top) / sum;
     }
     total += case_weights_[i] * loss;
+    all_have_choices = all_have_choices && score.size() > 1;
+    correct_choices_ += std::max_element(score.begin(), score.end()) - score.begin() == gold;
   }
+  if (!all_have_choices) correct_choices_ = -1;
   dlogprobs.resize(targets_.size());
   for (size_t t = 0; t < targets_.size(); ++t) {
     const Target& target = targets_[t];

@@ -26,6 +26,8 @@ class NeighborLoss final : public NeighborhoodObjective {
 
   absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override;
 
+  int64_t correct_choices() const override { return correct_choices_; }
+
   int64_t rows() const { return entry_hidden_.size(0); }
 
  private:
@@ -61,7 +63,7 @@ class NeighborLoss final : public NeighborhoodObjective {
   LayerRouting RoutingOf(const RoutingOverride& routing, int layer) const;
   at::Tensor Forward(const RoutingOverride& routing, std::vector<LayerTape>& tapes);  // returns the last hidden state
   // From log-probabilities of the targets: J, and dJ/dlogp of each.
-  double Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) const;
+  double Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs);
   // Log-probabilities of the targets.
   std::vector<float> ReadHead(const at::Tensor& hidden, Head& head) const;
   at::Tensor HeadBackward(const at::Tensor& hidden, Head& head, const std::vector<float>& dlogprobs) const;
@@ -71,6 +73,7 @@ class NeighborLoss final : public NeighborhoodObjective {
   const MoeModel& model_;
   const int first_layer_;
   const SurrogateLoss loss_;
+  int64_t correct_choices_ = -1;
   std::vector<double> case_weights_;  // normalized kernel weights
   std::vector<int> case_gold_;
   std::vector<std::vector<int>> case_lengths_;  // tokens of each continuation

@@ -15,10 +15,19 @@ GateDecision GateBeforeOptimization(const GateOptions& options, bool has_neighbo
   return GateDecision::kApplied;
 }
 
-GateDecision GateAfterOptimization(const GateOptions& options, double loss_before, double loss_after) {
+namespace {
+
+bool Fell(LossChange loss, double by_fraction) { return loss.before - loss.after > by_fraction * loss.before; }
+
+}  // namespace
+
+GateDecision GateAfterOptimization(const GateOptions& options, LossChange fitted, std::optional<LossChange> held_out) {
   if (!options.enabled) return GateDecision::kApplied;
-  return loss_before - loss_after > options.min_loss_reduction * loss_before ? GateDecision::kApplied
-                                                                             : GateDecision::kRevertedLossNotReduced;
+  if (!Fell(fitted, options.min_loss_reduction)) return GateDecision::kRevertedLossNotReduced;
+  if (held_out && !Fell(*held_out, options.min_validation_loss_reduction)) {
+    return GateDecision::kRevertedValidationLossNotReduced;
+  }
+  return GateDecision::kApplied;
 }
 
 }  // namespace c3po

@@ -12,6 +12,7 @@ enum class GateDecision {
   kSkippedNeighborsFar,
   kSkippedBaseConfident,
   kRevertedLossNotReduced,
+  kRevertedValidationLossNotReduced,
 };
 
 // When an optimized pathway is not used (ours). A condition without a value is not checked.
@@ -21,13 +22,18 @@ struct GateOptions {
   std::optional<double>
       max_base_confidence;        // skip when the model's own next-token probability is at least this; (0, 1]
   double min_loss_reduction = 0;  // revert unless (first - last) / first loss exceeds this; < 1
+  double min_validation_loss_reduction = 0;  // the same for the loss of held-out neighbors, where there are any
 };
 
 // Before any work on the pathway: kApplied means go on.
 GateDecision GateBeforeOptimization(const GateOptions& options, bool has_neighbors, double nearest_distance,
                                     double base_confidence);
-// After it, from the neighbors' loss before and after.
-GateDecision GateAfterOptimization(const GateOptions& options, double loss_before, double loss_after);
+// What was measured after it: a loss at the start, and at the pathway that would be used.
+struct LossChange {
+  double before = 0, after = 0;
+};
+// From the fitted neighbors' loss and, where there are any, that of the held-out ones.
+GateDecision GateAfterOptimization(const GateOptions& options, LossChange fitted, std::optional<LossChange> held_out);
 
 }  // namespace c3po
 

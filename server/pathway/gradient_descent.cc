@@ -1,6 +1,7 @@
 // Neighborhood gradient descent (C3PO section 3). The step is taken on theta, where the simplex needs no projection.
 
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
@@ -15,9 +16,13 @@ class GradientDescent final : public PathwayOptimizer {
       : PathwayOptimizer(std::move(problem)),
         options_(options),
         core_(CoreExperts(problem_.initial, problem_.core_experts)),
-        theta_(problem_.initial.weights.size()),
-        mean_(theta_.size()),
-        square_(theta_.size()) {}
+        start_(problem_.initial_shift.weights.begin(), problem_.initial_shift.weights.end()),
+        mean_(problem_.initial.weights.size()),
+        square_(mean_.size()) {
+    start_.resize(mean_.size());
+    theta_ = best_theta_ = start_;
+    selected_step_ = 0;
+  }
 
   absl::StatusOr<bool> Step() override {
     const bool last = steps_done_ == options_.steps;
@@ -26,14 +31,36 @@ class GradientDescent final : public PathwayOptimizer {
     C3PO_ASSIGN_OR_RETURN(const double loss,
                           problem_.objective->Evaluate(Routing(weights), last ? nullptr : &gradient));
     losses_.push_back(loss);
-    Consider(weights, loss);
-    if (last) return true;
+    double judged = loss;
+    if (problem_.validation != nullptr) {
+      C3PO_ASSIGN_OR_RETURN(judged, problem_.validation->Evaluate(Routing(weights), nullptr));
+      validation_losses_.push_back(judged);
+    }
+    if (judged < least_) {
+      least_ = judged;
+      best_theta_ = theta_;
+      best_loss_ = loss;
+      pathway_ = weights;
+      selected_step_ = steps_done_;
+    }
+    if (last) return Finish();
     Move(ThetaGradient(weights, gradient));
     ++steps_done_;
     return false;
   }
 
+  RoutingOverride Override() const override { return Routing(pathway_); }
+
  private:
+  // Applies the step scale to the iterate taken.
+  bool Finish() {
+    theta_ = best_theta_;
+    if (options_.step_scale == 1 || *selected_step_ == 0) return true;
+    for (size_t i = 0; i < theta_.size(); ++i) theta_[i] = start_[i] + options_.step_scale * (theta_[i] - start_[i]);
+    pathway_ = Weights();
+    return true;
+  }
+
   // softmax(log w0 + theta) per row, in double: w0 e^theta / sum.
   Pathway Weights() const {
     Pathway weights = problem_.initial;
@@ -95,7 +122,8 @@ class GradientDescent final : public PathwayOptimizer {
 
   const GradientDescentOptions options_;
   const std::vector<bool> core_;
-  std::vector<double> theta_, mean_, square_;
+  std::vector<double> start_, theta_, best_theta_, mean_, square_;
+  double least_ = std::numeric_limits<double>::infinity();
   int steps_done_ = 0;
 };
 
@@ -107,6 +135,13 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(Optimizati
     return absl::InvalidArgumentError(absl::StrCat("steps is ", options.steps, ", must be at least 0"));
   if (!(options.learning_rate >= 0) || !std::isfinite(options.learning_rate)) {
     return absl::InvalidArgumentError("learning_rate must be a finite number, at least 0");
+  }
+  if (!(options.step_scale > 0 && options.step_scale <= 1)) {
+    return absl::InvalidArgumentError("step_scale must be in (0, 1]");
+  }
+  if (const size_t size = problem.initial_shift.weights.size();
+      size != 0 && (size != problem.initial.weights.size() || problem.rule != ApplicationRule::kRouterShift)) {
+    return absl::InvalidArgumentError("an initial shift needs the critical layers' shape and the rule ROUTER_SHIFT");
   }
   return std::make_unique<GradientDescent>(std::move(problem), options);
 }

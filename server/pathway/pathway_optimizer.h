@@ -27,6 +27,11 @@ struct OptimizationProblem {
   int core_experts = 0;              // per layer, those with the largest initial weight move; 0: all
   ApplicationRule rule = ApplicationRule::kEveryNewToken;
   NeighborhoodObjective* objective = nullptr;  // outlives the optimizer
+  // Held-out neighbors, or null. Gradient descent takes the iterate with the least loss on them; outlives the
+  // optimizer.
+  NeighborhoodObjective* validation = nullptr;
+  // ROUTER_SHIFT only: a shift of the critical layers' logits to begin at, [C, E]; empty: zero.
+  Pathway initial_shift;
 };
 
 // A surrogate of C3PO section 3, advanced one unit of work at a time so that a scheduler can interleave it with other
@@ -40,11 +45,14 @@ class PathwayOptimizer {
 
   // The best pathway seen by the neighbors' loss, as weights and as the override that the application rule wants.
   const Pathway& pathway() const { return pathway_; }
-  RoutingOverride Override() const;
+  virtual RoutingOverride Override() const;
   // Neighbors' loss at the start, then after each step (kernel regression and mode finding: start and end).
   const std::vector<double>& losses() const { return losses_; }
   double best_loss() const { return best_loss_; }
   std::optional<double> alpha() const { return alpha_; }
+  // Gradient descent: the held-out loss at the start and after each step, and the iterate taken (0: the start).
+  const std::vector<double>& validation_losses() const { return validation_losses_; }
+  std::optional<int> selected_step() const { return selected_step_; }
 
  protected:
   explicit PathwayOptimizer(OptimizationProblem problem);
@@ -59,6 +67,8 @@ class PathwayOptimizer {
   double best_loss_;
   std::vector<double> losses_;
   std::optional<double> alpha_;
+  std::vector<double> validation_losses_;
+  std::optional<int> selected_step_;
 };
 
 enum class StepRule {
@@ -69,20 +79,24 @@ enum class StepRule {
 
 // Neighborhood gradient descent, on w = softmax(log w0 + theta) with theta = 0 at the start and outside the core set:
 //   dJ/dtheta_e = w_e (dJ/dw_e - sum_j w_j dJ/dw_j)
-// Under ROUTER_SHIFT theta itself is the shift and dJ/dtheta comes from the objective. InvalidArgument: negative steps
-// or rate.
+// Under ROUTER_SHIFT theta itself is the shift, begins at initial_shift, and dJ/dtheta comes from the objective. Of the
+// iterates, the one with the least loss is taken (on the validation objective where there is one), and of its
+// displacement from the start `step_scale` times as much is applied. InvalidArgument: negative steps or rate, a scale
+// outside (0, 1], an initial shift of another shape or rule.
 struct GradientDescentOptions {
   int steps = 10;
   double learning_rate = 0.1;
   StepRule step_rule = StepRule::kAdam;
+  double step_scale = 1;
 };
 absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(OptimizationProblem problem,
                                                                       GradientDescentOptions options);
 
 // Kernel regression: w^ = sum_i K_i w_i / sum_i K_i, then w = a w0 + (1 - a) w^ with a from {0, 0.1, ..., 1} minimizing
-// J.
+// J; or `alpha`, in [0, 1], if given, whatever J says.
 absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeKernelRegression(OptimizationProblem problem,
-                                                                       std::vector<WeightedPathway> neighbors);
+                                                                       std::vector<WeightedPathway> neighbors,
+                                                                       std::optional<double> alpha = std::nullopt);
 
 // Mode finding: mean shift in pathway space. `nearest(w)` returns references near w with their distances (Euclidean
 // over the critical rows, ascending); w <- a w + (1 - a) sum K_i w_i / sum K_i, `iterations` times. The result is the

@@ -6,7 +6,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
-#include "server/pipeline/pathway_search.h"
 #include "server/sampling/sampler.h"
 #include "server/text/incremental_detokenizer.h"
 
@@ -90,6 +89,33 @@ absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
 
+absl::Status CheckOracle(const ScoreCall& call, bool allowed) {
+  const bool oracle = call.optimization.method == Method::kOracle;
+  if (!oracle && !call.oracle_answer) return absl::OkStatus();
+  if (!allowed) {
+    return absl::PermissionDeniedError("optimization.method: ORACLE needs a server started with --allow-oracle");
+  }
+  if (!oracle) return absl::InvalidArgumentError("oracle_answer: only the method ORACLE may see the answer");
+  if (!call.oracle_answer) return absl::InvalidArgumentError("oracle_answer: the method ORACLE needs it");
+  const auto found = std::find(call.continuations.begin(), call.continuations.end(), *call.oracle_answer);
+  if (found == call.continuations.end())
+    return absl::InvalidArgumentError("oracle_answer: is not one of the continuations");
+  return absl::OkStatus();
+}
+
+// The request as a neighbor of itself, with its answer.
+NeighborCase OracleCase(const ScoreCall& call, const PromptText::Prompt& prompt,
+                        const std::vector<std::vector<int32_t>>& continuations) {
+  const auto found = std::find(call.continuations.begin(), call.continuations.end(), *call.oracle_answer);
+  const auto gold = static_cast<size_t>(found - call.continuations.begin());
+  NeighborCase oracle{absl::StrCat("request ", call.context.request_id), prompt.tokens, {continuations[gold]}, 0, 1};
+  if (call.optimization.objective == SurrogateLoss::kChoices) {
+    oracle.continuations = continuations;
+    oracle.gold = static_cast<int>(gold);
+  }
+  return oracle;
+}
+
 SequenceRequest RequestOf(const CallContext& context) {
   SequenceRequest request;
   request.request_id = context.request_id;
@@ -102,6 +128,9 @@ SequenceRequest RequestOf(const CallContext& context) {
 }  // namespace
 
 absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<GenerationListener> listener) {
+  if (call.optimization.method == Method::kOracle) {
+    return absl::InvalidArgumentError("optimization.method: ORACLE is for Score requests, which can bring the answer");
+  }
   C3PO_RETURN_IF_ERROR(InField("sampling.", ValidateSamplingParams(call.sampling)));
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
   if (parts_.metrics) parts_.metrics->RequestStarted();
@@ -120,6 +149,7 @@ absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<Generatio
       return absl::InvalidArgumentError(absl::StrCat("continuations[", i, "]: must not be empty"));
   }
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
+  C3PO_RETURN_IF_ERROR(CheckOracle(call, parts_.allow_oracle));
   if (parts_.metrics) parts_.metrics->RequestStarted();
   auto shared = std::make_shared<ScoreCall>(std::move(call));
   return OnWorker([this, shared, listener] { return RunScore(*shared, listener); }, FailureOf(listener));
@@ -180,7 +210,8 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call,
     const int room = parts_.model->shape().context_window - static_cast<int>(prompt.tokens.size());
     request.sampling.max_tokens = std::min(call.sampling.max_tokens, room);
   }
-  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, call.optimization, summary.timings, listener, request));
+  PathwayQuery query{call.optimization, {}, {}, std::nullopt};
+  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
   request.prompt = std::move(prompt.tokens);
   request.sink =
       std::make_shared<CallSink>(listener, summary, std::make_unique<IncrementalDetokenizer>(std::move(detokenizer)));
@@ -205,40 +236,47 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call,
   summary.timings.tokenize_seconds = SecondsSince(start);
   summary.usage.prompt_tokens = static_cast<int>(prompt.tokens.size());
   summary.provenance = MakeProvenance(0);
-  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, call.optimization, summary.timings, listener, request));
+  PathwayQuery query{call.optimization, {}, {}, std::nullopt};
+  for (const auto& continuation : request.continuations) query.choice_tokens.push_back(continuation.front());
+  if (call.oracle_answer) query.oracle = OracleCase(call, prompt, request.continuations);
+  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
   request.prompt = std::move(prompt.tokens);
   request.sink = std::make_shared<CallSink>(listener, summary, nullptr);
   return parts_.engine->Submit(std::move(request));
 }
 
-absl::Status GenerationPipeline::AttachPathwaySearch(const PromptText::Prompt& prompt,
-                                                     const OptimizationSettings& settings, StageTimings& timings,
+absl::Status GenerationPipeline::AttachPathwaySearch(const PromptText::Prompt& prompt, PathwayQuery query,
+                                                     StageTimings& timings,
                                                      const std::shared_ptr<GenerationListener>& listener,
                                                      SequenceRequest& request) const {
-  if (settings.method == Method::kNone) {
+  if (query.settings.method == Method::kNone) {
     if (parts_.metrics) parts_.metrics->CountGate(Metrics::Gate::kNotRequested);
     OptimizationReport report;
-    report.settings = settings;
+    report.settings = query.settings;
     report.timings = timings;
     listener->OnOptimization(report);
     return absl::OkStatus();
   }
+  C3PO_RETURN_IF_ERROR(InField("optimization.collection: ", ResolvePrior(*parts_.shifts, query.settings)));
+  const bool retrieve = NeedsNeighbors(query.settings);
+  const bool retrieve_after_prefill = retrieve && parts_.embedding->from_model();
+  const bool retrieve_now = retrieve && !retrieve_after_prefill;
   std::vector<float> embedding;
-  if (!parts_.embedding->from_model()) {
+  if (retrieve_now) {
     const absl::Time start = absl::Now();
     C3PO_ASSIGN_OR_RETURN(embedding, parts_.embedding->OfText(prompt.text));
     timings.embed_seconds = SecondsSince(start);
     if (parts_.metrics) parts_.metrics->ObserveEmbedding(timings.embed_seconds);
   }
-  const SearchContext context{parts_.model, parts_.catalog, parts_.text, parts_.metrics};
-  auto search = std::make_shared<PathwaySearch>(
-      context, settings, timings, [listener](const OptimizationReport& report) { listener->OnOptimization(report); });
-  if (!parts_.embedding->from_model()) C3PO_RETURN_IF_ERROR(search->Retrieve(embedding));
-  timings.retrieval_seconds = search->retrieval_seconds();
-  const bool retrieve_after_prefill = parts_.embedding->from_model();
-  request.entry_layer = settings.critical_layers.front();
+  request.entry_layer = query.settings.critical_layers.front();
   if (retrieve_after_prefill) request.mean_layer = parts_.embedding->entry_layer();
-  request.rule = settings.rule;
+  request.rule = query.settings.rule;
+  query.timings = timings;
+  const SearchContext context{parts_.model, parts_.catalog, parts_.text, parts_.shifts, parts_.metrics};
+  auto search = std::make_shared<PathwaySearch>(
+      context, std::move(query), [listener](const OptimizationReport& report) { listener->OnOptimization(report); });
+  if (retrieve_now) C3PO_RETURN_IF_ERROR(search->Retrieve(embedding));
+  timings.retrieval_seconds = search->retrieval_seconds();
   request.on_prefilled = [search, retrieve_after_prefill](
                              const PromptCapture& capture,
                              absl::Span<const float> logits) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {

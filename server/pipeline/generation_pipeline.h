@@ -9,6 +9,8 @@
 #include "index/search/reference_catalog.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/generation_types.h"
+#include "server/pipeline/learned_shifts.h"
+#include "server/pipeline/pathway_search.h"
 #include "server/pipeline/prompt_text.h"
 #include "server/pipeline/query_embedding.h"
 #include "server/pipeline/worker_pool.h"
@@ -24,7 +26,9 @@ struct PipelineParts {
   const PromptText* text = nullptr;
   const QueryEmbedding* embedding = nullptr;
   WorkerPool* workers = nullptr;
+  LearnedShifts* shifts = nullptr;
   Metrics* metrics = nullptr;
+  bool allow_oracle = false;  // requests may bring their own answer, for evaluation
 };
 
 // The way of a request, in order:
@@ -44,10 +48,10 @@ class GenerationPipeline {
   absl::Status Embed(CallContext context, std::string text, EmbeddingCallback done);
 
  private:
-  // Settings ask for a pathway search of `prompt`: sets the request's capture and callbacks.
-  absl::Status AttachPathwaySearch(const PromptText::Prompt& prompt, const OptimizationSettings& settings,
-                                   StageTimings& timings, const std::shared_ptr<GenerationListener>& listener,
-                                   SequenceRequest& request) const;
+  // The query's settings ask for a pathway search of `prompt`: sets the request's capture and callbacks. Adds to
+  // `timings` what was spent here.
+  absl::Status AttachPathwaySearch(const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
+                                   const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const;
   absl::Status RunGenerate(const GenerateCall& call, const std::shared_ptr<GenerationListener>& listener) const;
   absl::Status RunScore(const ScoreCall& call, const std::shared_ptr<GenerationListener>& listener) const;
   absl::Status EmbedWithModel(const CallContext& context, const std::string& text, const EmbeddingCallback& done) const;

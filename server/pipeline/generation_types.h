@@ -50,6 +50,7 @@ struct ScoreCall {
   PromptInput input;
   std::vector<std::string> continuations;
   OptimizationSettings optimization;
+  std::optional<std::string> oracle_answer;  // one of the continuations; for Method::kOracle alone
 };
 
 struct StageTimings {
@@ -74,6 +75,8 @@ struct OptimizationReport {
   GateDecision gate = GateDecision::kNotRequested;
   std::vector<NeighborReport> neighbors;
   std::vector<double> losses;
+  std::vector<double> validation_losses;
+  std::optional<int> selected_step;
   std::optional<double> alpha;
   Pathway before, after;  // of the critical layers; empty where no optimization ran
   std::vector<ExpertChange> largest_changes;

@@ -27,6 +27,9 @@ absl::Status ValidateGate(const GateOptions& gate) {
   if (!(gate.min_loss_reduction >= 0 && gate.min_loss_reduction < 1)) {
     return FieldError("gate.min_loss_reduction", "must be in [0, 1)");
   }
+  if (!(gate.min_validation_loss_reduction >= 0 && gate.min_validation_loss_reduction < 1)) {
+    return FieldError("gate.min_validation_loss_reduction", "must be in [0, 1)");
+  }
   return absl::OkStatus();
 }
 
@@ -42,6 +45,28 @@ absl::Status ValidateLayers(const OptimizationSettings& settings, const ModelSha
     }
   }
   if (settings.critical_layers.empty()) return FieldError("critical_layers", "must name at least one layer");
+  return absl::OkStatus();
+}
+
+// What gradient descent alone reads.
+absl::Status ValidateDescent(const OptimizationSettings& settings) {
+  if (settings.steps < 0 || settings.steps > kStepsMax) {
+    return FieldError("steps", "is ", settings.steps, ", must be in [0, ", kStepsMax, "]");
+  }
+  if (!(settings.learning_rate > 0 && std::isfinite(settings.learning_rate))) {
+    return FieldError("learning_rate", "must be a finite number above 0");
+  }
+  if (!(settings.step_scale > 0 && settings.step_scale <= 1)) return FieldError("step_scale", "must be in (0, 1]");
+  if (settings.validation_neighbors < 0 || settings.validation_neighbors > kNeighborsMax) {
+    return FieldError("validation_neighbors", "is ", settings.validation_neighbors, ", must be in [0, ", kNeighborsMax,
+                      "]");
+  }
+  if (settings.validation_neighbors > 0 && settings.epsilon) {
+    return FieldError("validation_neighbors", "needs k; with epsilon no neighbor is left to hold out");
+  }
+  if (settings.use_prior && settings.rule != ApplicationRule::kRouterShift) {
+    return FieldError("use_prior", "needs the application rule ROUTER_SHIFT");
+  }
   return absl::OkStatus();
 }
 
@@ -65,18 +90,17 @@ absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelS
   if (settings.bandwidth && !(*settings.bandwidth > 0 && std::isfinite(*settings.bandwidth))) {
     return FieldError("bandwidth", "must be a finite number above 0");
   }
-  if (settings.steps < 0 || settings.steps > kStepsMax) {
-    return FieldError("steps", "is ", settings.steps, ", must be in [0, ", kStepsMax, "]");
-  }
-  if (!(settings.learning_rate > 0 && std::isfinite(settings.learning_rate))) {
-    return FieldError("learning_rate", "must be a finite number above 0");
-  }
+  C3PO_RETURN_IF_ERROR(ValidateDescent(settings));
   C3PO_RETURN_IF_ERROR(ValidateLayers(settings, shape));
   if (settings.core_experts < 0 || settings.core_experts > shape.experts) {
     return FieldError("core_experts", "is ", settings.core_experts, ", must be in [0, ", shape.experts, "]");
   }
-  if (!(settings.alpha >= 0 && settings.alpha <= 1)) return FieldError("alpha", "must be in [0, 1]");
+  if (settings.alpha && !(*settings.alpha >= 0 && *settings.alpha <= 1))
+    return FieldError("alpha", "must be in [0, 1]");
   if (settings.collection.empty()) return FieldError("collection", "must not be empty");
+  if (settings.exclude_reference_ids.size() > static_cast<size_t>(kExcludedMax)) {
+    return FieldError("exclude_reference_ids", settings.exclude_reference_ids.size(), " are more than ", kExcludedMax);
+  }
   return ValidateGate(settings.gate);
 }
 

@@ -13,7 +13,15 @@
 
 namespace c3po {
 
-enum class Method { kNone, kModeFinding, kKernelRegression, kNeighborhoodGradientDescent };
+enum class Method {
+  kNone,
+  kModeFinding,
+  kKernelRegression,
+  kNeighborhoodGradientDescent,
+  kAmortizedShift,   // kernel mean of the neighbors' own shifts
+  kCollectionPrior,  // the collection's shift alone
+  kOracle,           // gradient descent on the request's own answer
+};
 
 // What one request does to its pathway, every field decided: the server's defaults with the request's options over
 // them.
@@ -33,11 +41,17 @@ struct OptimizationSettings {
   bool successful_only = true;
   SurrogateLoss objective = SurrogateLoss::kAnswer;
   StepRule step_rule = StepRule::kAdam;
-  double alpha = 0.5;  // [0, 1]
+  // [0, 1]. Unset: mode finding takes 0.5, kernel regression the best of a grid.
+  std::optional<double> alpha;
   bool return_pathways = false;
+  bool use_prior = false;        // begin at the collection's prior; ROUTER_SHIFT, on the prior's layers
+  int validation_neighbors = 0;  // held out beyond the k, [0, kNeighborsMax]; not with epsilon
+  double step_scale = 1;         // (0, 1]
+  std::vector<std::string> exclude_reference_ids;  // at most kExcludedMax
 };
 
 inline constexpr int kNeighborsMax = 64;
+inline constexpr int kExcludedMax = 1000;
 inline constexpr int kStepsMax = 1000;
 
 // The paper's setting for a model: NGD, 3 neighbors, 10 steps, the last 5 layers, 20 core experts (or all, of fewer).

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
 
@@ -11,15 +13,9 @@ namespace c3po {
 namespace {
 
 constexpr size_t kReportedChanges = 8;
+constexpr double kModeFindingAlpha = 0.5;
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
-
-double LargestProbability(absl::Span<const float> logits) {
-  const float top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (float logit : logits) sum += std::exp(double{logit} - top);
-  return 1 / sum;
-}
 
 std::vector<ExpertChange> LargestChanges(const Pathway& before, const Pathway& after, const std::vector<int>& layers) {
   std::vector<ExpertChange> changes;
@@ -36,6 +32,19 @@ std::vector<ExpertChange> LargestChanges(const Pathway& before, const Pathway& a
   return changes;
 }
 
+// softmax(log w + shift), per row.
+Pathway Shifted(const Pathway& w, const Pathway& shift) {
+  Pathway result = w;
+  for (int l = 0; l < w.layers; ++l) {
+    double sum = 0;
+    for (int e = 0; e < w.experts; ++e) sum += w.Row(l)[e] * std::exp(double{shift.Row(l)[e]});
+    for (int e = 0; e < w.experts; ++e) {
+      result.Row(l)[e] = static_cast<float>(w.Row(l)[e] * std::exp(double{shift.Row(l)[e]}) / sum);
+    }
+  }
+  return result;
+}
+
 Metrics::Gate GateMetric(GateDecision decision) {
   switch (decision) {
     case GateDecision::kApplied:
@@ -50,6 +59,8 @@ Metrics::Gate GateMetric(GateDecision decision) {
       return Metrics::Gate::kSkippedBaseConfident;
     case GateDecision::kRevertedLossNotReduced:
       return Metrics::Gate::kRevertedLossNotReduced;
+    case GateDecision::kRevertedValidationLossNotReduced:
+      return Metrics::Gate::kRevertedValidationLossNotReduced;
   }
   return Metrics::Gate::kNotRequested;
 }
@@ -60,6 +71,12 @@ Metrics::Method MethodMetric(Method method) {
       return Metrics::Method::kModeFinding;
     case Method::kKernelRegression:
       return Metrics::Method::kKernelRegression;
+    case Method::kAmortizedShift:
+      return Metrics::Method::kAmortizedShift;
+    case Method::kCollectionPrior:
+      return Metrics::Method::kCollectionPrior;
+    case Method::kOracle:
+      return Metrics::Method::kOracle;
     case Method::kNone:
     case Method::kNeighborhoodGradientDescent:
       break;
@@ -69,87 +86,166 @@ Metrics::Method MethodMetric(Method method) {
 
 }  // namespace
 
-PathwaySearch::PathwaySearch(const SearchContext& context, OptimizationSettings settings, StageTimings timings,
-                             Deliver deliver)
-    : context_(context), deliver_(std::move(deliver)) {
-  report_.settings = std::move(settings);
-  report_.timings = timings;
+bool NeedsNeighbors(const OptimizationSettings& settings) {
+  return settings.method != Method::kNone && settings.method != Method::kCollectionPrior &&
+         settings.method != Method::kOracle;
+}
+
+absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings) {
+  if (settings.method == Method::kAmortizedShift || settings.method == Method::kCollectionPrior) {
+    settings.rule = ApplicationRule::kRouterShift;
+  }
+  if (settings.method != Method::kCollectionPrior && !settings.use_prior) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const auto prior, shifts.Prior(settings.collection));
+  settings.critical_layers = prior->routing.layers;
+  return absl::OkStatus();
+}
+
+PathwaySearch::PathwaySearch(const SearchContext& context, PathwayQuery query, OnReport on_report)
+    : context_(context),
+      choice_tokens_(std::move(query.choice_tokens)),
+      oracle_(std::move(query.oracle)),
+      on_report_(std::move(on_report)) {
+  report_.settings = std::move(query.settings);
+  report_.timings = query.timings;
 }
 
 absl::Status PathwaySearch::Retrieve(absl::Span<const float> embedding) {
-  const OptimizationSettings& settings = report_.settings;
   const absl::Time start = absl::Now();
-  C3PO_ASSIGN_OR_RETURN(
-      const std::vector<Neighbor> neighbors,
-      settings.epsilon
-          ? context_.catalog->SearchWithin(settings.collection, embedding, static_cast<float>(*settings.epsilon),
-                                           kNeighborsMax, settings.successful_only)
-          : context_.catalog->Search(settings.collection, embedding, settings.k, settings.successful_only));
-  std::vector<double> distances;
-  for (const Neighbor& neighbor : neighbors) {
-    auto record = context_.catalog->GetRecord(neighbor.reference_id);
-    if (!record.ok()) continue;  // Deleted since the search.
-    const ReferenceSample& sample = (*record)->sample;
-    report_.neighbors.push_back(
-        {neighbor.reference_id, sample.prompt, sample.answer, neighbor.distance, 0, (*record)->successful});
-    distances.push_back(neighbor.distance);
-    records_.push_back(*std::move(record));
+  C3PO_ASSIGN_OR_RETURN(neighborhood_, FindNeighborhood(*context_.catalog, report_.settings, embedding));
+  for (const WeightedReference& neighbor : neighborhood_.fitted) {
+    const ReferenceRecord& record = *neighbor.record;
+    report_.neighbors.push_back({record.id, record.sample.prompt, record.sample.answer, neighbor.distance,
+                                 neighbor.kernel_weight, record.successful});
   }
-  const std::vector<double> kernel = KernelValues(settings.kernel, distances, settings.bandwidth.value_or(0));
-  double sum = 0;
-  for (double value : kernel) sum += value;
-  for (size_t i = 0; i < kernel.size(); ++i) report_.neighbors[i].kernel_weight = kernel[i] / sum;
   report_.timings.retrieval_seconds = SecondsSince(start);
   if (context_.metrics) {
     context_.metrics->ObserveRetrieval(report_.timings.retrieval_seconds);
-    if (!distances.empty()) context_.metrics->ObserveNeighborDistance(distances.front());
+    if (!report_.neighbors.empty()) context_.metrics->ObserveNeighborDistance(report_.neighbors.front().distance);
   }
   return absl::OkStatus();
 }
 
+// The model's own probability of its likeliest next token; where the request chooses among continuations that begin
+// differently, its probability among their first tokens.
+double PathwaySearch::BaseConfidence(absl::Span<const float> logits) const {
+  std::map<int32_t, double> candidates;
+  for (int32_t token : choice_tokens_) candidates[token] = logits[token];
+  double sum = 0;
+  if (candidates.size() < 2) {
+    const float top = *std::max_element(logits.begin(), logits.end());
+    for (float logit : logits) sum += std::exp(double{logit} - top);
+    return 1 / sum;
+  }
+  double top = -std::numeric_limits<double>::infinity();
+  for (const auto& [token, logit] : candidates) top = std::max(top, logit);
+  for (const auto& [token, logit] : candidates) sum += std::exp(logit - top);
+  return 1 / sum;
+}
+
+GateDecision PathwaySearch::Gate(absl::Span<const float> logits) const {
+  const bool alone = !NeedsNeighbors(report_.settings);  // Nothing to be far from.
+  if (report_.settings.method == Method::kOracle) return GateDecision::kApplied;
+  const bool has_neighbors = alone || !report_.neighbors.empty();
+  const double nearest = report_.neighbors.empty() ? 0 : report_.neighbors.front().distance;
+  return GateBeforeOptimization(report_.settings.gate, has_neighbors, nearest, BaseConfidence(logits));
+}
+
 absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Span<const float> logits) {
   const OptimizationSettings& settings = report_.settings;
-  const GateDecision decision =
-      GateBeforeOptimization(settings.gate, !records_.empty(),
-                             records_.empty() ? 0 : report_.neighbors.front().distance, LargestProbability(logits));
-  if (decision != GateDecision::kApplied) {
+  report_.before = CriticalRows(capture.pathway);
+  if (const GateDecision decision = Gate(logits); decision != GateDecision::kApplied) {
     Skip(decision);
     return false;
   }
-  report_.before = CriticalRows(capture.pathway);
-  spec_.critical_layers = settings.critical_layers;
-  spec_.rule = settings.rule;
-  spec_.loss = settings.objective;
-  for (size_t i = 0; i < records_.size(); ++i) {
-    const double weight = report_.neighbors[i].kernel_weight;
-    if (!(weight > 0)) continue;  // So far away that its kernel value underflowed.
-    const bool with_choices = settings.objective == SurrogateLoss::kChoices;
-    C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, context_.text->NeighborTokens(*records_[i], with_choices));
-    neighbor.kernel_weight = weight;
-    spec_.cases.push_back(std::move(neighbor));
+  if (settings.method == Method::kAmortizedShift || settings.method == Method::kCollectionPrior) {
+    C3PO_RETURN_IF_ERROR(TakeLearnedShift());
+    if (learned_) return true;
+    Skip(GateDecision::kSkippedNoNeighbors);
+    return false;
+  }
+  for (Fit* fit : {&fitted_, &held_out_}) {
+    fit->spec.critical_layers = settings.critical_layers;
+    fit->spec.rule = settings.rule;
+    fit->spec.loss = settings.objective;
+  }
+  if (oracle_) {
+    fitted_.spec.cases.push_back(*oracle_);
+  } else {
+    C3PO_RETURN_IF_ERROR(AddCases(neighborhood_.fitted, fitted_));
+    C3PO_RETURN_IF_ERROR(AddCases(neighborhood_.held_out, held_out_));
   }
   return true;
 }
 
+absl::Status PathwaySearch::AddCases(const std::vector<WeightedReference>& references, Fit& fit) const {
+  const bool with_choices = report_.settings.objective == SurrogateLoss::kChoices;
+  for (const WeightedReference& reference : references) {
+    if (!(reference.kernel_weight > 0)) continue;  // So far away that its kernel value underflowed.
+    C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, context_.text->NeighborTokens(*reference.record, with_choices));
+    neighbor.kernel_weight = reference.kernel_weight;
+    fit.spec.cases.push_back(std::move(neighbor));
+  }
+  return absl::OkStatus();
+}
+
+// The prior as it is, or the kernel-weighted mean of the neighbors' own shifts, those that have one for these layers.
+// Leaves learned_ null when none has.
+absl::Status PathwaySearch::TakeLearnedShift() {
+  const OptimizationSettings& settings = report_.settings;
+  auto routing = std::make_shared<RoutingOverride>();
+  routing->kind = RoutingOverride::Kind::kLogitShift;
+  routing->layers = settings.critical_layers;
+  routing->values = Pathway(report_.before.layers, report_.before.experts);
+  std::vector<float>& mean = routing->values.weights;
+  if (settings.method == Method::kCollectionPrior) {
+    C3PO_ASSIGN_OR_RETURN(const auto prior, context_.shifts->Prior(settings.collection));
+    if (prior->routing.layers != settings.critical_layers)
+      return absl::FailedPreconditionError("the prior was replaced by one of other layers; ask again");
+    mean = prior->routing.values.weights;
+  } else {
+    double sum = 0;
+    for (const WeightedReference& neighbor : neighborhood_.fitted) {
+      C3PO_ASSIGN_OR_RETURN(const auto shift, context_.shifts->Shift(settings.collection, neighbor.record->id));
+      if (!shift || shift->routing.layers != settings.critical_layers) continue;
+      sum += neighbor.kernel_weight;
+      for (size_t i = 0; i < mean.size(); ++i) {
+        mean[i] += static_cast<float>(neighbor.kernel_weight * shift->routing.values.weights[i]);
+      }
+    }
+    if (!(sum > 0)) return absl::OkStatus();
+    for (float& value : mean) value = static_cast<float>(value / sum);
+  }
+  for (float& value : mean) value = static_cast<float>(value * settings.step_scale);
+  learned_ = std::move(routing);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<bool> PathwaySearch::Step() {
+  if (learned_) {
+    ConcludeLearnedShift();
+    return true;
+  }
   const absl::Time start = absl::Now();
   bool finished = false;
-  if (spec_.states.size() < spec_.cases.size()) {
-    C3PO_RETURN_IF_ERROR(PrepareNext());
+  if (!fitted_.prepared()) {
+    C3PO_RETURN_IF_ERROR(PrepareNext(fitted_));
+  } else if (!held_out_.prepared()) {
+    C3PO_RETURN_IF_ERROR(PrepareNext(held_out_));
   } else {
     if (!optimizer_) C3PO_RETURN_IF_ERROR(StartOptimizer());
     C3PO_ASSIGN_OR_RETURN(finished, optimizer_->Step());
   }
   report_.timings.optimization_seconds += SecondsSince(start);
-  if (finished) Conclude();
+  if (finished) ConcludeOptimizer();
   return finished;
 }
 
-absl::Status PathwaySearch::PrepareNext() {
+absl::Status PathwaySearch::PrepareNext(Fit& fit) {
   const NeighborCacheStats before = context_.model->neighbor_cache_stats();
-  const NeighborCase& neighbor = spec_.cases[spec_.states.size()];
-  C3PO_ASSIGN_OR_RETURN(auto state, context_.model->PrepareNeighbor(neighbor, spec_.critical_layers.front()));
-  spec_.states.push_back(std::move(state));
+  const NeighborCase& neighbor = fit.spec.cases[fit.spec.states.size()];
+  C3PO_ASSIGN_OR_RETURN(auto state, context_.model->PrepareNeighbor(neighbor, fit.spec.critical_layers.front()));
+  fit.spec.states.push_back(std::move(state));
   if (context_.metrics) {
     const NeighborCacheStats after = context_.model->neighbor_cache_stats();
     if (after.hits > before.hits) context_.metrics->CountNeighborCacheHit();
@@ -170,13 +266,24 @@ Pathway PathwaySearch::CriticalRows(const Pathway& all_layers) const {
 }
 
 absl::Status PathwaySearch::StartOptimizer() {
-  C3PO_ASSIGN_OR_RETURN(objective_, context_.model->NewObjective(spec_));
+  C3PO_ASSIGN_OR_RETURN(fitted_.objective, context_.model->NewObjective(fitted_.spec));
+  const OptimizationSettings& settings = report_.settings;
   OptimizationProblem problem;
   problem.initial = report_.before;
-  problem.critical_layers = spec_.critical_layers;
-  problem.core_experts = report_.settings.core_experts;
-  problem.rule = spec_.rule;
-  problem.objective = objective_.get();
+  problem.critical_layers = settings.critical_layers;
+  problem.core_experts = settings.core_experts;
+  problem.rule = settings.rule;
+  problem.objective = fitted_.objective.get();
+  if (!held_out_.spec.cases.empty()) {
+    C3PO_ASSIGN_OR_RETURN(held_out_.objective, context_.model->NewObjective(held_out_.spec));
+    problem.validation = held_out_.objective.get();
+  }
+  if (settings.use_prior) {
+    C3PO_ASSIGN_OR_RETURN(const auto prior, context_.shifts->Prior(settings.collection));
+    if (prior->routing.layers != settings.critical_layers)
+      return absl::FailedPreconditionError("the prior was replaced by one of other layers; ask again");
+    problem.initial_shift = prior->routing.values;
+  }
   C3PO_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(std::move(problem)));
   return absl::OkStatus();
 }
@@ -185,59 +292,92 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> PathwaySearch::MakeOptimizer(O
   const OptimizationSettings& settings = report_.settings;
   if (settings.method == Method::kKernelRegression) {
     std::vector<WeightedPathway> neighbors;
-    for (size_t i = 0; i < records_.size(); ++i) {
-      neighbors.push_back({CriticalRows(records_[i]->pathway), report_.neighbors[i].kernel_weight});
+    for (const WeightedReference& neighbor : neighborhood_.fitted) {
+      neighbors.push_back({CriticalRows(neighbor.record->pathway), neighbor.kernel_weight});
     }
-    return MakeKernelRegression(std::move(problem), std::move(neighbors));
+    return MakeKernelRegression(std::move(problem), std::move(neighbors), settings.alpha);
   }
   if (settings.method == Method::kModeFinding) {
-    ModeFindingOptions options{settings.steps, settings.alpha, settings.kernel, settings.bandwidth.value_or(0), {}};
+    ModeFindingOptions options{settings.steps,
+                               settings.alpha.value_or(kModeFindingAlpha),
+                               settings.kernel,
+                               settings.bandwidth.value_or(0),
+                               {}};
     options.nearest = [this](const Pathway& w) -> absl::StatusOr<std::vector<PathwayAtDistance>> {
       const OptimizationSettings& s = report_.settings;
-      C3PO_ASSIGN_OR_RETURN(
-          const std::vector<Neighbor> found,
-          context_.catalog->SearchPathways(s.collection, w.weights, s.critical_layers, s.k, s.successful_only));
+      const int excluded = static_cast<int>(s.exclude_reference_ids.size());
+      C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found,
+                            context_.catalog->SearchPathways(s.collection, w.weights, s.critical_layers, s.k + excluded,
+                                                             s.successful_only));
       std::vector<PathwayAtDistance> near;
       for (const Neighbor& neighbor : found) {
+        const auto& ids = s.exclude_reference_ids;
+        if (std::find(ids.begin(), ids.end(), neighbor.reference_id) != ids.end()) continue;
         const auto pathway = context_.catalog->GetPathway(neighbor.reference_id);
-        if (pathway.ok()) near.push_back({CriticalRows(**pathway), neighbor.distance});
+        if (pathway.ok() && near.size() < static_cast<size_t>(s.k))
+          near.push_back({CriticalRows(**pathway), neighbor.distance});
       }
       return near;
     };
     return MakeModeFinding(std::move(problem), std::move(options));
   }
-  return MakeGradientDescent(std::move(problem), {settings.steps, settings.learning_rate, settings.step_rule});
+  GradientDescentOptions options{settings.steps, settings.learning_rate, settings.step_rule, settings.step_scale};
+  return MakeGradientDescent(std::move(problem), options);
 }
 
-void PathwaySearch::Conclude() {
+void PathwaySearch::ConcludeOptimizer() {
   report_.losses = optimizer_->losses();
+  report_.validation_losses = optimizer_->validation_losses();
+  report_.selected_step = optimizer_->selected_step();
   report_.alpha = optimizer_->alpha();
   report_.after = optimizer_->pathway();
-  const double before = report_.losses.front(), after = optimizer_->best_loss();
-  report_.gate = GateAfterOptimization(report_.settings.gate, before, after);
-  if (report_.gate == GateDecision::kApplied) {
+  const LossChange fitted{report_.losses.front(), optimizer_->best_loss()};
+  std::optional<LossChange> held_out;
+  if (!report_.validation_losses.empty()) {
+    held_out = LossChange{report_.validation_losses.front(), report_.validation_losses[*report_.selected_step]};
+  }
+  report_.gate = GateAfterOptimization(report_.settings.gate, fitted, held_out);
+  // Where the start is the prior and no step was better, the prior is what the request gets.
+  const bool prior_stays = report_.settings.use_prior && report_.selected_step == 0;
+  if (report_.gate == GateDecision::kApplied || prior_stays) {
+    report_.gate = GateDecision::kApplied;
     routing_ = std::make_shared<RoutingOverride>(optimizer_->Override());
-    report_.largest_changes = LargestChanges(report_.before, report_.after, spec_.critical_layers);
+    report_.largest_changes = LargestChanges(report_.before, report_.after, report_.settings.critical_layers);
   } else {
     report_.after = report_.before;
   }
+  if (context_.metrics) context_.metrics->CountOptimizationSteps(static_cast<int64_t>(report_.losses.size()) - 1);
+  optimizer_.reset();
+  for (Fit* fit : {&fitted_, &held_out_}) {
+    fit->objective.reset();
+    fit->spec.states.clear();
+  }
+  Deliver(fitted.before > 0 ? (fitted.before - fitted.after) / fitted.before
+                            : std::numeric_limits<double>::quiet_NaN());
+}
+
+void PathwaySearch::ConcludeLearnedShift() {
+  routing_ = learned_;
+  report_.gate = GateDecision::kApplied;
+  report_.after = Shifted(report_.before, learned_->values);
+  report_.largest_changes = LargestChanges(report_.before, report_.after, report_.settings.critical_layers);
+  Deliver(std::numeric_limits<double>::quiet_NaN());
+}
+
+void PathwaySearch::Deliver(double loss_reduction) {
   if (context_.metrics) {
-    context_.metrics->ObserveOptimization(
-        MethodMetric(report_.settings.method), report_.timings.optimization_seconds,
-        before > 0 ? (before - after) / before : std::numeric_limits<double>::quiet_NaN());
-    context_.metrics->CountOptimizationSteps(static_cast<int64_t>(report_.losses.size()) - 1);
+    context_.metrics->ObserveOptimization(MethodMetric(report_.settings.method), report_.timings.optimization_seconds,
+                                          loss_reduction);
     context_.metrics->CountGate(GateMetric(report_.gate));
   }
-  optimizer_.reset();
-  objective_.reset();
-  spec_.states.clear();
-  deliver_(report_);
+  on_report_(report_);
 }
 
 void PathwaySearch::Skip(GateDecision decision) {
   report_.gate = decision;
+  report_.after = report_.before;
   if (context_.metrics) context_.metrics->CountGate(GateMetric(decision));
-  deliver_(report_);
+  on_report_(report_);
 }
 
 }  // namespace c3po

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,8 @@
 #include "index/search/reference_catalog.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/generation_types.h"
+#include "server/pipeline/learned_shifts.h"
+#include "server/pipeline/neighborhood.h"
 #include "server/pipeline/prompt_text.h"
 #include "server/types/model_runner.h"
 #include "server/types/sequence_request.h"
@@ -21,17 +24,32 @@ struct SearchContext {
   ModelRunner* model = nullptr;
   const ReferenceCatalog* catalog = nullptr;
   const PromptText* text = nullptr;
+  LearnedShifts* shifts = nullptr;
   Metrics* metrics = nullptr;
 };
 
+// What one request searches a pathway for.
+struct PathwayQuery {
+  OptimizationSettings settings;
+  StageTimings timings;  // of the stages before
+  // First tokens of the continuations that the request chooses among; fewer than two: it does not choose.
+  std::vector<int32_t> choice_tokens;
+  std::optional<NeighborCase> oracle;  // Method::kOracle: the request itself, with its answer
+};
+
+// Whether the method of `settings` looks at neighbors.
+bool NeedsNeighbors(const OptimizationSettings& settings);
+// Puts the prior's layers into settings that begin at it. NotFound: the collection has no prior.
+absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings);
+
 // One request's C3PO, from neighbors to a routing override:
 //   Retrieve (any thread) ▶ Begin (engine thread, after prefill) ▶ Step ... Step ▶ report, routing
-// A step prepares one neighbor's states, or is one step of the optimizer. The report is delivered once: by Begin when
-// the gate skips, else by the last step.
+// A step prepares one neighbor's states, or is one step of the optimizer; shifts learned before need one step in all.
+// The report is delivered once: by Begin when the gate skips, else by the last step.
 class PathwaySearch final : public OptimizationTask {
  public:
-  using Deliver = std::function<void(const OptimizationReport&)>;
-  PathwaySearch(const SearchContext& context, OptimizationSettings settings, StageTimings timings, Deliver deliver);
+  using OnReport = std::function<void(const OptimizationReport&)>;
+  PathwaySearch(const SearchContext& context, PathwayQuery query, OnReport on_report);
 
   // Finds the neighbors of a unit-length embedding. NotFound, FailedPrecondition: see ReferenceCatalog::Search.
   absl::Status Retrieve(absl::Span<const float> embedding);
@@ -44,19 +62,34 @@ class PathwaySearch final : public OptimizationTask {
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
 
  private:
-  absl::Status PrepareNext();
+  // A list of cases with the states and the objective that are made of them.
+  struct Fit {
+    ObjectiveSpec spec;
+    std::unique_ptr<NeighborhoodObjective> objective;
+    bool prepared() const { return spec.states.size() == spec.cases.size(); }
+  };
+
+  double BaseConfidence(absl::Span<const float> logits) const;
+  GateDecision Gate(absl::Span<const float> logits) const;
+  absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;
+  absl::Status TakeLearnedShift();
+  absl::Status PrepareNext(Fit& fit);
   absl::Status StartOptimizer();
   absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeOptimizer(OptimizationProblem problem);
   Pathway CriticalRows(const Pathway& all_layers) const;
-  void Conclude();
+  void ConcludeOptimizer();
+  void ConcludeLearnedShift();
+  void Deliver(double loss_reduction);
   void Skip(GateDecision decision);
 
   const SearchContext context_;
-  const Deliver deliver_;
+  const std::vector<int32_t> choice_tokens_;
+  const std::optional<NeighborCase> oracle_;
+  const OnReport on_report_;
   OptimizationReport report_;
-  std::vector<std::shared_ptr<const ReferenceRecord>> records_;  // of the neighbors, nearest first
-  ObjectiveSpec spec_;
-  std::unique_ptr<NeighborhoodObjective> objective_;
+  Neighborhood neighborhood_;
+  Fit fitted_, held_out_;
+  std::shared_ptr<const RoutingOverride> learned_;  // of methods that optimize nothing
   std::unique_ptr<PathwayOptimizer> optimizer_;
   std::shared_ptr<const RoutingOverride> routing_;
 };

@@ -12,7 +12,7 @@
 namespace c3po {
 
 AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
-    : parts_(parts), call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kReferencesAdd) {
+    : QueuedStream(context, parts.pipeline_parts.metrics, Metrics::Rpc::kReferencesAdd), parts_(parts) {
   StartRead(&incoming_);
 }
 
@@ -23,7 +23,8 @@ absl::Status AddReferencesReactor::BeginImport(const std::string& collection) {
   events.on_room = [this] { StartRead(&incoming_); };
   events.on_batch = [this](std::vector<SampleVerdict> verdicts) { OnBatch(std::move(verdicts)); };
   events.on_end = [this](const absl::Status& status) { End(status); };
-  import_ = std::make_unique<ReferenceImport>(parts_.pipeline_parts, collection_, call_.cancelled(), std::move(events));
+  import_ =
+      std::make_unique<ReferenceImport>(parts_.pipeline_parts, collection_, call().cancelled(), std::move(events));
   return absl::OkStatus();
 }
 
@@ -45,9 +46,8 @@ void AddReferencesReactor::OnReadDone(bool ok) {
     const absl::Status status = TakeSample();
     if (status.ok()) return;
     if (!import_) return End(status);
-    call_.Cancel();  // The import ends with what it has committed, then this status.
-    const absl::MutexLock lock(&mu_);
-    final_status_ = status;
+    call().Cancel();  // The import ends with what it has committed, then this status.
+    SetFinalStatus(status);
   }
   if (import_) {
     import_->Close();
@@ -58,7 +58,6 @@ void AddReferencesReactor::OnReadDone(bool ok) {
 
 void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
   v1::AddReferencesResponse response;
-  const absl::MutexLock lock(&mu_);
   for (const SampleVerdict& verdict : verdicts) {
     progress_.set_received(progress_.received() + 1);
     switch (verdict.outcome) {
@@ -78,38 +77,8 @@ void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
     *response.add_verdicts() = VerdictToProto(verdict);
   }
   *response.mutable_progress() = progress_;
-  queue_.push_back(ToBytes(response));
-  Advance();
+  Send(ToBytes(response));
 }
-
-void AddReferencesReactor::End(const absl::Status& status) {
-  const absl::MutexLock lock(&mu_);
-  if (final_status_.ok()) final_status_ = status;
-  ended_ = true;
-  Advance();
-}
-
-void AddReferencesReactor::Advance() {
-  if (writing_ || finished_) return;
-  if (!queue_.empty()) {
-    writing_ = true;
-    StartWrite(&queue_.front());
-  } else if (ended_) {
-    finished_ = true;
-    Finish(call_.End(final_status_));
-  }
-}
-
-void AddReferencesReactor::OnWriteDone(bool ok) {
-  if (!ok) call_.Cancel();
-  const absl::MutexLock lock(&mu_);
-  writing_ = false;
-  queue_.pop_front();
-  if (!ok) queue_.clear();
-  Advance();
-}
-
-void AddReferencesReactor::OnCancel() { call_.Cancel(); }
 
 // Joining the import's thread must not happen on that thread itself, which may be the one that called Finish.
 void AddReferencesReactor::OnDone() {

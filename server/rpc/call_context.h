@@ -8,17 +8,21 @@
 #include <string>
 
 #include "server/metrics/metrics.h"
+#include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/optimization_settings.h"
 
 namespace c3po {
 
+class Profiles;
+
 // What every service works with; nothing is owned, all outlives the server.
 struct ServiceParts {
   PipelineParts pipeline_parts;
   GenerationPipeline* pipeline = nullptr;
+  CollectionLearning* learning = nullptr;
+  Profiles* profiles = nullptr;  // what requests get that set nothing
   const ReferenceStore* store = nullptr;
-  OptimizationSettings default_optimization;
   SamplingParams default_sampling;
   std::string version;
 };

@@ -21,6 +21,17 @@ absl::Status ToInt(absl::string_view field, uint32_t value, int& out) {
   return absl::OkStatus();
 }
 
+// Ascending, whatever the order in the message.
+absl::Status ReadLayers(absl::string_view field, const google::protobuf::RepeatedField<uint32_t>& layers,
+                        std::vector<int>& out) {
+  out.clear();
+  for (int i = 0; i < layers.size(); ++i) {
+    C3PO_RETURN_IF_ERROR(ToInt(absl::StrCat(field, "[", i, "]"), layers.Get(i), out.emplace_back()));
+  }
+  std::sort(out.begin(), out.end());
+  return absl::OkStatus();
+}
+
 // One row per enum pair: the two directions cannot drift apart.
 template <typename Ours, typename Proto>
 struct EnumPair {
@@ -31,7 +42,10 @@ constexpr EnumPair<Method, v1::Method> kMethods[] = {
     {Method::kNone, v1::METHOD_NONE},
     {Method::kModeFinding, v1::METHOD_MODE_FINDING},
     {Method::kKernelRegression, v1::METHOD_KERNEL_REGRESSION},
-    {Method::kNeighborhoodGradientDescent, v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT}};
+    {Method::kNeighborhoodGradientDescent, v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT},
+    {Method::kAmortizedShift, v1::METHOD_AMORTIZED_SHIFT},
+    {Method::kCollectionPrior, v1::METHOD_COLLECTION_PRIOR},
+    {Method::kOracle, v1::METHOD_ORACLE}};
 constexpr EnumPair<Kernel, v1::Kernel> kKernels[] = {{Kernel::kGaussian, v1::KERNEL_GAUSSIAN},
                                                      {Kernel::kMatern, v1::KERNEL_MATERN},
                                                      {Kernel::kLinear, v1::KERNEL_LINEAR},
@@ -53,7 +67,8 @@ constexpr EnumPair<GateDecision, v1::GateDecision> kDecisions[] = {
     {GateDecision::kSkippedNoNeighbors, v1::GATE_DECISION_SKIPPED_NO_NEIGHBORS},
     {GateDecision::kSkippedNeighborsFar, v1::GATE_DECISION_SKIPPED_NEIGHBORS_FAR},
     {GateDecision::kSkippedBaseConfident, v1::GATE_DECISION_SKIPPED_BASE_CONFIDENT},
-    {GateDecision::kRevertedLossNotReduced, v1::GATE_DECISION_REVERTED_LOSS_NOT_REDUCED}};
+    {GateDecision::kRevertedLossNotReduced, v1::GATE_DECISION_REVERTED_LOSS_NOT_REDUCED},
+    {GateDecision::kRevertedValidationLossNotReduced, v1::GATE_DECISION_REVERTED_VALIDATION_LOSS_NOT_REDUCED}};
 constexpr EnumPair<SampleOutcome, v1::Verdict> kVerdicts[] = {{SampleOutcome::kSuccessful, v1::VERDICT_SUCCESSFUL},
                                                               {SampleOutcome::kFailed, v1::VERDICT_FAILED},
                                                               {SampleOutcome::kMalformed, v1::VERDICT_MALFORMED},
@@ -132,26 +147,30 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
   if (options.has_steps()) C3PO_RETURN_IF_ERROR(ToInt("optimization.steps", options.steps(), settings.steps));
   if (options.has_learning_rate()) settings.learning_rate = options.learning_rate();
   if (options.critical_layers_size() > 0) {
-    settings.critical_layers.clear();
-    for (int i = 0; i < options.critical_layers_size(); ++i) {
-      int layer = 0;
-      C3PO_RETURN_IF_ERROR(
-          ToInt(absl::StrCat("optimization.critical_layers[", i, "]"), options.critical_layers(i), layer));
-      settings.critical_layers.push_back(layer);
-    }
-    std::sort(settings.critical_layers.begin(), settings.critical_layers.end());
+    C3PO_RETURN_IF_ERROR(
+        ReadLayers("optimization.critical_layers", options.critical_layers(), settings.critical_layers));
   }
   if (options.has_core_experts())
     C3PO_RETURN_IF_ERROR(ToInt("optimization.core_experts", options.core_experts(), settings.core_experts));
   if (options.has_collection()) settings.collection = options.collection();
   if (options.has_alpha()) settings.alpha = options.alpha();
   if (options.has_return_pathways()) settings.return_pathways = options.return_pathways();
+  if (options.has_use_prior()) settings.use_prior = options.use_prior();
+  if (options.has_validation_neighbors()) {
+    C3PO_RETURN_IF_ERROR(
+        ToInt("optimization.validation_neighbors", options.validation_neighbors(), settings.validation_neighbors));
+  }
+  if (options.has_step_scale()) settings.step_scale = options.step_scale();
+  settings.exclude_reference_ids.assign(options.exclude_reference_ids().begin(), options.exclude_reference_ids().end());
   if (options.has_gate()) {
     const v1::GateOptions& gate = options.gate();
     if (gate.has_enabled()) settings.gate.enabled = gate.enabled();
     if (gate.has_max_neighbor_distance()) settings.gate.max_neighbor_distance = gate.max_neighbor_distance();
     if (gate.has_max_base_confidence()) settings.gate.max_base_confidence = gate.max_base_confidence();
     if (gate.has_min_loss_reduction()) settings.gate.min_loss_reduction = gate.min_loss_reduction();
+    if (gate.has_min_validation_loss_reduction()) {
+      settings.gate.min_validation_loss_reduction = gate.min_validation_loss_reduction();
+    }
   }
   return settings;
 }
@@ -177,11 +196,15 @@ v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
   if (settings.gate.max_neighbor_distance) gate->set_max_neighbor_distance(*settings.gate.max_neighbor_distance);
   if (settings.gate.max_base_confidence) gate->set_max_base_confidence(*settings.gate.max_base_confidence);
   gate->set_min_loss_reduction(settings.gate.min_loss_reduction);
+  gate->set_min_validation_loss_reduction(settings.gate.min_validation_loss_reduction);
   options.set_reference_selection(ToProto(kSelections, settings.successful_only));
   options.set_objective(ToProto(kObjectives, settings.objective));
   options.set_step_rule(ToProto(kStepRules, settings.step_rule));
-  options.set_alpha(settings.alpha);
+  if (settings.alpha) options.set_alpha(*settings.alpha);
   options.set_return_pathways(settings.return_pathways);
+  options.set_use_prior(settings.use_prior);
+  options.set_validation_neighbors(static_cast<uint32_t>(settings.validation_neighbors));
+  options.set_step_scale(settings.step_scale);
   return options;
 }
 
@@ -271,6 +294,8 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
     info->set_successful(neighbor.successful);
   }
   for (double loss : report.losses) proto.add_losses(loss);
+  for (double loss : report.validation_losses) proto.add_validation_losses(loss);
+  if (report.selected_step) proto.set_selected_step(static_cast<uint32_t>(*report.selected_step));
   if (report.settings.return_pathways) {
     LayersToProto(report.before, report.settings.critical_layers, proto.mutable_pathway_before());
     LayersToProto(report.after, report.settings.critical_layers, proto.mutable_pathway_after());
@@ -315,6 +340,40 @@ v1::GenerationSummary SummaryToProto(const CallSummary& summary, const std::stri
   *proto.mutable_timings() = TimingsToProto(summary.timings);
   *proto.mutable_provenance() = ProvenanceToProto(summary.provenance, version);
   return proto;
+}
+
+absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, const OptimizationSettings& defaults) {
+  TuneRequest result;
+  result.collection = request.collection().empty() ? defaults.collection : request.collection();
+  PriorTunerOptions& tuner = result.tuner;
+  tuner.critical_layers = defaults.critical_layers;
+  if (request.critical_layers_size() > 0)
+    C3PO_RETURN_IF_ERROR(ReadLayers("critical_layers", request.critical_layers(), tuner.critical_layers));
+  C3PO_RETURN_IF_ERROR(FromProto("objective", kObjectives, request.objective(), tuner.loss));
+  if (request.has_epochs()) C3PO_RETURN_IF_ERROR(ToInt("epochs", request.epochs(), tuner.epochs));
+  if (request.has_batch_size()) C3PO_RETURN_IF_ERROR(ToInt("batch_size", request.batch_size(), tuner.batch_size));
+  if (request.has_learning_rate()) tuner.learning_rate = request.learning_rate();
+  if (request.has_weight_decay()) tuner.weight_decay = request.weight_decay();
+  if (request.has_patience()) C3PO_RETURN_IF_ERROR(ToInt("patience", request.patience(), tuner.patience));
+  tuner.seed = request.seed();
+  if (request.has_validation_fraction()) result.validation_fraction = request.validation_fraction();
+  C3PO_RETURN_IF_ERROR(ToInt("max_references", request.max_references(), result.max_references));
+  result.successful_only = request.successful_only();
+  return result;
+}
+
+v1::PriorInfo PriorToProto(const CollectionPrior& prior) {
+  v1::PriorInfo info;
+  for (int layer : prior.routing.layers) info.add_critical_layers(static_cast<uint32_t>(layer));
+  info.set_references(static_cast<uint64_t>(prior.references));
+  info.set_validation_references(static_cast<uint64_t>(prior.validation_references));
+  info.set_validation_loss_before(prior.validation_loss_before);
+  info.set_validation_loss_after(prior.validation_loss_after);
+  if (prior.validation_accuracy_before) info.set_validation_accuracy_before(*prior.validation_accuracy_before);
+  if (prior.validation_accuracy_after) info.set_validation_accuracy_after(*prior.validation_accuracy_after);
+  info.set_model_digest(prior.model_digest);
+  info.set_usable(true);
+  return info;
 }
 
 ReferenceSample SampleFromProto(const v1::ReferenceSample& sample) {

@@ -9,6 +9,7 @@
 #include "c3po/v1/generation.pb.h"
 #include "c3po/v1/options.pb.h"
 #include "c3po/v1/reference.pb.h"
+#include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_types.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/text/tokenizer.h"
@@ -32,6 +33,9 @@ v1::GenerationSummary SummaryToProto(const CallSummary& summary, const std::stri
                                      const std::string& version);
 v1::StageTimings TimingsToProto(const StageTimings& timings);
 v1::Provenance ProvenanceToProto(const Provenance& provenance, const std::string& version);
+
+absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, const OptimizationSettings& defaults);
+v1::PriorInfo PriorToProto(const CollectionPrior& prior);
 
 ReferenceSample SampleFromProto(const v1::ReferenceSample& sample);
 v1::Reference RecordToProto(const ReferenceRecord& record, bool with_pathway);

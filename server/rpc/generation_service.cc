@@ -1,19 +1,20 @@
 #include "server/rpc/generation_service.h"
 
-#include <deque>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/profiles.h"
+#include "server/rpc/queued_stream.h"
 #include "server/rpc/wire.h"
 
 namespace c3po {
 namespace {
 
 // Lives until gRPC is done with it and the pipeline has let go of it, whichever is later: it holds itself until OnDone.
-class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public GenerationListener {
+class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteBuffer>>,
+                              public GenerationListener {
  public:
   static GenerateReactor* Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
                                 const ServiceParts& parts) {
@@ -27,13 +28,13 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnOptimization(const OptimizationReport& report) override {
     v1::GenerateResponse message;
     *message.mutable_optimization() = ReportToProto(report);
-    Enqueue(message);
+    Send(ToBytes(message));
   }
 
   void OnChunk(TextChunk chunk) override {
     v1::GenerateResponse message;
     *message.mutable_delta() = ChunkToProto(chunk, *parts_.pipeline_parts.text->tokenizer(), with_logprobs_);
-    Enqueue(message);
+    Send(ToBytes(message));
   }
 
   void OnScores(std::vector<ContinuationScore>) override {}
@@ -41,79 +42,36 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
     if (status.ok()) {
       v1::GenerateResponse message;
-      *message.mutable_summary() = SummaryToProto(summary, call_.request_id(), parts_.version);
-      Enqueue(message);
+      *message.mutable_summary() = SummaryToProto(summary, call().request_id(), parts_.version);
+      Send(ToBytes(message));
     }
-    const absl::MutexLock lock(&mu_);
-    final_status_ = overflowed_ ? absl::ResourceExhaustedError("the client does not read its answer") : status;
-    ended_ = true;
-    if (overflowed_ || !status.ok()) queue_.resize(std::min<size_t>(queue_.size(), writing_ ? 1 : 0));
-    Advance();
+    End(status, /*drop_queue=*/!status.ok());
   }
 
-  void OnWriteDone(bool ok) override {
-    if (!ok) call_.Cancel();
-    const absl::MutexLock lock(&mu_);
-    writing_ = false;
-    queue_.pop_front();
-    if (!ok) queue_.clear();
-    Advance();
-  }
-
-  void OnCancel() override { call_.Cancel(); }
   void OnDone() override { self_.reset(); }
 
  private:
   GenerateReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
-      : parts_(parts), call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kGenerate) {}
+      : QueuedStream(context, parts.pipeline_parts.metrics, Metrics::Rpc::kGenerate,
+                     GenerationService::kQueuedMessagesMax),
+        parts_(parts) {}
 
   absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
     C3PO_ASSIGN_OR_RETURN(const v1::GenerateRequest request, ParseRequest<v1::GenerateRequest>(bytes));
     with_logprobs_ = request.sampling().has_logprobs();
-    GenerateCall call;
-    call.context = call_.Context(request.request_id());
-    C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
-    C3PO_ASSIGN_OR_RETURN(call.sampling, SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
-    call.max_tokens_given = request.sampling().has_max_tokens();
-    C3PO_ASSIGN_OR_RETURN(call.optimization, SettingsFromProto(request.optimization(), parts_.default_optimization));
-    return parts_.pipeline->Generate(std::move(call), std::move(listener));
-  }
-
-  void Enqueue(const v1::GenerateResponse& message) {
-    const absl::MutexLock lock(&mu_);
-    if (overflowed_) return;
-    if (queue_.size() >= GenerationService::kQueuedMessagesMax) {
-      overflowed_ = true;
-      call_.Cancel();
-      return;
-    }
-    queue_.push_back(ToBytes(message));
-    Advance();
-  }
-
-  // Starts the next write, or the end.
-  void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (writing_ || finished_) return;
-    if (!queue_.empty()) {
-      writing_ = true;
-      StartWrite(&queue_.front());
-    } else if (ended_) {
-      finished_ = true;
-      Finish(call_.End(final_status_));
-    }
+    GenerateCall generate;
+    generate.context = call().Context(request.request_id());
+    C3PO_ASSIGN_OR_RETURN(generate.input, InputFromProto(request));
+    C3PO_ASSIGN_OR_RETURN(generate.sampling,
+                          SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
+    generate.max_tokens_given = request.sampling().has_max_tokens();
+    C3PO_ASSIGN_OR_RETURN(generate.optimization, parts_.profiles->Resolve(request.optimization()));
+    return parts_.pipeline->Generate(std::move(generate), std::move(listener));
   }
 
   const ServiceParts& parts_;
-  CallState call_;
   bool with_logprobs_ = false;
   std::shared_ptr<GenerateReactor> self_;
-  absl::Mutex mu_;
-  std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
-  bool writing_ ABSL_GUARDED_BY(mu_) = false;
-  bool overflowed_ ABSL_GUARDED_BY(mu_) = false;
-  bool ended_ ABSL_GUARDED_BY(mu_) = false;
-  bool finished_ ABSL_GUARDED_BY(mu_) = false;
-  absl::Status final_status_ ABSL_GUARDED_BY(mu_);
 };
 
 class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationListener {
@@ -163,7 +121,8 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     call.context = call_.Context(request.request_id());
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
     call.continuations.assign(request.continuations().begin(), request.continuations().end());
-    C3PO_ASSIGN_OR_RETURN(call.optimization, SettingsFromProto(request.optimization(), parts_.default_optimization));
+    C3PO_ASSIGN_OR_RETURN(call.optimization, parts_.profiles->Resolve(request.optimization()));
+    if (request.has_oracle_answer()) call.oracle_answer = request.oracle_answer();
     return parts_.pipeline->Score(std::move(call), std::move(listener));
   }
 

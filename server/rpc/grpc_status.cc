@@ -21,6 +21,8 @@ const char* ReasonOf(absl::StatusCode code) {
       return "INVALID_FIELD";
     case absl::StatusCode::kNotFound:
       return "NOT_FOUND";
+    case absl::StatusCode::kPermissionDenied:
+      return "PERMISSION";
     case absl::StatusCode::kFailedPrecondition:
       return "PRECONDITION";
     case absl::StatusCode::kResourceExhausted:

@@ -1,13 +1,17 @@
 #include "server/rpc/reference_service.h"
 
+#include <algorithm>
 #include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "index/types/reference_validation.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/rpc/add_references_reactor.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/learning_reactors.h"
+#include "server/rpc/profiles.h"
 #include "server/rpc/wire.h"
 
 namespace c3po {
@@ -26,6 +30,13 @@ grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context, const S
   if (!taken)
     reactor->Finish(call->End(absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker")));
   return reactor;
+}
+
+void StatsToProto(const CollectionStats& stats, v1::CollectionStats* out) {
+  out->set_collection(stats.collection);
+  out->set_references(static_cast<uint64_t>(stats.references));
+  out->set_successful(static_cast<uint64_t>(stats.successful));
+  out->set_usable(static_cast<uint64_t>(stats.usable));
 }
 
 // Hears the one scored token that carries a prompt's mean hidden state out of the engine.
@@ -128,6 +139,9 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
     const std::vector<std::string> ids(request->ids().begin(), request->ids().end());
     C3PO_ASSIGN_OR_RETURN(const int64_t deleted,
                           ids.empty() ? catalog.EraseCollection(request->collection()) : catalog.Erase(ids));
+    // What was learned of them went with them.
+    parts_.pipeline_parts.shifts->Forget(request->collection());
+    if (ids.empty()) parts_.profiles->Forget(request->collection());
     ReportReferences(catalog, parts_.pipeline_parts.metrics);
     response->set_deleted(static_cast<uint64_t>(deleted));
     return absl::OkStatus();
@@ -143,15 +157,62 @@ grpc::ServerUnaryReactor* ReferenceService::GetStats(grpc::CallbackServerContext
     response->set_index_generation(static_cast<uint64_t>(parts.catalog->generation()));
     C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all,
                           parts_.store->Stats(parts.model->shape().digest, parts.embedding->digest()));
-    for (const CollectionStats& stats : all) {
-      v1::CollectionStats* out = response->add_collections();
-      out->set_collection(stats.collection);
-      out->set_references(static_cast<uint64_t>(stats.references));
-      out->set_successful(static_cast<uint64_t>(stats.successful));
-      out->set_usable(static_cast<uint64_t>(stats.usable));
-    }
+    for (const CollectionStats& stats : all) StatsToProto(stats, response->add_collections());
     return absl::OkStatus();
   });
+}
+
+grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerContext* context,
+                                                          const v1::GetCollectionRequest* request,
+                                                          v1::GetCollectionResponse* response) {
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, [this, request, response]() -> absl::Status {
+    const PipelineParts& parts = parts_.pipeline_parts;
+    const std::string name = request->collection().empty() ? "default" : request->collection();
+    C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all,
+                          parts_.store->Stats(parts.model->shape().digest, parts.embedding->digest()));
+    const auto found =
+        std::find_if(all.begin(), all.end(), [&](const CollectionStats& stats) { return stats.collection == name; });
+    if (found == all.end()) return absl::NotFoundError(absl::StrCat("collection \"", name, "\" does not exist"));
+    StatsToProto(*found, response->mutable_stats());
+    v1::OptimizationOptions asked;
+    asked.set_collection(name);
+    C3PO_ASSIGN_OR_RETURN(const OptimizationSettings effective, parts_.profiles->Resolve(asked));
+    *response->mutable_effective_optimization() = SettingsToProto(effective);
+    C3PO_ASSIGN_OR_RETURN(const auto profile, parts_.profiles->Find(name));
+    if (profile) {
+      *response->mutable_profile() = profile->options;
+      response->set_profile_notes(profile->notes);
+    }
+    const auto prior = parts.shifts->Prior(name);
+    if (prior.ok()) *response->mutable_prior() = PriorToProto(**prior);
+    if (!prior.ok() && !absl::IsNotFound(prior.status())) return prior.status();
+    C3PO_ASSIGN_OR_RETURN(const int64_t shifts, parts.shifts->CountShifts(name));
+    response->set_amortized_shifts(static_cast<uint64_t>(shifts));
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesSetProfile, [this, bytes, response]() -> absl::Status {
+    C3PO_ASSIGN_OR_RETURN(const v1::SetProfileRequest request, ParseRequest<v1::SetProfileRequest>(*bytes));
+    const std::string name = request.collection().empty() ? "default" : request.collection();
+    C3PO_RETURN_IF_ERROR(ValidateCollectionName(name));
+    C3PO_RETURN_IF_ERROR(request.has_profile() ? parts_.profiles->Set(name, {request.profile(), request.notes()})
+                                               : parts_.profiles->Remove(name));
+    *response = ToBytes(v1::SetProfileResponse());
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::TunePrior(grpc::CallbackServerContext* context,
+                                                                        const grpc::ByteBuffer* request) {
+  return StartTunePrior(context, *request, parts_);
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::AmortizeShifts(grpc::CallbackServerContext* context,
+                                                                             const grpc::ByteBuffer* request) {
+  return StartAmortizeShifts(context, *request, parts_);
 }
 
 }  // namespace c3po

@@ -9,10 +9,14 @@ namespace c3po {
 // c3po.v1.ReferenceService. Reads and changes of the store run on the worker pool, imports on a thread of their own;
 // reactors never wait.
 class ReferenceService final
-    : public v1::ReferenceService::WithRawCallbackMethod_Add<
-          v1::ReferenceService::WithRawCallbackMethod_Search<v1::ReferenceService::WithCallbackMethod_Get<
-              v1::ReferenceService::WithCallbackMethod_List<v1::ReferenceService::WithCallbackMethod_Delete<
-                  v1::ReferenceService::WithCallbackMethod_GetStats<v1::ReferenceService::Service>>>>>> {
+    : public v1::ReferenceService::WithRawCallbackMethod_Add<v1::ReferenceService::WithRawCallbackMethod_Search<
+          v1::ReferenceService::WithCallbackMethod_Get<v1::ReferenceService::WithCallbackMethod_List<
+              v1::ReferenceService::WithCallbackMethod_Delete<v1::ReferenceService::WithCallbackMethod_GetStats<
+                  v1::ReferenceService::WithCallbackMethod_GetCollection<
+                      v1::ReferenceService::WithRawCallbackMethod_SetProfile<
+                          v1::ReferenceService::WithRawCallbackMethod_TunePrior<
+                              v1::ReferenceService::WithRawCallbackMethod_AmortizeShifts<
+                                  v1::ReferenceService::Service>>>>>>>>>> {
  public:
   explicit ReferenceService(const ServiceParts& parts) : parts_(parts) {}
 
@@ -27,6 +31,14 @@ class ReferenceService final
                                    v1::DeleteReferencesResponse* response) override;
   grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context, const v1::GetStatsRequest* request,
                                      v1::GetStatsResponse* response) override;
+  grpc::ServerUnaryReactor* GetCollection(grpc::CallbackServerContext* context, const v1::GetCollectionRequest* request,
+                                          v1::GetCollectionResponse* response) override;
+  grpc::ServerUnaryReactor* SetProfile(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* TunePrior(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* AmortizeShifts(grpc::CallbackServerContext* context,
+                                                             const grpc::ByteBuffer* request) override;
 
  private:
   const ServiceParts& parts_;

@@ -4,6 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/profiles.h"
 
 namespace c3po {
 
@@ -35,7 +36,7 @@ grpc::ServerUnaryReactor* ServerService::GetServerInfo(grpc::CallbackServerConte
   embedder->set_name(parts.embedding->name());
   embedder->set_digest(parts.embedding->digest());
   embedder->set_dimension(static_cast<uint32_t>(parts.embedding->dimension()));
-  *response->mutable_default_optimization() = SettingsToProto(parts_.default_optimization);
+  *response->mutable_default_optimization() = SettingsToProto(parts_.profiles->defaults());
   for (const auto& [name, value] : limits_) (*response->mutable_limits())[name] = value;
   response->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
   CallState call(context, parts.metrics, Metrics::Rpc::kGetServerInfo);

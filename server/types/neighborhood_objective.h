@@ -20,6 +20,9 @@ class NeighborhoodObjective {
   // J at `routing`. `gradient`, unless null, receives dJ/d(routing.values), the same shape; entries outside the top-k
   // are 0 for weights. Internal: non-finite loss.
   virtual absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) = 0;
+  // After the last Evaluate: how many neighbors' answer had the largest length-normalized log-likelihood of their
+  // continuations (the first of equals wins). -1: not counted.
+  virtual int64_t correct_choices() const { return -1; }
 };
 
 // A labelled neighbor, tokenized.

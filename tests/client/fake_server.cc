@@ -181,10 +181,13 @@ class FakeServer::References : public v1::ReferenceService::Service {
       fake_.add_requests_.push_back(std::move(request));
     });
   }
-  grpc::Status Search(grpc::ServerContext*, const v1::SearchReferencesRequest* request,
+  grpc::Status Search(grpc::ServerContext* context, const v1::SearchReferencesRequest* request,
                       v1::SearchReferencesResponse* response) override {
-    absl::MutexLock lock(&fake_.mu_);
-    fake_.search_requests_.push_back(*request);
+    {
+      absl::MutexLock lock(&fake_.mu_);
+      fake_.search_requests_.push_back(*request);
+    }
+    if (fake_.on_search) return fake_.on_search(context, *request, response);
     v1::SearchReferencesResponse::Hit& hit = *response->add_hits();
     hit.set_distance(0.5);
     hit.mutable_reference()->set_id("ref-0");
@@ -215,6 +218,67 @@ class FakeServer::References : public v1::ReferenceService::Service {
     absl::MutexLock lock(&fake_.mu_);
     fake_.delete_requests_.push_back(*request);
     response->set_deleted(request->ids_size());
+    return grpc::Status::OK;
+  }
+  // A collection with a profile, a prior and no amortized shifts.
+  grpc::Status GetCollection(grpc::ServerContext*, const v1::GetCollectionRequest* request,
+                             v1::GetCollectionResponse* response) override {
+    response->mutable_stats()->set_collection(request->collection());
+    response->mutable_stats()->set_references(300);
+    response->mutable_profile()->set_k(12);
+    *response->mutable_effective_optimization() = response->profile();
+    response->mutable_effective_optimization()->set_steps(10);
+    response->set_profile_notes("{}");
+    response->mutable_prior()->set_usable(true);
+    for (const uint32_t layer : {25, 26, 27}) response->mutable_prior()->add_critical_layers(layer);
+    return grpc::Status::OK;
+  }
+  grpc::Status SetProfile(grpc::ServerContext*, const v1::SetProfileRequest* request,
+                          v1::SetProfileResponse*) override {
+    absl::MutexLock lock(&fake_.mu_);
+    fake_.profile_requests_.push_back(*request);
+    return grpc::Status::OK;
+  }
+  // Three epochs, then the outcome; nothing is stored over the collection "stubborn".
+  grpc::Status TunePrior(grpc::ServerContext*, const v1::TunePriorRequest* request,
+                         grpc::ServerWriter<v1::TunePriorResponse>* writer) override {
+    {
+      absl::MutexLock lock(&fake_.mu_);
+      fake_.tune_requests_.push_back(*request);
+    }
+    v1::TunePriorResponse event;
+    for (uint32_t epoch = 0; epoch < 3; ++epoch) {
+      event.set_epoch(epoch);
+      event.set_training_loss(0.75 - 0.125 * epoch);
+      event.set_validation_loss(0.875 - 0.125 * epoch);
+      event.set_validation_accuracy(0.5);
+      writer->Write(event);
+    }
+    event.set_finished(true);
+    if (request->collection() != "stubborn") {
+      v1::PriorInfo& stored = *event.mutable_stored();
+      for (const uint32_t layer : {27, 28, 29}) stored.add_critical_layers(layer);
+      stored.set_references(240);
+      stored.set_validation_references(60);
+      stored.set_validation_loss_before(0.875);
+      stored.set_validation_loss_after(0.625);
+    }
+    writer->Write(event);
+    return grpc::Status::OK;
+  }
+  grpc::Status AmortizeShifts(grpc::ServerContext*, const v1::AmortizeShiftsRequest* request,
+                              grpc::ServerWriter<v1::AmortizeShiftsResponse>* writer) override {
+    {
+      absl::MutexLock lock(&fake_.mu_);
+      fake_.amortize_requests_.push_back(*request);
+    }
+    v1::AmortizeShiftsResponse event;
+    event.set_total(300);
+    event.set_skipped(100);
+    for (const uint64_t done : {100, 200}) {
+      event.set_done(done);
+      writer->Write(event);
+    }
     return grpc::Status::OK;
   }
   grpc::Status GetStats(grpc::ServerContext*, const v1::GetStatsRequest*, v1::GetStatsResponse* response) override {
@@ -293,6 +357,21 @@ std::vector<v1::DeleteReferencesRequest> FakeServer::delete_requests() const {
 std::vector<v1::SearchReferencesRequest> FakeServer::search_requests() const {
   absl::MutexLock lock(&mu_);
   return search_requests_;
+}
+
+std::vector<v1::SetProfileRequest> FakeServer::profile_requests() const {
+  absl::MutexLock lock(&mu_);
+  return profile_requests_;
+}
+
+std::vector<v1::TunePriorRequest> FakeServer::tune_requests() const {
+  absl::MutexLock lock(&mu_);
+  return tune_requests_;
+}
+
+std::vector<v1::AmortizeShiftsRequest> FakeServer::amortize_requests() const {
+  absl::MutexLock lock(&mu_);
+  return amortize_requests_;
 }
 
 int FakeServer::info_calls() const {

@@ -39,6 +39,9 @@ class FakeServer {
   std::vector<v1::AddReferencesRequest> add_requests() const;
   std::vector<v1::DeleteReferencesRequest> delete_requests() const;
   std::vector<v1::SearchReferencesRequest> search_requests() const;
+  std::vector<v1::SetProfileRequest> profile_requests() const;
+  std::vector<v1::TunePriorRequest> tune_requests() const;
+  std::vector<v1::AmortizeShiftsRequest> amortize_requests() const;
   // How many times a method was called.
   int info_calls() const;
 
@@ -54,6 +57,9 @@ class FakeServer {
   std::function<grpc::Status(grpc::ServerContext*, const v1::ListReferencesRequest&, v1::ListReferencesResponse*)>
       on_list;
   std::function<grpc::Status(grpc::ServerContext*, v1::GetServerInfoResponse*)> on_info;
+  // Default: one hit, "ref-0".
+  std::function<grpc::Status(grpc::ServerContext*, const v1::SearchReferencesRequest&, v1::SearchReferencesResponse*)>
+      on_search;
 
  private:
   class Generation;
@@ -66,6 +72,9 @@ class FakeServer {
   std::vector<v1::AddReferencesRequest> add_requests_ ABSL_GUARDED_BY(mu_);
   std::vector<v1::DeleteReferencesRequest> delete_requests_ ABSL_GUARDED_BY(mu_);
   std::vector<v1::SearchReferencesRequest> search_requests_ ABSL_GUARDED_BY(mu_);
+  std::vector<v1::SetProfileRequest> profile_requests_ ABSL_GUARDED_BY(mu_);
+  std::vector<v1::TunePriorRequest> tune_requests_ ABSL_GUARDED_BY(mu_);
+  std::vector<v1::AmortizeShiftsRequest> amortize_requests_ ABSL_GUARDED_BY(mu_);
   int info_calls_ ABSL_GUARDED_BY(mu_) = 0;
   std::unique_ptr<Generation> generation_;
   std::unique_ptr<References> references_;

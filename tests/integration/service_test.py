@@ -200,6 +200,126 @@ class ServiceTest(unittest.TestCase):
             scores[method] = response.scores[0].log_likelihood
         self.assertGreater(scores[opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT], scores[opt.METHOD_NONE])
 
+    # --- Learned over a collection ---
+
+    def score(self, prompt="What is 50 modulo seven?", oracle_answer=None, **options):
+        options.setdefault("collection", "set")
+        options.setdefault("reference_selection", opt.REFERENCE_SELECTION_ALL)
+        request = gen.ScoreRequest(prompt=prompt, continuations=[f" {i}" for i in range(7)],
+                                   optimization=opt.OptimizationOptions(**options), oracle_answer=oracle_answer)
+        return self.generation.Score(request, timeout=60)
+
+    def test_prior_is_tuned_stored_used_and_where_descent_begins(self):
+        self.add("tuned", samples(40))
+        self.fails(grpc.StatusCode.NOT_FOUND, None,
+                   lambda: self.score(collection="tuned", method=opt.METHOD_COLLECTION_PRIOR))
+        request = ref.TunePriorRequest(collection="tuned", critical_layers=[0, 1], epochs=3, batch_size=8, learning_rate=0.3)
+        epochs = list(self.references.TunePrior(request, timeout=120))
+        self.assertEqual([e.epoch for e in epochs], [0, 1, 2, 3, 3])
+        self.assertTrue(epochs[-1].finished)
+        prior = epochs[-1].stored
+        self.assertLess(prior.validation_loss_after, prior.validation_loss_before)
+        self.assertEqual((prior.references, prior.validation_references), (32, 8))
+        self.assertAlmostEqual(prior.validation_loss_before, epochs[0].validation_loss)
+        got = self.references.GetCollection(ref.GetCollectionRequest(collection="tuned"))
+        self.assertEqual(got.prior, prior)
+
+        plain = self.score(collection="tuned", method=opt.METHOD_NONE)
+        shifted = self.score(collection="tuned", method=opt.METHOD_COLLECTION_PRIOR)
+        self.assertEqual(list(shifted.optimization.critical_layers), [0, 1])
+        self.assertEqual(shifted.optimization.gate, opt.GATE_DECISION_APPLIED)
+        self.assertFalse(shifted.optimization.neighbors)
+        self.assertNotEqual([s.log_likelihood for s in plain.scores], [s.log_likelihood for s in shifted.scores])
+        # Descent of no steps from the prior is the prior.
+        begun = self.score(collection="tuned", method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, use_prior=True, steps=0,
+                           application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT)
+        for ours, expected in zip(begun.scores, shifted.scores):
+            self.assertAlmostEqual(ours.log_likelihood, expected.log_likelihood, places=5)
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "optimization.use_prior",
+                   lambda: self.score(collection="tuned", use_prior=True, application_rule=opt.APPLICATION_RULE_EVERY_NEW_TOKEN))
+        self.references.Delete(ref.DeleteReferencesRequest(collection="tuned"))
+        self.fails(grpc.StatusCode.NOT_FOUND, None,
+                   lambda: self.references.GetCollection(ref.GetCollectionRequest(collection="tuned")))
+
+    def test_tuning_refuses_what_it_cannot_do_and_names_the_field(self):
+        tune = lambda **fields: lambda: list(self.references.TunePrior(ref.TunePriorRequest(collection="set", **fields)))
+        bad = {"epochs": dict(epochs=0), "batch_size": dict(batch_size=65), "learning_rate": dict(learning_rate=-1.0),
+               "validation_fraction": dict(validation_fraction=0.9), "critical_layers[0]": dict(critical_layers=[99]),
+               "patience": dict(patience=0), "max_references": dict(max_references=3), "objective": dict(objective=9)}
+        for field, fields in bad.items():
+            with self.subTest(field=field):
+                self.fails(grpc.StatusCode.INVALID_ARGUMENT, field, tune(**fields))
+        self.fails(grpc.StatusCode.NOT_FOUND, None, lambda: list(self.references.TunePrior(ref.TunePriorRequest(collection="no"))))
+
+    def test_amortized_shifts_are_found_once_and_averaged(self):
+        self.add("amortized", samples(40))
+        layers = dict(critical_layers=[0, 1])
+        none = self.score(collection="amortized", method=opt.METHOD_AMORTIZED_SHIFT, **layers)
+        self.assertEqual(none.optimization.gate, opt.GATE_DECISION_SKIPPED_NO_NEIGHBORS)
+        request = ref.AmortizeShiftsRequest(collection="amortized", optimization=opt.OptimizationOptions(steps=4, **layers))
+        progress = list(self.references.AmortizeShifts(request, timeout=120))
+        self.assertEqual([(p.done, p.skipped, p.total) for p in progress], [(0, 0, 40), (32, 0, 40), (40, 0, 40)])
+        self.assertEqual([(p.done, p.skipped) for p in self.references.AmortizeShifts(request)], [(0, 40)])
+        self.assertEqual(self.references.GetCollection(ref.GetCollectionRequest(collection="amortized")).amortized_shifts, 40)
+        # One neighbor at distance 0: its own shift, which is what descent on it alone finds.
+        sample = next(iter(samples(1)))
+        mine = self.score(prompt=sample.prompt, collection="amortized", method=opt.METHOD_AMORTIZED_SHIFT, k=1, **layers)
+        self.assertEqual(mine.optimization.gate, opt.GATE_DECISION_APPLIED)
+        descent = self.score(prompt=sample.prompt, collection="amortized", method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT,
+                             k=1, steps=4, application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT, **layers)
+        for ours, expected in zip(mine.scores, descent.scores):
+            self.assertAlmostEqual(ours.log_likelihood, expected.log_likelihood, places=3)
+
+    def test_profile_is_what_requests_get_that_set_nothing(self):
+        self.add("profiled", samples(20))
+        profile = opt.OptimizationOptions(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, k=2, steps=3, step_scale=0.5,
+                                          gate=opt.GateOptions(max_neighbor_distance=1.9))
+        self.references.SetProfile(ref.SetProfileRequest(collection="profiled", profile=profile, notes='{"lift": 1}'))
+        got = self.references.GetCollection(ref.GetCollectionRequest(collection="profiled"))
+        self.assertEqual((got.profile, got.profile_notes), (profile, '{"lift": 1}'))
+        self.assertEqual((got.effective_optimization.k, got.effective_optimization.steps), (2, 3))
+        report = self.score(collection="profiled").optimization
+        self.assertEqual((len(report.neighbors), len(report.losses)), (2, 4))
+        self.assertEqual(len(self.score(collection="profiled", k=4).optimization.neighbors), 4)
+        self.assertEqual(len(self.score(collection="profiled", use_profile=False).optimization.neighbors), 3)
+        for field, wrong in {"profile.k": opt.OptimizationOptions(k=0), "profile.collection": opt.OptimizationOptions(collection="x"),
+                             "profile.method": opt.OptimizationOptions(method=opt.METHOD_ORACLE)}.items():
+            self.fails(grpc.StatusCode.INVALID_ARGUMENT, field, lambda: self.references.SetProfile(
+                ref.SetProfileRequest(collection="profiled", profile=wrong)))
+        self.references.SetProfile(ref.SetProfileRequest(collection="profiled"))
+        self.assertFalse(self.references.GetCollection(ref.GetCollectionRequest(collection="profiled")).HasField("profile"))
+
+    def test_excluded_references_are_no_neighbors_and_held_out_ones_choose_the_step(self):
+        sample = next(iter(samples(1)))
+        ngd = opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT
+        first = self.score(prompt=sample.prompt, method=ngd, k=2).optimization
+        self.assertLess(first.neighbors[0].distance, 1e-3)
+        own = first.neighbors[0].reference_id
+        for method in ALL_METHODS[1:]:
+            left = self.score(prompt=sample.prompt, method=method, k=2, exclude_reference_ids=[own]).optimization
+            self.assertNotIn(own, [n.reference_id for n in left.neighbors])
+            self.assertEqual(len(left.neighbors), 2)
+        held = self.score(method=ngd, k=3, validation_neighbors=4, steps=8, step_rule=opt.STEP_RULE_ADAM).optimization
+        self.assertEqual((len(held.neighbors), len(held.losses), len(held.validation_losses)), (3, 9, 9))
+        self.assertEqual(held.validation_losses[held.selected_step], min(held.validation_losses))
+        if held.selected_step == 0:
+            self.assertNotEqual(held.gate, opt.GATE_DECISION_APPLIED)
+
+    def test_base_confidence_is_among_the_choices(self):
+        gate = lambda limit: self.score(gate=opt.GateOptions(max_base_confidence=limit)).optimization.gate
+        # Seven continuations begin with one space: one candidate, so the whole vocabulary counts, and a tiny random model
+        # is sure of nothing.
+        self.assertEqual(gate(0.5), opt.GATE_DECISION_APPLIED)
+        request = gen.ScoreRequest(prompt="What is 50 modulo seven?", continuations=["a", "b"],
+                                   optimization=opt.OptimizationOptions(collection="set", gate=opt.GateOptions(max_base_confidence=0.5)))
+        request.optimization.reference_selection = opt.REFERENCE_SELECTION_ALL
+        self.assertEqual(self.generation.Score(request).optimization.gate, opt.GATE_DECISION_SKIPPED_BASE_CONFIDENT)
+
+    def test_oracle_needs_the_operator_and_an_answer(self):
+        error = self.fails(grpc.StatusCode.PERMISSION_DENIED, None, lambda: self.score(method=opt.METHOD_ORACLE, oracle_answer=" 1"))
+        self.assertEqual(details(error)[0], "PERMISSION")
+        self.fails(grpc.StatusCode.PERMISSION_DENIED, None, lambda: self.score(method=opt.METHOD_NONE, oracle_answer=" 1"))
+
     # --- References ---
 
     def test_verdicts_and_stats(self):
@@ -347,7 +467,10 @@ class RestartTest(unittest.TestCase):
         server_process.remove_folder(self.folder)
 
     def run_server(self, *flags, **options):
-        return server_process.ServerProcess(BINARY, self.folder, *flags, **options)
+        server = server_process.ServerProcess(BINARY, self.folder, *flags, **options)
+        # A test that fails must not leave its server behind: it would hold the pipes of whoever runs the tests.
+        self.addCleanup(server.process.kill)
+        return server
 
     def stats(self, server):
         stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
@@ -460,6 +583,39 @@ class RestartTest(unittest.TestCase):
         server = self.run_server()
         self.assertIn("locked", start_error("--store", str(self.folder / "store.db")))
         server.stop()
+
+    def test_oracle_raises_the_answer_and_learned_things_survive_a_restart(self):
+        server = self.run_server("--allow-oracle")
+        refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        list(refs.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(20)))
+        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
+
+        def score(method, answer=None, **options):
+            return generation.Score(gen.ScoreRequest(
+                prompt="What is 50 modulo seven?", continuations=[" 1", " 2"], oracle_answer=answer,
+                optimization=opt.OptimizationOptions(collection="set", method=method, steps=10, **options)))
+
+        # A router shift of zero is the plain model, so that descent starts where the comparison does.
+        plain, oracle = score(opt.METHOD_NONE), score(opt.METHOD_ORACLE, " 2", objective=opt.OBJECTIVE_CHOICES,
+                                                      application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT)
+        margin = lambda r: r.scores[1].log_likelihood - r.scores[0].log_likelihood
+        self.assertGreater(margin(oracle), margin(plain))
+        for answer in (None, " 3"):
+            with self.assertRaises(grpc.RpcError) as caught:
+                score(opt.METHOD_ORACLE, answer)
+            self.assertEqual(details(caught.exception), ("INVALID_FIELD", ["oracle_answer"]))
+        list(refs.TunePrior(ref.TunePriorRequest(collection="set", epochs=2, learning_rate=0.3)))
+        refs.SetProfile(ref.SetProfileRequest(collection="set", profile=opt.OptimizationOptions(method=opt.METHOD_COLLECTION_PRIOR)))
+        before = score(opt.METHOD_UNSPECIFIED)
+        self.assertEqual(before.optimization.method, opt.METHOD_COLLECTION_PRIOR)
+        server.process.kill()
+        server.stop()
+        server = self.run_server()
+        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
+        after = score(opt.METHOD_UNSPECIFIED)
+        self.assertEqual(after.optimization.method, opt.METHOD_COLLECTION_PRIOR)
+        self.assertEqual([s.log_likelihood for s in after.scores], [s.log_likelihood for s in before.scores])
+        self.assertEqual(server.stop(), 0)
 
     def test_a_full_disk_ends_the_import_and_loses_nothing(self):
         # A file-size limit stands for the full disk: SQLite sees the write fail.

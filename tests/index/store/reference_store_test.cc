@@ -226,10 +226,55 @@ TEST_F(ReferenceStoreTest, FilesThatAreNoStoreAreRefusedByNameAndLeftAlone) {
 
 TEST_F(ReferenceStoreTest, SchemaOfAnotherVersionIsRefused) {
   store_.reset();
-  RunSql(path_, "PRAGMA user_version = 2");
+  RunSql(path_, "PRAGMA user_version = 3");
   const absl::Status status = ReferenceStore::Open(path_).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 2"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 3"));
+}
+
+TEST_F(ReferenceStoreTest, FileOfVersion1GetsItsArtifactTableAndKeepsItsReferences) {
+  ASSERT_TRUE(store_->Add(MakeReferences("math", 0, 3)).ok());
+  store_.reset();
+  RunSql(path_, "DROP TABLE artifact; PRAGMA user_version = 1");
+  Reopen();
+  EXPECT_EQ(AllIds().size(), 3u);
+  ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", "x"}}).ok());
+  EXPECT_EQ(store_->Artifacts("math", "")->size(), 1u);
+}
+
+TEST_F(ReferenceStoreTest, ArtifactsLastUntilReplacedRemovedOrDeletedWithTheirOwner) {
+  const std::vector<ReferenceRecord> records = MakeReferences("math", 0, 2);
+  ASSERT_TRUE(store_->Add(records).ok());
+  const int64_t generation = store_->generation();
+  const std::string binary("a\0b\xff", 4);
+  const auto name = [&](int i) { return "reference/" + records[i].id + "/shift"; };
+  ASSERT_TRUE(store_
+                  ->PutArtifacts({{"math", "prior", "old"},
+                                  {"math", "prior", binary},
+                                  {"math", name(0), "s0"},
+                                  {"math", name(1), "s1"},
+                                  {"other", "prior", "kept"}})
+                  .ok());
+  EXPECT_EQ(store_->generation(), generation);
+  Reopen();
+  ASSERT_EQ(store_->Artifacts("math", "")->size(), 3u);
+  EXPECT_EQ((*store_->Artifacts("math", "pri"))[0].value, binary);
+  EXPECT_EQ(store_->Artifacts("math", "reference/")->size(), 2u);
+  EXPECT_EQ(*store_->Delete({records[0].id}), 1);
+  ASSERT_EQ(store_->Artifacts("math", "reference/")->size(), 1u);
+  EXPECT_EQ((*store_->Artifacts("math", "reference/"))[0].name, name(1));
+  ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", ""}}).ok());
+  EXPECT_TRUE(store_->Artifacts("math", "prior")->empty());
+  EXPECT_EQ(*store_->DeleteCollection("math"), 1);
+  EXPECT_TRUE(store_->Artifacts("math", "")->empty());
+  EXPECT_EQ(store_->Artifacts("other", "")->size(), 1u);
+}
+
+TEST_F(ReferenceStoreTest, OneWrongArtifactStoresNone) {
+  const absl::Status status = store_->PutArtifacts({{"math", "prior", "x"}, {"math", "", "y"}});
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("artifacts[1].name"));
+  EXPECT_TRUE(store_->Artifacts("math", "")->empty());
 }
 
 TEST_F(ReferenceStoreTest, EmptyFileBecomesAStore) {

@@ -17,7 +17,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr size_t kSeriesMax = 400;
+constexpr size_t kSeriesMax = 500;
 
 Exposition Parse(const Metrics& metrics) {
   const absl::StatusOr<Exposition> exposition = ParseExposition(metrics.PrometheusText());
@@ -58,12 +58,12 @@ void TouchEverything(Metrics& metrics) {
     metrics.ObserveEmbedding(seconds);
     metrics.ObserveRetrieval(seconds);
     metrics.ObserveNeighborDistance(seconds);
-    for (int i = 0; i < 3; ++i) metrics.ObserveOptimization(static_cast<Metrics::Method>(i), seconds, 0.25);
+    for (int i = 0; i < 6; ++i) metrics.ObserveOptimization(static_cast<Metrics::Method>(i), seconds, 0.25);
   }
   metrics.SetKvCacheUsage(0.5);
   for (int i = 0; i < 3; ++i) metrics.CountEngineStep(static_cast<Metrics::Work>(i));
   metrics.CountOptimizationSteps(10);
-  for (int i = 0; i < 6; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
+  for (int i = 0; i < 7; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
   metrics.SetReferences(2369);
   metrics.SetIndexGeneration(4);
   for (int i = 0; i < 4; ++i) metrics.CountReferenceVerdict(static_cast<Metrics::Verdict>(i));
@@ -153,14 +153,16 @@ TEST(Metrics, EachEventMovesItsSeries) {
                            "neighbor_distance"}) {
     ExpectSample(exposition, 4, absl::StrCat("c3po_", name, "_count"));
   }
-  for (const char* method : {"mode_finding", "kernel_regression", "neighborhood_gradient_descent"}) {
+  for (const char* method : {"mode_finding", "kernel_regression", "neighborhood_gradient_descent", "amortized_shift",
+                             "collection_prior", "oracle"}) {
     ExpectSample(exposition, 4, "c3po_optimization_seconds_count", {{"method", method}});
   }
-  ExpectSample(exposition, 12, "c3po_surrogate_loss_reduction_count");
-  ExpectSample(exposition, 3, "c3po_surrogate_loss_reduction_sum");
+  ExpectSample(exposition, 24, "c3po_surrogate_loss_reduction_count");
+  ExpectSample(exposition, 6, "c3po_surrogate_loss_reduction_sum");
   ExpectSample(exposition, 10, "c3po_optimization_steps_total");
-  for (const char* decision : {"applied", "not_requested", "skipped_no_neighbors", "skipped_neighbors_far",
-                               "skipped_base_confident", "reverted_loss_not_reduced"}) {
+  for (const char* decision :
+       {"applied", "not_requested", "skipped_no_neighbors", "skipped_neighbors_far", "skipped_base_confident",
+        "reverted_loss_not_reduced", "reverted_validation_loss_not_reduced"}) {
     ExpectSample(exposition, 1, "c3po_gate_total", {{"decision", decision}});
   }
   for (const char* work : {"prefill", "decode", "optimization"}) {

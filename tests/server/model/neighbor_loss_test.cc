@@ -79,9 +79,9 @@ std::vector<NeighborCase> MakeCases(std::mt19937& rng, const MoeModel& model, co
   return cases;
 }
 
-// J by the oracle, differentiable in `values`.
+// J by the oracle, differentiable in `values`. `correct`, unless null, receives how many cases' answer scores highest.
 at::Tensor ReferenceLoss(const ReferenceModel& reference, const std::vector<NeighborCase>& cases,
-                         const Scenario& scenario, const at::Tensor& values) {
+                         const Scenario& scenario, const at::Tensor& values, int* correct = nullptr) {
   at::Tensor total = at::zeros({}, values.options().requires_grad(false));
   double weights = 0;
   for (const NeighborCase& neighbor : cases) {
@@ -101,6 +101,7 @@ at::Tensor ReferenceLoss(const ReferenceModel& reference, const std::vector<Neig
       for (size_t t = 0; t < continuation.size(); ++t) sum = sum + logprobs[last + t][continuation[t]];
       scores.push_back(sum / double(continuation.size()));
     }
+    if (correct) *correct += at::stack(scores).argmax().item<int64_t>() == neighbor.gold;
     at::Tensor loss = -scores[neighbor.gold];
     if (scenario.loss == SurrogateLoss::kChoices && scores.size() > 1)
       loss = loss + at::logsumexp(at::stack(scores), 0);
@@ -110,14 +111,15 @@ at::Tensor ReferenceLoss(const ReferenceModel& reference, const std::vector<Neig
   return total / weights;
 }
 
+at::Tensor ToTensor(const Pathway& pathway, at::ScalarType dtype) {
+  float* data = const_cast<float*>(pathway.weights.data());
+  return at::from_blob(data, {pathway.layers, pathway.experts}, at::kFloat).to(dtype).clone();
+}
+
 std::pair<double, at::Tensor> LossAndGradient(const ReferenceModel& reference, at::ScalarType dtype,
                                               const std::vector<NeighborCase>& cases, const Scenario& scenario,
                                               const Pathway& point) {
-  const at::Tensor values =
-      at::from_blob(const_cast<float*>(point.weights.data()), {point.layers, point.experts}, at::kFloat)
-          .to(dtype)
-          .clone()
-          .requires_grad_(true);
+  const at::Tensor values = ToTensor(point, dtype).requires_grad_(true);
   const at::Tensor loss = ReferenceLoss(reference, cases, scenario, values);
   loss.backward();
   return {loss.item<double>(), values.grad().to(at::kDouble)};
@@ -156,6 +158,10 @@ TEST_P(NeighborLossOracle, CachedLossAndClosedFormGradientEqualAutogradThroughTh
     const auto [expected, oracle] = LossAndGradient(reference, at::kDouble, spec.cases, scenario, routing.values);
     const auto autograd = LossAndGradient(reference32, at::kFloat, spec.cases, scenario, routing.values).second;
     EXPECT_NEAR(*first, expected, 1e-5 * std::abs(expected));
+    int correct = 0;
+    ReferenceLoss(reference, spec.cases, scenario, ToTensor(routing.values, at::kDouble), &correct);
+    const bool all_have_choices = scenario.one_token_choices;  // Else MakeCases makes cases of one answer as well.
+    EXPECT_EQ((*objective)->correct_choices(), all_have_choices ? correct : -1);
     const at::Tensor ours = at::from_blob(gradient.weights.data(), oracle.sizes(), at::kFloat).to(at::kDouble);
     for (int64_t l = 0; l < oracle.size(0); ++l) {
       const double size = oracle[l].norm().item<double>(), error = (ours[l] - oracle[l]).norm().item<double>();

@@ -24,13 +24,26 @@ TEST(Gate, SkipsWhenTheNearestIsTooFarOrTheModelIsSure) {
 
 TEST(Gate, RevertsUnlessTheLossFellEnough) {
   GateOptions options;
-  EXPECT_EQ(GateAfterOptimization(options, 1.0, 0.99), GateDecision::kApplied);
-  EXPECT_EQ(GateAfterOptimization(options, 1.0, 1.0), GateDecision::kRevertedLossNotReduced);
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.99}, std::nullopt), GateDecision::kApplied);
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 1.0}, std::nullopt), GateDecision::kRevertedLossNotReduced);
   options.min_loss_reduction = 0.1;
-  EXPECT_EQ(GateAfterOptimization(options, 1.0, 0.95), GateDecision::kRevertedLossNotReduced);
-  EXPECT_EQ(GateAfterOptimization(options, 1.0, 0.85), GateDecision::kApplied);
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.95}, std::nullopt), GateDecision::kRevertedLossNotReduced);
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.85}, std::nullopt), GateDecision::kApplied);
   options.enabled = false;
-  EXPECT_EQ(GateAfterOptimization(options, 1.0, 2.0), GateDecision::kApplied);
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 2.0}, std::nullopt), GateDecision::kApplied);
+}
+
+TEST(Gate, RevertsWhenTheHeldOutLossDidNotFallEnough) {
+  GateOptions options;
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.5}, LossChange{1.0, 0.99}), GateDecision::kApplied);
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.5}, LossChange{1.0, 1.0}),
+            GateDecision::kRevertedValidationLossNotReduced);
+  options.min_validation_loss_reduction = 0.1;
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.5}, LossChange{2.0, 1.85}),
+            GateDecision::kRevertedValidationLossNotReduced);
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.5}, LossChange{2.0, 1.75}), GateDecision::kApplied);
+  options.enabled = false;
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.5}, LossChange{1.0, 2.0}), GateDecision::kApplied);
 }
 
 }  // namespace

@@ -320,5 +320,63 @@ TEST(Kernels, TakeTheFarthestNeighborAsWidthAndNeverAllVanish) {
   EXPECT_THAT(KernelValues(Kernel::kGaussian, {0, 0}, 0), testing::ElementsAre(1, 1));
 }
 
+// J(s) for s taken as a shift: no log and no softmax between the iterate and the loss.
+TEST(GradientDescent, BeginsAtThePriorAndTakesTheIterateThatHeldOutNeighborsLikeBest) {
+  std::mt19937 rng(7);
+  Pathway near(3, 8), far(3, 8), start(3, 8);
+  std::fill(start.weights.begin(), start.weights.end(), 0.5f);
+  std::fill(near.weights.begin(), near.weights.end(), 0.7f);
+  std::fill(far.weights.begin(), far.weights.end(), 1.5f);
+  Quadratic fitted(far), held_out(near);
+  OptimizationProblem problem = MakeProblem(rng, &fitted, 0, ApplicationRule::kRouterShift);
+  problem.initial_shift = start;
+  problem.validation = &held_out;
+  // theta_t = 1.5 - 0.9^t: of 0.5, 0.6, 0.69, 0.771 ... the held-out target 0.7 is nearest to the second iterate.
+  auto optimizer = MakeGradientDescent(problem, {6, 0.1, StepRule::kGradient});
+  ASSERT_TRUE(optimizer.ok()) << optimizer.status();
+  RunToEnd(**optimizer);
+  EXPECT_EQ((*optimizer)->selected_step(), 2);
+  ASSERT_EQ((*optimizer)->validation_losses().size(), 7u);
+  for (float value : (*optimizer)->Override().values.weights) EXPECT_NEAR(value, 0.69, 1e-5);
+  EXPECT_NEAR((*optimizer)->best_loss(), 24 * 0.81 * 0.81 / 2, 1e-4);
+
+  auto halved = MakeGradientDescent(problem, {6, 0.1, StepRule::kGradient, 0.5});
+  ASSERT_TRUE(halved.ok());
+  RunToEnd(**halved);
+  for (float value : (*halved)->Override().values.weights) EXPECT_NEAR(value, 0.5 + 0.19 / 2, 1e-5);
+}
+
+TEST(GradientDescent, RefusesAPriorOfAnotherShapeOrRuleAndScalesOutsideTheirRange) {
+  std::mt19937 rng(8);
+  Quadratic objective(RandomPathway(rng, 3, 8));
+  OptimizationProblem problem = MakeProblem(rng, &objective, 0);
+  EXPECT_FALSE(MakeGradientDescent(problem, {1, 0.1, StepRule::kAdam, 0.0}).ok());
+  EXPECT_FALSE(MakeGradientDescent(problem, {1, 0.1, StepRule::kAdam, 1.5}).ok());
+  problem.initial_shift = Pathway(3, 8);
+  EXPECT_FALSE(MakeGradientDescent(problem, {1, 0.1}).ok());
+  problem.rule = ApplicationRule::kRouterShift;
+  EXPECT_TRUE(MakeGradientDescent(problem, {1, 0.1}).ok());
+  problem.initial_shift = Pathway(2, 8);
+  EXPECT_FALSE(MakeGradientDescent(problem, {1, 0.1}).ok());
+}
+
+TEST(KernelRegression, AFixedAlphaIsTakenWhateverTheLossSays) {
+  std::mt19937 rng(9);
+  OptimizationProblem problem = MakeProblem(rng, nullptr, 0);
+  Quadratic objective(problem.initial);  // The query's own pathway could not be bettered.
+  problem.objective = &objective;
+  const std::vector<WeightedPathway> neighbors = {{RandomPathway(rng, 3, 8), 1.0}, {RandomPathway(rng, 3, 8), 3.0}};
+  auto optimizer = MakeKernelRegression(problem, neighbors, 0.0);
+  ASSERT_TRUE(optimizer.ok());
+  RunToEnd(**optimizer);
+  EXPECT_EQ((*optimizer)->alpha(), 0.0);
+  const Pathway mean = KernelMean(neighbors);
+  for (size_t i = 0; i < mean.weights.size(); ++i) {
+    EXPECT_NEAR((*optimizer)->pathway().weights[i], mean.weights[i], 1e-6);
+  }
+  EXPECT_GT((*optimizer)->best_loss(), 0);
+  EXPECT_FALSE(MakeKernelRegression(problem, neighbors, 1.5).ok());
+}
+
 }  // namespace
 }  // namespace c3po

@@ -1,0 +1,234 @@
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "client/cli/calibration_output.h"
+#include "client/cli/commands.h"
+#include "client/cli/json_output.h"
+#include "client/cli/request_flags.h"
+#include "client/cli/terminal.h"
+#include "client/eval/calibration.h"
+#include "client/eval/collection_import.h"
+#include "client/eval/option_setting.h"
+#include "client/eval/sample_line.h"
+#include "client/eval/task_file.h"
+#include "client/eval/task_scorer.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+constexpr size_t kQuestionsMin = 4;
+
+struct CalibrateFlags {
+  std::string collection;
+  std::string references;
+  std::string heldout;
+  std::string metric;
+  size_t questions = 60;
+  double budget_seconds = 1800;
+  uint64_t seed = 0;
+  int concurrency = 2;
+  bool dry_run = false;
+  v1::OptimizationOptions fixed;
+};
+
+// The collection's samples with their ids: from the server, or from a file that is imported first.
+absl::StatusOr<std::vector<v1::Reference>> ReadPool(Session& session, const CalibrateFlags& flags) {
+  std::vector<v1::Reference> pool;
+  if (flags.references.empty()) {
+    v1::ListReferencesRequest request;
+    request.set_collection(flags.collection);
+    request.set_page_size(500);
+    C3PO_RETURN_IF_ERROR(session.client->ForEachReference(
+        request,
+        [&](const v1::Reference& reference) {
+          pool.push_back(reference);
+          return true;
+        },
+        session.call_options()));
+    return pool;
+  }
+  C3PO_ASSIGN_OR_RETURN(const std::vector<v1::ReferenceSample> samples, ReadSampleFile(flags.references));
+  ProgressLine progress(session.terminal, "references", samples.size());
+  absl::StatusOr<std::vector<std::string>> ids = ImportSamples(
+      *session.client, flags.collection, samples, [&](size_t done) { progress.Update(done, ""); },
+      session.call_options(absl::InfiniteDuration()));
+  progress.Clear();
+  C3PO_RETURN_IF_ERROR(ids.status());
+  for (size_t i = 0; i < samples.size(); ++i) {
+    v1::Reference& reference = pool.emplace_back();
+    reference.set_id((*ids)[i]);
+    *reference.mutable_sample() = samples[i];
+  }
+  return pool;
+}
+
+// Leave-one-out questions: a sample of the references, each its own id. Those with choices where there are any.
+Task LeaveOneOutTask(const std::vector<v1::Reference>& pool, const CalibrateFlags& flags) {
+  Task task;
+  task.name = task.collection = flags.collection;
+  const bool choices = std::any_of(
+      pool.begin(), pool.end(), [](const v1::Reference& reference) { return reference.sample().choices_size() > 1; });
+  task.kind = choices ? TaskKind::kChoice : TaskKind::kGeneration;
+  task.metric = choices ? Metric::kPerToken : Metric::kExactMatch;
+  if (!choices) task.stop = {"\n"};
+  for (const size_t index : ShuffledOrder(pool.size(), flags.seed)) {
+    if (task.items.size() == flags.questions) break;
+    const v1::ReferenceSample& sample = pool[index].sample();
+    if (choices != (sample.choices_size() > 1)) continue;
+    TaskItem item;
+    item.id = item.reference_id = pool[index].id();
+    item.prompt = sample.prompt();
+    item.answer = sample.answer();
+    item.choices.assign(sample.choices().begin(), sample.choices().end());
+    const auto gold = std::find(item.choices.begin(), item.choices.end(), item.answer);
+    if (choices) item.gold = static_cast<int>(gold - item.choices.begin());
+    task.items.push_back(std::move(item));
+  }
+  return task;
+}
+
+// Which questions are searched on and which check: halves, or the user's own questions for the check.
+absl::Status Divide(const CalibrateFlags& flags, Task* task, CalibrationSettings* settings) {
+  const size_t own = task->items.size();
+  if (!flags.heldout.empty()) {
+    C3PO_ASSIGN_OR_RETURN(Task heldout, ReadTaskFile(flags.heldout));
+    if (heldout.kind != task->kind) {
+      return absl::InvalidArgumentError(absl::StrCat(flags.heldout, ": its questions are of ",
+                                                     TaskKindName(heldout.kind), ", the collection's of ",
+                                                     TaskKindName(task->kind)));
+    }
+    std::move(heldout.items.begin(), heldout.items.end(), std::back_inserter(task->items));
+  }
+  const size_t search = flags.heldout.empty() ? own / 2 : own;
+  for (size_t i = 0; i < task->items.size(); ++i) (i < search ? settings->search : settings->check).push_back(i);
+  return absl::OkStatus();
+}
+
+// The server's defaults with every field set that the axes move.
+v1::OptimizationOptions StartOptions(const v1::OptimizationOptions& defaults, const CalibrateFlags& flags) {
+  v1::OptimizationOptions start = defaults;
+  start.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  start.set_collection(flags.collection);
+  start.set_use_profile(false);
+  start.clear_return_pathways();
+  start.clear_exclude_reference_ids();
+  ApplyPatch(flags.fixed, &start);
+  return start;
+}
+
+absl::StatusOr<CalibrationScope> Scope(Session& session, const CalibrateFlags& flags,
+                                       const v1::GetServerInfoResponse& info, bool has_choices, size_t references) {
+  CalibrationScope scope;
+  scope.moe_layers = info.model().moe_layers();
+  scope.experts = info.model().experts();
+  scope.references = static_cast<uint32_t>(references);
+  scope.has_choices = has_choices;
+  scope.defaults = info.default_optimization();
+  scope.fixed = flags.fixed;
+  v1::GetCollectionRequest request;
+  request.set_collection(flags.collection);
+  C3PO_ASSIGN_OR_RETURN(const v1::GetCollectionResponse collection,
+                        session.client->GetCollection(request, session.call_options()));
+  scope.has_prior = collection.has_prior() && collection.prior().usable();
+  scope.has_amortized = collection.amortized_shifts() > 0;
+  return scope;
+}
+
+absl::Status Store(Session& session, const CalibrateFlags& flags, const CalibrationResult& result,
+                   const v1::GetServerInfoResponse& info) {
+  v1::SetProfileRequest request;
+  request.set_collection(flags.collection);
+  v1::OptimizationOptions& profile = *request.mutable_profile();
+  if (result.helps) {
+    profile = result.chosen;
+    profile.clear_collection();
+    profile.clear_use_profile();
+    profile.clear_exclude_reference_ids();
+    profile.clear_return_pathways();
+  } else {
+    profile.set_method(v1::METHOD_NONE);
+  }
+  request.set_notes(CalibrationNotes(result, info));
+  C3PO_RETURN_IF_ERROR(session.client->SetProfile(request, session.call_options()).status());
+  absl::PrintF("Stored as the profile of collection %s: its requests use it unless they set a field themselves.\n",
+               flags.collection);
+  return absl::OkStatus();
+}
+
+absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
+  flags.fixed.clear_collection();
+  C3PO_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse info, session.client->GetServerInfo(session.call_options()));
+  if (info.model().moe_layers() == 0) return absl::FailedPreconditionError("the server's model has no MoE layers");
+  C3PO_ASSIGN_OR_RETURN(const std::vector<v1::Reference> pool, ReadPool(session, flags));
+  Task task = LeaveOneOutTask(pool, flags);
+  if (task.items.size() < kQuestionsMin) {
+    return absl::FailedPreconditionError(absl::StrCat("collection ", flags.collection, " holds ", task.items.size(),
+                                                      " questions to calibrate with; at least ", kQuestionsMin,
+                                                      " are needed"));
+  }
+  if (!flags.metric.empty() && task.kind == TaskKind::kChoice) {
+    C3PO_ASSIGN_OR_RETURN(task.metric, ParseMetric(flags.metric));
+  }
+  CalibrationSettings settings;
+  C3PO_RETURN_IF_ERROR(Divide(flags, &task, &settings));
+  C3PO_ASSIGN_OR_RETURN(const CalibrationScope scope,
+                        Scope(session, flags, info, task.kind == TaskKind::kChoice, pool.size()));
+  settings.metric = task.metric;
+  settings.start = StartOptions(info.default_optimization(), flags);
+  settings.axes = CalibrationAxes(scope);
+  settings.budget = flags.budget_seconds > 0 ? absl::Seconds(flags.budget_seconds) : absl::InfiniteDuration();
+  CalibrationPrinter printer(session.terminal, settings);
+  settings.on_point = [&](const TriedPoint& point) { printer.OnPoint(point); };
+  ClientItemRunner runner(session.client.get(), session.call_options(), info.model().context_window());
+  TaskScorer scorer(&task, &runner, flags.concurrency, [&] { printer.OnAnswer(); });
+  absl::StatusOr<CalibrationResult> result = Calibrate(settings, scorer);
+  printer.Clear();
+  C3PO_RETURN_IF_ERROR(result.status());
+  printer.PrintOutcome(flags.collection, *result);
+  return flags.dry_run ? absl::OkStatus() : Store(session, flags, *result, info);
+}
+
+}  // namespace
+
+void AddCalibrateCommand(CLI::App& app, Session* session) {
+  CLI::App* command = app.add_subcommand(
+      "calibrate",
+      "Choose a collection's settings by leave-one-out over its references, and store them as its profile");
+  const auto flags = std::make_shared<CalibrateFlags>();
+  command->add_option("--questions", flags->questions, "References that are asked; half searches, half checks")
+      ->check(CLI::Range(4, 100000))
+      ->capture_default_str();
+  command
+      ->add_option("--heldout", flags->heldout,
+                   "Your own questions (any file that eval reads) for the check; all --questions then search")
+      ->check(CLI::ExistingFile);
+  command
+      ->add_option("--reference-file", flags->references,
+                   "Import these samples first and calibrate on them; default: what the collection holds")
+      ->check(CLI::ExistingFile);
+  command->add_option("--metric", flags->metric, "Of choices: raw, per_byte or per_token (default)");
+  command->add_option("--budget-seconds", flags->budget_seconds, "Begin no further point after this; 0: no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--seed", flags->seed, "Of the sample of references")->capture_default_str();
+  command->add_option("--concurrency", flags->concurrency, "Questions asked at a time")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  command->add_flag("--dry-run", flags->dry_run, "Store nothing");
+  AddOptimizationFlags(*command, &flags->fixed);
+  for (const char* other : {"--collection", "--return-pathways"}) command->remove_option(command->get_option(other));
+  command->add_option("--collection", flags->collection, "The collection")->required();
+  command->footer("An option that is given stays fixed; the others are searched.");
+  command->callback(
+      [session, flags] { session->command = [flags](Session& chosen) { return RunCalibrate(chosen, *flags); }; });
+}
+
+}  // namespace c3po

@@ -1,0 +1,271 @@
+#include "client/cli/evaluation.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "client/cli/request_flags.h"
+#include "client/cli/run_output.h"
+#include "client/eval/collection_import.h"
+#include "client/eval/evaluator.h"
+#include "client/eval/sample_line.h"
+#include "client/eval/task_file.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+constexpr size_t kPrintedErrorsMax = 20;
+
+std::string DefaultSuite() {
+  const char* cache = std::getenv("C3PO_CACHE_DIR");
+  if (cache != nullptr && *cache != '\0') return absl::StrCat(cache, "/suite");
+  const char* home = std::getenv("HOME");
+  return absl::StrCat(home == nullptr ? "." : home, "/.cache/c3po/suite");
+}
+
+absl::StatusOr<TaskFileOptions> FileOptions(const EvaluationFlags& flags) {
+  TaskFileOptions options;
+  options.labels_file = flags.labels_file;
+  options.stop = flags.stop;
+  options.max_tokens = flags.max_tokens;
+  if (!flags.extraction.empty()) options.extraction = flags.extraction;
+  if (!flags.metric.empty()) {
+    C3PO_ASSIGN_OR_RETURN(options.metric, ParseMetric(flags.metric));
+  }
+  return options;
+}
+
+// Shows answers as they come: a running accuracy per method, and when the run will be done.
+class LiveProgress : public EvaluationListener {
+ public:
+  LiveProgress(const Terminal& terminal, const RunDescription& run, const RunFolder& folder)
+      : total_(MissingAnswers(run, folder)), progress_(terminal, "answers", total_), start_(absl::Now()) {
+    for (const EvalMethod& method : run.methods) labels_.push_back(method.label);
+    for (const ItemResult& result : folder.results()) Count(result);
+  }
+
+  void OnResult(const ItemResult& result) override {
+    Count(result);
+    Advance();
+  }
+
+  void OnError(const std::string& task, const std::string& id, const std::string& method,
+               const absl::Status& error) override {
+    progress_.Clear();
+    if (++errors_ <= kPrintedErrorsMax) {
+      absl::FPrintF(stderr, "%s, question %s, method %s: %s\n", task, WithoutControls(id), method,
+                    WithoutControls(error.ToString()));
+    }
+    if (errors_ == kPrintedErrorsMax) absl::FPrintF(stderr, "further errors are only counted\n");
+    Advance();
+  }
+
+  void Clear() { progress_.Clear(); }
+
+ private:
+  void Count(const ItemResult& result) {
+    auto& [right, asked] = counts_[result.method];
+    right += result.correct ? 1 : 0;
+    ++asked;
+  }
+
+  void Advance() {
+    ++done_;
+    const double elapsed = absl::ToDoubleSeconds(absl::Now() - start_);
+    const double left = elapsed / static_cast<double>(done_) * static_cast<double>(total_ - done_);
+    std::vector<std::string> parts;
+    for (const std::string& label : labels_) {
+      const auto& [right, asked] = counts_[label];
+      if (asked > 0) parts.push_back(absl::StrFormat("%s %.1f", label, 100.0 * right / asked));
+    }
+    if (parts.size() > 8) parts.resize(8);
+    progress_.Update(done_, absl::StrCat(absl::StrJoin(parts, " · "), "  ",
+                                         absl::FormatDuration(absl::Seconds(static_cast<int64_t>(left))), " left"));
+  }
+
+  const size_t total_;
+  ProgressLine progress_;
+  const absl::Time start_;
+  std::vector<std::string> labels_;
+  std::map<std::string, std::pair<int, int>> counts_;  // right, asked
+  size_t done_ = 0;
+  size_t errors_ = 0;
+};
+
+bool ReadsReferences(const EvalMethod& method) {
+  return method.collection_suffix.empty() && !method.optimization.has_collection() &&
+         method.optimization.method() != v1::METHOD_NONE && method.optimization.method() != v1::METHOD_ORACLE;
+}
+
+// A collection without references would give the model's own accuracy under every method's name.
+absl::Status CheckCollections(Session& session, const RunDescription& run) {
+  bool any = false;
+  for (const EvalMethod& method : run.methods) any = any || ReadsReferences(method);
+  if (!any) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const v1::GetStatsResponse stats, session.client->GetStats(session.call_options()));
+  for (const Task& task : run.tasks) {
+    bool found = false;
+    for (const v1::CollectionStats& collection : stats.collections()) {
+      found = found || (collection.collection() == task.collection && collection.usable() > 0);
+    }
+    if (found) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("task ", task.name, ": collection ", task.collection, " holds no usable references; ",
+                     task.references_file.empty() ? std::string("import some (c3po refs import FILE --collection NAME)")
+                                                  : absl::StrCat("--import adds those of ", task.references_file)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOracle(const RunDescription& run) {
+  for (const EvalMethod& method : run.methods) {
+    for (const Task& task : run.tasks) {
+      if (method.optimization.method() == v1::METHOD_ORACLE && task.kind == TaskKind::kGeneration) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("method ", method.label, " needs choices, task ", task.name, " has none: run it apart"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Conclude(const EvaluationOutcome& outcome, const std::string& out) {
+  if (outcome.cancelled) {
+    return absl::CancelledError(absl::StrCat("ended by a signal; the same command goes on from ", out));
+  }
+  if (!outcome.status.ok()) return outcome.status;
+  if (outcome.failed > 0) {
+    return absl::InternalError(absl::StrCat(outcome.failed, outcome.failed == 1 ? " answer" : " answers",
+                                            " failed and count nowhere; the same command asks them again"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddEvaluationFlags(CLI::App& command, EvaluationFlags* flags) {
+  constexpr char kTasks[] = "Questions";
+  command
+      .add_option(
+          "--task", flags->tasks,
+          "A file (samples JSONL, MMLU .csv or a folder of them, HellaSwag, ARC, PIQA, WinoGrande, GSM8K JSONL) "
+          "or the name of a task of the suite; may be given several times, or names by commas")
+      ->delimiter(',')
+      ->group(kTasks);
+  command.add_option("--suite", flags->suite, "Folder of a suite; default: that of deploy/evaluation/build_suite.py")
+      ->check(CLI::ExistingDirectory)
+      ->group(kTasks);
+  command.add_option("--group", flags->groups, "Tasks of this group: knowledge, adaptation, procedural")
+      ->delimiter(',')
+      ->group(kTasks);
+  command.add_option("--labels", flags->labels_file, "Labels of a PIQA file, one a line")
+      ->check(CLI::ExistingFile)
+      ->group(kTasks);
+  command.add_option("--metric", flags->metric, "Of a file: raw, per_byte, per_token or exact_match")->group(kTasks);
+  command.add_option("--extract", flags->extraction, "Of a generation file: the answer's regular expression (PCRE)")
+      ->group(kTasks);
+  command.add_option("--stop", flags->stop, "Of a generation file: end before this text; may be given several times")
+      ->allow_extra_args(false)
+      ->group(kTasks);
+  command.add_option("--max-tokens", flags->max_tokens, "Of a generation file: tokens to generate at most")
+      ->check(CLI::PositiveNumber)
+      ->group(kTasks);
+  command.add_option("--limit", flags->limit, "Questions per task; 0: all")->group(kTasks);
+  command.add_option("--seed", flags->seed, "Shuffle the questions by this; default: the order of the file")
+      ->group(kTasks);
+  command.add_flag("--import", flags->import, "First import the suite's references into the tasks' collections");
+  command.add_option("--out", flags->out, "Folder of the run: run.json and items.jsonl; a run it holds goes on")
+      ->required();
+  command.add_flag("--resume", flags->resume, "Fail unless the folder holds a run to go on with");
+  command.add_option("--concurrency", flags->concurrency, "Questions asked at a time")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  command.add_option("--icl-shots", flags->shots, "Neighbors before the prompt of method icl")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  command.add_option("--report", flags->report, "Write an HTML report to this file");
+  AddOptimizationFlags(command, &flags->optimization);
+  command.remove_option(command.get_option("--method"));
+}
+
+absl::StatusOr<std::vector<Task>> LoadTasks(const EvaluationFlags& flags) {
+  C3PO_ASSIGN_OR_RETURN(const TaskFileOptions file_options, FileOptions(flags));
+  std::vector<Task> tasks;
+  std::vector<std::string> names;
+  for (const std::string& task : flags.tasks) {
+    std::error_code error;
+    if (std::filesystem::exists(task, error)) {
+      C3PO_ASSIGN_OR_RETURN(tasks.emplace_back(), ReadTaskFile(task, file_options));
+    } else {
+      names.push_back(task);
+    }
+  }
+  const bool whole_suite = flags.tasks.empty() && flags.groups.empty() && !flags.suite.empty();
+  if (!names.empty() || !flags.groups.empty() || whole_suite) {
+    C3PO_ASSIGN_OR_RETURN(std::vector<Task> of_suite,
+                          ReadSuite(flags.suite.empty() ? DefaultSuite() : flags.suite, names, flags.groups));
+    std::move(of_suite.begin(), of_suite.end(), std::back_inserter(tasks));
+  }
+  if (tasks.empty()) return absl::InvalidArgumentError("no questions: give --task, --group or --suite");
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (tasks[i].name == tasks[j].name) {
+        return absl::InvalidArgumentError(absl::StrCat("two tasks have the name ", tasks[i].name));
+      }
+    }
+    if (flags.optimization.has_collection()) tasks[i].collection = flags.optimization.collection();
+    SampleItems(flags.limit, flags.seed, &tasks[i].items);
+  }
+  return tasks;
+}
+
+absl::Status ImportTaskReferences(Session& session, const std::vector<Task>& tasks) {
+  for (const Task& task : tasks) {
+    if (task.references_file.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--import: task ", task.name, " is of no suite, so it has no references file"));
+    }
+    C3PO_ASSIGN_OR_RETURN(const std::vector<v1::ReferenceSample> samples, ReadSampleFile(task.references_file));
+    ProgressLine progress(session.terminal, absl::StrCat("references of ", task.name), samples.size());
+    const auto ids = ImportSamples(
+        *session.client, task.collection, samples, [&](size_t done) { progress.Update(done, ""); },
+        session.call_options(absl::InfiniteDuration()));
+    progress.Clear();
+    if (!ids.ok()) {
+      return absl::Status(ids.status().code(), absl::StrCat(task.references_file, ": ", ids.status().message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const std::string& out,
+                           const RunDescription& run) {
+  C3PO_RETURN_IF_ERROR(CheckOracle(run));
+  if (flags.resume && !std::filesystem::exists(out + "/run.json")) {
+    return absl::NotFoundError(absl::StrCat(out, "/run.json: there is no run to go on with (--resume)"));
+  }
+  C3PO_RETURN_IF_ERROR(CheckCollections(session, run));
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<RunFolder> folder, RunFolder::Open(out, run));
+  if (folder->resumed() > 0) {
+    absl::FPrintF(stderr, "%s holds %d answers, %d are missing\n", out, folder->resumed(),
+                  MissingAnswers(run, *folder));
+  }
+  ClientItemRunner runner(session.client.get(), session.call_options(), run.server.model().context_window());
+  LiveProgress progress(session.terminal, run, *folder);
+  EvaluationOptions options;
+  options.concurrency = flags.concurrency;
+  options.cancellation = &session.cancellation;
+  const EvaluationOutcome outcome = Evaluate(run, runner, *folder, progress, options);
+  progress.Clear();
+  C3PO_RETURN_IF_ERROR(PrintRun(out, flags.report));
+  return Conclude(outcome, out);
+}
+
+}  // namespace c3po

@@ -1,0 +1,267 @@
+#include "client/eval/calibration.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "client/eval/choice_metrics.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+using Results = std::vector<ItemResult>;
+
+double Accuracy(const Results& results) {
+  size_t right = 0;
+  for (const ItemResult& result : results) right += result.correct ? 1 : 0;
+  return results.empty() ? 0.0 : static_cast<double>(right) / static_cast<double>(results.size());
+}
+
+double Seconds(const Results& results) {
+  double sum = 0;
+  for (const ItemResult& result : results) sum += result.seconds;
+  return results.empty() ? 0.0 : sum / static_cast<double>(results.size());
+}
+
+// Accuracy alone moves in steps of one question, which on a few dozen questions is mostly noise; the right choice's
+// probability says the same more finely.
+double Utility(const Results& results, Metric metric, size_t count) {
+  double sum = 0;
+  for (size_t i = 0; i < count; ++i) {
+    sum += 0.5 * (results[i].correct ? 1.0 : 0.0) + 0.5 * GoldProbability(results[i], metric);
+  }
+  return count == 0 ? 0.0 : sum / static_cast<double>(count);
+}
+
+bool IsRefusal(const absl::Status& status) {
+  return absl::IsInvalidArgument(status) || absl::IsFailedPrecondition(status) || absl::IsUnimplemented(status) ||
+         absl::IsNotFound(status);
+}
+
+// The model's own confidence, known from its answer where every choice is one token.
+std::optional<double> BaseConfidence(const ItemResult& none) {
+  if (none.log_likelihoods.size() < 2) return std::nullopt;
+  for (const int count : none.token_counts) {
+    if (count != 1) return std::nullopt;
+  }
+  const double largest = *std::max_element(none.log_likelihoods.begin(), none.log_likelihoods.end());
+  double sum = 0;
+  for (const double log_likelihood : none.log_likelihoods) sum += std::exp(log_likelihood - largest);
+  return 1.0 / sum;
+}
+
+struct GateThresholds {
+  double distance = std::numeric_limits<double>::infinity();
+  double confidence = std::numeric_limits<double>::infinity();
+  bool Skips(const ItemResult& optimized, const ItemResult& none) const {
+    if (!optimized.neighbor_distances.empty() && optimized.neighbor_distances[0] > distance) return true;
+    const std::optional<double> base = BaseConfidence(none);
+    return base && *base >= confidence;
+  }
+};
+
+struct GatedCounts {
+  size_t right = 0, improved = 0, worsened = 0, gated = 0;
+};
+
+GatedCounts CountGated(const Results& optimized, const Results& none, const GateThresholds& gate) {
+  GatedCounts counts;
+  for (size_t i = 0; i < optimized.size(); ++i) {
+    const bool skipped = gate.Skips(optimized[i], none[i]);
+    const bool right = skipped ? none[i].correct : optimized[i].correct;
+    counts.right += right ? 1 : 0;
+    counts.improved += right && !none[i].correct ? 1 : 0;
+    counts.worsened += !right && none[i].correct ? 1 : 0;
+    counts.gated += skipped ? 1 : 0;
+  }
+  return counts;
+}
+
+GateThresholds ChooseGate(const Results& optimized, const Results& none) {
+  std::vector<double> distances;
+  for (const ItemResult& result : optimized) {
+    if (!result.neighbor_distances.empty()) distances.push_back(result.neighbor_distances[0]);
+  }
+  std::vector<double> distance_values = {std::numeric_limits<double>::infinity()};
+  if (!distances.empty()) {
+    for (const double q : {0.9, 0.8, 0.7, 0.5}) distance_values.push_back(Quantile(distances, q));
+  }
+  GateThresholds best;
+  double best_value = -std::numeric_limits<double>::infinity();
+  for (const double distance : distance_values) {
+    for (const double confidence : {std::numeric_limits<double>::infinity(), 0.99, 0.95, 0.9, 0.8}) {
+      const GateThresholds gate{distance, confidence};
+      const GatedCounts counts = CountGated(optimized, none, gate);
+      const double value = static_cast<double>(counts.right) - 0.1 * static_cast<double>(counts.worsened);
+      if (value > best_value + 1e-9) {
+        best_value = value;
+        best = gate;
+      }
+    }
+  }
+  return best;
+}
+
+class Search {
+ public:
+  Search(const CalibrationSettings& settings, CalibrationScorer& scorer)
+      : settings_(settings), scorer_(scorer), start_(Now()) {}
+
+  absl::StatusOr<CalibrationResult> Run() {
+    if (settings_.search.empty() || settings_.check.empty()) {
+      return absl::InvalidArgumentError("too few questions: some are needed to search on and some to check on");
+    }
+    v1::OptimizationOptions none;
+    none.set_method(v1::METHOD_NONE);
+    C3PO_RETURN_IF_ERROR(ScoreNone(none));
+    C3PO_RETURN_IF_ERROR(Try("start", "start", settings_.start));
+    for (const CalibrationAxis& axis : settings_.axes) C3PO_RETURN_IF_ERROR(SearchAxis(axis));
+    if (!best_) return absl::FailedPreconditionError(absl::StrCat("no point could be tried: ", last_refusal_));
+    C3PO_RETURN_IF_ERROR(Check(none));
+    return std::move(result_);
+  }
+
+ private:
+  absl::Time Now() const { return settings_.now ? settings_.now() : absl::Now(); }
+
+  absl::Status ScoreNone(const v1::OptimizationOptions& none) {
+    C3PO_ASSIGN_OR_RETURN(none_search_, ScoreAll(none, settings_.search));
+    TriedPoint point;
+    point.axis = "method";
+    point.label = "none";
+    point.options = none;
+    Record(std::move(point), none_search_);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Results> ScoreAll(const v1::OptimizationOptions& options, absl::Span<const size_t> questions) {
+    C3PO_ASSIGN_OR_RETURN(Results results, scorer_.Score(options, questions));
+    if (results.size() != questions.size()) return absl::InternalError("the scorer left questions without an answer");
+    return results;
+  }
+
+  void Record(TriedPoint point, const Results& results) {
+    point.questions = results.size();
+    point.accuracy = Accuracy(results);
+    point.utility = Utility(results, settings_.metric, results.size());
+    point.seconds = Seconds(results);
+    if (settings_.on_point) settings_.on_point(point);
+    result_.tried.push_back(std::move(point));
+  }
+
+  absl::Status SearchAxis(const CalibrationAxis& axis) {
+    const v1::OptimizationOptions base = best_ ? best_->options : settings_.start;
+    if (axis.descent_only && base.method() != v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT) return absl::OkStatus();
+    for (const CalibrationCandidate& candidate : axis.candidates) {
+      v1::OptimizationOptions options = base;
+      ApplyPatch(candidate.patch, &options);
+      if (options.SerializeAsString() == base.SerializeAsString()) continue;
+      if (Now() - start_ >= settings_.budget) {
+        result_.budget_spent = true;
+        return absl::OkStatus();
+      }
+      C3PO_RETURN_IF_ERROR(Try(axis.name, candidate.label, options));
+    }
+    return absl::OkStatus();
+  }
+
+  // Half of the questions first: a point that is far behind there is not asked the other half.
+  absl::Status Try(const std::string& axis, const std::string& label, const v1::OptimizationOptions& options) {
+    TriedPoint point;
+    point.axis = axis;
+    point.label = label;
+    point.options = options;
+    const absl::Span<const size_t> questions = settings_.search;
+    const size_t half = (questions.size() + 1) / 2;
+    absl::StatusOr<Results> results = ScoreAll(options, questions.subspan(0, half));
+    if (!results.ok()) {
+      if (!IsRefusal(results.status())) return results.status();
+      point.refused = last_refusal_ = std::string(results.status().message());
+      Record(std::move(point), {});
+      return absl::OkStatus();
+    }
+    const double margin = settings_.drop_margin;
+    if (best_ && Utility(*results, settings_.metric, half) < Utility(best_results_, settings_.metric, half) - margin) {
+      Record(std::move(point), *results);
+      return absl::OkStatus();
+    }
+    C3PO_ASSIGN_OR_RETURN(Results rest, ScoreAll(options, questions.subspan(half)));
+    std::move(rest.begin(), rest.end(), std::back_inserter(*results));
+    const double utility = Utility(*results, settings_.metric, results->size());
+    point.leads = !best_ || utility > best_->utility;
+    if (point.leads) {
+      best_results_ = *results;
+      best_ = point;
+      best_->utility = utility;
+    }
+    Record(std::move(point), *results);
+    return absl::OkStatus();
+  }
+
+  absl::Status Check(const v1::OptimizationOptions& none) {
+    C3PO_ASSIGN_OR_RETURN(const Results none_check, ScoreAll(none, settings_.check));
+    C3PO_ASSIGN_OR_RETURN(const Results check, ScoreAll(best_->options, settings_.check));
+    const GateThresholds gate = ChooseGate(best_results_, none_search_);
+    const GatedCounts counts = CountGated(check, none_check, gate);
+    result_.chosen = best_->options;
+    if (std::isfinite(gate.distance)) result_.chosen.mutable_gate()->set_max_neighbor_distance(gate.distance);
+    if (std::isfinite(gate.confidence)) result_.chosen.mutable_gate()->set_max_base_confidence(gate.confidence);
+    if (std::isfinite(gate.distance) || std::isfinite(gate.confidence)) {
+      result_.chosen.mutable_gate()->set_enabled(true);
+      result_.gate = DescribeGate(gate);
+    }
+    const double items = static_cast<double>(check.size());
+    result_.questions = check.size();
+    result_.improved = counts.improved;
+    result_.worsened = counts.worsened;
+    result_.gated = counts.gated;
+    result_.accuracy = static_cast<double>(counts.right) / items;
+    result_.accuracy_none = Accuracy(none_check);
+    result_.seconds = Seconds(check);
+    result_.seconds_none = Seconds(none_check);
+    const OutcomeCounts outcome{static_cast<int64_t>(check.size()), static_cast<int64_t>(counts.improved),
+                                static_cast<int64_t>(counts.worsened)};
+    result_.lift = BootstrapMean({outcome});
+    result_.helps = result_.lift.value > 0 && result_.lift.high > 0;
+    return absl::OkStatus();
+  }
+
+  static std::string DescribeGate(const GateThresholds& gate) {
+    std::string text;
+    if (std::isfinite(gate.distance)) {
+      text = absl::StrFormat("skip when the nearest neighbor is farther than %.4f", gate.distance);
+    }
+    if (std::isfinite(gate.confidence)) {
+      absl::StrAppendFormat(&text, "%sskip when the model is at least %.0f %% sure", text.empty() ? "" : "; ",
+                            100 * gate.confidence);
+    }
+    return text;
+  }
+
+  const CalibrationSettings& settings_;
+  CalibrationScorer& scorer_;
+  const absl::Time start_;
+  CalibrationResult result_;
+  Results none_search_, best_results_;  // on settings_.search
+  std::optional<TriedPoint> best_;      // of the points that were asked all of settings_.search
+  std::string last_refusal_;
+};
+
+}  // namespace
+
+void ApplyPatch(const v1::OptimizationOptions& patch, v1::OptimizationOptions* options) {
+  if (patch.critical_layers_size() > 0) options->clear_critical_layers();
+  options->MergeFrom(patch);
+}
+
+absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSettings& settings, CalibrationScorer& scorer) {
+  return Search(settings, scorer).Run();
+}
+
+}  // namespace c3po

@@ -1,0 +1,103 @@
+#ifndef C3PO_CLIENT_EVAL_CALIBRATION_H_
+#define C3PO_CLIENT_EVAL_CALIBRATION_H_
+
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "c3po/v1/options.pb.h"
+#include "client/eval/item_result.h"
+#include "client/eval/statistics.h"
+#include "client/eval/task.h"
+
+namespace c3po {
+
+// Answers questions under given options: a server behind leave-one-out, or a test's formula.
+class CalibrationScorer {
+ public:
+  virtual ~CalibrationScorer() = default;
+  // One result per question, in the order of `questions`. InvalidArgument, FailedPrecondition, Unimplemented and
+  // NotFound mean that these options cannot be had; any other error ends the search.
+  virtual absl::StatusOr<std::vector<ItemResult>> Score(const v1::OptimizationOptions& options,
+                                                        absl::Span<const size_t> questions) = 0;
+};
+
+// One value of an axis: the fields of `patch` take the place of the current options'.
+struct CalibrationCandidate {
+  std::string label;
+  v1::OptimizationOptions patch;
+};
+
+struct CalibrationAxis {
+  std::string name;
+  bool descent_only = false;  // Skipped while another method than gradient descent leads.
+  std::vector<CalibrationCandidate> candidates;
+};
+
+// Puts the fields that `patch` has set into `options`; its critical layers replace theirs.
+void ApplyPatch(const v1::OptimizationOptions& patch, v1::OptimizationOptions* options);
+
+// What was found for one point of the search.
+struct TriedPoint {
+  std::string axis, label;
+  v1::OptimizationOptions options;
+  size_t questions = 0;  // fewer than the search has, where the point was dropped midway
+  double accuracy = 0;   // in [0, 1], over `questions`
+  double utility = 0;    // what points are ranked by: the mean of accuracy and of the right choice's mean probability
+  double seconds = 0;    // per question
+  bool leads = false;    // was the best when it was tried
+  std::string refused;   // why the server would not have these options; empty if it did
+};
+
+struct CalibrationSettings {
+  Metric metric = Metric::kPerToken;  // of GoldProbability
+  // Questions by number. The search ranks points by the first; the lift is measured on the second, which the search
+  // never saw, so that the expected lift is not the largest of many noisy figures.
+  std::vector<size_t> search, check;
+  v1::OptimizationOptions start;  // every field that the axes move, set
+  std::vector<CalibrationAxis> axes;
+  // No further point is begun after this; the check still runs.
+  absl::Duration budget = absl::InfiniteDuration();
+  double drop_margin = 0.1;         // Points that are this far behind after half of the search's questions are dropped.
+  std::function<absl::Time()> now;  // Not set: the system's clock.
+  std::function<void(const TriedPoint&)> on_point = nullptr;  // Told of each point as it is done; may be null.
+};
+
+struct CalibrationResult {
+  std::vector<TriedPoint> tried;  // the first is method none
+  v1::OptimizationOptions chosen;
+  bool helps = false;  // On the check questions the lift is above 0, and so is its interval's upper end.
+  bool budget_spent = false;
+  std::string gate;  // what the thresholds chosen afterwards are; empty: none
+  // On the check questions, with the gate:
+  Estimate lift;  // accuracy minus that of the model as it is, in [-1, 1], with its 95 % interval
+  size_t improved = 0, worsened = 0, questions = 0, gated = 0;
+  double accuracy = 0, accuracy_none = 0;
+  double seconds = 0, seconds_none = 0;  // per question
+};
+
+// Coordinate search: each axis in turn, each of its candidates with everything else at the best so far, ranked by
+// TriedPoint::utility on settings.search. Then the winner and method none answer settings.check. The gate's thresholds
+// (nearest neighbor's distance; the model's own confidence, where every choice is one token so that the answers' own
+// probabilities are that confidence) are chosen from the recorded answers on settings.search, without asking again, by
+// accuracy less a tenth of the rate of worsened answers; no threshold is set that does not gain there.
+// InvalidArgument: no questions on a side. Else the scorer's errors.
+absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSettings& settings, CalibrationScorer& scorer);
+
+// What one model and collection leave to be searched. Axes whose field is set in `fixed` are left out.
+struct CalibrationScope {
+  uint32_t moe_layers = 0, experts = 0, references = 0;
+  bool has_choices = false, has_prior = false, has_amortized = false;
+  v1::OptimizationOptions defaults;  // the server's, complete
+  v1::OptimizationOptions fixed;     // set by the user
+};
+std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope);
+
+}  // namespace c3po
+
+#endif  // C3PO_CLIENT_EVAL_CALIBRATION_H_

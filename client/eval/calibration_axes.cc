@@ -1,0 +1,207 @@
+// What a calibration tries, in the order in which it matters: whole settings first, so that the axes refine a sound
+// point rather than climb from a poor one, then method, rule and layers, then the rest.
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/eval/calibration.h"
+
+namespace c3po {
+namespace {
+
+using Options = v1::OptimizationOptions;
+
+void SetSuffix(uint32_t layers, uint32_t moe_layers, Options* options) {
+  options->clear_critical_layers();
+  for (uint32_t layer = moe_layers - std::min(layers, moe_layers); layer < moe_layers; ++layer) {
+    options->add_critical_layers(layer);
+  }
+}
+
+// The few labelled samples of a domain teach its answers: every labelled neighbor, contrast over its choices.
+Options FewSamples(const CalibrationScope& scope) {
+  Options patch;
+  patch.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  patch.set_k(12);
+  patch.set_reference_selection(v1::REFERENCE_SELECTION_ALL);
+  patch.set_objective(scope.has_choices ? v1::OBJECTIVE_CHOICES : v1::OBJECTIVE_ANSWER);
+  patch.set_core_experts(0);
+  patch.set_application_rule(v1::APPLICATION_RULE_EVERY_NEW_TOKEN);
+  patch.set_step_rule(v1::STEP_RULE_ADAM);
+  patch.set_learning_rate(0.2);
+  patch.set_steps(10);
+  SetSuffix(8, scope.moe_layers, &patch);
+  return patch;
+}
+
+CalibrationAxis WholeSettings(const CalibrationScope& scope) {
+  CalibrationAxis axis{"setting", false, {}};
+  axis.candidates.push_back({"few samples, weights", FewSamples(scope)});
+  Options shift = FewSamples(scope);
+  shift.set_application_rule(v1::APPLICATION_RULE_ROUTER_SHIFT);
+  SetSuffix(scope.moe_layers - std::min<uint32_t>(1, scope.moe_layers - 1), scope.moe_layers, &shift);
+  axis.candidates.push_back({"few samples, router shift", shift});
+  Options paper;
+  paper.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  paper.set_k(3);
+  paper.set_reference_selection(v1::REFERENCE_SELECTION_SUCCESSFUL);
+  paper.set_objective(v1::OBJECTIVE_ANSWER);
+  paper.set_core_experts(std::min<uint32_t>(20, scope.experts));
+  paper.set_application_rule(v1::APPLICATION_RULE_LAST_PROMPT_TOKEN);
+  paper.set_steps(10);
+  SetSuffix(5, scope.moe_layers, &paper);
+  axis.candidates.push_back({"the paper's", paper});
+  return axis;
+}
+
+CalibrationAxis Methods(const CalibrationScope& scope) {
+  CalibrationAxis axis{"method", false, {}};
+  const auto add = [&](const char* label, v1::Method method, bool shift) {
+    Options patch;
+    patch.set_method(method);
+    if (shift) patch.set_application_rule(v1::APPLICATION_RULE_ROUTER_SHIFT);
+    axis.candidates.push_back({label, patch});
+  };
+  add("kernel regression", v1::METHOD_KERNEL_REGRESSION, false);
+  add("mode finding", v1::METHOD_MODE_FINDING, false);
+  if (scope.has_amortized) add("amortized shifts", v1::METHOD_AMORTIZED_SHIFT, true);
+  if (scope.has_prior) add("collection prior", v1::METHOD_COLLECTION_PRIOR, true);
+  return axis;
+}
+
+CalibrationAxis Layers(const CalibrationScope& scope) {
+  CalibrationAxis axis{"critical layers", false, {}};
+  const std::set<uint32_t> counts = {std::min<uint32_t>(3, scope.moe_layers), std::min<uint32_t>(5, scope.moe_layers),
+                                     std::min<uint32_t>(8, scope.moe_layers), (scope.moe_layers + 1) / 2,
+                                     scope.moe_layers};
+  for (const uint32_t count : counts) {
+    Options patch;
+    SetSuffix(count, scope.moe_layers, &patch);
+    axis.candidates.push_back({absl::StrCat("last ", count), patch});
+  }
+  return axis;
+}
+
+// An axis of one number.
+template <typename T, typename Set>
+CalibrationAxis NumberAxis(const char* name, bool descent_only, const std::vector<T>& values, Set set) {
+  CalibrationAxis axis{name, descent_only, {}};
+  for (const T& value : values) {
+    Options patch;
+    set(value, &patch);
+    axis.candidates.push_back({absl::StrCat(value), patch});
+  }
+  return axis;
+}
+
+CalibrationAxis StepRules() {
+  CalibrationAxis axis{"step rule, learning rate", true, {}};
+  const auto add = [&](const char* name, v1::StepRule rule, const std::vector<double>& rates) {
+    for (const double rate : rates) {
+      Options patch;
+      patch.set_step_rule(rule);
+      patch.set_learning_rate(rate);
+      axis.candidates.push_back({absl::StrCat(name, " ", rate), patch});
+    }
+  };
+  add("adam", v1::STEP_RULE_ADAM, {0.05, 0.1, 0.2, 0.4});
+  add("normalized", v1::STEP_RULE_NORMALIZED, {0.5, 1.0, 2.0});
+  add("gradient", v1::STEP_RULE_GRADIENT, {1.0});
+  return axis;
+}
+
+CalibrationAxis Rules() {
+  CalibrationAxis axis{"application rule", false, {}};
+  for (const auto& [label, rule] : {std::pair("every new token", v1::APPLICATION_RULE_EVERY_NEW_TOKEN),
+                                    std::pair("router shift", v1::APPLICATION_RULE_ROUTER_SHIFT),
+                                    std::pair("last prompt token", v1::APPLICATION_RULE_LAST_PROMPT_TOKEN)}) {
+    Options patch;
+    patch.set_application_rule(rule);
+    axis.candidates.push_back({label, patch});
+  }
+  return axis;
+}
+
+CalibrationAxis Selections() {
+  CalibrationAxis axis{"references", false, {}};
+  Options all, successful;
+  all.set_reference_selection(v1::REFERENCE_SELECTION_ALL);
+  successful.set_reference_selection(v1::REFERENCE_SELECTION_SUCCESSFUL);
+  axis.candidates = {{"all", all}, {"successful", successful}};
+  return axis;
+}
+
+CalibrationAxis Objectives() {
+  CalibrationAxis axis{"objective", true, {}};
+  Options choices, answer;
+  choices.set_objective(v1::OBJECTIVE_CHOICES);
+  answer.set_objective(v1::OBJECTIVE_ANSWER);
+  axis.candidates = {{"choices", choices}, {"answer", answer}};
+  return axis;
+}
+
+// Fields that hold harm down at some cost of lift.
+CalibrationAxis Caution(const CalibrationScope& scope) {
+  CalibrationAxis axis{"caution", true, {}};
+  Options validation, half;
+  validation.set_validation_neighbors(4);
+  half.set_step_scale(0.5);
+  axis.candidates = {{"4 validation neighbors", validation}, {"half of the displacement", half}};
+  if (scope.has_prior) {
+    Options prior;
+    prior.set_use_prior(true);
+    prior.set_application_rule(v1::APPLICATION_RULE_ROUTER_SHIFT);
+    axis.candidates.push_back({"from the prior", prior});
+  }
+  return axis;
+}
+
+bool Overlaps(const Options& patch, const Options& fixed) {
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  fixed.GetReflection()->ListFields(fixed, &fields);
+  for (const auto* field : fields) {
+    const bool set = field->is_repeated() ? patch.GetReflection()->FieldSize(patch, field) > 0
+                                          : patch.GetReflection()->HasField(patch, field);
+    if (set) return true;
+  }
+  // k and epsilon are one choice.
+  return patch.has_k() && fixed.has_epsilon();
+}
+
+}  // namespace
+
+std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
+  std::vector<CalibrationAxis> axes = {WholeSettings(scope), Rules(), Layers(scope)};
+  std::vector<uint32_t> ks = {3, 6, 12, 24};
+  ks.erase(std::remove_if(ks.begin(), ks.end(), [&](uint32_t k) { return k >= scope.references; }), ks.end());
+  axes.push_back(NumberAxis("k", false, ks, [](uint32_t k, Options* patch) { patch->set_k(k); }));
+  axes.push_back(Selections());
+  if (scope.has_choices) axes.push_back(Objectives());
+  axes.push_back(StepRules());
+  axes.push_back(NumberAxis("steps", true, std::vector<uint32_t>{5, 10, 20},
+                            [](uint32_t steps, Options* patch) { patch->set_steps(steps); }));
+  std::vector<uint32_t> cores = {std::max<uint32_t>(1, scope.experts / 4)};
+  if (scope.experts > 20) cores.push_back(20);
+  cores.push_back(0);
+  axes.push_back(
+      NumberAxis("core experts", false, cores, [](uint32_t count, Options* patch) { patch->set_core_experts(count); }));
+  axes.push_back(Caution(scope));
+  // Last: where gradient descent does harm, a method that moves next to nothing would lead, and end the search early.
+  axes.push_back(Methods(scope));
+  // Where the user fixed a field, whole settings keep it and axes that would move it are left out.
+  for (CalibrationAxis& axis : axes) {
+    if (axis.name == "setting") {
+      for (CalibrationCandidate& candidate : axis.candidates) ApplyPatch(scope.fixed, &candidate.patch);
+      continue;
+    }
+    auto& candidates = axis.candidates;
+    candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
+                                    [&](const CalibrationCandidate& c) { return Overlaps(c.patch, scope.fixed); }),
+                     candidates.end());
+  }
+  return axes;
+}
+
+}  // namespace c3po

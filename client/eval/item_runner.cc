@@ -1,0 +1,239 @@
+#include "client/eval/item_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "client/eval/choice_metrics.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+void CopyReport(const v1::OptimizationReport& report, ItemResult* result) {
+  result->gate = GateName(report.gate());
+  if (report.neighbors_size() > 0) {
+    result->neighbor_ids.clear();
+    result->neighbor_distances.clear();
+  }
+  for (const v1::NeighborInfo& neighbor : report.neighbors()) {
+    result->neighbor_ids.push_back(neighbor.reference_id());
+    result->neighbor_distances.push_back(neighbor.distance());
+  }
+  result->losses.assign(report.losses().begin(), report.losses().end());
+}
+
+void CopyTimings(const v1::StageTimings& timings, ItemResult* result) {
+  result->optimization_seconds = timings.optimization_seconds();
+  result->retrieval_seconds += timings.retrieval_seconds();
+  result->prefill_seconds = timings.prefill_seconds();
+  result->queue_seconds = timings.queue_seconds();
+}
+
+void CopyUsage(const v1::Usage& usage, ItemResult* result) {
+  result->prompt_tokens = static_cast<int>(usage.prompt_tokens());
+  result->completion_tokens = static_cast<int>(usage.completion_tokens());
+}
+
+size_t LongestAnswer(const TaskItem& item) {
+  size_t longest = 0;
+  for (const std::string& choice : item.choices) longest = std::max(longest, choice.size());
+  return longest;
+}
+
+}  // namespace
+
+v1::OptimizationOptions RequestOptions(const Task& task, const TaskItem& item, const EvalMethod& method) {
+  v1::OptimizationOptions options;
+  if (method.kind != MethodKind::kScore || method.optimization.method() == v1::METHOD_NONE) {
+    options.set_method(v1::METHOD_NONE);
+    return options;
+  }
+  options = method.optimization;
+  if (!options.has_collection()) options.set_collection(absl::StrCat(task.collection, method.collection_suffix));
+  if (!item.reference_id.empty()) options.add_exclude_reference_ids(item.reference_id);
+  return options;
+}
+
+std::string GateName(v1::GateDecision gate) {
+  if (gate == v1::GATE_DECISION_UNSPECIFIED || gate == v1::GATE_DECISION_NOT_REQUESTED) return "";
+  return absl::AsciiStrToLower(absl::StripPrefix(v1::GateDecision_Name(gate), "GATE_DECISION_"));
+}
+
+ClientItemRunner::ClientItemRunner(Client* client, CallOptions call_options, uint32_t context_window)
+    : client_(*client), call_options_(call_options), context_window_(context_window) {}
+
+absl::StatusOr<ItemResult> ClientItemRunner::Run(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                                 NeighborList* neighbors) {
+  ItemResult result;
+  result.task = task.name;
+  result.id = item.id;
+  result.method = method.label;
+  std::string prompt = item.prompt;
+  const absl::Time start = absl::Now();
+  double before = 0;  // What the shared search took, if another method made it.
+  if (method.kind == MethodKind::kInContext) {
+    std::vector<LabelledNeighbor> nearest;
+    const bool shared = neighbors->fetched;
+    C3PO_RETURN_IF_ERROR(FetchNeighbors(task, item, method, method.shots, neighbors, &nearest, &result));
+    if (shared) before = neighbors->seconds;
+    C3PO_ASSIGN_OR_RETURN(prompt, FittingPrompt(task, item, &nearest));
+    result.neighbor_ids.resize(nearest.size());
+    result.neighbor_distances.resize(nearest.size());
+  }
+  if (method.kind == MethodKind::kNeighborVote) {
+    const bool shared = neighbors->fetched;
+    C3PO_RETURN_IF_ERROR(RunVote(task, item, method, neighbors, &result));
+    if (shared) before = neighbors->seconds;
+  } else if (task.kind == TaskKind::kChoice) {
+    C3PO_RETURN_IF_ERROR(RunChoices(task, item, method, prompt, &result));
+  } else {
+    C3PO_RETURN_IF_ERROR(RunGeneration(task, item, method, prompt, &result));
+  }
+  result.seconds = before + absl::ToDoubleSeconds(absl::Now() - start);
+  return result;
+}
+
+absl::Status ClientItemRunner::RunChoices(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                          const std::string& prompt, ItemResult* result) {
+  v1::ScoreRequest request;
+  request.set_prompt(prompt);
+  for (const std::string& choice : item.choices) request.add_continuations(choice);
+  *request.mutable_optimization() = RequestOptions(task, item, method);
+  if (request.optimization().method() == v1::METHOD_ORACLE) request.set_oracle_answer(item.answer);
+  C3PO_ASSIGN_OR_RETURN(const v1::ScoreResponse response, client_.Score(request, call_options_));
+  if (response.scores_size() != request.continuations_size()) {
+    return absl::InternalError(
+        absl::StrCat("the server scored ", response.scores_size(), " choices of ", request.continuations_size()));
+  }
+  for (const v1::ContinuationScore& score : response.scores()) {
+    result->log_likelihoods.push_back(score.log_likelihood());
+    result->token_counts.push_back(static_cast<int>(score.token_count()));
+  }
+  JudgeChoices(task, item, result);
+  CopyReport(response.optimization(), result);
+  CopyTimings(response.timings(), result);
+  CopyUsage(response.usage(), result);
+  return absl::OkStatus();
+}
+
+absl::Status ClientItemRunner::RunGeneration(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                             const std::string& prompt, ItemResult* result) {
+  v1::GenerateRequest request;
+  request.set_prompt(prompt);
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_sampling()->set_max_tokens(static_cast<uint32_t>(task.max_tokens));
+  for (const std::string& stop : task.stop) request.mutable_sampling()->add_stop(stop);
+  *request.mutable_optimization() = RequestOptions(task, item, method);
+  if (request.optimization().method() == v1::METHOD_ORACLE) {
+    return absl::InvalidArgumentError("method oracle needs choices: a generation task cannot give it the answer");
+  }
+  C3PO_ASSIGN_OR_RETURN(const AnswerExtractor* extractor, ExtractorOf(task));
+  C3PO_RETURN_IF_ERROR(client_.Generate(
+      request,
+      [&](const v1::GenerateResponse& event) {
+        if (event.has_optimization()) CopyReport(event.optimization(), result);
+        if (event.has_delta()) result->text += event.delta().text();
+        if (event.has_summary()) {
+          CopyTimings(event.summary().timings(), result);
+          CopyUsage(event.summary().usage(), result);
+        }
+        return true;
+      },
+      call_options_));
+  result->extracted = extractor->Extract(result->text);
+  result->wanted = std::string(absl::StripAsciiWhitespace(item.answer));
+  result->correct = NormalizeAnswer(result->extracted) == NormalizeAnswer(result->wanted);
+  return absl::OkStatus();
+}
+
+absl::Status ClientItemRunner::RunVote(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                       NeighborList* neighbors, ItemResult* result) {
+  std::vector<LabelledNeighbor> nearest;
+  C3PO_RETURN_IF_ERROR(FetchNeighbors(task, item, method, method.optimization.k(), neighbors, &nearest, result));
+  std::optional<double> bandwidth;
+  if (method.optimization.has_bandwidth()) bandwidth = method.optimization.bandwidth();
+  if (task.kind == TaskKind::kChoice) {
+    JudgePrediction(item, VotedChoice(item, nearest, bandwidth), result);
+    return absl::OkStatus();
+  }
+  // A reference's answer goes the way of a generated one: GSM8K's ends with its number.
+  C3PO_ASSIGN_OR_RETURN(const AnswerExtractor* extractor, ExtractorOf(task));
+  for (LabelledNeighbor& neighbor : nearest) neighbor.answer = NormalizeAnswer(extractor->Extract(neighbor.answer));
+  result->text = result->extracted = VotedAnswer(nearest, bandwidth);
+  result->wanted = std::string(absl::StripAsciiWhitespace(item.answer));
+  result->correct = !nearest.empty() && NormalizeAnswer(result->extracted) == NormalizeAnswer(result->wanted);
+  return absl::OkStatus();
+}
+
+absl::Status ClientItemRunner::FetchNeighbors(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                              size_t count, NeighborList* neighbors,
+                                              std::vector<LabelledNeighbor>* nearest, ItemResult* result) {
+  const bool successful_only = method.optimization.reference_selection() == v1::REFERENCE_SELECTION_SUCCESSFUL;
+  if (!neighbors->fetched || neighbors->wanted < count || neighbors->successful_only != successful_only) {
+    const absl::Time start = absl::Now();
+    v1::SearchReferencesRequest request;
+    request.set_collection(method.optimization.has_collection()
+                               ? method.optimization.collection()
+                               : absl::StrCat(task.collection, method.collection_suffix));
+    request.set_text(item.prompt);
+    request.set_k(static_cast<uint32_t>(count) + (item.reference_id.empty() ? 0 : 1));
+    request.set_successful_only(successful_only);
+    C3PO_ASSIGN_OR_RETURN(const v1::SearchReferencesResponse response,
+                          client_.SearchReferences(request, call_options_));
+    neighbors->neighbors.clear();
+    for (const auto& hit : response.hits()) {
+      if (hit.reference().id() == item.reference_id || neighbors->neighbors.size() == count) continue;
+      neighbors->neighbors.push_back(
+          {hit.reference().id(), hit.distance(), hit.reference().sample().prompt(), hit.reference().sample().answer()});
+    }
+    neighbors->fetched = true;
+    neighbors->wanted = count;
+    neighbors->successful_only = successful_only;
+    neighbors->seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  }
+  nearest->assign(neighbors->neighbors.begin(),
+                  neighbors->neighbors.begin() + std::min(count, neighbors->neighbors.size()));
+  for (const LabelledNeighbor& neighbor : *nearest) {
+    result->neighbor_ids.push_back(neighbor.id);
+    result->neighbor_distances.push_back(neighbor.distance);
+  }
+  result->retrieval_seconds = neighbors->seconds;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ClientItemRunner::FittingPrompt(const Task& task, const TaskItem& item,
+                                                            std::vector<LabelledNeighbor>* neighbors) {
+  const size_t reserved =
+      task.kind == TaskKind::kGeneration ? static_cast<size_t>(task.max_tokens) : LongestAnswer(item);
+  while (true) {
+    const std::string prompt = InContextPrompt(*neighbors, item.prompt);
+    // A token is at least one byte, so a short text needs no count; one more is for the beginning of the sequence.
+    if (neighbors->empty() || context_window_ == 0 || prompt.size() + reserved + 1 <= context_window_) return prompt;
+    // The reserve is in bytes for choices, which is more than enough tokens.
+    C3PO_ASSIGN_OR_RETURN(const uint32_t tokens, CountTokens(prompt));
+    if (tokens + reserved <= context_window_) return prompt;
+    neighbors->pop_back();
+  }
+}
+
+absl::StatusOr<uint32_t> ClientItemRunner::CountTokens(const std::string& text) {
+  v1::TokenizeRequest request;
+  request.set_text(text);
+  C3PO_ASSIGN_OR_RETURN(const v1::TokenizeResponse response, client_.Tokenize(request, call_options_));
+  return static_cast<uint32_t>(response.ids_size());
+}
+
+absl::StatusOr<const AnswerExtractor*> ClientItemRunner::ExtractorOf(const Task& task) {
+  absl::MutexLock lock(&mu_);
+  std::unique_ptr<AnswerExtractor>& extractor = extractors_[task.extraction];
+  if (extractor == nullptr) {
+    C3PO_ASSIGN_OR_RETURN(extractor, AnswerExtractor::Create(task.extraction));
+  }
+  return extractor.get();
+}
+
+}  // namespace c3po

@@ -1,0 +1,81 @@
+#ifndef C3PO_CLIENT_EVAL_ITEM_RUNNER_H_
+#define C3PO_CLIENT_EVAL_ITEM_RUNNER_H_
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "client/c3po_client.h"
+#include "client/eval/answer_extractor.h"
+#include "client/eval/item_result.h"
+#include "client/eval/method.h"
+#include "client/eval/neighbor_baselines.h"
+#include "client/eval/task.h"
+
+namespace c3po {
+
+// The neighbors of one question, searched once for all methods that read them.
+struct NeighborList {
+  bool fetched = false;
+  bool successful_only = false;
+  size_t wanted = 0;
+  double seconds = 0;  // of the search
+  std::vector<LabelledNeighbor> neighbors;
+};
+
+// Answers one question by one method.
+class ItemRunner {
+ public:
+  virtual ~ItemRunner() = default;
+  // Thread-safe. `neighbors` belongs to the question and to one thread at a time; it starts empty.
+  virtual absl::StatusOr<ItemResult> Run(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                         NeighborList* neighbors) = 0;
+};
+
+// Asks a server.
+class ClientItemRunner : public ItemRunner {
+ public:
+  // `client` is not owned and outlives this object. `context_window`: tokens, of the model; 0: not known.
+  ClientItemRunner(Client* client, CallOptions call_options, uint32_t context_window);
+
+  // Errors are the server's. InvalidArgument for an oracle on a generation task: Generate takes no answer.
+  absl::StatusOr<ItemResult> Run(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                 NeighborList* neighbors) override;
+
+ private:
+  absl::Status RunChoices(const Task& task, const TaskItem& item, const EvalMethod& method, const std::string& prompt,
+                          ItemResult* result);
+  absl::Status RunGeneration(const Task& task, const TaskItem& item, const EvalMethod& method,
+                             const std::string& prompt, ItemResult* result);
+  absl::Status RunVote(const Task& task, const TaskItem& item, const EvalMethod& method, NeighborList* neighbors,
+                       ItemResult* result);
+  absl::Status FetchNeighbors(const Task& task, const TaskItem& item, const EvalMethod& method, size_t count,
+                              NeighborList* neighbors, std::vector<LabelledNeighbor>* nearest, ItemResult* result);
+  // The in-context prompt with as many of the neighbors as the context window takes; drops the farthest first.
+  absl::StatusOr<std::string> FittingPrompt(const Task& task, const TaskItem& item,
+                                            std::vector<LabelledNeighbor>* neighbors);
+  absl::StatusOr<uint32_t> CountTokens(const std::string& text);
+  absl::StatusOr<const AnswerExtractor*> ExtractorOf(const Task& task);
+
+  Client& client_;
+  const CallOptions call_options_;
+  const uint32_t context_window_;
+  absl::Mutex mu_;
+  std::map<std::string, std::unique_ptr<AnswerExtractor>> extractors_ ABSL_GUARDED_BY(mu_);  // by pattern
+};
+
+// What requests of a method carry for one question: the method's options, the collection, and the references that must
+// not be neighbors.
+v1::OptimizationOptions RequestOptions(const Task& task, const TaskItem& item, const EvalMethod& method);
+
+// "applied", "skipped_neighbors_far": GateDecision without its prefix; empty for METHOD_NONE.
+std::string GateName(v1::GateDecision gate);
+
+}  // namespace c3po
+
+#endif  // C3PO_CLIENT_EVAL_ITEM_RUNNER_H_

@@ -1,0 +1,172 @@
+#include "client/eval/method.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "client/eval/option_setting.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+constexpr uint32_t kPaperLayers = 5;
+constexpr uint32_t kPaperCoreExperts = 20;
+
+struct NamedMethod {
+  const char* name;
+  v1::Method method;
+};
+constexpr NamedMethod kOptimizing[] = {
+    {"ngd", v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT},
+    {"mode", v1::METHOD_MODE_FINDING},
+    {"kernel", v1::METHOD_KERNEL_REGRESSION},
+    {"amortized", v1::METHOD_AMORTIZED_SHIFT},
+    {"prior", v1::METHOD_COLLECTION_PRIOR},
+    {"oracle", v1::METHOD_ORACLE},
+};
+
+// What the paper's method and the public code share. Nothing is left to the server's defaults.
+v1::OptimizationOptions PaperOptions(const v1::ModelInfo& model) {
+  v1::OptimizationOptions options;
+  options.set_k(3);
+  for (uint32_t layer = model.moe_layers() - std::min(kPaperLayers, model.moe_layers()); layer < model.moe_layers();
+       ++layer) {
+    options.add_critical_layers(layer);
+  }
+  options.set_reference_selection(v1::REFERENCE_SELECTION_SUCCESSFUL);
+  options.set_objective(v1::OBJECTIVE_ANSWER);
+  options.mutable_gate()->set_enabled(false);
+  options.set_use_profile(false);
+  return options;
+}
+
+EvalMethod Paper(const v1::ModelInfo& model) {
+  EvalMethod method;
+  method.optimization = PaperOptions(model);
+  method.optimization.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  method.optimization.set_kernel(v1::KERNEL_GAUSSIAN);
+  method.optimization.set_steps(10);
+  method.optimization.set_step_rule(v1::STEP_RULE_GRADIENT);
+  method.optimization.set_core_experts(std::min(kPaperCoreExperts, model.experts()));
+  method.optimization.set_application_rule(v1::APPLICATION_RULE_LAST_PROMPT_TOKEN);
+  return method;
+}
+
+EvalMethod PublicCode(const v1::ModelInfo& model) {
+  EvalMethod method;
+  method.optimization = PaperOptions(model);
+  method.optimization.set_method(v1::METHOD_KERNEL_REGRESSION);
+  // Cosine similarity: the inner product of unit-length embeddings.
+  method.optimization.set_kernel(v1::KERNEL_LINEAR);
+  method.optimization.set_alpha(0);
+  method.optimization.set_core_experts(0);
+  method.optimization.set_application_rule(v1::APPLICATION_RULE_EVERY_NEW_TOKEN);
+  return method;
+}
+
+// The options that say which neighbors; what is not set is as the server would take it, so that the baselines see the
+// neighbors that the optimizing methods see.
+v1::OptimizationOptions NeighborOptions(const MethodContext& context) {
+  v1::OptimizationOptions options;
+  const v1::OptimizationOptions& defaults = context.server.default_optimization();
+  const v1::OptimizationOptions& common = context.common;
+  options.set_k(common.has_k() ? common.k() : defaults.has_k() ? defaults.k() : 3);
+  options.set_reference_selection(common.has_reference_selection() ? common.reference_selection()
+                                                                   : defaults.reference_selection());
+  if (common.has_bandwidth()) options.set_bandwidth(common.bandwidth());
+  return options;
+}
+
+}  // namespace
+
+const char* MethodKindName(MethodKind kind) {
+  switch (kind) {
+    case MethodKind::kScore:
+      return "score";
+    case MethodKind::kInContext:
+      return "icl";
+    case MethodKind::kNeighborVote:
+      return "knn_vote";
+  }
+  return "";
+}
+
+std::vector<std::string> MethodNames() {
+  std::vector<std::string> names = {"none"};
+  for (const NamedMethod& named : kOptimizing) names.push_back(named.name);
+  for (const char* name : {"icl", "knn", "profile", "paper", "public-code"}) names.push_back(name);
+  return names;
+}
+
+absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContext& context) {
+  const size_t equals = name.find('=');
+  const absl::string_view label = name.substr(0, equals);
+  const absl::string_view base = equals == absl::string_view::npos ? name : name.substr(equals + 1);
+  if (label.empty()) return absl::InvalidArgumentError(absl::StrCat("method \"", name, "\" has no label"));
+  EvalMethod method;
+  bool known = false;
+  for (const NamedMethod& named : kOptimizing) {
+    if (base != named.name) continue;
+    known = true;
+    method.optimization = context.common;
+    method.optimization.set_method(named.method);
+  }
+  if (base == "none") {
+    method.optimization.set_method(v1::METHOD_NONE);
+  } else if (base == "profile") {
+    method.optimization.set_use_profile(true);
+  } else if (base == "paper") {
+    method = Paper(context.server.model());
+  } else if (base == "public-code") {
+    method = PublicCode(context.server.model());
+  } else if (base == "icl") {
+    method.kind = MethodKind::kInContext;
+    method.optimization = NeighborOptions(context);
+    method.shots = context.shots;
+  } else if (base == "knn") {
+    method.kind = MethodKind::kNeighborVote;
+    method.optimization = NeighborOptions(context);
+  } else if (!known) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("method \"", base, "\" is none of ", absl::StrJoin(MethodNames(), ", ")));
+  }
+  method.label = std::string(label);
+  return method;
+}
+
+absl::StatusOr<std::vector<EvalMethod>> MakeMethods(absl::Span<const std::string> names,
+                                                    absl::Span<const std::string> settings,
+                                                    const MethodContext& context) {
+  std::vector<EvalMethod> methods;
+  const auto find = [&](absl::string_view label) {
+    return std::find_if(methods.begin(), methods.end(), [&](const EvalMethod& m) { return m.label == label; });
+  };
+  for (const std::string& name : names) {
+    C3PO_ASSIGN_OR_RETURN(EvalMethod method, MakeMethod(name, context));
+    if (find(method.label) != methods.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("method ", method.label, " is given twice; LABEL=", name, " gives one of them another label"));
+    }
+    methods.push_back(std::move(method));
+  }
+  for (const std::string& setting : settings) {
+    const size_t dot = setting.find('.');
+    const size_t equals = setting.find('=');
+    if (dot == std::string::npos || equals == std::string::npos || dot > equals) {
+      return absl::InvalidArgumentError(absl::StrCat("setting \"", setting, "\" is not LABEL.field=value"));
+    }
+    const auto method = find(absl::string_view(setting).substr(0, dot));
+    if (method == methods.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("setting \"", setting, "\": no method has the label ", setting.substr(0, dot)));
+    }
+    const std::string field = setting.substr(dot + 1, equals - dot - 1);
+    const absl::Status set = SetOption(field, absl::string_view(setting).substr(equals + 1), &method->optimization);
+    if (!set.ok()) return absl::InvalidArgumentError(absl::StrCat("setting \"", setting, "\": ", set.message()));
+  }
+  return methods;
+}
+
+}  // namespace c3po

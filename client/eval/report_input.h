@@ -1,0 +1,80 @@
+#ifndef C3PO_CLIENT_EVAL_REPORT_INPUT_H_
+#define C3PO_CLIENT_EVAL_REPORT_INPUT_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "client/eval/item_result.h"
+
+namespace c3po {
+
+// What run folders hold, read back for tables and reports. Plain values.
+
+struct ReportTask {
+  std::string name, group;  // group "" where run.json gives none
+  std::string kind;         // "choice" or "generation"
+  std::string metric, file, collection;
+  int64_t items = 0;  // questions that the run was given
+};
+
+enum class MethodRole {
+  kBaseline,      // The model as it is; every other method is compared with it.
+  kOptimization,  // Re-mixing by the server: what c3po offers.
+  kOracle,        // Re-mixing on the question's own answer: the bound, not a method to use.
+  kInContext,
+  kNeighborVote,
+};
+
+struct ReportMethod {
+  std::string label;
+  std::string kind;          // "score", "icl", "knn_vote"
+  std::string optimization;  // OptimizationOptions as JSON text; "" where run.json gives none
+  MethodRole role = MethodRole::kOptimization;
+};
+
+struct AblationPoint {
+  std::string label;  // what the axis shows
+  std::optional<double> value;
+  std::string method;  // label of one of the methods
+};
+
+struct Ablation {
+  std::string name, variable;
+  std::vector<AblationPoint> points;
+};
+
+struct ReportRun {
+  std::string folder;
+  int64_t created_unix_seconds = 0;
+  std::string server_version, model_name, model_digest, embedder_name, embedder_digest;
+  std::string server;  // all that run.json says of it, as JSON text
+  std::string command_line;
+  std::string seed;
+};
+
+struct ReportInput {
+  std::vector<ReportRun> runs;        // one per folder
+  std::vector<ReportTask> tasks;      // of all folders, by name, in the order of first mention
+  std::vector<ReportMethod> methods;  // likewise, by label; exactly one is the baseline, if there are any
+  std::vector<Ablation> ablations;
+  std::vector<ItemResult> items;   // at most one per task, id and method: the last one written
+  std::vector<std::string> notes;  // what a reader must know: items passed over, settings that differ between folders
+
+  // Null for a name that is not there.
+  const ReportTask* FindTask(absl::string_view name) const;
+  const ReportMethod* FindMethod(absl::string_view label) const;
+};
+
+// Reads FOLDER/run.json and FOLDER/items.jsonl of each folder. A last line that was cut by a kill is passed over; a
+// missing items.jsonl is a run without items. The baseline is the method whose optimization is METHOD_NONE or whose
+// label is "none", else the first. NotFound: no folder, or no run.json in it. InvalidArgument: run.json is malformed
+// (names the field) or a line of items.jsonl other than the last is (names the line).
+absl::StatusOr<ReportInput> ReadRunFolders(absl::Span<const std::string> folders);
+
+}  // namespace c3po
+
+#endif  // C3PO_CLIENT_EVAL_REPORT_INPUT_H_

@@ -1,0 +1,238 @@
+// How a run is summed up: items are laid out as task -> id -> method, each scope picks its methods and then the ids
+// that all of them answered, and every figure of the scope is taken over those ids alone.
+
+#include "client/eval/run_summary.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/types/span.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+// Above this many methods the points of ablations stay out of the main tables in any case.
+constexpr size_t kMethodsMaxInMainTables = 8;
+
+class Summarizer {
+ public:
+  explicit Summarizer(const ReportInput& input) : input_(input) {
+    for (const ItemResult& item : input.items) answers_[item.task][item.id][item.method] = &item;
+  }
+
+  // Methods are given baseline first.
+  ScopeSummary SummarizeScope(std::string name, const std::vector<std::string>& tasks,
+                              const std::vector<const ReportMethod*>& methods) const;
+
+  bool HasItems(const std::string& task) const { return answers_.count(task) > 0; }
+
+ private:
+  struct Compared {
+    std::string task;
+    std::vector<const std::map<std::string, const ItemResult*>*> items;  // by method
+  };
+
+  bool TakesPart(const std::string& task, const std::string& method) const {
+    const auto found = answers_.find(task);
+    if (found == answers_.end()) return false;
+    return std::any_of(found->second.begin(), found->second.end(),
+                       [&](const auto& by_id) { return by_id.second.count(method) > 0; });
+  }
+
+  MethodSummary SummarizeMethod(const ReportMethod& method, const std::string& baseline,
+                                absl::Span<const Compared> compared) const;
+
+  const ReportInput& input_;
+  // Ordered, so that figures do not depend on the order in which answers came.
+  std::map<std::string, std::map<std::string, std::map<std::string, const ItemResult*>>> answers_;
+};
+
+ScopeSummary Summarizer::SummarizeScope(std::string name, const std::vector<std::string>& tasks,
+                                        const std::vector<const ReportMethod*>& methods) const {
+  ScopeSummary scope;
+  scope.name = std::move(name);
+  for (const std::string& task : tasks) {
+    if (HasItems(task)) scope.tasks.push_back(task);
+  }
+  std::vector<const ReportMethod*> present;
+  for (const ReportMethod* method : methods) {
+    const auto takes_part = [&](const std::string& task) { return TakesPart(task, method->label); };
+    if (scope.tasks.empty() || std::none_of(scope.tasks.begin(), scope.tasks.end(), takes_part)) continue;
+    if (std::all_of(scope.tasks.begin(), scope.tasks.end(), takes_part)) {
+      present.push_back(method);
+    } else {
+      scope.absent.push_back(method->label);
+    }
+  }
+  std::vector<Compared> compared;
+  for (const std::string& task : scope.tasks) {
+    Compared of_task{task, {}};
+    for (const auto& [id, by_method] : answers_.at(task)) {
+      const auto answered = [&by_method](const ReportMethod* method) { return by_method.count(method->label) > 0; };
+      if (!present.empty() && std::all_of(present.begin(), present.end(), answered)) {
+        of_task.items.push_back(&by_method);
+      } else if (std::any_of(methods.begin(), methods.end(), answered)) {
+        ++scope.left_out;
+      }
+    }
+    scope.items += static_cast<int64_t>(of_task.items.size());
+    compared.push_back(std::move(of_task));
+  }
+  for (const ReportMethod* method : present) {
+    scope.methods.push_back(SummarizeMethod(*method, methods.front()->label, compared));
+  }
+  const MethodSummary* oracle = scope.FindRole(MethodRole::kOracle);
+  const double bound = oracle != nullptr && oracle->paired ? oracle->paired->difference.value : 0;
+  for (MethodSummary& method : scope.methods) {
+    if (bound > 0 && method.paired) method.paired->share_of_oracle = method.paired->difference.value / bound;
+  }
+  return scope;
+}
+
+MethodSummary Summarizer::SummarizeMethod(const ReportMethod& method, const std::string& baseline,
+                                          absl::Span<const Compared> compared) const {
+  MethodSummary summary;
+  summary.label = method.label;
+  summary.role = method.role;
+  std::vector<OutcomeCounts> accuracy, difference;
+  std::vector<double> seconds, optimization_seconds, tokens, losses_before, losses_after;
+  bool baseline_present = method.label != baseline;
+  for (const Compared& task : compared) {
+    OutcomeCounts of_accuracy{static_cast<int64_t>(task.items.size())};
+    OutcomeCounts of_difference = of_accuracy;
+    for (const auto* by_method : task.items) {
+      const ItemResult& item = *by_method->at(method.label);
+      of_accuracy.plus += item.correct;
+      const auto before = by_method->find(baseline);
+      if (before == by_method->end()) {
+        baseline_present = false;
+      } else {
+        of_difference.plus += item.correct && !before->second->correct;
+        of_difference.minus += !item.correct && before->second->correct;
+      }
+      seconds.push_back(item.seconds);
+      optimization_seconds.push_back(item.optimization_seconds);
+      tokens.push_back(item.prompt_tokens + item.completion_tokens);
+      if (!item.gate.empty()) ++summary.gates[item.gate];
+      if (item.losses.size() >= 2) {
+        losses_before.push_back(item.losses.front());
+        losses_after.push_back(item.losses.back());
+        summary.loss_fell += item.losses.back() < item.losses.front();
+      }
+    }
+    summary.right += of_accuracy.plus;
+    accuracy.push_back(of_accuracy);
+    difference.push_back(of_difference);
+  }
+  summary.accuracy = BootstrapMean(accuracy);
+  if (baseline_present) {
+    PairedComparison paired;
+    paired.difference = BootstrapMean(difference);
+    for (const OutcomeCounts& of_task : difference) {
+      paired.improved += of_task.plus;
+      paired.worsened += of_task.minus;
+    }
+    paired.mcnemar = McNemarTest(paired.improved, paired.worsened);
+    summary.paired = paired;
+  }
+  summary.mean_seconds = Mean(seconds);
+  summary.median_seconds = Quantile(seconds, 0.5);
+  summary.mean_optimization_seconds = Mean(optimization_seconds);
+  summary.mean_tokens = Mean(tokens);
+  summary.with_losses = static_cast<int64_t>(losses_before.size());
+  summary.mean_loss_before = Mean(losses_before);
+  summary.mean_loss_after = Mean(losses_after);
+  return summary;
+}
+
+// The main tables' methods, baseline first.
+std::vector<const ReportMethod*> MainMethods(const ReportInput& input) {
+  std::set<std::string> points;
+  for (const Ablation& ablation : input.ablations) {
+    for (const AblationPoint& point : ablation.points) points.insert(point.method);
+  }
+  std::vector<const ReportMethod*> all, main;
+  for (const ReportMethod& method : input.methods) {
+    auto place = method.role == MethodRole::kBaseline ? all.begin() : all.end();
+    all.insert(place, &method);
+    if (method.role == MethodRole::kBaseline) {
+      main.insert(main.begin(), &method);
+    } else if (points.count(method.label) == 0) {
+      main.push_back(&method);
+    }
+  }
+  return main.size() < 2 && all.size() <= kMethodsMaxInMainTables ? all : main;
+}
+
+// The baseline, then each point's method once.
+std::vector<const ReportMethod*> MethodsOf(const Ablation& ablation, const ReportInput& input,
+                                           const ReportMethod* baseline) {
+  std::vector<const ReportMethod*> methods = {baseline};
+  for (const AblationPoint& point : ablation.points) {
+    const ReportMethod* method = input.FindMethod(point.method);
+    if (method != nullptr && std::find(methods.begin(), methods.end(), method) == methods.end()) {
+      methods.push_back(method);
+    }
+  }
+  return methods;
+}
+
+}  // namespace
+
+const MethodSummary* ScopeSummary::Find(absl::string_view label) const {
+  const auto found =
+      std::find_if(methods.begin(), methods.end(), [&](const auto& each) { return each.label == label; });
+  return found == methods.end() ? nullptr : &*found;
+}
+
+const MethodSummary* ScopeSummary::FindRole(MethodRole role) const {
+  const auto found = std::find_if(methods.begin(), methods.end(), [&](const auto& each) { return each.role == role; });
+  return found == methods.end() ? nullptr : &*found;
+}
+
+RunSummary Summarize(const ReportInput& input) {
+  RunSummary summary;
+  summary.runs = input.runs;
+  summary.notes = input.notes;
+  summary.overall.name = "all tasks";
+  const std::vector<const ReportMethod*> methods = MainMethods(input);
+  if (methods.empty()) return summary;
+  summary.baseline = methods.front()->label;
+
+  const Summarizer summarizer(input);
+  std::vector<std::string> all_tasks, group_names;
+  std::map<std::string, std::vector<std::string>> group_tasks;
+  for (const ReportTask& task : input.tasks) {
+    summary.tasks.push_back(summarizer.SummarizeScope(task.name, {task.name}, methods));
+    summary.tasks.back().group = task.group;
+    all_tasks.push_back(task.name);
+    if (task.group.empty() || !summarizer.HasItems(task.name)) continue;
+    if (group_tasks.count(task.group) == 0) group_names.push_back(task.group);
+    group_tasks[task.group].push_back(task.name);
+  }
+  summary.overall = summarizer.SummarizeScope("all tasks", all_tasks, methods);
+  for (const std::string& group : group_names) {
+    summary.groups.push_back(summarizer.SummarizeScope(group, group_tasks[group], methods));
+  }
+  for (const Ablation& ablation : input.ablations) {
+    AblationSummary of_ablation{ablation, {}};
+    const std::vector<const ReportMethod*> points = MethodsOf(ablation, input, methods.front());
+    of_ablation.scopes.push_back(summarizer.SummarizeScope("all tasks", all_tasks, points));
+    if (group_names.size() > 1) {
+      for (const std::string& group : group_names) {
+        of_ablation.scopes.push_back(summarizer.SummarizeScope(group, group_tasks[group], points));
+      }
+    }
+    summary.ablations.push_back(std::move(of_ablation));
+  }
+  return summary;
+}
+
+absl::StatusOr<RunSummary> SummarizeRun(absl::string_view folder) {
+  C3PO_ASSIGN_OR_RETURN(const ReportInput input, ReadRunFolders({std::string(folder)}));
+  return Summarize(input);
+}
+
+}  // namespace c3po

@@ -1,0 +1,92 @@
+#include "client/eval/sample_line.h"
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr size_t kLineBytesMax = 3 << 20;  // gRPC servers take messages up to 4 MiB by default.
+
+absl::Status ReadText(const Json& object, const char* key, std::string* text) {
+  const auto found = object.find(key);
+  if (found == object.end()) return absl::InvalidArgumentError(absl::StrCat("\"", key, "\" is missing"));
+  if (!found->is_string()) return absl::InvalidArgumentError(absl::StrCat("\"", key, "\" is not a text"));
+  *text = found->get<std::string>();
+  return absl::OkStatus();
+}
+
+absl::Status ReadSample(const Json& object, v1::ReferenceSample* sample) {
+  if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
+  C3PO_RETURN_IF_ERROR(ReadText(object, "prompt", sample->mutable_prompt()));
+  C3PO_RETURN_IF_ERROR(ReadText(object, "answer", sample->mutable_answer()));
+  if (const auto choices = object.find("choices"); choices != object.end() && !choices->is_null()) {
+    if (!choices->is_array()) return absl::InvalidArgumentError("\"choices\" is not a list");
+    for (const Json& choice : *choices) {
+      if (!choice.is_string()) return absl::InvalidArgumentError("\"choices\" holds something that is not a text");
+      sample->add_choices(choice.get<std::string>());
+    }
+  }
+  if (const auto metadata = object.find("metadata"); metadata != object.end() && !metadata->is_null()) {
+    if (!metadata->is_object()) return absl::InvalidArgumentError("\"metadata\" is not an object");
+    for (const auto& [name, value] : metadata->items()) {
+      (*sample->mutable_metadata())[name] = value.is_string() ? value.get<std::string>() : value.dump();
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line) {
+  if (line.size() > kLineBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("longer than ", kLineBytesMax, " bytes"));
+  }
+  // nlohmann throws; nothing of it leaves this function.
+  try {
+    v1::ReferenceSample sample;
+    C3PO_RETURN_IF_ERROR(ReadSample(Json::parse(line.begin(), line.end()), &sample));
+    return sample;
+  } catch (const Json::exception& error) {
+    // "[json.exception.parse_error.101] parse error at ...": the code in brackets says nothing to the reader.
+    const std::string what = error.what();
+    const size_t text = what.find("] ");
+    return absl::InvalidArgumentError(
+        absl::StrCat("not JSON: ", (text == std::string::npos ? what : what.substr(text + 2)).substr(0, 200)));
+  }
+}
+
+absl::StatusOr<std::vector<NumberedLine>> ReadLines(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
+  std::vector<NumberedLine> lines;
+  size_t number = 0;
+  for (std::string line; std::getline(file, line);) {
+    ++number;
+    if (line.find_first_not_of(" \t\r") != std::string::npos) lines.push_back({number, std::move(line)});
+    line.clear();
+  }
+  if (file.bad()) return absl::DataLossError(absl::StrCat(path, ": cannot be read after line ", number));
+  return lines;
+}
+
+absl::StatusOr<std::vector<v1::ReferenceSample>> ReadSampleFile(const std::string& path) {
+  C3PO_ASSIGN_OR_RETURN(const std::vector<NumberedLine> lines, ReadLines(path));
+  std::vector<v1::ReferenceSample> samples;
+  for (const NumberedLine& line : lines) {
+    absl::StatusOr<v1::ReferenceSample> sample = ParseSampleLine(line.text);
+    if (!sample.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ":", line.number, ": ", sample.status().message()));
+    }
+    samples.push_back(*std::move(sample));
+  }
+  return samples;
+}
+
+}  // namespace c3po

@@ -1,0 +1,32 @@
+#ifndef C3PO_CLIENT_EVAL_TASK_SCORER_H_
+#define C3PO_CLIENT_EVAL_TASK_SCORER_H_
+
+#include <functional>
+#include <vector>
+
+#include "client/eval/calibration.h"
+#include "client/eval/item_runner.h"
+
+namespace c3po {
+
+// Scores the items of one task by an ItemRunner, several at a time. The first error ends a call.
+class TaskScorer : public CalibrationScorer {
+ public:
+  // `task` and `runner` are not owned and outlive this object. `on_answer` is told of each answer, one at a time; may
+  // be null.
+  TaskScorer(const Task* task, ItemRunner* runner, int concurrency, std::function<void()> on_answer)
+      : task_(*task), runner_(*runner), concurrency_(concurrency), on_answer_(std::move(on_answer)) {}
+
+  absl::StatusOr<std::vector<ItemResult>> Score(const v1::OptimizationOptions& options,
+                                                absl::Span<const size_t> questions) override;
+
+ private:
+  const Task& task_;
+  ItemRunner& runner_;
+  const int concurrency_;
+  const std::function<void()> on_answer_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_CLIENT_EVAL_TASK_SCORER_H_

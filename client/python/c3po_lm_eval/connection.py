@@ -1,0 +1,79 @@
+"""Calls to one c3po server: retried while it is full or away, and failing with one line that says what and where."""
+
+import time
+
+import grpc
+
+from c3po_lm_eval.errors import C3poError
+from c3po_lm_eval.stubs import generation_pb2, generation_pb2_grpc, server_pb2, server_pb2_grpc
+
+ATTEMPTS = 4  # As the C++ client's.
+FIRST_PAUSE_SECONDS = 0.5  # Doubled with each attempt; the server's own wish, where it has one, counts more.
+RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+class Connection:
+    """Thread-safe. Every method raises C3poError when the call fails."""
+
+    def __init__(self, target: str, timeout_seconds: float):
+        # A server on this machine is not to be looked for behind a proxy.
+        loopback = target.startswith(("127.", "localhost:", "[::1]:", "unix:"))
+        self._target = target
+        self._timeout = timeout_seconds
+        self._channel = grpc.insecure_channel(
+            target, [("grpc.enable_http_proxy", 0 if loopback else 1), ("grpc.max_receive_message_length", -1)]
+        )
+        self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._server = server_pb2_grpc.ServerServiceStub(self._channel)
+
+    def server_info(self):
+        request = server_pb2.GetServerInfoRequest()
+        return self._call(lambda: self._server.GetServerInfo(request, timeout=self._timeout))
+
+    def score(self, request):
+        """A generation_pb2.ScoreResponse with as many scores as the request has continuations."""
+        response = self._call(lambda: self._generation.Score(request, timeout=self._timeout))
+        if len(response.scores) != len(request.continuations):
+            raise C3poError(f"the server scored {len(response.scores)} continuations of {len(request.continuations)}")
+        return response
+
+    def generate(self, request):
+        """(text, generation_pb2.OptimizationReport) of a whole stream."""
+
+        def read():
+            text, report = [], generation_pb2.OptimizationReport()
+            for event in self._generation.Generate(request, timeout=self._timeout):
+                if event.WhichOneof("event") == "delta":
+                    text.append(event.delta.text)
+                elif event.WhichOneof("event") == "optimization":
+                    report = event.optimization
+            return "".join(text), report
+
+        return self._call(read)
+
+    def tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
+        if text == "":
+            return []
+        request = generation_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
+        return list(self._call(lambda: self._generation.Tokenize(request, timeout=self._timeout)).ids)
+
+    def detokenize(self, ids: list[int], skip_special_tokens: bool) -> str:
+        request = generation_pb2.DetokenizeRequest(ids=ids, skip_special_tokens=skip_special_tokens)
+        return self._call(lambda: self._generation.Detokenize(request, timeout=self._timeout)).text
+
+    def _call(self, call):
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return call()
+            except grpc.RpcError as error:
+                if error.code() not in RETRIED or attempt == ATTEMPTS:
+                    raise C3poError(f"{self._target}: {error.code().name}: {error.details()}") from error
+                time.sleep(_pause_seconds(error, attempt))
+        raise AssertionError("every attempt returns or raises")
+
+
+def _pause_seconds(error: grpc.RpcError, attempt: int) -> float:
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-retry-pushback-ms" and str(value).isdigit():
+            return int(value) / 1000
+    return FIRST_PAUSE_SECONDS * 2 ** (attempt - 1)

@@ -1,0 +1,47 @@
+"""From a task's generation_kwargs to SamplingOptions."""
+
+from dataclasses import dataclass
+
+from c3po_lm_eval.errors import C3poError
+from c3po_lm_eval.stubs import generation_pb2
+
+DEFAULT_MAX_TOKENS = 256  # The harness' own.
+STOP_STRINGS_MAX = 16  # The server's limit; further ones are cut off here.
+MAX_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # Earlier ones win.
+PASSED_ON = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}  # Understood, because this value asks for nothing.
+
+
+@dataclass(frozen=True)
+class Sampling:
+    options: object  # generation_pb2.SamplingOptions
+    until: tuple[str, ...]
+
+    def cut(self, text: str) -> str:
+        """`text` up to the first of `until`: the server has done so for as many as it takes."""
+        ends = [at for at in (text.find(stop) for stop in self.until) if at >= 0]
+        return text[: min(ends)] if ends else text
+
+
+def sampling_from_kwargs(kwargs: dict, default_max_tokens: int = DEFAULT_MAX_TOKENS) -> Sampling:
+    """Greedy unless do_sample is true, or do_sample is not given and the temperature is above 0 (the harness' rule). C3poError
+    names a key that the service cannot honor."""
+    left = dict(kwargs)
+    until = left.pop("until", None) or []
+    until = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
+    lengths = [left.pop(name, None) for name in MAX_TOKENS_NAMES]
+    max_tokens = int(next((length for length in lengths if length is not None), default_max_tokens))
+    do_sample = left.pop("do_sample", None)
+    if do_sample is None:
+        do_sample = float(left.get("temperature") or 0) > 0
+    for name, value in left.items():
+        if name not in PASSED_ON and NEUTRAL.get(name) != value:
+            raise C3poError(f"generation_kwargs: {name}={value!r} is not supported; supported are until, do_sample, "
+                            f"{', '.join(MAX_TOKENS_NAMES)}, {', '.join(PASSED_ON)}")
+    options = generation_pb2.SamplingOptions(max_tokens=max_tokens, stop=until[:STOP_STRINGS_MAX], temperature=0)
+    if do_sample:
+        options.temperature = 1  # As transformers has it where sampling is asked for without a temperature.
+        for name in PASSED_ON:
+            if left.get(name) is not None:
+                setattr(options, name, left[name])
+    return Sampling(options, until)

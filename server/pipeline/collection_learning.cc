@@ -1,0 +1,230 @@
+#include "server/pipeline/collection_learning.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+constexpr int kReadAtOnce = 500;        // records
+constexpr size_t kAmortizeAtOnce = 32;  // references per engine task and commit
+constexpr size_t kTuneReferencesMin = 10;
+
+absl::Status Wrong(absl::string_view field, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", what));
+}
+
+absl::Status Check(const TuneRequest& request, const ModelShape& shape) {
+  const PriorTunerOptions& tuner = request.tuner;
+  if (tuner.critical_layers.empty()) return Wrong("critical_layers", "must name at least one layer");
+  for (size_t i = 0; i < tuner.critical_layers.size(); ++i) {
+    const int layer = tuner.critical_layers[i];
+    if (layer < 0 || layer >= shape.moe_layers || (i > 0 && layer <= tuner.critical_layers[i - 1]))
+      return Wrong(absl::StrCat("critical_layers[", i, "]"),
+                   absl::StrCat("must be different MoE layers, 0 to ", shape.moe_layers - 1));
+  }
+  if (tuner.epochs < 1 || tuner.epochs > 1000) return Wrong("epochs", "must be in [1, 1000]");
+  if (tuner.batch_size < 1 || tuner.batch_size > 64) return Wrong("batch_size", "must be in [1, 64]");
+  if (!(tuner.learning_rate > 0 && std::isfinite(tuner.learning_rate)))
+    return Wrong("learning_rate", "must be a finite number above 0");
+  if (!(tuner.weight_decay >= 0 && std::isfinite(tuner.weight_decay)))
+    return Wrong("weight_decay", "must be a finite number, at least 0");
+  if (tuner.patience < 1) return Wrong("patience", "must be at least 1");
+  if (!(request.validation_fraction > 0 && request.validation_fraction <= 0.5))
+    return Wrong("validation_fraction", "must be in (0, 0.5]");
+  if (request.max_references != 0 && request.max_references < static_cast<int>(kTuneReferencesMin))
+    return Wrong("max_references", absl::StrCat("must be 0 or at least ", kTuneReferencesMin));
+  return absl::OkStatus();
+}
+
+// Ends a task's sequence; nothing of it is generated.
+class TaskSink final : public SequenceSink {
+ public:
+  explicit TaskSink(std::function<void(const absl::Status&)> done) : done_(std::move(done)) {}
+  bool OnToken(const SampledToken&) override { return false; }
+  void OnScores(std::vector<ContinuationScore>) override {}
+  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings&) override { done_(status); }
+
+ private:
+  const std::function<void(const absl::Status&)> done_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::vector<ReferenceRecord>> CollectionLearning::Usable(const std::string& collection,
+                                                                        bool successful_only) const {
+  std::vector<ReferenceRecord> usable;
+  std::string after;
+  bool exists = false;
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> page, store_->List(collection, after, kReadAtOnce));
+    if (page.empty()) break;
+    exists = true;
+    after = page.back().id;
+    for (ReferenceRecord& record : page) {
+      const bool made_here =
+          record.model_digest == parts_.model->shape().digest && record.embedder_digest == parts_.embedding->digest();
+      if (made_here && (record.successful || !successful_only)) usable.push_back(std::move(record));
+    }
+  }
+  if (!exists) return absl::NotFoundError(absl::StrCat("collection: \"", collection, "\" does not exist"));
+  if (usable.empty())
+    return absl::FailedPreconditionError(
+        absl::StrCat("collection: \"", collection, "\" has no reference made with this model and embedder"));
+  return usable;
+}
+
+absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t some_token,
+                                             std::shared_ptr<OptimizationTask> task,
+                                             std::function<void(const absl::Status&)> done) const {
+  SequenceRequest request;
+  request.request_id = context.request_id;
+  request.arrival = context.arrival;
+  request.deadline = context.deadline;
+  request.cancelled = context.cancelled;
+  request.prompt = {some_token};  // A sequence has to begin with something, and to end in something.
+  request.continuations = {{some_token}};
+  request.on_prefilled = [task](const PromptCapture&,
+                                absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    return task;
+  };
+  request.sink = std::make_shared<TaskSink>(std::move(done));
+  return parts_.engine->Submit(std::move(request));
+}
+
+absl::Status CollectionLearning::TunePrior(TuneRequest request, OnEpoch on_epoch, OnTuned on_done) {
+  C3PO_RETURN_IF_ERROR(Check(request, parts_.model->shape()));
+  auto shared = std::make_shared<TuneRequest>(std::move(request));
+  const bool taken = parts_.workers->Submit([this, shared, on_epoch, on_done] {
+    if (const absl::Status status = StartTuning(*shared, on_epoch, on_done); !status.ok()) on_done(status);
+  });
+  return taken ? absl::OkStatus() : absl::ResourceExhaustedError("the queue is full: too many requests wait");
+}
+
+absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const OnEpoch& on_epoch,
+                                             const OnTuned& on_done) const {
+  C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> records, Usable(request.collection, request.successful_only));
+  std::mt19937_64 random(request.tuner.seed);
+  for (size_t i = records.size(); i > 1; --i) std::swap(records[i - 1], records[random() % i]);
+  if (request.max_references > 0 && records.size() > static_cast<size_t>(request.max_references))
+    records.erase(records.begin() + request.max_references, records.end());
+  if (records.size() < kTuneReferencesMin)
+    return absl::FailedPreconditionError(absl::StrCat("collection: \"", request.collection, "\" has ", records.size(),
+                                                      " references to learn from, fewer than ", kTuneReferencesMin));
+  const auto held_apart =
+      static_cast<size_t>(std::max(1.0, std::round(request.validation_fraction * static_cast<double>(records.size()))));
+  std::vector<NeighborCase> training, validation;
+  for (size_t i = 0; i < records.size(); ++i) {
+    const bool with_choices = request.tuner.loss == SurrogateLoss::kChoices;
+    C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, parts_.text->NeighborTokens(records[i], with_choices));
+    (i < held_apart ? validation : training).push_back(std::move(neighbor));
+  }
+  const int32_t token = training.front().prompt.front();
+  auto tuner =
+      std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), request.tuner, on_epoch);
+  const auto store = [parts = parts_, collection = request.collection, tuner, on_done] {
+    const std::optional<CollectionPrior> prior = tuner->result();
+    absl::Status status;
+    if (prior) status = parts.shifts->PutPrior(collection, *prior);
+    if (status.ok()) {
+      on_done(prior);
+    } else {
+      on_done(status);
+    }
+  };
+  return RunOnEngine(request.context, token, tuner, [parts = parts_, store, on_done](const absl::Status& status) {
+    if (!status.ok()) return on_done(status);
+    if (!parts.workers->Submit(store)) on_done(absl::ResourceExhaustedError("the queue is full: nothing was stored"));
+  });
+}
+
+// One Amortize call: tasks of a few references each, one after the other, each committed before the next.
+class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<AmortizeRun> {
+ public:
+  AmortizeRun(const CollectionLearning& learning, AmortizeRequest request, OnProgress on_progress, OnDone on_done)
+      : learning_(learning),
+        request_(std::move(request)),
+        on_progress_(std::move(on_progress)),
+        on_done_(std::move(on_done)) {}
+
+  // On a worker.
+  void Begin() {
+    if (const absl::Status status = Read(); !status.ok()) return on_done_(status);
+    on_progress_(progress_);
+    Continue();
+  }
+
+ private:
+  absl::Status Read() {
+    const OptimizationSettings& settings = request_.settings;
+    const std::string wanted = ShiftSettingsText(settings);
+    C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> records, learning_.Usable(settings.collection, false));
+    progress_.total = static_cast<int64_t>(records.size());
+    const bool with_choices = settings.objective == SurrogateLoss::kChoices;
+    for (ReferenceRecord& record : records) {
+      C3PO_ASSIGN_OR_RETURN(const auto known, learning_.parts_.shifts->Shift(settings.collection, record.id));
+      if (known && known->settings == wanted) {
+        ++progress_.skipped;
+        continue;
+      }
+      C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, learning_.parts_.text->NeighborTokens(record, with_choices));
+      todo_.push_back({std::move(neighbor), std::move(record.pathway)});
+    }
+    return absl::OkStatus();
+  }
+
+  void Continue() {
+    if (next_ >= todo_.size()) return on_done_(absl::OkStatus());
+    const size_t end = std::min(todo_.size(), next_ + kAmortizeAtOnce);
+    const auto at = [this](size_t i) { return todo_.begin() + static_cast<std::ptrdiff_t>(i); };
+    std::vector<ShiftAmortizer::Reference> references(at(next_), at(end));
+    next_ = end;
+    const int32_t token = references.front().neighbor.prompt.front();
+    auto self = shared_from_this();
+    auto task = std::make_shared<ShiftAmortizer>(learning_.parts_.model, std::move(references), request_.settings,
+                                                 [self](ReferenceShift shift) {
+                                                   self->found_.push_back(std::move(shift));
+                                                   return absl::OkStatus();
+                                                 });
+    const absl::Status submitted =
+        learning_.RunOnEngine(request_.context, token, task, [self](const absl::Status& status) {
+          if (!status.ok()) return self->on_done_(status);
+          const auto commit = [self] { self->Commit(); };
+          if (!self->learning_.parts_.workers->Submit(commit))
+            self->on_done_(absl::ResourceExhaustedError("the queue is full: the last shifts were not stored"));
+        });
+    if (!submitted.ok()) on_done_(submitted);
+  }
+
+  void Commit() {
+    const absl::Status status = learning_.parts_.shifts->PutShifts(request_.settings.collection, found_);
+    if (!status.ok()) return on_done_(status);
+    progress_.done += static_cast<int64_t>(found_.size());
+    found_.clear();
+    on_progress_(progress_);
+    Continue();
+  }
+
+  const CollectionLearning& learning_;
+  const AmortizeRequest request_;
+  const OnProgress on_progress_;
+  const OnDone on_done_;
+  AmortizeProgress progress_;
+  std::vector<ShiftAmortizer::Reference> todo_;
+  size_t next_ = 0;
+  std::vector<ReferenceShift> found_;
+};
+
+absl::Status CollectionLearning::Amortize(AmortizeRequest request, OnProgress on_progress, OnDone on_done) {
+  C3PO_RETURN_IF_ERROR(ValidateSettings(request.settings, parts_.model->shape()));
+  auto run = std::make_shared<AmortizeRun>(*this, std::move(request), std::move(on_progress), std::move(on_done));
+  const bool taken = parts_.workers->Submit([run] { run->Begin(); });
+  return taken ? absl::OkStatus() : absl::ResourceExhaustedError("the queue is full: too many requests wait");
+}
+
+}  // namespace c3po

@@ -1,0 +1,69 @@
+#ifndef C3PO_SERVER_PIPELINE_COLLECTION_LEARNING_H_
+#define C3PO_SERVER_PIPELINE_COLLECTION_LEARNING_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/pipeline/generation_pipeline.h"
+#include "server/pipeline/prior_tuner.h"
+#include "server/pipeline/shift_amortizer.h"
+
+namespace c3po {
+
+struct TuneRequest {
+  CallContext context;
+  std::string collection;
+  PriorTunerOptions tuner;
+  double validation_fraction = 0.2;  // (0, 0.5]
+  int max_references = 0;            // 0: all; else a seeded sample
+  bool successful_only = false;
+};
+
+struct AmortizeRequest {
+  CallContext context;
+  OptimizationSettings settings;  // of its collection
+};
+
+// Learning over a whole collection, beside the requests that are served: the engine takes its steps between theirs.
+// Results are stored through LearnedShifts before they are reported. Thread-safe. Callbacks come from worker or engine
+// threads, one at a time, and must not block; on_done comes once, last, unless an error is returned here.
+class CollectionLearning {
+ public:
+  // `store` and what parts point to outlive it.
+  CollectionLearning(const PipelineParts& parts, const ReferenceStore* store) : parts_(parts), store_(store) {}
+
+  using OnEpoch = std::function<void(const PriorTuner::Epoch&)>;
+  // The prior that was stored, or nothing when none was better than no shift.
+  using OnTuned = std::function<void(absl::StatusOr<std::optional<CollectionPrior>>)>;
+  // InvalidArgument "FIELD: ..."; NotFound, FailedPrecondition: see ReferenceCatalog::Search; at least 10 usable
+  // references are needed.
+  absl::Status TunePrior(TuneRequest request, OnEpoch on_epoch, OnTuned on_done);
+
+  struct AmortizeProgress {
+    int64_t done = 0, skipped = 0, total = 0;
+  };
+  using OnProgress = std::function<void(const AmortizeProgress&)>;
+  using OnDone = std::function<void(const absl::Status&)>;
+  absl::Status Amortize(AmortizeRequest request, OnProgress on_progress, OnDone on_done);
+
+ private:
+  class AmortizeRun;
+
+  // The usable references of a collection, in the order of their ids.
+  absl::StatusOr<std::vector<ReferenceRecord>> Usable(const std::string& collection, bool successful_only) const;
+  // Has the engine run `task` to its end; `done` comes from the engine thread.
+  absl::Status RunOnEngine(const CallContext& context, int32_t some_token, std::shared_ptr<OptimizationTask> task,
+                           std::function<void(const absl::Status&)> done) const;
+  absl::Status StartTuning(const TuneRequest& request, const OnEpoch& on_epoch, const OnTuned& on_done) const;
+
+  const PipelineParts parts_;
+  const ReferenceStore* const store_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PIPELINE_COLLECTION_LEARNING_H_

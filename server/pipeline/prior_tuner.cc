@@ -1,0 +1,141 @@
+#include "server/pipeline/prior_tuner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+void Shuffle(std::mt19937_64& random, std::vector<NeighborCase>& cases) {
+  for (size_t i = cases.size(); i > 1; --i) std::swap(cases[i - 1], cases[random() % i]);
+}
+
+}  // namespace
+
+PriorTuner::PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, std::vector<NeighborCase> validation,
+                       PriorTunerOptions options, std::function<void(const Epoch&)> on_epoch)
+    : model_(model),
+      training_(std::move(training)),
+      validation_(std::move(validation)),
+      options_(std::move(options)),
+      on_epoch_(std::move(on_epoch)),
+      random_(options_.seed),
+      epoch_start_(absl::Now()) {
+  const size_t size = options_.critical_layers.size() * static_cast<size_t>(model_->shape().experts);
+  shift_.resize(size);
+  best_shift_.resize(size);
+  mean_.resize(size);
+  square_.resize(size);
+  BeginPass(/*training=*/false);
+}
+
+size_t PriorTuner::BatchEnd() const {
+  return std::min(cases().size(), pass_.next + static_cast<size_t>(options_.batch_size));
+}
+
+void PriorTuner::BeginPass(bool training) {
+  pass_ = Pass();
+  pass_.training = training;
+  batch_ = ObjectiveSpec();
+  if (training) Shuffle(random_, training_);
+}
+
+absl::StatusOr<bool> PriorTuner::Step() {
+  const size_t prepared = pass_.next + batch_.states.size();
+  if (prepared < BatchEnd()) {
+    batch_.cases.push_back(cases()[prepared]);
+    C3PO_ASSIGN_OR_RETURN(auto state, model_->PrepareNeighbor(batch_.cases.back(), options_.critical_layers.front()));
+    batch_.states.push_back(std::move(state));
+    return false;
+  }
+  C3PO_RETURN_IF_ERROR(EvaluateBatch());
+  return pass_.next < cases().size() ? false : EndPass();
+}
+
+RoutingOverride PriorTuner::Routing() const {
+  Pathway values(static_cast<int>(options_.critical_layers.size()), model_->shape().experts);
+  std::copy(shift_.begin(), shift_.end(), values.weights.begin());
+  return {RoutingOverride::Kind::kLogitShift, options_.critical_layers, std::move(values)};
+}
+
+absl::Status PriorTuner::EvaluateBatch() {
+  batch_.critical_layers = options_.critical_layers;
+  batch_.rule = ApplicationRule::kRouterShift;
+  batch_.loss = options_.loss;
+  C3PO_ASSIGN_OR_RETURN(const auto objective, model_->NewObjective(batch_));
+  Pathway gradient;
+  C3PO_ASSIGN_OR_RETURN(const double loss, objective->Evaluate(Routing(), pass_.training ? &gradient : nullptr));
+  pass_.loss_sum += loss * static_cast<double>(batch_.cases.size());
+  pass_.correct += std::max<int64_t>(0, objective->correct_choices());
+  pass_.counted = pass_.counted && objective->correct_choices() >= 0;
+  if (pass_.training) Move(gradient);
+  pass_.next += batch_.cases.size();
+  batch_ = ObjectiveSpec();
+  return absl::OkStatus();
+}
+
+void PriorTuner::Move(const Pathway& gradient) {
+  constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
+  ++steps_;
+  for (size_t i = 0; i < shift_.size(); ++i) {
+    const double g = gradient.weights[i];
+    mean_[i] = kBeta1 * mean_[i] + (1 - kBeta1) * g;
+    square_[i] = kBeta2 * square_[i] + (1 - kBeta2) * g * g;
+    const double mean = mean_[i] / (1 - std::pow(kBeta1, steps_)), square = square_[i] / (1 - std::pow(kBeta2, steps_));
+    shift_[i] -= options_.learning_rate * (mean / (std::sqrt(square) + kEpsilon) + options_.weight_decay * shift_[i]);
+  }
+}
+
+// A training pass is followed by a validation pass, which ends the epoch.
+absl::StatusOr<bool> PriorTuner::EndPass() {
+  const double loss = pass_.loss_sum / static_cast<double>(cases().size());
+  if (pass_.training) {
+    epoch_.training_loss = loss;
+    BeginPass(/*training=*/false);
+    return false;
+  }
+  epoch_.validation_loss = loss;
+  if (pass_.counted) {
+    epoch_.validation_accuracy = static_cast<double>(pass_.correct) / static_cast<double>(cases().size());
+  }
+  epoch_.seconds = absl::ToDoubleSeconds(absl::Now() - epoch_start_);
+  on_epoch_(epoch_);
+  if (epoch_.number == 0) {
+    first_ = best_ = epoch_;
+  } else if (epoch_.validation_loss < best_.validation_loss) {
+    best_ = epoch_;
+    best_shift_ = shift_;
+    worse_epochs_ = 0;
+  } else {
+    ++worse_epochs_;
+  }
+  if (epoch_.number >= options_.epochs || worse_epochs_ >= options_.patience) return true;
+  const int next = epoch_.number + 1;
+  epoch_ = Epoch();
+  epoch_.number = next;
+  epoch_start_ = absl::Now();
+  BeginPass(/*training=*/true);
+  return false;
+}
+
+std::optional<CollectionPrior> PriorTuner::result() const {
+  if (best_.number == 0) return std::nullopt;
+  CollectionPrior prior;
+  prior.routing = Routing();
+  std::copy(best_shift_.begin(), best_shift_.end(), prior.routing.values.weights.begin());
+  prior.model_digest = model_->shape().digest;
+  prior.references = static_cast<int64_t>(training_.size());
+  prior.validation_references = static_cast<int64_t>(validation_.size());
+  prior.validation_loss_before = first_.validation_loss;
+  prior.validation_loss_after = best_.validation_loss;
+  prior.validation_accuracy_before = first_.validation_accuracy;
+  prior.validation_accuracy_after = best_.validation_accuracy;
+  return prior;
+}
+
+}  // namespace c3po

@@ -1,0 +1,66 @@
+#include "server/pipeline/shift_amortizer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+
+std::string ShiftSettingsText(const OptimizationSettings& settings) {
+  return absl::StrCat("layers ", absl::StrJoin(settings.critical_layers, ","), " core ", settings.core_experts,
+                      " loss ", static_cast<int>(settings.objective), " rule ", static_cast<int>(settings.step_rule),
+                      " steps ", settings.steps, " rate ", settings.learning_rate);
+}
+
+ShiftAmortizer::ShiftAmortizer(ModelRunner* model, std::vector<Reference> references, OptimizationSettings settings,
+                               std::function<absl::Status(ReferenceShift)> on_shift)
+    : model_(model),
+      references_(std::move(references)),
+      settings_(std::move(settings)),
+      on_shift_(std::move(on_shift)) {}
+
+absl::Status ShiftAmortizer::Begin() {
+  const Reference& reference = references_[next_];
+  ObjectiveSpec spec;
+  spec.cases = {reference.neighbor};
+  spec.critical_layers = settings_.critical_layers;
+  spec.rule = ApplicationRule::kRouterShift;
+  spec.loss = settings_.objective;
+  C3PO_ASSIGN_OR_RETURN(auto state, model_->PrepareNeighbor(reference.neighbor, settings_.critical_layers.front()));
+  spec.states.push_back(std::move(state));
+  C3PO_ASSIGN_OR_RETURN(objective_, model_->NewObjective(spec));
+  OptimizationProblem problem;
+  problem.initial = Pathway(static_cast<int>(settings_.critical_layers.size()), reference.pathway.experts);
+  for (size_t i = 0; i < settings_.critical_layers.size(); ++i) {
+    const auto row = reference.pathway.Row(settings_.critical_layers[i]);
+    std::copy(row.begin(), row.end(), problem.initial.Row(static_cast<int>(i)).begin());
+  }
+  problem.critical_layers = settings_.critical_layers;
+  problem.core_experts = settings_.core_experts;
+  problem.rule = ApplicationRule::kRouterShift;
+  problem.objective = objective_.get();
+  C3PO_ASSIGN_OR_RETURN(optimizer_, MakeGradientDescent(std::move(problem), {settings_.steps, settings_.learning_rate,
+                                                                             settings_.step_rule, 1.0}));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> ShiftAmortizer::Step() {
+  if (next_ >= references_.size()) return true;
+  if (!optimizer_) {
+    C3PO_RETURN_IF_ERROR(Begin());
+    return false;
+  }
+  C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->Step());
+  if (!finished) return false;
+  ReferenceShift shift{references_[next_].neighbor.reference_id, optimizer_->Override(), model_->shape().digest,
+                       ShiftSettingsText(settings_)};
+  optimizer_.reset();
+  objective_.reset();
+  C3PO_RETURN_IF_ERROR(on_shift_(std::move(shift)));
+  return ++next_ >= references_.size();
+}
+
+}  // namespace c3po

@@ -1,0 +1,118 @@
+#include "server/rpc/learning_reactors.h"
+
+#include <memory>
+#include <utility>
+
+#include "index/base/status_macros.h"
+#include "index/types/reference_validation.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/profiles.h"
+#include "server/rpc/queued_stream.h"
+#include "server/rpc/wire.h"
+
+namespace c3po {
+namespace {
+
+// Holds itself until OnDone; the work's callbacks hold it as well.
+class LearningReactor : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteBuffer>>,
+                        public std::enable_shared_from_this<LearningReactor> {
+ public:
+  LearningReactor(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
+      : QueuedStream(context, parts.pipeline_parts.metrics, rpc), parts_(parts) {}
+
+  static LearningReactor* Start(std::shared_ptr<LearningReactor> reactor, const grpc::ByteBuffer& request) {
+    reactor->self_ = reactor;
+    if (const absl::Status status = reactor->Begin(request); !status.ok()) reactor->End(status);
+    return reactor.get();
+  }
+  void OnDone() override { self_.reset(); }
+
+ protected:
+  virtual absl::Status Begin(const grpc::ByteBuffer& request) = 0;
+
+  const ServiceParts& parts_;
+
+ private:
+  std::shared_ptr<LearningReactor> self_;
+};
+
+class TunePriorReactor final : public LearningReactor {
+ public:
+  TunePriorReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
+      : LearningReactor(context, parts, Metrics::Rpc::kReferencesTunePrior) {}
+
+ private:
+  absl::Status Begin(const grpc::ByteBuffer& bytes) override {
+    C3PO_ASSIGN_OR_RETURN(const v1::TunePriorRequest request, ParseRequest<v1::TunePriorRequest>(bytes));
+    C3PO_ASSIGN_OR_RETURN(TuneRequest tune, TuneFromProto(request, parts_.profiles->defaults()));
+    C3PO_RETURN_IF_ERROR(ValidateCollectionName(tune.collection));
+    tune.context = call().Context("");
+    const auto self = std::static_pointer_cast<TunePriorReactor>(shared_from_this());
+    return parts_.learning->TunePrior(
+        std::move(tune), [self](const PriorTuner::Epoch& epoch) { self->OnEpoch(epoch); },
+        [self](const absl::StatusOr<std::optional<CollectionPrior>>& prior) { self->OnTuned(prior); });
+  }
+
+  void OnEpoch(const PriorTuner::Epoch& epoch) {
+    last_.set_epoch(static_cast<uint32_t>(epoch.number));
+    last_.set_training_loss(epoch.training_loss);
+    last_.set_validation_loss(epoch.validation_loss);
+    if (epoch.validation_accuracy) last_.set_validation_accuracy(*epoch.validation_accuracy);
+    last_.set_seconds(epoch.seconds);
+    Send(ToBytes(last_));
+  }
+
+  void OnTuned(const absl::StatusOr<std::optional<CollectionPrior>>& prior) {
+    if (!prior.ok()) return End(prior.status(), /*drop_queue=*/true);
+    last_.set_finished(true);
+    if (*prior) *last_.mutable_stored() = PriorToProto(**prior);
+    Send(ToBytes(last_));
+    End(absl::OkStatus());
+  }
+
+  v1::TunePriorResponse last_;
+};
+
+class AmortizeReactor final : public LearningReactor {
+ public:
+  AmortizeReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
+      : LearningReactor(context, parts, Metrics::Rpc::kReferencesAmortizeShifts) {}
+
+ private:
+  absl::Status Begin(const grpc::ByteBuffer& bytes) override {
+    C3PO_ASSIGN_OR_RETURN(const v1::AmortizeShiftsRequest request, ParseRequest<v1::AmortizeShiftsRequest>(bytes));
+    v1::OptimizationOptions options = request.optimization();
+    if (!request.collection().empty()) options.set_collection(request.collection());
+    AmortizeRequest amortize;
+    C3PO_ASSIGN_OR_RETURN(amortize.settings, parts_.profiles->Resolve(options));
+    amortize.context = call().Context("");
+    const auto self = std::static_pointer_cast<AmortizeReactor>(shared_from_this());
+    return parts_.learning->Amortize(
+        std::move(amortize),
+        [self](const CollectionLearning::AmortizeProgress& progress) { self->OnProgress(progress); },
+        [self](const absl::Status& status) { self->End(status); });
+  }
+
+  void OnProgress(const CollectionLearning::AmortizeProgress& progress) {
+    v1::AmortizeShiftsResponse message;
+    message.set_done(static_cast<uint64_t>(progress.done));
+    message.set_skipped(static_cast<uint64_t>(progress.skipped));
+    message.set_total(static_cast<uint64_t>(progress.total));
+    Send(ToBytes(message));
+  }
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartTunePrior(grpc::CallbackServerContext* context,
+                                                           const grpc::ByteBuffer& request, const ServiceParts& parts) {
+  return LearningReactor::Start(std::make_shared<TunePriorReactor>(context, parts), request);
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartAmortizeShifts(grpc::CallbackServerContext* context,
+                                                                const grpc::ByteBuffer& request,
+                                                                const ServiceParts& parts) {
+  return LearningReactor::Start(std::make_shared<AmortizeReactor>(context, parts), request);
+}
+
+}  // namespace c3po

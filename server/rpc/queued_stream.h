@@ -1,0 +1,97 @@
+#ifndef C3PO_SERVER_RPC_QUEUED_STREAM_H_
+#define C3PO_SERVER_RPC_QUEUED_STREAM_H_
+
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <deque>
+#include <limits>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "server/rpc/call_context.h"
+
+namespace c3po {
+
+// A reactor's sending half: messages wait in a queue, one write is in flight, the final status follows the last
+// message. Base: grpc::ServerWriteReactor or ServerBidiReactor of ByteBuffers. Thread-safe; nothing here blocks.
+template <typename Base>
+class QueuedStream : public Base {
+ public:
+  void OnWriteDone(bool ok) override {
+    if (!ok) call_.Cancel();
+    const absl::MutexLock lock(&mu_);
+    writing_ = false;
+    queue_.pop_front();
+    if (!ok) queue_.clear();
+    Advance();
+  }
+
+  void OnCancel() override { call_.Cancel(); }
+
+ protected:
+  // queued_max: messages that may wait for a client that reads slowly; with one more the call is cancelled and ends
+  // with ResourceExhausted.
+  QueuedStream(grpc::CallbackServerContext* context, Metrics* metrics, Metrics::Rpc rpc,
+               size_t queued_max = std::numeric_limits<size_t>::max())
+      : call_(context, metrics, rpc), queued_max_(queued_max) {}
+
+  CallState& call() { return call_; }
+  const CallState& call() const { return call_; }
+
+  void Send(grpc::ByteBuffer message) {
+    const absl::MutexLock lock(&mu_);
+    if (overflowed_) return;
+    if (queue_.size() >= queued_max_) {
+      overflowed_ = true;
+      call_.Cancel();
+      return;
+    }
+    queue_.push_back(std::move(message));
+    Advance();
+  }
+
+  // Sets what End would say, if nothing was set before.
+  void SetFinalStatus(const absl::Status& status) {
+    const absl::MutexLock lock(&mu_);
+    if (final_status_.ok()) final_status_ = status;
+  }
+
+  // The call ends with `status` (or the final status set before) once the queue is sent. `drop_queue`: what waits is
+  // not sent. Call once, last.
+  void End(const absl::Status& status, bool drop_queue = false) {
+    const absl::MutexLock lock(&mu_);
+    if (final_status_.ok()) final_status_ = status;
+    if (overflowed_) final_status_ = absl::ResourceExhaustedError("the client does not read its answer");
+    ended_ = true;
+    if (overflowed_ || drop_queue) queue_.resize(writing_ ? 1 : 0);  // What is being written stays until it is done.
+    Advance();
+  }
+
+ private:
+  // Starts the next write, or the end.
+  void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (writing_ || finished_) return;
+    if (!queue_.empty()) {
+      writing_ = true;
+      this->StartWrite(&queue_.front());
+    } else if (ended_) {
+      finished_ = true;
+      this->Finish(call_.End(final_status_));
+    }
+  }
+
+  CallState call_;
+  const size_t queued_max_;
+  absl::Mutex mu_;
+  std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool overflowed_ ABSL_GUARDED_BY(mu_) = false;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status final_status_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_QUEUED_STREAM_H_

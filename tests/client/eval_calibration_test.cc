@@ -1,0 +1,257 @@
+// The search of a calibration over a formula in place of a server.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "client/eval/calibration.h"
+#include "client/eval/option_setting.h"
+
+namespace c3po {
+namespace {
+
+using ::testing::HasSubstr;
+
+using Options = v1::OptimizationOptions;
+
+// Answers by a formula: `quality` in [0, 1] is the share of questions that are right, spread evenly over them.
+class FormulaScorer : public CalibrationScorer {
+ public:
+  using Formula = std::function<absl::StatusOr<double>(const Options&)>;
+  explicit FormulaScorer(Formula quality) : quality_(std::move(quality)) {}
+
+  absl::StatusOr<std::vector<ItemResult>> Score(const Options& options, absl::Span<const size_t> questions) override {
+    ++calls;
+    now += absl::Seconds(static_cast<int64_t>(questions.size()));
+    const absl::StatusOr<double> quality = quality_(options);
+    if (!quality.ok()) return quality.status();
+    std::vector<ItemResult> results;
+    for (const size_t question : questions) {
+      ItemResult result;
+      // A golden-ratio sequence: any run of questions holds about the same share.
+      const double draw = std::fmod(0.618033988749895 * static_cast<double>(question + 1), 1.0);
+      result.correct = draw < *quality;
+      result.seconds = options.method() == v1::METHOD_NONE ? 0.1 : 0.1 * (1 + options.steps());
+      if (adorn) adorn(options, question, &result);
+      asked.push_back(question);
+      results.push_back(std::move(result));
+    }
+    return results;
+  }
+
+  std::function<void(const Options&, size_t, ItemResult*)> adorn;
+  std::vector<size_t> asked;
+  int calls = 0;
+  absl::Time now = absl::UnixEpoch();
+
+ private:
+  const Formula quality_;
+};
+
+CalibrationCandidate Patch(const char* label, std::initializer_list<std::pair<const char*, const char*>> fields) {
+  CalibrationCandidate candidate{label, {}};
+  for (const auto& [field, value] : fields) {
+    EXPECT_TRUE(SetOption(field, value, &candidate.patch).ok()) << field;
+  }
+  return candidate;
+}
+
+CalibrationSettings Settings() {
+  CalibrationSettings settings;
+  for (size_t i = 0; i < 40; ++i) (i < 20 ? settings.search : settings.check).push_back(i);
+  settings.start.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  settings.start.set_k(3);
+  settings.start.set_steps(5);
+  settings.axes = {{"k", false, {Patch("3", {{"k", "3"}}), Patch("6", {{"k", "6"}}), Patch("12", {{"k", "12"}})}},
+                   {"steps", true, {Patch("10", {{"steps", "10"}}), Patch("20", {{"steps", "20"}})}}};
+  return settings;
+}
+
+// Best at k = 12, steps = 10; the model as it is 40 %.
+absl::StatusOr<double> Hill(const Options& options) {
+  if (options.method() == v1::METHOD_NONE) return 0.4;
+  return 0.8 - 0.02 * std::abs(static_cast<int>(options.k()) - 12) -
+         0.02 * std::abs(static_cast<int>(options.steps()) - 10);
+}
+
+TEST(Calibrate, ClimbsToTheBestPointAndMeasuresItOnOtherQuestions) {
+  FormulaScorer scorer(Hill);
+  const CalibrationSettings settings = Settings();
+  const auto result = Calibrate(settings, scorer);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->chosen.k(), 12);
+  EXPECT_EQ(result->chosen.steps(), 10);
+  EXPECT_TRUE(result->helps);
+  EXPECT_NEAR(result->accuracy_none, 0.4, 0.06);
+  EXPECT_NEAR(result->accuracy, 0.8, 0.06);
+  EXPECT_NEAR(result->lift.value, result->accuracy - result->accuracy_none, 1e-9);
+  EXPECT_GT(result->lift.low, 0);
+  EXPECT_EQ(result->worsened, 0);
+  EXPECT_EQ(result->questions, 20);
+  EXPECT_NEAR(result->seconds, 1.1, 1e-9);
+  // None, start, two of k (its own value is not tried again), two of steps.
+  EXPECT_EQ(result->tried.size(), 6);
+  EXPECT_EQ(result->tried[0].label, "none");
+  // Only the winner and the model as it is saw the check questions.
+  EXPECT_EQ(std::count_if(scorer.asked.begin(), scorer.asked.end(), [](size_t q) { return q >= 20; }), 40);
+}
+
+TEST(Calibrate, PointsFarBehindAreAskedHalf) {
+  FormulaScorer scorer(Hill);
+  CalibrationSettings settings = Settings();
+  settings.start.set_k(12);
+  settings.start.set_steps(10);
+  const auto result = Calibrate(settings, scorer);
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->chosen.k(), 12);
+  const auto dropped = std::find_if(result->tried.begin(), result->tried.end(),
+                                    [](const TriedPoint& point) { return point.axis == "k" && point.label == "3"; });
+  ASSERT_NE(dropped, result->tried.end());
+  EXPECT_EQ(dropped->questions, 10);
+}
+
+TEST(Calibrate, SaysWhenNothingHelps) {
+  FormulaScorer scorer([](const Options& options) { return options.method() == v1::METHOD_NONE ? 0.7 : 0.5; });
+  const auto result = Calibrate(Settings(), scorer);
+  ASSERT_TRUE(result.ok());
+  EXPECT_FALSE(result->helps);
+  EXPECT_LT(result->lift.value, 0);
+  FormulaScorer same([](const Options&) { return 0.5; });
+  EXPECT_FALSE(Calibrate(Settings(), same)->helps);
+}
+
+TEST(Calibrate, TheMaximumOfNoiseIsNotTakenForLift) {
+  // Each point is right on another half of the questions: the search finds a "best", the check finds no lift.
+  FormulaScorer scorer([](const Options&) { return 0.5; });
+  scorer.adorn = [](const Options& options, size_t question, ItemResult* result) {
+    const size_t hash = (question * 2654435761u) ^ (options.k() * 40503u) ^ (options.steps() * 9973u);
+    if (options.method() != v1::METHOD_NONE) result->correct = question < 20 ? hash % 3 != 0 : result->correct;
+  };
+  const auto result = Calibrate(Settings(), scorer);
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->lift.value, 0);
+  EXPECT_FALSE(result->helps);
+}
+
+TEST(Calibrate, RefusedPointsAreNotedAndOtherErrorsEndTheSearch) {
+  FormulaScorer scorer([](const Options& options) -> absl::StatusOr<double> {
+    if (options.k() == 12) return absl::InvalidArgumentError("k: too many");
+    return Hill(options);
+  });
+  const auto result = Calibrate(Settings(), scorer);
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->chosen.k(), 6);
+  EXPECT_TRUE(std::any_of(result->tried.begin(), result->tried.end(),
+                          [](const TriedPoint& point) { return point.refused == "k: too many"; }));
+  FormulaScorer gone([](const Options& options) -> absl::StatusOr<double> {
+    if (options.k() == 6) return absl::UnavailableError("gone");
+    return 0.5;
+  });
+  EXPECT_EQ(Calibrate(Settings(), gone).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(Calibrate, TheBudgetEndsTheSearchNotTheCheck) {
+  FormulaScorer scorer(Hill);
+  CalibrationSettings settings = Settings();
+  settings.now = [&] { return scorer.now; };
+  settings.budget = absl::Seconds(50);  // None and the start cost 40, one more point is begun.
+  const auto result = Calibrate(settings, scorer);
+  ASSERT_TRUE(result.ok());
+  EXPECT_TRUE(result->budget_spent);
+  EXPECT_EQ(result->tried.size(), 3);
+  EXPECT_EQ(result->questions, 20);
+}
+
+TEST(Calibrate, GateLeavesFarNeighborsAlone) {
+  // Questions with an odd number have far neighbors, and re-mixing gets them wrong that were right.
+  FormulaScorer scorer([](const Options&) { return 0.5; });
+  scorer.adorn = [](const Options& options, size_t question, ItemResult* result) {
+    const bool far = question % 2 == 1;
+    if (options.method() == v1::METHOD_NONE) {
+      result->correct = far;
+    } else {
+      result->correct = !far;
+      result->neighbor_distances = {far ? 1.2 : 0.3};
+    }
+  };
+  const auto result = Calibrate(Settings(), scorer);
+  ASSERT_TRUE(result.ok());
+  EXPECT_GE(result->chosen.gate().max_neighbor_distance(), 0.3);
+  EXPECT_LT(result->chosen.gate().max_neighbor_distance(), 1.2);
+  EXPECT_TRUE(result->chosen.gate().enabled());
+  EXPECT_EQ(result->gated, 10);
+  EXPECT_EQ(result->worsened, 0);
+  EXPECT_EQ(result->accuracy, 1.0);
+  EXPECT_THAT(result->gate, HasSubstr("farther than"));
+}
+
+TEST(Calibrate, GateLeavesSureAnswersAlone) {
+  FormulaScorer scorer([](const Options&) { return 0.5; });
+  scorer.adorn = [](const Options& options, size_t question, ItemResult* result) {
+    const bool sure = question % 2 == 1;
+    result->gold = 0;
+    result->token_counts = {1, 1};
+    result->log_likelihoods = {std::log(sure ? 0.97 : 0.45), std::log(sure ? 0.03 : 0.55)};
+    result->correct = options.method() == v1::METHOD_NONE ? sure : !sure;
+  };
+  const auto result = Calibrate(Settings(), scorer);
+  ASSERT_TRUE(result.ok());
+  EXPECT_TRUE(result->chosen.gate().has_max_base_confidence());
+  EXPECT_LE(result->chosen.gate().max_base_confidence(), 0.97);
+  EXPECT_EQ(result->accuracy, 1.0);
+}
+
+TEST(Calibrate, NeedsQuestionsOnBothSides) {
+  FormulaScorer scorer(Hill);
+  CalibrationSettings settings = Settings();
+  settings.check.clear();
+  EXPECT_EQ(Calibrate(settings, scorer).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(ApplyPatch, LayersReplaceOthersMerge) {
+  Options options, patch;
+  options.add_critical_layers(1);
+  options.set_epsilon(0.5);
+  options.set_steps(7);
+  patch.add_critical_layers(2);
+  patch.add_critical_layers(3);
+  patch.set_k(4);
+  ApplyPatch(patch, &options);
+  EXPECT_EQ(OptionsJson(options), R"({"k":4,"steps":7,"critical_layers":[2,3]})");
+}
+
+TEST(CalibrationAxes, LeaveOutWhatIsFixedOrMissing) {
+  CalibrationScope scope;
+  scope.moe_layers = 30;
+  scope.experts = 32;
+  scope.references = 10;
+  scope.has_choices = true;
+  const auto labels = [](const std::vector<CalibrationAxis>& axes) {
+    std::vector<std::string> all;
+    for (const CalibrationAxis& axis : axes) {
+      for (const CalibrationCandidate& candidate : axis.candidates) all.push_back(axis.name + "=" + candidate.label);
+    }
+    return all;
+  };
+  const auto free = labels(CalibrationAxes(scope));
+  EXPECT_THAT(free, testing::Contains("critical layers=last 30"));
+  EXPECT_THAT(free, testing::Contains("k=6"));
+  EXPECT_THAT(free, testing::Not(testing::Contains("k=12")));  // More than the collection holds.
+  EXPECT_THAT(free, testing::Not(testing::Contains("method=collection prior")));
+  scope.has_prior = true;
+  scope.fixed.set_k(5);
+  scope.fixed.set_steps(3);
+  const std::vector<CalibrationAxis> axes = CalibrationAxes(scope);
+  const auto fixed = labels(axes);
+  EXPECT_THAT(fixed, testing::Contains("method=collection prior"));
+  EXPECT_THAT(fixed, testing::Not(testing::Contains("k=3")));
+  EXPECT_THAT(fixed, testing::Not(testing::Contains("steps=10")));
+  EXPECT_EQ(axes[0].candidates[0].patch.k(), 5);
+  EXPECT_EQ(axes[0].candidates[0].patch.steps(), 3);
+}
+
+}  // namespace
+}  // namespace c3po

@@ -1,0 +1,352 @@
+// Runs eval, ablate, calibrate and the commands over a collection against a fake server.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/synchronization/notification.h"
+#include "tests/client/child_process.h"
+#include "tests/client/fake_server.h"
+
+namespace c3po {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using Json = nlohmann::json;
+
+class EvalCliTest : public ::testing::Test {
+ protected:
+  EvalCliTest() : folder_(absl::StrCat(testing::TempDir(), "c3po_eval_cli_", getpid())) {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_ + "/suite/science");
+    Write("suite/suite.json", R"({"tasks": [{"name": "science", "group": "knowledge", "metric": "raw"}]})");
+    Write("suite/science/heldout.jsonl", Samples(4));
+    Write("suite/science/references.jsonl", Samples(60));
+    server_.on_info = [](grpc::ServerContext*, v1::GetServerInfoResponse* info) {
+      info->mutable_model()->set_digest("sha256:tiny");
+      info->mutable_model()->set_moe_layers(6);
+      info->mutable_model()->set_experts(32);
+      info->mutable_default_optimization()->set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+      info->mutable_default_optimization()->set_k(3);
+      info->mutable_default_optimization()->set_steps(10);
+      return grpc::Status::OK;
+    };
+  }
+  ~EvalCliTest() override { std::filesystem::remove_all(folder_); }
+
+  // Questions whose right choice has an "e" more than the wrong one, which the fake's model therefore gets wrong.
+  static std::string Samples(int count) {
+    std::string lines;
+    for (int i = 0; i < count; ++i) {
+      absl::StrAppend(&lines, R"({"id": "s)", i, R"(", "prompt": "q)", i,
+                      R"(", "answer": " the", "choices": [" a", " the"]})", "\n");
+    }
+    return lines;
+  }
+
+  std::string Write(const std::string& name, const std::string& text) const {
+    const std::string path = absl::StrCat(folder_, "/", name);
+    std::ofstream(path, std::ios::binary) << text;
+    return path;
+  }
+  std::string Read(const std::string& name) const {
+    std::ifstream file(absl::StrCat(folder_, "/", name), std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  }
+  std::vector<Json> Items(const std::string& run) const {
+    std::vector<Json> items;
+    for (const absl::string_view line : absl::StrSplit(Read(run + "/items.jsonl"), '\n', absl::SkipEmpty())) {
+      items.push_back(Json::parse(line.begin(), line.end()));
+    }
+    return items;
+  }
+
+  std::vector<std::string> Arguments(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), C3PO_CLI_BINARY);
+    return arguments;
+  }
+  ChildResult Run(const std::vector<std::string>& arguments) const {
+    return ChildProcess(Arguments(arguments), "", {{"C3PO_SERVER", server_.address()}}).Wait();
+  }
+  ChildResult Eval(std::vector<std::string> more) const {
+    std::vector<std::string> arguments = {"eval",    "--suite", folder_ + "/suite", "--task",
+                                          "science", "--out",   folder_ + "/run"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return Run(arguments);
+  }
+  // The fake's model gets the answer right once its pathway is optimized.
+  void LetOptimizationHelp() {
+    server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+      const bool helped = request.optimization().method() == v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT;
+      for (const std::string& continuation : request.continuations()) {
+        v1::ContinuationScore& score = *response->add_scores();
+        score.set_log_likelihood((continuation == " the") == helped ? -1 : -2);
+        score.set_token_count(1);
+      }
+      return grpc::Status::OK;
+    };
+  }
+
+  const std::string folder_;
+  FakeServer server_;
+};
+
+TEST_F(EvalCliTest, EvalWritesARunAndPrintsItsTable) {
+  LetOptimizationHelp();
+  const ChildResult result = Eval({"--methods", "none,ngd,knn,fast=ngd", "--steps", "7", "--set", "fast.steps=2",
+                                   "--limit", "3", "--report", folder_ + "/report.html"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("science"), HasSubstr("0/3"), HasSubstr("3/3"), HasSubstr("+100.0")));
+  EXPECT_THAT(Read("report.html"), HasSubstr("<html"));
+  EXPECT_EQ(Items("run").size(), 12);
+  const Json run = Json::parse(Read("run/run.json"));
+  EXPECT_EQ(run.at("tasks")[0].at("metric"), "raw");
+  EXPECT_EQ(run.at("tasks")[0].at("items"), 3);
+  EXPECT_EQ(run.at("methods")[1].at("optimization").at("steps"), 7);
+  EXPECT_EQ(run.at("methods")[2].at("kind"), "knn_vote");
+  EXPECT_EQ(run.at("methods")[3].at("optimization").at("steps"), 2);
+  EXPECT_THAT(run.at("command_line").get<std::string>(), HasSubstr("c3po eval --suite"));
+}
+
+TEST_F(EvalCliTest, EvalGoesOnAndRefusesOtherSettings) {
+  ASSERT_EQ(Eval({"--methods", "none,ngd", "--limit", "2"}).exit_code, 0);
+  const size_t asked = server_.score_requests().size();
+  const ChildResult more = Eval({"--methods", "none,ngd", "--resume"});
+  EXPECT_EQ(more.exit_code, 0) << more.err;
+  EXPECT_THAT(more.err, HasSubstr("holds 4 answers, 4 are missing"));
+  EXPECT_EQ(server_.score_requests().size(), asked + 4);
+  const ChildResult other = Eval({"--methods", "none,ngd", "--k", "9"});
+  EXPECT_EQ(other.exit_code, 6);
+  EXPECT_THAT(other.err, HasSubstr("holds another run; different: methods"));
+  EXPECT_EQ(Run({"eval", "--suite", folder_ + "/suite", "--out", folder_ + "/new", "--resume"}).exit_code, 5);
+}
+
+TEST_F(EvalCliTest, EvalImportsTheSuitesReferences) {
+  EXPECT_EQ(Eval({"--methods", "none", "--import"}).exit_code, 0);
+  EXPECT_EQ(server_.add_requests().size(), 60);
+  EXPECT_EQ(server_.add_requests().at(0).collection(), "science");
+}
+
+TEST_F(EvalCliTest, EvalSaysWhatIsMissing) {
+  const ChildResult nothing = Run({"eval", "--out", folder_ + "/run"});
+  EXPECT_EQ(nothing.exit_code, 4);
+  EXPECT_THAT(nothing.err, HasSubstr("no questions: give --task, --group or --suite"));
+  EXPECT_THAT(Eval({"--methods", "magic"}).err, HasSubstr("method \"magic\" is none of none, ngd"));
+  const ChildResult empty = Eval({"--collection", "nobody"});
+  EXPECT_EQ(empty.exit_code, 6);
+  EXPECT_THAT(empty.err, HasSubstr("collection nobody holds no usable references; --import adds"));
+  EXPECT_EQ(Run({"eval", "--suite", folder_ + "/suite", "--task", "chemistry", "--out", folder_ + "/run"}).exit_code,
+            5);
+}
+
+TEST_F(EvalCliTest, FailedAnswersAreToldAndFailTheRun) {
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    if (request.prompt() == "q1") return grpc::Status(grpc::StatusCode::INTERNAL, "a bad question");
+    for (int i = 0; i < request.continuations_size(); ++i) response->add_scores()->set_token_count(1);
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Eval({"--methods", "none"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("science, question s1, method none: INTERNAL: a bad question"));
+  EXPECT_THAT(result.err, HasSubstr("1 answer failed"));
+  EXPECT_EQ(Items("run").size(), 3);
+}
+
+TEST_F(EvalCliTest, InterruptEndsCleanlyAndKeepsTheAnswers) {
+  absl::Notification blocked;
+  server_.on_score = [&](grpc::ServerContext* context, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    if (request.prompt() == "q2") {
+      blocked.Notify();
+      while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
+      return grpc::Status::CANCELLED;
+    }
+    for (int i = 0; i < request.continuations_size(); ++i) response->add_scores()->set_token_count(1);
+    return grpc::Status::OK;
+  };
+  ChildProcess child(Arguments({"eval", "--suite", folder_ + "/suite", "--methods", "none", "--concurrency", "1",
+                                "--out", folder_ + "/run", "--server", server_.address()}));
+  ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  child.Signal(SIGINT);
+  const ChildResult result = child.Wait();
+  EXPECT_EQ(result.exit_code, 9);
+  EXPECT_THAT(result.err, HasSubstr("the same command goes on"));
+  EXPECT_THAT(result.out, HasSubstr("science"));
+  EXPECT_EQ(Items("run").size(), 2);
+}
+
+TEST_F(EvalCliTest, AblateMovesOneVariable) {
+  const ChildResult result = Run({"ablate", "--variable", "k", "--points", "2,4", "--suite", folder_ + "/suite",
+                                  "--out", folder_ + "/run", "--steps", "5"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  const Json run = Json::parse(Read("run/run.json"));
+  EXPECT_EQ(run.at("ablation").at("variable"), "k");
+  EXPECT_EQ(run.at("ablation").at("points")[1].at("value"), 4);
+  EXPECT_EQ(run.at("ablation").at("points")[1].at("method_label"), "k=4");
+  EXPECT_EQ(run.at("methods")[2].at("optimization").at("k"), 4);
+  EXPECT_EQ(run.at("methods")[2].at("optimization").at("steps"), 5);
+  EXPECT_EQ(Items("run").size(), 12);
+}
+
+TEST_F(EvalCliTest, AblateMakesAndDeletesSizedCollections) {
+  const ChildResult result = Run({"ablate", "--variable", "reference-set-size", "--suite", folder_ + "/suite", "--out",
+                                  folder_ + "/run", "--limit", "1"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  std::map<std::string, int> added;
+  for (const v1::AddReferencesRequest& request : server_.add_requests()) {
+    // Only the first message of a stream names its collection.
+    if (!request.collection().empty()) ++added[request.collection()];
+  }
+  EXPECT_THAT(added, testing::UnorderedElementsAre(testing::Key("science.size20"), testing::Key("science.size50")));
+  std::vector<std::string> deleted;
+  for (const v1::DeleteReferencesRequest& request : server_.delete_requests()) deleted.push_back(request.collection());
+  EXPECT_THAT(deleted, ElementsAre("science.size20", "science.size50"));
+  std::vector<std::string> asked;
+  for (const v1::ScoreRequest& request : server_.score_requests()) asked.push_back(request.optimization().collection());
+  EXPECT_THAT(asked, ElementsAre("", "science.size20", "science.size50", "science"));
+}
+
+// References whose prompts the fake's List gives with choices.
+void ServeReferences(FakeServer* server, int count) {
+  server->on_list = [count](grpc::ServerContext*, const v1::ListReferencesRequest&,
+                            v1::ListReferencesResponse* response) {
+    for (int i = 0; i < count; ++i) {
+      v1::Reference& reference = *response->add_references();
+      reference.set_id(absl::StrCat("ref-", i));
+      reference.mutable_sample()->set_prompt(absl::StrCat("q", i));
+      reference.mutable_sample()->set_answer(" the");
+      reference.mutable_sample()->add_choices(" a");
+      reference.mutable_sample()->add_choices(" the");
+    }
+    return grpc::Status::OK;
+  };
+}
+
+TEST_F(EvalCliTest, CalibrateStoresWhatHelps) {
+  LetOptimizationHelp();
+  ServeReferences(&server_, 30);
+  const ChildResult result = Run({"calibrate", "--collection", "science", "--questions", "20", "--k", "6"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("accuracy 0.0 % → 100.0 %"), HasSubstr("10 improved, 0 worsened")));
+  ASSERT_EQ(server_.profile_requests().size(), 1);
+  const v1::SetProfileRequest stored = server_.profile_requests()[0];
+  EXPECT_EQ(stored.collection(), "science");
+  EXPECT_EQ(stored.profile().method(), v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  EXPECT_EQ(stored.profile().k(), 6);
+  EXPECT_FALSE(stored.profile().has_collection() || stored.profile().has_use_profile());
+  EXPECT_EQ(stored.profile().exclude_reference_ids_size(), 0);
+  const Json notes = Json::parse(stored.notes());
+  EXPECT_EQ(notes.at("lift").at("value"), 1.0);
+  EXPECT_GT(notes.at("tried").size(), 5);
+  // Leave-one-out: every question names itself, unless nothing is optimized.
+  for (const v1::ScoreRequest& request : server_.score_requests()) {
+    if (request.optimization().method() == v1::METHOD_NONE) continue;
+    ASSERT_EQ(request.optimization().exclude_reference_ids_size(), 1);
+    EXPECT_EQ(request.optimization().exclude_reference_ids(0), absl::StrCat("ref-", request.prompt().substr(1)));
+    EXPECT_FALSE(request.optimization().use_profile());
+  }
+}
+
+TEST_F(EvalCliTest, CalibrateSaysWhenC3poDoesNotHelp) {
+  ServeReferences(&server_, 30);
+  const ChildResult dry = Run({"calibrate", "--collection", "science", "--questions", "8", "--dry-run"});
+  EXPECT_EQ(dry.exit_code, 0) << dry.err;
+  EXPECT_THAT(dry.out, HasSubstr("C3PO does not help on this collection"));
+  EXPECT_TRUE(server_.profile_requests().empty());
+  EXPECT_EQ(Run({"calibrate", "--collection", "science", "--questions", "8"}).exit_code, 0);
+  ASSERT_EQ(server_.profile_requests().size(), 1);
+  EXPECT_EQ(server_.profile_requests()[0].profile().method(), v1::METHOD_NONE);
+  ServeReferences(&server_, 2);
+  const ChildResult few = Run({"calibrate", "--collection", "science"});
+  EXPECT_EQ(few.exit_code, 6);
+  EXPECT_THAT(few.err, HasSubstr("holds 2 questions to calibrate with"));
+}
+
+TEST_F(EvalCliTest, RefsTuneShowsEpochsAndTheOutcome) {
+  const ChildResult result = Run({"refs", "tune", "--collection", "science", "--epochs", "3", "--critical-layers",
+                                  "27-29", "--objective", "answer", "--successful-only"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(
+      result.out,
+      AllOf(
+          HasSubstr("0.6250"),
+          HasSubstr("prior stored: layers 27-29, fitted to 240 references; on 60 held apart loss 0.8750 → 0.6250\n")));
+  const v1::TunePriorRequest request = server_.tune_requests().at(0);
+  EXPECT_EQ(request.collection(), "science");
+  EXPECT_EQ(request.epochs(), 3);
+  EXPECT_EQ(request.critical_layers_size(), 3);
+  EXPECT_EQ(request.objective(), v1::OBJECTIVE_ANSWER);
+  EXPECT_TRUE(request.successful_only());
+  EXPECT_FALSE(request.has_batch_size());
+  EXPECT_THAT(Run({"refs", "tune", "--collection", "stubborn"}).out, HasSubstr("no prior stored"));
+}
+
+TEST_F(EvalCliTest, RefsAmortizeSendsTheDescentsOptions) {
+  const ChildResult result =
+      Run({"refs", "amortize", "--collection", "science", "--steps", "20", "--objective", "choices"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out, "collection science: 200 shifts found, 100 were there already, of 300 references\n");
+  EXPECT_EQ(server_.amortize_requests().at(0).optimization().steps(), 20);
+  EXPECT_FALSE(server_.amortize_requests().at(0).optimization().has_collection());
+}
+
+TEST_F(EvalCliTest, RefsProfileShowSetAndClear) {
+  EXPECT_THAT(Run({"refs", "profile", "show", "--collection", "science"}).out,
+              AllOf(HasSubstr("k 12"), HasSubstr("layers 25-27"), HasSubstr("amortized shifts  0")));
+  EXPECT_EQ(Run({"refs", "profile", "set", "--collection", "science", R"({"k": 5})", "--set", "steps=3"}).exit_code, 0);
+  EXPECT_EQ(server_.profile_requests().at(0).profile().k(), 5);
+  EXPECT_EQ(server_.profile_requests().at(0).profile().steps(), 3);
+  EXPECT_EQ(Run({"refs", "profile", "clear", "--collection", "science"}).exit_code, 0);
+  EXPECT_FALSE(server_.profile_requests().at(1).has_profile());
+  const ChildResult bad = Run({"refs", "profile", "set", "{\"kk\": 5}"});
+  EXPECT_EQ(bad.exit_code, 4);
+  EXPECT_THAT(bad.err, HasSubstr("profile: "));
+  EXPECT_EQ(Run({"refs", "profile", "set"}).exit_code, 2);
+}
+
+TEST_F(EvalCliTest, NewFlagsSetTheirFields) {
+  EXPECT_EQ(
+      Run({"ask", "hi", "--method", "prior", "--no-profile", "--prior", "--validation-neighbors", "4", "--step-scale",
+           "0.5", "--exclude", "a", "--exclude", "b", "--gate-min-validation-loss-reduction", "0.1"})
+          .exit_code,
+      0);
+  const v1::OptimizationOptions options = server_.generate_requests().at(0).optimization();
+  EXPECT_EQ(options.method(), v1::METHOD_COLLECTION_PRIOR);
+  EXPECT_TRUE(options.has_use_profile() && !options.use_profile());
+  EXPECT_TRUE(options.use_prior());
+  EXPECT_EQ(options.validation_neighbors(), 4);
+  EXPECT_EQ(options.step_scale(), 0.5);
+  EXPECT_THAT(options.exclude_reference_ids(), ElementsAre("a", "b"));
+  EXPECT_EQ(options.gate().min_validation_loss_reduction(), 0.1);
+}
+
+TEST_F(EvalCliTest, ExplainShowsTheHeldOutNeighborsAndTheStepTaken) {
+  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest&,
+                           grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    v1::GenerateResponse event;
+    v1::OptimizationReport& report = *event.mutable_optimization();
+    for (const double loss : {0.8, 0.4, 0.2}) report.add_losses(loss);
+    for (const double loss : {0.9, 0.7, 0.75}) report.add_validation_losses(loss);
+    report.set_selected_step(1);
+    writer->Write(event);
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Run({"ask", "hi", "--explain"});
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("in 2 steps, step 1 taken"), HasSubstr("held-out neighbors' loss 0.9000 → 0.7000")));
+}
+
+}  // namespace
+}  // namespace c3po

@@ -1,0 +1,190 @@
+// Methods by name, options by name, and the points of ablations.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "client/eval/ablation.h"
+#include "client/eval/item_runner.h"
+#include "client/eval/method.h"
+#include "client/eval/option_setting.h"
+
+namespace c3po {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+MethodContext Context() {
+  MethodContext context;
+  context.server.mutable_model()->set_moe_layers(8);
+  context.server.mutable_model()->set_experts(64);
+  context.server.mutable_default_optimization()->set_k(7);
+  context.server.mutable_default_optimization()->set_reference_selection(v1::REFERENCE_SELECTION_SUCCESSFUL);
+  context.common.set_steps(4);
+  return context;
+}
+
+TEST(SetOption, TakesEveryKindOfField) {
+  v1::OptimizationOptions options;
+  EXPECT_TRUE(SetOption("k", "12", &options).ok());
+  EXPECT_TRUE(SetOption("learning_rate", "0.25", &options).ok());
+  EXPECT_TRUE(SetOption("use_prior", "true", &options).ok());
+  EXPECT_TRUE(SetOption("application_rule", "router_shift", &options).ok());
+  EXPECT_TRUE(SetOption("critical_layers", "3,5-7", &options).ok());
+  EXPECT_TRUE(SetOption("gate.max_base_confidence", "0.9", &options).ok());
+  EXPECT_TRUE(SetOption("exclude_reference_ids", "a,b", &options).ok());
+  EXPECT_EQ(
+      OptionsJson(options),
+      R"({"k":12,"learning_rate":0.25,"critical_layers":[3,5,6,7],"application_rule":"APPLICATION_RULE_ROUTER_SHIFT",)"
+      R"("gate":{"max_base_confidence":0.9},"use_prior":true,"exclude_reference_ids":["a","b"]})");
+  const auto parsed = ParseOptionsJson(OptionsJson(options));
+  ASSERT_TRUE(parsed.ok());
+  EXPECT_EQ(parsed->SerializeAsString(), options.SerializeAsString());
+}
+
+TEST(SetOption, NamesWhatIsWrong) {
+  v1::OptimizationOptions options;
+  EXPECT_THAT(std::string(SetOption("kk", "1", &options).message()), HasSubstr("kk: no such option; there are method"));
+  EXPECT_THAT(std::string(SetOption("k", "x", &options).message()), HasSubstr("k: \"x\""));
+  EXPECT_THAT(std::string(SetOption("kernel", "box", &options).message()), HasSubstr("gaussian, matern"));
+  EXPECT_FALSE(SetOption("gate", "1", &options).ok());
+  EXPECT_FALSE(SetOption("k.x", "1", &options).ok());
+  EXPECT_FALSE(SetOption("critical_layers", "9-3", &options).ok());
+  EXPECT_FALSE(ParseOptionsJson("{\"k\": \"many\"}").ok());
+}
+
+TEST(DescribeOptions, SaysWhatDiffers) {
+  v1::OptimizationOptions base, options;
+  base.set_k(3);
+  options.set_k(3);
+  options.set_steps(20);
+  options.mutable_gate()->set_enabled(false);
+  for (const uint32_t layer : {22, 23, 24}) options.add_critical_layers(layer);
+  EXPECT_EQ(DescribeOptions(options, base), "steps 20 · critical_layers 22-24 · gate.enabled false");
+}
+
+TEST(MakeMethod, OptimizingMethodsTakeTheCommonOptions) {
+  const auto ngd = MakeMethod("ngd", Context());
+  ASSERT_TRUE(ngd.ok());
+  EXPECT_EQ(OptionsJson(ngd->optimization), R"({"method":"METHOD_NEIGHBORHOOD_GRADIENT_DESCENT","steps":4})");
+  const auto none = MakeMethod("none", Context());
+  EXPECT_EQ(OptionsJson(none->optimization), R"({"method":"METHOD_NONE"})");
+  const auto profile = MakeMethod("profile", Context());
+  EXPECT_EQ(OptionsJson(profile->optimization), R"({"use_profile":true})");
+}
+
+TEST(MakeMethod, PaperAndPublicCodeLeaveNothingToTheServer) {
+  const auto paper = MakeMethod("paper", Context());
+  ASSERT_TRUE(paper.ok());
+  EXPECT_THAT(paper->optimization.critical_layers(), ElementsAre(3, 4, 5, 6, 7));
+  EXPECT_EQ(paper->optimization.core_experts(), 20);
+  EXPECT_EQ(paper->optimization.steps(), 10);
+  EXPECT_FALSE(paper->optimization.use_profile());
+  EXPECT_FALSE(paper->optimization.gate().enabled());
+  const auto code = MakeMethod("public-code", Context());
+  EXPECT_EQ(code->optimization.method(), v1::METHOD_KERNEL_REGRESSION);
+  EXPECT_TRUE(code->optimization.has_alpha());
+  EXPECT_EQ(code->optimization.alpha(), 0.0);
+  EXPECT_EQ(code->optimization.core_experts(), 0);
+}
+
+TEST(MakeMethod, BaselinesSeeTheServersNeighbors) {
+  const auto knn = MakeMethod("knn", Context());
+  ASSERT_TRUE(knn.ok());
+  EXPECT_EQ(knn->kind, MethodKind::kNeighborVote);
+  EXPECT_EQ(knn->optimization.k(), 7);
+  EXPECT_EQ(knn->optimization.reference_selection(), v1::REFERENCE_SELECTION_SUCCESSFUL);
+  EXPECT_EQ(MakeMethod("icl", Context())->shots, 3);
+}
+
+TEST(MakeMethods, LabelsAndSettings) {
+  const auto methods =
+      MakeMethods({"none", "ngd", "long=ngd"}, {"long.steps=20", "long.gate.enabled=false"}, Context());
+  ASSERT_TRUE(methods.ok()) << methods.status();
+  EXPECT_EQ((*methods)[1].optimization.steps(), 4);
+  EXPECT_EQ((*methods)[2].label, "long");
+  EXPECT_EQ((*methods)[2].optimization.steps(), 20);
+  EXPECT_THAT(std::string(MakeMethods({"ngd", "ngd"}, {}, Context()).status().message()), HasSubstr("given twice"));
+  EXPECT_THAT(std::string(MakeMethods({"best"}, {}, Context()).status().message()), HasSubstr("is none of none, ngd"));
+  EXPECT_THAT(std::string(MakeMethods({"ngd"}, {"x.k=1"}, Context()).status().message()), HasSubstr("label x"));
+  EXPECT_THAT(std::string(MakeMethods({"ngd"}, {"ngd.k"}, Context()).status().message()),
+              HasSubstr("LABEL.field=value"));
+}
+
+TEST(RequestOptions, CarryTheTasksCollectionAndLeaveTheQuestionOut) {
+  Task task;
+  task.collection = "science";
+  TaskItem item;
+  item.reference_id = "ref-9";
+  EvalMethod method = *MakeMethod("ngd", Context());
+  method.collection_suffix = ".size20";
+  const v1::OptimizationOptions options = RequestOptions(task, item, method);
+  EXPECT_EQ(options.collection(), "science.size20");
+  EXPECT_THAT(options.exclude_reference_ids(), ElementsAre("ref-9"));
+  EXPECT_EQ(OptionsJson(RequestOptions(task, item, *MakeMethod("icl", Context()))), R"({"method":"METHOD_NONE"})");
+}
+
+std::vector<std::string> Labels(const AblationPlan& plan) {
+  std::vector<std::string> labels;
+  for (const AxisPoint& point : plan.axis.points) labels.push_back(point.label);
+  return labels;
+}
+
+TEST(PlanAblation, EveryVariableHasPointsOfItsOwn) {
+  const EvalMethod base = *MakeMethod("ngd", Context());
+  for (const std::string& variable : AblationVariables()) {
+    const auto plan = PlanAblation(variable, {}, base, Context().server, 436);
+    ASSERT_TRUE(plan.ok()) << variable << ": " << plan.status();
+    EXPECT_EQ(plan->methods[0].label, "none");
+    EXPECT_EQ(plan->methods.size(), plan->axis.points.size() + 1);
+    std::set<std::string> distinct;
+    for (const EvalMethod& method : plan->methods) {
+      distinct.insert(absl::StrCat(OptionsJson(method.optimization), method.collection_suffix));
+    }
+    EXPECT_EQ(distinct.size(), plan->methods.size()) << variable;
+  }
+}
+
+TEST(PlanAblation, LayersCoreExpertsAndSizes) {
+  const EvalMethod base = *MakeMethod("ngd", Context());
+  const auto suffix = PlanAblation("layers-suffix", {}, base, Context().server, 0);
+  ASSERT_EQ(suffix->axis.points.size(), 8);
+  EXPECT_EQ(suffix->axis.points[0].label, "7");
+  EXPECT_EQ(suffix->axis.points[7].label, "0-7");
+  EXPECT_EQ(suffix->axis.points[7].value, "8");
+  EXPECT_THAT(suffix->methods[2].optimization.critical_layers(), ElementsAre(6, 7));
+  const auto single = PlanAblation("layers-single", {}, base, Context().server, 0);
+  EXPECT_THAT(single->methods[4].optimization.critical_layers(), ElementsAre(3));
+  const auto core = PlanAblation("core-experts", {}, base, Context().server, 0);
+  EXPECT_THAT(Labels(*core), ElementsAre("4", "8", "16", "20", "32", "all"));
+  EXPECT_EQ(core->axis.points.back().value, "64");
+  const auto sizes = PlanAblation("reference-set-size", {}, base, Context().server, 150);
+  EXPECT_THAT(Labels(*sizes), ElementsAre("20", "50", "100", "all"));
+  EXPECT_THAT(sizes->sizes, ElementsAre(20, 50, 100));
+  EXPECT_EQ(sizes->methods[1].collection_suffix, ".size20");
+  EXPECT_EQ(sizes->methods[4].collection_suffix, "");
+  EXPECT_EQ(sizes->axis.points.back().value, "150");
+}
+
+TEST(PlanAblation, OwnValuesAreChecked) {
+  const EvalMethod base = *MakeMethod("ngd", Context());
+  EXPECT_THAT(Labels(*PlanAblation("k", {"2", "9"}, base, Context().server, 0)), ElementsAre("2", "9"));
+  EXPECT_FALSE(PlanAblation("k", {"few"}, base, Context().server, 0).ok());
+  EXPECT_FALSE(PlanAblation("layers-suffix", {"9"}, base, Context().server, 0).ok());
+  EXPECT_FALSE(PlanAblation("weather", {}, base, Context().server, 0).ok());
+}
+
+TEST(ReferenceSubset, SmallerIsPartOfLarger) {
+  std::vector<v1::ReferenceSample> samples(30);
+  for (size_t i = 0; i < samples.size(); ++i) samples[i].set_prompt(absl::StrCat(i));
+  const auto small = ReferenceSubset(samples, 5, 3), large = ReferenceSubset(samples, 12, 3);
+  ASSERT_EQ(large.size(), 12);
+  for (size_t i = 0; i < small.size(); ++i) EXPECT_EQ(small[i].prompt(), large[i].prompt());
+  EXPECT_EQ(ReferenceSubset(samples, 99, 3).size(), 30);
+}
+
+}  // namespace
+}  // namespace c3po

@@ -1,0 +1,190 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "client/eval/report_reading.h"
+#include "client/eval/run_summary.h"
+#include "tests/client/eval_run_folder.h"
+
+namespace c3po {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+class RunSummaryTest : public testing::Test {
+ protected:
+  RunSummaryTest() { run_.WriteRunJson(kEvalRunJson); }
+
+  void AppendAll() {
+    run_.AppendAnswers("sst2", "none", "11000000");
+    run_.AppendAnswers("sst2", "ngd", "10111100");
+    run_.AppendAnswers("sst2", "bound", "11111111");
+    run_.AppendAnswers("sst2", "vote", "11110000");
+    run_.AppendAnswers("mrpc", "none", "0011");
+    run_.AppendAnswers("mrpc", "ngd", "1111");
+    run_.AppendAnswers("mrpc", "bound", "1111");
+    run_.AppendAnswers("mrpc", "vote", "0000");
+    run_.AppendAnswers("arc", "none", "1100");
+    run_.AppendAnswers("arc", "ngd", "0100");
+    run_.AppendAnswers("arc", "bound", "1110");
+  }
+
+  RunSummary Summary() {
+    const absl::StatusOr<RunSummary> summary = SummarizeRun(run_.path());
+    EXPECT_TRUE(summary.ok()) << summary.status();
+    return summary.ok() ? *summary : RunSummary();
+  }
+
+  EvalRunFolder run_;
+};
+
+TEST_F(RunSummaryTest, CountsOfATaskAreThoseOfItsItems) {
+  AppendAll();
+  const RunSummary summary = Summary();
+  ASSERT_EQ(summary.tasks.size(), 3u);
+  const ScopeSummary& sst2 = summary.tasks[0];
+  EXPECT_EQ(sst2.items, 8);
+  const MethodSummary* ngd = sst2.Find("ngd");
+  ASSERT_NE(ngd, nullptr);
+  EXPECT_EQ(ngd->right, 5);
+  EXPECT_DOUBLE_EQ(ngd->accuracy.value, 5.0 / 8);
+  ASSERT_TRUE(ngd->paired);
+  EXPECT_EQ(ngd->paired->improved, 4);
+  EXPECT_EQ(ngd->paired->worsened, 1);
+  EXPECT_DOUBLE_EQ(ngd->paired->difference.value, 3.0 / 8);
+  EXPECT_DOUBLE_EQ(ngd->paired->mcnemar.p_value, 12.0 / 32);
+  EXPECT_DOUBLE_EQ(*ngd->paired->share_of_oracle, 0.5);  // The oracle gains 6 of 8.
+  EXPECT_NEAR(ngd->mean_seconds, 0.235, 1e-12);
+  EXPECT_NEAR(ngd->median_seconds, 0.235, 1e-12);
+  EXPECT_EQ(ngd->mean_tokens, 32);
+  EXPECT_EQ(ngd->gates.at("applied"), 4);
+  EXPECT_EQ(ngd->loss_fell, 8);
+  EXPECT_FALSE(sst2.Find("none")->paired);
+  EXPECT_EQ(sst2.Find("bound")->role, MethodRole::kOracle);
+}
+
+TEST_F(RunSummaryTest, PoolsOverItemsAndLeavesOutMethodsThatLackATask) {
+  AppendAll();
+  const RunSummary summary = Summary();
+  EXPECT_EQ(summary.baseline, "none");
+  EXPECT_EQ(summary.overall.items, 16);
+  EXPECT_THAT(summary.overall.absent, ElementsAre("vote"));
+  EXPECT_EQ(summary.overall.Find("vote"), nullptr);
+  EXPECT_EQ(summary.overall.Find("ngd")->right, 5 + 4 + 1);
+  ASSERT_EQ(summary.groups.size(), 2u);
+  EXPECT_EQ(summary.groups[0].name, "adaptation");
+  EXPECT_EQ(summary.groups[0].items, 12);
+  EXPECT_EQ(summary.groups[0].Find("vote")->right, 4);
+}
+
+TEST_F(RunSummaryTest, ComparesOnlyItemsThatAllMethodsAnswered) {
+  run_.AppendAnswers("sst2", "none", "1100");
+  run_.AppendAnswers("sst2", "ngd", ".1.1");
+  const RunSummary summary = Summary();
+  EXPECT_EQ(summary.tasks[0].items, 2);
+  EXPECT_EQ(summary.tasks[0].left_out, 2);
+  EXPECT_EQ(summary.tasks[0].Find("none")->right, 1);
+  EXPECT_EQ(summary.tasks[0].Find("ngd")->right, 2);
+  EXPECT_THAT(RenderText(summary), HasSubstr("2 left out"));
+}
+
+TEST_F(RunSummaryTest, TheLastOfRepeatedItemsCountsAndACutLastLineIsPassedOver) {
+  run_.AppendAnswers("sst2", "none", "00");
+  run_.AppendAnswers("sst2", "none", "1.");
+  run_.AppendText("{\"task\":\"sst2\",\"id\":\"q7\",\"meth");
+  const RunSummary summary = Summary();
+  EXPECT_EQ(summary.tasks[0].items, 2);
+  EXPECT_EQ(summary.tasks[0].Find("none")->right, 1);
+  ASSERT_EQ(summary.notes.size(), 1u);
+  EXPECT_THAT(summary.notes[0], HasSubstr("is cut"));
+}
+
+TEST_F(RunSummaryTest, AnEmptyRunHasNothingToCompareAndSaysSo) {
+  const RunSummary summary = Summary();
+  EXPECT_EQ(summary.overall.items, 0);
+  EXPECT_THAT(RenderText(summary), HasSubstr("nothing to compare"));
+  EXPECT_THAT(RenderMarkdown(summary), HasSubstr("nothing to compare"));
+}
+
+TEST_F(RunSummaryTest, MalformedFoldersAreNamed) {
+  run_.AppendText("not json\n{}\n");
+  EXPECT_THAT(SummarizeRun(run_.path()).status().message(), HasSubstr("items.jsonl:1: not a JSON object"));
+  run_.WriteRunJson(R"({"version": 1, "tasks": [{"name": 3}]})");
+  EXPECT_THAT(SummarizeRun(run_.path()).status().message(), HasSubstr("\"tasks[0].name\" has another type"));
+  run_.WriteRunJson(R"({"version": 2})");
+  EXPECT_THAT(SummarizeRun(run_.path()).status().message(), HasSubstr("only 1 is known"));
+  run_.WriteRunJson(R"({"version": 1, "methods": [{"label": "a", "optimization": {"method": 7}}]})");
+  EXPECT_EQ(SummarizeRun(run_.path()).status().code(), absl::StatusCode::kInvalidArgument);
+  run_.WriteRunJson("[");
+  EXPECT_EQ(SummarizeRun(run_.path()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(SummarizeRun(run_.path() + "/absent").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(RunSummaryTest, ReadsLossesAsPlainlyAsGains) {
+  AppendAll();
+  const RunSummary summary = Summary();
+  const std::vector<std::string> reading = ReadingOf(summary);
+  ASSERT_FALSE(reading.empty());
+  EXPECT_THAT(reading[0], HasSubstr("C3PO (ngd) answered 10 of 16 questions right against 6 without: +25.0 points ["));
+  EXPECT_THAT(reading[0], HasSubstr("6 improved, 2 worsened"));
+  const std::string text = RenderText(summary);
+  EXPECT_THAT(text, HasSubstr("behind the model alone on: arc -25.0"));
+  EXPECT_THAT(text, HasSubstr("Mark of adaptation: at least +10.0 points"));
+}
+
+TEST_F(RunSummaryTest, AMissedMarkNamesItsLimits) {
+  run_.AppendAnswers("arc", "none", "1100");
+  run_.AppendAnswers("arc", "ngd", "1100");
+  run_.AppendAnswers("arc", "bound", "1100");
+  run_.AppendAnswers("arc", "vote", "0000");
+  const std::vector<MarkReading> marks = ReadMarks(Summary());
+  ASSERT_EQ(marks.size(), 1u);
+  EXPECT_FALSE(marks[0].met);
+  ASSERT_EQ(marks[0].limits.size(), 3u);
+  EXPECT_THAT(marks[0].limits[0], HasSubstr("Headroom"));
+  EXPECT_THAT(marks[0].limits[1], HasSubstr("Transfer: the neighbors' loss falls by 50 %"));
+  EXPECT_THAT(marks[0].limits[2], HasSubstr("Embedding: the neighbors' vote is right for 0.0 %"));
+}
+
+TEST_F(RunSummaryTest, AMarkIsMetByLiftAndFewWorsened) {
+  run_.AppendAnswers("sst2", "none", "11000000");
+  run_.AppendAnswers("sst2", "ngd", "11111100");
+  run_.AppendAnswers("sst2", "vote", "11110000");
+  const std::vector<MarkReading> marks = ReadMarks(Summary());
+  ASSERT_EQ(marks.size(), 1u);
+  EXPECT_TRUE(marks[0].met) << marks[0].text;
+  EXPECT_THAT(marks[0].limits, IsEmpty());
+}
+
+TEST_F(RunSummaryTest, PointsOfAnAblationHaveTheirOwnTable) {
+  std::string json = kEvalRunJson;
+  json.insert(json.size() - 1, R"(, "ablation": {"name": "neighbors", "variable": "k", "points": [
+      {"label": "3", "value": 3, "method_label": "ngd"}, {"value": 12, "method_label": "bound"}]})");
+  run_.WriteRunJson(json);
+  AppendAll();
+  const RunSummary summary = Summary();
+  EXPECT_EQ(summary.overall.Find("ngd"), nullptr);
+  ASSERT_EQ(summary.ablations.size(), 1u);
+  EXPECT_EQ(summary.ablations[0].scopes.size(), 3u);  // all, adaptation, knowledge
+  EXPECT_EQ(summary.ablations[0].scopes[0].Find("ngd")->paired->improved, 6);
+  EXPECT_EQ(summary.ablations[0].ablation.points[1].label, "12");
+}
+
+TEST_F(RunSummaryTest, MarkdownAndJsonHoldTheSameFigures) {
+  AppendAll();
+  const RunSummary summary = Summary();
+  EXPECT_THAT(RenderMarkdown(summary), HasSubstr("| ngd | 10/16 | 62.5 ["));
+  const nlohmann::json json = nlohmann::json::parse(RenderJson(summary));
+  EXPECT_EQ(json["overall"]["items"], 16);
+  EXPECT_EQ(json["overall"]["methods"][1]["label"], "ngd");
+  EXPECT_EQ(json["overall"]["methods"][1]["improved"], 6);
+  EXPECT_EQ(json["runs"][0]["model_digest"], "sha256:abc");
+  EXPECT_THAT(FormatPoints(-0.00001), Not(HasSubstr("-")));
+}
+
+}  // namespace
+}  // namespace c3po

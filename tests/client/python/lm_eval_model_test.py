@@ -1,0 +1,134 @@
+"""The parts of client/python/c3po_lm_eval that need no server: arguments, grouping, windows. The harness' own functions are the
+oracle of what it defines."""
+
+import pathlib
+import random
+import sys
+import unittest
+
+from lm_eval._cli.utils import key_val_to_dict
+from lm_eval.api.instance import Instance
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "client" / "python"))
+
+from c3po_lm_eval.errors import C3poError
+from c3po_lm_eval.optimization_args import argument_names, optimization_from_args
+from c3po_lm_eval.questions import group_into_questions
+from c3po_lm_eval.rolling_windows import rolling_windows
+from c3po_lm_eval.sampling_args import sampling_from_kwargs
+from c3po_lm_eval.stubs import options_pb2 as opt
+
+
+def parsed(text):
+    return optimization_from_args(key_val_to_dict(text))
+
+
+class OptimizationArgsTest(unittest.TestCase):
+    def test_only_what_is_given_is_set(self):
+        self.assertEqual(parsed(""), opt.OptimizationOptions())
+
+    def test_every_field_is_an_argument(self):
+        text = ("method=ngd,epsilon=0.5,kernel=matern,bandwidth=1,steps=10,learning_rate=0.05,critical_layers=3+25-27,core_experts=0,"
+                "rule=shift,collection=7,gate=true,gate_max_neighbor_distance=1.1,gate_max_base_confidence=0.9,"
+                "gate_min_loss_reduction=0,gate_min_validation_loss_reduction=0.1,selection=all,objective=choices,step_rule=adam,"
+                "alpha=0.5,return_pathways=false,use_profile=false,use_prior=true,validation_neighbors=4,step_scale=0.5,"
+                "exclude_reference_ids=['a','b']")
+        expected = opt.OptimizationOptions(
+            method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, epsilon=0.5, kernel=opt.KERNEL_MATERN, bandwidth=1, steps=10,
+            learning_rate=0.05, critical_layers=[3, 25, 26, 27], core_experts=0, application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT,
+            collection="7", gate=opt.GateOptions(enabled=True, max_neighbor_distance=1.1, max_base_confidence=0.9, min_loss_reduction=0,
+                                                 min_validation_loss_reduction=0.1),
+            reference_selection=opt.REFERENCE_SELECTION_ALL, objective=opt.OBJECTIVE_CHOICES, step_rule=opt.STEP_RULE_ADAM, alpha=0.5,
+            return_pathways=False, use_profile=False, use_prior=True, validation_neighbors=4, step_scale=0.5,
+            exclude_reference_ids=["a", "b"])
+        options = parsed(text)
+        self.assertEqual(options, expected)
+        unset = {field.name for field in options.DESCRIPTOR.fields} - {field.name for field, _ in options.ListFields()}
+        self.assertEqual(unset - {"core_experts", "return_pathways", "use_profile"}, {"k"})  # k excludes epsilon.
+        self.assertIn("k", argument_names())
+        self.assertEqual(parsed("k=12").k, 12)
+
+    def test_none_is_a_method_however_the_harness_parses_it(self):
+        for arguments in (key_val_to_dict("method=none"), simple_parse_args_string("method=none"), {"method": None}):
+            self.assertEqual(optimization_from_args(arguments).method, opt.METHOD_NONE)
+
+    def test_layers_may_be_a_number_a_range_or_a_list(self):
+        for text, layers in (("25", [25]), ("25-27", [25, 26, 27]), ("3+5", [3, 5]), ("[3,5]", [3, 5])):
+            self.assertEqual(list(parsed(f"critical_layers={text}").critical_layers), layers)
+
+    def test_wrong_arguments_are_named(self):
+        for text, said in (("metod=ngd", "metod is not known; known are method, k"), ("gate_width=1", "gate_width is not known"),
+                           ("method=best", "method: 'best' is none of mode, kernel, ngd"), ("k=-1", "k: -1"), ("k=2.5", "k: 2.5"),
+                           ("k=true", "k: True"), ("steps=many", "steps: 'many'"), ("learning_rate=fast", "learning_rate: 'fast'"),
+                           ("use_profile=1", "use_profile: 1 is neither"), ("critical_layers=27-25", "critical_layers: '27-25'"),
+                           ("critical_layers=0-9999999999", "critical_layers: '0-"), ("critical_layers=-1", "critical_layers: "),
+                           ("k=3,epsilon=0.1", "k and epsilon"), ("rule=last,application_rule=every", "rule and application_rule"),
+                           ("method=oracle", "method=oracle needs")):
+            with self.subTest(text=text), self.assertRaises(C3poError) as caught:
+                parsed(text)
+            self.assertIn(said, str(caught.exception))
+
+
+class SamplingArgsTest(unittest.TestCase):
+    def test_greedy_unless_sampling_is_asked_for(self):
+        self.assertEqual(sampling_from_kwargs({"do_sample": False, "temperature": 0.7, "top_p": 0.9}).options.temperature, 0)
+        self.assertEqual(sampling_from_kwargs({}).options.temperature, 0)
+        options = sampling_from_kwargs({"temperature": 0.7, "top_p": 0.9, "max_gen_toks": 7, "num_beams": 1}).options
+        self.assertEqual((options.temperature, options.top_p, options.max_tokens), (0.7, 0.9, 7))
+        self.assertEqual(sampling_from_kwargs({"do_sample": True}).options.temperature, 1)
+
+    def test_stop_strings_beyond_what_the_server_takes_are_cut_here(self):
+        sampling = sampling_from_kwargs({"until": [f"<{i}>" for i in range(20)] + [""]})
+        self.assertEqual(len(sampling.options.stop), 16)
+        self.assertEqual(sampling.cut("a <19> b <18> c"), "a ")
+        self.assertEqual(sampling_from_kwargs({"until": "\n"}).cut("one line"), "one line")
+
+    def test_what_the_service_cannot_do_is_named(self):
+        with self.assertRaisesRegex(C3poError, "num_beams=4 is not supported"):
+            sampling_from_kwargs({"num_beams": 4})
+
+
+class QuestionsTest(unittest.TestCase):
+    @staticmethod
+    def requests(*rows):
+        return [Instance("loglikelihood", {}, (context, text), 0, ("task", document, 1)) for document, context, text in rows]
+
+    def test_choices_of_a_document_are_one_question_and_equal_documents_two(self):
+        questions = group_into_questions(self.requests((0, "Q:", " a"), (0, "Q:", " b"), (1, "Q:", " a"), (0, "", " a"), (0, "Q:", " a")))
+        self.assertEqual([(q.context, q.continuations) for q in questions], [("Q:", [" a", " b"]), ("Q:", [" a"]), ("", [" a"])])
+        self.assertEqual(questions[0].members, [(0, " a"), (1, " b"), (4, " a")])
+
+    def test_white_space_at_the_end_of_a_context_belongs_to_the_continuation(self):
+        (question,) = group_into_questions(self.requests((0, "Q: \n", "a"), (0, "Q:", " \nb")))
+        self.assertEqual((question.context, question.continuations), ("Q:", [" \na", " \nb"]))
+        (blank,) = group_into_questions(self.requests((0, "\n", "a")))
+        self.assertEqual((blank.context, blank.continuations), ("\n", ["a"]))
+
+
+class RollingWindowsTest(unittest.TestCase):
+    def test_equal_the_harness_windows_where_every_end_is_a_seam(self):
+        for count in range(0, 40):
+            for max_seq_len in (1, 2, 5, 16):
+                tokens = list(range(100, 100 + count))
+                expected = [make_disjoint_window(w) for w in get_rolling_token_windows(tokens, 7, max_seq_len, 1)]
+                self.assertEqual(list(rolling_windows(tokens, 7, max_seq_len, lambda start, end: True)), expected)
+
+    def test_each_token_is_predicted_once_in_windows_that_fit_wherever_the_seams_are(self):
+        seed = 20261122
+        source = random.Random(seed)
+        for _ in range(300):
+            tokens = list(range(source.randrange(1, 60)))
+            seams = {end for end in range(60) if source.random() < 0.3}
+            max_seq_len = source.randrange(2, 12)
+            windows = list(rolling_windows(tokens, 99, max_seq_len, lambda start, end: end in seams))
+            self.assertEqual([t for _, predicted in windows for t in predicted], tokens, f"seed {seed}")
+            for context, predicted in windows:
+                self.assertTrue(context and predicted)
+                self.assertLessEqual(len(context) + len(predicted), max_seq_len + 1)
+                if context != [99]:
+                    self.assertEqual(context[-1], predicted[0] - 1)  # Nothing lies between a context and what follows.
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

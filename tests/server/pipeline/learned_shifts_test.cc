@@ -1,0 +1,87 @@
+#include "server/pipeline/learned_shifts.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/index/store/random_reference.h"
+
+namespace c3po {
+namespace {
+
+using ::testing::HasSubstr;
+
+RoutingOverride Shift(std::vector<int> layers, float first) {
+  RoutingOverride routing;
+  routing.kind = RoutingOverride::Kind::kLogitShift;
+  routing.values = Pathway(static_cast<int>(layers.size()), 4);
+  for (size_t i = 0; i < routing.values.weights.size(); ++i) routing.values.weights[i] = first + 0.1f * float(i);
+  routing.layers = std::move(layers);
+  return routing;
+}
+
+class LearnedShiftsTest : public testing::Test {
+ protected:
+  LearnedShiftsTest() : store_(ReferenceStore::Open(folder_.File("store.db")).value()) {}
+  ScratchFolder folder_;
+  std::unique_ptr<ReferenceStore> store_;
+};
+
+TEST_F(LearnedShiftsTest, PriorsAndShiftsAreTheSameFloatsAfterARestart) {
+  CollectionPrior prior{Shift({1, 3}, -0.3f), "model", 80, 20, 1.5, 1.25, 0.5, 0.625};
+  {
+    LearnedShifts shifts(store_.get(), "model");
+    EXPECT_EQ(shifts.Prior("math").status().code(), absl::StatusCode::kNotFound);
+    ASSERT_TRUE(shifts.PutPrior("math", prior).ok());
+    ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 0.7f), "model", "steps 5"}, {"b", {}, "model", ""}}).ok());
+    EXPECT_EQ((*shifts.Prior("math"))->routing.values.weights, prior.routing.values.weights);
+  }
+  LearnedShifts shifts(store_.get(), "model");
+  const auto read = shifts.Prior("math");
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ((*read)->routing.layers, prior.routing.layers);
+  EXPECT_EQ((*read)->routing.values.weights, prior.routing.values.weights);
+  EXPECT_EQ((*read)->references, 80);
+  EXPECT_EQ((*read)->validation_accuracy_after, 0.625);
+  const auto shift = shifts.Shift("math", "a");
+  ASSERT_TRUE(shift.ok());
+  ASSERT_TRUE(*shift);
+  EXPECT_EQ((*shift)->routing.values.weights, Shift({2}, 0.7f).values.weights);
+  EXPECT_EQ((*shift)->settings, "steps 5");
+  EXPECT_FALSE(*shifts.Shift("math", "c"));
+  EXPECT_EQ(*shifts.CountShifts("math"), 2);
+  EXPECT_EQ(*shifts.CountShifts("other"), 0);
+}
+
+TEST_F(LearnedShiftsTest, WhatAnotherModelLearnedIsAbsent) {
+  {
+    LearnedShifts shifts(store_.get(), "old");
+    ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "old"}).ok());
+    ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 0), "old", ""}}).ok());
+  }
+  LearnedShifts shifts(store_.get(), "new");
+  EXPECT_EQ(shifts.Prior("math").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(shifts.Prior("math").status().message()), HasSubstr("\"math\""));
+  EXPECT_FALSE(*shifts.Shift("math", "a"));
+}
+
+TEST_F(LearnedShiftsTest, ForgottenCollectionsAreReadAgain) {
+  LearnedShifts shifts(store_.get(), "model");
+  ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "model"}).ok());
+  ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", ""}}).ok());
+  EXPECT_TRUE(shifts.Prior("math").ok());
+  shifts.Forget("math");
+  EXPECT_EQ(shifts.Prior("math").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(LearnedShiftsTest, UnreadableTextIsDataLossThatNamesTheArtifact) {
+  for (const char* text : {"{", "{}", "[1]", R"({"routing": {"layers": [1], "experts": 4, "shift": [1, 2]}})"}) {
+    ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", text}}).ok());
+    LearnedShifts shifts(store_.get(), "model");
+    const absl::Status status = shifts.Prior("math").status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << text;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("artifact prior"));
+  }
+}
+
+}  // namespace
+}  // namespace c3po
