@@ -1,6 +1,7 @@
 #include "server/model/cpu/matrix_products.h"
 
 #include <gtest/gtest.h>
+#include <hwy/targets.h>
 
 #include <cmath>
 #include <cstring>
@@ -53,11 +54,27 @@ struct Exact {
   double bound() const { return 1e-6 * size + 1e-30; }
 };
 
+// On every instruction set that the code was compiled for and this machine has.
+class MatrixProducts : public testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override { Choose(GetParam()); }
+  void TearDown() override { Choose(0); }
+
+ private:
+  static void Choose(int64_t target) {
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().DeInit();
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(InstructionSets, MatrixProducts, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
+                         [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
+
 const int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 31, 90};
 const std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {3, 5},    {8, 8},    {24, 48},  {25, 17},
                                                {7, 64}, {100, 96}, {70, 131}, {257, 40}, {64, 520}};
 
-TEST(MatrixProducts, DotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
+TEST_P(MatrixProducts, DotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
   for (const bool bfloat16 : {false, true}) {
     for (const auto& [n, k] : kShapes) {
       const auto seed = static_cast<uint32_t>(n * 1000 + k);
@@ -83,7 +100,7 @@ TEST(MatrixProducts, DotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
   }
 }
 
-TEST(MatrixProducts, OuterFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
+TEST_P(MatrixProducts, OuterFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
   for (const bool bfloat16 : {false, true}) {
     for (const auto& [n, k] : kShapes) {
       const auto seed = static_cast<uint32_t>(n * 1000 + k);
@@ -112,7 +129,7 @@ TEST(MatrixProducts, OuterFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
 }
 
 // Experts: each takes its own rows of a shared matrix, and adds to rows of a shared result.
-TEST(MatrixProducts, SeveralProductsOverChosenRowsAreThoseProductsOneByOne) {
+TEST_P(MatrixProducts, SeveralProductsOverChosenRowsAreThoseProductsOneByOne) {
   const int64_t n = 96, k = 200, rows = 40, experts = 5;
   const uint32_t seed = 7;
   SCOPED_TRACE(testing::Message() << "seed " << seed);
