@@ -139,6 +139,15 @@ class ServiceTest(unittest.TestCase):
                 together = list(pool.map(lambda case: self.tokens(self.ask(**case)), cases))
                 self.assertEqual(together, alone)
 
+    def test_scores_are_bitwise_the_same_alone_and_interleaved(self):
+        cases = [dict(method=method, application_rule=rule, k=4, prompt=f"What is {70 + i} modulo seven?")
+                 for i, (method, rule) in enumerate((m, r) for m in ALL_METHODS for r in (1, 2, 3))]
+        values = lambda case: [logprob for s in self.score(**case).scores for logprob in s.token_logprobs]
+        alone = [values(case) for case in cases]
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            for _ in range(3):
+                self.assertEqual(list(pool.map(values, cases)), alone)
+
     def test_sampling_is_reproducible_by_its_reported_seed(self):
         first = self.ask(method=opt.METHOD_NONE, sampling=dict(temperature=1.0))
         seed = first[-1].summary.provenance.effective_seed
