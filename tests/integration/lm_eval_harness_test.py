@@ -24,9 +24,8 @@ pb = server_process.make_stubs()
 gen, opt, ref, srv = pb["generation_pb2"], pb["options_pb2"], pb["reference_pb2"], pb["server_pb2"]
 
 TASKS = pathlib.Path(__file__).resolve().parent / "lm_eval_tasks"
-# One call at a time, for the server's batches to be those of the calls that are compared.
 NGD_ARGS = ("method=ngd,k=4,steps=5,learning_rate=0.5,critical_layers=2-3,collection=set,selection=all,gate=false,rule=every,"
-            "concurrency=1")
+            "concurrency=8")
 NGD_OPTIONS = dict(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, k=4, steps=5, learning_rate=0.5, critical_layers=[2, 3],
                    collection="set", reference_selection=opt.REFERENCE_SELECTION_ALL, gate=opt.GateOptions(enabled=False),
                    application_rule=opt.APPLICATION_RULE_EVERY_NEW_TOKEN)
@@ -125,6 +124,17 @@ class LmEvalHarnessTest(unittest.TestCase):
         self.assertNotEqual(acc, acc_norm)  # Else either could stand for the other.
         return logged
 
+    def check_eval(self, results, flags):
+        """The accuracies of `c3po eval` over the file that check_command wrote."""
+        run = self.folder / "run"
+        subprocess.run([CLI, "eval", "--task", str(self.folder / "samples.jsonl"), "--metric", "raw", "--methods", "ngd", "--out", str(run),
+                        "--server", f"127.0.0.1:{self.server.port}", *flags], capture_output=True, timeout=120, check=True)
+        items = [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
+        self.assertEqual(len(items), 24)
+        figures = results["results"]["modulo_choices"]
+        self.assertAlmostEqual(figures["acc,none"], sum(item["correct_raw"] for item in items) / 24)
+        self.assertAlmostEqual(figures["acc_norm,none"], sum(item["correct_per_byte"] for item in items) / 24)
+
     def check_command(self, logged, flags):
         """The log-likelihoods of `c3po score --file`."""
         path = self.folder / "samples.jsonl"
@@ -142,6 +152,7 @@ class LmEvalHarnessTest(unittest.TestCase):
         results, samples = self.command_line("modulo_choices,modulo_answers", NGD_ARGS)
         self.assertEqual(results["config"]["c3po_gate_decisions"], {"applied": 48})  # 24 Score and 24 Generate calls.
         self.check_command(self.check_choices(results, samples, **NGD_OPTIONS), NGD_FLAGS)
+        self.check_eval(results, NGD_FLAGS[2:])
         texts = []
         for document, sample in zip(documents("modulo.jsonl"), samples["modulo_answers"], strict=True):
             request = gen.GenerateRequest(prompt=prompt_of(document), optimization=opt.OptimizationOptions(**NGD_OPTIONS),
