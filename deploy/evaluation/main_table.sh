@@ -51,8 +51,13 @@ DESCENT='{"method":"METHOD_NEIGHBORHOOD_GRADIENT_DESCENT","k":12,"steps":8,"lear
 PRIOR='{"method":"METHOD_COLLECTION_PRIOR"}'
 learn() {  # task, epochs, profile
   if c3po refs profile show --collection "$1" --json 2>/dev/null | grep -q '"profile"'; then return; fi
+  local profile=$3
   c3po refs tune --collection "$1" --critical-layers 22-29 --epochs "$2" --learning-rate 0.02
-  c3po refs profile set --collection "$1" "$3"
+  # Where no shift was better than none, a profile cannot ask for it.
+  if [ "$profile" = "$PRIOR" ] && ! c3po refs profile show --collection "$1" --json | grep -q '"prior"'; then
+    profile='{"method":"METHOD_NONE"}'
+  fi
+  c3po refs profile set --collection "$1" "$profile"
 }
 for task in "${ADAPTATION[@]}"; do learn "$task" 12 "$DESCENT"; done
 for task in "${KNOWLEDGE[@]}"; do learn "$task" 3 "$PRIOR"; done
