@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/pathway/adam.h"
 #include "server/pathway/pathway_optimizer.h"
 
 namespace c3po {
@@ -17,9 +18,8 @@ class GradientDescent final : public PathwayOptimizer {
         options_(options),
         core_(CoreExperts(problem_.initial, problem_.core_experts)),
         start_(problem_.initial_shift.weights.begin(), problem_.initial_shift.weights.end()),
-        mean_(problem_.initial.weights.size()),
-        square_(mean_.size()) {
-    start_.resize(mean_.size());
+        adam_(problem_.initial.weights.size()) {
+    start_.resize(problem_.initial.weights.size());
     theta_ = best_theta_ = start_;
     selected_step_ = 0;
   }
@@ -110,19 +110,14 @@ class GradientDescent final : public PathwayOptimizer {
   }
 
   void MoveAdam(const std::vector<double>& gradient) {
-    constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
-    const int step = steps_done_ + 1;
-    for (size_t i = 0; i < theta_.size(); ++i) {
-      mean_[i] = kBeta1 * mean_[i] + (1 - kBeta1) * gradient[i];
-      square_[i] = kBeta2 * square_[i] + (1 - kBeta2) * gradient[i] * gradient[i];
-      const double mean = mean_[i] / (1 - std::pow(kBeta1, step)), square = square_[i] / (1 - std::pow(kBeta2, step));
-      theta_[i] -= options_.learning_rate * mean / (std::sqrt(square) + kEpsilon);
-    }
+    const std::vector<double>& direction = adam_.Direction(gradient);
+    for (size_t i = 0; i < theta_.size(); ++i) theta_[i] -= options_.learning_rate * direction[i];
   }
 
   const GradientDescentOptions options_;
   const std::vector<bool> core_;
-  std::vector<double> start_, theta_, best_theta_, mean_, square_;
+  std::vector<double> start_, theta_, best_theta_;
+  Adam adam_;
   double least_ = std::numeric_limits<double>::infinity();
   int steps_done_ = 0;
 };

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/seeded_shuffle.h"
 
 namespace c3po {
 namespace {
@@ -110,7 +111,7 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
                                              const OnTuned& on_done) const {
   C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> records, Usable(request.collection, request.successful_only));
   std::mt19937_64 random(request.tuner.seed);
-  for (size_t i = records.size(); i > 1; --i) std::swap(records[i - 1], records[random() % i]);
+  SeededShuffle(random, records);
   if (request.max_references > 0 && records.size() > static_cast<size_t>(request.max_references))
     records.erase(records.begin() + request.max_references, records.end());
   if (records.size() < kTuneReferencesMin)

@@ -5,7 +5,6 @@
 #include <limits>
 #include <map>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
 
@@ -199,10 +198,7 @@ absl::Status PathwaySearch::TakeLearnedShift() {
   routing->values = Pathway(report_.before.layers, report_.before.experts);
   std::vector<float>& mean = routing->values.weights;
   if (settings.method == Method::kCollectionPrior) {
-    C3PO_ASSIGN_OR_RETURN(const auto prior, context_.shifts->Prior(settings.collection));
-    if (prior->routing.layers != settings.critical_layers)
-      return absl::FailedPreconditionError("the prior was replaced by one of other layers; ask again");
-    mean = prior->routing.values.weights;
+    C3PO_ASSIGN_OR_RETURN(routing->values, PriorShift());
   } else {
     double sum = 0;
     for (const WeightedReference& neighbor : neighborhood_.fitted) {
@@ -256,13 +252,15 @@ absl::Status PathwaySearch::PrepareNext(Fit& fit) {
 }
 
 Pathway PathwaySearch::CriticalRows(const Pathway& all_layers) const {
-  const std::vector<int>& layers = report_.settings.critical_layers;
-  Pathway rows(static_cast<int>(layers.size()), all_layers.experts);
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const auto row = all_layers.Row(layers[i]);
-    std::copy(row.begin(), row.end(), rows.Row(static_cast<int>(i)).begin());
-  }
-  return rows;
+  return all_layers.Rows(report_.settings.critical_layers);
+}
+
+// Of the layers that the request resumes from: those that ResolvePrior found before.
+absl::StatusOr<Pathway> PathwaySearch::PriorShift() const {
+  C3PO_ASSIGN_OR_RETURN(const auto prior, context_.shifts->Prior(report_.settings.collection));
+  if (prior->routing.layers != report_.settings.critical_layers)
+    return absl::FailedPreconditionError("the prior was replaced by one of other layers; ask again");
+  return prior->routing.values;
 }
 
 absl::Status PathwaySearch::StartOptimizer() {
@@ -279,10 +277,7 @@ absl::Status PathwaySearch::StartOptimizer() {
     problem.validation = held_out_.objective.get();
   }
   if (settings.use_prior) {
-    C3PO_ASSIGN_OR_RETURN(const auto prior, context_.shifts->Prior(settings.collection));
-    if (prior->routing.layers != settings.critical_layers)
-      return absl::FailedPreconditionError("the prior was replaced by one of other layers; ask again");
-    problem.initial_shift = prior->routing.values;
+    C3PO_ASSIGN_OR_RETURN(problem.initial_shift, PriorShift());
   }
   C3PO_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(std::move(problem)));
   return absl::OkStatus();

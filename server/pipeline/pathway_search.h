@@ -73,6 +73,7 @@ class PathwaySearch final : public OptimizationTask {
   GateDecision Gate(absl::Span<const float> logits) const;
   absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;
   absl::Status TakeLearnedShift();
+  absl::StatusOr<Pathway> PriorShift() const;
   absl::Status PrepareNext(Fit& fit);
   absl::Status StartOptimizer();
   absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeOptimizer(OptimizationProblem problem);

@@ -1,22 +1,14 @@
 #include "server/pipeline/prior_tuner.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <utility>
 
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/seeded_shuffle.h"
 
 namespace c3po {
-namespace {
-
-void Shuffle(std::mt19937_64& random, std::vector<NeighborCase>& cases) {
-  for (size_t i = cases.size(); i > 1; --i) std::swap(cases[i - 1], cases[random() % i]);
-}
-
-}  // namespace
-
 PriorTuner::PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, std::vector<NeighborCase> validation,
                        PriorTunerOptions options, std::function<void(const Epoch&)> on_epoch)
     : model_(model),
@@ -25,12 +17,10 @@ PriorTuner::PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, s
       options_(std::move(options)),
       on_epoch_(std::move(on_epoch)),
       random_(options_.seed),
-      epoch_start_(absl::Now()) {
-  const size_t size = options_.critical_layers.size() * static_cast<size_t>(model_->shape().experts);
-  shift_.resize(size);
-  best_shift_.resize(size);
-  mean_.resize(size);
-  square_.resize(size);
+      epoch_start_(absl::Now()),
+      shift_(options_.critical_layers.size() * static_cast<size_t>(model_->shape().experts)),
+      best_shift_(shift_),
+      adam_(shift_.size()) {
   BeginPass(/*training=*/false);
 }
 
@@ -42,7 +32,7 @@ void PriorTuner::BeginPass(bool training) {
   pass_ = Pass();
   pass_.training = training;
   batch_ = ObjectiveSpec();
-  if (training) Shuffle(random_, training_);
+  if (training) SeededShuffle(random_, training_);
 }
 
 absl::StatusOr<bool> PriorTuner::Step() {
@@ -80,14 +70,9 @@ absl::Status PriorTuner::EvaluateBatch() {
 }
 
 void PriorTuner::Move(const Pathway& gradient) {
-  constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
-  ++steps_;
+  const std::vector<double>& direction = adam_.Direction(gradient.weights);
   for (size_t i = 0; i < shift_.size(); ++i) {
-    const double g = gradient.weights[i];
-    mean_[i] = kBeta1 * mean_[i] + (1 - kBeta1) * g;
-    square_[i] = kBeta2 * square_[i] + (1 - kBeta2) * g * g;
-    const double mean = mean_[i] / (1 - std::pow(kBeta1, steps_)), square = square_[i] / (1 - std::pow(kBeta2, steps_));
-    shift_[i] -= options_.learning_rate * (mean / (std::sqrt(square) + kEpsilon) + options_.weight_decay * shift_[i]);
+    shift_[i] -= options_.learning_rate * (direction[i] + options_.weight_decay * shift_[i]);
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/pathway/adam.h"
 #include "server/pipeline/learned_shifts.h"
 #include "server/types/model_runner.h"
 #include "server/types/sequence_request.h"
@@ -35,9 +36,9 @@ struct PriorTunerOptions {
 class PriorTuner final : public OptimizationTask {
  public:
   struct Epoch {
-    int number = 0;                  // 0: before the first
-    double training_loss = 0;        // mean over the epoch's minibatches; 0 in epoch 0
-    double validation_loss = 0;      // mean
+    int number = 0;                             // 0: before the first
+    double training_loss = 0;                   // mean over the epoch's minibatches; 0 in epoch 0
+    double validation_loss = 0;                 // mean
     std::optional<double> validation_accuracy;  // unset where the references have no choices
     double seconds = 0;
   };
@@ -81,8 +82,8 @@ class PriorTuner final : public OptimizationTask {
   Epoch epoch_;
   Epoch first_, best_;
   int worse_epochs_ = 0;
-  int steps_ = 0;
-  std::vector<double> shift_, best_shift_, mean_, square_;
+  std::vector<double> shift_, best_shift_;
+  Adam adam_;
 };
 
 }  // namespace c3po

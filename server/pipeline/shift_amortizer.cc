@@ -1,6 +1,5 @@
 #include "server/pipeline/shift_amortizer.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,11 +32,7 @@ absl::Status ShiftAmortizer::Begin() {
   spec.states.push_back(std::move(state));
   C3PO_ASSIGN_OR_RETURN(objective_, model_->NewObjective(spec));
   OptimizationProblem problem;
-  problem.initial = Pathway(static_cast<int>(settings_.critical_layers.size()), reference.pathway.experts);
-  for (size_t i = 0; i < settings_.critical_layers.size(); ++i) {
-    const auto row = reference.pathway.Row(settings_.critical_layers[i]);
-    std::copy(row.begin(), row.end(), problem.initial.Row(static_cast<int>(i)).begin());
-  }
+  problem.initial = reference.pathway.Rows(settings_.critical_layers);
   problem.critical_layers = settings_.critical_layers;
   problem.core_experts = settings_.core_experts;
   problem.rule = ApplicationRule::kRouterShift;

@@ -6,7 +6,6 @@
 // Medians over rounds, milliseconds.
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -16,6 +15,7 @@
 #include "server/model/device.h"
 #include "server/model/moe_model.h"
 #include "server/pathway/pathway_optimizer.h"
+#include "tests/bench/timing.h"
 
 namespace c3po {
 namespace {
@@ -24,15 +24,10 @@ struct Sizes {
   int rounds, neighbors, tokens, steps, layers;
 };
 
-double Milliseconds(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-}
+double Milliseconds(const std::function<void()>& work) { return 1e3 * Seconds(work); }
 
-void Print(const std::string& what, std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  std::printf("  %-56s %9.1f ms\n", what.c_str(), values[values.size() / 2]);
+void Print(const std::string& what, const std::vector<double>& values) {
+  std::printf("  %-56s %9.1f ms\n", what.c_str(), Median(values));
   std::fflush(stdout);
 }
 

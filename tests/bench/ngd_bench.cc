@@ -9,7 +9,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +19,7 @@
 
 #include "server/model/moe_model.h"
 #include "server/pathway/pathway_optimizer.h"
+#include "tests/bench/timing.h"
 
 namespace c3po {
 namespace {
@@ -117,17 +117,6 @@ class NaiveObjective final : public NeighborhoodObjective {
   const MoeModel& model_;
   const std::vector<NeighborCase> cases_;
 };
-
-double Seconds(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 std::vector<double> Optimize(NeighborhoodObjective* objective, const Pathway& initial, const std::vector<int>& layers,
                              int steps) {

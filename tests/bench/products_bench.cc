@@ -9,7 +9,6 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -17,6 +16,7 @@
 
 #include "server/model/cpu/matrix_products.h"
 #include "server/model/cpu/thread_pool.h"
+#include "tests/bench/timing.h"
 
 namespace c3po {
 namespace {
@@ -25,17 +25,6 @@ struct Shape {
   const char* name;
   int64_t n, k;
 };
-
-double Seconds(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 void Compare(const char* form, const Shape& shape, int64_t rows, double budget, const std::function<void()>& ours,
              const std::function<void()>& torch) {

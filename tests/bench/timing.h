@@ -1,0 +1,25 @@
+#ifndef C3PO_TESTS_BENCH_TIMING_H_
+#define C3PO_TESTS_BENCH_TIMING_H_
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <vector>
+
+namespace c3po {
+
+inline double Seconds(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The upper one of an even number. `values` is not empty.
+inline double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace c3po
+
+#endif  // C3PO_TESTS_BENCH_TIMING_H_
