@@ -205,97 +205,13 @@ void ContinuousBatcher::NameBlocks(Sequence& sequence) {
   }
 }
 
-// Rows of running streams first, then prompts and scores, as far as the budget goes, in the order of admission.
-ContinuousBatcher::Plan ContinuousBatcher::MakePlan() {
-  ReserveRows();
-  Plan plan;
-  plan.prefill_budget = limits_.prefill_tokens_per_step;
-  const auto caught_up = [](const Sequence& s) { return s.cached >= s.wanted(); };
-  for (const SequencePtr& s : running_) {
-    if (caught_up(*s) && (s->stage == Stage::kDecode || s->stage == Stage::kResume)) PlanOwnRow(*s, plan);
-  }
-  for (const SequencePtr& s : running_) {
-    if (!caught_up(*s)) PlanPrompt(*s, plan);
-    if (caught_up(*s) && s->stage == Stage::kScore) PlanScores(*s, plan);
-  }
-  return plan;
-}
-
-// The row of a generating sequence's last token, or of a prompt's last token under the new pathway.
-void ContinuousBatcher::PlanOwnRow(Sequence& sequence, Plan& plan) {
-  Segment segment;
-  segment.want_logits = true;
-  sequence.Route(segment);
-  if (sequence.stage == Stage::kResume) {
-    segment.start = sequence.last_prompt_position();
-    segment.tokens = {sequence.request.prompt.back()};
-    segment.resume = true;
-    segment.entry_layer = sequence.request.entry_layer;
-    segment.entry_hidden = sequence.capture.entry_hidden;
-  } else {
-    segment.start = sequence.wanted();
-    segment.tokens = {sequence.tokens.back()};
-  }
-  KvBlockPool::AppendRuns(sequence.blocks, segment.start + 1, segment.kv);
-  plan.segments.push_back(std::move(segment));
-  plan.owners.push_back({&sequence, 0, false, {}});
-}
-
-// The next chunk of what has to be in the cache: a prompt, or all that was lost when the sequence gave its blocks back.
-// Only the end of a prompt that runs for the first time is looked at.
-void ContinuousBatcher::PlanPrompt(Sequence& sequence, Plan& plan) {
-  const int count = std::min(plan.prefill_budget, sequence.wanted() - sequence.cached);
-  if (count <= 0) return;
-  plan.prefill_budget -= count;
-  const bool first_time = sequence.stage == Stage::kPrefill;
-  const bool last_chunk = sequence.cached + count == sequence.wanted();
-  Segment segment;
-  segment.start = sequence.cached;
-  segment.tokens.assign(sequence.tokens.begin() + sequence.cached, sequence.tokens.begin() + sequence.cached + count);
-  if (first_time) {
-    segment.entry_layer = sequence.request.entry_layer;
-    segment.want_logits = last_chunk;
-    segment.want_capture = last_chunk && sequence.request.on_prefilled;
-    if (sequence.request.on_prefilled) segment.mean_layer = sequence.request.mean_layer;
-    segment.hidden_sum = sequence.hidden_sum;
-  } else if (sequence.stage != Stage::kResume) {
-    sequence.Route(segment);
-  }
-  KvBlockPool::AppendRuns(sequence.blocks, segment.start + count, segment.kv);
-  plan.segments.push_back(std::move(segment));
-  plan.owners.push_back({&sequence, 0, !first_time, {}});
-}
-
-// The continuations that are not scored yet, beside each other behind the one prompt.
-void ContinuousBatcher::PlanScores(Sequence& sequence, Plan& plan) {
-  const auto& continuations = sequence.request.continuations;
-  for (size_t c = 0; c < continuations.size(); ++c) {
-    const auto rows = static_cast<int64_t>(continuations[c].size()) - 1;
-    if (sequence.scores[c].token_logprobs.size() == continuations[c].size()) continue;
-    if (plan.prefill_budget <= 0 || pool_.available() < KvBlockPool::BlocksFor(rows)) return;
-    plan.prefill_budget -= static_cast<int>(rows);
-    Owner owner{&sequence, c, false, {}};
-    while (static_cast<int64_t>(owner.blocks.size()) < KvBlockPool::BlocksFor(rows)) {
-      owner.blocks.push_back(*pool_.Take(owner.blocks.empty() ? -1 : owner.blocks.back()));
-    }
-    Segment segment;
-    segment.start = sequence.prompt_length();
-    segment.tokens.assign(continuations[c].begin(), continuations[c].end() - 1);
-    segment.targets.assign(continuations[c].begin() + 1, continuations[c].end());
-    sequence.Route(segment);
-    KvBlockPool::AppendRuns(sequence.blocks, sequence.prompt_length(), segment.kv);
-    KvBlockPool::AppendRuns(owner.blocks, rows, segment.kv);
-    plan.segments.push_back(std::move(segment));
-    plan.owners.push_back(std::move(owner));
-  }
-}
-
 bool ContinuousBatcher::RunForward() {
-  Plan plan = MakePlan();
+  ReserveRows();
+  StepPlan plan = PlanStep(running_, limits_.prefill_tokens_per_step, pool_);
   if (plan.segments.empty()) return false;
   if (metrics_) {
     for (const auto stage : {Stage::kPrefill, Stage::kDecode}) {
-      const auto in_stage = [stage](const Owner& owner) { return owner.sequence->stage == stage; };
+      const auto in_stage = [stage](const SegmentOwner& owner) { return owner.sequence->stage == stage; };
       if (std::any_of(plan.owners.begin(), plan.owners.end(), in_stage)) {
         metrics_->CountEngineStep(stage == Stage::kPrefill ? Metrics::Work::kPrefill : Metrics::Work::kDecode);
       }
@@ -303,7 +219,7 @@ bool ContinuousBatcher::RunForward() {
   }
   auto outputs = model_->Forward(plan.segments);
   for (size_t i = 0; i < plan.owners.size(); ++i) {
-    Owner& owner = plan.owners[i];
+    SegmentOwner& owner = plan.owners[i];
     for (const int32_t block : owner.blocks) pool_.Release(block);
     if (!outputs.ok()) {
       Finish(*owner.sequence, outputs.status(), FinishReason::kLength);
@@ -314,7 +230,7 @@ bool ContinuousBatcher::RunForward() {
   return true;
 }
 
-void ContinuousBatcher::Distribute(const Owner& owner, const Segment& segment, SegmentOutput output) {
+void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output) {
   Sequence& sequence = *owner.sequence;
   if (sequence.stage == Stage::kScore && !owner.catching_up) return TakeScore(sequence, owner.continuation, output);
   sequence.cached = std::max(sequence.cached, segment.start + static_cast<int>(segment.tokens.size()));

@@ -12,6 +12,7 @@
 #include "server/metrics/metrics.h"
 #include "server/scheduler/kv_block_pool.h"
 #include "server/scheduler/sequence.h"
+#include "server/scheduler/step_plan.h"
 #include "server/types/model_runner.h"
 #include "server/types/sequence_request.h"
 
@@ -58,18 +59,6 @@ class ContinuousBatcher {
  private:
   using SequencePtr = std::unique_ptr<Sequence>;
   using Stage = Sequence::Stage;
-  // Whose segment it is, and of which continuation.
-  struct Owner {
-    Sequence* sequence = nullptr;
-    size_t continuation = 0;
-    bool catching_up = false;     // Its rows only fill the cache.
-    std::vector<int32_t> blocks;  // of the continuation; given back after the pass
-  };
-  struct Plan {
-    std::vector<Segment> segments;
-    std::vector<Owner> owners;
-    int prefill_budget = 0;
-  };
 
   void DropEnded();
   void Admit();
@@ -80,12 +69,8 @@ class ContinuousBatcher {
   void PreemptLast();
   void GiveBack(Sequence& sequence);
   void NameBlocks(Sequence& sequence);
-  Plan MakePlan();
-  void PlanOwnRow(Sequence& sequence, Plan& plan);
-  void PlanPrompt(Sequence& sequence, Plan& plan);
-  void PlanScores(Sequence& sequence, Plan& plan);
   bool RunForward();
-  void Distribute(const Owner& owner, const Segment& segment, SegmentOutput output);
+  void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output);
   void FinishPrefill(Sequence& sequence, SegmentOutput output);
   void SampleNext(Sequence& sequence, const std::vector<float>& logits);
   void StartScoring(Sequence& sequence, const std::vector<float>& logits);
