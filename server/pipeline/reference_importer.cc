@@ -120,6 +120,13 @@ void ReferenceImport::Run() {
   }
 }
 
+// With the same model and embedder: to run it again would change nothing.
+bool ReferenceImport::IsStored(const std::string& id) const {
+  const auto stored = parts_.catalog->GetRecord(id);
+  return stored.ok() && (*stored)->model_digest == parts_.model->shape().digest &&
+         (*stored)->embedder_digest == parts_.embedding->digest();
+}
+
 absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, Judged& judged) const {
   C3PO_RETURN_IF_ERROR(ValidateSample(item.sample));
   ReferenceRecord& record = judged.record;
@@ -159,6 +166,13 @@ absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
   absl::BlockingCounter remaining(static_cast<int>(batch.size()));
   for (size_t i = 0; i < batch.size(); ++i) {
     verdicts[i].sequence = batch[i].sequence;
+    if (const std::string id = ReferenceId(collection_, batch[i].sample); IsStored(id)) {
+      verdicts[i].id = id;
+      verdicts[i].outcome = SampleOutcome::kDuplicate;
+      judged[i].status = absl::AlreadyExistsError(id);
+      remaining.DecrementCount();
+      continue;
+    }
     auto request = MakeRequest(batch[i], judged[i]);
     if (!request.ok()) {
       judged[i].status = request.status();
@@ -182,6 +196,7 @@ absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
   std::vector<size_t> of_record;
   for (size_t i = 0; i < batch.size(); ++i) {
     Judged& one = judged[i];
+    if (absl::IsAlreadyExists(one.status)) continue;
     if (absl::IsInvalidArgument(one.status)) {
       verdicts[i].message = std::string(one.status.message());
       continue;

@@ -62,6 +62,7 @@ class ReferenceImport {
 
   void Run();
   absl::Status RunBatch(std::vector<Item> batch);
+  bool IsStored(const std::string& id) const;
   absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, Judged& judged) const;
   std::vector<Item> NextBatch();
 
