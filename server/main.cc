@@ -81,7 +81,7 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
   const std::filesystem::path folder = config.model;
-  C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::Load((folder / "tokenizer.json").string()));
+  C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::LoadFolder(folder.string()));
   SetComputeThreads(config.threads);
   MoeModelOptions options;
   options.folder = config.model;
