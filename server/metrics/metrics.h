@@ -76,6 +76,7 @@ class Metrics {
   void CountRpc(Rpc rpc, absl::StatusCode code);  // c3po_rpc_total{service,method,code}; see RpcCodeName for `code`.
   void SetRunning(int64_t requests);              // vllm:num_requests_running
   void SetWaiting(int64_t requests);              // vllm:num_requests_waiting
+  void SetPendingMax(int64_t requests);           // c3po_pending_requests_max: running and waiting, beyond: refused
   void CountPromptTokens(int64_t tokens);         // vllm:prompt_tokens_total
   void CountGeneratedTokens(int64_t tokens);      // vllm:generation_tokens_total
 
@@ -91,6 +92,8 @@ class Metrics {
 
   // --- Engine ---
   void SetKvCacheUsage(double fraction);  // vllm:kv_cache_usage_perc, in [0, 1] in spite of its name
+  // c3po_kv_cache_leaked_tokens: cache positions taken that belong to no sequence. Anything but 0 is a bug.
+  void SetKvCacheLeakedTokens(int64_t tokens);
   // c3po_engine_step_seconds; c3po_engine_steps_total{work} for each kind of work that the step held.
   void ObserveEngineStep(double seconds);
   void CountEngineStep(Work work);
@@ -102,6 +105,9 @@ class Metrics {
   // c3po_optimization_seconds{method}; c3po_surrogate_loss_reduction: (before - after) / before of the neighbors' loss,
   // at most 1, negative when the loss rose. Pass NaN where a method has no loss: it is left out.
   void ObserveOptimization(Method method, double seconds, double loss_reduction);
+  // c3po_surrogate_loss{moment="before"|"after"}: the neighbors' kernel-weighted loss (nats per token) under the
+  // query's own pathway and under the best one found. Not finite or negative, either one: both are left out.
+  void ObserveSurrogateLoss(double before, double after);
   void CountOptimizationSteps(int64_t steps);  // c3po_optimization_steps_total
   void CountGate(Gate decision);               // c3po_gate_total{decision}
 
@@ -114,8 +120,10 @@ class Metrics {
   void CountNeighborCacheMiss();                // c3po_neighbor_cache_misses_total
   void SetNeighborCacheBytes(int64_t bytes);    // c3po_neighbor_cache_bytes
 
-  // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version} and
-  // process_start_time_seconds (of this object's construction).
+  // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version},
+  // process_start_time_seconds (of this object's construction), and from the kernel, read anew by each call:
+  // process_cpu_seconds_total, process_resident_memory_bytes, process_virtual_memory_bytes, process_threads,
+  // process_open_fds, process_max_fds. Where the kernel cannot be asked, these keep their last values.
   std::string PrometheusText() const;
 
   // The name of a gRPC code as label: "OK", "CANCELLED", ... for the codes that the service documents, and "OTHER" for

@@ -376,6 +376,9 @@ void ContinuousBatcher::ReportGauges() {
   metrics_->SetRunning(running());
   metrics_->SetWaiting(waiting());
   metrics_->SetKvCacheUsage(static_cast<double>(kv_tokens_used_) / static_cast<double>(limits_.kv_tokens_max));
+  int64_t leaked = kv_tokens_used_;
+  for (const SequencePtr& sequence : running_) leaked -= sequence->capacity;
+  metrics_->SetKvCacheLeakedTokens(leaked);
 }
 
 }  // namespace c3po
