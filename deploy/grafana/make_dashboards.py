@@ -55,8 +55,9 @@ def panel(title: str, unit: str, queries: list[tuple[str, str]], *, width: int =
 
 
 TRAFFIC = [
-    panel("Requests by outcome", "reqps", [(rate("vllm:request_success_total", "finished_reason"), "{{finished_reason}}")],
-          stacked=True, description="stop, length: answered. abort: cancelled or late. error: failed."),
+    panel("Requests by outcome", "reqps", [(rate("vllm:request_success_total", "finished_reason"), "{{finished_reason}}"),
+                                             (rate("c3po_requests_started_total"), "begun")],
+          description="stop, length: answered. abort: cancelled or late. error: failed."),
     panel("Running and waiting", "short", [(gauge("vllm:num_requests_running"), "running {{instance}}"),
                                            (gauge("vllm:num_requests_waiting"), "waiting {{instance}}"),
                                            (gauge("c3po_pending_requests_max"), "limit {{instance}}")]),
