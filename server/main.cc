@@ -168,6 +168,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
   server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get());
   ReportReferences(*server.catalog, server.metrics.get());
+  ReportRecall(*server.catalog, server.metrics.get());
   parts.pipeline = server.pipeline.get();
   parts.learning = server.learning.get();
   parts.profiles = server.profiles.get();

@@ -106,7 +106,7 @@ REFERENCES = [
     panel("References", "short", [(gauge("c3po_references"), "{{instance}}")], kind="stat", width=6),
     panel("Index generation", "short", [(gauge("c3po_index_generation"), "{{instance}}")], kind="stat", width=6),
     panel("Recall at k of graph search", "percentunit", [(gauge("c3po_recall_at_k"), "{{instance}}")], kind="stat", width=6,
-          description="Against exact search over the same references, when last measured; 1 where every search is exact."),
+          description="Against exact search over the same references, measured at start and after imports; 1 where every search is exact."),
     panel("Neighbor cache", "bytes", [(gauge("c3po_neighbor_cache_bytes"), "{{instance}}")], kind="stat", width=6),
     panel("Samples offered, by verdict", "ops", [(rate("c3po_references_added_total", "verdict"), "{{verdict}}")], stacked=True),
     panel("References over time", "short", [(gauge("c3po_references"), "{{instance}}")]),

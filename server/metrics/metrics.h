@@ -115,10 +115,10 @@ class Metrics {
   void SetReferences(int64_t references);       // c3po_references: of all collections together
   void SetIndexGeneration(int64_t generation);  // c3po_index_generation
   void CountReferenceVerdict(Verdict verdict);  // c3po_references_added_total{verdict}
-  void SetRecallAtK(double fraction);           // c3po_recall_at_k: last measured, graph search against exact search
-  void CountNeighborCacheHit();                 // c3po_neighbor_cache_hits_total
-  void CountNeighborCacheMiss();                // c3po_neighbor_cache_misses_total
-  void SetNeighborCacheBytes(int64_t bytes);    // c3po_neighbor_cache_bytes
+  void SetRecallAtK(double fraction);         // c3po_recall_at_k: of graph search, measured at start and after imports
+  void CountNeighborCacheHit();               // c3po_neighbor_cache_hits_total
+  void CountNeighborCacheMiss();              // c3po_neighbor_cache_misses_total
+  void SetNeighborCacheBytes(int64_t bytes);  // c3po_neighbor_cache_bytes
 
   // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version},
   // process_start_time_seconds (of this object's construction), and from the kernel, read anew by each call:

@@ -1,6 +1,6 @@
 """The steps of the Dockerfile as plain scripts: the build is configured in a folder that holds what the engine would send,
 the staged programs run with the staged libraries alone, and their scripts do what the manifests rely on.
-Needs C3POD and C3PO, the programs' paths.  Run: pytest tests/deploy/test_images.py"""
+Needs C3POD, the server's path, with c3po beside it.  Run: C3POD=build/release/bin/c3pod pytest tests/deploy/test_images.py"""
 
 import fnmatch
 import json
