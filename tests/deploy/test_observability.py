@@ -207,7 +207,8 @@ def observed(tmp_path_factory: pytest.TempPathFactory):
     finally:
         if prometheus:
             prometheus.stop()
-        server.stop()
+        if server.process.poll() is None:
+            server.stop()
 
 
 def as_asked(expression: str) -> str:

@@ -1,0 +1,175 @@
+"""A real Envoy with the shipped configuration in front of two c3pods: TLS, gRPC, JSON. Needs the Envoy of deploy/install_deps.sh
+and C3POD, the server's path.  Run: C3POD=build/release/bin/c3pod pytest tests/deploy/test_envoy.py"""
+
+import copy
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+import yaml
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(SOURCE / "tests" / "integration"))
+import server_process
+
+CONFIGURATION = SOURCE / "deploy" / "envoy" / "envoy.yaml"
+ENVOY = max(server_process.cache_folder().glob("envoy-*/envoy/_bin/envoy"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """What the configuration expects in /etc/envoy."""
+    path = tmp_path_factory.mktemp("envoy")
+    subprocess.run([sys.executable, SOURCE / "deploy" / "envoy" / "make_descriptor.py", path / "c3po.pb"], check=True)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", path / "tls.key", "-out", path / "tls.crt",
+                    "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    (path / "ca.crt").write_bytes((path / "tls.crt").read_bytes())
+    return path
+
+
+def shipped(folder: pathlib.Path) -> dict:
+    return yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8").replace("/etc/envoy/", f"{folder}/"))
+
+
+def test_envoy_accepts_the_shipped_configuration(folder: pathlib.Path) -> None:
+    (folder / "shipped.yaml").write_text(yaml.safe_dump(shipped(folder)))
+    done = subprocess.run([ENVOY, "--mode", "validate", "-c", folder / "shipped.yaml"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@dataclasses.dataclass
+class Proxied:
+    port: int
+    certificate: pathlib.Path
+    servers: list[server_process.ServerProcess]
+    pb: dict
+
+    def json(self, path: str, body: object = None, method: str | None = None):
+        request = urllib.request.Request(f"https://localhost:{self.port}{path}", method=method,
+                                         data=None if body is None else json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30, context=ssl.create_default_context(cafile=str(self.certificate))) as response:
+            return json.load(response)
+
+    def fails(self, path: str, body: object = None) -> tuple[int, dict]:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            self.json(path, body)
+        return caught.value.code, json.loads(caught.value.read() or "{}")
+
+    def channel(self) -> grpc.Channel:
+        return grpc.secure_channel(f"localhost:{self.port}", grpc.ssl_channel_credentials(self.certificate.read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def proxied(folder: pathlib.Path):
+    """The shipped configuration on other ports, with the servers' addresses in place of the cluster's name, which resolves in
+    Kubernetes only, and without its certificates."""
+    servers, envoy = [], None
+    try:
+        for name in ("one", "two"):
+            (folder / name).mkdir()
+            servers.append(server_process.ServerProcess(os.environ["C3POD"], folder / name, "--threads", "1"))
+            assert servers[-1].port, servers[-1].log
+        configuration = shipped(folder)
+        resources, port = configuration["static_resources"], free_port()
+        resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+        configuration["admin"]["address"]["socket_address"]["port_value"] = free_port()
+        cluster = resources["clusters"][0]
+        del cluster["transport_socket"]
+        endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        endpoints.append(copy.deepcopy(endpoints[0]))
+        for endpoint, server in zip(endpoints, servers, strict=True):
+            endpoint["endpoint"]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": server.port}
+        (folder / "envoy.yaml").write_text(yaml.safe_dump(configuration))
+        log = open(folder / "envoy.log", "w+", encoding="utf-8")
+        envoy = subprocess.Popen([ENVOY, "-c", folder / "envoy.yaml", "--disable-hot-restart", "--concurrency", "1"], stdout=log, stderr=log)
+        made = Proxied(port, folder / "tls.crt", servers, server_process.make_stubs())
+        end = time.monotonic() + 20
+        while True:
+            try:
+                made.json("/v1/server")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert envoy.poll() is None and time.monotonic() < end, (folder / "envoy.log").read_text()
+                time.sleep(0.1)
+        yield made
+    finally:
+        if envoy:
+            envoy.terminate()
+            envoy.wait(timeout=30)
+            log.close()
+        for server in servers:
+            if server.process.poll() is None:
+                server.stop()
+
+
+def test_unary_calls_speak_json(proxied: Proxied) -> None:
+    assert proxied.json("/v1/server")["model"]["moe_layers"] > 0
+    ids = proxied.json("/v1/tokenize", {"text": "seven"})["ids"]
+    assert ids and "seven" in proxied.json("/v1/detokenize", {"ids": ids})["text"]
+    scored = proxied.json("/v1/score", {"prompt": "What is 50 modulo seven?", "continuations": [" 1", " 2"],
+                                        "optimization": {"method": "METHOD_NONE"}})
+    assert len(scored["scores"]) == 2
+    proxied.json("/v1/stats")
+    proxied.json("/v1/references?page_size=5")
+
+
+def test_streamed_answer_is_a_json_array(proxied: Proxied) -> None:
+    events = proxied.json("/v1/generate", {"prompt": "What is 50 modulo seven?", "sampling": {"max_tokens": 5, "ignore_eos": True},
+                                           "optimization": {"method": "METHOD_NONE"}})
+    assert [next(iter(event)) for event in events][0] == "optimization" and "summary" in events[-1]
+    assert events[-1]["summary"]["usage"]["completion_tokens"] == 5
+
+
+def test_errors_keep_status_reason_and_field(proxied: Proxied) -> None:
+    code, error = proxied.fails("/v1/score", {"prompt": "", "continuations": [" 1"]})
+    assert code == 400 and error["code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    kinds = {detail["@type"].rpartition(".")[2]: detail for detail in error["details"]}
+    # Older Envoys spell the fields of details in camel case.
+    violations = kinds["BadRequest"].get("field_violations") or kinds["BadRequest"]["fieldViolations"]
+    assert violations[0]["field"] and re.fullmatch(r"[A-Z_]+", kinds["ErrorInfo"]["reason"])
+    assert proxied.fails("/v1/references/nobody")[0] == 404
+    assert proxied.fails("/v1/nowhere")[0] == 404
+
+
+def test_grpc_goes_through_tls_and_over_all_servers(proxied: Proxied) -> None:
+    gen = proxied.pb["generation_pb2"]
+
+    def calls(server: server_process.ServerProcess) -> int:
+        return int(re.search(r'^c3po_rpc_total\{code="OK",method="Tokenize"\S+ (\d+)', server.http("/metrics"), re.M).group(1))
+
+    before = [calls(server) for server in proxied.servers]
+    with proxied.channel() as channel:
+        stub = proxied.pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+        for _ in range(20):
+            stub.Tokenize(gen.TokenizeRequest(text="seven"), timeout=20)
+        request = gen.GenerateRequest(prompt="seven", sampling=gen.SamplingOptions(max_tokens=3, ignore_eos=True))
+        request.optimization.method = proxied.pb["options_pb2"].METHOD_NONE
+        assert list(stub.Generate(request, timeout=20))[-1].summary.usage.completion_tokens == 3
+    assert all(calls(server) > count for server, count in zip(proxied.servers, before)), "one connection, and both servers were asked"
+
+
+def test_server_that_leaves_costs_no_call(proxied: Proxied) -> None:
+    """Last: one server is gone afterwards."""
+    gen = proxied.pb["generation_pb2"]
+    with proxied.channel() as channel:
+        stub = proxied.pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+        assert proxied.servers[0].stop() == 0
+        for _ in range(10):
+            stub.Tokenize(gen.TokenizeRequest(text="seven"), timeout=20)
