@@ -235,10 +235,8 @@ void ContinuousBatcher::Distribute(Sequence& sequence, SegmentOutput output) {
       if (sequence.prefilled == sequence.prompt_length()) FinishPrefill(sequence, std::move(output));
       return;
     case Sequence::Stage::kResume:
-      if (sequence.scoring()) return StartScoring(sequence, output.logits);
-      [[fallthrough]];
+      return TakeResumed(sequence, output.logits);
     case Sequence::Stage::kDecode:
-      sequence.stage = Sequence::Stage::kDecode;
       return SampleNext(sequence, output.logits);
     case Sequence::Stage::kScore:
       return TakeScore(sequence, output);
@@ -294,12 +292,28 @@ void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
   sequence.ready = absl::Now();
   if (sequence.routing) {
     sequence.stage = Sequence::Stage::kResume;
-  } else if (sequence.scoring()) {
-    StartScoring(sequence, sequence.prompt_logits);
   } else {
-    sequence.stage = Sequence::Stage::kDecode;
-    SampleNext(sequence, sequence.prompt_logits);
+    BeginAnswer(sequence, sequence.prompt_logits);
   }
+}
+
+void ContinuousBatcher::TakeResumed(Sequence& sequence, const std::vector<float>& logits) {
+  if (!sequence.routing) return BeginAnswer(sequence, sequence.prompt_logits);
+  if (!sequence.scoring() && !sequence.task->AcceptLogits(logits)) return Revert(sequence);
+  BeginAnswer(sequence, logits);
+}
+
+void ContinuousBatcher::BeginAnswer(Sequence& sequence, const std::vector<float>& logits) {
+  if (sequence.scoring()) return StartScoring(sequence, logits);
+  sequence.stage = Sequence::Stage::kDecode;
+  SampleNext(sequence, logits);
+}
+
+// The last prompt token runs again, so that its keys and values are the model's own.
+void ContinuousBatcher::Revert(Sequence& sequence) {
+  sequence.routing.reset();
+  sequence.scores.clear();
+  sequence.stage = Sequence::Stage::kResume;
 }
 
 void ContinuousBatcher::SampleNext(Sequence& sequence, const std::vector<float>& logits) {
@@ -341,6 +355,7 @@ void ContinuousBatcher::NextScore(Sequence& sequence) {
     sequence.scores.push_back({first, continuation.front() == greedy, {first}});
     if (continuation.size() > 1) return;
   }
+  if (sequence.routing && !sequence.task->AcceptScores(sequence.scores)) return Revert(sequence);
   sequence.request.sink->OnScores(std::move(sequence.scores));
   Finish(sequence, absl::OkStatus(), FinishReason::kStop);
 }

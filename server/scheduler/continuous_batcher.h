@@ -22,6 +22,7 @@ struct BatcherLimits {
 // generating sequences, prompt chunks under a token budget, continuations to score, and tokens resumed under a new
 // pathway; then one unit of pathway optimization, of one sequence in turn. First come, first served. Each sequence goes
 //   waiting ▶ prefill ▶ [optimizing ▶ resume] ▶ decode, or score ▶ finished
+// and once more from resume, without the new pathway, where its task does not accept what came of it;
 // and leaves at the next step once it is cancelled or past its deadline, whatever it is doing. Not thread-safe: the
 // engine thread owns it.
 class ContinuousBatcher {
@@ -57,6 +58,9 @@ class ContinuousBatcher {
   void TakeScore(Sequence& sequence, const SegmentOutput& output);
   void OptimizeOne();
   void AfterOptimization(Sequence& sequence);
+  void TakeResumed(Sequence& sequence, const std::vector<float>& logits);
+  void BeginAnswer(Sequence& sequence, const std::vector<float>& logits);
+  void Revert(Sequence& sequence);
   void Finish(Sequence& sequence, const absl::Status& status, FinishReason reason);
   void ReportGauges();
 
