@@ -16,7 +16,7 @@ namespace c3po {
 // those that dashboards of language-model servers already know, and carry the label model_name; ours start with `c3po_`
 // and end in their unit. Every label value comes from an enum below or from the server's own configuration, never from
 // a request, and every series exists from the start (at zero): the exposition has the same number of series, fewer than
-// 500, for the life of the process.
+// 600, for the life of the process.
 //
 // Thread-safe. A call takes an atomic addition (counters, gauges) or a short uncontended lock (histograms): well under
 // a microsecond, no allocation. Observations that are not finite, and negative ones of quantities that cannot be

@@ -21,7 +21,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr size_t kSeriesMax = 500;
+constexpr size_t kSeriesMax = 600;
 
 Exposition Parse(const Metrics& metrics) {
   const absl::StatusOr<Exposition> exposition = ParseExposition(metrics.PrometheusText());
