@@ -157,6 +157,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   server.metrics = std::make_unique<Metrics>(shape.name, kVersion);
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   server.metrics->SetPendingMax(config.pending_requests_max);
+  C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(config.kv_cache_tokens));
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
   server.engine =
       std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());

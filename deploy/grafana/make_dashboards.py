@@ -76,6 +76,11 @@ TRAFFIC = [
     panel("Calls that failed, by status", "reqps", [(rate("c3po_rpc_total", "code", 'code!="OK"'), "{{code}}")], stacked=True,
           description="RESOURCE_EXHAUSTED: refused at the door. INVALID_ARGUMENT and NOT_FOUND: the caller's doing."),
     panel("KV cache in use", "percentunit", [(gauge("vllm:kv_cache_usage_perc"), "{{instance}}")]),
+    panel("Prompt positions found in the KV cache", "percentunit", [
+        (f"{rate('vllm:prefix_cache_hits_total')} / {rate('vllm:prefix_cache_queries_total')}", "found")],
+          description="Beginnings shared with earlier requests are not computed again."),
+    panel("Preemptions", "ops", [(rate("vllm:num_preemptions_total"), "sequences")],
+          description="Sequences that gave their KV blocks back and are computed again: the cache is too small."),
     panel("From cancel to release", "s", quantiles("c3po_cancel_to_release_seconds")),
     panel("Queue time", "s", quantiles("vllm:request_queue_time_seconds")),
 ]
@@ -132,7 +137,7 @@ PROCESS = [
     panel("File descriptors", "short", [(gauge("process_open_fds"), "open {{instance}}"),
                                         (gauge("process_max_fds"), "limit {{instance}}")]),
     panel("Threads", "short", [(gauge("process_threads"), "{{instance}}")]),
-    panel("Leaked cache positions", "short", [(gauge("c3po_kv_cache_leaked_tokens"), "{{instance}}")],
+    panel("Leaked cache blocks", "short", [(gauge("c3po_kv_cache_leaked_blocks"), "{{instance}}")],
           description="Anything but 0 is a bug."),
     panel("Engine step", "s", quantiles("c3po_engine_step_seconds")),
     panel("Engine steps per second", "ops", [(rate("c3po_engine_step_seconds_count", "instance"), "{{instance}}")]),

@@ -93,8 +93,12 @@ class Metrics {
 
   // --- Engine ---
   void SetKvCacheUsage(double fraction);  // vllm:kv_cache_usage_perc, in [0, 1] in spite of its name
-  // c3po_kv_cache_leaked_tokens: cache positions taken that belong to no sequence. Anything but 0 is a bug.
-  void SetKvCacheLeakedTokens(int64_t tokens);
+  // c3po_kv_cache_leaked_blocks: KV blocks held while no request runs. Anything but 0 is a bug.
+  void SetKvCacheLeakedBlocks(int64_t blocks);
+  // vllm:prefix_cache_queries_total and vllm:prefix_cache_hits_total: prompt positions looked up, and found in the
+  // cache.
+  void CountPrefixCache(int64_t positions, int64_t found);
+  void CountPreemption();  // vllm:num_preemptions_total
   // c3po_engine_step_seconds; c3po_engine_steps_total{work} for each kind of work that the step held.
   void ObserveEngineStep(double seconds);
   void CountEngineStep(Work work);

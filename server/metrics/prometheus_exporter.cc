@@ -251,9 +251,14 @@ struct Metrics::Series {
   Histogram& cancel_to_release = AddHistogram(registry, "c3po_cancel_to_release_seconds",
                                               "From a cancellation to its KV blocks being free", ReleaseSeconds());
 
+  Counter& prefix_queries =
+      AddCounter(registry, "vllm:prefix_cache_queries_total", "Prompt positions looked up in the KV cache", model);
+  Counter& prefix_hits =
+      AddCounter(registry, "vllm:prefix_cache_hits_total", "Prompt positions found in the KV cache", model);
+  Counter& preemptions =
+      AddCounter(registry, "vllm:num_preemptions_total", "Sequences that gave their KV blocks back", model);
   Gauge& kv_cache_usage = AddGauge(registry, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is full", model);
-  Gauge& kv_cache_leaked =
-      AddGauge(registry, "c3po_kv_cache_leaked_tokens", "Cache positions taken that belong to no sequence");
+  Gauge& kv_cache_leaked = AddGauge(registry, "c3po_kv_cache_leaked_blocks", "KV blocks held while no request runs");
   Histogram& engine_step =
       AddHistogram(registry, "c3po_engine_step_seconds", "Time of one engine step", TokenSeconds());
   CounterArray<kWorks.size()> engine_steps =
@@ -343,8 +348,13 @@ void Metrics::ObservePrefillTime(double seconds) { ObserveNonNegative(series_->p
 void Metrics::ObserveDecodeTime(double seconds) { ObserveNonNegative(series_->decode_time, seconds); }
 void Metrics::ObserveCancelToRelease(double seconds) { ObserveNonNegative(series_->cancel_to_release, seconds); }
 
+void Metrics::CountPrefixCache(int64_t positions, int64_t found) {
+  Add(series_->prefix_queries, positions);
+  Add(series_->prefix_hits, found);
+}
+void Metrics::CountPreemption() { Add(series_->preemptions, 1); }
 void Metrics::SetKvCacheUsage(double fraction) { SetFinite(series_->kv_cache_usage, fraction); }
-void Metrics::SetKvCacheLeakedTokens(int64_t tokens) { series_->kv_cache_leaked.Set(static_cast<double>(tokens)); }
+void Metrics::SetKvCacheLeakedBlocks(int64_t blocks) { series_->kv_cache_leaked.Set(static_cast<double>(blocks)); }
 void Metrics::ObserveEngineStep(double seconds) { ObserveNonNegative(series_->engine_step, seconds); }
 void Metrics::CountEngineStep(Work work) { series_->engine_steps[static_cast<size_t>(work)]->Increment(); }
 

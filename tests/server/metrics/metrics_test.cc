@@ -67,7 +67,9 @@ void TouchEverything(Metrics& metrics) {
   metrics.SetPendingMax(256);
   metrics.ObserveSurrogateLoss(2.0, 0.5);
   metrics.SetKvCacheUsage(0.5);
-  metrics.SetKvCacheLeakedTokens(9);
+  metrics.SetKvCacheLeakedBlocks(9);
+  metrics.CountPrefixCache(90, 64);
+  metrics.CountPreemption();
   for (int i = 0; i < 3; ++i) metrics.CountEngineStep(static_cast<Metrics::Work>(i));
   metrics.CountOptimizationSteps(10);
   for (int i = 0; i < 8; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
@@ -89,7 +91,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_engine_steps_total", "counter"},
       {"c3po_gate_total", "counter"},
       {"c3po_index_generation", "gauge"},
-      {"c3po_kv_cache_leaked_tokens", "gauge"},
+      {"c3po_kv_cache_leaked_blocks", "gauge"},
       {"c3po_model_info", "gauge"},
       {"c3po_neighbor_cache_bytes", "gauge"},
       {"c3po_neighbor_cache_hits_total", "counter"},
@@ -119,6 +121,9 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"vllm:kv_cache_usage_perc", "gauge"},
       {"vllm:num_requests_running", "gauge"},
       {"vllm:num_requests_waiting", "gauge"},
+      {"vllm:num_preemptions_total", "counter"},
+      {"vllm:prefix_cache_hits_total", "counter"},
+      {"vllm:prefix_cache_queries_total", "counter"},
       {"vllm:prompt_tokens_total", "counter"},
       {"vllm:request_decode_time_seconds", "histogram"},
       {"vllm:request_prefill_time_seconds", "histogram"},
@@ -160,6 +165,9 @@ TEST(Metrics, EachEventMovesItsSeries) {
   ExpectSample(exposition, 10, "vllm:prompt_tokens_total", model);
   ExpectSample(exposition, 7, "vllm:generation_tokens_total", model);
   ExpectSample(exposition, 0.5, "vllm:kv_cache_usage_perc", model);
+  ExpectSample(exposition, 90, "vllm:prefix_cache_queries_total", model);
+  ExpectSample(exposition, 64, "vllm:prefix_cache_hits_total", model);
+  ExpectSample(exposition, 1, "vllm:num_preemptions_total", model);
   for (const char* name : {"time_to_first_token", "inter_token_latency", "e2e_request_latency", "request_queue_time",
                            "request_prefill_time", "request_decode_time"}) {
     ExpectSample(exposition, 4, absl::StrCat("vllm:", name, "_seconds_count"), model);
@@ -178,7 +186,7 @@ TEST(Metrics, EachEventMovesItsSeries) {
   ExpectSample(exposition, 2, "c3po_surrogate_loss_sum", {{"moment", "before"}});
   ExpectSample(exposition, 0.5, "c3po_surrogate_loss_sum", {{"moment", "after"}});
   ExpectSample(exposition, 256, "c3po_pending_requests_max");
-  ExpectSample(exposition, 9, "c3po_kv_cache_leaked_tokens");
+  ExpectSample(exposition, 9, "c3po_kv_cache_leaked_blocks");
   ExpectSample(exposition, 10, "c3po_optimization_steps_total");
   for (const char* decision :
        {"applied", "not_requested", "skipped_no_neighbors", "skipped_neighbors_far", "skipped_base_confident",
