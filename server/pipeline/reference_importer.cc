@@ -15,6 +15,8 @@ namespace {
 
 constexpr size_t kBatchSamples = 32;
 constexpr size_t kQueueSamples = 64;
+constexpr int kRecallNeighbors = 10;
+constexpr int kRecallQueries = 16;
 constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(20);
 
 Metrics::Verdict VerdictMetric(SampleOutcome outcome) {
@@ -39,6 +41,10 @@ void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics) {
   for (const CatalogCollection& collection : catalog.Collections()) references += collection.references;
   metrics->SetReferences(references);
   metrics->SetIndexGeneration(catalog.generation());
+}
+
+void ReportRecall(const ReferenceCatalog& catalog, Metrics* metrics) {
+  if (metrics != nullptr) metrics->SetRecallAtK(catalog.MeasureRecall(kRecallNeighbors, kRecallQueries));
 }
 
 // What the model said of one sample.
@@ -115,7 +121,10 @@ std::vector<ReferenceImport::Item> ReferenceImport::NextBatch() {
 void ReferenceImport::Run() {
   while (true) {
     std::vector<Item> batch = NextBatch();
-    if (batch.empty()) return events_.on_end(absl::OkStatus());
+    if (batch.empty()) {
+      ReportRecall(*parts_.catalog, parts_.metrics);
+      return events_.on_end(absl::OkStatus());
+    }
     if (const absl::Status status = RunBatch(std::move(batch)); !status.ok()) return events_.on_end(status);
   }
 }
