@@ -10,7 +10,7 @@ namespace c3po {
 // Keys (after rotation) and values of one sequence, in the model's dtype.
 struct KvCache final : public SequenceCache {
   at::Tensor keys;    // [layers, kv_heads, capacity, head_dim]
-  at::Tensor values;  // likewise
+  at::Tensor values;  // likewise of value_dim
   int capacity = 0;
 
   // Running sum of the prompt's states entering the first critical layer, for PromptCapture::mean_hidden.

@@ -45,7 +45,7 @@ at::Tensor FromFloats(const std::vector<float>& values, at::IntArrayRef sizes, a
   return at::from_blob(const_cast<float*>(values.data()), sizes, at::kFloat).to(options, false, /*copy=*/true);
 }
 
-// What the overrides of all rows say about one layer.
+// What the overrides of all rows say about one MoE layer.
 LayerRouting RoutingOfLayer(const Batch& batch, int layer, int experts, at::Device device) {
   LayerRouting routing;
   const int64_t rows = batch.hidden.size(0);
@@ -93,10 +93,10 @@ at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& wei
     contexts.push_back(CausalAttention(rows.q.narrow(0, span.first_row, span.rows), span.cache->keys.select(0, layer),
                                        span.cache->values.select(0, layer), span.segment->start, config));
   }
-  return MatMulTransposed(contexts.size() == 1 ? contexts[0] : at::cat(contexts), weights.output);
+  return Project(contexts.size() == 1 ? contexts[0] : at::cat(contexts), weights.output, weights.output_bias);
 }
 
-// Records what segments asked to see of the states entering `layer`.
+// Records what segments asked to see of the states entering an MoE layer.
 void CaptureEntry(const Batch& batch, int layer) {
   for (const RowSpan& span : batch.spans) {
     const Segment& segment = *span.segment;
@@ -165,7 +165,8 @@ void ReadOut(const Batch& batch, const MoeWeights& weights, const ModelConfig& c
   if (rows.empty()) return;
   const at::Tensor picked = batch.hidden.index_select(0, at::tensor(rows, at::kLong).to(batch.hidden.device()));
   const at::Tensor normed = RmsNorm(picked, weights.final_norm, config.rms_norm_eps);
-  const at::Tensor logits = MatMulTransposed(normed, weights.lm_head).to(at::kFloat);
+  at::Tensor logits = MatMulTransposed(normed, weights.lm_head).to(at::kFloat);
+  if (config.logits_divisor != 1) logits = logits / config.logits_divisor;
   int64_t next = 0;
   for (const RowSpan& span : batch.spans) {
     if (!span.segment->targets.empty()) {
@@ -194,8 +195,9 @@ absl::Status CheckSegment(const Segment& segment, const ModelShape& shape) {
   if (!segment.targets.empty() && segment.targets.size() != segment.tokens.size()) {
     return absl::InternalError("a segment needs one target per token");
   }
-  if (segment.resume && (segment.tokens.size() != 1 || segment.entry_layer < 0 || segment.entry_layer >= shape.layers ||
-                         segment.entry_hidden.size() != static_cast<size_t>(shape.hidden_size))) {
+  if (segment.resume &&
+      (segment.tokens.size() != 1 || segment.entry_layer < 0 || segment.entry_layer >= shape.moe_layers ||
+       segment.entry_hidden.size() != static_cast<size_t>(shape.hidden_size))) {
     return absl::InternalError("a resumed segment has one token and its entry state");
   }
   return absl::OkStatus();
@@ -227,7 +229,7 @@ Batch PackRows(absl::Span<const Segment> segments, const std::vector<size_t>& me
 
 absl::StatusOr<std::vector<SegmentOutput>> MoeModel::Forward(absl::Span<const Segment> segments) {
   std::set<const SequenceCache*> caches;
-  std::map<int, std::vector<size_t>> groups;  // by first layer to run
+  std::map<int, std::vector<size_t>> groups;  // by first MoE layer to run; -1: from the bottom
   for (size_t i = 0; i < segments.size(); ++i) {
     C3PO_RETURN_IF_ERROR(CheckSegment(segments[i], shape_));
     if (!caches.insert(segments[i].cache).second) return absl::InternalError("two segments of one sequence in a batch");
@@ -238,15 +240,20 @@ absl::StatusOr<std::vector<SegmentOutput>> MoeModel::Forward(absl::Span<const Se
     const c10::InferenceMode inference;
     for (const auto& [entry_layer, members] : groups) {
       Batch batch = PackRows(segments, members, outputs, *this);
-      for (int l = std::max(entry_layer, 0); l < config_.layers; ++l) {
+      int moe = std::max(entry_layer, 0);
+      for (int l = entry_layer < 0 ? 0 : config_.moe_layers[entry_layer]; l < config_.layers; ++l) {
         const LayerWeights& layer = weights_.layers[l];
-        CaptureEntry(batch, l);
-        batch.hidden = batch.hidden + AttentionBlock(batch, l, layer, config_);
+        if (layer.router.defined()) CaptureEntry(batch, moe);
+        batch.hidden = AddBlock(batch.hidden, AttentionBlock(batch, l, layer, config_), config_);
         const at::Tensor normed = RmsNorm(batch.hidden, layer.moe_norm, config_.rms_norm_eps);
-        const Mixing mixing =
-            MixExperts(normed, layer, config_, RoutingOfLayer(batch, l, config_.experts, batch.hidden.device()));
-        CapturePathway(batch, l, mixing, shape_);
-        batch.hidden = batch.hidden + RunExperts(normed, mixing, layer, nullptr);
+        Mixing mixing;
+        if (layer.router.defined()) {
+          mixing =
+              MixExperts(normed, layer, config_, RoutingOfLayer(batch, moe, config_.experts, batch.hidden.device()));
+          CapturePathway(batch, moe, mixing, shape_);
+          ++moe;
+        }
+        batch.hidden = AddBlock(batch.hidden, RunFeedForward(normed, mixing, layer, nullptr), config_);
       }
       ReadOut(batch, weights_, config_);
     }

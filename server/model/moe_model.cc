@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/model/device.h"
+#include "server/model/neighbor_loss.h"
 
 namespace c3po {
 namespace {
@@ -18,7 +19,7 @@ ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights) {
   shape.architecture = config.architecture;
   shape.dtype = weights.embedding.scalar_type() == at::kFloat ? "float32" : "bfloat16";
   shape.layers = config.layers;
-  shape.moe_layers = config.layers;
+  shape.moe_layers = static_cast<int>(config.moe_layers.size());
   shape.experts = config.experts;
   shape.experts_per_token = config.experts_per_token;
   shape.hidden_size = config.hidden_size;
@@ -77,7 +78,8 @@ at::TensorOptions MoeModel::tensor_options() const {
 
 at::Tensor MoeModel::Embed(const std::vector<int64_t>& tokens) const {
   const at::Tensor ids = at::tensor(tokens, at::kLong).to(weights_.embedding.device());
-  return weights_.embedding.index_select(0, ids).to(tensor_options().dtype());
+  const at::Tensor rows = weights_.embedding.index_select(0, ids).to(tensor_options().dtype());
+  return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
 }
 
 absl::StatusOr<std::unique_ptr<SequenceCache>> MoeModel::NewSequence(int capacity) {
@@ -89,14 +91,18 @@ absl::StatusOr<std::unique_ptr<SequenceCache>> MoeModel::NewSequence(int capacit
     const c10::InferenceMode inference;
     auto cache = std::make_unique<KvCache>();
     cache->capacity = capacity;
-    const std::vector<int64_t> sizes = {config_.layers, config_.kv_heads, capacity, config_.head_dim};
-    cache->keys = at::empty(sizes, tensor_options());
-    cache->values = at::empty(sizes, tensor_options());
+    cache->keys = at::empty({config_.layers, config_.kv_heads, capacity, config_.head_dim}, tensor_options());
+    cache->values = at::empty({config_.layers, config_.kv_heads, capacity, config_.value_dim}, tensor_options());
     return cache;
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for a sequence of ", capacity, " positions: ", error.what()));
   }
+}
+
+absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(const ObjectiveSpec& spec) {
+  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<NeighborLoss> loss, NeighborLoss::Create(*this, spec));
+  return std::unique_ptr<NeighborhoodObjective>(std::move(loss));
 }
 
 }  // namespace c3po

@@ -1,7 +1,6 @@
 #include "server/model/cpu/attention.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "server/model/cpu/matrix_products.h"
 #include "server/model/cpu/row_operations.h"
@@ -17,6 +16,7 @@ constexpr int64_t kBlockRows = 32;  // Queries that pass over the keys together.
 void CausalBlock(const HeadShape& shape, const float* q, int64_t begin, int64_t end, int64_t start, int64_t kv_head,
                  const float* keys, const float* values, float* context) {
   const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, length = start + end;
+  const int64_t value_dim = shape.value_dim;
   const int64_t count = (end - begin) * group;
   thread_local std::vector<float> scores;
   thread_local std::vector<int64_t> index;
@@ -26,12 +26,14 @@ void CausalBlock(const HeadShape& shape, const float* q, int64_t begin, int64_t 
     for (int64_t h = 0; h < group; ++h) index.push_back(r * shape.heads + kv_head * group + h);
   }
   MultiplyTransposed({{{q, dim, count, index.data()}, {keys, false, length, dim}, {scores.data(), length, nullptr}}});
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  const auto scale = static_cast<float>(shape.scale);
   for (int64_t i = 0; i < count; ++i) {
     SoftmaxInPlace(scores.data() + i * length, start + begin + i / group + 1, length, scale);
-    std::fill_n(context + index[i] * dim, dim, 0.0f);
+    std::fill_n(context + index[i] * value_dim, value_dim, 0.0f);
   }
-  MultiplyAdd({{{scores.data(), length, count, nullptr}, {values, false, length, dim}, {context, dim, index.data()}}});
+  MultiplyAdd({{{scores.data(), length, count, nullptr},
+                {values, false, length, value_dim},
+                {context, value_dim, index.data()}}});
 }
 
 // The key-value head's columns that a row sees: `prefix` contiguous rows, then chosen rows of the packed ones.
@@ -49,8 +51,7 @@ struct Columns {
 };
 
 Columns ColumnsOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
-                  const float* prefix, const float* packed) {
-  const int64_t dim = shape.head_dim;
+                  const float* prefix, const float* packed, int64_t dim) {
   return {prefix + (s * shape.kv_heads + kv_head) * tree.prefix_max * dim,
           tree.prefix_lengths[s],
           packed + kv_head * dim,
@@ -74,7 +75,7 @@ void ForEachCaseAndHead(const HeadShape& shape, const TreeRows& tree, const Work
 }  // namespace
 
 void CausalAttention(const HeadShape& shape, const float* q, int64_t rows, int64_t start, const float* keys,
-                     const float* values, int64_t head_stride, float* context) {
+                     const float* values, int64_t capacity, float* context) {
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   const int64_t cost = shape.heads * shape.head_dim * rows * (start + rows);
   const int64_t all = blocks * shape.kv_heads, grain = cost < (1 << 16) ? all : 1;
@@ -82,7 +83,7 @@ void CausalAttention(const HeadShape& shape, const float* q, int64_t rows, int64
     for (int64_t i = first; i < last; ++i) {
       const int64_t block = i / shape.kv_heads, head = i % shape.kv_heads;
       CausalBlock(shape, q, block * kBlockRows, std::min(rows, (block + 1) * kBlockRows), start, head,
-                  keys + head * head_stride, values + head * head_stride, context);
+                  keys + head * capacity * shape.head_dim, values + head * capacity * shape.value_dim, context);
     }
   });
 }
@@ -90,22 +91,23 @@ void CausalAttention(const HeadShape& shape, const float* q, int64_t rows, int64
 void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,
                           const float* prefix_k, const float* prefix_v, float* probabilities, float* context) {
   const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  const int64_t value_dim = shape.value_dim;
+  const auto scale = static_cast<float>(shape.scale);
   ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
-      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k);
-      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v);
+      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k, dim);
+      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v, value_dim);
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
         const float* query = q + (row * shape.heads + h) * dim;
         float* p = probabilities + (row * shape.heads + h) * width;
-        float* out = context + (row * shape.heads + h) * dim;
+        float* out = context + (row * shape.heads + h) * value_dim;
         const int64_t n = keys.prefix_length;
         for (int64_t j = 0; j < n; ++j) p[j] = Dot(query, keys.Prefix(j), dim);
         for (int64_t i = 0; i < keys.count; ++i) p[n + i] = Dot(query, keys.Moving(i), dim);
         SoftmaxInPlace(p, n + keys.count, width, scale);
-        std::fill_n(out, dim, 0.0f);
-        for (int64_t j = 0; j < n; ++j) AddScaled(p[j], values.Prefix(j), dim, out);
-        for (int64_t i = 0; i < keys.count; ++i) AddScaled(p[n + i], values.Moving(i), dim, out);
+        std::fill_n(out, value_dim, 0.0f);
+        for (int64_t j = 0; j < n; ++j) AddScaled(p[j], values.Prefix(j), value_dim, out);
+        for (int64_t i = 0; i < keys.count; ++i) AddScaled(p[n + i], values.Moving(i), value_dim, out);
       }
     }
   });
@@ -115,26 +117,27 @@ void TreeAttentionBackward(const HeadShape& shape, const TreeRows& tree, const f
                            const float* k, const float* v, const float* prefix_k, const float* prefix_v,
                            const float* probabilities, float* dq, float* dk, float* dv) {
   const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
-  const double scale = 1 / std::sqrt(static_cast<double>(dim));
+  const int64_t value_dim = shape.value_dim;
+  const double scale = shape.scale;
   ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
     thread_local std::vector<float> ds;
     ds.resize(static_cast<size_t>(width));
-    const auto moving = [&](float* x, int64_t row) { return x + (row * shape.kv_heads + g) * dim; };
+    const auto moving = [&](float* x, int64_t row, int64_t size) { return x + (row * shape.kv_heads + g) * size; };
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
-      std::fill_n(moving(dk, row), dim, 0.0f);
-      std::fill_n(moving(dv, row), dim, 0.0f);
+      std::fill_n(moving(dk, row, dim), dim, 0.0f);
+      std::fill_n(moving(dv, row, value_dim), value_dim, 0.0f);
     }
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
-      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k);
-      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v);
+      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k, dim);
+      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v, value_dim);
       const int64_t n = keys.prefix_length, columns = n + keys.count;
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
         const float* query = q + (row * shape.heads + h) * dim;
-        const float* dout = dcontext + (row * shape.heads + h) * dim;
+        const float* dout = dcontext + (row * shape.heads + h) * value_dim;
         const float* p = probabilities + (row * shape.heads + h) * width;
         double mean = 0;
         for (int64_t j = 0; j < columns; ++j) {
-          ds[j] = Dot(dout, j < n ? values.Prefix(j) : values.Moving(j - n), dim);
+          ds[j] = Dot(dout, j < n ? values.Prefix(j) : values.Moving(j - n), value_dim);
           mean += double{ds[j]} * p[j];
         }
         float* dquery = dq + (row * shape.heads + h) * dim;
@@ -144,8 +147,8 @@ void TreeAttentionBackward(const HeadShape& shape, const TreeRows& tree, const f
           AddScaled(ds[j], j < n ? keys.Prefix(j) : keys.Moving(j - n), dim, dquery);
         }
         for (int64_t i = 0; i < keys.count; ++i) {
-          AddScaled(ds[n + i], query, dim, moving(dk, keys.rows[i]));
-          AddScaled(p[n + i], dout, dim, moving(dv, keys.rows[i]));
+          AddScaled(ds[n + i], query, dim, moving(dk, keys.rows[i], dim));
+          AddScaled(p[n + i], dout, value_dim, moving(dv, keys.rows[i], value_dim));
         }
       }
     }
