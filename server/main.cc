@@ -156,6 +156,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   const ModelShape& shape = server.model->shape();
   server.metrics = std::make_unique<Metrics>(shape.name, kVersion);
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
+  C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(config.kv_cache_tokens));
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
   server.engine =
       std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());

@@ -39,7 +39,8 @@ class Metrics {
     kSkippedNeighborsFar,
     kSkippedBaseConfident,
     kRevertedLossNotReduced,
-    kRevertedValidationLossNotReduced
+    kRevertedValidationLossNotReduced,
+    kRevertedNotConfident
   };
   enum class Work { kPrefill, kDecode, kOptimization };  // What an engine step ran.
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
@@ -91,6 +92,10 @@ class Metrics {
 
   // --- Engine ---
   void SetKvCacheUsage(double fraction);  // vllm:kv_cache_usage_perc, in [0, 1] in spite of its name
+  // vllm:prefix_cache_queries_total and vllm:prefix_cache_hits_total: prompt positions looked up, and found in the
+  // cache.
+  void CountPrefixCache(int64_t positions, int64_t found);
+  void CountPreemption();  // vllm:num_preemptions_total
   // c3po_engine_step_seconds; c3po_engine_steps_total{work} for each kind of work that the step held.
   void ObserveEngineStep(double seconds);
   void CountEngineStep(Work work);

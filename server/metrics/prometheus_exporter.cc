@@ -34,7 +34,7 @@ constexpr std::array<const char*, 4> kFinishedReasons = {"stop", "length", "abor
 constexpr std::array<const char*, 6> kMethods = {
     "mode_finding",    "kernel_regression", "neighborhood_gradient_descent",
     "amortized_shift", "collection_prior",  "oracle"};
-constexpr std::array<const char*, 7> kGates = {
+constexpr std::array<const char*, 8> kGates = {
     "applied",
     "not_requested",
     "skipped_no_neighbors",
@@ -42,6 +42,7 @@ constexpr std::array<const char*, 7> kGates = {
     "skipped_base_confident",
     "reverted_loss_not_reduced",
     "reverted_validation_loss_not_reduced",
+    "reverted_not_confident",
 };
 constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
@@ -241,6 +242,12 @@ struct Metrics::Series {
   Histogram& cancel_to_release = AddHistogram(registry, "c3po_cancel_to_release_seconds",
                                               "From a cancellation to its KV blocks being free", ReleaseSeconds());
 
+  Counter& prefix_queries =
+      AddCounter(registry, "vllm:prefix_cache_queries_total", "Prompt positions looked up in the KV cache", model);
+  Counter& prefix_hits =
+      AddCounter(registry, "vllm:prefix_cache_hits_total", "Prompt positions found in the KV cache", model);
+  Counter& preemptions =
+      AddCounter(registry, "vllm:num_preemptions_total", "Sequences that gave their KV blocks back", model);
   Gauge& kv_cache_usage = AddGauge(registry, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is full", model);
   Histogram& engine_step =
       AddHistogram(registry, "c3po_engine_step_seconds", "Time of one engine step", TokenSeconds());
@@ -301,6 +308,11 @@ void Metrics::ObservePrefillTime(double seconds) { ObserveNonNegative(series_->p
 void Metrics::ObserveDecodeTime(double seconds) { ObserveNonNegative(series_->decode_time, seconds); }
 void Metrics::ObserveCancelToRelease(double seconds) { ObserveNonNegative(series_->cancel_to_release, seconds); }
 
+void Metrics::CountPrefixCache(int64_t positions, int64_t found) {
+  Add(series_->prefix_queries, positions);
+  Add(series_->prefix_hits, found);
+}
+void Metrics::CountPreemption() { Add(series_->preemptions, 1); }
 void Metrics::SetKvCacheUsage(double fraction) { SetFinite(series_->kv_cache_usage, fraction); }
 void Metrics::ObserveEngineStep(double seconds) { ObserveNonNegative(series_->engine_step, seconds); }
 void Metrics::CountEngineStep(Work work) { series_->engine_steps[static_cast<size_t>(work)]->Increment(); }

@@ -82,21 +82,16 @@ at::Tensor MoeModel::Embed(const std::vector<int64_t>& tokens) const {
   return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
 }
 
-absl::StatusOr<std::unique_ptr<SequenceCache>> MoeModel::NewSequence(int capacity) {
-  if (capacity < 1 || capacity > config_.context_window) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a sequence of ", capacity, " positions; the context window has ", config_.context_window));
-  }
+absl::Status MoeModel::AllocateKvCache(int64_t slots) {
+  if (slots < 1) return absl::InvalidArgumentError(absl::StrCat("a cache of ", slots, " positions"));
   try {
     const c10::InferenceMode inference;
-    auto cache = std::make_unique<KvCache>();
-    cache->capacity = capacity;
-    cache->keys = at::empty({config_.layers, config_.kv_heads, capacity, config_.head_dim}, tensor_options());
-    cache->values = at::empty({config_.layers, config_.kv_heads, capacity, config_.value_dim}, tensor_options());
-    return cache;
+    const int64_t layers = config_.layers, heads = config_.kv_heads;
+    kv_cache_ = {at::empty({layers, heads, slots, config_.head_dim}, tensor_options()),
+                 at::empty({layers, heads, slots, config_.value_dim}, tensor_options()), slots};
+    return absl::OkStatus();
   } catch (const std::exception& error) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no memory for a sequence of ", capacity, " positions: ", error.what()));
+    return absl::ResourceExhaustedError(absl::StrCat("no memory for a cache of ", slots, " positions: ", error.what()));
   }
 }
 

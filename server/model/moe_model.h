@@ -46,7 +46,7 @@ class MoeModel final : public ModelRunner {
   // The rows of the embedding, [tokens, d], as activations, times the embedding multiplier.
   at::Tensor Embed(const std::vector<int64_t>& tokens) const;
 
-  absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int capacity) override;
+  absl::Status AllocateKvCache(int64_t slots) override;
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override;
   absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
                                                                        int first_layer) override;
@@ -63,6 +63,7 @@ class MoeModel final : public ModelRunner {
   MoeWeights weights_;
   ModelShape shape_;
   RopeTable rope_;
+  KvCache kv_cache_;
   NeighborCache neighbor_cache_;
 };
 

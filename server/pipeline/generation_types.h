@@ -77,6 +77,7 @@ struct OptimizationReport {
   std::vector<double> losses;
   std::vector<double> validation_losses;
   std::optional<int> selected_step;
+  std::optional<double> base_confidence, optimized_confidence;  // what the gate looked at
   std::optional<double> alpha;
   Pathway before, after;  // of the critical layers; empty where no optimization ran
   std::vector<ExpertChange> largest_changes;

@@ -1,6 +1,7 @@
 #include "server/model/cpu/attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "server/model/cpu/matrix_products.h"
 #include "server/model/cpu/row_operations.h"
@@ -11,29 +12,51 @@ namespace {
 
 constexpr int64_t kBlockRows = 32;  // Queries that pass over the keys together.
 
+// A block of a sequence's queries.
+struct QueryBlock {
+  const SequenceRows* sequence;
+  int64_t begin, end;  // of its rows
+};
+
 // One key-value head of a block of queries. The keys beyond a row's own position get probability 0, which leaves its
-// sums as they are.
-void CausalBlock(const HeadShape& shape, const float* q, int64_t begin, int64_t end, int64_t start, int64_t kv_head,
-                 const float* keys, const float* values, float* context) {
-  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, length = start + end;
-  const int64_t value_dim = shape.value_dim;
-  const int64_t count = (end - begin) * group;
+// sums as they are. Runs are passed over in the order of positions, so that sums grow in that order too.
+void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_head, const float* q, const float* keys,
+                 const float* values, float* context) {
+  const SequenceRows& sequence = *block.sequence;
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, length = sequence.start + block.end;
+  const int64_t value_dim = shape.value_dim, count = (block.end - block.begin) * group;
   thread_local std::vector<float> scores;
   thread_local std::vector<int64_t> index;
+  thread_local std::vector<DotProduct> dots;
+  thread_local std::vector<OuterProduct> sums;
   scores.resize(static_cast<size_t>(count * length));
   index.clear();
-  for (int64_t r = begin; r < end; ++r) {
-    for (int64_t h = 0; h < group; ++h) index.push_back(r * shape.heads + kv_head * group + h);
+  for (int64_t r = block.begin; r < block.end; ++r) {
+    for (int64_t h = 0; h < group; ++h) {
+      index.push_back((sequence.first_row + r) * shape.heads + kv_head * group + h);
+    }
   }
-  MultiplyTransposed({{{q, dim, count, index.data()}, {keys, false, length, dim}, {scores.data(), length, nullptr}}});
+  dots.clear();
+  sums.clear();
+  int64_t position = 0;
+  for (const KvRun& run : sequence.kv) {
+    const int64_t part = std::min(run.length, length - position);
+    if (part <= 0) break;
+    float* columns = scores.data() + position;
+    dots.push_back(
+        {{q, dim, count, index.data()}, {keys + run.slot * dim, false, part, dim}, {columns, length, nullptr}});
+    sums.push_back({{columns, length, count, nullptr},
+                    {values + run.slot * value_dim, false, part, value_dim},
+                    {context, value_dim, index.data()}});
+    position += part;
+  }
+  MultiplyTransposed(dots);
   const auto scale = static_cast<float>(shape.scale);
   for (int64_t i = 0; i < count; ++i) {
-    SoftmaxInPlace(scores.data() + i * length, start + begin + i / group + 1, length, scale);
+    SoftmaxInPlace(scores.data() + i * length, sequence.start + block.begin + i / group + 1, length, scale);
     std::fill_n(context + index[i] * value_dim, value_dim, 0.0f);
   }
-  MultiplyAdd({{{scores.data(), length, count, nullptr},
-                {values, false, length, value_dim},
-                {context, value_dim, index.data()}}});
+  MultiplyAdd(sums);
 }
 
 // The key-value head's columns that a row sees: `prefix` contiguous rows, then chosen rows of the packed ones.
@@ -74,18 +97,46 @@ void ForEachCaseAndHead(const HeadShape& shape, const TreeRows& tree, const Work
 
 }  // namespace
 
-void CausalAttention(const HeadShape& shape, const float* q, int64_t rows, int64_t start, const float* keys,
-                     const float* values, int64_t capacity, float* context) {
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  const int64_t cost = shape.heads * shape.head_dim * rows * (start + rows);
-  const int64_t all = blocks * shape.kv_heads, grain = cost < (1 << 16) ? all : 1;
+void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* q,
+                     const float* keys, const float* values, int64_t slots, float* context) {
+  std::vector<QueryBlock> blocks;
+  int64_t cost = 0;
+  for (const SequenceRows& sequence : sequences) {
+    for (int64_t begin = 0; begin < sequence.rows; begin += kBlockRows) {
+      blocks.push_back({&sequence, begin, std::min(sequence.rows, begin + kBlockRows)});
+    }
+    cost += shape.heads * shape.head_dim * sequence.rows * (sequence.start + sequence.rows);
+  }
+  const int64_t all = static_cast<int64_t>(blocks.size()) * shape.kv_heads, grain = cost < (1 << 16) ? all : 1;
   ParallelFor(all, grain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const int64_t block = i / shape.kv_heads, head = i % shape.kv_heads;
-      CausalBlock(shape, q, block * kBlockRows, std::min(rows, (block + 1) * kBlockRows), start, head,
-                  keys + head * capacity * shape.head_dim, values + head * capacity * shape.value_dim, context);
+      const int64_t head = i % shape.kv_heads;
+      CausalBlock(shape, blocks[i / shape.kv_heads], head, q, keys + head * slots * shape.head_dim,
+                  values + head * slots * shape.value_dim, context);
     }
   });
+}
+
+void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* k,
+                        const float* v, float* keys, float* values, int64_t slots) {
+  const int64_t heads = shape.kv_heads, dim = shape.head_dim, value_dim = shape.value_dim;
+  const auto key_bytes = static_cast<size_t>(dim) * sizeof(float);
+  const auto value_bytes = static_cast<size_t>(value_dim) * sizeof(float);
+  for (const SequenceRows& sequence : sequences) {
+    int64_t position = 0;
+    for (const KvRun& run : sequence.kv) {
+      const int64_t begin = std::max(sequence.start, position);
+      const int64_t end = std::min(sequence.start + sequence.rows, position + run.length);
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t row = sequence.first_row + p - sequence.start, slot = run.slot + p - position;
+        for (int64_t g = 0; g < heads; ++g) {
+          std::memcpy(keys + (g * slots + slot) * dim, k + (row * heads + g) * dim, key_bytes);
+          std::memcpy(values + (g * slots + slot) * value_dim, v + (row * heads + g) * value_dim, value_bytes);
+        }
+      }
+      position += run.length;
+    }
+  }
 }
 
 void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,

@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/types/span.h"
+#include "server/types/kv_run.h"
+
 namespace c3po::cpu {
 
 // softmax(scale q k^T) v in float32. Query head h shares key-value head h / (heads / kv_heads). A row's
@@ -17,11 +20,21 @@ struct HeadShape {
   double scale = 1;
 };
 
-// Rows of one sequence: row i attends to positions [0, start + i] of the cache.
-// q [rows, heads, head_dim]; keys, values: head g at g * capacity positions, which are head_dim, value_dim apart;
-// context [rows, heads, value_dim].
-void CausalAttention(const HeadShape& shape, const float* q, int64_t rows, int64_t start, const float* keys,
-                     const float* values, int64_t capacity, float* context);
+// Consecutive rows of one sequence: row i attends to positions [0, start + i].
+struct SequenceRows {
+  int64_t first_row = 0;  // of q, k, v and context
+  int64_t rows = 0;
+  int64_t start = 0;           // position of the first row
+  absl::Span<const KvRun> kv;  // of positions [0, start + rows) at least, the rows' own among them
+};
+
+// q [R, heads, head_dim]; keys [kv_heads, slots, head_dim]; values likewise of value_dim; context [R, heads,
+// value_dim]. Where a sequence's slots lie changes no result.
+void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* q,
+                     const float* keys, const float* values, int64_t slots, float* context);
+// Puts the rows' own k [R, kv_heads, head_dim] and v, likewise of value_dim, into their slots.
+void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* k,
+                        const float* v, float* keys, float* values, int64_t slots);
 
 // Packed rows of several cases: row r of case s attends to the case's prefix and to `ancestors` of r, among them r.
 struct TreeRows {

@@ -61,9 +61,11 @@ void TouchEverything(Metrics& metrics) {
     for (int i = 0; i < 6; ++i) metrics.ObserveOptimization(static_cast<Metrics::Method>(i), seconds, 0.25);
   }
   metrics.SetKvCacheUsage(0.5);
+  metrics.CountPrefixCache(90, 64);
+  metrics.CountPreemption();
   for (int i = 0; i < 3; ++i) metrics.CountEngineStep(static_cast<Metrics::Work>(i));
   metrics.CountOptimizationSteps(10);
-  for (int i = 0; i < 7; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
+  for (int i = 0; i < 8; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
   metrics.SetReferences(2369);
   metrics.SetIndexGeneration(4);
   for (int i = 0; i < 4; ++i) metrics.CountReferenceVerdict(static_cast<Metrics::Verdict>(i));
@@ -103,6 +105,9 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"vllm:kv_cache_usage_perc", "gauge"},
       {"vllm:num_requests_running", "gauge"},
       {"vllm:num_requests_waiting", "gauge"},
+      {"vllm:num_preemptions_total", "counter"},
+      {"vllm:prefix_cache_hits_total", "counter"},
+      {"vllm:prefix_cache_queries_total", "counter"},
       {"vllm:prompt_tokens_total", "counter"},
       {"vllm:request_decode_time_seconds", "histogram"},
       {"vllm:request_prefill_time_seconds", "histogram"},
@@ -144,6 +149,9 @@ TEST(Metrics, EachEventMovesItsSeries) {
   ExpectSample(exposition, 10, "vllm:prompt_tokens_total", model);
   ExpectSample(exposition, 7, "vllm:generation_tokens_total", model);
   ExpectSample(exposition, 0.5, "vllm:kv_cache_usage_perc", model);
+  ExpectSample(exposition, 90, "vllm:prefix_cache_queries_total", model);
+  ExpectSample(exposition, 64, "vllm:prefix_cache_hits_total", model);
+  ExpectSample(exposition, 1, "vllm:num_preemptions_total", model);
   for (const char* name : {"time_to_first_token", "inter_token_latency", "e2e_request_latency", "request_queue_time",
                            "request_prefill_time", "request_decode_time"}) {
     ExpectSample(exposition, 4, absl::StrCat("vllm:", name, "_seconds_count"), model);
@@ -162,7 +170,7 @@ TEST(Metrics, EachEventMovesItsSeries) {
   ExpectSample(exposition, 10, "c3po_optimization_steps_total");
   for (const char* decision :
        {"applied", "not_requested", "skipped_no_neighbors", "skipped_neighbors_far", "skipped_base_confident",
-        "reverted_loss_not_reduced", "reverted_validation_loss_not_reduced"}) {
+        "reverted_loss_not_reduced", "reverted_validation_loss_not_reduced", "reverted_not_confident"}) {
     ExpectSample(exposition, 1, "c3po_gate_total", {{"decision", decision}});
   }
   for (const char* work : {"prefill", "decode", "optimization"}) {

@@ -107,9 +107,9 @@ TEST_F(StoredModel, OfEightBitsIsReadToBfloat16Exactly) {
   const auto model = Load();
   ASSERT_TRUE(model.ok()) << model.status();
   ExpectWeights(**model, tensors_, at::kFloat8_e4m3fn, at::kBFloat16);
-  const auto cache = *(*model)->NewSequence(4);
+  ASSERT_TRUE((*model)->AllocateKvCache(4).ok());
   Segment segment;
-  segment.cache = cache.get();
+  segment.kv = {{0, 4}};
   segment.tokens = {1, 2, 3};
   segment.want_logits = true;
   const auto out = (*model)->Forward({segment});

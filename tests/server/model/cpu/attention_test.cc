@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <random>
 
 #include "server/model/cpu/thread_pool.h"
@@ -52,7 +54,8 @@ TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
       const std::vector<float> q = Random(rng, length * heads * dim), k = Random(rng, kv_heads * capacity * dim),
                                v = Random(rng, kv_heads * capacity * value_dim);
       std::vector<float> context(length * heads * value_dim);
-      CausalAttention(shape, q.data(), length, 0, k.data(), v.data(), capacity, context.data());
+      const std::vector<KvRun> whole = {{0, length}};
+      CausalAttention(shape, {{0, length, 0, whole}}, q.data(), k.data(), v.data(), capacity, context.data());
       const std::vector<double> qd = Wide(q), kd = Wide(k), vd = Wide(v);
       for (int64_t r = 0; r < length; ++r) {
         for (int64_t h = 0; h < heads; ++h) {
@@ -72,11 +75,62 @@ TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
         std::vector<float> chunked(context.size());
         for (int64_t start = 0; start < length; start += chunk) {
           const int64_t rows = std::min(chunk, length - start);
-          CausalAttention(shape, q.data() + start * heads * dim, rows, start, k.data(), v.data(), capacity,
-                          chunked.data() + start * heads * value_dim);
+          CausalAttention(shape, {{start, rows, start, whole}}, q.data(), k.data(), v.data(), capacity, chunked.data());
         }
         ASSERT_EQ(0, std::memcmp(chunked.data(), context.data(), context.size() * sizeof(float))) << "chunk " << chunk;
       }
+    }
+  }
+}
+
+TEST(CausalAttention, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
+  for (uint32_t seed = 1; seed <= 20; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    std::mt19937 rng(seed);
+    const HeadShape shape{4, 2, 16, 12, 0.25};
+    const int64_t slots = 400, q_size = shape.heads * shape.head_dim, k_size = shape.kv_heads * shape.head_dim;
+    const int64_t v_size = shape.kv_heads * shape.value_dim, context_size = shape.heads * shape.value_dim;
+    std::vector<int64_t> blocks(slots / 8);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    std::shuffle(blocks.begin(), blocks.end(), rng);
+    struct Case {
+      std::vector<KvRun> kv;
+      int64_t length;
+      std::vector<float> q, k, v;
+    };
+    std::vector<Case> cases;
+    std::vector<SequenceRows> sequences;
+    std::vector<float> q, k, v;
+    for (int64_t c = 0, first_row = 0; c < 4; ++c) {
+      Case one;
+      one.length = 1 + static_cast<int64_t>(rng() % 90);
+      for (int64_t position = 0; position < one.length; position += 8) {
+        one.kv.push_back({blocks.back() * 8, std::min<int64_t>(8, one.length - position)});
+        blocks.pop_back();
+      }
+      one.q = Random(rng, one.length * q_size);
+      one.k = Random(rng, one.length * k_size);
+      one.v = Random(rng, one.length * v_size);
+      q.insert(q.end(), one.q.begin(), one.q.end());
+      k.insert(k.end(), one.k.begin(), one.k.end());
+      v.insert(v.end(), one.v.begin(), one.v.end());
+      cases.push_back(std::move(one));
+      sequences.push_back({first_row, cases.back().length, 0, {}});
+      first_row += cases.back().length;
+    }
+    for (size_t c = 0; c < cases.size(); ++c) sequences[c].kv = cases[c].kv;
+    std::vector<float> keys(slots * k_size), values(slots * v_size), context(q.size() / q_size * context_size);
+    StoreKeysAndValues(shape, sequences, k.data(), v.data(), keys.data(), values.data(), slots);
+    CausalAttention(shape, sequences, q.data(), keys.data(), values.data(), slots, context.data());
+    for (size_t c = 0; c < cases.size(); ++c) {
+      const Case& one = cases[c];
+      const std::vector<KvRun> whole = {{5, one.length}};
+      const SequenceRows alone{0, one.length, 0, whole};
+      std::vector<float> expected(one.length * context_size);
+      StoreKeysAndValues(shape, {&alone, 1}, one.k.data(), one.v.data(), keys.data(), values.data(), slots);
+      CausalAttention(shape, {&alone, 1}, one.q.data(), keys.data(), values.data(), slots, expected.data());
+      ASSERT_EQ(0, std::memcmp(expected.data(), context.data() + sequences[c].first_row * context_size,
+                               expected.size() * sizeof(float)));
     }
   }
 }
