@@ -81,7 +81,7 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
   const std::filesystem::path folder = config.model;
-  C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::Load((folder / "tokenizer.json").string()));
+  C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::LoadFolder(folder.string()));
   SetComputeThreads(config.threads);
   MoeModelOptions options;
   options.folder = config.model;
@@ -156,6 +156,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   const ModelShape& shape = server.model->shape();
   server.metrics = std::make_unique<Metrics>(shape.name, kVersion);
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
+  server.metrics->SetPendingMax(config.pending_requests_max);
   C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(config.kv_cache_tokens));
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
   server.engine =
@@ -168,6 +169,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
   server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get());
   ReportReferences(*server.catalog, server.metrics.get());
+  ReportRecall(*server.catalog, server.metrics.get());
   parts.pipeline = server.pipeline.get();
   parts.learning = server.learning.get();
   parts.profiles = server.profiles.get();

@@ -413,6 +413,8 @@ void ContinuousBatcher::ReportGauges() {
   metrics_->SetWaiting(waiting());
   metrics_->SetKvCacheUsage(static_cast<double>(pool_.held()) /
                             static_cast<double>(std::max<int64_t>(1, pool_.blocks())));
+  // With nobody running nobody may hold a block.
+  if (running_.empty()) metrics_->SetKvCacheLeakedBlocks(pool_.held());
 }
 
 }  // namespace c3po
