@@ -162,6 +162,7 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
         ToInt("optimization.validation_neighbors", options.validation_neighbors(), settings.validation_neighbors));
   }
   if (options.has_step_scale()) settings.step_scale = options.step_scale();
+  if (options.has_backtrack()) settings.backtrack = options.backtrack();
   settings.exclude_reference_ids.assign(options.exclude_reference_ids().begin(), options.exclude_reference_ids().end());
   if (options.has_gate()) {
     const v1::GateOptions& gate = options.gate();
@@ -210,6 +211,7 @@ v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
   options.set_use_prior(settings.use_prior);
   options.set_validation_neighbors(static_cast<uint32_t>(settings.validation_neighbors));
   options.set_step_scale(settings.step_scale);
+  options.set_backtrack(settings.backtrack);
   return options;
 }
 

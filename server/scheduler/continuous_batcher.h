@@ -63,12 +63,8 @@ class ContinuousBatcher {
   void DropEnded();
   void Admit();
   bool Begin(Sequence& sequence);
-  bool Reserve(Sequence& sequence, int positions);
   void ReserveRows();
-  int64_t BlocksMissing(const Sequence& sequence) const;
   void PreemptLast();
-  void GiveBack(Sequence& sequence);
-  void NameBlocks(Sequence& sequence);
   bool RunForward();
   void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output);
   void FinishPrefill(Sequence& sequence, SegmentOutput output);
