@@ -51,7 +51,7 @@ struct Server {
   std::unique_ptr<WorkerPool> workers;  // Its jobs use the two above.
   std::atomic<bool> ready{false};
   std::unique_ptr<HttpServer> http;
-  std::unique_ptr<GrpcServer> grpc;
+  std::unique_ptr<GrpcServer> grpc;  // Listens before the rest is loaded.
 };
 
 OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& shape) {
@@ -160,7 +160,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   server.engine =
       std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());
   server.workers = std::make_unique<WorkerPool>(config.workers, config.pending_requests_max);
-  ServiceParts parts;
+  LoadedParts parts;
   parts.pipeline_parts = {server.model.get(),  server.engine.get(),    server.catalog.get(),
                           server.text.get(),   server.embedding.get(), server.workers.get(),
                           server.shifts.get(), server.metrics.get(),   config.allow_oracle};
@@ -178,8 +178,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
                           HttpServer::Start(config.metrics_address, config.metrics_port, server.metrics.get(),
                                             [&server] { return server.ready.load(); }));
   }
-  C3PO_ASSIGN_OR_RETURN(server.grpc,
-                        GrpcServer::Start(config.listen, config.message_bytes_max, parts, config.Limits()));
+  server.grpc->Open(parts);
   server.grpc->SetServing(true);
   server.ready = true;
   const std::string address = config.listen.substr(0, config.listen.rfind(':'));
@@ -193,6 +192,7 @@ void Drain(const ServerConfig& config, Server& server) {
   Log(LogLevel::kInfo, "draining", "", {{"pending", server.engine->pending()}});
   server.ready = false;
   server.grpc->SetServing(false);
+  server.grpc->CloseEntrance();
   const absl::Duration limit = absl::Seconds(config.drain_seconds_max);
   server.engine->Stop(limit);
   server.grpc->Shutdown(absl::Seconds(1));
@@ -203,6 +203,7 @@ void Drain(const ServerConfig& config, Server& server) {
 }
 
 absl::Status StartAll(const ServerConfig& config, Server& server) {
+  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config));
   C3PO_RETURN_IF_ERROR(LoadModel(config, server));
   C3PO_RETURN_IF_ERROR(LoadEmbedder(config, server));
   C3PO_RETURN_IF_ERROR(OpenReferences(config, server));

@@ -28,6 +28,11 @@ void VisitFields(Config& c, Visit visit) {
   visit("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");
   visit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");
   visit("listen", c.listen, "gRPC address:port; port 0 chooses one");
+  visit("tls-cert", c.tls_cert, "certificate chain (PEM) to serve TLS with; read again when it changes");
+  visit("tls-key", c.tls_key, "private key (PEM) of --tls-cert");
+  visit("tls-client-ca", c.tls_client_ca, "certificates (PEM) that sign clients' certificates: mutual TLS");
+  visit("insecure", c.insecure, "listen beyond this machine without TLS");
+  visit("auth-tokens", c.auth_tokens, "file of callers: NAME ROLE SHA256 a line; see server/README.md");
   visit("metrics-address", c.metrics_address, "address of the HTTP door");
   visit("metrics-port", c.metrics_port, "port of /metrics, /healthz, /readyz; 0 chooses one, -1: none");
   visit("pending-requests-max", c.pending_requests_max, "requests waiting or running; beyond: RESOURCE_EXHAUSTED");
@@ -69,6 +74,27 @@ absl::Status CheckWord(absl::string_view flag, const std::string& value, std::in
   return Wrong(flag, absl::StrCat("\"", value, "\" is not one of ", absl::StrJoin(words, ", ")));
 }
 
+// Whether only this machine can reach an address as gRPC writes it.
+bool IsLocal(absl::string_view listen) {
+  for (const absl::string_view prefix : {"127.", "localhost:", "[::1]:", "unix:", "unix-abstract:"}) {
+    if (absl::StartsWith(listen, prefix)) return true;
+  }
+  return false;
+}
+
+absl::Status CheckTransport(const ServerConfig& config) {
+  if (config.tls_cert.empty() != config.tls_key.empty())
+    return Wrong(config.tls_cert.empty() ? "tls-cert" : "tls-key", "TLS needs both --tls-cert and --tls-key");
+  if (config.tls_cert.empty() && !config.tls_client_ca.empty())
+    return Wrong("tls-client-ca", "clients' certificates need TLS: --tls-cert and --tls-key");
+  if (!config.auth_tokens.empty() && config.allow_oracle)
+    return Wrong("allow-oracle", "with --auth-tokens, callers of the role administer may use ORACLE; leave it out");
+  if (IsLocal(config.listen) || !config.tls_cert.empty() || config.insecure) return absl::OkStatus();
+  return Wrong("listen", absl::StrCat("\"", config.listen,
+                                      "\" can be reached from other machines: give --tls-cert and --tls-key, or "
+                                      "--insecure to serve without encryption"));
+}
+
 std::string EnvironmentName(absl::string_view flag) {
   return absl::StrCat("C3PO_", absl::StrReplaceAll(absl::AsciiStrToUpper(flag), {{"-", "_"}}));
 }
@@ -87,6 +113,7 @@ absl::Status ServerConfig::Validate() const {
   if (model.empty()) return Wrong("model", "must be a Hugging Face folder");
   if (embedder.empty()) return Wrong("embedder", "must be a folder or \"model\"");
   if (store.empty()) return Wrong("store", "must name a file");
+  C3PO_RETURN_IF_ERROR(CheckTransport(*this));
   C3PO_RETURN_IF_ERROR(CheckWord("device", device, {"cpu", "cuda"}));
   C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("method", method, {"none", "mode", "kernel", "ngd"}));

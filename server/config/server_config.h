@@ -31,6 +31,11 @@ struct ServerConfig {
 
   // Listening
   std::string listen = "127.0.0.1:50051";  // gRPC; port 0 chooses one.
+  std::string tls_cert;                    // Certificate chain in PEM; empty: no TLS.
+  std::string tls_key;                     // Its private key.
+  std::string tls_client_ca;               // Clients need a certificate signed by one of these.
+  bool insecure = false;                   // Listen beyond this machine without TLS.
+  std::string auth_tokens;  // File of tokens and roles (admission/access_control.h); empty: everyone may call.
   std::string metrics_address = "127.0.0.1";
   int metrics_port = 9464;  // HTTP: /metrics, /healthz, /readyz; 0 chooses one, -1: none.
 
@@ -57,7 +62,9 @@ struct ServerConfig {
   std::string objective = "answer";        // answer, choices
   std::string collection = "default";
 
-  bool allow_oracle = false;  // Evaluation: Score requests may bring their own answer and have it optimized for.
+  // Evaluation: Score requests may bring their own answer and have it optimized for. Where there are tokens, the role
+  // administer decides instead.
+  bool allow_oracle = false;
 
   std::string log_level = "info";  // debug, info, warning, error
 

@@ -89,11 +89,13 @@ absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
 
-absl::Status CheckOracle(const ScoreCall& call, bool allowed) {
+absl::Status CheckOracle(const ScoreCall& call) {
   const bool oracle = call.optimization.method == Method::kOracle;
   if (!oracle && !call.oracle_answer) return absl::OkStatus();
-  if (!allowed) {
-    return absl::PermissionDeniedError("optimization.method: ORACLE needs a server started with --allow-oracle");
+  if (!call.context.may_use_oracle) {
+    return absl::PermissionDeniedError(
+        "optimization.method: ORACLE needs a server started with --allow-oracle, or the role administer where callers "
+        "have roles");
   }
   if (!oracle) return absl::InvalidArgumentError("oracle_answer: only the method ORACLE may see the answer");
   if (!call.oracle_answer) return absl::InvalidArgumentError("oracle_answer: the method ORACLE needs it");
@@ -149,7 +151,7 @@ absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<Generatio
       return absl::InvalidArgumentError(absl::StrCat("continuations[", i, "]: must not be empty"));
   }
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
-  C3PO_RETURN_IF_ERROR(CheckOracle(call, parts_.allow_oracle));
+  C3PO_RETURN_IF_ERROR(CheckOracle(call));
   if (parts_.metrics) parts_.metrics->RequestStarted();
   auto shared = std::make_shared<ScoreCall>(std::move(call));
   return OnWorker([this, shared, listener] { return RunScore(*shared, listener); }, FailureOf(listener));

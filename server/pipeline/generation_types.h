@@ -35,6 +35,8 @@ struct CallContext {
   absl::Time arrival = absl::Now();
   absl::Time deadline = absl::InfiniteFuture();
   std::shared_ptr<const std::atomic<bool>> cancelled;  // set by the transport; null: cannot be cancelled
+  std::string caller;                                  // whose fair share it counts against
+  bool may_use_oracle = false;
 };
 
 struct GenerateCall {

@@ -29,10 +29,13 @@ uint64_t DrawSeed() {
   return generator();
 }
 
-CallState::CallState(grpc::CallbackServerContext* context, Metrics* metrics, Metrics::Rpc rpc)
+CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
     : context_(context),
-      metrics_(metrics),
       rpc_(rpc),
+      caller_(parts.entrance->Admit(*context, rpc)),
+      metrics_(parts.entrance->state() == Entrance::State::kLoading ? nullptr : parts.pipeline_parts.metrics),
+      may_use_oracle_(caller_.ok() && (parts.entrance->guarded() ? caller_->role == Role::kAdminister
+                                                                 : parts.pipeline_parts.allow_oracle)),
       arrival_(absl::Now()),
       cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 
@@ -43,6 +46,8 @@ CallContext CallState::Context(const std::string& request_id) const {
   result.arrival = arrival_;
   result.deadline = DeadlineOf(context_);
   result.cancelled = cancelled_;
+  result.caller = caller_.ok() ? caller_->name : "";
+  result.may_use_oracle = may_use_oracle_;
   return result;
 }
 

@@ -11,13 +11,14 @@
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/optimization_settings.h"
+#include "server/rpc/entrance.h"
 
 namespace c3po {
 
 class Profiles;
 
-// What every service works with; nothing is owned, all outlives the server.
-struct ServiceParts {
+// What the services work with once the server is open; nothing is owned, all outlives the server.
+struct LoadedParts {
   PipelineParts pipeline_parts;
   GenerationPipeline* pipeline = nullptr;
   CollectionLearning* learning = nullptr;
@@ -27,10 +28,18 @@ struct ServiceParts {
   std::string version;
 };
 
-// One call's place on the wire: its deadline, its cancel flag, and the accounting of how it ended.
+// What every service holds from the start. Only calls that the entrance lets in may look at the rest.
+struct ServiceParts : LoadedParts {
+  const Entrance* entrance = nullptr;
+};
+
+// One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended.
 class CallState {
  public:
-  CallState(grpc::CallbackServerContext* context, Metrics* metrics, Metrics::Rpc rpc);
+  CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc);
+
+  // Other than OK: the call is not let in, and must end with this before its request is read.
+  absl::Status entry() const { return caller_.status(); }
 
   // A context for the pipeline. `request_id` empty: one is made.
   CallContext Context(const std::string& request_id) const;
@@ -42,8 +51,10 @@ class CallState {
 
  private:
   grpc::CallbackServerContext* const context_;
-  Metrics* const metrics_;
   const Metrics::Rpc rpc_;
+  const absl::StatusOr<Caller> caller_;
+  Metrics* const metrics_;  // null while the server loads
+  const bool may_use_oracle_;
   const absl::Time arrival_;
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};

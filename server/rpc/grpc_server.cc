@@ -7,17 +7,22 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
 #include "server/rpc/generation_service.h"
 #include "server/rpc/reference_service.h"
 #include "server/rpc/server_service.h"
+#include "server/rpc/tls_credentials.h"
 
 namespace c3po {
 
 struct GrpcServer::Impl {
-  Impl(const ServiceParts& service_parts, std::map<std::string, uint64_t> limits)
-      : parts(service_parts), generation(parts), reference(parts), server(parts, std::move(limits)) {}
+  Impl(std::unique_ptr<AccessControl> access, std::map<std::string, uint64_t> limits)
+      : entrance(std::move(access)), generation(parts), reference(parts), server(parts, std::move(limits)) {
+    parts.entrance = &entrance;
+  }
 
-  const ServiceParts parts;
+  Entrance entrance;
+  ServiceParts parts;
   GenerationService generation;
   ReferenceService reference;
   ServerService server;
@@ -29,23 +34,26 @@ GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
-absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string& address, int message_bytes_max,
-                                                              const ServiceParts& parts,
-                                                              std::map<std::string, uint64_t> limits) {
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config) {
+  C3PO_ASSIGN_OR_RETURN(const auto credentials, MakeServerCredentials(config));
+  std::unique_ptr<AccessControl> access;
+  if (!config.auth_tokens.empty()) {
+    C3PO_ASSIGN_OR_RETURN(access, AccessControl::Load(config.auth_tokens));
+  }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto impl = std::make_unique<Impl>(parts, std::move(limits));
+  auto impl = std::make_unique<Impl>(std::move(access), config.Limits());
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &impl->port);
+  builder.AddListeningPort(config.listen, credentials, &impl->port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A second server on the port must fail, not share it.
-  builder.SetMaxReceiveMessageSize(message_bytes_max);
+  builder.SetMaxReceiveMessageSize(config.message_bytes_max);
   builder.RegisterService(&impl->generation);
   builder.RegisterService(&impl->reference);
   builder.RegisterService(&impl->server);
   impl->grpc_server = builder.BuildAndStart();
   if (!impl->grpc_server || impl->port == 0) {
     return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", address, ": the port is in use, or the address is not this machine's"));
+        absl::StrCat("cannot listen on ", config.listen, ": the port is in use, or the address is not this machine's"));
   }
   std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(impl)));
   server->SetServing(false);
@@ -53,6 +61,13 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string&
 }
 
 int GrpcServer::port() const { return impl_->port; }
+
+void GrpcServer::Open(const LoadedParts& parts) {
+  static_cast<LoadedParts&>(impl_->parts) = parts;
+  impl_->entrance.Set(Entrance::State::kOpen);
+}
+
+void GrpcServer::CloseEntrance() { impl_->entrance.Set(Entrance::State::kDraining); }
 
 void GrpcServer::SetServing(bool serving) {
   grpc::HealthCheckServiceInterface* health = impl_->grpc_server->GetHealthCheckService();

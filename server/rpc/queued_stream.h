@@ -32,9 +32,9 @@ class QueuedStream : public Base {
  protected:
   // queued_max: messages that may wait for a client that reads slowly; with one more the call is cancelled and ends
   // with ResourceExhausted.
-  QueuedStream(grpc::CallbackServerContext* context, Metrics* metrics, Metrics::Rpc rpc,
+  QueuedStream(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
                size_t queued_max = std::numeric_limits<size_t>::max())
-      : call_(context, metrics, rpc), queued_max_(queued_max) {}
+      : call_(context, parts, rpc), queued_max_(queued_max) {}
 
   CallState& call() { return call_; }
   const CallState& call() const { return call_; }
