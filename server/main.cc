@@ -16,6 +16,7 @@
 #include "index/base/status_macros.h"
 #include "index/search/reference_catalog.h"
 #include "index/store/reference_store.h"
+#include "server/admission/admission_controller.h"
 #include "server/config/server_config.h"
 #include "server/embed/sentence_encoder.h"
 #include "server/metrics/http_server.h"
@@ -45,6 +46,7 @@ struct Server {
   std::unique_ptr<LearnedShifts> shifts;
   std::unique_ptr<Profiles> profiles;
   std::unique_ptr<Metrics> metrics;
+  std::unique_ptr<AdmissionController> admission;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<GenerationPipeline> pipeline;
   std::unique_ptr<CollectionLearning> learning;
@@ -77,6 +79,11 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
   settings.objective = config.objective == "choices" ? SurrogateLoss::kChoices : SurrogateLoss::kAnswer;
   settings.collection = config.collection;
   return settings;
+}
+
+RequestLimits LimitsFrom(const ServerConfig& config) {
+  return {config.prompt_tokens_max, config.output_tokens_max, config.stop_strings_max, config.stop_string_bytes_max,
+          config.continuations_max};
 }
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
@@ -157,13 +164,15 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   server.metrics = std::make_unique<Metrics>(shape.name, kVersion);
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
+  server.admission = std::make_unique<AdmissionController>(
+      AdmissionLimits{config.pending_requests_max, config.pending_tokens_max, config.running_sequences_max});
   server.engine =
       std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());
   server.workers = std::make_unique<WorkerPool>(config.workers, config.pending_requests_max);
   LoadedParts parts;
-  parts.pipeline_parts = {server.model.get(),  server.engine.get(),    server.catalog.get(),
-                          server.text.get(),   server.embedding.get(), server.workers.get(),
-                          server.shifts.get(), server.metrics.get(),   config.allow_oracle};
+  parts.pipeline_parts = {server.model.get(),     server.engine.get(),  server.catalog.get(), server.text.get(),
+                          server.embedding.get(), server.workers.get(), server.shifts.get(),  server.metrics.get(),
+                          server.admission.get(), LimitsFrom(config),   config.allow_oracle};
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
   server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get());
   ReportReferences(*server.catalog, server.metrics.get());

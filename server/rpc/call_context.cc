@@ -34,8 +34,8 @@ CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& p
       rpc_(rpc),
       caller_(parts.entrance->Admit(*context, rpc)),
       metrics_(parts.entrance->state() == Entrance::State::kLoading ? nullptr : parts.pipeline_parts.metrics),
-      may_use_oracle_(caller_.ok() && (parts.entrance->guarded() ? caller_->role == Role::kAdminister
-                                                                 : parts.pipeline_parts.allow_oracle)),
+      administers_(caller_.ok() && (!parts.entrance->guarded() || caller_->role == Role::kAdminister)),
+      may_use_oracle_(administers_ && (parts.entrance->guarded() || parts.pipeline_parts.allow_oracle)),
       arrival_(absl::Now()),
       cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 

@@ -31,6 +31,7 @@ struct LoadedParts {
 // What every service holds from the start. Only calls that the entrance lets in may look at the rest.
 struct ServiceParts : LoadedParts {
   const Entrance* entrance = nullptr;
+  size_t unread_messages_max = 0;  // of a stream, before its client is cut off
 };
 
 // One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended.
@@ -40,6 +41,8 @@ class CallState {
 
   // Other than OK: the call is not let in, and must end with this before its request is read.
   absl::Status entry() const { return caller_.status(); }
+  // Whether the caller may do what is for administrators; everyone may where callers have no roles.
+  bool administers() const { return administers_; }
 
   // A context for the pipeline. `request_id` empty: one is made.
   CallContext Context(const std::string& request_id) const;
@@ -54,7 +57,7 @@ class CallState {
   const Metrics::Rpc rpc_;
   const absl::StatusOr<Caller> caller_;
   Metrics* const metrics_;  // null while the server loads
-  const bool may_use_oracle_;
+  const bool administers_, may_use_oracle_;
   const absl::Time arrival_;
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};

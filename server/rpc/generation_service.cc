@@ -13,6 +13,21 @@
 namespace c3po {
 namespace {
 
+absl::StatusOr<Priority> PriorityOf(v1::Priority priority, const CallState& call) {
+  switch (priority) {
+    case v1::PRIORITY_LOW:
+      return Priority::kLow;
+    case v1::PRIORITY_UNSPECIFIED:
+    case v1::PRIORITY_NORMAL:
+      return Priority::kNormal;
+    case v1::PRIORITY_HIGH:
+      if (call.administers()) return Priority::kHigh;
+      return absl::PermissionDeniedError("priority: HIGH needs the role administer");
+    default:
+      return absl::InvalidArgumentError(absl::StrCat("priority: ", static_cast<int>(priority), " is unknown"));
+  }
+}
+
 // Lives until gRPC is done with it and the pipeline has let go of it, whichever is later: it holds itself until OnDone.
 class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteBuffer>>,
                               public GenerationListener {
@@ -53,7 +68,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
 
  private:
   GenerateReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
-      : QueuedStream(context, parts, Metrics::Rpc::kGenerate, GenerationService::kQueuedMessagesMax), parts_(parts) {}
+      : QueuedStream(context, parts, Metrics::Rpc::kGenerate), parts_(parts) {}
 
   absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
     C3PO_RETURN_IF_ERROR(call().entry());
@@ -61,6 +76,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     with_logprobs_ = request.sampling().has_logprobs();
     GenerateCall generate;
     generate.context = call().Context(request.request_id());
+    C3PO_ASSIGN_OR_RETURN(generate.context.priority, PriorityOf(request.priority(), call()));
     C3PO_ASSIGN_OR_RETURN(generate.input, InputFromProto(request));
     C3PO_ASSIGN_OR_RETURN(generate.sampling,
                           SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
@@ -124,6 +140,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     C3PO_ASSIGN_OR_RETURN(const v1::ScoreRequest request, ParseRequest<v1::ScoreRequest>(bytes));
     ScoreCall call;
     call.context = call_.Context(request.request_id());
+    C3PO_ASSIGN_OR_RETURN(call.context.priority, PriorityOf(request.priority(), call_));
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
     call.continuations.assign(request.continuations().begin(), request.continuations().end());
     C3PO_ASSIGN_OR_RETURN(call.optimization, parts_.profiles->Resolve(request.optimization()));

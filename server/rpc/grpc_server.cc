@@ -4,6 +4,8 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
+#include <algorithm>
+#include <climits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,11 +16,17 @@
 #include "server/rpc/tls_credentials.h"
 
 namespace c3po {
+namespace {
+
+int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_t{1000} * seconds, INT_MAX)); }
+
+}  // namespace
 
 struct GrpcServer::Impl {
-  Impl(std::unique_ptr<AccessControl> access, std::map<std::string, uint64_t> limits)
-      : entrance(std::move(access)), generation(parts), reference(parts), server(parts, std::move(limits)) {
+  Impl(std::unique_ptr<AccessControl> access, const ServerConfig& config)
+      : entrance(std::move(access)), generation(parts), reference(parts), server(parts, config.Limits()) {
     parts.entrance = &entrance;
+    parts.unread_messages_max = static_cast<size_t>(config.unread_messages_max);
   }
 
   Entrance entrance;
@@ -42,11 +50,17 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto impl = std::make_unique<Impl>(std::move(access), config.Limits());
+  auto impl = std::make_unique<Impl>(std::move(access), config);
   grpc::ServerBuilder builder;
   builder.AddListeningPort(config.listen, credentials, &impl->port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A second server on the port must fail, not share it.
   builder.SetMaxReceiveMessageSize(config.message_bytes_max);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, config.connection_streams_max);
+  if (config.connection_age_seconds_max > 0) {  // gRPC itself adds the jitter.
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(config.connection_age_seconds_max));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                               Milliseconds(config.connection_age_grace_seconds_max));
+  }
   builder.RegisterService(&impl->generation);
   builder.RegisterService(&impl->reference);
   builder.RegisterService(&impl->server);

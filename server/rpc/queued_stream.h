@@ -5,7 +5,6 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <deque>
-#include <limits>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -14,7 +13,9 @@
 namespace c3po {
 
 // A reactor's sending half: messages wait in a queue, one write is in flight, the final status follows the last
-// message. Base: grpc::ServerWriteReactor or ServerBidiReactor of ByteBuffers. Thread-safe; nothing here blocks.
+// message. A client that leaves ServiceParts::unread_messages_max messages waiting is cut off with the next one: the
+// call is cancelled and ends with ResourceExhausted. Base: grpc::ServerWriteReactor or ServerBidiReactor of
+// ByteBuffers. Thread-safe; nothing here blocks.
 template <typename Base>
 class QueuedStream : public Base {
  public:
@@ -30,11 +31,8 @@ class QueuedStream : public Base {
   void OnCancel() override { call_.Cancel(); }
 
  protected:
-  // queued_max: messages that may wait for a client that reads slowly; with one more the call is cancelled and ends
-  // with ResourceExhausted.
-  QueuedStream(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
-               size_t queued_max = std::numeric_limits<size_t>::max())
-      : call_(context, parts, rpc), queued_max_(queued_max) {}
+  QueuedStream(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
+      : call_(context, parts, rpc), queued_max_(parts.unread_messages_max) {}
 
   CallState& call() { return call_; }
   const CallState& call() const { return call_; }

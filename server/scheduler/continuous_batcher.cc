@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "server/sampling/sampler.h"
 
@@ -139,11 +141,27 @@ void ContinuousBatcher::DropEnded() {
   running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());
 }
 
+// waiting_ is in the order of arrival, which decides among equals.
+size_t ContinuousBatcher::NextToAdmit() const {
+  std::map<absl::string_view, int> running_of;
+  for (const SequencePtr& sequence : running_) ++running_of[sequence->request.caller];
+  size_t best = 0;
+  for (size_t i = 1; i < waiting_.size(); ++i) {
+    const SequenceRequest &candidate = waiting_[i]->request, &chosen = waiting_[best]->request;
+    const bool higher = candidate.priority > chosen.priority;
+    const bool fairer =
+        candidate.priority == chosen.priority && running_of[candidate.caller] < running_of[chosen.caller];
+    if (higher || fairer) best = i;
+  }
+  return best;
+}
+
 void ContinuousBatcher::Admit() {
-  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.sequences_max &&
-         kv_tokens_used_ + waiting_.front()->capacity <= limits_.kv_tokens_max) {
-    SequencePtr sequence = std::move(waiting_.front());
-    waiting_.pop_front();
+  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.sequences_max) {
+    const auto next = waiting_.begin() + static_cast<std::ptrdiff_t>(NextToAdmit());
+    if (kv_tokens_used_ + (*next)->capacity > limits_.kv_tokens_max) return;  // Nobody overtakes what is too large.
+    SequencePtr sequence = std::move(*next);
+    waiting_.erase(next);
     auto cache = model_->NewSequence(sequence->capacity);
     if (!cache.ok()) {
       Finish(*sequence, cache.status(), FinishReason::kLength);
@@ -292,6 +310,7 @@ void ContinuousBatcher::OptimizeOne() {
 // computation.
 void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
   sequence.ready = absl::Now();
+  if (sequence.task) sequence.timings.optimization_wall_seconds = SecondsBetween(sequence.prefill_done, sequence.ready);
   if (sequence.routing) {
     sequence.stage = Sequence::Stage::kResume;
   } else if (sequence.scoring()) {

@@ -20,7 +20,8 @@ struct BatcherLimits {
 
 // Continuous batching: sequences join and leave at every step. One step is one forward pass over the decode rows of all
 // generating sequences, prompt chunks under a token budget, continuations to score, and tokens resumed under a new
-// pathway; then one unit of pathway optimization, of one sequence in turn. First come, first served. Each sequence goes
+// pathway; then one unit of pathway optimization, of one sequence in turn. Of those that wait, the highest priority is
+// admitted first, among equals the caller with the fewest sequences running, then the first come. Each sequence goes
 //   waiting ▶ prefill ▶ [optimizing ▶ resume] ▶ decode, or score ▶ finished
 // and leaves at the next step once it is cancelled or past its deadline, whatever it is doing. Not thread-safe: the
 // engine thread owns it.
@@ -46,6 +47,7 @@ class ContinuousBatcher {
   using SequencePtr = std::unique_ptr<Sequence>;
 
   void DropEnded();
+  size_t NextToAdmit() const;  // index into waiting_, which is not empty
   void Admit();
   std::vector<Segment> PlanSegments(std::vector<Sequence*>& owners);
   void RunForward();
