@@ -28,6 +28,7 @@
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/rpc/grpc_server.h"
+#include "server/rpc/health_monitor.h"
 #include "server/rpc/profiles.h"
 #include "server/scheduler/engine.h"
 
@@ -35,6 +36,7 @@ namespace c3po {
 namespace {
 
 constexpr char kVersion[] = C3PO_VERSION;
+constexpr absl::Duration kDrainPoll = absl::Milliseconds(10);
 
 // The whole server, in the order in which its parts need each other; destroyed from the last to the first.
 struct Server {
@@ -51,10 +53,24 @@ struct Server {
   std::unique_ptr<GenerationPipeline> pipeline;
   std::unique_ptr<CollectionLearning> learning;
   std::unique_ptr<WorkerPool> workers;  // Its jobs use the two above.
-  std::atomic<bool> ready{false};
+  std::unique_ptr<GrpcServer> grpc;     // Listens before the rest is loaded.
+  std::unique_ptr<HealthMonitor> health;
+  std::atomic<const HealthMonitor*> known_health{
+      nullptr};  // For the HTTP threads, which are older; null while loading.
   std::unique_ptr<HttpServer> http;
-  std::unique_ptr<GrpcServer> grpc;  // Listens before the rest is loaded.
 };
+
+std::string AddressOf(const ServerConfig& config, const Server& server) {
+  return absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", server.grpc->port());
+}
+
+int HttpPortOf(const Server& server) { return server.http ? server.http->port() : -1; }
+
+// The folder's name, as ModelShape::name.
+std::string ModelNameOf(const std::string& folder) {
+  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
 
 OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& shape) {
   OptimizationSettings settings = DefaultSettings(shape);
@@ -159,9 +175,28 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   return absl::OkStatus();
 }
 
+// Both doors are open before the model is there: they say that it is being loaded.
+absl::Status StartListening(const ServerConfig& config, Server& server) {
+  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config));
+  server.metrics = std::make_unique<Metrics>(ModelNameOf(config.model), kVersion);
+  if (config.metrics_port >= 0) {
+    const auto ready = [&server] {
+      const HealthMonitor* health = server.known_health.load();
+      return health != nullptr && health->serving();
+    };
+    const auto alive = [&server] {
+      const HealthMonitor* health = server.known_health.load();
+      return health == nullptr || !health->stalled();
+    };
+    C3PO_ASSIGN_OR_RETURN(server.http, HttpServer::Start(config.metrics_address, config.metrics_port,
+                                                         server.metrics.get(), ready, alive));
+  }
+  Log(LogLevel::kInfo, "listening", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
+  return absl::OkStatus();
+}
+
 absl::Status StartServing(const ServerConfig& config, Server& server) {
   const ModelShape& shape = server.model->shape();
-  server.metrics = std::make_unique<Metrics>(shape.name, kVersion);
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
   server.admission = std::make_unique<AdmissionController>(
@@ -182,28 +217,23 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   parts.store = server.store.get();
   parts.default_sampling.max_tokens = config.max_tokens_default;
   parts.version = kVersion;
-  if (config.metrics_port >= 0) {
-    C3PO_ASSIGN_OR_RETURN(server.http,
-                          HttpServer::Start(config.metrics_address, config.metrics_port, server.metrics.get(),
-                                            [&server] { return server.ready.load(); }));
-  }
   server.grpc->Open(parts);
-  server.grpc->SetServing(true);
-  server.ready = true;
-  const std::string address = config.listen.substr(0, config.listen.rfind(':'));
-  Log(LogLevel::kInfo, "serving", "",
-      {{"address", absl::StrCat(address, ":", server.grpc->port())},
-       {"metrics_port", server.http ? server.http->port() : -1}});
+  server.health = std::make_unique<HealthMonitor>(
+      server.grpc.get(), [engine = server.engine.get()] { return engine->StalledFor(); },
+      absl::Seconds(config.stall_seconds_max));
+  server.known_health = server.health.get();
+  Log(LogLevel::kInfo, "serving", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
   return absl::OkStatus();
 }
 
+// What was let in is served to its end, within the limit; what is left then ends with Unavailable.
 void Drain(const ServerConfig& config, Server& server) {
-  Log(LogLevel::kInfo, "draining", "", {{"pending", server.engine->pending()}});
-  server.ready = false;
-  server.grpc->SetServing(false);
+  Log(LogLevel::kInfo, "draining", "", {{"pending", server.admission->pending()}});
+  server.health->Drain();
   server.grpc->CloseEntrance();
-  const absl::Duration limit = absl::Seconds(config.drain_seconds_max);
-  server.engine->Stop(limit);
+  const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds_max);
+  while (server.admission->pending() > 0 && absl::Now() < deadline) absl::SleepFor(kDrainPoll);
+  server.engine->Stop(deadline - absl::Now());
   server.grpc->Shutdown(absl::Seconds(1));
   if (const absl::Status saved = server.catalog->SaveGraphs(); !saved.ok()) {
     Log(LogLevel::kWarning, "graphs_not_saved", "", {{"reason", saved.message()}});
@@ -212,7 +242,7 @@ void Drain(const ServerConfig& config, Server& server) {
 }
 
 absl::Status StartAll(const ServerConfig& config, Server& server) {
-  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config));
+  C3PO_RETURN_IF_ERROR(StartListening(config, server));
   C3PO_RETURN_IF_ERROR(LoadModel(config, server));
   C3PO_RETURN_IF_ERROR(LoadEmbedder(config, server));
   C3PO_RETURN_IF_ERROR(OpenReferences(config, server));

@@ -5,11 +5,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "index/base/status_macros.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
 
+constexpr double kPlannedShare = 0.8;  // Of the time left: estimates are means, and half of all requests take longer.
 constexpr absl::Duration kPauseUnknown = absl::Milliseconds(500);  // Until something has been measured.
 constexpr absl::Duration kPauseMin = absl::Milliseconds(100), kPauseMax = absl::Seconds(30);
 
@@ -65,6 +67,27 @@ void AdmissionController::Leave(const Permit& permit) {
 
 AdmissionController::Permit::~Permit() { controller_->Leave(*this); }
 
+absl::Status AdmissionController::FitToDeadline(RequestWork& work, absl::Duration left) const {
+  const absl::Duration queue = QueueEstimate(), fixed = estimates_.WithoutSteps(work), step = estimates_.PerStep();
+  const absl::Duration at_least = fixed + step * std::min(work.steps, 1);
+  if (at_least > left) {
+    return absl::DeadlineExceededError(absl::StrCat("the deadline cannot be met: the first result takes about ",
+                                                    Text(at_least), ", and ", Text(left), " are left"));
+  }
+  if (queue + at_least > left) {
+    return WithRetryAfter(
+        absl::ResourceExhaustedError(absl::StrCat("the queue is too long for the deadline: about ", Text(queue),
+                                                  " of waiting, and ", Text(left), " are left")),
+        queue);
+  }
+  const absl::Duration planned = left * kPlannedShare;
+  if (step > absl::ZeroDuration() && queue + fixed + step * work.steps > planned) {
+    const double fitting = absl::FDivDuration(planned - queue - fixed, step);
+    work.steps = std::min(work.steps, std::max(1, static_cast<int>(fitting)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status AdmissionController::Permit::Take(RequestWork& work, absl::Time deadline) {
   AdmissionController& c = *controller_;
   const absl::Time now = absl::Now();
@@ -75,23 +98,7 @@ absl::Status AdmissionController::Permit::Take(RequestWork& work, absl::Time dea
                                  c.limits_.tokens_max, ", and this one needs ", tokens));
   }
   if (deadline != absl::InfiniteFuture() && c.estimates_.fresh(now)) {
-    const absl::Duration left = deadline - now, queue = c.QueueEstimate();
-    const absl::Duration alone = c.estimates_.WithoutSteps(work), per_step = c.estimates_.PerStep();
-    if (queue + alone + per_step * work.steps > left) {
-      const int steps_at_least = std::min(work.steps, 1);
-      if (alone + per_step * steps_at_least > left) {
-        return absl::DeadlineExceededError(absl::StrCat("the deadline cannot be met: the first result takes about ",
-                                                        Text(alone + per_step * steps_at_least), ", and ", Text(left),
-                                                        " are left"));
-      }
-      if (queue + alone + per_step * steps_at_least > left) {
-        return WithRetryAfter(
-            absl::ResourceExhaustedError(absl::StrCat("the queue is too long for the deadline: about ", Text(queue),
-                                                      " of waiting, and ", Text(left), " are left")),
-            queue);
-      }
-      work.steps = std::min(work.steps, static_cast<int>((left - queue - alone) / per_step));
-    }
+    C3PO_RETURN_IF_ERROR(c.FitToDeadline(work, deadline - now));
   }
   c.tokens_ += tokens;
   tokens_ = tokens;

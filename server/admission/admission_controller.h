@@ -39,9 +39,9 @@ class AdmissionController {
 
     // Reserves the request's tokens, and holds the estimate of its first result (queue, retrieval, prefill,
     // optimization, first token) against `deadline`. Where the steps of the optimization are what is too much,
-    // `work.steps` is cut to those that fit, at least one. Otherwise DeadlineExceeded when it could not make it on an
-    // idle server either, and ResourceExhausted when the queue is to blame. Without fresh measurements nothing is
-    // refused for its deadline. Call at most once.
+    // `work.steps` is cut to those that fit into four fifths of the time left, at least one. Otherwise DeadlineExceeded
+    // when it could not make it on an idle server either, and ResourceExhausted when the queue is to blame. Without
+    // fresh measurements nothing is refused for its deadline. Call at most once.
     absl::Status Take(RequestWork& work, absl::Time deadline);
     // The request has ended well, and took this. Call at most once, after Take.
     void Observe(const MeasuredStages& stages);
@@ -64,6 +64,8 @@ class AdmissionController {
 
  private:
   absl::Status Refuse(std::string message) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Permit::Take's look at the deadline.
+  absl::Status FitToDeadline(RequestWork& work, absl::Duration left) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Duration QueueEstimate() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Leave(const Permit& permit);
 

@@ -55,6 +55,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("neighbor-cache-mb", c.neighbor_cache_mb, "MiB for the fixed states of references");
   visit("workers", c.workers, "threads that tokenize, embed and search");
   visit("drain-seconds-max", c.drain_seconds_max, "seconds for running streams after SIGTERM");
+  visit("stall-seconds-max", c.stall_seconds_max, "seconds of work without progress, then NOT_SERVING");
   visit("method", c.method, "default method: none, mode, kernel or ngd");
   visit("neighbors", c.neighbors, "default k");
   visit("steps", c.steps, "default gradient steps");
@@ -154,6 +155,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("neighbor-cache-mb", neighbor_cache_mb, 0, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("workers", workers, 1, 256));
   C3PO_RETURN_IF_ERROR(CheckRange("drain-seconds-max", drain_seconds_max, 0, 86400));
+  C3PO_RETURN_IF_ERROR(CheckRange("stall-seconds-max", stall_seconds_max, 1, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("neighbors", neighbors, 1, 64));
   C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, 1000));
   C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));

@@ -59,6 +59,7 @@ struct ServerConfig {
   int neighbor_cache_mb = 256;                // Fixed states of references.
   int workers = 2;                            // Threads that tokenize, embed and search.
   int drain_seconds_max = 30;                 // After SIGTERM, for running streams.
+  int stall_seconds_max = 60;                 // With work, and no step of the engine ended: NOT_SERVING.
 
   // C3PO defaults of requests that set none; 0 or empty: as the paper has it for this model.
   std::string method = "ngd";  // none, mode, kernel, ngd

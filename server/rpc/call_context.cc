@@ -57,12 +57,16 @@ void CallState::Cancel() {
   cancelled_->store(true);
 }
 
+void CallState::Released() {
+  if (released_.exchange(true) || metrics_ == nullptr) return;
+  const int64_t cancelled_at = cancelled_at_nanoseconds_.load();
+  if (cancelled_at > 0)
+    metrics_->ObserveCancelToRelease(static_cast<double>(absl::GetCurrentTimeNanos() - cancelled_at) * 1e-9);
+}
+
 grpc::Status CallState::End(const absl::Status& status) {
-  if (metrics_ != nullptr) {
-    metrics_->CountRpc(rpc_, status.code());
-    const int64_t cancelled_at = cancelled_at_nanoseconds_.load();
-    if (cancelled_at > 0) metrics_->ObserveCancelToRelease((absl::GetCurrentTimeNanos() - cancelled_at) * 1e-9);
-  }
+  Released();
+  if (metrics_ != nullptr) metrics_->CountRpc(rpc_, status.code());
   const absl::string_view code = Metrics::RpcCodeName(status.code());
   const double seconds = absl::ToDoubleSeconds(absl::Now() - arrival_);
   const LogLevel level = status.ok() || absl::IsCancelled(status) ? LogLevel::kDebug : LogLevel::kInfo;

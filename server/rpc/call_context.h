@@ -49,6 +49,8 @@ class CallState {
   const std::string& request_id() const { return request_id_; }
   const std::shared_ptr<const std::atomic<bool>> cancelled() const { return cancelled_; }
   void Cancel();
+  // The call's work has ended, and what it held is free; answers may still be on their way to the client.
+  void Released();
   // The status for the wire, counted and logged; call once, last.
   grpc::Status End(const absl::Status& status);
 
@@ -61,6 +63,7 @@ class CallState {
   const absl::Time arrival_;
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};
+  std::atomic<bool> released_{false};
   mutable std::string request_id_;
 };
 

@@ -58,6 +58,7 @@ class QueuedStream : public Base {
   // The call ends with `status` (or the final status set before) once the queue is sent. `drop_queue`: what waits is
   // not sent. Call once, last.
   void End(const absl::Status& status, bool drop_queue = false) {
+    call_.Released();
     const absl::MutexLock lock(&mu_);
     if (final_status_.ok()) final_status_ = status;
     if (overflowed_) final_status_ = absl::ResourceExhaustedError("the client does not read its answer");
