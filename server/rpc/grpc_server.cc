@@ -18,6 +18,8 @@
 namespace c3po {
 namespace {
 
+constexpr int kKeepaliveSeconds = 60, kKeepaliveTimeoutSeconds = 20;
+
 int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_t{1000} * seconds, INT_MAX)); }
 
 }  // namespace
@@ -56,6 +58,9 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A second server on the port must fail, not share it.
   builder.SetMaxReceiveMessageSize(config.message_bytes_max);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, config.connection_streams_max);
+  // A client whose machine has vanished says nothing; its calls must not hold the device for hours.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(kKeepaliveSeconds));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(kKeepaliveTimeoutSeconds));
   if (config.connection_age_seconds_max > 0) {  // gRPC itself adds the jitter.
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(config.connection_age_seconds_max));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,

@@ -195,6 +195,12 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(denied.returncode, 10)
         self.assertIn("needs the role references", denied.stderr)
         self.assertEqual(run("--token-file", str(self.folder / "nowhere"), "info").returncode, 2)
+        script = server_process.SOURCE / "client" / "python" / "ask.py"
+        ask = [sys.executable, str(script), "--server", f"localhost:{self.server.port}", "--tls-ca",
+               str(self.folder / "authority.pem"), "--max-tokens", "3", "--method", "none", "a"]
+        self.assertEqual(subprocess.run(ask, capture_output=True, timeout=30, check=False).returncode, 10)
+        ask += ["--token-file", str(self.folder / "token")]
+        self.assertEqual(subprocess.run(ask, capture_output=True, timeout=30, check=False).returncode, 0)
 
     def test_renewed_certificates_and_changed_tokens_count_without_a_restart(self):
         served = lambda: ssl.get_server_certificate(("127.0.0.1", self.server.port))
