@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@ namespace c3po {
 namespace {
 
 constexpr size_t kQuestionsMin = 4;
+constexpr size_t kPriorQuestionsMin = 16;
 
 struct CalibrateFlags {
   std::string collection;
@@ -124,20 +126,37 @@ v1::OptimizationOptions StartOptions(const v1::OptimizationOptions& defaults, co
   return start;
 }
 
-absl::StatusOr<CalibrationScope> Scope(Session& session, const CalibrateFlags& flags,
-                                       const v1::GetServerInfoResponse& info, bool has_choices, size_t references) {
+absl::StatusOr<v1::GetCollectionResponse> Collection(Session& session, const CalibrateFlags& flags) {
+  v1::GetCollectionRequest request;
+  request.set_collection(flags.collection);
+  return session.client->GetCollection(request, session.call_options());
+}
+
+// A prior is judged by references that it was not fitted to, so only these are asked. Where they are too few, all are
+// asked and the prior is not tried.
+bool KeepWhatPriorDidNotSee(const v1::GetCollectionResponse& collection, std::vector<v1::Reference>* pool) {
+  if (!collection.has_prior() || !collection.prior().usable()) return false;
+  const auto& ids = collection.prior().validation_reference_ids();
+  const std::set<std::string> apart(ids.begin(), ids.end());
+  std::vector<v1::Reference> kept;
+  for (const v1::Reference& reference : *pool) {
+    if (apart.count(reference.id()) > 0) kept.push_back(reference);
+  }
+  if (kept.size() < kPriorQuestionsMin) return false;
+  *pool = std::move(kept);
+  return true;
+}
+
+CalibrationScope Scope(const CalibrateFlags& flags, const v1::GetServerInfoResponse& info,
+                       const v1::GetCollectionResponse& collection, bool has_choices, bool has_prior) {
   CalibrationScope scope;
   scope.moe_layers = info.model().moe_layers();
   scope.experts = info.model().experts();
-  scope.references = static_cast<uint32_t>(references);
+  scope.references = static_cast<uint32_t>(collection.stats().references());
   scope.has_choices = has_choices;
   scope.defaults = info.default_optimization();
   scope.fixed = flags.fixed;
-  v1::GetCollectionRequest request;
-  request.set_collection(flags.collection);
-  C3PO_ASSIGN_OR_RETURN(const v1::GetCollectionResponse collection,
-                        session.client->GetCollection(request, session.call_options()));
-  scope.has_prior = collection.has_prior() && collection.prior().usable();
+  scope.has_prior = has_prior;
   scope.has_amortized = collection.amortized_shifts() > 0;
   return scope;
 }
@@ -167,7 +186,9 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
   flags.fixed.clear_collection();
   C3PO_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse info, session.client->GetServerInfo(session.call_options()));
   if (info.model().moe_layers() == 0) return absl::FailedPreconditionError("the server's model has no MoE layers");
-  C3PO_ASSIGN_OR_RETURN(const std::vector<v1::Reference> pool, ReadPool(session, flags));
+  C3PO_ASSIGN_OR_RETURN(std::vector<v1::Reference> pool, ReadPool(session, flags));
+  C3PO_ASSIGN_OR_RETURN(const v1::GetCollectionResponse collection, Collection(session, flags));
+  const bool has_prior = KeepWhatPriorDidNotSee(collection, &pool);
   Task task = LeaveOneOutTask(pool, flags);
   if (task.items.size() < kQuestionsMin) {
     return absl::FailedPreconditionError(absl::StrCat("collection ", flags.collection, " holds ", task.items.size(),
@@ -179,11 +200,12 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
   }
   CalibrationSettings settings;
   C3PO_RETURN_IF_ERROR(Divide(flags, &task, &settings));
-  C3PO_ASSIGN_OR_RETURN(const CalibrationScope scope,
-                        Scope(session, flags, info, task.kind == TaskKind::kChoice, pool.size()));
+  const CalibrationScope scope = Scope(flags, info, collection, task.kind == TaskKind::kChoice, has_prior);
   settings.metric = task.metric;
   settings.start = StartOptions(info.default_optimization(), flags);
   settings.axes = CalibrationAxes(scope);
+  // The first whole setting is a sounder point to begin at than the server's defaults.
+  ApplyPatch(settings.axes.front().candidates.front().patch, &settings.start);
   settings.budget = flags.budget_seconds > 0 ? absl::Seconds(flags.budget_seconds) : absl::InfiniteDuration();
   CalibrationPrinter printer(session.terminal, settings);
   settings.on_point = [&](const TriedPoint& point) { printer.OnPoint(point); };

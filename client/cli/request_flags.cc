@@ -59,6 +59,9 @@ void AddGateFlags(CLI::App& command, v1::OptimizationOptions* options) {
   AddField<double>(command, kGate, "--gate-min-validation-loss-reduction",
                    "Revert when the held-out neighbors' loss fell by less than this fraction",
                    [=](double value) { options->mutable_gate()->set_min_validation_loss_reduction(value); });
+  AddField<double>(command, kGate, "--gate-min-confidence",
+                   "Revert when the optimized model's probability of its own answer is below this",
+                   [=](double value) { options->mutable_gate()->set_min_optimized_confidence(value); });
 }
 
 // What a collection holds beside its references, and which of them count.

@@ -56,11 +56,28 @@ std::optional<double> BaseConfidence(const ItemResult& none) {
   return 1.0 / sum;
 }
 
+// The optimized model's probability of what it answers, among the choices' length-normalized likelihoods.
+std::optional<double> OptimizedConfidence(const ItemResult& optimized) {
+  if (optimized.log_likelihoods.size() < 2) return std::nullopt;
+  std::vector<double> normalized;
+  for (size_t i = 0; i < optimized.log_likelihoods.size(); ++i) {
+    normalized.push_back(optimized.log_likelihoods[i] / std::max(1, optimized.token_counts[i]));
+  }
+  const double largest = *std::max_element(normalized.begin(), normalized.end());
+  double sum = 0;
+  for (const double score : normalized) sum += std::exp(score - largest);
+  return 1.0 / sum;
+}
+
 struct GateThresholds {
   double distance = std::numeric_limits<double>::infinity();
   double confidence = std::numeric_limits<double>::infinity();
+  double optimized_confidence = 0;
+  bool any() const { return std::isfinite(distance) || std::isfinite(confidence) || optimized_confidence > 0; }
   bool Skips(const ItemResult& optimized, const ItemResult& none) const {
     if (!optimized.neighbor_distances.empty() && optimized.neighbor_distances[0] > distance) return true;
+    const std::optional<double> after = OptimizedConfidence(optimized);
+    if (after && *after < optimized_confidence) return true;
     const std::optional<double> base = BaseConfidence(none);
     return base && *base >= confidence;
   }
@@ -83,6 +100,9 @@ GatedCounts CountGated(const Results& optimized, const Results& none, const Gate
   return counts;
 }
 
+// What a gate may cost: a tenth of the ungated lift. Among those that keep the rest, the one with the least harm.
+constexpr double kLiftKept = 0.9;
+
 GateThresholds ChooseGate(const Results& optimized, const Results& none) {
   std::vector<double> distances;
   for (const ItemResult& result : optimized) {
@@ -93,14 +113,18 @@ GateThresholds ChooseGate(const Results& optimized, const Results& none) {
     for (const double q : {0.9, 0.8, 0.7, 0.5}) distance_values.push_back(Quantile(distances, q));
   }
   GateThresholds best;
-  double best_value = -std::numeric_limits<double>::infinity();
+  GatedCounts least = CountGated(optimized, none, best);
+  const double ungated_lift = static_cast<double>(least.improved) - static_cast<double>(least.worsened);
   for (const double distance : distance_values) {
     for (const double confidence : {std::numeric_limits<double>::infinity(), 0.99, 0.95, 0.9, 0.8}) {
-      const GateThresholds gate{distance, confidence};
-      const GatedCounts counts = CountGated(optimized, none, gate);
-      const double value = static_cast<double>(counts.right) - 0.1 * static_cast<double>(counts.worsened);
-      if (value > best_value + 1e-9) {
-        best_value = value;
+      for (const double after : {0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9}) {
+        const GateThresholds gate{distance, confidence, after};
+        const GatedCounts counts = CountGated(optimized, none, gate);
+        const double lift = static_cast<double>(counts.improved) - static_cast<double>(counts.worsened);
+        const bool fewer =
+            counts.worsened < least.worsened || (counts.worsened == least.worsened && counts.improved > least.improved);
+        if (!fewer || lift < kLiftKept * ungated_lift) continue;
+        least = counts;
         best = gate;
       }
     }
@@ -212,7 +236,10 @@ class Search {
     result_.chosen = best_->options;
     if (std::isfinite(gate.distance)) result_.chosen.mutable_gate()->set_max_neighbor_distance(gate.distance);
     if (std::isfinite(gate.confidence)) result_.chosen.mutable_gate()->set_max_base_confidence(gate.confidence);
-    if (std::isfinite(gate.distance) || std::isfinite(gate.confidence)) {
+    if (gate.optimized_confidence > 0) {
+      result_.chosen.mutable_gate()->set_min_optimized_confidence(gate.optimized_confidence);
+    }
+    if (gate.any()) {
       result_.chosen.mutable_gate()->set_enabled(true);
       result_.gate = DescribeGate(gate);
     }
@@ -240,6 +267,10 @@ class Search {
     if (std::isfinite(gate.confidence)) {
       absl::StrAppendFormat(&text, "%sskip when the model is at least %.0f %% sure", text.empty() ? "" : "; ",
                             100 * gate.confidence);
+    }
+    if (gate.optimized_confidence > 0) {
+      absl::StrAppendFormat(&text, "%srevert when the optimized model is less than %.0f %% sure",
+                            text.empty() ? "" : "; ", 100 * gate.optimized_confidence);
     }
     return text;
   }

@@ -84,8 +84,8 @@ struct CalibrationResult {
 // Coordinate search: each axis in turn, each of its candidates with everything else at the best so far, ranked by
 // TriedPoint::utility on settings.search. Then the winner and method none answer settings.check. The gate's thresholds
 // (nearest neighbor's distance; the model's own confidence, where every choice is one token so that the answers' own
-// probabilities are that confidence) are chosen from the recorded answers on settings.search, without asking again, by
-// accuracy less a tenth of the rate of worsened answers; no threshold is set that does not gain there.
+// probabilities are that confidence; the optimized model's confidence) are chosen from the recorded answers on
+// settings.search, without asking again: the fewest worsened answers that leave nine tenths of the ungated lift.
 // InvalidArgument: no questions on a side. Else the scorer's errors.
 absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSettings& settings, CalibrationScorer& scorer);
 

@@ -28,21 +28,33 @@ Options FewSamples(const CalibrationScope& scope) {
   patch.set_reference_selection(v1::REFERENCE_SELECTION_ALL);
   patch.set_objective(scope.has_choices ? v1::OBJECTIVE_CHOICES : v1::OBJECTIVE_ANSWER);
   patch.set_core_experts(0);
-  patch.set_application_rule(v1::APPLICATION_RULE_EVERY_NEW_TOKEN);
+  patch.set_application_rule(v1::APPLICATION_RULE_ROUTER_SHIFT);
   patch.set_step_rule(v1::STEP_RULE_ADAM);
-  patch.set_learning_rate(0.2);
-  patch.set_steps(10);
+  patch.set_learning_rate(0.05);
+  patch.set_steps(8);
   SetSuffix(8, scope.moe_layers, &patch);
   return patch;
 }
 
 CalibrationAxis WholeSettings(const CalibrationScope& scope) {
   CalibrationAxis axis{"setting", false, {}};
-  axis.candidates.push_back({"few samples, weights", FewSamples(scope)});
-  Options shift = FewSamples(scope);
-  shift.set_application_rule(v1::APPLICATION_RULE_ROUTER_SHIFT);
-  SetSuffix(scope.moe_layers - std::min<uint32_t>(1, scope.moe_layers - 1), scope.moe_layers, &shift);
-  axis.candidates.push_back({"few samples, router shift", shift});
+  axis.candidates.push_back({"few samples", FewSamples(scope)});
+  if (scope.has_prior) {
+    Options prior = FewSamples(scope);
+    prior.set_method(v1::METHOD_COLLECTION_PRIOR);
+    axis.candidates.push_back({"collection prior", prior});
+    Options from_prior = FewSamples(scope);
+    from_prior.set_use_prior(true);
+    from_prior.set_learning_rate(0.02);
+    axis.candidates.push_back({"few samples from the prior", from_prior});
+  }
+  Options gentle = FewSamples(scope);
+  gentle.set_learning_rate(0.02);
+  axis.candidates.push_back({"few samples, small steps", gentle});
+  Options weights = FewSamples(scope);
+  weights.set_application_rule(v1::APPLICATION_RULE_EVERY_NEW_TOKEN);
+  weights.set_learning_rate(0.2);
+  axis.candidates.push_back({"few samples, weights", weights});
   Options paper;
   paper.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
   paper.set_k(3);
@@ -67,7 +79,6 @@ CalibrationAxis Methods(const CalibrationScope& scope) {
   add("kernel regression", v1::METHOD_KERNEL_REGRESSION, false);
   add("mode finding", v1::METHOD_MODE_FINDING, false);
   if (scope.has_amortized) add("amortized shifts", v1::METHOD_AMORTIZED_SHIFT, true);
-  if (scope.has_prior) add("collection prior", v1::METHOD_COLLECTION_PRIOR, true);
   return axis;
 }
 
@@ -143,18 +154,12 @@ CalibrationAxis Objectives() {
 }
 
 // Fields that hold harm down at some cost of lift.
-CalibrationAxis Caution(const CalibrationScope& scope) {
+CalibrationAxis Caution() {
   CalibrationAxis axis{"caution", true, {}};
   Options validation, half;
   validation.set_validation_neighbors(4);
   half.set_step_scale(0.5);
   axis.candidates = {{"4 validation neighbors", validation}, {"half of the displacement", half}};
-  if (scope.has_prior) {
-    Options prior;
-    prior.set_use_prior(true);
-    prior.set_application_rule(v1::APPLICATION_RULE_ROUTER_SHIFT);
-    axis.candidates.push_back({"from the prior", prior});
-  }
   return axis;
 }
 
@@ -187,7 +192,7 @@ std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
   cores.push_back(0);
   axes.push_back(
       NumberAxis("core experts", false, cores, [](uint32_t count, Options* patch) { patch->set_core_experts(count); }));
-  axes.push_back(Caution(scope));
+  axes.push_back(Caution());
   // Last: where gradient descent does harm, a method that moves next to nothing would lead, and end the search early.
   axes.push_back(Methods(scope));
   // Where the user fixed a field, whole settings keep it and axes that would move it are left out.

@@ -4,16 +4,21 @@
 # writes the report. A run that was interrupted goes on where it stopped.
 #   main_table.sh [FOLDER]    default build/evaluation; report.html, report.md and the runs go there
 #   C3PO_ADAPTATION_LIMIT, C3PO_KNOWLEDGE_LIMIT, C3PO_REFERENCE_LIMIT    questions and references per task (450, 400, 300)
+#   C3PO_METHOD_LIMIT    adaptation questions per task for a second table with every method, oracle included (0: none)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${1:-build/evaluation}
 ADAPTATION_LIMIT=${C3PO_ADAPTATION_LIMIT:-450}
 KNOWLEDGE_LIMIT=${C3PO_KNOWLEDGE_LIMIT:-400}
 REFERENCE_LIMIT=${C3PO_REFERENCE_LIMIT:-300}
+METHOD_LIMIT=${C3PO_METHOD_LIMIT:-0}
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
 SUITE=$CACHE_DIR/suite
 ADAPTATION=(sst2 mrpc rte boolq cb copa)
 KNOWLEDGE=(arc_easy arc_challenge openbookqa piqa hellaswag winogrande mmlu)
+# Gradient descent from few samples, without a gate, the same everywhere: where calibrate begins.
+NGD=(--k 12 --references all --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29
+  --application shift --objective choices --no-gate --no-profile)
 
 heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
 
@@ -43,34 +48,41 @@ heading "3/5 References, priors and profiles"
 for task in "${ADAPTATION[@]}" "${KNOWLEDGE[@]}"; do
   c3po refs import "$SUITE/$task/references.jsonl" --collection "$task" --limit "$REFERENCE_LIMIT"
 done
-# What the default method does with a collection: descent over twelve labeled neighbors in the last eight layers where samples teach
-# how to answer, the learned shift alone where they do not (RESULTS.md tells how these were chosen).
-DESCENT='{"method":"METHOD_NEIGHBORHOOD_GRADIENT_DESCENT","k":12,"steps":8,"learningRate":0.05,"coreExperts":0,
-  "criticalLayers":[22,23,24,25,26,27,28,29],"applicationRule":"APPLICATION_RULE_ROUTER_SHIFT","objective":"OBJECTIVE_CHOICES",
-  "referenceSelection":"REFERENCE_SELECTION_ALL"}'
-PRIOR='{"method":"METHOD_COLLECTION_PRIOR"}'
-learn() {  # task, epochs, profile
-  if c3po refs profile show --collection "$1" --json 2>/dev/null | grep -q '"profile"'; then return; fi
-  local profile=$3
-  c3po refs tune --collection "$1" --critical-layers 22-29 --epochs "$2" --learning-rate 0.02
-  # Where no shift was better than none, a profile cannot ask for it.
-  if [ "$profile" = "$PRIOR" ] && ! c3po refs profile show --collection "$1" --json | grep -q '"prior"'; then
-    profile='{"method":"METHOD_NONE"}'
-  fi
-  c3po refs profile set --collection "$1" "$profile"
+# The default method of a collection is what `c3po calibrate` stores as its profile, from the references alone: for the
+# adaptation tasks it searches settings, for the knowledge tasks it says whether the prior helps.
+learn() {  # task, epochs, what calibrate is told
+  local task=$1 epochs=$2
+  shift 2
+  if c3po refs profile show --collection "$task" --json 2>/dev/null | grep -q '"profile"'; then return; fi
+  c3po refs tune --collection "$task" --critical-layers 22-29 --epochs "$epochs" --learning-rate 0.02 --patience 1
+  c3po calibrate --collection "$task" --critical-layers 22-29 "$@"
 }
-for task in "${ADAPTATION[@]}"; do learn "$task" 12 "$DESCENT"; done
-for task in "${KNOWLEDGE[@]}"; do learn "$task" 3 "$PRIOR"; done
+for task in "${ADAPTATION[@]}"; do learn "$task" 8 --questions 80 --budget-seconds 100; done
+for task in "${KNOWLEDGE[@]}"; do
+  if ! learn "$task" 2 --questions 40 --method prior --budget-seconds 1; then
+    c3po refs profile set --collection "$task" '{"method":"METHOD_NONE"}'  # No prior was better than none.
+  fi
+done
 
 heading "4/5 Held-out questions"
 join() { local IFS=,; echo "$*"; }
-c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$ADAPTATION_LIMIT" --methods none,profile,prior,knn \
-  --k 12 --references all --out "$OUT/adaptation"
+has_prior() { c3po refs profile show --collection "$1" --json | grep -q '"prior"'; }
+METHODS=none,profile,ngd,prior,knn
+for task in "${ADAPTATION[@]}"; do has_prior "$task" || METHODS=none,profile,ngd,knn; done
+c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$ADAPTATION_LIMIT" --methods "$METHODS" "${NGD[@]}" \
+  --out "$OUT/adaptation"
 c3po eval --suite "$SUITE" --task "$(join "${KNOWLEDGE[@]}")" --limit "$KNOWLEDGE_LIMIT" --methods none,profile,knn \
   --k 12 --references all --out "$OUT/knowledge"
+if [ "$METHOD_LIMIT" != 0 ]; then
+  for task in "${ADAPTATION[@]}"; do c3po refs amortize --collection "$task" --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29 --objective choices; done
+  c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$METHOD_LIMIT" \
+    --methods none,ngd,oracle,kernel,mode,amortized,icl,paper,public-code "${NGD[@]}" --out "$OUT/methods"
+fi
 
 heading "5/5 Report"
-c3po report "$OUT/adaptation" "$OUT/knowledge" --format markdown >"$OUT/report.md"
-c3po report "$OUT/adaptation" "$OUT/knowledge" --out "$OUT/report.html"
+RUNS=("$OUT/adaptation" "$OUT/knowledge")
+c3po report "${RUNS[@]}" --format markdown >"$OUT/report.md"
+c3po report "${RUNS[@]}" --out "$OUT/report.html"
+if [ -d "$OUT/methods" ]; then c3po report "$OUT/methods" --format markdown >>"$OUT/report.md"; fi
 cat "$OUT/report.md"
 echo "pictures: $OUT/report.html"

@@ -39,7 +39,8 @@ class Metrics {
     kSkippedNeighborsFar,
     kSkippedBaseConfident,
     kRevertedLossNotReduced,
-    kRevertedValidationLossNotReduced
+    kRevertedValidationLossNotReduced,
+    kRevertedNotConfident
   };
   enum class Work { kPrefill, kDecode, kOptimization };  // What an engine step ran.
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };

@@ -34,7 +34,7 @@ constexpr std::array<const char*, 4> kFinishedReasons = {"stop", "length", "abor
 constexpr std::array<const char*, 6> kMethods = {
     "mode_finding",    "kernel_regression", "neighborhood_gradient_descent",
     "amortized_shift", "collection_prior",  "oracle"};
-constexpr std::array<const char*, 7> kGates = {
+constexpr std::array<const char*, 8> kGates = {
     "applied",
     "not_requested",
     "skipped_no_neighbors",
@@ -42,6 +42,7 @@ constexpr std::array<const char*, 7> kGates = {
     "skipped_base_confident",
     "reverted_loss_not_reduced",
     "reverted_validation_loss_not_reduced",
+    "reverted_not_confident",
 };
 constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};

@@ -30,4 +30,9 @@ GateDecision GateAfterOptimization(const GateOptions& options, LossChange fitted
   return GateDecision::kApplied;
 }
 
+GateDecision GateAfterTrial(const GateOptions& options, double optimized_confidence) {
+  const bool unsure = options.min_optimized_confidence && optimized_confidence < *options.min_optimized_confidence;
+  return options.enabled && unsure ? GateDecision::kRevertedNotConfident : GateDecision::kApplied;
+}
+
 }  // namespace c3po

@@ -13,6 +13,7 @@ enum class GateDecision {
   kSkippedBaseConfident,
   kRevertedLossNotReduced,
   kRevertedValidationLossNotReduced,
+  kRevertedNotConfident,
 };
 
 // When an optimized pathway is not used (ours). A condition without a value is not checked.
@@ -23,6 +24,8 @@ struct GateOptions {
       max_base_confidence;        // skip when the model's own next-token probability is at least this; (0, 1]
   double min_loss_reduction = 0;  // revert unless (first - last) / first loss exceeds this; < 1
   double min_validation_loss_reduction = 0;  // the same for the loss of held-out neighbors, where there are any
+  // Revert when under the optimized pathway the model's probability of what it would answer is below this; (0, 1].
+  std::optional<double> min_optimized_confidence;
 };
 
 // Before any work on the pathway: kApplied means go on.
@@ -34,6 +37,8 @@ struct LossChange {
 };
 // From the fitted neighbors' loss and, where there are any, that of the held-out ones.
 GateDecision GateAfterOptimization(const GateOptions& options, LossChange fitted, std::optional<LossChange> held_out);
+// After the optimized pathway was tried on the request itself.
+GateDecision GateAfterTrial(const GateOptions& options, double optimized_confidence);
 
 }  // namespace c3po
 

@@ -120,17 +120,20 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
   const auto held_apart =
       static_cast<size_t>(std::max(1.0, std::round(request.validation_fraction * static_cast<double>(records.size()))));
   std::vector<NeighborCase> training, validation;
+  std::vector<std::string> apart;
   for (size_t i = 0; i < records.size(); ++i) {
     const bool with_choices = request.tuner.loss == SurrogateLoss::kChoices;
     C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, parts_.text->NeighborTokens(records[i], with_choices));
     (i < held_apart ? validation : training).push_back(std::move(neighbor));
+    if (i < held_apart) apart.push_back(records[i].id);
   }
   const int32_t token = training.front().prompt.front();
   auto tuner =
       std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), request.tuner, on_epoch);
-  const auto store = [parts = parts_, collection = request.collection, tuner, on_done] {
-    const std::optional<CollectionPrior> prior = tuner->result();
+  const auto store = [parts = parts_, collection = request.collection, tuner, on_done, apart = std::move(apart)] {
+    std::optional<CollectionPrior> prior = tuner->result();
     absl::Status status;
+    if (prior) prior->validation_reference_ids = apart;
     if (prior) status = parts.shifts->PutPrior(collection, *prior);
     if (status.ok()) {
       on_done(prior);

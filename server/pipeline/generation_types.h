@@ -80,6 +80,7 @@ struct OptimizationReport {
   std::vector<double> losses;
   std::vector<double> validation_losses;
   std::optional<int> selected_step;
+  std::optional<double> base_confidence, optimized_confidence;  // what the gate looked at
   bool shortened = false;  // settings.steps was cut to meet the deadline
   std::optional<double> alpha;
   Pathway before, after;  // of the critical layers; empty where no optimization ran

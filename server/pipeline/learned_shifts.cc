@@ -37,11 +37,12 @@ RoutingOverride RoutingFromJson(const Json& json) {
 
 std::string PriorToText(const CollectionPrior& prior) {
   Json json = {{"routing", RoutingToJson(prior.routing)},
-              {"model_digest", prior.model_digest},
-              {"references", prior.references},
-              {"validation_references", prior.validation_references},
-              {"validation_loss_before", prior.validation_loss_before},
-              {"validation_loss_after", prior.validation_loss_after}};
+               {"model_digest", prior.model_digest},
+               {"references", prior.references},
+               {"validation_references", prior.validation_references},
+               {"validation_reference_ids", prior.validation_reference_ids},
+               {"validation_loss_before", prior.validation_loss_before},
+               {"validation_loss_after", prior.validation_loss_after}};
   if (prior.validation_accuracy_before) json["validation_accuracy_before"] = *prior.validation_accuracy_before;
   if (prior.validation_accuracy_after) json["validation_accuracy_after"] = *prior.validation_accuracy_after;
   return json.dump();
@@ -53,6 +54,7 @@ CollectionPrior PriorFromJson(const Json& json) {
   json.at("model_digest").get_to(prior.model_digest);
   json.at("references").get_to(prior.references);
   json.at("validation_references").get_to(prior.validation_references);
+  prior.validation_reference_ids = json.value("validation_reference_ids", std::vector<std::string>());
   json.at("validation_loss_before").get_to(prior.validation_loss_before);
   json.at("validation_loss_after").get_to(prior.validation_loss_after);
   const auto optional = [&json](const char* name) {

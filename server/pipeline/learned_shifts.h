@@ -26,6 +26,7 @@ struct CollectionPrior {
   double validation_loss_before = 0, validation_loss_after = 0;
   // Unset where the references have no choices.
   std::optional<double> validation_accuracy_before = std::nullopt, validation_accuracy_after = std::nullopt;
+  std::vector<std::string> validation_reference_ids = {};
 };
 
 // A router shift found on one reference's own loss.

@@ -30,6 +30,9 @@ absl::Status ValidateGate(const GateOptions& gate) {
   if (!(gate.min_validation_loss_reduction >= 0 && gate.min_validation_loss_reduction < 1)) {
     return FieldError("gate.min_validation_loss_reduction", "must be in [0, 1)");
   }
+  if (gate.min_optimized_confidence && !(*gate.min_optimized_confidence > 0 && *gate.min_optimized_confidence <= 1)) {
+    return FieldError("gate.min_optimized_confidence", "must be in (0, 1]");
+  }
   return absl::OkStatus();
 }
 

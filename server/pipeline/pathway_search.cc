@@ -31,6 +31,14 @@ std::vector<ExpertChange> LargestChanges(const Pathway& before, const Pathway& a
   return changes;
 }
 
+// The largest of softmax(logits).
+double LargestProbability(const std::vector<double>& logits) {
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (double logit : logits) sum += std::exp(logit - top);
+  return 1 / sum;
+}
+
 // softmax(log w + shift), per row.
 Pathway Shifted(const Pathway& w, const Pathway& shift) {
   Pathway result = w;
@@ -60,6 +68,8 @@ Metrics::Gate GateMetric(GateDecision decision) {
       return Metrics::Gate::kRevertedLossNotReduced;
     case GateDecision::kRevertedValidationLossNotReduced:
       return Metrics::Gate::kRevertedValidationLossNotReduced;
+    case GateDecision::kRevertedNotConfident:
+      return Metrics::Gate::kRevertedNotConfident;
   }
   return Metrics::Gate::kNotRequested;
 }
@@ -131,30 +141,25 @@ absl::Status PathwaySearch::Retrieve(absl::Span<const float> embedding) {
 double PathwaySearch::BaseConfidence(absl::Span<const float> logits) const {
   std::map<int32_t, double> candidates;
   for (int32_t token : choice_tokens_) candidates[token] = logits[token];
-  double sum = 0;
-  if (candidates.size() < 2) {
-    const float top = *std::max_element(logits.begin(), logits.end());
-    for (float logit : logits) sum += std::exp(double{logit} - top);
-    return 1 / sum;
-  }
-  double top = -std::numeric_limits<double>::infinity();
-  for (const auto& [token, logit] : candidates) top = std::max(top, logit);
-  for (const auto& [token, logit] : candidates) sum += std::exp(logit - top);
-  return 1 / sum;
+  if (candidates.size() < 2) return LargestProbability({logits.begin(), logits.end()});
+  std::vector<double> of_choices;
+  for (const auto& [token, logit] : candidates) of_choices.push_back(logit);
+  return LargestProbability(of_choices);
 }
 
-GateDecision PathwaySearch::Gate(absl::Span<const float> logits) const {
+GateDecision PathwaySearch::Gate() const {
   const bool alone = !NeedsNeighbors(report_.settings);  // Nothing to be far from.
   if (report_.settings.method == Method::kOracle) return GateDecision::kApplied;
   const bool has_neighbors = alone || !report_.neighbors.empty();
   const double nearest = report_.neighbors.empty() ? 0 : report_.neighbors.front().distance;
-  return GateBeforeOptimization(report_.settings.gate, has_neighbors, nearest, BaseConfidence(logits));
+  return GateBeforeOptimization(report_.settings.gate, has_neighbors, nearest, *report_.base_confidence);
 }
 
 absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Span<const float> logits) {
   const OptimizationSettings& settings = report_.settings;
   report_.before = CriticalRows(capture.pathway);
-  if (const GateDecision decision = Gate(logits); decision != GateDecision::kApplied) {
+  report_.base_confidence = BaseConfidence(logits);
+  if (const GateDecision decision = Gate(); decision != GateDecision::kApplied) {
     Skip(decision);
     return false;
   }
@@ -335,7 +340,8 @@ void PathwaySearch::ConcludeOptimizer() {
   report_.gate = GateAfterOptimization(report_.settings.gate, fitted, held_out);
   // Where the start is the prior and no step was better, the prior is what the request gets.
   const bool prior_stays = report_.settings.use_prior && report_.selected_step == 0;
-  if (report_.gate == GateDecision::kApplied || prior_stays) {
+  const bool applied = report_.gate == GateDecision::kApplied || prior_stays;
+  if (applied) {
     report_.gate = GateDecision::kApplied;
     routing_ = std::make_shared<RoutingOverride>(optimizer_->Override());
     report_.largest_changes = LargestChanges(report_.before, report_.after, report_.settings.critical_layers);
@@ -348,8 +354,8 @@ void PathwaySearch::ConcludeOptimizer() {
     fit->objective.reset();
     fit->spec.states.clear();
   }
-  Deliver(fitted.before > 0 ? (fitted.before - fitted.after) / fitted.before
-                            : std::numeric_limits<double>::quiet_NaN());
+  if (fitted.before > 0) loss_reduction_ = (fitted.before - fitted.after) / fitted.before;
+  if (!applied) Deliver();
 }
 
 void PathwaySearch::ConcludeLearnedShift() {
@@ -357,13 +363,38 @@ void PathwaySearch::ConcludeLearnedShift() {
   report_.gate = GateDecision::kApplied;
   report_.after = Shifted(report_.before, learned_->values);
   report_.largest_changes = LargestChanges(report_.before, report_.after, report_.settings.critical_layers);
-  Deliver(std::numeric_limits<double>::quiet_NaN());
 }
 
-void PathwaySearch::Deliver(double loss_reduction) {
+bool PathwaySearch::AcceptLogits(absl::Span<const float> logits) {
+  return Accept(LargestProbability({logits.begin(), logits.end()}));
+}
+
+// Of one continuation nothing is chosen, so there is nothing to be sure of.
+bool PathwaySearch::AcceptScores(absl::Span<const ContinuationScore> scores) {
+  if (scores.size() < 2) return Accept(std::nullopt);
+  std::vector<double> normalized;
+  for (const ContinuationScore& score : scores) {
+    normalized.push_back(score.log_likelihood / static_cast<double>(score.token_logprobs.size()));
+  }
+  return Accept(LargestProbability(normalized));
+}
+
+bool PathwaySearch::Accept(std::optional<double> confidence) {
+  report_.optimized_confidence = confidence;
+  if (confidence) report_.gate = GateAfterTrial(report_.settings.gate, *confidence);
+  const bool accepted = report_.gate == GateDecision::kApplied;
+  if (!accepted) {
+    report_.after = report_.before;
+    report_.largest_changes.clear();
+  }
+  Deliver();
+  return accepted;
+}
+
+void PathwaySearch::Deliver() {
   if (context_.metrics) {
     context_.metrics->ObserveOptimization(MethodMetric(report_.settings.method), report_.timings.optimization_seconds,
-                                          loss_reduction);
+                                          loss_reduction_);
     context_.metrics->CountGate(GateMetric(report_.gate));
   }
   on_report_(report_);

@@ -2,6 +2,7 @@
 #define C3PO_SERVER_PIPELINE_PATHWAY_SEARCH_H_
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -46,7 +47,8 @@ absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings)
 // One request's C3PO, from neighbors to a routing override:
 //   Retrieve (any thread) ▶ Begin (engine thread, after prefill) ▶ Step ... Step ▶ report, routing
 // A step prepares one neighbor's states, or is one step of the optimizer; shifts learned before need one step in all.
-// The report is delivered once: by Begin when the gate skips, else by the last step.
+// The report is delivered once: by Begin when the gate skips, by the last step when it reverts, else with the verdict
+// on what the request itself gave under the new pathway.
 class PathwaySearch final : public OptimizationTask {
  public:
   using OnReport = std::function<void(const OptimizationReport&)>;
@@ -59,6 +61,8 @@ class PathwaySearch final : public OptimizationTask {
   absl::StatusOr<bool> Begin(const PromptCapture& capture, absl::Span<const float> logits);
 
   absl::StatusOr<bool> Step() override;
+  bool AcceptLogits(absl::Span<const float> logits) override;
+  bool AcceptScores(absl::Span<const ContinuationScore> scores) override;
   double retrieval_seconds() const { return report_.timings.retrieval_seconds; }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
 
@@ -71,7 +75,7 @@ class PathwaySearch final : public OptimizationTask {
   };
 
   double BaseConfidence(absl::Span<const float> logits) const;
-  GateDecision Gate(absl::Span<const float> logits) const;
+  GateDecision Gate() const;
   absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;
   absl::Status TakeLearnedShift();
   absl::StatusOr<Pathway> PriorShift() const;
@@ -81,7 +85,8 @@ class PathwaySearch final : public OptimizationTask {
   Pathway CriticalRows(const Pathway& all_layers) const;
   void ConcludeOptimizer();
   void ConcludeLearnedShift();
-  void Deliver(double loss_reduction);
+  bool Accept(std::optional<double> confidence);
+  void Deliver();
   void Skip(GateDecision decision);
 
   const SearchContext context_;
@@ -89,6 +94,7 @@ class PathwaySearch final : public OptimizationTask {
   const std::optional<NeighborCase> oracle_;
   const OnReport on_report_;
   OptimizationReport report_;
+  double loss_reduction_ = std::numeric_limits<double>::quiet_NaN();  // of the neighbors, as a fraction
   Neighborhood neighborhood_;
   Fit fitted_, held_out_;
   std::shared_ptr<const RoutingOverride> learned_;  // of methods that optimize nothing

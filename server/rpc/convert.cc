@@ -68,7 +68,8 @@ constexpr EnumPair<GateDecision, v1::GateDecision> kDecisions[] = {
     {GateDecision::kSkippedNeighborsFar, v1::GATE_DECISION_SKIPPED_NEIGHBORS_FAR},
     {GateDecision::kSkippedBaseConfident, v1::GATE_DECISION_SKIPPED_BASE_CONFIDENT},
     {GateDecision::kRevertedLossNotReduced, v1::GATE_DECISION_REVERTED_LOSS_NOT_REDUCED},
-    {GateDecision::kRevertedValidationLossNotReduced, v1::GATE_DECISION_REVERTED_VALIDATION_LOSS_NOT_REDUCED}};
+    {GateDecision::kRevertedValidationLossNotReduced, v1::GATE_DECISION_REVERTED_VALIDATION_LOSS_NOT_REDUCED},
+    {GateDecision::kRevertedNotConfident, v1::GATE_DECISION_REVERTED_NOT_CONFIDENT}};
 constexpr EnumPair<SampleOutcome, v1::Verdict> kVerdicts[] = {{SampleOutcome::kSuccessful, v1::VERDICT_SUCCESSFUL},
                                                               {SampleOutcome::kFailed, v1::VERDICT_FAILED},
                                                               {SampleOutcome::kMalformed, v1::VERDICT_MALFORMED},
@@ -171,6 +172,7 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
     if (gate.has_min_validation_loss_reduction()) {
       settings.gate.min_validation_loss_reduction = gate.min_validation_loss_reduction();
     }
+    if (gate.has_min_optimized_confidence()) settings.gate.min_optimized_confidence = gate.min_optimized_confidence();
   }
   return settings;
 }
@@ -197,6 +199,9 @@ v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
   if (settings.gate.max_base_confidence) gate->set_max_base_confidence(*settings.gate.max_base_confidence);
   gate->set_min_loss_reduction(settings.gate.min_loss_reduction);
   gate->set_min_validation_loss_reduction(settings.gate.min_validation_loss_reduction);
+  if (settings.gate.min_optimized_confidence) {
+    gate->set_min_optimized_confidence(*settings.gate.min_optimized_confidence);
+  }
   options.set_reference_selection(ToProto(kSelections, settings.successful_only));
   options.set_objective(ToProto(kObjectives, settings.objective));
   options.set_step_rule(ToProto(kStepRules, settings.step_rule));
@@ -296,6 +301,8 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
   proto.set_shortened(report.shortened);
   for (double loss : report.losses) proto.add_losses(loss);
   for (double loss : report.validation_losses) proto.add_validation_losses(loss);
+  if (report.base_confidence) proto.set_base_confidence(*report.base_confidence);
+  if (report.optimized_confidence) proto.set_optimized_confidence(*report.optimized_confidence);
   if (report.selected_step) proto.set_selected_step(static_cast<uint32_t>(*report.selected_step));
   if (report.settings.return_pathways) {
     LayersToProto(report.before, report.settings.critical_layers, proto.mutable_pathway_before());
@@ -368,6 +375,7 @@ v1::PriorInfo PriorToProto(const CollectionPrior& prior) {
   for (int layer : prior.routing.layers) info.add_critical_layers(static_cast<uint32_t>(layer));
   info.set_references(static_cast<uint64_t>(prior.references));
   info.set_validation_references(static_cast<uint64_t>(prior.validation_references));
+  for (const std::string& id : prior.validation_reference_ids) info.add_validation_reference_ids(id);
   info.set_validation_loss_before(prior.validation_loss_before);
   info.set_validation_loss_after(prior.validation_loss_after);
   if (prior.validation_accuracy_before) info.set_validation_accuracy_before(*prior.validation_accuracy_before);

@@ -90,8 +90,7 @@ void GrpcServer::CloseEntrance() { impl_->entrance.Set(Entrance::State::kDrainin
 
 void GrpcServer::SetServing(bool serving) {
   grpc::HealthCheckServiceInterface* health = impl_->grpc_server->GetHealthCheckService();
-  health->SetServingStatus(serving);
-  for (const char* service : {"c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService"}) {
+  for (const char* service : {"", "c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService"}) {
     health->SetServingStatus(service, serving);
   }
 }

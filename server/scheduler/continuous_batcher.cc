@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "server/sampling/sampler.h"
+#include "server/scheduler/admission_order.h"
 
 namespace c3po {
 
@@ -141,19 +140,11 @@ void ContinuousBatcher::DropEnded() {
   running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());
 }
 
-// waiting_ is in the order of arrival, which decides among equals.
 size_t ContinuousBatcher::NextToAdmit() const {
-  std::map<absl::string_view, int> running_of;
-  for (const SequencePtr& sequence : running_) ++running_of[sequence->request.caller];
-  size_t best = 0;
-  for (size_t i = 1; i < waiting_.size(); ++i) {
-    const SequenceRequest &candidate = waiting_[i]->request, &chosen = waiting_[best]->request;
-    const bool higher = candidate.priority > chosen.priority;
-    const bool fairer =
-        candidate.priority == chosen.priority && running_of[candidate.caller] < running_of[chosen.caller];
-    if (higher || fairer) best = i;
-  }
-  return best;
+  AdmissionOrder order;
+  for (const SequencePtr& sequence : running_) order.CountRunning(sequence->request.caller);
+  for (size_t i = 0; i < waiting_.size(); ++i) order.Offer(i, waiting_[i]->request);
+  return order.next();
 }
 
 void ContinuousBatcher::Admit() {
@@ -253,10 +244,8 @@ void ContinuousBatcher::Distribute(Sequence& sequence, SegmentOutput output) {
       if (sequence.prefilled == sequence.prompt_length()) FinishPrefill(sequence, std::move(output));
       return;
     case Sequence::Stage::kResume:
-      if (sequence.scoring()) return StartScoring(sequence, output.logits);
-      [[fallthrough]];
+      return TakeResumed(sequence, output.logits);
     case Sequence::Stage::kDecode:
-      sequence.stage = Sequence::Stage::kDecode;
       return SampleNext(sequence, output.logits);
     case Sequence::Stage::kScore:
       return TakeScore(sequence, output);
@@ -313,12 +302,28 @@ void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
   if (sequence.task) sequence.timings.optimization_wall_seconds = SecondsBetween(sequence.prefill_done, sequence.ready);
   if (sequence.routing) {
     sequence.stage = Sequence::Stage::kResume;
-  } else if (sequence.scoring()) {
-    StartScoring(sequence, sequence.prompt_logits);
   } else {
-    sequence.stage = Sequence::Stage::kDecode;
-    SampleNext(sequence, sequence.prompt_logits);
+    BeginAnswer(sequence, sequence.prompt_logits);
   }
+}
+
+void ContinuousBatcher::TakeResumed(Sequence& sequence, const std::vector<float>& logits) {
+  if (!sequence.routing) return BeginAnswer(sequence, sequence.prompt_logits);
+  if (!sequence.scoring() && !sequence.task->AcceptLogits(logits)) return Revert(sequence);
+  BeginAnswer(sequence, logits);
+}
+
+void ContinuousBatcher::BeginAnswer(Sequence& sequence, const std::vector<float>& logits) {
+  if (sequence.scoring()) return StartScoring(sequence, logits);
+  sequence.stage = Sequence::Stage::kDecode;
+  SampleNext(sequence, logits);
+}
+
+// The last prompt token runs again, so that its keys and values are the model's own.
+void ContinuousBatcher::Revert(Sequence& sequence) {
+  sequence.routing.reset();
+  sequence.scores.clear();
+  sequence.stage = Sequence::Stage::kResume;
 }
 
 void ContinuousBatcher::SampleNext(Sequence& sequence, const std::vector<float>& logits) {
@@ -360,6 +365,7 @@ void ContinuousBatcher::NextScore(Sequence& sequence) {
     sequence.scores.push_back({first, continuation.front() == greedy, {first}});
     if (continuation.size() > 1) return;
   }
+  if (sequence.routing && !sequence.task->AcceptScores(sequence.scores)) return Revert(sequence);
   sequence.request.sink->OnScores(std::move(sequence.scores));
   Finish(sequence, absl::OkStatus(), FinishReason::kStop);
 }

@@ -23,6 +23,7 @@ struct BatcherLimits {
 // pathway; then one unit of pathway optimization, of one sequence in turn. Of those that wait, the highest priority is
 // admitted first, among equals the caller with the fewest sequences running, then the first come. Each sequence goes
 //   waiting ▶ prefill ▶ [optimizing ▶ resume] ▶ decode, or score ▶ finished
+// and once more from resume, without the new pathway, where its task does not accept what came of it;
 // and leaves at the next step once it is cancelled or past its deadline, whatever it is doing. Not thread-safe: the
 // engine thread owns it.
 class ContinuousBatcher {
@@ -59,6 +60,9 @@ class ContinuousBatcher {
   void TakeScore(Sequence& sequence, const SegmentOutput& output);
   void OptimizeOne();
   void AfterOptimization(Sequence& sequence);
+  void TakeResumed(Sequence& sequence, const std::vector<float>& logits);
+  void BeginAnswer(Sequence& sequence, const std::vector<float>& logits);
+  void Revert(Sequence& sequence);
   void Finish(Sequence& sequence, const absl::Status& status, FinishReason reason);
   void ReportGauges();
 

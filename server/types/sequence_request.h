@@ -57,6 +57,11 @@ class OptimizationTask {
   virtual absl::StatusOr<bool> Step() = 0;
   // After the last step: null when the pathway stays as it was.
   virtual std::shared_ptr<const RoutingOverride> routing() const = 0;
+  // Where there is a routing, asked once what it gave: the last prompt token's logits of a sequence that generates, the
+  // scores of one that scores. False: the sequence starts over from its prompt's end without the routing, as though
+  // there had been none.
+  virtual bool AcceptLogits(absl::Span<const float> /*logits*/) { return true; }
+  virtual bool AcceptScores(absl::Span<const ContinuationScore> /*scores*/) { return true; }
 };
 
 // One sequence's work: prefill; optimize if asked to; then generate, or score `continuations` if there are any.

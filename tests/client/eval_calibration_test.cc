@@ -204,6 +204,26 @@ TEST(Calibrate, GateLeavesSureAnswersAlone) {
   EXPECT_EQ(result->accuracy, 1.0);
 }
 
+// Where the optimized model is unsure it is wrong: setting these answers aside keeps the lift and takes the harm.
+TEST(Calibrate, GateSetsAsideUnsureOptimizedAnswers) {
+  FormulaScorer scorer([](const Options&) { return 0.5; });
+  scorer.adorn = [](const Options& options, size_t question, ItemResult* result) {
+    const bool unsure = question % 4 == 0, optimized = options.method() != v1::METHOD_NONE;
+    result->gold = 0;
+    result->token_counts = {2, 3};
+    result->log_likelihoods = {std::log(optimized && !unsure ? 0.9 : 0.52) * 2,
+                               std::log(optimized && !unsure ? 0.1 : 0.48) * 3};
+    result->correct = optimized ? !unsure : unsure;
+  };
+  const auto result = Calibrate(Settings(), scorer);
+  ASSERT_TRUE(result.ok());
+  EXPECT_GT(result->chosen.gate().min_optimized_confidence(), 0.52);
+  EXPECT_LE(result->chosen.gate().min_optimized_confidence(), 0.9);
+  EXPECT_EQ(result->worsened, 0);
+  EXPECT_EQ(result->accuracy, 1.0);
+  EXPECT_THAT(result->gate, HasSubstr("less than"));
+}
+
 TEST(Calibrate, NeedsQuestionsOnBothSides) {
   FormulaScorer scorer(Hill);
   CalibrationSettings settings = Settings();
@@ -240,13 +260,13 @@ TEST(CalibrationAxes, LeaveOutWhatIsFixedOrMissing) {
   EXPECT_THAT(free, testing::Contains("critical layers=last 30"));
   EXPECT_THAT(free, testing::Contains("k=6"));
   EXPECT_THAT(free, testing::Not(testing::Contains("k=12")));  // More than the collection holds.
-  EXPECT_THAT(free, testing::Not(testing::Contains("method=collection prior")));
+  EXPECT_THAT(free, testing::Not(testing::Contains("setting=collection prior")));
   scope.has_prior = true;
   scope.fixed.set_k(5);
   scope.fixed.set_steps(3);
   const std::vector<CalibrationAxis> axes = CalibrationAxes(scope);
   const auto fixed = labels(axes);
-  EXPECT_THAT(fixed, testing::Contains("method=collection prior"));
+  EXPECT_THAT(fixed, testing::Contains("setting=collection prior"));
   EXPECT_THAT(fixed, testing::Not(testing::Contains("k=3")));
   EXPECT_THAT(fixed, testing::Not(testing::Contains("steps=10")));
   EXPECT_EQ(axes[0].candidates[0].patch.k(), 5);

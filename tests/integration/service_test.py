@@ -229,6 +229,7 @@ class ServiceTest(unittest.TestCase):
         prior = epochs[-1].stored
         self.assertLess(prior.validation_loss_after, prior.validation_loss_before)
         self.assertEqual((prior.references, prior.validation_references), (32, 8))
+        self.assertEqual(len(set(prior.validation_reference_ids)), 8)
         self.assertAlmostEqual(prior.validation_loss_before, epochs[0].validation_loss)
         got = self.references.GetCollection(ref.GetCollectionRequest(collection="tuned"))
         self.assertEqual(got.prior, prior)
@@ -323,6 +324,19 @@ class ServiceTest(unittest.TestCase):
                                    optimization=opt.OptimizationOptions(collection="set", gate=opt.GateOptions(max_base_confidence=0.5)))
         request.optimization.reference_selection = opt.REFERENCE_SELECTION_ALL
         self.assertEqual(self.generation.Score(request).optimization.gate, opt.GATE_DECISION_SKIPPED_BASE_CONFIDENT)
+
+    def test_an_unsure_optimized_answer_is_set_aside_for_the_models_own(self):
+        for method in ALL_METHODS[1:]:
+            plain, free, held = (self.score(method=m, gate=opt.GateOptions(enabled=True, min_optimized_confidence=limit))
+                                 for m, limit in ((opt.METHOD_NONE, 1), (method, 1e-9), (method, 1)))
+            if free.optimization.gate != opt.GATE_DECISION_APPLIED:
+                continue
+            self.assertTrue(0 < free.optimization.optimized_confidence < 1)
+            self.assertEqual(held.optimization.gate, opt.GATE_DECISION_REVERTED_NOT_CONFIDENT)
+            self.assertEqual(held.optimization.optimized_confidence, free.optimization.optimized_confidence)
+            self.assertEqual([s.log_likelihood for s in held.scores], [s.log_likelihood for s in plain.scores])
+            self.assertNotEqual([s.log_likelihood for s in held.scores], [s.log_likelihood for s in free.scores])
+        self.assertEqual(free.optimization.gate, opt.GATE_DECISION_APPLIED)
 
     def test_oracle_needs_the_operator_and_an_answer(self):
         error = self.fails(grpc.StatusCode.PERMISSION_DENIED, None, lambda: self.score(method=opt.METHOD_ORACLE, oracle_answer=" 1"))

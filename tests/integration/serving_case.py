@@ -86,9 +86,10 @@ class ServingCase(unittest.TestCase):
         return server_process.ServerProcess(cls.binary, folder, "--kv-cache-tokens", "1000000", "--pending-tokens-max", "1000000",
                                             *map(str, flags), model=cls.model)
 
-    def own_channel(self, server=None):
+    def own_channel(self, server=None, *options):
         """A connection that no other test shares."""
-        channel = grpc.insecure_channel(f"127.0.0.1:{(server or self.server).port}", [("grpc.use_local_subchannel_pool", 1)])
+        channel = grpc.insecure_channel(f"127.0.0.1:{(server or self.server).port}",
+                                        [("grpc.use_local_subchannel_pool", 1), *options])
         self.addCleanup(channel.close)
         return channel
 

@@ -63,7 +63,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.SetKvCacheUsage(0.5);
   for (int i = 0; i < 3; ++i) metrics.CountEngineStep(static_cast<Metrics::Work>(i));
   metrics.CountOptimizationSteps(10);
-  for (int i = 0; i < 7; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
+  for (int i = 0; i < 8; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
   metrics.SetReferences(2369);
   metrics.SetIndexGeneration(4);
   for (int i = 0; i < 4; ++i) metrics.CountReferenceVerdict(static_cast<Metrics::Verdict>(i));
@@ -162,7 +162,7 @@ TEST(Metrics, EachEventMovesItsSeries) {
   ExpectSample(exposition, 10, "c3po_optimization_steps_total");
   for (const char* decision :
        {"applied", "not_requested", "skipped_no_neighbors", "skipped_neighbors_far", "skipped_base_confident",
-        "reverted_loss_not_reduced", "reverted_validation_loss_not_reduced"}) {
+        "reverted_loss_not_reduced", "reverted_validation_loss_not_reduced", "reverted_not_confident"}) {
     ExpectSample(exposition, 1, "c3po_gate_total", {{"decision", decision}});
   }
   for (const char* work : {"prefill", "decode", "optimization"}) {

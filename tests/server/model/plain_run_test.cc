@@ -28,6 +28,24 @@ class RevertedTask final : public OptimizationTask {
   std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
 };
 
+// Finds a pathway, and does not accept what the request gives under it.
+class RejectedTask final : public OptimizationTask {
+ public:
+  explicit RejectedTask(int experts) {
+    routing_->kind = RoutingOverride::Kind::kLogitShift;
+    routing_->layers = {2, 3};
+    routing_->values = Pathway(2, experts);
+    for (size_t i = 0; i < routing_->values.weights.size(); ++i)
+      routing_->values.weights[i] = i % 3 == 0 ? 4.0f : -1.0f;
+  }
+  absl::StatusOr<bool> Step() override { return true; }
+  std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
+  bool AcceptLogits(absl::Span<const float>) override { return false; }
+
+ private:
+  const std::shared_ptr<RoutingOverride> routing_ = std::make_shared<RoutingOverride>();
+};
+
 TEST(PlainRun, MethodNoneAndARevertedPathwayAreBitwiseTheModelAlone) {
   MoeModelOptions options;
   options.folder = std::string(C3PO_TESTDATA_DIR) + "/model/olmoe_tiny";
@@ -55,19 +73,22 @@ TEST(PlainRun, MethodNoneAndARevertedPathwayAreBitwiseTheModelAlone) {
     context.push_back(next[0]);
   }
 
-  for (const bool reverted : {false, true}) {
-    SCOPED_TRACE(reverted);
+  enum class Task { kNone, kReverted, kRejected };
+  for (const Task kind : {Task::kNone, Task::kReverted, Task::kRejected}) {
+    SCOPED_TRACE(static_cast<int>(kind));
     ContinuousBatcher batcher(model.get(), BatcherLimits(), nullptr);
     auto sink = std::make_shared<TokenSink>();
     SequenceRequest request;
     request.prompt = prompt;
     request.sampling = sampling;
     request.sink = sink;
-    if (reverted) {
+    if (kind != Task::kNone) {
       request.entry_layer = 2;
-      request.on_prefilled = [](const PromptCapture&,
-                                absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
-        return std::make_shared<RevertedTask>();
+      request.rule = ApplicationRule::kRouterShift;
+      request.on_prefilled = [&](const PromptCapture&,
+                                 absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+        if (kind == Task::kReverted) return std::make_shared<RevertedTask>();
+        return std::make_shared<RejectedTask>(model->shape().experts);
       };
     }
     batcher.Add(std::move(request));

@@ -46,5 +46,15 @@ TEST(Gate, RevertsWhenTheHeldOutLossDidNotFallEnough) {
   EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.5}, LossChange{1.0, 2.0}), GateDecision::kApplied);
 }
 
+TEST(Gate, RevertsWhenTheOptimizedModelIsUnsure) {
+  GateOptions options;
+  EXPECT_EQ(GateAfterTrial(options, 0.01), GateDecision::kApplied);
+  options.min_optimized_confidence = 0.6;
+  EXPECT_EQ(GateAfterTrial(options, 0.6), GateDecision::kApplied);
+  EXPECT_EQ(GateAfterTrial(options, 0.59), GateDecision::kRevertedNotConfident);
+  options.enabled = false;
+  EXPECT_EQ(GateAfterTrial(options, 0.01), GateDecision::kApplied);
+}
+
 }  // namespace
 }  // namespace c3po

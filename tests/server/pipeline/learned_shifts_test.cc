@@ -27,7 +27,7 @@ class LearnedShiftsTest : public testing::Test {
 };
 
 TEST_F(LearnedShiftsTest, PriorsAndShiftsAreTheSameFloatsAfterARestart) {
-  CollectionPrior prior{Shift({1, 3}, -0.3f), "model", 80, 20, 1.5, 1.25, 0.5, 0.625};
+  CollectionPrior prior{Shift({1, 3}, -0.3f), "model", 80, 20, 1.5, 1.25, 0.5, 0.625, {"a", "b"}};
   {
     LearnedShifts shifts(store_.get(), "model");
     EXPECT_EQ(shifts.Prior("math").status().code(), absl::StatusCode::kNotFound);
@@ -42,6 +42,7 @@ TEST_F(LearnedShiftsTest, PriorsAndShiftsAreTheSameFloatsAfterARestart) {
   EXPECT_EQ((*read)->routing.values.weights, prior.routing.values.weights);
   EXPECT_EQ((*read)->references, 80);
   EXPECT_EQ((*read)->validation_accuracy_after, 0.625);
+  EXPECT_EQ((*read)->validation_reference_ids, prior.validation_reference_ids);
   const auto shift = shifts.Shift("math", "a");
   ASSERT_TRUE(shift.ok());
   ASSERT_TRUE(*shift);

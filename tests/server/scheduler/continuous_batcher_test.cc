@@ -125,6 +125,16 @@ class CountdownTask final : public OptimizationTask {
     return --steps_ == 0;
   }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
+  bool AcceptLogits(absl::Span<const float>) override {
+    ++trials;
+    return accepts;
+  }
+  bool AcceptScores(absl::Span<const ContinuationScore>) override {
+    ++trials;
+    return accepts;
+  }
+  bool accepts = true;
+  int trials = 0;
 
  private:
   int steps_;
@@ -235,6 +245,42 @@ TEST(ContinuousBatcher, APathwayThatWasRevertedGivesThePlainTokens) {
   while (batcher.Step()) {
   }
   EXPECT_EQ(sink->tokens, RunAlone({{4, 5, 6}, 6, nullptr}));
+}
+
+TEST(ContinuousBatcher, APathwayThatIsNotAcceptedOnTrialLeavesNoTrace) {
+  for (const bool scoring : {false, true}) {
+    for (const bool accepts : {false, true}) {
+      SCOPED_TRACE(testing::Message() << (scoring ? "scores" : "tokens") << (accepts ? ", accepted" : ", rejected"));
+      HashModel model;
+      ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+      const auto task = std::make_shared<CountdownTask>(2, Routing(5));
+      task->accepts = accepts;
+      const auto make = [&](std::shared_ptr<RecordingSink> sink, bool optimized) {
+        SequenceRequest request = MakeRequest({{4, 5, 6}, 6, nullptr}, sink);
+        if (scoring) request.continuations = {{7, 8, 9}, {10}, {11, 12}};
+        if (optimized) {
+          request.on_prefilled = [task](const PromptCapture&,
+                                        absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+            return task;
+          };
+        }
+        return request;
+      };
+      const auto tried = std::make_shared<RecordingSink>(), plain = std::make_shared<RecordingSink>();
+      batcher.Add(make(tried, true));
+      batcher.Add(make(plain, false));
+      while (batcher.Step()) {
+      }
+      EXPECT_EQ(task->trials, 1);
+      EXPECT_EQ(tried->finished_count, 1);
+      EXPECT_EQ(tried->tokens == plain->tokens && tried->scores.size() == plain->scores.size() &&
+                    std::equal(tried->scores.begin(), tried->scores.end(), plain->scores.begin(),
+                               [](const ContinuationScore& a, const ContinuationScore& b) {
+                                 return a.token_logprobs == b.token_logprobs;
+                               }),
+                !accepts);
+    }
+  }
 }
 
 TEST(ContinuousBatcher, OptimizationDoesNotStallRunningStreams) {
