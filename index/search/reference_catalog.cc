@@ -279,6 +279,56 @@ absl::Status ReferenceCatalog::SaveGraphs() const {
   return absl::OkStatus();
 }
 
+// The k nearest others of one member, exactly and by its view's graph. Zeros when it is gone, or searched exactly.
+ReferenceCatalog::Found ReferenceCatalog::CompareWithExact(const std::string& name, ViewKind kind, int64_t label,
+                                                           int k) const {
+  ReaderLock lock(mutex_);
+  const auto collection = collections_.find(name);
+  if (collection == collections_.end()) return {};
+  const auto& usable = collection->second.usable;
+  const auto query = usable.find(label);
+  if (query == usable.end()) return {};
+  if (dynamic_cast<const HnswIndex*>(collection->second.views[kind].index.get()) == nullptr) return {};
+  const std::vector<float>& embedding = query->second->embedding;
+  NearestList nearest(static_cast<size_t>(k));
+  for (const auto& [other, record] : usable) {
+    if (other == label || !IsIn(kind, *record)) continue;
+    nearest.Offer(SquaredDistance(embedding.data(), record->embedding.data(), embedding.size()), other);
+  }
+  const std::vector<LabeledDistance> exact = nearest.Take();
+  const auto found = SearchVisible(collection->second, kind, embedding, k + 1);
+  if (exact.empty() || !found.ok()) return {};
+  Found counts{static_cast<int64_t>(exact.size()), 0};
+  for (const LabeledDistance& each : *found) {
+    if (each.label != label && each.distance <= exact.back().distance) ++counts.by_graph;
+  }
+  counts.by_graph = std::min(counts.by_graph, counts.exact);
+  return counts;
+}
+
+double ReferenceCatalog::MeasureRecall(int k, int queries) const {
+  Found all;
+  for (const CatalogCollection& collection : Collections()) {
+    for (ViewKind kind : kViewKinds) {
+      std::vector<int64_t> labels;
+      {
+        ReaderLock lock(mutex_);
+        const auto found = collections_.find(collection.name);
+        if (found == collections_.end()) continue;
+        for (const Labeled& member : MembersOf(found->second, kind)) labels.push_back(member.label);
+      }
+      std::sort(labels.begin(), labels.end());
+      const size_t stride = labels.size() / static_cast<size_t>(queries) + 1;
+      for (size_t i = 0; i < labels.size(); i += stride) {
+        const Found one = CompareWithExact(collection.name, kind, labels[i], k);
+        all.exact += one.exact;
+        all.by_graph += one.by_graph;
+      }
+    }
+  }
+  return all.exact == 0 ? 1.0 : static_cast<double>(all.by_graph) / static_cast<double>(all.exact);
+}
+
 int64_t ReferenceCatalog::generation() const {
   ReaderLock lock(mutex_);
   return generation_;

@@ -111,6 +111,12 @@ class ReferenceCatalog {
   // folder. Changes wait meanwhile, searches do not. A failure harms nothing: the graphs will be built.
   absl::Status SaveGraphs() const;
 
+  // Recall of the graphs: of up to `queries` members of each view that a graph searches, spread over the view, the
+  // share of their k exact nearest other members that Search finds, in [0, 1]; as near as those counts as found. 1
+  // where every view is searched exactly. k, queries >= 1. Reads every embedding of such a view `queries` times (16 of
+  // 100,000 references of 384 dimensions: about half a second); changes wait for one query at most.
+  double MeasureRecall(int k, int queries) const;
+
   // The store's generation that searches reflect.
   int64_t generation() const;
   // By ascending name.
@@ -175,6 +181,12 @@ class ReferenceCatalog {
   absl::StatusOr<std::vector<LabeledDistance>> SearchVisible(const Collection& collection, ViewKind kind,
                                                              absl::Span<const float> embedding, int k) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
+  struct Found {
+    int64_t exact = 0;
+    int64_t by_graph = 0;
+  };
+  Found CompareWithExact(const std::string& name, ViewKind kind, int64_t label, int k) const;
 
   // The steps of a change; each is explained at its definition.
   LabeledByCollection AssignLabels(absl::Span<const Candidate> candidates) const;

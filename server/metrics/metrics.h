@@ -16,7 +16,7 @@ namespace c3po {
 // those that dashboards of language-model servers already know, and carry the label model_name; ours start with `c3po_`
 // and end in their unit. Every label value comes from an enum below or from the server's own configuration, never from
 // a request, and every series exists from the start (at zero): the exposition has the same number of series, fewer than
-// 500, for the life of the process.
+// 600, for the life of the process.
 //
 // Thread-safe. A call takes an atomic addition (counters, gauges) or a short uncontended lock (histograms): well under
 // a microsecond, no allocation. Observations that are not finite, and negative ones of quantities that cannot be
@@ -77,6 +77,7 @@ class Metrics {
   void CountRpc(Rpc rpc, absl::StatusCode code);  // c3po_rpc_total{service,method,code}; see RpcCodeName for `code`.
   void SetRunning(int64_t requests);              // vllm:num_requests_running
   void SetWaiting(int64_t requests);              // vllm:num_requests_waiting
+  void SetPendingMax(int64_t requests);           // c3po_pending_requests_max: running and waiting, beyond: refused
   void CountPromptTokens(int64_t tokens);         // vllm:prompt_tokens_total
   void CountGeneratedTokens(int64_t tokens);      // vllm:generation_tokens_total
 
@@ -92,6 +93,12 @@ class Metrics {
 
   // --- Engine ---
   void SetKvCacheUsage(double fraction);  // vllm:kv_cache_usage_perc, in [0, 1] in spite of its name
+  // c3po_kv_cache_leaked_blocks: KV blocks held while no request runs. Anything but 0 is a bug.
+  void SetKvCacheLeakedBlocks(int64_t blocks);
+  // vllm:prefix_cache_queries_total and vllm:prefix_cache_hits_total: prompt positions looked up, and found in the
+  // cache.
+  void CountPrefixCache(int64_t positions, int64_t found);
+  void CountPreemption();  // vllm:num_preemptions_total
   // c3po_engine_step_seconds; c3po_engine_steps_total{work} for each kind of work that the step held.
   void ObserveEngineStep(double seconds);
   void CountEngineStep(Work work);
@@ -103,6 +110,9 @@ class Metrics {
   // c3po_optimization_seconds{method}; c3po_surrogate_loss_reduction: (before - after) / before of the neighbors' loss,
   // at most 1, negative when the loss rose. Pass NaN where a method has no loss: it is left out.
   void ObserveOptimization(Method method, double seconds, double loss_reduction);
+  // c3po_surrogate_loss{moment="before"|"after"}: the neighbors' kernel-weighted loss (nats per token) under the
+  // query's own pathway and under the best one found. Not finite or negative, either one: both are left out.
+  void ObserveSurrogateLoss(double before, double after);
   void CountOptimizationSteps(int64_t steps);  // c3po_optimization_steps_total
   void CountGate(Gate decision);               // c3po_gate_total{decision}
 
@@ -110,13 +120,15 @@ class Metrics {
   void SetReferences(int64_t references);       // c3po_references: of all collections together
   void SetIndexGeneration(int64_t generation);  // c3po_index_generation
   void CountReferenceVerdict(Verdict verdict);  // c3po_references_added_total{verdict}
-  void SetRecallAtK(double fraction);           // c3po_recall_at_k: last measured, graph search against exact search
-  void CountNeighborCacheHit();                 // c3po_neighbor_cache_hits_total
-  void CountNeighborCacheMiss();                // c3po_neighbor_cache_misses_total
-  void SetNeighborCacheBytes(int64_t bytes);    // c3po_neighbor_cache_bytes
+  void SetRecallAtK(double fraction);         // c3po_recall_at_k: of graph search, measured at start and after imports
+  void CountNeighborCacheHit();               // c3po_neighbor_cache_hits_total
+  void CountNeighborCacheMiss();              // c3po_neighbor_cache_misses_total
+  void SetNeighborCacheBytes(int64_t bytes);  // c3po_neighbor_cache_bytes
 
-  // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version} and
-  // process_start_time_seconds (of this object's construction).
+  // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version},
+  // process_start_time_seconds (of this object's construction), and from the kernel, read anew by each call:
+  // process_cpu_seconds_total, process_resident_memory_bytes, process_virtual_memory_bytes, process_threads,
+  // process_open_fds, process_max_fds. Where the kernel cannot be asked, these keep their last values.
   std::string PrometheusText() const;
 
   // The name of a gRPC code as label: "OK", "CANCELLED", ... for the codes that the service documents, and "OTHER" for

@@ -14,6 +14,7 @@
 #include "prometheus/registry.h"
 #include "prometheus/text_serializer.h"
 #include "server/metrics/metrics.h"
+#include "server/metrics/process_usage.h"
 
 namespace c3po {
 namespace {
@@ -45,6 +46,7 @@ constexpr std::array<const char*, 8> kGates = {
     "reverted_not_confident",
 };
 constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
+constexpr std::array<const char*, 2> kMoments = {"before", "after"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
 struct RpcName {
   const char* service;
@@ -124,6 +126,10 @@ const Buckets& Distances() {
   static const Buckets bounds = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5};
   return bounds;
 }
+const Buckets& Losses() {
+  static const Buckets bounds = {0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10};
+  return bounds;
+}
 const Buckets& LossReductions() {
   static const Buckets bounds = {-0.1, 0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9};
   return bounds;
@@ -154,11 +160,12 @@ CounterArray<N> AddCounters(Registry& registry, const char* name, const char* he
   return counters;
 }
 
-std::array<Histogram*, kMethods.size()> AddOptimizationSeconds(Registry& registry) {
-  std::array<Histogram*, kMethods.size()> histograms;
-  for (size_t i = 0; i < kMethods.size(); ++i) {
-    histograms[i] = &AddHistogram(registry, "c3po_optimization_seconds", "Time to optimize one pathway",
-                                  OptimizationSeconds(), {{"method", kMethods[i]}});
+template <size_t N>
+std::array<Histogram*, N> AddHistograms(Registry& registry, const char* name, const char* help, const Buckets& buckets,
+                                        const char* label, const std::array<const char*, N>& values) {
+  std::array<Histogram*, N> histograms;
+  for (size_t i = 0; i < N; ++i) {
+    histograms[i] = &AddHistogram(registry, name, help, buckets, {{label, values[i]}});
   }
   return histograms;
 }
@@ -224,6 +231,8 @@ struct Metrics::Series {
   std::array<CounterArray<kCodes.size()>, kRpcs.size()> rpcs = AddRpcs(registry);
   Gauge& running = AddGauge(registry, "vllm:num_requests_running", "Requests in the batch", model);
   Gauge& waiting = AddGauge(registry, "vllm:num_requests_waiting", "Requests in the queue", model);
+  Gauge& pending_max =
+      AddGauge(registry, "c3po_pending_requests_max", "Requests running or waiting beyond which new ones are refused");
   Counter& prompt_tokens = AddCounter(registry, "vllm:prompt_tokens_total", "Prompt tokens prefilled", model);
   Counter& generated_tokens = AddCounter(registry, "vllm:generation_tokens_total", "Tokens generated", model);
 
@@ -242,7 +251,14 @@ struct Metrics::Series {
   Histogram& cancel_to_release = AddHistogram(registry, "c3po_cancel_to_release_seconds",
                                               "From a cancellation to its KV blocks being free", ReleaseSeconds());
 
+  Counter& prefix_queries =
+      AddCounter(registry, "vllm:prefix_cache_queries_total", "Prompt positions looked up in the KV cache", model);
+  Counter& prefix_hits =
+      AddCounter(registry, "vllm:prefix_cache_hits_total", "Prompt positions found in the KV cache", model);
+  Counter& preemptions =
+      AddCounter(registry, "vllm:num_preemptions_total", "Sequences that gave their KV blocks back", model);
   Gauge& kv_cache_usage = AddGauge(registry, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is full", model);
+  Gauge& kv_cache_leaked = AddGauge(registry, "c3po_kv_cache_leaked_blocks", "KV blocks held while no request runs");
   Histogram& engine_step =
       AddHistogram(registry, "c3po_engine_step_seconds", "Time of one engine step", TokenSeconds());
   CounterArray<kWorks.size()> engine_steps =
@@ -253,7 +269,11 @@ struct Metrics::Series {
       AddHistogram(registry, "c3po_retrieval_seconds", "Time to find one query's neighbors", StageSeconds());
   Histogram& neighbor_distance =
       AddHistogram(registry, "c3po_neighbor_distance", "Embedding distance of the nearest neighbor", Distances());
-  std::array<Histogram*, kMethods.size()> optimization = AddOptimizationSeconds(registry);
+  std::array<Histogram*, kMethods.size()> optimization = AddHistograms(
+      registry, "c3po_optimization_seconds", "Time to optimize one pathway", OptimizationSeconds(), "method", kMethods);
+  std::array<Histogram*, kMoments.size()> losses =
+      AddHistograms(registry, "c3po_surrogate_loss", "Loss of the neighbors, in nats per token, around optimization",
+                    Losses(), "moment", kMoments);
   Histogram& loss_reduction = AddHistogram(registry, "c3po_surrogate_loss_reduction",
                                            "Share of the neighbors' loss that optimization removed", LossReductions());
   Counter& optimization_steps = AddCounter(registry, "c3po_optimization_steps_total", "Gradient steps taken");
@@ -269,6 +289,31 @@ struct Metrics::Series {
   Counter& cache_hits = AddCounter(registry, "c3po_neighbor_cache_hits_total", "Neighbor states found in memory");
   Counter& cache_misses = AddCounter(registry, "c3po_neighbor_cache_misses_total", "Neighbor states computed anew");
   Gauge& cache_bytes = AddGauge(registry, "c3po_neighbor_cache_bytes", "Memory of the kept neighbor states");
+
+  // Set by each exposition.
+  absl::Mutex process_mu;
+  double cpu_seconds_exported ABSL_GUARDED_BY(process_mu) = 0;
+  Counter& cpu_seconds = AddCounter(registry, "process_cpu_seconds_total", "User and system time of the process");
+  Gauge& resident_bytes = AddGauge(registry, "process_resident_memory_bytes", "Physical memory of the process");
+  Gauge& virtual_bytes = AddGauge(registry, "process_virtual_memory_bytes", "Address space of the process");
+  Gauge& threads = AddGauge(registry, "process_threads", "Threads of the process");
+  Gauge& open_files = AddGauge(registry, "process_open_fds", "Open file descriptors");
+  Gauge& open_files_max = AddGauge(registry, "process_max_fds", "Most file descriptors that may be open");
+
+  void ReadProcess() {
+    const absl::StatusOr<ProcessUsage> usage = ReadProcessUsage();
+    if (!usage.ok()) return;
+    absl::MutexLock lock(&process_mu);
+    if (usage->cpu_seconds > cpu_seconds_exported) {
+      cpu_seconds.Increment(usage->cpu_seconds - cpu_seconds_exported);
+      cpu_seconds_exported = usage->cpu_seconds;
+    }
+    resident_bytes.Set(static_cast<double>(usage->resident_bytes));
+    virtual_bytes.Set(static_cast<double>(usage->virtual_bytes));
+    threads.Set(static_cast<double>(usage->threads));
+    open_files.Set(static_cast<double>(usage->open_files));
+    open_files_max.Set(static_cast<double>(usage->open_files_max));
+  }
 };
 
 Metrics::Metrics(absl::string_view model_name, absl::string_view version)
@@ -291,6 +336,7 @@ void Metrics::CountRpc(Rpc rpc, absl::StatusCode code) {
 }
 void Metrics::SetRunning(int64_t requests) { series_->running.Set(static_cast<double>(requests)); }
 void Metrics::SetWaiting(int64_t requests) { series_->waiting.Set(static_cast<double>(requests)); }
+void Metrics::SetPendingMax(int64_t requests) { series_->pending_max.Set(static_cast<double>(requests)); }
 void Metrics::CountPromptTokens(int64_t tokens) { Add(series_->prompt_tokens, tokens); }
 void Metrics::CountGeneratedTokens(int64_t tokens) { Add(series_->generated_tokens, tokens); }
 
@@ -302,7 +348,13 @@ void Metrics::ObservePrefillTime(double seconds) { ObserveNonNegative(series_->p
 void Metrics::ObserveDecodeTime(double seconds) { ObserveNonNegative(series_->decode_time, seconds); }
 void Metrics::ObserveCancelToRelease(double seconds) { ObserveNonNegative(series_->cancel_to_release, seconds); }
 
+void Metrics::CountPrefixCache(int64_t positions, int64_t found) {
+  Add(series_->prefix_queries, positions);
+  Add(series_->prefix_hits, found);
+}
+void Metrics::CountPreemption() { Add(series_->preemptions, 1); }
 void Metrics::SetKvCacheUsage(double fraction) { SetFinite(series_->kv_cache_usage, fraction); }
+void Metrics::SetKvCacheLeakedBlocks(int64_t blocks) { series_->kv_cache_leaked.Set(static_cast<double>(blocks)); }
 void Metrics::ObserveEngineStep(double seconds) { ObserveNonNegative(series_->engine_step, seconds); }
 void Metrics::CountEngineStep(Work work) { series_->engine_steps[static_cast<size_t>(work)]->Increment(); }
 
@@ -312,6 +364,11 @@ void Metrics::ObserveNeighborDistance(double nearest) { ObserveNonNegative(serie
 void Metrics::ObserveOptimization(Method method, double seconds, double loss_reduction) {
   ObserveNonNegative(*series_->optimization[static_cast<size_t>(method)], seconds);
   if (std::isfinite(loss_reduction)) series_->loss_reduction.Observe(loss_reduction);
+}
+void Metrics::ObserveSurrogateLoss(double before, double after) {
+  if (!(std::isfinite(before) && std::isfinite(after) && before >= 0 && after >= 0)) return;
+  series_->losses[0]->Observe(before);
+  series_->losses[1]->Observe(after);
 }
 void Metrics::CountOptimizationSteps(int64_t steps) { Add(series_->optimization_steps, steps); }
 void Metrics::CountGate(Gate decision) { series_->gates[static_cast<size_t>(decision)]->Increment(); }
@@ -325,6 +382,7 @@ void Metrics::CountNeighborCacheMiss() { series_->cache_misses.Increment(); }
 void Metrics::SetNeighborCacheBytes(int64_t bytes) { series_->cache_bytes.Set(static_cast<double>(bytes)); }
 
 std::string Metrics::PrometheusText() const {
+  series_->ReadProcess();
   return prometheus::TextSerializer().Serialize(series_->registry.Collect());
 }
 

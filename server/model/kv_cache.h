@@ -3,21 +3,14 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "server/types/model_runner.h"
-
 namespace c3po {
 
-// Keys (after rotation) and values of one sequence, in the model's dtype.
-struct KvCache final : public SequenceCache {
-  at::Tensor keys;    // [layers, kv_heads, capacity, head_dim]
-  at::Tensor values;  // likewise
-  int capacity = 0;
-
-  // Running sum of the prompt's states entering the first critical layer, for PromptCapture::mean_hidden.
-  at::Tensor hidden_sum;  // float32 [d], undefined before the first chunk
-  int64_t hidden_count = 0;
-
-  int64_t bytes() const override { return static_cast<int64_t>(keys.nbytes() + values.nbytes()); }
+// Keys (after rotation) and values of all sequences, in the activations' dtype. Which slot belongs to whom is the
+// scheduler's to know (KvRun); untouched slots of a CPU's cache cost no memory.
+struct KvCache {
+  at::Tensor keys;    // [layers, kv_heads, slots, head_dim]
+  at::Tensor values;  // likewise of value_dim
+  int64_t slots = 0;
 };
 
 }  // namespace c3po

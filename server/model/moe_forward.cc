@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
@@ -30,22 +29,22 @@ namespace {
 struct RowSpan {
   const Segment* segment;
   SegmentOutput* output;
-  KvCache* cache;
   int64_t first_row;
   int64_t rows;
 };
 
 struct Batch {
   std::vector<RowSpan> spans;
-  at::Tensor hidden;  // [R, d], the residual stream
-  RopeTable rope;     // of each row's position
+  std::vector<cpu::SequenceRows> sequences;  // the spans, as attention sees them
+  at::Tensor hidden;                         // [R, d], the residual stream
+  RopeTable rope;                            // of each row's position
 };
 
 at::Tensor FromFloats(const std::vector<float>& values, at::IntArrayRef sizes, at::TensorOptions options) {
   return at::from_blob(const_cast<float*>(values.data()), sizes, at::kFloat).to(options, false, /*copy=*/true);
 }
 
-// What the overrides of all rows say about one layer.
+// What the overrides of all rows say about one MoE layer.
 LayerRouting RoutingOfLayer(const Batch& batch, int layer, int experts, at::Device device) {
   LayerRouting routing;
   const int64_t rows = batch.hidden.size(0);
@@ -77,40 +76,39 @@ LayerRouting RoutingOfLayer(const Batch& batch, int layer, int experts, at::Devi
   return routing;
 }
 
-at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& weights, const ModelConfig& config) {
+at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& weights, const ModelConfig& config,
+                          const KvCache& cache) {
   const at::Tensor normed = RmsNorm(batch.hidden, weights.attention_norm, config.rms_norm_eps);
   const Projections rows = ProjectAttention(normed, weights, config, batch.rope);
-  std::vector<at::Tensor> contexts;
-  contexts.reserve(batch.spans.size());
-  for (const RowSpan& span : batch.spans) {
-    const auto write = [&](const at::Tensor& cache, const at::Tensor& values) {
-      cache.select(0, layer)
-          .narrow(1, span.segment->start, span.rows)
-          .copy_(values.narrow(0, span.first_row, span.rows).transpose(0, 1));
-    };
-    write(span.cache->keys, rows.k);
-    write(span.cache->values, rows.v);
-    contexts.push_back(CausalAttention(rows.q.narrow(0, span.first_row, span.rows), span.cache->keys.select(0, layer),
-                                       span.cache->values.select(0, layer), span.segment->start, config));
-  }
-  return MatMulTransposed(contexts.size() == 1 ? contexts[0] : at::cat(contexts), weights.output);
+  const at::Tensor context = CachedAttention(rows.q, rows.k, rows.v, batch.sequences, cache.keys.select(0, layer),
+                                             cache.values.select(0, layer), config);
+  return Project(context, weights.output, weights.output_bias);
 }
 
-// Records what segments asked to see of the states entering `layer`.
+// Adds row after row, so that the sum is the same however the prompt is cut into chunks.
+void SumRows(const at::Tensor& rows, std::vector<double>& sum) {
+  const auto width = static_cast<size_t>(rows.size(1));
+  const std::vector<float> values = ToFloats(rows);
+  sum.resize(width);
+  for (size_t i = 0; i < values.size(); ++i) sum[i % width] += values[i];
+}
+
+// Records what segments asked to see of the states entering an MoE layer.
 void CaptureEntry(const Batch& batch, int layer) {
   for (const RowSpan& span : batch.spans) {
     const Segment& segment = *span.segment;
     if (segment.resume) continue;
     const at::Tensor rows = batch.hidden.narrow(0, span.first_row, span.rows);
+    std::vector<double>& sum = span.output->hidden_sum;
     if (segment.mean_layer == layer) {
-      const at::Tensor sum = rows.to(at::kFloat).sum(0);
-      span.cache->hidden_sum = span.cache->hidden_sum.defined() ? span.cache->hidden_sum + sum : sum;
-      span.cache->hidden_count += span.rows;
+      sum = segment.hidden_sum;
+      SumRows(rows, sum);
     }
     if (!segment.want_capture) continue;
     if (segment.entry_layer == layer) span.output->capture.entry_hidden = ToFloats(rows.select(0, span.rows - 1));
     if (segment.mean_layer == layer) {
-      span.output->capture.mean_hidden = ToFloats(span.cache->hidden_sum / span.cache->hidden_count);
+      const auto count = static_cast<double>(segment.start + span.rows);
+      for (const double value : sum) span.output->capture.mean_hidden.push_back(static_cast<float>(value / count));
     }
   }
 }
@@ -165,7 +163,8 @@ void ReadOut(const Batch& batch, const MoeWeights& weights, const ModelConfig& c
   if (rows.empty()) return;
   const at::Tensor picked = batch.hidden.index_select(0, at::tensor(rows, at::kLong).to(batch.hidden.device()));
   const at::Tensor normed = RmsNorm(picked, weights.final_norm, config.rms_norm_eps);
-  const at::Tensor logits = MatMulTransposed(normed, weights.lm_head).to(at::kFloat);
+  at::Tensor logits = MatMulTransposed(normed, weights.lm_head).to(at::kFloat);
+  if (config.logits_divisor != 1) logits = logits / config.logits_divisor;
   int64_t next = 0;
   for (const RowSpan& span : batch.spans) {
     if (!span.segment->targets.empty()) {
@@ -179,11 +178,17 @@ void ReadOut(const Batch& batch, const MoeWeights& weights, const ModelConfig& c
   }
 }
 
-absl::Status CheckSegment(const Segment& segment, const ModelShape& shape) {
-  const auto* cache = dynamic_cast<const KvCache*>(segment.cache);
+absl::Status CheckSegment(const Segment& segment, const ModelShape& shape, int64_t slots) {
   const int64_t end = segment.start + static_cast<int64_t>(segment.tokens.size());
-  if (cache == nullptr || segment.tokens.empty() || segment.start < 0 || end > cache->capacity) {
-    return absl::InternalError(absl::StrCat("segment [", segment.start, ", ", end, ") does not fit its sequence"));
+  int64_t room = 0;
+  bool inside = true;
+  for (const KvRun& run : segment.kv) {
+    inside = inside && run.slot >= 0 && run.length > 0 && run.length <= slots - run.slot;
+    room += run.length;
+  }
+  if (!inside || segment.tokens.empty() || segment.start < 0 || end > room || end > shape.context_window) {
+    return absl::InternalError(absl::StrCat("segment [", segment.start, ", ", end, ") does not fit its ", room,
+                                            " slots of the cache's ", slots));
   }
   for (int32_t token : segment.tokens) {
     if (token < 0 || token >= shape.vocabulary_size) {
@@ -194,8 +199,9 @@ absl::Status CheckSegment(const Segment& segment, const ModelShape& shape) {
   if (!segment.targets.empty() && segment.targets.size() != segment.tokens.size()) {
     return absl::InternalError("a segment needs one target per token");
   }
-  if (segment.resume && (segment.tokens.size() != 1 || segment.entry_layer < 0 || segment.entry_layer >= shape.layers ||
-                         segment.entry_hidden.size() != static_cast<size_t>(shape.hidden_size))) {
+  if (segment.resume &&
+      (segment.tokens.size() != 1 || segment.entry_layer < 0 || segment.entry_layer >= shape.moe_layers ||
+       segment.entry_hidden.size() != static_cast<size_t>(shape.hidden_size))) {
     return absl::InternalError("a resumed segment has one token and its entry state");
   }
   return absl::OkStatus();
@@ -209,8 +215,8 @@ Batch PackRows(absl::Span<const Segment> segments, const std::vector<size_t>& me
   for (const size_t i : members) {
     const Segment& segment = segments[i];
     const auto rows = static_cast<int64_t>(segment.tokens.size());
-    batch.spans.push_back(
-        {&segment, &outputs[i], static_cast<KvCache*>(segment.cache), static_cast<int64_t>(positions.size()), rows});
+    batch.spans.push_back({&segment, &outputs[i], static_cast<int64_t>(positions.size()), rows});
+    batch.sequences.push_back({static_cast<int64_t>(positions.size()), rows, segment.start, segment.kv});
     for (int64_t r = 0; r < rows; ++r) positions.push_back(segment.start + r);
     tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end());
     if (segment.resume) {
@@ -226,11 +232,9 @@ Batch PackRows(absl::Span<const Segment> segments, const std::vector<size_t>& me
 }  // namespace
 
 absl::StatusOr<std::vector<SegmentOutput>> MoeModel::Forward(absl::Span<const Segment> segments) {
-  std::set<const SequenceCache*> caches;
-  std::map<int, std::vector<size_t>> groups;  // by first layer to run
+  std::map<int, std::vector<size_t>> groups;  // by first MoE layer to run; -1: from the bottom
   for (size_t i = 0; i < segments.size(); ++i) {
-    C3PO_RETURN_IF_ERROR(CheckSegment(segments[i], shape_));
-    if (!caches.insert(segments[i].cache).second) return absl::InternalError("two segments of one sequence in a batch");
+    C3PO_RETURN_IF_ERROR(CheckSegment(segments[i], shape_, kv_cache_.slots));
     groups[segments[i].resume ? segments[i].entry_layer : -1].push_back(i);
   }
   std::vector<SegmentOutput> outputs(segments.size());
@@ -238,15 +242,20 @@ absl::StatusOr<std::vector<SegmentOutput>> MoeModel::Forward(absl::Span<const Se
     const c10::InferenceMode inference;
     for (const auto& [entry_layer, members] : groups) {
       Batch batch = PackRows(segments, members, outputs, *this);
-      for (int l = std::max(entry_layer, 0); l < config_.layers; ++l) {
+      int moe = std::max(entry_layer, 0);
+      for (int l = entry_layer < 0 ? 0 : config_.moe_layers[entry_layer]; l < config_.layers; ++l) {
         const LayerWeights& layer = weights_.layers[l];
-        CaptureEntry(batch, l);
-        batch.hidden = batch.hidden + AttentionBlock(batch, l, layer, config_);
+        if (layer.router.defined()) CaptureEntry(batch, moe);
+        batch.hidden = AddBlock(batch.hidden, AttentionBlock(batch, l, layer, config_, kv_cache_), config_);
         const at::Tensor normed = RmsNorm(batch.hidden, layer.moe_norm, config_.rms_norm_eps);
-        const Mixing mixing =
-            MixExperts(normed, layer, config_, RoutingOfLayer(batch, l, config_.experts, batch.hidden.device()));
-        CapturePathway(batch, l, mixing, shape_);
-        batch.hidden = batch.hidden + RunExperts(normed, mixing, layer, nullptr);
+        Mixing mixing;
+        if (layer.router.defined()) {
+          mixing =
+              MixExperts(normed, layer, config_, RoutingOfLayer(batch, moe, config_.experts, batch.hidden.device()));
+          CapturePathway(batch, moe, mixing, shape_);
+          ++moe;
+        }
+        batch.hidden = AddBlock(batch.hidden, RunFeedForward(normed, mixing, layer, nullptr), config_);
       }
       ReadOut(batch, weights_, config_);
     }

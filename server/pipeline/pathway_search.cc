@@ -348,7 +348,10 @@ void PathwaySearch::ConcludeOptimizer() {
   } else {
     report_.after = report_.before;
   }
-  if (context_.metrics) context_.metrics->CountOptimizationSteps(static_cast<int64_t>(report_.losses.size()) - 1);
+  if (context_.metrics) {
+    context_.metrics->CountOptimizationSteps(static_cast<int64_t>(report_.losses.size()) - 1);
+    context_.metrics->ObserveSurrogateLoss(fitted.before, fitted.after);
+  }
   optimizer_.reset();
   for (Fit* fit : {&fitted_, &held_out_}) {
     fit->objective.reset();

@@ -15,6 +15,8 @@ namespace {
 
 constexpr size_t kBatchSamples = 32;
 constexpr size_t kQueueSamples = 64;
+constexpr int kRecallNeighbors = 10;
+constexpr int kRecallQueries = 16;
 constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(20);
 
 Metrics::Verdict VerdictMetric(SampleOutcome outcome) {
@@ -39,6 +41,10 @@ void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics) {
   for (const CatalogCollection& collection : catalog.Collections()) references += collection.references;
   metrics->SetReferences(references);
   metrics->SetIndexGeneration(catalog.generation());
+}
+
+void ReportRecall(const ReferenceCatalog& catalog, Metrics* metrics) {
+  if (metrics != nullptr) metrics->SetRecallAtK(catalog.MeasureRecall(kRecallNeighbors, kRecallQueries));
 }
 
 // What the model said of one sample.
@@ -115,9 +121,19 @@ std::vector<ReferenceImport::Item> ReferenceImport::NextBatch() {
 void ReferenceImport::Run() {
   while (true) {
     std::vector<Item> batch = NextBatch();
-    if (batch.empty()) return events_.on_end(absl::OkStatus());
+    if (batch.empty()) {
+      ReportRecall(*parts_.catalog, parts_.metrics);
+      return events_.on_end(absl::OkStatus());
+    }
     if (const absl::Status status = RunBatch(std::move(batch)); !status.ok()) return events_.on_end(status);
   }
+}
+
+// With the same model and embedder: to run it again would change nothing.
+bool ReferenceImport::IsStored(const std::string& id) const {
+  const auto stored = parts_.catalog->GetRecord(id);
+  return stored.ok() && (*stored)->model_digest == parts_.model->shape().digest &&
+         (*stored)->embedder_digest == parts_.embedding->digest();
 }
 
 absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, Judged& judged) const {
@@ -160,6 +176,13 @@ absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
   absl::BlockingCounter remaining(static_cast<int>(batch.size()));
   for (size_t i = 0; i < batch.size(); ++i) {
     verdicts[i].sequence = batch[i].sequence;
+    if (const std::string id = ReferenceId(collection_, batch[i].sample); IsStored(id)) {
+      verdicts[i].id = id;
+      verdicts[i].outcome = SampleOutcome::kDuplicate;
+      judged[i].status = absl::AlreadyExistsError(id);
+      remaining.DecrementCount();
+      continue;
+    }
     auto request = MakeRequest(batch[i], judged[i]);
     if (!request.ok()) {
       judged[i].status = request.status();
@@ -183,6 +206,7 @@ absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
   std::vector<size_t> of_record;
   for (size_t i = 0; i < batch.size(); ++i) {
     Judged& one = judged[i];
+    if (absl::IsAlreadyExists(one.status)) continue;
     if (absl::IsInvalidArgument(one.status)) {
       verdicts[i].message = std::string(one.status.message());
       continue;

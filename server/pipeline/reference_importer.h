@@ -19,6 +19,9 @@ namespace c3po {
 
 // Sets the gauges of references and of the index generation. `metrics` may be null.
 void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics);
+// Measures and sets the gauge of graph search's recall (ReferenceCatalog::MeasureRecall, k = 10). `metrics` may be
+// null.
+void ReportRecall(const ReferenceCatalog& catalog, Metrics* metrics);
 
 enum class SampleOutcome { kSuccessful, kFailed, kMalformed, kDuplicate };
 
@@ -62,6 +65,7 @@ class ReferenceImport {
 
   void Run();
   absl::Status RunBatch(std::vector<Item> batch);
+  bool IsStored(const std::string& id) const;
   absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, Judged& judged) const;
   std::vector<Item> NextBatch();
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,51 +12,21 @@
 
 namespace c3po {
 
-struct ContinuousBatcher::Sequence {
-  enum class Stage { kPrefill, kOptimizing, kResume, kDecode, kScore, kEnded };
-
-  SequenceRequest request;
-  Stage stage = Stage::kPrefill;
-  std::unique_ptr<SequenceCache> cache;
-  int capacity = 0;             // positions it reserves
-  int prefilled = 0;            // prompt tokens in the cache
-  std::vector<int32_t> tokens;  // prompt and generated
-  int generated = 0;
-
-  PromptCapture capture;
-  std::vector<float> prompt_logits;
-  std::shared_ptr<OptimizationTask> task;
-  std::shared_ptr<const RoutingOverride> routing;
-  std::vector<ContinuationScore> scores;
-  std::vector<float> last_prompt_logprobs;  // log p(first token of a continuation), for all of the vocabulary
-
-  absl::Time submitted, admitted, prefill_done, ready, last_token;
-  SequenceTimings timings;
-
-  int prompt_length() const { return static_cast<int>(request.prompt.size()); }
-  int last_prompt_position() const { return prompt_length() - 1; }
-  bool scoring() const { return !request.continuations.empty(); }
-  bool cancelled() const { return request.cancelled && request.cancelled->load(std::memory_order_relaxed); }
-  // The pathway is data of the rows it governs.
-  void Route(Segment& segment) const {
-    segment.routing = routing;
-    segment.override_start = last_prompt_position();
-    if (request.rule == ApplicationRule::kLastPromptToken) segment.override_end = prompt_length();
-  }
-};
-
 namespace {
 
 double SecondsBetween(absl::Time a, absl::Time b) { return absl::ToDoubleSeconds(b - a); }
 
-// Generation writes all but the last generated token; scoring all but the last token of the longest continuation.
-int CapacityOf(const SequenceRequest& request) {
-  size_t more = static_cast<size_t>(request.sampling.max_tokens);
-  if (!request.continuations.empty()) {
-    more = 0;
-    for (const auto& continuation : request.continuations) more = std::max(more, continuation.size());
-  }
-  return static_cast<int>(request.prompt.size() + more);
+// Seconds of optimization per second of forward passes: with streams running they keep four fifths of their rate.
+constexpr double kShareBesideStreams = 0.25;
+constexpr double kShareBesidePrompts = 1.0;
+
+// The most blocks that a sequence needs at once. A continuation lies in blocks of its own.
+int64_t BlocksNeeded(const SequenceRequest& request) {
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  if (request.continuations.empty()) return KvBlockPool::BlocksFor(prompt + request.sampling.max_tokens);
+  size_t longest = 1;
+  for (const auto& continuation : request.continuations) longest = std::max(longest, continuation.size());
+  return KvBlockPool::BlocksFor(prompt) + KvBlockPool::BlocksFor(static_cast<int64_t>(longest) - 1);
 }
 
 std::vector<float> LogSoftmax(const std::vector<float>& logits) {
@@ -75,39 +46,46 @@ bool IsEndOfSequence(const ModelShape& shape, int32_t token) {
 
 }  // namespace
 
-ContinuousBatcher::ContinuousBatcher(ModelRunner* model, const BatcherLimits& limits, Metrics* metrics)
-    : model_(model), limits_(limits), metrics_(metrics) {}
+ContinuousBatcher::ContinuousBatcher(ModelRunner* model, const BatcherLimits& limits, Metrics* metrics, Clock now)
+    : model_(model),
+      limits_(limits),
+      metrics_(metrics),
+      now_(std::move(now)),
+      pool_(limits.kv_tokens_max / KvBlockPool::kPositions) {}
 
 ContinuousBatcher::~ContinuousBatcher() = default;
 
 void ContinuousBatcher::Add(SequenceRequest request) {
   auto sequence = std::make_unique<Sequence>();
-  sequence->capacity = CapacityOf(request);
+  const int64_t needed = BlocksNeeded(request);
   sequence->tokens = request.prompt;
   sequence->request = std::move(request);
-  sequence->submitted = absl::Now();
+  sequence->submitted = now_();
   if (sequence->request.arrival == absl::InfinitePast()) sequence->request.arrival = sequence->submitted;
-  if (sequence->capacity > limits_.kv_tokens_max) {
-    Finish(*sequence,
-           absl::ResourceExhaustedError(absl::StrCat("the request needs ", sequence->capacity,
-                                                     " cache positions; the server has ", limits_.kv_tokens_max)),
-           FinishReason::kLength);
-    return;
+  if (needed > pool_.blocks()) {
+    const std::string message =
+        absl::StrCat("the request needs ", needed * KvBlockPool::kPositions, " cache positions; the server has ",
+                     pool_.blocks() * KvBlockPool::kPositions);
+    return Finish(*sequence, absl::ResourceExhaustedError(message), FinishReason::kLength);
   }
   waiting_.push_back(std::move(sequence));
 }
 
 bool ContinuousBatcher::Step() {
-  const absl::Time start = absl::Now();
+  const absl::Time start = now_();
   DropEnded();
   Admit();
   ReportGauges();
   if (running_.empty()) return !waiting_.empty();
-  RunForward();
-  OptimizeOne();
+  const absl::Time forward = now_();
+  if (RunForward()) {
+    OptimizeBeside(SecondsBetween(forward, now_()));
+  } else {
+    OptimizeOne();
+  }
   DropEnded();
   ReportGauges();
-  if (metrics_) metrics_->ObserveEngineStep(SecondsBetween(start, absl::Now()));
+  if (metrics_) metrics_->ObserveEngineStep(SecondsBetween(start, now_()));
   return !running_.empty() || !waiting_.empty();
 }
 
@@ -120,9 +98,9 @@ void ContinuousBatcher::AbortAll(const absl::Status& status) {
 
 // Ends what was cancelled or is late, and gives the room of everything that ended to others.
 void ContinuousBatcher::DropEnded() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = now_();
   const auto check = [&](Sequence& sequence) {
-    if (sequence.stage == Sequence::Stage::kEnded) return;
+    if (sequence.stage == Stage::kEnded) return;
     if (sequence.cancelled()) {
       Finish(sequence, absl::CancelledError("the client cancelled the request"), FinishReason::kLength);
     } else if (now >= sequence.request.deadline) {
@@ -130,17 +108,16 @@ void ContinuousBatcher::DropEnded() {
              FinishReason::kLength);
     }
   };
-  const auto ended = [](const SequencePtr& sequence) { return sequence->stage == Sequence::Stage::kEnded; };
+  const auto ended = [](const SequencePtr& sequence) { return sequence->stage == Stage::kEnded; };
   for (SequencePtr& sequence : waiting_) check(*sequence);
-  for (SequencePtr& sequence : running_) {
-    check(*sequence);
-    if (ended(sequence)) kv_tokens_used_ -= sequence->capacity;
-  }
+  for (SequencePtr& sequence : running_) check(*sequence);
   waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), ended), waiting_.end());
   running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());
 }
 
+// What was preempted stands in front, and goes first.
 size_t ContinuousBatcher::NextToAdmit() const {
+  if (waiting_.front()->admitted_before) return 0;
   AdmissionOrder order;
   for (const SequencePtr& sequence : running_) order.CountRunning(sequence->request.caller);
   for (size_t i = 0; i < waiting_.size(); ++i) order.Offer(i, waiting_[i]->request);
@@ -150,113 +127,145 @@ size_t ContinuousBatcher::NextToAdmit() const {
 void ContinuousBatcher::Admit() {
   while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.sequences_max) {
     const auto next = waiting_.begin() + static_cast<std::ptrdiff_t>(NextToAdmit());
-    if (kv_tokens_used_ + (*next)->capacity > limits_.kv_tokens_max) return;  // Nobody overtakes what is too large.
-    SequencePtr sequence = std::move(*next);
+    if (!Begin(**next)) return;  // Nobody overtakes what is too large.
+    running_.push_back(std::move(*next));
     waiting_.erase(next);
-    auto cache = model_->NewSequence(sequence->capacity);
-    if (!cache.ok()) {
-      Finish(*sequence, cache.status(), FinishReason::kLength);
-      continue;
-    }
-    sequence->cache = *std::move(cache);
-    sequence->admitted = absl::Now();
-    sequence->timings.queue_seconds = SecondsBetween(sequence->submitted, sequence->admitted);
-    if (metrics_) metrics_->ObserveQueueTime(sequence->timings.queue_seconds);
-    kv_tokens_used_ += sequence->capacity;
-    running_.push_back(std::move(sequence));
   }
 }
 
-std::vector<Segment> ContinuousBatcher::PlanSegments(std::vector<Sequence*>& owners) {
-  using Stage = Sequence::Stage;
-  std::vector<Segment> segments;
-  int prefill_budget = limits_.prefill_tokens_per_step;
-  for (const SequencePtr& sequence : running_) {
-    Sequence& s = *sequence;
-    Segment segment;
-    segment.cache = s.cache.get();
-    if (s.stage == Stage::kPrefill) {
-      const int count = std::min(prefill_budget, s.prompt_length() - s.prefilled);
-      if (count == 0) continue;
-      prefill_budget -= count;
-      segment.start = s.prefilled;
-      segment.tokens.assign(s.request.prompt.begin() + s.prefilled, s.request.prompt.begin() + s.prefilled + count);
-      const bool last_chunk = s.prefilled + count == s.prompt_length();
-      segment.entry_layer = s.request.entry_layer;
-      if (s.request.on_prefilled) segment.mean_layer = s.request.mean_layer;
-      segment.want_capture = s.request.on_prefilled && last_chunk;
-      segment.want_logits = last_chunk;
-    } else if (s.stage == Stage::kResume) {
-      segment.start = s.last_prompt_position();
-      segment.tokens = {s.request.prompt.back()};
-      segment.resume = true;
-      segment.entry_layer = s.request.entry_layer;
-      segment.entry_hidden = s.capture.entry_hidden;
-      segment.want_logits = true;
-      s.Route(segment);
-    } else if (s.stage == Stage::kDecode) {
-      segment.start = static_cast<int>(s.tokens.size()) - 1;
-      segment.tokens = {s.tokens.back()};
-      segment.want_logits = true;
-      s.Route(segment);
-    } else if (s.stage == Stage::kScore) {
-      const std::vector<int32_t>& continuation = s.request.continuations[s.scores.size() - 1];
-      segment.start = s.prompt_length();
-      segment.tokens.assign(continuation.begin(), continuation.end() - 1);
-      segment.targets.assign(continuation.begin() + 1, continuation.end());
-      s.Route(segment);
-    } else {
-      continue;
-    }
-    segments.push_back(std::move(segment));
-    owners.push_back(&s);
+// Takes what others left of its beginning, if the rest of it fits beside one block more for each that runs.
+bool ContinuousBatcher::Begin(Sequence& sequence) {
+  const int64_t wanted = KvBlockPool::BlocksFor(sequence.wanted() + (sequence.scoring() ? 0 : 1));
+  KvBlockPool::Prefix prefix;
+  if (sequence.request.mean_layer < 0) {  // A mean over the prompt needs all of its states.
+    const int known = std::min(sequence.shareable(), sequence.wanted() - 1);
+    prefix = pool_.TakePrefix(absl::MakeSpan(sequence.tokens).subspan(0, std::max(0, known)));
   }
-  return segments;
+  const auto shared = static_cast<int64_t>(prefix.blocks.size());
+  if (pool_.available() < wanted - shared + running()) {
+    for (size_t i = prefix.blocks.size(); i > 0; --i) pool_.Release(prefix.blocks[i - 1]);
+    return false;
+  }
+  sequence.blocks = std::move(prefix.blocks);
+  sequence.chain = prefix.chain;
+  sequence.named = static_cast<int>(shared);
+  sequence.cached = sequence.named * KvBlockPool::kPositions;
+  prefix_hit_tokens_ += sequence.cached;
+  if (metrics_) metrics_->CountPrefixCache(sequence.wanted(), sequence.cached);
+  if (sequence.admitted_before) return true;
+  sequence.admitted_before = true;
+  sequence.admitted = now_();
+  sequence.timings.queue_seconds = SecondsBetween(sequence.submitted, sequence.admitted);
+  if (metrics_) metrics_->ObserveQueueTime(sequence.timings.queue_seconds);
+  return true;
 }
 
-void ContinuousBatcher::RunForward() {
-  std::vector<Sequence*> owners;
-  const std::vector<Segment> segments = PlanSegments(owners);
-  if (segments.empty()) return;
+// Blocks for so many positions. False: there are not enough, and what was taken is kept.
+bool ContinuousBatcher::Reserve(Sequence& sequence, int positions) {
+  while (static_cast<int64_t>(sequence.blocks.size()) < KvBlockPool::BlocksFor(positions)) {
+    const std::optional<int32_t> block = pool_.Take(sequence.blocks.empty() ? -1 : sequence.blocks.back());
+    if (!block) return false;
+    sequence.blocks.push_back(*block);
+  }
+  return true;
+}
+
+// Room for what each sequence writes in this step, in the order of admission: the last ones give theirs back until it
+// is there.
+void ContinuousBatcher::ReserveRows() {
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence& s = *running_[i];
+    while (pool_.available() < BlocksMissing(s)) {
+      PreemptLast();
+      if (i >= running_.size()) return;
+    }
+    Reserve(s, std::max(s.wanted(), s.stage == Stage::kDecode ? s.wanted() + 1 : 0));
+  }
+}
+
+int64_t ContinuousBatcher::BlocksMissing(const Sequence& sequence) const {
+  int64_t blocks = KvBlockPool::BlocksFor(sequence.wanted() + (sequence.stage == Stage::kDecode ? 1 : 0));
+  if (sequence.stage == Stage::kScore) {
+    size_t longest = 1;
+    for (const auto& continuation : sequence.request.continuations) longest = std::max(longest, continuation.size());
+    blocks += KvBlockPool::BlocksFor(static_cast<int64_t>(longest) - 1);
+  }
+  return blocks - static_cast<int64_t>(sequence.blocks.size());
+}
+
+void ContinuousBatcher::PreemptLast() {
+  GiveBack(*running_.back());
+  waiting_.push_front(std::move(running_.back()));
+  running_.pop_back();
+  ++preemptions_;
+  if (metrics_) metrics_->CountPreemption();
+}
+
+void ContinuousBatcher::GiveBack(Sequence& sequence) {
+  for (size_t i = sequence.blocks.size(); i > 0; --i) pool_.Release(sequence.blocks[i - 1]);
+  sequence.blocks.clear();
+  sequence.hidden_sum.clear();
+  sequence.chain = 0;
+  sequence.cached = sequence.named = 0;
+}
+
+void ContinuousBatcher::NameBlocks(Sequence& sequence) {
+  constexpr int kPositions = KvBlockPool::kPositions;
+  while ((sequence.named + 1) * kPositions <= std::min(sequence.cached, sequence.shareable())) {
+    const absl::Span<const int32_t> tokens(sequence.tokens.data() + sequence.named * kPositions, kPositions);
+    sequence.chain = pool_.Name(sequence.blocks[sequence.named++], sequence.chain, tokens);
+  }
+}
+
+bool ContinuousBatcher::RunForward() {
+  ReserveRows();
+  StepPlan plan = PlanStep(running_, limits_.prefill_tokens_per_step, pool_);
+  if (plan.segments.empty()) return false;
   if (metrics_) {
-    for (const auto stage : {Sequence::Stage::kPrefill, Sequence::Stage::kDecode}) {
-      if (std::any_of(owners.begin(), owners.end(), [stage](Sequence* s) { return s->stage == stage; })) {
-        metrics_->CountEngineStep(stage == Sequence::Stage::kPrefill ? Metrics::Work::kPrefill
-                                                                     : Metrics::Work::kDecode);
+    for (const auto stage : {Stage::kPrefill, Stage::kDecode}) {
+      const auto in_stage = [stage](const SegmentOwner& owner) { return owner.sequence->stage == stage; };
+      if (std::any_of(plan.owners.begin(), plan.owners.end(), in_stage)) {
+        metrics_->CountEngineStep(stage == Stage::kPrefill ? Metrics::Work::kPrefill : Metrics::Work::kDecode);
       }
     }
   }
-  auto outputs = model_->Forward(segments);
-  for (size_t i = 0; i < owners.size(); ++i) {
+  auto outputs = model_->Forward(plan.segments);
+  for (size_t i = 0; i < plan.owners.size(); ++i) {
+    SegmentOwner& owner = plan.owners[i];
+    for (const int32_t block : owner.blocks) pool_.Release(block);
     if (!outputs.ok()) {
-      Finish(*owners[i], outputs.status(), FinishReason::kLength);
-      continue;
+      Finish(*owner.sequence, outputs.status(), FinishReason::kLength);
+    } else if (owner.sequence->stage != Stage::kEnded) {
+      Distribute(owner, plan.segments[i], std::move((*outputs)[i]));
     }
-    if (owners[i]->stage == Sequence::Stage::kPrefill)
-      owners[i]->prefilled += static_cast<int>(segments[i].tokens.size());
-    Distribute(*owners[i], std::move((*outputs)[i]));
   }
+  return true;
 }
 
-void ContinuousBatcher::Distribute(Sequence& sequence, SegmentOutput output) {
+void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output) {
+  Sequence& sequence = *owner.sequence;
+  if (sequence.stage == Stage::kScore && !owner.catching_up) return TakeScore(sequence, owner.continuation, output);
+  sequence.cached = std::max(sequence.cached, segment.start + static_cast<int>(segment.tokens.size()));
+  NameBlocks(sequence);
+  if (owner.catching_up) return;
   switch (sequence.stage) {
-    case Sequence::Stage::kPrefill:
-      if (sequence.prefilled == sequence.prompt_length()) FinishPrefill(sequence, std::move(output));
+    case Stage::kPrefill:
+      sequence.hidden_sum = std::move(output.hidden_sum);
+      if (sequence.cached == sequence.prompt_length()) FinishPrefill(sequence, std::move(output));
       return;
-    case Sequence::Stage::kResume:
+    case Stage::kResume:
       return TakeResumed(sequence, output.logits);
-    case Sequence::Stage::kDecode:
+    case Stage::kDecode:
       return SampleNext(sequence, output.logits);
-    case Sequence::Stage::kScore:
-      return TakeScore(sequence, output);
-    case Sequence::Stage::kOptimizing:
-    case Sequence::Stage::kEnded:
+    case Stage::kScore:
+    case Stage::kOptimizing:
+    case Stage::kEnded:
       return;
   }
 }
 
 void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput output) {
-  sequence.prefill_done = absl::Now();
+  sequence.prefill_done = now_();
   sequence.timings.prefill_seconds = SecondsBetween(sequence.admitted, sequence.prefill_done);
   if (metrics_) {
     metrics_->ObservePrefillTime(sequence.timings.prefill_seconds);
@@ -266,42 +275,59 @@ void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput output) 
   sequence.capture = std::move(output.capture);
   if (sequence.request.on_prefilled) {
     auto task = sequence.request.on_prefilled(sequence.capture, sequence.prompt_logits);
-    sequence.timings.optimization_seconds += SecondsBetween(sequence.prefill_done, absl::Now());
+    sequence.timings.optimization_seconds += SecondsBetween(sequence.prefill_done, now_());
     if (!task.ok()) return Finish(sequence, task.status(), FinishReason::kLength);
     sequence.task = *std::move(task);
   }
   if (sequence.task) {
-    sequence.stage = Sequence::Stage::kOptimizing;
+    sequence.stage = Stage::kOptimizing;
   } else {
     AfterOptimization(sequence);
   }
 }
 
-void ContinuousBatcher::OptimizeOne() {
+// Optimization gets a share of the time that forward passes take, small beside running streams. What a long unit took
+// too much is made up for in the steps that follow; what was not needed is not saved up.
+void ContinuousBatcher::OptimizeBeside(double forward_seconds) {
+  const bool streams =
+      std::any_of(running_.begin(), running_.end(), [](const SequencePtr& s) { return s->stage == Stage::kDecode; });
+  optimization_credit_ += (streams ? kShareBesideStreams : kShareBesidePrompts) * forward_seconds;
+  while (optimization_credit_ > 0) {
+    const absl::Time start = now_();
+    const bool found = OptimizeOne();
+    optimization_credit_ -= SecondsBetween(start, now_());
+    if (!found) optimization_credit_ = 0;
+  }
+}
+
+// One unit, of one sequence in turn; false: there is none.
+bool ContinuousBatcher::OptimizeOne() {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[(next_to_optimize_ + i) % running_.size()];
-    if (sequence.stage != Sequence::Stage::kOptimizing) continue;
+    if (sequence.stage != Stage::kOptimizing) continue;
     next_to_optimize_ = (next_to_optimize_ + i + 1) % running_.size();
-    const absl::Time start = absl::Now();
+    const absl::Time start = now_();
     const absl::StatusOr<bool> finished = sequence.task->Step();
-    sequence.timings.optimization_seconds += SecondsBetween(start, absl::Now());
+    sequence.timings.optimization_seconds += SecondsBetween(start, now_());
     if (metrics_) metrics_->CountEngineStep(Metrics::Work::kOptimization);
-    if (!finished.ok()) return Finish(sequence, finished.status(), FinishReason::kLength);
-    if (*finished) {
+    if (!finished.ok()) {
+      Finish(sequence, finished.status(), FinishReason::kLength);
+    } else if (*finished) {
       sequence.routing = sequence.task->routing();
       AfterOptimization(sequence);
     }
-    return;
+    return true;
   }
+  return false;
 }
 
 // Without a new pathway the prompt's own logits stand, so that a plain request and a reverted one are the same
 // computation.
 void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
-  sequence.ready = absl::Now();
+  sequence.ready = now_();
   if (sequence.task) sequence.timings.optimization_wall_seconds = SecondsBetween(sequence.prefill_done, sequence.ready);
   if (sequence.routing) {
-    sequence.stage = Sequence::Stage::kResume;
+    sequence.stage = Stage::kResume;
   } else {
     BeginAnswer(sequence, sequence.prompt_logits);
   }
@@ -315,7 +341,7 @@ void ContinuousBatcher::TakeResumed(Sequence& sequence, const std::vector<float>
 
 void ContinuousBatcher::BeginAnswer(Sequence& sequence, const std::vector<float>& logits) {
   if (sequence.scoring()) return StartScoring(sequence, logits);
-  sequence.stage = Sequence::Stage::kDecode;
+  sequence.stage = Stage::kDecode;
   SampleNext(sequence, logits);
 }
 
@@ -323,14 +349,15 @@ void ContinuousBatcher::BeginAnswer(Sequence& sequence, const std::vector<float>
 void ContinuousBatcher::Revert(Sequence& sequence) {
   sequence.routing.reset();
   sequence.scores.clear();
-  sequence.stage = Sequence::Stage::kResume;
+  sequence.scored = 0;
+  sequence.stage = Stage::kResume;
 }
 
 void ContinuousBatcher::SampleNext(Sequence& sequence, const std::vector<float>& logits) {
   const SamplingParams& sampling = sequence.request.sampling;
   const auto token = Sample(logits, sampling, sequence.tokens, sequence.generated);
   if (!token.ok()) return Finish(sequence, token.status(), FinishReason::kLength);
-  const absl::Time now = absl::Now();
+  const absl::Time now = now_();
   if (sequence.generated == 0) {
     sequence.timings.time_to_first_token_seconds = SecondsBetween(sequence.request.arrival, now);
     if (metrics_) metrics_->ObserveTimeToFirstToken(sequence.timings.time_to_first_token_seconds);
@@ -350,41 +377,38 @@ void ContinuousBatcher::SampleNext(Sequence& sequence, const std::vector<float>&
 
 // The last prompt token's logits score the first token of every continuation; only longer ones need rows of their own.
 void ContinuousBatcher::StartScoring(Sequence& sequence, const std::vector<float>& logits) {
-  sequence.stage = Sequence::Stage::kScore;
-  sequence.last_prompt_logprobs = LogSoftmax(logits);
-  NextScore(sequence);
-}
-
-// Begins continuations until one needs a forward pass, or all are scored.
-void ContinuousBatcher::NextScore(Sequence& sequence) {
-  const std::vector<float>& logprobs = sequence.last_prompt_logprobs;
+  sequence.stage = Stage::kScore;
+  const std::vector<float> logprobs = LogSoftmax(logits);
   const auto greedy = std::max_element(logprobs.begin(), logprobs.end()) - logprobs.begin();
-  while (sequence.scores.size() < sequence.request.continuations.size()) {
-    const std::vector<int32_t>& continuation = sequence.request.continuations[sequence.scores.size()];
+  for (const std::vector<int32_t>& continuation : sequence.request.continuations) {
     const float first = logprobs[static_cast<size_t>(continuation.front())];
     sequence.scores.push_back({first, continuation.front() == greedy, {first}});
-    if (continuation.size() > 1) return;
+    if (continuation.size() == 1) ++sequence.scored;
   }
+  if (sequence.scored == sequence.scores.size()) FinishScoring(sequence);
+}
+
+void ContinuousBatcher::TakeScore(Sequence& sequence, size_t continuation, const SegmentOutput& output) {
+  ContinuationScore& score = sequence.scores[continuation];
+  for (float logprob : output.target_logprobs) score.log_likelihood += logprob;
+  score.is_greedy = score.is_greedy && output.targets_greedy;
+  score.token_logprobs.insert(score.token_logprobs.end(), output.target_logprobs.begin(), output.target_logprobs.end());
+  if (++sequence.scored == sequence.scores.size()) FinishScoring(sequence);
+}
+
+void ContinuousBatcher::FinishScoring(Sequence& sequence) {
   if (sequence.routing && !sequence.task->AcceptScores(sequence.scores)) return Revert(sequence);
   sequence.request.sink->OnScores(std::move(sequence.scores));
   Finish(sequence, absl::OkStatus(), FinishReason::kStop);
 }
 
-void ContinuousBatcher::TakeScore(Sequence& sequence, const SegmentOutput& output) {
-  ContinuationScore& score = sequence.scores.back();
-  for (float logprob : output.target_logprobs) score.log_likelihood += logprob;
-  score.is_greedy = score.is_greedy && output.targets_greedy;
-  score.token_logprobs.insert(score.token_logprobs.end(), output.target_logprobs.begin(), output.target_logprobs.end());
-  NextScore(sequence);
-}
-
 void ContinuousBatcher::Finish(Sequence& sequence, const absl::Status& status, FinishReason reason) {
-  if (sequence.stage == Sequence::Stage::kEnded) return;
-  const absl::Time now = absl::Now();
+  if (sequence.stage == Stage::kEnded) return;
+  const absl::Time now = now_();
   if (sequence.ready != absl::Time()) sequence.timings.decode_seconds = SecondsBetween(sequence.ready, now);
-  sequence.stage = Sequence::Stage::kEnded;
+  sequence.stage = Stage::kEnded;
   sequence.task.reset();
-  sequence.cache.reset();
+  GiveBack(sequence);
   if (metrics_) {
     const bool dropped = absl::IsCancelled(status) || absl::IsDeadlineExceeded(status);
     metrics_->CountFinished(!status.ok() ? (dropped ? Metrics::FinishedReason::kAbort : Metrics::FinishedReason::kError)
@@ -400,7 +424,10 @@ void ContinuousBatcher::ReportGauges() {
   if (!metrics_) return;
   metrics_->SetRunning(running());
   metrics_->SetWaiting(waiting());
-  metrics_->SetKvCacheUsage(static_cast<double>(kv_tokens_used_) / static_cast<double>(limits_.kv_tokens_max));
+  metrics_->SetKvCacheUsage(static_cast<double>(pool_.held()) /
+                            static_cast<double>(std::max<int64_t>(1, pool_.blocks())));
+  // With nobody running nobody may hold a block.
+  if (running_.empty()) metrics_->SetKvCacheLeakedBlocks(pool_.held());
 }
 
 }  // namespace c3po

@@ -3,33 +3,45 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "server/metrics/metrics.h"
+#include "server/scheduler/kv_block_pool.h"
+#include "server/scheduler/sequence.h"
+#include "server/scheduler/step_plan.h"
 #include "server/types/model_runner.h"
 #include "server/types/sequence_request.h"
 
 namespace c3po {
 
 struct BatcherLimits {
-  int sequences_max = 32;             // Sequences that hold a cache at once.
-  int64_t kv_tokens_max = 32768;      // Positions of all caches together; a sequence takes its prompt plus max_tokens.
+  int sequences_max = 32;             // Sequences that run at once.
+  int64_t kv_tokens_max = 32768;      // Positions of the model's cache: what AllocateKvCache was told.
   int prefill_tokens_per_step = 512;  // Prompt tokens in one forward pass: bounds the pause of running streams.
 };
 
 // Continuous batching: sequences join and leave at every step. One step is one forward pass over the decode rows of all
-// generating sequences, prompt chunks under a token budget, continuations to score, and tokens resumed under a new
-// pathway; then one unit of pathway optimization, of one sequence in turn. Of those that wait, the highest priority is
-// admitted first, among equals the caller with the fewest sequences running, then the first come. Each sequence goes
+// generating sequences, prompt chunks and continuations to score under a token budget, and tokens resumed under a new
+// pathway; then units of pathway optimization, of one sequence after the other, for a share of the pass's time. Of
+// those that wait, what was preempted is admitted first, then the highest priority, among equals the caller with the
+// fewest sequences running, then the first come. Each sequence goes
 //   waiting ▶ prefill ▶ [optimizing ▶ resume] ▶ decode, or score ▶ finished
-// and once more from resume, without the new pathway, where its task does not accept what came of it;
-// and leaves at the next step once it is cancelled or past its deadline, whatever it is doing. Not thread-safe: the
-// engine thread owns it.
+// and once more from resume, without the new pathway, where its task does not accept what came of it; it leaves at the
+// next step once it is cancelled or past its deadline, whatever it is doing.
+//
+// The cache is paged: a sequence takes blocks as it grows, and begins with those that an earlier one left behind where
+// their tokens are the same. Continuations of one prompt read its blocks where they lie. When blocks run out, the
+// sequence that came last gives its own back and waits again; what was in them is computed anew, bit for bit, when
+// there is room. Not thread-safe: the engine thread owns it.
 class ContinuousBatcher {
  public:
+  using Clock = std::function<absl::Time()>;
   // Neither is owned; both outlive the batcher. `metrics` may be null.
-  ContinuousBatcher(ModelRunner* model, const BatcherLimits& limits, Metrics* metrics);
+  ContinuousBatcher(ModelRunner* model, const BatcherLimits& limits, Metrics* metrics, Clock now = absl::Now);
   ~ContinuousBatcher();
 
   // The request ends through its sink, also when it cannot be served: ResourceExhausted where it would never fit.
@@ -41,24 +53,33 @@ class ContinuousBatcher {
 
   int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t running() const { return static_cast<int64_t>(running_.size()); }
-  int64_t kv_tokens_used() const { return kv_tokens_used_; }
+  int64_t kv_tokens_used() const { return pool_.held() * KvBlockPool::kPositions; }
+  int64_t preemptions() const { return preemptions_; }
+  int64_t prefix_hit_tokens() const { return prefix_hit_tokens_; }
 
  private:
-  struct Sequence;
   using SequencePtr = std::unique_ptr<Sequence>;
+  using Stage = Sequence::Stage;
 
   void DropEnded();
   size_t NextToAdmit() const;  // index into waiting_, which is not empty
   void Admit();
-  std::vector<Segment> PlanSegments(std::vector<Sequence*>& owners);
-  void RunForward();
-  void Distribute(Sequence& sequence, SegmentOutput output);
+  bool Begin(Sequence& sequence);
+  bool Reserve(Sequence& sequence, int positions);
+  void ReserveRows();
+  int64_t BlocksMissing(const Sequence& sequence) const;
+  void PreemptLast();
+  void GiveBack(Sequence& sequence);
+  void NameBlocks(Sequence& sequence);
+  bool RunForward();
+  void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output);
   void FinishPrefill(Sequence& sequence, SegmentOutput output);
   void SampleNext(Sequence& sequence, const std::vector<float>& logits);
   void StartScoring(Sequence& sequence, const std::vector<float>& logits);
-  void NextScore(Sequence& sequence);
-  void TakeScore(Sequence& sequence, const SegmentOutput& output);
-  void OptimizeOne();
+  void TakeScore(Sequence& sequence, size_t continuation, const SegmentOutput& output);
+  void FinishScoring(Sequence& sequence);
+  void OptimizeBeside(double forward_seconds);
+  bool OptimizeOne();
   void AfterOptimization(Sequence& sequence);
   void TakeResumed(Sequence& sequence, const std::vector<float>& logits);
   void BeginAnswer(Sequence& sequence, const std::vector<float>& logits);
@@ -69,10 +90,13 @@ class ContinuousBatcher {
   ModelRunner* const model_;
   const BatcherLimits limits_;
   Metrics* const metrics_;
+  const Clock now_;
   std::deque<SequencePtr> waiting_;
   std::vector<SequencePtr> running_;  // in order of admission
-  int64_t kv_tokens_used_ = 0;
-  size_t next_to_optimize_ = 0;  // round robin over running_
+  KvBlockPool pool_;
+  int64_t preemptions_ = 0, prefix_hit_tokens_ = 0;
+  size_t next_to_optimize_ = 0;     // round robin over running_
+  double optimization_credit_ = 0;  // seconds
 };
 
 }  // namespace c3po

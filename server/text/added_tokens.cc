@@ -46,6 +46,7 @@ size_t SpaceEnd(absl::string_view text, size_t begin) {
 
 absl::StatusOr<AddedToken> ReadToken(const JsonField& json) {
   AddedToken token;
+  C3PO_RETURN_IF_ERROR(json.ExpectOnly({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}));
   C3PO_ASSIGN_OR_RETURN(const JsonField id, json.Member("id"));
   C3PO_ASSIGN_OR_RETURN(const int64_t number, id.AsInteger(0, kTokenIdLimit - 1));
   token.id = static_cast<int32_t>(number);

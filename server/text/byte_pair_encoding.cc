@@ -18,6 +18,9 @@ uint64_t PairKey(int32_t left, int32_t right) {
 }
 
 absl::Status CheckUnsupportedOptions(const JsonField& model) {
+  C3PO_RETURN_IF_ERROR(
+      model.ExpectOnly({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
+                        "byte_fallback", "ignore_merges", "vocab", "merges"}));
   if (const auto dropout = model.Find("dropout"); dropout.has_value()) {
     C3PO_ASSIGN_OR_RETURN(const double probability, dropout->AsNumber());
     if (probability != 0) return dropout->Error("merge dropout is not supported");

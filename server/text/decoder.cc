@@ -265,15 +265,17 @@ absl::Status AppendStages(const JsonField& json, int depth, bool* fused, std::ve
   C3PO_ASSIGN_OR_RETURN(const std::string type, json.StringMember("type"));
   if (type == "Sequence") {
     if (depth == kSequenceDepthMax) return json.Error("sequences nest too deep");
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "decoders"}));
     C3PO_ASSIGN_OR_RETURN(const JsonField members, json.Member("decoders"));
     return members.ForEachElement(
         [&](size_t, const JsonField& member) { return AppendStages(member, depth + 1, fused, stages); });
   }
   if (type == "Fuse") {  // Marks a boundary; fragments pass as they are.
     *fused = true;
-    return absl::OkStatus();
+    return json.ExpectOnly({"type"});
   }
   if (type == "Strip") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "content", "start", "stop"}));
     C3PO_ASSIGN_OR_RETURN(const JsonField content_field, json.Member("content"));
     C3PO_ASSIGN_OR_RETURN(const char32_t character, content_field.AsCharacter());
     C3PO_ASSIGN_OR_RETURN(const JsonField start_field, json.Member("start"));
@@ -291,11 +293,14 @@ absl::Status AppendStages(const JsonField& json, int depth, bool* fused, std::ve
   }
   if (*fused) return json.Error(absl::StrCat("type \"", type, "\" is not supported after Fuse or ByteLevel"));
   if (type == "ByteLevel") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "add_prefix_space", "trim_offsets", "use_regex"}));
     stages->push_back(std::make_shared<ByteLevel>());
     *fused = true;
   } else if (type == "ByteFallback") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type"}));
     stages->push_back(std::make_shared<ByteFallback>());
   } else if (type == "Replace") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "pattern", "content"}));
     C3PO_ASSIGN_OR_RETURN(Regex pattern, ReadPattern(json));
     C3PO_ASSIGN_OR_RETURN(std::string content, json.StringMember("content"));
     stages->push_back(std::make_shared<Replace>(std::move(pattern), std::move(content)));
@@ -303,6 +308,7 @@ absl::Status AppendStages(const JsonField& json, int depth, bool* fused, std::ve
     C3PO_ASSIGN_OR_RETURN(MetaspaceOptions options, MetaspaceOptions::FromJson(json));
     stages->push_back(std::make_shared<Metaspace>(std::move(options)));
   } else if (type == "WordPiece") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "prefix", "cleanup"}));
     C3PO_ASSIGN_OR_RETURN(std::string prefix, json.StringMember("prefix"));
     C3PO_ASSIGN_OR_RETURN(const bool clean_up, json.BoolMember("cleanup"));
     stages->push_back(std::make_shared<WordPiece>(std::move(prefix), clean_up));

@@ -1,5 +1,6 @@
 #include "server/text/json_field.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -160,6 +161,15 @@ absl::Status JsonField::ForEachMember(
   for (const auto& [key, value] : node_->value->items()) {
     C3PO_RETURN_IF_ERROR(visit(
         key, JsonField(std::make_shared<Node>(Node{node_->document, node_->file, node_, &value, key, /*index=*/0}))));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status JsonField::ExpectOnly(std::initializer_list<absl::string_view> known) const {
+  if (!is_object()) return absl::OkStatus();
+  for (const auto& [key, value] : node_->value->items()) {
+    if (value.is_null() || std::find(known.begin(), known.end(), key) != known.end()) continue;
+    return Error(absl::StrCat("option \"", key, "\" is not supported"));
   }
   return absl::OkStatus();
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -51,6 +52,10 @@ class JsonField {
   absl::Status ForEachMember(
       const std::function<absl::Status(const std::string& key, const JsonField& value)>& visit) const;
   size_t size() const;
+
+  // Refuses a member that is not null and whose key is not `known`, naming it: an option that this program does not
+  // implement must not be passed over. OK for a value that is no object.
+  absl::Status ExpectOnly(std::initializer_list<absl::string_view> known) const;
 
   // An InvalidArgument that says "file: field: message".
   absl::Status Error(absl::string_view message) const;

@@ -8,6 +8,8 @@ namespace c3po {
 
 absl::StatusOr<MetaspaceOptions> MetaspaceOptions::FromJson(const JsonField& json) {
   MetaspaceOptions options;
+  C3PO_RETURN_IF_ERROR(  // str_rep is replacement again, in files of early versions.
+      json.ExpectOnly({"type", "replacement", "str_rep", "prepend_scheme", "add_prefix_space", "split"}));
   C3PO_ASSIGN_OR_RETURN(const JsonField replacement, json.Member("replacement"));
   C3PO_ASSIGN_OR_RETURN(const char32_t mark, replacement.AsCharacter());
   AppendCodePoint(mark, &options.mark);

@@ -58,10 +58,47 @@ class Replace final : public Normalizer::Step {
   std::string content_;
 };
 
+class Lowercase final : public Normalizer::Step {
+ public:
+  absl::Status Apply(std::string* text) const override {
+    std::string lower;
+    lower.reserve(text->size());
+    for (size_t position = 0; position < text->size();) AppendLowercase(NextCodePoint(*text, &position), &lower);
+    *text = std::move(lower);
+    return absl::OkStatus();
+  }
+};
+
+// White space taken off either end.
+class Strip final : public Normalizer::Step {
+ public:
+  Strip(bool left, bool right) : left_(left), right_(right) {}
+  absl::Status Apply(std::string* text) const override {
+    size_t begin = 0;
+    size_t end = 0;  // After the last character that is no white space.
+    for (size_t position = 0; position < text->size();) {
+      const size_t at = position;
+      if (IsWhiteSpace(NextCodePoint(*text, &position))) continue;
+      if (end == 0) begin = at;
+      end = position;
+    }
+    const bool blank = end == 0;
+    if (!right_) end = text->size();
+    if (!left_) begin = 0;
+    *text = blank && (left_ || right_) ? "" : text->substr(begin, end - begin);
+    return absl::OkStatus();
+  }
+
+ private:
+  bool left_;
+  bool right_;
+};
+
 // BERT's "basic tokenization" before words are cut.
 class BertNormalizer final : public Normalizer::Step {
  public:
   static absl::StatusOr<std::shared_ptr<const Normalizer::Step>> FromJson(const JsonField& json) {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "clean_text", "handle_chinese_chars", "strip_accents", "lowercase"}));
     auto step = std::make_shared<BertNormalizer>();
     C3PO_ASSIGN_OR_RETURN(step->clean_text_, json.BoolMember("clean_text"));
     C3PO_ASSIGN_OR_RETURN(step->isolate_ideographs_, json.BoolMember("handle_chinese_chars"));
@@ -123,6 +160,7 @@ absl::Status AppendSteps(const JsonField& json, int depth, Steps* steps) {
   C3PO_ASSIGN_OR_RETURN(const std::string type, json.StringMember("type"));
   if (type == "Sequence") {
     if (depth == kSequenceDepthMax) return json.Error("sequences nest too deep");
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "normalizers"}));
     C3PO_ASSIGN_OR_RETURN(const JsonField members, json.Member("normalizers"));
     return members.ForEachElement(
         [&](size_t, const JsonField& member) { return AppendSteps(member, depth + 1, steps); });
@@ -133,13 +171,24 @@ absl::Status AppendSteps(const JsonField& json, int depth, Steps* steps) {
                                                              {"NFKD", NormalizationForm::kNfkd}};
   for (const auto& [name, form] : forms) {
     if (type != name) continue;
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type"}));
     steps->push_back(std::make_shared<UnicodeForm>(form));
     return absl::OkStatus();
   }
   if (type == "Prepend") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "prepend"}));
     C3PO_ASSIGN_OR_RETURN(std::string prefix, json.StringMember("prepend"));
     steps->push_back(std::make_shared<Prepend>(std::move(prefix)));
+  } else if (type == "Lowercase") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type"}));
+    steps->push_back(std::make_shared<Lowercase>());
+  } else if (type == "Strip") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "strip_left", "strip_right"}));
+    C3PO_ASSIGN_OR_RETURN(const bool left, json.BoolMember("strip_left"));
+    C3PO_ASSIGN_OR_RETURN(const bool right, json.BoolMember("strip_right"));
+    steps->push_back(std::make_shared<Strip>(left, right));
   } else if (type == "Replace") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "pattern", "content"}));
     C3PO_ASSIGN_OR_RETURN(Regex pattern, ReadPattern(json));
     C3PO_ASSIGN_OR_RETURN(std::string content, json.StringMember("content"));
     steps->push_back(std::make_shared<Replace>(std::move(pattern), std::move(content)));

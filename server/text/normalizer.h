@@ -13,7 +13,7 @@
 namespace c3po {
 
 // The first stage: rewrites text before it is cut into words. Implements NFC, NFD, NFKC, NFKD, Prepend, Replace,
-// BertNormalizer, and Sequence of these. Immutable and thread-safe.
+// Lowercase, Strip, BertNormalizer, and Sequence of these. Immutable and thread-safe.
 // Characters added to Unicode after version 8 may be classed otherwise by BertNormalizer than by the reference, whose
 // tables stop there; ours go to libutf8proc's version.
 class Normalizer {

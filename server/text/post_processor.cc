@@ -30,14 +30,16 @@ absl::StatusOr<std::vector<int32_t>> SpecialTokenIds(const JsonField& item, cons
 
 absl::Status PostProcessor::Append(const JsonField& json, int depth, std::vector<Template>* templates) {
   C3PO_ASSIGN_OR_RETURN(const std::string type, json.StringMember("type"));
-  if (type == "ByteLevel") return absl::OkStatus();
+  if (type == "ByteLevel") return json.ExpectOnly({"type", "add_prefix_space", "trim_offsets", "use_regex"});
   if (type == "Sequence") {
     if (depth == kSequenceDepthMax) return json.Error("sequences nest too deep");
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "processors"}));
     C3PO_ASSIGN_OR_RETURN(const JsonField members, json.Member("processors"));
     return members.ForEachElement(
         [&](size_t, const JsonField& member) { return Append(member, depth + 1, templates); });
   }
   if (type != "TemplateProcessing") return json.Error(absl::StrCat("type \"", type, "\" is not supported"));
+  C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "single", "pair", "special_tokens"}));
   C3PO_ASSIGN_OR_RETURN(const JsonField single, json.Member("single"));
   C3PO_ASSIGN_OR_RETURN(const JsonField special_tokens, json.Member("special_tokens"));
   Template items;
@@ -63,6 +65,15 @@ absl::Status PostProcessor::Append(const JsonField& json, int depth, std::vector
 absl::StatusOr<PostProcessor> PostProcessor::FromJson(const std::optional<JsonField>& json) {
   PostProcessor post_processor;
   if (json.has_value()) C3PO_RETURN_IF_ERROR(Append(*json, 0, &post_processor.templates_));
+  return post_processor;
+}
+
+PostProcessor PostProcessor::Around(const std::vector<int32_t>& before, const std::vector<int32_t>& after) {
+  Template items(before.begin(), before.end());
+  items.push_back(std::nullopt);
+  items.insert(items.end(), after.begin(), after.end());
+  PostProcessor post_processor;
+  post_processor.templates_.push_back(std::move(items));
   return post_processor;
 }
 

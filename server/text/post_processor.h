@@ -19,6 +19,9 @@ class PostProcessor {
   // implemented, or a malformed field, naming it.
   static absl::StatusOr<PostProcessor> FromJson(const std::optional<JsonField>& post_processor);
 
+  // Puts `before` and `after` around the sequence.
+  static PostProcessor Around(const std::vector<int32_t>& before, const std::vector<int32_t>& after);
+
   std::vector<int32_t> AddSpecialTokens(std::vector<int32_t> ids) const;
 
  private:

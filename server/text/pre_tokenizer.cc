@@ -205,6 +205,49 @@ class BertPreTokenizer final : public PreTokenizer::Step {
   }
 };
 
+class Punctuation final : public PreTokenizer::Step {
+ public:
+  explicit Punctuation(DelimiterBehavior behavior) : behavior_(behavior) {}
+
+  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
+    SplitByCharacter(segment, behavior_, IsPunctuation, parts);
+    return absl::OkStatus();
+  }
+
+ private:
+  DelimiterBehavior behavior_;
+};
+
+// Cuts at white space, which is dropped; Whitespace also cuts between word characters and others.
+class Whitespace final : public PreTokenizer::Step {
+ public:
+  explicit Whitespace(bool cuts_at_words) : cuts_at_words_(cuts_at_words) {}
+
+  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
+    enum class Kind { kSpace, kWord, kOther };
+    std::vector<TextRange> words;
+    Kind previous = Kind::kSpace;
+    for (size_t position = 0; position < segment.text.size();) {
+      const size_t begin = position;
+      const char32_t c = NextCodePoint(segment.text, &position);
+      const Kind kind = IsWhiteSpace(c)                          ? Kind::kSpace
+                        : !cuts_at_words_ || !IsWordCharacter(c) ? Kind::kOther
+                                                                 : Kind::kWord;
+      if (kind != Kind::kSpace && kind == previous) {
+        words.back().end = position;
+      } else if (kind != Kind::kSpace) {
+        words.push_back({begin, position});
+      }
+      previous = kind;
+    }
+    AppendParts(segment, words, parts);
+    return absl::OkStatus();
+  }
+
+ private:
+  bool cuts_at_words_;
+};
+
 absl::StatusOr<DelimiterBehavior> ReadBehavior(const JsonField& json) {
   C3PO_ASSIGN_OR_RETURN(const JsonField field, json.Member("behavior"));
   C3PO_ASSIGN_OR_RETURN(const std::string name, field.AsString());
@@ -224,6 +267,7 @@ using StepPtr = std::shared_ptr<const PreTokenizer::Step>;
 
 absl::StatusOr<StepPtr> ReadStep(const JsonField& json, absl::string_view type) {
   if (type == "ByteLevel") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "add_prefix_space", "trim_offsets", "use_regex"}));
     C3PO_ASSIGN_OR_RETURN(const bool add_prefix_space, json.BoolMember("add_prefix_space"));
     C3PO_ASSIGN_OR_RETURN(const bool use_regex, json.BoolMember("use_regex", true));
     std::optional<Regex> pattern;
@@ -233,10 +277,12 @@ absl::StatusOr<StepPtr> ReadStep(const JsonField& json, absl::string_view type) 
     return StepPtr(std::make_shared<ByteLevel>(add_prefix_space, std::move(pattern)));
   }
   if (type == "Digits") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "individual_digits"}));
     C3PO_ASSIGN_OR_RETURN(const bool individual, json.BoolMember("individual_digits"));
     return StepPtr(std::make_shared<Digits>(individual));
   }
   if (type == "Split") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "pattern", "behavior", "invert"}));
     C3PO_ASSIGN_OR_RETURN(Regex pattern, ReadPattern(json));
     C3PO_ASSIGN_OR_RETURN(const DelimiterBehavior behavior, ReadBehavior(json));
     C3PO_ASSIGN_OR_RETURN(const bool invert, json.BoolMember("invert"));
@@ -246,7 +292,22 @@ absl::StatusOr<StepPtr> ReadStep(const JsonField& json, absl::string_view type) 
     C3PO_ASSIGN_OR_RETURN(MetaspaceOptions options, MetaspaceOptions::FromJson(json));
     return StepPtr(std::make_shared<Metaspace>(std::move(options)));
   }
-  if (type == "BertPreTokenizer") return StepPtr(std::make_shared<BertPreTokenizer>());
+  if (type == "Punctuation") {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "behavior"}));
+    DelimiterBehavior behavior = DelimiterBehavior::kIsolated;
+    if (json.Find("behavior").has_value()) {
+      C3PO_ASSIGN_OR_RETURN(behavior, ReadBehavior(json));
+    }
+    return StepPtr(std::make_shared<Punctuation>(behavior));
+  }
+  StepPtr plain;
+  if (type == "Whitespace") plain = std::make_shared<Whitespace>(/*cuts_at_words=*/true);
+  if (type == "WhitespaceSplit") plain = std::make_shared<Whitespace>(/*cuts_at_words=*/false);
+  if (type == "BertPreTokenizer") plain = std::make_shared<BertPreTokenizer>();
+  if (plain != nullptr) {
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type"}));
+    return plain;
+  }
   return json.Error(absl::StrCat("type \"", type, "\" is not supported"));
 }
 
@@ -255,6 +316,7 @@ absl::Status AppendSteps(const JsonField& json, int depth, std::vector<StepPtr>*
   if (!type.ok()) return type.status();
   if (*type == "Sequence") {
     if (depth == kSequenceDepthMax) return json.Error("sequences nest too deep");
+    C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "pretokenizers"}));
     C3PO_ASSIGN_OR_RETURN(const JsonField members, json.Member("pretokenizers"));
     return members.ForEachElement(
         [&](size_t, const JsonField& member) { return AppendSteps(member, depth + 1, steps); });

@@ -19,7 +19,8 @@ struct Segment {
 };
 
 // The second stage: cuts text into the words that the model tokenizes one by one. Implements ByteLevel, Digits, Split,
-// Metaspace, BertPreTokenizer, and Sequence of these. Immutable and thread-safe.
+// Metaspace, Punctuation, Whitespace, WhitespaceSplit, BertPreTokenizer, and Sequence of these. Immutable and
+// thread-safe.
 class PreTokenizer {
  public:
   // From the field `pre_tokenizer`; nullopt (missing or null): the text is one word. InvalidArgument: a type that is

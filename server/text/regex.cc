@@ -3,10 +3,14 @@
 
 #include <pcre2.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "index/base/status_macros.h"
 #include "server/text/utf8.h"
 
@@ -16,6 +20,9 @@ namespace {
 // Members of a character class: the property White_Space, and Oniguruma's word characters.
 constexpr absl::string_view kSpaceClass =
     "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}";
+constexpr absl::string_view kNotSpaceClass =
+    "\\x{0}-\\x{8}\\x{E}-\\x{1F}\\x{21}-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}\\x{200B}-\\x{2027}"
+    "\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}";
 constexpr absl::string_view kWordClass =
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}\\x{24B6}-\\x{24E9}"
     "\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}";
@@ -54,6 +61,30 @@ class Translator {
     at_ += 2;
   }
 
+  // \p{...} and \P{...}. Oniguruma's scripts are the property Script, PCRE2's by default Script_Extensions.
+  absl::Status Property() {
+    const size_t close = Peek(2) == '{' ? in_.find('}', at_) : absl::string_view::npos;
+    if (close == absl::string_view::npos) return Unsupported("\\p without braces");
+    absl::string_view name = in_.substr(at_ + 3, close - at_ - 3);
+    const bool negated = absl::ConsumePrefix(&name, "^") != (Peek(1) == 'P');
+    const bool well_formed = !name.empty() && std::all_of(name.begin(), name.end(), absl::ascii_isalnum);
+    if (!well_formed) return Unsupported(in_.substr(at_, close + 1 - at_));
+    const bool general_category = name.size() <= 2 || absl::EqualsIgnoreCase(name, "any");
+    absl::StrAppend(&out_, negated ? "\\P{" : "\\p{", general_category ? "" : "sc:", name, "}");
+    at_ = close + 1;
+    return absl::OkStatus();
+  }
+
+  absl::Status CodeUnit() {
+    const absl::string_view digits = in_.substr(std::min(at_ + 2, in_.size()), 4);
+    if (digits.size() < 4 || !std::all_of(digits.begin(), digits.end(), absl::ascii_isxdigit)) {
+      return Unsupported("\\u without four hexadecimal digits");
+    }
+    absl::StrAppend(&out_, "\\x{", digits, "}");
+    at_ += 6;
+    return absl::OkStatus();
+  }
+
   absl::Status Escape() {
     switch (const char c = Peek(1)) {
       case 's':
@@ -63,44 +94,95 @@ class Translator {
         Shorthand(kWordClass, false);
         return absl::OkStatus();
       case 'S':
-        if (in_class_) {  // Equal but for U+180E, which no class of a tokenizer means.
-          Copy(2);
-        } else {
-          Shorthand(kSpaceClass, true);
-        }
+        Shorthand(in_class_ ? kNotSpaceClass : kSpaceClass, true);
         return absl::OkStatus();
       case 'W':
         if (in_class_) return Unsupported("\\W in a character class");
         Shorthand(kWordClass, true);
         return absl::OkStatus();
-      case 'b':
-      case 'B':
-      case 'G':
-      case 'H':
-      case 'h':
-      case 'K':
-      case 'R':
-      case 'X':
-        return Unsupported(absl::StrCat("\\", absl::string_view(&c, 1)));
-      default: {
-        const bool braced = (c == 'p' || c == 'P' || c == 'x') && Peek(2) == '{';
-        const size_t close = braced ? in_.find('}', at_) : absl::string_view::npos;
+      case 'v':  // U+000B alone; PCRE2 reads every line break.
+        absl::StrAppend(&out_, "\\x{B}");
+        at_ += 2;
+        return absl::OkStatus();
+      case 'p':
+      case 'P':
+        return Property();
+      case 'u':
+        return CodeUnit();
+      case 'x': {
+        const size_t close = Peek(2) == '{' ? in_.find('}', at_) : absl::string_view::npos;
         Copy(close == absl::string_view::npos ? 2 : close + 1 - at_);
         return absl::OkStatus();
       }
+      default:
+        if (absl::ascii_isalnum(c) && !absl::StrContains("tnrfaedDAzZ", absl::string_view(&c, 1))) {
+          return Unsupported(absl::StrCat("\\", absl::string_view(&c, 1)));
+        }
+        Copy(2);
+        return absl::OkStatus();
     }
   }
 
-  absl::Status InsideClass() {
-    if (in_[at_] == '[' && Peek(1) == ':') {  // A POSIX class, which both read alike.
-      const size_t close = in_.find(":]", at_);
-      if (close == absl::string_view::npos) return Unsupported("an unfinished [: class");
-      Copy(close + 2 - at_);
+  // [:name:] inside a class. The two engines agree on digits only.
+  absl::Status PosixClass() {
+    const size_t close = in_.find(":]", at_);
+    if (close == absl::string_view::npos) return Unsupported("an unfinished [: class");
+    const absl::string_view name = in_.substr(at_ + 2, close - at_ - 2);
+    const std::pair<absl::string_view, absl::string_view> members[] = {
+        {"digit", "\\p{Nd}"}, {"punct", "\\p{P}\\p{S}"}, {"space", kSpaceClass}, {"word", kWordClass}};
+    for (const auto& [known, replacement] : members) {
+      if (name != known) continue;
+      absl::StrAppend(&out_, replacement);
+      at_ = close + 2;
       return absl::OkStatus();
     }
+    return Unsupported(in_.substr(at_, close + 2 - at_));
+  }
+
+  absl::Status InsideClass() {
+    if (in_[at_] == '[' && Peek(1) == ':') return PosixClass();
     if (in_[at_] == '[') return Unsupported("a character class inside another");
     if (in_[at_] == '&' && Peek(1) == '&') return Unsupported("&& in a character class");
     if (in_[at_] == ']') in_class_ = false;
+    Copy(1);
+    return absl::OkStatus();
+  }
+
+  // "(?": lookarounds, atomic and plain groups, comments, and i. In Ruby's syntax (?i) takes the alternatives that
+  // follow into itself, so it means the same only at the start.
+  absl::Status Group() {
+    const absl::string_view rest = in_.substr(at_ + 2);
+    for (const absl::string_view kind : {":", "=", "!", ">", "#", "<=", "<!"}) {
+      if (!absl::StartsWith(rest, kind)) continue;
+      Copy(2 + kind.size());
+      return absl::OkStatus();
+    }
+    absl::string_view flags = rest;
+    const bool off = absl::ConsumePrefix(&flags, "-");
+    if (!absl::ConsumePrefix(&flags, "i") || flags.empty() || !(flags[0] == ':' || (flags[0] == ')' && at_ == 0))) {
+      return Unsupported(absl::StrCat("(?", rest.substr(0, 1)));
+    }
+    const std::string body = absl::AsciiStrToLower(flags[0] == ':' ? flags.substr(0, flags.find(')')) : flags);
+    for (const absl::string_view folded : {"ss", "st", "ff", "fi", "fl"}) {  // One character, in other cases.
+      if (!off && absl::StrContains(body, folded)) {
+        return Unsupported(absl::StrCat("\"", folded, "\" where case is ignored"));
+      }
+    }
+    Copy(in_.size() - flags.size() - at_ + 1);
+    return absl::OkStatus();
+  }
+
+  // "{": a count, unless it is a literal brace.
+  absl::Status Count() {
+    size_t end = at_ + 1;
+    while (end < in_.size() && (absl::ascii_isdigit(in_[end]) || in_[end] == ',')) ++end;
+    if (end < in_.size() && in_[end] == '}' && end > at_ + 1) {
+      const absl::string_view count = in_.substr(at_ + 1, end - at_ - 1);
+      const char next = end + 1 < in_.size() ? in_[end + 1] : '\0';
+      if (count[0] == ',') return Unsupported("{,n}");
+      if (next == '+') return Unsupported("{n,m}+");
+      if (next == '?' && !absl::StrContains(count, ",")) return Unsupported("{n}?");
+    }
     Copy(1);
     return absl::OkStatus();
   }
@@ -113,14 +195,8 @@ class Translator {
       return absl::OkStatus();
     }
     if (in_[at_] == '(' && Peek(1) == '*') return Unsupported("(*");
-    if (in_[at_] == '}' && Peek(1) == '+') return Unsupported("{n,m}+");
-    if (in_[at_] == '(' && Peek(1) == '?') {
-      for (size_t i = 2; absl::string_view("imxsa-").find(Peek(i)) != absl::string_view::npos && Peek(i) != '\0'; ++i) {
-        if (Peek(i) != 'i' && Peek(i) != 'x' && Peek(i) != '-') {
-          return Unsupported(absl::StrCat("(?", in_.substr(at_ + i, 1), ")"));
-        }
-      }
-    }
+    if (in_[at_] == '(' && Peek(1) == '?') return Group();
+    if (in_[at_] == '{') return Count();
     Copy(1);
     return absl::OkStatus();
   }
@@ -162,7 +238,11 @@ struct Regex::Code {
 Regex::Regex(std::shared_ptr<const Code> code) : code_(std::move(code)) {}
 
 absl::StatusOr<Regex> Regex::Compile(absl::string_view pattern) {
-  C3PO_ASSIGN_OR_RETURN(const std::string translated, Translator(pattern).Run());
+  C3PO_ASSIGN_OR_RETURN(std::string translated, Translator(pattern).Run());
+  // DeepSeek's files cut with this one, which takes quadratic time where spaces end in something else: what fails at
+  // the first of a run is tried at each. Where a run's first fails, so do the others; hence only the first is tried,
+  // and what follows a match.
+  if (pattern == "\\s+$") translated = absl::StrCat("(?:\\G|(?<![", kSpaceClass, "]))", translated);
   // In Ruby's syntax ^ and $ match at every line.
   C3PO_ASSIGN_OR_RETURN(CodePtr code,
                         CompileCode(translated, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C));

@@ -19,12 +19,14 @@ struct TextRange {
 };
 
 // A pattern of a tokenizer.json. Those are written for Oniguruma (https://github.com/kkos/oniguruma, doc/RE, Ruby
-// syntax); this class runs them with PCRE2 in Unicode mode, after rewriting what the two read differently: \s and \w
-// (PCRE2 counts U+180E as space and leaves marks out of words). Immutable and thread-safe; cheap to copy.
+// syntax); this class runs them with PCRE2 in Unicode mode, after rewriting what the two read differently: \s, \w, \v,
+// \uHHHH, [:punct:], [:space:], [:word:], and scripts such as \p{Han} (the property Script, not Script_Extensions).
+// Immutable and thread-safe; cheap to copy.
 class Regex {
  public:
-  // InvalidArgument: a syntax error, or a construct whose meaning differs and is not rewritten (\h, \b, \R, \X, nested
-  // or intersected classes, {n,m}+, (?m), verbs), named in the message.
+  // InvalidArgument: a syntax error, or a construct whose meaning differs and is not rewritten, named in the message:
+  // \h, \b, \R, \X, back-references, other [:names:], nested or intersected classes, {n,m}+, {n}?, {,n}, options other
+  // than i, (?i) in mid-pattern, "ss" and the like where case is ignored, verbs.
   static absl::StatusOr<Regex> Compile(absl::string_view pattern);
   // Matches `text` itself. InvalidArgument: `text` is empty.
   static absl::StatusOr<Regex> Literal(absl::string_view text);

@@ -1,6 +1,8 @@
 #include "server/text/tokenizer.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -36,6 +38,10 @@ struct Tokenizer::Impl {
 
   void FillEntries();
   absl::Status EncodeNormalized(std::string text, bool starts_input, std::vector<int32_t>* ids) const;
+  std::optional<int32_t> IdOf(absl::string_view piece) const {
+    const auto added = added_ids.find(piece);
+    return added != added_ids.end() ? added->second : model->vocabulary().Find(piece);
+  }
   const Entry* Find(int32_t id) const {
     return id >= 0 && id < static_cast<int32_t>(entries.size()) && entries[id].has_value() ? &*entries[id] : nullptr;
   }
@@ -85,12 +91,56 @@ Tokenizer::Tokenizer(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) 
 Tokenizer::~Tokenizer() = default;
 
 absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::string& tokenizer_json_path) {
+  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<Impl> impl, ReadImpl(tokenizer_json_path));
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
+}
+
+absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::LoadFolder(const std::string& folder) {
+  const std::filesystem::path path(folder);
+  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<Impl> impl, ReadImpl((path / "tokenizer.json").string()));
+  const std::filesystem::path config = path / "tokenizer_config.json";
+  std::error_code ignored;
+  if (std::filesystem::exists(config, ignored)) C3PO_RETURN_IF_ERROR(ApplyConfig(config.string(), impl.get()));
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
+}
+
+absl::Status Tokenizer::ApplyConfig(const std::string& config_path, Impl* impl) {
+  C3PO_ASSIGN_OR_RETURN(const JsonField config, JsonField::ReadFile(config_path));
+  C3PO_ASSIGN_OR_RETURN(const std::string tokenizer_class, config.StringMember("tokenizer_class", ""));
+  const bool llama = tokenizer_class == "LlamaTokenizer" || tokenizer_class == "LlamaTokenizerFast";
+  C3PO_ASSIGN_OR_RETURN(const bool add_bos, config.BoolMember("add_bos_token", llama));
+  C3PO_ASSIGN_OR_RETURN(const bool add_eos, config.BoolMember("add_eos_token", false));
+  if (!llama && !add_bos) return absl::OkStatus();
+  const auto ids_of = [&](absl::string_view key) -> absl::StatusOr<std::vector<int32_t>> {
+    const std::optional<JsonField> token = config.Find(key);
+    if (!token.has_value()) return config.Error(absl::StrCat("add_", key, " is set, but there is no ", key));
+    C3PO_ASSIGN_OR_RETURN(const std::string piece,
+                          token->is_object() ? token->StringMember("content") : token->AsString());
+    const std::optional<int32_t> id = impl->IdOf(piece);
+    if (!id.has_value()) return token->Error(absl::StrCat("\"", piece, "\" is not in the vocabulary"));
+    return std::vector<int32_t>{*id};
+  };
+  std::vector<int32_t> before;
+  std::vector<int32_t> after;
+  if (add_bos) {
+    C3PO_ASSIGN_OR_RETURN(before, ids_of("bos_token"));
+  }
+  if (add_eos) {
+    C3PO_ASSIGN_OR_RETURN(after, ids_of("eos_token"));
+  }
+  impl->post_processor = PostProcessor::Around(before, after);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer::Impl>> Tokenizer::ReadImpl(const std::string& tokenizer_json_path) {
   C3PO_ASSIGN_OR_RETURN(const JsonField root, JsonField::ReadFile(tokenizer_json_path));
   if (!root.is_object()) return root.Error("is no JSON object");
   if (const auto version = root.Find("version"); version.has_value()) {
     C3PO_ASSIGN_OR_RETURN(const std::string number, version->AsString());
     if (number != "1.0") return version->Error(absl::StrCat("\"", number, "\" is not supported (1.0 is)"));
   }
+  C3PO_RETURN_IF_ERROR(root.ExpectOnly({"version", "truncation", "padding", "added_tokens", "normalizer",
+                                        "pre_tokenizer", "post_processor", "decoder", "model"}));
   auto impl = std::make_unique<Impl>();
   C3PO_ASSIGN_OR_RETURN(const JsonField model, root.Member("model"));
   C3PO_ASSIGN_OR_RETURN(impl->model, TokenModel::FromJson(model));
@@ -104,7 +154,7 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::stri
   for (const int32_t id : impl->post_processor.AddSpecialTokens({})) {
     if (impl->Find(id) == nullptr) return root.Error(absl::StrCat("post_processor: id ", id, " has no piece"));
   }
-  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
+  return impl;
 }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view utf8, bool add_special_tokens) const {
@@ -150,10 +200,7 @@ absl::string_view Tokenizer::Piece(int32_t id) const {
   return entry == nullptr ? "" : absl::string_view(entry->piece);
 }
 
-std::optional<int32_t> Tokenizer::TokenToId(absl::string_view piece) const {
-  const auto added = impl_->added_ids.find(piece);
-  return added != impl_->added_ids.end() ? added->second : impl_->model->vocabulary().Find(piece);
-}
+std::optional<int32_t> Tokenizer::TokenToId(absl::string_view piece) const { return impl_->IdOf(piece); }
 
 bool Tokenizer::IsSpecial(int32_t id) const {
   const Impl::Entry* entry = impl_->Find(id);

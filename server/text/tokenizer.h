@@ -46,6 +46,12 @@ class Tokenizer {
   // unknown pieces, a stage or option that is not implemented, naming file and field.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::string& tokenizer_json_path);
 
+  // From a model folder's tokenizer.json and, where there is one, its tokenizer_config.json, of which transformers lets
+  // two fields overrule the post_processor: add_bos_token and add_eos_token, when tokenizer_class is LlamaTokenizer
+  // (which DeepSeek's and Mixtral's folders name, and where a missing add_bos_token means true), or add_bos_token is
+  // true. Errors as Load; InvalidArgument also names a bos_token or eos_token that is not in the vocabulary.
+  static absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadFolder(const std::string& folder);
+
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
@@ -76,6 +82,8 @@ class Tokenizer {
  private:
   struct Impl;
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
+  static absl::StatusOr<std::unique_ptr<Impl>> ReadImpl(const std::string& tokenizer_json_path);
+  static absl::Status ApplyConfig(const std::string& config_path, Impl* impl);
 
   std::unique_ptr<const Impl> impl_;
 };

@@ -16,6 +16,8 @@ constexpr int64_t kWordCharactersLimit = 1000;
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const TokenModel>> WordPiece::FromJson(const JsonField& json) {
+  C3PO_RETURN_IF_ERROR(
+      json.ExpectOnly({"type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "vocab"}));
   std::unique_ptr<WordPiece> model(new WordPiece());
   C3PO_ASSIGN_OR_RETURN(const JsonField vocab, json.Member("vocab"));
   C3PO_ASSIGN_OR_RETURN(model->vocabulary_, Vocabulary::FromJson(vocab));

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "index/types/pathway.h"
+#include "server/types/kv_run.h"
 #include "server/types/neighborhood_objective.h"
 #include "server/types/routing_override.h"
 
@@ -33,14 +34,6 @@ struct ModelShape {
   std::vector<int32_t> eos_token_ids;
 };
 
-// Keys and values of one sequence. Made and read by the model; the scheduler owns it and drops it when the sequence
-// ends.
-class SequenceCache {
- public:
-  virtual ~SequenceCache() = default;
-  virtual int64_t bytes() const = 0;
-};
-
 // What a forward pass records at a prompt's last token, for C3PO.
 struct PromptCapture {
   Pathway pathway;                  // [moe_layers, experts]: softmax of the router's logits
@@ -50,9 +43,10 @@ struct PromptCapture {
 
 // Consecutive tokens of one sequence in a forward pass.
 struct Segment {
-  SequenceCache* cache =
-      nullptr;                  // receives keys and values at [start, start + tokens.size()), overwriting what is there
-  int start = 0;                // position of tokens[0]; positions before it are in the cache
+  // Of positions [0, start + tokens.size()) at least. Those before `start` are read; the tokens' own are written, and
+  // no other segment of the batch names these.
+  std::vector<KvRun> kv;
+  int start = 0;                // position of tokens[0]
   std::vector<int32_t> tokens;  // at least one
 
   // Resume: layers below entry_layer are skipped and the single token starts from entry_hidden (from a capture).
@@ -65,16 +59,19 @@ struct Segment {
   int override_start = 0;
   int override_end = std::numeric_limits<int>::max();
 
-  bool want_logits = false;      // of the last row
-  bool want_capture = false;     // at the last row, with entry_layer
-  int mean_layer = -1;           // add this chunk's states entering that layer to the prompt's mean; -1: none
-  std::vector<int32_t> targets;  // empty, or one per row: log p(target) after that row is returned
+  bool want_logits = false;   // of the last row
+  bool want_capture = false;  // at the last row, with entry_layer
+  // Sum the states entering that layer over the prompt, on top of what its earlier chunks gave; -1: no.
+  int mean_layer = -1;
+  std::vector<double> hidden_sum;  // SegmentOutput::hidden_sum of the chunk before; empty: this is the first
+  std::vector<int32_t> targets;    // empty, or one per row: log p(target) after that row is returned
 };
 
 struct SegmentOutput {
   std::vector<float> logits;           // [vocabulary_size] if wanted
   std::vector<float> target_logprobs;  // one per target
   bool targets_greedy = true;          // every target is the most likely token (lowest id on ties)
+  std::vector<double> hidden_sum;      // [hidden_size] over the rows so far, with mean_layer
   PromptCapture capture;
 };
 
@@ -88,10 +85,10 @@ class ModelRunner {
   virtual ~ModelRunner() = default;
   virtual const ModelShape& shape() const = 0;
 
-  // Room for `capacity` positions. ResourceExhausted when memory is short.
-  virtual absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int capacity) = 0;
+  // Makes slots [0, slots) for keys and values, once, before the first Forward. ResourceExhausted when memory is short.
+  virtual absl::Status AllocateKvCache(int64_t slots) = 0;
 
-  // Runs all segments as one batch; at most one segment per cache. Outputs in the order of the segments.
+  // Runs all segments as one batch. Outputs in the order of the segments.
   virtual absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) = 0;
 
   // The neighbor's fixed states for an optimization whose first critical layer is `first_layer`; from a bounded cache,

@@ -37,9 +37,11 @@ std::vector<int32_t> RandomTokens(std::mt19937& rng, int count, int vocabulary) 
   return tokens;
 }
 
-bool Run(MoeModel& model, SequenceCache* cache, std::vector<int32_t> tokens, int start) {
+constexpr int64_t kCachePositions = 1024;
+
+bool Run(MoeModel& model, std::vector<int32_t> tokens, int start) {
   Segment segment;
-  segment.cache = cache;
+  segment.kv = {{0, kCachePositions}};
   segment.start = start;
   segment.tokens = std::move(tokens);
   segment.want_logits = true;
@@ -48,21 +50,20 @@ bool Run(MoeModel& model, SequenceCache* cache, std::vector<int32_t> tokens, int
 
 void MeasureForward(MoeModel& model, int rounds, std::mt19937& rng) {
   const int vocabulary = model.shape().vocabulary_size;
+  if (!model.AllocateKvCache(kCachePositions).ok()) std::exit(1);
   for (const int length : {64, 512}) {
     if (length > model.shape().context_window) continue;
     std::vector<double> times;
     for (int round = 0; round < rounds; ++round) {
-      const auto cache = *model.NewSequence(length);
       const std::vector<int32_t> prompt = RandomTokens(rng, length, vocabulary);
-      times.push_back(Milliseconds([&] { Run(model, cache.get(), prompt, 0); }));
+      times.push_back(Milliseconds([&] { Run(model, prompt, 0); }));
     }
     Print("prefill of " + std::to_string(length) + " tokens", times);
   }
-  const auto cache = *model.NewSequence(128);
-  Run(model, cache.get(), RandomTokens(rng, 64, vocabulary), 0);
+  Run(model, RandomTokens(rng, 64, vocabulary), 0);
   std::vector<double> times;
   for (int i = 0; i < 64; ++i) {
-    times.push_back(Milliseconds([&] { Run(model, cache.get(), {i}, 64 + i); }));
+    times.push_back(Milliseconds([&] { Run(model, {i}, 64 + i); }));
   }
   Print("one decoded token after 64, single stream", times);
 }

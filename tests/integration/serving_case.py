@@ -83,7 +83,7 @@ class ServingCase(unittest.TestCase):
     def start(cls, *flags, store="a"):
         folder = cls.folder / f"store-{store}"
         folder.mkdir(exist_ok=True)
-        return server_process.ServerProcess(cls.binary, folder, "--kv-cache-tokens", "1000000", "--pending-tokens-max", "1000000",
+        return server_process.ServerProcess(cls.binary, folder, "--kv-cache-tokens", "250000", "--pending-tokens-max", "1000000",
                                             *map(str, flags), model=cls.model)
 
     def own_channel(self, server=None, *options):
@@ -122,5 +122,5 @@ class ServingCase(unittest.TestCase):
 
     def is_empty(self, server=None):
         label = "{model_name=\"long_tiny\"}"
-        return all(self.metric(f"vllm:{name}{label}", server) == 0
-                   for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"))
+        names = [f"vllm:{name}{label}" for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")]
+        return all(self.metric(name, server) == 0 for name in (*names, "c3po_kv_cache_leaked_blocks"))

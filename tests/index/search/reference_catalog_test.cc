@@ -102,6 +102,22 @@ class ReferenceCatalogTest : public ::testing::Test {
   std::mt19937 random_{20240711};
 };
 
+TEST_F(ReferenceCatalogTest, MeasuredRecallIsOneOfExactSearchAndTellsAPoorGraphFromAGoodOne) {
+  EXPECT_EQ(catalog_->MeasureRecall(10, 16), 1.0);
+  ASSERT_TRUE(catalog_->Insert(MakeReferences("math", 0, 90)).ok());
+  EXPECT_EQ(catalog_->MeasureRecall(10, 16), 1.0);
+  ASSERT_TRUE(catalog_->Insert(MakeReferences("math", 90, 3000)).ok());
+  const double good = catalog_->MeasureRecall(10, 32);
+  EXPECT_GE(good, 0.95);
+  EXPECT_LE(good, 1.0);
+  options_.hnsw = {/*m=*/2, /*ef_construction=*/2, /*ef_search=*/1, /*seed=*/7};
+  options_.graph_cache_folder = "";
+  OpenCatalog();
+  const double poor = catalog_->MeasureRecall(10, 32);
+  EXPECT_GT(poor, 0.0);
+  EXPECT_LT(poor, good - 0.05);
+}
+
 TEST_F(ReferenceCatalogTest, SearchFindsWhatTheNaiveScanFinds) {
   const auto records = MakeReferences("math", 0, 90);
   ASSERT_TRUE(catalog_->Insert(records).ok());

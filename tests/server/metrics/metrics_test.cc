@@ -1,6 +1,9 @@
 #include "server/metrics/metrics.h"
 
+#include <unistd.h>
+
 #include <atomic>
+#include <ctime>
 #include <limits>
 #include <map>
 #include <string>
@@ -10,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/metrics/process_usage.h"
 #include "tests/server/metrics/exposition_parser.h"
 
 namespace c3po {
@@ -17,7 +21,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr size_t kSeriesMax = 500;
+constexpr size_t kSeriesMax = 600;
 
 Exposition Parse(const Metrics& metrics) {
   const absl::StatusOr<Exposition> exposition = ParseExposition(metrics.PrometheusText());
@@ -60,7 +64,12 @@ void TouchEverything(Metrics& metrics) {
     metrics.ObserveNeighborDistance(seconds);
     for (int i = 0; i < 6; ++i) metrics.ObserveOptimization(static_cast<Metrics::Method>(i), seconds, 0.25);
   }
+  metrics.SetPendingMax(256);
+  metrics.ObserveSurrogateLoss(2.0, 0.5);
   metrics.SetKvCacheUsage(0.5);
+  metrics.SetKvCacheLeakedBlocks(9);
+  metrics.CountPrefixCache(90, 64);
+  metrics.CountPreemption();
   for (int i = 0; i < 3; ++i) metrics.CountEngineStep(static_cast<Metrics::Work>(i));
   metrics.CountOptimizationSteps(10);
   for (int i = 0; i < 8; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
@@ -82,6 +91,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_engine_steps_total", "counter"},
       {"c3po_gate_total", "counter"},
       {"c3po_index_generation", "gauge"},
+      {"c3po_kv_cache_leaked_blocks", "gauge"},
       {"c3po_model_info", "gauge"},
       {"c3po_neighbor_cache_bytes", "gauge"},
       {"c3po_neighbor_cache_hits_total", "counter"},
@@ -89,20 +99,31 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_neighbor_distance", "histogram"},
       {"c3po_optimization_seconds", "histogram"},
       {"c3po_optimization_steps_total", "counter"},
+      {"c3po_pending_requests_max", "gauge"},
       {"c3po_recall_at_k", "gauge"},
       {"c3po_references", "gauge"},
       {"c3po_references_added_total", "counter"},
       {"c3po_requests_started_total", "counter"},
       {"c3po_retrieval_seconds", "histogram"},
       {"c3po_rpc_total", "counter"},
+      {"c3po_surrogate_loss", "histogram"},
       {"c3po_surrogate_loss_reduction", "histogram"},
+      {"process_cpu_seconds_total", "counter"},
+      {"process_max_fds", "gauge"},
+      {"process_open_fds", "gauge"},
+      {"process_resident_memory_bytes", "gauge"},
       {"process_start_time_seconds", "gauge"},
+      {"process_threads", "gauge"},
+      {"process_virtual_memory_bytes", "gauge"},
       {"vllm:e2e_request_latency_seconds", "histogram"},
       {"vllm:generation_tokens_total", "counter"},
       {"vllm:inter_token_latency_seconds", "histogram"},
       {"vllm:kv_cache_usage_perc", "gauge"},
       {"vllm:num_requests_running", "gauge"},
       {"vllm:num_requests_waiting", "gauge"},
+      {"vllm:num_preemptions_total", "counter"},
+      {"vllm:prefix_cache_hits_total", "counter"},
+      {"vllm:prefix_cache_queries_total", "counter"},
       {"vllm:prompt_tokens_total", "counter"},
       {"vllm:request_decode_time_seconds", "histogram"},
       {"vllm:request_prefill_time_seconds", "histogram"},
@@ -144,6 +165,9 @@ TEST(Metrics, EachEventMovesItsSeries) {
   ExpectSample(exposition, 10, "vllm:prompt_tokens_total", model);
   ExpectSample(exposition, 7, "vllm:generation_tokens_total", model);
   ExpectSample(exposition, 0.5, "vllm:kv_cache_usage_perc", model);
+  ExpectSample(exposition, 90, "vllm:prefix_cache_queries_total", model);
+  ExpectSample(exposition, 64, "vllm:prefix_cache_hits_total", model);
+  ExpectSample(exposition, 1, "vllm:num_preemptions_total", model);
   for (const char* name : {"time_to_first_token", "inter_token_latency", "e2e_request_latency", "request_queue_time",
                            "request_prefill_time", "request_decode_time"}) {
     ExpectSample(exposition, 4, absl::StrCat("vllm:", name, "_seconds_count"), model);
@@ -159,6 +183,10 @@ TEST(Metrics, EachEventMovesItsSeries) {
   }
   ExpectSample(exposition, 24, "c3po_surrogate_loss_reduction_count");
   ExpectSample(exposition, 6, "c3po_surrogate_loss_reduction_sum");
+  ExpectSample(exposition, 2, "c3po_surrogate_loss_sum", {{"moment", "before"}});
+  ExpectSample(exposition, 0.5, "c3po_surrogate_loss_sum", {{"moment", "after"}});
+  ExpectSample(exposition, 256, "c3po_pending_requests_max");
+  ExpectSample(exposition, 9, "c3po_kv_cache_leaked_blocks");
   ExpectSample(exposition, 10, "c3po_optimization_steps_total");
   for (const char* decision :
        {"applied", "not_requested", "skipped_no_neighbors", "skipped_neighbors_far", "skipped_base_confident",
@@ -210,6 +238,10 @@ TEST(Metrics, BadObservationsAreDropped) {
   for (double bad : {nan, inf, -inf, -1.0}) metrics.ObserveRetrieval(bad);
   for (double bad : {nan, inf}) metrics.SetKvCacheUsage(bad);
   metrics.CountGeneratedTokens(-5);
+  for (double bad : {nan, inf, -1.0}) {
+    metrics.ObserveSurrogateLoss(bad, 1.0);
+    metrics.ObserveSurrogateLoss(1.0, bad);
+  }
   metrics.ObserveOptimization(Metrics::Method::kModeFinding, 0.5, nan);
   metrics.ObserveOptimization(Metrics::Method::kModeFinding, 0.5, -2.0);  // A loss may rise.
   const Exposition exposition = Parse(metrics);
@@ -217,6 +249,8 @@ TEST(Metrics, BadObservationsAreDropped) {
   ExpectSample(exposition, 0, "vllm:kv_cache_usage_perc", {{"model_name", "tiny"}});
   ExpectSample(exposition, 0, "vllm:generation_tokens_total", {{"model_name", "tiny"}});
   ExpectSample(exposition, 2, "c3po_optimization_seconds_count", {{"method", "mode_finding"}});
+  ExpectSample(exposition, 0, "c3po_surrogate_loss_count", {{"moment", "before"}});
+  ExpectSample(exposition, 0, "c3po_surrogate_loss_count", {{"moment", "after"}});
   ExpectSample(exposition, 1, "c3po_surrogate_loss_reduction_count");
   ExpectSample(exposition, -2, "c3po_surrogate_loss_reduction_sum");
 }
@@ -235,6 +269,42 @@ TEST(Metrics, ALaterModelReplacesTheLabels) {
   const Exposition exposition = Parse(metrics);
   ASSERT_EQ(exposition.at("c3po_model_info").samples.size(), 1u);
   EXPECT_EQ(exposition.at("c3po_model_info").samples[0].labels.at("digest"), "two");
+}
+
+TEST(Metrics, ProcessIsReadAnewByEachExposition) {
+  Metrics metrics("tiny", "0.1.0");
+  const auto value = [](const Exposition& exposition, const char* name) {
+    return SampleValue(exposition, name, {}).value_or(-1);
+  };
+  const Exposition before = Parse(metrics);
+  EXPECT_GT(value(before, "process_resident_memory_bytes"), 1e6);
+  EXPECT_GE(value(before, "process_virtual_memory_bytes"), value(before, "process_resident_memory_bytes"));
+  EXPECT_GE(value(before, "process_max_fds"), value(before, "process_open_fds"));
+  const int descriptor = dup(0);
+  ASSERT_GE(descriptor, 0);
+  const clock_t start = clock();
+  while (clock() - start < CLOCKS_PER_SEC / 10) {
+  }
+  const Exposition after = Parse(metrics);
+  close(descriptor);
+  EXPECT_EQ(value(after, "process_open_fds"), value(before, "process_open_fds") + 1);
+  const double seconds = value(after, "process_cpu_seconds_total") - value(before, "process_cpu_seconds_total");
+  EXPECT_GE(seconds, 0.05);
+  EXPECT_LT(seconds, 5);
+}
+
+TEST(ProcessUsage, StatIsReadAfterTheLastParenthesisOfTheCommand) {
+  const std::string line =
+      "17 (a (b) 1 2) S 1 17 17 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 12 0 900 4096000 300 18446744073709551615 1 1\n";
+  const absl::StatusOr<ProcessUsage> usage = ParseStat(line, /*ticks_per_second=*/100, /*page_bytes=*/4096);
+  ASSERT_TRUE(usage.ok()) << usage.status();
+  EXPECT_DOUBLE_EQ(usage->cpu_seconds, 3.0);
+  EXPECT_EQ(usage->threads, 12);
+  EXPECT_EQ(usage->virtual_bytes, 4096000);
+  EXPECT_EQ(usage->resident_bytes, 300 * 4096);
+  for (const char* bad : {"", "17 no command", "17 (c) S 1 2 3", "17 (c) S 1 17 17 0 -1 4194304 100 0 0 0 x 50 0 0"}) {
+    EXPECT_EQ(ParseStat(bad, 100, 4096).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
 }
 
 TEST(Metrics, CountsAreExactAndScrapesWholeWhileThreadsCount) {

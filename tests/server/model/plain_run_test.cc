@@ -58,11 +58,11 @@ TEST(PlainRun, MethodNoneAndARevertedPathwayAreBitwiseTheModelAlone) {
   sampling.ignore_eos = true;
 
   std::vector<SampledToken> expected;
-  const auto cache = *model->NewSequence(64);
+  ASSERT_TRUE(model->AllocateKvCache(64).ok());
   std::vector<int32_t> context = prompt, next = prompt;
   while (expected.size() < 20) {
     Segment segment;
-    segment.cache = cache.get();
+    segment.kv = {{0, 64}};
     segment.start = static_cast<int>(context.size() - next.size());
     segment.tokens = next;
     segment.want_logits = true;
@@ -76,7 +76,9 @@ TEST(PlainRun, MethodNoneAndARevertedPathwayAreBitwiseTheModelAlone) {
   enum class Task { kNone, kReverted, kRejected };
   for (const Task kind : {Task::kNone, Task::kReverted, Task::kRejected}) {
     SCOPED_TRACE(static_cast<int>(kind));
-    ContinuousBatcher batcher(model.get(), BatcherLimits(), nullptr);
+    BatcherLimits limits;
+    limits.kv_tokens_max = 64;
+    ContinuousBatcher batcher(model.get(), limits, nullptr);
     auto sink = std::make_shared<TokenSink>();
     SequenceRequest request;
     request.prompt = prompt;

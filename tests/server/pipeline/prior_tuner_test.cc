@@ -17,7 +17,7 @@ class BowlModel final : public ModelRunner {
     shape_.moe_layers = shape_.layers = 3;
   }
   const ModelShape& shape() const override { return shape_; }
-  absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int) override { return absl::UnimplementedError(""); }
+  absl::Status AllocateKvCache(int64_t) override { return absl::UnimplementedError(""); }
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment>) override {
     return absl::UnimplementedError("");
   }

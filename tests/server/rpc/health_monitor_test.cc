@@ -26,15 +26,12 @@ constexpr absl::Duration kStallMax = absl::Milliseconds(300);
 // A model whose forward pass can be held: the seam by which the engine thread freezes.
 class HeldModel final : public ModelRunner {
  public:
-  struct Cache final : public SequenceCache {
-    int64_t bytes() const override { return 0; }
-  };
   HeldModel() {
     shape_.vocabulary_size = 4;
     shape_.context_window = 100000;
   }
   const ModelShape& shape() const override { return shape_; }
-  absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int) override { return std::make_unique<Cache>(); }
+  absl::Status AllocateKvCache(int64_t) override { return absl::OkStatus(); }
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
     absl::SleepFor(pace);
     const absl::MutexLock lock(&mu_);

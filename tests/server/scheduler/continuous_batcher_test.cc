@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -22,15 +24,7 @@ constexpr int32_t kEndToken = 49;
 // sequences, positions or pathways shows in the tokens.
 class HashModel final : public ModelRunner {
  public:
-  struct Cache final : public SequenceCache {
-    explicit Cache(int* live) : live_caches(live) { ++*live; }
-    ~Cache() override { --*live_caches; }
-    int64_t bytes() const override { return 0; }
-    std::vector<uint64_t> state;  // per position
-    int* live_caches;
-  };
-
-  HashModel() {
+  explicit HashModel(int64_t slots = 1 << 15) : states_(slots) {
     shape_.vocabulary_size = kVocabulary;
     shape_.eos_token_ids = {kEndToken};
     shape_.experts = 4;
@@ -39,34 +33,37 @@ class HashModel final : public ModelRunner {
     shape_.context_window = 4096;
   }
   const ModelShape& shape() const override { return shape_; }
-  absl::StatusOr<std::unique_ptr<SequenceCache>> NewSequence(int) override {
-    return std::make_unique<Cache>(&live_caches);
-  }
+  absl::Status AllocateKvCache(int64_t) override { return absl::OkStatus(); }
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
     ++forwards;
+    now += per_forward;
     if (!fail_with.ok()) return fail_with;
     std::vector<SegmentOutput> outputs;
     int64_t rows = 0;
+    std::set<int64_t> written;
     for (const Segment& segment : segments) {
       rows += static_cast<int64_t>(segment.tokens.size());
-      auto& cache = static_cast<Cache&>(*segment.cache);
-      EXPECT_LE(static_cast<size_t>(segment.start), cache.state.size()) << "a gap in the cache";
-      cache.state.resize(segment.start);
+      std::vector<int64_t> slots;
+      for (const KvRun& run : segment.kv) {
+        for (int64_t i = 0; i < run.length; ++i) slots.push_back(run.slot + i);
+      }
+      EXPECT_GE(slots.size(), segment.start + segment.tokens.size()) << "no slots";
+      uint64_t h = segment.start == 0 ? 1469598103934665603ull : states_.at(slots[segment.start - 1]);
       SegmentOutput output;
       for (size_t r = 0; r < segment.tokens.size(); ++r) {
         const int position = segment.start + static_cast<int>(r);
-        uint64_t h = cache.state.empty() ? 1469598103934665603ull : cache.state.back();
         h = (h ^ static_cast<uint64_t>(segment.tokens[r] + 1)) * 1099511628211ull;
         if (segment.routing && position >= segment.override_start && position < segment.override_end) {
           h = (h ^ static_cast<uint64_t>(segment.routing->values.weights[0] * 1000)) * 1099511628211ull;
         }
-        cache.state.push_back(h);
+        states_.at(slots[position]) = h;
+        EXPECT_TRUE(written.insert(slots[position]).second) << "two rows of a pass write one slot";
         if (!segment.targets.empty()) output.target_logprobs.push_back(-static_cast<float>((h >> 20) % 100));
       }
       output.logits.assign(kVocabulary, 0);
-      output.logits[(cache.state.back() >> 17) % (kVocabulary - 1)] = 1;
+      output.logits[(h >> 17) % (kVocabulary - 1)] = 1;
       output.capture.pathway = Pathway(2, 4);
-      output.capture.entry_hidden = {static_cast<float>(cache.state.size())};
+      output.capture.entry_hidden = {static_cast<float>(segment.start)};
       outputs.push_back(std::move(output));
     }
     most_rows = std::max(most_rows, rows);
@@ -81,12 +78,15 @@ class HashModel final : public ModelRunner {
 
   NeighborCacheStats neighbor_cache_stats() const override { return {}; }
 
-  int live_caches = 0, forwards = 0;
+  int forwards = 0;
+  absl::Time now = absl::UnixEpoch();  // a clock that only the work moves
+  absl::Duration per_forward;
   int64_t most_rows = 0;
   absl::Status fail_with;
 
  private:
   ModelShape shape_;
+  std::vector<uint64_t> states_;  // per slot: the hash of everything up to its position
 };
 
 class RecordingSink final : public SequenceSink {
@@ -122,6 +122,7 @@ class CountdownTask final : public OptimizationTask {
       : steps_(steps), routing_(std::move(routing)), error_(std::move(error)) {}
   absl::StatusOr<bool> Step() override {
     if (!error_.ok()) return error_;
+    if (on_step) on_step();
     return --steps_ == 0;
   }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
@@ -135,6 +136,7 @@ class CountdownTask final : public OptimizationTask {
   }
   bool accepts = true;
   int trials = 0;
+  std::function<void()> on_step;
 
  private:
   int steps_;
@@ -156,6 +158,8 @@ struct Wanted {
   std::shared_ptr<const RoutingOverride> routing;
   ApplicationRule rule = ApplicationRule::kEveryNewToken;
   int optimization_steps = 3;
+  bool accepts = true;  // what the pathway gave
+  std::vector<std::vector<int32_t>> continuations = {};
 };
 
 SequenceRequest MakeRequest(const Wanted& wanted, std::shared_ptr<SequenceSink> sink) {
@@ -163,18 +167,21 @@ SequenceRequest MakeRequest(const Wanted& wanted, std::shared_ptr<SequenceSink> 
   request.prompt = wanted.prompt;
   request.sampling.max_tokens = wanted.max_tokens;
   request.rule = wanted.rule;
+  request.continuations = wanted.continuations;
   request.entry_layer = 1;
   request.sink = std::move(sink);
   if (wanted.routing) {
     request.on_prefilled = [wanted](const PromptCapture&,
                                     absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
-      return std::make_shared<CountdownTask>(wanted.optimization_steps, wanted.routing);
+      auto task = std::make_shared<CountdownTask>(wanted.optimization_steps, wanted.routing);
+      task->accepts = wanted.accepts;
+      return task;
     };
   }
   return request;
 }
 
-std::vector<int32_t> RunAlone(const Wanted& wanted) {
+std::shared_ptr<RecordingSink> RunAlone(const Wanted& wanted) {
   HashModel model;
   ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
   auto sink = std::make_shared<RecordingSink>();
@@ -182,51 +189,117 @@ std::vector<int32_t> RunAlone(const Wanted& wanted) {
   while (batcher.Step()) {
   }
   EXPECT_TRUE(sink->status.ok()) << sink->status;
-  EXPECT_EQ(model.live_caches, 0);
-  return sink->tokens;
+  EXPECT_EQ(batcher.kv_tokens_used(), 0);
+  return sink;
 }
 
-TEST(ContinuousBatcher, SequencesGetTheSameTokensAloneAndAmongOthersWithOtherPathways) {
-  for (uint32_t seed = 1; seed <= 50; ++seed) {
+std::vector<std::vector<float>> LogprobsOf(const RecordingSink& sink) {
+  std::vector<std::vector<float>> logprobs;
+  for (const ContinuationScore& score : sink.scores) logprobs.push_back(score.token_logprobs);
+  return logprobs;
+}
+
+// Sequences join, leave, are cancelled, share beginnings, run out of blocks and are preempted, generate and score, with
+// and without a pathway: what comes of each is what comes of it alone.
+TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone) {
+  int64_t preemptions = 0, shared = 0;
+  for (uint32_t seed = 1; seed <= 200; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
-    HashModel model;
     BatcherLimits limits;
-    limits.sequences_max = 1 + static_cast<int>(rng() % 6);
-    limits.prefill_tokens_per_step = 1 + static_cast<int>(rng() % 9);
+    limits.sequences_max = 1 + static_cast<int>(rng() % 8);
+    limits.prefill_tokens_per_step = 1 + static_cast<int>(rng() % 70);
+    limits.kv_tokens_max = (10 + static_cast<int64_t>(rng() % 5)) * KvBlockPool::kPositions;
+    HashModel model(limits.kv_tokens_max);
     ContinuousBatcher batcher(&model, limits, nullptr);
-    std::vector<Wanted> wanted;
-    std::vector<std::shared_ptr<RecordingSink>> sinks;
-    for (int i = 0; i < 12; ++i) {
+    std::vector<int32_t> beginning(80);
+    for (int32_t& token : beginning) token = static_cast<int32_t>(rng() % 48);
+    struct Case {
+      Wanted wanted;
+      std::shared_ptr<RecordingSink> sink;
+      std::shared_ptr<std::atomic<bool>> cancelled;
+    };
+    std::vector<Case> cases;
+    for (int i = 0; i < 14; ++i) {
       Wanted w;
-      for (uint32_t t = 0; t <= rng() % 20; ++t) w.prompt.push_back(static_cast<int32_t>(rng() % 48));
-      w.max_tokens = 1 + static_cast<int>(rng() % 10);
+      if (rng() % 2 == 0) w.prompt.assign(beginning.begin(), beginning.begin() + static_cast<int>(rng() % 80));
+      for (uint32_t t = 0; t <= rng() % 50; ++t) w.prompt.push_back(static_cast<int32_t>(rng() % 48));
+      w.max_tokens = 1 + static_cast<int>(rng() % 100);
       if (rng() % 3 > 0) w.routing = Routing(static_cast<float>(i));
       w.rule = static_cast<ApplicationRule>(rng() % 3);
       w.optimization_steps = 1 + static_cast<int>(rng() % 5);
-      sinks.push_back(std::make_shared<RecordingSink>());
-      wanted.push_back(w);
-      batcher.Add(MakeRequest(w, sinks.back()));
-      for (uint32_t s = 0; s < rng() % 4; ++s) batcher.Step();
+      w.accepts = rng() % 4 > 0;
+      for (uint32_t c = 0; rng() % 3 == 0 && c < 3; ++c) {
+        w.continuations.emplace_back();
+        for (uint32_t t = 0; t <= rng() % 40; ++t) w.continuations.back().push_back(static_cast<int32_t>(rng() % 48));
+      }
+      Case one{w, std::make_shared<RecordingSink>(), std::make_shared<std::atomic<bool>>(false)};
+      SequenceRequest request = MakeRequest(w, one.sink);
+      request.cancelled = one.cancelled;
+      batcher.Add(std::move(request));
+      cases.push_back(std::move(one));
+      for (uint32_t s = 0; s < rng() % 6; ++s) batcher.Step();
+      if (rng() % 6 == 0) *cases[rng() % cases.size()].cancelled = true;
     }
     while (batcher.Step()) {
     }
-    for (size_t i = 0; i < wanted.size(); ++i) {
-      EXPECT_EQ(sinks[i]->tokens, RunAlone(wanted[i])) << "sequence " << i;
-      EXPECT_EQ(sinks[i]->finished_count, 1);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      SCOPED_TRACE(testing::Message() << "sequence " << i);
+      EXPECT_EQ(cases[i].sink->finished_count, 1);
+      const std::shared_ptr<RecordingSink> alone = RunAlone(cases[i].wanted);
+      if (cases[i].sink->status.ok()) {
+        EXPECT_EQ(cases[i].sink->tokens, alone->tokens);
+        EXPECT_EQ(LogprobsOf(*cases[i].sink), LogprobsOf(*alone));
+      } else {
+        EXPECT_TRUE(*cases[i].cancelled) << cases[i].sink->status;
+        EXPECT_LE(cases[i].sink->tokens.size(), alone->tokens.size());
+      }
     }
-    EXPECT_EQ(model.live_caches, 0);
     EXPECT_EQ(batcher.kv_tokens_used(), 0);
+    preemptions += batcher.preemptions();
+    shared += batcher.prefix_hit_tokens();
   }
+  EXPECT_GT(preemptions, 50);
+  EXPECT_GT(shared, 10000);
+}
+
+TEST(ContinuousBatcher, ARepeatedPromptIsPrefilledFromItsLastWholeBlock) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  std::vector<int32_t> prompt(100);
+  for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>(i % 48);
+  for (const bool again : {false, true}) {
+    auto sink = std::make_shared<RecordingSink>();
+    batcher.Add(MakeRequest({prompt, 3, nullptr}, sink));
+    model.most_rows = 0;
+    while (batcher.Step()) {
+    }
+    EXPECT_EQ(model.most_rows, again ? 4 : 100);
+    EXPECT_EQ(sink->tokens, RunAlone({prompt, 3, nullptr})->tokens);
+  }
+  EXPECT_EQ(batcher.prefix_hit_tokens(), 96);
+}
+
+TEST(ContinuousBatcher, ContinuationsOfAPromptAreScoredInOnePass) {
+  HashModel model;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  auto sink = std::make_shared<RecordingSink>();
+  SequenceRequest request = MakeRequest({{1, 2, 3}, 1, nullptr}, sink);
+  for (int32_t c = 0; c < 10; ++c) request.continuations.push_back({c, c, c});
+  batcher.Add(std::move(request));
+  while (batcher.Step()) {
+  }
+  EXPECT_EQ(model.forwards, 2);
+  EXPECT_EQ(sink->scores.size(), 10u);
 }
 
 TEST(ContinuousBatcher, LastPromptTokenRuleLeavesDecodedTokensToTheModelsOwnRouters) {
   Wanted w{{1, 2, 3}, 6, Routing(5), ApplicationRule::kEveryNewToken};
-  const std::vector<int32_t> every = RunAlone(w);
+  const std::vector<int32_t> every = RunAlone(w)->tokens;
   w.rule = ApplicationRule::kLastPromptToken;
-  const std::vector<int32_t> last = RunAlone(w);
+  const std::vector<int32_t> last = RunAlone(w)->tokens;
   w.routing = nullptr;
-  const std::vector<int32_t> plain = RunAlone(w);
+  const std::vector<int32_t> plain = RunAlone(w)->tokens;
   EXPECT_NE(every, last);
   EXPECT_NE(last, plain);
   EXPECT_EQ(every.front(), last.front());
@@ -244,7 +317,7 @@ TEST(ContinuousBatcher, APathwayThatWasRevertedGivesThePlainTokens) {
   batcher.Add(std::move(request));
   while (batcher.Step()) {
   }
-  EXPECT_EQ(sink->tokens, RunAlone({{4, 5, 6}, 6, nullptr}));
+  EXPECT_EQ(sink->tokens, RunAlone({{4, 5, 6}, 6, nullptr})->tokens);
 }
 
 TEST(ContinuousBatcher, APathwayThatIsNotAcceptedOnTrialLeavesNoTrace) {
@@ -273,12 +346,7 @@ TEST(ContinuousBatcher, APathwayThatIsNotAcceptedOnTrialLeavesNoTrace) {
       }
       EXPECT_EQ(task->trials, 1);
       EXPECT_EQ(tried->finished_count, 1);
-      EXPECT_EQ(tried->tokens == plain->tokens && tried->scores.size() == plain->scores.size() &&
-                    std::equal(tried->scores.begin(), tried->scores.end(), plain->scores.begin(),
-                               [](const ContinuationScore& a, const ContinuationScore& b) {
-                                 return a.token_logprobs == b.token_logprobs;
-                               }),
-                !accepts);
+      EXPECT_EQ(tried->tokens == plain->tokens && LogprobsOf(*tried) == LogprobsOf(*plain), !accepts);
     }
   }
 }
@@ -293,7 +361,27 @@ TEST(ContinuousBatcher, OptimizationDoesNotStallRunningStreams) {
   const size_t before = stream->tokens.size();
   for (int i = 0; i < 10; ++i) batcher.Step();
   EXPECT_EQ(stream->tokens.size(), before + 10);
-  EXPECT_TRUE(optimizing->tokens.empty());
+}
+
+// A unit that takes long is paid for by passes without one.
+TEST(ContinuousBatcher, OptimizationTakesItsShareOfTheTimeBesideStreams) {
+  HashModel model;
+  model.per_forward = absl::Milliseconds(2);
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr, [&] { return model.now; });
+  auto stream = std::make_shared<RecordingSink>(), optimizing = std::make_shared<RecordingSink>();
+  batcher.Add(MakeRequest({{1}, 1000, nullptr}, stream));
+  auto task = std::make_shared<CountdownTask>(10, Routing(1));
+  task->on_step = [&] { model.now += absl::Milliseconds(4); };
+  SequenceRequest request = MakeRequest({{2}, 1, nullptr}, optimizing);
+  request.on_prefilled = [task](const PromptCapture&,
+                                absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    return task;
+  };
+  batcher.Add(std::move(request));
+  while (optimizing->finished_count == 0) batcher.Step();
+  // Ten units of 4 ms at a quarter of the passes' time: eight passes of 2 ms for each but the last.
+  EXPECT_GE(stream->tokens.size(), 9 * 8u);
+  EXPECT_LE(stream->tokens.size(), 10 * 8u);
 }
 
 TEST(ContinuousBatcher, PrefillKeepsToItsTokenBudget) {
@@ -327,7 +415,6 @@ TEST(ContinuousBatcher, CancelledSequenceFreesItsCacheBeforeTheNextForward) {
     batcher.Step();
     EXPECT_EQ(model.forwards, forwards);
     EXPECT_EQ(sink->status.code(), absl::StatusCode::kCancelled);
-    EXPECT_EQ(model.live_caches, 0);
     EXPECT_EQ(batcher.kv_tokens_used(), 0);
   }
 }
@@ -346,21 +433,25 @@ TEST(ContinuousBatcher, APassedDeadlineEndsTheSequence) {
 TEST(ContinuousBatcher, ASequenceThatCanNeverFitIsRefusedAtOnce) {
   HashModel model;
   BatcherLimits limits;
-  limits.kv_tokens_max = 10;
+  limits.kv_tokens_max = 2 * KvBlockPool::kPositions;
   ContinuousBatcher batcher(&model, limits, nullptr);
-  auto sink = std::make_shared<RecordingSink>();
-  batcher.Add(MakeRequest({{1, 2, 3}, 8, nullptr}, sink));
-  EXPECT_EQ(sink->status.code(), absl::StatusCode::kResourceExhausted);
+  auto fits = std::make_shared<RecordingSink>(), never = std::make_shared<RecordingSink>();
+  batcher.Add(MakeRequest({{1, 2, 3}, 61, nullptr}, fits));
+  batcher.Add(MakeRequest({{1, 2, 3}, 62, nullptr}, never));
+  EXPECT_EQ(never->status.code(), absl::StatusCode::kResourceExhausted);
+  while (batcher.Step()) {
+  }
+  EXPECT_TRUE(fits->status.ok());
 }
 
 TEST(ContinuousBatcher, WaitsForCacheRoomAndThenServes) {
   HashModel model;
   BatcherLimits limits;
-  limits.kv_tokens_max = 12;
+  limits.kv_tokens_max = 2 * KvBlockPool::kPositions;
   ContinuousBatcher batcher(&model, limits, nullptr);
   auto a = std::make_shared<RecordingSink>(), b = std::make_shared<RecordingSink>();
-  batcher.Add(MakeRequest({{1, 2, 3}, 8, nullptr}, a));
-  batcher.Add(MakeRequest({{1, 2, 3}, 8, nullptr}, b));
+  batcher.Add(MakeRequest({std::vector<int32_t>(40, 7), 8, nullptr}, a));
+  batcher.Add(MakeRequest({std::vector<int32_t>(40, 7), 8, nullptr}, b));
   batcher.Step();
   EXPECT_EQ(batcher.running(), 1);
   EXPECT_EQ(batcher.waiting(), 1);
@@ -421,7 +512,7 @@ TEST(ContinuousBatcher, AFailingForwardOrTaskEndsOnlyWithAStatus) {
   while (batcher.Step()) {
   }
   EXPECT_EQ(forward->status.message(), "bad pass");
-  EXPECT_EQ(model.live_caches, 0);
+  EXPECT_EQ(batcher.kv_tokens_used(), 0);
 }
 
 TEST(Engine, ServesRequestsOfManyThreadsAndRefusesBeyondItsLimit) {
@@ -429,7 +520,7 @@ TEST(Engine, ServesRequestsOfManyThreadsAndRefusesBeyondItsLimit) {
   Engine engine(&model, BatcherLimits(), 64, nullptr);
   std::vector<std::thread> clients;
   std::atomic<int> served{0}, refused{0};
-  const std::vector<int32_t> expected = RunAlone({{1, 2, 3}, 20, nullptr});
+  const std::vector<int32_t> expected = RunAlone({{1, 2, 3}, 20, nullptr})->tokens;
   for (int c = 0; c < 8; ++c) {
     clients.emplace_back([&] {
       for (int i = 0; i < 20; ++i) {
@@ -524,7 +615,6 @@ TEST(Engine, AFullQueueIsResourceExhaustedAndStopEndsWhatIsLeft) {
   engine.Stop(absl::ZeroDuration());
   EXPECT_TRUE(sink->done.HasBeenNotified());
   EXPECT_EQ(sink->status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(model.live_caches, 0);
 }
 
 }  // namespace

@@ -54,7 +54,7 @@ TEST(IncrementalDetokenizer, AnyChunkingGivesTheWholeTextCutAtTheStop) {
   std::mt19937 rng(kSeed);
   const std::vector<std::string> strings = GoldenStrings();
   int stops_hit = 0;
-  for (const char* name : {"byte_level.json", "metaspace.json", "word_piece.json"}) {
+  for (const char* name : {"byte_level.json", "metaspace.json", "word_piece.json", "deepseek.json", "qwen.json"}) {
     const auto tokenizer = LoadGolden(name);
     for (int trial = 0; trial < 4000; ++trial) {
       // Encoded text, and now and then random ids, which leave broken characters.

@@ -35,7 +35,24 @@ TEST(Regex, SpaceAndWordAreThoseOfOniguruma) {
   EXPECT_EQ(Matches("\\W", "a-b"), "[-]");
 }
 
+TEST(Regex, ScriptsAreExactAndPunctuationHoldsSymbols) {
+  EXPECT_EQ(Matches("\\p{Han}+", "\xE6\xB0\xB4\xE3\x80\x81"), "[\xE6\xB0\xB4]");  // U+3001 is common to scripts.
+  EXPECT_EQ(Matches("\\p{^Hiragana}", "\xE3\x81\x82"), "");
+  EXPECT_EQ(Matches("[[:punct:]]+", "a+!\xC2\xA2 "), "[+!\xC2\xA2]");
+  EXPECT_EQ(Matches("[[:space:][:digit:]]+", "a 1\xE1\xA0\x8E"), "[ 1]");
+  EXPECT_EQ(Matches("\\v\\u0041", "\vA\nA"), "[\vA]");
+  EXPECT_EQ(Matches("[\\S]+", "a\xE1\xA0\x8E b"), "[a\xE1\xA0\x8E][b]");
+  EXPECT_EQ(Matches("(?i)k|x", "\xE2\x84\xAAX"), "[\xE2\x84\xAA][X]");
+  EXPECT_EQ(Matches("}{1,2}?", "}}"), "[}][}]");
+  EXPECT_EQ(Regex::Compile("\\p{Nonsense}").status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(Regex, LineAnchorsMatchAtEveryLine) { EXPECT_EQ(Matches("^a", "a\na"), "[a][a]"); }
+
+TEST(Regex, SpaceBeforeALinesEndIsFoundInLinearTime) {
+  EXPECT_EQ(Matches("\\s+$", "a  \n\n b \n\tc "), "[  \n][ ][ ]");
+  EXPECT_EQ(Matches("\\s+$", std::string(1000000, ' ') + "1"), "");
+}
 
 TEST(Regex, EmptyMatchesRightAfterAMatchArePassedOver) {
   EXPECT_EQ(Matches("a*", "aab"), "[aa][]");
@@ -44,8 +61,11 @@ TEST(Regex, EmptyMatchesRightAfterAMatchArePassedOver) {
 }
 
 TEST(Regex, ConstructsThatDifferAreRefusedByName) {
-  for (const char* construct : {"\\h", "\\bx", "a\\B", "\\R", "\\X", "\\K", "\\G", "[\\W]", "[a[b]]", "[a&&b]",
-                                "a{1,2}+", "(?m:.)", "(*UTF)a", "[[:alpha"}) {
+  for (const char* construct :
+       {"\\h",          "\\bx",     "a\\B",          "\\R",        "\\X",     "\\K",      "\\G",
+        "[\\W]",        "[a[b]]",   "[a&&b]",        "a{1,2}+",    "a{2}?",   "a{,2}",    "(?m:.)",
+        "(?x: a)",      "a(?i)b|c", "(?i:stop)",     "(?<name>a)", "(*UTF)a", "[[:alpha", "[[:alpha:]]",
+        "[[:^digit:]]", "\\pL",     "\\p{Is Space}", "\\Q",        "\\1",     "\\u12"}) {
     const auto regex = Regex::Compile(construct);
     EXPECT_EQ(regex.status().code(), absl::StatusCode::kInvalidArgument) << construct;
     EXPECT_THAT(std::string(regex.status().message()), testing::HasSubstr("not supported")) << construct;

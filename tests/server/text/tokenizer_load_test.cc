@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -75,9 +77,17 @@ TEST(TokenizerLoad, BadFieldsAreRefusedByName) {
       {"byte_level.json", "/model/merges/2", "[\"!\", \"~\"]", "piece \"!~\" is not in model.vocab"},
       {"byte_level.json", "/model/dropout", "0.1", "model.dropout: merge dropout is not supported"},
       {"byte_level.json", "/model/end_of_word_suffix", "\"</w>\"", "end_of_word_suffix is not supported"},
+      {"byte_level.json", "/model/temperature", "2", "model: option \"temperature\" is not supported"},
+      {"byte_level.json", "/lattice", "{}", "option \"lattice\" is not supported"},
+      {"byte_level.json", "/added_tokens/0/sticky", "false", "added_tokens[0]: option \"sticky\" is not supported"},
+      {"byte_level.json", "/pre_tokenizer/pretokenizers/1/lower", "true", "pretokenizers[1]: option \"lower\" is not"},
+      {"byte_level.json", "/normalizer", R"({"type": "NFC", "strict": 1})", "normalizer: option \"strict\" is not"},
+      {"byte_level.json", "/decoder/cleanup", "true", "decoder: option \"cleanup\" is not supported"},
+      {"byte_level.json", "/normalizer", R"({"type": "Strip", "strip_left": true})", "has no field \"strip_right\""},
+      {"byte_level.json", "/pre_tokenizer", R"({"type": "Punctuation", "behavior": "Kept"})", "\"Kept\" is no split"},
       {"byte_level.json", "/model/unk_token", "\"<nope>\"", "model.unk_token: \"<nope>\" is not in model.vocab"},
       {"byte_level.json", "/model/byte_fallback", "1", "model.byte_fallback: is of type number, expected boolean"},
-      {"byte_level.json", "/pre_tokenizer/type", "\"Whitespace\"", "pre_tokenizer: type \"Whitespace\" is not"},
+      {"byte_level.json", "/pre_tokenizer/type", "\"FixedLength\"", "pre_tokenizer: type \"FixedLength\" is not"},
       {"byte_level.json", "/pre_tokenizer/type", "", "pre_tokenizer: has no field \"type\""},
       {"byte_level.json", "/pre_tokenizer/pretokenizers/0/type", "\"UnicodeScripts\"",
        "pre_tokenizer.pretokenizers[0]: type \"UnicodeScripts\""},
@@ -133,6 +143,33 @@ TEST(TokenizerLoad, BadFieldsAreRefusedByName) {
   }
 }
 
+TEST(TokenizerLoad, AFoldersConfigSaysWhichTokensGoAround) {
+  const std::string folder = absl::StrCat(testing::TempDir(), "/c3po_folder_", getpid());
+  std::filesystem::create_directory(folder);
+  std::filesystem::copy_file(GoldenPath("deepseek.json"), folder + "/tokenizer.json");
+  const auto encode = [&](const std::string& config) -> absl::StatusOr<std::vector<int32_t>> {
+    std::ofstream(folder + "/tokenizer_config.json") << config;
+    const auto tokenizer = Tokenizer::LoadFolder(folder);
+    if (!tokenizer.ok()) return tokenizer.status();
+    return (*tokenizer)->Encode("1", /*add_special_tokens=*/true);
+  };
+  const int32_t one = (*(*Tokenizer::LoadFolder(folder))->Encode("1", true))[0];
+  const std::string tokens =
+      R"("bos_token": {"content": "<\uff5cbegin\u2581of\u2581sentence\uff5c>"}, "eos_token": "A")";
+  const std::string llama = R"("tokenizer_class": "LlamaTokenizerFast")";
+  using Ids = std::vector<int32_t>;
+  EXPECT_EQ(*encode("{}"), Ids{one});
+  EXPECT_EQ(*encode("{" + tokens + "," + llama + "}"), (Ids{1000, one}));
+  EXPECT_EQ(*encode("{" + tokens + "," + llama + R"(, "add_bos_token": false})"), Ids{one});
+  EXPECT_EQ(encode("{" + tokens + "," + llama + R"(, "add_eos_token": true})")->size(), 3u);
+  EXPECT_EQ(*encode("{" + tokens + R"(, "add_bos_token": true})"), (Ids{1000, one}));
+  EXPECT_EQ(*encode("{" + tokens + R"(, "tokenizer_class": "Qwen2Tokenizer"})"), Ids{one});
+  EXPECT_THAT(std::string(encode("{" + llama + "}").status().message()), HasSubstr("there is no bos_token"));
+  EXPECT_THAT(std::string(encode(R"({"add_bos_token": true, "bos_token": "<none>"})").status().message()),
+              HasSubstr("tokenizer_config.json: bos_token: \"<none>\" is not in the vocabulary"));
+  std::filesystem::remove_all(folder);
+}
+
 TEST(TokenizerLoad, SequencesThatNestWithoutEndAreRefused) {
   std::string nested;
   for (int i = 0; i < 20000; ++i) nested.append(R"({"type": "Sequence", "normalizers": [)");
@@ -163,13 +200,16 @@ TEST(TokenizerLoad, MergesAsStringsAndAsPairsAreTheSame) {
   }
 }
 
-// Whatever a damaged file says, loading ends with a status or with a tokenizer that works.
+// Whatever a damaged file says, loading ends with a status or with a tokenizer that works. The environment's
+// C3PO_DAMAGE_TRIALS asks for so many changes of each file in place of the 800 of every run.
 TEST(TokenizerLoad, RandomDamageNeverCrashes) {
+  const char* asked = std::getenv("C3PO_DAMAGE_TRIALS");
+  const int trials = asked != nullptr ? std::atoi(asked) : 800;
   constexpr uint32_t kSeed = 7;
   std::mt19937 rng(kSeed);
   int loaded = 0;
   int refused = 0;
-  for (const char* base : {"byte_level.json", "metaspace.json", "word_piece.json"}) {
+  for (const char* base : {"byte_level.json", "metaspace.json", "word_piece.json", "deepseek.json", "qwen.json"}) {
     std::ifstream stream(GoldenPath(base), std::ios::binary);
     const std::string good(std::istreambuf_iterator<char>(stream), {});
     // Most bytes are vocabulary; the options are what matters, so half of the damage goes to the head and tail.
@@ -183,7 +223,7 @@ TEST(TokenizerLoad, RandomDamageNeverCrashes) {
           return rng() % size;
       }
     };
-    for (int trial = 0; trial < 800; ++trial) {
+    for (int trial = 0; trial < trials; ++trial) {
       std::string bytes = good;
       for (uint32_t count = 1 + rng() % 2; count > 0; --count) {
         const size_t at = position(bytes.size());

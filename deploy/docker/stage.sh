@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Collects c3pod, c3po and every shared library they need into ROOT/opt/c3po, so that they run on a bare Debian 12: only
+# glibc is left to it. With `cuda`, also what c3pod opens for --device cuda (3 GB), all but the driver's libcuda.
+# usage: stage.sh BIN_DIR ROOT [cpu|cuda]
+set -euo pipefail
+BIN_DIR=$1 ROOT=$2 DEVICE=${3:-cpu}
+HERE=$(dirname "$0")
+LIB=$ROOT/opt/c3po/lib
+BIN=$ROOT/opt/c3po/bin
+GLIBC='^(ld-linux.*|lib(c|m|dl|pthread|rt|util|resolv|nsl|mvec|anl|BrokenLocale))\.so'
+
+die() { echo "stage.sh: $*" >&2; exit 1; }
+
+# The libraries that FILE loads, as absolute paths, glibc left out.
+libraries_of() {
+  local listing
+  listing=$(ldd "$1")
+  if grep 'not found' <<<"$listing" | grep -v '^[[:space:]]*libcuda\.so' >&2; then die "$1: libraries are missing"; fi
+  awk '$2 == "=>" && $3 ~ /^\// { print $3 }' <<<"$listing" | while read -r path; do
+    [[ $(basename "$path") =~ $GLIBC ]] || echo "$path"
+  done
+}
+
+# Libraries are not changed, so a hard link does where the file system allows it.
+take() {
+  local target
+  target=$LIB/$(basename "$1")
+  [ -e "$target" ] || ln "$(readlink -f "$1")" "$target" 2>/dev/null || cp -L "$1" "$target"
+}
+
+case $DEVICE in cpu | cuda) ;; *) die "device $DEVICE is not cpu or cuda" ;; esac
+mkdir -p "$LIB" "$BIN"
+for program in c3pod c3po; do
+  [ -x "$BIN_DIR/$program" ] || die "$BIN_DIR/$program is not there: run deploy/docker/build.sh"
+  libraries_of "$BIN_DIR/$program" | while read -r path; do take "$path"; done
+  cp "$BIN_DIR/$program" "$BIN/$program"
+  # RPATH, not RUNPATH: it also holds for the libraries that libraries need.
+  patchelf --force-rpath --set-rpath '$ORIGIN/../lib' "$BIN/$program"
+done
+cp "$HERE/healthcheck.sh" "$HERE/import_references.sh" "$BIN/"
+
+if [ "$DEVICE" = cuda ]; then
+  TORCH=$(dirname "$(ldd "$BIN_DIR/c3pod" | awk '$1 == "libtorch_cpu.so" { print $3 }')")
+  # Some of NVIDIA's libraries are opened by name only, so ldd does not see them: all are taken.
+  for path in "$TORCH"/libtorch_cuda*.so "$TORCH"/libc10_cuda.so "$TORCH"/libcaffe2_nvrtc.so \
+    "$TORCH"/../../nvidia/*/lib/*.so*; do
+    if [ -f "$path" ]; then take "$path"; fi
+  done
+  libraries_of "$TORCH/libtorch_cuda.so" | while read -r path; do take "$path"; done
+fi
+du -shL "$ROOT/opt/c3po" >&2

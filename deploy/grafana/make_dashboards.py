@@ -1,0 +1,190 @@
+"""Writes the dashboards: dashboards/*.json beside this file. The panels are described here; a test holds both equal.
+usage: make_dashboards.py [FOLDER]"""
+
+import json
+import pathlib
+import sys
+
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+ON = 'job="$job",instance=~"$instance"'  # What every query selects.
+WINDOW = "[$__rate_interval]"
+COLUMNS, HEIGHT = 24, 8
+
+
+def rate(metric: str, by: str = "", labels: str = "") -> str:
+    """Per second, summed over instances (and kept apart by the labels of `by`)."""
+    grouping = f" by ({by})" if by else ""
+    return f"sum{grouping} (rate({metric}{{{ON}{',' + labels if labels else ''}}}{WINDOW}))"
+
+
+def quantile(q: float, histogram: str, by: str = "", labels: str = "") -> str:
+    return f"histogram_quantile({q}, {rate(histogram + '_bucket', 'le' + (',' + by if by else ''), labels)})"
+
+
+def mean(histogram: str, by: str = "", labels: str = "") -> str:
+    return f"{rate(histogram + '_sum', by, labels)} / {rate(histogram + '_count', by, labels)}"
+
+
+def gauge(metric: str, by: str = "instance") -> str:
+    return f"sum by ({by}) ({metric}{{{ON}}})"
+
+
+def quantiles(histogram: str) -> list[tuple[str, str]]:
+    return [(quantile(q, histogram), f"p{q * 100:g}") for q in (0.5, 0.9, 0.99)] + [(mean(histogram), "mean")]
+
+
+def panel(title: str, unit: str, queries: list[tuple[str, str]], *, width: int = 8, kind: str = "timeseries",
+          stacked: bool = False, description: str = "") -> dict:
+    custom = {"lineWidth": 1, "fillOpacity": 60 if stacked else 8, "showPoints": "never", "spanNulls": False,
+              "stacking": {"mode": "normal" if stacked else "none", "group": "A"}}
+    made = {
+        "type": kind, "title": title, "description": description, "datasource": DATASOURCE,
+        "fieldConfig": {"defaults": {"unit": unit, "custom": custom if kind == "timeseries" else {}}, "overrides": []},
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}},
+        "targets": [{"refId": chr(ord("A") + at), "datasource": DATASOURCE, "expr": expression, "legendFormat": legend,
+                     "range": True} for at, (expression, legend) in enumerate(queries)],
+        "gridPos": {"w": width, "h": HEIGHT},
+    }
+    if kind == "heatmap":
+        made["options"] = {"calculate": False, "yAxis": {"unit": unit}, "color": {"scheme": "Blues", "mode": "scheme"}}
+        made["targets"][0]["format"] = "heatmap"
+    if kind == "stat":
+        made["gridPos"] = {"w": width, "h": HEIGHT // 2}
+        made["options"] = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none", "graphMode": "area"}
+    return made
+
+
+TRAFFIC = [
+    panel("Requests by outcome", "reqps", [(rate("vllm:request_success_total", "finished_reason"), "{{finished_reason}}"),
+                                             (rate("c3po_requests_started_total"), "begun")],
+          description="stop, length: answered. abort: cancelled or late. error: failed."),
+    panel("Running and waiting", "short", [(gauge("vllm:num_requests_running"), "running {{instance}}"),
+                                           (gauge("vllm:num_requests_waiting"), "waiting {{instance}}"),
+                                           (gauge("c3po_pending_requests_max"), "limit {{instance}}")]),
+    panel("Tokens per second", "short", [(rate("vllm:prompt_tokens_total"), "prompt"),
+                                         (rate("vllm:generation_tokens_total"), "generated")]),
+    panel("Time to first token", "s", quantiles("vllm:time_to_first_token_seconds")),
+    panel("Between tokens", "s", quantiles("vllm:inter_token_latency_seconds")),
+    panel("Whole request", "s", quantiles("vllm:e2e_request_latency_seconds")),
+    panel("Where the time goes (means)", "s", [(mean("vllm:request_queue_time_seconds"), "queue"),
+                                               (mean("c3po_embedding_seconds"), "embedding"),
+                                               (mean("c3po_retrieval_seconds"), "retrieval"),
+                                               (mean("vllm:request_prefill_time_seconds"), "prefill"),
+                                               (mean("c3po_optimization_seconds"), "optimization"),
+                                               (mean("vllm:request_decode_time_seconds"), "decode")], stacked=True),
+    panel("Calls by method", "reqps", [(rate("c3po_rpc_total", "method"), "{{method}}")], stacked=True),
+    panel("Calls that failed, by status", "reqps", [(rate("c3po_rpc_total", "code", 'code!="OK"'), "{{code}}")], stacked=True,
+          description="RESOURCE_EXHAUSTED: refused at the door. INVALID_ARGUMENT and NOT_FOUND: the caller's doing."),
+    panel("KV cache in use", "percentunit", [(gauge("vllm:kv_cache_usage_perc"), "{{instance}}")]),
+    panel("Prompt positions found in the KV cache", "percentunit", [
+        (f"{rate('vllm:prefix_cache_hits_total')} / {rate('vllm:prefix_cache_queries_total')}", "found")],
+          description="Beginnings shared with earlier requests are not computed again."),
+    panel("Preemptions", "ops", [(rate("vllm:num_preemptions_total"), "sequences")],
+          description="Sequences that gave their KV blocks back and are computed again: the cache is too small."),
+    panel("From cancel to release", "s", quantiles("c3po_cancel_to_release_seconds")),
+    panel("Queue time", "s", quantiles("vllm:request_queue_time_seconds")),
+]
+
+PATHWAYS = [
+    panel("Gate decisions", "reqps", [(rate("c3po_gate_total", "decision"), "{{decision}}")], stacked=True,
+          description="not_requested: plain requests. applied: the optimized pathway was used."),
+    panel("Share of optimized requests whose pathway was used", "percentunit", [
+        (f"{rate('c3po_gate_total', '', 'decision=' + chr(34) + 'applied' + chr(34))} / "
+         f"{rate('c3po_gate_total', '', 'decision!=' + chr(34) + 'not_requested' + chr(34))}", "applied")]),
+    panel("Share by method", "percentunit", [
+        (f"{rate('c3po_optimization_seconds_count', 'method')} / ignoring (method) group_left () "
+         f"{rate('c3po_optimization_seconds_count')}", "{{method}}")], stacked=True),
+    panel("Nearest neighbor's distance", "none", quantiles("c3po_neighbor_distance"),
+          description="Euclidean, between unit vectors: 0 is the same text, 1.41 is unrelated."),
+    panel("Distribution of the nearest neighbor's distance", "none", [(rate("c3po_neighbor_distance_bucket", "le"), "{{le}}")],
+          kind="heatmap"),
+    panel("Neighbors' loss before and after", "none", [(mean("c3po_surrogate_loss", "moment"), "mean {{moment}}"),
+                                                       (quantile(0.9, "c3po_surrogate_loss", "moment"), "p90 {{moment}}")],
+          description="Kernel-weighted negative log-likelihood, nats per token, of the neighbors under the query's pathway."),
+    panel("Share of the loss that was removed", "percentunit", quantiles("c3po_surrogate_loss_reduction")),
+    panel("Time to optimize, p90 by method", "s", [(quantile(0.9, "c3po_optimization_seconds", "method"), "{{method}}")]),
+    panel("Gradient steps per second", "short", [(rate("c3po_optimization_steps_total"), "steps")]),
+    panel("Engine steps by work", "ops", [(rate("c3po_engine_steps_total", "work"), "{{work}}")]),
+]
+
+REFERENCES = [
+    panel("References", "short", [(gauge("c3po_references"), "{{instance}}")], kind="stat", width=6),
+    panel("Index generation", "short", [(gauge("c3po_index_generation"), "{{instance}}")], kind="stat", width=6),
+    panel("Recall at k of graph search", "percentunit", [(gauge("c3po_recall_at_k"), "{{instance}}")], kind="stat", width=6,
+          description="Against exact search over the same references, measured at start and after imports; 1 where every search is exact."),
+    panel("Neighbor cache", "bytes", [(gauge("c3po_neighbor_cache_bytes"), "{{instance}}")], kind="stat", width=6),
+    panel("Samples offered, by verdict", "ops", [(rate("c3po_references_added_total", "verdict"), "{{verdict}}")], stacked=True),
+    panel("References over time", "short", [(gauge("c3po_references"), "{{instance}}")]),
+    panel("Neighbor cache hit rate", "percentunit", [
+        (f"{rate('c3po_neighbor_cache_hits_total')} / ({rate('c3po_neighbor_cache_hits_total')} + "
+         f"{rate('c3po_neighbor_cache_misses_total')})", "hits")],
+          description="A miss computes the neighbor's states again: one prefill of the reference."),
+    panel("Retrieval", "s", quantiles("c3po_retrieval_seconds")),
+    panel("Embedding", "s", quantiles("c3po_embedding_seconds")),
+    panel("Calls of the reference service", "reqps", [
+        (rate("c3po_rpc_total", "method,code", 'service="ReferenceService"'), "{{method}} {{code}}")]),
+]
+
+PROCESS = [
+    panel("Up", "short", [("sum by (instance) (up{" + ON + "})", "{{instance}}")], kind="stat", width=6),
+    panel("Uptime", "s", [(f"time() - {gauge('process_start_time_seconds')}", "{{instance}}")], kind="stat", width=6),
+    panel("Version", "short", [(gauge("c3po_build_info", "version"), "{{version}}")], kind="stat", width=6),
+    panel("Model", "short", [(gauge("c3po_model_info", "dtype,device"), "{{dtype}} {{device}}")], kind="stat", width=6),
+    panel("CPU", "percentunit", [(rate("process_cpu_seconds_total", "instance"), "{{instance}}")],
+          description="1 is one core."),
+    panel("Memory", "bytes", [(gauge("process_resident_memory_bytes"), "resident {{instance}}")]),
+    panel("Address space", "bytes", [(gauge("process_virtual_memory_bytes"), "{{instance}}")]),
+    panel("File descriptors", "short", [(gauge("process_open_fds"), "open {{instance}}"),
+                                        (gauge("process_max_fds"), "limit {{instance}}")]),
+    panel("Threads", "short", [(gauge("process_threads"), "{{instance}}")]),
+    panel("Leaked cache blocks", "short", [(gauge("c3po_kv_cache_leaked_blocks"), "{{instance}}")],
+          description="Anything but 0 is a bug."),
+    panel("Engine step", "s", quantiles("c3po_engine_step_seconds")),
+    panel("Engine steps per second", "ops", [(rate("c3po_engine_step_seconds_count", "instance"), "{{instance}}")]),
+]
+
+
+def variables() -> list[dict]:
+    def asked(name: str, label: str, query: str, multi: bool) -> dict:
+        made = {"type": "query", "name": name, "label": label, "datasource": DATASOURCE, "refresh": 2, "sort": 1, "multi": multi,
+                "includeAll": multi, "query": {"query": query, "refId": name}}
+        return made | ({"allValue": ".*", "current": {"text": "All", "value": "$__all"}} if multi else {})
+
+    return [{"type": "datasource", "name": "datasource", "label": "Prometheus", "query": "prometheus"},
+            asked("job", "Job", "label_values(c3po_build_info, job)", False),
+            asked("instance", "Instance", 'label_values(c3po_build_info{job="$job"}, instance)', True)]
+
+
+def dashboard(uid: str, title: str, panels: list[dict]) -> dict:
+    x = y = row_height = 0
+    placed = []
+    for number, made in enumerate(panels, 1):
+        width, height = made["gridPos"]["w"], made["gridPos"]["h"]
+        if x + width > COLUMNS:
+            x, y, row_height = 0, y + row_height, 0
+        placed.append(made | {"id": number, "gridPos": {"x": x, "y": y, "w": width, "h": height}})
+        x, row_height = x + width, max(row_height, height)
+    return {"uid": uid, "title": title, "tags": ["c3po"], "timezone": "", "schemaVersion": 39, "version": 1, "editable": True,
+            "refresh": "10s", "time": {"from": "now-30m", "to": "now"}, "templating": {"list": variables()},
+            "links": [{"type": "dashboards", "tags": ["c3po"], "title": "c3po", "asDropdown": True, "keepTime": True,
+                       "includeVars": True}],
+            "panels": placed}
+
+
+DASHBOARDS = {
+    "traffic": dashboard("c3po-traffic", "c3po: traffic and latency", TRAFFIC),
+    "pathways": dashboard("c3po-pathways", "c3po: pathway optimization", PATHWAYS),
+    "references": dashboard("c3po-references", "c3po: references and index", REFERENCES),
+    "process": dashboard("c3po-process", "c3po: process", PROCESS),
+}
+
+
+def main() -> None:
+    folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent / "dashboards"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in DASHBOARDS.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

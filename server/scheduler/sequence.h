@@ -1,0 +1,65 @@
+#ifndef C3PO_SERVER_SCHEDULER_SEQUENCE_H_
+#define C3PO_SERVER_SCHEDULER_SEQUENCE_H_
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "server/scheduler/kv_block_pool.h"
+#include "server/types/model_runner.h"
+#include "server/types/sequence_request.h"
+
+namespace c3po {
+
+// One sequence's way through the ContinuousBatcher. A plain value of the engine thread.
+struct Sequence {
+  enum class Stage { kPrefill, kOptimizing, kResume, kDecode, kScore, kEnded };
+
+  SequenceRequest request;
+  Stage stage = Stage::kPrefill;
+  std::vector<int32_t> tokens;  // prompt and generated
+  int generated = 0;
+
+  std::vector<int32_t> blocks;   // held, of positions from 0 on
+  int cached = 0;                // positions whose keys and values are there
+  KvBlockPool::Chain chain = 0;  // of the first `named` blocks
+  int named = 0;
+  bool admitted_before = false;
+
+  PromptCapture capture;
+  std::vector<double> hidden_sum;
+  std::vector<float> prompt_logits;
+  std::shared_ptr<OptimizationTask> task;
+  std::shared_ptr<const RoutingOverride> routing;
+  std::vector<ContinuationScore> scores;  // of the continuations, once scoring began
+  size_t scored = 0;                      // continuations whose score is whole
+
+  absl::Time submitted, admitted, prefill_done, ready, last_token;
+  SequenceTimings timings;
+
+  int prompt_length() const { return static_cast<int>(request.prompt.size()); }
+  int last_prompt_position() const { return prompt_length() - 1; }
+  bool scoring() const { return !request.continuations.empty(); }
+  bool cancelled() const { return request.cancelled && request.cancelled->load(std::memory_order_relaxed); }
+
+  // Positions that its stage needs in the cache before its own row can run: all of the prompt, and what was generated
+  // but the last token, whose row comes next. An optimization needs none.
+  int wanted() const {
+    if (stage == Stage::kOptimizing || stage == Stage::kEnded) return 0;
+    return stage == Stage::kDecode ? static_cast<int>(tokens.size()) - 1 : prompt_length();
+  }
+  // Positions whose keys and values are those of the model as it is, whoever asks: others may share them.
+  int shareable() const { return request.on_prefilled ? last_prompt_position() : static_cast<int>(tokens.size()) - 1; }
+  // The pathway is data of the rows it governs.
+  void Route(Segment& segment) const {
+    segment.routing = routing;
+    segment.override_start = last_prompt_position();
+    if (request.rule == ApplicationRule::kLastPromptToken) segment.override_end = prompt_length();
+  }
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_SCHEDULER_SEQUENCE_H_

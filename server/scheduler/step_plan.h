@@ -1,0 +1,36 @@
+#ifndef C3PO_SERVER_SCHEDULER_STEP_PLAN_H_
+#define C3PO_SERVER_SCHEDULER_STEP_PLAN_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "server/scheduler/kv_block_pool.h"
+#include "server/scheduler/sequence.h"
+#include "server/types/model_runner.h"
+
+namespace c3po {
+
+// Whose a segment is.
+struct SegmentOwner {
+  Sequence* sequence = nullptr;
+  size_t continuation = 0;      // that is scored
+  bool catching_up = false;     // Its rows only fill the cache; nothing of the output is looked at.
+  std::vector<int32_t> blocks;  // of the continuation's own, held; the caller releases them after the pass
+};
+
+// One forward pass: segments, and for each of them whose it is.
+struct StepPlan {
+  std::vector<Segment> segments;
+  std::vector<SegmentOwner> owners;
+};
+
+// The rows of running streams first; then prompts and continuations to score, in the order of `running`, until they are
+// `prefill_tokens` rows (the last continuation may pass it). Every sequence holds the blocks that its own rows need;
+// continuations take theirs from `pool`, and wait where there are none.
+StepPlan PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefill_tokens, KvBlockPool& pool);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_SCHEDULER_STEP_PLAN_H_

@@ -1,0 +1,241 @@
+"""A real Envoy with the shipped configuration in front of two c3pods: TLS, gRPC, JSON. Needs the Envoy of deploy/install_deps.sh
+and C3POD, the server's path.  Run: C3POD=build/release/bin/c3pod pytest tests/deploy/test_envoy.py"""
+
+import copy
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+import yaml
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(SOURCE / "tests" / "integration"), str(SOURCE / "deploy" / "envoy")]
+import make_descriptor
+import server_process
+from google.api import annotations_pb2
+from manifests import objects
+
+CONFIGURATION = SOURCE / "deploy" / "envoy" / "envoy.yaml"
+ENVOY = max(server_process.cache_folder().glob("deploy-tools-*/lib/python3*/site-packages/envoy/_bin/envoy"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """What the configuration expects in /etc/envoy."""
+    path = tmp_path_factory.mktemp("envoy")
+    subprocess.run([sys.executable, SOURCE / "deploy" / "envoy" / "make_descriptor.py", path / "c3po.pb"], check=True)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", path / "tls.key", "-out", path / "tls.crt",
+                    "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    (path / "ca.crt").write_bytes((path / "tls.crt").read_bytes())
+    return path
+
+
+def shipped(folder: pathlib.Path) -> dict:
+    return yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8").replace("/etc/envoy/", f"{folder}/"))
+
+
+def test_envoy_accepts_the_shipped_configuration(folder: pathlib.Path) -> None:
+    (folder / "shipped.yaml").write_text(yaml.safe_dump(shipped(folder)))
+    done = subprocess.run([ENVOY, "--mode", "validate", "-c", folder / "shipped.yaml"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def resources() -> dict:
+    return yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))["static_resources"]
+
+
+def connection_manager() -> dict:
+    return resources()["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+
+
+def test_envoy_routes_every_service_to_the_headless_one() -> None:
+    clusters = {cluster["name"]: cluster for cluster in resources()["clusters"]}
+    routes = [route for host in connection_manager()["route_config"]["virtual_hosts"] for route in host["routes"]]
+    assert {route["route"]["cluster"] for route in routes} == set(clusters)
+    prefixes = tuple(route["match"]["prefix"] for route in routes)
+    transcoder = next(f for f in connection_manager()["http_filters"] if f["name"].endswith("transcoder"))["typed_config"]
+    services = {f"{file.package}.{service.name}" for file in make_descriptor.compile_protos().file for service in file.service}
+    assert set(transcoder["services"]) == services
+    assert all(f"/{service}/".startswith(prefixes) for service in services)
+    assert connection_manager()["http_filters"][-1]["name"] == "envoy.filters.http.router"
+    address = clusters["c3pod"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    service = objects()["Service", "c3pod"]
+    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.cluster.local"
+    assert address["address"] == host == clusters["c3pod"]["transport_socket"]["typed_config"]["sni"]
+    assert address["port_value"] == next(port["port"] for port in service["spec"]["ports"] if port["name"] == "grpc")
+    assert clusters["c3pod"]["health_checks"][0]["grpc_health_check"]["service_name"] in services
+
+
+def test_every_call_but_the_conversation_has_an_http_form_that_fits_its_request() -> None:
+    descriptors = make_descriptor.annotated()
+    messages = {f".{file.package}.{message.name}": {field.name for field in message.field}
+                for file in descriptors.file for message in file.message_type}
+    seen = set()
+    for file in descriptors.file:
+        for service in file.service:
+            for method in service.method:
+                if not method.options.HasExtension(annotations_pb2.http):
+                    assert method.client_streaming, f"{method.name} has no rule"
+                    continue
+                rule = method.options.Extensions[annotations_pb2.http]
+                verb = rule.WhichOneof("pattern")
+                path = getattr(rule, verb)
+                assert path.startswith("/v1/") and (verb, path) not in seen
+                seen.add((verb, path))
+                assert set(re.findall(r"{(\w+)}", path)) <= messages[method.input_type], path
+                assert (verb == "get") == (rule.body == ""), path
+                assert not method.client_streaming
+    assert len(seen) == 14
+
+
+def test_descriptor_holds_its_imports_and_the_details_of_errors(tmp_path: pathlib.Path) -> None:
+    output = tmp_path / "c3po.pb"
+    subprocess.run([sys.executable, SOURCE / "deploy" / "envoy" / "make_descriptor.py", output], check=True)
+    descriptors = make_descriptor.descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes())
+    names = {file.name for file in descriptors.file}
+    assert {dependency for file in descriptors.file for dependency in file.dependency} <= names
+    assert {"google/rpc/error_details.proto", "c3po/v1/generation.proto"} <= names
+
+
+def test_rule_without_a_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_descriptor, "read_rules", lambda: {"c3po.v1.GenerationService.Dream": make_descriptor.http_pb2.HttpRule()})
+    with pytest.raises(ValueError, match="Dream"):
+        make_descriptor.annotated()
+
+
+@dataclasses.dataclass
+class Proxied:
+    port: int
+    certificate: pathlib.Path
+    servers: list[server_process.ServerProcess]
+    pb: dict
+
+    def json(self, path: str, body: object = None, method: str | None = None):
+        request = urllib.request.Request(f"https://localhost:{self.port}{path}", method=method,
+                                         data=None if body is None else json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30, context=ssl.create_default_context(cafile=str(self.certificate))) as response:
+            return json.load(response)
+
+    def fails(self, path: str, body: object = None) -> tuple[int, dict]:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            self.json(path, body)
+        return caught.value.code, json.loads(caught.value.read() or "{}")
+
+    def channel(self) -> grpc.Channel:
+        return grpc.secure_channel(f"localhost:{self.port}", grpc.ssl_channel_credentials(self.certificate.read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def proxied(folder: pathlib.Path):
+    """The shipped configuration on other ports, with the servers' addresses in place of the cluster's name, which resolves in
+    Kubernetes only, and without its certificates."""
+    servers, envoy = [], None
+    try:
+        for name in ("one", "two"):
+            (folder / name).mkdir()
+            servers.append(server_process.ServerProcess(os.environ["C3POD"], folder / name, "--threads", "1"))
+            assert servers[-1].port, servers[-1].log
+        configuration = shipped(folder)
+        resources, port = configuration["static_resources"], free_port()
+        resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+        configuration["admin"]["address"]["socket_address"]["port_value"] = free_port()
+        cluster = resources["clusters"][0]
+        del cluster["transport_socket"]
+        endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        endpoints.append(copy.deepcopy(endpoints[0]))
+        for endpoint, server in zip(endpoints, servers, strict=True):
+            endpoint["endpoint"]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": server.port}
+        (folder / "envoy.yaml").write_text(yaml.safe_dump(configuration))
+        log = open(folder / "envoy.log", "w+", encoding="utf-8")
+        envoy = subprocess.Popen([ENVOY, "-c", folder / "envoy.yaml", "--disable-hot-restart", "--concurrency", "1"], stdout=log, stderr=log)
+        made = Proxied(port, folder / "tls.crt", servers, server_process.make_stubs())
+        end = time.monotonic() + 20
+        while True:
+            try:
+                made.json("/v1/server")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert envoy.poll() is None and time.monotonic() < end, (folder / "envoy.log").read_text()
+                time.sleep(0.1)
+        yield made
+    finally:
+        if envoy:
+            envoy.terminate()
+            envoy.wait(timeout=30)
+            log.close()
+        for server in servers:
+            if server.process.poll() is None:
+                server.stop()
+
+
+def test_unary_calls_speak_json(proxied: Proxied) -> None:
+    assert proxied.json("/v1/server")["model"]["moe_layers"] > 0
+    ids = proxied.json("/v1/tokenize", {"text": "seven"})["ids"]
+    assert ids and "seven" in proxied.json("/v1/detokenize", {"ids": ids})["text"]
+    scored = proxied.json("/v1/score", {"prompt": "What is 50 modulo seven?", "continuations": [" 1", " 2"],
+                                        "optimization": {"method": "METHOD_NONE"}})
+    assert len(scored["scores"]) == 2
+    proxied.json("/v1/stats")
+    proxied.json("/v1/references?page_size=5")
+
+
+def test_streamed_answer_is_a_json_array(proxied: Proxied) -> None:
+    events = proxied.json("/v1/generate", {"prompt": "What is 50 modulo seven?", "sampling": {"max_tokens": 5, "ignore_eos": True},
+                                           "optimization": {"method": "METHOD_NONE"}})
+    assert [next(iter(event)) for event in events][0] == "optimization" and "summary" in events[-1]
+    assert events[-1]["summary"]["usage"]["completion_tokens"] == 5
+
+
+def test_errors_keep_status_reason_and_field(proxied: Proxied) -> None:
+    code, error = proxied.fails("/v1/score", {"prompt": "", "continuations": [" 1"]})
+    assert code == 400 and error["code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    kinds = {detail["@type"].rpartition(".")[2]: detail for detail in error["details"]}
+    # Older Envoys spell the fields of details in camel case.
+    violations = kinds["BadRequest"].get("field_violations") or kinds["BadRequest"]["fieldViolations"]
+    assert violations[0]["field"] and re.fullmatch(r"[A-Z_]+", kinds["ErrorInfo"]["reason"])
+    assert proxied.fails("/v1/references/nobody")[0] == 404
+    assert proxied.fails("/v1/nowhere")[0] == 404
+
+
+def test_grpc_goes_through_tls_and_over_all_servers(proxied: Proxied) -> None:
+    gen = proxied.pb["generation_pb2"]
+
+    def calls(server: server_process.ServerProcess) -> int:
+        return int(re.search(r'^c3po_rpc_total\{code="OK",method="Tokenize"\S+ (\d+)', server.http("/metrics"), re.M).group(1))
+
+    before = [calls(server) for server in proxied.servers]
+    with proxied.channel() as channel:
+        stub = proxied.pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+        for _ in range(20):
+            stub.Tokenize(gen.TokenizeRequest(text="seven"), timeout=20)
+        request = gen.GenerateRequest(prompt="seven", sampling=gen.SamplingOptions(max_tokens=3, ignore_eos=True))
+        request.optimization.method = proxied.pb["options_pb2"].METHOD_NONE
+        assert list(stub.Generate(request, timeout=20))[-1].summary.usage.completion_tokens == 3
+    assert all(calls(server) > count for server, count in zip(proxied.servers, before)), "one connection, and both servers were asked"
+
+
+def test_server_that_leaves_costs_no_call(proxied: Proxied) -> None:
+    """Last: one server is gone afterwards."""
+    gen = proxied.pb["generation_pb2"]
+    with proxied.channel() as channel:
+        stub = proxied.pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+        assert proxied.servers[0].stop() == 0
+        for _ in range(10):
+            stub.Tokenize(gen.TokenizeRequest(text="seven"), timeout=20)
