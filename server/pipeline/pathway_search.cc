@@ -77,6 +77,7 @@ PathwaySearch::PathwaySearch(const SearchContext& context, PathwayQuery query, O
       on_report_(std::move(on_report)) {
   report_.settings = std::move(query.settings);
   report_.timings = query.timings;
+  report_.shortened = query.shortened;
 }
 
 absl::Status PathwaySearch::Retrieve(absl::Span<const float> embedding) {

@@ -300,6 +300,7 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
     info->set_answer(neighbor.answer);
     info->set_successful(neighbor.successful);
   }
+  proto.set_shortened(report.shortened);
   for (double loss : report.losses) proto.add_losses(loss);
   for (double loss : report.validation_losses) proto.add_validation_losses(loss);
   if (report.base_confidence) proto.set_base_confidence(*report.base_confidence);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/sampling/sampler.h"
+#include "server/scheduler/admission_order.h"
 #include "server/scheduler/sequence_blocks.h"
 
 namespace c3po {
@@ -106,10 +107,21 @@ void ContinuousBatcher::DropEnded() {
   running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());
 }
 
+// What was preempted stands in front, and goes first.
+size_t ContinuousBatcher::NextToAdmit() const {
+  if (waiting_.front()->admitted_before) return 0;
+  AdmissionOrder order;
+  for (const SequencePtr& sequence : running_) order.CountRunning(sequence->request.caller);
+  for (size_t i = 0; i < waiting_.size(); ++i) order.Offer(i, waiting_[i]->request);
+  return order.next();
+}
+
 void ContinuousBatcher::Admit() {
-  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.sequences_max && Begin(*waiting_.front())) {
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.sequences_max) {
+    const auto next = waiting_.begin() + static_cast<std::ptrdiff_t>(NextToAdmit());
+    if (!Begin(**next)) return;  // Nobody overtakes what is too large.
+    running_.push_back(std::move(*next));
+    waiting_.erase(next);
   }
 }
 
@@ -269,6 +281,7 @@ bool ContinuousBatcher::OptimizeOne() {
 // computation.
 void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
   sequence.ready = now_();
+  if (sequence.task) sequence.timings.optimization_wall_seconds = SecondsBetween(sequence.prefill_done, sequence.ready);
   if (sequence.routing) {
     sequence.stage = Stage::kResume;
   } else {

@@ -151,8 +151,7 @@ TEST(GradientDescent, WithBacktrackingTheLossNeverRisesAndEndsLower) {
       const auto optimizer = *MakeGradientDescent(MakeProblem(rng, &objective, 0), options);
       RunToEnd(*optimizer);
       const std::vector<double>& losses = optimizer->losses();
-      ASSERT_EQ(losses.size(), 26u);
-      for (size_t i = 1; i < losses.size(); ++i) EXPECT_LE(losses[i], losses[i - 1]);
+      EXPECT_TRUE(std::is_sorted(losses.rbegin(), losses.rend()));
       EXPECT_LT(losses.back(), losses.front());
       EXPECT_EQ(optimizer->best_loss(), losses.back());
     }
