@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "server/model/matrix_product.h"
@@ -12,23 +11,29 @@ namespace c3po {
 
 namespace {
 
-cpu::HeadShape HeadsOf(const ModelConfig& config) { return {config.heads, config.kv_heads, config.head_dim}; }
+cpu::HeadShape HeadsOf(const ModelConfig& config) {
+  return {config.heads, config.kv_heads, config.head_dim, config.value_dim, config.attention_scale};
+}
 
-// Slots are head_dim apart, and a head's are together, in keys and values alike.
-bool SlotsAreRows(const at::Tensor& keys, const at::Tensor& values, int64_t head_dim) {
-  return OnCpuKernels(keys) && keys.stride(1) == head_dim && keys.strides() == values.strides();
+// Slots lie one after the other, and so do heads.
+bool SlotsAreRows(const at::Tensor& keys, const at::Tensor& values, const ModelConfig& config) {
+  const auto packed = [](const at::Tensor& x, int64_t dim) {
+    return OnCpuKernels(x) && x.stride(2) == 1 && x.stride(1) == dim &&
+           (x.size(0) == 1 || x.stride(0) == x.size(1) * dim);
+  };
+  return keys.size(1) == values.size(1) && packed(keys, config.head_dim) && packed(values, config.value_dim);
 }
 
 at::Tensor AttendOnCpu(const at::Tensor& q_rows, absl::Span<const cpu::SequenceRows> sequences, const at::Tensor& keys,
                        const at::Tensor& values, const ModelConfig& config) {
   const at::Tensor q = q_rows.contiguous();
-  const at::Tensor context = at::empty({q.size(0), config.heads * config.head_dim}, q.options());
+  const at::Tensor context = at::empty({q.size(0), config.heads * config.value_dim}, q.options());
   cpu::CausalAttention(HeadsOf(config), sequences, q.const_data_ptr<float>(), keys.const_data_ptr<float>(),
-                       values.const_data_ptr<float>(), keys.stride(0), context.mutable_data_ptr<float>());
+                       values.const_data_ptr<float>(), keys.size(1), context.mutable_data_ptr<float>());
   return context;
 }
 
-// The first `length` positions, [kv_heads, length, head_dim].
+// The first `length` positions, [kv_heads, length, dim].
 at::Tensor Gather(const at::Tensor& cache, absl::Span<const KvRun> kv, int64_t length) {
   std::vector<at::Tensor> parts;
   for (const KvRun& run : kv) {
@@ -39,7 +44,7 @@ at::Tensor Gather(const at::Tensor& cache, absl::Span<const KvRun> kv, int64_t l
   return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
 }
 
-// rows [rows, kv_heads, head_dim] into positions [start, start + rows) of `cache`.
+// rows [rows, kv_heads, dim] into positions [start, start + rows) of `cache`.
 void Scatter(const at::Tensor& rows, const cpu::SequenceRows& sequence, const at::Tensor& cache) {
   int64_t position = 0;
   for (const KvRun& run : sequence.kv) {
@@ -58,10 +63,10 @@ void Scatter(const at::Tensor& rows, const cpu::SequenceRows& sequence, const at
 at::Tensor CachedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            absl::Span<const cpu::SequenceRows> sequences, const at::Tensor& keys,
                            const at::Tensor& values, const ModelConfig& config) {
-  if (OnCpuKernels(q) && SlotsAreRows(keys, values, config.head_dim)) {
+  if (OnCpuKernels(q) && SlotsAreRows(keys, values, config)) {
     const at::Tensor k_rows = k.contiguous(), v_rows = v.contiguous();
     cpu::StoreKeysAndValues(HeadsOf(config), sequences, k_rows.const_data_ptr<float>(), v_rows.const_data_ptr<float>(),
-                            keys.mutable_data_ptr<float>(), values.mutable_data_ptr<float>(), keys.stride(0));
+                            keys.mutable_data_ptr<float>(), values.mutable_data_ptr<float>(), keys.size(1));
     return AttendOnCpu(q, sequences, keys, values, config);
   }
   std::vector<at::Tensor> contexts;
@@ -80,14 +85,15 @@ at::Tensor CausalAttention(const at::Tensor& q_rows, const at::Tensor& all_keys,
                            int64_t start, const ModelConfig& config) {
   const int64_t rows = q_rows.size(0), end = start + rows;
   const int64_t kv_heads = config.kv_heads, group = config.heads / config.kv_heads, head_dim = config.head_dim;
-  if (OnCpuKernels(q_rows) && SlotsAreRows(all_keys, all_values, head_dim)) {
+  const int64_t value_dim = config.value_dim;
+  if (OnCpuKernels(q_rows) && SlotsAreRows(all_keys, all_values, config)) {
     const KvRun whole{0, end};
     return AttendOnCpu(q_rows, {{0, rows, start, {&whole, 1}}}, all_keys, all_values, config);
   }
   const at::Tensor keys = all_keys.narrow(1, 0, end), values = all_values.narrow(1, 0, end);
   const at::Tensor q =
       q_rows.view({rows, kv_heads, group, head_dim}).permute({1, 2, 0, 3}).reshape({kv_heads, group * rows, head_dim});
-  at::Tensor scores = at::bmm(q, keys.transpose(1, 2)) * (1 / std::sqrt(static_cast<double>(head_dim)));
+  at::Tensor scores = at::bmm(q, keys.transpose(1, 2)) * config.attention_scale;
   if (rows > 1) {
     const at::Tensor mask =
         at::full({rows, end}, -std::numeric_limits<float>::infinity(), scores.options()).triu(start + 1);
@@ -95,9 +101,9 @@ at::Tensor CausalAttention(const at::Tensor& q_rows, const at::Tensor& all_keys,
   }
   const at::Tensor probabilities = at::softmax(scores, -1, at::kFloat).to(q.scalar_type());
   return at::bmm(probabilities, values)
-      .view({kv_heads, group, rows, head_dim})
+      .view({kv_heads, group, rows, value_dim})
       .permute({2, 0, 1, 3})
-      .reshape({rows, config.heads * head_dim});
+      .reshape({rows, config.heads * value_dim});
 }
 
 }  // namespace c3po

@@ -1,6 +1,6 @@
-// The experts of a layer. On the CPU the rows of all experts are one job of the product kernels, read by index from the
-// packed rows and added to them; elsewhere ATen runs one expert after the other, or all at once where every row takes
-// all.
+// The experts of a networks. On the CPU the rows of all experts are one job of the product kernels, read by index from
+// the packed rows and added to them; elsewhere ATen runs one expert after the other, or all at once where every row
+// takes all.
 
 #include <ATen/ATen.h>
 
@@ -87,17 +87,17 @@ struct ExpertRows {
   }
 };
 
-at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const LayerWeights& layer,
+at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks,
                            std::vector<ExpertTape>* tapes) {
   const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
+  const int64_t experts = networks.down.size(0), neurons = networks.down.size(1);
   const bool all = AllExpertsAtOnce(mixing);
   ExpertTape tape = all ? ExpertTape() : AssignRows(mixing, experts);
   const at::Tensor weights = mixing.weights.contiguous();
   at::Tensor out;
   if (all) {
     tape.scale = weights;
-    tape.gate_up = MatMulTransposed(normed, layer.gate_up.view({experts * 2 * neurons, hidden}));
+    tape.gate_up = MatMulTransposed(normed, networks.gate_up.view({experts * 2 * neurons, hidden}));
   } else {
     const auto count = static_cast<int64_t>(tape.assigned.size());
     tape.scale = at::empty({count}, normed.options());
@@ -107,35 +107,35 @@ at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const
       for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) scale[i] = w[tape.assigned[i] * experts + e];
     }
     tape.gate_up = at::empty({count, 2 * neurons}, normed.options());
-    ExpertRows{tape}.MultiplyTransposed(normed, layer.gate_up, tape.gate_up);
+    ExpertRows{tape}.MultiplyTransposed(normed, networks.gate_up, tape.gate_up);
   }
   const int64_t blocks = tape.scale.numel();
   const at::Tensor activation = at::empty({blocks, neurons}, normed.options());
   cpu::SwigluBlocks(tape.gate_up.const_data_ptr<float>(), tape.scale.const_data_ptr<float>(), blocks, neurons,
                     activation.mutable_data_ptr<float>());
   if (all) {
-    out = MatMul(activation.view({rows, experts * neurons}), layer.down.view({experts * neurons, hidden}));
+    out = MatMul(activation.view({rows, experts * neurons}), networks.down.view({experts * neurons, hidden}));
   } else {
     out = at::zeros_like(normed);
-    ExpertRows{tape}.MultiplyAdd(activation, layer.down, out);
+    ExpertRows{tape}.MultiplyAdd(activation, networks.down, out);
   }
   if (tapes) tapes->push_back(std::move(tape));
   return out;
 }
 
 at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
-                                const LayerWeights& layer, const ExpertTape& tape, at::Tensor& dweights) {
+                                const ExpertWeights& networks, const ExpertTape& tape, at::Tensor& dweights) {
   const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
+  const int64_t experts = networks.down.size(0), neurons = networks.down.size(1);
   const bool all = AllExpertsAtOnce(mixing);
   const int64_t blocks = tape.scale.numel();
   // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
   at::Tensor t;
   if (all) {
-    t = MatMulTransposed(doutput, layer.down.view({experts * neurons, hidden}));
+    t = MatMulTransposed(doutput, networks.down.view({experts * neurons, hidden}));
   } else {
     t = at::empty({blocks, neurons}, normed.options());
-    ExpertRows{tape}.MultiplyTransposed(doutput, layer.down, t);
+    ExpertRows{tape}.MultiplyTransposed(doutput, networks.down, t);
   }
   const at::Tensor dscale = at::empty({blocks}, normed.options());
   const at::Tensor dgate_up = at::empty({blocks, 2 * neurons}, normed.options());
@@ -144,7 +144,7 @@ at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& nor
                             dgate_up.mutable_data_ptr<float>());
   if (all) {
     dweights = dscale.view({rows, experts});
-    return MatMul(dgate_up.view({rows, experts * 2 * neurons}), layer.gate_up.view({experts * 2 * neurons, hidden}));
+    return MatMul(dgate_up.view({rows, experts * 2 * neurons}), networks.gate_up.view({experts * 2 * neurons, hidden}));
   }
   dweights = at::zeros({rows, experts}, normed.options());
   float* dw = dweights.mutable_data_ptr<float>();
@@ -153,28 +153,28 @@ at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& nor
     for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) dw[tape.assigned[i] * experts + e] = ds[i];
   }
   const at::Tensor dnormed = at::zeros_like(normed);
-  ExpertRows{tape}.MultiplyAdd(dgate_up, layer.gate_up, dnormed);
+  ExpertRows{tape}.MultiplyAdd(dgate_up, networks.gate_up, dnormed);
   return dnormed;
 }
 
 }  // namespace
 
-at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const LayerWeights& layer,
+at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks,
                       std::vector<ExpertTape>* tape) {
   const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
-  if (OnCpuKernels(normed)) return RunExpertsOnCpu(normed, mixing, layer, tape);
+  const int64_t experts = networks.down.size(0), neurons = networks.down.size(1);
+  if (OnCpuKernels(normed)) return RunExpertsOnCpu(normed, mixing, networks, tape);
   const at::Tensor weights = mixing.weights.to(normed.scalar_type());
   if (AllExpertsAtOnce(mixing)) {
     ExpertTape all;
-    const at::Tensor gate_up =
-        MatMulTransposed(normed, layer.gate_up.view({experts * 2 * neurons, hidden})).view({rows, experts, 2, neurons});
+    const at::Tensor gate_up = MatMulTransposed(normed, networks.gate_up.view({experts * 2 * neurons, hidden}))
+                                   .view({rows, experts, 2, neurons});
     all.gate = gate_up.select(2, 0);
     all.up = gate_up.select(2, 1);
     all.activation = Silu(all.gate) * all.up;
     const at::Tensor scaled = all.activation * weights.unsqueeze(-1);
     const at::Tensor out =
-        MatMul(scaled.reshape({rows, experts * neurons}), layer.down.view({experts * neurons, hidden}));
+        MatMul(scaled.reshape({rows, experts * neurons}), networks.down.view({experts * neurons, hidden}));
     if (tape) tape->push_back(std::move(all));
     return out;
   }
@@ -182,12 +182,12 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Laye
   for (auto& [expert, row_ids] : RowsOfExperts(mixing.selected, static_cast<int>(experts))) {
     const bool every_row = row_ids.size(0) == rows;
     const at::Tensor input = every_row ? normed : normed.index_select(0, row_ids);
-    const at::Tensor gate_up = MatMulTransposed(input, layer.gate_up.select(0, expert));
+    const at::Tensor gate_up = MatMulTransposed(input, networks.gate_up.select(0, expert));
     ExpertTape one{expert, row_ids, gate_up.narrow(1, 0, neurons), gate_up.narrow(1, neurons, neurons), {}, {}, {},
                    {},     {}};
     one.activation = Silu(one.gate) * one.up;
     const at::Tensor weight = weights.select(1, expert).index_select(0, row_ids).unsqueeze(1);
-    const at::Tensor part = MatMul(one.activation * weight, layer.down.select(0, expert));
+    const at::Tensor part = MatMul(one.activation * weight, networks.down.select(0, expert));
     if (every_row) {
       out.add_(part);
     } else {
@@ -199,44 +199,44 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Laye
 }
 
 at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
-                           const LayerWeights& layer, const std::vector<ExpertTape>& tape, at::Tensor& dweights) {
+                           const ExpertWeights& networks, const std::vector<ExpertTape>& tape, at::Tensor& dweights) {
   const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = layer.down.size(0), neurons = layer.down.size(1);
-  if (OnCpuKernels(normed)) return ExpertsBackwardOnCpu(doutput, normed, mixing, layer, tape.front(), dweights);
+  const int64_t experts = networks.down.size(0), neurons = networks.down.size(1);
+  if (OnCpuKernels(normed)) return ExpertsBackwardOnCpu(doutput, normed, mixing, networks, tape.front(), dweights);
   const at::Tensor weights = mixing.weights.to(normed.scalar_type());
   if (AllExpertsAtOnce(mixing)) {
     const ExpertTape& all = tape.front();
     // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
     const at::Tensor t =
-        MatMulTransposed(doutput, layer.down.view({experts * neurons, hidden})).view({rows, experts, neurons});
+        MatMulTransposed(doutput, networks.down.view({experts * neurons, hidden})).view({rows, experts, neurons});
     dweights = (t * all.activation).to(at::kFloat).sum(-1);
     const at::Tensor dactivation = t * weights.unsqueeze(-1);
     const at::Tensor dgate = dactivation * all.up * SiluGradient(all.gate);
     const at::Tensor dup = dactivation * Silu(all.gate);
     const at::Tensor dgate_up = at::stack({dgate, dup}, 2).view({rows, experts * 2 * neurons});
-    return MatMul(dgate_up, layer.gate_up.view({experts * 2 * neurons, hidden}));
+    return MatMul(dgate_up, networks.gate_up.view({experts * 2 * neurons, hidden}));
   }
   dweights = at::zeros_like(mixing.weights);
   at::Tensor dnormed = at::zeros_like(normed);
   for (const ExpertTape& one : tape) {
-    const at::Tensor t = MatMulTransposed(doutput.index_select(0, one.rows), layer.down.select(0, one.expert));
+    const at::Tensor t = MatMulTransposed(doutput.index_select(0, one.rows), networks.down.select(0, one.expert));
     dweights.select(1, one.expert).index_copy_(0, one.rows, (t * one.activation).to(at::kFloat).sum(-1));
     const at::Tensor dactivation = t * weights.select(1, one.expert).index_select(0, one.rows).unsqueeze(1);
     const at::Tensor dgate = dactivation * one.up * SiluGradient(one.gate);
     const at::Tensor dup = dactivation * Silu(one.gate);
-    dnormed.index_add_(0, one.rows, MatMul(at::cat({dgate, dup}, 1), layer.gate_up.select(0, one.expert)));
+    dnormed.index_add_(0, one.rows, MatMul(at::cat({dgate, dup}, 1), networks.gate_up.select(0, one.expert)));
   }
   return dnormed;
 }
 
-void RunExpertsApart(const at::Tensor& normed, const LayerWeights& layer, const std::vector<int64_t>& chosen,
+void RunExpertsApart(const at::Tensor& normed, const ExpertWeights& networks, const std::vector<int64_t>& chosen,
                      at::Tensor& outputs) {
-  const int64_t rows = normed.size(0), hidden = normed.size(1), neurons = layer.down.size(1);
+  const int64_t rows = normed.size(0), hidden = normed.size(1), neurons = networks.down.size(1);
   if (!OnCpuKernels(normed)) {
     for (int64_t expert : chosen) {
-      const at::Tensor gate_up = MatMulTransposed(normed, layer.gate_up.select(0, expert));
+      const at::Tensor gate_up = MatMulTransposed(normed, networks.gate_up.select(0, expert));
       const at::Tensor activation = Silu(gate_up.narrow(1, 0, neurons)) * gate_up.narrow(1, neurons, neurons);
-      outputs.select(1, expert).copy_(MatMul(activation, layer.down.select(0, expert)));
+      outputs.select(1, expert).copy_(MatMul(activation, networks.down.select(0, expert)));
     }
     return;
   }
@@ -248,14 +248,47 @@ void RunExpertsApart(const at::Tensor& normed, const LayerWeights& layer, const 
   for (int64_t i = 0; i < count; ++i) {
     const at::Tensor output = outputs.select(1, chosen[i]);
     output.zero_();
-    in.push_back({RowsOf(normed), WeightsOf(layer.gate_up.select(0, chosen[i])), MutableRowsOf(gate_up[i])});
-    out.push_back({RowsOf(activation[i]), WeightsOf(layer.down.select(0, chosen[i])), MutableRowsOf(output)});
+    in.push_back({RowsOf(normed), WeightsOf(networks.gate_up.select(0, chosen[i])), MutableRowsOf(gate_up[i])});
+    out.push_back({RowsOf(activation[i]), WeightsOf(networks.down.select(0, chosen[i])), MutableRowsOf(output)});
   }
   TORCH_CHECK(hidden == outputs.size(2), "an expert's output has another size");
   cpu::MultiplyTransposed(in);
   cpu::SwigluBlocks(gate_up.const_data_ptr<float>(), at::ones({count * rows}, at::kFloat).const_data_ptr<float>(),
                     count * rows, neurons, activation.mutable_data_ptr<float>());
   cpu::MultiplyAdd(out);
+}
+
+at::Tensor RunShared(const at::Tensor& normed, const LayerWeights& layer, SharedTape* tape) {
+  SharedTape local;
+  SharedTape& t = tape ? *tape : local;
+  t.mixing.weights = layer.shared_gate.defined()
+                         ? at::sigmoid(MatMulTransposed(normed, layer.shared_gate).to(at::kFloat))
+                         : at::ones({normed.size(0), 1}, normed.options().dtype(at::kFloat));
+  return RunExperts(normed, t.mixing, layer.shared, tape ? &t.experts : nullptr);
+}
+
+at::Tensor SharedBackward(const at::Tensor& doutput, const at::Tensor& normed, const LayerWeights& layer,
+                          const SharedTape& tape) {
+  at::Tensor dgate;
+  const at::Tensor dnormed = ExpertsBackward(doutput, normed, tape.mixing, layer.shared, tape.experts, dgate);
+  if (!layer.shared_gate.defined()) return dnormed;
+  const at::Tensor& s = tape.mixing.weights;
+  return dnormed + MatMul((dgate * s * (1 - s)).to(normed.scalar_type()), layer.shared_gate);
+}
+
+at::Tensor RunFeedForward(const at::Tensor& normed, const Mixing& mixing, const LayerWeights& layer,
+                          FeedForwardTape* tape) {
+  SharedTape* const shared = tape ? &tape->shared : nullptr;
+  if (!layer.router.defined()) return RunShared(normed, layer, shared);
+  const at::Tensor routed = RunExperts(normed, mixing, layer.experts, tape ? &tape->experts : nullptr);
+  return layer.shared.down.defined() ? routed + RunShared(normed, layer, shared) : routed;
+}
+
+at::Tensor FeedForwardBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
+                               const LayerWeights& layer, const FeedForwardTape& tape, at::Tensor& dweights) {
+  if (!layer.router.defined()) return SharedBackward(doutput, normed, layer, tape.shared);
+  const at::Tensor dnormed = ExpertsBackward(doutput, normed, mixing, layer.experts, tape.experts, dweights);
+  return layer.shared.down.defined() ? dnormed + SharedBackward(doutput, normed, layer, tape.shared) : dnormed;
 }
 
 }  // namespace c3po

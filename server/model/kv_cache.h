@@ -9,7 +9,7 @@ namespace c3po {
 // scheduler's to know (KvRun); untouched slots of a CPU's cache cost no memory.
 struct KvCache {
   at::Tensor keys;    // [layers, kv_heads, slots, head_dim]
-  at::Tensor values;  // likewise
+  at::Tensor values;  // likewise of value_dim
   int64_t slots = 0;
 };
 

@@ -14,6 +14,17 @@ at::Tensor Packed(const at::Tensor& x) { return x.to(at::kFloat).contiguous(); }
 // Whether `x` [R, ...] is rows that lie packed, one row a stride apart.
 bool RowsArePacked(const at::Tensor& x) { return x.dim() >= 2 && x.numel() > 0 && x[0].is_contiguous(); }
 
+// The probabilities, -1 outside the groups of experts whose largest one leads.
+at::Tensor LeadingGroups(const at::Tensor& probabilities, const ModelConfig& config) {
+  if (config.groups_per_token == config.expert_groups) return probabilities;
+  const at::Tensor groups = probabilities.unflatten(-1, {config.expert_groups, config.experts / config.expert_groups});
+  const at::Tensor leading = std::get<1>(at::topk(std::get<0>(groups.max(-1)), config.groups_per_token, -1));
+  const at::Tensor open = at::zeros({groups.size(0), groups.size(1)}, groups.options().dtype(at::kBool))
+                              .scatter_(1, leading, true)
+                              .unsqueeze(-1);
+  return at::where(open, groups, at::full({}, -1.0, groups.options())).flatten(1);
+}
+
 }  // namespace
 
 std::vector<float> ToFloats(const at::Tensor& x) {
@@ -48,14 +59,6 @@ at::Tensor RmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::
   return (rstd * (g - n * (g * n).mean(-1, true))).to(x.scalar_type());
 }
 
-RopeTable RopeTable::Make(const ModelConfig& config, at::Device device) {
-  const auto options = at::TensorOptions(at::kFloat);
-  const at::Tensor exponent = at::arange(0, config.head_dim, 2, options) / config.head_dim;
-  const at::Tensor frequency = 1.0 / at::pow(at::Scalar(config.rope_theta), exponent);
-  const at::Tensor angle = at::outer(at::arange(config.context_window, options), frequency);
-  return {at::cos(angle).to(device), at::sin(angle).to(device)};
-}
-
 RopeTable RopeTable::Select(const at::Tensor& positions, at::ScalarType dtype) const {
   return {cos.index_select(0, positions).unsqueeze(1).to(dtype), sin.index_select(0, positions).unsqueeze(1).to(dtype)};
 }
@@ -73,51 +76,12 @@ at::Tensor Rotate(const at::Tensor& x, const RopeTable& rope, bool inverse) {
   return at::cat({a * rope.cos - b * rope.sin, b * rope.cos + a * rope.sin}, -1);
 }
 
-Projections ProjectAttention(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
-                             const RopeTable& rope) {
-  const int64_t rows = normed.size(0), head_dim = config.head_dim;
-  const int64_t query = config.heads * head_dim, key = config.kv_heads * head_dim;
-  Projections out;
-  out.raw = MatMulTransposed(normed, layer.qkv);
-  at::Tensor q = out.raw.narrow(1, 0, query), k = out.raw.narrow(1, query, key),
-             v = out.raw.narrow(1, query + key, key);
-  if (config.qk_norm) {
-    q = RmsNorm(q, layer.q_norm, config.rms_norm_eps);
-    k = RmsNorm(k, layer.k_norm, config.rms_norm_eps);
-  }
-  if (config.clip_qkv) {
-    q = q.clamp(-*config.clip_qkv, *config.clip_qkv);
-    k = k.clamp(-*config.clip_qkv, *config.clip_qkv);
-    v = v.clamp(-*config.clip_qkv, *config.clip_qkv);
-  }
-  out.q = Rotate(q.reshape({rows, config.heads, head_dim}), rope);
-  out.k = Rotate(k.reshape({rows, config.kv_heads, head_dim}), rope);
-  out.v = v.reshape({rows, config.kv_heads, head_dim});
-  return out;
+at::Tensor AddBlock(const at::Tensor& x, const at::Tensor& block, const ModelConfig& config) {
+  return config.residual_multiplier == 1 ? x + block : x + block * config.residual_multiplier;
 }
 
-at::Tensor ProjectAttentionBackward(const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv,
-                                    const Projections& forward, const LayerWeights& layer, const ModelConfig& config,
-                                    const RopeTable& rope) {
-  const int64_t rows = dq.size(0), head_dim = config.head_dim;
-  const int64_t query = config.heads * head_dim, key = config.kv_heads * head_dim;
-  const at::Tensor raw_q = forward.raw.narrow(1, 0, query), raw_k = forward.raw.narrow(1, query, key);
-  at::Tensor gq = Rotate(dq, rope, /*inverse=*/true).reshape({rows, query});
-  at::Tensor gk = Rotate(dk, rope, /*inverse=*/true).reshape({rows, key});
-  at::Tensor gv = dv.reshape({rows, key});
-  if (config.clip_qkv) {  // No gradient through a clipped entry.
-    const double c = *config.clip_qkv;
-    const at::Tensor q = config.qk_norm ? RmsNorm(raw_q, layer.q_norm, config.rms_norm_eps) : raw_q;
-    const at::Tensor k = config.qk_norm ? RmsNorm(raw_k, layer.k_norm, config.rms_norm_eps) : raw_k;
-    gq = gq * (q.abs() <= c);
-    gk = gk * (k.abs() <= c);
-    gv = gv * (forward.raw.narrow(1, query + key, key).abs() <= c);
-  }
-  if (config.qk_norm) {
-    gq = RmsNormBackward(gq, raw_q, layer.q_norm, config.rms_norm_eps);
-    gk = RmsNormBackward(gk, raw_k, layer.k_norm, config.rms_norm_eps);
-  }
-  return MatMul(at::cat({gq, gk, gv}, 1), layer.qkv);
+at::Tensor AddBlockBackward(const at::Tensor& dsum, const ModelConfig& config) {
+  return config.residual_multiplier == 1 ? dsum : dsum * config.residual_multiplier;
 }
 
 Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
@@ -130,7 +94,8 @@ Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const Mod
   }
   mixing.weights = mixing.probabilities;
   if (config.experts_per_token < config.experts) {
-    mixing.selected = std::get<1>(at::topk(mixing.probabilities, config.experts_per_token, -1));
+    const at::Tensor candidates = LeadingGroups(mixing.probabilities, config);
+    mixing.selected = std::get<1>(at::topk(candidates, config.experts_per_token, -1));
     mixing.selected_mask = at::zeros_like(mixing.probabilities).scatter_(1, mixing.selected, 1.0);
     mixing.weights = mixing.probabilities * mixing.selected_mask;
   }
@@ -138,11 +103,16 @@ Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const Mod
     mixing.total = mixing.weights.sum(-1, true);
     mixing.weights = mixing.weights / mixing.total;
   }
+  if (config.routed_scaling_factor != 1) mixing.weights = mixing.weights * config.routed_scaling_factor;
   return mixing;
 }
 
 at::Tensor MixingBackward(const at::Tensor& dweights, const Mixing& mixing, const ModelConfig& config) {
   at::Tensor dp = dweights;
+  if (config.routed_scaling_factor != 1) {
+    TORCH_CHECK(!config.norm_topk_prob, "weights are normalized or scaled, not both");
+    dp = dp * config.routed_scaling_factor;
+  }
   if (config.norm_topk_prob) dp = (dp - (dp * mixing.weights).sum(-1, true)) / mixing.total;
   return mixing.selected_mask.defined() ? dp * mixing.selected_mask : dp;
 }

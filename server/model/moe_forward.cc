@@ -44,7 +44,7 @@ at::Tensor FromFloats(const std::vector<float>& values, at::IntArrayRef sizes, a
   return at::from_blob(const_cast<float*>(values.data()), sizes, at::kFloat).to(options, false, /*copy=*/true);
 }
 
-// What the overrides of all rows say about one layer.
+// What the overrides of all rows say about one MoE layer.
 LayerRouting RoutingOfLayer(const Batch& batch, int layer, int experts, at::Device device) {
   LayerRouting routing;
   const int64_t rows = batch.hidden.size(0);
@@ -82,7 +82,7 @@ at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& wei
   const Projections rows = ProjectAttention(normed, weights, config, batch.rope);
   const at::Tensor context = CachedAttention(rows.q, rows.k, rows.v, batch.sequences, cache.keys.select(0, layer),
                                              cache.values.select(0, layer), config);
-  return MatMulTransposed(context, weights.output);
+  return Project(context, weights.output, weights.output_bias);
 }
 
 // Adds row after row, so that the sum is the same however the prompt is cut into chunks.
@@ -93,7 +93,7 @@ void SumRows(const at::Tensor& rows, std::vector<double>& sum) {
   for (size_t i = 0; i < values.size(); ++i) sum[i % width] += values[i];
 }
 
-// Records what segments asked to see of the states entering `layer`.
+// Records what segments asked to see of the states entering an MoE layer.
 void CaptureEntry(const Batch& batch, int layer) {
   for (const RowSpan& span : batch.spans) {
     const Segment& segment = *span.segment;
@@ -163,7 +163,8 @@ void ReadOut(const Batch& batch, const MoeWeights& weights, const ModelConfig& c
   if (rows.empty()) return;
   const at::Tensor picked = batch.hidden.index_select(0, at::tensor(rows, at::kLong).to(batch.hidden.device()));
   const at::Tensor normed = RmsNorm(picked, weights.final_norm, config.rms_norm_eps);
-  const at::Tensor logits = MatMulTransposed(normed, weights.lm_head).to(at::kFloat);
+  at::Tensor logits = MatMulTransposed(normed, weights.lm_head).to(at::kFloat);
+  if (config.logits_divisor != 1) logits = logits / config.logits_divisor;
   int64_t next = 0;
   for (const RowSpan& span : batch.spans) {
     if (!span.segment->targets.empty()) {
@@ -198,8 +199,9 @@ absl::Status CheckSegment(const Segment& segment, const ModelShape& shape, int64
   if (!segment.targets.empty() && segment.targets.size() != segment.tokens.size()) {
     return absl::InternalError("a segment needs one target per token");
   }
-  if (segment.resume && (segment.tokens.size() != 1 || segment.entry_layer < 0 || segment.entry_layer >= shape.layers ||
-                         segment.entry_hidden.size() != static_cast<size_t>(shape.hidden_size))) {
+  if (segment.resume &&
+      (segment.tokens.size() != 1 || segment.entry_layer < 0 || segment.entry_layer >= shape.moe_layers ||
+       segment.entry_hidden.size() != static_cast<size_t>(shape.hidden_size))) {
     return absl::InternalError("a resumed segment has one token and its entry state");
   }
   return absl::OkStatus();
@@ -230,7 +232,7 @@ Batch PackRows(absl::Span<const Segment> segments, const std::vector<size_t>& me
 }  // namespace
 
 absl::StatusOr<std::vector<SegmentOutput>> MoeModel::Forward(absl::Span<const Segment> segments) {
-  std::map<int, std::vector<size_t>> groups;  // by first layer to run
+  std::map<int, std::vector<size_t>> groups;  // by first MoE layer to run; -1: from the bottom
   for (size_t i = 0; i < segments.size(); ++i) {
     C3PO_RETURN_IF_ERROR(CheckSegment(segments[i], shape_, kv_cache_.slots));
     groups[segments[i].resume ? segments[i].entry_layer : -1].push_back(i);
@@ -240,15 +242,20 @@ absl::StatusOr<std::vector<SegmentOutput>> MoeModel::Forward(absl::Span<const Se
     const c10::InferenceMode inference;
     for (const auto& [entry_layer, members] : groups) {
       Batch batch = PackRows(segments, members, outputs, *this);
-      for (int l = std::max(entry_layer, 0); l < config_.layers; ++l) {
+      int moe = std::max(entry_layer, 0);
+      for (int l = entry_layer < 0 ? 0 : config_.moe_layers[entry_layer]; l < config_.layers; ++l) {
         const LayerWeights& layer = weights_.layers[l];
-        CaptureEntry(batch, l);
-        batch.hidden = batch.hidden + AttentionBlock(batch, l, layer, config_, kv_cache_);
+        if (layer.router.defined()) CaptureEntry(batch, moe);
+        batch.hidden = AddBlock(batch.hidden, AttentionBlock(batch, l, layer, config_, kv_cache_), config_);
         const at::Tensor normed = RmsNorm(batch.hidden, layer.moe_norm, config_.rms_norm_eps);
-        const Mixing mixing =
-            MixExperts(normed, layer, config_, RoutingOfLayer(batch, l, config_.experts, batch.hidden.device()));
-        CapturePathway(batch, l, mixing, shape_);
-        batch.hidden = batch.hidden + RunExperts(normed, mixing, layer, nullptr);
+        Mixing mixing;
+        if (layer.router.defined()) {
+          mixing =
+              MixExperts(normed, layer, config_, RoutingOfLayer(batch, moe, config_.experts, batch.hidden.device()));
+          CapturePathway(batch, moe, mixing, shape_);
+          ++moe;
+        }
+        batch.hidden = AddBlock(batch.hidden, RunFeedForward(normed, mixing, layer, nullptr), config_);
       }
       ReadOut(batch, weights_, config_);
     }

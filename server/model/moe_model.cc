@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/model/device.h"
+#include "server/model/neighbor_loss.h"
 
 namespace c3po {
 namespace {
@@ -18,7 +19,7 @@ ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights) {
   shape.architecture = config.architecture;
   shape.dtype = weights.embedding.scalar_type() == at::kFloat ? "float32" : "bfloat16";
   shape.layers = config.layers;
-  shape.moe_layers = config.layers;
+  shape.moe_layers = static_cast<int>(config.moe_layers.size());
   shape.experts = config.experts;
   shape.experts_per_token = config.experts_per_token;
   shape.hidden_size = config.hidden_size;
@@ -77,19 +78,26 @@ at::TensorOptions MoeModel::tensor_options() const {
 
 at::Tensor MoeModel::Embed(const std::vector<int64_t>& tokens) const {
   const at::Tensor ids = at::tensor(tokens, at::kLong).to(weights_.embedding.device());
-  return weights_.embedding.index_select(0, ids).to(tensor_options().dtype());
+  const at::Tensor rows = weights_.embedding.index_select(0, ids).to(tensor_options().dtype());
+  return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
 }
 
 absl::Status MoeModel::AllocateKvCache(int64_t slots) {
   if (slots < 1) return absl::InvalidArgumentError(absl::StrCat("a cache of ", slots, " positions"));
   try {
     const c10::InferenceMode inference;
-    const std::vector<int64_t> sizes = {config_.layers, config_.kv_heads, slots, config_.head_dim};
-    kv_cache_ = {at::empty(sizes, tensor_options()), at::empty(sizes, tensor_options()), slots};
+    const int64_t layers = config_.layers, heads = config_.kv_heads;
+    kv_cache_ = {at::empty({layers, heads, slots, config_.head_dim}, tensor_options()),
+                 at::empty({layers, heads, slots, config_.value_dim}, tensor_options()), slots};
     return absl::OkStatus();
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for a cache of ", slots, " positions: ", error.what()));
   }
+}
+
+absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(const ObjectiveSpec& spec) {
+  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<NeighborLoss> loss, NeighborLoss::Create(*this, spec));
+  return std::unique_ptr<NeighborhoodObjective>(std::move(loss));
 }
 
 }  // namespace c3po

@@ -24,8 +24,10 @@ struct MoeModelOptions {
 };
 
 // A Mixture-of-Experts decoder on libtorch. Layer l, for rows x of any number of sequences:
-//   x += Attention(RmsNorm(x)),   h = RmsNorm(x),   x += sum_{e in top-k(w)} w_e Expert_e(h),   w = softmax(router h)
-// with w replaced or shifted in rows that carry a RoutingOverride. Not thread-safe: one engine thread calls it;
+//   x += Attention(RmsNorm(x)),   h = RmsNorm(x),   x += sum_{e in top-k(w)} w_e Expert_e(h) + Shared(h),
+//   w = softmax(router h)
+// with w replaced or shifted in rows that carry a RoutingOverride. Dense layers have Shared(h) alone; whoever names a
+// layer from outside means an MoE layer, by its number among these. Not thread-safe: one engine thread calls it;
 // shape(), config() and weights() are constant after Load.
 class MoeModel final : public ModelRunner {
  public:
@@ -41,7 +43,7 @@ class MoeModel final : public ModelRunner {
   const RopeTable& rope() const { return rope_; }
   // Of activations and caches: the weights' device; float32 on the CPU, else the weights' dtype.
   at::TensorOptions tensor_options() const;
-  // The rows of the embedding, [tokens, d], as activations.
+  // The rows of the embedding, [tokens, d], as activations, times the embedding multiplier.
   at::Tensor Embed(const std::vector<int64_t>& tokens) const;
 
   absl::Status AllocateKvCache(int64_t slots) override;

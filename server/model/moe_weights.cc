@@ -15,21 +15,39 @@ namespace {
 
 constexpr char kEmbedding[] = "model.embed_tokens.weight";
 
-// Hugging Face's tensor names of one family, relative to "model.layers.N.".
+// Hugging Face's tensor names of one family, relative to "model.layers.N."; null: the family has none.
 struct TensorNames {
   const char* router;
-  const char* expert_prefix;  // followed by the expert's index
+  const char*
+      expert_prefix;  // followed by the expert's index; where it is null, gate is [E, 2f, d] with up, down [E, d, f]
   const char* gate;
   const char* up;
   const char* down;
+  const char* shared_prefix;
 };
 
 TensorNames NamesOf(ModelConfig::Family family) {
   switch (family) {
     case ModelConfig::Family::kOlmoe:
-      return {"mlp.gate.weight", "mlp.experts.", ".gate_proj.weight", ".up_proj.weight", ".down_proj.weight"};
+    case ModelConfig::Family::kQwen3Moe:
+      return {"mlp.gate.weight", "mlp.experts.", ".gate_proj.weight", ".up_proj.weight", ".down_proj.weight", nullptr};
     case ModelConfig::Family::kMixtral:
-      return {"block_sparse_moe.gate.weight", "block_sparse_moe.experts.", ".w1.weight", ".w3.weight", ".w2.weight"};
+      return {"block_sparse_moe.gate.weight",
+              "block_sparse_moe.experts.",
+              ".w1.weight",
+              ".w3.weight",
+              ".w2.weight",
+              nullptr};
+    case ModelConfig::Family::kQwen2Moe:
+      return {"mlp.gate.weight", "mlp.experts.",      ".gate_proj.weight",
+              ".up_proj.weight", ".down_proj.weight", "mlp.shared_expert"};
+    case ModelConfig::Family::kDeepseek:
+    case ModelConfig::Family::kDeepseekV2:
+      return {"mlp.gate.weight", "mlp.experts.",      ".gate_proj.weight",
+              ".up_proj.weight", ".down_proj.weight", "mlp.shared_experts"};
+    case ModelConfig::Family::kGraniteMoe:
+      return {"block_sparse_moe.router.layer.weight",  nullptr, "block_sparse_moe.input_linear.weight", nullptr,
+              "block_sparse_moe.output_linear.weight", nullptr};
   }
   return {};
 }
@@ -42,8 +60,11 @@ absl::StatusOr<at::ScalarType> TorchTypeOf(DType dtype, const std::string& name)
       return at::kHalf;
     case DType::kBF16:
       return at::kBFloat16;
+    case DType::kF8E4M3:
+      return at::kFloat8_e4m3fn;
     default:
-      return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": weights must be F32, F16 or BF16"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor ", name, ": weights must be F32, F16, BF16 or F8_E4M3, not ", DTypeName(dtype)));
   }
 }
 
@@ -53,7 +74,8 @@ class Reader {
   Reader(const Checkpoint& checkpoint, at::ScalarType dtype, at::Device device)
       : checkpoint_(checkpoint), dtype_(dtype), device_(device) {}
 
-  // A view of the file's bytes, in the file's dtype, valid while the checkpoint is open.
+  // A view of the file's bytes, in the file's dtype, valid while the checkpoint is open; of 8 bits, a bfloat16 copy,
+  // which is exact.
   absl::StatusOr<at::Tensor> View(const std::string& name, const std::vector<int64_t>& shape) {
     C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint_.Find(name));
     if (view.shape != shape) {
@@ -62,6 +84,9 @@ class Reader {
     }
     C3PO_ASSIGN_OR_RETURN(const at::ScalarType type, TorchTypeOf(view.dtype, name));
     used_.insert(name);
+    if (type == at::kFloat8_e4m3fn) {
+      return at::from_blob(const_cast<std::byte*>(view.bytes.data()), shape, at::TensorOptions(type)).to(at::kBFloat16);
+    }
     if (reinterpret_cast<uintptr_t>(view.bytes.data()) % DTypeBytes(view.dtype) != 0) {  // The format aligns nothing.
       at::Tensor aligned = at::empty(shape, at::TensorOptions(type));
       std::memcpy(aligned.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
@@ -86,13 +111,17 @@ class Reader {
 
   absl::Status ReadInto(const std::string& name, const std::vector<int64_t>& shape, bool transpose, at::Tensor slot) {
     C3PO_ASSIGN_OR_RETURN(const at::Tensor view, View(name, shape));
-    slot.copy_(transpose ? view.t() : view);
+    slot.copy_(transpose ? view.transpose(-2, -1) : view);
     parameters_ += slot.numel();
     return absl::OkStatus();
   }
 
   at::Tensor Empty(const std::vector<int64_t>& shape) const {
     return at::empty(shape, at::TensorOptions(dtype_).device(device_));
+  }
+  // Uninitialized, as ReadNorm makes them.
+  at::Tensor EmptyNorm(int64_t size) const {
+    return at::empty({size}, at::TensorOptions(device_.is_cpu() ? at::kFloat : dtype_).device(device_));
   }
   int64_t parameters() const { return parameters_; }
 
@@ -116,42 +145,130 @@ class Reader {
   int64_t parameters_ = 0;
 };
 
-absl::Status ReadLayer(Reader& reader, const ModelConfig& config, int index, LayerWeights& layer) {
-  const TensorNames names = NamesOf(config.family);
-  const std::string prefix = absl::StrCat("model.layers.", index, ".");
-  const int64_t d = config.hidden_size, f = config.intermediate_size;
+absl::Status ReadAttention(Reader& reader, const ModelConfig& config, const std::string& prefix, LayerWeights& layer) {
+  const int64_t d = config.hidden_size;
   const int64_t query = int64_t{config.heads} * config.head_dim, key = int64_t{config.kv_heads} * config.head_dim;
-  C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "input_layernorm.weight", d, layer.attention_norm));
   layer.qkv = reader.Empty({query + 2 * key, d});
-  const std::string attention = prefix + "self_attn.";
-  C3PO_RETURN_IF_ERROR(reader.ReadInto(attention + "q_proj.weight", {query, d}, false, layer.qkv.narrow(0, 0, query)));
-  C3PO_RETURN_IF_ERROR(reader.ReadInto(attention + "k_proj.weight", {key, d}, false, layer.qkv.narrow(0, query, key)));
-  C3PO_RETURN_IF_ERROR(
-      reader.ReadInto(attention + "v_proj.weight", {key, d}, false, layer.qkv.narrow(0, query + key, key)));
-  if (config.qk_norm) {
-    C3PO_RETURN_IF_ERROR(reader.ReadNorm(attention + "q_norm.weight", query, layer.q_norm));
-    C3PO_RETURN_IF_ERROR(reader.ReadNorm(attention + "k_norm.weight", key, layer.k_norm));
+  if (config.qkv_bias) layer.qkv_bias = reader.EmptyNorm(query + 2 * key);
+  const struct {
+    const char* name;
+    int64_t first, rows;
+  } parts[] = {{"q_proj", 0, query}, {"k_proj", query, key}, {"v_proj", query + key, key}};
+  for (const auto& [name, first, rows] : parts) {
+    C3PO_RETURN_IF_ERROR(
+        reader.ReadInto(absl::StrCat(prefix, name, ".weight"), {rows, d}, false, layer.qkv.narrow(0, first, rows)));
+    if (!config.qkv_bias) continue;
+    C3PO_RETURN_IF_ERROR(
+        reader.ReadInto(absl::StrCat(prefix, name, ".bias"), {rows}, false, layer.qkv_bias.narrow(0, first, rows)));
   }
-  C3PO_RETURN_IF_ERROR(reader.Read(attention + "o_proj.weight", {d, query}, layer.output));
-  C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "post_attention_layernorm.weight", d, layer.moe_norm));
-  C3PO_RETURN_IF_ERROR(reader.Read(prefix + names.router, {config.experts, d}, layer.router));
-  layer.gate_up = reader.Empty({config.experts, 2 * f, d});
-  layer.down = reader.Empty({config.experts, f, d});
-  for (int e = 0; e < config.experts; ++e) {
-    const std::string expert = absl::StrCat(prefix, names.expert_prefix, e);
-    const at::Tensor gate_up = layer.gate_up.select(0, e);
-    C3PO_RETURN_IF_ERROR(reader.ReadInto(expert + names.gate, {f, d}, false, gate_up.narrow(0, 0, f)));
-    C3PO_RETURN_IF_ERROR(reader.ReadInto(expert + names.up, {f, d}, false, gate_up.narrow(0, f, f)));
-    C3PO_RETURN_IF_ERROR(reader.ReadInto(expert + names.down, {d, f}, true, layer.down.select(0, e)));
+  if (config.qk_norm != ModelConfig::QkNorm::kNone) {
+    const bool per_head = config.qk_norm == ModelConfig::QkNorm::kPerHead;
+    C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "q_norm.weight", per_head ? config.head_dim : query, layer.q_norm));
+    C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "k_norm.weight", per_head ? config.head_dim : key, layer.k_norm));
   }
   return absl::OkStatus();
+}
+
+// The last `rope_dim` rows of each block of `block` rows, from interleaved pairs (0, 1), (2, 3), ... to halves
+// (0, 2, ...), (1, 3, ...).
+void PairsToHalves(at::Tensor rows, int64_t block, int64_t rope_dim) {
+  const at::Tensor rotated =
+      rows.view({rows.size(0) / block, block, -1}).narrow(1, block - rope_dim, rope_dim);  // [blocks, r, in]
+  rotated.copy_(rotated.unflatten(1, {rope_dim / 2, 2}).transpose(1, 2).flatten(1, 2).clone());
+}
+
+absl::Status ReadLatentAttention(Reader& reader, const ModelConfig& config, const std::string& prefix,
+                                 LayerWeights& layer) {
+  const LatentAttention& latent = *config.latent;
+  const int64_t d = config.hidden_size, head_dim = config.head_dim, r = config.rope_dim;
+  const int64_t query = config.heads * head_dim, ranks = latent.kv_rank + r;
+  const int64_t expanded = int64_t{config.heads} * (latent.plain_dim + config.value_dim);
+  const int64_t first = latent.query_rank > 0 ? latent.query_rank : query;
+  layer.qkv = reader.Empty({first + ranks, d});
+  const at::Tensor queries = layer.qkv.narrow(0, 0, first), keys = layer.qkv.narrow(0, first, ranks);
+  if (latent.query_rank > 0) {
+    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_a_proj.weight", {first, d}, false, queries));
+    C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "q_a_layernorm.weight", first, layer.query_latent_norm));
+    C3PO_RETURN_IF_ERROR(reader.Read(prefix + "q_b_proj.weight", {query, first}, layer.query_expand));
+    PairsToHalves(layer.query_expand, head_dim, r);
+  } else {
+    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_proj.weight", {query, d}, false, queries));
+    PairsToHalves(queries, head_dim, r);
+  }
+  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "kv_a_proj_with_mqa.weight", {ranks, d}, false, keys));
+  PairsToHalves(keys, ranks, r);
+  C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "kv_a_layernorm.weight", latent.kv_rank, layer.kv_latent_norm));
+  C3PO_RETURN_IF_ERROR(reader.Read(prefix + "kv_b_proj.weight", {expanded, latent.kv_rank}, layer.kv_expand));
+  if (!config.qkv_bias) return absl::OkStatus();
+  layer.qkv_bias = reader.EmptyNorm(first + ranks);
+  if (latent.query_rank > 0) {
+    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_a_proj.bias", {first}, false, layer.qkv_bias.narrow(0, 0, first)));
+  } else {
+    layer.qkv_bias.narrow(0, 0, first).zero_();  // Queries that are projected directly have none.
+  }
+  const at::Tensor key_bias = layer.qkv_bias.narrow(0, first, ranks);
+  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "kv_a_proj_with_mqa.bias", {ranks}, false, key_bias));
+  PairsToHalves(key_bias, ranks, r);
+  return absl::OkStatus();
+}
+
+// One expert's three matrices, "<prefix><gate>" and so on, as number `index` of `experts`.
+absl::Status ReadExpert(Reader& reader, const std::string& prefix, const TensorNames& names, int64_t index,
+                        ExpertWeights& experts) {
+  const int64_t f = experts.down.size(1), d = experts.down.size(2);
+  const at::Tensor gate_up = experts.gate_up.select(0, index);
+  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + names.gate, {f, d}, false, gate_up.narrow(0, 0, f)));
+  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + names.up, {f, d}, false, gate_up.narrow(0, f, f)));
+  return reader.ReadInto(prefix + names.down, {d, f}, true, experts.down.select(0, index));
+}
+
+absl::Status ReadFeedForward(Reader& reader, const ModelConfig& config, const std::string& prefix, bool dense,
+                             LayerWeights& layer) {
+  const TensorNames names = NamesOf(config.family);
+  const int64_t d = config.hidden_size, f = config.intermediate_size, experts = config.experts;
+  const int64_t alone = dense ? config.dense_intermediate_size : config.shared_intermediate_size;
+  if (alone > 0) {
+    layer.shared = {reader.Empty({1, 2 * alone, d}), reader.Empty({1, alone, d})};
+    const std::string shared = absl::StrCat(prefix, dense ? "mlp" : names.shared_prefix);
+    C3PO_RETURN_IF_ERROR(ReadExpert(reader, shared, names, 0, layer.shared));
+  }
+  if (dense) return absl::OkStatus();
+  if (config.shared_gate) {
+    C3PO_RETURN_IF_ERROR(
+        reader.Read(absl::StrCat(prefix, names.shared_prefix, "_gate.weight"), {1, d}, layer.shared_gate));
+  }
+  C3PO_RETURN_IF_ERROR(reader.Read(prefix + names.router, {experts, d}, layer.router));
+  layer.experts.down = reader.Empty({experts, f, d});
+  if (names.expert_prefix == nullptr) {
+    C3PO_RETURN_IF_ERROR(reader.Read(prefix + names.gate, {experts, 2 * f, d}, layer.experts.gate_up));
+    return reader.ReadInto(prefix + names.down, {experts, d, f}, true, layer.experts.down);
+  }
+  layer.experts.gate_up = reader.Empty({experts, 2 * f, d});
+  for (int e = 0; e < experts; ++e) {
+    C3PO_RETURN_IF_ERROR(ReadExpert(reader, absl::StrCat(prefix, names.expert_prefix, e), names, e, layer.experts));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadLayer(Reader& reader, const ModelConfig& config, int index, LayerWeights& layer) {
+  const std::string prefix = absl::StrCat("model.layers.", index, "."), attention = prefix + "self_attn.";
+  const int64_t d = config.hidden_size;
+  C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "input_layernorm.weight", d, layer.attention_norm));
+  C3PO_RETURN_IF_ERROR(config.latent ? ReadLatentAttention(reader, config, attention, layer)
+                                     : ReadAttention(reader, config, attention, layer));
+  C3PO_RETURN_IF_ERROR(
+      reader.Read(attention + "o_proj.weight", {d, int64_t{config.heads} * config.value_dim}, layer.output));
+  if (config.output_bias) C3PO_RETURN_IF_ERROR(reader.ReadNorm(attention + "o_proj.bias", d, layer.output_bias));
+  C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "post_attention_layernorm.weight", d, layer.moe_norm));
+  return ReadFeedForward(reader, config, prefix, !config.IsMoeLayer(index), layer);
 }
 
 }  // namespace
 
 absl::StatusOr<at::ScalarType> StoredDtype(const Checkpoint& checkpoint) {
   C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Find(kEmbedding));
-  return TorchTypeOf(view.dtype, kEmbedding);
+  C3PO_ASSIGN_OR_RETURN(const at::ScalarType type, TorchTypeOf(view.dtype, kEmbedding));
+  return type == at::kFloat8_e4m3fn ? at::kBFloat16 : type;
 }
 
 absl::StatusOr<MoeWeights> LoadMoeWeights(const Checkpoint& checkpoint, const ModelConfig& config, at::ScalarType dtype,

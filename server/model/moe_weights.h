@@ -12,18 +12,36 @@
 
 namespace c3po {
 
+// n gated feed-forward networks of f neurons: Expert_e(h) = down_e (silu(gate_e h) * up_e h).
+struct ExpertWeights {
+  at::Tensor gate_up;  // [n, 2f, d]: gate rows, then up rows, of each
+  at::Tensor down;     // [n, f, d]: transposed, so that all together are one [n*f, d] matrix
+};
+
 // Parameters of one decoder layer, in the layout the arithmetic reads. d = hidden size, H = heads * head_dim,
-// G = kv_heads * head_dim, E = experts, f = neurons per expert. Projections are [out, in].
+// G = kv_heads * head_dim, E = experts, f = neurons per expert. Projections are [out, in]. Biases are as norms: float32
+// on the CPU.
 struct LayerWeights {
   at::Tensor attention_norm;  // [d]
-  at::Tensor qkv;             // [H + 2G, d]: queries, keys, values
-  at::Tensor q_norm;          // [H], undefined without QK-norm
-  at::Tensor k_norm;          // [G], likewise
-  at::Tensor output;          // [d, H]
+  at::Tensor qkv;             // [H + 2G, d]: queries, keys, values. Latent: see below
+  at::Tensor q_norm;          // [H], or [head_dim] where it is per head; undefined without QK-norm
+  at::Tensor k_norm;          // [G] or [head_dim], likewise
+  at::Tensor output;          // [d, heads * value_dim]
   at::Tensor moe_norm;        // [d]
-  at::Tensor router;          // [E, d]
-  at::Tensor gate_up;         // [E, 2f, d]: gate rows, then up rows, of each expert
-  at::Tensor down;            // [E, f, d]: transposed, so that all experts together are one [E*f, d] matrix
+  at::Tensor router;          // [E, d]; undefined in a dense layer
+  ExpertWeights experts;      // n = E routed experts, likewise
+  ExpertWeights shared;       // n = 1: beside the routed experts, or a dense layer's only one; undefined without
+  at::Tensor shared_gate;     // [1, d]; undefined without
+  at::Tensor qkv_bias;        // rows of qkv; undefined without
+  at::Tensor output_bias;     // [d]; undefined without
+
+  // Latent attention, c = kv_rank, p = plain_dim, r = rope_dim, v = value_dim: qkv is [Q + c + r, d], the queries (Q =
+  // H) or their latent (Q = query_rank), the latent of keys and values, the rotated part of all heads' keys. Rows of
+  // rotated parts are reordered from interleaved pairs to halves, which q k^T does not see.
+  at::Tensor query_latent_norm;  // [query_rank]; undefined without
+  at::Tensor query_expand;       // [H, query_rank], likewise
+  at::Tensor kv_latent_norm;     // [c]
+  at::Tensor kv_expand;          // [heads * (p + v), c]
 };
 
 struct MoeWeights {
@@ -34,12 +52,13 @@ struct MoeWeights {
   int64_t parameters = 0;
 };
 
-// The dtype of the embedding. InvalidArgument: it is missing, or not a floating-point type of weights.
+// The dtype of the embedding, bfloat16 for one of 8 bits. InvalidArgument: it is missing, or not a floating-point type
+// of weights.
 absl::StatusOr<at::ScalarType> StoredDtype(const Checkpoint& checkpoint);
 
-// Copies a checkpoint's tensors, converted to `dtype` (norms on the CPU: to float32), onto `device`. `progress(done,
-// total)` is called per layer. InvalidArgument names a missing tensor, a wrong shape or dtype, and a tensor that the
-// architecture does not have.
+// Copies a checkpoint's tensors (F32, BF16, F16, F8_E4M3), converted to `dtype` (norms on the CPU: to float32), onto
+// `device`. `progress(done, total)` is called per layer. NotFound names a missing tensor; InvalidArgument a wrong shape
+// or dtype, and a tensor that the architecture does not have.
 absl::StatusOr<MoeWeights> LoadMoeWeights(const Checkpoint& checkpoint, const ModelConfig& config, at::ScalarType dtype,
                                           at::Device device, const std::function<void(int, int)>& progress);
 

@@ -18,12 +18,12 @@ namespace c3po {
 // What METHOD calls exact caches: nothing here depends on the pathway, since attention is causal and layers below the
 // first critical one are not overridden. n = prompt tokens.
 struct MoeNeighborState final : public NeighborState {
-  int first_layer = 0;
+  int first_layer = 0;  // MoE layer; "entering" it is entering its decoder layer F
   int prompt_length = 0;
   AnswerTree tree;
-  at::Tensor entry_hidden;  // [tree.rows(), d], entering first_layer
-  at::Tensor keys;          // [layers - first_layer, kv_heads, n - 1, head_dim]: the prompt but its last token
-  at::Tensor values;        // likewise
+  at::Tensor entry_hidden;  // [tree.rows(), d], entering F
+  at::Tensor keys;          // [layers - F, kv_heads, n - 1, head_dim]: the prompt but its last token
+  at::Tensor values;        // likewise of value_dim
 
   int64_t bytes() const { return static_cast<int64_t>(entry_hidden.nbytes() + keys.nbytes() + values.nbytes()) + 1024; }
 };

@@ -55,13 +55,18 @@ absl::StatusOr<std::unique_ptr<NeighborLoss>> NeighborLoss::Create(const MoeMode
 }
 
 NeighborLoss::NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec)
-    : model_(model), first_layer_(spec.critical_layers.front()), loss_(spec.loss) {
+    : model_(model),
+      first_layer_(spec.critical_layers.front()),
+      entry_(model.config().moe_layers[first_layer_]),
+      loss_(spec.loss) {
   const ModelConfig& config = model.config();
   PackRows(spec);
   PackPrefixes(spec);
   first_.input = entry_hidden_;
-  RunAttention(first_layer_, first_);
-  first_.normed = RmsNorm(first_.middle, model.weights().layers[first_layer_].moe_norm, config.rms_norm_eps);
+  RunAttention(entry_, first_);
+  const LayerWeights& layer = model.weights().layers[entry_];
+  first_.normed = RmsNorm(first_.middle, layer.moe_norm, config.rms_norm_eps);
+  if (layer.shared.down.defined()) first_shared_ = RunShared(first_.normed, layer, nullptr);
   first_outputs_ = at::zeros({entry_hidden_.size(0), config.experts, config.hidden_size}, model.tensor_options());
   first_outputs_known_.resize(config.experts);
 }
@@ -127,14 +132,14 @@ void NeighborLoss::ChooseHead(const std::vector<int64_t>& target_tokens) {
 void NeighborLoss::PackPrefixes(const ObjectiveSpec& spec) {
   const ModelConfig& config = model_.config();
   const int64_t cases = attention_->cases(), prefix = attention_->prefix_max();
-  for (int l = first_layer_; l < config.layers; ++l) {
+  for (int l = entry_; l < config.layers; ++l) {
     at::Tensor keys = at::zeros({cases, config.kv_heads, prefix, config.head_dim}, model_.tensor_options());
-    at::Tensor values = at::zeros_like(keys);
+    at::Tensor values = at::zeros({cases, config.kv_heads, prefix, config.value_dim}, model_.tensor_options());
     for (int64_t s = 0; s < cases; ++s) {
       const auto& state = static_cast<const MoeNeighborState&>(*spec.states[s]);
       const int64_t length = state.prompt_length - 1;
-      keys.select(0, s).narrow(1, 0, length).copy_(state.keys.select(0, l - first_layer_));
-      values.select(0, s).narrow(1, 0, length).copy_(state.values.select(0, l - first_layer_));
+      keys.select(0, s).narrow(1, 0, length).copy_(state.keys.select(0, l - entry_));
+      values.select(0, s).narrow(1, 0, length).copy_(state.values.select(0, l - entry_));
     }
     prefix_keys_.push_back(std::move(keys));
     prefix_values_.push_back(std::move(values));
@@ -146,20 +151,19 @@ void NeighborLoss::RunAttention(int layer, LayerTape& tape) const {
   const ModelConfig& config = model_.config();
   const at::Tensor normed = RmsNorm(tape.input, weights.attention_norm, config.rms_norm_eps);
   tape.projections = ProjectAttention(normed, weights, config, rope_);
-  const at::Tensor context = attention_->Forward(tape.projections, prefix_keys_[layer - first_layer_],
-                                                 prefix_values_[layer - first_layer_], &tape.attention);
-  tape.middle = tape.input + MatMulTransposed(context, weights.output);
+  const at::Tensor context = attention_->Forward(tape.projections, prefix_keys_[layer - entry_],
+                                                 prefix_values_[layer - entry_], &tape.attention);
+  tape.middle = AddBlock(tape.input, Project(context, weights.output, weights.output_bias), config);
 }
 
-LayerRouting NeighborLoss::RoutingOf(const RoutingOverride& routing, int layer) const {
+LayerRouting NeighborLoss::RoutingOf(const RoutingOverride& routing, int moe_layer) const {
   LayerRouting result;
-  const auto found = std::lower_bound(routing.layers.begin(), routing.layers.end(), layer);
-  if (found == routing.layers.end() || *found != layer) return result;
+  const auto found = std::lower_bound(routing.layers.begin(), routing.layers.end(), moe_layer);
+  if (found == routing.layers.end() || *found != moe_layer) return result;
   const auto values = routing.values.Row(static_cast<int>(found - routing.layers.begin()));
-  const int64_t experts = static_cast<int64_t>(values.size());
-  const at::Tensor row = at::from_blob(const_cast<float*>(values.data()), {1, experts}, at::kFloat)
+  const at::Tensor row = at::from_blob(const_cast<float*>(values.data()), {1, routing.values.experts}, at::kFloat)
                              .to(entry_hidden_.device(), at::kFloat, false, /*copy=*/true)
-                             .expand({rows(), experts});
+                             .expand({rows(), routing.values.experts});
   if (routing.kind == RoutingOverride::Kind::kLogitShift) {
     result.shift = row * overridden_;
   } else {
@@ -169,9 +173,8 @@ LayerRouting NeighborLoss::RoutingOf(const RoutingOverride& routing, int layer) 
   return result;
 }
 
-// o = sum_e w_e Expert_e(h) from remembered expert outputs; an expert not selected before is run now.
+// o = sum_e w_e Expert_e(h) + Shared(h) from remembered outputs; an expert not selected before is run now.
 at::Tensor NeighborLoss::RunFirstLayerExperts(const LayerTape& tape) {
-  const LayerWeights& weights = model_.weights().layers[first_layer_];
   std::vector<bool> needed(first_outputs_known_.size(), !tape.mixing.selected.defined());
   if (tape.mixing.selected.defined()) {
     const at::Tensor ids = tape.mixing.selected.to(at::kCPU).contiguous();
@@ -183,11 +186,13 @@ at::Tensor NeighborLoss::RunFirstLayerExperts(const LayerTape& tape) {
     missing.push_back(static_cast<int64_t>(e));
     first_outputs_known_[e] = true;
   }
-  if (!missing.empty()) RunExpertsApart(first_.normed, weights, missing, first_outputs_);
+  if (!missing.empty())
+    RunExpertsApart(first_.normed, model_.weights().layers[entry_].experts, missing, first_outputs_);
   const at::Tensor mix = tape.mixing.weights.to(first_outputs_.scalar_type());
-  if (!OnCpuKernels(first_outputs_)) return at::bmm(mix.unsqueeze(1), first_outputs_).squeeze(1);
   const int64_t experts = first_outputs_.size(1), hidden = first_outputs_.size(2);
-  const at::Tensor out = at::zeros({rows(), hidden}, first_outputs_.options());
+  const at::Tensor out =
+      first_shared_.defined() ? first_shared_.clone() : at::zeros({rows(), hidden}, first_outputs_.options());
+  if (!OnCpuKernels(first_outputs_)) return out + at::bmm(mix.unsqueeze(1), first_outputs_).squeeze(1);
   std::vector<cpu::OuterProduct> products;
   for (int64_t r = 0; r < rows(); ++r) {
     products.push_back({{mix.const_data_ptr<float>() + r * mix.stride(0), experts, 1, nullptr},
@@ -221,20 +226,21 @@ at::Tensor NeighborLoss::FirstLayerGradient(const at::Tensor& doutput) const {
 at::Tensor NeighborLoss::Forward(const RoutingOverride& routing, std::vector<LayerTape>& tapes) {
   const ModelConfig& config = model_.config();
   at::Tensor hidden;
-  for (int l = first_layer_; l < config.layers; ++l) {
+  int moe = first_layer_;
+  for (int l = entry_; l < config.layers; ++l) {
     const LayerWeights& weights = model_.weights().layers[l];
-    LayerTape& tape = tapes[l - first_layer_];
-    if (l == first_layer_) {
+    LayerTape& tape = tapes[l - entry_];
+    if (l == entry_) {
       tape.normed = first_.normed;
-      tape.mixing = MixExperts(tape.normed, weights, config, RoutingOf(routing, l));
-      hidden = first_.middle + RunFirstLayerExperts(tape);
-      continue;
+    } else {
+      tape.input = hidden;
+      RunAttention(l, tape);
+      tape.normed = RmsNorm(tape.middle, weights.moe_norm, config.rms_norm_eps);
     }
-    tape.input = hidden;
-    RunAttention(l, tape);
-    tape.normed = RmsNorm(tape.middle, weights.moe_norm, config.rms_norm_eps);
-    tape.mixing = MixExperts(tape.normed, weights, config, RoutingOf(routing, l));
-    hidden = tape.middle + RunExperts(tape.normed, tape.mixing, weights, &tape.experts);
+    if (weights.router.defined()) tape.mixing = MixExperts(tape.normed, weights, config, RoutingOf(routing, moe++));
+    hidden = l == entry_
+                 ? AddBlock(first_.middle, RunFirstLayerExperts(tape), config)
+                 : AddBlock(tape.middle, RunFeedForward(tape.normed, tape.mixing, weights, &tape.feed_forward), config);
   }
   return hidden;
 }
@@ -281,6 +287,7 @@ double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>
 std::vector<float> NeighborLoss::ReadHead(const at::Tensor& hidden, Head& head) const {
   const at::Tensor normed = RmsNorm(hidden, model_.weights().final_norm, model_.config().rms_norm_eps);
   head.logits = MatMulTransposed(normed, head_).to(at::kFloat);
+  if (model_.config().logits_divisor != 1) head.logits.div_(model_.config().logits_divisor);
   if (OnCpuKernels(head.logits)) {
     head.tops = at::empty({rows()}, at::kFloat);
     head.sums = at::empty({rows()}, at::kDouble);
@@ -318,6 +325,7 @@ at::Tensor NeighborLoss::HeadBackward(const at::Tensor& hidden, Head& head, cons
     head.logits.sub_(head.tops.unsqueeze(1)).exp_().mul_((-row_sums / head.sums).to(at::kFloat).unsqueeze(1));
   }
   head.logits.index_put_({target_rows_, target_tokens_}, coefficients, /*accumulate=*/true);
+  if (model_.config().logits_divisor != 1) head.logits.div_(model_.config().logits_divisor);
   const at::Tensor dnormed = MatMul(head.logits.to(hidden.scalar_type()), head_);
   return RmsNormBackward(dnormed, hidden, model_.weights().final_norm, model_.config().rms_norm_eps);
 }
@@ -325,36 +333,44 @@ at::Tensor NeighborLoss::HeadBackward(const at::Tensor& hidden, Head& head, cons
 void NeighborLoss::Backward(const RoutingOverride& routing, const std::vector<LayerTape>& tapes, at::Tensor dhidden,
                             Pathway& gradient) {
   const ModelConfig& config = model_.config();
-  const bool shift = routing.kind == RoutingOverride::Kind::kLogitShift;
-  for (int l = config.layers - 1; l >= first_layer_; --l) {
-    const LayerTape& tape = tapes[l - first_layer_];
+  int moe = model_.shape().moe_layers - 1;
+  for (int l = config.layers - 1; l >= entry_; --l) {
+    const LayerTape& tape = tapes[l - entry_];
     const LayerWeights& weights = model_.weights().layers[l];
+    const at::Tensor doutput = AddBlockBackward(dhidden, config);
     at::Tensor dweights, dnormed;
-    if (l == first_layer_) {
-      dweights = FirstLayerGradient(dhidden);
+    if (l == entry_) {
+      dweights = FirstLayerGradient(doutput);
       if (tape.mixing.selected_mask.defined()) dweights = dweights * tape.mixing.selected_mask;
     } else {
-      dnormed = ExpertsBackward(dhidden, tape.normed, tape.mixing, weights, tape.experts, dweights);
+      dnormed = FeedForwardBackward(doutput, tape.normed, tape.mixing, weights, tape.feed_forward, dweights);
     }
-    const at::Tensor dprobabilities = MixingBackward(dweights, tape.mixing, config);
-    at::Tensor dlogits = SoftmaxBackward(dprobabilities, tape.mixing.probabilities);
-    const auto found = std::lower_bound(routing.layers.begin(), routing.layers.end(), l);
-    if (found != routing.layers.end() && *found == l) {
-      const at::Tensor per_row = (shift ? dlogits : dprobabilities) * overridden_;
-      const std::vector<float> sums = ToFloats(per_row.sum(0));
-      std::copy(sums.begin(), sums.end(), gradient.Row(static_cast<int>(found - routing.layers.begin())).begin());
-      if (!shift) dlogits = dlogits * overridden_.logical_not();  // Replaced weights do not look at the router.
+    if (weights.router.defined()) {
+      const at::Tensor dlogits = RoutingBackward(routing, moe--, tape.mixing, dweights, gradient);
+      if (l == entry_) return;
+      dnormed = dnormed + MatMul(dlogits.to(dnormed.scalar_type()), weights.router);
     }
-    if (l == first_layer_) return;
-    dnormed = dnormed + MatMul(dlogits.to(dnormed.scalar_type()), weights.router);
     const at::Tensor dmiddle = dhidden + RmsNormBackward(dnormed, tape.middle, weights.moe_norm, config.rms_norm_eps);
     const TreeAttention::Gradients qkv =
-        attention_->Backward(MatMul(dmiddle, weights.output), tape.attention, prefix_keys_[l - first_layer_],
-                             prefix_values_[l - first_layer_]);
+        attention_->Backward(MatMul(AddBlockBackward(dmiddle, config), weights.output), tape.attention,
+                             prefix_keys_[l - entry_], prefix_values_[l - entry_]);
     const at::Tensor dattention =
         ProjectAttentionBackward(qkv.q, qkv.k, qkv.v, tape.projections, weights, config, rope_);
     dhidden = dmiddle + RmsNormBackward(dattention, tape.input, weights.attention_norm, config.rms_norm_eps);
   }
+}
+
+at::Tensor NeighborLoss::RoutingBackward(const RoutingOverride& routing, int moe_layer, const Mixing& mixing,
+                                         const at::Tensor& dweights, Pathway& gradient) const {
+  const bool shift = routing.kind == RoutingOverride::Kind::kLogitShift;
+  const at::Tensor dprobabilities = MixingBackward(dweights, mixing, model_.config());
+  const at::Tensor dlogits = SoftmaxBackward(dprobabilities, mixing.probabilities);
+  const auto found = std::lower_bound(routing.layers.begin(), routing.layers.end(), moe_layer);
+  if (found == routing.layers.end() || *found != moe_layer) return dlogits;
+  const at::Tensor per_row = (shift ? dlogits : dprobabilities) * overridden_;
+  const std::vector<float> sums = ToFloats(per_row.sum(0));
+  std::copy(sums.begin(), sums.end(), gradient.Row(static_cast<int>(found - routing.layers.begin())).begin());
+  return shift ? dlogits : dlogits * overridden_.logical_not();  // Replaced weights do not look at the router.
 }
 
 absl::StatusOr<double> NeighborLoss::Evaluate(const RoutingOverride& routing, Pathway* gradient) {
@@ -365,7 +381,7 @@ absl::StatusOr<double> NeighborLoss::Evaluate(const RoutingOverride& routing, Pa
   }
   try {
     const c10::InferenceMode inference;
-    std::vector<LayerTape> tapes(config.layers - first_layer_);
+    std::vector<LayerTape> tapes(config.layers - entry_);
     const at::Tensor hidden = Forward(routing, tapes);
     Head head;
     std::vector<float> dlogprobs;
@@ -379,11 +395,6 @@ absl::StatusOr<double> NeighborLoss::Evaluate(const RoutingOverride& routing, Pa
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("neighbor loss: ", error.what()));
   }
-}
-
-absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(const ObjectiveSpec& spec) {
-  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<NeighborLoss> loss, NeighborLoss::Create(*this, spec));
-  return std::unique_ptr<NeighborhoodObjective>(std::move(loss));
 }
 
 }  // namespace c3po

@@ -19,9 +19,9 @@ namespace c3po {
 namespace {
 
 absl::Status CheckCase(const NeighborCase& neighbor, int first_layer, const ModelShape& shape) {
-  if (first_layer < 0 || first_layer >= shape.layers) {
+  if (first_layer < 0 || first_layer >= shape.moe_layers) {
     return absl::InvalidArgumentError(
-        absl::StrCat("first critical layer ", first_layer, " is not a layer of the model"));
+        absl::StrCat("first critical layer ", first_layer, " is not an MoE layer of the model"));
   }
   if (neighbor.prompt.empty() || neighbor.continuations.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("reference ", neighbor.reference_id, ": empty prompt or no answer"));
@@ -55,6 +55,7 @@ absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(c
   if (auto known = neighbor_cache_.Find(key)) return std::shared_ptr<const NeighborState>(std::move(known));
 
   const int64_t prefix = static_cast<int64_t>(neighbor.prompt.size()) - 1;
+  const int entry = config_.moe_layers[first_layer];
   try {
     const c10::InferenceMode inference;
     auto state = std::make_shared<MoeNeighborState>();
@@ -62,7 +63,7 @@ absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(c
     state->prompt_length = static_cast<int>(neighbor.prompt.size());
     state->tree = AnswerTree::Build(neighbor.prompt.back(), neighbor.continuations);
     const at::TensorOptions options = tensor_options();
-    const int64_t moving = state->tree.rows(), upper = config_.layers - first_layer;
+    const int64_t moving = state->tree.rows(), upper = config_.layers - entry;
     std::vector<int64_t> positions(prefix), tokens(neighbor.prompt.begin(), neighbor.prompt.end() - 1);
     std::iota(positions.begin(), positions.end(), int64_t{0});
     tokens.insert(tokens.end(), state->tree.tokens.begin(), state->tree.tokens.end());
@@ -72,10 +73,10 @@ absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(c
     const AnswerTree* tree = &state->tree;
     const TreeAttention attention({tree}, {static_cast<int>(prefix)}, config_, options);
     state->keys = at::empty({upper, config_.kv_heads, prefix, config_.head_dim}, options);
-    state->values = at::empty_like(state->keys);
+    state->values = at::empty({upper, config_.kv_heads, prefix, config_.value_dim}, options);
     at::Tensor hidden = Embed(tokens);
     for (int l = 0; l < config_.layers; ++l) {
-      if (l == first_layer) {
+      if (l == entry) {
         state->entry_hidden = hidden.narrow(0, prefix, moving).clone();
         if (prefix == 0) break;
         hidden = hidden.narrow(0, 0, prefix).contiguous();
@@ -86,21 +87,23 @@ absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(c
           ProjectAttention(RmsNorm(hidden, layer.attention_norm, config_.rms_norm_eps), layer, config_, rope);
       at::Tensor keys = rows.k.narrow(0, 0, prefix).transpose(0, 1).contiguous();
       at::Tensor values = rows.v.narrow(0, 0, prefix).transpose(0, 1).contiguous();
-      if (l >= first_layer) {
-        state->keys.select(0, l - first_layer).copy_(keys);
-        state->values.select(0, l - first_layer).copy_(values);
+      if (l >= entry) {
+        state->keys.select(0, l - entry).copy_(keys);
+        state->values.select(0, l - entry).copy_(values);
         if (l + 1 == config_.layers) break;  // Nobody reads further.
       }
       std::vector<at::Tensor> contexts;
       if (prefix > 0) contexts.push_back(CausalAttention(rows.q.narrow(0, 0, prefix), keys, values, 0, config_));
-      if (l < first_layer) {
+      if (l < entry) {
         const Projections own{
             rows.q.narrow(0, prefix, moving), rows.k.narrow(0, prefix, moving), rows.v.narrow(0, prefix, moving), {}};
         contexts.push_back(attention.Forward(own, keys.unsqueeze(0), values.unsqueeze(0), nullptr));
       }
-      hidden = hidden + MatMulTransposed(contexts.size() == 1 ? contexts[0] : at::cat(contexts), layer.output);
-      const at::Tensor moe_input = RmsNorm(hidden, layer.moe_norm, config_.rms_norm_eps);
-      hidden = hidden + RunExperts(moe_input, MixExperts(moe_input, layer, config_, {}), layer, nullptr);
+      const at::Tensor context = contexts.size() == 1 ? contexts[0] : at::cat(contexts);
+      hidden = AddBlock(hidden, Project(context, layer.output, layer.output_bias), config_);
+      const at::Tensor normed = RmsNorm(hidden, layer.moe_norm, config_.rms_norm_eps);
+      const Mixing mixing = layer.router.defined() ? MixExperts(normed, layer, config_, {}) : Mixing();
+      hidden = AddBlock(hidden, RunFeedForward(normed, mixing, layer, nullptr), config_);
     }
     neighbor_cache_.Insert(key, state);
     return std::shared_ptr<const NeighborState>(std::move(state));

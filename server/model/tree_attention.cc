@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "server/model/matrix_product.h"
@@ -15,8 +14,7 @@ TreeAttention::TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Sp
     : cases_(static_cast<int64_t>(trees.size())),
       kv_heads_(config.kv_heads),
       group_(config.heads / config.kv_heads),
-      head_dim_(config.head_dim),
-      shape_{config.heads, config.kv_heads, config.head_dim} {
+      shape_{config.heads, config.kv_heads, config.head_dim, config.value_dim, config.attention_scale} {
   for (const AnswerTree* tree : trees) rows_max_ = std::max<int64_t>(rows_max_, tree->rows());
   for (int length : prefix_lengths) prefix_max_ = std::max<int64_t>(prefix_max_, length);
   const int64_t width = prefix_max_ + rows_max_;
@@ -52,30 +50,34 @@ TreeAttention::TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Sp
 }
 
 at::Tensor TreeAttention::PadQueries(const at::Tensor& rows) const {
-  return at::zeros({cases_ * rows_max_, kv_heads_, group_, head_dim_}, rows.options())
-      .index_copy_(0, slots_, rows.view({rows.size(0), kv_heads_, group_, head_dim_}))
-      .view({cases_, rows_max_, kv_heads_, group_, head_dim_})
+  const int64_t dim = rows.size(-1);
+  return at::zeros({cases_ * rows_max_, kv_heads_, group_, dim}, rows.options())
+      .index_copy_(0, slots_, rows.view({rows.size(0), kv_heads_, group_, dim}))
+      .view({cases_, rows_max_, kv_heads_, group_, dim})
       .permute({0, 2, 3, 1, 4})
-      .reshape({cases_, kv_heads_, group_ * rows_max_, head_dim_});
+      .reshape({cases_, kv_heads_, group_ * rows_max_, dim});
 }
 
 at::Tensor TreeAttention::PadKeys(const at::Tensor& rows) const {
-  return at::zeros({cases_ * rows_max_, kv_heads_, head_dim_}, rows.options())
+  const int64_t dim = rows.size(-1);
+  return at::zeros({cases_ * rows_max_, kv_heads_, dim}, rows.options())
       .index_copy_(0, slots_, rows)
-      .view({cases_, rows_max_, kv_heads_, head_dim_})
+      .view({cases_, rows_max_, kv_heads_, dim})
       .permute({0, 2, 1, 3})
       .contiguous();
 }
 
 at::Tensor TreeAttention::UnpadQueries(const at::Tensor& x) const {
-  return x.view({cases_, kv_heads_, group_, rows_max_, head_dim_})
+  const int64_t dim = x.size(-1);
+  return x.view({cases_, kv_heads_, group_, rows_max_, dim})
       .permute({0, 3, 1, 2, 4})
-      .reshape({cases_ * rows_max_, kv_heads_ * group_, head_dim_})
+      .reshape({cases_ * rows_max_, kv_heads_ * group_, dim})
       .index_select(0, slots_);
 }
 
 at::Tensor TreeAttention::UnpadKeys(const at::Tensor& x) const {
-  return x.permute({0, 2, 1, 3}).reshape({cases_ * rows_max_, kv_heads_, head_dim_}).index_select(0, slots_);
+  const int64_t dim = x.size(-1);
+  return x.permute({0, 2, 1, 3}).reshape({cases_ * rows_max_, kv_heads_, dim}).index_select(0, slots_);
 }
 
 at::Tensor TreeAttention::Forward(const Projections& rows, const at::Tensor& prefix_k, const at::Tensor& prefix_v,
@@ -89,7 +91,7 @@ at::Tensor TreeAttention::Forward(const Projections& rows, const at::Tensor& pre
     t.k = rows.k.contiguous();
     t.v = rows.v.contiguous();
     t.probabilities = at::empty({count, shape_.heads, packed_.width()}, rows.q.options());
-    const at::Tensor context = at::empty({count, shape_.heads * head_dim_}, rows.q.options());
+    const at::Tensor context = at::empty({count, shape_.heads * shape_.value_dim}, rows.q.options());
     cpu::TreeAttentionForward(shape_, packed_, t.q.const_data_ptr<float>(), t.k.const_data_ptr<float>(),
                               t.v.const_data_ptr<float>(), keys.const_data_ptr<float>(), values.const_data_ptr<float>(),
                               t.probabilities.mutable_data_ptr<float>(), context.mutable_data_ptr<float>());
@@ -98,13 +100,12 @@ at::Tensor TreeAttention::Forward(const Projections& rows, const at::Tensor& pre
   t.q = PadQueries(rows.q);
   t.k = PadKeys(rows.k);
   t.v = PadKeys(rows.v);
-  const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
   const at::Tensor keys = at::cat({prefix_k, t.k}, 2), values = at::cat({prefix_v, t.v}, 2);
-  const at::Tensor scores = at::matmul(t.q, keys.transpose(2, 3)) * scale;
+  const at::Tensor scores = at::matmul(t.q, keys.transpose(2, 3)) * shape_.scale;
   const int64_t width = prefix_max_ + rows_max_;
   const at::Tensor masked = scores.view({cases_, kv_heads_, group_, rows_max_, width}) + mask_;
   t.probabilities = at::softmax(masked, -1, at::kFloat).to(scores.scalar_type()).view(scores.sizes());
-  return UnpadQueries(at::matmul(t.probabilities, values)).reshape({slots_.size(0), kv_heads_ * group_ * head_dim_});
+  return UnpadQueries(at::matmul(t.probabilities, values)).reshape({slots_.size(0), shape_.heads * shape_.value_dim});
 }
 
 TreeAttention::Gradients TreeAttention::Backward(const at::Tensor& dcontext, const Tape& tape,
@@ -119,12 +120,11 @@ TreeAttention::Gradients TreeAttention::Backward(const at::Tensor& dcontext, con
                                gradients.k.mutable_data_ptr<float>(), gradients.v.mutable_data_ptr<float>());
     return gradients;
   }
-  const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
-  const at::Tensor dctx = PadQueries(dcontext.view({slots_.size(0), kv_heads_ * group_, head_dim_}));
+  const at::Tensor dctx = PadQueries(dcontext.view({slots_.size(0), shape_.heads, shape_.value_dim}));
   const at::Tensor values = at::cat({prefix_v, tape.v}, 2), keys = at::cat({prefix_k, tape.k}, 2);
   const at::Tensor dp = at::matmul(dctx, values.transpose(2, 3));
   const at::Tensor& p = tape.probabilities;
-  const at::Tensor dscores = p * (dp - (dp * p).sum(-1, true)) * scale;
+  const at::Tensor dscores = p * (dp - (dp * p).sum(-1, true)) * shape_.scale;
   // The prefix is fixed: only the moving columns of keys and values have gradients.
   const at::Tensor p_moving = p.narrow(3, prefix_max_, rows_max_),
                    ds_moving = dscores.narrow(3, prefix_max_, rows_max_);

@@ -26,12 +26,12 @@ class TreeAttention {
   // What the backward pass needs, in the padded layout; G = heads / kv_heads.
   struct Tape {
     at::Tensor q;              // [S, kv_heads, G*M, head_dim]
-    at::Tensor k, v;           // [S, kv_heads, M, head_dim]
+    at::Tensor k, v;           // [S, kv_heads, M, head_dim and value_dim]
     at::Tensor probabilities;  // [S, kv_heads, G*M, P+M]
     // On the CPU's kernels q, k and v are as in Projections and probabilities [R, heads, P+A], A ancestors at most.
   };
-  // prefix_k, prefix_v: [S, kv_heads, P, head_dim]. Returns the context [R, heads * head_dim]; fills `tape` unless
-  // null.
+  // prefix_k: [S, kv_heads, P, head_dim], prefix_v likewise of value_dim. Returns the context [R, heads * value_dim];
+  // fills `tape` unless null.
   at::Tensor Forward(const Projections& rows, const at::Tensor& prefix_k, const at::Tensor& prefix_v, Tape* tape) const;
 
   struct Gradients {
@@ -41,13 +41,14 @@ class TreeAttention {
                      const at::Tensor& prefix_v) const;
 
  private:
-  at::Tensor PadQueries(const at::Tensor& rows) const;  // [R, heads, head_dim] -> [S, kv_heads, G*M, head_dim]
-  at::Tensor PadKeys(const at::Tensor& rows) const;     // [R, kv_heads, head_dim] -> [S, kv_heads, M, head_dim]
+  // Of any dim, which is that of queries and keys or that of values.
+  at::Tensor PadQueries(const at::Tensor& rows) const;  // [R, heads, dim] -> [S, kv_heads, G*M, dim]
+  at::Tensor PadKeys(const at::Tensor& rows) const;     // [R, kv_heads, dim] -> [S, kv_heads, M, dim]
   at::Tensor UnpadQueries(const at::Tensor& x) const;   // and back
   at::Tensor UnpadKeys(const at::Tensor& x) const;
 
   int64_t cases_, rows_max_ = 0, prefix_max_ = 0;
-  int64_t kv_heads_, group_, head_dim_;
+  int64_t kv_heads_, group_;
   at::Tensor slots_;  // int64 [R]: s * M + m of each packed row
   at::Tensor mask_;   // [S, 1, 1, M, P+M]: 0 or -infinity
   cpu::HeadShape shape_;

@@ -87,6 +87,10 @@ absl::Status Checkpoint::OpenShards(const std::string& index_path) {
     }
     views_[name] = view;
   }
+  // What a shard holds beside what the index places there is shown too, so that whoever reads the model can refuse it.
+  for (const auto& [file_name, file] : opened) {
+    for (const std::string& name : file->names()) views_.try_emplace(name, file->Find(name));
+  }
   return absl::OkStatus();
 }
 

@@ -15,8 +15,8 @@ namespace c3po {
 
 // The weights of a Hugging Face model folder: config.json and either model.safetensors or the shards that
 // model.safetensors.index.json ({"weight_map": {tensor name: file name}}) lists. model.safetensors wins where both
-// exist. Memory-mapped: opening reads headers only. Views are valid as long as the Checkpoint. Thread-safe after
-// Open().
+// exist. A tensor that a shard holds and the index does not list is there as well. Memory-mapped: opening reads headers
+// only. Views are valid as long as the Checkpoint. Thread-safe after Open().
 class Checkpoint {
  public:
   // NotFound: the folder, config.json, the weights or a shard is missing. InvalidArgument or DataLoss: a file is

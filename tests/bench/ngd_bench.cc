@@ -38,7 +38,8 @@ ModelConfig BenchConfig() {
   config.experts_per_token = 8;
   config.vocabulary_size = 50304;
   config.context_window = 1024;
-  config.qk_norm = true;
+  config.qk_norm = ModelConfig::QkNorm::kWhole;
+  config.FillDerived();
   return config;
 }
 
@@ -51,8 +52,13 @@ MoeWeights RandomWeights(const ModelConfig& config) {
   weights.lm_head = random({config.vocabulary_size, d});
   weights.final_norm = ones(d);
   for (int l = 0; l < config.layers; ++l) {
-    weights.layers.push_back({ones(d), random({3 * d, d}), ones(d), ones(d), random({d, d}), ones(d), random({e, d}),
-                              random({e, 2 * f, d}), random({e, f, d})});
+    LayerWeights layer;
+    layer.attention_norm = layer.q_norm = layer.k_norm = layer.moe_norm = ones(d);
+    layer.qkv = random({3 * d, d});
+    layer.output = random({d, d});
+    layer.router = random({e, d});
+    layer.experts = {random({e, 2 * f, d}), random({e, f, d})};
+    weights.layers.push_back(std::move(layer));
   }
   return weights;
 }
@@ -86,7 +92,7 @@ at::Tensor NaiveLoss(const MoeModel& model, const NeighborCase& neighbor, const 
       routing.weights = w.select(0, found - layers.begin()).unsqueeze(0).expand({n, config.experts});
       routing.weights_rows = last;
     }
-    x = x + RunExperts(h, MixExperts(h, layer, config, routing), layer, nullptr);
+    x = x + RunExperts(h, MixExperts(h, layer, config, routing), layer.experts, nullptr);
   }
   const at::Tensor normed = RmsNorm(x.narrow(0, n - 1, 1), model.weights().final_norm, config.rms_norm_eps);
   const at::Tensor logits = at::linear(normed, model.weights().lm_head);

@@ -1,7 +1,6 @@
 #include "server/model/cpu/attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "server/model/cpu/matrix_products.h"
@@ -25,7 +24,7 @@ void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_hea
                  const float* values, float* context) {
   const SequenceRows& sequence = *block.sequence;
   const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, length = sequence.start + block.end;
-  const int64_t count = (block.end - block.begin) * group;
+  const int64_t value_dim = shape.value_dim, count = (block.end - block.begin) * group;
   thread_local std::vector<float> scores;
   thread_local std::vector<int64_t> index;
   thread_local std::vector<DotProduct> dots;
@@ -46,15 +45,16 @@ void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_hea
     float* columns = scores.data() + position;
     dots.push_back(
         {{q, dim, count, index.data()}, {keys + run.slot * dim, false, part, dim}, {columns, length, nullptr}});
-    sums.push_back(
-        {{columns, length, count, nullptr}, {values + run.slot * dim, false, part, dim}, {context, dim, index.data()}});
+    sums.push_back({{columns, length, count, nullptr},
+                    {values + run.slot * value_dim, false, part, value_dim},
+                    {context, value_dim, index.data()}});
     position += part;
   }
   MultiplyTransposed(dots);
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  const auto scale = static_cast<float>(shape.scale);
   for (int64_t i = 0; i < count; ++i) {
     SoftmaxInPlace(scores.data() + i * length, sequence.start + block.begin + i / group + 1, length, scale);
-    std::fill_n(context + index[i] * dim, dim, 0.0f);
+    std::fill_n(context + index[i] * value_dim, value_dim, 0.0f);
   }
   MultiplyAdd(sums);
 }
@@ -74,8 +74,7 @@ struct Columns {
 };
 
 Columns ColumnsOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
-                  const float* prefix, const float* packed) {
-  const int64_t dim = shape.head_dim;
+                  const float* prefix, const float* packed, int64_t dim) {
   return {prefix + (s * shape.kv_heads + kv_head) * tree.prefix_max * dim,
           tree.prefix_lengths[s],
           packed + kv_head * dim,
@@ -99,7 +98,7 @@ void ForEachCaseAndHead(const HeadShape& shape, const TreeRows& tree, const Work
 }  // namespace
 
 void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* q,
-                     const float* keys, const float* values, int64_t head_stride, float* context) {
+                     const float* keys, const float* values, int64_t slots, float* context) {
   std::vector<QueryBlock> blocks;
   int64_t cost = 0;
   for (const SequenceRows& sequence : sequences) {
@@ -112,26 +111,27 @@ void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequ
   ParallelFor(all, grain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t head = i % shape.kv_heads;
-      CausalBlock(shape, blocks[i / shape.kv_heads], head, q, keys + head * head_stride, values + head * head_stride,
-                  context);
+      CausalBlock(shape, blocks[i / shape.kv_heads], head, q, keys + head * slots * shape.head_dim,
+                  values + head * slots * shape.value_dim, context);
     }
   });
 }
 
 void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* k,
-                        const float* v, float* keys, float* values, int64_t head_stride) {
-  const int64_t dim = shape.head_dim, row_size = shape.kv_heads * dim;
-  const auto bytes = static_cast<size_t>(dim) * sizeof(float);
+                        const float* v, float* keys, float* values, int64_t slots) {
+  const int64_t heads = shape.kv_heads, dim = shape.head_dim, value_dim = shape.value_dim;
+  const auto key_bytes = static_cast<size_t>(dim) * sizeof(float);
+  const auto value_bytes = static_cast<size_t>(value_dim) * sizeof(float);
   for (const SequenceRows& sequence : sequences) {
     int64_t position = 0;
     for (const KvRun& run : sequence.kv) {
       const int64_t begin = std::max(sequence.start, position);
       const int64_t end = std::min(sequence.start + sequence.rows, position + run.length);
       for (int64_t p = begin; p < end; ++p) {
-        const int64_t row = (sequence.first_row + p - sequence.start) * row_size, slot = run.slot + p - position;
-        for (int64_t g = 0; g < shape.kv_heads; ++g) {
-          std::memcpy(keys + g * head_stride + slot * dim, k + row + g * dim, bytes);
-          std::memcpy(values + g * head_stride + slot * dim, v + row + g * dim, bytes);
+        const int64_t row = sequence.first_row + p - sequence.start, slot = run.slot + p - position;
+        for (int64_t g = 0; g < heads; ++g) {
+          std::memcpy(keys + (g * slots + slot) * dim, k + (row * heads + g) * dim, key_bytes);
+          std::memcpy(values + (g * slots + slot) * value_dim, v + (row * heads + g) * value_dim, value_bytes);
         }
       }
       position += run.length;
@@ -142,22 +142,23 @@ void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRows> s
 void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,
                           const float* prefix_k, const float* prefix_v, float* probabilities, float* context) {
   const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  const int64_t value_dim = shape.value_dim;
+  const auto scale = static_cast<float>(shape.scale);
   ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
-      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k);
-      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v);
+      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k, dim);
+      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v, value_dim);
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
         const float* query = q + (row * shape.heads + h) * dim;
         float* p = probabilities + (row * shape.heads + h) * width;
-        float* out = context + (row * shape.heads + h) * dim;
+        float* out = context + (row * shape.heads + h) * value_dim;
         const int64_t n = keys.prefix_length;
         for (int64_t j = 0; j < n; ++j) p[j] = Dot(query, keys.Prefix(j), dim);
         for (int64_t i = 0; i < keys.count; ++i) p[n + i] = Dot(query, keys.Moving(i), dim);
         SoftmaxInPlace(p, n + keys.count, width, scale);
-        std::fill_n(out, dim, 0.0f);
-        for (int64_t j = 0; j < n; ++j) AddScaled(p[j], values.Prefix(j), dim, out);
-        for (int64_t i = 0; i < keys.count; ++i) AddScaled(p[n + i], values.Moving(i), dim, out);
+        std::fill_n(out, value_dim, 0.0f);
+        for (int64_t j = 0; j < n; ++j) AddScaled(p[j], values.Prefix(j), value_dim, out);
+        for (int64_t i = 0; i < keys.count; ++i) AddScaled(p[n + i], values.Moving(i), value_dim, out);
       }
     }
   });
@@ -167,26 +168,27 @@ void TreeAttentionBackward(const HeadShape& shape, const TreeRows& tree, const f
                            const float* k, const float* v, const float* prefix_k, const float* prefix_v,
                            const float* probabilities, float* dq, float* dk, float* dv) {
   const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
-  const double scale = 1 / std::sqrt(static_cast<double>(dim));
+  const int64_t value_dim = shape.value_dim;
+  const double scale = shape.scale;
   ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
     thread_local std::vector<float> ds;
     ds.resize(static_cast<size_t>(width));
-    const auto moving = [&](float* x, int64_t row) { return x + (row * shape.kv_heads + g) * dim; };
+    const auto moving = [&](float* x, int64_t row, int64_t size) { return x + (row * shape.kv_heads + g) * size; };
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
-      std::fill_n(moving(dk, row), dim, 0.0f);
-      std::fill_n(moving(dv, row), dim, 0.0f);
+      std::fill_n(moving(dk, row, dim), dim, 0.0f);
+      std::fill_n(moving(dv, row, value_dim), value_dim, 0.0f);
     }
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
-      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k);
-      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v);
+      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefix_k, k, dim);
+      const Columns values = ColumnsOf(shape, tree, s, row, g, prefix_v, v, value_dim);
       const int64_t n = keys.prefix_length, columns = n + keys.count;
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
         const float* query = q + (row * shape.heads + h) * dim;
-        const float* dout = dcontext + (row * shape.heads + h) * dim;
+        const float* dout = dcontext + (row * shape.heads + h) * value_dim;
         const float* p = probabilities + (row * shape.heads + h) * width;
         double mean = 0;
         for (int64_t j = 0; j < columns; ++j) {
-          ds[j] = Dot(dout, j < n ? values.Prefix(j) : values.Moving(j - n), dim);
+          ds[j] = Dot(dout, j < n ? values.Prefix(j) : values.Moving(j - n), value_dim);
           mean += double{ds[j]} * p[j];
         }
         float* dquery = dq + (row * shape.heads + h) * dim;
@@ -196,8 +198,8 @@ void TreeAttentionBackward(const HeadShape& shape, const TreeRows& tree, const f
           AddScaled(ds[j], j < n ? keys.Prefix(j) : keys.Moving(j - n), dim, dquery);
         }
         for (int64_t i = 0; i < keys.count; ++i) {
-          AddScaled(ds[n + i], query, dim, moving(dk, keys.rows[i]));
-          AddScaled(p[n + i], dout, dim, moving(dv, keys.rows[i]));
+          AddScaled(ds[n + i], query, dim, moving(dk, keys.rows[i], dim));
+          AddScaled(p[n + i], dout, value_dim, moving(dv, keys.rows[i], value_dim));
         }
       }
     }

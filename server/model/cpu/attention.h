@@ -9,12 +9,15 @@
 
 namespace c3po::cpu {
 
-// softmax(q k^T / sqrt(head_dim)) v in float32. Query head h shares key-value head h / (heads / kv_heads). A row's
+// softmax(scale q k^T) v in float32. Query head h shares key-value head h / (heads / kv_heads). A row's
 // result depends on its own query and on what it attends to, not on the rows beside it: bitwise the same in a chunk of
 // a prompt and alone. Run on ThreadPool::Shared(), thread-safe, nothing is checked.
 
 struct HeadShape {
-  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t heads = 0, kv_heads = 0;
+  int64_t head_dim = 0;   // of queries and keys
+  int64_t value_dim = 0;  // of values and context
+  double scale = 1;
 };
 
 // Consecutive rows of one sequence: row i attends to positions [0, start + i].
@@ -25,13 +28,13 @@ struct SequenceRows {
   absl::Span<const KvRun> kv;  // of positions [0, start + rows) at least, the rows' own among them
 };
 
-// q, context [R, heads, head_dim]; keys, values: head g at g * head_stride, slots head_dim apart. Where a sequence's
-// slots lie changes no result.
+// q [R, heads, head_dim]; keys [kv_heads, slots, head_dim]; values likewise of value_dim; context [R, heads,
+// value_dim]. Where a sequence's slots lie changes no result.
 void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* q,
-                     const float* keys, const float* values, int64_t head_stride, float* context);
-// Puts the rows' own k and v [R, kv_heads, head_dim] into their slots.
+                     const float* keys, const float* values, int64_t slots, float* context);
+// Puts the rows' own k [R, kv_heads, head_dim] and v, likewise of value_dim, into their slots.
 void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* k,
-                        const float* v, float* keys, float* values, int64_t head_stride);
+                        const float* v, float* keys, float* values, int64_t slots);
 
 // Packed rows of several cases: row r of case s attends to the case's prefix and to `ancestors` of r, among them r.
 struct TreeRows {
@@ -46,8 +49,8 @@ struct TreeRows {
   int64_t width() const { return prefix_max + ancestors_max; }
 };
 
-// q, context [R, heads, head_dim]; k, v [R, kv_heads, head_dim]; prefix_k, prefix_v [S, kv_heads, P, head_dim];
-// probabilities [R, heads, P + A]: prefix, then ancestors in their order.
+// q [R, heads, head_dim]; k [R, kv_heads, head_dim]; prefix_k [S, kv_heads, P, head_dim]; context, v, prefix_v likewise
+// of value_dim; probabilities [R, heads, P + A]: prefix, then ancestors in their order.
 void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,
                           const float* prefix_k, const float* prefix_v, float* probabilities, float* context);
 // dJ/dq, dJ/dk, dJ/dv (overwritten) from dJ/dcontext; the prefix is fixed.

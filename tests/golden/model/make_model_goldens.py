@@ -1,32 +1,41 @@
-"""Makes the tiny random models of tests/golden/model and what transformers computes with them.
+"""Makes the tiny random models of tests/golden/model and what transformers computes with them; what deepseek_numpy.py does
+where transformers has no class.
 
 Each model is an ordinary Hugging Face folder (config.json, model.safetensors in float32, tokenizer.json over the 256
 bytes). Beside them, golden.safetensors holds, for prompts p = 0, 1, 2 of T = 1, 7, 33 tokens (L layers, d hidden width,
-E experts, V vocabulary):
+E experts, V vocabulary; MoE layers are numbered m = 0, 1, ... from the bottom):
   prompt{p}.ids                  int32   [T]
   prompt{p}.hidden.{l}           float32 [T, d]  input of layer l for l < L; output of the last layer for l = L
   prompt{p}.final_norm           float32 [T, d]  after the final RMSNorm, the input of the LM head
-  prompt{p}.router_logits.{l}    float32 [T, E]  before softmax
+  prompt{p}.router_logits.{m}    float32 [T, E]  before softmax
   prompt{p}.logits               float32 [T, V]
   prompt{p}.greedy               int32   [64]    argmax continuation; the end-of-text token does not stop it
   prompt{p}.greedy_margin        float32 [64]    largest logit minus the second largest, at each of these steps
   prompt{p}.bfloat16.logits, prompt{p}.bfloat16.greedy, prompt{p}.bfloat16.greedy_margin
-                                 the same with weights and arithmetic in bfloat16; logits bfloat16, margin float32
+                                 the same with weights and arithmetic in bfloat16 (deepseek_numpy.py: weights only);
+                                 logits bfloat16, margin float32
 Every forward runs the whole sequence without a cache, with eager attention, on the CPU.
 
 Seeds are tried in order until one keeps greedy decoding away from ties, so that float32 rounding cannot change it.
 
-Usage: python make_model_goldens.py   (needs torch, transformers, safetensors; versions in provenance.json)
+Usage: python make_model_goldens.py [NAME...]   (all models without a name; needs torch, transformers, safetensors, numpy;
+versions in provenance.json)
 """
 
 import json
+import math
 import pathlib
 import platform
+import sys
+import types
 
+import numpy
 import safetensors
 import safetensors.torch
 import torch
 import transformers
+
+import deepseek_numpy
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROMPTS = ["Q", "Answer:", "Question: how many legs has a cat"]
@@ -67,6 +76,53 @@ MODELS = {
         dict(hidden_size=32, num_key_value_heads=2, intermediate_size=12, num_local_experts=8, num_experts_per_tok=8,
              sliding_window=None, tie_word_embeddings=True),
     ),
+    # A dense layer between MoE layers, a gated shared expert, biases of q, k and v, stretched positions.
+    "qwen2_moe_tiny": (
+        transformers.Qwen2MoeConfig,
+        dict(hidden_size=32, num_hidden_layers=5, num_key_value_heads=2, intermediate_size=40, moe_intermediate_size=12,
+             shared_expert_intermediate_size=20, num_experts=12, num_experts_per_tok=3, norm_topk_prob=False,
+             decoder_sparse_step=1, mlp_only_layers=[2], tie_word_embeddings=False,
+             rope_scaling={"rope_type": "linear", "factor": 2.0}),
+    ),
+    # Heads wider than hidden_size / heads, each normalized; YaRN with its default temperature.
+    "qwen3_moe_tiny": (
+        transformers.Qwen3MoeConfig,
+        dict(hidden_size=32, head_dim=12, num_key_value_heads=2, intermediate_size=40, moe_intermediate_size=12,
+             num_experts=12, num_experts_per_tok=4, norm_topk_prob=True, tie_word_embeddings=True,
+             rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+    ),
+    "deepseek_tiny": (
+        dict,
+        dict(hidden_size=32, num_hidden_layers=5, num_key_value_heads=4, intermediate_size=40, moe_intermediate_size=10,
+             n_routed_experts=16, n_shared_experts=2, num_experts_per_tok=4, first_k_dense_replace=1, moe_layer_freq=1,
+             norm_topk_prob=False, scoring_func="softmax", attention_bias=False, tie_word_embeddings=False),
+    ),
+    # As V2-Lite: queries projected directly, one group, YaRN with equal magnitudes.
+    "deepseek_v2_lite_tiny": (
+        transformers.DeepseekV2Config,
+        dict(hidden_size=32, num_hidden_layers=5, num_key_value_heads=4, intermediate_size=40, moe_intermediate_size=10,
+             n_routed_experts=16, n_shared_experts=2, num_experts_per_tok=4, first_k_dense_replace=1, q_lora_rank=None,
+             kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=6, routed_scaling_factor=1.0,
+             topk_method="greedy", tie_word_embeddings=False,
+             rope_scaling={"rope_type": "yarn", "factor": 8.0, "mscale": 0.707, "mscale_all_dim": 0.707, "beta_fast": 32,
+                           "beta_slow": 1, "original_max_position_embeddings": 32}),
+    ),
+    # As V2: low-rank queries, experts in groups, scaled weights.
+    "deepseek_v2_tiny": (
+        transformers.DeepseekV2Config,
+        dict(hidden_size=32, num_hidden_layers=5, num_key_value_heads=4, intermediate_size=40, moe_intermediate_size=10,
+             n_routed_experts=16, n_shared_experts=1, num_experts_per_tok=4, first_k_dense_replace=1, q_lora_rank=20,
+             kv_lora_rank=16, qk_nope_head_dim=6, qk_rope_head_dim=6, v_head_dim=14, routed_scaling_factor=2.5,
+             topk_method="group_limited_greedy", n_group=4, topk_group=2, attention_bias=True, tie_word_embeddings=False),
+    ),
+    "granite_moe_tiny": (
+        transformers.GraniteMoeConfig,
+        dict(hidden_size=32, num_key_value_heads=2, intermediate_size=12, num_local_experts=12, num_experts_per_tok=4,
+             embedding_multiplier=0.4, attention_multiplier=0.3, residual_multiplier=2.0, logits_scaling=4.0,
+             attention_bias=True, tie_word_embeddings=True,
+             rope_scaling={"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                           "original_max_position_embeddings": 64}),
+    ),
 }
 
 
@@ -105,39 +161,94 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def random_weight(key, shape, generator):
+    noise = torch.randn(shape, generator=generator)
+    return 1 + NORM_STD * noise if len(shape) == 1 and not key.endswith("bias") else INIT_STD * noise
+
+
+class NumpyModel:
+    """deepseek_numpy.Model, with what this script asks of a model of transformers."""
+
+    def __init__(self, sizes, generator):
+        self.fields = {"architectures": ["DeepseekForCausalLM"], "model_type": "deepseek", "hidden_act": "silu",
+                       "torch_dtype": "float32", **COMMON, **sizes}
+        self.config = types.SimpleNamespace(**self.fields)
+        shapes = deepseek_numpy.parameter_shapes(self.fields)
+        self.weights = {key: random_weight(key, shape, generator) for key, shape in sorted(shapes.items())}
+        self.to(torch.float32)
+
+    def to(self, dtype):
+        rounded = {key: weight.to(dtype).double().numpy() for key, weight in self.weights.items()}
+        self.model = deepseek_numpy.Model(self.fields, rounded)
+        self.dtype = dtype
+        return self
+
+    def trace(self, ids):
+        hidden, final, router, logits = self.model.trace(ids.numpy())
+        lists = [[torch.from_numpy(numpy.ascontiguousarray(x)).to(self.dtype) for x in values]
+                 for values in (hidden, [final], router, [logits])]
+        return lists[0], lists[1][0], lists[2], lists[3][0]
+
+    def save_pretrained(self, folder):
+        folder.mkdir(exist_ok=True)
+        write_json(folder / "config.json", self.fields)
+        safetensors.torch.save_file(self.weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def make_model(name, seed):
     config_class, sizes = MODELS[name]
-    config = config_class(**COMMON, **sizes)
+    generator = torch.Generator().manual_seed(seed)
+    if config_class is dict:
+        return NumpyModel(sizes, generator)
+    config = config_class(**{**COMMON, **sizes})
     config._attn_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, weight in sorted(model.named_parameters()):
-            noise = torch.randn(weight.shape, generator=generator)
-            weight.copy_(1 + NORM_STD * noise if weight.dim() == 1 else INIT_STD * noise)
+            weight.copy_(random_weight(key, weight.shape, generator))
+    if config_class is transformers.DeepseekV2Config and config.rope_scaling:
+        # DeepSeek's own code multiplies the softmax's scale by this; the class of this version of transformers does not.
+        magnitude = 0.1 * config.rope_scaling["mscale_all_dim"] * math.log(config.rope_scaling["factor"]) + 1
+        for layer in model.model.layers:
+            layer.self_attn.scaling *= magnitude**2
     return model
+
+
+def router_of(layer):
+    """The module whose weight [E, d] gives the router's logits; None in a dense layer."""
+    block = getattr(layer, "block_sparse_moe", None) or layer.mlp
+    if hasattr(block, "router"):
+        return block.router.layer
+    return getattr(block, "gate", None)
 
 
 def trace(model, ids):
     """Hidden states, final norm, router logits (lists over layers) and logits of one prompt."""
-    hidden, final = [], []
+    if isinstance(model, NumpyModel):
+        return model.trace(ids)
+    hidden, final, router = [], [], []
+
+    def keep_router_logits(module, args):
+        rows = args[0].reshape(-1, args[0].shape[-1])
+        router.append(torch.nn.functional.linear(rows, module.weight))
+
     hooks = [layer.register_forward_pre_hook(lambda _, args: hidden.append(args[0][0].clone()))
              for layer in model.model.layers]
+    hooks += [module.register_forward_pre_hook(keep_router_logits)
+              for module in map(router_of, model.model.layers) if module is not None]
     hooks.append(model.model.norm.register_forward_pre_hook(lambda _, args: hidden.append(args[0][0].clone())))
     hooks.append(model.model.norm.register_forward_hook(lambda _, args, out: final.append(out[0].clone())))
     with torch.no_grad():
-        output = model(input_ids=ids[None], output_router_logits=True, use_cache=False)
+        output = model(input_ids=ids[None], use_cache=False)
     for hook in hooks:
         hook.remove()
-    router = [logits.reshape(len(ids), -1) for logits in output.router_logits]
     return hidden, final[0], router, output.logits[0]
 
 
 def greedy(model, ids):
     tokens, margins = [], []
     for _ in range(GREEDY_TOKENS):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([*ids.tolist(), *tokens])[None], use_cache=False).logits[0, -1]
+        logits = trace(model, torch.tensor([*ids.tolist(), *tokens]))[3][-1]
         best = logits.float().topk(2)
         tokens.append(int(best.indices[0]))
         margins.append(float(best.values[0] - best.values[1]))
@@ -145,13 +256,23 @@ def greedy(model, ids):
 
 
 def router_margin(model, ids):
-    """The smallest gap between the last active and the first inactive expert, in standard deviations."""
-    active = model.config.num_experts_per_tok
-    _, _, router, _ = trace(model, ids)
-    if active == router[0].shape[1]:
+    """The smallest gap between the last active and the first inactive expert, or group, in standard deviations."""
+    config = model.config
+    active, groups, open_groups = config.num_experts_per_tok, 1, 1
+    if getattr(config, "topk_method", None) == "group_limited_greedy":
+        groups, open_groups = config.n_group, config.topk_group
+    logits = torch.cat(trace(model, ids)[2])
+    if active == logits.shape[1]:
         return float("inf")
-    ranked = torch.cat(router).sort(dim=1, descending=True).values
-    return float((ranked[:, active - 1] - ranked[:, active]).min() / torch.cat(router).std())
+    margin = float("inf")
+    if open_groups < groups:
+        grouped = logits.reshape(len(logits), groups, -1)
+        best, order = grouped.max(dim=2).values.sort(dim=1, descending=True)
+        margin = float((best[:, open_groups - 1] - best[:, open_groups]).min())
+        logits = grouped[torch.arange(len(logits))[:, None], order[:, :open_groups]].reshape(len(logits), -1)
+    ranked = logits.sort(dim=1, descending=True).values
+    return min(margin, float((ranked[:, active - 1] - ranked[:, active]).min())) / float(torch.cat(
+        trace(model, ids)[2]).std())
 
 
 def tests_much(quality):
@@ -192,11 +313,29 @@ def add_bfloat16(model, golden):
         golden[f"prompt{p}.bfloat16.greedy"], golden[f"prompt{p}.bfloat16.greedy_margin"] = tokens, margins
 
 
+def write_provenance(chosen):
+    write_json(HERE / "provenance.json", {
+        "script": "tests/golden/model/make_model_goldens.py",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__, "safetensors": safetensors.__version__,
+                     "numpy": numpy.__version__},
+        "dtype": "float32; the tensors named bfloat16 in bfloat16",
+        "device": "cpu, 1 thread",
+        "prompts": PROMPTS,
+        "models": chosen,
+        "margins": "in standard deviations of the logits, float32; router_margin null: all experts are active",
+        "tolerance": {"float32 logits, hidden states": "2e-4 of their standard deviation", "float32 greedy": "equal",
+                      "bfloat16 logits": "0.1 of their standard deviation for at least half of the rows: rounding that "
+                                         "swaps an expert moves a row by up to 2 standard deviations",
+                      "bfloat16 greedy": "the first token; later ones up to a greedy_margin within that tolerance"},
+    })
+
+
 def main():
     torch.set_num_threads(1)
     assert [len(text) for text in PROMPTS] == [1, 7, 33]
-    chosen = {}
-    for name in MODELS:
+    chosen = json.loads((HERE / "provenance.json").read_text())["models"] if sys.argv[1:] else {}
+    for name in sys.argv[1:] or MODELS:
         for seed in range(200):
             model = make_model(name, seed)
             golden, quality = expected(model)
@@ -213,20 +352,7 @@ def main():
         chosen[name] = {"seed": seed,
                         **{key: None if value == float("inf") else value for key, value in quality.items()}}
         print(name, chosen[name])
-    write_json(HERE / "provenance.json", {
-        "script": "tests/golden/model/make_model_goldens.py",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers.__version__, "safetensors": safetensors.__version__},
-        "dtype": "float32; the tensors named bfloat16 in bfloat16",
-        "device": "cpu, 1 thread",
-        "prompts": PROMPTS,
-        "models": chosen,
-        "margins": "in standard deviations of the logits, float32; router_margin null: all experts are active",
-        "tolerance": {"float32 logits, hidden states": "2e-4 of their standard deviation", "float32 greedy": "equal",
-                      "bfloat16 logits": "0.1 of their standard deviation for at least half of the rows: rounding that "
-                                         "swaps an expert moves a row by up to 2 standard deviations",
-                      "bfloat16 greedy": "the first token; later ones up to a greedy_margin within that tolerance"},
-    })
+        write_provenance(chosen)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,13 @@ std::vector<Scenario> AllScenarios() {
     scenarios.push_back(
         {model, ApplicationRule::kLastPromptToken, SurrogateLoss::kAnswer, {1, 3}});  // A gap between them.
   }
+  // The other families differ in what a layer is, not in how the loss reads it.
+  for (const char* model : {"qwen2_moe_tiny", "qwen3_moe_tiny", "deepseek_tiny", "deepseek_v2_lite_tiny",
+                            "deepseek_v2_tiny", "granite_moe_tiny"}) {
+    scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {0, 1, 2, 3}});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kAnswer, {1, 2, 3}});
+    scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kChoices, {2, 3}, true});
+  }
   return scenarios;
 }
 

@@ -65,6 +65,20 @@ TEST(Checkpoint, FindsTensorsInShards) {
   EXPECT_EQ(Bytes(*(*checkpoint)->Find("b")), "beta");
 }
 
+TEST(Checkpoint, ShowsTensorsThatAShardHoldsAndTheIndexDoesNotList) {
+  TestFolder folder;
+  WriteShards(folder);
+  folder.Write("model.safetensors.index.json",
+               R"({"weight_map":{"a":"model-00002-of-00002.safetensors","b":"model-00001-of-00002.safetensors"}})");
+  folder.Write("model-00001-of-00002.safetensors",
+               SafetensorsText(R"({"b":{"dtype":"U8","shape":[1,4],"data_offsets":[0,4]},)"
+                               R"("c":{"dtype":"U8","shape":[1,5],"data_offsets":[4,9]}})",
+                               "betagamma"));
+  const auto checkpoint = Checkpoint::Open(folder.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_THAT((*checkpoint)->names(), ElementsAre("a", "b", "c"));
+}
+
 TEST(Checkpoint, DigestIsThatOfItsDocumentedTextAndIgnoresSharding) {
   TestFolder folder;
   WriteShards(folder);

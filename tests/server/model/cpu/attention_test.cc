@@ -27,15 +27,15 @@ double DotOf(const double* a, const double* b, int64_t dim) {
   return sum;
 }
 
-// softmax(q k^T / sqrt(dim)) v of one query over chosen columns.
-std::vector<double> Attend(const double* q, const std::vector<const double*>& keys,
-                           const std::vector<const double*>& values, int64_t dim) {
-  std::vector<double> p, out(dim, 0);
+// softmax(scale q k^T) v of one query over chosen columns.
+std::vector<double> Attend(const HeadShape& shape, const double* q, const std::vector<const double*>& keys,
+                           const std::vector<const double*>& values) {
+  std::vector<double> p, out(shape.value_dim, 0);
   double sum = 0;
-  for (const double* key : keys) p.push_back(std::exp(DotOf(q, key, dim) / std::sqrt(double(dim))));
+  for (const double* key : keys) p.push_back(std::exp(DotOf(q, key, shape.head_dim) * shape.scale));
   for (double v : p) sum += v;
   for (size_t j = 0; j < p.size(); ++j) {
-    for (int64_t i = 0; i < dim; ++i) out[i] += p[j] / sum * values[j][i];
+    for (int64_t i = 0; i < shape.value_dim; ++i) out[i] += p[j] / sum * values[j][i];
   }
   return out;
 }
@@ -43,18 +43,19 @@ std::vector<double> Attend(const double* q, const std::vector<const double*>& ke
 std::vector<double> Wide(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 
 TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
-  for (const auto& [heads, kv_heads, dim] : {std::tuple{4, 2, 16}, {9, 3, 64}, {2, 2, 6}}) {
+  for (const auto& [heads, kv_heads, dim, value_dim] :
+       {std::tuple{4, 2, 16, 16}, {9, 3, 64, 64}, {2, 2, 6, 6}, {3, 3, 20, 12}, {2, 1, 6, 10}}) {
     for (const int64_t length : {1, 5, 40, 71}) {
       const auto seed = static_cast<uint32_t>(heads * 100 + length);
       SCOPED_TRACE(testing::Message() << "seed " << seed << " heads " << heads << " length " << length);
       std::mt19937 rng(seed);
-      const HeadShape shape{heads, kv_heads, dim};
+      const HeadShape shape{heads, kv_heads, dim, value_dim, 1.25 / std::sqrt(double(dim))};
       const int64_t capacity = length + 3;
       const std::vector<float> q = Random(rng, length * heads * dim), k = Random(rng, kv_heads * capacity * dim),
-                               v = Random(rng, kv_heads * capacity * dim);
-      std::vector<float> context(q.size());
+                               v = Random(rng, kv_heads * capacity * value_dim);
+      std::vector<float> context(length * heads * value_dim);
       const std::vector<KvRun> whole = {{0, length}};
-      CausalAttention(shape, {{0, length, 0, whole}}, q.data(), k.data(), v.data(), capacity * dim, context.data());
+      CausalAttention(shape, {{0, length, 0, whole}}, q.data(), k.data(), v.data(), capacity, context.data());
       const std::vector<double> qd = Wide(q), kd = Wide(k), vd = Wide(v);
       for (int64_t r = 0; r < length; ++r) {
         for (int64_t h = 0; h < heads; ++h) {
@@ -62,18 +63,19 @@ TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
           const int64_t shared = h / (heads / kv_heads);
           for (int64_t j = 0; j <= r; ++j) {
             keys.push_back(&kd[(shared * capacity + j) * dim]);
-            values.push_back(&vd[(shared * capacity + j) * dim]);
+            values.push_back(&vd[(shared * capacity + j) * value_dim]);
           }
-          const std::vector<double> expected = Attend(&qd[(r * heads + h) * dim], keys, values, dim);
-          for (int64_t i = 0; i < dim; ++i) ASSERT_NEAR(context[(r * heads + h) * dim + i], expected[i], 1e-5);
+          const std::vector<double> expected = Attend(shape, &qd[(r * heads + h) * dim], keys, values);
+          for (int64_t i = 0; i < value_dim; ++i) {
+            ASSERT_NEAR(context[(r * heads + h) * value_dim + i], expected[i], 1e-5);
+          }
         }
       }
       for (const int64_t chunk : {1, 3, 33}) {
-        std::vector<float> chunked(q.size());
+        std::vector<float> chunked(context.size());
         for (int64_t start = 0; start < length; start += chunk) {
           const int64_t rows = std::min(chunk, length - start);
-          CausalAttention(shape, {{start, rows, start, whole}}, q.data(), k.data(), v.data(), capacity * dim,
-                          chunked.data());
+          CausalAttention(shape, {{start, rows, start, whole}}, q.data(), k.data(), v.data(), capacity, chunked.data());
         }
         ASSERT_EQ(0, std::memcmp(chunked.data(), context.data(), context.size() * sizeof(float))) << "chunk " << chunk;
       }
@@ -85,8 +87,9 @@ TEST(CausalAttention, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
   for (uint32_t seed = 1; seed <= 20; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
-    const HeadShape shape{4, 2, 16};
-    const int64_t slots = 400, q_size = shape.heads * shape.head_dim, kv_size = shape.kv_heads * shape.head_dim;
+    const HeadShape shape{4, 2, 16, 12, 0.25};
+    const int64_t slots = 400, q_size = shape.heads * shape.head_dim, k_size = shape.kv_heads * shape.head_dim;
+    const int64_t v_size = shape.kv_heads * shape.value_dim, context_size = shape.heads * shape.value_dim;
     std::vector<int64_t> blocks(slots / 8);
     std::iota(blocks.begin(), blocks.end(), 0);
     std::shuffle(blocks.begin(), blocks.end(), rng);
@@ -106,8 +109,8 @@ TEST(CausalAttention, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
         blocks.pop_back();
       }
       one.q = Random(rng, one.length * q_size);
-      one.k = Random(rng, one.length * kv_size);
-      one.v = Random(rng, one.length * kv_size);
+      one.k = Random(rng, one.length * k_size);
+      one.v = Random(rng, one.length * v_size);
       q.insert(q.end(), one.q.begin(), one.q.end());
       k.insert(k.end(), one.k.begin(), one.k.end());
       v.insert(v.end(), one.v.begin(), one.v.end());
@@ -116,18 +119,17 @@ TEST(CausalAttention, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
       first_row += cases.back().length;
     }
     for (size_t c = 0; c < cases.size(); ++c) sequences[c].kv = cases[c].kv;
-    std::vector<float> keys(slots * kv_size), values(keys.size()), context(q.size());
-    const int64_t stride = slots * shape.head_dim;
-    StoreKeysAndValues(shape, sequences, k.data(), v.data(), keys.data(), values.data(), stride);
-    CausalAttention(shape, sequences, q.data(), keys.data(), values.data(), stride, context.data());
+    std::vector<float> keys(slots * k_size), values(slots * v_size), context(q.size() / q_size * context_size);
+    StoreKeysAndValues(shape, sequences, k.data(), v.data(), keys.data(), values.data(), slots);
+    CausalAttention(shape, sequences, q.data(), keys.data(), values.data(), slots, context.data());
     for (size_t c = 0; c < cases.size(); ++c) {
       const Case& one = cases[c];
       const std::vector<KvRun> whole = {{5, one.length}};
       const SequenceRows alone{0, one.length, 0, whole};
-      std::vector<float> expected(one.q.size());
-      StoreKeysAndValues(shape, {&alone, 1}, one.k.data(), one.v.data(), keys.data(), values.data(), stride);
-      CausalAttention(shape, {&alone, 1}, one.q.data(), keys.data(), values.data(), stride, expected.data());
-      ASSERT_EQ(0, std::memcmp(expected.data(), context.data() + sequences[c].first_row * q_size,
+      std::vector<float> expected(one.length * context_size);
+      StoreKeysAndValues(shape, {&alone, 1}, one.k.data(), one.v.data(), keys.data(), values.data(), slots);
+      CausalAttention(shape, {&alone, 1}, one.q.data(), keys.data(), values.data(), slots, expected.data());
+      ASSERT_EQ(0, std::memcmp(expected.data(), context.data() + sequences[c].first_row * context_size,
                                expected.size() * sizeof(float)));
     }
   }
@@ -151,7 +153,7 @@ double Objective(const HeadShape& shape, const TreeRows& tree, const std::vector
                  const std::vector<double>& k, const std::vector<double>& v, const std::vector<double>& prefix_k,
                  const std::vector<double>& prefix_v, const std::vector<double>& weights,
                  std::vector<double>* context) {
-  const int64_t dim = shape.head_dim;
+  const int64_t dim = shape.head_dim, value_dim = shape.value_dim;
   double total = 0;
   for (size_t s = 0; s < tree.prefix_lengths.size(); ++s) {
     for (int64_t r = tree.case_begin[s]; r < tree.case_begin[s + 1]; ++r) {
@@ -159,16 +161,16 @@ double Objective(const HeadShape& shape, const TreeRows& tree, const std::vector
         const int64_t g = h / (shape.heads / shape.kv_heads);
         std::vector<const double*> keys, values;
         for (int64_t j = 0; j < tree.prefix_lengths[s]; ++j) {
-          const int64_t at = ((static_cast<int64_t>(s) * shape.kv_heads + g) * tree.prefix_max + j) * dim;
-          keys.push_back(&prefix_k[at]);
-          values.push_back(&prefix_v[at]);
+          const int64_t at = (static_cast<int64_t>(s) * shape.kv_heads + g) * tree.prefix_max + j;
+          keys.push_back(&prefix_k[at * dim]);
+          values.push_back(&prefix_v[at * value_dim]);
         }
         for (int64_t i = tree.ancestor_begin[r]; i < tree.ancestor_begin[r + 1]; ++i) {
           keys.push_back(&k[(tree.ancestors[i] * shape.kv_heads + g) * dim]);
-          values.push_back(&v[(tree.ancestors[i] * shape.kv_heads + g) * dim]);
+          values.push_back(&v[(tree.ancestors[i] * shape.kv_heads + g) * value_dim]);
         }
-        const std::vector<double> out = Attend(&q[(r * shape.heads + h) * dim], keys, values, dim);
-        total += DotOf(out.data(), &weights[(r * shape.heads + h) * dim], dim);
+        const std::vector<double> out = Attend(shape, &q[(r * shape.heads + h) * dim], keys, values);
+        total += DotOf(out.data(), &weights[(r * shape.heads + h) * value_dim], value_dim);
         if (context) context->insert(context->end(), out.begin(), out.end());
       }
     }
@@ -178,16 +180,17 @@ double Objective(const HeadShape& shape, const TreeRows& tree, const std::vector
 
 TEST(TreeAttention, ForwardIsTheNaiveSoftmaxAndBackwardItsDerivative) {
   const Tree tree;
-  const HeadShape shape{4, 2, 10};
-  const int64_t rows = tree.rows.rows(), dim = shape.head_dim;
+  const HeadShape shape{4, 2, 10, 7, 0.3};
+  const int64_t rows = tree.rows.rows(), dim = shape.head_dim, value_dim = shape.value_dim;
   for (const uint32_t seed : {1u, 2u}) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
     const std::vector<float> q = Random(rng, rows * shape.heads * dim), k = Random(rng, rows * shape.kv_heads * dim),
-                             v = Random(rng, rows * shape.kv_heads * dim),
+                             v = Random(rng, rows * shape.kv_heads * value_dim),
                              prefix_k = Random(rng, 2 * shape.kv_heads * 5 * dim),
-                             prefix_v = Random(rng, 2 * shape.kv_heads * 5 * dim), dout = Random(rng, q.size());
-    std::vector<float> p(rows * shape.heads * tree.rows.width()), context(q.size()), dq(q.size()), dk(k.size()),
+                             prefix_v = Random(rng, 2 * shape.kv_heads * 5 * value_dim),
+                             dout = Random(rng, rows * shape.heads * value_dim);
+    std::vector<float> p(rows * shape.heads * tree.rows.width()), context(dout.size()), dq(q.size()), dk(k.size()),
         dv(v.size());
     TreeAttentionForward(shape, tree.rows, q.data(), k.data(), v.data(), prefix_k.data(), prefix_v.data(), p.data(),
                          context.data());

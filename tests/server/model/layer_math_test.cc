@@ -1,0 +1,100 @@
+// A layer's arithmetic has two paths: the kernels of server/model/cpu, and ATen (on a GPU, and where autograd is on).
+// Here both run on the same rows of every family.
+
+#include "server/model/layer_math.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "server/model/causal_attention.h"
+#include "server/model/moe_model.h"
+#include "server/model/tree_attention.h"
+
+namespace c3po {
+namespace {
+
+class LayerMath : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    MoeModelOptions options;
+    options.folder = std::string(C3PO_TESTDATA_DIR) + "/model/" + GetParam();
+    options.dtype = "float32";
+    auto model = MoeModel::Load(options);
+    ASSERT_TRUE(model.ok()) << model.status();
+    model_ = *std::move(model);
+  }
+
+  // What `compute` gives on each path, entry by entry.
+  static void ExpectBothPathsAgree(const std::function<std::vector<at::Tensor>()>& compute) {
+    const std::vector<at::Tensor> aten = compute();
+    const c10::InferenceMode inference;
+    const std::vector<at::Tensor> kernels = compute();
+    ASSERT_EQ(aten.size(), kernels.size());
+    for (size_t i = 0; i < aten.size(); ++i) {
+      ASSERT_EQ(aten[i].sizes(), kernels[i].sizes()) << "result " << i;
+      const double size = kernels[i].abs().max().item<double>();
+      EXPECT_LE((aten[i] - kernels[i]).abs().max().item<double>(), 1e-5 * (1 + size)) << "result " << i;
+    }
+  }
+
+  std::unique_ptr<MoeModel> model_;
+};
+
+TEST_P(LayerMath, FeedForwardAndItsGradientAgree) {
+  const ModelConfig& config = model_->config();
+  at::manual_seed(1);
+  const at::Tensor normed = at::randn({9, config.hidden_size}), dout = at::randn({9, config.hidden_size});
+  for (const LayerWeights& layer : model_->weights().layers) {
+    ExpectBothPathsAgree([&] {
+      Mixing mixing;
+      if (layer.router.defined()) mixing = MixExperts(normed, layer, config, {});
+      FeedForwardTape tape;
+      const at::Tensor out = RunFeedForward(normed, mixing, layer, &tape);
+      at::Tensor dweights = at::zeros({1});
+      const at::Tensor dnormed = FeedForwardBackward(dout, normed, mixing, layer, tape, dweights);
+      return std::vector<at::Tensor>{out, dnormed, dweights};
+    });
+  }
+}
+
+TEST_P(LayerMath, AttentionAndItsGradientAgree) {
+  const ModelConfig& config = model_->config();
+  at::manual_seed(2);
+  const int64_t prefix = 4, moving = 5;
+  const at::Tensor normed = at::randn({prefix + moving, config.hidden_size});
+  const at::Tensor dcontext = at::randn({moving, int64_t{config.heads} * config.value_dim});
+  AnswerTree tree;
+  tree.tokens = {1, 2, 3, 4, 5};
+  tree.parents = {-1, 0, 0, 1, 3};
+  tree.depths = {0, 1, 1, 2, 3};
+  const LayerWeights& layer = model_->weights().layers[1];
+  ExpectBothPathsAgree([&] {
+    const at::Tensor positions = at::tensor({0, 1, 2, 3, 4, 5, 5, 6, 7}, at::kLong);
+    const RopeTable rope = model_->rope().Select(positions, at::kFloat);
+    const Projections all = ProjectAttention(normed, layer, config, rope);
+    const at::Tensor keys = all.k.narrow(0, 0, prefix).transpose(0, 1).contiguous();
+    const at::Tensor values = all.v.narrow(0, 0, prefix).transpose(0, 1).contiguous();
+    const at::Tensor causal = CausalAttention(all.q.narrow(0, 0, prefix), keys, values, 0, config);
+    const auto rest = [&](const at::Tensor& x) { return x.narrow(0, prefix, moving); };
+    const Projections own{rest(all.q), rest(all.k), rest(all.v), rest(all.raw)};
+    const AnswerTree* const trees[] = {&tree};
+    const TreeAttention attention(trees, {static_cast<int>(prefix)}, config, normed.options());
+    TreeAttention::Tape tape;
+    const at::Tensor context = attention.Forward(own, keys.unsqueeze(0), values.unsqueeze(0), &tape);
+    const auto d = attention.Backward(dcontext, tape, keys.unsqueeze(0), values.unsqueeze(0));
+    const at::Tensor dnormed =
+        ProjectAttentionBackward(d.q, d.k, d.v, own, layer, config, {rest(rope.cos), rest(rope.sin)});
+    return std::vector<at::Tensor>{all.q, all.k, all.v, causal, context, d.q, d.k, d.v, dnormed};
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, LayerMath,
+                         testing::Values("olmoe_tiny", "mixtral_tiny", "mixtral_dense_tiny", "qwen2_moe_tiny",
+                                         "qwen3_moe_tiny", "deepseek_tiny", "deepseek_v2_lite_tiny", "deepseek_v2_tiny",
+                                         "granite_moe_tiny"));
+
+}  // namespace
+}  // namespace c3po
