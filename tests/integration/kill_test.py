@@ -18,13 +18,17 @@ ref = pb["reference_pb2"]
 SEED = 20261122
 ROUNDS = 4
 CLIENTS = 4
-SHARED = 40  # Samples that all clients offer, so that they race for who stores them.
+SHARED = 20  # Samples that all clients offer, so that they race for who stores them.
 
 
 def sample(client, number):
     who = "everyone" if number < SHARED else f"client {client}"
     return ref.ReferenceSample(prompt=f"For {who}: what is {number} modulo seven?", answer=f" {number % 7}",
                                choices=[f" {c}" for c in range(7)] if number % 2 else [], metadata={"number": str(number)})
+
+
+def number_of(prompt):
+    return int(prompt.split()[-3])
 
 
 def key(collection, one):
@@ -40,15 +44,21 @@ class Book:
         self.deleted = set()  # ids whose deletion was acknowledged
         self.perhaps_deleted = set()  # ids of deletions that got no answer
         self.next_number = [0] * CLIENTS
+        self.round_start = [0] * CLIENTS
         self.acknowledged_in_round = 0
 
     def acknowledge(self, collection, sent, verdict):
         with self.lock:
             earlier = self.stored.setdefault(key(collection, sent), verdict.id)
-            if earlier != verdict.id and earlier not in self.deleted | self.perhaps_deleted:
+            if earlier != verdict.id:
                 raise AssertionError(f"{sent.prompt}: stored as {earlier} and as {verdict.id}")
-            self.stored[key(collection, sent)] = verdict.id
             self.acknowledged_in_round += 1
+
+    def deletable(self):
+        """Ids of what this round's clients do not offer again: stored in rounds before."""
+        with self.lock:
+            return [i for (_, prompt, _, _), i in self.stored.items() if i not in self.deleted | self.perhaps_deleted and
+                    any(f"client {client}:" in prompt and number_of(prompt) < self.round_start[client] for client in range(CLIENTS))]
 
 
 class KillTest(unittest.TestCase):
@@ -92,7 +102,6 @@ class KillTest(unittest.TestCase):
         def requests():
             for sequence in range(10_000):
                 one = sample(client, self.book.next_number[client])
-                # The same few again at the end of the shared ones: another client may have been first.
                 self.book.next_number[client] += 1
                 sent[sequence] = one
                 yield ref.AddReferencesRequest(collection=collection, sequence=sequence, sample=one)
@@ -106,16 +115,10 @@ class KillTest(unittest.TestCase):
                     self.errors.append(f"{sent[verdict.sequence].prompt}: {verdict.verdict} {verdict.message}")
 
     def delete(self, stub, choose):
-        """Deletes acknowledged references of clients' own, one after the other, until the server is gone."""
-        while True:
-            with self.book.lock:
-                ids = [i for k, i in self.book.stored.items() if "client" in k[1] and i not in self.book.deleted | self.book.perhaps_deleted]
-            if len(ids) < 30:
-                time.sleep(0.01)
-                if self.killed.is_set():
-                    return
-                continue
-            chosen = choose.choice(ids)
+        """Deletes acknowledged references, one after the other, until none is left or the server is gone."""
+        ids = self.book.deletable()
+        choose.shuffle(ids)
+        for chosen in ids:
             with self.book.lock:
                 self.book.perhaps_deleted.add(chosen)
             deleted = stub.Delete(ref.DeleteReferencesRequest(ids=[chosen])).deleted
@@ -162,10 +165,10 @@ class KillTest(unittest.TestCase):
             server = self.run_server()
             if round_number > 0:
                 self.check(server)
-            self.killed = threading.Event()
             self.book.acknowledged_in_round = 0
             # Every client goes back a little: what it offered last may or may not have been stored.
             self.book.next_number = [max(0, number - 20) for number in self.book.next_number]
+            self.book.round_start = list(self.book.next_number)
             threads = [self.in_thread(self.add, self.stub(server), client) for client in range(CLIENTS)]
             threads.append(self.in_thread(self.delete, self.stub(server), random.Random(round_number)))
             wanted = choose.randint(120, 260)
@@ -173,7 +176,6 @@ class KillTest(unittest.TestCase):
             while self.book.acknowledged_in_round < wanted and time.monotonic() < deadline and not self.errors:
                 time.sleep(0.002)
             server.process.kill()
-            self.killed.set()
             server.stop()
             for thread in threads:
                 thread.join(timeout=30)
