@@ -40,6 +40,12 @@ struct BenchFlags {
   bool strict = false;
 };
 
+absl::StatusOr<LengthDistribution> LengthsOf(const char* flag, const std::string& text) {
+  absl::StatusOr<LengthDistribution> lengths = LengthDistribution::Parse(text);
+  if (!lengths.ok()) return absl::InvalidArgumentError(absl::StrCat(flag, ": ", lengths.status().message()));
+  return lengths;
+}
+
 absl::StatusOr<LoadOptions> OptionsFrom(Session& session, const BenchFlags& flags) {
   LoadOptions options = flags.load;
   if (flags.rate) {
@@ -56,8 +62,8 @@ absl::StatusOr<LoadOptions> OptionsFrom(Session& session, const BenchFlags& flag
   options.slow_read_pause = absl::Seconds(flags.slow_read_pause_seconds);
   if (flags.refused_pause_seconds) options.refused_pause = absl::Seconds(*flags.refused_pause_seconds);
   options.call_timeout = session.call_options().timeout;
-  C3PO_ASSIGN_OR_RETURN(options.prompt_tokens, LengthDistribution::Parse(flags.prompt_tokens));
-  C3PO_ASSIGN_OR_RETURN(options.output_tokens, LengthDistribution::Parse(flags.output_tokens));
+  C3PO_ASSIGN_OR_RETURN(options.prompt_tokens, LengthsOf("--prompt-tokens", flags.prompt_tokens));
+  C3PO_ASSIGN_OR_RETURN(options.output_tokens, LengthsOf("--output-tokens", flags.output_tokens));
   if (options.sampling.has_max_tokens()) {
     if (options.sampling.max_tokens() == 0) return absl::InvalidArgumentError("--max-tokens: must be at least 1");
     options.output_tokens = LengthDistribution::Constant(options.sampling.max_tokens());

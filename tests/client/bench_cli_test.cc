@@ -18,7 +18,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using ::testing::Not;
+
 using Json = nlohmann::json;
 
 class BenchCliTest : public ::testing::Test {
@@ -118,7 +118,7 @@ TEST_F(BenchCliTest, WhatIsWrongIsNamedBeforeAnythingIsSent) {
     EXPECT_NE(result.exit_code, 0);
     return result.err;
   };
-  EXPECT_THAT(error({"--prompt-tokens", "x"}), HasSubstr("lengths: \"x\""));
+  EXPECT_THAT(error({"--prompt-tokens", "x"}), HasSubstr("--prompt-tokens: lengths: \"x\""));
   EXPECT_THAT(error({"--cancelled", "1.5"}), HasSubstr("cancelled: 1.5 is not in [0, 1]"));
   EXPECT_THAT(error({"--rate", "0"}), HasSubstr("concurrency, rate"));
   EXPECT_THAT(error({"--rate", "5", "--concurrency", "2"}), HasSubstr("excludes"));
