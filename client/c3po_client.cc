@@ -5,9 +5,12 @@
 #include <grpcpp/completion_queue.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -63,9 +66,7 @@ bool IsLoopback(absl::string_view address) {
   return false;
 }
 
-}  // namespace
-
-std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address) {
+grpc::ChannelArguments ArgumentsFor(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kReceivedBytesMax);
   // A server that is just starting should be found soon after it listens; gRPC's own first pause is a second.
@@ -74,7 +75,32 @@ std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address) {
   // The retries are this client's own, so that they are counted, bounded and reported in one place.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   if (IsLoopback(address)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return arguments;
+}
+
+absl::Status ReadInto(const std::string& path, std::string* content) {
+  if (path.empty()) return absl::OkStatus();
+  std::ifstream file(path, std::ios::binary);
+  content->assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+  if (!file || content->empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read, or is empty"));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address) {
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), ArgumentsFor(address));
+}
+
+absl::StatusOr<std::shared_ptr<grpc::Channel>> TlsChannel(const std::string& address, const TlsFiles& files) {
+  if (files.cert.empty() != files.key.empty())
+    return absl::InvalidArgumentError(
+        absl::StrCat(files.cert.empty() ? files.key : files.cert, ": a client's certificate and its key go together"));
+  grpc::SslCredentialsOptions options;
+  C3PO_RETURN_IF_ERROR(ReadInto(files.ca, &options.pem_root_certs));
+  C3PO_RETURN_IF_ERROR(ReadInto(files.cert, &options.pem_cert_chain));
+  C3PO_RETURN_IF_ERROR(ReadInto(files.key, &options.pem_private_key));
+  return grpc::CreateCustomChannel(address, grpc::SslCredentials(options), ArgumentsFor(address));
 }
 
 struct Client::Impl {

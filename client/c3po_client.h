@@ -26,6 +26,17 @@ namespace c3po {
 // is never looked for behind the proxy of the `http_proxy` variables.
 std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address);
 
+// Files in PEM; empty: none.
+struct TlsFiles {
+  std::string ca;    // Who may sign the server's certificate; empty: the system's list.
+  std::string cert;  // This client's own certificate, for a server that asks for one; with `key`.
+  std::string key;
+};
+
+// The same with TLS. InvalidArgument "PATH: ..." for a file that cannot be read, or one of cert and key without the
+// other. What else is wrong with them shows as Unavailable when the channel is used.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> TlsChannel(const std::string& address, const TlsFiles& files);
+
 struct CallOptions {
   // From the first attempt to the last, pauses included; beyond: DEADLINE_EXCEEDED.
   absl::Duration timeout = absl::InfiniteDuration();
@@ -36,6 +47,7 @@ struct CallOptions {
 struct ClientOptions {
   RetryPolicy retry;
   RetryClock* clock = nullptr;  // Not owned; null: RetryClock::System(). Outlives the client.
+  std::string token;            // Sent with every call as `authorization: Bearer TOKEN`; empty: none.
 };
 
 struct ImportOptions {

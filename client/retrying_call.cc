@@ -23,7 +23,9 @@ void SetDeadline(absl::Duration remaining, grpc::ClientContext* context) {
 }
 
 RetryingCall::RetryingCall(const ClientOptions& options)
-    : policy_(options.retry), clock_(options.clock != nullptr ? *options.clock : RetryClock::System()) {}
+    : policy_(options.retry),
+      authorization_(options.token.empty() ? "" : absl::StrCat("Bearer ", options.token)),
+      clock_(options.clock != nullptr ? *options.clock : RetryClock::System()) {}
 
 double RetryingCall::DrawUniform() {
   absl::MutexLock lock(&mu_);
@@ -39,6 +41,7 @@ absl::Status RetryingCall::Run(const CallOptions& options,
     }
     grpc::ClientContext context;
     SetDeadline(deadline - clock_.Now(), &context);
+    if (!authorization_.empty()) context.AddMetadata("authorization", authorization_);
     Cancellation::Attachment attachment(options.cancellation, &context);
     bool received = false;
     const grpc::Status status = attempt(&context, &received);

@@ -4,6 +4,8 @@
 #include <grpcpp/client_context.h>
 #include <grpcpp/support/status.h>
 
+#include <string>
+
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "absl/random/random.h"
@@ -31,6 +33,7 @@ class RetryingCall {
   double DrawUniform();
 
   const RetryPolicy policy_;
+  const std::string authorization_;  // The header's value; empty: none.
   RetryClock& clock_;
   absl::Mutex mu_;
   absl::BitGen random_ ABSL_GUARDED_BY(mu_);

@@ -16,6 +16,7 @@
 #include "index/base/status_macros.h"
 #include "index/search/reference_catalog.h"
 #include "index/store/reference_store.h"
+#include "server/admission/admission_controller.h"
 #include "server/config/server_config.h"
 #include "server/embed/sentence_encoder.h"
 #include "server/metrics/http_server.h"
@@ -27,6 +28,7 @@
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/rpc/grpc_server.h"
+#include "server/rpc/health_monitor.h"
 #include "server/rpc/profiles.h"
 #include "server/scheduler/engine.h"
 
@@ -34,6 +36,7 @@ namespace c3po {
 namespace {
 
 constexpr char kVersion[] = C3PO_VERSION;
+constexpr absl::Duration kDrainPoll = absl::Milliseconds(10);
 
 // The whole server, in the order in which its parts need each other; destroyed from the last to the first.
 struct Server {
@@ -45,14 +48,29 @@ struct Server {
   std::unique_ptr<LearnedShifts> shifts;
   std::unique_ptr<Profiles> profiles;
   std::unique_ptr<Metrics> metrics;
+  std::unique_ptr<AdmissionController> admission;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<GenerationPipeline> pipeline;
   std::unique_ptr<CollectionLearning> learning;
   std::unique_ptr<WorkerPool> workers;  // Its jobs use the two above.
-  std::atomic<bool> ready{false};
+  std::unique_ptr<GrpcServer> grpc;     // Listens before the rest is loaded.
+  std::unique_ptr<HealthMonitor> health;
+  std::atomic<const HealthMonitor*> known_health{
+      nullptr};  // For the HTTP threads, which are older; null while loading.
   std::unique_ptr<HttpServer> http;
-  std::unique_ptr<GrpcServer> grpc;
 };
+
+std::string AddressOf(const ServerConfig& config, const Server& server) {
+  return absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", server.grpc->port());
+}
+
+int HttpPortOf(const Server& server) { return server.http ? server.http->port() : -1; }
+
+// The folder's name, as ModelShape::name.
+std::string ModelNameOf(const std::string& folder) {
+  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
 
 OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& shape) {
   OptimizationSettings settings = DefaultSettings(shape);
@@ -77,6 +95,11 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
   settings.objective = config.objective == "choices" ? SurrogateLoss::kChoices : SurrogateLoss::kAnswer;
   settings.collection = config.collection;
   return settings;
+}
+
+RequestLimits LimitsFrom(const ServerConfig& config) {
+  return {config.prompt_tokens_max, config.output_tokens_max, config.stop_strings_max, config.stop_string_bytes_max,
+          config.continuations_max};
 }
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
@@ -152,20 +175,41 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   return absl::OkStatus();
 }
 
+// Both doors are open before the model is there: they say that it is being loaded.
+absl::Status StartListening(const ServerConfig& config, Server& server) {
+  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config));
+  server.metrics = std::make_unique<Metrics>(ModelNameOf(config.model), kVersion);
+  if (config.metrics_port >= 0) {
+    const auto ready = [&server] {
+      const HealthMonitor* health = server.known_health.load();
+      return health != nullptr && health->serving();
+    };
+    const auto alive = [&server] {
+      const HealthMonitor* health = server.known_health.load();
+      return health == nullptr || !health->stalled();
+    };
+    C3PO_ASSIGN_OR_RETURN(server.http, HttpServer::Start(config.metrics_address, config.metrics_port,
+                                                         server.metrics.get(), ready, alive));
+  }
+  Log(LogLevel::kInfo, "listening", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
+  return absl::OkStatus();
+}
+
 absl::Status StartServing(const ServerConfig& config, Server& server) {
   const ModelShape& shape = server.model->shape();
-  server.metrics = std::make_unique<Metrics>(shape.name, kVersion);
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   server.metrics->SetPendingMax(config.pending_requests_max);
   C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(config.kv_cache_tokens));
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
+  server.admission = std::make_unique<AdmissionController>(
+      AdmissionLimits{config.pending_requests_max, config.pending_tokens_max, config.running_sequences_max});
   server.engine =
       std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());
   server.workers = std::make_unique<WorkerPool>(config.workers, config.pending_requests_max);
-  ServiceParts parts;
-  parts.pipeline_parts = {server.model.get(),  server.engine.get(),    server.catalog.get(),
-                          server.text.get(),   server.embedding.get(), server.workers.get(),
-                          server.shifts.get(), server.metrics.get(),   config.allow_oracle};
+  LoadedParts parts;
+  parts.pipeline_parts = {server.model.get(),     server.engine.get(),  server.catalog.get(), server.text.get(),
+                          server.embedding.get(), server.workers.get(), server.shifts.get(),  server.metrics.get(),
+                          server.admission.get(), LimitsFrom(config),   config.allow_oracle};
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
   server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get());
   ReportReferences(*server.catalog, server.metrics.get());
@@ -176,28 +220,23 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   parts.store = server.store.get();
   parts.default_sampling.max_tokens = config.max_tokens_default;
   parts.version = kVersion;
-  if (config.metrics_port >= 0) {
-    C3PO_ASSIGN_OR_RETURN(server.http,
-                          HttpServer::Start(config.metrics_address, config.metrics_port, server.metrics.get(),
-                                            [&server] { return server.ready.load(); }));
-  }
-  C3PO_ASSIGN_OR_RETURN(server.grpc,
-                        GrpcServer::Start(config.listen, config.message_bytes_max, parts, config.Limits()));
-  server.grpc->SetServing(true);
-  server.ready = true;
-  const std::string address = config.listen.substr(0, config.listen.rfind(':'));
-  Log(LogLevel::kInfo, "serving", "",
-      {{"address", absl::StrCat(address, ":", server.grpc->port())},
-       {"metrics_port", server.http ? server.http->port() : -1}});
+  server.grpc->Open(parts);
+  server.health = std::make_unique<HealthMonitor>(
+      server.grpc.get(), [engine = server.engine.get()] { return engine->StalledFor(); },
+      absl::Seconds(config.stall_seconds_max));
+  server.known_health = server.health.get();
+  Log(LogLevel::kInfo, "serving", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
   return absl::OkStatus();
 }
 
+// What was let in is served to its end, within the limit; what is left then ends with Unavailable.
 void Drain(const ServerConfig& config, Server& server) {
-  Log(LogLevel::kInfo, "draining", "", {{"pending", server.engine->pending()}});
-  server.ready = false;
-  server.grpc->SetServing(false);
-  const absl::Duration limit = absl::Seconds(config.drain_seconds_max);
-  server.engine->Stop(limit);
+  Log(LogLevel::kInfo, "draining", "", {{"pending", server.admission->pending()}});
+  server.health->Drain();
+  server.grpc->CloseEntrance();
+  const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds_max);
+  while (server.admission->pending() > 0 && absl::Now() < deadline) absl::SleepFor(kDrainPoll);
+  server.engine->Stop(deadline - absl::Now());
   server.grpc->Shutdown(absl::Seconds(1));
   if (const absl::Status saved = server.catalog->SaveGraphs(); !saved.ok()) {
     Log(LogLevel::kWarning, "graphs_not_saved", "", {{"reason", saved.message()}});
@@ -206,6 +245,7 @@ void Drain(const ServerConfig& config, Server& server) {
 }
 
 absl::Status StartAll(const ServerConfig& config, Server& server) {
+  C3PO_RETURN_IF_ERROR(StartListening(config, server));
   C3PO_RETURN_IF_ERROR(LoadModel(config, server));
   C3PO_RETURN_IF_ERROR(LoadEmbedder(config, server));
   C3PO_RETURN_IF_ERROR(OpenReferences(config, server));

@@ -26,7 +26,6 @@ namespace c3po {
 namespace {
 
 constexpr size_t kQuestionsMin = 4;
-constexpr size_t kPriorQuestionsMin = 16;
 
 struct CalibrateFlags {
   std::string collection;
@@ -132,9 +131,10 @@ absl::StatusOr<v1::GetCollectionResponse> Collection(Session& session, const Cal
   return session.client->GetCollection(request, session.call_options());
 }
 
-// A prior is judged by references that it was not fitted to, so only these are asked. Where they are too few, all are
-// asked and the prior is not tried.
-bool KeepWhatPriorDidNotSee(const v1::GetCollectionResponse& collection, std::vector<v1::Reference>* pool) {
+// A prior is judged by references that it was not fitted to, so only these are asked. Where they are fewer than the
+// questions wanted, all are asked and the prior is not tried.
+bool KeepWhatPriorDidNotSee(const v1::GetCollectionResponse& collection, size_t questions,
+                            std::vector<v1::Reference>* pool) {
   if (!collection.has_prior() || !collection.prior().usable()) return false;
   const auto& ids = collection.prior().validation_reference_ids();
   const std::set<std::string> apart(ids.begin(), ids.end());
@@ -142,7 +142,11 @@ bool KeepWhatPriorDidNotSee(const v1::GetCollectionResponse& collection, std::ve
   for (const v1::Reference& reference : *pool) {
     if (apart.count(reference.id()) > 0) kept.push_back(reference);
   }
-  if (kept.size() < kPriorQuestionsMin) return false;
+  if (kept.size() < questions) {
+    absl::PrintF("The prior is not tried: %d references were held apart from it, --questions is %d.\n", kept.size(),
+                 questions);
+    return false;
+  }
   *pool = std::move(kept);
   return true;
 }
@@ -188,7 +192,7 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
   if (info.model().moe_layers() == 0) return absl::FailedPreconditionError("the server's model has no MoE layers");
   C3PO_ASSIGN_OR_RETURN(std::vector<v1::Reference> pool, ReadPool(session, flags));
   C3PO_ASSIGN_OR_RETURN(const v1::GetCollectionResponse collection, Collection(session, flags));
-  const bool has_prior = KeepWhatPriorDidNotSee(collection, &pool);
+  const bool has_prior = KeepWhatPriorDidNotSee(collection, flags.questions, &pool);
   Task task = LeaveOneOutTask(pool, flags);
   if (task.items.size() < kQuestionsMin) {
     return absl::FailedPreconditionError(absl::StrCat("collection ", flags.collection, " holds ", task.items.size(),

@@ -2,14 +2,19 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
+#include <fstream>
 #include <iostream>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "client/cli/commands.h"
 #include "client/cli/exit_code.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/session.h"
+#include "index/base/status_macros.h"
 
 namespace {
 
@@ -33,6 +38,37 @@ std::string CommandLine(int argc, char** argv) {
   return line;
 }
 
+void AddConnectionFlags(CLI::App& app, c3po::Session& session) {
+  app.add_flag("--tls", session.tls, "Speak TLS with the server; implied by --tls-ca and --tls-cert");
+  app.add_option("--tls-ca", session.tls_files.ca, "PEM file of who may sign the server's certificate; default: system")
+      ->envname("C3PO_TLS_CA");
+  app.add_option("--tls-cert", session.tls_files.cert, "PEM file of this client's own certificate (mutual TLS)")
+      ->envname("C3PO_TLS_CERT");
+  app.add_option("--tls-key", session.tls_files.key, "PEM file of its private key")->envname("C3PO_TLS_KEY");
+  app.add_option("--token-file", session.token_file, "File with the token to call with; default: $C3PO_TOKEN");
+  const char* token = std::getenv("C3PO_TOKEN");
+  session.token = token != nullptr ? token : "";
+}
+
+absl::Status Connect(c3po::Session& session) {
+  c3po::ClientOptions options;
+  options.token = session.token;
+  if (!session.token_file.empty()) {
+    std::ifstream file(session.token_file);
+    if (!(file >> options.token))
+      return absl::InvalidArgumentError(absl::StrCat("--token-file: ", session.token_file, ": holds no token"));
+  }
+  std::shared_ptr<grpc::Channel> channel;
+  if (session.tls || !session.tls_files.ca.empty() || !session.tls_files.cert.empty() ||
+      !session.tls_files.key.empty()) {
+    C3PO_ASSIGN_OR_RETURN(channel, c3po::TlsChannel(session.server, session.tls_files));
+  } else {
+    channel = c3po::InsecureChannel(session.server);
+  }
+  session.client = std::make_unique<c3po::Client>(std::move(channel), options);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -51,6 +87,7 @@ int main(int argc, char** argv) {
   app.add_option("--timeout", session.timeout_seconds,
                  "Seconds that a call may take; 0: no limit. Default 300; none for refs import")
       ->check(CLI::NonNegativeNumber);
+  AddConnectionFlags(app, session);
   c3po::AddAskCommand(app, &session);
   c3po::AddChatCommand(app, &session);
   c3po::AddRefsCommand(app, &session);
@@ -69,8 +106,12 @@ int main(int argc, char** argv) {
   }
 
   c3po::InterruptWatcher watcher(&session.cancellation);
-  session.client = std::make_unique<c3po::Client>(c3po::InsecureChannel(session.server));
-  const absl::Status status = session.command(session);
+  absl::Status status = Connect(session);
+  if (!status.ok()) {
+    std::cerr << "c3po: " << status.message() << std::endl;
+    return c3po::kExitUsage;
+  }
+  status = session.command(session);
   if (status.ok()) return c3po::kExitOk;
   std::fflush(stdout);
   std::cerr << "c3po: " << status << std::endl;

@@ -81,6 +81,11 @@ void AddCollectionFlags(CLI::App& command, v1::OptimizationOptions* options) {
                      [=](uint32_t value) { options->set_validation_neighbors(value); });
   AddField<double>(command, kOptimization, "--step-scale", "Part of the displacement found that is applied, in (0, 1]",
                    [=](double value) { options->set_step_scale(value); });
+  command
+      .add_flag_function(
+          "--backtrack,!--no-backtrack", [=](int64_t count) { options->set_backtrack(count > 0); },
+          "Whether steps that raise the neighbors' loss are taken back and halved")
+      ->group(kOptimization);
   AddField<std::vector<std::string>>(command, kOptimization, "--exclude",
                                      "Id of a reference that is no neighbor; may be given several times",
                                      [=](const std::vector<std::string>& ids) {

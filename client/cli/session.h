@@ -19,6 +19,10 @@ inline constexpr int kTimeoutSeconds = 300;
 // What one run of `c3po` has in hand: filled by the global flags, then used by the command that was chosen.
 struct Session {
   std::string server = "127.0.0.1:50051";
+  bool tls = false;  // Also implied by any of the files.
+  TlsFiles tls_files;
+  std::string token_file;
+  std::string token;                      // of the environment; `token_file` wins
   std::optional<double> timeout_seconds;  // Of each call; 0: none; not set: the command's default.
   std::string command_line;               // as it could be typed again
   Terminal terminal;

@@ -156,10 +156,13 @@ CalibrationAxis Objectives() {
 // Fields that hold harm down at some cost of lift.
 CalibrationAxis Caution() {
   CalibrationAxis axis{"caution", true, {}};
-  Options validation, half;
+  Options validation, half, backtrack;
   validation.set_validation_neighbors(4);
   half.set_step_scale(0.5);
-  axis.candidates = {{"4 validation neighbors", validation}, {"half of the displacement", half}};
+  backtrack.set_backtrack(true);
+  axis.candidates = {{"4 validation neighbors", validation},
+                     {"half of the displacement", half},
+                     {"steps that raise the loss halved", backtrack}};
   return axis;
 }
 

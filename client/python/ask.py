@@ -61,6 +61,8 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description="Ask a c3po server and stream the answer.")
     parser.add_argument("prompt")
     parser.add_argument("--server", default=os.environ.get("C3PO_SERVER", "127.0.0.1:50051"))
+    parser.add_argument("--tls-ca", default=os.environ.get("C3PO_TLS_CA"), help="PEM file of who signs the server's certificate")
+    parser.add_argument("--token-file", help="file with the token to call with; default: $C3PO_TOKEN")
     parser.add_argument("--timeout", type=float, default=300, help="seconds")
     parser.add_argument("--method", choices=METHODS)
     parser.add_argument("--k", type=int, help="number of neighbors")
@@ -104,21 +106,38 @@ def print_event(event, as_json):
         print(flush=True)
 
 
+def open_channel(arguments):
+    # A server on this machine is not to be looked for behind a proxy.
+    loopback = arguments.server.startswith(("127.", "localhost:", "[::1]:", "unix:"))
+    options = [("grpc.enable_http_proxy", 0 if loopback else 1)]
+    if not arguments.tls_ca:
+        return grpc.insecure_channel(arguments.server, options)
+    with open(arguments.tls_ca, "rb") as file:
+        return grpc.secure_channel(arguments.server, grpc.ssl_channel_credentials(file.read()), options)
+
+
+def authorization(arguments):
+    token = os.environ.get("C3PO_TOKEN", "")
+    if arguments.token_file:
+        with open(arguments.token_file, encoding="ascii") as file:
+            token = file.read().strip()
+    return [("authorization", f"Bearer {token}")] if token else []
+
+
 def main():
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
         options_pb2, generation_pb2, generation_pb2_grpc = import_stubs(folder)
     try:
         request = make_request(arguments, options_pb2, generation_pb2)
-    except ValueError as error:
+        channel, metadata = open_channel(arguments), authorization(arguments)
+    except (ValueError, OSError) as error:
         print(f"ask.py: {error}", file=sys.stderr)
         return 2
-    # A server on this machine is not to be looked for behind a proxy.
-    loopback = arguments.server.startswith(("127.", "localhost:", "[::1]:", "unix:"))
-    with grpc.insecure_channel(arguments.server, [("grpc.enable_http_proxy", 0 if loopback else 1)]) as channel:
+    with channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         try:
-            for event in stub.Generate(request, timeout=arguments.timeout):
+            for event in stub.Generate(request, timeout=arguments.timeout, metadata=metadata):
                 print_event(event, arguments.json)
         except grpc.RpcError as error:
             print(f"ask.py: {error.code().name}: {error.details()}", file=sys.stderr)

@@ -28,17 +28,34 @@ void VisitFields(Config& c, Visit visit) {
   visit("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");
   visit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");
   visit("listen", c.listen, "gRPC address:port; port 0 chooses one");
+  visit("tls-cert", c.tls_cert, "certificate chain (PEM) to serve TLS with; read again when it changes");
+  visit("tls-key", c.tls_key, "private key (PEM) of --tls-cert");
+  visit("tls-client-ca", c.tls_client_ca, "certificates (PEM) that sign clients' certificates: mutual TLS");
+  visit("insecure", c.insecure, "listen beyond this machine without TLS");
+  visit("auth-tokens", c.auth_tokens, "file of callers: NAME ROLE SHA256 a line; see server/README.md");
   visit("metrics-address", c.metrics_address, "address of the HTTP door");
   visit("metrics-port", c.metrics_port, "port of /metrics, /healthz, /readyz; 0 chooses one, -1: none");
   visit("pending-requests-max", c.pending_requests_max, "requests waiting or running; beyond: RESOURCE_EXHAUSTED");
+  visit("pending-tokens-max", c.pending_tokens_max, "tokens of those requests, prompts and room for answers");
+  visit("prompt-tokens-max", c.prompt_tokens_max, "tokens of one prompt; 0: what the context window holds");
+  visit("output-tokens-max", c.output_tokens_max, "tokens of one answer; 0: what the context window leaves");
+  visit("stop-strings-max", c.stop_strings_max, "stop strings of one request");
+  visit("stop-string-bytes-max", c.stop_string_bytes_max, "bytes of one stop string");
+  visit("continuations-max", c.continuations_max, "continuations of one Score request");
   visit("running-sequences-max", c.running_sequences_max, "sequences in one batch");
   visit("kv-cache-tokens", c.kv_cache_tokens, "positions of all sequences together");
   visit("prefill-tokens-per-step", c.prefill_tokens_per_step, "prompt tokens in one engine step");
   visit("max-tokens-default", c.max_tokens_default, "max_tokens of a request that sets none");
   visit("message-bytes-max", c.message_bytes_max, "bytes of one gRPC message");
+  visit("unread-messages-max", c.unread_messages_max, "messages a client may leave unread before it is cut off");
+  visit("connection-streams-max", c.connection_streams_max, "calls at once on one connection");
+  visit("connection-age-seconds-max", c.connection_age_seconds_max,
+        "age (+-10 %) at which a connection is closed once its calls have ended; 0: none");
+  visit("connection-age-grace-seconds-max", c.connection_age_grace_seconds_max, "seconds for those calls to end");
   visit("neighbor-cache-mb", c.neighbor_cache_mb, "MiB for the fixed states of references");
   visit("workers", c.workers, "threads that tokenize, embed and search");
   visit("drain-seconds-max", c.drain_seconds_max, "seconds for running streams after SIGTERM");
+  visit("stall-seconds-max", c.stall_seconds_max, "seconds of work without progress, then NOT_SERVING");
   visit("method", c.method, "default method: none, mode, kernel or ngd");
   visit("neighbors", c.neighbors, "default k");
   visit("steps", c.steps, "default gradient steps");
@@ -69,6 +86,27 @@ absl::Status CheckWord(absl::string_view flag, const std::string& value, std::in
   return Wrong(flag, absl::StrCat("\"", value, "\" is not one of ", absl::StrJoin(words, ", ")));
 }
 
+// Whether only this machine can reach an address as gRPC writes it.
+bool IsLocal(absl::string_view listen) {
+  for (const absl::string_view prefix : {"127.", "localhost:", "[::1]:", "unix:", "unix-abstract:"}) {
+    if (absl::StartsWith(listen, prefix)) return true;
+  }
+  return false;
+}
+
+absl::Status CheckTransport(const ServerConfig& config) {
+  if (config.tls_cert.empty() != config.tls_key.empty())
+    return Wrong(config.tls_cert.empty() ? "tls-cert" : "tls-key", "TLS needs both --tls-cert and --tls-key");
+  if (config.tls_cert.empty() && !config.tls_client_ca.empty())
+    return Wrong("tls-client-ca", "clients' certificates need TLS: --tls-cert and --tls-key");
+  if (!config.auth_tokens.empty() && config.allow_oracle)
+    return Wrong("allow-oracle", "with --auth-tokens, callers of the role administer may use ORACLE; leave it out");
+  if (IsLocal(config.listen) || !config.tls_cert.empty() || config.insecure) return absl::OkStatus();
+  return Wrong("listen", absl::StrCat("\"", config.listen,
+                                      "\" can be reached from other machines: give --tls-cert and --tls-key, or "
+                                      "--insecure to serve without encryption"));
+}
+
 std::string EnvironmentName(absl::string_view flag) {
   return absl::StrCat("C3PO_", absl::StrReplaceAll(absl::AsciiStrToUpper(flag), {{"-", "_"}}));
 }
@@ -87,6 +125,7 @@ absl::Status ServerConfig::Validate() const {
   if (model.empty()) return Wrong("model", "must be a Hugging Face folder");
   if (embedder.empty()) return Wrong("embedder", "must be a folder or \"model\"");
   if (store.empty()) return Wrong("store", "must name a file");
+  C3PO_RETURN_IF_ERROR(CheckTransport(*this));
   C3PO_RETURN_IF_ERROR(CheckWord("device", device, {"cpu", "cuda"}));
   C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("method", method, {"none", "mode", "kernel", "ngd"}));
@@ -98,6 +137,16 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("metrics-port", metrics_port, -1, 65535));
   C3PO_RETURN_IF_ERROR(CheckRange("exact-references-max", exact_references_max, 0, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("pending-requests-max", pending_requests_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("pending-tokens-max", pending_tokens_max, 1, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("prompt-tokens-max", prompt_tokens_max, 0, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("output-tokens-max", output_tokens_max, 0, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("stop-strings-max", stop_strings_max, 0, 16));
+  C3PO_RETURN_IF_ERROR(CheckRange("stop-string-bytes-max", stop_string_bytes_max, 1, 1024));
+  C3PO_RETURN_IF_ERROR(CheckRange("continuations-max", continuations_max, 1, 1 << 16));
+  C3PO_RETURN_IF_ERROR(CheckRange("unread-messages-max", unread_messages_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("connection-streams-max", connection_streams_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("connection-age-seconds-max", connection_age_seconds_max, 0, 365 * 86400));
+  C3PO_RETURN_IF_ERROR(CheckRange("connection-age-grace-seconds-max", connection_age_grace_seconds_max, 0, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("running-sequences-max", running_sequences_max, 1, 4096));
   C3PO_RETURN_IF_ERROR(CheckRange("kv-cache-tokens", kv_cache_tokens, 1, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("prefill-tokens-per-step", prefill_tokens_per_step, 1, 1 << 20));
@@ -106,6 +155,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("neighbor-cache-mb", neighbor_cache_mb, 0, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("workers", workers, 1, 256));
   C3PO_RETURN_IF_ERROR(CheckRange("drain-seconds-max", drain_seconds_max, 0, 86400));
+  C3PO_RETURN_IF_ERROR(CheckRange("stall-seconds-max", stall_seconds_max, 1, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("neighbors", neighbors, 1, 64));
   C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, 1000));
   C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));

@@ -31,19 +31,35 @@ struct ServerConfig {
 
   // Listening
   std::string listen = "127.0.0.1:50051";  // gRPC; port 0 chooses one.
+  std::string tls_cert;                    // Certificate chain in PEM; empty: no TLS.
+  std::string tls_key;                     // Its private key.
+  std::string tls_client_ca;               // Clients need a certificate signed by one of these.
+  bool insecure = false;                   // Listen beyond this machine without TLS.
+  std::string auth_tokens;  // File of tokens and roles (admission/access_control.h); empty: everyone may call.
   std::string metrics_address = "127.0.0.1";
   int metrics_port = 9464;  // HTTP: /metrics, /healthz, /readyz; 0 chooses one, -1: none.
 
   // Limits
-  int pending_requests_max = 256;     // Waiting or running; beyond: RESOURCE_EXHAUSTED.
-  int running_sequences_max = 32;     // In one batch.
-  int kv_cache_tokens = 32768;        // Positions of all sequences together.
-  int prefill_tokens_per_step = 256;  // Prompt tokens in one engine step.
-  int max_tokens_default = 256;       // Of a request that sets none.
-  int message_bytes_max = 16 << 20;   // One gRPC message.
-  int neighbor_cache_mb = 256;        // Fixed states of references.
-  int workers = 2;                    // Threads that tokenize, embed and search.
-  int drain_seconds_max = 30;         // After SIGTERM, for running streams.
+  int pending_requests_max = 256;             // Waiting or running; beyond: RESOURCE_EXHAUSTED.
+  int pending_tokens_max = 262144;            // Of their prompts and the answers they have room for; beyond: the same.
+  int prompt_tokens_max = 0;                  // Of one request; beyond: INVALID_ARGUMENT. 0: the context window.
+  int output_tokens_max = 0;                  // max_tokens of one request; the same.
+  int stop_strings_max = 16;                  // Of one request.
+  int stop_string_bytes_max = 1024;           // Of each.
+  int continuations_max = 256;                // Of one Score request.
+  int running_sequences_max = 32;             // In one batch.
+  int kv_cache_tokens = 32768;                // Positions of all sequences together.
+  int prefill_tokens_per_step = 256;          // Prompt tokens in one engine step.
+  int max_tokens_default = 256;               // Of a request that sets none.
+  int message_bytes_max = 16 << 20;           // One gRPC message.
+  int unread_messages_max = 8192;             // That a call's client has not read; beyond, the call is cut off.
+  int connection_streams_max = 256;           // Calls at once on one connection; further ones wait at the client.
+  int connection_age_seconds_max = 0;         // Then a connection is closed in peace, +-10 %; 0: never.
+  int connection_age_grace_seconds_max = 60;  // For the calls that still run on it.
+  int neighbor_cache_mb = 256;                // Fixed states of references.
+  int workers = 2;                            // Threads that tokenize, embed and search.
+  int drain_seconds_max = 30;                 // After SIGTERM, for running streams.
+  int stall_seconds_max = 60;                 // With work, and no step of the engine ended: NOT_SERVING.
 
   // C3PO defaults of requests that set none; 0 or empty: as the paper has it for this model.
   std::string method = "ngd";  // none, mode, kernel, ngd
@@ -57,7 +73,9 @@ struct ServerConfig {
   std::string objective = "answer";        // answer, choices
   std::string collection = "default";
 
-  bool allow_oracle = false;  // Evaluation: Score requests may bring their own answer and have it optimized for.
+  // Evaluation: Score requests may bring their own answer and have it optimized for. Where there are tokens, the role
+  // administer decides instead.
+  bool allow_oracle = false;
 
   std::string log_level = "info";  // debug, info, warning, error
 

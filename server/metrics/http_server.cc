@@ -35,7 +35,8 @@ void SetSocketOptions(socket_t socket) {
   setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
 }
 
-void Configure(httplib::Server& server, const Metrics* metrics, std::function<bool()> ready) {
+void Configure(httplib::Server& server, const Metrics* metrics, std::function<bool()> ready,
+               std::function<bool()> alive) {
   server.new_task_queue = [] { return new httplib::ThreadPool(kWorkers); };
   server.set_socket_options(SetSocketOptions);
   server.set_keep_alive_max_count(1);
@@ -46,8 +47,11 @@ void Configure(httplib::Server& server, const Metrics* metrics, std::function<bo
   server.Get("/metrics", [metrics](const httplib::Request&, httplib::Response& response) {
     response.set_content(metrics->PrometheusText(), kExposition);
   });
-  server.Get("/healthz",
-             [](const httplib::Request&, httplib::Response& response) { response.set_content("alive\n", kPlainText); });
+  server.Get("/healthz", [alive = std::move(alive)](const httplib::Request&, httplib::Response& response) {
+    const bool is_alive = alive();
+    response.status = is_alive ? 200 : 503;
+    response.set_content(is_alive ? "alive\n" : "stalled\n", kPlainText);
+  });
   server.Get("/readyz", [ready = std::move(ready)](const httplib::Request&, httplib::Response& response) {
     const bool is_ready = ready();
     response.status = is_ready ? 200 : 503;
@@ -78,14 +82,15 @@ struct HttpServer::State {
 HttpServer::HttpServer(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& address, int port,
-                                                              const Metrics* metrics, std::function<bool()> ready) {
+                                                              const Metrics* metrics, std::function<bool()> ready,
+                                                              std::function<bool()> alive) {
   if (port < 0 || port > 65535) {
     return absl::InvalidArgumentError(absl::StrCat("metrics port: ", port, " is not in [0, 65535]"));
   }
   if (ready == nullptr) return absl::InvalidArgumentError("metrics http server: no readiness function");
   try {
     auto state = std::make_unique<State>();
-    Configure(state->server, metrics, std::move(ready));
+    Configure(state->server, metrics, std::move(ready), std::move(alive));
     errno = 0;
     if (port == 0) {
       state->port = state->server.bind_to_any_port(address);

@@ -16,6 +16,7 @@ class GradientDescent final : public PathwayOptimizer {
   GradientDescent(OptimizationProblem problem, GradientDescentOptions options)
       : PathwayOptimizer(std::move(problem)),
         options_(options),
+        rate_(options.learning_rate),
         core_(CoreExperts(problem_.initial, problem_.core_experts)),
         start_(problem_.initial_shift.weights.begin(), problem_.initial_shift.weights.end()),
         adam_(problem_.initial.weights.size()) {
@@ -30,6 +31,8 @@ class GradientDescent final : public PathwayOptimizer {
     Pathway gradient;
     C3PO_ASSIGN_OR_RETURN(const double loss,
                           problem_.objective->Evaluate(Routing(weights), last ? nullptr : &gradient));
+    if (options_.backtrack && loss > kept_loss_) return TakeBack(last);
+    kept_loss_ = loss;
     losses_.push_back(loss);
     double judged = loss;
     if (problem_.validation != nullptr) {
@@ -44,6 +47,7 @@ class GradientDescent final : public PathwayOptimizer {
       selected_step_ = steps_done_;
     }
     if (last) return Finish();
+    kept_theta_ = theta_;
     Move(ThetaGradient(weights, gradient));
     ++steps_done_;
     return false;
@@ -52,6 +56,15 @@ class GradientDescent final : public PathwayOptimizer {
   RoutingOverride Override() const override { return Routing(pathway_); }
 
  private:
+  bool TakeBack(bool last) {
+    losses_.push_back(losses_.back());
+    if (problem_.validation != nullptr) validation_losses_.push_back(validation_losses_.back());
+    rate_ /= 2;
+    for (size_t i = 0; i < theta_.size(); ++i) theta_[i] = (kept_theta_[i] + theta_[i]) / 2;
+    ++steps_done_;
+    return last && Finish();
+  }
+
   // Applies the step scale to the iterate taken.
   bool Finish() {
     theta_ = best_theta_;
@@ -98,7 +111,7 @@ class GradientDescent final : public PathwayOptimizer {
   }
 
   void Move(const std::vector<double>& gradient) {
-    double rate = options_.learning_rate;
+    double rate = rate_;
     if (options_.step_rule == StepRule::kAdam) return MoveAdam(gradient);
     if (options_.step_rule == StepRule::kNormalized) {
       double norm = 0;
@@ -111,12 +124,14 @@ class GradientDescent final : public PathwayOptimizer {
 
   void MoveAdam(const std::vector<double>& gradient) {
     const std::vector<double>& direction = adam_.Direction(gradient);
-    for (size_t i = 0; i < theta_.size(); ++i) theta_[i] -= options_.learning_rate * direction[i];
+    for (size_t i = 0; i < theta_.size(); ++i) theta_[i] -= rate_ * direction[i];
   }
 
   const GradientDescentOptions options_;
   const std::vector<bool> core_;
-  std::vector<double> start_, theta_, best_theta_;
+  double rate_;
+  std::vector<double> start_, theta_, best_theta_, kept_theta_;
+  double kept_loss_ = std::numeric_limits<double>::infinity();
   Adam adam_;
   double least_ = std::numeric_limits<double>::infinity();
   int steps_done_ = 0;

@@ -81,13 +81,16 @@ enum class StepRule {
 //   dJ/dtheta_e = w_e (dJ/dw_e - sum_j w_j dJ/dw_j)
 // Under ROUTER_SHIFT theta itself is the shift, begins at initial_shift, and dJ/dtheta comes from the objective. Of the
 // iterates, the one with the least loss is taken (on the validation objective where there is one), and of its
-// displacement from the start `step_scale` times as much is applied. InvalidArgument: negative steps or rate, a scale
-// outside (0, 1], an initial shift of another shape or rule.
+// displacement from the start `step_scale` times as much is applied. With `backtrack` an iterate with a larger loss is
+// not kept: the next step goes from the one before half as far, in the same direction, and the rate is halved from
+// there on; losses() are those of the iterates kept. InvalidArgument: negative steps or rate, a scale outside (0, 1],
+// an initial shift of another shape or rule.
 struct GradientDescentOptions {
   int steps = 10;
   double learning_rate = 0.1;
   StepRule step_rule = StepRule::kAdam;
   double step_scale = 1;
+  bool backtrack = false;
 };
 absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(OptimizationProblem problem,
                                                                       GradientDescentOptions options);

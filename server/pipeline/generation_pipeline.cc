@@ -6,13 +6,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/request_admission.h"
 #include "server/sampling/sampler.h"
 #include "server/text/incremental_detokenizer.h"
 
 namespace c3po {
 namespace {
-
-constexpr size_t kContinuationsMax = 256;
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
@@ -27,9 +26,12 @@ void TakeTimings(const SequenceTimings& from, StageTimings& to) {
 // The scheduler's tokens become text here, and the call's end its summary.
 class CallSink final : public SequenceSink {
  public:
-  CallSink(std::shared_ptr<GenerationListener> listener, CallSummary summary,
-           std::unique_ptr<IncrementalDetokenizer> detokenizer)
-      : listener_(std::move(listener)), summary_(std::move(summary)), detokenizer_(std::move(detokenizer)) {}
+  CallSink(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
+           CallSummary summary, std::unique_ptr<IncrementalDetokenizer> detokenizer)
+      : listener_(std::move(listener)),
+        permit_(std::move(permit)),
+        summary_(std::move(summary)),
+        detokenizer_(std::move(detokenizer)) {}
 
   bool OnToken(const SampledToken& token) override {
     ++summary_.usage.completion_tokens;
@@ -51,11 +53,24 @@ class CallSink final : public SequenceSink {
       if (detokenizer_->stopped()) summary_.finish_reason = FinishReason::kStop;
       if (!rest.text.empty()) listener_->OnChunk(std::move(rest));
     }
+    GiveBackPermit(status, timings);
     listener_->OnDone(status, summary_);
   }
 
  private:
+  // Before the caller hears of the end, so that its next request finds the place free.
+  void GiveBackPermit(const absl::Status& status, const SequenceTimings& timings) {
+    if (!permit_) return;
+    const StageTimings& all = summary_.timings;
+    const double retrieval = all.tokenize_seconds + all.embed_seconds + all.retrieval_seconds;
+    if (status.ok()) {
+      permit_->Observe({retrieval, timings.prefill_seconds, timings.optimization_wall_seconds, timings.decode_seconds});
+    }
+    permit_.reset();
+  }
+
   const std::shared_ptr<GenerationListener> listener_;
+  std::shared_ptr<AdmissionController::Permit> permit_;  // null without an admission controller
   CallSummary summary_;
   const std::unique_ptr<IncrementalDetokenizer> detokenizer_;  // null when scoring
 };
@@ -89,11 +104,13 @@ absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
 
-absl::Status CheckOracle(const ScoreCall& call, bool allowed) {
+absl::Status CheckOracle(const ScoreCall& call) {
   const bool oracle = call.optimization.method == Method::kOracle;
   if (!oracle && !call.oracle_answer) return absl::OkStatus();
-  if (!allowed) {
-    return absl::PermissionDeniedError("optimization.method: ORACLE needs a server started with --allow-oracle");
+  if (!call.context.may_use_oracle) {
+    return absl::PermissionDeniedError(
+        "optimization.method: ORACLE needs a server started with --allow-oracle, or the role administer where callers "
+        "have roles");
   }
   if (!oracle) return absl::InvalidArgumentError("oracle_answer: only the method ORACLE may see the answer");
   if (!call.oracle_answer) return absl::InvalidArgumentError("oracle_answer: the method ORACLE needs it");
@@ -116,12 +133,19 @@ NeighborCase OracleCase(const ScoreCall& call, const PromptText::Prompt& prompt,
   return oracle;
 }
 
+absl::Status CheckCancelled(const CallContext& context) {
+  const bool cancelled = context.cancelled && context.cancelled->load(std::memory_order_relaxed);
+  return cancelled ? absl::CancelledError("the client cancelled the request") : absl::OkStatus();
+}
+
 SequenceRequest RequestOf(const CallContext& context) {
   SequenceRequest request;
   request.request_id = context.request_id;
   request.arrival = context.arrival;
   request.deadline = context.deadline;
   request.cancelled = context.cancelled;
+  request.caller = context.caller;
+  request.priority = context.priority;
   return request;
 }
 
@@ -132,27 +156,42 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
     return absl::InvalidArgumentError("optimization.method: ORACLE is for Score requests, which can bring the answer");
   }
   C3PO_RETURN_IF_ERROR(InField("sampling.", ValidateSamplingParams(call.sampling)));
+  C3PO_RETURN_IF_ERROR(CheckStops(call.sampling.stop, parts_.limits));
+  const int output_max = parts_.limits.output_tokens_max;
+  if (!call.max_tokens_given && output_max > 0)
+    call.sampling.max_tokens = std::min(call.sampling.max_tokens, output_max);
+  C3PO_RETURN_IF_ERROR(CheckTokens("sampling.max_tokens", static_cast<size_t>(call.sampling.max_tokens), output_max));
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
+  C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   if (parts_.metrics) parts_.metrics->RequestStarted();
   auto shared = std::make_shared<GenerateCall>(std::move(call));
-  return OnWorker([this, shared, listener] { return RunGenerate(*shared, listener); }, FailureOf(listener));
+  return OnWorker([this, shared, permit, listener] { return RunGenerate(*shared, permit, listener); },
+                  FailureOf(listener));
 }
 
 absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<GenerationListener> listener) {
   if (call.continuations.empty()) return absl::InvalidArgumentError("continuations: must name at least one");
-  if (call.continuations.size() > kContinuationsMax) {
+  if (call.continuations.size() > static_cast<size_t>(parts_.limits.continuations_max)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("continuations: ", call.continuations.size(), " are more than ", kContinuationsMax));
+        absl::StrCat("continuations: ", call.continuations.size(), " are more than ", parts_.limits.continuations_max));
   }
   for (size_t i = 0; i < call.continuations.size(); ++i) {
     if (call.continuations[i].empty())
       return absl::InvalidArgumentError(absl::StrCat("continuations[", i, "]: must not be empty"));
   }
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
-  C3PO_RETURN_IF_ERROR(CheckOracle(call, parts_.allow_oracle));
+  C3PO_RETURN_IF_ERROR(CheckOracle(call));
+  C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   if (parts_.metrics) parts_.metrics->RequestStarted();
   auto shared = std::make_shared<ScoreCall>(std::move(call));
-  return OnWorker([this, shared, listener] { return RunScore(*shared, listener); }, FailureOf(listener));
+  return OnWorker([this, shared, permit, listener] { return RunScore(*shared, permit, listener); },
+                  FailureOf(listener));
+}
+
+absl::StatusOr<GenerationPipeline::PermitPtr> GenerationPipeline::Enter(const CallContext& context) const {
+  if (parts_.admission == nullptr) return PermitPtr();
+  C3PO_ASSIGN_OR_RETURN(PermitPtr permit, parts_.admission->Enter(context.caller));
+  return permit;
 }
 
 absl::Status GenerationPipeline::Embed(CallContext context, std::string text, EmbeddingCallback done) {
@@ -192,8 +231,9 @@ absl::Status GenerationPipeline::OnWorker(std::function<absl::Status()> job,
                : absl::ResourceExhaustedError("the queue is full: too many requests wait to be prepared");
 }
 
-absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call,
+absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const PermitPtr& permit,
                                              const std::shared_ptr<GenerationListener>& listener) const {
+  C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   const absl::Time start = absl::Now();
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt,
                         parts_.text->Encode(call.input, call.max_tokens_given ? call.sampling.max_tokens : 1));
@@ -210,16 +250,21 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call,
     const int room = parts_.model->shape().context_window - static_cast<int>(prompt.tokens.size());
     request.sampling.max_tokens = std::min(call.sampling.max_tokens, room);
   }
+  C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
   PathwayQuery query{call.optimization, {}, {}, std::nullopt};
+  C3PO_RETURN_IF_ERROR(
+      TakePlace(permit.get(), prompt.tokens.size(), request.sampling.max_tokens, call.context.deadline, query));
   C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
+  C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
-  request.sink =
-      std::make_shared<CallSink>(listener, summary, std::make_unique<IncrementalDetokenizer>(std::move(detokenizer)));
+  request.sink = std::make_shared<CallSink>(listener, permit, summary,
+                                            std::make_unique<IncrementalDetokenizer>(std::move(detokenizer)));
   return parts_.engine->Submit(std::move(request));
 }
 
-absl::Status GenerationPipeline::RunScore(const ScoreCall& call,
+absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr& permit,
                                           const std::shared_ptr<GenerationListener>& listener) const {
+  C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   const absl::Time start = absl::Now();
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(call.input, 1));
   SequenceRequest request = RequestOf(call.context);
@@ -229,6 +274,8 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call,
     auto tokens = parts_.text->EncodeContinuation(prompt.text, prompt.tokens, call.continuations[i]);
     C3PO_RETURN_IF_ERROR(InField(absl::StrCat("continuations[", i, "]: "), tokens.status()));
     longest = std::max(longest, tokens->size());
+    C3PO_RETURN_IF_ERROR(
+        CheckTokens(absl::StrCat("continuations[", i, "]"), tokens->size(), parts_.limits.output_tokens_max));
     summary.usage.completion_tokens += static_cast<int>(tokens->size());
     request.continuations.push_back(*std::move(tokens));
   }
@@ -239,9 +286,13 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call,
   PathwayQuery query{call.optimization, {}, {}, std::nullopt};
   for (const auto& continuation : request.continuations) query.choice_tokens.push_back(continuation.front());
   if (call.oracle_answer) query.oracle = OracleCase(call, prompt, request.continuations);
+  C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
+  C3PO_RETURN_IF_ERROR(
+      TakePlace(permit.get(), prompt.tokens.size(), summary.usage.completion_tokens, call.context.deadline, query));
   C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
+  C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
-  request.sink = std::make_shared<CallSink>(listener, summary, nullptr);
+  request.sink = std::make_shared<CallSink>(listener, permit, summary, nullptr);
   return parts_.engine->Submit(std::move(request));
 }
 

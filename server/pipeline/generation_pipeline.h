@@ -7,6 +7,8 @@
 
 #include "absl/status/statusor.h"
 #include "index/search/reference_catalog.h"
+#include "server/admission/admission_controller.h"
+#include "server/admission/request_limits.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/generation_types.h"
 #include "server/pipeline/learned_shifts.h"
@@ -28,6 +30,8 @@ struct PipelineParts {
   WorkerPool* workers = nullptr;
   LearnedShifts* shifts = nullptr;
   Metrics* metrics = nullptr;
+  AdmissionController* admission = nullptr;
+  RequestLimits limits;
   bool allow_oracle = false;  // requests may bring their own answer, for evaluation
 };
 
@@ -39,7 +43,8 @@ class GenerationPipeline {
   explicit GenerationPipeline(const PipelineParts& parts) : parts_(parts) {}
 
   // Start returns at once. An error here means that the listener will never be called; otherwise it hears OnDone.
-  // InvalidArgument "FIELD: ..."; ResourceExhausted: too many requests; Unavailable: shutting down.
+  // InvalidArgument "FIELD: ..."; ResourceExhausted and DeadlineExceeded: see AdmissionController; Unavailable:
+  // shutting down.
   absl::Status Generate(GenerateCall call, std::shared_ptr<GenerationListener> listener);
   absl::Status Score(ScoreCall call, std::shared_ptr<GenerationListener> listener);
 
@@ -52,8 +57,12 @@ class GenerationPipeline {
   // `timings` what was spent here.
   absl::Status AttachPathwaySearch(const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
                                    const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const;
-  absl::Status RunGenerate(const GenerateCall& call, const std::shared_ptr<GenerationListener>& listener) const;
-  absl::Status RunScore(const ScoreCall& call, const std::shared_ptr<GenerationListener>& listener) const;
+  using PermitPtr = std::shared_ptr<AdmissionController::Permit>;
+  absl::StatusOr<PermitPtr> Enter(const CallContext& context) const;
+  absl::Status RunGenerate(const GenerateCall& call, const PermitPtr& permit,
+                           const std::shared_ptr<GenerationListener>& listener) const;
+  absl::Status RunScore(const ScoreCall& call, const PermitPtr& permit,
+                        const std::shared_ptr<GenerationListener>& listener) const;
   absl::Status EmbedWithModel(const CallContext& context, const std::string& text, const EmbeddingCallback& done) const;
   // Queues `job`; what it returns other than OK goes to `failed`.
   absl::Status OnWorker(std::function<absl::Status()> job, std::function<void(const absl::Status&)> failed) const;

@@ -35,6 +35,9 @@ struct CallContext {
   absl::Time arrival = absl::Now();
   absl::Time deadline = absl::InfiniteFuture();
   std::shared_ptr<const std::atomic<bool>> cancelled;  // set by the transport; null: cannot be cancelled
+  std::string caller;                                  // whose fair share it counts against
+  Priority priority = Priority::kNormal;
+  bool may_use_oracle = false;
 };
 
 struct GenerateCall {
@@ -78,6 +81,7 @@ struct OptimizationReport {
   std::vector<double> validation_losses;
   std::optional<int> selected_step;
   std::optional<double> base_confidence, optimized_confidence;  // what the gate looked at
+  bool shortened = false;  // settings.steps was cut to meet the deadline
   std::optional<double> alpha;
   Pathway before, after;  // of the critical layers; empty where no optimization ran
   std::vector<ExpertChange> largest_changes;

@@ -47,6 +47,7 @@ struct OptimizationSettings {
   bool use_prior = false;        // begin at the collection's prior; ROUTER_SHIFT, on the prior's layers
   int validation_neighbors = 0;  // held out beyond the k, [0, kNeighborsMax]; not with epsilon
   double step_scale = 1;         // (0, 1]
+  bool backtrack = false;        // steps that raise the loss are halved
   std::vector<std::string> exclude_reference_ids;  // at most kExcludedMax
 };
 

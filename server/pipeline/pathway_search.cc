@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/optimization_metrics.h"
 
 namespace c3po {
 namespace {
@@ -52,47 +53,6 @@ Pathway Shifted(const Pathway& w, const Pathway& shift) {
   return result;
 }
 
-Metrics::Gate GateMetric(GateDecision decision) {
-  switch (decision) {
-    case GateDecision::kApplied:
-      return Metrics::Gate::kApplied;
-    case GateDecision::kNotRequested:
-      return Metrics::Gate::kNotRequested;
-    case GateDecision::kSkippedNoNeighbors:
-      return Metrics::Gate::kSkippedNoNeighbors;
-    case GateDecision::kSkippedNeighborsFar:
-      return Metrics::Gate::kSkippedNeighborsFar;
-    case GateDecision::kSkippedBaseConfident:
-      return Metrics::Gate::kSkippedBaseConfident;
-    case GateDecision::kRevertedLossNotReduced:
-      return Metrics::Gate::kRevertedLossNotReduced;
-    case GateDecision::kRevertedValidationLossNotReduced:
-      return Metrics::Gate::kRevertedValidationLossNotReduced;
-    case GateDecision::kRevertedNotConfident:
-      return Metrics::Gate::kRevertedNotConfident;
-  }
-  return Metrics::Gate::kNotRequested;
-}
-
-Metrics::Method MethodMetric(Method method) {
-  switch (method) {
-    case Method::kModeFinding:
-      return Metrics::Method::kModeFinding;
-    case Method::kKernelRegression:
-      return Metrics::Method::kKernelRegression;
-    case Method::kAmortizedShift:
-      return Metrics::Method::kAmortizedShift;
-    case Method::kCollectionPrior:
-      return Metrics::Method::kCollectionPrior;
-    case Method::kOracle:
-      return Metrics::Method::kOracle;
-    case Method::kNone:
-    case Method::kNeighborhoodGradientDescent:
-      break;
-  }
-  return Metrics::Method::kNeighborhoodGradientDescent;
-}
-
 }  // namespace
 
 bool NeedsNeighbors(const OptimizationSettings& settings) {
@@ -117,6 +77,7 @@ PathwaySearch::PathwaySearch(const SearchContext& context, PathwayQuery query, O
       on_report_(std::move(on_report)) {
   report_.settings = std::move(query.settings);
   report_.timings = query.timings;
+  report_.shortened = query.shortened;
 }
 
 absl::Status PathwaySearch::Retrieve(absl::Span<const float> embedding) {
@@ -321,7 +282,8 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> PathwaySearch::MakeOptimizer(O
     };
     return MakeModeFinding(std::move(problem), std::move(options));
   }
-  GradientDescentOptions options{settings.steps, settings.learning_rate, settings.step_rule, settings.step_scale};
+  GradientDescentOptions options{settings.steps, settings.learning_rate, settings.step_rule, settings.step_scale,
+                                 settings.backtrack};
   return MakeGradientDescent(std::move(problem), options);
 }
 

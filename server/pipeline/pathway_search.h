@@ -36,6 +36,7 @@ struct PathwayQuery {
   // First tokens of the continuations that the request chooses among; fewer than two: it does not choose.
   std::vector<int32_t> choice_tokens;
   std::optional<NeighborCase> oracle;  // Method::kOracle: the request itself, with its answer
+  bool shortened = false;              // settings.steps was cut to meet the deadline
 };
 
 // Whether the method of `settings` looks at neighbors.

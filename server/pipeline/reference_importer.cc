@@ -159,6 +159,7 @@ absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, J
   request.prompt = std::move(prompt.tokens);
   request.continuations = std::move(tokens.continuations);
   request.cancelled = cancelled_;
+  request.priority = Priority::kLow;
   if (parts_.embedding->from_model()) request.mean_layer = parts_.embedding->entry_layer();
   request.on_prefilled = [&judged](const PromptCapture& capture,
                                    absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {

@@ -12,8 +12,12 @@
 namespace c3po {
 
 AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
-    : QueuedStream(context, parts.pipeline_parts.metrics, Metrics::Rpc::kReferencesAdd), parts_(parts) {
-  StartRead(&incoming_);
+    : QueuedStream(context, parts, Metrics::Rpc::kReferencesAdd), parts_(parts) {
+  if (call().entry().ok()) {
+    StartRead(&incoming_);
+  } else {
+    End(call().entry());
+  }
 }
 
 absl::Status AddReferencesReactor::BeginImport(const std::string& collection) {

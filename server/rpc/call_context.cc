@@ -29,10 +29,13 @@ uint64_t DrawSeed() {
   return generator();
 }
 
-CallState::CallState(grpc::CallbackServerContext* context, Metrics* metrics, Metrics::Rpc rpc)
+CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
     : context_(context),
-      metrics_(metrics),
       rpc_(rpc),
+      caller_(parts.entrance->Admit(*context, rpc)),
+      metrics_(parts.entrance->state() == Entrance::State::kLoading ? nullptr : parts.pipeline_parts.metrics),
+      administers_(caller_.ok() && (!parts.entrance->guarded() || caller_->role == Role::kAdminister)),
+      may_use_oracle_(administers_ && (parts.entrance->guarded() || parts.pipeline_parts.allow_oracle)),
       arrival_(absl::Now()),
       cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 
@@ -43,6 +46,8 @@ CallContext CallState::Context(const std::string& request_id) const {
   result.arrival = arrival_;
   result.deadline = DeadlineOf(context_);
   result.cancelled = cancelled_;
+  result.caller = caller_.ok() ? caller_->name : "";
+  result.may_use_oracle = may_use_oracle_;
   return result;
 }
 
@@ -52,12 +57,16 @@ void CallState::Cancel() {
   cancelled_->store(true);
 }
 
+void CallState::Released() {
+  if (released_.exchange(true) || metrics_ == nullptr) return;
+  const int64_t cancelled_at = cancelled_at_nanoseconds_.load();
+  if (cancelled_at > 0)
+    metrics_->ObserveCancelToRelease(static_cast<double>(absl::GetCurrentTimeNanos() - cancelled_at) * 1e-9);
+}
+
 grpc::Status CallState::End(const absl::Status& status) {
-  if (metrics_ != nullptr) {
-    metrics_->CountRpc(rpc_, status.code());
-    const int64_t cancelled_at = cancelled_at_nanoseconds_.load();
-    if (cancelled_at > 0) metrics_->ObserveCancelToRelease((absl::GetCurrentTimeNanos() - cancelled_at) * 1e-9);
-  }
+  Released();
+  if (metrics_ != nullptr) metrics_->CountRpc(rpc_, status.code());
   const absl::string_view code = Metrics::RpcCodeName(status.code());
   const double seconds = absl::ToDoubleSeconds(absl::Now() - arrival_);
   const LogLevel level = status.ok() || absl::IsCancelled(status) ? LogLevel::kDebug : LogLevel::kInfo;

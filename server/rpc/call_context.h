@@ -11,13 +11,14 @@
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/optimization_settings.h"
+#include "server/rpc/entrance.h"
 
 namespace c3po {
 
 class Profiles;
 
-// What every service works with; nothing is owned, all outlives the server.
-struct ServiceParts {
+// What the services work with once the server is open; nothing is owned, all outlives the server.
+struct LoadedParts {
   PipelineParts pipeline_parts;
   GenerationPipeline* pipeline = nullptr;
   CollectionLearning* learning = nullptr;
@@ -27,26 +28,42 @@ struct ServiceParts {
   std::string version;
 };
 
-// One call's place on the wire: its deadline, its cancel flag, and the accounting of how it ended.
+// What every service holds from the start. Only calls that the entrance lets in may look at the rest.
+struct ServiceParts : LoadedParts {
+  const Entrance* entrance = nullptr;
+  size_t unread_messages_max = 0;  // of a stream, before its client is cut off
+};
+
+// One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended.
 class CallState {
  public:
-  CallState(grpc::CallbackServerContext* context, Metrics* metrics, Metrics::Rpc rpc);
+  CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc);
+
+  // Other than OK: the call is not let in, and must end with this before its request is read.
+  absl::Status entry() const { return caller_.status(); }
+  // Whether the caller may do what is for administrators; everyone may where callers have no roles.
+  bool administers() const { return administers_; }
 
   // A context for the pipeline. `request_id` empty: one is made.
   CallContext Context(const std::string& request_id) const;
   const std::string& request_id() const { return request_id_; }
   const std::shared_ptr<const std::atomic<bool>> cancelled() const { return cancelled_; }
   void Cancel();
+  // The call's work has ended, and what it held is free; answers may still be on their way to the client.
+  void Released();
   // The status for the wire, counted and logged; call once, last.
   grpc::Status End(const absl::Status& status);
 
  private:
   grpc::CallbackServerContext* const context_;
-  Metrics* const metrics_;
   const Metrics::Rpc rpc_;
+  const absl::StatusOr<Caller> caller_;
+  Metrics* const metrics_;  // null while the server loads
+  const bool administers_, may_use_oracle_;
   const absl::Time arrival_;
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};
+  std::atomic<bool> released_{false};
   mutable std::string request_id_;
 };
 

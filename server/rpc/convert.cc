@@ -162,6 +162,7 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
         ToInt("optimization.validation_neighbors", options.validation_neighbors(), settings.validation_neighbors));
   }
   if (options.has_step_scale()) settings.step_scale = options.step_scale();
+  if (options.has_backtrack()) settings.backtrack = options.backtrack();
   settings.exclude_reference_ids.assign(options.exclude_reference_ids().begin(), options.exclude_reference_ids().end());
   if (options.has_gate()) {
     const v1::GateOptions& gate = options.gate();
@@ -210,6 +211,7 @@ v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
   options.set_use_prior(settings.use_prior);
   options.set_validation_neighbors(static_cast<uint32_t>(settings.validation_neighbors));
   options.set_step_scale(settings.step_scale);
+  options.set_backtrack(settings.backtrack);
   return options;
 }
 
@@ -298,6 +300,7 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
     info->set_answer(neighbor.answer);
     info->set_successful(neighbor.successful);
   }
+  proto.set_shortened(report.shortened);
   for (double loss : report.losses) proto.add_losses(loss);
   for (double loss : report.validation_losses) proto.add_validation_losses(loss);
   if (report.base_confidence) proto.set_base_confidence(*report.base_confidence);

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/convert.h"
@@ -11,6 +12,21 @@
 
 namespace c3po {
 namespace {
+
+absl::StatusOr<Priority> PriorityOf(v1::Priority priority, const CallState& call) {
+  switch (priority) {
+    case v1::PRIORITY_LOW:
+      return Priority::kLow;
+    case v1::PRIORITY_UNSPECIFIED:
+    case v1::PRIORITY_NORMAL:
+      return Priority::kNormal;
+    case v1::PRIORITY_HIGH:
+      if (call.administers()) return Priority::kHigh;
+      return absl::PermissionDeniedError("priority: HIGH needs the role administer");
+    default:
+      return absl::InvalidArgumentError(absl::StrCat("priority: ", static_cast<int>(priority), " is unknown"));
+  }
+}
 
 // Lives until gRPC is done with it and the pipeline has let go of it, whichever is later: it holds itself until OnDone.
 class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteBuffer>>,
@@ -52,15 +68,15 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
 
  private:
   GenerateReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
-      : QueuedStream(context, parts.pipeline_parts.metrics, Metrics::Rpc::kGenerate,
-                     GenerationService::kQueuedMessagesMax),
-        parts_(parts) {}
+      : QueuedStream(context, parts, Metrics::Rpc::kGenerate), parts_(parts) {}
 
   absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
+    C3PO_RETURN_IF_ERROR(call().entry());
     C3PO_ASSIGN_OR_RETURN(const v1::GenerateRequest request, ParseRequest<v1::GenerateRequest>(bytes));
     with_logprobs_ = request.sampling().has_logprobs();
     GenerateCall generate;
     generate.context = call().Context(request.request_id());
+    C3PO_ASSIGN_OR_RETURN(generate.context.priority, PriorityOf(request.priority(), call()));
     C3PO_ASSIGN_OR_RETURN(generate.input, InputFromProto(request));
     C3PO_ASSIGN_OR_RETURN(generate.sampling,
                           SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
@@ -99,12 +115,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     }
   }
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
-    *message_.mutable_timings() = TimingsToProto(summary.timings);
-    *message_.mutable_provenance() = ProvenanceToProto(summary.provenance, parts_.version);
-    message_.mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
-    message_.mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
-    message_.set_request_id(call_.request_id());
-    *response_ = ToBytes(message_);
+    if (status.ok()) Fill(summary);
     Finish(call_.End(status));
   }
 
@@ -113,12 +124,23 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
 
  private:
   ScoreReactor(grpc::CallbackServerContext* context, grpc::ByteBuffer* response, const ServiceParts& parts)
-      : parts_(parts), call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kScore), response_(response) {}
+      : parts_(parts), call_(context, parts, Metrics::Rpc::kScore), response_(response) {}
+
+  void Fill(const CallSummary& summary) {
+    *message_.mutable_timings() = TimingsToProto(summary.timings);
+    *message_.mutable_provenance() = ProvenanceToProto(summary.provenance, parts_.version);
+    message_.mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
+    message_.mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
+    message_.set_request_id(call_.request_id());
+    *response_ = ToBytes(message_);
+  }
 
   absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
+    C3PO_RETURN_IF_ERROR(call_.entry());
     C3PO_ASSIGN_OR_RETURN(const v1::ScoreRequest request, ParseRequest<v1::ScoreRequest>(bytes));
     ScoreCall call;
     call.context = call_.Context(request.request_id());
+    C3PO_ASSIGN_OR_RETURN(call.context.priority, PriorityOf(request.priority(), call_));
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
     call.continuations.assign(request.continuations().begin(), request.continuations().end());
     C3PO_ASSIGN_OR_RETURN(call.optimization, parts_.profiles->Resolve(request.optimization()));
@@ -133,12 +155,13 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   std::shared_ptr<ScoreReactor> self_;
 };
 
-// For calls that are over before they return.
+// For calls that are over before they return: what `work` returns, unless the call is not let in.
 grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
-                                    const absl::Status& status) {
-  CallState call(context, parts.pipeline_parts.metrics, rpc);
+                                    absl::FunctionRef<absl::Status(const Tokenizer&)> work) {
+  CallState call(context, parts, rpc);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(call.End(status));
+  const absl::Status entry = call.entry();
+  reactor->Finish(call.End(entry.ok() ? work(*parts.pipeline_parts.text->tokenizer()) : entry));
   return reactor;
 }
 
@@ -156,8 +179,7 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
-  const Tokenizer& tokenizer = *parts_.pipeline_parts.text->tokenizer();
-  const auto tokenize = [&]() -> absl::Status {
+  const auto tokenize = [&](const Tokenizer& tokenizer) -> absl::Status {
     C3PO_ASSIGN_OR_RETURN(const v1::TokenizeRequest request, ParseRequest<v1::TokenizeRequest>(*bytes));
     const bool special = request.has_add_special_tokens() ? request.add_special_tokens() : true;
     const auto ids = tokenizer.Encode(request.text(), special);
@@ -170,25 +192,26 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
     *response = ToBytes(message);
     return absl::OkStatus();
   };
-  return FinishNow(context, parts_, Metrics::Rpc::kTokenize, tokenize());
+  return FinishNow(context, parts_, Metrics::Rpc::kTokenize, tokenize);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
                                                         const v1::DetokenizeRequest* request,
                                                         v1::DetokenizeResponse* response) {
-  const Tokenizer& tokenizer = *parts_.pipeline_parts.text->tokenizer();
-  std::vector<int32_t> ids;
-  for (int i = 0; i < request->ids_size(); ++i) {
-    if (request->ids(i) >= static_cast<uint32_t>(tokenizer.vocabulary_size())) {
-      return FinishNow(
-          context, parts_, Metrics::Rpc::kDetokenize,
-          absl::InvalidArgumentError(absl::StrCat("ids[", i, "]: ", request->ids(i), " is outside the vocabulary of ",
-                                                  tokenizer.vocabulary_size())));
+  const auto detokenize = [&](const Tokenizer& tokenizer) -> absl::Status {
+    std::vector<int32_t> ids;
+    for (int i = 0; i < request->ids_size(); ++i) {
+      if (request->ids(i) >= static_cast<uint32_t>(tokenizer.vocabulary_size())) {
+        return absl::InvalidArgumentError(absl::StrCat("ids[", i, "]: ", request->ids(i),
+                                                       " is outside the vocabulary of ", tokenizer.vocabulary_size()));
+      }
+      ids.push_back(static_cast<int32_t>(request->ids(i)));
     }
-    ids.push_back(static_cast<int32_t>(request->ids(i)));
-  }
-  response->set_text(tokenizer.Decode(ids, request->has_skip_special_tokens() ? request->skip_special_tokens() : true));
-  return FinishNow(context, parts_, Metrics::Rpc::kDetokenize, absl::OkStatus());
+    const bool skip_special_tokens = request->has_skip_special_tokens() ? request->skip_special_tokens() : true;
+    response->set_text(tokenizer.Decode(ids, skip_special_tokens));
+    return absl::OkStatus();
+  };
+  return FinishNow(context, parts_, Metrics::Rpc::kDetokenize, detokenize);
 }
 
 }  // namespace c3po

@@ -8,13 +8,12 @@ namespace c3po {
 
 // c3po.v1.GenerationService over the pipeline. Reactors never wait: what the engine produces is queued per call, one
 // write is in flight, and a cancelled call only sets a flag that the scheduler reads at its next step. A client that
-// stops reading is cut off with RESOURCE_EXHAUSTED after kQueuedMessagesMax messages.
+// stops reading is cut off (QueuedStream).
 class GenerationService final
     : public v1::GenerationService::WithRawCallbackMethod_Generate<
           v1::GenerationService::WithRawCallbackMethod_Score<v1::GenerationService::WithRawCallbackMethod_Tokenize<
               v1::GenerationService::WithCallbackMethod_Detokenize<v1::GenerationService::Service>>>> {
  public:
-  static constexpr size_t kQueuedMessagesMax = 8192;
   explicit GenerationService(const ServiceParts& parts) : parts_(parts) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,

@@ -4,20 +4,35 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
+#include <algorithm>
+#include <climits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
 #include "server/rpc/generation_service.h"
 #include "server/rpc/reference_service.h"
 #include "server/rpc/server_service.h"
+#include "server/rpc/tls_credentials.h"
 
 namespace c3po {
+namespace {
+
+constexpr int kKeepaliveSeconds = 60, kKeepaliveTimeoutSeconds = 20;
+
+int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_t{1000} * seconds, INT_MAX)); }
+
+}  // namespace
 
 struct GrpcServer::Impl {
-  Impl(const ServiceParts& service_parts, std::map<std::string, uint64_t> limits)
-      : parts(service_parts), generation(parts), reference(parts), server(parts, std::move(limits)) {}
+  Impl(std::unique_ptr<AccessControl> access, const ServerConfig& config)
+      : entrance(std::move(access)), generation(parts), reference(parts), server(parts, config.Limits()) {
+    parts.entrance = &entrance;
+    parts.unread_messages_max = static_cast<size_t>(config.unread_messages_max);
+  }
 
-  const ServiceParts parts;
+  Entrance entrance;
+  ServiceParts parts;
   GenerationService generation;
   ReferenceService reference;
   ServerService server;
@@ -29,23 +44,35 @@ GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
-absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string& address, int message_bytes_max,
-                                                              const ServiceParts& parts,
-                                                              std::map<std::string, uint64_t> limits) {
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config) {
+  C3PO_ASSIGN_OR_RETURN(const auto credentials, MakeServerCredentials(config));
+  std::unique_ptr<AccessControl> access;
+  if (!config.auth_tokens.empty()) {
+    C3PO_ASSIGN_OR_RETURN(access, AccessControl::Load(config.auth_tokens));
+  }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto impl = std::make_unique<Impl>(parts, std::move(limits));
+  auto impl = std::make_unique<Impl>(std::move(access), config);
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &impl->port);
+  builder.AddListeningPort(config.listen, credentials, &impl->port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A second server on the port must fail, not share it.
-  builder.SetMaxReceiveMessageSize(message_bytes_max);
+  builder.SetMaxReceiveMessageSize(config.message_bytes_max);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, config.connection_streams_max);
+  // A client whose machine has vanished says nothing; its calls must not hold the device for hours.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(kKeepaliveSeconds));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(kKeepaliveTimeoutSeconds));
+  if (config.connection_age_seconds_max > 0) {  // gRPC itself adds the jitter.
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(config.connection_age_seconds_max));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                               Milliseconds(config.connection_age_grace_seconds_max));
+  }
   builder.RegisterService(&impl->generation);
   builder.RegisterService(&impl->reference);
   builder.RegisterService(&impl->server);
   impl->grpc_server = builder.BuildAndStart();
   if (!impl->grpc_server || impl->port == 0) {
     return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", address, ": the port is in use, or the address is not this machine's"));
+        absl::StrCat("cannot listen on ", config.listen, ": the port is in use, or the address is not this machine's"));
   }
   std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(impl)));
   server->SetServing(false);
@@ -54,10 +81,16 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string&
 
 int GrpcServer::port() const { return impl_->port; }
 
+void GrpcServer::Open(const LoadedParts& parts) {
+  static_cast<LoadedParts&>(impl_->parts) = parts;
+  impl_->entrance.Set(Entrance::State::kOpen);
+}
+
+void GrpcServer::CloseEntrance() { impl_->entrance.Set(Entrance::State::kDraining); }
+
 void GrpcServer::SetServing(bool serving) {
   grpc::HealthCheckServiceInterface* health = impl_->grpc_server->GetHealthCheckService();
-  health->SetServingStatus(serving);
-  for (const char* service : {"c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService"}) {
+  for (const char* service : {"", "c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService"}) {
     health->SetServingStatus(service, serving);
   }
 }

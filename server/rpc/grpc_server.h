@@ -1,27 +1,30 @@
 #ifndef C3PO_SERVER_RPC_GRPC_SERVER_H_
 #define C3PO_SERVER_RPC_GRPC_SERVER_H_
 
-#include <map>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/config/server_config.h"
 #include "server/rpc/call_context.h"
 
 namespace c3po {
 
-// The listening gRPC server: the three services, grpc.health.v1 (Check and Watch) and reflection.
+// The listening gRPC server: the three services, grpc.health.v1 (Check and Watch) and reflection. It listens before the
+// model is loaded: until Open, health is NOT_SERVING and every call ends with Unavailable, reason LOADING.
 class GrpcServer {
  public:
-  // `address` as gRPC writes it, "127.0.0.1:50051"; port 0 chooses one. What `parts` points to outlives the server.
+  // Listens as `config` says, with its transport security and its tokens. InvalidArgument: their files are wrong.
   // Unavailable: the port is in use or the address is not this machine's, naming it.
-  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const std::string& address, int message_bytes_max,
-                                                           const ServiceParts& parts,
-                                                           std::map<std::string, uint64_t> limits);
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServerConfig& config);
   ~GrpcServer();
 
   int port() const;
+  // Lets calls in. What `parts` points to outlives the server. Once.
+  void Open(const LoadedParts& parts);
+  // New calls end with Unavailable from now on; those that were let in go on.
+  void CloseEntrance();
   // For the whole server ("") and each service.
   void SetServing(bool serving);
   // Refuses new calls; running ones may go on until `limit`, then they are cancelled.

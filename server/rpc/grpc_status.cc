@@ -8,19 +8,23 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
 
-constexpr int kRetryAfterMilliseconds = 500;
+constexpr absl::Duration kRetryAfter = absl::Milliseconds(500);  // Where the status does not say.
 
-const char* ReasonOf(absl::StatusCode code) {
+const char* ReasonOfCode(absl::StatusCode code) {
   switch (code) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kOutOfRange:
       return "INVALID_FIELD";
     case absl::StatusCode::kNotFound:
       return "NOT_FOUND";
+    case absl::StatusCode::kUnauthenticated:
+      return "UNAUTHENTICATED";
     case absl::StatusCode::kPermissionDenied:
       return "PERMISSION";
     case absl::StatusCode::kFailedPrecondition:
@@ -42,7 +46,7 @@ const char* ReasonOf(absl::StatusCode code) {
 
 // Codes outside the documented list are defects of ours.
 grpc::StatusCode CodeOf(absl::StatusCode code) {
-  if (absl::string_view(ReasonOf(code)) == "INTERNAL") return grpc::StatusCode::INTERNAL;
+  if (absl::string_view(ReasonOfCode(code)) == "INTERNAL") return grpc::StatusCode::INTERNAL;
   if (code == absl::StatusCode::kOutOfRange) return grpc::StatusCode::INVALID_ARGUMENT;
   return static_cast<grpc::StatusCode>(code);
 }
@@ -69,7 +73,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContex
   details.set_code(code);
   details.set_message(std::string(status.message()));
   google::rpc::ErrorInfo info;
-  info.set_reason(ReasonOf(status.code()));
+  info.set_reason(ReasonOf(status).value_or(ReasonOfCode(status.code())));
   info.set_domain("c3po");
   details.add_details()->PackFrom(info);
   const absl::string_view field = FieldOf(status.message());
@@ -81,11 +85,12 @@ grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContex
     details.add_details()->PackFrom(bad_request);
   }
   if (code == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    const int64_t pause = absl::ToInt64Milliseconds(RetryAfterOf(status).value_or(kRetryAfter));
     google::rpc::RetryInfo retry;
-    retry.mutable_retry_delay()->set_nanos(kRetryAfterMilliseconds * 1000000);
+    retry.mutable_retry_delay()->set_seconds(pause / 1000);
+    retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(pause % 1000 * 1000000));
     details.add_details()->PackFrom(retry);
-    if (context != nullptr)
-      context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(kRetryAfterMilliseconds));
+    if (context != nullptr) context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(pause));
   }
   return grpc::Status(code, std::string(status.message()), details.SerializeAsString());
 }

@@ -18,11 +18,13 @@ class LearningReactor : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteB
                         public std::enable_shared_from_this<LearningReactor> {
  public:
   LearningReactor(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
-      : QueuedStream(context, parts.pipeline_parts.metrics, rpc), parts_(parts) {}
+      : QueuedStream(context, parts, rpc), parts_(parts) {}
 
   static LearningReactor* Start(std::shared_ptr<LearningReactor> reactor, const grpc::ByteBuffer& request) {
     reactor->self_ = reactor;
-    if (const absl::Status status = reactor->Begin(request); !status.ok()) reactor->End(status);
+    absl::Status status = reactor->call().entry();
+    if (status.ok()) status = reactor->Begin(request);
+    if (!status.ok()) reactor->End(status);
     return reactor.get();
   }
   void OnDone() override { self_.reset(); }

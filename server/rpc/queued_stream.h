@@ -5,7 +5,6 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <deque>
-#include <limits>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -14,7 +13,9 @@
 namespace c3po {
 
 // A reactor's sending half: messages wait in a queue, one write is in flight, the final status follows the last
-// message. Base: grpc::ServerWriteReactor or ServerBidiReactor of ByteBuffers. Thread-safe; nothing here blocks.
+// message. A client that leaves ServiceParts::unread_messages_max messages waiting is cut off with the next one: the
+// call is cancelled and ends with ResourceExhausted. Base: grpc::ServerWriteReactor or ServerBidiReactor of
+// ByteBuffers. Thread-safe; nothing here blocks.
 template <typename Base>
 class QueuedStream : public Base {
  public:
@@ -30,11 +31,8 @@ class QueuedStream : public Base {
   void OnCancel() override { call_.Cancel(); }
 
  protected:
-  // queued_max: messages that may wait for a client that reads slowly; with one more the call is cancelled and ends
-  // with ResourceExhausted.
-  QueuedStream(grpc::CallbackServerContext* context, Metrics* metrics, Metrics::Rpc rpc,
-               size_t queued_max = std::numeric_limits<size_t>::max())
-      : call_(context, metrics, rpc), queued_max_(queued_max) {}
+  QueuedStream(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
+      : call_(context, parts, rpc), queued_max_(parts.unread_messages_max) {}
 
   CallState& call() { return call_; }
   const CallState& call() const { return call_; }
@@ -60,6 +58,7 @@ class QueuedStream : public Base {
   // The call ends with `status` (or the final status set before) once the queue is sent. `drop_queue`: what waits is
   // not sent. Call once, last.
   void End(const absl::Status& status, bool drop_queue = false) {
+    call_.Released();
     const absl::MutexLock lock(&mu_);
     if (final_status_.ok()) final_status_ = status;
     if (overflowed_) final_status_ = absl::ResourceExhaustedError("the client does not read its answer");

@@ -24,7 +24,11 @@ constexpr int kSearchDefault = 3;
 grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
                                    std::function<absl::Status()> work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  auto call = std::make_shared<CallState>(context, parts.pipeline_parts.metrics, rpc);
+  auto call = std::make_shared<CallState>(context, parts, rpc);
+  if (!call->entry().ok()) {
+    reactor->Finish(call->End(call->entry()));
+    return reactor;
+  }
   const bool taken = parts.pipeline_parts.workers->Submit(
       [reactor, call, work = std::move(work)] { reactor->Finish(call->End(work())); });
   if (!taken)
@@ -44,9 +48,7 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
  public:
   SearchReactor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response,
                 const ServiceParts& parts)
-      : parts_(parts),
-        call_(context, parts.pipeline_parts.metrics, Metrics::Rpc::kReferencesSearch),
-        response_(response) {
+      : parts_(parts), call_(context, parts, Metrics::Rpc::kReferencesSearch), response_(response) {
     if (const absl::Status status = Begin(bytes); !status.ok()) Finish(call_.End(status));
   }
   void OnCancel() override { call_.Cancel(); }
@@ -54,6 +56,7 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
 
  private:
   absl::Status Begin(const grpc::ByteBuffer& bytes) {
+    C3PO_RETURN_IF_ERROR(call_.entry());
     C3PO_RETURN_IF_ERROR(ParseInto(bytes, request_));
     const auto on_embedding = [this](absl::StatusOr<std::vector<float>> embedding) {
       Finish(call_.End(Answer(std::move(embedding))));

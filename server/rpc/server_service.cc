@@ -14,6 +14,14 @@ ServerService::ServerService(const ServiceParts& parts, std::map<std::string, ui
 grpc::ServerUnaryReactor* ServerService::GetServerInfo(grpc::CallbackServerContext* context,
                                                        const v1::GetServerInfoRequest*,
                                                        v1::GetServerInfoResponse* response) {
+  CallState call(context, parts_, Metrics::Rpc::kGetServerInfo);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (call.entry().ok()) Fill(response);
+  reactor->Finish(call.End(call.entry()));
+  return reactor;
+}
+
+void ServerService::Fill(v1::GetServerInfoResponse* response) const {
   const PipelineParts& parts = parts_.pipeline_parts;
   const ModelShape& shape = parts.model->shape();
   response->set_version(parts_.version);
@@ -39,10 +47,6 @@ grpc::ServerUnaryReactor* ServerService::GetServerInfo(grpc::CallbackServerConte
   *response->mutable_default_optimization() = SettingsToProto(parts_.profiles->defaults());
   for (const auto& [name, value] : limits_) (*response->mutable_limits())[name] = value;
   response->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
-  CallState call(context, parts.metrics, Metrics::Rpc::kGetServerInfo);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(call.End(absl::OkStatus()));
-  return reactor;
 }
 
 }  // namespace c3po

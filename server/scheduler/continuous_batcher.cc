@@ -8,6 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/sampling/sampler.h"
+#include "server/scheduler/admission_order.h"
+#include "server/scheduler/sequence_blocks.h"
 
 namespace c3po {
 
@@ -18,15 +20,6 @@ double SecondsBetween(absl::Time a, absl::Time b) { return absl::ToDoubleSeconds
 // Seconds of optimization per second of forward passes: with streams running they keep four fifths of their rate.
 constexpr double kShareBesideStreams = 0.25;
 constexpr double kShareBesidePrompts = 1.0;
-
-// The most blocks that a sequence needs at once. A continuation lies in blocks of its own.
-int64_t BlocksNeeded(const SequenceRequest& request) {
-  const auto prompt = static_cast<int64_t>(request.prompt.size());
-  if (request.continuations.empty()) return KvBlockPool::BlocksFor(prompt + request.sampling.max_tokens);
-  size_t longest = 1;
-  for (const auto& continuation : request.continuations) longest = std::max(longest, continuation.size());
-  return KvBlockPool::BlocksFor(prompt) + KvBlockPool::BlocksFor(static_cast<int64_t>(longest) - 1);
-}
 
 std::vector<float> LogSoftmax(const std::vector<float>& logits) {
   const float top = *std::max_element(logits.begin(), logits.end());
@@ -114,10 +107,21 @@ void ContinuousBatcher::DropEnded() {
   running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());
 }
 
+// What was preempted stands in front, and goes first.
+size_t ContinuousBatcher::NextToAdmit() const {
+  if (waiting_.front()->admitted_before) return 0;
+  AdmissionOrder order;
+  for (const SequencePtr& sequence : running_) order.CountRunning(sequence->request.caller);
+  for (size_t i = 0; i < waiting_.size(); ++i) order.Offer(i, waiting_[i]->request);
+  return order.next();
+}
+
 void ContinuousBatcher::Admit() {
-  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.sequences_max && Begin(*waiting_.front())) {
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.sequences_max) {
+    const auto next = waiting_.begin() + static_cast<std::ptrdiff_t>(NextToAdmit());
+    if (!Begin(**next)) return;  // Nobody overtakes what is too large.
+    running_.push_back(std::move(*next));
+    waiting_.erase(next);
   }
 }
 
@@ -148,16 +152,6 @@ bool ContinuousBatcher::Begin(Sequence& sequence) {
   return true;
 }
 
-// Blocks for so many positions. False: there are not enough, and what was taken is kept.
-bool ContinuousBatcher::Reserve(Sequence& sequence, int positions) {
-  while (static_cast<int64_t>(sequence.blocks.size()) < KvBlockPool::BlocksFor(positions)) {
-    const std::optional<int32_t> block = pool_.Take(sequence.blocks.empty() ? -1 : sequence.blocks.back());
-    if (!block) return false;
-    sequence.blocks.push_back(*block);
-  }
-  return true;
-}
-
 // Room for what each sequence writes in this step, in the order of admission: the last ones give theirs back until it
 // is there.
 void ContinuousBatcher::ReserveRows() {
@@ -167,42 +161,16 @@ void ContinuousBatcher::ReserveRows() {
       PreemptLast();
       if (i >= running_.size()) return;
     }
-    Reserve(s, std::max(s.wanted(), s.stage == Stage::kDecode ? s.wanted() + 1 : 0));
+    Reserve(s, s.wanted() + (s.stage == Stage::kDecode ? 1 : 0), pool_);
   }
-}
-
-int64_t ContinuousBatcher::BlocksMissing(const Sequence& sequence) const {
-  int64_t blocks = KvBlockPool::BlocksFor(sequence.wanted() + (sequence.stage == Stage::kDecode ? 1 : 0));
-  if (sequence.stage == Stage::kScore) {
-    size_t longest = 1;
-    for (const auto& continuation : sequence.request.continuations) longest = std::max(longest, continuation.size());
-    blocks += KvBlockPool::BlocksFor(static_cast<int64_t>(longest) - 1);
-  }
-  return blocks - static_cast<int64_t>(sequence.blocks.size());
 }
 
 void ContinuousBatcher::PreemptLast() {
-  GiveBack(*running_.back());
+  GiveBack(*running_.back(), pool_);
   waiting_.push_front(std::move(running_.back()));
   running_.pop_back();
   ++preemptions_;
   if (metrics_) metrics_->CountPreemption();
-}
-
-void ContinuousBatcher::GiveBack(Sequence& sequence) {
-  for (size_t i = sequence.blocks.size(); i > 0; --i) pool_.Release(sequence.blocks[i - 1]);
-  sequence.blocks.clear();
-  sequence.hidden_sum.clear();
-  sequence.chain = 0;
-  sequence.cached = sequence.named = 0;
-}
-
-void ContinuousBatcher::NameBlocks(Sequence& sequence) {
-  constexpr int kPositions = KvBlockPool::kPositions;
-  while ((sequence.named + 1) * kPositions <= std::min(sequence.cached, sequence.shareable())) {
-    const absl::Span<const int32_t> tokens(sequence.tokens.data() + sequence.named * kPositions, kPositions);
-    sequence.chain = pool_.Name(sequence.blocks[sequence.named++], sequence.chain, tokens);
-  }
 }
 
 bool ContinuousBatcher::RunForward() {
@@ -234,7 +202,7 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
   Sequence& sequence = *owner.sequence;
   if (sequence.stage == Stage::kScore && !owner.catching_up) return TakeScore(sequence, owner.continuation, output);
   sequence.cached = std::max(sequence.cached, segment.start + static_cast<int>(segment.tokens.size()));
-  NameBlocks(sequence);
+  NameBlocks(sequence, pool_);
   if (owner.catching_up) return;
   switch (sequence.stage) {
     case Stage::kPrefill:
@@ -313,6 +281,7 @@ bool ContinuousBatcher::OptimizeOne() {
 // computation.
 void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
   sequence.ready = now_();
+  if (sequence.task) sequence.timings.optimization_wall_seconds = SecondsBetween(sequence.prefill_done, sequence.ready);
   if (sequence.routing) {
     sequence.stage = Stage::kResume;
   } else {
@@ -395,7 +364,7 @@ void ContinuousBatcher::Finish(Sequence& sequence, const absl::Status& status, F
   if (sequence.ready != absl::Time()) sequence.timings.decode_seconds = SecondsBetween(sequence.ready, now);
   sequence.stage = Stage::kEnded;
   sequence.task.reset();
-  GiveBack(sequence);
+  GiveBack(sequence, pool_);
   if (metrics_) {
     const bool dropped = absl::IsCancelled(status) || absl::IsDeadlineExceeded(status);
     metrics_->CountFinished(!status.ok() ? (dropped ? Metrics::FinishedReason::kAbort : Metrics::FinishedReason::kError)

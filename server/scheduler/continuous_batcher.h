@@ -26,8 +26,9 @@ struct BatcherLimits {
 
 // Continuous batching: sequences join and leave at every step. One step is one forward pass over the decode rows of all
 // generating sequences, prompt chunks and continuations to score under a token budget, and tokens resumed under a new
-// pathway; then units of pathway optimization, of one sequence after the other, for a share of the pass's time. First
-// come, first served. Each sequence goes
+// pathway; then units of pathway optimization, of one sequence after the other, for a share of the pass's time. Of
+// those that wait, what was preempted is admitted first, then the highest priority, among equals the caller with the
+// fewest sequences running, then the first come. Each sequence goes
 //   waiting ▶ prefill ▶ [optimizing ▶ resume] ▶ decode, or score ▶ finished
 // and once more from resume, without the new pathway, where its task does not accept what came of it; it leaves at the
 // next step once it is cancelled or past its deadline, whatever it is doing.
@@ -61,14 +62,11 @@ class ContinuousBatcher {
   using Stage = Sequence::Stage;
 
   void DropEnded();
+  size_t NextToAdmit() const;  // index into waiting_, which is not empty
   void Admit();
   bool Begin(Sequence& sequence);
-  bool Reserve(Sequence& sequence, int positions);
   void ReserveRows();
-  int64_t BlocksMissing(const Sequence& sequence) const;
   void PreemptLast();
-  void GiveBack(Sequence& sequence);
-  void NameBlocks(Sequence& sequence);
   bool RunForward();
   void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output);
   void FinishPrefill(Sequence& sequence, SegmentOutput output);

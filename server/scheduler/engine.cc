@@ -36,7 +36,7 @@ absl::Status Engine::Submit(SequenceRequest request) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the queue is full: ", pending_max_, " requests are waiting or running"));
   }
-  pending_.fetch_add(1);
+  if (pending_.fetch_add(1) == 0) progress_nanoseconds_ = absl::GetCurrentTimeNanos();
   request.sink = std::make_shared<CountedSink>(std::move(request.sink), pending_);
   inbox_.push_back(std::move(request));
   return absl::OkStatus();
@@ -49,6 +49,11 @@ void Engine::Stop(absl::Duration limit) {
     abort_at_ = std::min(abort_at_, absl::Now() + limit);
   }
   if (thread_.joinable()) thread_.join();
+}
+
+absl::Duration Engine::StalledFor() const {
+  if (pending() == 0) return absl::ZeroDuration();
+  return absl::Nanoseconds(absl::GetCurrentTimeNanos() - progress_nanoseconds_.load());
 }
 
 void Engine::Run() {
@@ -67,6 +72,7 @@ void Engine::Run() {
     for (SequenceRequest& request : arrived) batcher_.Add(std::move(request));
     if (abort) batcher_.AbortAll(absl::UnavailableError("the server is shutting down"));
     busy = batcher_.Step();
+    progress_nanoseconds_ = absl::GetCurrentTimeNanos();
     if (stopping && !busy) return;
   }
 }

@@ -31,6 +31,10 @@ class Engine {
 
   int pending() const { return pending_.load(std::memory_order_relaxed); }
 
+  // For how long there has been work without a step that ended; zero when idle. Answers also while the engine thread is
+  // stuck.
+  absl::Duration StalledFor() const;
+
  private:
   class CountedSink;
   void Run();
@@ -38,6 +42,7 @@ class Engine {
   ContinuousBatcher batcher_;  // Engine thread only.
   const int pending_max_;
   std::atomic<int> pending_{0};
+  std::atomic<int64_t> progress_nanoseconds_{0};  // Unix time of the last step's end, or of work that ended idleness.
   absl::Mutex mu_;
   std::vector<SequenceRequest> inbox_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -20,11 +20,14 @@ namespace c3po {
 
 enum class FinishReason { kStop, kLength };
 
+enum class Priority { kLow, kNormal, kHigh };
+
 // Seconds a sequence spent in each stage that the scheduler sees.
 struct SequenceTimings {
   double queue_seconds = 0;  // from submission to its first forward pass
   double prefill_seconds = 0;
   double optimization_seconds = 0;         // its own steps only, not what ran between them
+  double optimization_wall_seconds = 0;    // with what ran between them
   double decode_seconds = 0;               // after prefill and optimization
   double time_to_first_token_seconds = 0;  // from arrival
 };
@@ -76,6 +79,10 @@ struct SequenceRequest {
   int entry_layer = 0;  // where the capture is taken: the first critical layer
   int mean_layer = -1;  // PromptCapture::mean_hidden is wanted of the states entering it; -1: not wanted
   ApplicationRule rule = ApplicationRule::kEveryNewToken;  // of the routing that the task finds
+
+  // Of those that wait, the highest priority goes first; among equals, the caller with the fewest sequences running.
+  Priority priority = Priority::kNormal;
+  std::string caller;
 
   absl::Time arrival = absl::InfinitePast();
   absl::Time deadline = absl::InfiniteFuture();

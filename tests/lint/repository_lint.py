@@ -42,9 +42,9 @@ SERVER_ROOMS = {
     "server/embed": {"server/weights"},
     "server/model": {"server/weights"},
     "server/scheduler": {"server/sampling"},
-    "server/pipeline": {"server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
+    "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
                         "server/config", "index/search", "index/store"},
-    "server/rpc": {"server/pipeline", "server/text", "server/config", "index/store", "proto"},
+    "server/rpc": {"server/pipeline", "server/admission", "server/text", "server/config", "index/store", "proto"},
 }
 TOP_FOLDERS = ("index", "server", "client", "tests", "proto")
 GENERATED_PROTO = re.compile(r"\.(grpc\.)?pb\.h$")  # Counts as the room `proto`.

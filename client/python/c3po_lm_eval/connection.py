@@ -1,5 +1,7 @@
 """Calls to one c3po server: retried while it is full or away, and failing with one line that says what and where."""
 
+import os
+import pathlib
 import time
 
 import grpc
@@ -19,20 +21,24 @@ class Connection:
         # A server on this machine is not to be looked for behind a proxy.
         loopback = target.startswith(("127.", "localhost:", "[::1]:", "unix:"))
         self._target = target
-        self._timeout = timeout_seconds
-        self._channel = grpc.insecure_channel(
-            target, [("grpc.enable_http_proxy", 0 if loopback else 1), ("grpc.max_receive_message_length", -1)]
-        )
+        options = [("grpc.enable_http_proxy", 0 if loopback else 1), ("grpc.max_receive_message_length", -1)]
+        authority, token = os.environ.get("C3PO_TLS_CA"), os.environ.get("C3PO_TOKEN")  # As the command line takes them.
+        if authority:
+            credentials = grpc.ssl_channel_credentials(pathlib.Path(authority).read_bytes())
+            self._channel = grpc.secure_channel(target, credentials, options)
+        else:
+            self._channel = grpc.insecure_channel(target, options)
+        self._call_options = {"timeout": timeout_seconds, "metadata": [("authorization", f"Bearer {token}")] if token else []}
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._server = server_pb2_grpc.ServerServiceStub(self._channel)
 
     def server_info(self):
         request = server_pb2.GetServerInfoRequest()
-        return self._call(lambda: self._server.GetServerInfo(request, timeout=self._timeout))
+        return self._call(lambda: self._server.GetServerInfo(request, **self._call_options))
 
     def score(self, request):
         """A generation_pb2.ScoreResponse with as many scores as the request has continuations."""
-        response = self._call(lambda: self._generation.Score(request, timeout=self._timeout))
+        response = self._call(lambda: self._generation.Score(request, **self._call_options))
         if len(response.scores) != len(request.continuations):
             raise C3poError(f"the server scored {len(response.scores)} continuations of {len(request.continuations)}")
         return response
@@ -42,7 +48,7 @@ class Connection:
 
         def read():
             text, report = [], generation_pb2.OptimizationReport()
-            for event in self._generation.Generate(request, timeout=self._timeout):
+            for event in self._generation.Generate(request, **self._call_options):
                 if event.WhichOneof("event") == "delta":
                     text.append(event.delta.text)
                 elif event.WhichOneof("event") == "optimization":
@@ -55,11 +61,11 @@ class Connection:
         if text == "":
             return []
         request = generation_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
-        return list(self._call(lambda: self._generation.Tokenize(request, timeout=self._timeout)).ids)
+        return list(self._call(lambda: self._generation.Tokenize(request, **self._call_options)).ids)
 
     def detokenize(self, ids: list[int], skip_special_tokens: bool) -> str:
         request = generation_pb2.DetokenizeRequest(ids=ids, skip_special_tokens=skip_special_tokens)
-        return self._call(lambda: self._generation.Detokenize(request, timeout=self._timeout)).text
+        return self._call(lambda: self._generation.Detokenize(request, **self._call_options)).text
 
     def _call(self, call):
         for attempt in range(1, ATTEMPTS + 1):

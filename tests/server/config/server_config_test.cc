@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -39,6 +40,32 @@ TEST(ServerConfig, TheCommandLineWinsOverTheEnvironmentAndTheLastFlagOverTheFirs
   unsetenv("C3PO_NEIGHBORS");
 }
 
+TEST(ServerConfig, BeyondThisMachineItWantsEncryptionOrTheWordInsecure) {
+  const auto verdict = [](std::vector<std::string> arguments) {
+    ServerConfig config;
+    return Parse(std::move(arguments), config).status();
+  };
+  for (const std::string address : {"127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/socket"})
+    EXPECT_TRUE(verdict({"--listen", address}).ok()) << address;
+  for (const std::string address : {"0.0.0.0:1", "[::]:1", "10.0.0.7:1", "host:1", "dns:///host:1"}) {
+    const absl::Status refused = verdict({"--listen", address});
+    EXPECT_NE(std::string(refused.message()).find("--insecure"), std::string::npos) << address << ": " << refused;
+    EXPECT_TRUE(verdict({"--listen", address, "--insecure"}).ok()) << address;
+    EXPECT_TRUE(verdict({"--listen", address, "--tls-cert", "c", "--tls-key", "k"}).ok()) << address;
+  }
+}
+
+TEST(ServerConfig, EveryLimitIsPrinted) {
+  const ServerConfig config;
+  const std::string text = config.ToText();
+  EXPECT_GE(config.Limits().size(), 15u);
+  for (const auto& [name, value] : config.Limits()) {
+    std::string flag = name;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    EXPECT_NE(text.find("\n" + flag + " = " + std::to_string(value) + "\n"), std::string::npos) << flag;
+  }
+}
+
 TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
   const std::vector<std::vector<std::string>> wrong = {{"--model", ""},
                                                        {"--device", "tpu"},
@@ -53,7 +80,12 @@ TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
                                                        {"--log-level", "loud"},
                                                        {"--application-rule", "all"},
                                                        {"--kv-cache-tokens", "0"},
-                                                       {"--core-experts", "-2"}};
+                                                       {"--core-experts", "-2"},
+                                                       {"--stop-strings-max", "17"},
+                                                       {"--output-tokens-max", "-1"},
+                                                       {"--pending-tokens-max", "0"},
+                                                       {"--connection-streams-max", "0"},
+                                                       {"--stall-seconds-max", "0"}};
   for (const auto& arguments : wrong) {
     ServerConfig config;
     const auto result = Parse(arguments, config);

@@ -140,6 +140,24 @@ TEST(GradientDescent, ReturnsTheBestPathwayWhenALargeStepOvershoots) {
   EXPECT_EQ(*objective.Evaluate((*optimizer)->Override(), nullptr), (*optimizer)->best_loss());
 }
 
+TEST(GradientDescent, WithBacktrackingTheLossNeverRisesAndEndsLower) {
+  for (const StepRule rule : {StepRule::kGradient, StepRule::kNormalized, StepRule::kAdam}) {
+    for (const double rate : {0.01, 1.0, 30.0}) {
+      SCOPED_TRACE(testing::Message() << "rule " << static_cast<int>(rule) << " rate " << rate);
+      std::mt19937 rng(11);
+      Quadratic objective(RandomPathway(rng, 3, 8));
+      GradientDescentOptions options{25, rate, rule};
+      options.backtrack = true;
+      const auto optimizer = *MakeGradientDescent(MakeProblem(rng, &objective, 0), options);
+      RunToEnd(*optimizer);
+      const std::vector<double>& losses = optimizer->losses();
+      EXPECT_TRUE(std::is_sorted(losses.rbegin(), losses.rend()));
+      EXPECT_LT(losses.back(), losses.front());
+      EXPECT_EQ(optimizer->best_loss(), losses.back());
+    }
+  }
+}
+
 TEST(GradientDescent, ExpertsOutsideTheCoreKeepTheirRatios) {
   std::mt19937 rng(5);
   Quadratic objective(RandomPathway(rng, 3, 8));

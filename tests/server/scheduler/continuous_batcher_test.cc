@@ -7,6 +7,7 @@
 #include <functional>
 #include <random>
 #include <set>
+#include <string>
 #include <thread>
 
 #include "absl/synchronization/notification.h"
@@ -540,6 +541,65 @@ TEST(Engine, ServesRequestsOfManyThreadsAndRefusesBeyondItsLimit) {
   engine.Stop(absl::ZeroDuration());
   EXPECT_EQ(engine.Submit(MakeRequest({{1}, 1, nullptr}, std::make_shared<RecordingSink>())).code(),
             absl::StatusCode::kUnavailable);
+}
+
+TEST(ContinuousBatcher, TheHighestPriorityGoesFirstThenTheCallerWithTheFewestRunningThenTheFirstCome) {
+  HashModel model;
+  BatcherLimits limits;
+  limits.sequences_max = 2;
+  ContinuousBatcher batcher(&model, limits, nullptr);
+  std::vector<std::string> order;
+  class OrderSink final : public SequenceSink {
+   public:
+    OrderSink(std::string name, std::vector<std::string>& order) : name_(std::move(name)), order_(order) {}
+    bool OnToken(const SampledToken&) override { return true; }
+    void OnScores(std::vector<ContinuationScore>) override {}
+    void OnFinished(const absl::Status&, FinishReason, const SequenceTimings&) override { order_.push_back(name_); }
+
+   private:
+    const std::string name_;
+    std::vector<std::string>& order_;
+  };
+  const auto add = [&](const std::string& caller, int number, Priority priority, int max_tokens) {
+    SequenceRequest request = MakeRequest({{number}, max_tokens, nullptr},
+                                          std::make_shared<OrderSink>(caller + std::to_string(number), order));
+    request.caller = caller;
+    request.priority = priority;
+    batcher.Add(std::move(request));
+  };
+  add("ann", 0, Priority::kNormal, 30);  // Runs beside all the others.
+  batcher.Step();
+  add("import", 1, Priority::kLow, 2);
+  add("ann", 2, Priority::kNormal, 2);
+  add("ann", 3, Priority::kNormal, 2);
+  add("ben", 4, Priority::kNormal, 2);
+  add("ben", 5, Priority::kNormal, 2);
+  add("ann", 6, Priority::kHigh, 2);
+  while (batcher.Step()) {
+  }
+  EXPECT_EQ(order, (std::vector<std::string>{"ann6", "ben4", "ben5", "ann2", "ann3", "import1", "ann0"}));
+}
+
+TEST(Engine, IsStalledWhileItHasWorkAndEndsNoStep) {
+  HashModel model;
+  Engine engine(&model, BatcherLimits(), 4, nullptr);
+  EXPECT_EQ(engine.StalledFor(), absl::ZeroDuration());
+  absl::Notification reached, go_on;
+  auto sink = std::make_shared<RecordingSink>();
+  SequenceRequest request = MakeRequest({{1}, 1, nullptr}, sink);
+  request.on_prefilled = [&](const PromptCapture&,
+                             absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    reached.Notify();
+    go_on.WaitForNotification();
+    return nullptr;
+  };
+  ASSERT_TRUE(engine.Submit(std::move(request)).ok());
+  reached.WaitForNotification();
+  absl::SleepFor(absl::Milliseconds(50));
+  EXPECT_GE(engine.StalledFor(), absl::Milliseconds(50));
+  go_on.Notify();
+  sink->done.WaitForNotification();
+  EXPECT_EQ(engine.StalledFor(), absl::ZeroDuration());
 }
 
 TEST(Engine, AFullQueueIsResourceExhaustedAndStopEndsWhatIsLeft) {

@@ -1,0 +1,137 @@
+#include "server/admission/access_control.h"
+
+#include <algorithm>
+#include <fstream>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "index/base/sha256.h"
+#include "index/base/status_macros.h"
+#include "server/metrics/logging.h"
+
+namespace c3po {
+namespace {
+
+constexpr absl::Duration kLookAgain = absl::Seconds(1);
+constexpr size_t kNameMax = 64;
+constexpr size_t kDigestDigits = 64;
+
+std::optional<Role> RoleOf(absl::string_view name) {
+  for (const Role role : {Role::kGenerate, Role::kReferences, Role::kAdminister}) {
+    if (name == RoleName(role)) return role;
+  }
+  return std::nullopt;
+}
+
+bool IsName(absl::string_view name) {
+  const auto allowed = [](unsigned char c) { return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-'; };
+  return !name.empty() && name.size() <= kNameMax && std::all_of(name.begin(), name.end(), allowed);
+}
+
+bool IsDigest(absl::string_view digest) {
+  const auto allowed = [](unsigned char c) { return absl::ascii_isxdigit(c); };
+  return digest.size() == kDigestDigits && std::all_of(digest.begin(), digest.end(), allowed);
+}
+
+// Looks at every byte whatever it finds.
+bool EqualInConstantTime(absl::string_view a, absl::string_view b) {
+  if (a.size() != b.size()) return false;
+  unsigned char difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
+  return difference == 0;
+}
+
+absl::string_view TokenOf(absl::string_view authorization) {
+  constexpr absl::string_view kScheme = "bearer ";
+  if (!absl::StartsWithIgnoreCase(authorization, kScheme)) return {};
+  return absl::StripAsciiWhitespace(authorization.substr(kScheme.size()));
+}
+
+}  // namespace
+
+absl::string_view RoleName(Role role) {
+  switch (role) {
+    case Role::kGenerate:
+      return "generate";
+    case Role::kReferences:
+      return "references";
+    case Role::kAdminister:
+      return "administer";
+  }
+  return "";
+}
+
+absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  std::vector<Entry> entries;
+  std::string line;
+  for (int number = 1; std::getline(file, line); ++number) {
+    const absl::string_view content = absl::StripAsciiWhitespace(line);
+    if (content.empty() || content.front() == '#') continue;
+    const auto wrong = [&](absl::string_view what) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ":", number, ": ", what));
+    };
+    const std::vector<absl::string_view> words = absl::StrSplit(content, absl::ByAnyChar(" \t"), absl::SkipEmpty());
+    if (words.size() != 3) return wrong("must be NAME ROLE SHA256");
+    if (!IsName(words[0])) return wrong("the name must be 1 to 64 of letters, digits and ._-");
+    const std::optional<Role> role = RoleOf(words[1]);
+    if (!role) return wrong(absl::StrCat("role \"", words[1], "\" is not one of generate, references, administer"));
+    if (!IsDigest(words[2])) return wrong("the third word must be the token's SHA-256, 64 hexadecimal digits");
+    entries.push_back({absl::AsciiStrToLower(words[2]), {std::string(words[0]), *role}});
+  }
+  if (entries.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ":1: holds no token"));
+  return entries;
+}
+
+absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::string& path) {
+  std::error_code error;
+  auto access = std::unique_ptr<AccessControl>(new AccessControl(path));
+  const absl::MutexLock lock(&access->mu_);
+  access->stamp_ = std::filesystem::last_write_time(path, error);  // Before reading: a change in between is seen later.
+  C3PO_ASSIGN_OR_RETURN(access->entries_, Parse(path));
+  access->looked_at_ = absl::Now();
+  return access;
+}
+
+void AccessControl::ReloadIfChanged() const {
+  const absl::Time now = absl::Now();
+  if (now - looked_at_ < kLookAgain) return;
+  looked_at_ = now;
+  std::error_code error;
+  const Stamp stamp = std::filesystem::last_write_time(path_, error);
+  if (!error && stamp == stamp_) return;
+  auto entries = Parse(path_);
+  if (!entries.ok()) {
+    if (stamp != stamp_) Log(LogLevel::kWarning, "tokens_refused", "", {{"reason", entries.status().message()}});
+    stamp_ = stamp;
+    return;
+  }
+  stamp_ = stamp;
+  entries_ = *std::move(entries);
+  Log(LogLevel::kInfo, "tokens_loaded", "", {{"tokens", entries_.size()}});
+}
+
+absl::StatusOr<Caller> AccessControl::Authenticate(absl::string_view authorization) const {
+  const absl::string_view token = TokenOf(authorization);
+  if (token.empty()) {
+    return absl::UnauthenticatedError("this server wants a token: send the header authorization: Bearer TOKEN");
+  }
+  const std::string digest = Sha256::HexOf(token);
+  std::optional<Caller> caller;
+  const absl::MutexLock lock(&mu_);
+  ReloadIfChanged();
+  for (const Entry& entry : entries_) {
+    if (EqualInConstantTime(entry.digest, digest)) caller = entry.caller;
+  }
+  if (!caller) return absl::UnauthenticatedError("the token is not one that this server knows");
+  return *std::move(caller);
+}
+
+}  // namespace c3po

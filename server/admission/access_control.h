@@ -1,0 +1,69 @@
+#ifndef C3PO_SERVER_ADMISSION_ACCESS_CONTROL_H_
+#define C3PO_SERVER_ADMISSION_ACCESS_CONTROL_H_
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+namespace c3po {
+
+// Each may do what those before it may.
+enum class Role {
+  kGenerate,    // ask, and see the references that answers are made with
+  kReferences,  // list, add, delete and learn from references; set profiles
+  kAdminister,  // the evaluation method ORACLE; priority HIGH
+};
+
+absl::string_view RoleName(Role role);
+
+// Who calls. The name is the token's, else made of the transport by who fills it in.
+struct Caller {
+  std::string name;
+  Role role = Role::kGenerate;
+};
+
+// Who may call, from a file of bearer tokens, one a line:
+//   NAME ROLE SHA256
+// NAME: 1 to 64 of letters, digits and ._- (several tokens may carry the same name, to replace one by another in
+// peace); ROLE: generate, references or administer; SHA256: 64 hexadecimal digits, of the token's bytes. Empty lines
+// and lines that begin with # are passed over. The tokens themselves are nowhere.
+//
+// The file is looked at again when it has changed, at most once a second; one that has become unreadable or wrong is
+// logged, and what was known before stays in force. Thread-safe.
+class AccessControl {
+ public:
+  // InvalidArgument "PATH:LINE: what is wrong"; also for a file without a token. NotFound: it cannot be read.
+  static absl::StatusOr<std::unique_ptr<AccessControl>> Load(const std::string& path);
+
+  // Of the value of the `authorization` header, "Bearer TOKEN" (the scheme in any case). Every stored hash is compared
+  // in full, so that the time taken tells nothing. Unauthenticated: no token, or one that is not known.
+  absl::StatusOr<Caller> Authenticate(absl::string_view authorization) const;
+
+ private:
+  struct Entry {
+    std::string digest;  // lowercase hexadecimal
+    Caller caller;
+  };
+  using Stamp = std::filesystem::file_time_type;
+
+  explicit AccessControl(std::string path) : path_(std::move(path)) {}
+  static absl::StatusOr<std::vector<Entry>> Parse(const std::string& path);
+  void ReloadIfChanged() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const std::string path_;
+  mutable absl::Mutex mu_;
+  mutable std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_);
+  mutable Stamp stamp_ ABSL_GUARDED_BY(mu_);
+  mutable absl::Time looked_at_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_ADMISSION_ACCESS_CONTROL_H_

@@ -1,0 +1,18 @@
+#ifndef C3PO_SERVER_ADMISSION_REQUEST_LIMITS_H_
+#define C3PO_SERVER_ADMISSION_REQUEST_LIMITS_H_
+
+namespace c3po {
+
+// What one request may ask for at most; beyond: InvalidArgument naming the field. 0: as much as the model's context
+// window leaves.
+struct RequestLimits {
+  int prompt_tokens_max = 0;
+  int output_tokens_max = 0;         // sampling.max_tokens, and the longest continuation
+  int stop_strings_max = 16;         // at most kStopStringsMax
+  int stop_string_bytes_max = 1024;  // at most kStopStringBytesMax
+  int continuations_max = 256;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_ADMISSION_REQUEST_LIMITS_H_

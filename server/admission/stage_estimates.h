@@ -1,0 +1,50 @@
+#ifndef C3PO_SERVER_ADMISSION_STAGE_ESTIMATES_H_
+#define C3PO_SERVER_ADMISSION_STAGE_ESTIMATES_H_
+
+#include "absl/time/time.h"
+
+namespace c3po {
+
+// What a request will ask of the server.
+struct RequestWork {
+  int prompt_tokens = 0;
+  int output_tokens = 0;   // that it reserves room for
+  int prepared_cases = 0;  // neighbors whose states an optimization needs
+  int steps = 0;           // of the optimization
+  bool retrieves = false;
+};
+
+// What a request took, in seconds of the wall clock.
+struct MeasuredStages {
+  double retrieval_seconds = 0;     // tokenizing, embedding and searching
+  double prefill_seconds = 0;       // from admission to the last prompt token
+  double optimization_seconds = 0;  // from there to the routing; 0: none ran
+  double decode_seconds = 0;        // from there to the end
+};
+
+// Moving averages of what stages took, each m <- m + (x - m) / 5 from its first measurement on:
+//   seconds per prompt token; per unit of optimization, a unit being a prepared neighbor or a step (the engine gives
+//   every optimizing request one unit a step); per retrieval; per decoded token; and of a whole request on the engine.
+// Measured under whatever load there was, so what other requests cost is in them. Not thread-safe.
+class StageEstimates {
+ public:
+  void Observe(const RequestWork& work, const MeasuredStages& stages, absl::Time now);
+
+  // False until the first measurement, and again when the last is older than a minute: what is refused measures
+  // nothing, so old figures must not go on refusing.
+  bool fresh(absl::Time now) const;
+
+  // Retrieval, prefill, preparing neighbors and the first token; the steps not included.
+  absl::Duration WithoutSteps(const RequestWork& work) const;
+  absl::Duration PerStep() const { return absl::Seconds(per_unit_); }
+  // Of a request on the engine, from its first forward pass to its end.
+  absl::Duration Service() const { return absl::Seconds(service_); }
+
+ private:
+  double per_prompt_token_ = 0, per_unit_ = 0, retrieval_ = 0, per_token_ = 0, service_ = 0;  // seconds; 0: unknown
+  absl::Time measured_ = absl::InfinitePast();
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_ADMISSION_STAGE_ESTIMATES_H_

@@ -1,0 +1,61 @@
+#include "server/pipeline/request_admission.h"
+
+#include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+// What admission is told of a request. Kernel regression tries a fixed grid; learned shifts take one step.
+RequestWork WorkOf(const OptimizationSettings& settings, size_t prompt_tokens, int output_tokens) {
+  RequestWork work;
+  work.prompt_tokens = static_cast<int>(prompt_tokens);
+  work.output_tokens = output_tokens;
+  work.retrieves = NeedsNeighbors(settings);
+  const bool descends = settings.method == Method::kNeighborhoodGradientDescent || settings.method == Method::kOracle;
+  const bool iterates = descends || settings.method == Method::kModeFinding;
+  if (iterates || settings.method == Method::kKernelRegression)
+    work.prepared_cases = work.retrieves ? settings.k + settings.validation_neighbors : 1;
+  if (iterates) work.steps = settings.steps;
+  return work;
+}
+
+}  // namespace
+
+absl::Status CheckStops(const std::vector<std::string>& stop, const RequestLimits& limits) {
+  if (stop.size() > static_cast<size_t>(limits.stop_strings_max)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.stop: ", stop.size(), " strings are more than ", limits.stop_strings_max));
+  }
+  for (size_t i = 0; i < stop.size(); ++i) {
+    if (stop[i].size() > static_cast<size_t>(limits.stop_string_bytes_max))
+      return absl::InvalidArgumentError(absl::StrCat("sampling.stop[", i, "]: ", stop[i].size(),
+                                                     " bytes are more than ", limits.stop_string_bytes_max));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTokens(absl::string_view field, size_t tokens, int tokens_max) {
+  if (tokens_max == 0 || tokens <= static_cast<size_t>(tokens_max)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", tokens, " tokens are more than ", tokens_max));
+}
+
+absl::string_view FieldOf(const PromptInput& input) {
+  if (std::holds_alternative<std::string>(input)) return "prompt";
+  return std::holds_alternative<std::vector<int32_t>>(input) ? "token_ids" : "chat";
+}
+
+absl::Status TakePlace(AdmissionController::Permit* permit, size_t prompt_tokens, int output_tokens,
+                       absl::Time deadline, PathwayQuery& query) {
+  if (permit == nullptr) return absl::OkStatus();
+  RequestWork work = WorkOf(query.settings, prompt_tokens, output_tokens);
+  const int wanted = work.steps;
+  C3PO_RETURN_IF_ERROR(permit->Take(work, deadline));
+  if (work.steps < wanted) {
+    query.settings.steps = work.steps;
+    query.shortened = true;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace c3po

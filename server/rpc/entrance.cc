@@ -1,0 +1,86 @@
+#include "server/rpc/entrance.h"
+
+#include <grpcpp/security/auth_context.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "index/base/status_macros.h"
+#include "server/types/status_details.h"
+
+namespace c3po {
+namespace {
+
+// The least role that may call a method. What an answer's own report shows of references is not hidden from those who
+// may ask; reading whole collections and changing them is.
+Role LeastRole(Metrics::Rpc rpc) {
+  switch (rpc) {
+    case Metrics::Rpc::kGenerate:
+    case Metrics::Rpc::kScore:
+    case Metrics::Rpc::kTokenize:
+    case Metrics::Rpc::kDetokenize:
+    case Metrics::Rpc::kReferencesSearch:
+    case Metrics::Rpc::kReferencesGet:
+    case Metrics::Rpc::kReferencesGetStats:
+    case Metrics::Rpc::kReferencesGetCollection:
+    case Metrics::Rpc::kGetServerInfo:
+      return Role::kGenerate;
+    case Metrics::Rpc::kReferencesList:
+    case Metrics::Rpc::kReferencesAdd:
+    case Metrics::Rpc::kReferencesDelete:
+    case Metrics::Rpc::kReferencesSetProfile:
+    case Metrics::Rpc::kReferencesTunePrior:
+    case Metrics::Rpc::kReferencesAmortizeShifts:
+      return Role::kReferences;
+  }
+  return Role::kAdminister;
+}
+
+absl::string_view HeaderOf(const grpc::CallbackServerContext& context, const char* name) {
+  const auto found = context.client_metadata().find(name);
+  if (found == context.client_metadata().end()) return {};
+  return {found->second.data(), found->second.size()};
+}
+
+// "ipv4:10.0.0.7" of "ipv4:10.0.0.7:51002", so that one machine is one caller.
+std::string AddressOf(const grpc::CallbackServerContext& context) {
+  const std::string peer = context.peer();
+  return peer.substr(0, peer.rfind(':'));
+}
+
+std::string NameOf(const grpc::CallbackServerContext& context) {
+  const auto authentication = context.auth_context();
+  if (authentication != nullptr && authentication->IsPeerAuthenticated()) {
+    const std::vector<grpc::string_ref> names = authentication->FindPropertyValues("x509_common_name");
+    if (!names.empty()) return std::string(names.front().data(), names.front().size());
+  }
+  return AddressOf(context);
+}
+
+}  // namespace
+
+absl::StatusOr<Caller> Entrance::Admit(const grpc::CallbackServerContext& context, Metrics::Rpc rpc) const {
+  Caller caller{"", Role::kReferences};
+  if (access_ != nullptr) {
+    C3PO_ASSIGN_OR_RETURN(caller, access_->Authenticate(HeaderOf(context, "authorization")));
+    if (caller.role < LeastRole(rpc)) {
+      return absl::PermissionDeniedError(absl::StrCat("the method needs the role ", RoleName(LeastRole(rpc)), "; \"",
+                                                      caller.name, "\" has ", RoleName(caller.role)));
+    }
+  } else {
+    caller.name = NameOf(context);
+  }
+  switch (state()) {
+    case State::kLoading:
+      return WithReason(absl::UnavailableError("the server is loading its model"), "LOADING");
+    case State::kDraining:
+      return absl::UnavailableError("the server is shutting down");
+    case State::kOpen:
+      break;
+  }
+  return caller;
+}
+
+}  // namespace c3po

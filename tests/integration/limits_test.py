@@ -1,0 +1,150 @@
+"""Limits, backpressure, fair share and deadlines through a real channel. usage: limits_test.py C3POD C3PO"""
+
+import hashlib
+import pathlib
+import re
+import subprocess
+import sys
+import unittest
+
+import grpc
+
+from serving_case import ServingCase, details, gen, opt, pb, ref, samples, srv, tokens_of
+
+
+class LimitsTest(ServingCase):
+    FLAGS = ("--pending-requests-max", 8, "--running-sequences-max", 2, "--pending-tokens-max", 150_000,
+             "--prompt-tokens-max", 40_000, "--output-tokens-max", 60_000, "--stop-strings-max", 2, "--stop-string-bytes-max", 10,
+             "--continuations-max", 3, "--connection-streams-max", 20)
+
+    @classmethod
+    def start(cls, *flags, store="a"):
+        digest = lambda token: hashlib.sha256(token.encode()).hexdigest()
+        (cls.folder / "tokens").write_text(f"ann generate {digest('a')}\nben references {digest('b')}\ncleo administer {digest('c')}\n")
+        return super().start(*flags, "--auth-tokens", cls.folder / "tokens", store=store)
+
+    ANN, BEN, CLEO = ([("authorization", f"Bearer {token}")] for token in "abc")
+
+    def hold(self, count, metadata, max_tokens=10_000):
+        """`count` requests that stay until they are cancelled; those that run have begun to answer."""
+        streams = [self.stream(max_tokens, metadata=metadata) for _ in range(count)]
+        for stream in streams:
+            self.addCleanup(stream.cancel)
+        return streams
+
+    def refused(self, metadata=None, max_tokens=10):
+        """What a request gets that finds no place."""
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(self.stream(max_tokens, metadata=metadata or self.ANN, timeout=20))
+        error = caught.exception
+        self.assertEqual(error.code(), grpc.StatusCode.RESOURCE_EXHAUSTED, error.details())
+        reason, _, pause = details(error)
+        self.assertEqual(reason, "CAPACITY")
+        self.assertGreater(pause, 0)
+        self.assertEqual(int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]), round(pause * 1000))
+        return error.details()
+
+    def clear(self, streams):
+        for stream in streams:
+            stream.cancel()
+        self.wait_until(self.is_empty, "everything is given back")
+
+    def pending(self):
+        label = "{model_name=\"long_tiny\"}"
+        return self.metric(f"vllm:num_requests_running{label}") + self.metric(f"vllm:num_requests_waiting{label}")
+
+    def test_every_limit_is_printed_and_told_to_clients(self):
+        printed = subprocess.run([self.binary, "--print-config", *map(str, self.FLAGS)], capture_output=True, text=True, check=True).stdout
+        values = dict(re.findall(r"^(\S+) = (\d+)$", printed, re.M))
+        limits = pb["server_pb2_grpc"].ServerServiceStub(self.channel).GetServerInfo(srv.GetServerInfoRequest(), metadata=self.ANN).limits
+        self.assertGreaterEqual(len(limits), 15)
+        for flag, value in zip(self.FLAGS[::2], self.FLAGS[1::2]):
+            name = flag.removeprefix("--")
+            self.assertEqual(int(values[name]), value, name)
+            self.assertEqual(limits[name.replace("-", "_")], value, name)
+
+    def test_what_asks_for_too_much_is_told_the_field(self):
+        invalid = grpc.StatusCode.INVALID_ARGUMENT
+        cases = [("sampling.stop", lambda: list(self.stream(5, metadata=self.ANN, sampling={"stop": ["a", "b", "c"]}))),
+                 ("sampling.stop[1]", lambda: list(self.stream(5, metadata=self.ANN, sampling={"stop": ["a", "b" * 11]}))),
+                 ("sampling.max_tokens", lambda: list(self.stream(60_001, metadata=self.ANN))),
+                 ("token_ids", lambda: list(self.stream(5, metadata=self.ANN, token_ids=gen.TokenIds(ids=[5] * 40_001)))),
+                 ("prompt", lambda: list(self.stream(5, metadata=self.ANN, prompt="a b " * 40_000))),
+                 ("priority", lambda: list(self.stream(5, metadata=self.ANN, priority=9))),
+                 ("continuations", lambda: self.generation.Score(gen.ScoreRequest(prompt="a", continuations=["b"] * 4),
+                                                                 metadata=self.ANN))]
+        for field, call in cases:
+            with self.subTest(field=field):
+                self.assertEqual(self.fails(invalid, call), ("INVALID_FIELD", [field], None))
+        high = lambda metadata: lambda: list(self.stream(5, metadata=metadata, priority=gen.PRIORITY_HIGH))
+        self.assertEqual(self.fails(grpc.StatusCode.PERMISSION_DENIED, high(self.BEN))[0], "PERMISSION")
+        self.assertEqual(len(tokens_of(high(self.CLEO)())), 5)
+
+    def test_a_full_queue_says_when_to_come_back_and_empties(self):
+        streams = self.hold(8, self.ANN)
+        self.wait_until(lambda: self.pending() == 8, "eight are pending")
+        self.assertIn("8 requests", self.refused())
+        self.clear(streams)
+        self.assertEqual(len(tokens_of(list(self.stream(10, metadata=self.ANN)))), 10)
+
+    def test_the_queue_is_bounded_in_tokens_too(self):
+        streams = self.hold(2, self.ANN, max_tokens=60_000)
+        self.wait_until(lambda: self.pending() == 2, "two are pending")
+        self.assertIn("150000", self.refused(max_tokens=40_000))
+        self.clear(streams)
+
+    def test_a_caller_gets_its_share(self):
+        streams = self.hold(1, self.BEN) + self.hold(4, self.ANN)
+        self.wait_until(lambda: self.pending() == 5, "five are pending")
+        self.assertIn("share", self.refused(self.ANN))
+        streams += self.hold(3, self.BEN)
+        self.wait_until(lambda: self.pending() == 8, "eight are pending")
+        self.clear(streams)
+
+    def test_a_deadline_shortens_the_optimization_or_refuses_at_once(self):
+        references = pb["reference_pb2_grpc"].ReferenceServiceStub(self.channel)
+        list(references.Add((ref.AddReferencesRequest(collection="set", sample=s) for s in samples(20)), metadata=self.BEN))
+        ngd = lambda steps: opt.OptimizationOptions(
+            method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, collection="set", k=4, steps=steps,
+            reference_selection=opt.REFERENCE_SELECTION_ALL, gate=opt.GateOptions(enabled=False))
+        ask = lambda steps, timeout: list(self.stream(2, metadata=self.ANN, timeout=timeout, optimization=ngd(steps),
+                                                      prompt="What is 50 modulo seven?"))
+        full = [ask(1000, 60)[0].optimization for _ in range(3)][-1]
+        self.assertEqual(len(full.losses), 1001)
+        self.assertFalse(full.shortened)
+        seconds = full.timings.optimization_seconds
+        events = ask(1000, 0.6 * seconds + 0.1)
+        self.assertTrue(events[0].optimization.shortened)
+        self.assertLess(len(events[0].optimization.losses), 1000)
+        self.assertGreater(len(events[0].optimization.losses), 1)
+        self.assertEqual(len(tokens_of(events)), 2)
+        # A prompt that takes seconds to read: the server says so before the deadline passes.
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(self.stream(2, metadata=self.ANN, timeout=0.4, token_ids=gen.TokenIds(ids=[5] * 40_000)))
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+        self.assertEqual(details(caught.exception)[0], "DEADLINE")
+        self.assertIn("cannot be met", caught.exception.details())
+
+    def test_calls_beyond_the_connections_streams_wait_for_it_alone(self):
+        channel = self.own_channel()
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch", request_serializer=lambda raw: raw,
+                                     response_deserializer=lambda raw: raw)
+        watches = [watch(b"") for _ in range(20)]
+        for one in watches:
+            next(one)
+        info = lambda c: pb["server_pb2_grpc"].ServerServiceStub(c).GetServerInfo(srv.GetServerInfoRequest(), metadata=self.ANN, timeout=0.5)
+        with self.assertRaises(grpc.RpcError) as caught:
+            info(channel)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+        info(self.own_channel())
+        watches[0].cancel()
+        info(channel)
+        for one in watches:
+            one.cancel()
+
+
+if __name__ == "__main__":
+    sys.argv.pop(2)
+    ServingCase.binary = sys.argv.pop(1)
+    pathlib.Path(ServingCase.binary).resolve(strict=True)
+    unittest.main(verbosity=2)

@@ -1,0 +1,126 @@
+"""What the tests of the service's limits, cancellation and drain share: a server whose answers can take seconds, and errors that
+are checked against the closed list of reasons."""
+
+import json
+import re
+import time
+import unittest
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+import server_process
+
+pb = server_process.make_stubs()
+gen, ref, opt, srv = pb["generation_pb2"], pb["reference_pb2"], pb["options_pb2"], pb["server_pb2"]
+
+WINDOW = 100_000  # Positions: answers and prompts that take seconds.
+DOCUMENTED = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", (server_process.SOURCE / "proto/c3po/v1/errors.md").read_text(), re.M))
+NONE = opt.OptimizationOptions(method=opt.METHOD_NONE)
+
+
+def long_model(folder):
+    """The tiny model with a context window of WINDOW tokens: its positions are rotations, which have no end."""
+    copy = folder / "long_tiny"
+    copy.mkdir()
+    for path in server_process.TINY_MODEL.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    config = json.loads((copy / "config.json").read_text())
+    config["max_position_embeddings"] = WINDOW
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def details(error):
+    """(reason, violated fields, retry delay in seconds or None) of a failed call, whose reason is on the closed list."""
+    metadata = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b""))
+    reason, fields, pause = None, [], None
+    for detail in status.details:
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(bad):
+            fields = [violation.field for violation in bad.field_violations]
+        elif detail.Unpack(retry):
+            pause = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    if DOCUMENTED.get(reason) != error.code().name:
+        raise AssertionError(f"{error.code()} with reason {reason} is not documented: {error.details()}")
+    return reason, fields, pause
+
+
+def tokens_of(events):
+    return [token for event in events if event.HasField("delta") for token in event.delta.token_ids]
+
+
+def samples(count):
+    for i in range(count):
+        yield ref.ReferenceSample(prompt=f"What is {i} modulo seven?", answer=f" {i % 7}", choices=[f" {c}" for c in range(7)])
+
+
+class ServingCase(unittest.TestCase):
+    """Tests of one class share a server of the long tiny model, started with FLAGS. `binary` is set by who runs them."""
+    FLAGS = ()
+    binary = None
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = server_process.fresh_folder()
+        cls.model = long_model(cls.folder)
+        cls.server = cls.start(*cls.FLAGS)
+        cls.channel = cls.server.channel()
+        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.channel.close()
+        code = cls.server.stop()
+        server_process.remove_folder(cls.folder)
+        if code != 0:
+            raise AssertionError(f"c3pod exited with {code}: {cls.server.log[-20:]}")
+
+    @classmethod
+    def start(cls, *flags, store="a"):
+        folder = cls.folder / f"store-{store}"
+        folder.mkdir(exist_ok=True)
+        return server_process.ServerProcess(cls.binary, folder, "--kv-cache-tokens", "250000", "--pending-tokens-max", "1000000",
+                                            *map(str, flags), model=cls.model)
+
+    def own_channel(self, server=None, *options):
+        """A connection that no other test shares."""
+        channel = grpc.insecure_channel(f"127.0.0.1:{(server or self.server).port}",
+                                        [("grpc.use_local_subchannel_pool", 1), *options])
+        self.addCleanup(channel.close)
+        return channel
+
+    def stream(self, max_tokens, generation=None, metadata=None, timeout=None, priority=None, **request):
+        request.setdefault("optimization", NONE)
+        if "token_ids" not in request:
+            request.setdefault("prompt", "a")
+        sampling = gen.SamplingOptions(max_tokens=max_tokens, ignore_eos=True, **request.pop("sampling", {}))
+        return (generation or self.generation).Generate(
+            gen.GenerateRequest(sampling=sampling, priority=priority, **request), metadata=metadata, timeout=timeout)
+
+    def fails(self, code, call):
+        with self.assertRaises(grpc.RpcError) as caught:
+            call()
+        self.assertEqual(caught.exception.code(), code, caught.exception.details())
+        return details(caught.exception)
+
+    def metric(self, name, server=None):
+        for line in (server or self.server).http("/metrics").splitlines():
+            if line.startswith(name) and not line.startswith("#"):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"no metric {name}")
+
+    def wait_until(self, holds, what, seconds=15):
+        for _ in range(seconds * 50):
+            if holds():
+                return
+            time.sleep(0.02)
+        self.fail(f"not within {seconds} s: {what}")
+
+    def is_empty(self, server=None):
+        label = "{model_name=\"long_tiny\"}"
+        names = [f"vllm:{name}{label}" for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")]
+        return all(self.metric(name, server) == 0 for name in (*names, "c3po_kv_cache_leaked_blocks"))

@@ -1,0 +1,157 @@
+"""Cancellation, readers that stop, drain and the closed list of errors, through a real channel. usage: serving_test.py C3POD C3PO"""
+
+import pathlib
+import re
+import sys
+import time
+import unittest
+import urllib.error
+
+import grpc
+
+import server_process
+from serving_case import DOCUMENTED, ServingCase, details, gen, opt, pb, ref, samples, tokens_of
+
+
+class CancellationTest(ServingCase):
+    FLAGS = ("--unread-messages-max", 64)
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
+        list(references.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(40)))
+
+    def releases(self):
+        """How many calls were cancelled and gave everything back, and how many of them within half a second."""
+        count = self.metric("c3po_cancel_to_release_seconds_count")
+        return count, self.metric('c3po_cancel_to_release_seconds_bucket{le="0.5"}')
+
+    def check_release(self, stream, reached):
+        """Cancels `stream` once `reached` holds; everything must come back within a step."""
+        before = self.releases()
+        self.wait_until(reached, "the stage to be cancelled in")
+        stream.cancel()
+        self.wait_until(self.is_empty, "everything is given back", seconds=2)
+        self.wait_until(lambda: self.releases()[0] == before[0] + 1, "the release is counted", seconds=2)
+        self.assertEqual(self.releases()[1], before[1] + 1)
+
+    def running(self):
+        return self.metric("vllm:num_requests_running{model_name=\"long_tiny\"}") == 1
+
+    def steps(self, work):
+        return self.metric(f'c3po_engine_steps_total{{work="{work}"}}')
+
+    def test_during_prefill(self):
+        prompts = self.metric("vllm:prompt_tokens_total")
+        before = self.steps("prefill")
+        stream = self.stream(10, token_ids=gen.TokenIds(ids=[5] * 90_000))
+        self.check_release(stream, lambda: self.steps("prefill") > before + 5)
+        self.assertEqual(self.metric("vllm:prompt_tokens_total"), prompts)  # It was not read to its end.
+
+    def test_during_the_optimization(self):
+        before = self.steps("optimization")
+        options = opt.OptimizationOptions(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, collection="set", k=32, steps=1000,
+                                          reference_selection=opt.REFERENCE_SELECTION_ALL, gate=opt.GateOptions(enabled=False))
+        stream = self.stream(10, optimization=options, prompt="What is 50 modulo seven?")
+        self.check_release(stream, lambda: self.steps("optimization") > before + 40)  # Its neighbors are prepared.
+        self.assertLess(self.steps("optimization"), before + 1000)
+
+    def test_during_decoding(self):
+        stream = self.stream(90_000)
+        next(stream)
+        self.check_release(stream, self.running)
+
+    def test_before_and_during_retrieval_many_at_once(self):
+        options = opt.OptimizationOptions(method=opt.METHOD_KERNEL_REGRESSION, collection="set", k=8)
+        for pause in (0, 0.001, 0.005, 0.02):
+            streams = [self.stream(1000, optimization=options, prompt=f"What is {i} modulo seven?") for i in range(20)]
+            time.sleep(pause)
+            for stream in streams:
+                stream.cancel()
+        self.wait_until(self.is_empty, "everything is given back")
+        self.assertEqual(len(tokens_of(list(self.stream(10)))), 10)
+
+    def test_a_reader_that_stops_is_cut_off_and_slows_nobody(self):
+        # With a window that does not grow, the client's transport takes in 64 KiB; what it takes in counts as read.
+        channel = self.own_channel(None, ("grpc.http2.bdp_probe", 0))
+        stuck = self.stream(90_000, pb["generation_pb2_grpc"].GenerationServiceStub(channel), sampling={"logprobs": 20})
+        next(stuck)
+        other = list(self.stream(500, timeout=30))
+        self.assertEqual(len(tokens_of(other)), 500)
+        self.wait_until(self.is_empty, "the reader is cut off")
+        with self.assertRaises(grpc.RpcError) as caught:
+            received = list(stuck)
+            self.assertLess(len(received), 90_000)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        self.assertEqual(details(caught.exception)[0], "CAPACITY")
+        self.assertIn("does not read", caught.exception.details())
+
+
+class DrainTest(ServingCase):
+    def server_for(self, *flags):
+        server = self.start(*flags, store=self.id().rsplit(".", 1)[1])
+        self.addCleanup(server.process.kill)
+        return server, server.channel()
+
+    def test_draining_says_so_turns_calls_away_and_ends_what_takes_too_long(self):
+        server, channel = self.server_for("--drain-seconds-max", "2")
+        generation = pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+        watch = self.own_channel(server).unary_stream("/grpc.health.v1.Health/Watch", request_serializer=lambda raw: raw,
+                                                      response_deserializer=lambda raw: raw)(b"\x0a\x19c3po.v1.GenerationService")
+        self.assertEqual(next(watch), b"\x08\x01")
+        self.assertIn("ready", server.http("/readyz"))
+        endless, short = self.stream(90_000, generation), self.stream(300, generation)
+        next(endless), next(short)
+        start = time.monotonic()
+        server.process.terminate()
+        self.assertEqual(next(watch), b"\x08\x02")
+        self.assertLess(time.monotonic() - start, 1)
+        with self.assertRaises(urllib.error.HTTPError) as unready:
+            server.http("/readyz")
+        self.assertEqual(unready.exception.code, 503)
+        self.assertIn("alive", server.http("/healthz"))
+        self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE, lambda: list(self.stream(5, generation)))[0], "SHUTTING_DOWN")
+        self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE,
+                                    lambda: generation.Tokenize(gen.TokenizeRequest(text="a")))[0], "SHUTTING_DOWN")
+        self.assertEqual(len(tokens_of(list(short))), 300)
+        self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE, lambda: list(endless))[0], "SHUTTING_DOWN")
+        self.assertGreater(time.monotonic() - start, 1.5)
+        self.assertEqual(server.stop(), 0)
+        self.assertLess(time.monotonic() - start, 6)
+
+    def test_old_connections_are_closed_in_peace(self):
+        server, _ = self.server_for("--connection-age-seconds-max", "1")
+        channel = self.own_channel(server)
+        states, generation = [], pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+        channel.subscribe(states.append, try_to_connect=True)
+        long_stream = self.stream(90_000, generation)
+        next(long_stream)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            self.assertEqual(len(tokens_of(list(self.stream(3, generation, timeout=5)))), 3)
+            time.sleep(0.05)
+        self.assertGreaterEqual(states.count(grpc.ChannelConnectivity.READY), 2, states)
+        next(long_stream)  # Still runs, on its old connection.
+        long_stream.cancel()
+        self.wait_until(lambda: self.is_empty(server), "everything is given back")
+        self.assertEqual(server.stop(), 0)
+
+
+class ErrorsTest(unittest.TestCase):
+    def test_every_reason_in_the_source_is_on_the_closed_list(self):
+        self.assertEqual(len(DOCUMENTED), 12)
+        used = set()
+        for path in (server_process.SOURCE / "server").rglob("*.cc"):
+            text = path.read_text()
+            used.update(re.findall(r'WithReason\([^;]*?"([A-Z_]+)"\)', text, re.S))
+            if path.name == "grpc_status.cc":
+                used.update(re.findall(r'return "([A-Z_]+)"', text))
+        self.assertEqual(used, set(DOCUMENTED))
+
+
+if __name__ == "__main__":
+    sys.argv.pop(2)
+    ServingCase.binary = sys.argv.pop(1)
+    pathlib.Path(ServingCase.binary).resolve(strict=True)
+    unittest.main(verbosity=2)

@@ -1,0 +1,140 @@
+#include "server/admission/admission_controller.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "server/types/status_details.h"
+
+namespace c3po {
+namespace {
+
+using Permits = std::vector<std::unique_ptr<AdmissionController::Permit>>;
+
+// Enters `count` requests of `caller`; how many were let in.
+int Enter(AdmissionController& controller, const std::string& caller, int count, Permits& permits) {
+  int entered = 0;
+  for (int i = 0; i < count; ++i) {
+    auto permit = controller.Enter(caller);
+    if (!permit.ok()) {
+      EXPECT_TRUE(absl::IsResourceExhausted(permit.status()));
+      EXPECT_TRUE(RetryAfterOf(permit.status()).has_value());
+      continue;
+    }
+    permits.push_back(*std::move(permit));
+    ++entered;
+  }
+  return entered;
+}
+
+TEST(AdmissionController, PlacesAreBoundedAndComeBack) {
+  AdmissionController controller({3, 1000, 2});
+  Permits permits;
+  EXPECT_EQ(Enter(controller, "ann", 5, permits), 3);
+  EXPECT_EQ(controller.pending(), 3);
+  permits.pop_back();
+  EXPECT_EQ(Enter(controller, "ann", 2, permits), 1);
+  permits.clear();
+  EXPECT_EQ(controller.pending(), 0);
+}
+
+TEST(AdmissionController, ACallerGetsItsShareOnceHalfThePlacesAreTaken) {
+  AdmissionController controller({8, 1000, 2});
+  Permits permits;
+  EXPECT_EQ(Enter(controller, "ben", 1, permits), 1);
+  EXPECT_EQ(Enter(controller, "ann", 8, permits), 4);
+  EXPECT_EQ(Enter(controller, "ben", 8, permits), 3);
+  EXPECT_EQ(controller.pending(), 8);
+  permits.clear();
+  // Alone, a caller may have everything; who comes then finds no place, but the next ones that come free.
+  EXPECT_EQ(Enter(controller, "ann", 9, permits), 8);
+  EXPECT_EQ(Enter(controller, "ben", 1, permits), 0);
+  permits.pop_back();
+  EXPECT_EQ(Enter(controller, "ben", 1, permits), 1);
+  EXPECT_EQ(Enter(controller, "ann", 1, permits), 0);
+}
+
+TEST(AdmissionController, TokensAreBoundedButARequestAloneIsLeftToTheEngine) {
+  AdmissionController controller({8, 100, 2});
+  Permits permits;
+  EXPECT_EQ(Enter(controller, "ann", 3, permits), 3);
+  RequestWork work{40, 30, 0, 0, false};
+  EXPECT_TRUE(permits[0]->Take(work, absl::InfiniteFuture()).ok());
+  const absl::Status refused = permits[1]->Take(work, absl::InfiniteFuture());
+  EXPECT_TRUE(absl::IsResourceExhausted(refused));
+  EXPECT_TRUE(RetryAfterOf(refused).has_value());
+  permits.erase(permits.begin());
+  EXPECT_TRUE(permits[0]->Take(work, absl::InfiniteFuture()).ok());
+  permits.clear();
+  EXPECT_EQ(Enter(controller, "ann", 1, permits), 1);
+  RequestWork large{400, 30, 0, 0, false};
+  EXPECT_TRUE(permits[0]->Take(large, absl::InfiniteFuture()).ok());
+}
+
+// A controller that has seen requests of 100 prompt tokens in 100 ms, 3 neighbors and 7 steps in 100 ms, 10 answer
+// tokens in 100 ms, and a retrieval of 20 ms.
+class DeadlineTest : public testing::Test {
+ protected:
+  DeadlineTest() {
+    auto permit = controller_.Enter("ann");
+    RequestWork work = Work(7);
+    EXPECT_TRUE((*permit)->Take(work, absl::Now()).ok()) << "nothing has been measured yet";
+    (*permit)->Observe({0.02, 0.1, 0.1, 0.1});
+  }
+  static RequestWork Work(int steps) { return {100, 10, 3, steps, true}; }
+
+  absl::Status Take(RequestWork& work, double seconds) {
+    auto permit = controller_.Enter("ann");
+    if (!permit.ok()) return permit.status();
+    return (*permit)->Take(work, absl::Now() + absl::Seconds(seconds));
+  }
+  AdmissionController controller_{{64, 100000, 2}};
+};
+
+TEST_F(DeadlineTest, StepsAreCutToWhatFits) {
+  RequestWork enough = Work(100);  // 20 + 100 + 30 + 10 ms, and 10 ms a step.
+  EXPECT_TRUE(Take(enough, 1.5).ok());
+  EXPECT_EQ(enough.steps, 100);
+  RequestWork cut = Work(100);
+  EXPECT_TRUE(Take(cut, 0.665).ok());
+  EXPECT_GE(cut.steps, 32);
+  EXPECT_LE(cut.steps, 37);
+  RequestWork none = Work(0);
+  EXPECT_TRUE(Take(none, 0.2).ok());
+  EXPECT_EQ(none.steps, 0);
+}
+
+TEST_F(DeadlineTest, WhatCannotMakeItIsRefusedAtOnceWithTheRightBlame) {
+  RequestWork work = Work(100);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, 0.1)));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, -1)));
+  Permits permits;
+  Enter(controller_, "ben", 20, permits);  // Two run, 18 wait and so will ours: 19 / 2 times 0.3 s.
+  const absl::Status queue = Take(work, 1);
+  EXPECT_TRUE(absl::IsResourceExhausted(queue)) << queue;
+  EXPECT_GT(RetryAfterOf(queue).value_or(absl::ZeroDuration()), absl::Seconds(2));
+  RequestWork patient = Work(100);
+  EXPECT_TRUE(Take(patient, 20).ok());
+  EXPECT_EQ(patient.steps, 100);
+}
+
+TEST(StageEstimates, AreMovingAveragesAndGrowOld) {
+  StageEstimates estimates;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  EXPECT_FALSE(estimates.fresh(now));
+  const RequestWork work{10, 10, 1, 4, true};
+  estimates.Observe(work, {0.5, 1, 2, 3}, now);
+  EXPECT_TRUE(estimates.fresh(now));
+  EXPECT_FALSE(estimates.fresh(now + absl::Minutes(2)));
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.Service()), 6, 1e-9);
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep()), 0.4, 1e-9);
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(work)), 0.5 + 1 + 0.4 + 0.3, 1e-9);
+  estimates.Observe(work, {0.5, 6, 2, 3}, now);
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.Service()), 7, 1e-9);
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(work)), 0.5 + 2 + 0.4 + 0.3, 1e-9);
+}
+
+}  // namespace
+}  // namespace c3po
