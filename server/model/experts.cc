@@ -4,6 +4,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
 #include "server/model/cpu/row_operations.h"
 #include "server/model/layer_math.h"
 #include "server/model/matrix_product.h"
@@ -17,6 +19,15 @@ at::Tensor Silu(const at::Tensor& x) { return at::silu(x); }
 at::Tensor SiluGradient(const at::Tensor& x) {
   const at::Tensor s = at::sigmoid(x);
   return s * (1 + x * (1 - s));
+}
+
+// On the CPU entry by entry: ATen rounds the entries of a whole vector and those of its rest differently, so that a
+// row's result would depend on the rows beside it.
+at::Tensor Sigmoid(at::Tensor x) {
+  if (!OnCpuKernels(x)) return at::sigmoid(x);
+  float* values = x.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < x.numel(); ++i) values[i] = 1 / (1 + std::exp(-values[i]));
+  return x;
 }
 
 // The rows of each expert that any row selects, ascending by expert.
@@ -261,9 +272,8 @@ void RunExpertsApart(const at::Tensor& normed, const ExpertWeights& networks, co
 at::Tensor RunShared(const at::Tensor& normed, const LayerWeights& layer, SharedTape* tape) {
   SharedTape local;
   SharedTape& t = tape ? *tape : local;
-  t.mixing.weights = layer.shared_gate.defined()
-                         ? at::sigmoid(MatMulTransposed(normed, layer.shared_gate).to(at::kFloat))
-                         : at::ones({normed.size(0), 1}, normed.options().dtype(at::kFloat));
+  t.mixing.weights = layer.shared_gate.defined() ? Sigmoid(MatMulTransposed(normed, layer.shared_gate).to(at::kFloat))
+                                                 : at::ones({normed.size(0), 1}, normed.options().dtype(at::kFloat));
   return RunExperts(normed, t.mixing, layer.shared, tape ? &t.experts : nullptr);
 }
 
