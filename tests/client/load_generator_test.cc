@@ -160,9 +160,10 @@ TEST_F(LoadGeneratorTest, ARefusedCallerComesBackWhenTheServerSays) {
 }
 
 TEST_F(LoadGeneratorTest, PlannedCancellationsReachTheServerAndAreNoFailures) {
-  std::atomic<int> ended{0};
+  std::atomic<int> arrived{0}, ended{0};
   server_.on_generate = [&](grpc::ServerContext* context, const v1::GenerateRequest&,
                             grpc::ServerWriter<v1::GenerateResponse>*) {
+    ++arrived;
     const grpc::Status status = HangUntilCancelled(context);
     ++ended;
     return status;
@@ -175,8 +176,10 @@ TEST_F(LoadGeneratorTest, PlannedCancellationsReachTheServerAndAreNoFailures) {
   EXPECT_EQ(report.statuses.at(absl::StatusCode::kCancelled).as_planned, 20);
   EXPECT_EQ(report.unexpected(), 0);
   EXPECT_EQ(report.end_to_end.count, 0);
-  for (int i = 0; i < 1000 && ended < 20; ++i) absl::SleepFor(absl::Milliseconds(10));
-  EXPECT_LE(ended, 20);  // A call that was cancelled before it was sent never arrives.
+  // A call that was cancelled before it was sent never arrives; none hangs on.
+  for (int i = 0; i < 1000 && ended < arrived; ++i) absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_GT(arrived, 0);
+  EXPECT_EQ(ended, arrived);
 }
 
 TEST_F(LoadGeneratorTest, SlowReadersTakeTheirTimeAndStayOutOfTheLatencies) {
@@ -241,6 +244,7 @@ TEST_F(LoadGeneratorTest, AnInterruptEndsCallsInFlightAndKeepsWhatWasRecorded) {
   };
   std::thread presser([&] {
     while (calls < 3 + 4) absl::SleepFor(absl::Milliseconds(5));
+    absl::SleepFor(absl::Milliseconds(300));  // Time to tell of the progress.
     interrupt_.Cancel();
   });
   LoadOptions options = Closed(4, 1000);

@@ -42,7 +42,6 @@ TEST(LengthDistribution, EvenLengthsReachBothEnds) {
 TEST(LengthDistribution, LogNormalHasItsMedianAndItsCut) {
   std::mt19937_64 random(6);
   const LengthDistribution lengths = Lengths("lognormal:100:0.5:300");
-  std::vector<double> logarithms;
   std::vector<uint32_t> drawn;
   for (int i = 0; i < 40001; ++i) drawn.push_back(lengths.Draw(random));
   std::sort(drawn.begin(), drawn.end());
