@@ -7,6 +7,7 @@
 #   C3PO_SOAK_BIN              folder of c3pod and c3po (default build/release/bin)
 #   C3PO_SOAK_MODEL            model folder (default: the tiny model of the tests)
 #   C3PO_SOAK_GROWTH_MB        memory that may come and go (default 16): the allocator's own spread, not a leak
+#   C3PO_SOAK_WORK             which of answers,scores,references,killed (default all): to find who it is that leaks
 #   C3PO_SOAK_REPORT           also write the figures to this file, as JSON
 #   C3PO_SOAK_SEED             of the load and of who is killed when (default 1)
 set -euo pipefail

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 
-from verdict import Verdict
+from verdict import NEEDED, Verdict
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
 SEARCHED = 60  # References that stay; more than EXACT_MAX, so that a graph finds them.
@@ -149,7 +149,7 @@ class Soak:
                 self.complain("refs search: nothing was found of what had just been added")
             self.run("deletes", "refs", "delete", "--collection", "churned", "--yes")
 
-    def killed_clients(self):
+    def killed(self):
         choose = random.Random(self.seed)
         first = 1_000_000
         while self.left() > 1:
@@ -169,10 +169,10 @@ class Soak:
             if arguments[0] == "refs":
                 self.run("deletes", "refs", "delete", "--collection", "killed", "--yes")
 
-    def drive(self):
-        """All of it, in threads, while this one watches memory: [(seconds, MB)]."""
+    def drive(self, work):
+        """All of `work` at once, in threads, while this one watches memory: [(seconds, MB)]."""
         self.run("imports", "refs", "import", self.file_of("searched.jsonl", 0, SEARCHED), "--collection", "searched", "--strict")
-        threads = [threading.Thread(target=work) for work in (self.answers, self.scores, self.references, self.killed_clients)]
+        threads = [threading.Thread(target=target) for target in (getattr(self, name) for name in work)]
         start = time.monotonic()
         for thread in threads:
             thread.start()
@@ -206,11 +206,14 @@ def main():
     seconds = setting("SECONDS", 600.0)
     bin_folder = pathlib.Path(setting("BIN", str(SOURCE / "build" / "release" / "bin")))
     model = setting("MODEL", str(SOURCE / "tests" / "golden" / "model" / "mixtral_tiny"))
+    work = setting("WORK", ",".join(NEEDED)).split(",")
+    if not set(work) <= set(NEEDED):
+        raise SystemExit(f"C3PO_SOAK_WORK: {','.join(work)}: choose among {','.join(NEEDED)}")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="c3po_soak_"))
     server = Server(bin_folder / "c3pod", model, folder)
     try:
         soak = Soak(server, bin_folder / "c3po", folder, seconds, setting("SEED", 1))
-        memory = soak.drive()
+        memory = soak.drive(work)
         gauges = wait_until_empty(server)
         for key, value in server.metrics().items():
             if key.startswith("c3po_rpc_total{") and value > 0 and not any(f'code="{code}"' in key for code in RIGHT_CODES):
@@ -219,7 +222,7 @@ def main():
         if exit_code != 0:
             soak.complain(f"c3pod ended with {exit_code} after SIGTERM")
         verdict = Verdict(memory=memory, warmup_seconds=setting("WARMUP_SECONDS", seconds / 5), growth_mb_max=setting("GROWTH_MB", 16.0),
-                          gauges=gauges, wrong=soak.wrong, counts=soak.counts)
+                          gauges=gauges, wrong=soak.wrong, counts=soak.counts, work=work)
         report = os.environ.get("C3PO_SOAK_REPORT")
         if report:
             pathlib.Path(report).write_text(json.dumps(verdict.figures(), indent=1) + "\n")

@@ -2,14 +2,16 @@
 
 import statistics
 
-NEEDED = ("answers", "answers OK", "answers CANCELLED", "scores", "imports", "searches", "deletes", "killed")
+NEEDED = {"answers": ("answers", "answers OK", "answers CANCELLED"), "scores": ("scores",), "references": ("imports", "searches", "deletes"),
+          "killed": ("killed",)}
 
 
 class Verdict:
-    def __init__(self, memory, warmup_seconds, growth_mb_max, gauges, wrong, counts):
-        """memory: [(seconds since the beginning, MB)], in order. gauges: {name: value at the end}. wrong: lines. counts: {what: how often}."""
+    def __init__(self, memory, warmup_seconds, growth_mb_max, gauges, wrong, counts, work=tuple(NEEDED)):
+        """memory: [(seconds since the beginning, MB)], in order. gauges: {name: value at the end}. wrong: lines. counts: {what: how often}.
+        work: of NEEDED, what was to be done."""
         self.after_warmup = [mb for seconds, mb in memory if seconds >= warmup_seconds]
-        self.growth_mb_max, self.gauges, self.wrong, self.counts = growth_mb_max, gauges, wrong, counts
+        self.growth_mb_max, self.gauges, self.wrong, self.counts, self.work = growth_mb_max, gauges, wrong, counts, work
 
     def growth_mb(self):
         """The median of the last fifth after the warm-up less that of the first. Medians: what a single request holds comes and goes."""
@@ -22,7 +24,7 @@ class Verdict:
         return {name: value for name, value in self.gauges.items() if value != 0}
 
     def missing(self):
-        return [name for name in NEEDED if not self.counts.get(name)]
+        return [name for kind in self.work for name in NEEDED[kind] if not self.counts.get(name)]
 
     def failures(self):
         growth = self.growth_mb()
