@@ -20,6 +20,7 @@ void AddEvalCommand(CLI::App& app, Session* session);
 void AddAblateCommand(CLI::App& app, Session* session);
 void AddCalibrateCommand(CLI::App& app, Session* session);
 void AddInfoCommand(CLI::App& app, Session* session);
+void AddModelCommand(CLI::App& app, Session* session);
 void AddReportCommand(CLI::App& app, Session* session);
 
 }  // namespace c3po
