@@ -42,6 +42,10 @@ struct CallOptions {
   absl::Duration timeout = absl::InfiniteDuration();
   // Ends the call from another thread with CANCELLED. Not owned; null: none; outlives the call.
   Cancellation* cancellation = nullptr;
+  // Attempts of this call, at least 1; 0: as the client's RetryPolicy says.
+  int attempts_max = 0;
+  // Receives what the server said about trying again when it last refused this call. Not owned; null: nobody asks.
+  ServerAdvice* advice = nullptr;
 };
 
 struct ClientOptions {

@@ -35,6 +35,8 @@ double RetryingCall::DrawUniform() {
 absl::Status RetryingCall::Run(const CallOptions& options,
                                absl::FunctionRef<grpc::Status(grpc::ClientContext*, bool*)> attempt) {
   const absl::Time deadline = clock_.Now() + options.timeout;
+  RetryPolicy policy = policy_;
+  if (options.attempts_max > 0) policy.attempts_max = options.attempts_max;
   for (int attempts = 1;; ++attempts) {
     if (options.cancellation != nullptr && options.cancellation->cancelled()) {
       return absl::CancelledError("cancelled by the caller");
@@ -47,9 +49,11 @@ absl::Status RetryingCall::Run(const CallOptions& options,
     const grpc::Status status = attempt(&context, &received);
     if (status.ok()) return absl::OkStatus();
     const absl::Status folded = FoldStatus(status);
+    const ServerAdvice advice = ReadServerAdvice(context, status);
+    if (options.advice != nullptr) *options.advice = advice;
     if (received) return folded;
     const std::optional<absl::Duration> pause =
-        PauseBeforeRetry(policy_, attempts, status.error_code(), ReadServerAdvice(context, status), DrawUniform());
+        PauseBeforeRetry(policy, attempts, status.error_code(), advice, DrawUniform());
     if (!pause) return WithAttempts(folded, attempts, "");
     if (clock_.Now() + *pause >= deadline) {
       return WithAttempts(folded, attempts, "; the next would start past the deadline");

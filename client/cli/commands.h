@@ -19,6 +19,7 @@ void AddRefsProfileCommands(CLI::App& refs, Session* session);  // Under `refs`.
 void AddEvalCommand(CLI::App& app, Session* session);
 void AddAblateCommand(CLI::App& app, Session* session);
 void AddCalibrateCommand(CLI::App& app, Session* session);
+void AddBenchCommand(CLI::App& app, Session* session);
 void AddInfoCommand(CLI::App& app, Session* session);
 void AddModelCommand(CLI::App& app, Session* session);
 void AddReportCommand(CLI::App& app, Session* session);

@@ -95,6 +95,7 @@ int main(int argc, char** argv) {
   c3po::AddEvalCommand(app, &session);
   c3po::AddAblateCommand(app, &session);
   c3po::AddCalibrateCommand(app, &session);
+  c3po::AddBenchCommand(app, &session);
   c3po::AddTokenizeCommand(app, &session);
   c3po::AddInfoCommand(app, &session);
   c3po::AddModelCommand(app, &session);
