@@ -1,5 +1,6 @@
 // c3pod: reads its configuration, loads model, embedder and references, serves until SIGTERM or SIGINT, drains, exits
-// 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line.
+// 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line. `c3pod inspect FOLDER` says what a model folder is
+// and whether it would load, instead (server/inspect).
 
 #include <pthread.h>
 #include <signal.h>
@@ -19,6 +20,7 @@
 #include "server/admission/admission_controller.h"
 #include "server/config/server_config.h"
 #include "server/embed/sentence_encoder.h"
+#include "server/inspect/model_card.h"
 #include "server/metrics/http_server.h"
 #include "server/metrics/logging.h"
 #include "server/metrics/metrics.h"
@@ -253,6 +255,7 @@ absl::Status StartAll(const ServerConfig& config, Server& server) {
 }
 
 int Main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "inspect") return InspectMain(argc - 1, argv + 1);
   ServerConfig config;
   const auto action = ParseCommandLine(argc, argv, kVersion, config);
   if (!action.ok()) {

@@ -98,6 +98,7 @@ int main(int argc, char** argv) {
   c3po::AddBenchCommand(app, &session);
   c3po::AddTokenizeCommand(app, &session);
   c3po::AddInfoCommand(app, &session);
+  c3po::AddModelCommand(app, &session);
   c3po::AddReportCommand(app, &session);
   try {
     app.parse(argc, argv);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/json_nesting.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -47,6 +48,9 @@ absl::Status ReadSample(const Json& object, v1::ReferenceSample* sample) {
 absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line) {
   if (line.size() > kLineBytesMax) {
     return absl::InvalidArgumentError(absl::StrCat("longer than ", kLineBytesMax, " bytes"));
+  }
+  if (NestsDeeperThan(line, kJsonLevelsMax)) {
+    return absl::InvalidArgumentError(absl::StrCat("nests deeper than ", kJsonLevelsMax, " levels"));
   }
   // nlohmann throws; nothing of it leaves this function.
   try {

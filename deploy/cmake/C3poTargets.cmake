@@ -4,8 +4,12 @@ function(c3po_compile_options target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror)
   target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
   if(C3PO_SANITIZER)
-    target_compile_options(${target} PRIVATE -fsanitize=${C3PO_SANITIZER} -fno-omit-frame-pointer)
+    # What UndefinedBehaviorSanitizer finds fails the test, as with the others.
+    target_compile_options(${target} PRIVATE -fsanitize=${C3PO_SANITIZER} -fno-sanitize-recover=all -fno-omit-frame-pointer)
     target_link_options(${target} PUBLIC -fsanitize=${C3PO_SANITIZER})
+  endif()
+  if(C3PO_FUZZERS)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
   endif()
 endfunction()
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/json_nesting.h"
 
 namespace c3po {
 namespace {
@@ -26,6 +27,9 @@ ConfigFields::~ConfigFields() = default;
 ConfigFields::ConfigFields(ConfigFields&&) = default;
 
 absl::StatusOr<ConfigFields> ConfigFields::Parse(absl::string_view text, const std::string& path) {
+  if (NestsDeeperThan(text, kJsonLevelsMax)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": nests deeper than ", kJsonLevelsMax, " levels"));
+  }
   auto document = std::make_unique<Document>();
   document->object = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (!document->object.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));

@@ -14,6 +14,8 @@ namespace {
 
 using Family = ModelConfig::Family;
 
+constexpr int64_t kSharedNeuronsMax = 1 << 20;  // As many as a single dimension may have.
+
 constexpr struct {
   Family family;
   const char* architecture;
@@ -176,7 +178,9 @@ void ReadDeepseek(ConfigFields& fields, ModelConfig& config) {
   config.experts = fields.Dimension("n_routed_experts");
   config.experts_per_token = fields.Dimension("num_experts_per_tok");
   config.intermediate_size = fields.Dimension("moe_intermediate_size");
-  config.shared_intermediate_size = fields.CountOr("n_shared_experts", 0) * config.intermediate_size;
+  const int64_t shared = int64_t{fields.CountOr("n_shared_experts", 0)} * config.intermediate_size;
+  if (shared > kSharedNeuronsMax) fields.Fail("n_shared_experts", absl::StrCat("makes ", shared, " shared neurons"));
+  config.shared_intermediate_size = static_cast<int>(std::min<int64_t>(shared, kSharedNeuronsMax));
   config.norm_topk_prob = fields.FlagOr("norm_topk_prob", false);
   config.qkv_bias = config.output_bias = fields.FlagOr("attention_bias", false);
   ReadDenseBottom(fields, config);

@@ -3,54 +3,17 @@
 #include <ATen/ATen.h>
 
 #include <cstring>
-#include <set>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "index/base/status_macros.h"
+#include "server/model/tensor_plan.h"
 
 namespace c3po {
 namespace {
 
 constexpr char kEmbedding[] = "model.embed_tokens.weight";
-
-// Hugging Face's tensor names of one family, relative to "model.layers.N."; null: the family has none.
-struct TensorNames {
-  const char* router;
-  const char*
-      expert_prefix;  // followed by the expert's index; where it is null, gate is [E, 2f, d] with up, down [E, d, f]
-  const char* gate;
-  const char* up;
-  const char* down;
-  const char* shared_prefix;
-};
-
-TensorNames NamesOf(ModelConfig::Family family) {
-  switch (family) {
-    case ModelConfig::Family::kOlmoe:
-    case ModelConfig::Family::kQwen3Moe:
-      return {"mlp.gate.weight", "mlp.experts.", ".gate_proj.weight", ".up_proj.weight", ".down_proj.weight", nullptr};
-    case ModelConfig::Family::kMixtral:
-      return {"block_sparse_moe.gate.weight",
-              "block_sparse_moe.experts.",
-              ".w1.weight",
-              ".w3.weight",
-              ".w2.weight",
-              nullptr};
-    case ModelConfig::Family::kQwen2Moe:
-      return {"mlp.gate.weight", "mlp.experts.",      ".gate_proj.weight",
-              ".up_proj.weight", ".down_proj.weight", "mlp.shared_expert"};
-    case ModelConfig::Family::kDeepseek:
-    case ModelConfig::Family::kDeepseekV2:
-      return {"mlp.gate.weight", "mlp.experts.",      ".gate_proj.weight",
-              ".up_proj.weight", ".down_proj.weight", "mlp.shared_experts"};
-    case ModelConfig::Family::kGraniteMoe:
-      return {"block_sparse_moe.router.layer.weight",  nullptr, "block_sparse_moe.input_linear.weight", nullptr,
-              "block_sparse_moe.output_linear.weight", nullptr};
-  }
-  return {};
-}
 
 absl::StatusOr<at::ScalarType> TorchTypeOf(DType dtype, const std::string& name) {
   switch (dtype) {
@@ -68,7 +31,7 @@ absl::StatusOr<at::ScalarType> TorchTypeOf(DType dtype, const std::string& name)
   }
 }
 
-// Reads tensors by name and shape, and remembers which it gave out.
+// Reads tensors by name and shape.
 class Reader {
  public:
   Reader(const Checkpoint& checkpoint, at::ScalarType dtype, at::Device device)
@@ -83,7 +46,6 @@ class Reader {
                                                      "], config.json asks for [", absl::StrJoin(shape, ", "), "]"));
     }
     C3PO_ASSIGN_OR_RETURN(const at::ScalarType type, TorchTypeOf(view.dtype, name));
-    used_.insert(name);
     if (type == at::kFloat8_e4m3fn) {
       return at::from_blob(const_cast<std::byte*>(view.bytes.data()), shape, at::TensorOptions(type)).to(at::kBFloat16);
     }
@@ -125,23 +87,10 @@ class Reader {
   }
   int64_t parameters() const { return parameters_; }
 
-  // A tensor that nothing reads would be an option of the architecture silently ignored.
-  absl::Status CheckAllUsed(bool tied) const {
-    for (const std::string& name : checkpoint_.names()) {
-      if (used_.count(name) || (tied && name == "lm_head.weight") ||
-          name.find("rotary_emb.inv_freq") != std::string::npos) {
-        continue;
-      }
-      return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": not part of this architecture"));
-    }
-    return absl::OkStatus();
-  }
-
  private:
   const Checkpoint& checkpoint_;
   const at::ScalarType dtype_;
   const at::Device device_;
-  std::set<std::string> used_;
   int64_t parameters_ = 0;
 };
 
@@ -273,6 +222,8 @@ absl::StatusOr<at::ScalarType> StoredDtype(const Checkpoint& checkpoint) {
 
 absl::StatusOr<MoeWeights> LoadMoeWeights(const Checkpoint& checkpoint, const ModelConfig& config, at::ScalarType dtype,
                                           at::Device device, const std::function<void(int, int)>& progress) {
+  // What config.json sizes is allocated only where the checkpoint has as much to fill it with.
+  C3PO_RETURN_IF_ERROR(CheckTensors(checkpoint, config));
   try {
     Reader reader(checkpoint, dtype, device);
     MoeWeights weights;
@@ -289,7 +240,6 @@ absl::StatusOr<MoeWeights> LoadMoeWeights(const Checkpoint& checkpoint, const Mo
       C3PO_RETURN_IF_ERROR(ReadLayer(reader, config, l, weights.layers[l]));
       if (progress) progress(l + 1, config.layers);
     }
-    C3PO_RETURN_IF_ERROR(reader.CheckAllUsed(config.tied_embeddings));
     weights.parameters = reader.parameters();
     return weights;
   } catch (const std::exception& error) {

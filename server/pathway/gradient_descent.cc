@@ -16,8 +16,8 @@ class GradientDescent final : public PathwayOptimizer {
   GradientDescent(OptimizationProblem problem, GradientDescentOptions options)
       : PathwayOptimizer(std::move(problem)),
         options_(options),
-        rate_(options.learning_rate),
         core_(CoreExperts(problem_.initial, problem_.core_experts)),
+        rate_(options.learning_rate),
         start_(problem_.initial_shift.weights.begin(), problem_.initial_shift.weights.end()),
         adam_(problem_.initial.weights.size()) {
     start_.resize(problem_.initial.weights.size());

@@ -90,10 +90,12 @@ absl::string_view ReferenceOf(absl::string_view name) {
 
 }  // namespace
 
-absl::StatusOr<LearnedShifts::Collection*> LearnedShifts::Read(absl::string_view collection) {
+absl::StatusOr<const LearnedShifts::Collection*> LearnedShifts::Read(absl::string_view collection) {
   auto found = collections_.find(collection);
   if (found != collections_.end()) return &found->second;
   C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(collection, ""));
+  static const Collection* const kNothing = new Collection;
+  if (artifacts.empty()) return kNothing;  // Not remembered: names that clients make up would pile up.
   Collection read;
   for (const Artifact& artifact : artifacts) {
     const absl::string_view reference = ReferenceOf(artifact.name);
@@ -125,9 +127,9 @@ absl::StatusOr<std::shared_ptr<const CollectionPrior>> LearnedShifts::Prior(absl
 
 absl::Status LearnedShifts::PutPrior(absl::string_view collection, CollectionPrior prior) {
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(Collection * read, Read(collection));
+  C3PO_RETURN_IF_ERROR(Read(collection).status());
   C3PO_RETURN_IF_ERROR(store_->PutArtifacts({{std::string(collection), kPriorName, PriorToText(prior)}}));
-  read->prior = std::make_shared<CollectionPrior>(std::move(prior));
+  collections_[std::string(collection)].prior = std::make_shared<CollectionPrior>(std::move(prior));
   return absl::OkStatus();
 }
 
@@ -146,11 +148,10 @@ absl::Status LearnedShifts::PutShifts(absl::string_view collection, absl::Span<c
     artifacts.push_back({std::string(collection), ShiftName(shift.reference_id), ShiftToText(shift)});
   }
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(Collection * read, Read(collection));
+  C3PO_RETURN_IF_ERROR(Read(collection).status());
   C3PO_RETURN_IF_ERROR(store_->PutArtifacts(artifacts));
-  for (const ReferenceShift& shift : shifts) {
-    read->shifts[shift.reference_id] = std::make_shared<ReferenceShift>(shift);
-  }
+  auto& known = collections_[std::string(collection)].shifts;
+  for (const ReferenceShift& shift : shifts) known[shift.reference_id] = std::make_shared<ReferenceShift>(shift);
   return absl::OkStatus();
 }
 

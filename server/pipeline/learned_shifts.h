@@ -66,7 +66,7 @@ class LearnedShifts {
     std::shared_ptr<const CollectionPrior> prior;
     std::map<std::string, std::shared_ptr<const ReferenceShift>, std::less<>> shifts;
   };
-  absl::StatusOr<Collection*> Read(absl::string_view collection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<const Collection*> Read(absl::string_view collection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   ReferenceStore* const store_;
   const std::string model_digest_;

@@ -42,7 +42,7 @@ absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::Find(absl::st
     if (artifact.name == kProfileName && !profile->options.ParseFromString(artifact.value))
       return absl::DataLossError(absl::StrCat("collection \"", collection, "\": its profile cannot be read"));
   }
-  known_.emplace(collection, profile);
+  if (profile) known_.emplace(collection, profile);  // Names that clients make up would pile up.
   return std::shared_ptr<const Profile>(profile);
 }
 
@@ -71,7 +71,7 @@ absl::Status Profiles::Remove(absl::string_view collection) {
   const MutexLock lock(mutex_);
   C3PO_RETURN_IF_ERROR(
       store_->PutArtifacts({{std::string(collection), kProfileName, ""}, {std::string(collection), kNotesName, ""}}));
-  known_[std::string(collection)] = nullptr;
+  known_.erase(std::string(collection));
   return absl::OkStatus();
 }
 

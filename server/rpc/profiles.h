@@ -48,7 +48,7 @@ class Profiles {
   const ModelShape shape_;
   const OptimizationSettings defaults_;
   Mutex mutex_;
-  std::map<std::string, std::shared_ptr<const Profile>, std::less<>> known_ ABSL_GUARDED_BY(mutex_);  // null: none
+  std::map<std::string, std::shared_ptr<const Profile>, std::less<>> known_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace c3po

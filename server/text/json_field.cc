@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/json_nesting.h"
 #include "index/base/status_macros.h"
 #include "server/text/utf8.h"
 
@@ -44,6 +45,9 @@ absl::StatusOr<JsonField> JsonField::ReadFile(const std::string& path) {
   try {
     bytes.assign(std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>());
     if (stream.bad()) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot read it"));
+    if (NestsDeeperThan(bytes, kJsonLevelsMax)) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": nests deeper than ", kJsonLevelsMax, " levels"));
+    }
     auto node = std::make_shared<Node>();
     node->document = std::make_shared<const nlohmann::json>(nlohmann::json::parse(bytes));
     node->file = std::make_shared<const std::string>(path);

@@ -13,6 +13,8 @@
 
 namespace c3po {
 
+inline constexpr size_t kConfigBytesMax = 4 << 20;  // Of config.json.
+
 // The weights of a Hugging Face model folder: config.json and either model.safetensors or the shards that
 // model.safetensors.index.json ({"weight_map": {tensor name: file name}}) lists. model.safetensors wins where both
 // exist. A tensor that a shard holds and the index does not list is there as well. Memory-mapped: opening reads headers
@@ -20,7 +22,8 @@ namespace c3po {
 class Checkpoint {
  public:
   // NotFound: the folder, config.json, the weights or a shard is missing. InvalidArgument or DataLoss: a file is
-  // damaged, or the index names a tensor its shard lacks, or a file outside the folder. Messages name the file and the
+  // damaged, or the index names a tensor its shard lacks, or a file outside the folder, or two shards
+  // hold one tensor. Messages name the file and the
   // tensor.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder);
 

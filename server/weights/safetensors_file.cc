@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "index/base/status_macros.h"
@@ -57,6 +58,9 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
           state_ = State::kMetadataStart;
           return true;
         }
+        if (entries_.size() == kSafetensorsTensorsMax) {
+          return Fail(absl::StrCat("one too many: at most ", kSafetensorsTensorsMax, " tensors are taken"));
+        }
         entry_ = &entries_[name_];
         if (entry_->dtype || entry_->shape || entry_->offsets) return Fail("the name appears twice");
         state_ = State::kTensorStart;
@@ -69,7 +73,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
         } else if (text == "data_offsets" && !entry_->offsets) {
           state_ = State::kOffsetsStart;
         } else {
-          return Fail(absl::StrCat("unknown or repeated field \"", text.substr(0, 40), "\""));
+          return Fail(absl::StrCat("unknown or repeated field ", Quoted(text)));
         }
         return true;
       case State::kMetadata:
@@ -173,7 +177,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   };
 
   bool Fail(absl::string_view problem) {
-    error_ = absl::StrCat("tensor \"", name_.substr(0, 200), "\": ", problem);
+    error_ = absl::StrCat("tensor ", Quoted(name_), ": ", problem);
     return false;
   }
   bool Unexpected(absl::string_view what) {
@@ -203,6 +207,10 @@ std::optional<uint64_t> ByteSize(absl::Span<const int64_t> shape, DType dtype) {
 
 absl::string_view DTypeName(DType dtype) { return RowOf(dtype).name; }
 int64_t DTypeBytes(DType dtype) { return RowOf(dtype).bytes; }
+std::string Quoted(absl::string_view text) {
+  constexpr size_t kShown = 200;
+  return absl::StrCat("\"", absl::CHexEscape(text.substr(0, kShown)), text.size() > kShown ? "..." : "", "\"");
+}
 std::string ShapeString(absl::Span<const int64_t> shape) { return absl::StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 SafetensorsFile::SafetensorsFile(std::string path, absl::Span<const std::byte> mapping)
@@ -235,9 +243,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
 
 absl::Status SafetensorsFile::ReadHeader() {
   const auto invalid = [this](absl::string_view name, const auto&... problem) {
-    return absl::InvalidArgumentError(
-        name.empty() ? absl::StrCat(path_, ": ", problem...)
-                     : absl::StrCat(path_, ": tensor \"", name.substr(0, 200), "\": ", problem...));
+    return absl::InvalidArgumentError(name.empty() ? absl::StrCat(path_, ": ", problem...)
+                                                   : absl::StrCat(path_, ": tensor ", Quoted(name), ": ", problem...));
   };
   uint64_t header_bytes = 0;
   for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | std::to_integer<uint64_t>(mapping_[i]);
@@ -258,7 +265,7 @@ absl::Status SafetensorsFile::ReadHeader() {
   for (auto& [name, entry] : reader.TakeEntries()) {
     const auto* row = std::find_if(std::begin(kDTypes), std::end(kDTypes),
                                    [&dtype = *entry.dtype](const DTypeRow& row) { return row.name == dtype; });
-    if (row == std::end(kDTypes)) return invalid(name, "dtype ", entry.dtype->substr(0, 40), " is not supported");
+    if (row == std::end(kDTypes)) return invalid(name, "dtype ", Quoted(*entry.dtype), " is not supported");
     const uint64_t begin = (*entry.offsets)[0], end = (*entry.offsets)[1];
     if (begin > end) return invalid(name, "data_offsets [", begin, ", ", end, "] run backwards");
     const std::optional<uint64_t> size = ByteSize(*entry.shape, row->dtype);
@@ -268,8 +275,8 @@ absl::Status SafetensorsFile::ReadHeader() {
                      *size);
     }
     if (end > data.size()) {
-      return absl::DataLossError(absl::StrCat(path_, ": truncated: tensor \"", name.substr(0, 200), "\" ends at byte ",
-                                              end, " of the data, which has ", data.size()));
+      return absl::DataLossError(absl::StrCat(path_, ": truncated: tensor ", Quoted(name), " ends at byte ", end,
+                                              " of the data, which has ", data.size()));
     }
     ranges.emplace_back(begin, end);
     tensors_.emplace(name, TensorView{row->dtype, *std::move(entry.shape), data.subspan(begin, end - begin)});

@@ -49,6 +49,9 @@ struct TensorView {
   int64_t elements() const { return static_cast<int64_t>(bytes.size()) / DTypeBytes(dtype); }
 };
 
+// How messages show a name out of a file: in quotes, control and non-ASCII bytes escaped, the first 200 bytes.
+std::string Quoted(absl::string_view text);
+
 // "[4, 16]".
 std::string ShapeString(absl::Span<const int64_t> shape);
 
@@ -58,13 +61,15 @@ std::string ShapeString(absl::Span<const int64_t> shape);
 // (https://github.com/huggingface/safetensors, section "Format".)
 //
 // Open() checks the whole header, so that a view never reaches outside the mapping whatever the file holds; memory
-// taken is bounded by a small multiple of the header, whose length is at most kSafetensorsHeaderBytesMax. A file that
+// taken is bounded by the header, whose length is at most kSafetensorsHeaderBytesMax, and some 500 bytes for each of at
+// most kSafetensorsTensorsMax tensors. A file that
 // is shortened by another process while mapped kills this process (SIGBUS): model folders are written by rename, never
 // in place.
 //
 // Immutable after Open(), hence thread-safe.
 inline constexpr uint64_t kSafetensorsHeaderBytesMax = 100'000'000;
 inline constexpr size_t kSafetensorsRankMax = 16;
+inline constexpr size_t kSafetensorsTensorsMax = 1 << 18;  // DeepSeek-V3 has 91,991.
 
 class SafetensorsFile {
  public:

@@ -13,8 +13,6 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 DEPLOY = SOURCE / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 USER = 10001  # As whom every container of ours runs.
-# Flags that the manifests use and that c3pod may not have yet.
-EXPECTED_FLAGS = {"--insecure", "--tls-cert", "--tls-key", "--tls-client-ca", "--auth-tokens"}
 sys.path.insert(0, str(SOURCE / "tests" / "integration"))
 import server_process
 
@@ -42,7 +40,7 @@ def server_flags() -> frozenset[str]:
 
 
 def check_flags(arguments: list[str]) -> None:
-    assert {argument.partition("=")[0] for argument in arguments} <= server_flags() | EXPECTED_FLAGS, arguments
+    assert {argument.partition("=")[0] for argument in arguments} <= server_flags(), arguments
 
 
 def accepted(*command: str | pathlib.Path) -> None:

@@ -44,6 +44,7 @@ SERVER_ROOMS = {
     "server/scheduler": {"server/sampling"},
     "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
                         "server/config", "index/search", "index/store"},
+    "server/inspect": {"server/model", "server/pipeline", "server/text", "server/weights"},
     "server/rpc": {"server/pipeline", "server/admission", "server/text", "server/config", "index/store", "proto"},
 }
 TOP_FOLDERS = ("index", "server", "client", "tests", "proto")

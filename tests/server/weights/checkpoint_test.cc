@@ -145,10 +145,28 @@ TEST(Checkpoint, RefusesAnIndexThatLies) {
   EXPECT_THAT(error_with("{"), HasSubstr("not JSON"));
   EXPECT_THAT(error_with("[]"), HasSubstr("weight_map"));
   EXPECT_THAT(error_with(R"({"weight_map":7})"), HasSubstr("weight_map"));
+  EXPECT_THAT(error_with("7"), HasSubstr("weight_map"));
+  EXPECT_THAT(error_with(R"({"metadata":{"weight_map":{}}})"), HasSubstr("weight_map is missing"));
+  EXPECT_THAT(error_with(R"({"weight_map":{},"weight_map":{}})"), HasSubstr("weight_map appears twice"));
   EXPECT_THAT(error_with(R"({"weight_map":{"a":7}})"), HasSubstr("weight_map[\"a\"]"));
+  EXPECT_THAT(error_with(R"({"weight_map":{"a":{"b":"c.safetensors"}}})"), HasSubstr("weight_map[\"a\"]"));
+  EXPECT_THAT(error_with(R"({"weight_map":{"a":"x.safetensors","a":"y.safetensors"}})"),
+              HasSubstr("weight_map[\"a\"] twice"));
+  EXPECT_THAT(error_with(absl::StrCat(R"({"metadata":)", std::string(1 << 20, '['))), HasSubstr("not JSON at byte"));
   EXPECT_THAT(error_with(R"({"weight_map":{"a":"../x.safetensors"}})"), HasSubstr("weight_map[\"a\"]"));
   EXPECT_THAT(error_with(R"({"weight_map":{"a":"model-00001-of-00002.safetensors"}})"),
               AllOf(HasSubstr("model-00001-of-00002.safetensors"), HasSubstr("tensor \"a\" is missing")));
+}
+
+TEST(Checkpoint, RefusesATensorThatTwoShardsHold) {
+  TestFolder folder;
+  WriteShards(folder);
+  folder.Write("model-00001-of-00002.safetensors",
+               SafetensorsText(R"({"b":{"dtype":"U8","shape":[1,4],"data_offsets":[0,4]},)"
+                               R"("a":{"dtype":"U8","shape":[1,5],"data_offsets":[4,9]}})",
+                               "betaALPHA"));
+  EXPECT_EQ(Checkpoint::Open(folder.path()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(ErrorOf(folder), HasSubstr("tensor \"a\" is in two shards"));
 }
 
 TEST(Checkpoint, OpensWhatTransformersWrote) {

@@ -139,7 +139,7 @@ TEST(SafetensorsFile, RefusesShapesThatOverflowOrDisagreeWithTheOffsets) {
 
 TEST(SafetensorsFile, RefusesMalformedHeadersAndNamesTheTensor) {
   EXPECT_THAT(ErrorOfTensor(R"("dtype":"F4","shape":[2],"data_offsets":[0,1])", 1),
-              AllOf(HasSubstr("tensor \"x\""), HasSubstr("dtype F4 is not supported")));
+              AllOf(HasSubstr("tensor \"x\""), HasSubstr("dtype \"F4\" is not supported")));
   EXPECT_THAT(ErrorOfTensor(R"("shape":[1],"data_offsets":[0,1])", 1), HasSubstr("dtype is missing"));
   EXPECT_THAT(ErrorOfTensor(R"("dtype":"U8","data_offsets":[0,1])", 1), HasSubstr("shape is missing"));
   EXPECT_THAT(ErrorOfTensor(R"("dtype":"U8","shape":[1])", 1), HasSubstr("data_offsets is missing"));
@@ -157,6 +157,18 @@ TEST(SafetensorsFile, RefusesMalformedHeadersAndNamesTheTensor) {
   EXPECT_THAT(OpenError("[]", ""), HasSubstr("must begin with {"));
   EXPECT_THAT(OpenError("{\"\xff\":1}", ""), HasSubstr("not JSON"));
   EXPECT_THAT(OpenError("{} {}", ""), HasSubstr("not JSON"));
+}
+
+TEST(SafetensorsFile, EscapesNamesInMessages) {
+  EXPECT_THAT(OpenError(R"({"a\n\u0007\"b\u00e9":7})", ""), HasSubstr(R"(tensor "a\n\x07\"b\xc3\xa9": a number)"));
+}
+
+TEST(SafetensorsFile, RefusesMoreTensorsThanTheLimit) {
+  std::string header = "{";
+  for (size_t i = 0; i <= kSafetensorsTensorsMax; ++i) {
+    absl::StrAppend(&header, i == 0 ? "" : ",", "\"", i, R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]})");
+  }
+  EXPECT_THAT(OpenError(header + "}", ""), HasSubstr("at most 262144 tensors"));
 }
 
 TEST(SafetensorsFile, RefusesDeepNestingWithoutRecursion) {

@@ -1,0 +1,215 @@
+#include "server/inspect/model_card.h"
+
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "index/base/status_macros.h"
+#include "server/pipeline/optimization_settings.h"
+#include "server/text/chat_format.h"
+#include "server/text/tokenizer.h"
+#include "server/types/model_runner.h"
+#include "server/weights/checkpoint.h"
+
+namespace c3po {
+namespace {
+
+// One of the types that weights and caches are held in.
+struct HeldType {
+  const char* name;
+  int64_t bytes;
+};
+constexpr HeldType kHeldTypes[] = {{"float32", 4}, {"bfloat16", 2}};
+constexpr int64_t kPositions = 1000;
+
+void AddProblem(const absl::Status& status, ModelCard& card) {
+  if (!status.ok()) card.problems.emplace_back(status.message());
+}
+
+absl::Status ReadConfig(ModelCard& card) {
+  const std::string path = (std::filesystem::path(card.folder) / "config.json").string();
+  C3PO_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kConfigBytesMax));
+  C3PO_ASSIGN_OR_RETURN(card.config, ModelConfig::Parse(text, path));
+  const ModelConfig& config = *card.config;
+  card.parameters = CountParameters(config);
+  card.kv_elements = int64_t{config.layers} * config.kv_heads * (config.head_dim + config.value_dim);
+  ModelShape shape;
+  shape.moe_layers = static_cast<int>(config.moe_layers.size());
+  shape.experts = config.experts;
+  card.critical_layers = DefaultSettings(shape).critical_layers;
+  return absl::OkStatus();
+}
+
+absl::Status ReadWeights(ModelCard& card) {
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(card.folder));
+  for (const std::string& name : checkpoint->names()) {
+    C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint->Find(name));
+    card.stored_bytes[std::string(DTypeName(view.dtype))] += static_cast<int64_t>(view.bytes.size());
+    ++card.tensors;
+  }
+  return card.config ? CheckTensors(*checkpoint, *card.config) : absl::OkStatus();
+}
+
+absl::Status ReadTokenizer(ModelCard& card) {
+  C3PO_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::LoadFolder(card.folder));
+  if (card.config && tokenizer->vocabulary_size() > card.config->vocabulary_size) {
+    card.notes.push_back(absl::StrCat("the tokenizer has ids up to ", tokenizer->vocabulary_size() - 1,
+                                      ", the model a vocabulary of ", card.config->vocabulary_size,
+                                      ": prompts with the ids above it are refused"));
+  }
+  return absl::OkStatus();
+}
+
+std::string Scaled(int64_t number, const char* const (&units)[4]) {
+  double scaled = static_cast<double>(number);
+  int unit = 0;
+  while (unit < 3 && scaled >= 999.5) scaled /= 1000, ++unit;
+  return absl::StrFormat("%.*f%s", unit == 0 ? 0 : 2, scaled, units[unit]);
+}
+std::string Bytes(int64_t bytes) { return Scaled(bytes, {" B", " kB", " MB", " GB"}); }
+std::string Count(int64_t count) { return Scaled(count, {"", " thousand", " million", " billion"}); }
+
+// A hostile config.json asks for more than 2^63 bytes.
+int64_t SaturatingTimes(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+int64_t WeightBytes(const ModelCard& card, const HeldType& type) {
+  return SaturatingTimes(card.parameters.total, type.bytes);
+}
+int64_t KvBytes(const ModelCard& card, const HeldType& type) {
+  return SaturatingTimes(card.kv_elements, kPositions * type.bytes);
+}
+
+void AddLine(absl::string_view name, absl::string_view value, std::string& text) {
+  absl::StrAppendFormat(&text, "%-15s %s\n", name, value);
+}
+
+void AddConfigLines(const ModelCard& card, std::string& text) {
+  const ModelConfig& config = *card.config;
+  AddLine("family", config.architecture, text);
+  AddLine("layers",
+          absl::StrCat(config.layers, ", ", config.moe_layers.size(), " of them with ", config.experts, " experts, ",
+                       config.experts_per_token, " active per token",
+                       config.shared_intermediate_size > 0 ? ", beside a shared expert" : ""),
+          text);
+  AddLine("critical layers",
+          absl::StrCat(absl::StrJoin(card.critical_layers, ", "), " of MoE layers 0 to ", config.moe_layers.size() - 1,
+                       ", by default"),
+          text);
+  AddLine("hidden size", absl::StrCat(config.hidden_size), text);
+  AddLine("vocabulary", absl::StrCat(config.vocabulary_size), text);
+  AddLine("context", absl::StrCat(config.context_window, " tokens"), text);
+  const ParameterCounts& counts = card.parameters;
+  AddLine("parameters", absl::StrCat(Count(counts.total), ", ", Count(counts.active), " active per token"), text);
+  const std::pair<const char*, int64_t> parts[] = {{"routed experts", counts.routed_experts},
+                                                   {"shared experts", counts.shared_experts},
+                                                   {"dense layers", counts.dense_layers},
+                                                   {"attention", counts.attention},
+                                                   {"embedding", counts.embedding},
+                                                   {"LM head", counts.head},
+                                                   {"routers, norms", counts.routers_and_norms}};
+  for (const auto& [name, count] : parts) {
+    if (count > 0) AddLine("", absl::StrFormat("%-15s %s", name, Count(count)), text);
+  }
+  for (const HeldType& type : kHeldTypes) {
+    AddLine(absl::StrCat("in ", type.name),
+            absl::StrCat("weights ", Bytes(WeightBytes(card, type)), ", KV cache ", Bytes(KvBytes(card, type)),
+                         " per 1,000 positions"),
+            text);
+  }
+}
+
+}  // namespace
+
+ModelCard InspectModel(const std::string& folder) {
+  ModelCard card;
+  card.folder = folder;
+  const absl::Status config = ReadConfig(card);
+  AddProblem(config, card);
+  // A missing config.json would be told twice.
+  if (const absl::Status weights = ReadWeights(card); weights.message() != config.message()) AddProblem(weights, card);
+  AddProblem(ReadTokenizer(card), card);
+  const auto chat = ChatFormat::FromTokenizerConfig((std::filesystem::path(folder) / "tokenizer_config.json").string());
+  if (!chat.ok()) card.notes.push_back(absl::StrCat("no chat, raw prompts only: ", chat.status().message()));
+  return card;
+}
+
+std::string CardText(const ModelCard& card) {
+  std::string text;
+  AddLine("folder", card.folder, text);
+  if (card.config) AddConfigLines(card, text);
+  if (card.tensors > 0) {
+    std::vector<std::string> dtypes;
+    for (const auto& [dtype, bytes] : card.stored_bytes) dtypes.push_back(absl::StrCat(Bytes(bytes), " ", dtype));
+    AddLine("on disk", absl::StrCat(card.tensors, " tensors: ", absl::StrJoin(dtypes, ", ")), text);
+  }
+  for (const std::string& note : card.notes) AddLine("note", note, text);
+  for (const std::string& problem : card.problems) AddLine("unsupported", problem, text);
+  AddLine("loads", card.problems.empty() ? "yes" : "no", text);
+  return text;
+}
+
+std::string CardJson(const ModelCard& card) {
+  nlohmann::ordered_json json = {{"folder", card.folder},     {"loads", card.problems.empty()},
+                                 {"problems", card.problems}, {"notes", card.notes},
+                                 {"tensors", card.tensors},   {"stored_bytes", card.stored_bytes}};
+  if (card.config) {
+    const ModelConfig& config = *card.config;
+    const ParameterCounts& counts = card.parameters;
+    json["family"] = config.architecture;
+    json["layers"] = config.layers;
+    json["moe_layers"] = config.moe_layers.size();
+    json["experts"] = config.experts;
+    json["experts_per_token"] = config.experts_per_token;
+    json["critical_layers"] = card.critical_layers;
+    json["hidden_size"] = config.hidden_size;
+    json["vocabulary_size"] = config.vocabulary_size;
+    json["context_window"] = config.context_window;
+    json["parameters"] = {{"total", counts.total},
+                          {"active", counts.active},
+                          {"routed_experts", counts.routed_experts},
+                          {"shared_experts", counts.shared_experts},
+                          {"dense_layers", counts.dense_layers},
+                          {"attention", counts.attention},
+                          {"embedding", counts.embedding},
+                          {"lm_head", counts.head},
+                          {"routers_and_norms", counts.routers_and_norms}};
+    for (const HeldType& type : kHeldTypes) {
+      json["memory_bytes"][type.name] = {{"weights", WeightBytes(card, type)},
+                                         {"kv_per_1000_positions", KvBytes(card, type)}};
+    }
+  }
+  // A folder's name need not be UTF-8.
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+int InspectMain(int argc, char** argv) {
+  std::vector<std::string> folders;
+  bool json = false, wrong = false;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--json") {
+      json = true;
+    } else if (argument.substr(0, 1) == "-") {
+      wrong = true;
+    } else {
+      folders.push_back(argument);
+    }
+  }
+  if (wrong || folders.size() != 1) {
+    std::cerr << "usage: c3pod inspect FOLDER [--json]\n";
+    return 2;
+  }
+  const ModelCard card = InspectModel(folders.front());
+  std::cout << (json ? CardJson(card) : CardText(card)) << std::flush;
+  return card.problems.empty() && std::cout.good() ? 0 : 1;
+}
+
+}  // namespace c3po

@@ -1,0 +1,58 @@
+#ifndef C3PO_SERVER_MODEL_TENSOR_PLAN_H_
+#define C3PO_SERVER_MODEL_TENSOR_PLAN_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "server/model/model_config.h"
+#include "server/weights/checkpoint.h"
+
+namespace c3po {
+
+// Hugging Face's tensor names of one family, relative to "model.layers.N."; null: the family has none.
+struct TensorNames {
+  const char* router;
+  // Followed by the expert's index; where it is null, gate is [E, 2f, d] with up, down [E, d, f].
+  const char* expert_prefix;
+  const char* gate;
+  const char* up;
+  const char* down;
+  const char* shared_prefix;
+};
+TensorNames NamesOf(ModelConfig::Family family);
+
+enum class TensorPart { kEmbedding, kHead, kNorm, kAttention, kRouter, kExpert, kShared, kDense };
+
+struct PlannedTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  TensorPart part = TensorPart::kNorm;  // kShared: of the expert beside the routed ones; kDense: of a layer without
+};
+
+// Calls `visit` for every tensor that a checkpoint of this architecture holds, until it fails, and returns its status.
+// A configuration may ask for 2^40 of them: `visit` has to fail at one that is not there.
+absl::Status VisitTensors(const ModelConfig& config, absl::FunctionRef<absl::Status(const PlannedTensor&)> visit);
+
+// Whether a checkpoint holds exactly the tensors of its architecture, in a dtype of weights (F32, BF16, F16, F8_E4M3):
+// to be asked before any memory is taken that config.json sizes. Time and memory are bounded by the tensors that are
+// there. NotFound names a missing tensor; InvalidArgument one of a wrong shape or dtype, or one that the architecture
+// does not have: nobody would read it, and an option would be silently ignored.
+absl::Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config);
+
+// Elements, counted from the configuration alone; INT64_MAX where that overflows. One tied matrix counts once.
+struct ParameterCounts {
+  int64_t total = 0;
+  // Of these what one token's forward pass reads: all but the routed experts that its router does not choose.
+  int64_t active = 0;
+  // Per part, all layers together.
+  int64_t embedding = 0, head = 0, attention = 0, routed_experts = 0, shared_experts = 0, dense_layers = 0,
+          routers_and_norms = 0;
+};
+ParameterCounts CountParameters(const ModelConfig& config);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_MODEL_TENSOR_PLAN_H_

@@ -1,0 +1,105 @@
+#include "server/inspect/model_card.h"
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/model/moe_model.h"
+#include "tests/server/weights/safetensors_text.h"
+
+namespace c3po {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using Json = nlohmann::json;
+
+std::string Golden(const std::string& model) { return absl::StrCat(C3PO_TESTDATA_DIR, "/model/", model); }
+
+class EveryFamily : public testing::TestWithParam<std::string> {};
+
+TEST_P(EveryFamily, SaysOfTheModelWhatItIsOnceLoaded) {
+  const ModelCard card = InspectModel(Golden(GetParam()));
+  EXPECT_THAT(card.problems, IsEmpty());
+  MoeModelOptions options;
+  options.folder = Golden(GetParam());
+  const auto model = MoeModel::Load(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  const ModelShape& shape = (*model)->shape();
+  const Json json = Json::parse(CardJson(card));
+  EXPECT_EQ(json["loads"], true);
+  EXPECT_EQ(json["family"], shape.architecture);
+  EXPECT_EQ(json["parameters"]["total"], shape.parameters);
+  EXPECT_EQ(json["memory_bytes"]["bfloat16"]["weights"], 2 * shape.parameters);
+  EXPECT_EQ(json["moe_layers"], shape.moe_layers);
+  EXPECT_EQ(json["experts"], shape.experts);
+  EXPECT_LT(card.parameters.active, card.parameters.total);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, EveryFamily,
+                         testing::Values("olmoe_tiny", "mixtral_tiny", "qwen2_moe_tiny", "qwen3_moe_tiny",
+                                         "deepseek_tiny", "deepseek_v2_tiny", "granite_moe_tiny"));
+
+class ChangedFolder : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::copy(Golden("olmoe_tiny"), folder_.path(), std::filesystem::copy_options::overwrite_existing);
+  }
+  Json Config() const { return Json::parse(std::ifstream(folder_.path() + "/config.json")); }
+
+  TestFolder folder_;
+};
+
+TEST_F(ChangedFolder, NamesAnUnsupportedOptionAndADamagedTokenizerTogether) {
+  Json config = Config();
+  config["quantization_config"] = {{"quant_method", "fp8"}};
+  folder_.Write("config.json", config.dump());
+  folder_.Write("tokenizer.json", "{}");
+  const ModelCard card = InspectModel(folder_.path());
+  EXPECT_THAT(card.problems, ElementsAre(HasSubstr("quantization_config"), HasSubstr("tokenizer.json")));
+  EXPECT_THAT(CardText(card), HasSubstr("loads           no"));
+  EXPECT_EQ(Json::parse(CardJson(card))["loads"], false);
+}
+
+TEST_F(ChangedFolder, StillCountsWhereTheWeightsAreMissing) {
+  std::filesystem::remove(folder_.path() + "/model.safetensors");
+  const ModelCard card = InspectModel(folder_.path());
+  EXPECT_THAT(card.problems, ElementsAre(HasSubstr("model.safetensors")));
+  EXPECT_EQ(card.parameters.total, InspectModel(Golden("olmoe_tiny")).parameters.total);
+}
+
+TEST_F(ChangedFolder, TellsAMissingConfigOnce) {
+  std::filesystem::remove(folder_.path() + "/config.json");
+  EXPECT_THAT(InspectModel(folder_.path()).problems, ElementsAre(HasSubstr("config.json")));
+}
+
+TEST_F(ChangedFolder, ShowsTheSizesOfAHostileConfigWithoutTakingMemoryForThem) {
+  Json config = Config();
+  config["num_hidden_layers"] = 1 << 20;
+  config["num_attention_heads"] = config["num_key_value_heads"] = 1 << 20;
+  config["head_dim"] = 1 << 20;
+  folder_.Write("config.json", config.dump());
+  const ModelCard card = InspectModel(folder_.path());
+  EXPECT_THAT(card.problems, ElementsAre(HasSubstr("tensor ")));
+  EXPECT_EQ(Json::parse(CardJson(card))["memory_bytes"]["float32"]["weights"], INT64_MAX);
+}
+
+TEST(InspectMain, ExitsWithWhetherTheFolderWouldLoad) {
+  const auto run = [](std::vector<std::string> arguments) {
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    return InspectMain(static_cast<int>(argv.size()), argv.data());
+  };
+  EXPECT_EQ(run({"inspect", Golden("olmoe_tiny")}), 0);
+  EXPECT_EQ(run({"inspect", "--json", Golden("olmoe_tiny")}), 0);
+  EXPECT_EQ(run({"inspect", Golden("none")}), 1);
+  EXPECT_EQ(run({"inspect"}), 2);
+  EXPECT_EQ(run({"inspect", "--unknown", Golden("olmoe_tiny")}), 2);
+}
+
+}  // namespace
+}  // namespace c3po
