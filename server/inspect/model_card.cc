@@ -33,7 +33,7 @@ void AddProblem(const absl::Status& status, ModelCard& card) {
 }
 
 absl::Status ReadConfig(ModelCard& card) {
-  const std::string path = (std::filesystem::path(card.folder) / "config.json").string();
+  const std::string path = card.folder + "/config.json";
   C3PO_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kConfigBytesMax));
   C3PO_ASSIGN_OR_RETURN(card.config, ModelConfig::Parse(text, path));
   const ModelConfig& config = *card.config;

@@ -47,7 +47,7 @@ INSTANTIATE_TEST_SUITE_P(Families, EveryFamily,
 class ChangedFolder : public testing::Test {
  protected:
   void SetUp() override {
-    std::filesystem::copy(Golden("olmoe_tiny"), folder_.path(), std::filesystem::copy_options::overwrite_existing);
+    std::filesystem::copy(Golden("olmoe_tiny"), folder_.path(), std::filesystem::copy_options::recursive);
   }
   Json Config() const { return Json::parse(std::ifstream(folder_.path() + "/config.json")); }
 
