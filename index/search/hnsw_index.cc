@@ -51,8 +51,10 @@ class SquaredDistanceSpace : public hnswlib::SpaceInterface<float> {
 
 constexpr size_t kFirstCapacity = 1024;  // Nodes.
 
+// Runs `call` under the locks that its caller holds: clang checks the body of `call`, and cannot see through to them
+// here.
 template <typename Call>
-absl::Status Guarded(absl::string_view action, Call call) {
+absl::Status Guarded(absl::string_view action, Call call) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   try {
     call();
     return absl::OkStatus();
