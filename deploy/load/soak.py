@@ -41,7 +41,7 @@ class Server:
         with self.log.open("w") as log:   # Caches that are full after the warm-up: filling them is no leak.
             self.process = subprocess.Popen(
                 [binary, "--model", model, "--embedder", "model", "--store", folder / "store.db", "--listen", "127.0.0.1:0", "--metrics-port",
-                 "0", "--neighbor-cache-mb", "8", "--kv-cache-tokens", "4096", "--exact-references-max", str(EXACT_MAX)], stderr=log)
+                 "0", "--neighbor-cache-mb", "1", "--kv-cache-tokens", "4096", "--exact-references-max", str(EXACT_MAX)], stderr=log)
         while True:
             lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
             serving = [line for line in lines if line.get("event") == "serving"]
