@@ -171,14 +171,17 @@ TEST(TokenizerLoad, AFoldersConfigSaysWhichTokensGoAround) {
 }
 
 TEST(TokenizerLoad, SequencesThatNestWithoutEndAreRefused) {
-  std::string nested;
-  for (int i = 0; i < 20000; ++i) nested.append(R"({"type": "Sequence", "normalizers": [)");
-  nested.append(R"({"type": "NFC"})");
-  for (int i = 0; i < 20000; ++i) nested.append("]}");
-  nlohmann::json file = BaseFile("byte_level.json");
-  file["normalizer"] = "HERE";
-  const std::string content = absl::StrReplaceAll(file.dump(), {{"\"HERE\"", nested}});
-  EXPECT_THAT(std::string(LoadStatus(content).message()), HasSubstr("sequences nest too deep"));
+  const auto message = [](int depth) {
+    std::string nested;
+    for (int i = 0; i < depth; ++i) nested.append(R"({"type": "Sequence", "normalizers": [)");
+    nested.append(R"({"type": "NFC"})");
+    for (int i = 0; i < depth; ++i) nested.append("]}");
+    nlohmann::json file = BaseFile("byte_level.json");
+    file["normalizer"] = "HERE";
+    return std::string(LoadStatus(absl::StrReplaceAll(file.dump(), {{"\"HERE\"", nested}})).message());
+  };
+  EXPECT_THAT(message(20), HasSubstr("sequences nest too deep"));
+  EXPECT_THAT(message(20000), HasSubstr("nests deeper than 64 levels"));
 }
 
 TEST(TokenizerLoad, MergesAsStringsAndAsPairsAreTheSame) {
