@@ -14,7 +14,7 @@ from serving_case import DOCUMENTED, ServingCase, details, gen, opt, pb, ref, sa
 
 
 class CancellationTest(ServingCase):
-    FLAGS = ("--unread-messages-max", 64)
+    FLAGS = ("--unread-messages-max", 1024)   # More than a reader that only is slow can leave: 500 in all.
 
     @classmethod
     def setUpClass(cls):
