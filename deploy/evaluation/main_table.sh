@@ -3,24 +3,20 @@
 # suite's references, learns each collection's prior, stores its profile, asks the held-out questions with every method, and
 # writes the report. A run that was interrupted goes on where it stopped.
 #   main_table.sh [FOLDER]    default build/evaluation; report.html, report.md and the runs go there
-#   C3PO_ADAPTATION_LIMIT, C3PO_KNOWLEDGE_LIMIT, C3PO_REFERENCE_LIMIT    questions and references per task (450, 400, 300)
-#   C3PO_METHOD_LIMIT    adaptation questions per task for a second table with every method, oracle included (0: none)
+#   C3PO_ADAPTATION_LIMIT, C3PO_KNOWLEDGE_LIMIT                          questions per task (300, 430)
+#   C3PO_ADAPTATION_REFERENCE_LIMIT, C3PO_KNOWLEDGE_REFERENCE_LIMIT      references per task (300, 200)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${1:-build/evaluation}
-ADAPTATION_LIMIT=${C3PO_ADAPTATION_LIMIT:-450}
-KNOWLEDGE_LIMIT=${C3PO_KNOWLEDGE_LIMIT:-400}
-REFERENCE_LIMIT=${C3PO_REFERENCE_LIMIT:-300}
-METHOD_LIMIT=${C3PO_METHOD_LIMIT:-0}
+ADAPTATION_LIMIT=${C3PO_ADAPTATION_LIMIT:-300}
+KNOWLEDGE_LIMIT=${C3PO_KNOWLEDGE_LIMIT:-430}
+ADAPTATION_REFERENCE_LIMIT=${C3PO_ADAPTATION_REFERENCE_LIMIT:-300}
+KNOWLEDGE_REFERENCE_LIMIT=${C3PO_KNOWLEDGE_REFERENCE_LIMIT:-200}
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
 SUITE=$CACHE_DIR/suite
 ADAPTATION=(sst2 mrpc rte boolq cb copa)
 KNOWLEDGE=(arc_easy arc_challenge openbookqa piqa hellaswag winogrande mmlu)
 PRIOR_TASKS="arc_challenge openbookqa piqa"  # In the others a prior never lowered the loss (RESULTS.md).
-# Gradient descent from few samples, without a gate, the same everywhere: where calibrate begins.
-NGD=(--k 12 --references all --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29
-  --application shift --objective choices --no-gate --no-profile)
-
 heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
 
 heading "1/5 Installing and building what is missing"
@@ -46,9 +42,9 @@ c3po() { build/release/bin/c3po --server "$SERVER" "$@"; }
 c3po info
 
 heading "3/5 References, priors and profiles"
-for task in "${ADAPTATION[@]}" "${KNOWLEDGE[@]}"; do
-  c3po refs import "$SUITE/$task/references.jsonl" --collection "$task" --limit "$REFERENCE_LIMIT"
-done
+import() { c3po refs import "$SUITE/$1/references.jsonl" --collection "$1" --limit "$2"; }
+for task in "${ADAPTATION[@]}"; do import "$task" "$ADAPTATION_REFERENCE_LIMIT"; done
+for task in "${KNOWLEDGE[@]}"; do import "$task" "$KNOWLEDGE_REFERENCE_LIMIT"; done
 # The default method of a collection is what `c3po calibrate` stores as its profile, from the references alone: for the
 # adaptation tasks it searches settings, for the knowledge tasks it says whether the prior helps.
 has() { c3po refs profile show --collection "$2" --json | grep -q "\"$1\""; }
@@ -71,22 +67,17 @@ done
 
 heading "4/5 Held-out questions"
 join() { local IFS=,; echo "$*"; }
-METHODS=none,profile,ngd,prior,knn
-for task in "${ADAPTATION[@]}"; do has prior "$task" || METHODS=none,profile,ngd,knn; done
-c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$ADAPTATION_LIMIT" --methods "$METHODS" "${NGD[@]}" \
-  --out "$OUT/adaptation"
-c3po eval --suite "$SUITE" --task "$(join "${KNOWLEDGE[@]}")" --limit "$KNOWLEDGE_LIMIT" --methods none,profile,knn \
-  --k 12 --references all --out "$OUT/knowledge"
-if [ "$METHOD_LIMIT" != 0 ]; then
-  for task in "${ADAPTATION[@]}"; do c3po refs amortize --collection "$task" --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29 --objective choices; done
-  c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$METHOD_LIMIT" \
-    --methods none,ngd,oracle,kernel,mode,amortized,icl,paper,public-code "${NGD[@]}" --out "$OUT/methods"
-fi
+METHODS=none,profile,prior,knn
+for task in "${ADAPTATION[@]}"; do has prior "$task" || METHODS=none,profile,knn; done
+c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$ADAPTATION_LIMIT" --methods "$METHODS" \
+  --k 12 --references all --out "$OUT/adaptation"
+# Every knowledge question has choices of its own, so that its neighbors have no vote.
+c3po eval --suite "$SUITE" --task "$(join "${KNOWLEDGE[@]}")" --limit "$KNOWLEDGE_LIMIT" --methods none,profile \
+  --out "$OUT/knowledge"
 
 heading "5/5 Report"
 RUNS=("$OUT/adaptation" "$OUT/knowledge")
 c3po report "${RUNS[@]}" --format markdown >"$OUT/report.md"
 c3po report "${RUNS[@]}" --out "$OUT/report.html"
-if [ -d "$OUT/methods" ]; then c3po report "$OUT/methods" --format markdown >>"$OUT/report.md"; fi
 cat "$OUT/report.md"
 echo "pictures: $OUT/report.html"

@@ -1,6 +1,7 @@
 // Products of activations with a weight matrix: ours against libtorch's, alternating, on the shapes of the default
 // model and of the benchmark model.
-//   c3po_bench_products [milliseconds=100]      time per shape and way
+//   c3po_bench_products [milliseconds=100] [bfloat16|float32=float32] [shape]      time per shape and way; one shape only
+// Ours reads the weights as they are stored; libtorch's are float32 always, as its product of bfloat16 is another one.
 // Prints weight bytes per second (what decode is bound by), operations per second (what prefill is bound by) and the
 // median of libtorch's time over ours.
 
@@ -12,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <string_view>
 #include <vector>
 
 #include "server/model/cpu/matrix_products.h"
@@ -27,7 +29,7 @@ struct Shape {
 };
 
 void Compare(const char* form, const Shape& shape, int64_t rows, double budget, const std::function<void()>& ours,
-             const std::function<void()>& torch) {
+             const std::function<void()>& torch, int weight_bytes) {
   std::vector<double> own, other, ratio;
   ours();
   torch();
@@ -40,46 +42,56 @@ void Compare(const char* form, const Shape& shape, int64_t rows, double budget, 
   std::printf(
       "%-6s %-10s %6lld x %-5lld rows %4lld  %9.1f us  %6.1f GB/s  %6.1f GFLOP/s  libtorch %9.1f us  ratio %.2f\n",
       form, shape.name, static_cast<long long>(shape.n), static_cast<long long>(shape.k), static_cast<long long>(rows),
-      seconds * 1e6, weights * 4 / seconds * 1e-9, 2 * weights * static_cast<double>(rows) / seconds * 1e-9,
+      seconds * 1e6, weights * weight_bytes / seconds * 1e-9, 2 * weights * static_cast<double>(rows) / seconds * 1e-9,
       Median(other) * 1e6, Median(ratio));
   std::fflush(stdout);
 }
 
 int Main(int argc, char** argv) {
   const double budget = (argc > 1 ? std::max(1, std::atoi(argv[1])) : 100) * 1e-3;
+  const bool bfloat16 = argc > 2 && std::string_view(argv[2]) == "bfloat16";
+  const std::string_view only = argc > 3 ? argv[3] : "";
+  const int weight_bytes = bfloat16 ? 2 : 4;
   const c10::InferenceMode inference;
   at::set_num_threads(cpu::ThreadPool::Shared().threads());
   std::printf("%d threads of ours, %d of libtorch\n", cpu::ThreadPool::Shared().threads(), at::get_num_threads());
   const Shape shapes[] = {{"qkv", 960, 576},       {"output", 576, 576}, {"gate_up", 3072, 576}, {"down", 1536, 576},
                           {"lm_head", 49152, 576}, {"qkv", 1536, 512},   {"expert", 512, 512}};
   for (const Shape& shape : shapes) {
+    if (!only.empty() && only != shape.name) continue;
     // Copies enough that none is in cache when its turn comes, as the layers of a model.
     const auto copies = std::max<int64_t>(1, (256 << 20) / (shape.n * shape.k * 4));
-    std::vector<at::Tensor> weights;
-    for (int64_t i = 0; i < copies; ++i) weights.push_back(at::randn({shape.n, shape.k}, at::kFloat));
+    std::vector<at::Tensor> weights, stored;
+    for (int64_t i = 0; i < copies; ++i) {
+      weights.push_back(at::randn({shape.n, shape.k}, at::kFloat));
+      stored.push_back(bfloat16 ? weights.back().to(at::kBFloat16) : weights.back());
+    }
     size_t next = 0;
     for (const int64_t rows : {1, 3, 4, 12, 32, 64, 512}) {
       if (rows * shape.n > 4096 * 4096) continue;
       const at::Tensor x = at::randn({rows, shape.k}, at::kFloat), a = at::randn({rows, shape.n}, at::kFloat);
       const auto weight = [&]() -> const at::Tensor& { return weights[next++ % weights.size()]; };
+      const auto own = [&]() -> cpu::WeightView {
+        return {stored[next++ % stored.size()].const_data_ptr(), bfloat16, shape.n, shape.k};
+      };
       Compare(
           "dot", shape, rows, budget,
           [&] {
             const at::Tensor y = at::empty({rows, shape.n}, at::kFloat);
             cpu::MultiplyTransposed({{{x.const_data_ptr<float>(), shape.k, rows, nullptr},
-                                      {weight().const_data_ptr(), false, shape.n, shape.k},
+                                      own(),
                                       {y.mutable_data_ptr<float>(), shape.n, nullptr}}});
           },
-          [&] { at::linear(x, weight()); });
+          [&] { at::linear(x, weight()); }, weight_bytes);
       Compare(
           "outer", shape, rows, budget,
           [&] {
             const at::Tensor y = at::zeros({rows, shape.k}, at::kFloat);
             cpu::MultiplyAdd({{{a.const_data_ptr<float>(), shape.n, rows, nullptr},
-                               {weight().const_data_ptr(), false, shape.n, shape.k},
+                               own(),
                                {y.mutable_data_ptr<float>(), shape.k, nullptr}}});
           },
-          [&] { at::matmul(a, weight()); });
+          [&] { at::matmul(a, weight()); }, weight_bytes);
     }
   }
   return 0;
