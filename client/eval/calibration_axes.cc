@@ -20,7 +20,8 @@ void SetSuffix(uint32_t layers, uint32_t moe_layers, Options* options) {
   }
 }
 
-// The few labelled samples of a domain teach its answers: every labelled neighbor, contrast over its choices.
+// The few labelled samples of a domain teach its answers: every labelled neighbor, contrast over its choices. Steps that
+// raise the neighbors' loss are halved: it falls at every step then, and answers are as good (deploy/evaluation/RESULTS.md).
 Options FewSamples(const CalibrationScope& scope) {
   Options patch;
   patch.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
@@ -32,6 +33,7 @@ Options FewSamples(const CalibrationScope& scope) {
   patch.set_step_rule(v1::STEP_RULE_ADAM);
   patch.set_learning_rate(0.05);
   patch.set_steps(8);
+  patch.set_backtrack(true);
   SetSuffix(8, scope.moe_layers, &patch);
   return patch;
 }
@@ -156,13 +158,13 @@ CalibrationAxis Objectives() {
 // Fields that hold harm down at some cost of lift.
 CalibrationAxis Caution() {
   CalibrationAxis axis{"caution", true, {}};
-  Options validation, half, backtrack;
+  Options validation, half, plain;
   validation.set_validation_neighbors(4);
   half.set_step_scale(0.5);
-  backtrack.set_backtrack(true);
+  plain.set_backtrack(false);
   axis.candidates = {{"4 validation neighbors", validation},
                      {"half of the displacement", half},
-                     {"steps that raise the loss halved", backtrack}};
+                     {"steps that raise the loss kept", plain}};
   return axis;
 }
 

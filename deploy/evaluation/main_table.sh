@@ -17,6 +17,7 @@ SUITE=$CACHE_DIR/suite
 ADAPTATION=(sst2 mrpc rte boolq cb copa)
 KNOWLEDGE=(arc_easy arc_challenge openbookqa piqa hellaswag winogrande mmlu)
 PRIOR_TASKS="arc_challenge openbookqa piqa"  # In the others a prior never lowered the loss (RESULTS.md).
+
 heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
 
 heading "1/5 Installing and building what is missing"
@@ -51,7 +52,7 @@ has() { c3po refs profile show --collection "$2" --json | grep -q "\"$1\""; }
 tune() { c3po refs tune --collection "$1" --critical-layers 22-29 --epochs "$2" --learning-rate 0.02 --patience 1; }
 for task in "${ADAPTATION[@]}"; do
   # Leave-one-out over all references comes first: with a prior stored, only what it was not fitted to could be asked.
-  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 40
+  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 60
   has prior "$task" || tune "$task" 8
 done
 for task in "${KNOWLEDGE[@]}"; do
@@ -59,7 +60,7 @@ for task in "${KNOWLEDGE[@]}"; do
   if [[ " $PRIOR_TASKS " == *" $task "* ]]; then tune "$task" 2; fi
   # Where no prior was better than none, on references apart, there is nothing to calibrate.
   if has prior "$task"; then
-    c3po calibrate --collection "$task" --critical-layers 22-29 --questions 60 --method prior --budget-seconds 1
+    c3po calibrate --collection "$task" --critical-layers 22-29 --questions 40 --method prior --budget-seconds 1
   else
     c3po refs profile set --collection "$task" '{"method":"METHOD_NONE"}'
   fi

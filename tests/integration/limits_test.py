@@ -9,7 +9,8 @@ import unittest
 
 import grpc
 
-from serving_case import ServingCase, details, gen, opt, pb, ref, samples, srv, tokens_of
+from service_calls import details, gen, opt, pb, ref, samples, srv, tokens_of
+from serving_case import ServingCase
 
 
 class LimitsTest(ServingCase):

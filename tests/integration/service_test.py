@@ -2,47 +2,20 @@
 usage: service_test.py C3POD"""
 
 import concurrent.futures
-import json
 import pathlib
-import socket
-import subprocess
 import sys
 import time
 import unittest
 import urllib.error
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
 
 import server_process
+from service_calls import details, gen, opt, pb, ref, samples, srv, tokens_of
 
 BINARY = sys.argv.pop(1)
-pb = server_process.make_stubs()
-gen, ref, opt, srv = pb["generation_pb2"], pb["reference_pb2"], pb["options_pb2"], pb["server_pb2"]
 
 ALL_METHODS = (opt.METHOD_NONE, opt.METHOD_MODE_FINDING, opt.METHOD_KERNEL_REGRESSION, opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT)
-
-
-def samples(count):
-    """Questions of which some have choices; the tiny random model gets some right and some wrong."""
-    for i in range(count):
-        answer = f" {i % 7}"
-        choices = [f" {c}" for c in range(7)] if i % 2 == 0 else []
-        yield ref.ReferenceSample(prompt=f"What is {i} modulo seven?", answer=answer, choices=choices, metadata={"i": str(i)})
-
-
-def details(error):
-    """Reason and violated fields of a failed call."""
-    metadata = dict(error.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
-    reason, fields = None, []
-    for any_detail in status.details:
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if any_detail.Unpack(info):
-            reason = info.reason
-        elif any_detail.Unpack(bad):
-            fields = [violation.field for violation in bad.field_violations]
-    return reason, fields
 
 
 class ServiceTest(unittest.TestCase):
@@ -77,17 +50,12 @@ class ServiceTest(unittest.TestCase):
                                       sampling=gen.SamplingOptions(max_tokens=max_tokens, ignore_eos=True, **(sampling or {})))
         return list(self.generation.Generate(request, timeout=60))
 
-    @staticmethod
-    def tokens(events):
-        return [token for event in events if event.HasField("delta") for token in event.delta.token_ids]
-
     def fails(self, code, field, call):
         with self.assertRaises(grpc.RpcError) as caught:
             call()
         error = caught.exception
         self.assertEqual(error.code(), code, error.details())
-        reason, fields = details(error)
-        self.assertIsNotNone(reason)
+        fields = details(error)[1]
         if field is not None:
             self.assertEqual(fields, [field], error.details())
         return error
@@ -110,7 +78,7 @@ class ServiceTest(unittest.TestCase):
         self.assertTrue(report.largest_changes)
         for layer in [*report.pathway_before, *report.pathway_after]:
             self.assertAlmostEqual(sum(layer.weights), 1, places=4)
-        self.assertEqual(len(self.tokens(events)), 12)
+        self.assertEqual(len(tokens_of(events)), 12)
         self.assertEqual(summary.usage.completion_tokens, 12)
         self.assertEqual(summary.finish_reason, gen.FINISH_REASON_LENGTH)
         info = self.info.GetServerInfo(srv.GetServerInfoRequest())
@@ -132,11 +100,11 @@ class ServiceTest(unittest.TestCase):
     def test_interleaved_clients_never_mix_their_pathways(self):
         cases = [dict(method=method, application_rule=rule, k=k, prompt=f"What is {60 + k} modulo seven?")
                  for method in ALL_METHODS for rule in (1, 2, 3) for k in (2, 5)]
-        alone = [self.tokens(self.ask(**case)) for case in cases]
+        alone = [tokens_of(self.ask(**case)) for case in cases]
         self.assertGreater(len({tuple(t) for t in alone}), 2)
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             for _ in range(2):
-                together = list(pool.map(lambda case: self.tokens(self.ask(**case)), cases))
+                together = list(pool.map(lambda case: tokens_of(self.ask(**case)), cases))
                 self.assertEqual(together, alone)
 
     def test_scores_are_bitwise_the_same_alone_and_interleaved(self):
@@ -152,12 +120,12 @@ class ServiceTest(unittest.TestCase):
         first = self.ask(method=opt.METHOD_NONE, sampling=dict(temperature=1.0))
         seed = first[-1].summary.provenance.effective_seed
         again = self.ask(method=opt.METHOD_NONE, sampling=dict(temperature=1.0, seed=seed))
-        self.assertEqual(self.tokens(first), self.tokens(again))
+        self.assertEqual(tokens_of(first), tokens_of(again))
 
     def test_max_tokens_not_given_is_what_the_context_window_leaves(self):
         request = gen.GenerateRequest(prompt="x" * 240, sampling=gen.SamplingOptions(ignore_eos=True),
                                       optimization=opt.OptimizationOptions(method=opt.METHOD_NONE))
-        self.assertEqual(len(self.tokens(self.generation.Generate(request))), 16)
+        self.assertEqual(len(tokens_of(self.generation.Generate(request))), 16)
 
     def test_logprobs_and_stop_strings(self):
         plain = self.ask(method=opt.METHOD_NONE, sampling=dict(logprobs=3))
@@ -178,7 +146,7 @@ class ServiceTest(unittest.TestCase):
 
     def test_score_equals_teacher_forced_generation(self):
         events = self.ask(method=opt.METHOD_NONE, max_tokens=5, sampling=dict(logprobs=0))
-        ids = self.tokens(events)
+        ids = tokens_of(events)
         logprobs = [p.chosen.logprob for e in events if e.HasField("delta") for p in e.delta.logprobs]
         text = self.generation.Detokenize(gen.DetokenizeRequest(ids=ids)).text
         if list(self.generation.Tokenize(gen.TokenizeRequest(text=text)).ids) != ids:
@@ -480,179 +448,6 @@ class ServiceTest(unittest.TestCase):
         answer = next(reflect(iter([b"\x3a\x00"])))  # list_services
         for service in (b"c3po.v1.GenerationService", b"c3po.v1.ReferenceService", b"c3po.v1.ServerService"):
             self.assertIn(service, answer)
-
-
-class RestartTest(unittest.TestCase):
-    def setUp(self):
-        self.folder = server_process.fresh_folder()
-
-    def tearDown(self):
-        server_process.remove_folder(self.folder)
-
-    def run_server(self, *flags, **options):
-        server = server_process.ServerProcess(BINARY, self.folder, *flags, **options)
-        # A test that fails must not leave its server behind: it would hold the pipes of whoever runs the tests.
-        self.addCleanup(server.process.kill)
-        return server
-
-    def stats(self, server):
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        return {c.collection: (c.references, c.usable) for c in stub.GetStats(ref.GetStatsRequest(), timeout=10).collections}
-
-    def test_references_survive_a_restart_and_a_graph_is_reloaded(self):
-        server = self.run_server("--exact-references-max", "10")
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        list(stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(30)))
-        search = ref.SearchReferencesRequest(collection="set", text="What is 3 modulo seven?", k=5)
-        before = [(h.reference.id, round(h.distance, 5)) for h in stub.Search(search).hits]
-        self.assertEqual(server.stop(), 0)
-        self.assertTrue(list((self.folder / "store.db.graphs").iterdir()))
-        server = self.run_server("--exact-references-max", "10")
-        self.assertEqual(self.stats(server), {"set": (30, 30)})
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        self.assertEqual([(h.reference.id, round(h.distance, 5)) for h in stub.Search(search).hits], before)
-        self.assertEqual(server.stop(), 0)
-
-    def test_killed_during_an_import_keeps_what_was_acknowledged_once(self):
-        server = self.run_server()
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        acknowledged = set()
-        try:
-            for response in stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(2000)):
-                acknowledged |= {v.id for v in response.verdicts}
-                if len(acknowledged) >= 60:
-                    server.process.kill()
-        except grpc.RpcError:
-            pass
-        server.stop()
-        server = self.run_server()
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        stored, token = [], ""
-        while True:
-            page = stub.List(ref.ListReferencesRequest(page_size=1000, page_token=token))
-            stored += [r.id for r in page.references]
-            token = page.next_page_token
-            if not token:
-                break
-        self.assertEqual(len(stored), len(set(stored)))
-        self.assertLessEqual(acknowledged, set(stored))
-        self.assertEqual(server.stop(), 0)
-
-    def test_references_of_another_model_are_refused_with_advice(self):
-        server = self.run_server()
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        list(stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(3)))
-        server.stop()
-        server = self.run_server(model=server_process.TINY_MODEL.parent / "olmoe_tiny")
-        self.assertEqual(self.stats(server), {"set": (3, 0)})
-        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
-        with self.assertRaises(grpc.RpcError) as caught:
-            list(generation.Generate(gen.GenerateRequest(prompt="a", optimization=opt.OptimizationOptions(collection="set"),
-                                                         sampling=gen.SamplingOptions(max_tokens=1))))
-        self.assertEqual(caught.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
-        self.assertEqual(details(caught.exception)[0], "PRECONDITION")
-        server.stop()
-
-    def test_the_sentence_encoder_finds_questions_of_the_same_kind(self):
-        server = self.run_server("--embedder", str(server_process.cache_folder() / "models" / "all-minilm-l6-v2"))
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        texts = ["Which gas do plants take in?", "How many strings has a violin?", "What do bees make?"]
-        list(stub.Add(ref.AddReferencesRequest(collection="set", sample=ref.ReferenceSample(prompt=t, answer=" x")) for t in texts))
-        for text, nearest in (("What does a leaf absorb from the air?", 0), ("Name a musical instrument.", 1), ("Where does honey come from?", 2)):
-            hit = stub.Search(ref.SearchReferencesRequest(collection="set", text=text, k=1)).hits[0]
-            self.assertEqual(hit.reference.sample.prompt, texts[nearest])
-        self.assertEqual(server.stop(), 0)
-
-    def test_running_streams_finish_when_the_server_drains(self):
-        server = self.run_server()
-        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
-        stream = generation.Generate(gen.GenerateRequest(
-            prompt="a", sampling=gen.SamplingOptions(max_tokens=150, ignore_eos=True),
-            optimization=opt.OptimizationOptions(method=opt.METHOD_NONE)))
-        next(stream)
-        server.process.terminate()
-        events = list(stream)
-        self.assertEqual(events[-1].summary.usage.completion_tokens, 150)
-        self.assertEqual(server.stop(), 0)
-
-    def test_starting_wrongly_names_what_is_wrong(self):
-        def start_error(*flags, model=server_process.TINY_MODEL):
-            command = [BINARY, "--model", str(model), "--store", str(self.folder / "x.db"), "--listen", "127.0.0.1:0",
-                       "--metrics-port", "-1", "--embedder", "model", *flags]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-            self.assertNotEqual(done.returncode, 0)
-            return done.stderr.splitlines()[-1]
-
-        def damaged(name, edit):
-            folder = self.folder / name
-            folder.mkdir()
-            for path in server_process.TINY_MODEL.iterdir():
-                (folder / path.name).write_bytes(path.read_bytes())
-            edit(folder)
-            return folder
-
-        self.assertIn("--model", start_error("--model", ""))
-        self.assertIn("--steps", start_error("--steps", "-1"))
-        self.assertIn("tokenizer.json", start_error(model=damaged("a", lambda f: (f / "tokenizer.json").unlink())))
-        weights = lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000])
-        self.assertIn("model.safetensors", start_error(model=damaged("b", weights)))
-        self.assertIn("dtype", start_error("--dtype", "int4"))
-        self.assertIn("nowhere", start_error(model=self.folder / "nowhere"))
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
-            port = taken.getsockname()[1]
-            self.assertIn(str(port), start_error("--listen", f"127.0.0.1:{port}"))
-        server = self.run_server()
-        self.assertIn("locked", start_error("--store", str(self.folder / "store.db")))
-        server.stop()
-
-    def test_oracle_raises_the_answer_and_learned_things_survive_a_restart(self):
-        server = self.run_server("--allow-oracle")
-        refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        list(refs.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(40)))
-        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
-
-        def score(method, answer=None, **options):
-            return generation.Score(gen.ScoreRequest(
-                prompt="What is 50 modulo seven?", continuations=[" 1", " 2"], oracle_answer=answer,
-                optimization=opt.OptimizationOptions(collection="set", method=method, steps=10, **options)))
-
-        # A router shift of zero is the plain model, so that descent starts where the comparison does.
-        plain, oracle = score(opt.METHOD_NONE), score(opt.METHOD_ORACLE, " 2", objective=opt.OBJECTIVE_CHOICES,
-                                                      application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT)
-        margin = lambda r: r.scores[1].log_likelihood - r.scores[0].log_likelihood
-        self.assertGreater(margin(oracle), margin(plain))
-        for answer in (None, " 3"):
-            with self.assertRaises(grpc.RpcError) as caught:
-                score(opt.METHOD_ORACLE, answer)
-            self.assertEqual(details(caught.exception), ("INVALID_FIELD", ["oracle_answer"]))
-        tune = ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=3, batch_size=8, learning_rate=0.3)
-        self.assertTrue(list(refs.TunePrior(tune))[-1].HasField("stored"))
-        refs.SetProfile(ref.SetProfileRequest(collection="set", profile=opt.OptimizationOptions(method=opt.METHOD_COLLECTION_PRIOR)))
-        before = score(opt.METHOD_UNSPECIFIED)
-        self.assertEqual(before.optimization.method, opt.METHOD_COLLECTION_PRIOR)
-        server.process.kill()
-        server.stop()
-        server = self.run_server()
-        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
-        after = score(opt.METHOD_UNSPECIFIED)
-        self.assertEqual(after.optimization.method, opt.METHOD_COLLECTION_PRIOR)
-        self.assertEqual([s.log_likelihood for s in after.scores], [s.log_likelihood for s in before.scores])
-        self.assertEqual(server.stop(), 0)
-
-    def test_a_full_disk_ends_the_import_and_loses_nothing(self):
-        # A file-size limit stands for the full disk: SQLite sees the write fail.
-        server = self.run_server(launcher=["/bin/sh", "-c", 'ulimit -f 300; exec "$0" "$@"'])
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        acknowledged = set()
-        with self.assertRaises(grpc.RpcError) as caught:
-            for response in stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(3000)):
-                acknowledged |= {v.id for v in response.verdicts}
-        self.assertEqual(caught.exception.code(), grpc.StatusCode.RESOURCE_EXHAUSTED, caught.exception.details())
-        stats = stub.GetStats(ref.GetStatsRequest()).collections[0]
-        self.assertEqual(stats.references, len(acknowledged))
-        self.assertEqual(server.stop(), 0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import urllib.error
 import grpc
 
 import server_process
-from serving_case import DOCUMENTED, ServingCase, details, gen, opt, pb, ref, samples, tokens_of
+from service_calls import DOCUMENTED, details, gen, opt, pb, ref, samples, tokens_of
+from serving_case import ServingCase
 
 
 class CancellationTest(ServingCase):
