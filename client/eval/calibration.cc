@@ -100,34 +100,48 @@ GatedCounts CountGated(const Results& optimized, const Results& none, const Gate
   return counts;
 }
 
-// What a gate may cost: a tenth of the ungated lift. Among those that keep the rest, the one with the least harm.
-constexpr double kLiftKept = 0.9;
+// A gate is chosen where, on the questions of the search, it at least halves the harm, by no fewer than three answers,
+// and leaves nine tenths of the ungated lift. There are a few dozen questions: a weaker rule finds a gate by chance,
+// and so would several thresholds at once, which is why there is one.
+constexpr double kLiftKept = 0.9, kHarmKept = 0.5;
+constexpr size_t kHarmSpared = 3;
 
-GateThresholds ChooseGate(const Results& optimized, const Results& none) {
+std::vector<GateThresholds> GateCandidates(const Results& optimized) {
+  std::vector<GateThresholds> candidates;
   std::vector<double> distances;
   for (const ItemResult& result : optimized) {
     if (!result.neighbor_distances.empty()) distances.push_back(result.neighbor_distances[0]);
   }
-  std::vector<double> distance_values = {std::numeric_limits<double>::infinity()};
-  if (!distances.empty()) {
-    for (const double q : {0.9, 0.8, 0.7, 0.5}) distance_values.push_back(Quantile(distances, q));
+  for (const double q : {0.9, 0.8, 0.7, 0.5}) {
+    if (!distances.empty()) candidates.emplace_back().distance = Quantile(distances, q);
   }
+  for (const double confidence : {0.99, 0.95, 0.9, 0.8}) candidates.emplace_back().confidence = confidence;
+  for (const double confidence : {0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9}) {
+    candidates.emplace_back().optimized_confidence = confidence;
+  }
+  return candidates;
+}
+
+GateThresholds ChooseGate(const Results& optimized, const Results& none) {
   GateThresholds best;
-  GatedCounts least = CountGated(optimized, none, best);
-  const double ungated_lift = static_cast<double>(least.improved) - static_cast<double>(least.worsened);
-  for (const double distance : distance_values) {
-    for (const double confidence : {std::numeric_limits<double>::infinity(), 0.99, 0.95, 0.9, 0.8}) {
-      for (const double after : {0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9}) {
-        const GateThresholds gate{distance, confidence, after};
-        const GatedCounts counts = CountGated(optimized, none, gate);
-        const double lift = static_cast<double>(counts.improved) - static_cast<double>(counts.worsened);
-        const bool fewer =
-            counts.worsened < least.worsened || (counts.worsened == least.worsened && counts.improved > least.improved);
-        if (!fewer || lift < kLiftKept * ungated_lift) continue;
-        least = counts;
-        best = gate;
-      }
+  const GatedCounts ungated = CountGated(optimized, none, best);
+  const auto lift = [](const GatedCounts& counts) {
+    return static_cast<double>(counts.improved) - static_cast<double>(counts.worsened);
+  };
+  GatedCounts least = ungated;
+  for (const GateThresholds& gate : GateCandidates(optimized)) {
+    const GatedCounts counts = CountGated(optimized, none, gate);
+    const auto harm = static_cast<double>(counts.worsened);
+    if (harm > kHarmKept * static_cast<double>(ungated.worsened) || counts.worsened + kHarmSpared > ungated.worsened ||
+        lift(counts) < kLiftKept * lift(ungated)) {
+      continue;
     }
+    if (best.any() &&
+        std::make_pair(counts.worsened, least.improved) >= std::make_pair(least.worsened, counts.improved)) {
+      continue;
+    }
+    least = counts;
+    best = gate;
   }
   return best;
 }

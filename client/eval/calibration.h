@@ -85,7 +85,8 @@ struct CalibrationResult {
 // TriedPoint::utility on settings.search. Then the winner and method none answer settings.check. The gate's thresholds
 // (nearest neighbor's distance; the model's own confidence, where every choice is one token so that the answers' own
 // probabilities are that confidence; the optimized model's confidence) are chosen from the recorded answers on
-// settings.search, without asking again: the fewest worsened answers that leave nine tenths of the ungated lift.
+// settings.search, without asking again: one of the three, which halves the worsened answers at least, by three or more,
+// and leaves nine tenths of the ungated lift; of several the one with the fewest worsened answers.
 // InvalidArgument: no questions on a side. Else the scorer's errors.
 absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSettings& settings, CalibrationScorer& scorer);
 

@@ -18,7 +18,7 @@ ADAPTATION=(sst2 mrpc rte boolq cb copa)
 KNOWLEDGE=(arc_easy arc_challenge openbookqa piqa hellaswag winogrande mmlu)
 PRIOR_TASKS="arc_challenge openbookqa piqa"  # In the others a prior never lowered the loss (RESULTS.md).
 
-heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
+. deploy/evaluation/evaluation_server.sh
 
 heading "1/5 Installing and building what is missing"
 deploy/install_deps.sh
@@ -28,18 +28,7 @@ mkdir -p "$OUT"
 "$(ls -d "$CACHE_DIR"/tools-*/bin/python | sort -V | tail -n 1)" deploy/evaluation/build_suite.py "$SUITE"
 
 heading "2/5 Starting a server"
-build/release/bin/c3pod --allow-oracle --store "$OUT/references.db" --listen 127.0.0.1:0 --metrics-port -1 \
-  --neighbor-cache-mb 4096 2>"$OUT/server.log" &
-SERVER_PID=$!
-trap 'kill -TERM $SERVER_PID 2>/dev/null; wait $SERVER_PID || true' EXIT
-SERVER=
-for _ in $(seq 240); do
-  SERVER=$(sed -n 's/.*"serving".*"address":"\([^"]*\)".*/\1/p' "$OUT/server.log")
-  if [ -n "$SERVER" ]; then break; fi
-  if ! kill -0 "$SERVER_PID" 2>/dev/null; then cat "$OUT/server.log" >&2; exit 1; fi
-  sleep 0.5
-done
-c3po() { build/release/bin/c3po --server "$SERVER" "$@"; }
+start_server "$OUT"
 c3po info
 
 heading "3/5 References, priors and profiles"
@@ -52,7 +41,7 @@ has() { c3po refs profile show --collection "$2" --json | grep -q "\"$1\""; }
 tune() { c3po refs tune --collection "$1" --critical-layers 22-29 --epochs "$2" --learning-rate 0.02 --patience 1; }
 for task in "${ADAPTATION[@]}"; do
   # Leave-one-out over all references comes first: with a prior stored, only what it was not fitted to could be asked.
-  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 60
+  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 120
   has prior "$task" || tune "$task" 8
 done
 for task in "${KNOWLEDGE[@]}"; do
@@ -67,7 +56,6 @@ for task in "${KNOWLEDGE[@]}"; do
 done
 
 heading "4/5 Held-out questions"
-join() { local IFS=,; echo "$*"; }
 METHODS=none,profile,prior,knn
 for task in "${ADAPTATION[@]}"; do has prior "$task" || METHODS=none,profile,knn; done
 c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$ADAPTATION_LIMIT" --methods "$METHODS" \

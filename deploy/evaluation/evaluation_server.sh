@@ -1,0 +1,27 @@
+# What the scripts of this folder share; to be sourced. Sets SERVER and defines `c3po`, which asks it.
+
+heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
+join() { local IFS=,; echo "$*"; }
+
+# start_server FOLDER [FLAGS...]: a c3pod of its own, its references and log in FOLDER, until the script ends. A second one
+# is the one that is asked then.
+start_server() {
+  local folder=$1 pid
+  shift
+  mkdir -p "$folder"
+  build/release/bin/c3pod --allow-oracle --store "$folder/references.db" --listen 127.0.0.1:0 --metrics-port -1 \
+    --neighbor-cache-mb 4096 "$@" 2>"$folder/server.log" &
+  pid=$!
+  trap 'kill -TERM $(jobs -p) 2>/dev/null; wait || true' EXIT
+  SERVER=
+  for _ in $(seq 240); do
+    SERVER=$(sed -n 's/.*"serving".*"address":"\([^"]*\)".*/\1/p' "$folder/server.log")
+    if [ -n "$SERVER" ]; then return; fi
+    if ! kill -0 "$pid" 2>/dev/null; then break; fi
+    sleep 0.5
+  done
+  cat "$folder/server.log" >&2
+  exit 1
+}
+
+c3po() { build/release/bin/c3po --server "$SERVER" "$@"; }

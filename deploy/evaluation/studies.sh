@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# The tables beside the main one, on the references and profiles that main_table.sh left in FOLDER: every method, what limits the
+# lift (headroom by the oracle, transfer by weaker and fewer references, embedding by another one), and the ablations. A run that was
+# interrupted goes on where it stopped.
+#   studies.sh [FOLDER]    default build/evaluation; studies.md goes there
+#   C3PO_STUDY_LIMIT       questions per task (default 50)
+#   C3PO_STUDIES           which of methods,limits,generation,embedding,ablations (default all)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+OUT=${1:-build/evaluation}
+LIMIT=${C3PO_STUDY_LIMIT:-50}
+STUDIES=,${C3PO_STUDIES:-methods,limits,generation,embedding,ablations},
+SUITE=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}/suite
+# Where calibrate begins: gradient descent from few samples, no gate, the same everywhere.
+DESCENT=(--k 12 --references all --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29
+  --application shift --objective choices --backtrack --no-gate --no-profile)
+LEARNING=(--steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29 --objective choices)
+. deploy/evaluation/evaluation_server.sh
+
+wanted() { [[ $STUDIES == *",$1,"* ]]; }
+ask() { c3po eval --suite "$SUITE" "${DESCENT[@]}" "$@"; }
+
+heading "A server on $OUT"
+start_server "$OUT"
+RUNS=()
+
+if wanted methods; then
+  heading "Methods"
+  for task in sst2 mrpc rte cb copa; do c3po refs amortize --collection "$task" "${LEARNING[@]}"; done
+  ask --task sst2,mrpc,rte,cb,copa --limit "$LIMIT" --out "$OUT/methods" \
+    --methods none,ngd,oracle,kernel,mode,amortized,prior,from-prior=ngd,validated=ngd,icl,paper,public-code,profile,knn \
+    --set from-prior.use_prior=true --set from-prior.learning_rate=0.02 --set validated.validation_neighbors=4
+  RUNS+=(methods)
+fi
+if wanted limits; then
+  heading "Limits: headroom and transfer"
+  ask --task arc_easy,openbookqa,piqa --limit $((LIMIT / 2)) --methods none,ngd,oracle,icl --out "$OUT/headroom"
+  # Neighbors that are easier than the question.
+  ask --task arc_challenge --limit "$LIMIT" --methods none,ngd,easier=ngd --set easier.collection=arc_easy --out "$OUT/easier"
+  RUNS+=(headroom easier)
+fi
+if wanted generation; then
+  heading "Generation: the answer written, not chosen"
+  for task in sst2 mrpc; do
+    sed -E 's/"choices": \[[^]]*\], ?//' "$SUITE/$task/heldout.jsonl" | head -n "$LIMIT" >"$OUT/$task-generation.jsonl"
+    ask --task "$OUT/$task-generation.jsonl" --collection "$task" --metric exact_match --max-tokens 4 --stop $'\n' \
+      --methods none,ngd,every=ngd,prior,icl --set every.application_rule=every_new_token --out "$OUT/generation-$task"
+    RUNS+=("generation-$task")
+  done
+fi
+if wanted ablations; then
+  heading "Ablations"
+  ablate() {
+    local variable=$1
+    shift
+    c3po ablate --suite "$SUITE" --task mrpc --limit "$LIMIT" "${DESCENT[@]}" --variable "$variable" "$@" --out "$OUT/ablation-$variable"
+    RUNS+=("ablation-$variable")
+  }
+  ablate steps
+  ablate learning-rate
+  ablate k
+  ablate epsilon
+  ablate kernel
+  ablate rule
+  ablate objective
+  ablate selection
+  ablate step-rule
+  ablate core-experts
+  ablate reference-set-size --import
+  ablate layers-suffix --points 1,2,4,8,12,16,24,30
+  ablate layers-single --points 0,4,8,12,16,20,24,26,28,29
+fi
+if wanted embedding; then
+  heading "Embedding: the model's own states in place of the sentence encoder"
+  start_server "$OUT/model-embedding" --embedder model
+  for task in sst2 mrpc; do c3po refs import "$SUITE/$task/references.jsonl" --collection "$task" --limit 300; done
+  ask --task sst2,mrpc --limit "$LIMIT" --methods none,ngd,knn --out "$OUT/embedding"
+  RUNS+=(embedding)
+fi
+
+heading "Report"
+: >"$OUT/studies.md"
+for run in "${RUNS[@]}"; do
+  printf '## %s\n\n' "$run" >>"$OUT/studies.md"
+  c3po report "$OUT/$run" --format markdown >>"$OUT/studies.md"
+done
+echo "$OUT/studies.md"
