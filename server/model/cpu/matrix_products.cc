@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
@@ -181,12 +182,30 @@ void DotBlockOf(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t
   }
 }
 
-void DotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
-  if (p.w.bfloat16) {
-    DotBlockOf<uint16_t>(p, row_begin, row_end, begin, end);
-  } else {
-    DotBlockOf<float>(p, row_begin, row_end, begin, end);
+constexpr int64_t kWidenRows = 32;  // So many rows of x pay for it.
+
+// The same sums over W made float32 first, a block at a time that stays in L2: each of many tiles would do it again.
+void WidenedDotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
+  constexpr int64_t kColumns = 24;
+  static thread_local std::vector<float> widened;
+  widened.resize(static_cast<size_t>(kColumns * p.w.columns));
+  for (int64_t n = begin; n < end; n += kColumns) {
+    const int64_t n_end = std::min(end, n + kColumns), size = (n_end - n) * p.w.columns, lanes = kLanes;
+    const uint16_t* w = static_cast<const uint16_t*>(p.w.data) + n * p.w.columns;
+    int64_t i = 0;
+    for (; i + lanes <= size; i += lanes) hn::StoreU(Load(w + i), D(), widened.data() + i);
+    if (i < size) StorePart(LoadPart(w + i, size - i), widened.data() + i, static_cast<size_t>(size - i));
+    DotProduct block = p;
+    block.w = {widened.data(), false, n_end - n, p.w.columns};
+    block.y.data += n;
+    DotBlockOf<float>(block, row_begin, row_end, 0, n_end - n);
   }
+}
+
+void DotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
+  if (!p.w.bfloat16) return DotBlockOf<float>(p, row_begin, row_end, begin, end);
+  if (row_end - row_begin >= kWidenRows) return WidenedDotBlock(p, row_begin, row_end, begin, end);
+  DotBlockOf<uint16_t>(p, row_begin, row_end, begin, end);
 }
 
 // --- outer form ---
@@ -264,9 +283,10 @@ HWY_INLINE void OuterRest(const OuterProduct& p, int64_t row, int64_t begin, int
 }
 
 template <size_t N, typename W>
-HWY_INLINE void OuterStrip(const OuterProduct& p, int64_t begin, int64_t end, int64_t column, int64_t distance) {
+HWY_INLINE void OuterStrip(const OuterProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end,
+                           int64_t column, int64_t distance) {
   constexpr int64_t kRows = 6;
-  const int64_t rows = p.a.rows, tiles = std::max<int64_t>(1, std::min<int64_t>(4, rows / kRows));
+  const int64_t tiles = std::max<int64_t>(1, std::min<int64_t>(4, (row_end - row_begin) / kRows));
   int64_t tile = 0;
   const auto ahead = [&]() HWY_ATTR {
     if (distance == 0 || tile >= tiles) return Ahead{};
@@ -275,13 +295,13 @@ HWY_INLINE void OuterStrip(const OuterProduct& p, int64_t begin, int64_t end, in
     ++tile;
     return share;
   };
-  int64_t m = 0;
-  for (; m + kRows <= rows; m += kRows) OuterTile<kRows, N, W>(p, m, begin, end, column, ahead());
-  const int64_t left = rows - m;
+  int64_t m = row_begin;
+  for (; m + kRows <= row_end; m += kRows) OuterTile<kRows, N, W>(p, m, begin, end, column, ahead());
+  const int64_t left = row_end - m;
   if (left >= 4) OuterTile<4, N, W>(p, m, begin, end, column, ahead()), m += 4;
-  if (rows - m == 3) OuterTile<3, N, W>(p, m, begin, end, column, ahead());
-  if (rows - m == 2) OuterTile<2, N, W>(p, m, begin, end, column, ahead());
-  if (rows - m == 1) OuterTile<1, N, W>(p, m, begin, end, column, ahead());
+  if (row_end - m == 3) OuterTile<3, N, W>(p, m, begin, end, column, ahead());
+  if (row_end - m == 2) OuterTile<2, N, W>(p, m, begin, end, column, ahead());
+  if (row_end - m == 1) OuterTile<1, N, W>(p, m, begin, end, column, ahead());
 }
 
 // Few rows: U rows of W at a time, all their columns in one sweep, as memory likes to be read; the running sums are in
@@ -347,16 +367,22 @@ void OuterColumnsOf(const OuterProduct& p, int64_t column, int64_t column_end) {
     default:
       break;
   }
-  const int64_t lanes = kLanes, depth = p.w.rows;
+  const int64_t lanes = kLanes, depth = p.w.rows, rows = p.a.rows;
   const int64_t block = std::max<int64_t>(8, std::min<int64_t>(64, (160 << 10) / ((column_end - column) * 4)));
+  // So many rows at once that their pages, of a and of y, stay in the first level of the TLB.
+  constexpr int64_t kRowsAtOnce = 24;
   for (int64_t begin = 0; begin < depth; begin += block) {
     const int64_t end = std::min(depth, begin + block);
-    const int64_t ahead = end + block <= depth ? block : 0;  // Rows of W to the next block, if whole.
-    int64_t k = column;
-    for (; k + 2 * lanes <= column_end; k += 2 * lanes) OuterStrip<2, W>(p, begin, end, k, ahead);
-    for (; k + lanes <= column_end; k += lanes) OuterStrip<1, W>(p, begin, end, k, ahead);
-    for (int64_t m = 0; k < column_end && m < p.a.rows; ++m) {
-      OuterRest<W>(p, m, begin, end, k, static_cast<size_t>(column_end - k));
+    for (int64_t m = 0, m_end = 0; m < rows; m = m_end) {
+      m_end = rows - m < kRowsAtOnce + 6 ? rows : m + kRowsAtOnce;
+      // Rows of W to the next block, if whole; asked for by the first rows.
+      const int64_t ahead = m == 0 && end + block <= depth ? block : 0;
+      int64_t k = column;
+      for (; k + 2 * lanes <= column_end; k += 2 * lanes) OuterStrip<2, W>(p, m, m_end, begin, end, k, ahead);
+      for (; k + lanes <= column_end; k += lanes) OuterStrip<1, W>(p, m, m_end, begin, end, k, ahead);
+      for (int64_t row = m; k < column_end && row < m_end; ++row) {
+        OuterRest<W>(p, row, begin, end, k, static_cast<size_t>(column_end - k));
+      }
     }
   }
 }

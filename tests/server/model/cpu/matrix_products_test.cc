@@ -70,7 +70,7 @@ class MatrixProducts : public testing::TestWithParam<int64_t> {
 INSTANTIATE_TEST_SUITE_P(InstructionSets, MatrixProducts, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
                          [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
 
-const int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 31, 90};
+const int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 29, 30, 31, 32, 90};
 const std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {3, 5},    {8, 8},    {24, 48},  {25, 17},
                                                {7, 64}, {100, 96}, {70, 131}, {257, 40}, {64, 520}};
 
