@@ -4,28 +4,24 @@
 
 #include <cmath>
 
+#include "tests/server/partial_model.h"
+
 namespace c3po {
 namespace {
 
 // A model whose loss on a case is 1/2 ||shift - target||^2 / size, the target told by the case's first prompt token,
 // and which gets a case right when its loss is below 0.02.
-class BowlModel final : public ModelRunner {
+class BowlModel final : public PartialModel {
  public:
   BowlModel() {
     shape_.digest = "bowl";
     shape_.experts = 4;
     shape_.moe_layers = shape_.layers = 3;
   }
-  const ModelShape& shape() const override { return shape_; }
-  absl::Status AllocateKvCache(int64_t) override { return absl::UnimplementedError(""); }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment>) override {
-    return absl::UnimplementedError("");
-  }
   absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase&, int) override {
     ++prepared;
     return std::make_shared<NeighborState>();
   }
-  NeighborCacheStats neighbor_cache_stats() const override { return {}; }
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override {
     EXPECT_EQ(spec.cases.size(), spec.states.size());
     largest_batch = std::max(largest_batch, spec.cases.size());
@@ -65,7 +61,6 @@ class BowlModel final : public ModelRunner {
     std::vector<double> targets_;
     int64_t correct_ = 0;
   };
-  ModelShape shape_;
 };
 
 std::vector<NeighborCase> Cases(std::vector<int> tenths) {

@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "c3po/v1/generation.grpc.pb.h"
 #include "server/scheduler/engine.h"
+#include "tests/server/partial_model.h"
 
 namespace c3po {
 namespace {
@@ -24,14 +25,12 @@ namespace {
 constexpr absl::Duration kStallMax = absl::Milliseconds(300);
 
 // A model whose forward pass can be held: the seam by which the engine thread freezes.
-class HeldModel final : public ModelRunner {
+class HeldModel final : public PartialModel {
  public:
   HeldModel() {
     shape_.vocabulary_size = 4;
     shape_.context_window = 100000;
   }
-  const ModelShape& shape() const override { return shape_; }
-  absl::Status AllocateKvCache(int64_t) override { return absl::OkStatus(); }
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
     absl::SleepFor(pace);
     const absl::MutexLock lock(&mu_);
@@ -40,13 +39,6 @@ class HeldModel final : public ModelRunner {
     for (SegmentOutput& output : outputs) output.logits.assign(4, 0);
     return outputs;
   }
-  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase&, int) override {
-    return absl::UnimplementedError("not used");
-  }
-  absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec&) override {
-    return absl::UnimplementedError("not used");
-  }
-  NeighborCacheStats neighbor_cache_stats() const override { return {}; }
 
   void Hold(bool held) {
     const absl::MutexLock lock(&mu_);
@@ -55,7 +47,6 @@ class HeldModel final : public ModelRunner {
   absl::Duration pace = absl::ZeroDuration();
 
  private:
-  ModelShape shape_;
   absl::Mutex mu_;
   bool free_ ABSL_GUARDED_BY(mu_) = true;
 };

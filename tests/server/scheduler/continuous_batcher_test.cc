@@ -13,6 +13,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/scheduler/engine.h"
+#include "tests/server/partial_model.h"
 
 namespace c3po {
 namespace {
@@ -22,7 +23,7 @@ constexpr int32_t kEndToken = 49;
 
 // A model whose next token is a hash of every token before it and of the routing of its row, so that any mix-up of
 // sequences, positions or pathways shows in the tokens.
-class HashModel final : public ModelRunner {
+class HashModel final : public PartialModel {
  public:
   explicit HashModel(int64_t slots = 1 << 15) : states_(slots) {
     shape_.vocabulary_size = kVocabulary;
@@ -32,8 +33,6 @@ class HashModel final : public ModelRunner {
     shape_.hidden_size = 1;
     shape_.context_window = 4096;
   }
-  const ModelShape& shape() const override { return shape_; }
-  absl::Status AllocateKvCache(int64_t) override { return absl::OkStatus(); }
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
     ++forwards;
     now += per_forward;
@@ -69,14 +68,6 @@ class HashModel final : public ModelRunner {
     most_rows = std::max(most_rows, rows);
     return outputs;
   }
-  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase&, int) override {
-    return absl::UnimplementedError("not used");
-  }
-  absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec&) override {
-    return absl::UnimplementedError("not used");
-  }
-
-  NeighborCacheStats neighbor_cache_stats() const override { return {}; }
 
   int forwards = 0;
   absl::Time now = absl::UnixEpoch();  // a clock that only the work moves
@@ -85,7 +76,6 @@ class HashModel final : public ModelRunner {
   absl::Status fail_with;
 
  private:
-  ModelShape shape_;
   std::vector<uint64_t> states_;  // per slot: the hash of everything up to its position
 };
 
