@@ -102,14 +102,14 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
 }
 
 RequestLimits LimitsFrom(const ServerConfig& config) {
-  return {config.prompt_tokens_max, config.output_tokens_max, config.stop_strings_max, config.stop_string_bytes_max,
-          config.continuations_max};
+  return {config.prompt_tokens_max,     config.output_tokens_max, config.stop_strings_max,
+          config.stop_string_bytes_max, config.continuations_max, config.answers_max};
 }
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
   const std::filesystem::path folder = config.model;
   C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::LoadFolder(folder.string()));
-  SetComputeThreads(config.threads);
+  SetComputeThreads(config.threads, config.pin_threads);
   MoeModelOptions options;
   options.folder = config.model;
   options.device = config.device;

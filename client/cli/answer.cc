@@ -1,7 +1,10 @@
 #include "client/cli/answer.h"
 
 #include <cstdio>
+#include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "client/cli/explain.h"
 #include "client/cli/json_output.h"
 #include "client/cli/request_flags.h"
@@ -17,7 +20,7 @@ class AnswerPrinter {
 
   // False when stdout cannot be written.
   bool Print(const v1::GenerateResponse& event) {
-    text_ += event.delta().text();
+    if (event.has_delta()) TextOf(event.delta().answer()) += event.delta().text();
     if (flags_.json) {
       status_ = PrintJsonLine(event);
       return status_.ok();
@@ -27,9 +30,10 @@ class AnswerPrinter {
         if (flags_.explain) Write(ExplainOptimization(event.optimization(), terminal_) + "\n");
         break;
       case v1::GenerateResponse::kDelta:
-        Write(terminal_.stdout_is_terminal ? WithoutControls(event.delta().text()) : event.delta().text());
+        if (!several()) Write(Shown(event.delta().text()));
         break;
       case v1::GenerateResponse::kSummary:
+        if (several()) WriteAll();
         EndLine();
         if (flags_.explain) Write("\n" + ExplainSummary(event.summary(), terminal_));
         break;
@@ -45,9 +49,26 @@ class AnswerPrinter {
   }
 
   const absl::Status& status() const { return status_; }
-  const std::string& text() const { return text_; }
+  // The first answer's.
+  const std::string& text() { return TextOf(0); }
 
  private:
+  bool several() const { return flags_.sampling.n() > 1; }
+  std::string& TextOf(size_t answer) {
+    if (answer >= texts_.size()) texts_.resize(answer + 1);
+    return texts_[answer];
+  }
+  std::string Shown(const std::string& text) const {
+    return terminal_.stdout_is_terminal ? WithoutControls(text) : text;
+  }
+
+  // Answers that came interleaved, one below the other.
+  void WriteAll() {
+    for (size_t i = 0; i < texts_.size(); ++i) {
+      Write(absl::StrCat(i == 0 ? "" : "\n\n", "[", i + 1, "]", Shown(texts_[i])));
+    }
+  }
+
   void Write(const std::string& text) {
     if (text.empty()) return;
     if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
@@ -59,7 +80,7 @@ class AnswerPrinter {
   const Terminal& terminal_;
   const AnswerFlags& flags_;
   absl::Status status_;
-  std::string text_;
+  std::vector<std::string> texts_;  // by answer
   bool line_open_ = false;
 };
 

@@ -56,6 +56,9 @@ void AddAskCommand(CLI::App& app, Session* session) {
   command->add_option("--system", flags->system, "System message; implies --chat");
   command->add_option("--request-id", flags->request_id, "Name of the request in the server's logs");
   AddAnswerFlags(*command, &flags->answer);
+  const auto set_answers = [flags](uint32_t count) { flags->answer.sampling.set_n(count); };
+  command->add_option_function<uint32_t>("--answers", set_answers,
+                                         "Answers to the one prompt; over 1 needs a --temperature above 0");
   command->callback([session, flags] { session->command = [flags](Session& chosen) { return Ask(chosen, *flags); }; });
 }
 

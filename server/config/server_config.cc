@@ -24,6 +24,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("dtype", c.dtype, "auto, float32 or bfloat16");
   visit("embedder", c.embedder, "folder of a sentence encoder, or \"model\" for the model's own hidden states");
   visit("threads", c.threads, "threads that the model computes on; 0: one per core");
+  visit("pin-threads", c.pin_threads, "keep each of them on a core of its own");
   visit("store", c.store, "SQLite file of the references");
   visit("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");
   visit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");
@@ -42,6 +43,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("stop-strings-max", c.stop_strings_max, "stop strings of one request");
   visit("stop-string-bytes-max", c.stop_string_bytes_max, "bytes of one stop string");
   visit("continuations-max", c.continuations_max, "continuations of one Score request");
+  visit("answers-max", c.answers_max, "answers (sampling.n) of one Generate request");
   visit("running-sequences-max", c.running_sequences_max, "sequences in one batch");
   visit("kv-cache-tokens", c.kv_cache_tokens, "positions of all sequences together");
   visit("prefill-tokens-per-step", c.prefill_tokens_per_step, "prompt tokens in one engine step");
@@ -143,6 +145,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("stop-strings-max", stop_strings_max, 0, 16));
   C3PO_RETURN_IF_ERROR(CheckRange("stop-string-bytes-max", stop_string_bytes_max, 1, 1024));
   C3PO_RETURN_IF_ERROR(CheckRange("continuations-max", continuations_max, 1, 1 << 16));
+  C3PO_RETURN_IF_ERROR(CheckRange("answers-max", answers_max, 1, 1024));
   C3PO_RETURN_IF_ERROR(CheckRange("unread-messages-max", unread_messages_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("connection-streams-max", connection_streams_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("connection-age-seconds-max", connection_age_seconds_max, 0, 365 * 86400));

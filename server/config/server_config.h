@@ -22,7 +22,8 @@ struct ServerConfig {
   std::string dtype = "auto";                                    // auto, float32, bfloat16
   // A sentence encoder's folder, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
-  int threads = 0;  // That the model computes on; 0: one per core.
+  int threads = 0;           // That the model computes on; 0: one per core.
+  bool pin_threads = false;  // Each stays on a core of its own: for a machine that nothing else keeps busy.
 
   // References
   std::string store = "c3po.db";    // SQLite file; created if absent.
@@ -47,6 +48,7 @@ struct ServerConfig {
   int stop_strings_max = 16;                  // Of one request.
   int stop_string_bytes_max = 1024;           // Of each.
   int continuations_max = 256;                // Of one Score request.
+  int answers_max = 16;                       // sampling.n of one Generate request.
   int running_sequences_max = 32;             // In one batch.
   int kv_cache_tokens = 32768;                // Positions of all sequences together.
   int prefill_tokens_per_step = 256;          // Prompt tokens in one engine step.

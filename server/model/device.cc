@@ -38,8 +38,8 @@ absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device d
   return device.is_cuda() || stored == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
 }
 
-void SetComputeThreads(int threads) {
-  cpu::ThreadPool::SetThreads(threads);
+void SetComputeThreads(int threads, bool pinned) {
+  cpu::ThreadPool::SetThreads(threads, pinned);
   at::set_num_threads(1);
 }
 

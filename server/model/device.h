@@ -21,8 +21,8 @@ absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device d
 
 // Threads that the model computes on, for the whole process, set before the first model is loaded: those of
 // server/model/cpu; 0: OMP_NUM_THREADS, else one per core. libtorch's own pool is left one thread, whose barriers would
-// otherwise spin beside ours.
-void SetComputeThreads(int threads);
+// otherwise spin beside ours. `pinned`: see ThreadPool.
+void SetComputeThreads(int threads, bool pinned = false);
 
 }  // namespace c3po
 

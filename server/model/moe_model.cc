@@ -56,6 +56,7 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   ModelShape shape = ShapeOf(config, weights);
   shape.name = NameOf(options.folder);
   shape.device = options.device;
+  shape.batch_invariant = options.device == "cpu";  // cuBLAS chooses a product's order of summation by its size.
   shape.digest = checkpoint->Digest();
   try {
     return std::unique_ptr<MoeModel>(

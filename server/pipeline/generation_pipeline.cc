@@ -6,74 +6,36 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/answer_set.h"
 #include "server/pipeline/request_admission.h"
 #include "server/sampling/sampler.h"
-#include "server/text/incremental_detokenizer.h"
 
 namespace c3po {
 namespace {
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
-void TakeTimings(const SequenceTimings& from, StageTimings& to) {
-  to.queue_seconds = from.queue_seconds;
-  to.prefill_seconds = from.prefill_seconds;
-  to.optimization_seconds = from.optimization_seconds;
-  to.decode_seconds = from.decode_seconds;
-  to.time_to_first_token_seconds = from.time_to_first_token_seconds;
-}
-
-// The scheduler's tokens become text here, and the call's end its summary.
-class CallSink final : public SequenceSink {
+// The pathway that an earlier answer to the same prompt found.
+class KnownPathway final : public OptimizationTask {
  public:
-  CallSink(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
-           CallSummary summary, std::unique_ptr<IncrementalDetokenizer> detokenizer)
-      : listener_(std::move(listener)),
-        permit_(std::move(permit)),
-        summary_(std::move(summary)),
-        detokenizer_(std::move(detokenizer)) {}
-
-  bool OnToken(const SampledToken& token) override {
-    ++summary_.usage.completion_tokens;
-    TextChunk chunk;
-    chunk.text = detokenizer_->Append({token.token_id});
-    chunk.tokens.push_back(token);
-    listener_->OnChunk(std::move(chunk));
-    return !detokenizer_->stopped();
-  }
-
-  void OnScores(std::vector<ContinuationScore> scores) override { listener_->OnScores(std::move(scores)); }
-
-  void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) override {
-    summary_.finish_reason = reason;
-    TakeTimings(timings, summary_.timings);
-    if (status.ok() && detokenizer_) {
-      TextChunk rest;
-      rest.text = detokenizer_->Flush();
-      if (detokenizer_->stopped()) summary_.finish_reason = FinishReason::kStop;
-      if (!rest.text.empty()) listener_->OnChunk(std::move(rest));
-    }
-    GiveBackPermit(status, timings);
-    listener_->OnDone(status, summary_);
-  }
+  explicit KnownPathway(std::shared_ptr<const RoutingOverride> routing) : routing_(std::move(routing)) {}
+  absl::StatusOr<bool> Step() override { return true; }
+  std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
 
  private:
-  // Before the caller hears of the end, so that its next request finds the place free.
-  void GiveBackPermit(const absl::Status& status, const SequenceTimings& timings) {
-    if (!permit_) return;
-    const StageTimings& all = summary_.timings;
-    const double retrieval = all.tokenize_seconds + all.embed_seconds + all.retrieval_seconds;
-    if (status.ok()) {
-      permit_->Observe({retrieval, timings.prefill_seconds, timings.optimization_wall_seconds, timings.decode_seconds});
-    }
-    permit_.reset();
-  }
-
-  const std::shared_ptr<GenerationListener> listener_;
-  std::shared_ptr<AdmissionController::Permit> permit_;  // null without an admission controller
-  CallSummary summary_;
-  const std::unique_ptr<IncrementalDetokenizer> detokenizer_;  // null when scoring
+  const std::shared_ptr<const RoutingOverride> routing_;
 };
+
+// A request of one more answer from the first one's: nothing is searched again.
+SequenceRequest FollowerOf(SequenceRequest first, int index, const OptimizationTask* search) {
+  first.sampling.answer = index;
+  first.mean_layer = -1;
+  first.on_prefilled = nullptr;
+  if (search == nullptr || search->routing() == nullptr) return first;
+  first.on_prefilled = [routing = search->routing()](const PromptCapture&, absl::Span<const float>)
+      -> absl::StatusOr<std::shared_ptr<OptimizationTask>> { return std::make_shared<KnownPathway>(routing); };
+  return first;
+}
 
 // Carries a prompt's mean hidden state out of the engine.
 class EmbedSink final : public SequenceSink {
@@ -157,6 +119,7 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
   }
   C3PO_RETURN_IF_ERROR(InField("sampling.", ValidateSamplingParams(call.sampling)));
   C3PO_RETURN_IF_ERROR(CheckStops(call.sampling.stop, parts_.limits));
+  C3PO_RETURN_IF_ERROR(CheckAnswers(call.sampling, parts_.limits));
   const int output_max = parts_.limits.output_tokens_max;
   if (!call.max_tokens_given && output_max > 0)
     call.sampling.max_tokens = std::min(call.sampling.max_tokens, output_max);
@@ -237,9 +200,13 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   const absl::Time start = absl::Now();
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt,
                         parts_.text->Encode(call.input, call.max_tokens_given ? call.sampling.max_tokens : 1));
-  C3PO_ASSIGN_OR_RETURN(
-      IncrementalDetokenizer detokenizer,
-      IncrementalDetokenizer::Create(parts_.text->tokenizer(), call.sampling.stop, /*skip_special_tokens=*/true));
+  std::vector<std::unique_ptr<IncrementalDetokenizer>> detokenizers;
+  for (int i = 0; i < call.sampling.n; ++i) {
+    C3PO_ASSIGN_OR_RETURN(
+        IncrementalDetokenizer detokenizer,
+        IncrementalDetokenizer::Create(parts_.text->tokenizer(), call.sampling.stop, /*skip_special_tokens=*/true));
+    detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(std::move(detokenizer)));
+  }
   CallSummary summary;
   summary.timings.tokenize_seconds = SecondsSince(start);
   summary.usage.prompt_tokens = static_cast<int>(prompt.tokens.size());
@@ -252,13 +219,23 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   }
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
   PathwayQuery query{call.optimization, {}, {}, std::nullopt};
-  C3PO_RETURN_IF_ERROR(
-      TakePlace(permit.get(), prompt.tokens.size(), request.sampling.max_tokens, call.context.deadline, query));
-  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
+  C3PO_RETURN_IF_ERROR(TakePlace(permit.get(), prompt.tokens.size(), request.sampling.max_tokens * call.sampling.n,
+                                 call.context.deadline, query));
+  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
+                        AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
-  request.sink = std::make_shared<CallSink>(listener, permit, summary,
-                                            std::make_unique<IncrementalDetokenizer>(std::move(detokenizer)));
+  AnswerSet::Start start_other;
+  if (call.sampling.n > 1) {
+    start_other = [engine = parts_.engine, request, search](int index, std::shared_ptr<SequenceSink> sink) {
+      SequenceRequest other = FollowerOf(request, index, search.get());
+      other.sink = std::move(sink);
+      engine->Continue(std::move(other));
+    };
+  }
+  const auto answers = std::make_shared<AnswerSet>(CallEnd(listener, permit, std::move(summary)),
+                                                   std::move(detokenizers), std::move(start_other));
+  request.sink = answers->FirstSink();
   return parts_.engine->Submit(std::move(request));
 }
 
@@ -289,24 +266,23 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
   C3PO_RETURN_IF_ERROR(
       TakePlace(permit.get(), prompt.tokens.size(), summary.usage.completion_tokens, call.context.deadline, query));
-  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
+  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request).status());
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
-  request.sink = std::make_shared<CallSink>(listener, permit, summary, nullptr);
+  request.sink = std::make_shared<ScoreSink>(CallEnd(listener, permit, std::move(summary)));
   return parts_.engine->Submit(std::move(request));
 }
 
-absl::Status GenerationPipeline::AttachPathwaySearch(const PromptText::Prompt& prompt, PathwayQuery query,
-                                                     StageTimings& timings,
-                                                     const std::shared_ptr<GenerationListener>& listener,
-                                                     SequenceRequest& request) const {
+absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathwaySearch(
+    const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
+    const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const {
   if (query.settings.method == Method::kNone) {
     if (parts_.metrics) parts_.metrics->CountGate(Metrics::Gate::kNotRequested);
     OptimizationReport report;
     report.settings = query.settings;
     report.timings = timings;
     listener->OnOptimization(report);
-    return absl::OkStatus();
+    return nullptr;
   }
   C3PO_RETURN_IF_ERROR(InField("optimization.collection: ", ResolvePrior(*parts_.shifts, query.settings)));
   const bool retrieve = NeedsNeighbors(query.settings);
@@ -338,7 +314,7 @@ absl::Status GenerationPipeline::AttachPathwaySearch(const PromptText::Prompt& p
     C3PO_ASSIGN_OR_RETURN(const bool worthwhile, search->Begin(capture, logits));
     return worthwhile ? std::shared_ptr<OptimizationTask>(search) : nullptr;
   };
-  return absl::OkStatus();
+  return search;
 }
 
 Provenance GenerationPipeline::MakeProvenance(uint64_t seed) const {

@@ -54,9 +54,10 @@ class GenerationPipeline {
 
  private:
   // The query's settings ask for a pathway search of `prompt`: sets the request's capture and callbacks. Adds to
-  // `timings` what was spent here.
-  absl::Status AttachPathwaySearch(const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
-                                   const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const;
+  // `timings` what was spent here. Null where the method is none.
+  absl::StatusOr<std::shared_ptr<PathwaySearch>> AttachPathwaySearch(
+      const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
+      const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const;
   using PermitPtr = std::shared_ptr<AdmissionController::Permit>;
   absl::StatusOr<PermitPtr> Enter(const CallContext& context) const;
   absl::Status RunGenerate(const GenerateCall& call, const PermitPtr& permit,

@@ -81,7 +81,7 @@ struct OptimizationReport {
   std::vector<double> validation_losses;
   std::optional<int> selected_step;
   std::optional<double> base_confidence, optimized_confidence;  // what the gate looked at
-  bool shortened = false;  // settings.steps was cut to meet the deadline
+  bool shortened = false;                                       // settings.steps was cut to meet the deadline
   std::optional<double> alpha;
   Pathway before, after;  // of the critical layers; empty where no optimization ran
   std::vector<ExpertChange> largest_changes;
@@ -89,6 +89,7 @@ struct OptimizationReport {
 };
 
 struct TextChunk {
+  int answer = 0;  // which of sampling.n
   std::string text;
   std::vector<SampledToken> tokens;
 };
@@ -103,9 +104,15 @@ struct Provenance {
   uint64_t effective_seed = 0;
 };
 
-struct CallSummary {
+struct AnswerEnd {
   FinishReason finish_reason = FinishReason::kStop;
-  Usage usage;
+  int completion_tokens = 0;
+};
+
+struct CallSummary {
+  FinishReason finish_reason = FinishReason::kStop;  // of the first answer
+  std::vector<AnswerEnd> answers;                    // Generate calls: by index
+  Usage usage;                                       // of all answers
   StageTimings timings;
   Provenance provenance;
 };

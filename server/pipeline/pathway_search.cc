@@ -350,6 +350,7 @@ bool PathwaySearch::Accept(std::optional<double> confidence) {
   if (!accepted) {
     report_.after = report_.before;
     report_.largest_changes.clear();
+    routing_.reset();
   }
   Deliver();
   return accepted;

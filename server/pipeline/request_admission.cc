@@ -35,6 +35,12 @@ absl::Status CheckStops(const std::vector<std::string>& stop, const RequestLimit
   return absl::OkStatus();
 }
 
+absl::Status CheckAnswers(const SamplingParams& sampling, const RequestLimits& limits) {
+  if (sampling.n <= limits.answers_max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("sampling.n: ", sampling.n, " answers are more than ", limits.answers_max));
+}
+
 absl::Status CheckTokens(absl::string_view field, size_t tokens, int tokens_max) {
   if (tokens_max == 0 || tokens <= static_cast<size_t>(tokens_max)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", tokens, " tokens are more than ", tokens_max));

@@ -19,6 +19,9 @@ namespace c3po {
 // InvalidArgument "sampling.stop...: ..." beyond the limits.
 absl::Status CheckStops(const std::vector<std::string>& stop, const RequestLimits& limits);
 
+// InvalidArgument "sampling.n: ..." beyond the limits.
+absl::Status CheckAnswers(const SamplingParams& sampling, const RequestLimits& limits);
+
 // InvalidArgument "FIELD: N tokens are more than ..."; tokens_max 0: no limit.
 absl::Status CheckTokens(absl::string_view field, size_t tokens, int tokens_max);
 

@@ -228,6 +228,7 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& opti
     C3PO_RETURN_IF_ERROR(ToInt("sampling.max_tokens", options.max_tokens(), params.max_tokens));
   params.stop.assign(options.stop().begin(), options.stop().end());
   if (options.has_logprobs()) C3PO_RETURN_IF_ERROR(ToInt("sampling.logprobs", options.logprobs(), params.logprobs));
+  if (options.has_n()) C3PO_RETURN_IF_ERROR(ToInt("sampling.n", options.n(), params.n));
   if (options.has_ignore_eos()) params.ignore_eos = options.ignore_eos();
   return params;
 }
@@ -328,6 +329,7 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
 v1::TextDelta ChunkToProto(const TextChunk& chunk, const Tokenizer& tokenizer, bool with_logprobs) {
   v1::TextDelta delta;
   delta.set_text(chunk.text);
+  delta.set_answer(static_cast<uint32_t>(chunk.answer));
   for (const SampledToken& token : chunk.tokens) {
     delta.add_token_ids(static_cast<uint32_t>(token.token_id));
     if (!with_logprobs) continue;
@@ -339,12 +341,20 @@ v1::TextDelta ChunkToProto(const TextChunk& chunk, const Tokenizer& tokenizer, b
   return delta;
 }
 
+v1::FinishReason ReasonToProto(FinishReason reason) {
+  return reason == FinishReason::kStop ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH;
+}
+
 v1::GenerationSummary SummaryToProto(const CallSummary& summary, const std::string& request_id,
                                      const std::string& version) {
   v1::GenerationSummary proto;
   proto.set_request_id(request_id);
-  proto.set_finish_reason(summary.finish_reason == FinishReason::kStop ? v1::FINISH_REASON_STOP
-                                                                       : v1::FINISH_REASON_LENGTH);
+  proto.set_finish_reason(ReasonToProto(summary.finish_reason));
+  for (const AnswerEnd& answer : summary.answers) {
+    v1::AnswerSummary* end = proto.add_answers();
+    end->set_finish_reason(ReasonToProto(answer.finish_reason));
+    end->set_completion_tokens(static_cast<uint32_t>(answer.completion_tokens));
+  }
   proto.mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
   proto.mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
   *proto.mutable_timings() = TimingsToProto(summary.timings);

@@ -40,6 +40,7 @@ void ServerService::Fill(v1::GetServerInfoResponse* response) const {
   model->set_context_window(static_cast<uint32_t>(shape.context_window));
   model->set_parameters(static_cast<uint64_t>(shape.parameters));
   model->set_chat(parts.text->has_chat());
+  response->set_batch_invariance(shape.batch_invariant ? v1::BATCH_INVARIANCE_BITWISE : v1::BATCH_INVARIANCE_NONE);
   v1::EmbedderInfo* embedder = response->mutable_embedder();
   embedder->set_name(parts.embedding->name());
   embedder->set_digest(parts.embedding->digest());

@@ -23,10 +23,10 @@ constexpr std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, st
   return counter;
 }
 
-// Uniform in [0, 1), a multiple of 2^-53. The draw number `position` of the stream `seed`.
-constexpr double PhiloxUniform(uint64_t seed, uint64_t position) {
+// Uniform in [0, 1), a multiple of 2^-53. The draw number `position` of the stream `stream` of `seed`.
+constexpr double PhiloxUniform(uint64_t seed, uint64_t position, uint32_t stream = 0) {
   const std::array<uint32_t, 4> bits =
-      Philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0},
+      Philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), stream, 0},
                  {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
   const uint64_t word = (uint64_t{bits[1]} << 32) | bits[0];
   return static_cast<double>(word >> 11) * 0x1.0p-53;

@@ -173,6 +173,14 @@ absl::Status ValidateSamplingParams(const SamplingParams& params) {
   if (!(params.repetition_penalty > 0 && std::isfinite(params.repetition_penalty))) {
     return OutOfRange("repetition_penalty", params.repetition_penalty, "(0, inf)");
   }
+  if (params.n < 1) return OutOfRange("n", params.n, "[1, inf)");
+  if (params.n > 1 && params.temperature == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("n: ", params.n, " answers would all be the same: greedy decoding, set a temperature above 0"));
+  }
+  if (params.answer < 0 || params.answer >= params.n) {
+    return OutOfRange("answer", params.answer, absl::StrCat("[0, ", params.n, ")"));
+  }
   if (params.max_tokens < 1) return OutOfRange("max_tokens", params.max_tokens, "[1, inf)");
   if (params.logprobs < -1 || params.logprobs > kLogprobsMax) {
     return OutOfRange("logprobs", params.logprobs, absl::StrCat("[-1, ", kLogprobsMax, "]"));
@@ -209,7 +217,9 @@ absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const Sampli
   if (params.temperature == 0) {
     token.token_id = static_cast<int32_t>(largest - adjusted.begin());
   } else {
-    token.token_id = Draw(adjusted, *largest, params, PhiloxUniform(params.seed, static_cast<uint64_t>(position)));
+    token.token_id =
+        Draw(adjusted, *largest, params,
+             PhiloxUniform(params.seed, static_cast<uint64_t>(position), static_cast<uint32_t>(params.answer)));
   }
   if (params.logprobs >= 0) AddLogprobs(logits, params.logprobs, token);
   return token;

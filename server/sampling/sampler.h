@@ -24,7 +24,8 @@ absl::Status ValidateSamplingParams(const SamplingParams& params);
 //   least
 //      top_p, at least one token; ties as in 3.
 //   5. min_p (arXiv 2407.01082): of what is left, tokens with p >= min_p * the largest p.
-//   6. the token at the quantile u of what is left, taken in the order of ids; u = PhiloxUniform(seed, position).
+//   6. the token at the quantile u of what is left, taken in the order of ids; u = PhiloxUniform(seed, position,
+//   answer).
 // So the choice is a function of the arguments only: not of the batch, of earlier calls or of threads.
 // Log-probabilities are of the logits as given (sampled_token.h), computed only where params.logprobs >= 0.
 //

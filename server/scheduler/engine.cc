@@ -36,10 +36,16 @@ absl::Status Engine::Submit(SequenceRequest request) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the queue is full: ", pending_max_, " requests are waiting or running"));
   }
+  inbox_.push_back(Counted(std::move(request)));
+  return absl::OkStatus();
+}
+
+void Engine::Continue(SequenceRequest request) { batcher_.Add(Counted(std::move(request))); }
+
+SequenceRequest Engine::Counted(SequenceRequest request) {
   if (pending_.fetch_add(1) == 0) progress_nanoseconds_ = absl::GetCurrentTimeNanos();
   request.sink = std::make_shared<CountedSink>(std::move(request.sink), pending_);
-  inbox_.push_back(std::move(request));
-  return absl::OkStatus();
+  return request;
 }
 
 void Engine::Stop(absl::Duration limit) {

@@ -25,6 +25,10 @@ class Engine {
   // ResourceExhausted: pending_max reached. Unavailable: stopping.
   absl::Status Submit(SequenceRequest request);
 
+  // One more sequence of a call that Submit took: neither a full queue nor Stop refuses it. Called from a sink of such
+  // a sequence only, so on the engine thread.
+  void Continue(SequenceRequest request);
+
   // Takes no more requests, and waits up to `limit` for those in hand; what is left then ends with Unavailable.
   // Idempotent.
   void Stop(absl::Duration limit);
@@ -37,6 +41,7 @@ class Engine {
 
  private:
   class CountedSink;
+  SequenceRequest Counted(SequenceRequest request);
   void Run();
 
   ContinuousBatcher batcher_;  // Engine thread only.

@@ -31,6 +31,7 @@ struct ModelShape {
   int vocabulary_size = 0;
   int context_window = 0;
   int64_t parameters = 0;
+  bool batch_invariant = false;  // A row's result is bitwise the same whatever other rows are in the pass.
   std::vector<int32_t> eos_token_ids;
 };
 

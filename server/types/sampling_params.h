@@ -23,6 +23,8 @@ struct SamplingParams {
   double repetition_penalty =
       1;                 // (0, inf), finite. Over 1 discourages tokens that were seen, under 1 encourages them.
   uint64_t seed = 0;     // Any. Where a client gives none, the server draws one and reports it.
+  int n = 1;             // >= 1; over 1 needs a temperature above 0. Answers to one prompt.
+  int answer = 0;        // [0, n). Which of them: each draws from a stream of its own.
   int max_tokens = 256;  // >= 1. Generated tokens.
   std::vector<std::string> stop;  // At most kStopStringsMax texts of 1 to kStopStringBytesMax bytes.
   int logprobs = -1;              // [-1, kLogprobsMax]. -1: none; n: the chosen token's and the n most likely ones'.

@@ -83,6 +83,7 @@ class ServiceTest(unittest.TestCase):
         self.assertEqual(summary.finish_reason, gen.FINISH_REASON_LENGTH)
         info = self.info.GetServerInfo(srv.GetServerInfoRequest())
         self.assertEqual(summary.provenance.model_digest, info.model.digest)
+        self.assertEqual(info.batch_invariance, srv.BATCH_INVARIANCE_BITWISE)
         self.assertGreater(summary.provenance.index_generation, 0)
 
     def test_every_method_answers_and_none_shows_no_neighbors(self):
@@ -121,6 +122,47 @@ class ServiceTest(unittest.TestCase):
         seed = first[-1].summary.provenance.effective_seed
         again = self.ask(method=opt.METHOD_NONE, sampling=dict(temperature=1.0, seed=seed))
         self.assertEqual(tokens_of(first), tokens_of(again))
+
+    def test_several_answers_share_a_prompt_and_are_each_the_one_asked_for_alone(self):
+        for options in (dict(method=opt.METHOD_NONE), dict(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, k=4, steps=3),
+                        dict(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT,
+                             gate=opt.GateOptions(enabled=True, min_optimized_confidence=0.999999))):
+            with self.subTest(**options):
+                def answers(n):
+                    events = self.ask(sampling=dict(temperature=1.5, seed=5, n=n), prompt="What is 50 modulo seven? " * 4, **options)
+                    tokens = [[] for _ in range(n)]
+                    for event in events[1:-1]:
+                        tokens[event.delta.answer].extend(event.delta.token_ids)
+                    self.assertEqual([e.WhichOneof("event") for e in events].count("optimization"), 1)
+                    self.assertEqual([len(t) for t in tokens], [a.completion_tokens for a in events[-1].summary.answers])
+                    self.assertEqual(events[-1].summary.usage.completion_tokens, sum(map(len, tokens)))
+                    return tokens
+                found = self.prefix_hits()
+                four = answers(4)
+                self.assertGreaterEqual(self.prefix_hits() - found, 3 * 64)
+                self.assertEqual(len({tuple(t) for t in four}), 4)
+                for n in (1, 2):
+                    self.assertEqual(answers(n), four[:n])
+
+    def prefix_hits(self):
+        """Prompt tokens found in the KV cache so far."""
+        line = next(l for l in self.server.http("/metrics").splitlines() if l.startswith("vllm:prefix_cache_hits_total{"))
+        return float(line.rsplit(" ", 1)[1])
+
+    def test_several_answers_are_stopped_each_by_its_own_stop_string(self):
+        request = dict(sampling=dict(temperature=1.5, seed=9, n=3), method=opt.METHOD_NONE)
+        texts = [""] * 3
+        for event in self.ask(**request)[1:-1]:
+            texts[event.delta.answer] += event.delta.text
+        stop = texts[1][2:5]
+        request["sampling"]["stop"] = [stop]
+        stopped = [""] * 3
+        events = self.ask(**request)
+        for event in events[1:-1]:
+            stopped[event.delta.answer] += event.delta.text
+        self.assertEqual(stopped, [text.split(stop)[0] for text in texts])
+        reasons = [gen.FINISH_REASON_STOP if stop in text else gen.FINISH_REASON_LENGTH for text in texts]
+        self.assertEqual([a.finish_reason for a in events[-1].summary.answers], reasons)
 
     def test_max_tokens_not_given_is_what_the_context_window_leaves(self):
         request = gen.GenerateRequest(prompt="x" * 240, sampling=gen.SamplingOptions(ignore_eos=True),
@@ -365,6 +407,7 @@ class ServiceTest(unittest.TestCase):
             "optimization.method": lambda: self.ask(method=77),
             "optimization.gate.min_loss_reduction": lambda: self.ask(gate=opt.GateOptions(min_loss_reduction=2)),
             "sampling.temperature": lambda: self.ask(sampling=dict(temperature=float("nan")), method=none),
+            "sampling.n": lambda: self.ask(sampling=dict(n=2), method=none),
             "sampling.top_p": lambda: self.ask(sampling=dict(top_p=1.5), method=none),
             "sampling.max_tokens": lambda: self.ask(max_tokens=0, method=none),
             "continuations": lambda: self.generation.Score(gen.ScoreRequest(prompt="a")),
@@ -378,6 +421,8 @@ class ServiceTest(unittest.TestCase):
         for field, call in bad.items():
             with self.subTest(field=field):
                 self.fails(grpc.StatusCode.INVALID_ARGUMENT, field, call)
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "sampling.n",
+                   lambda: self.ask(sampling=dict(n=17, temperature=1), method=none))
         too_long = "x" * 400
         error = self.fails(grpc.StatusCode.INVALID_ARGUMENT, "prompt", lambda: self.ask(prompt=too_long, method=none))
         self.assertIn("context window", error.details())

@@ -1,5 +1,8 @@
 #include "server/model/cpu/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <cstdlib>
 
@@ -13,6 +16,7 @@ namespace {
 constexpr int kSpins = 2000;  // Some 30 microseconds: the gap between two products of one layer.
 
 std::atomic<int> configured_threads{0};
+std::atomic<bool> configured_pinned{false};
 
 void Pause() {
 #if defined(__x86_64__)
@@ -28,6 +32,26 @@ int DefaultThreads() {
   return named > 0 ? named : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+// The processors that this process may run on, in order.
+std::vector<int> AllowedProcessors() {
+  std::vector<int> allowed;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return allowed;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &set)) allowed.push_back(i);
+  }
+  return allowed;
+}
+
+// A worker that cannot be pinned runs where it may: slower perhaps, not wrong.
+void Pin(std::thread& thread, int processor) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(processor, &set);
+  pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);
+}
+
 // Waits, first spinning, then asleep, until `value` is something else.
 void WaitWhile(const std::atomic<int32_t>& value, int32_t unwanted) {
   for (int i = 0; i < kSpins; ++i) {
@@ -39,8 +63,12 @@ void WaitWhile(const std::atomic<int32_t>& value, int32_t unwanted) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { Work(); });
+ThreadPool::ThreadPool(int threads, bool pinned) {
+  const std::vector<int> processors = pinned ? AllowedProcessors() : std::vector<int>();
+  for (int i = 1; i < threads; ++i) {
+    workers_.emplace_back([this] { Work(); });
+    if (i < static_cast<int>(processors.size())) Pin(workers_.back(), processors[static_cast<size_t>(i)]);
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -82,12 +110,15 @@ void ThreadPool::RunJob(int64_t chunks, Job job) {
   busy_.store(false, std::memory_order_release);
 }
 
-void ThreadPool::SetThreads(int threads) { configured_threads.store(threads); }
+void ThreadPool::SetThreads(int threads, bool pinned) {
+  configured_threads.store(threads);
+  configured_pinned.store(pinned);
+}
 
 ThreadPool& ThreadPool::Shared() {
   // Never destroyed: a thread may still be in a product when the process ends.
-  static ThreadPool* const pool =
-      new ThreadPool(configured_threads.load() > 0 ? configured_threads.load() : DefaultThreads());
+  static ThreadPool* const pool = new ThreadPool(
+      configured_threads.load() > 0 ? configured_threads.load() : DefaultThreads(), configured_pinned.load());
   return *pool;
 }
 

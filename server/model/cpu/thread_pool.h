@@ -15,8 +15,10 @@ namespace c3po::cpu {
 // their chunks themselves, and so does a chunk that calls Run again.
 class ThreadPool {
  public:
-  // `threads` counts the caller: 1 starts no worker.
-  explicit ThreadPool(int threads);
+  // `threads` counts the caller: 1 starts no worker. `pinned`: each worker stays on one of the processors that this
+  // process may use, from the second on, as far as they reach; the caller, whose thread is not the pool's, is left
+  // free.
+  explicit ThreadPool(int threads, bool pinned = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -33,7 +35,7 @@ class ThreadPool {
   // The process's pool, made on first use: SetThreads' number, else OMP_NUM_THREADS, else one per core.
   static ThreadPool& Shared();
   // Before the first use of Shared(); later calls change nothing. 0: as above.
-  static void SetThreads(int threads);
+  static void SetThreads(int threads, bool pinned = false);
 
  private:
   struct Job {

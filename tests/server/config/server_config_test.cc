@@ -83,6 +83,7 @@ TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
                                                        {"--core-experts", "-2"},
                                                        {"--stop-strings-max", "17"},
                                                        {"--output-tokens-max", "-1"},
+                                                       {"--answers-max", "0"},
                                                        {"--pending-tokens-max", "0"},
                                                        {"--connection-streams-max", "0"},
                                                        {"--stall-seconds-max", "0"}};

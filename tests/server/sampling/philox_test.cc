@@ -23,12 +23,13 @@ TEST(Philox, MatchesTheKnownAnswers) {
             (Block{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
-TEST(Philox, UniformUsesAllBitsOfSeedAndPosition) {
+TEST(Philox, UniformUsesAllBitsOfSeedPositionAndStream) {
   const double base = PhiloxUniform(1, 1);
   for (int bit = 0; bit < 64; ++bit) {
     EXPECT_NE(PhiloxUniform(1 ^ (uint64_t{1} << bit), 1), base) << "seed bit " << bit;
     EXPECT_NE(PhiloxUniform(1, 1 ^ (uint64_t{1} << bit)), base) << "position bit " << bit;
   }
+  for (int bit = 0; bit < 32; ++bit) EXPECT_NE(PhiloxUniform(1, 1, uint32_t{1} << bit), base) << "stream bit " << bit;
 }
 
 TEST(Philox, UniformStaysInItsInterval) {

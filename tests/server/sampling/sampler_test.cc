@@ -241,6 +241,9 @@ TEST(ValidateSamplingParams, NamesTheFieldThatIsOutOfRange) {
     cases.emplace_back("min_p", [bad](SamplingParams& p) { p.min_p = bad; });
   }
   cases.emplace_back("repetition_penalty", [](SamplingParams& p) { p.repetition_penalty = 0; });
+  cases.emplace_back("n: 0", [](SamplingParams& p) { p.n = 0; });
+  cases.emplace_back("n: 2 answers would all be the same", [](SamplingParams& p) { p.n = 2; });
+  cases.emplace_back("answer", [](SamplingParams& p) { p.answer = 1; });
   cases.emplace_back("top_p", [](SamplingParams& p) { p.top_p = 0; });
   cases.emplace_back("top_p", [](SamplingParams& p) { p.top_p = 1.01; });
   cases.emplace_back("min_p", [](SamplingParams& p) { p.min_p = 1; });

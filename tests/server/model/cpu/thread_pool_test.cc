@@ -1,6 +1,7 @@
 #include "server/model/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <chrono>
 #include <numeric>
@@ -29,6 +30,29 @@ TEST(ThreadPool, WakesWorkersThatWentToSleep) {
       while (arrived.load() < 2) std::this_thread::yield();
     });
     EXPECT_EQ(arrived.load(), 2);
+  }
+}
+
+int ProcessorsOfThisThread() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  EXPECT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+  return CPU_COUNT(&set);
+}
+
+TEST(ThreadPool, PinsItsWorkersAsFarAsProcessorsReachAndLeavesTheCallerFree) {
+  const int allowed = ProcessorsOfThisThread();
+  const std::thread::id caller = std::this_thread::get_id();
+  for (const bool pinned : {false, true}) {
+    ThreadPool pool(2, pinned);
+    std::atomic<int> arrived{0}, of_worker{0}, of_caller{0};
+    pool.Run(2, [&](int64_t) {
+      (std::this_thread::get_id() == caller ? of_caller : of_worker) = ProcessorsOfThisThread();
+      ++arrived;
+      while (arrived.load() < 2) std::this_thread::yield();
+    });
+    EXPECT_EQ(of_caller.load(), allowed);
+    EXPECT_EQ(of_worker.load(), pinned && allowed > 1 ? 1 : allowed);
   }
 }
 

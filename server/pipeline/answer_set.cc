@@ -1,0 +1,98 @@
+#include "server/pipeline/answer_set.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace c3po {
+
+CallEnd::CallEnd(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
+                 CallSummary summary)
+    : listener_(std::move(listener)), permit_(std::move(permit)), summary_(std::move(summary)) {}
+
+void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings) {
+  StageTimings& all = summary_.timings;
+  all.queue_seconds = timings.queue_seconds;
+  all.prefill_seconds = timings.prefill_seconds;
+  all.optimization_seconds = timings.optimization_seconds;
+  all.decode_seconds = timings.decode_seconds;
+  all.time_to_first_token_seconds = timings.time_to_first_token_seconds;
+  if (permit_ && status.ok()) {
+    const double retrieval = all.tokenize_seconds + all.embed_seconds + all.retrieval_seconds;
+    permit_->Observe({retrieval, timings.prefill_seconds, timings.optimization_wall_seconds, timings.decode_seconds});
+  }
+  permit_.reset();
+  listener_->OnDone(status, summary_);
+}
+
+class AnswerSet::Sink final : public SequenceSink {
+ public:
+  Sink(std::shared_ptr<AnswerSet> set, int index) : set_(std::move(set)), index_(index) {}
+  bool OnToken(const SampledToken& token) override { return set_->TakeToken(index_, token); }
+  void OnScores(std::vector<ContinuationScore>) override {}
+  void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) override {
+    set_->TakeEnd(index_, status, reason, timings);
+  }
+
+ private:
+  const std::shared_ptr<AnswerSet> set_;
+  const int index_;
+};
+
+AnswerSet::AnswerSet(CallEnd end, std::vector<std::unique_ptr<IncrementalDetokenizer>> detokenizers, Start start)
+    : end_(std::move(end)), start_(std::move(start)) {
+  for (auto& detokenizer : detokenizers) answers_.push_back({std::move(detokenizer)});
+}
+
+std::shared_ptr<SequenceSink> AnswerSet::SinkOf(int index) { return std::make_shared<Sink>(shared_from_this(), index); }
+
+void AnswerSet::StartOthers() {
+  const Start start = std::exchange(start_, nullptr);
+  for (size_t i = 1; start && i < answers_.size(); ++i) start(static_cast<int>(i), SinkOf(static_cast<int>(i)));
+}
+
+bool AnswerSet::TakeToken(int index, const SampledToken& token) {
+  StartOthers();
+  Answer& answer = answers_[index];
+  ++answer.tokens;
+  TextChunk chunk;
+  chunk.answer = index;
+  chunk.text = answer.detokenizer->Append({token.token_id});
+  chunk.tokens.push_back(token);
+  end_.listener().OnChunk(std::move(chunk));
+  return status_.ok() && !answer.detokenizer->stopped();
+}
+
+void AnswerSet::TakeEnd(int index, const absl::Status& status, FinishReason reason, const SequenceTimings& timings) {
+  if (index == 0) {
+    const double decode_seconds = std::max(timings.decode_seconds, timings_.decode_seconds);
+    timings_ = timings;
+    timings_.decode_seconds = decode_seconds;
+    if (!status.ok()) {
+      // Those that were never started have nothing to wait for.
+      if (std::exchange(start_, nullptr)) ended_ += answers_.size() - 1;
+    } else {
+      StartOthers();  // The first answer may be empty.
+    }
+  }
+  Answer& answer = answers_[index];
+  answer.reason = reason;
+  timings_.decode_seconds = std::max(timings_.decode_seconds, timings.decode_seconds);
+  if (status_.ok()) status_ = status;
+  if (status.ok()) {
+    TextChunk rest;
+    rest.answer = index;
+    rest.text = answer.detokenizer->Flush();
+    if (answer.detokenizer->stopped()) answer.reason = FinishReason::kStop;
+    if (!rest.text.empty()) end_.listener().OnChunk(std::move(rest));
+  }
+  if (++ended_ < answers_.size()) return;
+  CallSummary& summary = end_.summary();
+  summary.finish_reason = answers_.front().reason;
+  for (const Answer& ended : answers_) {
+    summary.answers.push_back({ended.reason, ended.tokens});
+    summary.usage.completion_tokens += ended.tokens;
+  }
+  end_.Finish(status_, timings_);
+}
+
+}  // namespace c3po

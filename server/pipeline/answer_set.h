@@ -1,0 +1,85 @@
+#ifndef C3PO_SERVER_PIPELINE_ANSWER_SET_H_
+#define C3PO_SERVER_PIPELINE_ANSWER_SET_H_
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/admission/admission_controller.h"
+#include "server/pipeline/generation_types.h"
+#include "server/text/incremental_detokenizer.h"
+#include "server/types/sequence_request.h"
+
+namespace c3po {
+
+// How a call ends: its place is given back, so that the caller's next request finds it free, then its listener hears of
+// it.
+class CallEnd {
+ public:
+  // `permit` is null without an admission controller.
+  CallEnd(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
+          CallSummary summary);
+
+  GenerationListener& listener() { return *listener_; }
+  CallSummary& summary() { return summary_; }
+  // Once, last. `timings` are what the scheduler saw.
+  void Finish(const absl::Status& status, const SequenceTimings& timings);
+
+ private:
+  const std::shared_ptr<GenerationListener> listener_;
+  std::shared_ptr<AdmissionController::Permit> permit_;
+  CallSummary summary_;
+};
+
+// Carries one Score call's results to its listener.
+class ScoreSink final : public SequenceSink {
+ public:
+  explicit ScoreSink(CallEnd end) : end_(std::move(end)) {}
+  bool OnToken(const SampledToken&) override { return true; }
+  void OnScores(std::vector<ContinuationScore> scores) override { end_.listener().OnScores(std::move(scores)); }
+  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
+    end_.Finish(status, timings);
+  }
+
+ private:
+  CallEnd end_;
+};
+
+// The answers of one Generate call: sequences over one prompt whose tokens become text here, each with a detokenizer of
+// its own. The first is submitted by whoever makes the set. Its first token says that the prompt's keys and values are
+// in the cache and that the pathway is found; the others start then, and need neither again. The call ends when all
+// have; what fails in one ends the others at their next token. Engine thread only, but for the making.
+class AnswerSet : public std::enable_shared_from_this<AnswerSet> {
+ public:
+  // Starts the answer `index` with `sink`.
+  using Start = std::function<void(int index, std::shared_ptr<SequenceSink> sink)>;
+  // `start` may be null where there is one answer.
+  AnswerSet(CallEnd end, std::vector<std::unique_ptr<IncrementalDetokenizer>> detokenizers, Start start);
+
+  std::shared_ptr<SequenceSink> FirstSink() { return SinkOf(0); }
+
+ private:
+  class Sink;
+  struct Answer {
+    std::unique_ptr<IncrementalDetokenizer> detokenizer;
+    FinishReason reason = FinishReason::kStop;
+    int tokens = 0;
+  };
+
+  std::shared_ptr<SequenceSink> SinkOf(int index);
+  void StartOthers();
+  bool TakeToken(int index, const SampledToken& token);
+  void TakeEnd(int index, const absl::Status& status, FinishReason reason, const SequenceTimings& timings);
+
+  CallEnd end_;
+  std::vector<Answer> answers_;
+  Start start_;  // Null once the others were started.
+  size_t ended_ = 0;
+  absl::Status status_;      // the first failure
+  SequenceTimings timings_;  // the first answer's, with the longest decoding of all
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PIPELINE_ANSWER_SET_H_

@@ -1,0 +1,133 @@
+#include "server/pipeline/answer_set.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+
+namespace c3po {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+class RecordingListener final : public GenerationListener {
+ public:
+  void OnOptimization(const OptimizationReport&) override {}
+  void OnChunk(TextChunk chunk) override { tokens[chunk.answer] += static_cast<int>(chunk.tokens.size()); }
+  void OnScores(std::vector<ContinuationScore>) override {}
+  void OnDone(const absl::Status& s, const CallSummary& end) override {
+    ++ends;
+    status = s;
+    summary = end;
+  }
+  std::map<int, int> tokens;
+  int ends = 0;
+  absl::Status status;
+  CallSummary summary;
+};
+
+class AnswerSetTest : public ::testing::Test {
+ protected:
+  // A set of `count` answers whose first is under way.
+  void Begin(int count) {
+    const auto tokenizer =
+        Tokenizer::Load(std::string(C3PO_SOURCE_DIR) + "/tests/golden/model/mixtral_tiny/tokenizer.json");
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    std::vector<std::unique_ptr<IncrementalDetokenizer>> detokenizers;
+    for (int i = 0; i < count; ++i) {
+      auto detokenizer = IncrementalDetokenizer::Create(*tokenizer, {}, /*skip_special_tokens=*/true);
+      ASSERT_TRUE(detokenizer.ok());
+      detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(*std::move(detokenizer)));
+    }
+    const auto set = std::make_shared<AnswerSet>(CallEnd(listener_, nullptr, CallSummary()), std::move(detokenizers),
+                                                 [this](int index, std::shared_ptr<SequenceSink> sink) {
+                                                   started_.push_back(index);
+                                                   sinks_.push_back(std::move(sink));
+                                                 });
+    sinks_.push_back(set->FirstSink());
+  }
+
+  bool Token(int answer) {
+    SampledToken token;
+    token.token_id = 5;
+    return sinks_[answer]->OnToken(token);
+  }
+  void End(int answer, const absl::Status& status = absl::OkStatus(), FinishReason reason = FinishReason::kLength) {
+    sinks_[answer]->OnFinished(status, reason, {});
+  }
+
+  const std::shared_ptr<RecordingListener> listener_ = std::make_shared<RecordingListener>();
+  std::vector<int> started_;
+  std::vector<std::shared_ptr<SequenceSink>> sinks_;
+};
+
+TEST_F(AnswerSetTest, StartsTheOthersOnceAtTheFirstTokenAndEndsWithTheLast) {
+  Begin(3);
+  EXPECT_THAT(started_, IsEmpty());
+  EXPECT_TRUE(Token(0));
+  EXPECT_THAT(started_, ElementsAre(1, 2));
+  EXPECT_TRUE(Token(0));
+  EXPECT_TRUE(Token(2));
+  EXPECT_THAT(started_, ElementsAre(1, 2));
+  End(0);
+  End(2, absl::OkStatus(), FinishReason::kStop);
+  EXPECT_EQ(listener_->ends, 0);
+  End(1);
+  ASSERT_EQ(listener_->ends, 1);
+  EXPECT_TRUE(listener_->status.ok());
+  EXPECT_EQ(listener_->tokens, (std::map<int, int>{{0, 2}, {2, 1}}));
+  const CallSummary& summary = listener_->summary;
+  ASSERT_EQ(summary.answers.size(), 3u);
+  EXPECT_EQ(summary.answers[0].completion_tokens, 2);
+  EXPECT_EQ(summary.answers[1].completion_tokens, 0);
+  EXPECT_EQ(summary.answers[2].completion_tokens, 1);
+  EXPECT_EQ(summary.answers[2].finish_reason, FinishReason::kStop);
+  EXPECT_EQ(summary.finish_reason, FinishReason::kLength);
+  EXPECT_EQ(summary.usage.completion_tokens, 3);
+}
+
+TEST_F(AnswerSetTest, AnEmptyFirstAnswerStartsTheOthersToo) {
+  Begin(2);
+  End(0, absl::OkStatus(), FinishReason::kStop);
+  EXPECT_THAT(started_, ElementsAre(1));
+  EXPECT_EQ(listener_->ends, 0);
+  Token(1);
+  End(1);
+  EXPECT_EQ(listener_->ends, 1);
+  EXPECT_EQ(listener_->summary.finish_reason, FinishReason::kStop);
+}
+
+TEST_F(AnswerSetTest, AFirstAnswerThatFailsBeforeItsFirstTokenStartsNoOthers) {
+  Begin(3);
+  End(0, absl::CancelledError("gone"));
+  EXPECT_THAT(started_, IsEmpty());
+  ASSERT_EQ(listener_->ends, 1);
+  EXPECT_TRUE(absl::IsCancelled(listener_->status));
+}
+
+TEST_F(AnswerSetTest, WhatFailsInOneEndsTheOthersAtTheirNextToken) {
+  Begin(3);
+  Token(0);
+  End(1, absl::InternalError("no logits"));
+  EXPECT_FALSE(Token(0));
+  End(0, absl::OkStatus(), FinishReason::kStop);
+  EXPECT_FALSE(Token(2));
+  EXPECT_EQ(listener_->ends, 0);
+  End(2, absl::OkStatus(), FinishReason::kStop);
+  ASSERT_EQ(listener_->ends, 1);
+  EXPECT_EQ(listener_->status.message(), "no logits");
+}
+
+TEST_F(AnswerSetTest, OneAnswerIsASetOfOne) {
+  Begin(1);
+  EXPECT_TRUE(Token(0));
+  End(0);
+  EXPECT_THAT(started_, IsEmpty());
+  ASSERT_EQ(listener_->ends, 1);
+  EXPECT_EQ(listener_->summary.answers.size(), 1u);
+}
+
+}  // namespace
+}  // namespace c3po
