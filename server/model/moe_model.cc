@@ -4,11 +4,13 @@
 #include <c10/core/InferenceMode.h>
 
 #include <filesystem>
+#include <future>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/model/device.h"
 #include "server/model/neighbor_loss.h"
+#include "server/model/tensor_plan.h"
 
 namespace c3po {
 namespace {
@@ -52,12 +54,15 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   C3PO_ASSIGN_OR_RETURN(const at::ScalarType stored, StoredDtype(*checkpoint));
   C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device, stored));
   const c10::InferenceMode inference;
+  C3PO_RETURN_IF_ERROR(CheckTensors(*checkpoint, config));  // Here too, so that what does not fit is said at once:
+  // the digest is taken beside the loading, so that the files are read once, and is waited for whatever comes of it.
+  std::future<std::string> digest = std::async(std::launch::async, [&checkpoint] { return checkpoint->Digest(); });
   C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, dtype, device, options.progress));
   ModelShape shape = ShapeOf(config, weights);
   shape.name = NameOf(options.folder);
   shape.device = options.device;
   shape.batch_invariant = options.device == "cpu";  // cuBLAS chooses a product's order of summation by its size.
-  shape.digest = checkpoint->Digest();
+  shape.digest = digest.get();
   try {
     return std::unique_ptr<MoeModel>(
         new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes));

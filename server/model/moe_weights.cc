@@ -2,8 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -62,6 +65,7 @@ class Reader {
     out = at::empty(shape, at::TensorOptions(dtype_).device(device_));
     out.copy_(view);
     parameters_ += out.numel();
+    Forget(name);
     return absl::OkStatus();
   }
 
@@ -75,6 +79,7 @@ class Reader {
     C3PO_ASSIGN_OR_RETURN(const at::Tensor view, View(name, shape));
     slot.copy_(transpose ? view.transpose(-2, -1) : view);
     parameters_ += slot.numel();
+    Forget(name);
     return absl::OkStatus();
   }
 
@@ -88,6 +93,11 @@ class Reader {
   int64_t parameters() const { return parameters_; }
 
  private:
+  // What was copied need not stay resident beside its copy.
+  void Forget(const std::string& name) const {
+    if (const auto view = checkpoint_.Find(name); view.ok()) DropPages(*view);
+  }
+
   const Checkpoint& checkpoint_;
   const at::ScalarType dtype_;
   const at::Device device_;
@@ -212,6 +222,15 @@ absl::Status ReadLayer(Reader& reader, const ModelConfig& config, int index, Lay
   return ReadFeedForward(reader, config, prefix, !config.IsMoeLayer(index), layer);
 }
 
+// 0, 1, 10, 11, ..., 2, ...: as the checkpoint's digest goes through them, so that who reads for the one has read for
+// the other.
+std::vector<int> LayersByName(int layers) {
+  std::vector<int> order(layers);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [](int a, int b) { return std::to_string(a) < std::to_string(b); });
+  return order;
+}
+
 }  // namespace
 
 absl::StatusOr<at::ScalarType> StoredDtype(const Checkpoint& checkpoint) {
@@ -236,9 +255,10 @@ absl::StatusOr<MoeWeights> LoadMoeWeights(const Checkpoint& checkpoint, const Mo
       C3PO_RETURN_IF_ERROR(reader.Read("lm_head.weight", {vocabulary, d}, weights.lm_head));
     }
     weights.layers.resize(config.layers);
-    for (int l = 0; l < config.layers; ++l) {
+    int done = 0;
+    for (const int l : LayersByName(config.layers)) {
       C3PO_RETURN_IF_ERROR(ReadLayer(reader, config, l, weights.layers[l]));
-      if (progress) progress(l + 1, config.layers);
+      if (progress) progress(++done, config.layers);
     }
     weights.parameters = reader.parameters();
     return weights;

@@ -191,10 +191,13 @@ const std::string& Checkpoint::Digest() const {
     Sha256 sha256;
     sha256.Update(absl::StrCat("config.json ", config_json_.size(), "\n"));
     sha256.Update(config_json_);
-    for (const auto& [name, view] : views_) {
+    for (auto next = views_.begin(); next != views_.end();) {
+      const auto& [name, view] = *next++;
+      if (next != views_.end()) ReadAhead(*next->second);
       sha256.Update(
           absl::StrCat(name, "\n", DTypeName(view->dtype), ShapeString(view->shape), " ", view->bytes.size(), "\n"));
       sha256.Update(absl::string_view(reinterpret_cast<const char*>(view->bytes.data()), view->bytes.size()));
+      DropPages(*view);
     }
     digest_ = sha256.HexDigest();
   });

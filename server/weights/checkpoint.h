@@ -37,7 +37,8 @@ class Checkpoint {
   //   "config.json <byte count>\n" <bytes>
   //   and per tensor in the order of names(): "<name>\n<dtype>[<d0>, <d1>, ...] <byte count>\n" <bytes>
   // so that it does not depend on how tensors are spread over shards. Reads every byte on the first call (about a
-  // second per GB when the file is in the page cache), later calls return the same string.
+  // second per GB when the file is in the page cache) and keeps none of them resident; later calls return the same
+  // string.
   const std::string& Digest() const;
 
   const std::string& folder() const { return folder_; }

@@ -203,7 +203,19 @@ std::optional<uint64_t> ByteSize(absl::Span<const int64_t> shape, DType dtype) {
   return static_cast<uint64_t>(size);
 }
 
+// Over all pages that hold a byte of the view.
+void Advise(const TensorView& view, int advice) {
+  if (view.bytes.empty()) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(view.bytes.data()), end = begin + view.bytes.size();
+  const uintptr_t first = begin / page * page;
+  madvise(reinterpret_cast<void*>(first), end - first, advice);
+}
+
 }  // namespace
+
+void ReadAhead(const TensorView& view) { Advise(view, MADV_WILLNEED); }
+void DropPages(const TensorView& view) { Advise(view, MADV_DONTNEED); }
 
 absl::string_view DTypeName(DType dtype) { return RowOf(dtype).name; }
 int64_t DTypeBytes(DType dtype) { return RowOf(dtype).bytes; }

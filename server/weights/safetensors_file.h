@@ -49,6 +49,12 @@ struct TensorView {
   int64_t elements() const { return static_cast<int64_t>(bytes.size()) / DTypeBytes(dtype); }
 };
 
+// Hints to the system about the view's bytes, which lie in a private read-only mapping; nothing they do can be seen but
+// time and memory. ReadAhead: they are wanted soon. DropPages: this process is done with them for now; their pages
+// leave its resident set, and come back from the file when they are touched.
+void ReadAhead(const TensorView& view);
+void DropPages(const TensorView& view);
+
 // How messages show a name out of a file: in quotes, control and non-ASCII bytes escaped, the first 200 bytes.
 std::string Quoted(absl::string_view text);
 
