@@ -104,7 +104,8 @@ def markdown(arguments, peers: dict, left_out: list, values: dict, cost: dict, m
         parts.append(report.marks_table(values, weights, kv_bytes(arguments.model), cost))
     if cost:
         parts.append(report.cost_table(cost))
-    parts.append("\n".join(f"- {peer_catalog.NAMES[name]}, {peer.version}: `{peer.shown_command(arguments)}`" for name, peer in peers.items()))
+    commands = [f"- {peer_catalog.NAMES[name]}, {peer.version}: `{peer.shown_command(arguments)}`" for name, peer in peers.items()]
+    parts.append("\n".join(commands))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -1,6 +1,11 @@
 """The figures, how each is measured, and the rounds in which peers take turns."""
 
 import collections
+import concurrent.futures
+import contextlib
+import subprocess
+import sys
+import threading
 import typing
 
 import peer_clients
@@ -8,6 +13,7 @@ import peer_process
 
 PROMPT, NEW = 64, 64  # Tokens of a request where a figure does not say otherwise.
 LONG_PROMPT = 512
+NEW_BESIDE_COMPETITOR = 16  # Fewer: threads that wait spinning can be tens of times slower then.
 REFERENCES = 3  # Of a collection, all of them neighbors.
 
 
@@ -23,9 +29,10 @@ PREFILL_SHORT = Figure("prefill of 64 tokens", "tokens/s", True)
 PREFILL_LONG = Figure("prefill of 512 tokens", "tokens/s", True)
 STREAMS_8 = Figure("8 streams of 64 + 64 tokens, in all", "tokens/s", True)
 STREAMS_32 = Figure("32 streams of 64 + 64 tokens, in all", "tokens/s", True)
+DECODE_BESIDE = Figure("decode beside a competitor that takes a whole core, one stream", "tokens/s", True)
 RESIDENT_LOADED = Figure("resident after load", "MB", False)
 RESIDENT_END = Figure("resident at the end", "MB", False)
-FIGURES = [DECODE, FIRST_TOKEN, PREFILL_SHORT, PREFILL_LONG, STREAMS_8, STREAMS_32, RESIDENT_LOADED, RESIDENT_END]
+FIGURES = [DECODE, FIRST_TOKEN, PREFILL_SHORT, PREFILL_LONG, STREAMS_8, STREAMS_32, DECODE_BESIDE, RESIDENT_LOADED, RESIDENT_END]
 
 Values = typing.Dict[str, typing.Dict[str, typing.List[float]]]  # peer, name of the figure, one value per round
 
@@ -54,8 +61,25 @@ def measure_streams(figure: Figure, streams: int):
     return measure
 
 
+@contextlib.contextmanager
+def busy_competitor():
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure_beside_competitor(client, prompts, round: int) -> dict:
+    with busy_competitor():
+        answer = client.answer(prompts.tokens(PROMPT, round, "beside"), NEW_BESIDE_COMPETITOR)
+    peer_clients.check_counts(DECODE_BESIDE.name, [answer], PROMPT, NEW_BESIDE_COMPETITOR)
+    return {DECODE_BESIDE: answer.decode_rate()}
+
+
 MEASURES = [measure_stream, measure_prefill(PREFILL_SHORT, PROMPT), measure_prefill(PREFILL_LONG, LONG_PROMPT),
-            measure_streams(STREAMS_8, 8), measure_streams(STREAMS_32, 32)]
+            measure_streams(STREAMS_8, 8), measure_streams(STREAMS_32, 32), measure_beside_competitor]
 
 
 def warm_up(client, prompts) -> None:
@@ -92,12 +116,47 @@ def take_turns(peers: dict, prompts, rounds: int, tell=lambda line: None, measur
     return values
 
 
+def paper_settings(options, collection: str) -> dict:
+    """Neighborhood gradient descent as the paper has it: 3 neighbors, 10 steps; last 5 layers and top-20 experts are the server's
+    defaults. Never skipped or taken back; all references count, as random weights answer nothing right."""
+    return {"method": options.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, "k": REFERENCES, "kernel": options.KERNEL_GAUSSIAN, "steps": 10,
+            "step_rule": options.STEP_RULE_GRADIENT, "objective": options.OBJECTIVE_ANSWER,
+            "application_rule": options.APPLICATION_RULE_LAST_PROMPT_TOKEN, "collection": collection,
+            "reference_selection": options.REFERENCE_SELECTION_ALL, "gate": options.GateOptions(enabled=False)}
+
+
+def decode_rate_of_streams(client, prompts, *key) -> float:
+    """Of 8 streams, each one's own from its first token on, added up."""
+    answers = client.answers([prompts.tokens(PROMPT, *key, stream) for stream in range(8)], NEW)
+    peer_clients.check_counts("8 streams", answers, 8 * PROMPT, 8 * NEW)
+    return sum(answer.decode_rate() for answer in answers)
+
+
+def rate_while_optimizing(client, prompts, settings: dict, round: int) -> float:
+    """decode_rate_of_streams while one more caller sends optimized requests, one after the other, of one new token each."""
+    ended = threading.Event()
+
+    def keep_optimizing():
+        number = 0
+        while not ended.is_set():
+            client.answer(prompts.tokens(PROMPT, round, "beside streams", number), 1, **settings)
+            number += 1
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        caller = pool.submit(keep_optimizing)
+        try:
+            rate = decode_rate_of_streams(client, prompts, round, "streams beside")
+        finally:
+            ended.set()
+        caller.result()
+    return rate
+
+
 def c3po_cost(peer, others, prompts, rounds: int) -> dict:
-    """What C3PO adds to a request of this project's server: neighborhood gradient descent with the paper's settings (3 neighbors, last
-    5 layers, top-20 experts, 10 steps), never skipped or taken back. Name to one value per round: milliseconds of the request
-    without, with neighbors seen for the first time, and with the same neighbors again; and the stages of the latter."""
+    """What C3PO adds to a request of this project's server. Name to one value per round: milliseconds of the request without,
+    with neighbors seen for the first time, and with the same neighbors again; the stages of the latter; tokens per second of
+    8 streams by themselves and while others optimize."""
     client = peer.client
-    options = client.options
     values = collections.defaultdict(list)
     with peer_process.OneAtATime({"c3po": peer.process, **others}) as turns:
         turns.let_run("c3po")
@@ -105,11 +164,7 @@ def c3po_cost(peer, others, prompts, rounds: int) -> dict:
             collection = f"bench-{round}"
             client.add_references(collection, [(prompts.text(prompts.tokens(PROMPT, round, "reference", i)),
                                                 prompts.text(prompts.tokens(1, round, "answer", i))) for i in range(REFERENCES)])
-            settings = {"method": options.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, "k": REFERENCES, "kernel": options.KERNEL_GAUSSIAN,
-                        "steps": 10, "step_rule": options.STEP_RULE_GRADIENT, "core_experts": 20, "objective": options.OBJECTIVE_ANSWER,
-                        "application_rule": options.APPLICATION_RULE_LAST_PROMPT_TOKEN, "collection": collection,
-                        "reference_selection": options.REFERENCE_SELECTION_ALL,  # Random weights answer nothing right.
-                        "gate": options.GateOptions(enabled=False)}
+            settings = paper_settings(client.options, collection)
             for use, optimization in (("none", {}), ("first", settings), ("again", settings)):
                 answer = client.answer(prompts.tokens(PROMPT, round, use), NEW, **optimization)
                 peer_clients.check_counts(use, [answer], PROMPT, NEW)
@@ -118,4 +173,6 @@ def c3po_cost(peer, others, prompts, rounds: int) -> dict:
                 values[use].append(1e3 * answer.seconds())
             for stage in ("embed", "retrieval", "optimization"):
                 values[stage].append(1e3 * getattr(answer.timings, f"{stage}_seconds"))
+            values["streams"].append(decode_rate_of_streams(client, prompts, round, "streams alone"))
+            values["streams_beside"].append(rate_while_optimizing(client, prompts, settings, round))
     return values

@@ -100,7 +100,8 @@ def olmoe_shaped(cache: pathlib.Path, tokenizer: pathlib.Path, shape: dict = SHA
         {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|padding|>",
          "model_max_length": shape["max_position_embeddings"]}, indent=2))
     (partial / "config.json").write_text(json.dumps(shape, indent=2))
-    (partial / "generation_config.json").write_text(json.dumps({"eos_token_id": shape["eos_token_id"], "pad_token_id": shape["pad_token_id"]}))
+    special = {name: shape[name] for name in ("eos_token_id", "pad_token_id")}
+    (partial / "generation_config.json").write_text(json.dumps(special))
     write_weights(partial / "model.safetensors", tensor_shapes(shape))
     partial.rename(folder)
     return folder

@@ -46,7 +46,8 @@ class Peer:
         words = [pathlib.Path(str(self.command[0])).name, *map(str, self.command[1:])]
         shown = [names.get(word) or word.replace(f":{self.client.port}", ":PORT") for word in words]
         shown = ["FILE/" + pathlib.Path(word).name if word.startswith("/") else word for word in shown]
-        return " ".join([*(f"{key}={value}" for key, value in self.environment.items()), shlex.join(shown)])
+        shown_environment = [f"{key}={value}" for key, value in self.environment.items() if key != "PATH"]
+        return " ".join([*shown_environment, shlex.join(shown)])
 
 
 def free_port() -> int:
@@ -98,7 +99,8 @@ def llama_cpp(arguments, folder, stubs) -> Peer:
     version = next(line for line in output_of(server, "--version").splitlines() if line.startswith("version"))
     port = free_port()
     command = [server, "--model", gguf_of(arguments), "--threads", arguments.threads, "--threads-batch", arguments.threads,
-               "--ctx-size", POSITIONS, "--parallel", STREAMS_MAX, "--kv-unified", "--cache-ram", 0, "--host", "127.0.0.1", "--port", port]
+               "--ctx-size", POSITIONS, "--parallel", STREAMS_MAX, "--kv-unified", "--cache-ram", 0,
+               "--host", "127.0.0.1", "--port", port]
     return Peer("llama.cpp", arguments.llama_version or version, command, {}, peer_clients.LlamaServerClient(port))
 
 
@@ -106,13 +108,16 @@ def vllm(arguments, folder, stubs) -> Peer:
     program = [arguments.vllm_python, "-m", "vllm.entrypoints.cli.main"] if arguments.vllm_python else [shutil.which("vllm")]
     if not program[0]:
         raise peer_process.PeerFailed("no vllm on PATH, no interpreter given with --vllm-python")
-    version = package_versions(arguments.vllm_python, "vllm", "torch") if arguments.vllm_python else output_of(*program, "--version").splitlines()[-1]
+    if arguments.vllm_python:
+        version = package_versions(arguments.vllm_python, "vllm", "torch")
+    else:
+        version = output_of(*program, "--version").splitlines()[-1]
     port = free_port()
     command = [*program, "serve", arguments.model, "--dtype", arguments.vllm_dtype, "--max-model-len", 1024,
                "--max-num-seqs", STREAMS_MAX, "--no-enable-prefix-caching", "--host", "127.0.0.1", "--port", port]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": f"0-{arguments.threads - 1}", "HF_HUB_OFFLINE": "1",
                    "VLLM_NO_USAGE_STATS": "1"}
-    if arguments.vllm_python:  # What is installed beside the interpreter, a compiler for instance, is looked for on PATH.
+    if arguments.vllm_python:  # What is installed beside the interpreter, ninja for instance, is looked for on PATH.
         environment["PATH"] = f"{pathlib.Path(arguments.vllm_python).parent}:{os.environ['PATH']}"
     return Peer("vllm", version, command, environment, peer_clients.VllmClient(port, str(arguments.model)))
 

@@ -19,6 +19,7 @@ class Answer:
     prompt_tokens: int = 0  # As the peer counts them.
     completion_tokens: int = 0
     timings: typing.Any = None  # Of this project's server: what its stages took, StageTimings.
+    gate: str = ""              # Of this project's server: name of the gate's decision.
 
     def arrived(self, tokens: int) -> None:
         if tokens > (self.arrivals[-1][1] if self.arrivals else 0):
@@ -166,7 +167,8 @@ class C3poClient(HttpClient):
             elif event.HasField("optimization"):
                 answer.gate = self.options.GateDecision.Name(event.optimization.gate)
             elif event.HasField("summary"):
-                answer.prompt_tokens, answer.completion_tokens = event.summary.usage.prompt_tokens, event.summary.usage.completion_tokens
+                usage = event.summary.usage
+                answer.prompt_tokens, answer.completion_tokens = usage.prompt_tokens, usage.completion_tokens
                 answer.timings = event.summary.timings
         return answer
 
@@ -187,4 +189,5 @@ def check_counts(what: str, answers: list, prompt_tokens: int, completion_tokens
     """Sums over `answers`."""
     counted = sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
     if counted != (prompt_tokens, completion_tokens):
-        raise WrongAnswer(f"{what}: {counted[0]} prompt tokens and {counted[1]} new ones, asked were {prompt_tokens} and {completion_tokens}")
+        raise WrongAnswer(f"{what}: {counted[0]} prompt tokens and {counted[1]} new ones, "
+                          f"asked were {prompt_tokens} and {completion_tokens}")

@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Tests of the comparison with other servers, all against a fake one: no peer has to be installed."""
+"""Tests of the comparison with other servers, against a fake one and, with its binary as argument, this project's: no peer has to be
+installed.
+
+    peers_test.py [C3POD]
+"""
 
 import argparse
 import itertools
@@ -13,6 +17,7 @@ import unittest
 import numpy
 
 HERE = pathlib.Path(__file__).resolve().parent
+SOURCE = HERE.parents[2]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import measurement
@@ -159,7 +164,8 @@ class Processes(WithFolder):
         self.assertEqual(state(process), [])
 
     def test_one_that_does_not_come_up_is_told_with_the_end_of_its_log(self):
-        process = peer_process.PeerProcess([sys.executable, "-c", "print('no such model'); raise SystemExit(3)"], self.folder / "log")
+        script = "print('no such model'); raise SystemExit(3)"
+        process = peer_process.PeerProcess([sys.executable, "-c", script], self.folder / "log")
         with self.assertRaisesRegex(peer_process.PeerFailed, "ended with 3: no such model"):
             process.wait_until(lambda: False, 30)
 
@@ -176,13 +182,15 @@ class Turns(WithFolder):
                 return {figure: len(order)}
             return run
 
-        values = measurement.take_turns(peers, self.prompts, 2, measures=[measure(0, measurement.DECODE), measure(1, measurement.STREAMS_8)])
+        measures = [measure(0, measurement.DECODE), measure(1, measurement.STREAMS_8)]
+        values = measurement.take_turns(peers, self.prompts, 2, measures=measures)
         self.assertEqual(order, list(itertools.product([0, 1], [0, 1], "ab")))
         self.assertEqual(values["a"], {measurement.DECODE.name: [1, 5], measurement.STREAMS_8.name: [3, 7]})
 
     def test_figures_follow_the_speed_of_the_peer(self):
         told = []
-        values = measurement.take_turns({"slow": self.fake("slow", 60, 8), "fast": self.fake("fast", 15, 2)}, self.prompts, 1, told.append)
+        peers = {"slow": self.fake("slow", 60, 8), "fast": self.fake("fast", 15, 2)}
+        values = measurement.take_turns(peers, self.prompts, 1, told.append)
         self.assertEqual(set(values), {"slow", "fast"}, told)
         middle = report.medians(values)
         for figure in (measurement.DECODE, measurement.PREFILL_SHORT, measurement.STREAMS_8):
@@ -193,9 +201,10 @@ class Turns(WithFolder):
 
     def test_a_peer_that_fails_is_left_out_and_the_others_go_on(self):
         told = []
-        values = measurement.take_turns({"a": self.fake("a"), "short": self.fake("short", 0, 0, "short")}, self.prompts, 1, told.append)
+        peers = {"a": self.fake("a"), "short": self.fake("short", 0, 0, "short")}
+        values = measurement.take_turns(peers, self.prompts, 1, told.append)
         self.assertEqual(set(values), {"a"})
-        self.assertEqual(len(values["a"]), 6)
+        self.assertEqual(len(values["a"]), 7)
         self.assertTrue([line for line in told if line.startswith("short: left out")], told)
 
 
@@ -220,16 +229,22 @@ class Report(unittest.TestCase):
         self.assertIn("reached", report.marks_table(one_value(c3po=66.0, llama_cpp=50.0), 0, 0, {}))
         self.assertNotIn("llama.cpp", report.marks_table(one_value(c3po=66.0, vllm=50.0), 0, 0, {}))
 
+    def test_the_slowdown_beside_a_competitor_is_of_one_stream(self):
+        values = {"c3po": {measurement.DECODE.name: [60.0], measurement.DECODE_BESIDE.name: [20.0]}}
+        self.assertIn("| 3.00x | missed by 36% |", report.marks_table(values, 0, 0, {}))
+
     def test_memory_counts_beyond_weights_and_cache(self):
         values = {"c3po": {measurement.RESIDENT_LOADED.name: [600.0], measurement.RESIDENT_END.name: [900.0]}}
         self.assertIn("| 170 MB after load, 70 MB at the end | missed by 20 MB |", report.marks_table(values, 430_000_000, 400_000_000, {}))
 
     def test_the_cost_is_the_median_of_differences_within_a_round(self):
         cost = {"none": [1000.0, 2000.0, 1000.0], "first": [1500.0, 2600.0, 1900.0], "again": [1100.0, 2100.0, 1200.0],
-                "embed": [5.0] * 3, "retrieval": [1.0] * 3, "optimization": [80.0] * 3}
+                "embed": [5.0] * 3, "retrieval": [1.0] * 3, "optimization": [80.0] * 3, "streams": [100.0, 200.0, 100.0],
+                "streams_beside": [75.0, 150.0, 90.0]}
         self.assertEqual((report.added(cost, "first"), report.added(cost, "again")), (600.0, 100.0))
         self.assertIn("| added, neighbors known | 100 | 10% |", report.cost_table(cost))
         self.assertIn("| 10% | reached |", report.marks_table({}, 0, 0, cost))
+        self.assertIn("| 75% | missed by 5% of it |", report.marks_table({}, 0, 0, cost))
 
 
 class Command(WithFolder):
@@ -255,8 +270,40 @@ class Command(WithFolder):
         self.assertNotIn(str(HERE), text)
 
     def test_the_machine_is_described(self):
-        self.assertRegex(report.machine(), r"^\d+ cores of .*avx2.*\d+ GiB, Linux .*; load average \d")
+        self.assertRegex(report.machine(), r"^\d+ cores of .*avx2.*\d+ GiB, Linux .*; load average before \d")
+
+
+class BytePrompts(model_folder.Prompts):
+    """For the tiny models of the goldens, whose tokens are bytes."""
+
+    def __init__(self):
+        self.words, self.seed = {ord(letter): letter for letter in "abcdefghijklmnop"}, 1
+        self.ids = sorted(self.words)
+
+
+class WithServer(WithFolder):
+    binary = None
+
+    def test_this_server_answers_like_a_peer_and_its_cost_is_told_by_use_and_stage(self):
+        import server_process
+        tiny = SOURCE / "tests" / "golden" / "model" / "olmoe_tiny"
+        arguments = argparse.Namespace(c3pod=self.binary, model=tiny, threads=1, cache=self.folder / "bench")
+        peer = peer_catalog.c3po(arguments, self.folder, server_process.make_stubs())
+        peer.start(self.folder)
+        self.addCleanup(peer.process.stop)
+        self.assertGreater(peer.resident_loaded, 10e6)
+        figures = measurement.measure_stream(peer.client, BytePrompts(), 0)
+        self.assertGreater(figures[measurement.DECODE], 0)
+        cost = measurement.c3po_cost(peer, {}, BytePrompts(), 2)
+        self.assertEqual({use: len(values) for use, values in cost.items()},
+                         dict.fromkeys(["none", "first", "again", "embed", "retrieval", "optimization", "streams", "streams_beside"], 2))
+        self.assertGreater(min(cost["optimization"]), 0)
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        WithServer.binary = sys.argv.pop(1)
+        sys.path.append(str(SOURCE / "tests" / "integration"))
+    else:
+        del WithServer
     unittest.main()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """transformers behind just enough HTTP to be measured like a server: POST /generate {"prompts": [[id, ...], ...], "max_tokens": n}
-answers one line {"tokens": number so far, of all prompts} per step, then {"prompt_tokens", "completion_tokens", "done"}. Prompts of
-one call have the same length and are one batch: what a script that calls generate() would do. Run by the interpreter of an environment that has
-torch and transformers.
+answers one line {"tokens": number so far, of all prompts} per step, then {"prompt_tokens", "completion_tokens", "done"}.
+Prompts of one call have the same length and are one batch: what a script that calls generate() would do. Run by the
+interpreter of an environment that has torch and transformers.
 
     transformers_worker.py MODEL PORT THREADS DTYPE
 """
@@ -35,10 +35,10 @@ def make_handler(model):
             prompts = torch.tensor(request["prompts"])
             self.send_response(200)
             self.end_headers()
+            new, each_step = request["max_tokens"], EachStep(lambda now: self.line(tokens=now.numel() - prompts.numel()))
             with torch.inference_mode():
-                ids = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=request["max_tokens"],
-                                     min_new_tokens=request["max_tokens"], pad_token_id=0,
-                                     stopping_criteria=[EachStep(lambda now: self.line(tokens=now.numel() - prompts.numel()))])
+                ids = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, pad_token_id=0,
+                                     min_new_tokens=new, max_new_tokens=new, stopping_criteria=[each_step])
             self.line(prompt_tokens=prompts.numel(), completion_tokens=ids.numel() - prompts.numel(), done=True)
 
         def line(self, **fields):
