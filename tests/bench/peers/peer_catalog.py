@@ -42,7 +42,7 @@ class Peer:
 
     def shown_command(self, arguments) -> str:
         """Without the paths and ports of this machine."""
-        names = {str(arguments.model): "MODEL", str(arguments.model) + ".gguf": "MODEL.gguf", str(self.client.port): "PORT"}
+        names = {str(arguments.model): "MODEL", str(self.client.port): "PORT"}
         words = [pathlib.Path(str(self.command[0])).name, *map(str, self.command[1:])]
         shown = [names.get(word) or word.replace(f":{self.client.port}", ":PORT") for word in words]
         shown = ["FILE/" + pathlib.Path(word).name if word.startswith("/") else word for word in shown]
@@ -80,11 +80,12 @@ def c3po(arguments, folder, stubs) -> Peer:
 
 
 def gguf_of(arguments) -> pathlib.Path:
-    """Beside the model folder: MODEL.gguf, converted if it is not there and the converter was named."""
-    path = pathlib.Path(str(arguments.model) + ".gguf")
+    """NAME.gguf in the cache, converted if it is not there and the converter was named."""
+    path = arguments.cache / f"{arguments.model.name}.gguf"
     if not path.exists():
         if not arguments.llama_convert:
             raise peer_process.PeerFailed(f"{path} is not there; name a convert_hf_to_gguf.py with --llama-convert")
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         output_of(arguments.llama_python or arguments.transformers_python or "python3", arguments.llama_convert, arguments.model,
                   "--outtype", "bf16", "--outfile", partial)
