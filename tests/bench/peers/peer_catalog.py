@@ -16,7 +16,7 @@ import peer_process
 HERE = pathlib.Path(__file__).resolve().parent
 POSITIONS = 8192  # Of all sequences together.
 STREAMS_MAX = 32
-LOAD_SECONDS_MAX = 300
+LOAD_SECONDS_MAX = 600
 NAMES = {"c3po": "C3PO", "llama.cpp": "llama.cpp", "vllm": "vLLM", "transformers": "transformers"}  # In the order of the table.
 
 
