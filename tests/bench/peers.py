@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import pathlib
-import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,6 +110,7 @@ def markdown(arguments, peers: dict, left_out: list, values: dict, cost: dict, m
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # By way of `finally`: no server is left behind.
     arguments = read_arguments()
     import server_process  # Needs grpcio, which only a run with servers does.
     machine = report.machine()

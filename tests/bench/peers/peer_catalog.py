@@ -46,7 +46,7 @@ class Peer:
         words = [pathlib.Path(str(self.command[0])).name, *map(str, self.command[1:])]
         shown = [names.get(word) or word.replace(f":{self.client.port}", ":PORT") for word in words]
         shown = ["FILE/" + pathlib.Path(word).name if word.startswith("/") else word for word in shown]
-        shown_environment = [f"{key}={value}" for key, value in self.environment.items() if key != "PATH"]
+        shown_environment = [f"{key}={pathlib.Path(value).name}" for key, value in self.environment.items() if key != "PATH"]
         return " ".join([*shown_environment, shlex.join(shown)])
 
 
@@ -119,7 +119,11 @@ def vllm(arguments, folder, stubs) -> Peer:
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": f"0-{arguments.threads - 1}", "HF_HUB_OFFLINE": "1",
                    "VLLM_NO_USAGE_STATS": "1"}
     if arguments.vllm_python:  # What is installed beside the interpreter, ninja for instance, is looked for on PATH.
-        environment["PATH"] = f"{pathlib.Path(arguments.vllm_python).parent}:{os.environ['PATH']}"
+        folder = pathlib.Path(arguments.vllm_python).parent
+        environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+        openmp = folder.parent / "lib" / "libiomp5.so"  # Of PyPI's intel-openmp: what its makers say to load before all else.
+        if openmp.is_file():
+            environment["LD_PRELOAD"] = str(openmp.resolve())
     return Peer("vllm", version, command, environment, peer_clients.VllmClient(port, str(arguments.model)))
 
 
