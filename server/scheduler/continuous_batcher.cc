@@ -17,8 +17,9 @@ namespace {
 
 double SecondsBetween(absl::Time a, absl::Time b) { return absl::ToDoubleSeconds(b - a); }
 
-// Seconds of optimization per second of forward passes: with streams running they keep four fifths of their rate.
-constexpr double kShareBesideStreams = 0.25;
+// Seconds of optimization per second of forward passes. Running streams are to keep four fifths of their rate beside
+// requests that optimize; what these need besides, prompts, embedding and retrieval, takes its part of the fifth.
+constexpr double kShareBesideStreams = 0.15;
 constexpr double kShareBesidePrompts = 1.0;
 
 std::vector<float> LogSoftmax(const std::vector<float>& logits) {

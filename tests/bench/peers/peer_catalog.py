@@ -1,0 +1,140 @@
+"""The peers: how each is found, converted for, started, and asked for its version. All of them get the same number of threads, bfloat16
+weights and room for 8,192 positions; what a flag does not say stays as its makers set it."""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import shutil
+import socket
+import subprocess
+import typing
+
+import peer_clients
+import peer_process
+
+HERE = pathlib.Path(__file__).resolve().parent
+POSITIONS = 8192  # Of all sequences together.
+STREAMS_MAX = 32
+LOAD_SECONDS_MAX = 600
+NAMES = {"c3po": "C3PO", "llama.cpp": "llama.cpp", "vllm": "vLLM", "transformers": "transformers"}  # In the order of the table.
+
+
+@dataclasses.dataclass
+class Peer:
+    name: str
+    version: str
+    command: list
+    environment: dict
+    client: typing.Any
+    process: typing.Any = None
+    resident_loaded: int = 0  # Bytes.
+
+    def start(self, folder: pathlib.Path) -> None:
+        """PeerFailed when it does not come up. Its output goes to a file below `folder`."""
+        self.process = peer_process.PeerProcess(self.command, folder / f"{self.name}.log", self.environment)
+        try:
+            self.process.wait_until(self.client.ready, LOAD_SECONDS_MAX)
+        except BaseException:
+            self.process.stop()
+            raise
+        self.resident_loaded = self.process.resident_bytes()
+
+    def shown_command(self, arguments) -> str:
+        """Without the paths and ports of this machine."""
+        names = {str(arguments.model): "MODEL", str(self.client.port): "PORT"}
+        words = [pathlib.Path(str(self.command[0])).name, *map(str, self.command[1:])]
+        shown = [names.get(word) or word.replace(f":{self.client.port}", ":PORT") for word in words]
+        shown = ["FILE/" + pathlib.Path(word).name if word.startswith("/") else word for word in shown]
+        shown_environment = [f"{key}={pathlib.Path(value).name}" for key, value in self.environment.items() if key != "PATH"]
+        return " ".join([*shown_environment, shlex.join(shown)])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def output_of(*command) -> str:
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    if done.returncode != 0:
+        raise peer_process.PeerFailed(f"{shlex.join(map(str, command))} ended with {done.returncode}: {done.stdout[-500:].strip()}")
+    return done.stdout.strip()
+
+
+def package_versions(python: str, *packages) -> str:
+    code = "import importlib.metadata as m, sys; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
+    return output_of(python, "-c", code, *packages).splitlines()[-1]
+
+
+def c3po(arguments, folder, stubs) -> Peer:
+    if not pathlib.Path(arguments.c3pod).is_file():
+        raise peer_process.PeerFailed(f"{arguments.c3pod} is not built")
+    port = free_port()
+    embedder = arguments.cache.parent / "models" / "all-minilm-l6-v2"
+    command = [arguments.c3pod, "--model", arguments.model, "--threads", arguments.threads, "--kv-cache-tokens", POSITIONS,
+               "--running-sequences-max", STREAMS_MAX, "--embedder", embedder if embedder.is_dir() else "model",
+               "--store", folder / "references.db", "--listen", f"127.0.0.1:{port}", "--metrics-port", "-1"]
+    return Peer("c3po", output_of(arguments.c3pod, "--version"), command, {}, peer_clients.C3poClient(port, stubs))
+
+
+def gguf_of(arguments) -> pathlib.Path:
+    """NAME.gguf in the cache, converted if it is not there and the converter was named."""
+    path = arguments.cache / f"{arguments.model.name}.gguf"
+    if not path.exists():
+        if not arguments.llama_convert:
+            raise peer_process.PeerFailed(f"{path} is not there; name a convert_hf_to_gguf.py with --llama-convert")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        output_of(arguments.llama_python or arguments.transformers_python or "python3", arguments.llama_convert, arguments.model,
+                  "--outtype", "bf16", "--outfile", partial)
+        partial.rename(path)
+    return path
+
+
+def llama_cpp(arguments, folder, stubs) -> Peer:
+    server = arguments.llama_server or shutil.which("llama-server")
+    if not server:
+        raise peer_process.PeerFailed("no llama-server on PATH, none given with --llama-server")
+    version = next(line for line in output_of(server, "--version").splitlines() if line.startswith("version"))
+    port = free_port()
+    command = [server, "--model", gguf_of(arguments), "--threads", arguments.threads, "--threads-batch", arguments.threads,
+               "--ctx-size", POSITIONS, "--parallel", STREAMS_MAX, "--kv-unified", "--cache-ram", 0,
+               "--host", "127.0.0.1", "--port", port]
+    return Peer("llama.cpp", arguments.llama_version or version, command, {}, peer_clients.LlamaServerClient(port))
+
+
+def vllm(arguments, folder, stubs) -> Peer:
+    program = [arguments.vllm_python, "-m", "vllm.entrypoints.cli.main"] if arguments.vllm_python else [shutil.which("vllm")]
+    if not program[0]:
+        raise peer_process.PeerFailed("no vllm on PATH, no interpreter given with --vllm-python")
+    if arguments.vllm_python:
+        version = package_versions(arguments.vllm_python, "vllm", "torch")
+    else:
+        version = output_of(*program, "--version").splitlines()[-1]
+    port = free_port()
+    command = [*program, "serve", arguments.model, "--dtype", arguments.vllm_dtype, "--max-model-len", 1024,
+               "--max-num-seqs", STREAMS_MAX, "--no-enable-prefix-caching", "--host", "127.0.0.1", "--port", port]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": f"0-{arguments.threads - 1}", "HF_HUB_OFFLINE": "1",
+                   "VLLM_NO_USAGE_STATS": "1"}
+    if arguments.vllm_python:  # What is installed beside the interpreter, ninja for instance, is looked for on PATH.
+        folder = pathlib.Path(arguments.vllm_python).parent
+        environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+        openmp = folder.parent / "lib" / "libiomp5.so"  # Of PyPI's intel-openmp: what its makers say to load before all else.
+        if openmp.is_file():
+            environment["LD_PRELOAD"] = str(openmp.resolve())
+    return Peer("vllm", version, command, environment, peer_clients.VllmClient(port, str(arguments.model)))
+
+
+def transformers(arguments, folder, stubs) -> Peer:
+    if not arguments.transformers_python:
+        raise peer_process.PeerFailed("no interpreter given with --transformers-python")
+    port = free_port()
+    command = [arguments.transformers_python, HERE / "transformers_worker.py", arguments.model, port, arguments.threads,
+               arguments.transformers_dtype]
+    return Peer("transformers", package_versions(arguments.transformers_python, "transformers", "torch"), command,
+                {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}, peer_clients.TransformersClient(port))
+
+
+MAKERS = {"c3po": c3po, "llama.cpp": llama_cpp, "vllm": vllm, "transformers": transformers}
