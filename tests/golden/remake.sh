@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Makes all goldens of this folder again, in Python environments of its own with the pinned versions from PyPI, runs the tests that
+# read them, and says which files came out otherwise. On the versions of provenance.json none should; on a processor of another kind the
+# last bits of some floats may, and the tests' verdict is what counts.
+#   tests/golden/remake.sh
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
+deploy/install_deps.sh
+
+# make_venv NAME PACKAGES...: prints its Python.
+make_venv() {
+  local venv=$CACHE_DIR/goldens-1/$1
+  shift
+  if [ ! -e "$venv/complete" ]; then
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install -q --disable-pip-version-check "$@" >&2
+    touch "$venv/complete"
+  fi
+  echo "$venv/bin/python"
+}
+
+# libtorch's wheel is the torch of the goldens.
+MODELS=$(make_venv models transformers==4.57.6 safetensors==0.7.0 numpy==2.3.5)
+TOKENIZERS=$(make_venv tokenizers tokenizers==0.23.3 jinja2==3.1.6)
+TORCH=$(ls -d "$CACHE_DIR"/torch-*/site | sort -V | tail -n 1)
+
+"$TOKENIZERS" tests/golden/tokenizer/make_tokenizer_goldens.py
+"$TOKENIZERS" tests/golden/tokenizer/make_chat_goldens.py
+PYTHONPATH=$TORCH "$MODELS" tests/golden/model/make_model_goldens.py
+PYTHONPATH=$TORCH "$MODELS" tests/golden/embed/make_embed_goldens.py "$CACHE_DIR/models/all-minilm-l6-v2"
+
+cmake --preset release >/dev/null
+cmake --build --preset release --target server_model_test server_text_test server_embed_test
+for name in server_model_test server_text_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
+CHANGED=$(git status --porcelain -- tests/golden)
+echo "files that came out otherwise: ${CHANGED:-none}"
