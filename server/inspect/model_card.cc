@@ -83,9 +83,11 @@ int64_t SaturatingTimes(int64_t a, int64_t b) {
 int64_t WeightBytes(const ModelCard& card, const HeldType& type) {
   return SaturatingTimes(card.parameters.total, type.bytes);
 }
-int64_t KvBytes(const ModelCard& card, const HeldType& type) {
-  return SaturatingTimes(card.kv_elements, kPositions * type.bytes);
+int64_t KvBytes(const ModelCard& card, int64_t element_bytes) {
+  return SaturatingTimes(card.kv_elements, kPositions * element_bytes);
 }
+// Whatever the weights are held in, the CPU computes in float32, and keeps keys and values so.
+int64_t KvBytesOnCpu(const ModelCard& card) { return KvBytes(card, 4); }
 
 void AddLine(absl::string_view name, absl::string_view value, std::string& text) {
   absl::StrAppendFormat(&text, "%-15s %s\n", name, value);
@@ -120,10 +122,11 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
   }
   for (const HeldType& type : kHeldTypes) {
     AddLine(absl::StrCat("in ", type.name),
-            absl::StrCat("weights ", Bytes(WeightBytes(card, type)), ", KV cache ", Bytes(KvBytes(card, type)),
+            absl::StrCat("weights ", Bytes(WeightBytes(card, type)), ", KV cache ", Bytes(KvBytes(card, type.bytes)),
                          " per 1,000 positions"),
             text);
   }
+  AddLine("on the CPU", absl::StrCat("KV cache ", Bytes(KvBytesOnCpu(card)), " per 1,000 positions, in either"), text);
 }
 
 }  // namespace
@@ -183,8 +186,9 @@ std::string CardJson(const ModelCard& card) {
                           {"routers_and_norms", counts.routers_and_norms}};
     for (const HeldType& type : kHeldTypes) {
       json["memory_bytes"][type.name] = {{"weights", WeightBytes(card, type)},
-                                         {"kv_per_1000_positions", KvBytes(card, type)}};
+                                         {"kv_per_1000_positions", KvBytes(card, type.bytes)}};
     }
+    json["memory_bytes"]["kv_per_1000_positions_on_cpu"] = KvBytesOnCpu(card);
   }
   // A folder's name need not be UTF-8.
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";

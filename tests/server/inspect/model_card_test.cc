@@ -35,6 +35,8 @@ TEST_P(EveryFamily, SaysOfTheModelWhatItIsOnceLoaded) {
   EXPECT_EQ(json["family"], shape.architecture);
   EXPECT_EQ(json["parameters"]["total"], shape.parameters);
   EXPECT_EQ(json["memory_bytes"]["bfloat16"]["weights"], 2 * shape.parameters);
+  EXPECT_EQ(json["memory_bytes"]["kv_per_1000_positions_on_cpu"],
+            json["memory_bytes"]["float32"]["kv_per_1000_positions"]);
   EXPECT_EQ(json["moe_layers"], shape.moe_layers);
   EXPECT_EQ(json["experts"], shape.experts);
   EXPECT_LT(card.parameters.active, card.parameters.total);
