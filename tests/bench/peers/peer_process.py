@@ -78,6 +78,9 @@ class PeerProcess:
         with contextlib.suppress(ProcessLookupError):  # Members that outlive the first one, too.
             os.killpg(self.group, signal.SIGKILL)
         self.process.wait()
+        deadline = time.monotonic() + STOP_SECONDS
+        while group_states(self.group) and time.monotonic() < deadline:  # They die when they next run.
+            time.sleep(0.01)
 
 
 class OneAtATime:
