@@ -22,14 +22,15 @@ import time
 import numpy
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(SOURCE / "tests" / "bench" / "peers"))
+
+import model_folder
+
 SHARD_BYTES = 4 << 30
 KV_CACHE_TOKENS = 2048
 
-OLMOE = {"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "num_hidden_layers": 16, "hidden_size": 2048,
-         "intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8, "num_attention_heads": 16, "num_key_value_heads": 16,
-         "vocab_size": 50304, "max_position_embeddings": 4096, "norm_topk_prob": False, "attention_bias": False, "clip_qkv": None,
-         "hidden_act": "silu", "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "rope_scaling": None, "tie_word_embeddings": False,
-         "eos_token_id": 50279, "pad_token_id": 1, "torch_dtype": "bfloat16"}
+OLMOE = {**model_folder.SHAPE, "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 1024, "num_experts": 64,
+         "num_attention_heads": 16, "num_key_value_heads": 16}
 DEEPSEEK = {"architectures": ["DeepseekForCausalLM"], "model_type": "deepseek", "num_hidden_layers": 28, "hidden_size": 2048,
             "intermediate_size": 10944, "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2,
             "num_experts_per_tok": 6, "first_k_dense_replace": 1, "moe_layer_freq": 1, "norm_topk_prob": False,
@@ -45,60 +46,48 @@ def gated(name, inner, hidden):
             f"{name}.down_proj.weight": (hidden, inner)}
 
 
-def tensor_shapes(config):
-    """Name to shape of every tensor of the checkpoint, in the order of the layers."""
-    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    olmoe = config["model_type"] == "olmoe"
+def deepseek_shapes(config):
+    """Name to shape of every tensor of a DeepSeekMoE checkpoint, in the order of the layers."""
+    hidden, vocabulary, inner = config["hidden_size"], config["vocab_size"], config["moe_intermediate_size"]
     shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}"
         shapes |= {f"{layer}.{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
         shapes |= {f"{layer}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
-        if olmoe:
-            shapes |= {f"{layer}.self_attn.{name}_norm.weight": (hidden,) for name in "qk"}
-        elif index < config["first_k_dense_replace"]:
+        if index < config["first_k_dense_replace"]:
             shapes |= gated(f"{layer}.mlp", config["intermediate_size"], hidden)
             continue
-        experts = config["num_experts"] if olmoe else config["n_routed_experts"]
-        inner = config["intermediate_size"] if olmoe else config["moe_intermediate_size"]
-        shapes[f"{layer}.mlp.gate.weight"] = (experts, hidden)
-        for expert in range(experts):
+        shapes[f"{layer}.mlp.gate.weight"] = (config["n_routed_experts"], hidden)
+        for expert in range(config["n_routed_experts"]):
             shapes |= gated(f"{layer}.mlp.experts.{expert}", inner, hidden)
-        if not olmoe:
-            shapes |= gated(f"{layer}.mlp.shared_experts", inner * config["n_shared_experts"], hidden)
+        shapes |= gated(f"{layer}.mlp.shared_experts", inner * config["n_shared_experts"], hidden)
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-def size_of(shape):
-    return 2 * int(numpy.prod(shape))
+def tensor_shapes(config):
+    return model_folder.tensor_shapes(config) if config["model_type"] == "olmoe" else deepseek_shapes(config)
 
 
 def shards_of(shapes):
     """The tensors in parts of at most SHARD_BYTES."""
     shards, bytes_left = [], 0
     for name, shape in shapes.items():
-        if size_of(shape) > bytes_left:
+        if model_folder.bytes_of(shape) > bytes_left:
             shards.append({})
             bytes_left = SHARD_BYTES
         shards[-1][name] = shape
-        bytes_left -= size_of(shape)
+        bytes_left -= model_folder.bytes_of(shape)
     return shards
 
 
 def write_shard(path, shapes, noise, generator):
     """One safetensors file. The values of a tensor are a stretch of `noise` from a random place: as good as fresh ones here, and as
     fast as the disk."""
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size_of(shape)]}
-        offset += size_of(shape)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     ones = numpy.full(1 << 15, 0x3F80, "<u2")
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        model_folder.write_header(file, shapes)
         for name, shape in shapes.items():
-            left = size_of(shape) // 2
+            left = model_folder.bytes_of(shape) // 2
             if "norm" in name:
                 file.write(ones[:left].tobytes())
                 continue
@@ -122,9 +111,9 @@ def write_folder(folder, config, tokenizer):
     for name, shard in zip(names, shards):
         write_shard(folder / name, shard, noise, generator)
     (folder / "model.safetensors.index.json").write_text(json.dumps(
-        {"metadata": {"total_size": sum(map(size_of, shapes.values()))},
+        {"metadata": {"total_size": sum(map(model_folder.bytes_of, shapes.values()))},
          "weight_map": {tensor: name for name, shard in zip(names, shards) for tensor in shard}}))
-    return sum(map(size_of, shapes.values()))
+    return sum(map(model_folder.bytes_of, shapes.values()))
 
 
 def read_seconds(folder):
@@ -218,7 +207,7 @@ def main():
             start = time.monotonic()
             write_folder(folder, config, arguments.tokenizer)
             print(f"written in {time.monotonic() - start:.0f} s", flush=True)
-        weights_gb = sum(size_of(shape) for shape in tensor_shapes(config).values()) / 1e9
+        weights_gb = sum(model_folder.bytes_of(shape) for shape in tensor_shapes(config).values()) / 1e9
         disk_seconds = read_seconds(folder)
         figures = run_server(arguments, folder)
         kv_heads, head = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]

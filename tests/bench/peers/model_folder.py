@@ -69,17 +69,25 @@ def bfloat16_bits(values: numpy.ndarray) -> numpy.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
 
 
-def write_weights(path: pathlib.Path, shapes: dict) -> None:
+def bytes_of(shape: tuple) -> int:
+    return 2 * int(numpy.prod(shape))
+
+
+def write_header(file, shapes: dict) -> None:
+    """The beginning of a safetensors file of bfloat16 tensors, which follow in the order of `shapes`."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in shapes.items():
-        size = 2 * int(numpy.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + bytes_of(shape)]}
+        offset += bytes_of(shape)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+
+
+def write_weights(path: pathlib.Path, shapes: dict) -> None:
     generator = numpy.random.default_rng(SEED)
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        write_header(file, shapes)
         for name, shape in shapes.items():
             values = numpy.ones(shape, numpy.float32) if "norm" in name else generator.standard_normal(shape, numpy.float32) * INIT_STD
             file.write(bfloat16_bits(values).tobytes())
