@@ -51,6 +51,8 @@ std::string Flatten(const grpc::ByteBuffer& bytes) {
 }  // namespace
 
 absl::Status ParseInto(const grpc::ByteBuffer& bytes, google::protobuf::Message& message) {
+  // gRPC hands over a call that died before its message was read without one; an empty message has bytes, none of them.
+  if (!bytes.Valid()) return absl::CancelledError("the client was gone before its request came");
   const std::string text = Flatten(bytes);
   if (message.ParseFromString(text)) return absl::OkStatus();
   UnknownFieldSet fields;

@@ -12,7 +12,7 @@ namespace c3po {
 // therefore served raw, and their messages parsed here.
 
 // InvalidArgument "FIELD: is not valid UTF-8" with the dotted path of the first such field, or "request: ..." when the
-// bytes are no protobuf message at all.
+// bytes are no protobuf message at all. Cancelled: the call died before its message came.
 absl::Status ParseInto(const grpc::ByteBuffer& bytes, google::protobuf::Message& message);
 
 template <typename Request>

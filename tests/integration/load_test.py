@@ -29,14 +29,9 @@ class BenchTest(unittest.TestCase):
         cls.folder = server_process.fresh_folder()
         cls.server = server_process.ServerProcess(BINARY, cls.folder, "--running-sequences-max", str(RUNNING_MAX), "--pending-requests-max",
                                                   str(PENDING_MAX))
-        # A line for each of thousands of calls: nobody reading, the pipe would fill and the server wait.
-        cls.reader = threading.Thread(target=lambda: cls.server.log.extend(cls.server.process.stderr))
-        cls.reader.start()
 
     @classmethod
     def tearDownClass(cls):
-        cls.server.process.terminate()
-        cls.reader.join()
         code = cls.server.stop()
         server_process.remove_folder(cls.folder)
         if code != 0:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 
 import grpc
@@ -36,6 +37,8 @@ def make_stubs() -> dict:
 
 
 class ServerProcess:
+    """Its lines on stderr are read as they come, into `log`: nobody reading, the pipe would fill and the server wait."""
+
     def __init__(self, binary: str, folder: pathlib.Path, *flags: str, model: pathlib.Path = TINY_MODEL,
                  launcher: tuple = ()):
         self.command = [*launcher, binary, "--model", str(model), "--store", str(folder / "store.db"), "--listen", "127.0.0.1:0",
@@ -50,6 +53,8 @@ class ServerProcess:
                 self.port = int(event["address"].rsplit(":", 1)[1])
                 self.metrics_port = event["metrics_port"]
                 break
+        self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self.reader.start()
 
     def channel(self) -> grpc.Channel:
         return grpc.insecure_channel(f"127.0.0.1:{self.port}")
@@ -61,9 +66,10 @@ class ServerProcess:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
-        self.log.extend(self.process.stderr)
+        code = self.process.wait(timeout=60)
+        self.reader.join()
         self.process.stderr.close()
-        return self.process.wait(timeout=60)
+        return code
 
 
 def fresh_folder() -> pathlib.Path:

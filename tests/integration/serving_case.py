@@ -26,9 +26,9 @@ def long_model(folder):
 
 
 class ServingCase(unittest.TestCase):
-    """Tests of one class share a server of the long tiny model, started with FLAGS. `binary` is set by who runs them."""
+    """Tests of one class share a server of the long tiny model, started with FLAGS. `binary` and `cli` are set by who runs them."""
     FLAGS = ()
-    binary = None
+    binary = cli = None
 
     @classmethod
     def setUpClass(cls):

@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import signal
+import subprocess
 import sys
 import time
 import unittest
@@ -72,6 +74,22 @@ class CancellationTest(ServingCase):
                 stream.cancel()
         self.wait_until(self.is_empty, "everything is given back")
         self.assertEqual(len(tokens_of(list(self.stream(10)))), 10)
+
+    def test_calls_of_a_client_that_died_before_they_were_read_are_cancelled(self):
+        ended = 'c3po_rpc_total{code="CANCELLED",method="Generate"'
+        before, wrong = self.metric(ended), self.metric(ended.replace("CANCELLED", "INVALID_ARGUMENT"))
+        client = subprocess.Popen([self.cli, "bench", "--server", f"127.0.0.1:{self.server.port}", "--rate", "100", "--method", "none",
+                                   "--duration", "60", "--warmup", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(client.kill)
+        self.wait_until(lambda: self.metric("vllm:num_requests_running{model_name=\"long_tiny\"}") > 5, "the client asks")
+        self.server.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)  # Calls are on their way.
+        client.kill()
+        client.wait()
+        self.server.process.send_signal(signal.SIGCONT)
+        self.wait_until(lambda: self.metric(ended) > before, "its calls end")
+        self.wait_until(self.is_empty, "everything is given back")
+        self.assertEqual(self.metric(ended.replace("CANCELLED", "INVALID_ARGUMENT")), wrong)
 
     def test_a_reader_that_stops_is_cut_off_and_slows_nobody(self):
         # With a window that does not grow, the client's transport takes in 64 KiB; what it takes in counts as read.
@@ -152,7 +170,7 @@ class ErrorsTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    sys.argv.pop(2)
+    ServingCase.cli = sys.argv.pop(2)
     ServingCase.binary = sys.argv.pop(1)
     pathlib.Path(ServingCase.binary).resolve(strict=True)
     unittest.main(verbosity=2)
