@@ -58,24 +58,27 @@ ExpertTape AssignRows(const Mixing& mixing, int64_t experts) {
   tape.offsets.assign(static_cast<size_t>(experts) + 1, 0);
   for (int64_t i = 0; i < rows * k; ++i) ++tape.offsets[id[i] + 1];
   for (int64_t e = 0; e < experts; ++e) tape.offsets[e + 1] += tape.offsets[e];
-  std::vector<int64_t> next(tape.offsets.begin(), tape.offsets.end() - 1);
+  std::vector<int64_t> next(tape.offsets.begin(), tape.offsets.end() - 1), of_row(static_cast<size_t>(rows), 0);
   tape.assigned.resize(static_cast<size_t>(rows * k));
+  tape.pairs.resize(tape.assigned.size());
   for (int64_t i = 0; i < rows * k; ++i) tape.assigned[next[id[i]]++] = i / k;
+  for (int64_t pair = 0; pair < rows * k; ++pair) {
+    const int64_t row = tape.assigned[pair];
+    tape.pairs[row * k + of_row[row]++] = pair;
+  }
   return tape;
 }
 
 // The products of all experts with their rows, as one job: rows of `x` by index where they are shared, else packed.
 struct ExpertRows {
   const ExpertTape& tape;
+  const int64_t rows;  // R
 
   cpu::RowsView Shared(const at::Tensor& x, int64_t e) const {
     return {x.const_data_ptr<float>(), x.stride(0), count(e), tape.assigned.data() + tape.offsets[e]};
   }
   cpu::RowsView Packed(const at::Tensor& x, int64_t e) const {
     return {x.const_data_ptr<float>() + tape.offsets[e] * x.size(1), x.size(1), count(e), nullptr};
-  }
-  cpu::MutableRowsView SharedOut(const at::Tensor& y, int64_t e) const {
-    return {y.mutable_data_ptr<float>(), y.size(1), tape.assigned.data() + tape.offsets[e]};
   }
   cpu::MutableRowsView PackedOut(const at::Tensor& y, int64_t e) const {
     return {y.mutable_data_ptr<float>() + tape.offsets[e] * y.size(1), y.size(1), nullptr};
@@ -85,16 +88,22 @@ struct ExpertRows {
   void MultiplyTransposed(const at::Tensor& x, const at::Tensor& w, const at::Tensor& packed) const {
     std::vector<cpu::DotProduct> products;
     for (int64_t e = 0; e < w.size(0); ++e) {
-      if (count(e) > 0) products.push_back({Shared(x, e), WeightsOf(w.select(0, e)), PackedOut(packed, e)});
+      if (count(e) > 0) products.push_back({Shared(x, e), WeightsOf(w, e), PackedOut(packed, e)});
     }
     cpu::MultiplyTransposed(products);
   }
-  void MultiplyAdd(const at::Tensor& packed, const at::Tensor& w, const at::Tensor& y) const {
+  // Sums over a row's pairs, [R, columns of w].
+  at::Tensor MultiplyAndSum(const at::Tensor& packed, const at::Tensor& w) const {
+    const int64_t width = w.size(2), per_row = static_cast<int64_t>(tape.pairs.size()) / rows;
+    const at::Tensor parts = at::empty({packed.size(0), width}, packed.options());
     std::vector<cpu::OuterProduct> products;
     for (int64_t e = 0; e < w.size(0); ++e) {
-      if (count(e) > 0) products.push_back({Packed(packed, e), WeightsOf(w.select(0, e)), SharedOut(y, e)});
+      if (count(e) > 0) products.push_back({Packed(packed, e), WeightsOf(w, e), PackedOut(parts, e)});
     }
-    cpu::MultiplyAdd(products);
+    cpu::Multiply(products);
+    const at::Tensor y = at::empty({rows, width}, packed.options());
+    cpu::SumRows(parts.const_data_ptr<float>(), tape.pairs.data(), rows, per_row, width, y.mutable_data_ptr<float>());
+    return y;
   }
 };
 
@@ -105,7 +114,6 @@ at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const
   const bool all = AllExpertsAtOnce(mixing);
   ExpertTape tape = all ? ExpertTape() : AssignRows(mixing, experts);
   const at::Tensor weights = mixing.weights.contiguous();
-  at::Tensor out;
   if (all) {
     tape.scale = weights;
     tape.gate_up = MatMulTransposed(normed, networks.gate_up.view({experts * 2 * neurons, hidden}));
@@ -118,18 +126,15 @@ at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const
       for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) scale[i] = w[tape.assigned[i] * experts + e];
     }
     tape.gate_up = at::empty({count, 2 * neurons}, normed.options());
-    ExpertRows{tape}.MultiplyTransposed(normed, networks.gate_up, tape.gate_up);
+    ExpertRows{tape, rows}.MultiplyTransposed(normed, networks.gate_up, tape.gate_up);
   }
   const int64_t blocks = tape.scale.numel();
   const at::Tensor activation = at::empty({blocks, neurons}, normed.options());
   cpu::SwigluBlocks(tape.gate_up.const_data_ptr<float>(), tape.scale.const_data_ptr<float>(), blocks, neurons,
                     activation.mutable_data_ptr<float>());
-  if (all) {
-    out = MatMul(activation.view({rows, experts * neurons}), networks.down.view({experts * neurons, hidden}));
-  } else {
-    out = at::zeros_like(normed);
-    ExpertRows{tape}.MultiplyAdd(activation, networks.down, out);
-  }
+  const at::Tensor out =
+      all ? MatMul(activation.view({rows, experts * neurons}), networks.down.view({experts * neurons, hidden}))
+          : ExpertRows{tape, rows}.MultiplyAndSum(activation, networks.down);
   if (tapes) tapes->push_back(std::move(tape));
   return out;
 }
@@ -146,7 +151,7 @@ at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& nor
     t = MatMulTransposed(doutput, networks.down.view({experts * neurons, hidden}));
   } else {
     t = at::empty({blocks, neurons}, normed.options());
-    ExpertRows{tape}.MultiplyTransposed(doutput, networks.down, t);
+    ExpertRows{tape, rows}.MultiplyTransposed(doutput, networks.down, t);
   }
   const at::Tensor dscale = at::empty({blocks}, normed.options());
   const at::Tensor dgate_up = at::empty({blocks, 2 * neurons}, normed.options());
@@ -163,9 +168,7 @@ at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& nor
   for (int64_t e = 0; e < experts; ++e) {
     for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) dw[tape.assigned[i] * experts + e] = ds[i];
   }
-  const at::Tensor dnormed = at::zeros_like(normed);
-  ExpertRows{tape}.MultiplyAdd(dgate_up, networks.gate_up, dnormed);
-  return dnormed;
+  return ExpertRows{tape, rows}.MultiplyAndSum(dgate_up, networks.gate_up);
 }
 
 }  // namespace
@@ -194,7 +197,7 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Expe
     const bool every_row = row_ids.size(0) == rows;
     const at::Tensor input = every_row ? normed : normed.index_select(0, row_ids);
     const at::Tensor gate_up = MatMulTransposed(input, networks.gate_up.select(0, expert));
-    ExpertTape one{expert, row_ids, gate_up.narrow(1, 0, neurons), gate_up.narrow(1, neurons, neurons), {}, {}, {},
+    ExpertTape one{expert, row_ids, gate_up.narrow(1, 0, neurons), gate_up.narrow(1, neurons, neurons), {}, {}, {}, {},
                    {},     {}};
     one.activation = Silu(one.gate) * one.up;
     const at::Tensor weight = weights.select(1, expert).index_select(0, row_ids).unsqueeze(1);
@@ -258,15 +261,14 @@ void RunExpertsApart(const at::Tensor& normed, const ExpertWeights& networks, co
   std::vector<cpu::OuterProduct> out;
   for (int64_t i = 0; i < count; ++i) {
     const at::Tensor output = outputs.select(1, chosen[i]);
-    output.zero_();
-    in.push_back({RowsOf(normed), WeightsOf(networks.gate_up.select(0, chosen[i])), MutableRowsOf(gate_up[i])});
-    out.push_back({RowsOf(activation[i]), WeightsOf(networks.down.select(0, chosen[i])), MutableRowsOf(output)});
+    in.push_back({RowsOf(normed), WeightsOf(networks.gate_up, chosen[i]), MutableRowsOf(gate_up[i])});
+    out.push_back({RowsOf(activation[i]), WeightsOf(networks.down, chosen[i]), MutableRowsOf(output)});
   }
   TORCH_CHECK(hidden == outputs.size(2), "an expert's output has another size");
   cpu::MultiplyTransposed(in);
   cpu::SwigluBlocks(gate_up.const_data_ptr<float>(), at::ones({count * rows}, at::kFloat).const_data_ptr<float>(),
                     count * rows, neurons, activation.mutable_data_ptr<float>());
-  cpu::MultiplyAdd(out);
+  cpu::Multiply(out);
 }
 
 at::Tensor RunShared(const at::Tensor& normed, const LayerWeights& layer, SharedTape* tape) {

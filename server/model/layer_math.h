@@ -88,8 +88,9 @@ struct ExpertTape {
   at::Tensor gate, up, activation;  // [r, f], or [R, E, f] for all at once; activation = silu(gate) * up
 
   // On the CPU's kernels there is one tape for all experts: B (row, expert) pairs, by expert where rows select some, by
-  // row where they take all (then without `assigned` and `offsets`).
+  // row where they take all (then without `assigned`, `offsets` and `pairs`).
   std::vector<int64_t> assigned;  // [B] rows
+  std::vector<int64_t> pairs;     // [R, k_e] each row's, ascending by expert
   std::vector<int64_t> offsets;   // [E + 1] first pair of each expert
   at::Tensor gate_up;             // [B, 2f]
   at::Tensor scale;               // [B] mixing weights

@@ -13,6 +13,7 @@ bool OnCpuKernels(const at::Tensor& x);
 
 // Views of a contiguous matrix [rows, columns]; the tensor outlives the view. Weights are float32 or bfloat16.
 cpu::WeightView WeightsOf(const at::Tensor& w);
+cpu::WeightView WeightsOf(const at::Tensor& matrices, int64_t i);  // one of [count, rows, columns]
 cpu::RowsView RowsOf(const at::Tensor& x);
 cpu::MutableRowsView MutableRowsOf(const at::Tensor& y);
 

@@ -86,8 +86,8 @@ int Main(int argc, char** argv) {
       Compare(
           "outer", shape, rows, budget,
           [&] {
-            const at::Tensor y = at::zeros({rows, shape.k}, at::kFloat);
-            cpu::MultiplyAdd({{{a.const_data_ptr<float>(), shape.n, rows, nullptr},
+            const at::Tensor y = at::empty({rows, shape.k}, at::kFloat);
+            cpu::Multiply({{{a.const_data_ptr<float>(), shape.n, rows, nullptr},
                                own(),
                                {y.mutable_data_ptr<float>(), shape.k, nullptr}}});
           },

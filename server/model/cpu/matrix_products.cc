@@ -308,6 +308,7 @@ HWY_INLINE void OuterStrip(const OuterProduct& p, int64_t row_begin, int64_t row
 // y, which stays in L1. M * U factors, M sums and one vector of W fit the 16 registers.
 template <size_t M, size_t U, typename W>
 HWY_INLINE void OuterSweep(const OuterProduct& p, int64_t column, int64_t column_end) {
+  constexpr int64_t kLine = 64 / sizeof(W);  // columns in a cache line
   const int64_t lanes = kLanes, stride = p.w.columns;
   const int64_t vectors_end = column + (column_end - column) / lanes * lanes;
   const float* a[M];
@@ -327,6 +328,10 @@ HWY_INLINE void OuterSweep(const OuterProduct& p, int64_t column, int64_t column
       for (size_t u = 0; u < U; ++u) av[m][u] = hn::Set(D(), a[m][n + u]);
     }
     for (int64_t k = column; k < vectors_end; k += lanes) {
+      if ((k - column) % kLine == 0) {
+#pragma GCC unroll 8
+        for (size_t u = 0; u < U; ++u) hwy::Prefetch(w + (U + u) * stride + k);
+      }
       V sums[M];
 #pragma GCC unroll 8
       for (size_t m = 0; m < M; ++m) sums[m] = Load(y[m] + k);
@@ -407,6 +412,8 @@ HWY_EXPORT(OuterColumns);
 
 namespace {
 
+constexpr int64_t kSweepRows = 4;              // Up to so many rows OuterColumns passes over W once.
+constexpr int64_t kStripGrain = 48;            // Columns: whole cache lines, and whole strips of any width.
 constexpr int64_t kChunkOperations = 1 << 16;  // Multiply-adds worth handing to another thread: some 4 microseconds.
 
 struct Block {
@@ -452,18 +459,54 @@ void MultiplyTransposed(absl::Span<const DotProduct> products) {
   ThreadPool::Shared().Run(static_cast<int64_t>(blocks.size()), run);
 }
 
-void MultiplyAdd(absl::Span<const OuterProduct> products) {
+void Multiply(absl::Span<const OuterProduct> products) {
   const int64_t threads = ThreadPool::Shared().threads();
-  int64_t operations = 0, columns = 0, rows = 0;
+  int64_t operations = 0, rows = 0;
   for (const OuterProduct& p : products) {
     operations += p.a.rows * p.w.rows * p.w.columns;
-    columns = p.w.columns;
     rows = std::max(rows, p.a.rows);
   }
   if (operations == 0) return;
+  // A product of few rows waits for memory, which likes whole rows of W better than many equal parts.
+  const int64_t wanted = rows <= kSweepRows ? 2 * threads : 4 * threads;
+  const int64_t parts = threads == 1 ? 1 : std::min(wanted, operations / kChunkOperations);
+  const int64_t share = parts > 1 ? operations / parts : operations;
+  std::vector<Block> blocks;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const OuterProduct& p = products[i];
+    if (p.a.rows == 0) continue;
+    const int64_t own_parts = (p.a.rows * p.w.rows * p.w.columns + share / 2) / share;
+    const int64_t width = PartOf(p.w.columns, std::max<int64_t>(1, own_parts), kStripGrain);
+    for (int64_t column = 0; column < p.w.columns; column += width) {
+      blocks.push_back({static_cast<int64_t>(i), 0, p.a.rows, column, std::min(p.w.columns, column + width)});
+    }
+  }
+  const auto run = [&](int64_t i) {
+    const Block& b = blocks[i];
+    const OuterProduct& p = products[b.product];
+    for (int64_t row = 0; row < b.row_end; ++row) {
+      float* y = p.y.data + (p.y.index ? p.y.index[row] : row) * p.y.stride;
+      std::fill(y + b.column, y + b.column_end, 0.0f);
+    }
+    HWY_DYNAMIC_DISPATCH(OuterColumns)(p, b.column, b.column_end);
+  };
+  if (parts <= 1) {
+    for (size_t i = 0; i < blocks.size(); ++i) run(static_cast<int64_t>(i));
+    return;
+  }
+  ThreadPool::Shared().Run(static_cast<int64_t>(blocks.size()), run);
+}
+
+void MultiplyAdd(absl::Span<const OuterProduct> products) {
+  const int64_t threads = ThreadPool::Shared().threads();
+  int64_t operations = 0, columns = 0;
+  for (const OuterProduct& p : products) {
+    operations += p.a.rows * p.w.rows * p.w.columns;
+    columns = p.w.columns;
+  }
+  if (operations == 0) return;
   const int64_t parts = threads == 1 ? 1 : std::min(4 * threads, operations / kChunkOperations);
-  const int64_t grain = 48;  // Whole cache lines, and whole strips of any width.
-  const int64_t width = parts > 1 ? PartOf(columns, parts, grain) : columns;
+  const int64_t width = parts > 1 ? PartOf(columns, parts, kStripGrain) : columns;
   const int64_t strips = (columns + width - 1) / width;
   const auto run = [&](int64_t i) {
     for (const OuterProduct& p : products) {

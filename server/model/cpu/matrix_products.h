@@ -10,7 +10,7 @@ namespace c3po::cpu {
 // Products of activations (float32) with a weight matrix W [n, k] (float32 or bfloat16, row-major), which is read where
 // it lies, never packed: a product of few rows costs one pass over W. Both forms accumulate in float32.
 //   dot form    y[m, n] = sum_k x[m, k] W[n, k]       forward of a projection
-//   outer form  y[m, k] += sum_n a[m, n] W[n, k]      its backward; forward where W is stored transposed
+//   outer form  y[m, k] = sum_n a[m, n] W[n, k]       its backward; forward where W is stored transposed
 // The order of the sum in an element depends on n and k alone: a row's result is bitwise the same whatever other rows
 // are in the product, and on any number of threads of one machine. All functions are thread-safe, run on
 // ThreadPool::Shared(), and check nothing: rows, strides and sizes are the caller's word. Input and output must not
@@ -21,6 +21,10 @@ struct WeightView {
   bool bfloat16 = false;
   int64_t rows = 0;     // n
   int64_t columns = 0;  // k; also the stride
+
+  WeightView Rows(int64_t begin, int64_t end) const {
+    return {static_cast<const char*>(data) + begin * columns * (bfloat16 ? 2 : 4), bfloat16, end - begin, columns};
+  }
 };
 
 struct RowsView {
@@ -47,9 +51,12 @@ void MultiplyTransposed(absl::Span<const DotProduct> products);
 struct OuterProduct {
   RowsView a;         // [m, n]
   WeightView w;       // [n, k]
-  MutableRowsView y;  // [m, k], added to
+  MutableRowsView y;  // [m, k]
 };
-// Products with the same number of columns k, added in their order; they may add to the same rows.
+// Independent products, run as one job: y is overwritten, and no row of it belongs to two of them. Much faster than
+// MultiplyAdd where few rows meet many weights, since each thread reads whole matrices.
+void Multiply(absl::Span<const OuterProduct> products);
+// Products with the same number of columns k, added to y in their order; they may add to the same rows.
 void MultiplyAdd(absl::Span<const OuterProduct> products);
 
 }  // namespace c3po::cpu

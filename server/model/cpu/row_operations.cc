@@ -107,6 +107,14 @@ void RotateHead(const float* x, const float* cos, const float* sin, float sign, 
   });
 }
 
+void SumChosenRows(const float* x, const int64_t* index, int64_t count, int64_t size, float* y) {
+  ForEachVector(size, [&](int64_t i, auto load, auto store) HWY_ATTR {
+    V sum = load(x + index[0] * size + i, 0);
+    for (int64_t j = 1; j < count; ++j) sum = hn::Add(sum, load(x + index[j] * size + i, 0));
+    store(sum, y + i);
+  });
+}
+
 HWY_INLINE V Sigmoid(V x) { return hn::Div(Set(1), hn::Add(Set(1), hn::Exp(D(), hn::Neg(x)))); }
 
 void SwigluBlock(const float* gate, float scale, int64_t size, float* out) {
@@ -189,6 +197,7 @@ HWY_EXPORT(AddScaledTo);
 HWY_EXPORT(RmsNormRow);
 HWY_EXPORT(RmsNormBackwardRow);
 HWY_EXPORT(RotateHead);
+HWY_EXPORT(SumChosenRows);
 HWY_EXPORT(SwigluBlock);
 HWY_EXPORT(SwigluBackwardBlock);
 HWY_EXPORT(SoftmaxRow);
@@ -230,6 +239,13 @@ void RotateRows(const float* x, int64_t stride, const float* cos, const float* s
          y + (r * heads + h) * 2 * half);
       }
     }
+  });
+}
+
+void SumRows(const float* x, const int64_t* index, int64_t rows, int64_t count, int64_t size, float* y) {
+  ParallelFor(rows, Grain(count * size), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      HWY_DYNAMIC_DISPATCH(SumChosenRows)(x, index + r * count, count, size, y + r * size);
   });
 }
 

@@ -34,6 +34,10 @@ void SoftmaxInPlace(float* x, int64_t length, int64_t width, float factor);
 double SumOfExp(const float* x, int64_t size, float* top);
 void ScaledExpInPlace(float* x, int64_t size, float shift, float factor);
 
+// y[r] = sum over j of x[index[r * count + j]], in that order: x's rows and y's are packed, of `size`; count at
+// least 1.
+void SumRows(const float* x, const int64_t* index, int64_t rows, int64_t count, int64_t size, float* y);
+
 // <x, y>, and y += a x.
 float Dot(const float* x, const float* y, int64_t size);
 void AddScaled(float a, const float* x, int64_t size, float* y);

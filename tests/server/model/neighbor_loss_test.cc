@@ -163,13 +163,16 @@ TEST_P(NeighborLossOracle, CachedLossAndClosedFormGradientEqualAutogradThroughTh
     const bool all_have_choices = scenario.one_token_choices;  // Else MakeCases makes cases of one answer as well.
     EXPECT_EQ((*objective)->correct_choices(), all_have_choices ? correct : -1);
     const at::Tensor ours = at::from_blob(gradient.weights.data(), oracle.sizes(), at::kFloat).to(at::kDouble);
+    const double whole = oracle.norm().item<double>();
     for (int64_t l = 0; l < oracle.size(0); ++l) {
       const double size = oracle[l].norm().item<double>(), error = (ours[l] - oracle[l]).norm().item<double>();
-      // Where float32 itself carries less than five digits through the model, autograd in float32 sets the bound.
+      // Where float32 itself carries less than five digits through the model, autograd in float32 sets the bound, or
+      // what rounding the whole gradient leaves to a layer whose own is small.
       const double rounding = (autograd[l] - oracle[l]).norm().item<double>();
       EXPECT_GT(size, 1e-6);
-      EXPECT_LE(error, std::max(1e-5 * size, 4 * rounding)) << "layer " << scenario.layers[l] << ", norm " << size;
-      EXPECT_LE(error, 1e-4 * size) << "rounding " << rounding;
+      EXPECT_LE(error, std::max({1e-5 * size, 4 * rounding, 2e-6 * whole}))
+          << "layer " << scenario.layers[l] << ", norm " << size;
+      EXPECT_LE(error, 2e-4 * size) << "rounding " << rounding;
     }
   }
 }

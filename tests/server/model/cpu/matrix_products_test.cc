@@ -128,6 +128,40 @@ TEST_P(MatrixProducts, OuterFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
   }
 }
 
+// y is overwritten, whatever is in it.
+TEST_P(MatrixProducts, IndependentProductsSideBySideAreThoseProductsOneByOneAddedToZero) {
+  const uint32_t seed = 11;
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 rng(seed);
+  const int64_t k = 200;
+  for (const int64_t rows : {int64_t{1}, int64_t{3}, int64_t{40}}) {
+    std::vector<Matrix> w;
+    std::vector<int64_t> counts;
+    for (int64_t e = 0; e < 6; ++e) {
+      w.emplace_back(rng, 90 + 7 * e, k, e % 2 == 1);
+      counts.push_back(e == 2 ? 0 : rows + e);
+    }
+    for (Matrix& m : w) m.view.data = m.view.bfloat16 ? static_cast<const void*>(m.bits.data()) : m.values.data();
+    std::vector<std::vector<float>> a, y;
+    std::vector<OuterProduct> products;
+    for (size_t e = 0; e < w.size(); ++e) {
+      a.push_back(Random(rng, counts[e] * w[e].view.rows));
+      y.push_back(Random(rng, counts[e] * k));
+      products.push_back({{a[e].data(), w[e].view.rows, counts[e], nullptr}, w[e].view, {y[e].data(), k, nullptr}});
+    }
+    Multiply(products);
+    for (size_t e = 0; e < w.size(); ++e) {
+      for (int64_t m = 0; m < counts[e]; ++m) {
+        std::vector<float> alone(k, 0.0f);
+        MultiplyAdd(
+            {{{a[e].data() + m * w[e].view.rows, w[e].view.rows, 1, nullptr}, w[e].view, {alone.data(), k, nullptr}}});
+        ASSERT_EQ(0, std::memcmp(alone.data(), y[e].data() + m * k, k * sizeof(float)))
+            << "product " << e << " row " << m;
+      }
+    }
+  }
+}
+
 // Experts: each takes its own rows of a shared matrix, and adds to rows of a shared result.
 TEST_P(MatrixProducts, SeveralProductsOverChosenRowsAreThoseProductsOneByOne) {
   const int64_t n = 96, k = 200, rows = 40, experts = 5;

@@ -84,6 +84,21 @@ TEST_P(RowOperations, RotationTurnsEachHalfPairAndItsInverseTurnsBack) {
   }
 }
 
+TEST_P(RowOperations, SumOfChosenRowsIsAddedInTheirOrder) {
+  const int64_t count = 3;
+  const std::vector<float> x = Random(rng_, rows_ * size_);
+  const std::vector<int64_t> index = {4, 0, 2, 1, 1, 3};
+  std::vector<float> y(2 * size_, -1);
+  SumRows(x.data(), index.data(), 2, count, size_, y.data());
+  for (int64_t r = 0; r < 2; ++r) {
+    for (int64_t i = 0; i < size_; ++i) {
+      float expected = x[index[r * count] * size_ + i];
+      for (int64_t j = 1; j < count; ++j) expected += x[index[r * count + j] * size_ + i];
+      ASSERT_EQ(y[r * size_ + i], expected) << "row " << r << " entry " << i;
+    }
+  }
+}
+
 TEST_P(RowOperations, SwigluAndItsBackwardAreTheirFormulas) {
   const int64_t blocks = 4;
   std::vector<float> gate_up = Random(rng_, blocks * 2 * size_);
