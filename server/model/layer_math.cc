@@ -2,7 +2,12 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
 #include "server/model/cpu/row_operations.h"
+#include "server/model/cpu/thread_pool.h"
 #include "server/model/matrix_product.h"
 
 namespace c3po {
@@ -23,6 +28,98 @@ at::Tensor LeadingGroups(const at::Tensor& probabilities, const ModelConfig& con
                               .scatter_(1, leading, true)
                               .unsqueeze(-1);
   return at::where(open, groups, at::full({}, -1.0, groups.options())).flatten(1);
+}
+
+// One row's probabilities to their k_e selected entries, as MixExperts has them.
+struct RowMixing {
+  const float* probabilities;
+  int64_t* selected;
+  float* mask;
+  float* weights;
+};
+
+// The probabilities that may be selected, -1 elsewhere; groups with the same maximum lead in their order.
+void KeepLeadingGroups(const ModelConfig& config, std::vector<float>& candidates) {
+  const int64_t size = config.experts / config.expert_groups;
+  std::vector<std::pair<float, int64_t>> groups;
+  for (int64_t g = 0; g < config.expert_groups; ++g) {
+    groups.emplace_back(-*std::max_element(candidates.begin() + g * size, candidates.begin() + (g + 1) * size), g);
+  }
+  std::sort(groups.begin(), groups.end());
+  for (size_t i = config.groups_per_token; i < groups.size(); ++i) {
+    std::fill_n(candidates.begin() + groups[i].second * size, size, -1.0f);
+  }
+}
+
+void SelectRow(const ModelConfig& config, const RowMixing& row) {
+  const int64_t experts = config.experts, k = config.experts_per_token;
+  thread_local std::vector<float> candidates;
+  thread_local std::vector<int64_t> order;
+  candidates.assign(row.probabilities, row.probabilities + experts);
+  if (config.groups_per_token < config.expert_groups) KeepLeadingGroups(config, candidates);
+  order.resize(experts);
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(order.begin(), order.begin() + k, order.end(), [](int64_t a, int64_t b) {
+    return candidates[a] > candidates[b] || (candidates[a] == candidates[b] && a < b);
+  });
+  std::copy_n(order.begin(), k, row.selected);
+  std::fill_n(row.mask, experts, 0.0f);
+  std::fill_n(row.weights, experts, 0.0f);
+  for (int64_t j = 0; j < k; ++j) {
+    row.mask[order[j]] = 1;
+    row.weights[order[j]] = row.probabilities[order[j]];
+  }
+}
+
+// The whole of it in one pass over each row: between two products of a layer there is no time for a dozen operators.
+Mixing MixOnCpu(const at::Tensor& logits, const ModelConfig& config, const LayerRouting& routing) {
+  const int64_t rows = logits.size(0), experts = logits.size(1), k = config.experts_per_token;
+  const bool all = k == experts;
+  Mixing mixing;
+  mixing.logits = logits;
+  mixing.probabilities = at::empty({rows, experts}, logits.options());
+  mixing.weights = at::empty({rows, experts}, logits.options());
+  if (!all) {
+    mixing.selected = at::empty({rows, k}, logits.options().dtype(at::kLong));
+    mixing.selected_mask = at::empty({rows, experts}, logits.options());
+  }
+  if (config.norm_topk_prob) mixing.total = at::empty({rows, 1}, logits.options());
+  const at::Tensor shift = routing.shift.defined() ? Packed(routing.shift) : at::Tensor();
+  const at::Tensor fixed = routing.weights.defined() ? Packed(routing.weights) : at::Tensor();
+  const bool* is_fixed = fixed.defined() ? routing.weights_rows.const_data_ptr<bool>() : nullptr;
+  const float* from = logits.const_data_ptr<float>();
+  const float* add = shift.defined() ? shift.const_data_ptr<float>() : nullptr;
+  const float* given = fixed.defined() ? fixed.const_data_ptr<float>() : nullptr;
+  float* probabilities = mixing.probabilities.mutable_data_ptr<float>();
+  float* weights = mixing.weights.mutable_data_ptr<float>();
+  float* totals = config.norm_topk_prob ? mixing.total.mutable_data_ptr<float>() : nullptr;
+  int64_t* selected = all ? nullptr : mixing.selected.mutable_data_ptr<int64_t>();
+  float* mask = all ? nullptr : mixing.selected_mask.mutable_data_ptr<float>();
+  cpu::ParallelFor(rows, std::max<int64_t>(1, 1024 / experts), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* p = probabilities + r * experts;
+      float* w = weights + r * experts;
+      if (is_fixed && is_fixed[r]) {
+        std::copy_n(given + r * experts, experts, p);
+      } else {
+        std::copy_n(from + r * experts, experts, p);
+        for (int64_t e = 0; add && e < experts; ++e) p[e] += add[r * experts + e];
+        cpu::SoftmaxInPlace(p, experts, experts, 1);
+      }
+      if (all) {
+        std::copy_n(p, experts, w);
+      } else {
+        SelectRow(config, {p, selected + r * k, mask + r * experts, w});
+      }
+      if (totals) {
+        totals[r] = std::accumulate(w, w + experts, 0.0f);
+        for (int64_t e = 0; e < experts; ++e) w[e] /= totals[r];
+      }
+      if (config.routed_scaling_factor == 1) continue;
+      for (int64_t e = 0; e < experts; ++e) w[e] *= static_cast<float>(config.routed_scaling_factor);
+    }
+  });
+  return mixing;
 }
 
 }  // namespace
@@ -86,8 +183,10 @@ at::Tensor AddBlockBackward(const at::Tensor& dsum, const ModelConfig& config) {
 
 Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
                   const LayerRouting& routing) {
+  const at::Tensor logits = MatMulTransposed(normed, layer.router).to(at::kFloat);
+  if (OnCpuKernels(logits)) return MixOnCpu(logits, config, routing);
   Mixing mixing;
-  mixing.logits = MatMulTransposed(normed, layer.router).to(at::kFloat);
+  mixing.logits = logits;
   mixing.probabilities = at::softmax(routing.shift.defined() ? mixing.logits + routing.shift : mixing.logits, -1);
   if (routing.weights.defined()) {
     mixing.probabilities = at::where(routing.weights_rows, routing.weights, mixing.probabilities);

@@ -107,7 +107,7 @@ void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequ
     }
     cost += shape.heads * shape.head_dim * sequence.rows * (sequence.start + sequence.rows);
   }
-  const int64_t all = static_cast<int64_t>(blocks.size()) * shape.kv_heads, grain = cost < (1 << 16) ? all : 1;
+  const int64_t all = static_cast<int64_t>(blocks.size()) * shape.kv_heads, grain = cost < (1 << 15) ? all : 1;
   ParallelFor(all, grain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t head = i % shape.kv_heads;

@@ -60,6 +60,32 @@ TEST_P(LayerMath, FeedForwardAndItsGradientAgree) {
   }
 }
 
+// With a shift in some rows and given weights in others, as requests of one batch have them.
+TEST_P(LayerMath, MixingAgreesUnderEveryOverride) {
+  const ModelConfig& config = model_->config();
+  at::manual_seed(3);
+  const int64_t rows = 40, experts = config.experts;
+  const at::Tensor normed = at::randn({rows, config.hidden_size});
+  LayerRouting shifted, given, both;
+  both.shift = shifted.shift = at::randn({rows, experts});
+  both.weights = given.weights = at::softmax(at::randn({rows, experts}), -1);
+  both.weights_rows = given.weights_rows = at::rand({rows, 1}) < 0.5;
+  for (const LayerWeights& layer : model_->weights().layers) {
+    if (!layer.router.defined()) continue;
+    for (const LayerRouting& routing : {LayerRouting(), shifted, given, both}) {
+      ExpectBothPathsAgree([&] {
+        const Mixing mixing = MixExperts(normed, layer, config, routing);
+        std::vector<at::Tensor> results = {mixing.logits, mixing.probabilities, mixing.weights};
+        if (config.norm_topk_prob) results.push_back(mixing.total);
+        if (mixing.selected.defined()) results.push_back(mixing.selected_mask);
+        // Which comes first among equals is nobody's promise: the selected ones, ascending.
+        if (mixing.selected.defined()) results.push_back(std::get<0>(mixing.selected.to(at::kFloat).sort(-1)));
+        return results;
+      });
+    }
+  }
+}
+
 TEST_P(LayerMath, AttentionAndItsGradientAgree) {
   const ModelConfig& config = model_->config();
   at::manual_seed(2);
