@@ -98,6 +98,8 @@ def take_turns(peers: dict, prompts, rounds: int, tell=lambda line: None, measur
     def attempt(name, work):
         turns.let_run(name)
         try:
+            # Not measured: a process that was paused for minutes finds its pages and connections cold.
+            running[name].client.answer(prompts.tokens(PROMPT, "wake up"), 2)
             return work(running[name].client)
         except Exception as error:  # Whatever it is: the others' figures are not lost for it.
             tell(f"{name}: left out: {error!r}")
