@@ -229,6 +229,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
       server.grpc.get(), [engine = server.engine.get()] { return engine->StalledFor(); },
       absl::Seconds(config.stall_seconds_max));
   server.known_health = server.health.get();
+  malloc_trim(0);  // What loading needed and no longer holds.
   Log(LogLevel::kInfo, "serving", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
   return absl::OkStatus();
 }
