@@ -1,6 +1,6 @@
 // What a model folder costs on this machine: prefill, decode, preparing neighbors, and neighborhood gradient descent
 // with one-token choices (the LM head is read at the choices alone) and with answers of several tokens (the whole LM
-// head).
+// head). How each grows is scaling_bench.cc's.
 //   c3po_bench_model FOLDER [rounds=5] [neighbors=12] [tokens=30] [steps=10] [critical layers=8]
 //                    [dtype=auto]
 // Medians over rounds, milliseconds.
@@ -8,14 +8,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "server/model/device.h"
-#include "server/model/moe_model.h"
-#include "server/pathway/pathway_optimizer.h"
+#include "tests/bench/model_work.h"
 #include "tests/bench/timing.h"
+#include "tests/bench/value_or_exit.h"
 
 namespace c3po {
 namespace {
@@ -24,93 +24,49 @@ struct Sizes {
   int rounds, neighbors, tokens, steps, layers;
 };
 
-double Milliseconds(const std::function<void()>& work) { return 1e3 * Seconds(work); }
-
-void Print(const std::string& what, const std::vector<double>& values) {
-  std::printf("  %-56s %9.1f ms\n", what.c_str(), Median(values));
+void Print(const std::string& what, const std::vector<double>& seconds) {
+  std::printf("  %-56s %9.1f ms\n", what.c_str(), Median(seconds) * 1e3);
   std::fflush(stdout);
-}
-
-std::vector<int32_t> RandomTokens(std::mt19937& rng, int count, int vocabulary) {
-  std::vector<int32_t> tokens(count);
-  for (int32_t& token : tokens) token = static_cast<int32_t>(rng() % vocabulary);
-  return tokens;
 }
 
 constexpr int64_t kCachePositions = 1024;
 
-bool Run(MoeModel& model, std::vector<int32_t> tokens, int start) {
-  Segment segment;
-  segment.kv = {{0, kCachePositions}};
-  segment.start = start;
-  segment.tokens = std::move(tokens);
-  segment.want_logits = true;
-  return model.Forward({segment}).ok();
+void Run(MoeModel& model, std::vector<int32_t> tokens, int start) {
+  OkOrExit(model.Forward({SequenceTokens(0, kCachePositions, start, std::move(tokens))}).status());
 }
 
-void MeasureForward(MoeModel& model, int rounds, std::mt19937& rng) {
+void MeasureForward(MoeModel& model, int rounds, std::mt19937& random) {
   const int vocabulary = model.shape().vocabulary_size;
-  if (!model.AllocateKvCache(kCachePositions).ok()) std::exit(1);
   for (const int length : {64, 512}) {
     if (length > model.shape().context_window) continue;
     std::vector<double> times;
     for (int round = 0; round < rounds; ++round) {
-      const std::vector<int32_t> prompt = RandomTokens(rng, length, vocabulary);
-      times.push_back(Milliseconds([&] { Run(model, prompt, 0); }));
+      const std::vector<int32_t> prompt = RandomTokens(random, length, vocabulary);
+      times.push_back(Seconds([&] { Run(model, prompt, 0); }));
     }
     Print("prefill of " + std::to_string(length) + " tokens", times);
   }
-  Run(model, RandomTokens(rng, 64, vocabulary), 0);
+  Run(model, RandomTokens(random, 64, vocabulary), 0);
   std::vector<double> times;
-  for (int i = 0; i < 64; ++i) {
-    times.push_back(Milliseconds([&] { Run(model, {i}, 64 + i); }));
-  }
+  for (int i = 0; i < 64; ++i) times.push_back(Seconds([&] { Run(model, {i}, 64 + i); }));
   Print("one decoded token after 64, single stream", times);
 }
 
-bool MeasureDescent(MoeModel& model, const Sizes& sizes, int answer_tokens, std::mt19937& rng) {
+void MeasureDescent(MoeModel& model, const Sizes& sizes, int answer_tokens, std::mt19937& random) {
   const ModelShape& shape = model.shape();
+  const Pathway initial = PathwayOf(model, RandomTokens(random, sizes.tokens, shape.vocabulary_size));
   std::vector<double> prepare, optimize;
   for (int round = 0; round < sizes.rounds; ++round) {
-    ObjectiveSpec spec;
-    for (int l = std::max(0, shape.layers - sizes.layers); l < shape.layers; ++l) spec.critical_layers.push_back(l);
-    spec.loss = SurrogateLoss::kChoices;
-    for (int i = 0; i < sizes.neighbors; ++i) {
-      NeighborCase neighbor;
-      neighbor.prompt = RandomTokens(rng, sizes.tokens, shape.vocabulary_size);
-      for (int c = 0; c < (answer_tokens == 1 ? 2 : 1); ++c) {
-        neighbor.continuations.push_back({RandomTokens(rng, answer_tokens, shape.vocabulary_size)});
-      }
-      spec.cases.push_back(std::move(neighbor));
-    }
-    prepare.push_back(Milliseconds([&] {
-      for (const NeighborCase& neighbor : spec.cases) {
-        spec.states.push_back(*model.PrepareNeighbor(neighbor, spec.critical_layers.front()));
-      }
-    }));
-    OptimizationProblem problem;
-    problem.critical_layers = spec.critical_layers;
-    problem.core_experts = shape.experts;
-    problem.initial = Pathway(static_cast<int>(spec.critical_layers.size()), shape.experts);
-    for (float& w : problem.initial.weights) w = 1.0f / static_cast<float>(shape.experts);
-    bool ok = true;
-    optimize.push_back(Milliseconds([&] {
-      auto objective = model.NewObjective(spec);
-      if (!(ok = objective.ok())) return;
-      problem.objective = objective->get();
-      auto optimizer = MakeGradientDescent(problem, {sizes.steps, 0.1, StepRule::kAdam});
-      for (bool done = false; ok && !done;) {
-        auto step = (*optimizer)->Step();
-        ok = step.ok();
-        done = ok && *step;
-      }
-    }));
-    if (!ok) return false;
+    const std::vector<NeighborCase> cases = RandomNeighbors(
+        random, {sizes.neighbors, sizes.tokens, answer_tokens == 1 ? 2 : 1, answer_tokens}, shape.vocabulary_size);
+    ObjectiveSpec neighbors;
+    prepare.push_back(Seconds(
+        [&] { neighbors = PrepareNeighbors(model, cases, LastLayers(shape, sizes.layers), SurrogateLoss::kChoices); }));
+    optimize.push_back(Seconds([&] { Descend(model, neighbors, initial, /*core_experts=*/0, sizes.steps); }));
   }
   const std::string kind = answer_tokens == 1 ? "one-token choices" : std::to_string(answer_tokens) + "-token answers";
   Print("preparing the neighbors, " + kind, prepare);
   Print(std::to_string(sizes.steps) + " steps, " + kind, optimize);
-  return true;
 }
 
 int Main(int argc, char** argv) {
@@ -125,16 +81,15 @@ int Main(int argc, char** argv) {
   MoeModelOptions options;
   options.folder = argv[1];
   if (argc > 7) options.dtype = argv[7];
-  const auto model = MoeModel::Load(options);
-  if (!model.ok()) {
-    std::fprintf(stderr, "%s\n", std::string(model.status().message()).c_str());
-    return 1;
-  }
-  std::printf("%s, %s; %d neighbors of %d tokens, last %d layers, %d rounds\n", (*model)->shape().name.c_str(),
-              (*model)->shape().dtype.c_str(), sizes.neighbors, sizes.tokens, sizes.layers, sizes.rounds);
-  std::mt19937 rng(1);
-  MeasureForward(**model, sizes.rounds, rng);
-  return MeasureDescent(**model, sizes, 1, rng) && MeasureDescent(**model, sizes, 5, rng) ? 0 : 1;
+  const auto model = ValueOrExit(MoeModel::Load(options));
+  OkOrExit(model->AllocateKvCache(kCachePositions));
+  std::printf("%s, %s; %d neighbors of %d tokens, last %d layers, %d rounds\n", model->shape().name.c_str(),
+              model->shape().dtype.c_str(), sizes.neighbors, sizes.tokens, sizes.layers, sizes.rounds);
+  std::mt19937 random(1);
+  MeasureForward(*model, sizes.rounds, random);
+  MeasureDescent(*model, sizes, 1, random);
+  MeasureDescent(*model, sizes, 5, random);
+  return 0;
 }
 
 }  // namespace

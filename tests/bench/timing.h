@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <vector>
 
@@ -18,6 +19,12 @@ inline double Seconds(const std::function<void()>& work) {
 inline double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+// The smallest value that at least a share `q` of them does not exceed, q in (0, 1]. `values` is not empty.
+inline double Quantile(std::vector<double> values, double q) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(std::ceil(q * static_cast<double>(values.size()))) - 1];
 }
 
 }  // namespace c3po
