@@ -22,7 +22,7 @@ int Main(int argc, char** argv) {
   texts.embedder = InCacheFolder("models/all-minilm-l6-v2");
   double recall_min = 0.9;
   CLI::App app("What finding a query's neighbors takes");
-  app.add_option("--references", sweep.references, "sizes of the index; a million takes 5 GB")
+  app.add_option("--references", sweep.references, "sizes of the index; a million takes some 3 GB")
       ->delimiter(',')
       ->check(CLI::Range(1, 10'000'000))
       ->capture_default_str();
