@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -56,6 +58,8 @@ void SelectRow(const ModelConfig& config, const RowMixing& row) {
   thread_local std::vector<float> candidates;
   thread_local std::vector<int64_t> order;
   candidates.assign(row.probabilities, row.probabilities + experts);
+  // What is not a number is selected, and so seen in the result; it also has no place in an order.
+  for (float& c : candidates) c = std::isnan(c) ? std::numeric_limits<float>::infinity() : c;
   if (config.groups_per_token < config.expert_groups) KeepLeadingGroups(config, candidates);
   order.resize(experts);
   std::iota(order.begin(), order.end(), 0);

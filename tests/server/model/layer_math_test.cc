@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <limits>
 
 #include "server/model/causal_attention.h"
 #include "server/model/moe_model.h"
@@ -84,6 +85,21 @@ TEST_P(LayerMath, MixingAgreesUnderEveryOverride) {
       });
     }
   }
+}
+
+TEST_P(LayerMath, AWeightThatIsNotANumberIsSelected) {
+  const ModelConfig& config = model_->config();
+  at::manual_seed(4);
+  const at::Tensor normed = at::randn({3, config.hidden_size});
+  LayerRouting routing;
+  routing.weights = at::softmax(at::randn({3, config.experts}), -1);
+  routing.weights[1][config.experts - 1] = std::numeric_limits<float>::quiet_NaN();
+  routing.weights_rows = at::ones({3, 1}, at::kBool);
+  const LayerWeights& layer = model_->weights().layers.back();
+  ExpectBothPathsAgree([&] {
+    const Mixing mixing = MixExperts(normed, layer, config, routing);
+    return std::vector<at::Tensor>{mixing.weights.isnan().to(at::kFloat).amax(-1)};
+  });
 }
 
 TEST_P(LayerMath, AttentionAndItsGradientAgree) {
