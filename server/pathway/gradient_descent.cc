@@ -22,47 +22,62 @@ class GradientDescent final : public PathwayOptimizer {
         adam_(problem_.initial.weights.size()) {
     start_.resize(problem_.initial.weights.size());
     theta_ = best_theta_ = start_;
+    weights_ = Weights();
     selected_step_ = 0;
   }
 
-  absl::StatusOr<bool> Step() override {
-    const bool last = steps_done_ == options_.steps;
-    const Pathway weights = Weights();
-    Pathway gradient;
-    C3PO_ASSIGN_OR_RETURN(const double loss,
-                          problem_.objective->Evaluate(Routing(weights), last ? nullptr : &gradient));
-    if (options_.backtrack && loss > kept_loss_) return TakeBack(last);
-    kept_loss_ = loss;
-    losses_.push_back(loss);
-    double judged = loss;
-    if (problem_.validation != nullptr) {
-      C3PO_ASSIGN_OR_RETURN(judged, problem_.validation->Evaluate(Routing(weights), nullptr));
-      validation_losses_.push_back(judged);
+  // The objective at the iterate, then, of an iterate that is kept, the held-out loss.
+  std::optional<Evaluation> Ask() const override {
+    if (measured_) return Evaluation{problem_.validation, Routing(weights_), /*want_gradient=*/false};
+    return Evaluation{problem_.objective, Routing(weights_), /*want_gradient=*/!last()};
+  }
+
+  absl::StatusOr<bool> Tell(const LossAndGradient& result) override {
+    if (measured_) {
+      const LossAndGradient at_iterate = *std::move(measured_);
+      measured_.reset();
+      validation_losses_.push_back(result.loss);
+      return Keep(at_iterate, result.loss);
     }
-    if (judged < least_) {
-      least_ = judged;
-      best_theta_ = theta_;
-      best_loss_ = loss;
-      pathway_ = weights;
-      selected_step_ = steps_done_;
-    }
-    if (last) return Finish();
-    kept_theta_ = theta_;
-    Move(ThetaGradient(weights, gradient));
-    ++steps_done_;
+    if (options_.backtrack && result.loss > kept_loss_) return TakeBack();
+    kept_loss_ = result.loss;
+    losses_.push_back(result.loss);
+    if (problem_.validation == nullptr) return Keep(result, result.loss);
+    measured_ = result;
     return false;
   }
 
   RoutingOverride Override() const override { return Routing(pathway_); }
 
  private:
-  bool TakeBack(bool last) {
+  bool last() const { return steps_done_ == options_.steps; }
+
+  // The iterate as it was measured, and the loss that it is judged by.
+  bool Keep(const LossAndGradient& measured, double judged) {
+    if (judged < least_) {
+      least_ = judged;
+      best_theta_ = theta_;
+      best_loss_ = measured.loss;
+      pathway_ = weights_;
+      selected_step_ = steps_done_;
+    }
+    if (last()) return Finish();
+    kept_theta_ = theta_;
+    Move(ThetaGradient(measured.gradient));
+    weights_ = Weights();
+    ++steps_done_;
+    return false;
+  }
+
+  bool TakeBack() {
     losses_.push_back(losses_.back());
     if (problem_.validation != nullptr) validation_losses_.push_back(validation_losses_.back());
     rate_ /= 2;
     for (size_t i = 0; i < theta_.size(); ++i) theta_[i] = (kept_theta_[i] + theta_[i]) / 2;
+    if (last()) return Finish();
+    weights_ = Weights();
     ++steps_done_;
-    return last && Finish();
+    return false;
   }
 
   // Applies the step scale to the iterate taken.
@@ -95,7 +110,8 @@ class GradientDescent final : public PathwayOptimizer {
     return {RoutingOverride::Kind::kLogitShift, problem_.critical_layers, std::move(shift)};
   }
 
-  std::vector<double> ThetaGradient(const Pathway& weights, const Pathway& gradient) const {
+  std::vector<double> ThetaGradient(const Pathway& gradient) const {
+    const Pathway& weights = weights_;
     std::vector<double> result(theta_.size());
     const bool is_shift = OverrideKindOf(problem_.rule) == RoutingOverride::Kind::kLogitShift;
     for (int l = 0; l < weights.layers; ++l) {
@@ -131,6 +147,8 @@ class GradientDescent final : public PathwayOptimizer {
   const std::vector<bool> core_;
   double rate_;
   std::vector<double> start_, theta_, best_theta_, kept_theta_;
+  Pathway weights_;                          // at theta_
+  std::optional<LossAndGradient> measured_;  // of the iterate, while its held-out loss is waited for
   double kept_loss_ = std::numeric_limits<double>::infinity();
   Adam adam_;
   double least_ = std::numeric_limits<double>::infinity();

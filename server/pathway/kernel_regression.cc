@@ -16,30 +16,34 @@ class KernelRegression final : public PathwayOptimizer {
         regressed_(RestrictToCore(problem_.initial, KernelMean(neighbors),
                                   CoreExperts(problem_.initial, problem_.core_experts))) {}
 
-  // One grid point, from the query's own pathway (alpha = 1) towards the neighbors' mean, so that a tie changes least.
-  absl::StatusOr<bool> Step() override {
-    if (fixed_alpha_) return StepFixed();
-    const double alpha = 1 - static_cast<double>(next_) / kGridSteps;
-    const Pathway candidate = Blend(alpha, problem_.initial, regressed_);
-    C3PO_ASSIGN_OR_RETURN(const double loss, Evaluate(candidate));
-    if (next_ == 0) losses_.push_back(loss);
-    if (loss < best_loss_) alpha_ = alpha;
-    Consider(candidate, loss);
+  // Grid points from the query's own pathway (alpha = 1) towards the neighbors' mean, so that a tie changes least. With
+  // a fixed alpha: the start, then the fixed blend, which is taken.
+  std::optional<Evaluation> Ask() const override { return LossAt(Candidate()); }
+
+  absl::StatusOr<bool> Tell(const LossAndGradient& result) override {
+    if (fixed_alpha_) return TellFixed(result.loss);
+    const Pathway candidate = Candidate();
+    if (next_ == 0) losses_.push_back(result.loss);
+    if (result.loss < best_loss_) alpha_ = Alpha();
+    Consider(candidate, result.loss);
     if (++next_ <= kGridSteps) return false;
     losses_.push_back(best_loss_);
     return true;
   }
 
  private:
-  // The loss at the start, then at the fixed blend, which is taken.
-  absl::StatusOr<bool> StepFixed() {
-    const Pathway candidate = losses_.empty() ? problem_.initial : Blend(*fixed_alpha_, problem_.initial, regressed_);
-    C3PO_ASSIGN_OR_RETURN(const double loss, Evaluate(candidate));
+  double Alpha() const {
+    if (fixed_alpha_) return next_ == 0 ? 1 : *fixed_alpha_;
+    return 1 - static_cast<double>(next_) / kGridSteps;
+  }
+  Pathway Candidate() const { return Blend(Alpha(), problem_.initial, regressed_); }
+
+  bool TellFixed(double loss) {
     losses_.push_back(loss);
-    if (losses_.size() == 1) return false;
+    if (next_++ == 0) return false;
     alpha_ = fixed_alpha_;
     best_loss_ = loss;
-    pathway_ = candidate;
+    pathway_ = Blend(*fixed_alpha_, problem_.initial, regressed_);
     return true;
   }
 

@@ -14,25 +14,22 @@ class ModeFinding final : public PathwayOptimizer {
     alpha_ = options_.alpha;
   }
 
-  absl::StatusOr<bool> Step() override {
-    if (iterations_done_ == 0) C3PO_RETURN_IF_ERROR(Measure());
-    if (iterations_done_ < options_.iterations) {
-      C3PO_RETURN_IF_ERROR(Shift());
-      ++iterations_done_;
-    }
-    if (iterations_done_ < options_.iterations) return false;
-    if (options_.iterations > 0) C3PO_RETURN_IF_ERROR(Measure());
-    return true;
+  // The loss is measured at the start and, if anything moved since, at the end.
+  std::optional<Evaluation> Ask() const override {
+    if (!losses_.empty() && iterations_done_ < options_.iterations) return std::nullopt;
+    return LossAt(pathway_);
+  }
+
+  absl::StatusOr<bool> Tell(const LossAndGradient& result) override {
+    best_loss_ = result.loss;
+    losses_.push_back(result.loss);
+    return iterations_done_ == options_.iterations;
   }
 
  private:
-  absl::Status Measure() {
-    C3PO_ASSIGN_OR_RETURN(best_loss_, Evaluate(pathway_));
-    losses_.push_back(best_loss_);
-    return absl::OkStatus();
-  }
-
-  absl::Status Shift() {
+  // One iteration.
+  absl::Status Advance() override {
+    ++iterations_done_;
     C3PO_ASSIGN_OR_RETURN(std::vector<PathwayAtDistance> near, options_.nearest(pathway_));
     if (near.empty()) return absl::OkStatus();
     std::vector<double> distances;

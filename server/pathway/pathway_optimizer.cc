@@ -5,6 +5,8 @@
 #include <limits>
 #include <numeric>
 
+#include "index/base/status_macros.h"
+
 namespace c3po {
 namespace {
 
@@ -29,8 +31,18 @@ RoutingOverride PathwayOptimizer::OverrideFor(const Pathway& w) const {
 
 RoutingOverride PathwayOptimizer::Override() const { return OverrideFor(pathway_); }
 
-absl::StatusOr<double> PathwayOptimizer::Evaluate(const Pathway& w) {
-  return problem_.objective->Evaluate(OverrideFor(w), nullptr);
+Evaluation PathwayOptimizer::LossAt(const Pathway& w) const {
+  return {problem_.objective, OverrideFor(w), /*want_gradient=*/false};
+}
+
+absl::StatusOr<bool> PathwayOptimizer::Step() {
+  const std::optional<Evaluation> wanted = Ask();
+  if (!wanted) {
+    C3PO_RETURN_IF_ERROR(Advance());
+    return false;
+  }
+  C3PO_ASSIGN_OR_RETURN(const LossAndGradient result, wanted->Run());
+  return Tell(result);
 }
 
 void PathwayOptimizer::Consider(const Pathway& w, double loss) {

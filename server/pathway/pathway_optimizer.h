@@ -35,13 +35,19 @@ struct OptimizationProblem {
 };
 
 // A surrogate of C3PO section 3, advanced one unit of work at a time so that a scheduler can interleave it with other
-// requests. Weights of experts outside the core set keep their initial value up to the row's normalization; rows stay
-// on the simplex within 1e-5. Not thread-safe.
+// requests. A unit is one evaluation of an objective, or a step that needs none (mode finding's). Whoever runs
+// evaluations of several requests together asks for them and tells what came of them; Step does both. Weights of
+// experts outside the core set keep their initial value up to the row's normalization; rows stay on the simplex within
+// 1e-5. Not thread-safe.
 class PathwayOptimizer {
  public:
   virtual ~PathwayOptimizer() = default;
-  // One gradient step, grid point or iteration. True when finished; do not call again then.
-  virtual absl::StatusOr<bool> Step() = 0;
+  // The evaluation that comes next; nothing where the next unit needs none. Changes nothing. Not once finished.
+  virtual std::optional<Evaluation> Ask() const = 0;
+  // Takes the result of what Ask says. True when finished.
+  virtual absl::StatusOr<bool> Tell(const LossAndGradient& result) = 0;
+  // One unit, whatever it is, with its evaluation. True when finished; do not call again then.
+  absl::StatusOr<bool> Step();
 
   // The best pathway seen by the neighbors' loss, as weights and as the override that the application rule wants.
   const Pathway& pathway() const { return pathway_; }
@@ -56,8 +62,10 @@ class PathwayOptimizer {
 
  protected:
   explicit PathwayOptimizer(OptimizationProblem problem);
+  // A unit that needs no evaluation; never finishes.
+  virtual absl::Status Advance() { return absl::InternalError("the next unit is an evaluation"); }
   // J at weights `w`, under the application rule.
-  absl::StatusOr<double> Evaluate(const Pathway& w);
+  Evaluation LossAt(const Pathway& w) const;
   // Notes `w` with loss `loss` if it is the best so far.
   void Consider(const Pathway& w, double loss);
   RoutingOverride OverrideFor(const Pathway& w) const;

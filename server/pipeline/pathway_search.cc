@@ -189,16 +189,30 @@ absl::StatusOr<bool> PathwaySearch::Step() {
     return true;
   }
   const absl::Time start = absl::Now();
-  bool finished = false;
+  C3PO_ASSIGN_OR_RETURN(const bool finished, Advance());
+  report_.timings.optimization_seconds += SecondsSince(start);
+  if (finished) ConcludeOptimizer();
+  return finished;
+}
+
+absl::StatusOr<bool> PathwaySearch::Advance() {
+  if (optimizer_) return optimizer_->Step();
   if (!fitted_.prepared()) {
     C3PO_RETURN_IF_ERROR(PrepareNext(fitted_));
   } else if (!held_out_.prepared()) {
     C3PO_RETURN_IF_ERROR(PrepareNext(held_out_));
   } else {
-    if (!optimizer_) C3PO_RETURN_IF_ERROR(StartOptimizer());
-    C3PO_ASSIGN_OR_RETURN(finished, optimizer_->Step());
+    C3PO_RETURN_IF_ERROR(StartOptimizer());
   }
-  report_.timings.optimization_seconds += SecondsSince(start);
+  return false;
+}
+
+std::optional<Evaluation> PathwaySearch::Ask() const { return optimizer_ ? optimizer_->Ask() : std::nullopt; }
+
+absl::StatusOr<bool> PathwaySearch::Tell(const LossAndGradient& result, double seconds) {
+  const absl::Time start = absl::Now();
+  C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->Tell(result));
+  report_.timings.optimization_seconds += seconds + SecondsSince(start);
   if (finished) ConcludeOptimizer();
   return finished;
 }

@@ -46,7 +46,8 @@ absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings)
 
 // One request's C3PO, from neighbors to a routing override:
 //   Retrieve (any thread) ▶ Begin (engine thread, after prefill) ▶ Step ... Step ▶ report, routing
-// A step prepares one neighbor's states, or is one step of the optimizer; shifts learned before need one step in all.
+// A step prepares one neighbor's states, makes the objectives of them, or is one unit of the optimizer, which can be
+// asked for and told; shifts learned before need one step in all.
 // The report is delivered once: by Begin when the gate skips, by the last step when it reverts, else with the verdict
 // on what the request itself gave under the new pathway.
 class PathwaySearch final : public OptimizationTask {
@@ -61,6 +62,8 @@ class PathwaySearch final : public OptimizationTask {
   absl::StatusOr<bool> Begin(const PromptCapture& capture, absl::Span<const float> logits);
 
   absl::StatusOr<bool> Step() override;
+  std::optional<Evaluation> Ask() const override;
+  absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override;
   bool AcceptLogits(absl::Span<const float> logits) override;
   bool AcceptScores(absl::Span<const ContinuationScore> scores) override;
   double retrieval_seconds() const { return report_.timings.retrieval_seconds; }
@@ -74,6 +77,7 @@ class PathwaySearch final : public OptimizationTask {
     bool prepared() const { return spec.states.size() == spec.cases.size(); }
   };
 
+  absl::StatusOr<bool> Advance();
   double BaseConfidence(absl::Span<const float> logits) const;
   GateDecision Gate() const;
   absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;

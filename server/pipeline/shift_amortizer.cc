@@ -48,8 +48,18 @@ absl::StatusOr<bool> ShiftAmortizer::Step() {
     C3PO_RETURN_IF_ERROR(Begin());
     return false;
   }
-  C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->Step());
-  if (!finished) return false;
+  C3PO_ASSIGN_OR_RETURN(const bool found, optimizer_->Step());
+  return found ? Conclude() : false;
+}
+
+std::optional<Evaluation> ShiftAmortizer::Ask() const { return optimizer_ ? optimizer_->Ask() : std::nullopt; }
+
+absl::StatusOr<bool> ShiftAmortizer::Tell(const LossAndGradient& result, double /*seconds*/) {
+  C3PO_ASSIGN_OR_RETURN(const bool found, optimizer_->Tell(result));
+  return found ? Conclude() : false;
+}
+
+absl::StatusOr<bool> ShiftAmortizer::Conclude() {
   ReferenceShift shift{references_[next_].neighbor.reference_id, optimizer_->Override(), model_->shape().digest,
                        ShiftSettingsText(settings_)};
   optimizer_.reset();

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,8 @@ std::string ShiftSettingsText(const OptimizationSettings& settings);
 
 // Finds, for each of some references, the router shift that gradient descent on its own loss gives (ours, "amortized"):
 // one problem of a single neighbor each, from a zero shift. Which experts are core is judged by the reference's stored
-// pathway. A task of the engine: each step prepares a reference or takes one gradient step. Used by the engine thread.
+// pathway. A task of the engine: each step prepares a reference or takes one gradient step, which can be asked for and
+// told. Used by the engine thread.
 class ShiftAmortizer final : public OptimizationTask {
  public:
   struct Reference {
@@ -32,10 +34,13 @@ class ShiftAmortizer final : public OptimizationTask {
                  std::function<absl::Status(ReferenceShift)> on_shift);
 
   absl::StatusOr<bool> Step() override;
+  std::optional<Evaluation> Ask() const override;
+  absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override;
   std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
 
  private:
   absl::Status Begin();
+  absl::StatusOr<bool> Conclude();
 
   ModelRunner* const model_;
   const std::vector<Reference> references_;

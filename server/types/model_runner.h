@@ -101,6 +101,15 @@ class ModelRunner {
   virtual NeighborCacheStats neighbor_cache_stats() const = 0;
 
   virtual absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) = 0;
+
+  // Runs evaluations of several objectives, results in their order, each what it is alone: bitwise where the model is
+  // batch invariant. A model that can runs them as one pass, which reads a weight once for all of them. One that fails
+  // leaves the others as they are.
+  virtual std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(absl::Span<const Evaluation> evaluations) {
+    std::vector<absl::StatusOr<LossAndGradient>> results;
+    for (const Evaluation& evaluation : evaluations) results.push_back(evaluation.Run());
+    return results;
+  }
 };
 
 }  // namespace c3po

@@ -23,6 +23,29 @@ class NeighborhoodObjective {
   // After the last Evaluate: how many neighbors' answer had the largest length-normalized log-likelihood of their
   // continuations (the first of equals wins). -1: not counted.
   virtual int64_t correct_choices() const { return -1; }
+  // Positions that an evaluation runs, at least 1: what it costs beside others.
+  virtual int64_t rows() const { return 1; }
+};
+
+struct LossAndGradient {
+  double loss = 0;
+  Pathway gradient;  // empty unless it was asked for
+};
+
+// A value of J that somebody waits for. A plain value; the objective outlives it.
+struct Evaluation {
+  NeighborhoodObjective* objective = nullptr;
+  RoutingOverride routing;
+  bool want_gradient = false;
+
+  // Runs it by itself; see ModelRunner::EvaluateTogether.
+  absl::StatusOr<LossAndGradient> Run() const {
+    LossAndGradient result;
+    const absl::StatusOr<double> loss = objective->Evaluate(routing, want_gradient ? &result.gradient : nullptr);
+    if (!loss.ok()) return loss.status();
+    result.loss = *loss;
+    return result;
+  }
 };
 
 // A labelled neighbor, tokenized.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,12 +50,21 @@ class SequenceSink {
   virtual void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) = 0;
 };
 
-// A pathway search that the scheduler advances one unit of work at a time between its other steps.
+// A pathway search that the scheduler advances one unit of work at a time between its other steps. A unit that is one
+// evaluation of an objective can be run from outside, together with those of other tasks:
+//   Ask ▶ ModelRunner::EvaluateTogether ▶ Tell     does what     Step     does
 class OptimizationTask {
  public:
   virtual ~OptimizationTask() = default;
-  // True when finished.
+  // Does the next unit, whatever it is. True when the task is finished; nothing is called then but what is named below.
   virtual absl::StatusOr<bool> Step() = 0;
+  // The evaluation that is the next unit; nothing where the unit is something else. Changes nothing.
+  virtual std::optional<Evaluation> Ask() const { return std::nullopt; }
+  // Takes what was last asked for, in place of Step and with its result; `seconds` of the evaluation are the task's
+  // own.
+  virtual absl::StatusOr<bool> Tell(const LossAndGradient& /*result*/, double /*seconds*/) {
+    return absl::InternalError("the task asked for nothing");
+  }
   // After the last step: null when the pathway stays as it was.
   virtual std::shared_ptr<const RoutingOverride> routing() const = 0;
   // Where there is a routing, asked once what it gave: the last prompt token's logits of a sequence that generates, the
