@@ -106,4 +106,8 @@ absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(co
   return std::unique_ptr<NeighborhoodObjective>(std::move(loss));
 }
 
+std::vector<absl::StatusOr<LossAndGradient>> MoeModel::EvaluateTogether(absl::Span<const Evaluation> evaluations) {
+  return NeighborLoss::EvaluateTogether(*this, evaluations);
+}
+
 }  // namespace c3po

@@ -51,6 +51,7 @@ class MoeModel final : public ModelRunner {
   absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
                                                                        int first_layer) override;
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override;
+  std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(absl::Span<const Evaluation> evaluations) override;
 
   NeighborCacheStats neighbor_cache_stats() const override {
     return {neighbor_cache_.hits(), neighbor_cache_.misses(), neighbor_cache_.bytes()};
