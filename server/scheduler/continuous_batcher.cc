@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "server/sampling/sampler.h"
 #include "server/scheduler/admission_order.h"
+#include "server/scheduler/optimization_unit.h"
 #include "server/scheduler/sequence_blocks.h"
 
 namespace c3po {
@@ -74,7 +75,7 @@ bool ContinuousBatcher::Step() {
   if (RunForward()) {
     OptimizeBeside(SecondsBetween(forward, now_()));
   } else {
-    OptimizeOne();
+    OptimizeOnce();
   }
   DropEnded();
   ReportGauges();
@@ -251,31 +252,28 @@ void ContinuousBatcher::OptimizeBeside(double forward_seconds) {
   optimization_credit_ += (streams ? kShareBesideStreams : kShareBesidePrompts) * forward_seconds;
   while (optimization_credit_ > 0) {
     const absl::Time start = now_();
-    const bool found = OptimizeOne();
+    const bool found = OptimizeOnce();
     optimization_credit_ -= SecondsBetween(start, now_());
     if (!found) optimization_credit_ = 0;
   }
 }
 
-// One unit, of one sequence in turn; false: there is none.
-bool ContinuousBatcher::OptimizeOne() {
-  for (size_t i = 0; i < running_.size(); ++i) {
-    Sequence& sequence = *running_[(next_to_optimize_ + i) % running_.size()];
-    if (sequence.stage != Stage::kOptimizing) continue;
-    next_to_optimize_ = (next_to_optimize_ + i + 1) % running_.size();
-    const absl::Time start = now_();
-    const absl::StatusOr<bool> finished = sequence.task->Step();
-    sequence.timings.optimization_seconds += SecondsBetween(start, now_());
-    if (metrics_) metrics_->CountEngineStep(Metrics::Work::kOptimization);
-    if (!finished.ok()) {
-      Finish(sequence, finished.status(), FinishReason::kLength);
-    } else if (*finished) {
+// One unit; false: there is none.
+bool ContinuousBatcher::OptimizeOnce() {
+  const OptimizationUnit unit = NextOptimizationUnit(running_, next_to_optimize_);
+  if (unit.sequences.empty()) return false;
+  if (metrics_) metrics_->CountEngineStep(Metrics::Work::kOptimization);
+  const std::vector<absl::StatusOr<bool>> finished = RunOptimizationUnit(unit, *model_, now_);
+  for (size_t i = 0; i < unit.sequences.size(); ++i) {
+    Sequence& sequence = *unit.sequences[i];
+    if (!finished[i].ok()) {
+      Finish(sequence, finished[i].status(), FinishReason::kLength);
+    } else if (*finished[i]) {
       sequence.routing = sequence.task->routing();
       AfterOptimization(sequence);
     }
-    return true;
   }
-  return false;
+  return true;
 }
 
 // Without a new pathway the prompt's own logits stand, so that a plain request and a reverted one are the same

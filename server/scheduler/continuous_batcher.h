@@ -26,9 +26,10 @@ struct BatcherLimits {
 
 // Continuous batching: sequences join and leave at every step. One step is one forward pass over the decode rows of all
 // generating sequences, prompt chunks and continuations to score under a token budget, and tokens resumed under a new
-// pathway; then units of pathway optimization, of one sequence after the other, for a share of the pass's time. Of
-// those that wait, what was preempted is admitted first, then the highest priority, among equals the caller with the
-// fewest sequences running, then the first come. Each sequence goes
+// pathway; then units of pathway optimization, in turn, for a share of the pass's time: evaluations that several
+// sequences wait for are one unit and one pass over the model. Of those that wait, what was preempted is admitted
+// first, then the highest priority, among equals the caller with the fewest sequences running, then the first come.
+// Each sequence goes
 //   waiting ▶ prefill ▶ [optimizing ▶ resume] ▶ decode, or score ▶ finished
 // and once more from resume, without the new pathway, where its task does not accept what came of it; it leaves at the
 // next step once it is cancelled or past its deadline, whatever it is doing.
@@ -75,7 +76,7 @@ class ContinuousBatcher {
   void TakeScore(Sequence& sequence, size_t continuation, const SegmentOutput& output);
   void FinishScoring(Sequence& sequence);
   void OptimizeBeside(double forward_seconds);
-  bool OptimizeOne();
+  bool OptimizeOnce();
   void AfterOptimization(Sequence& sequence);
   void TakeResumed(Sequence& sequence, const std::vector<float>& logits);
   void BeginAnswer(Sequence& sequence, const std::vector<float>& logits);

@@ -13,186 +13,15 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/scheduler/engine.h"
-#include "tests/server/partial_model.h"
+#include "tests/server/scheduler/scheduler_fakes.h"
 
 namespace c3po {
 namespace {
 
-constexpr int kVocabulary = 50;
-constexpr int32_t kEndToken = 49;
-
-// A model whose next token is a hash of every token before it and of the routing of its row, so that any mix-up of
-// sequences, positions or pathways shows in the tokens.
-class HashModel final : public PartialModel {
- public:
-  explicit HashModel(int64_t slots = 1 << 15) : states_(slots) {
-    shape_.vocabulary_size = kVocabulary;
-    shape_.eos_token_ids = {kEndToken};
-    shape_.experts = 4;
-    shape_.moe_layers = shape_.layers = 2;
-    shape_.hidden_size = 1;
-    shape_.context_window = 4096;
-  }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
-    ++forwards;
-    now += per_forward;
-    if (!fail_with.ok()) return fail_with;
-    std::vector<SegmentOutput> outputs;
-    int64_t rows = 0;
-    std::set<int64_t> written;
-    for (const Segment& segment : segments) {
-      rows += static_cast<int64_t>(segment.tokens.size());
-      std::vector<int64_t> slots;
-      for (const KvRun& run : segment.kv) {
-        for (int64_t i = 0; i < run.length; ++i) slots.push_back(run.slot + i);
-      }
-      EXPECT_GE(slots.size(), segment.start + segment.tokens.size()) << "no slots";
-      uint64_t h = segment.start == 0 ? 1469598103934665603ull : states_.at(slots[segment.start - 1]);
-      SegmentOutput output;
-      for (size_t r = 0; r < segment.tokens.size(); ++r) {
-        const int position = segment.start + static_cast<int>(r);
-        h = (h ^ static_cast<uint64_t>(segment.tokens[r] + 1)) * 1099511628211ull;
-        if (segment.routing && position >= segment.override_start && position < segment.override_end) {
-          h = (h ^ static_cast<uint64_t>(segment.routing->values.weights[0] * 1000)) * 1099511628211ull;
-        }
-        states_.at(slots[position]) = h;
-        EXPECT_TRUE(written.insert(slots[position]).second) << "two rows of a pass write one slot";
-        if (!segment.targets.empty()) output.target_logprobs.push_back(-static_cast<float>((h >> 20) % 100));
-      }
-      output.logits.assign(kVocabulary, 0);
-      output.logits[(h >> 17) % (kVocabulary - 1)] = 1;
-      output.capture.pathway = Pathway(2, 4);
-      output.capture.entry_hidden = {static_cast<float>(segment.start)};
-      outputs.push_back(std::move(output));
-    }
-    most_rows = std::max(most_rows, rows);
-    return outputs;
-  }
-
-  int forwards = 0;
-  absl::Time now = absl::UnixEpoch();  // a clock that only the work moves
-  absl::Duration per_forward;
-  int64_t most_rows = 0;
-  absl::Status fail_with;
-
- private:
-  std::vector<uint64_t> states_;  // per slot: the hash of everything up to its position
-};
-
-class RecordingSink final : public SequenceSink {
- public:
-  explicit RecordingSink(int stop_after = 1 << 30) : stop_after_(stop_after) {}
-  bool OnToken(const SampledToken& token) override {
-    tokens.push_back(token.token_id);
-    return static_cast<int>(tokens.size()) < stop_after_;
-  }
-  void OnScores(std::vector<ContinuationScore> s) override { scores = std::move(s); }
-  void OnFinished(const absl::Status& s, FinishReason r, const SequenceTimings&) override {
-    EXPECT_EQ(finished_count, 0);
-    ++finished_count;
-    status = s;
-    reason = r;
-    done.Notify();
-  }
-  std::vector<int32_t> tokens;
-  std::vector<ContinuationScore> scores;
-  int finished_count = 0;
-  absl::Status status;
-  FinishReason reason = FinishReason::kStop;
-  absl::Notification done;
-
- private:
-  const int stop_after_;
-};
-
-// Finds its routing in `steps` steps.
-class CountdownTask final : public OptimizationTask {
- public:
-  CountdownTask(int steps, std::shared_ptr<const RoutingOverride> routing, absl::Status error = absl::OkStatus())
-      : steps_(steps), routing_(std::move(routing)), error_(std::move(error)) {}
-  absl::StatusOr<bool> Step() override {
-    if (!error_.ok()) return error_;
-    if (on_step) on_step();
-    return --steps_ == 0;
-  }
-  std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
-  bool AcceptLogits(absl::Span<const float>) override {
-    ++trials;
-    return accepts;
-  }
-  bool AcceptScores(absl::Span<const ContinuationScore>) override {
-    ++trials;
-    return accepts;
-  }
-  bool accepts = true;
-  int trials = 0;
-  std::function<void()> on_step;
-
- private:
-  int steps_;
-  const std::shared_ptr<const RoutingOverride> routing_;
-  const absl::Status error_;
-};
-
-std::shared_ptr<RoutingOverride> Routing(float value) {
-  auto routing = std::make_shared<RoutingOverride>();
-  routing->layers = {1};
-  routing->values = Pathway(1, 4);
-  routing->values.weights[0] = value;
-  return routing;
-}
-
-struct Wanted {
-  std::vector<int32_t> prompt;
-  int max_tokens = 8;
-  std::shared_ptr<const RoutingOverride> routing;
-  ApplicationRule rule = ApplicationRule::kEveryNewToken;
-  int optimization_steps = 3;
-  bool accepts = true;  // what the pathway gave
-  std::vector<std::vector<int32_t>> continuations = {};
-};
-
-SequenceRequest MakeRequest(const Wanted& wanted, std::shared_ptr<SequenceSink> sink) {
-  SequenceRequest request;
-  request.prompt = wanted.prompt;
-  request.sampling.max_tokens = wanted.max_tokens;
-  request.rule = wanted.rule;
-  request.continuations = wanted.continuations;
-  request.entry_layer = 1;
-  request.sink = std::move(sink);
-  if (wanted.routing) {
-    request.on_prefilled = [wanted](const PromptCapture&,
-                                    absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
-      auto task = std::make_shared<CountdownTask>(wanted.optimization_steps, wanted.routing);
-      task->accepts = wanted.accepts;
-      return task;
-    };
-  }
-  return request;
-}
-
-std::shared_ptr<RecordingSink> RunAlone(const Wanted& wanted) {
-  HashModel model;
-  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
-  auto sink = std::make_shared<RecordingSink>();
-  batcher.Add(MakeRequest(wanted, sink));
-  while (batcher.Step()) {
-  }
-  EXPECT_TRUE(sink->status.ok()) << sink->status;
-  EXPECT_EQ(batcher.kv_tokens_used(), 0);
-  return sink;
-}
-
-std::vector<std::vector<float>> LogprobsOf(const RecordingSink& sink) {
-  std::vector<std::vector<float>> logprobs;
-  for (const ContinuationScore& score : sink.scores) logprobs.push_back(score.token_logprobs);
-  return logprobs;
-}
-
 // Sequences join, leave, are cancelled, share beginnings, run out of blocks and are preempted, generate and score, with
-// and without a pathway: what comes of each is what comes of it alone.
+// and without a pathway that is found alone or together with others': what comes of each is what comes of it alone.
 TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone) {
-  int64_t preemptions = 0, shared = 0;
+  int64_t preemptions = 0, shared = 0, joint_passes = 0;
   for (uint32_t seed = 1; seed <= 200; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
@@ -219,6 +48,8 @@ TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone
       w.rule = static_cast<ApplicationRule>(rng() % 3);
       w.optimization_steps = 1 + static_cast<int>(rng() % 5);
       w.accepts = rng() % 4 > 0;
+      w.asks = rng() % 4 > 0;
+      w.rows = 1 + static_cast<int64_t>(rng() % 20);
       for (uint32_t c = 0; rng() % 3 == 0 && c < 3; ++c) {
         w.continuations.emplace_back();
         for (uint32_t t = 0; t <= rng() % 40; ++t) w.continuations.back().push_back(static_cast<int32_t>(rng() % 48));
@@ -248,7 +79,9 @@ TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone
     EXPECT_EQ(batcher.kv_tokens_used(), 0);
     preemptions += batcher.preemptions();
     shared += batcher.prefix_hit_tokens();
+    for (const auto& pass : model.passes) joint_passes += pass.size() > 1;
   }
+  EXPECT_GT(joint_passes, 100);
   EXPECT_GT(preemptions, 50);
   EXPECT_GT(shared, 10000);
 }
