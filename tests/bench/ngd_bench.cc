@@ -1,7 +1,8 @@
 // Neighborhood gradient descent with cached states against the naive way: the same neighbors, core set and number of
 // steps, but every step a full forward and backward pass of every neighbor through all layers, by autograd over frozen
-// weights on the same kernels. Runs alternate; prints medians and their ratio.
-//   c3po_bench_ngd [rounds=5] [neighbors=3] [tokens=64] [steps=10]
+// weights on the same kernels. Then one step of several requests, each with neighbors and a pathway of its own: one
+// after the other, and together as one pass. Runs alternate; prints medians and their ratio.
+//   c3po_bench_ngd [rounds=5] [neighbors=3] [tokens=64] [steps=10] [requests=4]
 // The model has random weights and OLMoE's shape in small: 12 layers, hidden 512, 32 experts of 256, top-8, vocabulary
 // 50304.
 
@@ -137,12 +138,7 @@ std::vector<double> Optimize(NeighborhoodObjective* objective, const Pathway& in
   return optimizer->losses();
 }
 
-int Main(int argc, char** argv) {
-  const auto argument = [&](int i, int fallback) { return argc > i ? std::max(1, std::atoi(argv[i])) : fallback; };
-  const int rounds = argument(1, 5), neighbors = argument(2, 3), tokens = argument(3, 64), steps = argument(4, 10);
-  const ModelConfig config = BenchConfig();
-  const auto model = MoeModel::FromWeights(config, RandomWeights(config), 1 << 30);
-  std::mt19937 rng(1);
+ObjectiveSpec RandomSpec(std::mt19937& rng, const ModelConfig& config, int neighbors, int tokens) {
   ObjectiveSpec spec;
   for (int l = config.layers - kCriticalLayers; l < config.layers; ++l) spec.critical_layers.push_back(l);
   for (int i = 0; i < neighbors; ++i) {
@@ -151,9 +147,69 @@ int Main(int argc, char** argv) {
     neighbor.continuations = {{static_cast<int32_t>(rng() % config.vocabulary_size)}};
     spec.cases.push_back(std::move(neighbor));
   }
-  Pathway initial(kCriticalLayers, config.experts);
-  for (float& w : initial.weights)
+  return spec;
+}
+
+// Everyone's weights nearly the same.
+Pathway RandomPathway(std::mt19937& rng, const ModelConfig& config) {
+  Pathway pathway(kCriticalLayers, config.experts);
+  for (float& w : pathway.weights)
     w = 1.0f / static_cast<float>(config.experts) * std::uniform_real_distribution<float>(0.9f, 1.1f)(rng);
+  return pathway;
+}
+
+// One gradient step's evaluation of each of several requests. False: a loss is another in company.
+bool CompareTogether(MoeModel& model, std::mt19937& rng, int requests, int neighbors, int tokens, int rounds) {
+  struct Request {
+    std::unique_ptr<NeighborhoodObjective> objective;
+    Evaluation evaluation;
+  };
+  std::vector<Request> all(requests);
+  for (Request& request : all) {
+    ObjectiveSpec spec = RandomSpec(rng, model.config(), neighbors, tokens);
+    for (const NeighborCase& neighbor : spec.cases)
+      spec.states.push_back(*model.PrepareNeighbor(neighbor, spec.critical_layers.front()));
+    request.objective = *model.NewObjective(spec);
+    request.evaluation = {request.objective.get(),
+                          {RoutingOverride::Kind::kWeights, spec.critical_layers, RandomPathway(rng, model.config())},
+                          /*want_gradient=*/true};
+  }
+  std::vector<Evaluation> evaluations;
+  for (const Request& request : all) evaluations.push_back(request.evaluation);
+  std::vector<double> apart, together, ratio;
+  for (int round = -1; round < rounds; ++round) {  // In the first one the experts of the first layer are remembered.
+    std::vector<double> losses;
+    std::vector<absl::StatusOr<LossAndGradient>> results;
+    const double one_after_the_other = Seconds([&] {
+      for (const Evaluation& evaluation : evaluations) losses.push_back(evaluation.Run()->loss);
+    });
+    const double in_one_pass = Seconds([&] { results = model.EvaluateTogether(evaluations); });
+    for (size_t i = 0; i < losses.size(); ++i) {
+      if (results[i]->loss == losses[i]) continue;
+      std::fprintf(stderr, "request %zu: loss %g together, %g alone\n", i, results[i]->loss, losses[i]);
+      return false;
+    }
+    if (round < 0) continue;
+    apart.push_back(one_after_the_other);
+    together.push_back(in_one_pass);
+    ratio.push_back(one_after_the_other / in_one_pass);
+  }
+  std::printf("one step of %d requests, %d neighbors each\n", requests, neighbors);
+  std::printf("  one after the other                          %9.1f ms\n", Median(apart) * 1e3);
+  std::printf("  together                                     %9.1f ms\n", Median(together) * 1e3);
+  std::printf("  ratio, median of pairs                       %9.2f\n", Median(ratio));
+  return true;
+}
+
+int Main(int argc, char** argv) {
+  const auto argument = [&](int i, int fallback) { return argc > i ? std::max(1, std::atoi(argv[i])) : fallback; };
+  const int rounds = argument(1, 5), neighbors = argument(2, 3), tokens = argument(3, 64), steps = argument(4, 10);
+  const int requests = argument(5, 4);
+  const ModelConfig config = BenchConfig();
+  const auto model = MoeModel::FromWeights(config, RandomWeights(config), 1 << 30);
+  std::mt19937 rng(1);
+  ObjectiveSpec spec = RandomSpec(rng, config, neighbors, tokens);
+  const Pathway initial = RandomPathway(rng, config);
 
   std::vector<double> prepare, cached, naive, ratio;
   for (int round = 0; round < rounds; ++round) {
@@ -182,7 +238,7 @@ int Main(int argc, char** argv) {
   std::printf("  optimization with cached states              %9.1f ms\n", Median(cached) * 1e3);
   std::printf("  naive full forward and backward              %9.1f ms\n", Median(naive) * 1e3);
   std::printf("  ratio naive / cached, median of pairs        %9.1f\n", Median(ratio));
-  return 0;
+  return CompareTogether(*model, rng, requests, neighbors, tokens, rounds) ? 0 : 1;
 }
 
 }  // namespace
