@@ -1,5 +1,6 @@
 #include "server/rpc/grpc_server.h"
 
+#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -45,6 +46,8 @@ GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config) {
+  // Protobuf would write a line to the log for every request whose text is not UTF-8; its caller is told which field.
+  google::protobuf::SetLogHandler(nullptr);
   C3PO_ASSIGN_OR_RETURN(const auto credentials, MakeServerCredentials(config));
   std::unique_ptr<AccessControl> access;
   if (!config.auth_tokens.empty()) {

@@ -450,6 +450,7 @@ class ServiceTest(unittest.TestCase):
         call = self.channel.stream_stream(generation + "Generate", request_serializer=lambda r: r,
                                           response_deserializer=lambda r: r)
         self.fails(grpc.StatusCode.INVALID_ARGUMENT, "request", lambda: list(call(iter([b"\xff"]), timeout=30)))
+        self.assertEqual([line for line in self.server.log if "libprotobuf" in line], [])
 
     # --- Operations ---
 
