@@ -102,8 +102,8 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
 }
 
 RequestLimits LimitsFrom(const ServerConfig& config) {
-  return {config.prompt_tokens_max,     config.output_tokens_max, config.stop_strings_max,
-          config.stop_string_bytes_max, config.continuations_max, config.answers_max};
+  return {config.prompt_tokens_max, config.output_tokens_max, config.stop_strings_max, config.stop_string_bytes_max,
+          config.continuations_max, config.answers_max,       config.logit_bias_max};
 }
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {

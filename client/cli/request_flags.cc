@@ -3,9 +3,11 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/numbers.h"
 #include "client/eval/option_setting.h"
 
 namespace c3po {
@@ -40,6 +42,17 @@ std::vector<uint32_t> ParseLayers(const std::string& text) {
   absl::StatusOr<std::vector<uint32_t>> layers = ParseLayerList(text);
   if (!layers.ok()) throw CLI::ValidationError("--critical-layers", std::string(layers.status().message()));
   return *std::move(layers);
+}
+
+std::pair<uint32_t, float> ParseLogitBias(const std::string& text) {
+  const size_t equals = text.find('=');
+  uint32_t token_id = 0;
+  float bias = 0;
+  if (equals == std::string::npos || !absl::SimpleAtoi(text.substr(0, equals), &token_id) ||
+      !absl::SimpleAtof(text.substr(equals + 1), &bias)) {
+    throw CLI::ValidationError("--logit-bias", text + " is not TOKEN_ID=BIAS");
+  }
+  return {token_id, bias};
 }
 
 void AddGateFlags(CLI::App& command, v1::OptimizationOptions* options) {
@@ -184,6 +197,15 @@ void AddSamplingFlags(CLI::App& command, v1::SamplingOptions* options) {
   AddField<std::vector<std::string>>(command, kSampling, "--stop", "End before this text; may be given several times",
                                      [=](const std::vector<std::string>& values) {
                                        for (const std::string& value : values) options->add_stop(value);
+                                     })
+      ->allow_extra_args(false);
+  AddField<std::vector<std::string>>(command, kSampling, "--logit-bias",
+                                     "TOKEN_ID=BIAS, -100 to 100, added to its logit; may be given several times",
+                                     [=](const std::vector<std::string>& values) {
+                                       for (const std::string& value : values) {
+                                         const auto [token_id, bias] = ParseLogitBias(value);
+                                         (*options->mutable_logit_bias())[token_id] = bias;
+                                       }
                                      })
       ->allow_extra_args(false);
   AddField<uint32_t>(command, kSampling, "--logprobs", "Log-probabilities of this many likeliest tokens (with --json)",

@@ -44,6 +44,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("stop-string-bytes-max", c.stop_string_bytes_max, "bytes of one stop string");
   visit("continuations-max", c.continuations_max, "continuations of one Score request");
   visit("answers-max", c.answers_max, "answers (sampling.n) of one Generate request");
+  visit("logit-bias-max", c.logit_bias_max, "entries of one request's sampling.logit_bias");
   visit("running-sequences-max", c.running_sequences_max, "sequences in one batch");
   visit("kv-cache-tokens", c.kv_cache_tokens, "positions of all sequences together");
   visit("prefill-tokens-per-step", c.prefill_tokens_per_step, "prompt tokens in one engine step");
@@ -146,6 +147,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("stop-string-bytes-max", stop_string_bytes_max, 1, 1024));
   C3PO_RETURN_IF_ERROR(CheckRange("continuations-max", continuations_max, 1, 1 << 16));
   C3PO_RETURN_IF_ERROR(CheckRange("answers-max", answers_max, 1, 1024));
+  C3PO_RETURN_IF_ERROR(CheckRange("logit-bias-max", logit_bias_max, 0, 65536));
   C3PO_RETURN_IF_ERROR(CheckRange("unread-messages-max", unread_messages_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("connection-streams-max", connection_streams_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("connection-age-seconds-max", connection_age_seconds_max, 0, 365 * 86400));

@@ -49,6 +49,7 @@ struct ServerConfig {
   int stop_string_bytes_max = 1024;           // Of each.
   int continuations_max = 256;                // Of one Score request.
   int answers_max = 16;                       // sampling.n of one Generate request.
+  int logit_bias_max = 512;                   // Entries of sampling.logit_bias.
   int running_sequences_max = 32;             // In one batch.
   int kv_cache_tokens = 32768;                // Positions of all sequences together.
   int prefill_tokens_per_step = 256;          // Prompt tokens in one engine step.

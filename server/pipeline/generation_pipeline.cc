@@ -120,6 +120,7 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
   C3PO_RETURN_IF_ERROR(InField("sampling.", ValidateSamplingParams(call.sampling)));
   C3PO_RETURN_IF_ERROR(CheckStops(call.sampling.stop, parts_.limits));
   C3PO_RETURN_IF_ERROR(CheckAnswers(call.sampling, parts_.limits));
+  C3PO_RETURN_IF_ERROR(CheckLogitBias(call.sampling, parts_.limits, parts_.model->shape().vocabulary_size));
   const int output_max = parts_.limits.output_tokens_max;
   if (!call.max_tokens_given && output_max > 0)
     call.sampling.max_tokens = std::min(call.sampling.max_tokens, output_max);

@@ -41,6 +41,19 @@ absl::Status CheckAnswers(const SamplingParams& sampling, const RequestLimits& l
       absl::StrCat("sampling.n: ", sampling.n, " answers are more than ", limits.answers_max));
 }
 
+absl::Status CheckLogitBias(const SamplingParams& sampling, const RequestLimits& limits, int vocabulary) {
+  if (sampling.logit_bias.size() > static_cast<size_t>(limits.logit_bias_max)) {
+    return absl::InvalidArgumentError(absl::StrCat("sampling.logit_bias: ", sampling.logit_bias.size(),
+                                                   " entries are more than ", limits.logit_bias_max));
+  }
+  for (const LogitBias& b : sampling.logit_bias) {
+    if (b.token_id >= 0 && b.token_id < vocabulary) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.logit_bias[", b.token_id, "]: the vocabulary has ", vocabulary, " tokens"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckTokens(absl::string_view field, size_t tokens, int tokens_max) {
   if (tokens_max == 0 || tokens <= static_cast<size_t>(tokens_max)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", tokens, " tokens are more than ", tokens_max));

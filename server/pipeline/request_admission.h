@@ -22,6 +22,9 @@ absl::Status CheckStops(const std::vector<std::string>& stop, const RequestLimit
 // InvalidArgument "sampling.n: ..." beyond the limits.
 absl::Status CheckAnswers(const SamplingParams& sampling, const RequestLimits& limits);
 
+// InvalidArgument "sampling.logit_bias...: ..." beyond the limits, or of a token outside [0, vocabulary).
+absl::Status CheckLogitBias(const SamplingParams& sampling, const RequestLimits& limits, int vocabulary);
+
 // InvalidArgument "FIELD: N tokens are more than ..."; tokens_max 0: no limit.
 absl::Status CheckTokens(absl::string_view field, size_t tokens, int tokens_max);
 

@@ -230,6 +230,14 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& opti
   if (options.has_logprobs()) C3PO_RETURN_IF_ERROR(ToInt("sampling.logprobs", options.logprobs(), params.logprobs));
   if (options.has_n()) C3PO_RETURN_IF_ERROR(ToInt("sampling.n", options.n(), params.n));
   if (options.has_ignore_eos()) params.ignore_eos = options.ignore_eos();
+  for (const auto& [id, bias] : options.logit_bias()) {
+    LogitBias& added = params.logit_bias.emplace_back();
+    C3PO_RETURN_IF_ERROR(ToInt(absl::StrCat("sampling.logit_bias[", id, "]"), id, added.token_id));
+    added.bias = bias;
+  }
+  // In one order, whatever the map's: errors name the first one.
+  std::sort(params.logit_bias.begin(), params.logit_bias.end(),
+            [](const LogitBias& a, const LogitBias& b) { return a.token_id < b.token_id; });
   return params;
 }
 

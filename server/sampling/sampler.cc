@@ -49,6 +49,17 @@ absl::Status CheckArguments(absl::Span<const float> logits, absl::Span<const int
   return absl::OkStatus();
 }
 
+absl::Status AddBias(absl::Span<const LogitBias> biases, absl::Span<float> logits) {
+  for (const LogitBias& b : biases) {
+    if (b.token_id < 0 || static_cast<size_t>(b.token_id) >= logits.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("logit_bias[", b.token_id, "]: the vocabulary has ", logits.size(), " tokens"));
+    }
+    logits[b.token_id] += b.bias;
+  }
+  return absl::OkStatus();
+}
+
 // Writes from `logits` to `penalized`, so an id that occurs twice is penalized once. A product that overflows is held
 // at the largest float: order and softmax stay defined.
 void Penalize(absl::Span<const float> logits, absl::Span<const int32_t> context_ids, double penalty,
@@ -195,6 +206,11 @@ absl::Status ValidateSamplingParams(const SamplingParams& params) {
           absl::StrCat("stop[", i, "]: ", params.stop[i].size(), " bytes are not in [1, ", kStopStringBytesMax, "]"));
     }
   }
+  for (const LogitBias& b : params.logit_bias) {
+    if (!(b.bias >= -kLogitBiasMax && b.bias <= kLogitBiasMax)) {
+      return OutOfRange(absl::StrCat("logit_bias[", b.token_id, "]"), b.bias, "[-100, 100]");
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -204,11 +220,16 @@ absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const Sampli
   const bool use_penalty = params.repetition_penalty != 1;
   C3PO_RETURN_IF_ERROR(CheckArguments(logits, context_ids, use_penalty, position));
 
-  std::vector<float> penalized;
+  std::vector<float> biased, penalized;
   absl::Span<const float> adjusted = logits;
+  if (!params.logit_bias.empty()) {
+    biased.assign(logits.begin(), logits.end());
+    C3PO_RETURN_IF_ERROR(AddBias(params.logit_bias, absl::MakeSpan(biased)));
+    adjusted = biased;
+  }
   if (use_penalty && !context_ids.empty()) {
-    penalized.assign(logits.begin(), logits.end());
-    Penalize(logits, context_ids, params.repetition_penalty, absl::MakeSpan(penalized));
+    penalized.assign(adjusted.begin(), adjusted.end());
+    Penalize(adjusted, context_ids, params.repetition_penalty, absl::MakeSpan(penalized));
     adjusted = penalized;
   }
 

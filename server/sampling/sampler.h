@@ -16,8 +16,8 @@ namespace c3po {
 absl::Status ValidateSamplingParams(const SamplingParams& params);
 
 // Chooses the next token. With z the logits [vocabulary], in this order:
-//   1. repetition penalty r (CTRL, arXiv 1909.05858), for each distinct id in context_ids: z <- z / r if z > 0, else z
-//   * r
+//   1. logit_bias: z <- z + bias, for each id that has one; then repetition penalty r (CTRL, arXiv 1909.05858), for
+//   each distinct id in context_ids: z <- z / r if z > 0, else z * r
 //   2. temperature T = 0: the answer is the largest z, the lowest id on ties. Otherwise p = softmax(z / T).
 //   3. top_k: the k most likely tokens, exactly k; of equally likely ones the lower ids.
 //   4. top_p (nucleus, arXiv 1904.09751): of what is left, the shortest prefix in order of likelihood whose share is at
@@ -32,7 +32,7 @@ absl::Status ValidateSamplingParams(const SamplingParams& params);
 // context_ids: prompt and what was generated so far, each in [0, vocabulary); read only when repetition_penalty is
 // not 1. position: index of the token in the sequence or the generation, >= 0; one per (seed, draw). Arithmetic on
 // probabilities is in double. Time O(vocabulary + context); the vocabulary is never sorted. Pure and thread-safe.
-// InvalidArgument: params out of range, empty logits, an id outside the vocabulary, position < 0.
+// InvalidArgument: params out of range, empty logits, an id outside the vocabulary (of logit_bias too), position < 0.
 // Internal: a logit is NaN or infinite, naming its index: the model computed nonsense.
 absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params,
                                     absl::Span<const int32_t> context_ids, int64_t position);

@@ -13,6 +13,14 @@ inline constexpr int kStopStringsMax = 16;
 inline constexpr size_t kStopStringBytesMax = 1024;
 inline constexpr int kLogprobsMax = 20;
 
+inline constexpr float kLogitBiasMax = 100;
+
+// What is added to one token's logit.
+struct LogitBias {
+  int32_t token_id = 0;
+  float bias = 0;  // [-kLogitBiasMax, kLogitBiasMax]
+};
+
 // How tokens are chosen and when a generation ends. Names and meanings are the field's; server/sampling/sampler.h gives
 // the formulas and ValidateSamplingParams checks the ranges.
 struct SamplingParams {
@@ -29,6 +37,7 @@ struct SamplingParams {
   std::vector<std::string> stop;  // At most kStopStringsMax texts of 1 to kStopStringBytesMax bytes.
   int logprobs = -1;              // [-1, kLogprobsMax]. -1: none; n: the chosen token's and the n most likely ones'.
   bool ignore_eos = false;        // Go on after an end-of-sequence token.
+  std::vector<LogitBias> logit_bias;  // Distinct ids in [0, vocabulary).
 };
 
 }  // namespace c3po

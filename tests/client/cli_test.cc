@@ -137,6 +137,10 @@ TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
                                   "\n",
                                   "--stop",
                                   "END",
+                                  "--logit-bias",
+                                  "464=-100",
+                                  "--logit-bias",
+                                  "7=2.5",
                                   "--logprobs",
                                   "5",
                                   "--ignore-eos",
@@ -148,6 +152,7 @@ TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
       sampling {
         temperature: 0 top_k: 40 top_p: 0.5 min_p: 0.25 repetition_penalty: 1.5 seed: 18446744073709551615
         max_tokens: 64 stop: '\n' stop: 'END' logprobs: 5 ignore_eos: true
+        logit_bias { key: 7 value: 2.5 } logit_bias { key: 464 value: -100 }
       }
       optimization {
         method: METHOD_NEIGHBORHOOD_GRADIENT_DESCENT k: 12 kernel: KERNEL_MATERN bandwidth: 0.5 steps: 0

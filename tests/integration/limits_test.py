@@ -16,7 +16,7 @@ from serving_case import ServingCase
 class LimitsTest(ServingCase):
     FLAGS = ("--pending-requests-max", 8, "--running-sequences-max", 2, "--pending-tokens-max", 150_000,
              "--prompt-tokens-max", 40_000, "--output-tokens-max", 60_000, "--stop-strings-max", 2, "--stop-string-bytes-max", 10,
-             "--continuations-max", 3, "--connection-streams-max", 20)
+             "--logit-bias-max", 3, "--continuations-max", 3, "--connection-streams-max", 20)
 
     @classmethod
     def start(cls, *flags, store="a"):
@@ -68,6 +68,7 @@ class LimitsTest(ServingCase):
         invalid = grpc.StatusCode.INVALID_ARGUMENT
         cases = [("sampling.stop", lambda: list(self.stream(5, metadata=self.ANN, sampling={"stop": ["a", "b", "c"]}))),
                  ("sampling.stop[1]", lambda: list(self.stream(5, metadata=self.ANN, sampling={"stop": ["a", "b" * 11]}))),
+                 ("sampling.logit_bias", lambda: list(self.stream(5, metadata=self.ANN, sampling={"logit_bias": {i: 1 for i in range(4)}}))),
                  ("sampling.max_tokens", lambda: list(self.stream(60_001, metadata=self.ANN))),
                  ("token_ids", lambda: list(self.stream(5, metadata=self.ANN, token_ids=gen.TokenIds(ids=[5] * 40_001)))),
                  ("prompt", lambda: list(self.stream(5, metadata=self.ANN, prompt="a b " * 40_000))),

@@ -123,6 +123,12 @@ class ServiceTest(unittest.TestCase):
         again = self.ask(method=opt.METHOD_NONE, sampling=dict(temperature=1.0, seed=seed))
         self.assertEqual(tokens_of(first), tokens_of(again))
 
+    def test_logit_bias_forces_a_token_and_forbids_one(self):
+        none = opt.METHOD_NONE
+        self.assertEqual(set(tokens_of(self.ask(sampling=dict(logit_bias={7: 100}), method=none))), {7})
+        plain = tokens_of(self.ask(method=none))
+        self.assertNotIn(plain[0], tokens_of(self.ask(sampling=dict(logit_bias={plain[0]: -100}), method=none)))
+
     def test_several_answers_share_a_prompt_and_are_each_the_one_asked_for_alone(self):
         for options in (dict(method=opt.METHOD_NONE), dict(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, k=4, steps=3),
                         dict(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT,
@@ -408,6 +414,8 @@ class ServiceTest(unittest.TestCase):
             "optimization.gate.min_loss_reduction": lambda: self.ask(gate=opt.GateOptions(min_loss_reduction=2)),
             "sampling.temperature": lambda: self.ask(sampling=dict(temperature=float("nan")), method=none),
             "sampling.n": lambda: self.ask(sampling=dict(n=2), method=none),
+            "sampling.logit_bias[5]": lambda: self.ask(sampling=dict(logit_bias={5: 101}), method=none),
+            "sampling.logit_bias[1000000]": lambda: self.ask(sampling=dict(logit_bias={10**6: 1, 5: 1}), method=none),
             "sampling.top_p": lambda: self.ask(sampling=dict(top_p=1.5), method=none),
             "sampling.max_tokens": lambda: self.ask(max_tokens=0, method=none),
             "continuations": lambda: self.generation.Score(gen.ScoreRequest(prompt="a")),

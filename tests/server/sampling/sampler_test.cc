@@ -150,8 +150,23 @@ TEST(Sampler, RepetitionPenaltyDividesPositiveAndMultipliesNegativeLogitsOnce) {
   EXPECT_EQ(MustSample({4, 3, 1}, params, {1}), 1);  // 6 > 4
 }
 
+TEST(Sampler, LogitBiasIsAddedBeforeThePenalty) {
+  SamplingParams params;
+  params.logit_bias = {{0, -1.5f}, {2, 2.5f}};
+  EXPECT_EQ(MustSample({4, 3, 1}, params), 2);  // 2.5, 3, 3.5
+  EXPECT_EQ(MustSample({4, 3.75f, 1}, params), 1);
+  params.repetition_penalty = 2;
+  EXPECT_EQ(MustSample({4, 3, 1}, params, {2}), 1);  // 3.5 / 2, where 1 / 2 + 2.5 would be as large as 3.
+  params = WithTemperature(1);
+  params.logit_bias = {{0, -100}, {1, -100}};
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(MustSample({4, 3, 1}, params, {}, i), 2);
+  params.logit_bias = {{3, 1}};
+  EXPECT_EQ(Sample({4, 3, 1}, params, {}, 0).status().message(), "logit_bias[3]: the vocabulary has 3 tokens");
+}
+
 TEST(Sampler, LogprobsDoNotDependOnPenaltyTemperatureOrFilters) {
   SamplingParams params = WithTemperature(0.5);
+  params.logit_bias = {{2, 1e-3f}};
   params.top_k = 1;
   params.repetition_penalty = 4;
   params.logprobs = 2;
@@ -242,6 +257,8 @@ TEST(ValidateSamplingParams, NamesTheFieldThatIsOutOfRange) {
   }
   cases.emplace_back("repetition_penalty", [](SamplingParams& p) { p.repetition_penalty = 0; });
   cases.emplace_back("n: 0", [](SamplingParams& p) { p.n = 0; });
+  cases.emplace_back("logit_bias[7]: 100.5", [](SamplingParams& p) { p.logit_bias = {{3, 100}, {7, 100.5f}}; });
+  cases.emplace_back("logit_bias[1]: nan", [](SamplingParams& p) { p.logit_bias = {{1, std::nanf("")}}; });
   cases.emplace_back("n: 2 answers would all be the same", [](SamplingParams& p) { p.n = 2; });
   cases.emplace_back("answer", [](SamplingParams& p) { p.answer = 1; });
   cases.emplace_back("top_p", [](SamplingParams& p) { p.top_p = 0; });
