@@ -48,14 +48,19 @@ void Unlocking(Mutex* mu, unsigned flags, const Call& call) {
   __tsan_mutex_post_unlock(mu, flags);
 }
 
-// What gives the mutex back for a while.
+thread_local bool waiting = false;
+
+// What gives the mutex back for a while. One of these calls another one: the outermost tells.
 template <typename Call>
 auto Waiting(Mutex* mu, const Call& call) {
+  if (waiting) return call();
+  waiting = true;
   __tsan_mutex_pre_unlock(mu, 0);
   const auto result = call();
   __tsan_mutex_post_unlock(mu, 0);
   __tsan_mutex_pre_lock(mu, 0);
   __tsan_mutex_post_lock(mu, 0, 0);
+  waiting = false;
   return result;
 }
 
