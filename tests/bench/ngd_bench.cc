@@ -20,6 +20,7 @@
 
 #include "server/model/moe_model.h"
 #include "server/pathway/pathway_optimizer.h"
+#include "tests/bench/model_work.h"
 #include "tests/bench/timing.h"
 
 namespace c3po {
@@ -141,12 +142,7 @@ std::vector<double> Optimize(NeighborhoodObjective* objective, const Pathway& in
 ObjectiveSpec RandomSpec(std::mt19937& rng, const ModelConfig& config, int neighbors, int tokens) {
   ObjectiveSpec spec;
   for (int l = config.layers - kCriticalLayers; l < config.layers; ++l) spec.critical_layers.push_back(l);
-  for (int i = 0; i < neighbors; ++i) {
-    NeighborCase neighbor;
-    for (int t = 0; t < tokens; ++t) neighbor.prompt.push_back(static_cast<int32_t>(rng() % config.vocabulary_size));
-    neighbor.continuations = {{static_cast<int32_t>(rng() % config.vocabulary_size)}};
-    spec.cases.push_back(std::move(neighbor));
-  }
+  spec.cases = RandomNeighbors(rng, {neighbors, tokens}, config.vocabulary_size);
   return spec;
 }
 
@@ -167,8 +163,7 @@ bool CompareTogether(MoeModel& model, std::mt19937& rng, int requests, int neigh
   std::vector<Request> all(requests);
   for (Request& request : all) {
     ObjectiveSpec spec = RandomSpec(rng, model.config(), neighbors, tokens);
-    for (const NeighborCase& neighbor : spec.cases)
-      spec.states.push_back(*model.PrepareNeighbor(neighbor, spec.critical_layers.front()));
+    spec = PrepareNeighbors(model, spec.cases, spec.critical_layers, spec.loss);
     request.objective = *model.NewObjective(spec);
     request.evaluation = {request.objective.get(),
                           {RoutingOverride::Kind::kWeights, spec.critical_layers, RandomPathway(rng, model.config())},
@@ -213,12 +208,8 @@ int Main(int argc, char** argv) {
 
   std::vector<double> prepare, cached, naive, ratio;
   for (int round = 0; round < rounds; ++round) {
-    spec.states.clear();
     const auto fresh = MoeModel::FromWeights(config, model->weights(), round == 0 ? 0 : 1 << 30);
-    prepare.push_back(Seconds([&] {
-      for (const NeighborCase& neighbor : spec.cases)
-        spec.states.push_back(*fresh->PrepareNeighbor(neighbor, spec.critical_layers.front()));
-    }));
+    prepare.push_back(Seconds([&] { spec = PrepareNeighbors(*fresh, spec.cases, spec.critical_layers, spec.loss); }));
     std::vector<double> ours, theirs;
     cached.push_back(
         Seconds([&] { ours = Optimize((*fresh->NewObjective(spec)).get(), initial, spec.critical_layers, steps); }));

@@ -425,6 +425,16 @@ int64_t PartOf(int64_t size, int64_t parts, int64_t grain) {
   return std::max<int64_t>(1, (size + parts * grain - 1) / (parts * grain)) * grain;
 }
 
+// On the pool, unless the job is not worth more than one part.
+template <typename Run>
+void RunBlocks(int64_t parts, const std::vector<Block>& blocks, const Run& run) {
+  if (parts > 1) {
+    ThreadPool::Shared().Run(static_cast<int64_t>(blocks.size()), [&](int64_t i) { run(blocks[i]); });
+  } else {
+    for (const Block& block : blocks) run(block);
+  }
+}
+
 }  // namespace
 
 void MultiplyTransposed(absl::Span<const DotProduct> products) {
@@ -448,15 +458,10 @@ void MultiplyTransposed(absl::Span<const DotProduct> products) {
       }
     }
   }
-  const auto run = [&](int64_t i) {
-    const Block& b = blocks[i];
+  const auto run = [&](const Block& b) {
     HWY_DYNAMIC_DISPATCH(DotBlock)(products[b.product], b.row, b.row_end, b.column, b.column_end);
   };
-  if (parts <= 1) {
-    for (size_t i = 0; i < blocks.size(); ++i) run(static_cast<int64_t>(i));
-    return;
-  }
-  ThreadPool::Shared().Run(static_cast<int64_t>(blocks.size()), run);
+  RunBlocks(parts, blocks, run);
 }
 
 void Multiply(absl::Span<const OuterProduct> products) {
@@ -481,8 +486,7 @@ void Multiply(absl::Span<const OuterProduct> products) {
       blocks.push_back({static_cast<int64_t>(i), 0, p.a.rows, column, std::min(p.w.columns, column + width)});
     }
   }
-  const auto run = [&](int64_t i) {
-    const Block& b = blocks[i];
+  const auto run = [&](const Block& b) {
     const OuterProduct& p = products[b.product];
     for (int64_t row = 0; row < b.row_end; ++row) {
       float* y = p.y.data + (p.y.index ? p.y.index[row] : row) * p.y.stride;
@@ -490,11 +494,7 @@ void Multiply(absl::Span<const OuterProduct> products) {
     }
     HWY_DYNAMIC_DISPATCH(OuterColumns)(p, b.column, b.column_end);
   };
-  if (parts <= 1) {
-    for (size_t i = 0; i < blocks.size(); ++i) run(static_cast<int64_t>(i));
-    return;
-  }
-  ThreadPool::Shared().Run(static_cast<int64_t>(blocks.size()), run);
+  RunBlocks(parts, blocks, run);
 }
 
 void MultiplyAdd(absl::Span<const OuterProduct> products) {
