@@ -207,7 +207,7 @@ absl::Status ValidateSamplingParams(const SamplingParams& params) {
     }
   }
   for (const LogitBias& b : params.logit_bias) {
-    if (!(b.bias >= -kLogitBiasMax && b.bias <= kLogitBiasMax)) {
+    if (!(b.bias >= -kLogitBiasMagnitudeMax && b.bias <= kLogitBiasMagnitudeMax)) {
       return OutOfRange(absl::StrCat("logit_bias[", b.token_id, "]"), b.bias, "[-100, 100]");
     }
   }

@@ -13,12 +13,12 @@ inline constexpr int kStopStringsMax = 16;
 inline constexpr size_t kStopStringBytesMax = 1024;
 inline constexpr int kLogprobsMax = 20;
 
-inline constexpr float kLogitBiasMax = 100;
+inline constexpr float kLogitBiasMagnitudeMax = 100;
 
 // What is added to one token's logit.
 struct LogitBias {
   int32_t token_id = 0;
-  float bias = 0;  // [-kLogitBiasMax, kLogitBiasMax]
+  float bias = 0;  // [-kLogitBiasMagnitudeMax, kLogitBiasMagnitudeMax]
 };
 
 // How tokens are chosen and when a generation ends. Names and meanings are the field's; server/sampling/sampler.h gives
