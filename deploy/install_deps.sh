@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), the google/rpc .proto
+# Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), the google .proto
 # files, the Python tools of the tests and the lm-evaluation-harness. Idempotent: what is present is kept. Needs root or
 # sudo for Debian packages.
 #   --build-only     what compiling c3pod and c3po takes, and no more: no models, nothing that only tests use
@@ -10,7 +10,7 @@ TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
 DEPLOY_TOOLS_VERSION=1   # Raise when the list of what the tests of deploy/ need changes.
 LM_EVAL_VERSION=0.4.13
-LM_EVAL_FOLDER_VERSION=1 # Raise when the list of its packages below changes.
+LM_EVAL_FOLDER_VERSION=2 # Raise when the list of its packages below changes.
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
 
 BUILD_PACKAGES=(
@@ -77,7 +77,7 @@ LM_EVAL_PACKAGES=(
   "lm-eval==$LM_EVAL_VERSION"
   aiohappyeyeballs==2.7.1 aiohttp==3.14.5 aiosignal==1.4.0 anyio==4.16.0 attrs==26.1.0 certifi==2026.10.18
   chardet==6.0.0.post1 charset-normalizer==3.5.2 click==8.5.1 colorama==0.4.6 DataProperty==1.1.1 datasets==5.2.0
-  dill==0.4.1 filelock==4.2.11 frozenlist==1.8.0 fsspec==2026.9.0 grpcio==1.62.3 grpcio-tools==1.62.3 h11==0.16.0
+  dill==0.4.1 filelock==4.2.11 frozenlist==1.8.0 fsspec==2026.9.0 googleapis-common-protos==1.63.2 grpcio==1.62.3 grpcio-tools==1.62.3 h11==0.16.0
   hf-xet==1.8.0 httpcore2==2.16.2 httpx2==2.16.2 huggingface_hub==2.4.0 idna==3.20 Jinja2==3.1.6 lxml==6.1.3
   MarkupSafe==3.0.4 mbstrdecoder==1.1.5 more-itertools==11.2.1 multidict==7.2.1 multiprocess==0.70.19 numpy==2.4.6
   packaging==26.3 pandas==3.1.1 pathvalidate==3.3.1 portalocker==4.4.2 propcache==0.5.4 protobuf==4.25.8

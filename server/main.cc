@@ -237,8 +237,9 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
 // What was let in is served to its end, within the limit; what is left then ends with Unavailable.
 void Drain(const ServerConfig& config, Server& server) {
   Log(LogLevel::kInfo, "draining", "", {{"pending", server.admission->pending()}});
-  server.health->Drain();
+  // In this order: whoever has been told NOT_SERVING is turned away.
   server.grpc->CloseEntrance();
+  server.health->Drain();
   const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds_max);
   while (server.admission->pending() > 0 && absl::Now() < deadline) absl::SleepFor(kDrainPoll);
   server.engine->Stop(deadline - absl::Now());

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <set>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -50,6 +51,9 @@ CalibrationAxis WholeSettings(const CalibrationScope& scope) {
     from_prior.set_learning_rate(0.02);
     axis.candidates.push_back({"few samples from the prior", from_prior});
   }
+  Options brief = FewSamples(scope);
+  brief.set_steps(2);
+  axis.candidates.push_back({"few samples, two steps", brief});
   Options gentle = FewSamples(scope);
   gentle.set_learning_rate(0.02);
   axis.candidates.push_back({"few samples, small steps", gentle});
@@ -180,6 +184,17 @@ bool Overlaps(const Options& patch, const Options& fixed) {
   return patch.has_k() && fixed.has_epsilon();
 }
 
+// Whole settings take the fixed fields; those that differed in nothing else are tried once.
+void KeepFixed(const Options& fixed, CalibrationAxis* axis) {
+  std::set<std::string> seen;
+  std::vector<CalibrationCandidate> kept;
+  for (CalibrationCandidate& candidate : axis->candidates) {
+    ApplyPatch(fixed, &candidate.patch);
+    if (seen.insert(candidate.patch.SerializeAsString()).second) kept.push_back(std::move(candidate));
+  }
+  axis->candidates = std::move(kept);
+}
+
 }  // namespace
 
 std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
@@ -190,7 +205,7 @@ std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
   axes.push_back(Selections());
   if (scope.has_choices) axes.push_back(Objectives());
   axes.push_back(StepRules());
-  axes.push_back(NumberAxis("steps", true, std::vector<uint32_t>{5, 10, 20},
+  axes.push_back(NumberAxis("steps", true, std::vector<uint32_t>{1, 2, 3, 5, 10, 20},
                             [](uint32_t steps, Options* patch) { patch->set_steps(steps); }));
   std::vector<uint32_t> cores = {std::max<uint32_t>(1, scope.experts / 4)};
   if (scope.experts > 20) cores.push_back(20);
@@ -203,7 +218,7 @@ std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
   // Where the user fixed a field, whole settings keep it and axes that would move it are left out.
   for (CalibrationAxis& axis : axes) {
     if (axis.name == "setting") {
-      for (CalibrationCandidate& candidate : axis.candidates) ApplyPatch(scope.fixed, &candidate.patch);
+      KeepFixed(scope.fixed, &axis);
       continue;
     }
     auto& candidates = axis.candidates;

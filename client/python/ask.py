@@ -14,6 +14,7 @@ import tempfile
 
 import grpc
 import grpc_tools
+from google.api import annotations_pb2
 from google.protobuf import json_format
 from grpc_tools import protoc
 
@@ -42,9 +43,10 @@ EXIT_CODES = {
 
 def import_stubs(folder):
     """Compiles the protos into `folder` and imports them: (options_pb2, generation_pb2, generation_pb2_grpc)."""
-    well_known = os.path.join(os.path.dirname(grpc_tools.__file__), "_proto")
+    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+    googleapis = pathlib.Path(annotations_pb2.__file__).parents[2]
     code = protoc.main(
-        ["protoc", f"-I{PROTO_DIR}", f"-I{well_known}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
+        ["protoc", f"-I{PROTO_DIR}", f"-I{googleapis}", f"-I{well_known}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
         + [f"c3po/v1/{name}.proto" for name in PROTOS]
     )
     if code != 0:

@@ -1,57 +1,32 @@
-"""Writes what Envoy's gRPC-JSON transcoder reads: the descriptors of c3po.v1, with http_rules.yaml as their annotations.
-Needs the tools of deploy/install_deps.sh.  usage: make_descriptor.py c3po.pb"""
+"""Writes what Envoy's gRPC-JSON transcoder reads: the descriptors of c3po.v1 with the HTTP form of each call, and of the
+details that errors carry.  Needs the tools of deploy/install_deps.sh.  usage: make_descriptor.py c3po.pb"""
 
 import pathlib
 import sys
 import tempfile
 
-import yaml
-from google.api import annotations_pb2, http_pb2
-from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, json_format
-from google.rpc import error_details_pb2
+import grpc_tools
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
-HERE = pathlib.Path(__file__).resolve().parent
-PROTO = HERE.parents[1] / "proto"
+PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
+GOOGLEAPIS = pathlib.Path(annotations_pb2.__file__).parents[2]
+WELL_KNOWN = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+# What c3pod attaches to errors, so that they can be shown as JSON too.
+ERROR_DETAILS = ["google/protobuf/any.proto", "google/rpc/error_details.proto"]
 
 
-def read_rules(path: pathlib.Path = HERE / "http_rules.yaml") -> dict[str, http_pb2.HttpRule]:
-    """By the full name of the method. ValueError: one is named twice; ParseError: not a HttpRule."""
-    rules: dict[str, http_pb2.HttpRule] = {}
-    for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["http"]["rules"]:
-        rule = json_format.ParseDict(entry, http_pb2.HttpRule())
-        if rule.selector in rules:
-            raise ValueError(f"{path}: {rule.selector} has two rules")
-        rules[rule.selector] = rule
-    return rules
-
-
-def compile_protos() -> descriptor_pb2.FileDescriptorSet:
+def descriptors() -> descriptor_pb2.FileDescriptorSet:
     protos = sorted(str(path.relative_to(PROTO)) for path in (PROTO / "c3po").rglob("*.proto"))
+    includes = [f"-I{folder}" for folder in (PROTO, GOOGLEAPIS, WELL_KNOWN)]
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder) / "descriptors.pb"
-        if protoc.main(["protoc", f"-I{PROTO}", "--include_imports", f"--descriptor_set_out={output}", *protos]) != 0:
+        arguments = ["protoc", *includes, "--include_imports", f"--descriptor_set_out={output}", *protos, *ERROR_DETAILS]
+        if protoc.main(arguments) != 0:
             raise RuntimeError("protoc failed")
         return descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes())
 
 
-def annotated() -> descriptor_pb2.FileDescriptorSet:
-    """ValueError: a rule names no method."""
-    descriptors, rules = compile_protos(), read_rules()
-    for file in descriptors.file:
-        for service in file.service:
-            for method in service.method:
-                rule = rules.pop(f"{file.package}.{service.name}.{method.name}", None)
-                if rule is not None:
-                    method.options.Extensions[annotations_pb2.http].CopyFrom(rule)
-                    method.options.Extensions[annotations_pb2.http].ClearField("selector")
-    # What c3pod attaches to errors, so that they can be shown as JSON too.
-    for module in (any_pb2, duration_pb2, error_details_pb2):
-        module.DESCRIPTOR.CopyToProto(descriptors.file.add())
-    if rules:
-        raise ValueError(f"http_rules.yaml: no such method: {', '.join(sorted(rules))}")
-    return descriptors
-
-
 if __name__ == "__main__":
-    pathlib.Path(sys.argv[1]).write_bytes(annotated().SerializeToString())
+    pathlib.Path(sys.argv[1]).write_bytes(descriptors().SerializeToString())

@@ -259,6 +259,7 @@ TEST(CalibrationAxes, LeaveOutWhatIsFixedOrMissing) {
   const auto free = labels(CalibrationAxes(scope));
   EXPECT_THAT(free, testing::Contains("critical layers=last 30"));
   EXPECT_THAT(free, testing::Contains("k=6"));
+  EXPECT_THAT(free, testing::Contains("setting=few samples, two steps"));
   EXPECT_THAT(free, testing::Not(testing::Contains("k=12")));  // More than the collection holds.
   EXPECT_THAT(free, testing::Not(testing::Contains("setting=collection prior")));
   scope.has_prior = true;
@@ -269,6 +270,7 @@ TEST(CalibrationAxes, LeaveOutWhatIsFixedOrMissing) {
   EXPECT_THAT(fixed, testing::Contains("setting=collection prior"));
   EXPECT_THAT(fixed, testing::Not(testing::Contains("k=3")));
   EXPECT_THAT(fixed, testing::Not(testing::Contains("steps=10")));
+  EXPECT_THAT(fixed, testing::Not(testing::Contains("setting=few samples, two steps")));  // The same as few samples.
   EXPECT_EQ(axes[0].candidates[0].patch.k(), 5);
   EXPECT_EQ(axes[0].candidates[0].patch.steps(), 3);
 }

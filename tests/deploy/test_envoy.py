@@ -71,7 +71,7 @@ def test_envoy_routes_every_service_to_the_headless_one() -> None:
     assert {route["route"]["cluster"] for route in routes} == set(clusters)
     prefixes = tuple(route["match"]["prefix"] for route in routes)
     transcoder = next(f for f in connection_manager()["http_filters"] if f["name"].endswith("transcoder"))["typed_config"]
-    services = {f"{file.package}.{service.name}" for file in make_descriptor.compile_protos().file for service in file.service}
+    services = {f"{file.package}.{service.name}" for file in make_descriptor.descriptors().file for service in file.service}
     assert set(transcoder["services"]) == services
     assert all(f"/{service}/".startswith(prefixes) for service in services)
     assert connection_manager()["http_filters"][-1]["name"] == "envoy.filters.http.router"
@@ -84,7 +84,7 @@ def test_envoy_routes_every_service_to_the_headless_one() -> None:
 
 
 def test_every_call_but_the_conversation_has_an_http_form_that_fits_its_request() -> None:
-    descriptors = make_descriptor.annotated()
+    descriptors = make_descriptor.descriptors()
     messages = {f".{file.package}.{message.name}": {field.name for field in message.field}
                 for file in descriptors.file for message in file.message_type}
     seen = set()
@@ -112,12 +112,6 @@ def test_descriptor_holds_its_imports_and_the_details_of_errors(tmp_path: pathli
     names = {file.name for file in descriptors.file}
     assert {dependency for file in descriptors.file for dependency in file.dependency} <= names
     assert {"google/rpc/error_details.proto", "c3po/v1/generation.proto"} <= names
-
-
-def test_rule_without_a_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make_descriptor, "read_rules", lambda: {"c3po.v1.GenerationService.Dream": make_descriptor.http_pb2.HttpRule()})
-    with pytest.raises(ValueError, match="Dream"):
-        make_descriptor.annotated()
 
 
 @dataclasses.dataclass

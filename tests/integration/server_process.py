@@ -13,6 +13,8 @@ import threading
 import urllib.request
 
 import grpc
+import grpc_tools
+from google.api import annotations_pb2
 from grpc_tools import protoc
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
@@ -28,7 +30,10 @@ def make_stubs() -> dict:
     """The generated modules of c3po.v1 by name, made anew in a temporary folder."""
     folder = tempfile.mkdtemp(prefix="c3po_stubs_")
     protos = sorted(str(path.relative_to(SOURCE / "proto")) for path in (SOURCE / "proto" / "c3po").rglob("*.proto"))
-    code = protoc.main(["protoc", f"-I{SOURCE / 'proto'}", f"--python_out={folder}", f"--grpc_python_out={folder}", *protos])
+    googleapis = pathlib.Path(annotations_pb2.__file__).parents[2]
+    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+    includes = [f"-I{root}" for root in (SOURCE / "proto", googleapis, well_known)]
+    code = protoc.main(["protoc", *includes, f"--python_out={folder}", f"--grpc_python_out={folder}", *protos])
     if code != 0:
         raise RuntimeError("protoc failed")
     sys.path.insert(0, folder)

@@ -8,6 +8,8 @@ import pathlib
 import sys
 import tempfile
 
+import grpc_tools
+from google.api import annotations_pb2
 from grpc_tools import protoc
 
 
@@ -22,9 +24,11 @@ def _proto_dir() -> pathlib.Path:
 def _compile_and_import() -> dict:
     protos = _proto_dir()
     names = [f"c3po/v1/{name}.proto" for name in ("options", "generation", "server")]
-    # protoc's own module finds google/protobuf/*.proto only where its package's folder is named; these files need none.
+    googleapis = pathlib.Path(annotations_pb2.__file__).parents[2]
+    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"  # google/protobuf, which google/api needs.
+    includes = [f"-I{folder}" for folder in (protos, googleapis, well_known)]
     with tempfile.TemporaryDirectory(prefix="c3po_stubs_") as folder:
-        if protoc.main(["protoc", f"-I{protos}", f"--python_out={folder}", f"--grpc_python_out={folder}", *names]) != 0:
+        if protoc.main(["protoc", *includes, f"--python_out={folder}", f"--grpc_python_out={folder}", *names]) != 0:
             raise ImportError(f"c3po_lm_eval: the .proto files in {protos} do not compile")
         sys.path.insert(0, folder)
         try:
