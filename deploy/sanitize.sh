@@ -21,4 +21,4 @@ cmake --build --preset "$PRESET" ${TARGETS[@]+--target "${TARGETS[@]}"}
 export ASAN_OPTIONS=${ASAN_OPTIONS-detect_stack_use_after_return=1:strict_string_checks=1}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS-second_deadlock_stack=1:suppressions=$PWD/tests/sanitize/tsan.supp}
-ctest --preset "$PRESET" --no-tests=error --timeout 1800 ${FILTER:+-R "$FILTER"}
+ctest --preset "$PRESET" --no-tests=error ${FILTER:+-R "$FILTER"}

@@ -42,6 +42,12 @@ function(c3po_executable target)
   target_link_libraries(${target} PRIVATE ${ARG_DEPS})
 endfunction()
 
+# No test may take longer. A sanitizer makes them take up to ten times as long.
+set(C3PO_TEST_SECONDS_MAX 600)
+if(C3PO_SANITIZER)
+  set(C3PO_TEST_SECONDS_MAX 6000)
+endif()
+
 # c3po_test(NAME SOURCES a_test.cc ... DEPS targets ... LABELS labels ...): a GoogleTest binary, one ctest entry per test.
 function(c3po_test target)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LABELS" ${ARGN})
@@ -58,5 +64,5 @@ function(c3po_test target)
     set(ARG_LABELS unit)
   endif()
   gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
-                       PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 600 ENVIRONMENT OMP_NUM_THREADS=1)
+                       PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${C3PO_TEST_SECONDS_MAX} ENVIRONMENT OMP_NUM_THREADS=1)
 endfunction()
