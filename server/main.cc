@@ -102,8 +102,13 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
 }
 
 RequestLimits LimitsFrom(const ServerConfig& config) {
-  return {config.prompt_tokens_max, config.output_tokens_max, config.stop_strings_max, config.stop_string_bytes_max,
-          config.continuations_max, config.answers_max,       config.logit_bias_max};
+  return {.prompt_tokens_max = config.prompt_tokens_max,
+          .output_tokens_max = config.output_tokens_max,
+          .stop_strings_max = config.stop_strings_max,
+          .stop_string_bytes_max = config.stop_string_bytes_max,
+          .continuations_max = config.continuations_max,
+          .answers_max = config.answers_max,
+          .logit_bias_max = config.logit_bias_max};
 }
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
@@ -211,9 +216,17 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
       std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());
   server.workers = std::make_unique<WorkerPool>(config.workers, config.pending_requests_max);
   LoadedParts parts;
-  parts.pipeline_parts = {server.model.get(),     server.engine.get(),  server.catalog.get(), server.text.get(),
-                          server.embedding.get(), server.workers.get(), server.shifts.get(),  server.metrics.get(),
-                          server.admission.get(), LimitsFrom(config),   config.allow_oracle};
+  parts.pipeline_parts = {.model = server.model.get(),
+                          .engine = server.engine.get(),
+                          .catalog = server.catalog.get(),
+                          .text = server.text.get(),
+                          .embedding = server.embedding.get(),
+                          .workers = server.workers.get(),
+                          .shifts = server.shifts.get(),
+                          .metrics = server.metrics.get(),
+                          .admission = server.admission.get(),
+                          .limits = LimitsFrom(config),
+                          .allow_oracle = config.allow_oracle};
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
   server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get());
   ReportReferences(*server.catalog, server.metrics.get());

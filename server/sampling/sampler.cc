@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -30,14 +31,41 @@ absl::Status OutOfRange(absl::string_view field, double value, absl::string_view
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", value, " is not in ", range));
 }
 
+// A vocabulary is read for every token. In lanes that do not depend on each other the compiler makes vectors of these
+// loops; one maximum carried from element to element it must not reorder.
+constexpr size_t kLanes = 16;
+
+bool AllFinite(absl::Span<const float> values) {
+  float differences[kLanes] = {};  // x - x is 0, but NaN for infinity and NaN, and stays NaN in a sum.
+  size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) differences[lane] += values[i + lane] - values[i + lane];
+  }
+  for (; i < values.size(); ++i) differences[0] += values[i] - values[i];
+  return std::all_of(std::begin(differences), std::end(differences), [](float difference) { return difference == 0; });
+}
+
+// The first of the largest. `values`: finite, not empty.
+size_t IndexOfLargest(absl::Span<const float> values) {
+  float largest[kLanes];
+  std::fill_n(largest, kLanes, values[0]);
+  size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) largest[lane] = std::max(largest[lane], values[i + lane]);
+  }
+  for (; i < values.size(); ++i) largest[0] = std::max(largest[0], values[i]);
+  return static_cast<size_t>(std::find(values.begin(), values.end(), *std::max_element(largest, largest + kLanes)) -
+                             values.begin());
+}
+
 absl::Status CheckArguments(absl::Span<const float> logits, absl::Span<const int32_t> context_ids, bool use_context,
                             int64_t position) {
   if (logits.empty()) return absl::InvalidArgumentError("logits: empty");
   if (position < 0) return absl::InvalidArgumentError(absl::StrCat("position: ", position, " is negative"));
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (!std::isfinite(logits[i])) {
-      return absl::InternalError(absl::StrCat("logits[", i, "] is ", logits[i], ": the model's output is not finite"));
-    }
+  if (!AllFinite(logits)) {
+    const auto* bad = std::find_if(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); });
+    return absl::InternalError(
+        absl::StrCat("logits[", bad - logits.begin(), "] is ", *bad, ": the model's output is not finite"));
   }
   if (!use_context) return absl::OkStatus();
   for (size_t i = 0; i < context_ids.size(); ++i) {
@@ -234,12 +262,12 @@ absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const Sampli
   }
 
   SampledToken token;
-  const auto largest = std::max_element(adjusted.begin(), adjusted.end());  // The first of equals.
+  const size_t largest = IndexOfLargest(adjusted);
   if (params.temperature == 0) {
-    token.token_id = static_cast<int32_t>(largest - adjusted.begin());
+    token.token_id = static_cast<int32_t>(largest);
   } else {
     token.token_id =
-        Draw(adjusted, *largest, params,
+        Draw(adjusted, adjusted[largest], params,
              PhiloxUniform(params.seed, static_cast<uint64_t>(position), static_cast<uint32_t>(params.answer)));
   }
   if (params.logprobs >= 0) AddLogprobs(logits, params.logprobs, token);

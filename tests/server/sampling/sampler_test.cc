@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -55,6 +56,19 @@ TEST(Sampler, TemperatureZeroIsTheExactArgmaxWhateverElseIsSet) {
     params.top_p = 0.1;
     params.min_p = 0.3;
     EXPECT_EQ(MustSample(logits, params, {1, 2}, seed), best) << "seed " << seed;
+  }
+}
+
+TEST(Sampler, GreedyFindsTheLargestAndWhatIsNotFiniteWhereverTheyAre) {
+  for (size_t size = 1; size <= 50; ++size) {
+    for (size_t at = 0; at < size; ++at) {
+      std::vector<float> logits(size, -5);
+      logits[at] = -4;
+      EXPECT_EQ(MustSample(logits, {}), static_cast<int32_t>(at)) << size;
+      logits[at] = -HUGE_VALF;
+      const absl::Status status = Sample(logits, {}, {}, 0).status();
+      EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("logits[", at, "]"))) << size;
+    }
   }
 }
 
