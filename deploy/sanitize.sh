@@ -2,7 +2,7 @@
 # Builds with a sanitizer and runs tests.
 # usage: deploy/sanitize.sh address|thread [CTEST_REGEX [TARGET...]]
 #   address   AddressSanitizer and UndefinedBehaviorSanitizer, in build/asan; thread: ThreadSanitizer, in build/tsan
-#   CTEST_REGEX   which tests run (ctest -R); default: all
+#   CTEST_REGEX   which tests run (ctest -R); default: all but the benches, deploy/ and lint
 #   TARGET        what is built for them; default: everything
 # The header of the weights, changed in 10,000 places:
 #   C3PO_HEADER_MUTATIONS=10000 deploy/sanitize.sh address HeaderMutation server_weights_test
@@ -21,4 +21,6 @@ cmake --build --preset "$PRESET" ${TARGETS[@]+--target "${TARGETS[@]}"}
 export ASAN_OPTIONS=${ASAN_OPTIONS-detect_stack_use_after_return=1:strict_string_checks=1}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS-second_deadlock_stack=1:suppressions=$PWD/tests/sanitize/tsan.supp}
-ctest --preset "$PRESET" --no-tests=error ${FILTER:+-R "$FILTER"}
+WHICH=(-LE "bench|deploy|lint")
+if [ -n "$FILTER" ]; then WHICH=(-R "$FILTER"); fi
+ctest --preset "$PRESET" --no-tests=error -j "$(nproc)" "${WHICH[@]}"
