@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 case ${1-} in
   address) PRESET=asan ;;
   thread) PRESET=tsan ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 FILTER=${2-}
 TARGETS=("${@:3}")
