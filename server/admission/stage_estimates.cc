@@ -11,6 +11,7 @@ void Blend(double measured, double& mean) { mean = mean == 0 ? measured : mean +
 }  // namespace
 
 void StageEstimates::Observe(const RequestWork& work, const MeasuredStages& stages, absl::Time now) {
+  if (!fresh(now)) *this = StageEstimates();
   if (work.retrieves) Blend(stages.retrieval_seconds, retrieval_);
   if (work.prompt_tokens > 0) Blend(stages.prefill_seconds / work.prompt_tokens, per_prompt_token_);
   const int units = work.prepared_cases + work.steps;

@@ -25,7 +25,8 @@ struct MeasuredStages {
 // Moving averages of what stages took, each m <- m + (x - m) / 5 from its first measurement on:
 //   seconds per prompt token; per unit of optimization, a unit being a prepared neighbor or a step (the engine gives
 //   every optimizing request one unit a step); per retrieval; per decoded token; and of a whole request on the engine.
-// Measured under whatever load there was, so what other requests cost is in them. Not thread-safe.
+// Measured under whatever load there was, so what other requests cost is in them. They begin anew after a minute without
+// a measurement: what was measured while the process was frozen must not refuse others for long. Not thread-safe.
 class StageEstimates {
  public:
   void Observe(const RequestWork& work, const MeasuredStages& stages, absl::Time now);

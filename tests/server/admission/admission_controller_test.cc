@@ -136,5 +136,15 @@ TEST(StageEstimates, AreMovingAveragesAndGrowOld) {
   EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(work)), 0.5 + 2 + 0.4 + 0.3, 1e-9);
 }
 
+// A process that was frozen for an hour measured a request of an hour.
+TEST(StageEstimates, BeginAnewOnceOld) {
+  StageEstimates estimates;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  const RequestWork work{10, 10, 0, 0, false};
+  estimates.Observe(work, {0, 3600, 0, 0}, now);
+  estimates.Observe(work, {0, 1, 0, 0}, now + absl::Seconds(61));
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(work)), 1, 1e-9);
+}
+
 }  // namespace
 }  // namespace c3po
