@@ -19,7 +19,7 @@ class PreTokenizer::Step {
  public:
   virtual ~Step() = default;
   // Appends the parts of `segment` (not empty) to *parts; empty parts are dropped by the caller.
-  virtual absl::Status Split(Segment segment, std::vector<Segment>* parts) const = 0;
+  virtual absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const = 0;
 };
 
 namespace {
@@ -88,7 +88,7 @@ std::vector<TextRange> ApplyBehavior(std::vector<Stretch> stretches, DelimiterBe
   return parts;
 }
 
-void AppendParts(const Segment& segment, const std::vector<TextRange>& ranges, std::vector<Segment>* parts) {
+void AppendParts(const TextSegment& segment, const std::vector<TextRange>& ranges, std::vector<TextSegment>* parts) {
   for (const TextRange& range : ranges) {
     parts->push_back(
         {segment.text.substr(range.begin, range.end - range.begin), segment.starts_input && range.begin == 0});
@@ -97,8 +97,8 @@ void AppendParts(const Segment& segment, const std::vector<TextRange>& ranges, s
 
 // Each character for which `matches` holds is a match of its own.
 template <typename Predicate>
-void SplitByCharacter(const Segment& segment, DelimiterBehavior behavior, Predicate matches,
-                      std::vector<Segment>* parts) {
+void SplitByCharacter(const TextSegment& segment, DelimiterBehavior behavior, Predicate matches,
+                      std::vector<TextSegment>* parts) {
   std::vector<TextRange> found;
   for (size_t position = 0; position < segment.text.size();) {
     const size_t begin = position;
@@ -112,7 +112,7 @@ class SplitPattern final : public PreTokenizer::Step {
   SplitPattern(Regex pattern, DelimiterBehavior behavior, bool invert)
       : pattern_(std::move(pattern)), behavior_(behavior), invert_(invert) {}
 
-  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
+  absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
     C3PO_ASSIGN_OR_RETURN(const std::vector<TextRange> matches, pattern_.FindAll(segment.text));
     std::vector<Stretch> stretches = CutAtMatches(matches, segment.text.size());
     for (Stretch& stretch : stretches) stretch.is_match ^= invert_;
@@ -135,7 +135,7 @@ class ByteLevel final : public PreTokenizer::Step {
   static constexpr absl::string_view kWordPattern =
       R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
+  absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
     if (add_prefix_space_ && segment.text.front() != ' ') segment.text.insert(0, 1, ' ');
     const size_t first_new = parts->size();
     if (pattern_.has_value()) {
@@ -159,7 +159,7 @@ class Digits final : public PreTokenizer::Step {
   explicit Digits(bool individual)
       : behavior_(individual ? DelimiterBehavior::kIsolated : DelimiterBehavior::kContiguous) {}
 
-  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
+  absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
     SplitByCharacter(segment, behavior_, IsNumeric, parts);
     return absl::OkStatus();
   }
@@ -172,7 +172,7 @@ class Metaspace final : public PreTokenizer::Step {
  public:
   explicit Metaspace(MetaspaceOptions options) : options_(std::move(options)) {}
 
-  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
+  absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
     std::string marked;
     marked.reserve(segment.text.size());
     for (const char c : segment.text) c == ' ' ? marked.append(options_.mark) : marked.append(1, c);
@@ -197,10 +197,10 @@ class Metaspace final : public PreTokenizer::Step {
 
 class BertPreTokenizer final : public PreTokenizer::Step {
  public:
-  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
-    std::vector<Segment> words;
+  absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
+    std::vector<TextSegment> words;
     SplitByCharacter(segment, DelimiterBehavior::kRemoved, IsWhiteSpace, &words);
-    for (const Segment& word : words) SplitByCharacter(word, DelimiterBehavior::kIsolated, IsPunctuation, parts);
+    for (const TextSegment& word : words) SplitByCharacter(word, DelimiterBehavior::kIsolated, IsPunctuation, parts);
     return absl::OkStatus();
   }
 };
@@ -209,7 +209,7 @@ class Punctuation final : public PreTokenizer::Step {
  public:
   explicit Punctuation(DelimiterBehavior behavior) : behavior_(behavior) {}
 
-  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
+  absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
     SplitByCharacter(segment, behavior_, IsPunctuation, parts);
     return absl::OkStatus();
   }
@@ -223,7 +223,7 @@ class Whitespace final : public PreTokenizer::Step {
  public:
   explicit Whitespace(bool cuts_at_words) : cuts_at_words_(cuts_at_words) {}
 
-  absl::Status Split(Segment segment, std::vector<Segment>* parts) const override {
+  absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
     enum class Kind { kSpace, kWord, kOther };
     std::vector<TextRange> words;
     Kind previous = Kind::kSpace;
@@ -334,14 +334,14 @@ absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const std::optional<JsonFiel
   return pre_tokenizer;
 }
 
-absl::StatusOr<std::vector<Segment>> PreTokenizer::Split(Segment segment) const {
-  std::vector<Segment> segments;
+absl::StatusOr<std::vector<TextSegment>> PreTokenizer::Split(TextSegment segment) const {
+  std::vector<TextSegment> segments;
   if (!segment.text.empty()) segments.push_back(std::move(segment));
   for (const StepPtr& step : steps_) {
-    std::vector<Segment> parts;
+    std::vector<TextSegment> parts;
     parts.reserve(segments.size());
-    for (Segment& whole : segments) C3PO_RETURN_IF_ERROR(step->Split(std::move(whole), &parts));
-    parts.erase(std::remove_if(parts.begin(), parts.end(), [](const Segment& part) { return part.text.empty(); }),
+    for (TextSegment& whole : segments) C3PO_RETURN_IF_ERROR(step->Split(std::move(whole), &parts));
+    parts.erase(std::remove_if(parts.begin(), parts.end(), [](const TextSegment& part) { return part.text.empty(); }),
                 parts.end());
     segments = std::move(parts);
   }

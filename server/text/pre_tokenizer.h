@@ -13,7 +13,7 @@
 namespace c3po {
 
 // A stretch of normalized text on its way to becoming words.
-struct Segment {
+struct TextSegment {
   std::string text;
   bool starts_input;  // It begins where the whole input begins: Metaspace's prepend_scheme "first" asks.
 };
@@ -28,7 +28,7 @@ class PreTokenizer {
   static absl::StatusOr<PreTokenizer> FromJson(const std::optional<JsonField>& pre_tokenizer);
 
   // The words of `segment`, none empty, each valid UTF-8. ResourceExhausted: a pattern backtracks without end.
-  absl::StatusOr<std::vector<Segment>> Split(Segment segment) const;
+  absl::StatusOr<std::vector<TextSegment>> Split(TextSegment segment) const;
 
   // One way of cutting; internal to pre_tokenizer.cc.
   class Step;

@@ -80,9 +80,9 @@ absl::Status Tokenizer::Impl::EncodeNormalized(std::string text, bool starts_inp
       continue;
     }
     C3PO_ASSIGN_OR_RETURN(
-        const std::vector<Segment> words,
+        const std::vector<TextSegment> words,
         pre_tokenizer.Split({text.substr(part.begin, part.end - part.begin), starts_input && part.begin == 0}));
-    for (const Segment& word : words) model->Tokenize(word.text, ids);
+    for (const TextSegment& word : words) model->Tokenize(word.text, ids);
   }
   return absl::OkStatus();
 }

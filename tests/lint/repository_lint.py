@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Checks the rules of the house over the files that git tracks: who may include whom, where third parties may be seen, names,
-header guards, machine paths, file lengths. Prints one line per violation, `path:line: [rule] what`, and exits 1 if there are any.
+"""Checks the rules of the house over the files that git tracks: who may include whom, where third parties may be seen, names, one
+type per name, header guards, machine paths, file lengths. Prints one line per violation, `path:line: [rule] what`, and exits 1 if
+there are any.
 
     repository_lint.py [--root DIR]
 
@@ -71,6 +72,8 @@ SOURCE_ONLY_PARTIES = {"nlohmann": re.compile(r"^nlohmann/")}
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "manager"}
 # A folder of one machine at the start of a path, also right after a compiler's -I or -L.
 MACHINE_PATH = re.compile(r"(?:(?<![\w./~})*])|(?<=-[IL]))/(?:work|root|home(?=/))(?![\w-])")
+# In a namespace, which is not indented.
+TYPE_DEFINITION = re.compile(r"^(?:struct|class|enum class) (\w+)(?: final)?(?: :[^{;]*)? ?\{", re.MULTILINE)
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 
@@ -234,6 +237,27 @@ def check_header_guard(path: str, text: str) -> List[Violation]:
     return found
 
 
+def types_of(path: str, text: str) -> List[Tuple[str, str, int]]:
+    """What a header defines in its namespace: name, path, line."""
+    return [(match.group(1), path, text.count("\n", 0, match.start()) + 1) for match in TYPE_DEFINITION.finditer(text)]
+
+
+def check_one_definition(types: Iterable[Tuple[str, str, int]]) -> List[Violation]:
+    """Two types of one name in one program: the linker keeps one of two functions that it takes for the same, such as a
+    vector's destructor, and nobody says so. The client's are in no program with the server's."""
+    first: Dict[str, str] = {}
+    found = []
+    for name, path, line in sorted(types, key=lambda definition: definition[1:]):
+        for program in ("client", "server"):
+            if path.startswith(("client/", "server/")) and not path.startswith(program + "/"):
+                continue
+            other = first.setdefault(f"{program} {name}", path)
+            if other != path:
+                found.append(Violation("one-definition", path, line, f"{name} is also defined in {other}"))
+                break
+    return found
+
+
 def check_name(path: str) -> List[Violation]:
     for part in path.split("/"):
         banned = BANNED_NAMES.intersection(re.split(r"[^a-z]+", part.lower()))
@@ -282,6 +306,7 @@ def apply_exceptions(found: List[Violation], exemptions: List[Exemption], path: 
 def lint(root: str, exceptions: str = "tests/lint/exceptions.txt") -> List[Violation]:
     files = tracked_files(root)
     includes: List[Include] = []
+    types: List[Tuple[str, str, int]] = []
     found: List[Violation] = check_known_rooms(files)
     for path in files:
         found += check_name(path)
@@ -294,6 +319,8 @@ def lint(root: str, exceptions: str = "tests/lint/exceptions.txt") -> List[Viola
             includes += includes_of(path, text)
         if path.endswith(HEADER_SUFFIXES):
             found += check_header_guard(path, text)
+            types += types_of(path, text) if path.startswith(("index/", "server/", "client/")) else []
+    found += check_one_definition(types)
     found += check_rooms(includes, set(files))
     found += check_third_parties(includes)
     exemptions, malformed = read_exceptions(root, exceptions)

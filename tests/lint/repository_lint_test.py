@@ -56,6 +56,10 @@ BASE = {
 CASES: List[Tuple[str, Dict[str, Optional[str]], Tuple[str, str, str]]] = [
     ("index includes server", {"index/base/a.cc": include("server/types/params.h")},
      ("room", "index/base/a.cc", "index/base may not include server/types/params.h")),
+    ("two types of one name", {"server/text/a.h": header("server/text/a.h", "struct Segment {\n};"),
+                               "server/model/b.h": header("server/model/b.h", "class Segment final : public A {"),
+                               "client/c.h": header("client/c.h", "struct Segment {")},
+     ("one-definition", "server/text/a.h", "Segment is also defined in server/model/b.h")),
     ("types includes store", {"index/types/a.cc": include("index/store/store.h")}, ("room", "index/types/a.cc", "store.h")),
     ("store includes search", {"index/store/a.cc": include("index/search/graph.h")}, ("room", "index/store/a.cc", "graph.h")),
     ("sampling includes the scheduler", {"server/sampling/a.cc": include("server/scheduler/batcher.h")},
