@@ -113,7 +113,7 @@ TEST(StageGolden, GivesTheSameWordsAndTexts) {
       if (cuts) {
         const auto words = pre_tokenizer->Split({text, /*starts_input=*/true});
         ASSERT_TRUE(words.ok()) << words.status();
-        for (const Segment& word : *words) result.push_back(word.text);
+        for (const TextSegment& word : *words) result.push_back(word.text);
       } else {
         std::string rewritten = text;
         ASSERT_TRUE(normalizer->Normalize(&rewritten).ok());
