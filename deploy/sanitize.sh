@@ -19,6 +19,7 @@ cmake --preset "$PRESET" >/dev/null
 cmake --build --preset "$PRESET" ${TARGETS[@]+--target "${TARGETS[@]}"}
 # Leaks: libtorch and gRPC keep what they made until the process ends; what they still point to is not counted.
 export ASAN_OPTIONS=${ASAN_OPTIONS-detect_stack_use_after_return=1:strict_string_checks=1}
+export LSAN_OPTIONS=${LSAN_OPTIONS-suppressions=$PWD/tests/sanitize/lsan.supp:print_suppressions=0}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS-second_deadlock_stack=1:suppressions=$PWD/tests/sanitize/tsan.supp}
 WHICH=(-LE "bench|deploy|lint")
