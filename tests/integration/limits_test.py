@@ -120,9 +120,11 @@ class LimitsTest(ServingCase):
         self.assertLess(len(events[0].optimization.losses), 1000)
         self.assertGreater(len(events[0].optimization.losses), 1)
         self.assertEqual(len(tokens_of(events)), 2)
-        # A prompt that takes seconds to read: the server says so before the deadline passes.
+        # A prompt that takes far longer to read than there is time: the server says so before the deadline passes.
+        summary = events[-1].summary
+        seconds = 40_000 * summary.timings.prefill_seconds / summary.usage.prompt_tokens
         with self.assertRaises(grpc.RpcError) as caught:
-            list(self.stream(2, metadata=self.ANN, timeout=0.4, token_ids=gen.TokenIds(ids=[5] * 40_000)))
+            list(self.stream(2, metadata=self.ANN, timeout=max(0.4, 0.3 * seconds), token_ids=gen.TokenIds(ids=[5] * 40_000)))
         self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
         self.assertEqual(details(caught.exception)[0], "DEADLINE")
         self.assertIn("cannot be met", caught.exception.details())
