@@ -22,6 +22,7 @@ export ASAN_OPTIONS=${ASAN_OPTIONS-detect_stack_use_after_return=1:strict_string
 export LSAN_OPTIONS=${LSAN_OPTIONS-suppressions=$PWD/tests/sanitize/lsan.supp:print_suppressions=0}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS-second_deadlock_stack=1:suppressions=$PWD/tests/sanitize/tsan.supp}
+export C3PO_TEST_SLOWDOWN=10  # What bounds of time in the tests are multiplied by.
 WHICH=(-LE "bench|deploy|lint")
 if [ -n "$FILTER" ]; then WHICH=(-R "$FILTER"); fi
 ctest --preset "$PRESET" --no-tests=error -j "$(nproc)" "${WHICH[@]}"

@@ -146,17 +146,13 @@ TEST_F(LoadGeneratorTest, AClosedLoopHasAsManyCallsInFlightAsItHasCallers) {
 }
 
 TEST_F(LoadGeneratorTest, ARefusedCallerComesBackWhenTheServerSays) {
-  std::atomic<int> calls{0};
-  server_.on_generate = [&](grpc::ServerContext*, const v1::GenerateRequest&,
-                            grpc::ServerWriter<v1::GenerateResponse>*) {
-    ++calls;
-    return Overloaded(absl::Milliseconds(150));
-  };
-  LoadOptions options = Closed(2, 1000);
-  options.duration = absl::Milliseconds(500);
-  Run(options);
-  EXPECT_LE(calls, 2 * 4);  // At 0, 150, 300 and 450 ms, however fast the machine.
-  EXPECT_GE(calls, 1);
+  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest&,
+                           grpc::ServerWriter<v1::GenerateResponse>*) { return Overloaded(absl::Milliseconds(150)); };
+  const absl::Time start = absl::Now();
+  const LoadReport report = Run(Closed(2, 8));
+  // One of the two callers asked at least four times, and waited between.
+  EXPECT_GE(absl::Now() - start, absl::Milliseconds(3 * 150));
+  EXPECT_EQ(report.statuses.at(absl::StatusCode::kResourceExhausted).calls, 8);
 }
 
 TEST_F(LoadGeneratorTest, PlannedCancellationsReachTheServerAndAreNoFailures) {

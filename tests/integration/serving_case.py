@@ -1,6 +1,7 @@
 """What the tests of the service's limits, cancellation and drain share: a server whose answers can take seconds."""
 
 import json
+import os
 import time
 import unittest
 
@@ -10,6 +11,7 @@ import server_process
 from service_calls import details, gen, opt, pb
 
 WINDOW = 100_000  # Positions: answers and prompts that take seconds.
+SLOWDOWN = int(os.environ.get("C3PO_TEST_SLOWDOWN", "1"))  # By which bounds of time are longer: deploy/sanitize.sh.
 NONE = opt.OptimizationOptions(method=opt.METHOD_NONE)
 
 

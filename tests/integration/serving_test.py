@@ -13,7 +13,7 @@ import grpc
 
 import server_process
 from service_calls import DOCUMENTED, details, gen, opt, pb, ref, samples, tokens_of
-from serving_case import ServingCase
+from serving_case import SLOWDOWN, ServingCase
 
 
 class CancellationTest(ServingCase):
@@ -26,9 +26,9 @@ class CancellationTest(ServingCase):
         list(references.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(40)))
 
     def releases(self):
-        """How many calls were cancelled and gave everything back, and how many of them within five seconds."""
+        """How many calls were cancelled and gave everything back, and how many of them within half a second."""
         count = self.metric("c3po_cancel_to_release_seconds_count")
-        return count, self.metric('c3po_cancel_to_release_seconds_bucket{le="5"}')
+        return count, self.metric(f'c3po_cancel_to_release_seconds_bucket{{le="{0.5 * SLOWDOWN:g}"}}')
 
     def check_release(self, stream, reached):
         """Cancels `stream` once `reached` holds; everything must come back within a step."""
@@ -114,13 +114,13 @@ class DrainTest(ServingCase):
         return server, server.channel()
 
     def test_draining_says_so_turns_calls_away_and_ends_what_takes_too_long(self):
-        server, channel = self.server_for("--drain-seconds-max", "3")
+        server, channel = self.server_for("--drain-seconds-max", f"{2 * SLOWDOWN}")
         generation = pb["generation_pb2_grpc"].GenerationServiceStub(channel)
         watch = self.own_channel(server).unary_stream("/grpc.health.v1.Health/Watch", request_serializer=lambda raw: raw,
                                                       response_deserializer=lambda raw: raw)(b"\x0a\x19c3po.v1.GenerationService")
         self.assertEqual(next(watch), b"\x08\x01")
         self.assertIn("ready", server.http("/readyz"))
-        endless, short = self.stream(90_000, generation), self.stream(100, generation)
+        endless, short = self.stream(90_000, generation), self.stream(300, generation)
         next(endless), next(short)
         start = time.monotonic()
         server.process.terminate()
@@ -133,11 +133,11 @@ class DrainTest(ServingCase):
         self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE, lambda: list(self.stream(5, generation)))[0], "SHUTTING_DOWN")
         self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE,
                                     lambda: generation.Tokenize(gen.TokenizeRequest(text="a")))[0], "SHUTTING_DOWN")
-        self.assertEqual(len(tokens_of(list(short))), 100)
+        self.assertEqual(len(tokens_of(list(short))), 300)
         self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE, lambda: list(endless))[0], "SHUTTING_DOWN")
-        self.assertGreater(time.monotonic() - start, 2.5)
+        self.assertGreater(time.monotonic() - start, 1.5 * SLOWDOWN)
         self.assertEqual(server.stop(), 0)
-        self.assertLess(time.monotonic() - start, 15)
+        self.assertLess(time.monotonic() - start, 6 * SLOWDOWN)
 
     def test_old_connections_are_closed_in_peace(self):
         server, _ = self.server_for("--connection-age-seconds-max", "1")
