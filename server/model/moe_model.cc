@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/model/cpu/thread_pool.h"
 #include "server/model/device.h"
 #include "server/model/neighbor_loss.h"
 #include "server/model/tensor_plan.h"
@@ -108,6 +109,10 @@ absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(co
 
 std::vector<absl::StatusOr<LossAndGradient>> MoeModel::EvaluateTogether(absl::Span<const Evaluation> evaluations) {
   return NeighborLoss::EvaluateTogether(*this, evaluations);
+}
+
+void MoeModel::ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) {
+  cpu::ThreadPool::Shared().Run(count, work);
 }
 
 }  // namespace c3po

@@ -52,6 +52,7 @@ class MoeModel final : public ModelRunner {
                                                                        int first_layer) override;
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override;
   std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(absl::Span<const Evaluation> evaluations) override;
+  void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override;
 
   NeighborCacheStats neighbor_cache_stats() const override {
     return {neighbor_cache_.hits(), neighbor_cache_.misses(), neighbor_cache_.bytes()};

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/sampling/philox.h"
+#include "server/sampling/softmax.h"
 
 namespace c3po {
 namespace {
@@ -56,6 +57,41 @@ size_t IndexOfLargest(absl::Span<const float> values) {
   for (; i < values.size(); ++i) largest[0] = std::max(largest[0], values[i]);
   return static_cast<size_t>(std::find(values.begin(), values.end(), *std::max_element(largest, largest + kLanes)) -
                              values.begin());
+}
+
+double SumOf(absl::Span<const double> values) {
+  double sums[kLanes] = {};
+  size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += values[i + lane];
+  }
+  for (; i < values.size(); ++i) sums[0] += values[i];
+  return std::accumulate(std::begin(sums), std::end(sums), 0.0);
+}
+
+// The first i at which weights[0] + ... + weights[i] exceeds `uniform` in [0, 1) of their sum; where rounding keeps it
+// below, the last one with a weight. At least one weight is positive, none negative.
+int32_t AtQuantile(absl::Span<const double> weights, double uniform) {
+  constexpr size_t kBlock = 512;  // Passed over by their sums.
+  std::vector<double> block_sums;
+  for (size_t i = 0; i < weights.size(); i += kBlock) block_sums.push_back(SumOf(weights.subspan(i, kBlock)));
+  const double quantile = uniform * std::accumulate(block_sums.begin(), block_sums.end(), 0.0);
+  size_t block = 0;
+  double before = 0, sum = 0;  // of the weights before `block`; of those looked at
+  for (size_t b = 0; b < block_sums.size() && sum <= quantile; ++b) {
+    if (block_sums[b] == 0) continue;
+    block = b;
+    before = sum;
+    sum += block_sums[b];
+  }
+  sum = before;
+  size_t chosen = block * kBlock;
+  for (size_t i = chosen; i < std::min(weights.size(), (block + 1) * kBlock) && sum <= quantile; ++i) {
+    if (weights[i] == 0) continue;
+    chosen = i;
+    sum += weights[i];
+  }
+  return static_cast<int32_t>(chosen);
 }
 
 absl::Status CheckArguments(absl::Span<const float> logits, absl::Span<const int32_t> context_ids, bool use_context,
@@ -120,81 +156,81 @@ Candidate PrefixEnd(absl::Span<Candidate> candidates, absl::Span<const double> w
   return candidates[low];
 }
 
-// Steps 2 to 6 of the header for temperature > 0. `max_logit` is the largest of `logits`.
-int32_t Draw(absl::Span<const float> logits, float max_logit, const SamplingParams& params, double uniform) {
-  const size_t vocabulary = logits.size();
-  std::vector<double> weights(vocabulary);  // exp((z - max z) / T), 1 for the most likely token.
-  for (size_t i = 0; i < vocabulary; ++i) {
-    weights[i] = std::exp((static_cast<double>(logits[i]) - max_logit) / params.temperature);
+// The first `count` of the order, in order; count > 0.
+std::vector<Candidate> FirstOf(absl::Span<const float> logits, size_t count) {
+  constexpr size_t kInsertMax = 256;
+  count = std::min(count, logits.size());
+  std::vector<Candidate> first;
+  if (count <= kInsertMax) {
+    // Once there are `count`, a new one rarely enters: the scan is one comparison a token.
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (first.size() == count && logits[i] <= first.back().logit) continue;  // Of equal ones the lower id was first.
+      const Candidate candidate = {logits[i], static_cast<int32_t>(i)};
+      if (first.size() == count) first.pop_back();
+      first.insert(std::upper_bound(first.begin(), first.end(), candidate, Before), candidate);
+    }
+    return first;
   }
+  for (size_t i = 0; i < logits.size(); ++i) first.push_back({logits[i], static_cast<int32_t>(i)});
+  std::nth_element(first.begin(), first.begin() + static_cast<std::ptrdiff_t>(count - 1), first.end(), Before);
+  first.resize(count);
+  std::sort(first.begin(), first.end(), Before);
+  return first;
+}
 
-  const bool use_top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < vocabulary;
-  const bool use_top_p = params.top_p < 1;
-  Candidate last = {-std::numeric_limits<float>::infinity(), 0};  // Beyond all: everything is kept.
-  if (use_top_k || use_top_p) {
-    double target = 0;  // The weight that top_p wants kept.
+// SoftmaxWeights in memory that stays with the thread: giving a vocabulary's pages back and asking for them again would
+// take longer than the exponentials. The next call in the same thread overwrites it.
+absl::Span<double> WeightsInScratch(absl::Span<const float> logits, float max_logit, double temperature) {
+  static thread_local std::vector<double> scratch;
+  scratch.resize(std::max(scratch.size(), logits.size()));
+  const auto weights = absl::MakeSpan(scratch).first(logits.size());
+  SoftmaxWeights(logits, max_logit, temperature, weights);
+  return weights;
+}
+
+// The last token that top_k and top_p keep; one of them is on.
+Candidate LastKept(absl::Span<const float> logits, absl::Span<const double> weights, const SamplingParams& params) {
+  std::vector<Candidate> candidates;
+  double sum = 0;
+  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size()) {
+    candidates = FirstOf(logits, static_cast<size_t>(params.top_k));
+    if (params.top_p == 1) return candidates.back();
+    for (const Candidate& candidate : candidates) sum += weights[candidate.id];
+  } else {
+    sum = SumOf(weights);
     // Tokens whose weight is below (1 - top_p) / vocabulary of the sum hold less than 1 - top_p together: the prefix
     // ends before them. On a model's peaked distributions that is nearly all of the vocabulary.
-    double negligible = 0;
-    if (!use_top_k) {
-      const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
-      target = params.top_p * sum;
-      negligible = sum * (1 - params.top_p) / static_cast<double>(vocabulary);
-    }
-    std::vector<Candidate> candidates;
-    candidates.reserve(vocabulary);
-    for (size_t i = 0; i < vocabulary; ++i) {
+    const double negligible = sum * (1 - params.top_p) / static_cast<double>(logits.size());
+    for (size_t i = 0; i < logits.size(); ++i) {
       if (weights[i] >= negligible) candidates.push_back({logits[i], static_cast<int32_t>(i)});
     }
-    if (use_top_k) {
-      std::nth_element(candidates.begin(), candidates.begin() + (params.top_k - 1), candidates.end(), Before);
-      candidates.resize(params.top_k);
-      last = candidates.back();
-      double sum = 0;
-      for (const Candidate& candidate : candidates) sum += weights[candidate.id];
-      target = params.top_p * sum;
-    }
-    if (use_top_p) last = PrefixEnd(absl::MakeSpan(candidates), weights, target);
   }
+  return PrefixEnd(absl::MakeSpan(candidates), weights, params.top_p * sum);
+}
 
-  double kept_sum = 0;
-  for (size_t i = 0; i < vocabulary; ++i) {
-    if (weights[i] < params.min_p || Before(last, {logits[i], static_cast<int32_t>(i)})) weights[i] = 0;
-    kept_sum += weights[i];
+// Steps 2 to 6 of the header for temperature > 0. `max_logit` is the largest of `logits`.
+int32_t Draw(absl::Span<const float> logits, float max_logit, const SamplingParams& params, double uniform) {
+  const absl::Span<double> weights = WeightsInScratch(logits, max_logit, params.temperature);
+  const bool use_top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size();
+  if (use_top_k || params.top_p < 1) {
+    const Candidate last = LastKept(logits, weights, params);
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (Before(last, {logits[i], static_cast<int32_t>(i)})) weights[i] = 0;
+    }
   }
-  const double quantile = uniform * kept_sum;
-  double sum = 0;
-  int32_t chosen = 0;
-  for (size_t i = 0; i < vocabulary; ++i) {
-    if (weights[i] == 0) continue;
-    chosen = static_cast<int32_t>(i);
-    sum += weights[i];
-    if (sum > quantile) break;
+  if (params.min_p > 0) {
+    for (double& weight : weights) weight = weight < params.min_p ? 0 : weight;
   }
-  return chosen;
+  return AtQuantile(weights, uniform);
 }
 
 // Fills logprob and top_logprobs from the model's own logits.
 void AddLogprobs(absl::Span<const float> logits, int count, SampledToken& token) {
-  const double max_logit = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (float logit : logits) sum += std::exp(logit - max_logit);
-  const double log_normalizer = max_logit + std::log(sum);
+  const float max_logit = logits[IndexOfLargest(logits)];
+  const double log_normalizer = max_logit + std::log(SumOf(WeightsInScratch(logits, max_logit, 1)));
   token.logprob = static_cast<float>(logits[token.token_id] - log_normalizer);
-
-  // The best `count` so far, best first. A new one rarely enters, so the scan costs one comparison a token.
-  const size_t limit = std::min<size_t>(count, logits.size());
-  if (limit == 0) return;
-  std::vector<Candidate> best;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const Candidate candidate = {logits[i], static_cast<int32_t>(i)};
-    if (best.size() == limit) {
-      if (!Before(candidate, best.back())) continue;
-      best.pop_back();
-    }
-    best.insert(std::upper_bound(best.begin(), best.end(), candidate, Before), candidate);
-  }
-  for (const Candidate& candidate : best) {
+  if (count == 0) return;
+  for (const Candidate& candidate : FirstOf(logits, static_cast<size_t>(count))) {
     token.top_logprobs.push_back({candidate.id, static_cast<float>(candidate.logit - log_normalizer)});
   }
 }

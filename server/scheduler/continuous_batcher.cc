@@ -1,13 +1,13 @@
 #include "server/scheduler/continuous_batcher.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/sampling/sampler.h"
+#include "server/sampling/softmax.h"
 #include "server/scheduler/admission_order.h"
 #include "server/scheduler/optimization_unit.h"
 #include "server/scheduler/sequence_blocks.h"
@@ -22,17 +22,6 @@ double SecondsBetween(absl::Time a, absl::Time b) { return absl::ToDoubleSeconds
 // requests that optimize; what these need besides, prompts, embedding and retrieval, takes its part of the fifth.
 constexpr double kShareBesideStreams = 0.15;
 constexpr double kShareBesidePrompts = 1.0;
-
-std::vector<float> LogSoftmax(const std::vector<float>& logits) {
-  const float top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (float logit : logits) sum += std::exp(double{logit} - top);
-  const double shift = top + std::log(sum);
-  std::vector<float> result;
-  result.reserve(logits.size());
-  for (float logit : logits) result.push_back(static_cast<float>(logit - shift));
-  return result;
-}
 
 bool IsEndOfSequence(const ModelShape& shape, int32_t token) {
   return std::find(shape.eos_token_ids.begin(), shape.eos_token_ids.end(), token) != shape.eos_token_ids.end();
@@ -197,6 +186,7 @@ bool ContinuousBatcher::RunForward() {
       Distribute(owner, plan.segments[i], std::move((*outputs)[i]));
     }
   }
+  SampleTogether();
   return true;
 }
 
@@ -212,9 +202,9 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
       if (sequence.cached == sequence.prompt_length()) FinishPrefill(sequence, std::move(output));
       return;
     case Stage::kResume:
-      return TakeResumed(sequence, output.logits);
+      return TakeResumed(sequence, std::move(output.logits));
     case Stage::kDecode:
-      return SampleNext(sequence, output.logits);
+      return SampleNext(sequence, std::move(output.logits));
     case Stage::kScore:
     case Stage::kOptimizing:
     case Stage::kEnded:
@@ -273,6 +263,7 @@ bool ContinuousBatcher::OptimizeOnce() {
       AfterOptimization(sequence);
     }
   }
+  SampleTogether();
   return true;
 }
 
@@ -288,16 +279,16 @@ void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
   }
 }
 
-void ContinuousBatcher::TakeResumed(Sequence& sequence, const std::vector<float>& logits) {
+void ContinuousBatcher::TakeResumed(Sequence& sequence, std::vector<float> logits) {
   if (!sequence.routing) return BeginAnswer(sequence, sequence.prompt_logits);
   if (!sequence.scoring() && !sequence.task->AcceptLogits(logits)) return Revert(sequence);
-  BeginAnswer(sequence, logits);
+  BeginAnswer(sequence, std::move(logits));
 }
 
-void ContinuousBatcher::BeginAnswer(Sequence& sequence, const std::vector<float>& logits) {
+void ContinuousBatcher::BeginAnswer(Sequence& sequence, std::vector<float> logits) {
   if (sequence.scoring()) return StartScoring(sequence, logits);
   sequence.stage = Stage::kDecode;
-  SampleNext(sequence, logits);
+  SampleNext(sequence, std::move(logits));
 }
 
 // The last prompt token runs again, so that its keys and values are the model's own.
@@ -308,9 +299,23 @@ void ContinuousBatcher::Revert(Sequence& sequence) {
   sequence.stage = Stage::kResume;
 }
 
-void ContinuousBatcher::SampleNext(Sequence& sequence, const std::vector<float>& logits) {
+void ContinuousBatcher::SampleNext(Sequence& sequence, std::vector<float> logits) {
+  to_sample_.push_back({&sequence, std::move(logits)});
+}
+
+// A choice depends on its own arguments alone, so the step's are made side by side; what comes of them is in order.
+void ContinuousBatcher::SampleTogether() {
+  std::vector<absl::StatusOr<SampledToken>> tokens(to_sample_.size());
+  model_->ForEach(static_cast<int64_t>(to_sample_.size()), [&](int64_t i) {
+    const auto& [sequence, logits] = to_sample_[i];
+    tokens[i] = Sample(logits, sequence->request.sampling, sequence->tokens, sequence->generated);
+  });
+  for (size_t i = 0; i < to_sample_.size(); ++i) TakeToken(*to_sample_[i].sequence, tokens[i]);
+  to_sample_.clear();
+}
+
+void ContinuousBatcher::TakeToken(Sequence& sequence, const absl::StatusOr<SampledToken>& token) {
   const SamplingParams& sampling = sequence.request.sampling;
-  const auto token = Sample(logits, sampling, sequence.tokens, sequence.generated);
   if (!token.ok()) return Finish(sequence, token.status(), FinishReason::kLength);
   const absl::Time now = now_();
   if (sequence.generated == 0) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/metrics/metrics.h"
@@ -14,6 +15,7 @@
 #include "server/scheduler/sequence.h"
 #include "server/scheduler/step_plan.h"
 #include "server/types/model_runner.h"
+#include "server/types/sampled_token.h"
 #include "server/types/sequence_request.h"
 
 namespace c3po {
@@ -71,15 +73,17 @@ class ContinuousBatcher {
   bool RunForward();
   void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output);
   void FinishPrefill(Sequence& sequence, SegmentOutput output);
-  void SampleNext(Sequence& sequence, const std::vector<float>& logits);
+  void SampleNext(Sequence& sequence, std::vector<float> logits);
+  void SampleTogether();
+  void TakeToken(Sequence& sequence, const absl::StatusOr<SampledToken>& token);
   void StartScoring(Sequence& sequence, const std::vector<float>& logits);
   void TakeScore(Sequence& sequence, size_t continuation, const SegmentOutput& output);
   void FinishScoring(Sequence& sequence);
   void OptimizeBeside(double forward_seconds);
   bool OptimizeOnce();
   void AfterOptimization(Sequence& sequence);
-  void TakeResumed(Sequence& sequence, const std::vector<float>& logits);
-  void BeginAnswer(Sequence& sequence, const std::vector<float>& logits);
+  void TakeResumed(Sequence& sequence, std::vector<float> logits);
+  void BeginAnswer(Sequence& sequence, std::vector<float> logits);
   void Revert(Sequence& sequence);
   void Finish(Sequence& sequence, const absl::Status& status, FinishReason reason);
   void ReportGauges();
@@ -90,6 +94,11 @@ class ContinuousBatcher {
   const Clock now_;
   std::deque<SequencePtr> waiting_;
   std::vector<SequencePtr> running_;  // in order of admission
+  struct TokenToSample {
+    Sequence* sequence;
+    std::vector<float> logits;
+  };
+  std::vector<TokenToSample> to_sample_;  // in this step
   KvBlockPool pool_;
   int64_t preemptions_ = 0, prefix_hit_tokens_ = 0;
   size_t next_to_optimize_ = 0;     // round robin over running_

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "index/types/pathway.h"
@@ -109,6 +110,12 @@ class ModelRunner {
     std::vector<absl::StatusOr<LossAndGradient>> results;
     for (const Evaluation& evaluation : evaluations) results.push_back(evaluation.Run());
     return results;
+  }
+
+  // Calls work(i) once for each i in [0, count), in any order, and returns when all have returned: on the threads that
+  // the model computes on, where it has some. `work` must not throw.
+  virtual void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) {
+    for (int64_t i = 0; i < count; ++i) work(i);
   }
 };
 

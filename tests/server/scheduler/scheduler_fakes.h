@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <thread>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
@@ -75,6 +76,17 @@ class HashModel final : public PartialModel {
     for (const Evaluation& evaluation : evaluations) passes.back().push_back(evaluation.objective);
     now += per_evaluation;
     return PartialModel::EvaluateTogether(evaluations);
+  }
+
+  // Backward, and the upper half on a thread of its own.
+  void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override {
+    const auto backward = [&](int64_t begin, int64_t end) {
+      while (end > begin) work(--end);
+    };
+    if (count < 2) return backward(0, count);
+    std::thread upper(backward, count / 2, count);
+    backward(0, count / 2);
+    upper.join();
   }
 
   int forwards = 0;
