@@ -101,7 +101,9 @@ def markdown(arguments, peers: dict, left_out: list, values: dict, cost: dict, m
     parts = [f"`{arguments.model.name}`, {arguments.rounds} rounds, {arguments.threads} threads each. {machine}.",
              report.table(values, weights), *left_out]
     if "c3po" in values:
-        parts.append(report.marks_table(values, weights, kv_bytes(arguments.model), cost))
+        encoder = peer_catalog.embedder(arguments)
+        bytes_of = {"weights": weights, "encoder": model_folder.weights_bytes(encoder) if encoder else 0, "kv": kv_bytes(arguments.model)}
+        parts.append(report.marks_table(values, bytes_of, cost))
     if cost:
         parts.append(report.cost_table(cost))
     commands = [f"- {peer_catalog.NAMES[name]}, {peer.version}: `{peer.shown_command(arguments)}`" for name, peer in peers.items()]

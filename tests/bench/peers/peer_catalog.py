@@ -68,13 +68,18 @@ def package_versions(python: str, *packages) -> str:
     return output_of(python, "-c", code, *packages).splitlines()[-1]
 
 
+def embedder(arguments) -> pathlib.Path | None:
+    """The sentence encoder's folder, where there is one; else the model embeds."""
+    folder = arguments.cache.parent / "models" / "all-minilm-l6-v2"
+    return folder if folder.is_dir() else None
+
+
 def c3po(arguments, folder, stubs) -> Peer:
     if not pathlib.Path(arguments.c3pod).is_file():
         raise peer_process.PeerFailed(f"{arguments.c3pod} is not built")
     port = free_port()
-    embedder = arguments.cache.parent / "models" / "all-minilm-l6-v2"
     command = [arguments.c3pod, "--model", arguments.model, "--threads", arguments.threads, "--kv-cache-tokens", POSITIONS,
-               "--running-sequences-max", STREAMS_MAX, "--embedder", embedder if embedder.is_dir() else "model",
+               "--running-sequences-max", STREAMS_MAX, "--embedder", embedder(arguments) or "model",
                "--store", folder / "references.db", "--listen", f"127.0.0.1:{port}", "--metrics-port", "-1"]
     return Peer("c3po", output_of(arguments.c3pod, "--version"), command, {}, peer_clients.C3poClient(port, stubs))
 

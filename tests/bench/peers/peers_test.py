@@ -225,6 +225,9 @@ class Turns(WithFolder):
         self.assertTrue([line for line in told if line.startswith("short: left out")], told)
 
 
+NO_BYTES = {"weights": 0, "encoder": 0, "kv": 0}
+
+
 def one_value(**of):
     return {peer.replace("_", "."): {measurement.DECODE.name: [value] * 2 + [1e9], measurement.FIRST_TOKEN.name: [1e3 / value] * 3}
             for peer, value in of.items()}
@@ -240,19 +243,20 @@ class Report(unittest.TestCase):
         self.assertEqual({line.count("|") for line in lines}, {5})
 
     def test_a_mark_is_against_its_peer_or_the_best_one_and_a_miss_says_by_how_much(self):
-        text = report.marks_table(one_value(c3po=52.0, llama_cpp=50.0, vllm=80.0), 0, 0, {})
+        text = report.marks_table(one_value(c3po=52.0, llama_cpp=50.0, vllm=80.0), NO_BYTES, {})
         self.assertIn(f"| {measurement.DECODE.name}: ≥ 1.3x llama.cpp | 1.04x | missed by 20% |", text)
         self.assertIn(f"| {measurement.FIRST_TOKEN.name}: ≤ 1.0x the best peer (vLLM) | 1.54x | missed by 54% |", text)
-        self.assertIn("reached", report.marks_table(one_value(c3po=66.0, llama_cpp=50.0), 0, 0, {}))
-        self.assertNotIn("llama.cpp", report.marks_table(one_value(c3po=66.0, vllm=50.0), 0, 0, {}))
+        self.assertIn("reached", report.marks_table(one_value(c3po=66.0, llama_cpp=50.0), NO_BYTES, {}))
+        self.assertNotIn("llama.cpp", report.marks_table(one_value(c3po=66.0, vllm=50.0), NO_BYTES, {}))
 
     def test_the_slowdown_beside_a_competitor_is_of_one_stream(self):
         values = {"c3po": {measurement.DECODE.name: [60.0], measurement.DECODE_BESIDE.name: [20.0]}}
-        self.assertIn("| 3.00x | missed by 36% |", report.marks_table(values, 0, 0, {}))
+        self.assertIn("| 3.00x | missed by 36% |", report.marks_table(values, NO_BYTES, {}))
 
     def test_memory_counts_beyond_weights_and_cache(self):
         values = {"c3po": {measurement.RESIDENT_LOADED.name: [600.0], measurement.RESIDENT_END.name: [900.0]}}
-        self.assertIn("| 170 MB after load, 70 MB at the end | missed by 20 MB |", report.marks_table(values, 430_000_000, 400_000_000, {}))
+        bytes_of = {"weights": 340_000_000, "encoder": 90_000_000, "kv": 400_000_000}
+        self.assertIn("| 170 MB after load, 70 MB at the end | missed by 20 MB |", report.marks_table(values, bytes_of, {}))
 
     def test_the_cost_is_the_median_of_differences_within_a_round(self):
         cost = {"none": [1000.0, 2000.0, 1000.0], "first": [1500.0, 2600.0, 1900.0], "again": [1100.0, 2100.0, 1200.0],
@@ -260,8 +264,8 @@ class Report(unittest.TestCase):
                 "streams_beside": [75.0, 150.0, 90.0]}
         self.assertEqual((report.added(cost, "first"), report.added(cost, "again")), (600.0, 100.0))
         self.assertIn("| added, neighbors known | 100 | 10% |", report.cost_table(cost))
-        self.assertIn("| 10% | reached |", report.marks_table({}, 0, 0, cost))
-        self.assertIn("| 75% | missed by 5% of it |", report.marks_table({}, 0, 0, cost))
+        self.assertIn("| 10% | reached |", report.marks_table({}, NO_BYTES, cost))
+        self.assertIn("| 75% | missed by 5% of it |", report.marks_table({}, NO_BYTES, cost))
 
 
 class Command(WithFolder):

@@ -66,8 +66,20 @@ def verdict(reached: bool, miss: str) -> str:
     return "reached" if reached else f"missed by {miss}"
 
 
-def marks_table(values: measurement.Values, weights_bytes: int, kv_bytes: int, cost: dict) -> str:
-    """The marks whose peers are there, each with what was measured."""
+def memory_mark(own: dict, bytes_of: dict) -> str:
+    """`bytes_of`: weights, encoder, kv. The sentence encoder's weights are weights too, which no peer holds."""
+    weights = (bytes_of["weights"] + bytes_of["encoder"]) / 1e6
+    loaded = own[measurement.RESIDENT_LOADED.name] - weights  # Nothing has touched the cache yet.
+    end = own[measurement.RESIDENT_END.name] - weights - bytes_of["kv"] / 1e6  # All of it, at most, has been.
+    beyond = max(loaded, end)
+    return row([f"resident beyond weights, the sentence encoder's {bytes_of['encoder'] / 1e6:,.0f} MB among them, and the KV cache's "
+                f"{bytes_of['kv'] / 1e6:,.0f} MB: ≤ {RESIDENT_BEYOND_WEIGHTS_MAX} MB",
+                f"{loaded:,.0f} MB after load, {end:,.0f} MB at the end",
+                verdict(beyond <= RESIDENT_BEYOND_WEIGHTS_MAX, f"{beyond - RESIDENT_BEYOND_WEIGHTS_MAX:,.0f} MB")])
+
+
+def marks_table(values: measurement.Values, bytes_of: dict, cost: dict) -> str:
+    """The marks whose peers are there, each with what was measured. `bytes_of`: as memory_mark's."""
     middle = medians(values)
     own = middle.get("c3po", {})
     lines = [row(["mark", "measured", ""]), "|---|---|---|"]
@@ -90,12 +102,7 @@ def marks_table(values: measurement.Values, weights_bytes: int, kv_bytes: int, c
         lines.append(row([f"decode alone over decode beside a competitor: ≤ {SLOWDOWN_MAX}x", ratio(slowdown),
                           verdict(slowdown <= SLOWDOWN_MAX, f"{slowdown / SLOWDOWN_MAX - 1:.0%}")]))
     if measurement.RESIDENT_END.name in own:
-        loaded = own[measurement.RESIDENT_LOADED.name] - weights_bytes / 1e6  # Nothing has touched the cache yet.
-        end = own[measurement.RESIDENT_END.name] - (weights_bytes + kv_bytes) / 1e6  # All of it, at most, has been.
-        beyond = max(loaded, end)
-        lines.append(row([f"resident beyond weights and the KV cache's {kv_bytes / 1e6:,.0f} MB: ≤ {RESIDENT_BEYOND_WEIGHTS_MAX} MB",
-                          f"{loaded:,.0f} MB after load, {end:,.0f} MB at the end",
-                          verdict(beyond <= RESIDENT_BEYOND_WEIGHTS_MAX, f"{beyond - RESIDENT_BEYOND_WEIGHTS_MAX:,.0f} MB")]))
+        lines.append(memory_mark(own, bytes_of))
     if cost:
         share = added(cost, "again") / statistics.median(cost["none"])
         lines.append(row([f"C3PO's added time, neighbors known: ≤ {C3PO_SHARE_MAX:.0%} of the request without", f"{share:.0%}",
