@@ -193,7 +193,7 @@ void NeighborLoss::RunPass(const MoeModel& model, absl::Span<const Member> membe
   }
   NeighborPass pass(model, std::move(rows));
   TargetHeadPass head(model, std::move(heads));
-  const std::vector<std::vector<float>> logprobs = head.Forward(pass.Forward());
+  const std::vector<std::vector<float>> logprobs = head.Forward(pass.Forward(), with_gradient);
   std::vector<std::vector<float>> dlogprobs(members.size());
   std::vector<double> losses;
   for (size_t i = 0; i < members.size(); ++i) losses.push_back(members[i].loss->Loss(logprobs[i], dlogprobs[i]));

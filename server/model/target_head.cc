@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "server/model/cpu/row_operations.h"
-#include "server/model/cpu/thread_pool.h"
+#include "server/model/cpu/softmax_mean.h"
 #include "server/model/layer_math.h"
 #include "server/model/matrix_product.h"
 
@@ -33,7 +32,7 @@ TargetHead TargetHead::Make(const MoeModel& model, int64_t row_count, const std:
 }
 
 TargetHeadPass::TargetHeadPass(const MoeModel& model, std::vector<const TargetHead*> heads)
-    : model_(model), heads_(std::move(heads)), softmaxes_(heads_.size()) {
+    : model_(model), heads_(std::move(heads)) {
   int64_t row = 0;
   for (size_t i = 0; i < heads_.size(); ++i) {
     first_row_.push_back(row);
@@ -43,86 +42,88 @@ TargetHeadPass::TargetHeadPass(const MoeModel& model, std::vector<const TargetHe
     if (found != products_.end()) {
       found->heads.push_back(i);
     } else {
-      products_.push_back({{i}, {}});
+      products_.push_back({{i}, {}, {}, {}});
     }
   }
 }
 
-std::vector<std::vector<float>> TargetHeadPass::Forward(const at::Tensor& hidden) {
+std::vector<std::vector<float>> TargetHeadPass::Forward(const at::Tensor& hidden, bool with_gradient) {
   hidden_ = hidden;
   const at::Tensor normed = RmsNorm(hidden, model_.weights().final_norm, model_.config().rms_norm_eps);
-  for (Product& product : products_) Multiply(product, normed);
-  std::vector<std::vector<float>> logprobs;
-  for (size_t i = 0; i < heads_.size(); ++i) logprobs.push_back(ReadTargets(*heads_[i], softmaxes_[i]));
+  std::vector<std::vector<float>> logprobs(heads_.size());
+  for (Product& product : products_) {
+    const at::Tensor x = RowsOfProduct(product, normed), logits = RunProduct(product, x, with_gradient);
+    int64_t row = 0;
+    for (size_t i : product.heads) {
+      const TargetHead& head = *heads_[i];
+      const auto own = [&](const at::Tensor& all) { return all.narrow(0, row, head.row_count); };
+      const at::Tensor targets =
+          logits.defined() ? own(logits).index({head.rows, head.tokens}) : TargetLogits(head, own(x));
+      const at::Tensor above = targets - own(product.tops).index_select(0, head.rows);
+      logprobs[i] = ToFloats(above.to(at::kDouble) - own(product.sums).log().index_select(0, head.rows));
+      row += head.row_count;
+    }
+  }
   return logprobs;
 }
 
-void TargetHeadPass::Multiply(Product& product, const at::Tensor& normed) {
+at::Tensor TargetHeadPass::RowsOfProduct(const Product& product, const at::Tensor& normed) const {
   std::vector<at::Tensor> rows;
   for (size_t i : product.heads) rows.push_back(Slice(normed, i));
-  product.logits =
-      MatMulTransposed(rows.size() == 1 ? rows[0] : at::cat(rows), heads_[product.heads[0]]->weights).to(at::kFloat);
-  if (model_.config().logits_divisor != 1) product.logits.div_(model_.config().logits_divisor);
-  int64_t row = 0;
-  for (size_t i : product.heads) {
-    softmaxes_[i].logits = product.logits.narrow(0, row, heads_[i]->row_count);
-    row += heads_[i]->row_count;
-  }
+  return rows.size() == 1 ? rows[0] : at::cat(rows);
 }
 
-std::vector<float> TargetHeadPass::ReadTargets(const TargetHead& head, Softmax& softmax) {
-  const at::Tensor& all = softmax.logits;
-  if (OnCpuKernels(all)) {
-    softmax.tops = at::empty({head.row_count}, at::kFloat);
-    softmax.sums = at::empty({head.row_count}, at::kDouble);
-    const int64_t width = all.size(1);
-    const float* logits = all.const_data_ptr<float>();
-    float* tops = softmax.tops.mutable_data_ptr<float>();
-    double* sums = softmax.sums.mutable_data_ptr<double>();
-    cpu::ParallelFor(head.row_count, width < 4096 ? head.row_count : 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) sums[r] = cpu::SumOfExp(logits + r * width, width, &tops[r]);
-    });
-  } else {
-    softmax.tops = std::get<0>(all.max(-1));
-    softmax.sums = at::exp(all - softmax.tops.unsqueeze(1)).sum(-1, false, at::kDouble);
+at::Tensor TargetHeadPass::RunProduct(Product& product, const at::Tensor& x, bool with_gradient) const {
+  const at::Tensor& weights = heads_[product.heads.front()]->weights;
+  const double divisor = model_.config().logits_divisor;
+  if (OnCpuKernels(x)) {
+    product.tops = at::empty({x.size(0)}, at::kFloat);
+    product.sums = at::empty({x.size(0)}, at::kDouble);
+    if (with_gradient) product.means = at::empty({x.size(0), weights.size(1)}, at::kFloat);
+    cpu::SoftmaxMean(RowsOf(x), WeightsOf(weights), static_cast<float>(divisor), product.tops.mutable_data_ptr<float>(),
+                     product.sums.mutable_data_ptr<double>(),
+                     with_gradient ? product.means.mutable_data_ptr<float>() : nullptr);
+    return {};
   }
-  const at::Tensor above = all.index({head.rows, head.tokens}) - softmax.tops.index_select(0, head.rows);
-  return ToFloats(above.to(at::kDouble) - softmax.sums.log().index_select(0, head.rows));
+  const at::Tensor logits = MatMulTransposed(x, weights).to(at::kFloat).div(divisor);
+  product.tops = std::get<0>(logits.max(-1));
+  const at::Tensor exponentials = at::exp(logits - product.tops.unsqueeze(1));
+  product.sums = exponentials.sum(-1, false, at::kDouble);
+  if (with_gradient) {
+    const at::Tensor probabilities = exponentials.div(product.sums.to(at::kFloat).unsqueeze(1));
+    product.means = MatMul(probabilities.to(x.scalar_type()), weights).to(at::kFloat);
+  }
+  return logits;
 }
 
-// dlogits of a row = sum over its targets of dJ/dlogp * (onehot - p), written over the logits.
-void TargetHeadPass::WriteGradient(const TargetHead& head, const std::vector<float>& dlogprobs,
-                                   Softmax& softmax) const {
-  const at::Tensor& all = softmax.logits;
-  const at::Tensor coefficients = at::tensor(at::ArrayRef<float>(dlogprobs), at::kFloat).to(all.device());
-  const at::Tensor row_sums =
-      at::zeros({head.row_count}, coefficients.options()).index_add_(0, head.rows, coefficients);
-  if (OnCpuKernels(all)) {
-    const int64_t width = all.size(1);
-    float* logits = all.mutable_data_ptr<float>();
-    const float *tops = softmax.tops.const_data_ptr<float>(), *totals = row_sums.const_data_ptr<float>();
-    const double* sums = softmax.sums.const_data_ptr<double>();
-    cpu::ParallelFor(head.row_count, width < 4096 ? head.row_count : 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        cpu::ScaledExpInPlace(logits + r * width, width, tops[r], static_cast<float>(-totals[r] / sums[r]));
-      }
-    });
-  } else {
-    all.sub_(softmax.tops.unsqueeze(1)).exp_().mul_((-row_sums / softmax.sums).to(at::kFloat).unsqueeze(1));
+// On the CPU, x [R, d]: the same sums as in the softmax.
+at::Tensor TargetHeadPass::TargetLogits(const TargetHead& head, const at::Tensor& x) const {
+  const int64_t targets = head.rows.size(0);
+  const at::Tensor logits = at::empty({targets}, at::kFloat);
+  const int64_t *rows = head.rows.const_data_ptr<int64_t>(), *tokens = head.tokens.const_data_ptr<int64_t>();
+  for (int64_t t = 0; t < targets; ++t) {
+    cpu::MultiplyTransposedHere({RowsOf(x.narrow(0, rows[t], 1)),
+                                 WeightsOf(head.weights).Rows(tokens[t], tokens[t] + 1),
+                                 {logits.mutable_data_ptr<float>() + t, 1, nullptr}});
   }
-  all.index_put_({head.rows, head.tokens}, coefficients, /*accumulate=*/true);
-  if (model_.config().logits_divisor != 1) all.div_(model_.config().logits_divisor);
+  return logits.div_(model_.config().logits_divisor);
 }
 
+// d log p[y] / dx = (W[y] - means) / divisor, summed over a row's targets.
 at::Tensor TargetHeadPass::Backward(const std::vector<std::vector<float>>& dlogprobs) {
-  for (size_t i = 0; i < heads_.size(); ++i) WriteGradient(*heads_[i], dlogprobs[i], softmaxes_[i]);
   const at::Tensor dnormed = at::empty_like(hidden_);
   for (const Product& product : products_) {
-    const at::Tensor rows = MatMul(product.logits.to(hidden_.scalar_type()), heads_[product.heads.front()]->weights);
     int64_t row = 0;
     for (size_t i : product.heads) {
-      Slice(dnormed, i).copy_(rows.narrow(0, row, heads_[i]->row_count));
-      row += heads_[i]->row_count;
+      const TargetHead& head = *heads_[i];
+      const at::Tensor coefficients = at::tensor(at::ArrayRef<float>(dlogprobs[i]), at::kFloat).to(hidden_.device());
+      const at::Tensor totals =
+          at::zeros({head.row_count}, coefficients.options()).index_add_(0, head.rows, coefficients);
+      at::Tensor dx = product.means.narrow(0, row, head.row_count) * totals.neg().unsqueeze(1);
+      const at::Tensor targets = head.weights.index_select(0, head.tokens).to(at::kFloat);
+      dx.index_add_(0, head.rows, targets * coefficients.unsqueeze(1)).div_(model_.config().logits_divisor);
+      Slice(dnormed, i).copy_(dx);
+      row += head.row_count;
     }
   }
   return RmsNormBackward(dnormed, hidden_, model_.weights().final_norm, model_.config().rms_norm_eps);

@@ -30,35 +30,33 @@ class TargetHeadPass {
   TargetHeadPass(const MoeModel& model, std::vector<const TargetHead*> heads);
 
   // Log-probabilities of each one's targets, from hidden [R, d]. Once.
-  std::vector<std::vector<float>> Forward(const at::Tensor& hidden);
-  // dJ/dhidden [R, d] from dJ/dlogp of the targets. Once, after Forward.
+  std::vector<std::vector<float>> Forward(const at::Tensor& hidden, bool with_gradient);
+  // dJ/dhidden [R, d] from dJ/dlogp of the targets. Once, after a Forward with gradient; reads of the LM head no more
+  // than the targets' rows.
   at::Tensor Backward(const std::vector<std::vector<float>>& dlogprobs);
 
  private:
-  // Heads with the same weights, their rows one after the other.
+  // Heads with the same weights, their rows one after the other: S in all.
   struct Product {
     std::vector<size_t> heads;
-    at::Tensor logits;  // float32 [rows, W]; the backward writes dJ/dlogits over them
-  };
-  struct Softmax {
-    at::Tensor logits;  // the head's rows of the product's
-    at::Tensor tops;    // float32 [R], the largest of each row
-    at::Tensor sums;    // float64 [R]: sum of exp(logits - top)
+    at::Tensor tops;   // float32 [S], the largest logit of each row
+    at::Tensor sums;   // float64 [S]: sum of exp(logit - top)
+    at::Tensor means;  // float32 [S, d], with a gradient: of the weights' rows under the softmax
   };
 
   at::Tensor Slice(const at::Tensor& x, size_t head) const {
     return x.narrow(0, first_row_[head], heads_[head]->row_count);
   }
-  void Multiply(Product& product, const at::Tensor& normed);
-  static std::vector<float> ReadTargets(const TargetHead& head, Softmax& softmax);
-  void WriteGradient(const TargetHead& head, const std::vector<float>& dlogprobs, Softmax& softmax) const;
+  at::Tensor RowsOfProduct(const Product& product, const at::Tensor& normed) const;
+  // Fills the product's softmax. Returns its logits, unless they were not kept.
+  at::Tensor RunProduct(Product& product, const at::Tensor& x, bool with_gradient) const;
+  at::Tensor TargetLogits(const TargetHead& head, const at::Tensor& x) const;
 
   const MoeModel& model_;
   const std::vector<const TargetHead*> heads_;
   std::vector<int64_t> first_row_;
   at::Tensor hidden_;
   std::vector<Product> products_;
-  std::vector<Softmax> softmaxes_;  // per head
 };
 
 }  // namespace c3po

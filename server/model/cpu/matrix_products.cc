@@ -517,5 +517,11 @@ void MultiplyAdd(absl::Span<const OuterProduct> products) {
   ThreadPool::Shared().Run(strips, run);
 }
 
+void MultiplyTransposedHere(const DotProduct& p) {
+  HWY_DYNAMIC_DISPATCH(DotBlock)(p, 0, p.x.rows, 0, p.w.rows);
+}
+
+void MultiplyAddHere(const OuterProduct& p) { HWY_DYNAMIC_DISPATCH(OuterColumns)(p, 0, p.w.columns); }
+
 }  // namespace c3po::cpu
 #endif  // HWY_ONCE

@@ -59,6 +59,10 @@ void Multiply(absl::Span<const OuterProduct> products);
 // Products with the same number of columns k, added to y in their order; they may add to the same rows.
 void MultiplyAdd(absl::Span<const OuterProduct> products);
 
+// One product on the calling thread alone, for work that is divided already; the same results.
+void MultiplyTransposedHere(const DotProduct& product);
+void MultiplyAddHere(const OuterProduct& product);
+
 }  // namespace c3po::cpu
 
 #endif  // C3PO_SERVER_MODEL_CPU_MATRIX_PRODUCTS_H_

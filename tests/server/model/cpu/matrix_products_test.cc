@@ -9,40 +9,13 @@
 #include <random>
 
 #include "server/model/cpu/thread_pool.h"
+#include "tests/server/model/cpu/instruction_sets.h"
 
 namespace c3po::cpu {
 namespace {
 
 // Several threads wherever this runs: the results must not depend on it.
 const bool kThreadsSet = (ThreadPool::SetThreads(3), true);
-
-std::vector<float> Random(std::mt19937& rng, int64_t size) {
-  std::vector<float> values(size);
-  for (float& v : values) v = std::normal_distribution<float>()(rng);
-  return values;
-}
-
-// A weight matrix in either precision, and what it holds.
-struct Matrix {
-  Matrix(std::mt19937& rng, int64_t n, int64_t k, bool bfloat16)
-      : values(Random(rng, n * k)), bits(n * k), view{nullptr, bfloat16, n, k} {
-    if (!bfloat16) {
-      view.data = values.data();
-      return;
-    }
-    for (size_t i = 0; i < values.size(); ++i) {
-      uint32_t whole;
-      std::memcpy(&whole, &values[i], 4);
-      bits[i] = static_cast<uint16_t>(whole >> 16);
-      whole = uint32_t{bits[i]} << 16;
-      std::memcpy(&values[i], &whole, 4);
-    }
-    view.data = bits.data();
-  }
-  std::vector<float> values;
-  std::vector<uint16_t> bits;
-  WeightView view;
-};
 
 // Sum of `count` products in double, and the sum of their magnitudes, which bounds float32's rounding.
 struct Exact {
@@ -54,18 +27,7 @@ struct Exact {
   double bound() const { return 1e-6 * size + 1e-30; }
 };
 
-// On every instruction set that the code was compiled for and this machine has.
-class MatrixProducts : public testing::TestWithParam<int64_t> {
- protected:
-  void SetUp() override { Choose(GetParam()); }
-  void TearDown() override { Choose(0); }
-
- private:
-  static void Choose(int64_t target) {
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().DeInit();
-  }
-};
+class MatrixProducts : public OnInstructionSet {};
 
 INSTANTIATE_TEST_SUITE_P(InstructionSets, MatrixProducts, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
                          [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
