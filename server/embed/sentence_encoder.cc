@@ -25,6 +25,7 @@
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "server/embed/bert_config.h"
+#include "server/model/cpu/matrix_products.h"
 #include "server/weights/checkpoint.h"
 
 namespace c3po {
@@ -105,7 +106,19 @@ class WeightReader {
   const std::string prefix_;
 };
 
-at::Tensor Apply(const LinearWeights& linear, const at::Tensor& x) { return at::linear(x, linear.weight, linear.bias); }
+// x [..., in] -> [..., out]. On the CPU by our products, which take whatever compute threads are idle and wait for none
+// that is not; libtorch has one thread in the server (server/model/device.h).
+at::Tensor Apply(const LinearWeights& linear, const at::Tensor& x) {
+  if (!x.is_cpu()) return at::linear(x, linear.weight, linear.bias);
+  const int64_t out = linear.weight.size(0), in = linear.weight.size(1);
+  const at::Tensor rows = x.reshape({-1, in}).contiguous(), y = at::empty({rows.size(0), out}, rows.options());
+  cpu::MultiplyTransposed({{{rows.const_data_ptr<float>(), in, rows.size(0), nullptr},
+                            {linear.weight.const_data_ptr(), false, out, in},
+                            {y.mutable_data_ptr<float>(), out, nullptr}}});
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = out;
+  return y.add_(linear.bias).view(shape);
+}
 
 absl::Status LibtorchError(absl::string_view what, const std::exception& error) {
   const auto* torch_error = dynamic_cast<const c10::Error*>(&error);

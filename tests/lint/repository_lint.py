@@ -40,8 +40,9 @@ SERVER_ROOMS = {
     "server/pathway": set(),
     "server/config": set(),
     "server/admission": {"server/config"},
-    "server/embed": {"server/weights"},
-    "server/model": {"server/weights"},
+    "server/embed": {"server/weights", "server/model/cpu"},
+    "server/model": {"server/weights", "server/model/cpu"},
+    "server/model/cpu": set(),
     "server/scheduler": {"server/sampling"},
     "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
                         "server/config", "index/search", "index/store"},
@@ -136,10 +137,12 @@ def includes_of(path: str, text: str) -> List[Include]:
 
 
 def room_of(path: str) -> str:
-    """index/store/a.cc and index/store/deep/a.cc are of index/store; server/main.cc is of itself; client/... of client."""
+    """index/store/a.cc and index/store/deep/a.cc are of index/store, unless index/store/deep is a room itself; server/main.cc is of
+    itself; client/... of client."""
     parts = path.split("/")
     if parts[0] in ("index", "server"):
-        return "/".join(parts[:2])
+        inner = "/".join(parts[:3])
+        return inner if inner in SERVER_ROOMS else "/".join(parts[:2])
     return parts[0]
 
 
