@@ -2,6 +2,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "server/sampling/softmax.cc"
+// As in model/cpu: a lambda cannot hold vectors of instruction sets whose length is not known.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #include "hwy/foreach_target.h"
 // After foreach_target.
 #include <algorithm>
