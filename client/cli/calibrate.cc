@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <string>
@@ -96,20 +97,20 @@ Task LeaveOneOutTask(const std::vector<v1::Reference>& pool, const CalibrateFlag
   return task;
 }
 
-// Which questions are searched on and which check: halves, or the user's own questions for the check.
-absl::Status Divide(const CalibrateFlags& flags, Task* task, CalibrationSettings* settings) {
-  const size_t own = task->items.size();
-  if (!flags.heldout.empty()) {
-    C3PO_ASSIGN_OR_RETURN(Task heldout, ReadTaskFile(flags.heldout));
-    if (heldout.kind != task->kind) {
-      return absl::InvalidArgumentError(absl::StrCat(flags.heldout, ": its questions are of ",
-                                                     TaskKindName(heldout.kind), ", the collection's of ",
-                                                     TaskKindName(task->kind)));
-    }
-    std::move(heldout.items.begin(), heldout.items.end(), std::back_inserter(task->items));
+// The user's own questions, if given, follow the task's and check.
+absl::Status AddHeldout(const CalibrateFlags& flags, Task* task, CalibrationSettings* settings) {
+  settings->questions.resize(task->items.size());
+  std::iota(settings->questions.begin(), settings->questions.end(), size_t{0});
+  if (flags.heldout.empty()) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(Task heldout, ReadTaskFile(flags.heldout));
+  if (heldout.kind != task->kind) {
+    return absl::InvalidArgumentError(absl::StrCat(flags.heldout, ": its questions are of ", TaskKindName(heldout.kind),
+                                                   ", the collection's of ", TaskKindName(task->kind)));
   }
-  const size_t search = flags.heldout.empty() ? own / 2 : own;
-  for (size_t i = 0; i < task->items.size(); ++i) (i < search ? settings->search : settings->check).push_back(i);
+  for (TaskItem& item : heldout.items) {
+    settings->check.push_back(task->items.size());
+    task->items.push_back(std::move(item));
+  }
   return absl::OkStatus();
 }
 
@@ -131,8 +132,8 @@ absl::StatusOr<v1::GetCollectionResponse> Collection(Session& session, const Cal
   return session.client->GetCollection(request, session.call_options());
 }
 
-// A prior is judged by references that it was not fitted to, so only these are asked. Where they are fewer than the
-// questions wanted, all are asked and the prior is not tried.
+// A prior is judged by references that it was not fitted to, so only these are asked, even where they are somewhat
+// fewer than the questions wanted. Where they are fewer than half, all are asked and the prior is not tried.
 bool KeepWhatPriorDidNotSee(const v1::GetCollectionResponse& collection, size_t questions,
                             std::vector<v1::Reference>* pool) {
   if (!collection.has_prior() || !collection.prior().usable()) return false;
@@ -142,9 +143,9 @@ bool KeepWhatPriorDidNotSee(const v1::GetCollectionResponse& collection, size_t 
   for (const v1::Reference& reference : *pool) {
     if (apart.count(reference.id()) > 0) kept.push_back(reference);
   }
-  if (kept.size() < questions) {
-    absl::PrintF("The prior is not tried: %d references were held apart from it, --questions is %d.\n", kept.size(),
-                 questions);
+  if (2 * kept.size() < questions) {
+    absl::PrintF("The prior is not tried: %d references were held apart from it, fewer than half of --questions %d.\n",
+                 kept.size(), questions);
     return false;
   }
   *pool = std::move(kept);
@@ -203,7 +204,7 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
     C3PO_ASSIGN_OR_RETURN(task.metric, ParseMetric(flags.metric));
   }
   CalibrationSettings settings;
-  C3PO_RETURN_IF_ERROR(Divide(flags, &task, &settings));
+  C3PO_RETURN_IF_ERROR(AddHeldout(flags, &task, &settings));
   const CalibrationScope scope = Scope(flags, info, collection, task.kind == TaskKind::kChoice, has_prior);
   settings.metric = task.metric;
   settings.start = StartOptions(info.default_optimization(), flags);

@@ -21,8 +21,10 @@ size_t PointsOf(const CalibrationSettings& settings) {
 
 CalibrationPrinter::CalibrationPrinter(const Terminal& terminal, const CalibrationSettings& settings)
     : terminal_(terminal), start_(settings.start), progress_(terminal, "answers", 0) {
-  absl::PrintF("%d questions to search on, %d to check on; at most %d points\n", settings.search.size(),
-               settings.check.size(), PointsOf(settings));
+  absl::PrintF("%d questions%s; at most %d points\n", settings.questions.size(),
+               settings.check.empty() ? ", half to search on and half to check on"
+                                      : absl::StrCat(" to search on, ", settings.check.size(), " to check on"),
+               PointsOf(settings));
   absl::PrintF("  %-26s %-26s %8s  %8s  %10s\n", "axis", "value", "accuracy", "utility", "s/question");
   std::fflush(stdout);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -152,30 +153,51 @@ class Search {
       : settings_(settings), scorer_(scorer), start_(Now()) {}
 
   absl::StatusOr<CalibrationResult> Run() {
-    if (settings_.search.empty() || settings_.check.empty()) {
+    C3PO_RETURN_IF_ERROR(ScoreNone());
+    if (search_.empty() || check_.empty()) {
       return absl::InvalidArgumentError("too few questions: some are needed to search on and some to check on");
     }
-    v1::OptimizationOptions none;
-    none.set_method(v1::METHOD_NONE);
-    C3PO_RETURN_IF_ERROR(ScoreNone(none));
     C3PO_RETURN_IF_ERROR(Try("start", "start", settings_.start));
     for (const CalibrationAxis& axis : settings_.axes) C3PO_RETURN_IF_ERROR(SearchAxis(axis));
     if (!best_) return absl::FailedPreconditionError(absl::StrCat("no point could be tried: ", last_refusal_));
-    C3PO_RETURN_IF_ERROR(Check(none));
+    C3PO_RETURN_IF_ERROR(Check());
     return std::move(result_);
   }
 
  private:
   absl::Time Now() const { return settings_.now ? settings_.now() : absl::Now(); }
 
-  absl::Status ScoreNone(const v1::OptimizationOptions& none) {
-    C3PO_ASSIGN_OR_RETURN(none_search_, ScoreAll(none, settings_.search));
+  // The model as it is answers all questions, which are divided by its answers.
+  absl::Status ScoreNone() {
+    v1::OptimizationOptions none;
+    none.set_method(v1::METHOD_NONE);
+    C3PO_ASSIGN_OR_RETURN(Results results, ScoreAll(none, settings_.questions));
+    if (settings_.check.empty()) {
+      Divide(std::move(results));
+    } else {
+      search_ = settings_.questions;
+      check_ = settings_.check;
+      none_search_ = std::move(results);
+      C3PO_ASSIGN_OR_RETURN(none_check_, ScoreAll(none, check_));
+    }
     TriedPoint point;
     point.axis = "method";
     point.label = "none";
     point.options = none;
     Record(std::move(point), none_search_);
     return absl::OkStatus();
+  }
+
+  // By turns among the questions of one kind; the kinds begin on either side by turns.
+  void Divide(Results none) {
+    std::map<std::pair<int, bool>, bool> to_search;  // where the next question of a kind goes
+    for (size_t i = 0; i < none.size(); ++i) {
+      const auto kind = std::make_pair(none[i].gold, none[i].correct);
+      bool& search = to_search.emplace(kind, to_search.size() % 2 == 0).first->second;
+      (search ? search_ : check_).push_back(settings_.questions[i]);
+      (search ? none_search_ : none_check_).push_back(std::move(none[i]));
+      search = !search;
+    }
   }
 
   absl::StatusOr<Results> ScoreAll(const v1::OptimizationOptions& options, absl::Span<const size_t> questions) {
@@ -215,7 +237,7 @@ class Search {
     point.axis = axis;
     point.label = label;
     point.options = options;
-    const absl::Span<const size_t> questions = settings_.search;
+    const absl::Span<const size_t> questions = search_;
     const size_t half = (questions.size() + 1) / 2;
     absl::StatusOr<Results> results = ScoreAll(options, questions.subspan(0, half));
     if (!results.ok()) {
@@ -242,11 +264,10 @@ class Search {
     return absl::OkStatus();
   }
 
-  absl::Status Check(const v1::OptimizationOptions& none) {
-    C3PO_ASSIGN_OR_RETURN(const Results none_check, ScoreAll(none, settings_.check));
-    C3PO_ASSIGN_OR_RETURN(const Results check, ScoreAll(best_->options, settings_.check));
+  absl::Status Check() {
+    C3PO_ASSIGN_OR_RETURN(const Results check, ScoreAll(best_->options, check_));
     const GateThresholds gate = ChooseGate(best_results_, none_search_);
-    const GatedCounts counts = CountGated(check, none_check, gate);
+    const GatedCounts counts = CountGated(check, none_check_, gate);
     result_.chosen = best_->options;
     if (std::isfinite(gate.distance)) result_.chosen.mutable_gate()->set_max_neighbor_distance(gate.distance);
     if (std::isfinite(gate.confidence)) result_.chosen.mutable_gate()->set_max_base_confidence(gate.confidence);
@@ -263,9 +284,9 @@ class Search {
     result_.worsened = counts.worsened;
     result_.gated = counts.gated;
     result_.accuracy = static_cast<double>(counts.right) / items;
-    result_.accuracy_none = Accuracy(none_check);
+    result_.accuracy_none = Accuracy(none_check_);
     result_.seconds = Seconds(check);
-    result_.seconds_none = Seconds(none_check);
+    result_.seconds_none = Seconds(none_check_);
     const OutcomeCounts outcome{static_cast<int64_t>(check.size()), static_cast<int64_t>(counts.improved),
                                 static_cast<int64_t>(counts.worsened)};
     result_.lift = BootstrapMean({outcome});
@@ -293,8 +314,10 @@ class Search {
   CalibrationScorer& scorer_;
   const absl::Time start_;
   CalibrationResult result_;
-  Results none_search_, best_results_;  // on settings_.search
-  std::optional<TriedPoint> best_;      // of the points that were asked all of settings_.search
+  std::vector<size_t> search_, check_;
+  Results none_search_, none_check_;  // on either
+  Results best_results_;              // on search_
+  std::optional<TriedPoint> best_;    // of the points that were asked all of search_
   std::string last_refusal_;
 };
 

@@ -56,9 +56,11 @@ struct TriedPoint {
 
 struct CalibrationSettings {
   Metric metric = Metric::kPerToken;  // of GoldProbability
-  // Questions by number. The search ranks points by the first; the lift is measured on the second, which the search
-  // never saw, so that the expected lift is not the largest of many noisy figures.
-  std::vector<size_t> search, check;
+  // Questions by number, to search on. The lift is measured on `check`, which the search never saw, so that the
+  // expected lift is not the largest of many noisy figures. Where that is empty, half of `questions` are set apart for
+  // it: alike many of each right answer, and alike many that the model as it is answers right. A few dozen questions in
+  // two halves differ in that by more than what is measured, if left to chance.
+  std::vector<size_t> questions, check;
   v1::OptimizationOptions start;  // every field that the axes move, set
   std::vector<CalibrationAxis> axes;
   // No further point is begun after this; the check still runs.
@@ -82,10 +84,10 @@ struct CalibrationResult {
 };
 
 // Coordinate search: each axis in turn, each of its candidates with everything else at the best so far, ranked by
-// TriedPoint::utility on settings.search. Then the winner and method none answer settings.check. The gate's thresholds
+// TriedPoint::utility on the search's questions. Then the winner answers those of the check. The gate's thresholds
 // (nearest neighbor's distance; the model's own confidence, where every choice is one token so that the answers' own
-// probabilities are that confidence; the optimized model's confidence) are chosen from the recorded answers on
-// settings.search, without asking again: one of the three, which halves the worsened answers at least, by three or more,
+// probabilities are that confidence; the optimized model's confidence) are chosen from the recorded answers of the
+// search, without asking again: one of the three, which halves the worsened answers at least, by three or more,
 // and leaves nine tenths of the ungated lift; of several the one with the fewest worsened answers.
 // InvalidArgument: no questions on a side. Else the scorer's errors.
 absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSettings& settings, CalibrationScorer& scorer);

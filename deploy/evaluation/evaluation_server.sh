@@ -1,4 +1,8 @@
-# What the scripts of this folder share; to be sourced. Sets SERVER and defines `c3po`, which asks it.
+# What the scripts of this folder share; to be sourced. Sets SERVER and DESCENT, and defines `c3po`, which asks the server.
+
+# Where calibrate begins: gradient descent from few samples, no gate, the same everywhere.
+DESCENT=(--k 12 --references all --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29
+  --application shift --objective choices --backtrack --no-gate --no-profile)
 
 heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
 join() { local IFS=,; echo "$*"; }

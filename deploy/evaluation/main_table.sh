@@ -38,28 +38,30 @@ for task in "${KNOWLEDGE[@]}"; do import "$task" "$KNOWLEDGE_REFERENCE_LIMIT"; d
 # The default method of a collection is what `c3po calibrate` stores as its profile, from the references alone: for the
 # adaptation tasks it searches settings, for the knowledge tasks it says whether the prior helps.
 has() { c3po refs profile show --collection "$2" --json | grep -q "\"$1\""; }
-tune() { c3po refs tune --collection "$1" --critical-layers 22-29 --epochs "$2" --learning-rate 0.02 --patience 1; }
+# Two of five references are held apart from the prior: those are what calibrate may judge it by.
+tune() {
+  c3po refs tune --collection "$1" --critical-layers 22-29 --learning-rate 0.02 --epochs "$2" --patience "$3" --validation-fraction 0.4
+}
 for task in "${ADAPTATION[@]}"; do
-  # Leave-one-out over all references comes first: with a prior stored, only what it was not fitted to could be asked.
-  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 120
-  has prior "$task" || tune "$task" 8
+  has prior "$task" || tune "$task" 16 4
+  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 100
 done
 for task in "${KNOWLEDGE[@]}"; do
   if has profile "$task"; then continue; fi
-  if [[ " $PRIOR_TASKS " == *" $task "* ]]; then tune "$task" 2; fi
+  if [[ " $PRIOR_TASKS " == *" $task "* ]]; then tune "$task" 8 2; fi
   # Where no prior was better than none, on references apart, there is nothing to calibrate.
   if has prior "$task"; then
-    c3po calibrate --collection "$task" --critical-layers 22-29 --questions 40 --method prior --budget-seconds 1
+    c3po calibrate --collection "$task" --critical-layers 22-29 --questions 80 --method prior --budget-seconds 1
   else
     c3po refs profile set --collection "$task" '{"method":"METHOD_NONE"}'
   fi
 done
 
 heading "4/5 Held-out questions"
-METHODS=none,profile,prior,knn
-for task in "${ADAPTATION[@]}"; do has prior "$task" || METHODS=none,profile,knn; done
+METHODS=none,ngd,profile,prior,knn
+for task in "${ADAPTATION[@]}"; do has prior "$task" || METHODS=none,ngd,profile,knn; done
 c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$ADAPTATION_LIMIT" --methods "$METHODS" \
-  --k 12 --references all --out "$OUT/adaptation"
+  "${DESCENT[@]}" --out "$OUT/adaptation"
 # Every knowledge question has choices of its own, so that its neighbors have no vote.
 c3po eval --suite "$SUITE" --task "$(join "${KNOWLEDGE[@]}")" --limit "$KNOWLEDGE_LIMIT" --methods none,profile \
   --out "$OUT/knowledge"

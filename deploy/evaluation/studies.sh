@@ -11,9 +11,6 @@ OUT=${1:-build/evaluation}
 LIMIT=${C3PO_STUDY_LIMIT:-50}
 STUDIES=,${C3PO_STUDIES:-methods,limits,generation,embedding,ablations},
 SUITE=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}/suite
-# Where calibrate begins: gradient descent from few samples, no gate, the same everywhere.
-DESCENT=(--k 12 --references all --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29
-  --application shift --objective choices --backtrack --no-gate --no-profile)
 LEARNING=(--steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29 --objective choices)
 . deploy/evaluation/evaluation_server.sh
 

@@ -188,11 +188,15 @@ absl::Span<double> WeightsInScratch(absl::Span<const float> logits, float max_lo
   return weights;
 }
 
+bool UsesTopK(const SamplingParams& params, size_t vocabulary) {
+  return params.top_k > 0 && static_cast<size_t>(params.top_k) < vocabulary;
+}
+
 // The last token that top_k and top_p keep; one of them is on.
 Candidate LastKept(absl::Span<const float> logits, absl::Span<const double> weights, const SamplingParams& params) {
   std::vector<Candidate> candidates;
   double sum = 0;
-  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size()) {
+  if (UsesTopK(params, logits.size())) {
     candidates = FirstOf(logits, static_cast<size_t>(params.top_k));
     if (params.top_p == 1) return candidates.back();
     for (const Candidate& candidate : candidates) sum += weights[candidate.id];
@@ -211,8 +215,7 @@ Candidate LastKept(absl::Span<const float> logits, absl::Span<const double> weig
 // Steps 2 to 6 of the header for temperature > 0. `max_logit` is the largest of `logits`.
 int32_t Draw(absl::Span<const float> logits, float max_logit, const SamplingParams& params, double uniform) {
   const absl::Span<double> weights = WeightsInScratch(logits, max_logit, params.temperature);
-  const bool use_top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size();
-  if (use_top_k || params.top_p < 1) {
+  if (UsesTopK(params, logits.size()) || params.top_p < 1) {
     const Candidate last = LastKept(logits, weights, params);
     for (size_t i = 0; i < logits.size(); ++i) {
       if (Before(last, {logits[i], static_cast<int32_t>(i)})) weights[i] = 0;

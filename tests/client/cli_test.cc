@@ -9,6 +9,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -216,6 +217,32 @@ TEST_F(CliTest, AskJsonWithoutOptimizationShowsEmptyLists) {
   ASSERT_EQ(events.size(), 4);
   EXPECT_TRUE(events[0].at("optimization").at("neighbors").empty());
   EXPECT_TRUE(events[0].at("optimization").at("losses").empty());
+}
+
+TEST_F(CliTest, AskForSeveralAnswersPutsThemBelowEachOther) {
+  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest&,
+                           grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    v1::GenerateResponse event;
+    for (const auto& [answer, text] : {std::pair(0, " One"), std::pair(1, " Two"), std::pair(0, " tree"),
+                                       std::pair(2, ""), std::pair(1, " birds")}) {
+      event.mutable_delta()->set_answer(static_cast<uint32_t>(answer));
+      event.mutable_delta()->set_text(text);
+      writer->Write(event);
+    }
+    event.mutable_summary()->set_finish_reason(v1::FINISH_REASON_STOP);
+    writer->Write(event);
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Run({"ask", "hi", "--answers", "3", "--temperature", "0.5"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out, "[1] One tree\n\n[2] Two birds\n\n[3]\n");
+  ExpectEqual(server_.generate_requests().at(0), "prompt: 'hi' sampling { n: 3 temperature: 0.5 }");
+  // As one document per event they come as they are.
+  const std::vector<Json> events =
+      JsonLines(Run({"ask", "hi", "--answers", "3", "--temperature", "0.5", "--json"}).out);
+  ASSERT_EQ(events.size(), 6);
+  EXPECT_EQ(events[1].at("delta").at("answer"), 1);
+  EXPECT_EQ(events[1].at("delta").at("text"), " Two");
 }
 
 TEST_F(CliTest, ExplainShowsNeighborsLossesExpertsAndTimes) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 
 #include "client/eval/calibration.h"
 #include "client/eval/option_setting.h"
@@ -61,7 +62,7 @@ CalibrationCandidate Patch(const char* label, std::initializer_list<std::pair<co
 
 CalibrationSettings Settings() {
   CalibrationSettings settings;
-  for (size_t i = 0; i < 40; ++i) (i < 20 ? settings.search : settings.check).push_back(i);
+  for (size_t i = 0; i < 40; ++i) (i < 20 ? settings.questions : settings.check).push_back(i);
   settings.start.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
   settings.start.set_k(3);
   settings.start.set_steps(5);
@@ -157,7 +158,7 @@ TEST(Calibrate, TheBudgetEndsTheSearchNotTheCheck) {
   FormulaScorer scorer(Hill);
   CalibrationSettings settings = Settings();
   settings.now = [&] { return scorer.now; };
-  settings.budget = absl::Seconds(50);  // None and the start cost 40, one more point is begun.
+  settings.budget = absl::Seconds(70);  // None and the start cost 60, one more point is begun.
   const auto result = Calibrate(settings, scorer);
   ASSERT_TRUE(result.ok());
   EXPECT_TRUE(result->budget_spent);
@@ -224,10 +225,40 @@ TEST(Calibrate, GateSetsAsideUnsureOptimizedAnswers) {
   EXPECT_THAT(result->gate, HasSubstr("less than"));
 }
 
+// The model as it is answers the first 12 of 40 right; descent the others. By chance or by order, one half would see
+// little but harm.
+TEST(Calibrate, DividesQuestionsSoThatBothHalvesAreAlike) {
+  FormulaScorer scorer([](const Options&) { return 0.5; });
+  scorer.adorn = [](const Options& options, size_t question, ItemResult* result) {
+    result->gold = static_cast<int>(question % 2);
+    result->correct = (options.method() == v1::METHOD_NONE) == (question < 12);
+  };
+  CalibrationSettings settings = Settings();
+  settings.questions.insert(settings.questions.end(), settings.check.begin(), settings.check.end());
+  settings.check.clear();
+  const auto result = Calibrate(settings, scorer);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->questions, 20);
+  EXPECT_EQ(result->improved, 14);
+  EXPECT_EQ(result->worsened, 6);
+  EXPECT_EQ(result->tried[0].questions, 20);
+  EXPECT_DOUBLE_EQ(result->tried[0].accuracy, 0.3);
+  // The winner and the model as it is saw the questions of the check, each once.
+  std::map<size_t, int> times;
+  for (const size_t question : scorer.asked) ++times[question];
+  EXPECT_EQ(std::count_if(times.begin(), times.end(), [](const auto& entry) { return entry.second == 2; }), 20);
+  EXPECT_EQ(std::count_if(times.begin(), times.end(),
+                          [](const auto& entry) { return entry.second == 2 && entry.first % 2 == 0; }),
+            10);
+}
+
 TEST(Calibrate, NeedsQuestionsOnBothSides) {
   FormulaScorer scorer(Hill);
   CalibrationSettings settings = Settings();
   settings.check.clear();
+  settings.questions.resize(1);
+  EXPECT_EQ(Calibrate(settings, scorer).status().code(), absl::StatusCode::kInvalidArgument);
+  settings.questions.clear();
   EXPECT_EQ(Calibrate(settings, scorer).status().code(), absl::StatusCode::kInvalidArgument);
 }
 

@@ -9,12 +9,16 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
+#include "absl/types/span.h"
 #include "tests/client/child_process.h"
 #include "tests/client/fake_server.h"
 
@@ -272,6 +276,30 @@ TEST_F(EvalCliTest, CalibrateSaysWhenC3poDoesNotHelp) {
   const ChildResult few = Run({"calibrate", "--collection", "science"});
   EXPECT_EQ(few.exit_code, 6);
   EXPECT_THAT(few.err, HasSubstr("holds 2 questions to calibrate with"));
+}
+
+TEST_F(EvalCliTest, CalibrateTriesThePriorOnWhatItWasNotFittedTo) {
+  ServeReferences(&server_, 30);
+  const auto asked = [&](int questions) {
+    const size_t before = server_.score_requests().size();
+    const ChildResult result =
+        Run({"calibrate", "--collection", "tuned", "--questions", absl::StrCat(questions), "--budget-seconds", "0"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    std::set<std::string> prompts;
+    bool prior = false;
+    const std::vector<v1::ScoreRequest> requests = server_.score_requests();
+    for (const v1::ScoreRequest& request : absl::MakeConstSpan(requests).subspan(before)) {
+      prompts.insert(request.prompt());
+      prior = prior || request.optimization().method() == v1::METHOD_COLLECTION_PRIOR;
+    }
+    const bool says_not = absl::StrContains(
+        result.out,
+        "The prior is not tried: 12 references were held apart from it, fewer than half of --questions 25.");
+    EXPECT_NE(prior, says_not) << result.out;
+    return std::make_pair(prompts.size(), prior);
+  };
+  EXPECT_EQ(asked(24), std::make_pair(size_t{12}, true));
+  EXPECT_EQ(asked(25), std::make_pair(size_t{25}, false));
 }
 
 TEST_F(EvalCliTest, RefsTuneShowsEpochsAndTheOutcome) {

@@ -220,7 +220,8 @@ class FakeServer::References : public v1::ReferenceService::Service {
     response->set_deleted(request->ids_size());
     return grpc::Status::OK;
   }
-  // A collection with a profile, a prior and no amortized shifts.
+  // A collection with a profile, a prior and no amortized shifts. The prior of "tuned" was not fitted to ref-0 to
+  // ref-11.
   grpc::Status GetCollection(grpc::ServerContext*, const v1::GetCollectionRequest* request,
                              v1::GetCollectionResponse* response) override {
     response->mutable_stats()->set_collection(request->collection());
@@ -231,6 +232,9 @@ class FakeServer::References : public v1::ReferenceService::Service {
     response->set_profile_notes("{}");
     response->mutable_prior()->set_usable(true);
     for (const uint32_t layer : {25, 26, 27}) response->mutable_prior()->add_critical_layers(layer);
+    for (int i = 0; i < 12 && request->collection() == "tuned"; ++i) {
+      response->mutable_prior()->add_validation_reference_ids(absl::StrCat("ref-", i));
+    }
     return grpc::Status::OK;
   }
   grpc::Status SetProfile(grpc::ServerContext*, const v1::SetProfileRequest* request,
