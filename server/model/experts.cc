@@ -1,4 +1,4 @@
-// The experts of a networks. On the CPU the rows of all experts are one job of the product kernels, read by index from
+// The experts of a layer. On the CPU the rows of all experts are one job of the product kernels, read by index from
 // the packed rows and added to them; elsewhere ATen runs one expert after the other, or all at once where every row
 // takes all.
 
@@ -85,23 +85,49 @@ struct ExpertRows {
   }
   int64_t count(int64_t e) const { return tape.offsets[e + 1] - tape.offsets[e]; }
 
-  void MultiplyTransposed(const at::Tensor& x, const at::Tensor& w, const at::Tensor& packed) const {
-    std::vector<cpu::DotProduct> products;
-    for (int64_t e = 0; e < w.size(0); ++e) {
-      if (count(e) > 0) products.push_back({Shared(x, e), WeightsOf(w, e), PackedOut(packed, e)});
+  // One product per expert that has rows.
+  template <typename Product, typename Make>
+  std::vector<Product> ForEachExpert(const Make& make) const {
+    std::vector<Product> products;
+    for (int64_t e = 0; e + 1 < static_cast<int64_t>(tape.offsets.size()); ++e) {
+      if (count(e) > 0) products.push_back(make(e));
     }
-    cpu::MultiplyTransposed(products);
+    return products;
   }
-  // Sums over a row's pairs, [R, columns of w].
-  at::Tensor MultiplyAndSum(const at::Tensor& packed, const at::Tensor& w) const {
-    const int64_t width = w.size(2), per_row = static_cast<int64_t>(tape.pairs.size()) / rows;
-    const at::Tensor parts = at::empty({packed.size(0), width}, packed.options());
-    std::vector<cpu::OuterProduct> products;
-    for (int64_t e = 0; e < w.size(0); ++e) {
-      if (count(e) > 0) products.push_back({Packed(packed, e), WeightsOf(w, e), PackedOut(parts, e)});
-    }
-    cpu::Multiply(products);
-    const at::Tensor y = at::empty({rows, width}, packed.options());
+
+  // Of the shared rows x: gate and up, packed.
+  void In(const at::Tensor& x, const ExpertWeights& networks, const at::Tensor& gate_up) const {
+    cpu::MultiplyTransposed(ForEachExpert<cpu::DotProduct>([&](int64_t e) {
+      return cpu::DotProduct{Shared(x, e), WeightsOf(networks.gate_up, e), PackedOut(gate_up, e)};
+    }));
+  }
+  at::Tensor InBackward(const at::Tensor& dgate_up, const ExpertWeights& networks) const {
+    const at::Tensor parts = at::empty({dgate_up.size(0), networks.gate_up.size(2)}, dgate_up.options());
+    cpu::Multiply(ForEachExpert<cpu::OuterProduct>([&](int64_t e) {
+      return cpu::OuterProduct{Packed(dgate_up, e), WeightsOf(networks.gate_up, e), PackedOut(parts, e)};
+    }));
+    return SumOverExperts(parts);
+  }
+  at::Tensor Out(const at::Tensor& activation, const ExpertWeights& networks) const {
+    const cpu::WeightView down = WeightsOf(networks.down);
+    const int64_t f = networks.neurons();
+    const at::Tensor parts = at::empty({activation.size(0), down.rows}, activation.options());
+    cpu::MultiplyTransposed(ForEachExpert<cpu::DotProduct>([&](int64_t e) {
+      return cpu::DotProduct{Packed(activation, e), down.Columns(e * f, (e + 1) * f), PackedOut(parts, e)};
+    }));
+    return SumOverExperts(parts);
+  }
+  void OutBackward(const at::Tensor& doutput, const ExpertWeights& networks, const at::Tensor& dactivation) const {
+    const cpu::WeightView down = WeightsOf(networks.down);
+    const int64_t f = networks.neurons();
+    cpu::Multiply(ForEachExpert<cpu::OuterProduct>([&](int64_t e) {
+      return cpu::OuterProduct{Shared(doutput, e), down.Columns(e * f, (e + 1) * f), PackedOut(dactivation, e)};
+    }));
+  }
+  // Sums over a row's pairs, [R, columns of parts].
+  at::Tensor SumOverExperts(const at::Tensor& parts) const {
+    const int64_t width = parts.size(1), per_row = static_cast<int64_t>(tape.pairs.size()) / rows;
+    const at::Tensor y = at::empty({rows, width}, parts.options());
     cpu::SumRows(parts.const_data_ptr<float>(), tape.pairs.data(), rows, per_row, width, y.mutable_data_ptr<float>());
     return y;
   }
@@ -109,14 +135,14 @@ struct ExpertRows {
 
 at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks,
                            std::vector<ExpertTape>* tapes) {
-  const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = networks.down.size(0), neurons = networks.down.size(1);
+  const int64_t rows = normed.size(0);
+  const int64_t experts = networks.count(), neurons = networks.neurons();
   const bool all = AllExpertsAtOnce(mixing);
   ExpertTape tape = all ? ExpertTape() : AssignRows(mixing, experts);
   const at::Tensor weights = mixing.weights.contiguous();
   if (all) {
     tape.scale = weights;
-    tape.gate_up = MatMulTransposed(normed, networks.gate_up.view({experts * 2 * neurons, hidden}));
+    tape.gate_up = MatMulTransposed(normed, AsOne(networks.gate_up));
   } else {
     const auto count = static_cast<int64_t>(tape.assigned.size());
     tape.scale = at::empty({count}, normed.options());
@@ -126,32 +152,31 @@ at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const
       for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) scale[i] = w[tape.assigned[i] * experts + e];
     }
     tape.gate_up = at::empty({count, 2 * neurons}, normed.options());
-    ExpertRows{tape, rows}.MultiplyTransposed(normed, networks.gate_up, tape.gate_up);
+    ExpertRows{tape, rows}.In(normed, networks, tape.gate_up);
   }
   const int64_t blocks = tape.scale.numel();
   const at::Tensor activation = at::empty({blocks, neurons}, normed.options());
   cpu::SwigluBlocks(tape.gate_up.const_data_ptr<float>(), tape.scale.const_data_ptr<float>(), blocks, neurons,
                     activation.mutable_data_ptr<float>());
-  const at::Tensor out =
-      all ? MatMul(activation.view({rows, experts * neurons}), networks.down.view({experts * neurons, hidden}))
-          : ExpertRows{tape, rows}.MultiplyAndSum(activation, networks.down);
+  const at::Tensor out = all ? MatMulTransposed(activation.view({rows, experts * neurons}), networks.down)
+                             : ExpertRows{tape, rows}.Out(activation, networks);
   if (tapes) tapes->push_back(std::move(tape));
   return out;
 }
 
 at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
                                 const ExpertWeights& networks, const ExpertTape& tape, at::Tensor& dweights) {
-  const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = networks.down.size(0), neurons = networks.down.size(1);
+  const int64_t rows = normed.size(0);
+  const int64_t experts = networks.count(), neurons = networks.neurons();
   const bool all = AllExpertsAtOnce(mixing);
   const int64_t blocks = tape.scale.numel();
   // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
   at::Tensor t;
   if (all) {
-    t = MatMulTransposed(doutput, networks.down.view({experts * neurons, hidden}));
+    t = MatMul(doutput, networks.down);
   } else {
     t = at::empty({blocks, neurons}, normed.options());
-    ExpertRows{tape, rows}.MultiplyTransposed(doutput, networks.down, t);
+    ExpertRows{tape, rows}.OutBackward(doutput, networks, t);
   }
   const at::Tensor dscale = at::empty({blocks}, normed.options());
   const at::Tensor dgate_up = at::empty({blocks, 2 * neurons}, normed.options());
@@ -160,7 +185,7 @@ at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& nor
                             dgate_up.mutable_data_ptr<float>());
   if (all) {
     dweights = dscale.view({rows, experts});
-    return MatMul(dgate_up.view({rows, experts * 2 * neurons}), networks.gate_up.view({experts * 2 * neurons, hidden}));
+    return MatMul(dgate_up.view({rows, experts * 2 * neurons}), AsOne(networks.gate_up));
   }
   dweights = at::zeros({rows, experts}, normed.options());
   float* dw = dweights.mutable_data_ptr<float>();
@@ -168,27 +193,25 @@ at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& nor
   for (int64_t e = 0; e < experts; ++e) {
     for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) dw[tape.assigned[i] * experts + e] = ds[i];
   }
-  return ExpertRows{tape, rows}.MultiplyAndSum(dgate_up, networks.gate_up);
+  return ExpertRows{tape, rows}.InBackward(dgate_up, networks);
 }
 
 }  // namespace
 
 at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks,
                       std::vector<ExpertTape>* tape) {
-  const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = networks.down.size(0), neurons = networks.down.size(1);
+  const int64_t rows = normed.size(0);
+  const int64_t experts = networks.count(), neurons = networks.neurons();
   if (OnCpuKernels(normed)) return RunExpertsOnCpu(normed, mixing, networks, tape);
   const at::Tensor weights = mixing.weights.to(normed.scalar_type());
   if (AllExpertsAtOnce(mixing)) {
     ExpertTape all;
-    const at::Tensor gate_up = MatMulTransposed(normed, networks.gate_up.view({experts * 2 * neurons, hidden}))
-                                   .view({rows, experts, 2, neurons});
+    const at::Tensor gate_up = MatMulTransposed(normed, AsOne(networks.gate_up)).view({rows, experts, 2, neurons});
     all.gate = gate_up.select(2, 0);
     all.up = gate_up.select(2, 1);
     all.activation = Silu(all.gate) * all.up;
     const at::Tensor scaled = all.activation * weights.unsqueeze(-1);
-    const at::Tensor out =
-        MatMul(scaled.reshape({rows, experts * neurons}), networks.down.view({experts * neurons, hidden}));
+    const at::Tensor out = MatMulTransposed(scaled.reshape({rows, experts * neurons}), networks.down);
     if (tape) tape->push_back(std::move(all));
     return out;
   }
@@ -201,7 +224,8 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Expe
                    {},     {}};
     one.activation = Silu(one.gate) * one.up;
     const at::Tensor weight = weights.select(1, expert).index_select(0, row_ids).unsqueeze(1);
-    const at::Tensor part = MatMul(one.activation * weight, networks.down.select(0, expert));
+    const at::Tensor part =
+        MatMulTransposed(one.activation * weight, SelectColumns(networks.down, expert * neurons, neurons));
     if (every_row) {
       out.add_(part);
     } else {
@@ -214,26 +238,26 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Expe
 
 at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
                            const ExpertWeights& networks, const std::vector<ExpertTape>& tape, at::Tensor& dweights) {
-  const int64_t rows = normed.size(0), hidden = normed.size(1);
-  const int64_t experts = networks.down.size(0), neurons = networks.down.size(1);
+  const int64_t rows = normed.size(0);
+  const int64_t experts = networks.count(), neurons = networks.neurons();
   if (OnCpuKernels(normed)) return ExpertsBackwardOnCpu(doutput, normed, mixing, networks, tape.front(), dweights);
   const at::Tensor weights = mixing.weights.to(normed.scalar_type());
   if (AllExpertsAtOnce(mixing)) {
     const ExpertTape& all = tape.front();
     // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
-    const at::Tensor t =
-        MatMulTransposed(doutput, networks.down.view({experts * neurons, hidden})).view({rows, experts, neurons});
+    const at::Tensor t = MatMul(doutput, networks.down).view({rows, experts, neurons});
     dweights = (t * all.activation).to(at::kFloat).sum(-1);
     const at::Tensor dactivation = t * weights.unsqueeze(-1);
     const at::Tensor dgate = dactivation * all.up * SiluGradient(all.gate);
     const at::Tensor dup = dactivation * Silu(all.gate);
     const at::Tensor dgate_up = at::stack({dgate, dup}, 2).view({rows, experts * 2 * neurons});
-    return MatMul(dgate_up, networks.gate_up.view({experts * 2 * neurons, hidden}));
+    return MatMul(dgate_up, AsOne(networks.gate_up));
   }
   dweights = at::zeros_like(mixing.weights);
   at::Tensor dnormed = at::zeros_like(normed);
   for (const ExpertTape& one : tape) {
-    const at::Tensor t = MatMulTransposed(doutput.index_select(0, one.rows), networks.down.select(0, one.expert));
+    const at::Tensor t =
+        MatMul(doutput.index_select(0, one.rows), SelectColumns(networks.down, one.expert * neurons, neurons));
     dweights.select(1, one.expert).index_copy_(0, one.rows, (t * one.activation).to(at::kFloat).sum(-1));
     const at::Tensor dactivation = t * weights.select(1, one.expert).index_select(0, one.rows).unsqueeze(1);
     const at::Tensor dgate = dactivation * one.up * SiluGradient(one.gate);
@@ -245,30 +269,32 @@ at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, 
 
 void RunExpertsApart(const at::Tensor& normed, const ExpertWeights& networks, const std::vector<int64_t>& chosen,
                      at::Tensor& outputs) {
-  const int64_t rows = normed.size(0), hidden = normed.size(1), neurons = networks.down.size(1);
+  const int64_t rows = normed.size(0), hidden = normed.size(1), neurons = networks.neurons();
   if (!OnCpuKernels(normed)) {
     for (int64_t expert : chosen) {
       const at::Tensor gate_up = MatMulTransposed(normed, networks.gate_up.select(0, expert));
       const at::Tensor activation = Silu(gate_up.narrow(1, 0, neurons)) * gate_up.narrow(1, neurons, neurons);
-      outputs.select(1, expert).copy_(MatMul(activation, networks.down.select(0, expert)));
+      outputs.select(1, expert).copy_(
+          MatMulTransposed(activation, SelectColumns(networks.down, expert * neurons, neurons)));
     }
     return;
   }
   const auto count = static_cast<int64_t>(chosen.size());
   const at::Tensor gate_up = at::empty({count, rows, 2 * neurons}, normed.options());
   const at::Tensor activation = at::empty({count, rows, neurons}, normed.options());
-  std::vector<cpu::DotProduct> in;
-  std::vector<cpu::OuterProduct> out;
+  const cpu::WeightView down = WeightsOf(networks.down);
+  std::vector<cpu::DotProduct> in, out;
   for (int64_t i = 0; i < count; ++i) {
     const at::Tensor output = outputs.select(1, chosen[i]);
     in.push_back({RowsOf(normed), WeightsOf(networks.gate_up, chosen[i]), MutableRowsOf(gate_up[i])});
-    out.push_back({RowsOf(activation[i]), WeightsOf(networks.down, chosen[i]), MutableRowsOf(output)});
+    out.push_back(
+        {RowsOf(activation[i]), down.Columns(chosen[i] * neurons, (chosen[i] + 1) * neurons), MutableRowsOf(output)});
   }
   TORCH_CHECK(hidden == outputs.size(2), "an expert's output has another size");
   cpu::MultiplyTransposed(in);
   cpu::SwigluBlocks(gate_up.const_data_ptr<float>(), at::ones({count * rows}, at::kFloat).const_data_ptr<float>(),
                     count * rows, neurons, activation.mutable_data_ptr<float>());
-  cpu::Multiply(out);
+  cpu::MultiplyTransposed(out);
 }
 
 at::Tensor RunShared(const at::Tensor& normed, const LayerWeights& layer, SharedTape* tape) {

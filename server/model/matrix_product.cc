@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "server/model/cpu/panels.h"
 #include "server/model/cpu/row_operations.h"
 
 namespace c3po {
@@ -14,17 +15,59 @@ bool OnCpuKernels(const at::Tensor& x) {
   return x.is_cpu() && x.scalar_type() == at::kFloat && !c10::GradMode::is_enabled();
 }
 
+namespace {
+
+bool InPanels(const at::Tensor& w) { return w.dim() == 3; }
+
+}  // namespace
+
+at::Tensor ToPanels(const at::Tensor& weights) {
+  if (!weights.is_cpu() || !weights.is_contiguous()) return weights;
+  std::vector<int64_t> shape = weights.sizes().vec();
+  int64_t& rows = shape[shape.size() - 2];
+  if (rows % cpu::kPanelRows != 0) return weights;
+  const int64_t columns = shape.back();
+  cpu::PackPanels(weights.mutable_data_ptr(), weights.scalar_type() == at::kBFloat16, weights.numel() / columns,
+                  columns);
+  rows /= cpu::kPanelRows;
+  shape.push_back(cpu::kPanelRows);
+  return weights.view(shape);
+}
+
+at::Tensor SelectRows(const at::Tensor& w, const at::Tensor& ids) {
+  if (!InPanels(w)) return w.index_select(0, ids);
+  const bool bfloat16 = w.scalar_type() == at::kBFloat16;
+  const int64_t count = ids.numel(), columns = w.size(1), *id = ids.const_data_ptr<int64_t>();
+  const at::Tensor rows = at::empty({count, columns}, w.options());
+  auto* out = static_cast<char*>(rows.mutable_data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    TORCH_CHECK(id[i] >= 0 && id[i] < w.size(0) * cpu::kPanelRows, "no such row of the weights");
+    cpu::CopyPanelRow(w.const_data_ptr(), bfloat16, columns, id[i], out + i * columns * w.element_size());
+  }
+  return rows;
+}
+
+at::Tensor RowMajor(const at::Tensor& w) {
+  return InPanels(w) ? SelectRows(w, at::arange(w.size(0) * cpu::kPanelRows, at::kLong)) : w;
+}
+
+at::Tensor AsOne(const at::Tensor& matrices) { return matrices.flatten(0, 1); }
+
+at::Tensor SelectColumns(const at::Tensor& w, int64_t begin, int64_t count) {
+  return RowMajor(w).narrow(1, begin, count);
+}
+
 cpu::WeightView WeightsOf(const at::Tensor& w) {
-  TORCH_CHECK(w.dim() == 2 && w.is_contiguous() && (w.scalar_type() == at::kFloat || w.scalar_type() == at::kBFloat16),
+  TORCH_CHECK((w.dim() == 2 || InPanels(w)) && w.is_contiguous() &&
+                  (w.scalar_type() == at::kFloat || w.scalar_type() == at::kBFloat16),
               "weights must be a contiguous float32 or bfloat16 matrix");
-  return {w.const_data_ptr(), w.scalar_type() == at::kBFloat16, w.size(0), w.size(1)};
+  return {w.const_data_ptr(), w.scalar_type() == at::kBFloat16, w.numel() / w.size(1), w.size(1), InPanels(w)};
 }
 
 cpu::WeightView WeightsOf(const at::Tensor& matrices, int64_t i) {
-  TORCH_CHECK(matrices.dim() == 3 && matrices.is_contiguous(), "matrices must be contiguous");
-  const cpu::WeightView all{matrices.const_data_ptr(), matrices.scalar_type() == at::kBFloat16,
-                            matrices.size(0) * matrices.size(1), matrices.size(2)};
-  return all.Rows(i * matrices.size(1), (i + 1) * matrices.size(1));
+  const cpu::WeightView all = WeightsOf(AsOne(matrices));
+  const int64_t rows = all.rows / matrices.size(0);
+  return all.Rows(i * rows, (i + 1) * rows);
 }
 
 cpu::RowsView RowsOf(const at::Tensor& x) {
@@ -38,27 +81,29 @@ cpu::MutableRowsView MutableRowsOf(const at::Tensor& y) {
 }
 
 at::Tensor MatMulTransposed(const at::Tensor& x, const at::Tensor& w) {
-  if (!OnCpuKernels(x)) return at::linear(x, w);
+  if (!OnCpuKernels(x)) return at::linear(x, RowMajor(w));
   const at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
-  const at::Tensor y = at::empty({x.size(0), w.size(0)}, x.options());
-  TORCH_CHECK(x.size(1) == w.size(1), "a product's shapes differ");
-  cpu::MultiplyTransposed({{RowsOf(rows), WeightsOf(w), MutableRowsOf(y)}});
+  const cpu::WeightView weights = WeightsOf(w);
+  TORCH_CHECK(x.size(1) == weights.columns, "a product's shapes differ");
+  const at::Tensor y = at::empty({x.size(0), weights.rows}, x.options());
+  cpu::MultiplyTransposed({{RowsOf(rows), weights, MutableRowsOf(y)}});
   return y;
 }
 
 // W's rows in up to four groups that are multiplied side by side, then added: each is read by one thread from end to
 // end. How many depends on W alone, and so does the order of a sum.
 at::Tensor MatMul(const at::Tensor& a, const at::Tensor& w) {
-  if (!OnCpuKernels(a)) return at::matmul(a, w);
+  if (!OnCpuKernels(a)) return at::matmul(a, RowMajor(w));
   const at::Tensor packed = a.stride(1) == 1 ? a : a.contiguous();
-  TORCH_CHECK(a.size(1) == w.size(0), "a product's shapes differ");
-  const int64_t rows = a.size(0), n = w.size(0), k = w.size(1), groups = std::clamp<int64_t>(n / 256, 1, 4);
+  const cpu::WeightView weights = WeightsOf(w);
+  const int64_t rows = a.size(0), n = weights.rows, k = weights.columns, groups = std::clamp<int64_t>(n / 256, 1, 4);
+  TORCH_CHECK(a.size(1) == n, "a product's shapes differ");
   const at::Tensor parts = at::empty({groups * rows, k}, a.options());
   const cpu::RowsView x = RowsOf(packed);
-  const cpu::WeightView weights = WeightsOf(w);
+  const int64_t unit = weights.panels ? cpu::kPanelRows : 1, units = n / unit;
   std::vector<cpu::OuterProduct> products;
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t begin = n * g / groups, end = n * (g + 1) / groups;
+    const int64_t begin = units * g / groups * unit, end = units * (g + 1) / groups * unit;
     products.push_back({{x.data + begin, x.stride, rows, nullptr},
                         weights.Rows(begin, end),
                         {parts.mutable_data_ptr<float>() + g * rows * k, k, nullptr}});

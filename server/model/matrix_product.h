@@ -11,13 +11,29 @@ namespace c3po {
 // not take goes to ATen.
 bool OnCpuKernels(const at::Tensor& x);
 
-// Views of a contiguous matrix [rows, columns]; the tensor outlives the view. Weights are float32 or bfloat16.
+// Weights [rows, columns] are a matrix of that shape or, for the CPU's kernels, in panels: [rows / 16, columns, 16]
+// (server/model/cpu/panels.h); several of them have one dimension more, in front. All functions here take both.
+
+// Row-major weights, one matrix or several, in panels, rearranged where they lie. What cannot be is returned as it is:
+// weights that are not on the CPU or not contiguous, or whose rows are no multiple of 16.
+at::Tensor ToPanels(const at::Tensor& weights);
+// [ids.size, columns], row-major, on the weights' device.
+at::Tensor SelectRows(const at::Tensor& w, const at::Tensor& ids);
+// All rows, as SelectRows gives them; row-major weights as they are.
+at::Tensor RowMajor(const at::Tensor& w);
+// Columns [begin, begin + count) of all rows, likewise.
+at::Tensor SelectColumns(const at::Tensor& w, int64_t begin, int64_t count);
+// Several matrices [n, ...] as one, whose rows are theirs.
+at::Tensor AsOne(const at::Tensor& matrices);
+
+// Views of contiguous weights; the tensor outlives the view. Weights are float32 or bfloat16.
 cpu::WeightView WeightsOf(const at::Tensor& w);
-cpu::WeightView WeightsOf(const at::Tensor& matrices, int64_t i);  // one of [count, rows, columns]
+cpu::WeightView WeightsOf(const at::Tensor& matrices, int64_t i);  // one of several
 cpu::RowsView RowsOf(const at::Tensor& x);
 cpu::MutableRowsView MutableRowsOf(const at::Tensor& y);
 
-// x w^T: x [R, k], w [n, k] -> [R, n]. On the CPU a row's result is bitwise the same whatever rows are beside it.
+// x w^T: x [R, k], w [n, k] -> [R, n]. On the CPU's kernels a row's result is bitwise the same whatever rows are beside
+// it.
 at::Tensor MatMulTransposed(const at::Tensor& x, const at::Tensor& w);
 // a w: a [R, n], w [n, k] -> [R, k]. Likewise.
 at::Tensor MatMul(const at::Tensor& a, const at::Tensor& w);

@@ -10,6 +10,7 @@
 #include "index/base/status_macros.h"
 #include "server/model/cpu/thread_pool.h"
 #include "server/model/device.h"
+#include "server/model/matrix_product.h"
 #include "server/model/neighbor_loss.h"
 #include "server/model/tensor_plan.h"
 
@@ -45,7 +46,9 @@ MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int
       weights_(std::move(weights)),
       shape_(std::move(shape)),
       rope_(RopeTable::Make(config_, weights_.embedding.device())),
-      neighbor_cache_(neighbor_cache_bytes) {}
+      neighbor_cache_(neighbor_cache_bytes) {
+  PackWeights(weights_);
+}
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
   const std::string config_path = (std::filesystem::path(options.folder) / "config.json").string();
@@ -85,7 +88,7 @@ at::TensorOptions MoeModel::tensor_options() const {
 
 at::Tensor MoeModel::Embed(const std::vector<int64_t>& tokens) const {
   const at::Tensor ids = at::tensor(tokens, at::kLong).to(weights_.embedding.device());
-  const at::Tensor rows = weights_.embedding.index_select(0, ids).to(tensor_options().dtype());
+  const at::Tensor rows = SelectRows(weights_.embedding, ids).to(tensor_options().dtype());
   return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
 }
 

@@ -34,7 +34,8 @@ class MoeModel final : public ModelRunner {
   // NotFound, InvalidArgument, Unimplemented name the file and the field or tensor; FailedPrecondition: device missing.
   static absl::StatusOr<std::unique_ptr<MoeModel>> Load(const MoeModelOptions& options);
 
-  // From weights in memory (random ones, for benchmarks), all of one dtype and device.
+  // From weights in memory (random ones, for benchmarks), all of one dtype and device; on the CPU they are rearranged
+  // where they lie.
   static std::unique_ptr<MoeModel> FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes);
 
   const ModelShape& shape() const override { return shape_; }

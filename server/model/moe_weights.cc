@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "index/base/status_macros.h"
+#include "server/model/matrix_product.h"
 #include "server/model/tensor_plan.h"
 
 namespace c3po {
@@ -86,9 +87,9 @@ class Reader {
     return absl::OkStatus();
   }
 
-  absl::Status ReadInto(const std::string& name, const std::vector<int64_t>& shape, bool transpose, at::Tensor slot) {
+  absl::Status ReadInto(const std::string& name, const std::vector<int64_t>& shape, at::Tensor slot) {
     C3PO_ASSIGN_OR_RETURN(const at::Tensor view, View(name, shape));
-    slot.copy_(transpose ? view.transpose(-2, -1) : view);
+    slot.copy_(view);
     parameters_ += slot.numel();
     Forget(name);
     return absl::OkStatus();
@@ -128,10 +129,10 @@ absl::Status ReadAttention(Reader& reader, const ModelConfig& config, const std:
   } parts[] = {{"q_proj", 0, query}, {"k_proj", query, key}, {"v_proj", query + key, key}};
   for (const auto& [name, first, rows] : parts) {
     C3PO_RETURN_IF_ERROR(
-        reader.ReadInto(absl::StrCat(prefix, name, ".weight"), {rows, d}, false, layer.qkv.narrow(0, first, rows)));
+        reader.ReadInto(absl::StrCat(prefix, name, ".weight"), {rows, d}, layer.qkv.narrow(0, first, rows)));
     if (!config.qkv_bias) continue;
     C3PO_RETURN_IF_ERROR(
-        reader.ReadInto(absl::StrCat(prefix, name, ".bias"), {rows}, false, layer.qkv_bias.narrow(0, first, rows)));
+        reader.ReadInto(absl::StrCat(prefix, name, ".bias"), {rows}, layer.qkv_bias.narrow(0, first, rows)));
   }
   if (config.qk_norm != ModelConfig::QkNorm::kNone) {
     const bool per_head = config.qk_norm == ModelConfig::QkNorm::kPerHead;
@@ -159,27 +160,27 @@ absl::Status ReadLatentAttention(Reader& reader, const ModelConfig& config, cons
   layer.qkv = reader.Empty({first + ranks, d});
   const at::Tensor queries = layer.qkv.narrow(0, 0, first), keys = layer.qkv.narrow(0, first, ranks);
   if (latent.query_rank > 0) {
-    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_a_proj.weight", {first, d}, false, queries));
+    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_a_proj.weight", {first, d}, queries));
     C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "q_a_layernorm.weight", first, layer.query_latent_norm));
     C3PO_RETURN_IF_ERROR(reader.Read(prefix + "q_b_proj.weight", {query, first}, layer.query_expand));
     PairsToHalves(layer.query_expand, head_dim, r);
   } else {
-    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_proj.weight", {query, d}, false, queries));
+    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_proj.weight", {query, d}, queries));
     PairsToHalves(queries, head_dim, r);
   }
-  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "kv_a_proj_with_mqa.weight", {ranks, d}, false, keys));
+  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "kv_a_proj_with_mqa.weight", {ranks, d}, keys));
   PairsToHalves(keys, ranks, r);
   C3PO_RETURN_IF_ERROR(reader.ReadNorm(prefix + "kv_a_layernorm.weight", latent.kv_rank, layer.kv_latent_norm));
   C3PO_RETURN_IF_ERROR(reader.Read(prefix + "kv_b_proj.weight", {expanded, latent.kv_rank}, layer.kv_expand));
   if (!config.qkv_bias) return absl::OkStatus();
   layer.qkv_bias = reader.EmptyNorm(first + ranks);
   if (latent.query_rank > 0) {
-    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_a_proj.bias", {first}, false, layer.qkv_bias.narrow(0, 0, first)));
+    C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "q_a_proj.bias", {first}, layer.qkv_bias.narrow(0, 0, first)));
   } else {
     layer.qkv_bias.narrow(0, 0, first).zero_();  // Queries that are projected directly have none.
   }
   const at::Tensor key_bias = layer.qkv_bias.narrow(0, first, ranks);
-  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "kv_a_proj_with_mqa.bias", {ranks}, false, key_bias));
+  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + "kv_a_proj_with_mqa.bias", {ranks}, key_bias));
   PairsToHalves(key_bias, ranks, r);
   return absl::OkStatus();
 }
@@ -187,11 +188,11 @@ absl::Status ReadLatentAttention(Reader& reader, const ModelConfig& config, cons
 // One expert's three matrices, "<prefix><gate>" and so on, as number `index` of `experts`.
 absl::Status ReadExpert(Reader& reader, const std::string& prefix, const TensorNames& names, int64_t index,
                         ExpertWeights& experts) {
-  const int64_t f = experts.down.size(1), d = experts.down.size(2);
+  const int64_t f = experts.neurons(), d = experts.down.size(0);
   const at::Tensor gate_up = experts.gate_up.select(0, index);
-  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + names.gate, {f, d}, false, gate_up.narrow(0, 0, f)));
-  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + names.up, {f, d}, false, gate_up.narrow(0, f, f)));
-  return reader.ReadInto(prefix + names.down, {d, f}, true, experts.down.select(0, index));
+  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + names.gate, {f, d}, gate_up.narrow(0, 0, f)));
+  C3PO_RETURN_IF_ERROR(reader.ReadInto(prefix + names.up, {f, d}, gate_up.narrow(0, f, f)));
+  return reader.ReadInto(prefix + names.down, {d, f}, experts.down.narrow(1, index * f, f));
 }
 
 absl::Status ReadFeedForward(Reader& reader, const ModelConfig& config, const std::string& prefix, bool dense,
@@ -200,7 +201,7 @@ absl::Status ReadFeedForward(Reader& reader, const ModelConfig& config, const st
   const int64_t d = config.hidden_size, f = config.intermediate_size, experts = config.experts;
   const int64_t alone = dense ? config.dense_intermediate_size : config.shared_intermediate_size;
   if (alone > 0) {
-    layer.shared = {reader.Empty({1, 2 * alone, d}), reader.Empty({1, alone, d})};
+    layer.shared = {reader.Empty({1, 2 * alone, d}), reader.Empty({d, alone})};
     const std::string shared = absl::StrCat(prefix, dense ? "mlp" : names.shared_prefix);
     C3PO_RETURN_IF_ERROR(ReadExpert(reader, shared, names, 0, layer.shared));
   }
@@ -210,10 +211,11 @@ absl::Status ReadFeedForward(Reader& reader, const ModelConfig& config, const st
         reader.Read(absl::StrCat(prefix, names.shared_prefix, "_gate.weight"), {1, d}, layer.shared_gate));
   }
   C3PO_RETURN_IF_ERROR(reader.Read(prefix + names.router, {experts, d}, layer.router));
-  layer.experts.down = reader.Empty({experts, f, d});
+  layer.experts.down = reader.Empty({d, experts * f});
   if (names.expert_prefix == nullptr) {
     C3PO_RETURN_IF_ERROR(reader.Read(prefix + names.gate, {experts, 2 * f, d}, layer.experts.gate_up));
-    return reader.ReadInto(prefix + names.down, {experts, d, f}, true, layer.experts.down);
+    return reader.ReadInto(prefix + names.down, {experts, d, f},
+                           layer.experts.down.view({d, experts, f}).transpose(0, 1));
   }
   layer.experts.gate_up = reader.Empty({experts, 2 * f, d});
   for (int e = 0; e < experts; ++e) {
@@ -245,6 +247,24 @@ std::vector<int> LayersByName(int layers) {
 }
 
 }  // namespace
+
+void PackWeights(MoeWeights& weights) {
+  const auto pack = [](at::Tensor& matrices, int64_t dimensions) {
+    if (matrices.defined() && matrices.dim() == dimensions) matrices = ToPanels(matrices);  // Else it was before.
+  };
+  const bool tied = weights.lm_head.is_same(weights.embedding);
+  pack(weights.lm_head, 2);
+  if (tied) weights.embedding = weights.lm_head;
+  for (LayerWeights& layer : weights.layers) {
+    for (at::Tensor* matrix : {&layer.qkv, &layer.output, &layer.router, &layer.query_expand, &layer.kv_expand}) {
+      pack(*matrix, 2);
+    }
+    for (ExpertWeights* experts : {&layer.experts, &layer.shared}) {
+      pack(experts->gate_up, 3);
+      pack(experts->down, 2);
+    }
+  }
+}
 
 absl::StatusOr<at::ScalarType> StoredDtype(const Checkpoint& checkpoint) {
   C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Find(kEmbedding));

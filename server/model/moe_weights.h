@@ -15,12 +15,15 @@ namespace c3po {
 // n gated feed-forward networks of f neurons: Expert_e(h) = down_e (silu(gate_e h) * up_e h).
 struct ExpertWeights {
   at::Tensor gate_up;  // [n, 2f, d]: gate rows, then up rows, of each
-  at::Tensor down;     // [n, f, d]: transposed, so that all together are one [n*f, d] matrix
+  at::Tensor down;     // [d, n*f]: side by side, so that all together are one matrix; expert e's columns from e*f on
+
+  int64_t count() const { return gate_up.size(0); }           // n
+  int64_t neurons() const { return down.size(1) / count(); }  // f; in panels too
 };
 
-// Parameters of one decoder layer, in the layout the arithmetic reads. d = hidden size, H = heads * head_dim,
-// G = kv_heads * head_dim, E = experts, f = neurons per expert. Projections are [out, in]. Biases are as norms: float32
-// on the CPU.
+// Parameters of one decoder layer, in the layout the arithmetic reads; shapes are those before PackWeights. d = hidden
+// size, H = heads * head_dim, G = kv_heads * head_dim, E = experts, f = neurons per expert. Projections are [out, in].
+// Biases are as norms: float32 on the CPU.
 struct LayerWeights {
   at::Tensor attention_norm;  // [d]
   at::Tensor qkv;             // [H + 2G, d]: queries, keys, values. Latent: see below
@@ -51,6 +54,11 @@ struct MoeWeights {
   std::vector<LayerWeights> layers;
   int64_t parameters = 0;
 };
+
+// Puts what activations are multiplied by into the layout that the CPU's kernels read fastest (ToPanels), where it
+// lies: projections, routers, experts and the LM head, and the embedding where it is the LM head. Elsewhere, and what
+// is in it already: nothing.
+void PackWeights(MoeWeights& weights);
 
 // The dtype of the embedding, bfloat16 for one of 8 bits. InvalidArgument: it is missing, or not a floating-point type
 // of weights.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "server/model/cpu/panels.h"
 #include "server/model/cpu/softmax_mean.h"
 #include "server/model/layer_math.h"
 #include "server/model/matrix_product.h"
@@ -27,8 +28,7 @@ TargetHead TargetHead::Make(const MoeModel& model, int64_t row_count, const std:
   std::sort(read.begin(), read.end());
   read.erase(std::unique(read.begin(), read.end()), read.end());
   for (int64_t token : tokens) slots.push_back(std::lower_bound(read.begin(), read.end(), token) - read.begin());
-  return {row_count, whole.index_select(0, LongTensor(read, whole.device())), row_ids,
-          LongTensor(slots, whole.device())};
+  return {row_count, SelectRows(whole, LongTensor(read, whole.device())), row_ids, LongTensor(slots, whole.device())};
 }
 
 TargetHeadPass::TargetHeadPass(const MoeModel& model, std::vector<const TargetHead*> heads)
@@ -101,10 +101,14 @@ at::Tensor TargetHeadPass::TargetLogits(const TargetHead& head, const at::Tensor
   const int64_t targets = head.rows.size(0);
   const at::Tensor logits = at::empty({targets}, at::kFloat);
   const int64_t *rows = head.rows.const_data_ptr<int64_t>(), *tokens = head.tokens.const_data_ptr<int64_t>();
+  const cpu::WeightView weights = WeightsOf(head.weights);
+  const int64_t unit = weights.panels ? cpu::kPanelRows : 1;  // Rows that are read together.
+  std::vector<float> together(static_cast<size_t>(unit));
   for (int64_t t = 0; t < targets; ++t) {
-    cpu::MultiplyTransposedHere({RowsOf(x.narrow(0, rows[t], 1)),
-                                 WeightsOf(head.weights).Rows(tokens[t], tokens[t] + 1),
-                                 {logits.mutable_data_ptr<float>() + t, 1, nullptr}});
+    const int64_t first = tokens[t] / unit * unit;
+    cpu::MultiplyTransposedHere(
+        {RowsOf(x.narrow(0, rows[t], 1)), weights.Rows(first, first + unit), {together.data(), unit, nullptr}});
+    logits.mutable_data_ptr<float>()[t] = together[tokens[t] - first];
   }
   return logits.div_(model_.config().logits_divisor);
 }
@@ -120,7 +124,7 @@ at::Tensor TargetHeadPass::Backward(const std::vector<std::vector<float>>& dlogp
       const at::Tensor totals =
           at::zeros({head.row_count}, coefficients.options()).index_add_(0, head.rows, coefficients);
       at::Tensor dx = product.means.narrow(0, row, head.row_count) * totals.neg().unsqueeze(1);
-      const at::Tensor targets = head.weights.index_select(0, head.tokens).to(at::kFloat);
+      const at::Tensor targets = SelectRows(head.weights, head.tokens).to(at::kFloat);
       dx.index_add_(0, head.rows, targets * coefficients.unsqueeze(1)).div_(model_.config().logits_divisor);
       Slice(dnormed, i).copy_(dx);
       row += head.row_count;

@@ -59,7 +59,7 @@ MoeWeights RandomWeights(const ModelConfig& config) {
     layer.qkv = random({3 * d, d});
     layer.output = random({d, d});
     layer.router = random({e, d});
-    layer.experts = {random({e, 2 * f, d}), random({e, f, d})};
+    layer.experts = {random({e, 2 * f, d}), random({d, e * f})};
     weights.layers.push_back(std::move(layer));
   }
   return weights;
@@ -74,16 +74,16 @@ at::Tensor CausalAttention(const Projections& rows, const ModelConfig& config) {
 }
 
 // One neighbor, whole: -log p(answer | prompt, w) with w at the last prompt token.
-at::Tensor NaiveLoss(const MoeModel& model, const NeighborCase& neighbor, const std::vector<int>& layers,
-                     const at::Tensor& w) {
+at::Tensor NaiveLoss(const MoeModel& model, const MoeWeights& weights, const NeighborCase& neighbor,
+                     const std::vector<int>& layers, const at::Tensor& w) {
   const ModelConfig& config = model.config();
   const auto n = static_cast<int64_t>(neighbor.prompt.size());
   const at::Tensor tokens = at::tensor(std::vector<int64_t>(neighbor.prompt.begin(), neighbor.prompt.end()), at::kLong);
   const RopeTable rope = model.rope().Select(at::arange(n, at::kLong), at::kFloat);
   const at::Tensor last = at::arange(n, at::kLong).eq(n - 1).unsqueeze(1);
-  at::Tensor x = model.weights().embedding.index_select(0, tokens);
+  at::Tensor x = weights.embedding.index_select(0, tokens);
   for (int l = 0; l < config.layers; ++l) {
-    const LayerWeights& layer = model.weights().layers[l];
+    const LayerWeights& layer = weights.layers[l];
     const Projections rows =
         ProjectAttention(RmsNorm(x, layer.attention_norm, config.rms_norm_eps), layer, config, rope);
     x = x + at::linear(CausalAttention(rows, config), layer.output);
@@ -96,14 +96,16 @@ at::Tensor NaiveLoss(const MoeModel& model, const NeighborCase& neighbor, const 
     }
     x = x + RunExperts(h, MixExperts(h, layer, config, routing), layer.experts, nullptr);
   }
-  const at::Tensor normed = RmsNorm(x.narrow(0, n - 1, 1), model.weights().final_norm, config.rms_norm_eps);
-  const at::Tensor logits = at::linear(normed, model.weights().lm_head);
+  const at::Tensor normed = RmsNorm(x.narrow(0, n - 1, 1), weights.final_norm, config.rms_norm_eps);
+  const at::Tensor logits = at::linear(normed, weights.lm_head);
   return -at::log_softmax(logits, -1)[0][neighbor.continuations[0][0]];
 }
 
 class NaiveObjective final : public NeighborhoodObjective {
  public:
-  NaiveObjective(const MoeModel& model, std::vector<NeighborCase> cases) : model_(model), cases_(std::move(cases)) {}
+  // `weights`: the model's, row-major, as ATen reads them. Both outlive this object.
+  NaiveObjective(const MoeModel& model, const MoeWeights& weights, std::vector<NeighborCase> cases)
+      : model_(model), weights_(weights), cases_(std::move(cases)) {}
   absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override {
     const at::Tensor w = at::from_blob(const_cast<float*>(routing.values.weights.data()),
                                        {routing.values.layers, routing.values.experts}, at::kFloat)
@@ -111,7 +113,7 @@ class NaiveObjective final : public NeighborhoodObjective {
                              .requires_grad_(gradient != nullptr);
     at::Tensor total = at::zeros({}, at::kFloat);
     for (const NeighborCase& neighbor : cases_)
-      total = total + NaiveLoss(model_, neighbor, routing.layers, w) / double(cases_.size());
+      total = total + NaiveLoss(model_, weights_, neighbor, routing.layers, w) / double(cases_.size());
     if (gradient) {
       total.backward();
       *gradient = routing.values;
@@ -123,6 +125,7 @@ class NaiveObjective final : public NeighborhoodObjective {
 
  private:
   const MoeModel& model_;
+  const MoeWeights& weights_;
   const std::vector<NeighborCase> cases_;
 };
 
@@ -201,7 +204,12 @@ int Main(int argc, char** argv) {
   const int rounds = argument(1, 5), neighbors = argument(2, 3), tokens = argument(3, 64), steps = argument(4, 10);
   const int requests = argument(5, 4);
   const ModelConfig config = BenchConfig();
-  const auto model = MoeModel::FromWeights(config, RandomWeights(config), 1 << 30);
+  const auto random_weights = [&] {
+    at::manual_seed(1);
+    return RandomWeights(config);
+  };
+  const MoeWeights weights = random_weights();
+  const auto model = MoeModel::FromWeights(config, random_weights(), 1 << 30);
   std::mt19937 rng(1);
   ObjectiveSpec spec = RandomSpec(rng, config, neighbors, tokens);
   const Pathway initial = RandomPathway(rng, config);
@@ -213,7 +221,7 @@ int Main(int argc, char** argv) {
     std::vector<double> ours, theirs;
     cached.push_back(
         Seconds([&] { ours = Optimize((*fresh->NewObjective(spec)).get(), initial, spec.critical_layers, steps); }));
-    NaiveObjective objective(*model, spec.cases);
+    NaiveObjective objective(*model, weights, spec.cases);
     naive.push_back(Seconds([&] { theirs = Optimize(&objective, initial, spec.critical_layers, steps); }));
     ratio.push_back(naive.back() / cached.back());
     for (size_t i = 0; i < ours.size(); ++i) {

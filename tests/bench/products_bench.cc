@@ -1,9 +1,10 @@
 // Products of activations with a weight matrix: ours against libtorch's, alternating, on the shapes of the default
 // model and of the benchmark model.
-//   c3po_bench_products [milliseconds=100] [bfloat16|float32=float32] [shape]      time per shape and way; one shape only
-// Ours reads the weights as they are stored; libtorch's are float32 always, as its product of bfloat16 is another one.
-// Prints weight bytes per second (what decode is bound by), operations per second (what prefill is bound by) and the
-// median of libtorch's time over ours.
+//   c3po_bench_products [milliseconds=100] [bfloat16|float32=float32] [shape]      time per shape and way; one shape
+//   only
+// Ours reads the weights as the server keeps them, in panels; libtorch's are float32 always, as its product of bfloat16
+// is another one. Prints weight bytes per second (what decode is bound by), operations per second (what prefill is
+// bound by) and the median of libtorch's time over ours.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "server/model/cpu/matrix_products.h"
+#include "server/model/cpu/panels.h"
 #include "server/model/cpu/thread_pool.h"
 #include "tests/bench/timing.h"
 
@@ -64,7 +66,8 @@ int Main(int argc, char** argv) {
     std::vector<at::Tensor> weights, stored;
     for (int64_t i = 0; i < copies; ++i) {
       weights.push_back(at::randn({shape.n, shape.k}, at::kFloat));
-      stored.push_back(bfloat16 ? weights.back().to(at::kBFloat16) : weights.back());
+      stored.push_back(bfloat16 ? weights.back().to(at::kBFloat16) : weights.back().clone());
+      cpu::PackPanels(stored.back().mutable_data_ptr(), bfloat16, shape.n, shape.k);
     }
     size_t next = 0;
     for (const int64_t rows : {1, 3, 4, 12, 32, 64, 512}) {
@@ -72,7 +75,7 @@ int Main(int argc, char** argv) {
       const at::Tensor x = at::randn({rows, shape.k}, at::kFloat), a = at::randn({rows, shape.n}, at::kFloat);
       const auto weight = [&]() -> const at::Tensor& { return weights[next++ % weights.size()]; };
       const auto own = [&]() -> cpu::WeightView {
-        return {stored[next++ % stored.size()].const_data_ptr(), bfloat16, shape.n, shape.k};
+        return {stored[next++ % stored.size()].const_data_ptr(), bfloat16, shape.n, shape.k, /*panels=*/true};
       };
       Compare(
           "dot", shape, rows, budget,
@@ -88,8 +91,8 @@ int Main(int argc, char** argv) {
           [&] {
             const at::Tensor y = at::empty({rows, shape.k}, at::kFloat);
             cpu::Multiply({{{a.const_data_ptr<float>(), shape.n, rows, nullptr},
-                               own(),
-                               {y.mutable_data_ptr<float>(), shape.k, nullptr}}});
+                            own(),
+                            {y.mutable_data_ptr<float>(), shape.k, nullptr}}});
           },
           [&] { at::matmul(a, weight()); }, weight_bytes);
     }

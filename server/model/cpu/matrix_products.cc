@@ -20,26 +20,13 @@
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "server/model/cpu/matrix_products.h"
+#include "server/model/cpu/panel_products.h"
 #include "server/model/cpu/thread_pool.h"
+#include "server/model/cpu/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace c3po::cpu::HWY_NAMESPACE {
 namespace {
-
-namespace hn = hwy::HWY_NAMESPACE;
-
-using D = hn::ScalableTag<float>;
-using V = hn::Vec<D>;
-constexpr size_t kLanes = HWY_LANES(float);
-
-HWY_INLINE V Load(const float* p) { return hn::LoadU(D(), p); }
-
-// bfloat16 is the upper half of a float32.
-HWY_INLINE V Load(const uint16_t* p) {
-  const hn::Rebind<uint16_t, D> half;
-  const hn::RebindToUnsigned<D> whole;
-  return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(whole, hn::LoadU(half, p))));
-}
 
 // The first `count` elements, then zeros.
 template <typename W>
@@ -55,46 +42,15 @@ HWY_INLINE void StorePart(V v, float* p, size_t count) {
   std::memcpy(p, part, count * sizeof(float));
 }
 
-template <typename Row>
-HWY_INLINE auto RowAt(const Row& view, int64_t i) {
-  return view.data + (view.index ? view.index[i] : i) * view.stride;
-}
-
 // --- dot form ---
-
-// The sums of the lanes of four vectors. One order whatever the vectors hold: per block of four lanes (0+2) + (1+3),
-// then upper half onto lower half.
-HWY_INLINE void SumLanesOfFour(V a, V b, V c, V d, float* out) {
-#if HWY_TARGET == HWY_SCALAR
-  const V sums[4] = {a, b, c, d};
-  for (size_t i = 0; i < 4; ++i) out[i] = hn::GetLane(sums[i]);
-#else
-  const hn::RepartitionToWide<hn::RebindToUnsigned<D> > pairs;
-  const V ab = hn::Add(hn::InterleaveLower(D(), a, b), hn::InterleaveUpper(D(), a, b));
-  const V cd = hn::Add(hn::InterleaveLower(D(), c, d), hn::InterleaveUpper(D(), c, d));
-  const auto ab2 = hn::BitCast(pairs, ab), cd2 = hn::BitCast(pairs, cd);
-  const V blocks = hn::Add(hn::BitCast(D(), hn::InterleaveLower(pairs, ab2, cd2)),
-                           hn::BitCast(D(), hn::InterleaveUpper(pairs, ab2, cd2)));
-  if constexpr (kLanes == 16) {
-    const hn::Half<D> half;
-    const auto folded = hn::Add(hn::LowerHalf(half, blocks), hn::UpperHalf(half, blocks));
-    const hn::Half<decltype(half)> quarter;
-    hn::StoreU(hn::Add(hn::LowerHalf(quarter, folded), hn::UpperHalf(quarter, folded)), quarter, out);
-  } else if constexpr (kLanes == 8) {
-    const hn::Half<D> half;
-    hn::StoreU(hn::Add(hn::LowerHalf(half, blocks), hn::UpperHalf(half, blocks)), half, out);
-  } else {
-    hn::StoreU(blocks, D(), out);
-  }
-#endif
-}
 
 // `ahead`: F rows of W that a later tile will read; memory is asked for them here, a little per step.
 template <size_t M, size_t N, size_t F, typename W>
 HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t column, const W* ahead) {
   const size_t depth = static_cast<size_t>(p.w.columns), even = depth / kLanes * kLanes;
+  const auto stride = static_cast<size_t>(p.w.row_stride());
   const float* x[M];
-  const W* w = static_cast<const W*>(p.w.data) + column * p.w.columns;
+  const W* w = static_cast<const W*>(p.w.data) + static_cast<size_t>(column) * stride;
   V sums[M][N];
 #pragma GCC unroll 8
   for (size_t m = 0; m < M; ++m) {
@@ -105,9 +61,9 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t column, const 
   for (size_t k = 0; k < even; k += kLanes) {
     V wv[N];
 #pragma GCC unroll 8
-    for (size_t n = 0; n < N; ++n) wv[n] = Load(w + n * depth + k);
+    for (size_t n = 0; n < N; ++n) wv[n] = Load(w + n * stride + k);
 #pragma GCC unroll 8
-    for (size_t f = 0; f < F; ++f) hwy::Prefetch(ahead + f * depth + k);
+    for (size_t f = 0; f < F; ++f) hwy::Prefetch(ahead + f * stride + k);
 #pragma GCC unroll 8
     for (size_t m = 0; m < M; ++m) {
       const V xv = Load(x[m] + k);
@@ -121,7 +77,7 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t column, const 
       const V xv = LoadPart(x[m] + even, depth - even);
 #pragma GCC unroll 8
       for (size_t n = 0; n < N; ++n) {
-        sums[m][n] = hn::MulAdd(xv, LoadPart(w + n * depth + even, depth - even), sums[m][n]);
+        sums[m][n] = hn::MulAdd(xv, LoadPart(w + n * stride + even, depth - even), sums[m][n]);
       }
     }
   }
@@ -146,7 +102,7 @@ HWY_INLINE void DotRows(const DotProduct& p, int64_t row, int64_t begin, int64_t
   const W* w = static_cast<const W*>(p.w.data);
   int64_t n = begin;
   for (; n + static_cast<int64_t>(N) <= end; n += N) {
-    DotTile<M, N, F, W>(p, row, n, F > 0 ? w + (n + ahead_rows) * p.w.columns : nullptr);
+    DotTile<M, N, F, W>(p, row, n, F > 0 ? w + (n + ahead_rows) * p.w.row_stride() : nullptr);
   }
   for (; n < end; ++n) DotTile<M, 1, 0, W>(p, row, n, nullptr);
 }
@@ -190,11 +146,14 @@ void WidenedDotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, in
   static thread_local std::vector<float> widened;
   widened.resize(static_cast<size_t>(kColumns * p.w.columns));
   for (int64_t n = begin; n < end; n += kColumns) {
-    const int64_t n_end = std::min(end, n + kColumns), size = (n_end - n) * p.w.columns, lanes = kLanes;
-    const uint16_t* w = static_cast<const uint16_t*>(p.w.data) + n * p.w.columns;
-    int64_t i = 0;
-    for (; i + lanes <= size; i += lanes) hn::StoreU(Load(w + i), D(), widened.data() + i);
-    if (i < size) StorePart(LoadPart(w + i, size - i), widened.data() + i, static_cast<size_t>(size - i));
+    const int64_t n_end = std::min(end, n + kColumns), size = p.w.columns, lanes = kLanes;
+    for (int64_t row = n; row < n_end; ++row) {
+      const uint16_t* w = static_cast<const uint16_t*>(p.w.data) + row * p.w.row_stride();
+      float* out = widened.data() + (row - n) * size;
+      int64_t i = 0;
+      for (; i + lanes <= size; i += lanes) hn::StoreU(Load(w + i), D(), out + i);
+      if (i < size) StorePart(LoadPart(w + i, size - i), out + i, static_cast<size_t>(size - i));
+    }
     DotProduct block = p;
     block.w = {widened.data(), false, n_end - n, p.w.columns};
     block.y.data += n;
@@ -254,11 +213,11 @@ HWY_INLINE void OuterTile(const OuterProduct& p, int64_t row, int64_t begin, int
   }
   const W* w = static_cast<const W*>(p.w.data) + column;
   if (ahead.begin < ahead.end) {
-    OuterSteps<M, N, false>(a, w, p.w.columns, begin, ahead.begin, 0, sums);
-    OuterSteps<M, N, true>(a, w, p.w.columns, ahead.begin, ahead.end, ahead.distance, sums);
-    OuterSteps<M, N, false>(a, w, p.w.columns, ahead.end, end, 0, sums);
+    OuterSteps<M, N, false>(a, w, p.w.row_stride(), begin, ahead.begin, 0, sums);
+    OuterSteps<M, N, true>(a, w, p.w.row_stride(), ahead.begin, ahead.end, ahead.distance, sums);
+    OuterSteps<M, N, false>(a, w, p.w.row_stride(), ahead.end, end, 0, sums);
   } else {
-    OuterSteps<M, N, false>(a, w, p.w.columns, begin, end, 0, sums);
+    OuterSteps<M, N, false>(a, w, p.w.row_stride(), begin, end, 0, sums);
   }
 #pragma GCC unroll 8
   for (size_t m = 0; m < M; ++m) {
@@ -276,7 +235,7 @@ HWY_INLINE void OuterRest(const OuterProduct& p, int64_t row, int64_t begin, int
   float* y = RowAt(p.y, row) + column;
   V sum = LoadPart(y, count);
   for (int64_t n = begin; n < end; ++n) {
-    const W* w = static_cast<const W*>(p.w.data) + n * p.w.columns + column;
+    const W* w = static_cast<const W*>(p.w.data) + n * p.w.row_stride() + column;
     sum = hn::MulAdd(hn::Set(D(), a[n]), LoadPart(w, count), sum);
   }
   StorePart(sum, y, count);
@@ -309,7 +268,7 @@ HWY_INLINE void OuterStrip(const OuterProduct& p, int64_t row_begin, int64_t row
 template <size_t M, size_t U, typename W>
 HWY_INLINE void OuterSweep(const OuterProduct& p, int64_t column, int64_t column_end) {
   constexpr int64_t kLine = 64 / sizeof(W);  // columns in a cache line
-  const int64_t lanes = kLanes, stride = p.w.columns;
+  const int64_t lanes = kLanes, stride = p.w.row_stride();
   const int64_t vectors_end = column + (column_end - column) / lanes * lanes;
   const float* a[M];
   float* y[M];
@@ -412,8 +371,9 @@ HWY_EXPORT(OuterColumns);
 
 namespace {
 
-constexpr int64_t kSweepRows = 4;              // Up to so many rows OuterColumns passes over W once.
-constexpr int64_t kStripGrain = 48;            // Columns: whole cache lines, and whole strips of any width.
+constexpr int64_t kSweepRows = 4;                       // Up to so many rows OuterColumns passes over W once.
+constexpr int64_t kStripGrain = 48;                     // Columns: whole cache lines, and whole strips of any width.
+constexpr int64_t kDotGrain = 24, kPanelDotGrain = 64;  // Rows of W: whole tiles of either layout.
 constexpr int64_t kChunkOperations = 1 << 16;  // Multiply-adds worth handing to another thread: some 4 microseconds.
 
 struct Block {
@@ -423,6 +383,16 @@ struct Block {
 // Ceiling of size / parts, as a multiple of `grain`.
 int64_t PartOf(int64_t size, int64_t parts, int64_t grain) {
   return std::max<int64_t>(1, (size + parts * grain - 1) / (parts * grain)) * grain;
+}
+
+void RunDot(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+  if (p.w.panels) return PanelDotBlock(p, row, row_end, begin, end);
+  HWY_DYNAMIC_DISPATCH(DotBlock)(p, row, row_end, begin, end);
+}
+
+void RunOuter(const OuterProduct& p, int64_t begin, int64_t end) {
+  if (p.w.panels) return PanelOuterColumns(p, begin, end);
+  HWY_DYNAMIC_DISPATCH(OuterColumns)(p, begin, end);
 }
 
 // On the pool, unless the job is not worth more than one part.
@@ -452,15 +422,14 @@ void MultiplyTransposed(absl::Span<const DotProduct> products) {
     for (int64_t row = 0; row < p.x.rows; row += rows_max) {
       const int64_t rows = std::min(rows_max, p.x.rows - row);
       const int64_t own_parts = share > 0 ? (rows * p.w.rows * p.w.columns + share / 2) / share : 1;
-      const int64_t columns = PartOf(p.w.rows, std::max<int64_t>(1, own_parts), 24);
+      const int64_t columns =
+          PartOf(p.w.rows, std::max<int64_t>(1, own_parts), p.w.panels ? kPanelDotGrain : kDotGrain);
       for (int64_t column = 0; column < p.w.rows; column += columns) {
         blocks.push_back({static_cast<int64_t>(i), row, row + rows, column, std::min(p.w.rows, column + columns)});
       }
     }
   }
-  const auto run = [&](const Block& b) {
-    HWY_DYNAMIC_DISPATCH(DotBlock)(products[b.product], b.row, b.row_end, b.column, b.column_end);
-  };
+  const auto run = [&](const Block& b) { RunDot(products[b.product], b.row, b.row_end, b.column, b.column_end); };
   RunBlocks(parts, blocks, run);
 }
 
@@ -492,7 +461,7 @@ void Multiply(absl::Span<const OuterProduct> products) {
       float* y = p.y.data + (p.y.index ? p.y.index[row] : row) * p.y.stride;
       std::fill(y + b.column, y + b.column_end, 0.0f);
     }
-    HWY_DYNAMIC_DISPATCH(OuterColumns)(p, b.column, b.column_end);
+    RunOuter(p, b.column, b.column_end);
   };
   RunBlocks(parts, blocks, run);
 }
@@ -510,18 +479,16 @@ void MultiplyAdd(absl::Span<const OuterProduct> products) {
   const int64_t strips = (columns + width - 1) / width;
   const auto run = [&](int64_t i) {
     for (const OuterProduct& p : products) {
-      if (p.a.rows > 0) HWY_DYNAMIC_DISPATCH(OuterColumns)(p, i * width, std::min(columns, (i + 1) * width));
+      if (p.a.rows > 0) RunOuter(p, i * width, std::min(columns, (i + 1) * width));
     }
   };
   if (strips == 1) return run(0);
   ThreadPool::Shared().Run(strips, run);
 }
 
-void MultiplyTransposedHere(const DotProduct& p) {
-  HWY_DYNAMIC_DISPATCH(DotBlock)(p, 0, p.x.rows, 0, p.w.rows);
-}
+void MultiplyTransposedHere(const DotProduct& p) { RunDot(p, 0, p.x.rows, 0, p.w.rows); }
 
-void MultiplyAddHere(const OuterProduct& p) { HWY_DYNAMIC_DISPATCH(OuterColumns)(p, 0, p.w.columns); }
+void MultiplyAddHere(const OuterProduct& p) { RunOuter(p, 0, p.w.columns); }
 
 }  // namespace c3po::cpu
 #endif  // HWY_ONCE

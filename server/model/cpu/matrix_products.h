@@ -7,12 +7,13 @@
 
 namespace c3po::cpu {
 
-// Products of activations (float32) with a weight matrix W [n, k] (float32 or bfloat16, row-major), which is read where
-// it lies, never packed: a product of few rows costs one pass over W. Both forms accumulate in float32.
+// Products of activations (float32) with a weight matrix W [n, k] (float32 or bfloat16), row-major or in panels
+// (panels.h), which is read where it lies: a product of few rows costs one pass over W. Both forms accumulate in
+// float32.
 //   dot form    y[m, n] = sum_k x[m, k] W[n, k]       forward of a projection
-//   outer form  y[m, k] = sum_n a[m, n] W[n, k]       its backward; forward where W is stored transposed
-// The order of the sum in an element depends on n and k alone: a row's result is bitwise the same whatever other rows
-// are in the product, and on any number of threads of one machine. All functions are thread-safe, run on
+//   outer form  y[m, k] = sum_n a[m, n] W[n, k]       its backward
+// The order of the sum in an element depends on n, k and the layout alone: a row's result is bitwise the same whatever
+// other rows are in the product, and on any number of threads of one machine. All functions are thread-safe, run on
 // ThreadPool::Shared(), and check nothing: rows, strides and sizes are the caller's word. Input and output must not
 // overlap.
 
@@ -20,11 +21,19 @@ struct WeightView {
   const void* data = nullptr;
   bool bfloat16 = false;
   int64_t rows = 0;     // n
-  int64_t columns = 0;  // k; also the stride
+  int64_t columns = 0;  // k
+  bool panels = false;  // n is a multiple of 16 then.
+  int64_t stride = 0;   // The columns of the whole, of which these are some; 0: these are all.
 
+  int64_t row_stride() const { return stride > 0 ? stride : columns; }
+  // Of panels: from and to a multiple of 16.
   WeightView Rows(int64_t begin, int64_t end) const {
-    return {static_cast<const char*>(data) + begin * columns * (bfloat16 ? 2 : 4), bfloat16, end - begin, columns};
+    return {At(begin * row_stride()), bfloat16, end - begin, columns, panels, row_stride()};
   }
+  WeightView Columns(int64_t begin, int64_t end) const {
+    return {At(begin * (panels ? 16 : 1)), bfloat16, rows, end - begin, panels, row_stride()};
+  }
+  const void* At(int64_t weights) const { return static_cast<const char*>(data) + weights * (bfloat16 ? 2 : 4); }
 };
 
 struct RowsView {

@@ -21,7 +21,7 @@ constexpr int64_t kChunksMax = 32;  // More than threads need; each has a mean o
 struct Cut {
   explicit Cut(const WeightView& w) : rows(w.rows) {
     const int64_t row_bytes = w.columns * (w.bfloat16 ? 2 : 4);
-    block = std::clamp<int64_t>(kBlockBytes / row_bytes / 24 * 24, 24, 768);  // Whole tiles of the dot form.
+    block = std::clamp<int64_t>(kBlockBytes / row_bytes / 48 * 48, 48, 768);  // Whole tiles, and whole panels.
     const int64_t blocks = (rows + block - 1) / block;
     chunk = (blocks + kChunksMax - 1) / kChunksMax * block;
     chunks = (rows + chunk - 1) / chunk;

@@ -94,9 +94,9 @@ TEST_P(NeighborLossOracle, CachedLossAndClosedFormGradientEqualAutogradThroughTh
       // what rounding the whole gradient leaves to a layer whose own is small.
       const double rounding = (autograd[l] - oracle[l]).norm().item<double>();
       EXPECT_GT(size, 1e-6);
-      EXPECT_LE(error, std::max({1e-5 * size, 4 * rounding, 2e-6 * whole}))
+      EXPECT_LE(error, std::max({1e-5 * size, 4 * rounding, 4e-6 * whole}))
           << "layer " << scenario.layers[l] << ", norm " << size;
-      EXPECT_LE(error, 2e-4 * size) << "rounding " << rounding;
+      EXPECT_LE(error, 5e-4 * size) << "rounding " << rounding;
     }
   }
 }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "server/model/matrix_product.h"
 #include "server/model/moe_model.h"
 
 namespace c3po {
@@ -23,15 +24,21 @@ class ReferenceModel {
         cos_(model.rope().cos.to(dtype).clone()),
         sin_(model.rope().sin.to(dtype).clone()) {
     const auto to_double = [this](const at::Tensor& x) { return x.defined() ? x.to(at::kCPU, dtype_).clone() : x; };
-    embedding_ = to_double(model.weights().embedding);
+    const auto matrix = [&](const at::Tensor& x) { return x.defined() ? to_double(RowMajor(x)) : x; };
+    embedding_ = matrix(model.weights().embedding);
     final_norm_ = to_double(model.weights().final_norm);
-    lm_head_ = to_double(model.weights().lm_head);
+    lm_head_ = matrix(model.weights().lm_head);
     for (LayerWeights w : model.weights().layers) {
-      for (at::Tensor* x :
-           {&w.attention_norm, &w.qkv, &w.q_norm, &w.k_norm, &w.output, &w.moe_norm, &w.router, &w.experts.gate_up,
-            &w.experts.down, &w.shared.gate_up, &w.shared.down, &w.shared_gate, &w.qkv_bias, &w.output_bias,
-            &w.query_latent_norm, &w.query_expand, &w.kv_latent_norm, &w.kv_expand}) {
+      for (at::Tensor* x : {&w.attention_norm, &w.q_norm, &w.k_norm, &w.moe_norm, &w.shared_gate, &w.qkv_bias,
+                            &w.output_bias, &w.query_latent_norm, &w.kv_latent_norm}) {
         *x = to_double(*x);
+      }
+      for (at::Tensor* x :
+           {&w.qkv, &w.output, &w.router, &w.query_expand, &w.kv_expand, &w.experts.down, &w.shared.down}) {
+        *x = matrix(*x);
+      }
+      for (at::Tensor* x : {&w.experts.gate_up, &w.shared.gate_up}) {
+        if (x->defined()) *x = matrix(AsOne(*x)).view({x->size(0), -1, x->size(2)});
       }
       layers_.push_back(std::move(w));
     }
@@ -145,10 +152,10 @@ class ReferenceModel {
 
   // Network e at h [..., d].
   static at::Tensor Network(const ExpertWeights& w, int64_t e, const at::Tensor& h) {
-    const int64_t f = w.down.size(1);
+    const int64_t f = w.neurons();
     const at::Tensor gate = at::matmul(h, w.gate_up[e].narrow(0, 0, f).t());
     const at::Tensor up = at::matmul(h, w.gate_up[e].narrow(0, f, f).t());
-    return at::matmul(gate * at::sigmoid(gate) * up, w.down[e]);
+    return at::matmul(gate * at::sigmoid(gate) * up, w.down.narrow(1, e * f, f).t());
   }
 
   // The top k_e entries of p [E], in the leading groups where there are groups.

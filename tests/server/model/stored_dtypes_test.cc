@@ -9,6 +9,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "server/model/matrix_product.h"
 #include "server/model/moe_model.h"
 #include "server/weights/safetensors_file.h"
 
@@ -76,18 +77,22 @@ class StoredModel : public testing::Test {
     const auto expected = [&](const std::string& name) { return tensors.at(name).to(stored).to(kept).to(at::kFloat); };
     const MoeWeights& w = model.weights();
     EXPECT_EQ(w.lm_head.scalar_type(), kept);
-    EXPECT_TRUE(w.lm_head.to(at::kFloat).equal(expected("lm_head.weight")));
+    EXPECT_TRUE(RowMajor(w.lm_head).to(at::kFloat).equal(expected("lm_head.weight")));
     EXPECT_TRUE(w.final_norm.to(at::kFloat).equal(expected("model.norm.weight")));
     const LayerWeights& layer = w.layers[3];
     const std::string prefix = "model.layers.3.mlp.";
-    EXPECT_TRUE(layer.router.to(at::kFloat).equal(expected(prefix + "gate.weight")));
-    EXPECT_TRUE(layer.experts.down[5].to(at::kFloat).equal(expected(prefix + "experts.5.down_proj.weight").t()));
-    EXPECT_TRUE(layer.shared.gate_up[0]
+    EXPECT_TRUE(RowMajor(layer.router).to(at::kFloat).equal(expected(prefix + "gate.weight")));
+    const int64_t f = layer.experts.neurons();
+    EXPECT_TRUE(SelectColumns(layer.experts.down, 5 * f, f)
+                    .to(at::kFloat)
+                    .equal(expected(prefix + "experts.5.down_proj.weight")));
+    EXPECT_TRUE(RowMajor(layer.shared.gate_up[0])
                     .to(at::kFloat)
                     .equal(at::cat({expected(prefix + "shared_experts.gate_proj.weight"),
                                     expected(prefix + "shared_experts.up_proj.weight")})));
     EXPECT_FALSE(w.layers[0].router.defined());
-    EXPECT_TRUE(w.layers[0].shared.down[0].to(at::kFloat).equal(expected("model.layers.0.mlp.down_proj.weight").t()));
+    EXPECT_TRUE(
+        RowMajor(w.layers[0].shared.down).to(at::kFloat).equal(expected("model.layers.0.mlp.down_proj.weight")));
   }
 
   std::string source_, folder_;

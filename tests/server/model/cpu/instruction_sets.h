@@ -7,9 +7,11 @@
 #include <cstdint>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "server/model/cpu/matrix_products.h"
+#include "server/model/cpu/panels.h"
 
 namespace c3po::cpu {
 
@@ -19,27 +21,38 @@ inline std::vector<float> Random(std::mt19937& rng, int64_t size) {
   return values;
 }
 
-// A weight matrix in either precision, and what it holds.
+// A weight matrix in either precision and layout, and what it holds.
 struct Matrix {
-  Matrix(std::mt19937& rng, int64_t n, int64_t k, bool bfloat16)
-      : values(Random(rng, n * k)), bits(n * k), view{nullptr, bfloat16, n, k} {
-    if (!bfloat16) {
-      view.data = values.data();
-      return;
+  Matrix(std::mt19937& rng, int64_t n, int64_t k, bool bfloat16, bool panels = false)
+      : values(Random(rng, n * k)), view{nullptr, bfloat16, n, k, panels} {
+    if (bfloat16) {
+      for (float& value : values) {
+        uint32_t whole;
+        std::memcpy(&whole, &value, 4);
+        bits.push_back(static_cast<uint16_t>(whole >> 16));
+        whole = uint32_t{bits.back()} << 16;
+        std::memcpy(&value, &whole, 4);
+      }
+      view.data = bits.data();
+      if (panels) PackPanels(bits.data(), true, n, k);
+    } else {
+      stored = values;
+      view.data = stored.data();
+      if (panels) PackPanels(stored.data(), false, n, k);
     }
-    for (size_t i = 0; i < values.size(); ++i) {
-      uint32_t whole;
-      std::memcpy(&whole, &values[i], 4);
-      bits[i] = static_cast<uint16_t>(whole >> 16);
-      whole = uint32_t{bits[i]} << 16;
-      std::memcpy(&values[i], &whole, 4);
-    }
-    view.data = bits.data();
   }
-  std::vector<float> values;
+  std::vector<float> values;  // [n, k]
+  std::vector<float> stored;  // what the view shows, of either precision
   std::vector<uint16_t> bits;
   WeightView view;
 };
+
+// The layouts that a matrix of n rows can have: bfloat16, panels.
+inline std::vector<std::pair<bool, bool>> LayoutsOf(int64_t n) {
+  std::vector<std::pair<bool, bool>> layouts = {{false, false}, {true, false}};
+  if (n % kPanelRows == 0) layouts.insert(layouts.end(), {{false, true}, {true, true}});
+  return layouts;
+}
 
 // On every instruction set that the code was compiled for and this machine has.
 class OnInstructionSet : public testing::TestWithParam<int64_t> {

@@ -33,18 +33,19 @@ INSTANTIATE_TEST_SUITE_P(InstructionSets, MatrixProducts, testing::ValuesIn(hwy:
                          [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
 
 const int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 29, 30, 31, 32, 90};
-const std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {3, 5},    {8, 8},    {24, 48},  {25, 17},
-                                               {7, 64}, {100, 96}, {70, 131}, {257, 40}, {64, 520}};
+const std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {3, 5},    {8, 8},     {24, 48},  {25, 17},
+                                               {7, 64}, {100, 96}, {70, 131},  {257, 40}, {64, 520},
+                                               {16, 5}, {48, 64},  {160, 131}, {528, 40}};
 
 TEST_P(MatrixProducts, DotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
-  for (const bool bfloat16 : {false, true}) {
-    for (const auto& [n, k] : kShapes) {
+  for (const auto& [n, k] : kShapes) {
+    for (const auto& [bfloat16, panels] : LayoutsOf(n)) {
       const auto seed = static_cast<uint32_t>(n * 1000 + k);
       std::mt19937 rng(seed);
-      const Matrix w(rng, n, k, bfloat16);
+      const Matrix w(rng, n, k, bfloat16, panels);
       for (const int64_t rows : kRows) {
-        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " rows " << rows << " n " << n
-                                        << " k " << k);
+        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " panels " << panels
+                                        << " rows " << rows << " n " << n << " k " << k);
         const std::vector<float> x = Random(rng, rows * k);
         std::vector<float> y(rows * n, -1), alone(n);
         MultiplyTransposed({{{x.data(), k, rows, nullptr}, w.view, {y.data(), n, nullptr}}});
@@ -63,14 +64,14 @@ TEST_P(MatrixProducts, DotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
 }
 
 TEST_P(MatrixProducts, OuterFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
-  for (const bool bfloat16 : {false, true}) {
-    for (const auto& [n, k] : kShapes) {
+  for (const auto& [n, k] : kShapes) {
+    for (const auto& [bfloat16, panels] : LayoutsOf(n)) {
       const auto seed = static_cast<uint32_t>(n * 1000 + k);
       std::mt19937 rng(seed);
-      const Matrix w(rng, n, k, bfloat16);
+      const Matrix w(rng, n, k, bfloat16, panels);
       for (const int64_t rows : kRows) {
-        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " rows " << rows << " n " << n
-                                        << " k " << k);
+        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " panels " << panels
+                                        << " rows " << rows << " n " << n << " k " << k);
         const std::vector<float> a = Random(rng, rows * n), start = Random(rng, rows * k);
         std::vector<float> y = start;
         MultiplyAdd({{{a.data(), n, rows, nullptr}, w.view, {y.data(), k, nullptr}}});
@@ -90,6 +91,27 @@ TEST_P(MatrixProducts, OuterFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
   }
 }
 
+// Panels hold what the rows hold, each weight where the header says.
+TEST(Panels, HoldTheRowsOfTheMatrix) {
+  const uint32_t seed = 3;
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 rng(seed);
+  for (const bool bfloat16 : {false, true}) {
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{16, 1}, {48, 7}, {640, 300}}) {
+      const Matrix w(rng, n, k, bfloat16, /*panels=*/true);
+      for (int64_t j = 0; j < n; ++j) {
+        for (int64_t i = 0; i < k; ++i) {
+          const int64_t at = (j / kPanelRows * k + i) * kPanelRows + PanelPosition(j % kPanelRows, bfloat16);
+          uint32_t whole = bfloat16 ? uint32_t{w.bits[at]} << 16 : 0;
+          float value;
+          std::memcpy(&value, &whole, 4);
+          ASSERT_EQ(bfloat16 ? value : w.stored[at], w.values[j * k + i]) << "row " << j << " column " << i;
+        }
+      }
+    }
+  }
+}
+
 // y is overwritten, whatever is in it.
 TEST_P(MatrixProducts, IndependentProductsSideBySideAreThoseProductsOneByOneAddedToZero) {
   const uint32_t seed = 11;
@@ -100,10 +122,9 @@ TEST_P(MatrixProducts, IndependentProductsSideBySideAreThoseProductsOneByOneAdde
     std::vector<Matrix> w;
     std::vector<int64_t> counts;
     for (int64_t e = 0; e < 6; ++e) {
-      w.emplace_back(rng, 90 + 7 * e, k, e % 2 == 1);
+      w.emplace_back(rng, e < 4 ? 90 + 7 * e : 96 + 16 * e, k, e % 2 == 1, e >= 4);
       counts.push_back(e == 2 ? 0 : rows + e);
     }
-    for (Matrix& m : w) m.view.data = m.view.bfloat16 ? static_cast<const void*>(m.bits.data()) : m.values.data();
     std::vector<std::vector<float>> a, y;
     std::vector<OuterProduct> products;
     for (size_t e = 0; e < w.size(); ++e) {
@@ -131,8 +152,7 @@ TEST_P(MatrixProducts, SeveralProductsOverChosenRowsAreThoseProductsOneByOne) {
   SCOPED_TRACE(testing::Message() << "seed " << seed);
   std::mt19937 rng(seed);
   std::vector<Matrix> w;
-  for (int64_t e = 0; e < experts; ++e) w.emplace_back(rng, n, k, e % 2 == 1);
-  for (Matrix& m : w) m.view.data = m.view.bfloat16 ? static_cast<const void*>(m.bits.data()) : m.values.data();
+  for (int64_t e = 0; e < experts; ++e) w.emplace_back(rng, n, k, e % 2 == 1, e >= 3);
   const std::vector<float> x = Random(rng, rows * k);
   std::vector<std::vector<int64_t>> chosen(experts);
   for (int64_t e = 0; e < experts; ++e) {

@@ -1,0 +1,319 @@
+// Dot form: tiles of M rows of x by P panels, each sum in a lane of its own, in ascending k; panels go by from end to
+// end as memory likes it, four at a time for one row, and all rows pass over a group of panels while it is in L2. Outer
+// form: tiles of M rows by K columns, one vector accumulator per element along the rows of W, over a group of panels,
+// then summed across lanes and added to y. Group by group, whatever the rows and columns beside an element.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "server/model/cpu/panel_products.cc"
+// As in matrix_products.cc.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#include "hwy/foreach_target.h"
+// After foreach_target.
+#include <algorithm>
+#include <cstring>
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "server/model/cpu/panel_products.h"
+#include "server/model/cpu/panels.h"
+#include "server/model/cpu/vectors-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace c3po::cpu::HWY_NAMESPACE {
+namespace {
+
+constexpr size_t kParts = kPanelRows / kLanes;  // vectors to the 16 weights of a column
+constexpr size_t kTileRows = kLanes >= 8 ? 6 : kLanes == 4 ? 3 : 1;
+
+// So many panels that the sums of M rows hide a multiply-add's latency and leave registers for the weights.
+template <size_t M>
+constexpr size_t TilePanels() {
+  return std::max<size_t>(1, (kLanes == 16 ? 12 : 8) / (M * kParts));
+}
+
+// Part I of the 16 weights of a column: the rows of W from I * kLanes on; of bfloat16 in vectors of 16 lanes, all of
+// them as they lie.
+template <size_t I>
+HWY_INLINE V PartOf(const float* p) {
+  return Load(p + I * kLanes);
+}
+template <size_t I>
+HWY_INLINE V PartOf(const uint16_t* p) {
+  if constexpr (kLanes == 16) {
+    return Load(p);
+  } else {
+    const uint16_t* pairs = p + 2 * kLanes * (I % (kParts / 2));
+    const hn::RebindToUnsigned<D> words;
+#if HWY_TARGET == HWY_SCALAR
+    uint32_t word;
+    std::memcpy(&word, pairs, sizeof(word));
+    const auto both = hn::Set(words, word);
+#else
+    const auto both = hn::BitCast(words, hn::LoadU(hn::Repartition<uint16_t, D>(), pairs));
+#endif
+    return hn::BitCast(D(), I < kParts / 2 ? hn::ShiftLeft<16>(both) : hn::And(both, hn::Set(words, 0xFFFF0000u)));
+  }
+}
+
+// 16 numbers of rows of W, part I, as the parts above hold them; and back.
+template <size_t I, typename W>
+HWY_INLINE V PartOfRows(const float* p) {
+  if constexpr (kLanes == 16 && sizeof(W) == 2) {
+    float lie[16];
+    for (int64_t i = 0; i < kPanelRows; ++i) lie[PanelPosition(i, true)] = p[i];
+    return Load(lie);
+  } else {
+    return Load(p + I * kLanes);
+  }
+}
+template <typename W>
+HWY_INLINE void StoreRows(const V (&parts)[kParts], float* p) {
+  if constexpr (kLanes == 16 && sizeof(W) == 2) {
+    float lie[16];
+    hn::StoreU(parts[0], D(), lie);
+    for (int64_t i = 0; i < kPanelRows; ++i) p[i] = lie[PanelPosition(i, true)];
+  } else {
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kParts; ++i) hn::StoreU(parts[i], D(), p + i * kLanes);
+  }
+}
+
+// Calls f.template operator()<I>() for I in [0, N).
+template <size_t N, size_t I = 0, typename F>
+HWY_INLINE void ForEachPart(const F& f) {
+  if constexpr (I < N) {
+    f(std::integral_constant<size_t, I>());
+    ForEachPart<N, I + 1>(f);
+  }
+}
+
+template <typename W>
+HWY_INLINE const W* PanelAt(const WeightView& w, int64_t panel) {
+  return static_cast<const W*>(w.data) + panel * kPanelRows * w.row_stride();
+}
+
+// --- dot form ---
+
+template <size_t M, size_t P, bool kFetch, typename W>
+HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel) {
+  constexpr size_t kAhead = 2048 / sizeof(W);              // asked of memory while a panel is read
+  constexpr size_t kLine = 64 / (kPanelRows * sizeof(W));  // columns in a cache line
+  const size_t depth = static_cast<size_t>(p.w.columns), stride = static_cast<size_t>(kPanelRows * p.w.row_stride());
+  const W* w = PanelAt<W>(p.w, panel);
+  const float* x[M];
+  V sums[M][P][kParts];
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    x[m] = RowAt(p.x, row + static_cast<int64_t>(m));
+#pragma GCC unroll 8
+    for (size_t q = 0; q < P; ++q) {
+#pragma GCC unroll 16
+      for (size_t i = 0; i < kParts; ++i) sums[m][q][i] = hn::Zero(D());
+    }
+  }
+  const auto step = [&](size_t k, const W* column) HWY_ATTR {
+#pragma GCC unroll 8
+    for (size_t q = 0; q < P; ++q) {
+      V parts[kParts];
+      ForEachPart<kParts>([&](auto i) HWY_ATTR { parts[i] = PartOf<i>(column + q * stride); });
+#pragma GCC unroll 8
+      for (size_t m = 0; m < M; ++m) {
+        const V xv = hn::Set(D(), x[m][k]);
+#pragma GCC unroll 16
+        for (size_t i = 0; i < kParts; ++i) sums[m][q][i] = hn::MulAdd(xv, parts[i], sums[m][q][i]);
+      }
+    }
+  };
+  size_t k = 0;
+  for (; k + kLine <= depth; k += kLine, w += kLine * kPanelRows) {
+    if constexpr (kFetch) {
+#pragma GCC unroll 8
+      for (size_t q = 0; q < P; ++q) hwy::Prefetch(w + q * stride + kAhead);
+    }
+#pragma GCC unroll 2
+    for (size_t j = 0; j < kLine; ++j) step(k + j, w + j * kPanelRows);
+  }
+  for (; k < depth; ++k, w += kPanelRows) step(k, w);
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    float* y = RowAt(p.y, row + static_cast<int64_t>(m)) + panel * kPanelRows;
+#pragma GCC unroll 8
+    for (size_t q = 0; q < P; ++q) StoreRows<W>(sums[m][q], y + q * kPanelRows);
+  }
+}
+
+// M rows over panels [begin, end).
+template <size_t M, bool kFetch, typename W>
+HWY_INLINE void DotRows(const DotProduct& p, int64_t row, int64_t begin, int64_t end) {
+  constexpr size_t P = TilePanels<M>();
+  for (; begin + static_cast<int64_t>(P) <= end; begin += P) DotTile<M, P, kFetch, W>(p, row, begin);
+  for (; begin < end; ++begin) DotTile<M, 1, kFetch, W>(p, row, begin);
+}
+
+template <bool kFetch, typename W>
+HWY_INLINE void DotRest(const DotProduct& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
+  if (rows == 1) DotRows<1, kFetch, W>(p, row, begin, end);
+  if constexpr (kTileRows > 1) {
+    if (rows == 2) DotRows<2, kFetch, W>(p, row, begin, end);
+  }
+  if constexpr (kTileRows > 3) {
+    if (rows == 3) DotRows<3, kFetch, W>(p, row, begin, end);
+    if (rows == 4) DotRows<4, kFetch, W>(p, row, begin, end);
+    if (rows == 5) DotRows<5, kFetch, W>(p, row, begin, end);
+  }
+}
+
+template <typename W>
+void DotBlockOf(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
+  constexpr int64_t kRows = kTileRows;
+  // Panels that all rows of x pass over: half of L2.
+  const int64_t group = std::max<int64_t>(4, (192 << 10) / (kPanelRows * p.w.columns * int64_t{sizeof(W)}) / 4 * 4);
+  const int64_t last = end / kPanelRows;
+  for (int64_t panel = begin / kPanelRows; panel < last; panel += group) {
+    const int64_t panel_end = std::min(last, panel + group);
+    int64_t m = row_begin;
+    if (row_end - m >= kRows) DotRows<kTileRows, true, W>(p, m, panel, panel_end), m += kRows;
+    for (; m + kRows <= row_end; m += kRows) DotRows<kTileRows, false, W>(p, m, panel, panel_end);
+    if (m == row_begin) {
+      DotRest<true, W>(p, m, row_end - m, panel, panel_end);
+    } else {
+      DotRest<false, W>(p, m, row_end - m, panel, panel_end);
+    }
+  }
+}
+
+void DotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
+  if (p.w.bfloat16) {
+    DotBlockOf<uint16_t>(p, row_begin, row_end, begin, end);
+  } else {
+    DotBlockOf<float>(p, row_begin, row_end, begin, end);
+  }
+}
+
+// --- outer form ---
+
+constexpr int64_t kGroupPanels = 8;  // Part of the order of a sum.
+
+// y[row..row + M, column..column + K) += the group's share.
+template <size_t M, size_t K, bool kFetch, typename W>
+HWY_INLINE void OuterTile(const OuterProduct& p, int64_t row, int64_t begin, int64_t end, int64_t column) {
+  constexpr size_t kLine = 64 / sizeof(W);
+  const size_t stride = static_cast<size_t>(kPanelRows * p.w.row_stride());
+  const float* a[M];
+  V sums[M][K];
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    a[m] = RowAt(p.a, row + static_cast<int64_t>(m)) + begin * kPanelRows;
+#pragma GCC unroll 8
+    for (size_t k = 0; k < K; ++k) sums[m][k] = hn::Zero(D());
+  }
+  const W* w = PanelAt<W>(p.w, begin) + column * kPanelRows;
+  for (int64_t panel = begin; panel < end; ++panel, w += stride) {
+    if constexpr (kFetch) {
+#pragma GCC unroll 8
+      for (size_t i = 0; i < K * kPanelRows; i += kLine) hwy::Prefetch(w + K * kPanelRows + i);
+    }
+    ForEachPart<kParts>([&](auto i) HWY_ATTR {
+      V av[M];
+#pragma GCC unroll 8
+      for (size_t m = 0; m < M; ++m) av[m] = PartOfRows<i, W>(a[m]);
+#pragma GCC unroll 8
+      for (size_t k = 0; k < K; ++k) {
+        const V wv = PartOf<i>(w + k * kPanelRows);
+#pragma GCC unroll 8
+        for (size_t m = 0; m < M; ++m) sums[m][k] = hn::MulAdd(av[m], wv, sums[m][k]);
+      }
+    });
+#pragma GCC unroll 8
+    for (size_t m = 0; m < M; ++m) a[m] += kPanelRows;
+  }
+  constexpr size_t kSums = M * K, kPadded = (kSums + 3) / 4 * 4;
+  float totals[kPadded];
+#pragma GCC unroll 8
+  for (size_t j = 0; j < kPadded; j += 4) {
+    const auto sum = [&](size_t s) HWY_ATTR { return s < kSums ? sums[s / K][s % K] : hn::Zero(D()); };
+    SumLanesOfFour(sum(j), sum(j + 1), sum(j + 2), sum(j + 3), totals + j);
+  }
+#pragma GCC unroll 8
+  for (size_t m = 0; m < M; ++m) {
+    float* y = RowAt(p.y, row + static_cast<int64_t>(m)) + column;
+#pragma GCC unroll 8
+    for (size_t k = 0; k < K; ++k) y[k] += totals[m * K + k];
+  }
+}
+
+// M rows over columns [column, column_end) of the panels of a group.
+template <size_t M, bool kFetch, typename W>
+HWY_INLINE void OuterRows(const OuterProduct& p, int64_t row, int64_t begin, int64_t end, int64_t column,
+                          int64_t column_end) {
+  constexpr size_t K = 8 / M + (M == 3 ? 1 : 0);  // Sums, M factors and a vector of weights fit 16 registers.
+  for (; column + static_cast<int64_t>(K) <= column_end; column += K) {
+    OuterTile<M, K, kFetch, W>(p, row, begin, end, column);
+  }
+  for (; column < column_end; ++column) OuterTile<M, 1, kFetch, W>(p, row, begin, end, column);
+}
+
+template <bool kFetch, typename W>
+HWY_INLINE void OuterRest(const OuterProduct& p, int64_t row, int64_t begin, int64_t end, int64_t column,
+                          int64_t column_end) {
+  switch (p.a.rows - row) {
+    case 1:
+      return OuterRows<1, kFetch, W>(p, row, begin, end, column, column_end);
+    case 2:
+      return OuterRows<2, kFetch, W>(p, row, begin, end, column, column_end);
+    case 3:
+      return OuterRows<3, kFetch, W>(p, row, begin, end, column, column_end);
+    default:
+      return;
+  }
+}
+
+template <typename W>
+void OuterColumnsOf(const OuterProduct& p, int64_t column_begin, int64_t column_end) {
+  constexpr int64_t kRows = 4;
+  constexpr int64_t kColumns = (128 << 10) / (kGroupPanels * kPanelRows * int64_t{sizeof(W)});  // of a group, in L2
+  const int64_t panels = p.w.rows / kPanelRows;
+  for (int64_t begin = 0; begin < panels; begin += kGroupPanels) {
+    const int64_t end = std::min(panels, begin + kGroupPanels);
+    for (int64_t column = column_begin; column < column_end; column += kColumns) {
+      const int64_t part_end = std::min(column_end, column + kColumns);
+      int64_t m = 0;
+      if (p.a.rows >= kRows) OuterRows<kRows, true, W>(p, m, begin, end, column, part_end), m += kRows;
+      for (; m + kRows <= p.a.rows; m += kRows) OuterRows<kRows, false, W>(p, m, begin, end, column, part_end);
+      if (m == 0) {
+        OuterRest<true, W>(p, m, begin, end, column, part_end);
+      } else {
+        OuterRest<false, W>(p, m, begin, end, column, part_end);
+      }
+    }
+  }
+}
+
+void OuterColumns(const OuterProduct& p, int64_t begin, int64_t end) {
+  if (p.w.bfloat16) {
+    OuterColumnsOf<uint16_t>(p, begin, end);
+  } else {
+    OuterColumnsOf<float>(p, begin, end);
+  }
+}
+
+}  // namespace
+}  // namespace c3po::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace c3po::cpu {
+
+HWY_EXPORT(DotBlock);
+HWY_EXPORT(OuterColumns);
+
+void PanelDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+  HWY_DYNAMIC_DISPATCH(DotBlock)(p, row, row_end, begin, end);
+}
+
+void PanelOuterColumns(const OuterProduct& p, int64_t begin, int64_t end) {
+  HWY_DYNAMIC_DISPATCH(OuterColumns)(p, begin, end);
+}
+
+}  // namespace c3po::cpu
+#endif  // HWY_ONCE
