@@ -39,7 +39,7 @@ fi
 if wanted generation; then
   heading "Generation: the answer written, not chosen"
   for task in sst2 mrpc; do
-    sed -E 's/"choices": \[[^]]*\], ?//' "$SUITE/$task/heldout.jsonl" | head -n "$LIMIT" >"$OUT/$task-generation.jsonl"
+    head -n "$LIMIT" "$SUITE/$task/heldout.jsonl" | sed -E 's/"choices": \[[^]]*\], ?//' >"$OUT/$task-generation.jsonl"
     ask --task "$OUT/$task-generation.jsonl" --collection "$task" --metric exact_match --max-tokens 4 --stop $'\n' \
       --methods none,ngd,every=ngd,prior,icl --set every.application_rule=every_new_token --out "$OUT/generation-$task"
     RUNS+=("generation-$task")
