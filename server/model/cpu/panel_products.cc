@@ -78,7 +78,7 @@ HWY_INLINE void StoreRows(const V (&parts)[kParts], float* p) {
   }
 }
 
-// Calls f.template operator()<I>() for I in [0, N).
+// Calls f with I in [0, N), each known to the compiler.
 template <size_t N, size_t I = 0, typename F>
 HWY_INLINE void ForEachPart(const F& f) {
   if constexpr (I < N) {
