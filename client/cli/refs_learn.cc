@@ -113,6 +113,9 @@ void AddTune(CLI::App& refs, Session* session) {
                        }
                        request->mutable_critical_layers()->Assign(layers->begin(), layers->end());
                      });
+  Field<uint32_t>(*command, "--prompt-positions",
+                  "Last tokens of a prompt that are shifted, besides the answer's; default 1",
+                  [=](uint32_t v) { request->set_prompt_positions(v); });
   Field<std::string>(*command, "--objective", "Loss of a reference: answer or choices (default)",
                      [=](const std::string& value) {
                        request->set_objective(value == "answer" ? v1::OBJECTIVE_ANSWER : v1::OBJECTIVE_CHOICES);

@@ -167,6 +167,9 @@ void AddOptimizationFlags(CLI::App& command, v1::OptimizationOptions* options) {
                         });
   AddField<uint32_t>(command, kOptimization, "--core-experts", "Experts per layer whose weights move; 0: all",
                      [=](uint32_t value) { options->set_core_experts(value); });
+  AddField<uint32_t>(command, kOptimization, "--prompt-positions",
+                     "Last tokens of each prompt that the pathway governs; the paper's 1",
+                     [=](uint32_t value) { options->set_prompt_positions(value); });
   AddField<double>(command, kOptimization, "--alpha",
                    "Weight of the query's own pathway in mode finding; in kernel regression instead of its grid",
                    [=](double value) { options->set_alpha(value); });

@@ -50,7 +50,7 @@ class MoeModel final : public ModelRunner {
   absl::Status AllocateKvCache(int64_t slots) override;
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override;
   absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
-                                                                       int first_layer) override;
+                                                                       const MovingPart& moving) override;
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override;
   std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(absl::Span<const Evaluation> evaluations) override;
   void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override;

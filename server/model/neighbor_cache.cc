@@ -7,7 +7,7 @@ namespace c3po {
 
 // By content, not by id alone: the same reference is fitted to its answer in one request and to all its choices in
 // another.
-std::string NeighborCache::KeyOf(const NeighborCase& neighbor, int first_layer) {
+std::string NeighborCache::KeyOf(const NeighborCase& neighbor, const MovingPart& moving) {
   Sha256 hash;
   const auto add = [&hash](const std::vector<int32_t>& tokens) {
     const int64_t size = static_cast<int64_t>(tokens.size());
@@ -16,7 +16,7 @@ std::string NeighborCache::KeyOf(const NeighborCase& neighbor, int first_layer) 
   };
   add(neighbor.prompt);
   for (const std::vector<int32_t>& continuation : neighbor.continuations) add(continuation);
-  return absl::StrCat(first_layer, ":", hash.HexDigest());
+  return absl::StrCat(moving.first_layer, ":", moving.prompt_positions, ":", hash.HexDigest());
 }
 
 std::shared_ptr<const MoeNeighborState> NeighborCache::Find(const std::string& key) {

@@ -16,13 +16,13 @@
 namespace c3po {
 
 // What METHOD calls exact caches: nothing here depends on the pathway, since attention is causal and layers below the
-// first critical one are not overridden. n = prompt tokens.
+// first critical one are not overridden.
 struct MoeNeighborState final : public NeighborState {
-  int first_layer = 0;  // MoE layer; "entering" it is entering its decoder layer F
-  int prompt_length = 0;
+  int first_layer = 0;    // MoE layer; "entering" it is entering its decoder layer F
+  int prefix_length = 0;  // n: prompt tokens before the tree's
   AnswerTree tree;
   at::Tensor entry_hidden;  // [tree.rows(), d], entering F
-  at::Tensor keys;          // [layers - F, kv_heads, n - 1, head_dim]: the prompt but its last token
+  at::Tensor keys;          // [layers - F, kv_heads, n, head_dim]: of the prompt before the tree
   at::Tensor values;        // likewise of value_dim
 
   int64_t bytes() const { return static_cast<int64_t>(entry_hidden.nbytes() + keys.nbytes() + values.nbytes()) + 1024; }
@@ -34,7 +34,7 @@ class NeighborCache {
  public:
   explicit NeighborCache(int64_t bytes_max) : bytes_max_(bytes_max) {}
 
-  static std::string KeyOf(const NeighborCase& neighbor, int first_layer);
+  static std::string KeyOf(const NeighborCase& neighbor, const MovingPart& moving);
   // Null when absent.
   std::shared_ptr<const MoeNeighborState> Find(const std::string& key);
   void Insert(const std::string& key, std::shared_ptr<const MoeNeighborState> state);

@@ -25,11 +25,11 @@ void NeighborRows::PackRows(const ObjectiveSpec& spec) {
   for (const auto& fixed : spec.states) {
     const auto& state = static_cast<const MoeNeighborState&>(*fixed);
     for (int m = 0; m < state.tree.rows(); ++m) {
-      positions.push_back(state.prompt_length - 1 + state.tree.depths[m]);
-      overridden.push_back(m == 0 || spec.rule != ApplicationRule::kLastPromptToken);
+      positions.push_back(state.prefix_length + state.tree.depths[m]);
+      overridden.push_back(m < state.tree.prompt_rows || spec.rule != ApplicationRule::kLastPromptToken);
     }
     trees.push_back(&state.tree);
-    prefix_lengths.push_back(state.prompt_length - 1);
+    prefix_lengths.push_back(state.prefix_length);
     hidden.push_back(state.entry_hidden);
   }
   attention_ = std::make_unique<TreeAttention>(trees, prefix_lengths, model_.config(), options);
@@ -48,7 +48,7 @@ void NeighborRows::PackPrefixes(const ObjectiveSpec& spec) {
     at::Tensor values = at::zeros({cases, config.kv_heads, prefix, config.value_dim}, model_.tensor_options());
     for (int64_t s = 0; s < cases; ++s) {
       const auto& state = static_cast<const MoeNeighborState&>(*spec.states[s]);
-      const int64_t length = state.prompt_length - 1;
+      const int64_t length = state.prefix_length;
       keys.select(0, s).narrow(1, 0, length).copy_(state.keys.select(0, l - entry_));
       values.select(0, s).narrow(1, 0, length).copy_(state.values.select(0, l - entry_));
     }

@@ -1,4 +1,4 @@
-// Makes a neighbor's fixed states: the prompt but its last token, and the rows of the answer tree below it, climb
+// Makes a neighbor's fixed states: the prompt before what moves of it, and the rows of the answer tree below, climb
 // together to the first critical layer, each weight read once for both. There the tree stops; the prompt goes on to the
 // keys and values of the last layer.
 
@@ -18,11 +18,12 @@
 namespace c3po {
 namespace {
 
-absl::Status CheckCase(const NeighborCase& neighbor, int first_layer, const ModelShape& shape) {
-  if (first_layer < 0 || first_layer >= shape.moe_layers) {
+absl::Status CheckCase(const NeighborCase& neighbor, const MovingPart& moving, const ModelShape& shape) {
+  if (moving.first_layer < 0 || moving.first_layer >= shape.moe_layers) {
     return absl::InvalidArgumentError(
-        absl::StrCat("first critical layer ", first_layer, " is not an MoE layer of the model"));
+        absl::StrCat("first critical layer ", moving.first_layer, " is not an MoE layer of the model"));
   }
+  if (moving.prompt_positions < 1) return absl::InvalidArgumentError("prompt positions that move must be at least 1");
   if (neighbor.prompt.empty() || neighbor.continuations.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("reference ", neighbor.reference_id, ": empty prompt or no answer"));
   }
@@ -49,22 +50,24 @@ absl::Status CheckCase(const NeighborCase& neighbor, int first_layer, const Mode
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(const NeighborCase& neighbor,
-                                                                               int first_layer) {
-  C3PO_RETURN_IF_ERROR(CheckCase(neighbor, first_layer, shape_));
-  const std::string key = NeighborCache::KeyOf(neighbor, first_layer);
+                                                                               const MovingPart& moving) {
+  C3PO_RETURN_IF_ERROR(CheckCase(neighbor, moving, shape_));
+  const std::string key = NeighborCache::KeyOf(neighbor, moving);
   if (auto known = neighbor_cache_.Find(key)) return std::shared_ptr<const NeighborState>(std::move(known));
 
-  const int64_t prefix = static_cast<int64_t>(neighbor.prompt.size()) - 1;
-  const int entry = config_.moe_layers[first_layer];
+  const absl::Span<const int32_t> prompt(neighbor.prompt);
+  const size_t moved = std::min(prompt.size(), static_cast<size_t>(moving.prompt_positions));
+  const auto prefix = static_cast<int64_t>(prompt.size() - moved);
+  const int entry = config_.moe_layers[moving.first_layer];
   try {
     const c10::InferenceMode inference;
     auto state = std::make_shared<MoeNeighborState>();
-    state->first_layer = first_layer;
-    state->prompt_length = static_cast<int>(neighbor.prompt.size());
-    state->tree = AnswerTree::Build(neighbor.prompt.back(), neighbor.continuations);
+    state->first_layer = moving.first_layer;
+    state->prefix_length = static_cast<int>(prefix);
+    state->tree = AnswerTree::Build(prompt.subspan(prompt.size() - moved), neighbor.continuations);
     const at::TensorOptions options = tensor_options();
-    const int64_t moving = state->tree.rows(), upper = config_.layers - entry;
-    std::vector<int64_t> positions(prefix), tokens(neighbor.prompt.begin(), neighbor.prompt.end() - 1);
+    const int64_t tree_rows = state->tree.rows(), upper = config_.layers - entry;
+    std::vector<int64_t> positions(prefix), tokens(prompt.begin(), prompt.begin() + prefix);
     std::iota(positions.begin(), positions.end(), int64_t{0});
     tokens.insert(tokens.end(), state->tree.tokens.begin(), state->tree.tokens.end());
     for (int depth : state->tree.depths) positions.push_back(prefix + depth);
@@ -77,7 +80,7 @@ absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(c
     at::Tensor hidden = Embed(tokens);
     for (int l = 0; l < config_.layers; ++l) {
       if (l == entry) {
-        state->entry_hidden = hidden.narrow(0, prefix, moving).clone();
+        state->entry_hidden = hidden.narrow(0, prefix, tree_rows).clone();
         if (prefix == 0) break;
         hidden = hidden.narrow(0, 0, prefix).contiguous();
         rope = {rope.cos.narrow(0, 0, prefix), rope.sin.narrow(0, 0, prefix)};
@@ -95,8 +98,10 @@ absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(c
       std::vector<at::Tensor> contexts;
       if (prefix > 0) contexts.push_back(CausalAttention(rows.q.narrow(0, 0, prefix), keys, values, 0, config_));
       if (l < entry) {
-        const Projections own{
-            rows.q.narrow(0, prefix, moving), rows.k.narrow(0, prefix, moving), rows.v.narrow(0, prefix, moving), {}};
+        const Projections own{rows.q.narrow(0, prefix, tree_rows),
+                              rows.k.narrow(0, prefix, tree_rows),
+                              rows.v.narrow(0, prefix, tree_rows),
+                              {}};
         contexts.push_back(attention.Forward(own, keys.unsqueeze(0), values.unsqueeze(0), nullptr));
       }
       const at::Tensor context = contexts.size() == 1 ? contexts[0] : at::cat(contexts);

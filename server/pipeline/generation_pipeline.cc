@@ -286,6 +286,7 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     return nullptr;
   }
   C3PO_RETURN_IF_ERROR(InField("optimization.collection: ", ResolvePrior(*parts_.shifts, query.settings)));
+  if (query.settings.use_prior) C3PO_RETURN_IF_ERROR(ValidateSettings(query.settings, parts_.model->shape()));
   const bool retrieve = NeedsNeighbors(query.settings);
   const bool retrieve_after_prefill = retrieve && parts_.embedding->from_model();
   const bool retrieve_now = retrieve && !retrieve_after_prefill;
@@ -299,6 +300,7 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
   request.entry_layer = query.settings.critical_layers.front();
   if (retrieve_after_prefill) request.mean_layer = parts_.embedding->entry_layer();
   request.rule = query.settings.rule;
+  request.prompt_positions = query.settings.prompt_positions;
   query.timings = timings;
   const SearchContext context{parts_.model, parts_.catalog, parts_.text, parts_.shifts, parts_.metrics};
   auto search = std::make_shared<PathwaySearch>(

@@ -37,6 +37,7 @@ RoutingOverride RoutingFromJson(const Json& json) {
 
 std::string PriorToText(const CollectionPrior& prior) {
   Json json = {{"routing", RoutingToJson(prior.routing)},
+               {"prompt_positions", prior.prompt_positions},
                {"model_digest", prior.model_digest},
                {"references", prior.references},
                {"validation_references", prior.validation_references},
@@ -51,6 +52,7 @@ std::string PriorToText(const CollectionPrior& prior) {
 CollectionPrior PriorFromJson(const Json& json) {
   CollectionPrior prior;
   prior.routing = RoutingFromJson(json.at("routing"));
+  prior.prompt_positions = json.value("prompt_positions", 1);
   json.at("model_digest").get_to(prior.model_digest);
   json.at("references").get_to(prior.references);
   json.at("validation_references").get_to(prior.validation_references);

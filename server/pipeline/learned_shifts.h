@@ -20,6 +20,7 @@ namespace c3po {
 // A router shift learned over a whole collection, and how that went. routing.kind is kLogitShift.
 struct CollectionPrior {
   RoutingOverride routing;
+  int prompt_positions = 1;  // the last so many tokens of a prompt that it governs
   std::string model_digest;
   int64_t references = 0;             // it was fitted to
   int64_t validation_references = 0;  // held apart

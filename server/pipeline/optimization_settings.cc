@@ -51,6 +51,15 @@ absl::Status ValidateLayers(const OptimizationSettings& settings, const ModelSha
   return absl::OkStatus();
 }
 
+absl::Status ValidatePromptPositions(const OptimizationSettings& settings) {
+  int neighbors = settings.epsilon ? kNeighborsMax : settings.k + settings.validation_neighbors;
+  if (settings.method == Method::kCollectionPrior || settings.method == Method::kOracle) neighbors = 1;
+  const int most = kGovernedRowsMax / neighbors;
+  if (settings.prompt_positions >= 1 && settings.prompt_positions <= most) return absl::OkStatus();
+  return FieldError("prompt_positions", "is ", settings.prompt_positions, ", must be in [1, ", most, "] for ",
+                    neighbors, " neighbors");
+}
+
 // What gradient descent alone reads.
 absl::Status ValidateDescent(const OptimizationSettings& settings) {
   if (settings.steps < 0 || settings.steps > kStepsMax) {
@@ -94,6 +103,7 @@ absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelS
     return FieldError("bandwidth", "must be a finite number above 0");
   }
   C3PO_RETURN_IF_ERROR(ValidateDescent(settings));
+  C3PO_RETURN_IF_ERROR(ValidatePromptPositions(settings));
   C3PO_RETURN_IF_ERROR(ValidateLayers(settings, shape));
   if (settings.core_experts < 0 || settings.core_experts > shape.experts) {
     return FieldError("core_experts", "is ", settings.core_experts, ", must be in [0, ", shape.experts, "]");

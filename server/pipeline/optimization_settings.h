@@ -36,6 +36,9 @@ struct OptimizationSettings {
   std::vector<int> critical_layers;  // ascending MoE layers; never empty once resolved
   int core_experts = 20;             // [0, experts]; 0: all
   ApplicationRule rule = ApplicationRule::kEveryNewToken;
+  // The last so many tokens of a prompt that the pathway governs, the neighbors' and the request's, >= 1; of a shorter
+  // prompt all. At most kGovernedRowsMax / neighbors.
+  int prompt_positions = 1;
   std::string collection = "default";
   GateOptions gate;
   bool successful_only = true;
@@ -54,6 +57,8 @@ struct OptimizationSettings {
 inline constexpr int kNeighborsMax = 64;
 inline constexpr int kExcludedMax = 1000;
 inline constexpr int kStepsMax = 1000;
+// Prompt positions of all neighbors that one step runs: others wait for it.
+inline constexpr int kGovernedRowsMax = 4096;
 
 // The paper's setting for a model: NGD, 3 neighbors, 10 steps, the last 5 layers, 20 core experts (or all, of fewer).
 OptimizationSettings DefaultSettings(const ModelShape& shape);

@@ -67,6 +67,7 @@ absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings)
   if (settings.method != Method::kCollectionPrior && !settings.use_prior) return absl::OkStatus();
   C3PO_ASSIGN_OR_RETURN(const auto prior, shifts.Prior(settings.collection));
   settings.critical_layers = prior->routing.layers;
+  settings.prompt_positions = prior->prompt_positions;
   return absl::OkStatus();
 }
 
@@ -220,7 +221,8 @@ absl::StatusOr<bool> PathwaySearch::Tell(const LossAndGradient& result, double s
 absl::Status PathwaySearch::PrepareNext(Fit& fit) {
   const NeighborCacheStats before = context_.model->neighbor_cache_stats();
   const NeighborCase& neighbor = fit.spec.cases[fit.spec.states.size()];
-  C3PO_ASSIGN_OR_RETURN(auto state, context_.model->PrepareNeighbor(neighbor, fit.spec.critical_layers.front()));
+  const MovingPart moving{fit.spec.critical_layers.front(), report_.settings.prompt_positions};
+  C3PO_ASSIGN_OR_RETURN(auto state, context_.model->PrepareNeighbor(neighbor, moving));
   fit.spec.states.push_back(std::move(state));
   if (context_.metrics) {
     const NeighborCacheStats after = context_.model->neighbor_cache_stats();
@@ -235,11 +237,12 @@ Pathway PathwaySearch::CriticalRows(const Pathway& all_layers) const {
   return all_layers.Rows(report_.settings.critical_layers);
 }
 
-// Of the layers that the request resumes from: those that ResolvePrior found before.
+// Of the layers and positions that the request resumes from: those that ResolvePrior found before.
 absl::StatusOr<Pathway> PathwaySearch::PriorShift() const {
   C3PO_ASSIGN_OR_RETURN(const auto prior, context_.shifts->Prior(report_.settings.collection));
-  if (prior->routing.layers != report_.settings.critical_layers)
-    return absl::FailedPreconditionError("the prior was replaced by one of other layers; ask again");
+  if (prior->routing.layers != report_.settings.critical_layers ||
+      prior->prompt_positions != report_.settings.prompt_positions)
+    return absl::FailedPreconditionError("the prior was replaced by one of other layers or positions; ask again");
   return prior->routing.values;
 }
 

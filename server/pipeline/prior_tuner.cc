@@ -39,7 +39,8 @@ absl::StatusOr<bool> PriorTuner::Step() {
   const size_t prepared = pass_.next + batch_.states.size();
   if (prepared < BatchEnd()) {
     batch_.cases.push_back(cases()[prepared]);
-    C3PO_ASSIGN_OR_RETURN(auto state, model_->PrepareNeighbor(batch_.cases.back(), options_.critical_layers.front()));
+    const MovingPart moving{options_.critical_layers.front(), options_.prompt_positions};
+    C3PO_ASSIGN_OR_RETURN(auto state, model_->PrepareNeighbor(batch_.cases.back(), moving));
     batch_.states.push_back(std::move(state));
     return false;
   }
@@ -112,6 +113,7 @@ std::optional<CollectionPrior> PriorTuner::result() const {
   if (best_.number == 0) return std::nullopt;
   CollectionPrior prior;
   prior.routing = Routing();
+  prior.prompt_positions = options_.prompt_positions;
   std::copy(best_shift_.begin(), best_shift_.end(), prior.routing.values.weights.begin());
   prior.model_digest = model_->shape().digest;
   prior.references = static_cast<int64_t>(training_.size());

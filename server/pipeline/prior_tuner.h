@@ -20,6 +20,7 @@ namespace c3po {
 
 struct PriorTunerOptions {
   std::vector<int> critical_layers;  // ascending; whose routers are shifted
+  int prompt_positions = 1;          // at the last so many tokens of a prompt and each token of the answer, >= 1
   SurrogateLoss loss = SurrogateLoss::kChoices;
   int epochs = 8;               // at most, [1, 1000]
   int batch_size = 16;          // references per step, [1, 64]

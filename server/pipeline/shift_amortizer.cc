@@ -11,7 +11,8 @@ namespace c3po {
 std::string ShiftSettingsText(const OptimizationSettings& settings) {
   return absl::StrCat("layers ", absl::StrJoin(settings.critical_layers, ","), " core ", settings.core_experts,
                       " loss ", static_cast<int>(settings.objective), " rule ", static_cast<int>(settings.step_rule),
-                      " steps ", settings.steps, " rate ", settings.learning_rate);
+                      " steps ", settings.steps, " rate ", settings.learning_rate,
+                      settings.prompt_positions == 1 ? "" : absl::StrCat(" positions ", settings.prompt_positions));
 }
 
 ShiftAmortizer::ShiftAmortizer(ModelRunner* model, std::vector<Reference> references, OptimizationSettings settings,
@@ -28,7 +29,8 @@ absl::Status ShiftAmortizer::Begin() {
   spec.critical_layers = settings_.critical_layers;
   spec.rule = ApplicationRule::kRouterShift;
   spec.loss = settings_.objective;
-  C3PO_ASSIGN_OR_RETURN(auto state, model_->PrepareNeighbor(reference.neighbor, settings_.critical_layers.front()));
+  const MovingPart moving{settings_.critical_layers.front(), settings_.prompt_positions};
+  C3PO_ASSIGN_OR_RETURN(auto state, model_->PrepareNeighbor(reference.neighbor, moving));
   spec.states.push_back(std::move(state));
   C3PO_ASSIGN_OR_RETURN(objective_, model_->NewObjective(spec));
   OptimizationProblem problem;

@@ -163,6 +163,9 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
   }
   if (options.has_step_scale()) settings.step_scale = options.step_scale();
   if (options.has_backtrack()) settings.backtrack = options.backtrack();
+  if (options.has_prompt_positions()) {
+    C3PO_RETURN_IF_ERROR(ToInt("optimization.prompt_positions", options.prompt_positions(), settings.prompt_positions));
+  }
   settings.exclude_reference_ids.assign(options.exclude_reference_ids().begin(), options.exclude_reference_ids().end());
   if (options.has_gate()) {
     const v1::GateOptions& gate = options.gate();
@@ -212,6 +215,7 @@ v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
   options.set_validation_neighbors(static_cast<uint32_t>(settings.validation_neighbors));
   options.set_step_scale(settings.step_scale);
   options.set_backtrack(settings.backtrack);
+  options.set_prompt_positions(static_cast<uint32_t>(settings.prompt_positions));
   return options;
 }
 
@@ -377,6 +381,8 @@ absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, c
   tuner.critical_layers = defaults.critical_layers;
   if (request.critical_layers_size() > 0)
     C3PO_RETURN_IF_ERROR(ReadLayers("critical_layers", request.critical_layers(), tuner.critical_layers));
+  if (request.has_prompt_positions())
+    C3PO_RETURN_IF_ERROR(ToInt("prompt_positions", request.prompt_positions(), tuner.prompt_positions));
   C3PO_RETURN_IF_ERROR(FromProto("objective", kObjectives, request.objective(), tuner.loss));
   if (request.has_epochs()) C3PO_RETURN_IF_ERROR(ToInt("epochs", request.epochs(), tuner.epochs));
   if (request.has_batch_size()) C3PO_RETURN_IF_ERROR(ToInt("batch_size", request.batch_size(), tuner.batch_size));
@@ -393,6 +399,7 @@ absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, c
 v1::PriorInfo PriorToProto(const CollectionPrior& prior) {
   v1::PriorInfo info;
   for (int layer : prior.routing.layers) info.add_critical_layers(static_cast<uint32_t>(layer));
+  info.set_prompt_positions(static_cast<uint32_t>(prior.prompt_positions));
   info.set_references(static_cast<uint64_t>(prior.references));
   info.set_validation_references(static_cast<uint64_t>(prior.validation_references));
   for (const std::string& id : prior.validation_reference_ids) info.add_validation_reference_ids(id);

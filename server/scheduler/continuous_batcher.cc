@@ -118,7 +118,8 @@ void ContinuousBatcher::Admit() {
 
 // Takes what others left of its beginning, if the rest of it fits beside one block more for each that runs.
 bool ContinuousBatcher::Begin(Sequence& sequence) {
-  const int64_t wanted = KvBlockPool::BlocksFor(sequence.wanted() + (sequence.scoring() ? 0 : 1));
+  const int64_t wanted =
+      KvBlockPool::BlocksFor(std::max(sequence.reserved(), sequence.wanted() + (sequence.scoring() ? 0 : 1)));
   KvBlockPool::Prefix prefix;
   if (sequence.request.mean_layer < 0) {  // A mean over the prompt needs all of its states.
     const int known = std::min(sequence.shareable(), sequence.wanted() - 1);
@@ -152,7 +153,7 @@ void ContinuousBatcher::ReserveRows() {
       PreemptLast();
       if (i >= running_.size()) return;
     }
-    Reserve(s, s.wanted() + (s.stage == Stage::kDecode ? 1 : 0), pool_);
+    Reserve(s, s.reserved(), pool_);
   }
 }
 
@@ -273,7 +274,7 @@ void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
   sequence.ready = now_();
   if (sequence.task) sequence.timings.optimization_wall_seconds = SecondsBetween(sequence.prefill_done, sequence.ready);
   if (sequence.routing) {
-    sequence.stage = Stage::kResume;
+    Resume(sequence);
   } else {
     BeginAnswer(sequence, sequence.prompt_logits);
   }
@@ -291,12 +292,19 @@ void ContinuousBatcher::BeginAnswer(Sequence& sequence, std::vector<float> logit
   SampleNext(sequence, std::move(logits));
 }
 
-// The last prompt token runs again, so that its keys and values are the model's own.
+// What a pathway governs of the prompt runs again: the last token from the first critical layer, those before it, whose
+// states were not kept, from the beginning.
+void ContinuousBatcher::Resume(Sequence& sequence) {
+  sequence.stage = Stage::kResume;
+  sequence.cached = std::min(sequence.cached, sequence.first_governed_position());
+}
+
+// So that keys and values are the model's own again.
 void ContinuousBatcher::Revert(Sequence& sequence) {
   sequence.routing.reset();
   sequence.scores.clear();
   sequence.scored = 0;
-  sequence.stage = Stage::kResume;
+  Resume(sequence);
 }
 
 void ContinuousBatcher::SampleNext(Sequence& sequence, std::vector<float> logits) {

@@ -84,6 +84,7 @@ class ContinuousBatcher {
   void AfterOptimization(Sequence& sequence);
   void TakeResumed(Sequence& sequence, std::vector<float> logits);
   void BeginAnswer(Sequence& sequence, std::vector<float> logits);
+  void Resume(Sequence& sequence);
   void Revert(Sequence& sequence);
   void Finish(Sequence& sequence, const absl::Status& status, FinishReason reason);
   void ReportGauges();

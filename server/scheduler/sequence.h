@@ -41,21 +41,27 @@ struct Sequence {
 
   int prompt_length() const { return static_cast<int>(request.prompt.size()); }
   int last_prompt_position() const { return prompt_length() - 1; }
+  int first_governed_position() const { return std::max(0, prompt_length() - request.prompt_positions); }
   bool scoring() const { return !request.continuations.empty(); }
   bool cancelled() const { return request.cancelled && request.cancelled->load(std::memory_order_relaxed); }
 
   // Positions that its stage needs in the cache before its own row can run: all of the prompt, and what was generated
-  // but the last token, whose row comes next. An optimization needs none.
+  // but the last token, whose row comes next; to resume, the prompt but its last token. An optimization needs none.
   int wanted() const {
     if (stage == Stage::kOptimizing || stage == Stage::kEnded) return 0;
+    if (stage == Stage::kResume) return last_prompt_position();
     return stage == Stage::kDecode ? static_cast<int>(tokens.size()) - 1 : prompt_length();
   }
+  // Positions that it holds blocks for: those, and its own row's.
+  int reserved() const { return wanted() + (stage == Stage::kDecode || stage == Stage::kResume ? 1 : 0); }
   // Positions whose keys and values are those of the model as it is, whoever asks: others may share them.
-  int shareable() const { return request.on_prefilled ? last_prompt_position() : static_cast<int>(tokens.size()) - 1; }
+  int shareable() const {
+    return request.on_prefilled ? first_governed_position() : static_cast<int>(tokens.size()) - 1;
+  }
   // The pathway is data of the rows it governs.
   void Route(Segment& segment) const {
     segment.routing = routing;
-    segment.override_start = last_prompt_position();
+    segment.override_start = first_governed_position();
     if (request.rule == ApplicationRule::kLastPromptToken) segment.override_end = prompt_length();
   }
 };

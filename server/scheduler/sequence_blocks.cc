@@ -22,7 +22,7 @@ int64_t BlocksNeeded(const SequenceRequest& request) {
 }
 
 int64_t BlocksMissing(const Sequence& sequence) {
-  int64_t blocks = KvBlockPool::BlocksFor(sequence.wanted() + (sequence.stage == Sequence::Stage::kDecode ? 1 : 0));
+  int64_t blocks = KvBlockPool::BlocksFor(sequence.reserved());
   if (sequence.stage == Sequence::Stage::kScore) {
     blocks += BlocksOfLongest(sequence.request.continuations);
   }

@@ -28,7 +28,8 @@ void PlanOwnRow(Sequence& sequence, StepPlan& plan) {
   plan.owners.push_back({&sequence, 0, false, {}});
 }
 
-// The next chunk of what has to be in the cache: a prompt, or all that was lost when the sequence gave its blocks back.
+// The next chunk of what has to be in the cache: a prompt, what a new pathway governs of it but its last token, or all
+// that was lost when the sequence gave its blocks back.
 // Only the end of a prompt that runs for the first time is looked at.
 void PlanPrompt(Sequence& sequence, int& budget, StepPlan& plan) {
   const int count = std::min(budget, sequence.wanted() - sequence.cached);
@@ -45,7 +46,7 @@ void PlanPrompt(Sequence& sequence, int& budget, StepPlan& plan) {
     segment.want_capture = last_chunk && sequence.request.on_prefilled;
     if (sequence.request.on_prefilled) segment.mean_layer = sequence.request.mean_layer;
     segment.hidden_sum = sequence.hidden_sum;
-  } else if (sequence.stage != Stage::kResume) {
+  } else {
     sequence.Route(segment);
   }
   KvBlockPool::AppendRuns(sequence.blocks, segment.start + count, segment.kv);

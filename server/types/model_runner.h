@@ -93,10 +93,10 @@ class ModelRunner {
   // Runs all segments as one batch. Outputs in the order of the segments.
   virtual absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) = 0;
 
-  // The neighbor's fixed states for an optimization whose first critical layer is `first_layer`; from a bounded cache,
-  // or computed by one forward pass over its prompt and continuations.
+  // The neighbor's fixed states for an optimization that moves `moving` of it; from a bounded cache, or computed by one
+  // forward pass over its prompt and continuations.
   virtual absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
-                                                                               int first_layer) = 0;
+                                                                               const MovingPart& moving) = 0;
 
   // Of the cache behind PrepareNeighbor, since the start.
   virtual NeighborCacheStats neighbor_cache_stats() const = 0;

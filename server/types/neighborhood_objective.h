@@ -63,6 +63,12 @@ enum class SurrogateLoss {
              // continuation
 };
 
+// What a pathway moves of a neighbor.
+struct MovingPart {
+  int first_layer = 0;       // the first critical MoE layer: below it nothing moves
+  int prompt_positions = 1;  // the last so many tokens of the prompt, >= 1; of a shorter prompt all
+};
+
 // What a reference never recomputes: hidden states entering the first critical layer at the positions that move, keys
 // and values of all earlier positions. Opaque outside server/model; kept alive by whoever holds it.
 class NeighborState {

@@ -89,6 +89,7 @@ struct SequenceRequest {
   int entry_layer = 0;  // where the capture is taken: the first critical layer
   int mean_layer = -1;  // PromptCapture::mean_hidden is wanted of the states entering it; -1: not wanted
   ApplicationRule rule = ApplicationRule::kEveryNewToken;  // of the routing that the task finds
+  int prompt_positions = 1;  // the last so many tokens of the prompt that it governs, >= 1; of a shorter prompt all
 
   // Of those that wait, the highest priority goes first; among equals, the caller with the fewest sequences running.
   Priority priority = Priority::kNormal;

@@ -108,6 +108,8 @@ TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
                                   "all",
                                   "--objective",
                                   "choices",
+                                  "--prompt-positions",
+                                  "9",
                                   "--step-rule",
                                   "adam",
                                   "--alpha",
@@ -159,7 +161,7 @@ TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
         method: METHOD_NEIGHBORHOOD_GRADIENT_DESCENT k: 12 kernel: KERNEL_MATERN bandwidth: 0.5 steps: 0
         learning_rate: 0.25 critical_layers: [3, 25, 26, 27] core_experts: 0
         application_rule: APPLICATION_RULE_ROUTER_SHIFT collection: 'science'
-        reference_selection: REFERENCE_SELECTION_ALL objective: OBJECTIVE_CHOICES step_rule: STEP_RULE_ADAM alpha: 0.5
+        reference_selection: REFERENCE_SELECTION_ALL objective: OBJECTIVE_CHOICES step_rule: STEP_RULE_ADAM alpha: 0.5 prompt_positions: 9
         gate {
           enabled: false max_neighbor_distance: 1.5 max_base_confidence: 0.75 min_loss_reduction: 0.125
         }

@@ -304,7 +304,7 @@ TEST_F(EvalCliTest, CalibrateTriesThePriorOnWhatItWasNotFittedTo) {
 
 TEST_F(EvalCliTest, RefsTuneShowsEpochsAndTheOutcome) {
   const ChildResult result = Run({"refs", "tune", "--collection", "science", "--epochs", "3", "--critical-layers",
-                                  "27-29", "--objective", "answer", "--successful-only"});
+                                  "27-29", "--objective", "answer", "--successful-only", "--prompt-positions", "32"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(
       result.out,
@@ -317,6 +317,7 @@ TEST_F(EvalCliTest, RefsTuneShowsEpochsAndTheOutcome) {
   EXPECT_EQ(request.critical_layers_size(), 3);
   EXPECT_EQ(request.objective(), v1::OBJECTIVE_ANSWER);
   EXPECT_TRUE(request.successful_only());
+  EXPECT_EQ(request.prompt_positions(), 32);
   EXPECT_FALSE(request.has_batch_size());
   EXPECT_THAT(Run({"refs", "tune", "--collection", "stubborn"}).out, HasSubstr("no prior stored"));
 }

@@ -261,17 +261,48 @@ class ServiceTest(unittest.TestCase):
                            application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT)
         for ours, expected in zip(begun.scores, shifted.scores):
             self.assertAlmostEqual(ours.log_likelihood, expected.log_likelihood, places=5)
+        # A prior of all prompt tokens brings its positions along, whatever a request names.
+        request.prompt_positions = 100
+        self.assertEqual(list(self.references.TunePrior(request, timeout=120))[-1].stored.prompt_positions, 100)
+        everywhere = self.score(collection="tuned", method=opt.METHOD_COLLECTION_PRIOR)
+        self.assertNotEqual([s.log_likelihood for s in everywhere.scores], [s.log_likelihood for s in shifted.scores])
+        begun = self.score(collection="tuned", method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, use_prior=True, steps=0,
+                           prompt_positions=1, application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT)
+        for ours, expected in zip(begun.scores, everywhere.scores):
+            self.assertAlmostEqual(ours.log_likelihood, expected.log_likelihood, places=5)
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "optimization.prompt_positions",
+                   lambda: self.score(collection="tuned", use_prior=True, k=64,
+                                      application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT))
         self.fails(grpc.StatusCode.INVALID_ARGUMENT, "optimization.use_prior",
                    lambda: self.score(collection="tuned", use_prior=True, application_rule=opt.APPLICATION_RULE_EVERY_NEW_TOKEN))
         self.references.Delete(ref.DeleteReferencesRequest(collection="tuned"))
         self.fails(grpc.StatusCode.NOT_FOUND, None,
                    lambda: self.references.GetCollection(ref.GetCollectionRequest(collection="tuned")))
 
+    def test_a_pathway_governs_as_many_positions_of_the_prompts_as_are_asked_for(self):
+        losses, scores = {}, {}
+        for positions in (1, 4, 64):
+            response = self.score(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, k=6, steps=8, core_experts=0,
+                                  application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT, prompt_positions=positions)
+            report = response.optimization
+            self.assertEqual(report.gate, opt.GATE_DECISION_APPLIED)
+            self.assertLess(min(report.losses), report.losses[0])
+            losses[positions] = list(report.losses)
+            scores[positions] = [score.log_likelihood for score in response.scores]
+        for few, many in ((1, 4), (4, 64)):
+            self.assertAlmostEqual(losses[few][0], losses[many][0], places=4)  # No shift yet, so none governs anything.
+            self.assertNotEqual(losses[few][1:], losses[many][1:])
+            self.assertNotEqual(scores[few], scores[many])
+        for positions in (0, 4096):
+            self.fails(grpc.StatusCode.INVALID_ARGUMENT, "optimization.prompt_positions",
+                       lambda: self.score(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, prompt_positions=positions))
+
     def test_tuning_refuses_what_it_cannot_do_and_names_the_field(self):
         tune = lambda **fields: lambda: list(self.references.TunePrior(ref.TunePriorRequest(collection="set", **fields)))
         bad = {"epochs": dict(epochs=0), "batch_size": dict(batch_size=65), "learning_rate": dict(learning_rate=-1.0),
                "validation_fraction": dict(validation_fraction=0.9), "critical_layers[0]": dict(critical_layers=[99]),
-               "patience": dict(patience=0), "max_references": dict(max_references=3), "objective": dict(objective=9)}
+               "patience": dict(patience=0), "max_references": dict(max_references=3), "objective": dict(objective=9),
+               "prompt_positions": dict(prompt_positions=4097)}
         for field, fields in bad.items():
             with self.subTest(field=field):
                 self.fails(grpc.StatusCode.INVALID_ARGUMENT, field, tune(**fields))

@@ -24,8 +24,9 @@ at::Tensor ReferenceLoss(const ReferenceModel& reference, const std::vector<Neig
       tokens.insert(tokens.end(), continuation.begin(), continuation.end() - 1);
       std::vector<bool> positions(tokens.size(), false);
       const size_t last = neighbor.prompt.size() - 1;
-      for (size_t t = last; t < tokens.size(); ++t) {
-        positions[t] = t == last || scenario.rule != ApplicationRule::kLastPromptToken;
+      for (size_t t = 0; t < tokens.size(); ++t) {
+        if (t + static_cast<size_t>(scenario.prompt_positions) <= last) continue;
+        positions[t] = t <= last || scenario.rule != ApplicationRule::kLastPromptToken;
       }
       const at::Tensor logprobs = reference.LogProbabilities(
           tokens,
@@ -117,6 +118,10 @@ std::vector<Scenario> AllScenarios() {
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {0, 1, 2, 3}});
     scenarios.push_back(
         {model, ApplicationRule::kLastPromptToken, SurrogateLoss::kAnswer, {1, 3}});  // A gap between them.
+    // Some of a prompt; all of it.
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 4});
+    scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kAnswer, {2, 3}, false, 3});
+    scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {2, 3}, true, 100});
   }
   // The other families differ in what a layer is, not in how the loss reads it.
   for (const char* model : {"qwen2_moe_tiny", "qwen3_moe_tiny", "deepseek_tiny", "deepseek_v2_lite_tiny",
@@ -124,6 +129,7 @@ std::vector<Scenario> AllScenarios() {
     scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {0, 1, 2, 3}});
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kAnswer, {1, 2, 3}});
     scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kChoices, {2, 3}, true});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {2, 3}, false, 6});
   }
   return scenarios;
 }
@@ -135,7 +141,9 @@ TEST(NeighborLoss, RefusesAStateMadeForAnotherFirstLayer) {
   std::mt19937 rng(1);
   ObjectiveSpec spec{
       MakeCases(rng, *model, Scenario{}), {}, {2, 3}, ApplicationRule::kEveryNewToken, SurrogateLoss::kAnswer};
-  for (const NeighborCase& neighbor : spec.cases) spec.states.push_back(*model->PrepareNeighbor(neighbor, 1));
+  for (const NeighborCase& neighbor : spec.cases) {
+    spec.states.push_back(*model->PrepareNeighbor(neighbor, MovingPart{1}));
+  }
   EXPECT_EQ(model->NewObjective(spec).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
@@ -143,14 +151,16 @@ TEST(NeighborCache, KeepsRecentStatesUnderItsBudgetAndCountsHits) {
   const std::unique_ptr<MoeModel> model = LoadTiny("mixtral_tiny");
   std::mt19937 rng(4);
   const std::vector<NeighborCase> cases = MakeCases(rng, *model, Scenario{});
-  ASSERT_TRUE(model->PrepareNeighbor(cases[0], 2).ok());
-  ASSERT_TRUE(model->PrepareNeighbor(cases[0], 2).ok());
-  ASSERT_TRUE(model->PrepareNeighbor(cases[0], 1).ok());
+  ASSERT_TRUE(model->PrepareNeighbor(cases[0], MovingPart{2}).ok());
+  ASSERT_TRUE(model->PrepareNeighbor(cases[0], MovingPart{2}).ok());
+  ASSERT_TRUE(model->PrepareNeighbor(cases[0], MovingPart{1}).ok());
+  ASSERT_TRUE(model->PrepareNeighbor(cases[0], MovingPart{2, 3}).ok());
   EXPECT_EQ(model->neighbor_cache_stats().hits, 1);
-  EXPECT_EQ(model->neighbor_cache_stats().misses, 2);
+  EXPECT_EQ(model->neighbor_cache_stats().misses, 3);
   EXPECT_GT(model->neighbor_cache_stats().bytes, 0);
   NeighborCache small(1);
-  small.Insert("key", std::static_pointer_cast<const MoeNeighborState>(*model->PrepareNeighbor(cases[1], 2)));
+  const auto state = *model->PrepareNeighbor(cases[1], MovingPart{2});
+  small.Insert("key", std::static_pointer_cast<const MoeNeighborState>(state));
   EXPECT_EQ(small.Find("key"), nullptr);
   EXPECT_EQ(small.bytes(), 0);
 }

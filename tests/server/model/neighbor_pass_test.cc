@@ -38,11 +38,15 @@ std::vector<Evaluation> EvaluationsOf(const std::vector<Asked>& asked) {
 std::vector<Scenario> Company(const std::string& model) {
   using R = ApplicationRule;
   using L = SurrogateLoss;
-  return {
-      {model, R::kEveryNewToken, L::kAnswer, {2, 3}},          {model, R::kRouterShift, L::kChoices, {1, 2, 3}},
-      {model, R::kLastPromptToken, L::kChoices, {2, 3}, true}, {model, R::kRouterShift, L::kAnswer, {2}},
-      {model, R::kEveryNewToken, L::kChoices, {1, 3}},         {model, R::kEveryNewToken, L::kChoices, {0, 1, 2, 3}},
-      {model, R::kLastPromptToken, L::kAnswer, {3}},           {model, R::kRouterShift, L::kChoices, {2, 3}, true}};
+  return {{model, R::kEveryNewToken, L::kAnswer, {2, 3}},
+          {model, R::kRouterShift, L::kChoices, {1, 2, 3}},
+          {model, R::kLastPromptToken, L::kChoices, {2, 3}, true},
+          {model, R::kRouterShift, L::kAnswer, {2}},
+          {model, R::kEveryNewToken, L::kChoices, {1, 3}},
+          {model, R::kEveryNewToken, L::kChoices, {0, 1, 2, 3}},
+          {model, R::kLastPromptToken, L::kAnswer, {3}},
+          {model, R::kRouterShift, L::kChoices, {2, 3}, true},
+          {model, R::kRouterShift, L::kChoices, {1, 2, 3}, false, 4}};
 }
 
 class NeighborPassCompany : public testing::TestWithParam<const char*> {};

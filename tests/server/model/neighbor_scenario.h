@@ -45,11 +45,12 @@ struct Scenario {
   SurrogateLoss loss = SurrogateLoss::kAnswer;
   std::vector<int> layers;
   bool one_token_choices = false;  // where the LM head is read at the choices' tokens only
+  int prompt_positions = 1;        // of the prompts, which have 1, 5 and 12 tokens
 };
 
 inline void PrintTo(const Scenario& s, std::ostream* out) {
   *out << s.model << " rule " << int(s.rule) << " loss " << int(s.loss) << " first layer " << s.layers.front() << " of "
-       << s.layers.size();
+       << s.layers.size() << ", prompt positions " << s.prompt_positions;
 }
 
 // Three neighbors: prompts of 1, 5 and 12 tokens; one with a single answer, one with four choices of several lengths of
@@ -86,7 +87,7 @@ inline std::vector<NeighborCase> MakeCases(std::mt19937& rng, const MoeModel& mo
 inline ObjectiveSpec MakeSpec(std::mt19937& rng, MoeModel& model, const Scenario& scenario) {
   ObjectiveSpec spec{MakeCases(rng, model, scenario), {}, scenario.layers, scenario.rule, scenario.loss};
   for (const NeighborCase& neighbor : spec.cases) {
-    auto state = model.PrepareNeighbor(neighbor, scenario.layers.front());
+    auto state = model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions});
     EXPECT_TRUE(state.ok()) << state.status();
     spec.states.push_back(*state);
   }

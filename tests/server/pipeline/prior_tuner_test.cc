@@ -18,7 +18,8 @@ class BowlModel final : public PartialModel {
     shape_.experts = 4;
     shape_.moe_layers = shape_.layers = 3;
   }
-  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase&, int) override {
+  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase&,
+                                                                       const MovingPart&) override {
     ++prepared;
     return std::make_shared<NeighborState>();
   }

@@ -50,6 +50,7 @@ TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone
       w.accepts = rng() % 4 > 0;
       w.asks = rng() % 4 > 0;
       w.rows = 1 + static_cast<int64_t>(rng() % 20);
+      if (rng() % 3 == 0) w.prompt_positions = 1 + static_cast<int>(rng() % 150);
       for (uint32_t c = 0; rng() % 3 == 0 && c < 3; ++c) {
         w.continuations.emplace_back();
         for (uint32_t t = 0; t <= rng() % 40; ++t) w.continuations.back().push_back(static_cast<int32_t>(rng() % 48));
@@ -126,6 +127,47 @@ TEST(ContinuousBatcher, LastPromptTokenRuleLeavesDecodedTokensToTheModelsOwnRout
   EXPECT_NE(every, last);
   EXPECT_NE(last, plain);
   EXPECT_EQ(every.front(), last.front());
+}
+
+// In chunks as small as a token, where others left the beginning in the cache, and taken back.
+TEST(ContinuousBatcher, APathwayGovernsAsManyLastPositionsOfThePromptAsIsAsked) {
+  std::vector<int32_t> prompt(100);
+  for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>(i * 7 % 48);
+  const std::vector<int32_t> plain = RunAlone({prompt, 1, nullptr})->tokens;
+  for (const int positions : {1, 2, 40, 99, 100, 1000}) {
+    for (const int chunk : {1, 30, 256}) {
+      for (const bool accepts : {true, false}) {
+        SCOPED_TRACE(testing::Message() << positions << " positions, chunks of " << chunk << ", accepts " << accepts);
+        HashModel model;
+        BatcherLimits limits;
+        limits.prefill_tokens_per_step = chunk;
+        ContinuousBatcher batcher(&model, limits, nullptr);
+        std::vector<std::vector<int32_t>> tokens;
+        for (const auto& routing :
+             {std::shared_ptr<RoutingOverride>(), Routing(5), std::shared_ptr<RoutingOverride>()}) {
+          const auto sink = std::make_shared<RecordingSink>();
+          Wanted wanted{prompt, 1, routing};
+          wanted.prompt_positions = positions;
+          wanted.accepts = accepts;
+          batcher.Add(MakeRequest(wanted, sink));
+          while (batcher.Step()) {
+          }
+          tokens.push_back(sink->tokens);
+        }
+        HashModel oracle;
+        Segment whole;
+        whole.kv = {{0, 100}};
+        whole.tokens = prompt;
+        whole.routing = accepts ? Routing(5) : nullptr;
+        whole.override_start = std::max(0, 100 - positions);
+        const std::vector<float> logits = oracle.Forward({whole})->front().logits;
+        const auto expected = std::max_element(logits.begin(), logits.end()) - logits.begin();
+        EXPECT_EQ(tokens[0], plain);
+        EXPECT_EQ(tokens[1], std::vector<int32_t>{static_cast<int32_t>(expected)});
+        EXPECT_EQ(tokens[2], plain) << "the governed positions were taken for the model's own";
+      }
+    }
+  }
 }
 
 TEST(ContinuousBatcher, APathwayThatWasRevertedGivesThePlainTokens) {

@@ -225,6 +225,7 @@ struct Wanted {
   std::vector<std::vector<int32_t>> continuations = {};
   bool asks = false;  // an AskingTask, from `routing` on; else a CountdownTask
   int64_t rows = 3;   // of its objective
+  int prompt_positions = 1;
 };
 
 inline SequenceRequest MakeRequest(const Wanted& wanted, std::shared_ptr<SequenceSink> sink) {
@@ -232,6 +233,7 @@ inline SequenceRequest MakeRequest(const Wanted& wanted, std::shared_ptr<Sequenc
   request.prompt = wanted.prompt;
   request.sampling.max_tokens = wanted.max_tokens;
   request.rule = wanted.rule;
+  request.prompt_positions = wanted.prompt_positions;
   request.continuations = wanted.continuations;
   request.entry_layer = 1;
   request.sink = std::move(sink);
