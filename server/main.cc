@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "index/base/code_pages.h"
 #include "index/base/status_macros.h"
 #include "index/search/reference_catalog.h"
 #include "index/store/reference_store.h"
@@ -242,7 +243,9 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
       server.grpc.get(), [engine = server.engine.get()] { return engine->StalledFor(); },
       absl::Seconds(config.stall_seconds_max));
   server.known_health = server.health.get();
-  malloc_trim(0);  // What loading needed and no longer holds.
+  // What loading needed and serving does not.
+  malloc_trim(0);
+  ReleaseCodePages();
   Log(LogLevel::kInfo, "serving", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
   return absl::OkStatus();
 }

@@ -144,8 +144,10 @@ bool KeepWhatPriorDidNotSee(const v1::GetCollectionResponse& collection, size_t 
     if (apart.count(reference.id()) > 0) kept.push_back(reference);
   }
   if (2 * kept.size() < questions) {
-    absl::PrintF("The prior is not tried: %d references were held apart from it, fewer than half of --questions %d.\n",
-                 kept.size(), questions);
+    absl::PrintF(
+        "The prior is not tried: %d references were held apart from it, fewer than half of --questions %d. "
+        "(refs tune --validation-fraction holds more apart.)\n",
+        kept.size(), questions);
     return false;
   }
   *pool = std::move(kept);

@@ -34,7 +34,7 @@ const std::vector<FieldVariable>& FieldVariables() {
       {"steps", "steps", {"1", "2", "3", "5", "8", "10", "15", "20"}},
       {"learning-rate", "learning_rate", {"0.025", "0.05", "0.1", "0.2", "0.4", "0.8"}},
       {"rule", "application_rule", {"last_prompt_token", "every_new_token", "router_shift"}},
-      {"prompt-positions", "prompt_positions", {"1", "4", "16", "64", "256"}},
+      {"prompt-positions", "prompt_positions", {"1", "4", "16", "64", "128"}},
       {"selection", "reference_selection", {"successful", "all"}},
       {"objective", "objective", {"answer", "choices"}},
       {"step-rule", "step_rule", {"gradient", "normalized", "adam"}},

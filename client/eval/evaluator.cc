@@ -50,14 +50,14 @@ class Evaluation {
   }
 
   void AskAll(const Task& task, const TaskItem& item) {
-    NeighborList neighbors;
+    SharedByMethods shared;
     for (const EvalMethod& method : run_.methods) {
       {
         absl::MutexLock lock(&mu_);
         if (Ended()) return;
         if (folder_.Holds(task.name, item.id, method.label)) continue;
       }
-      const absl::StatusOr<ItemResult> result = runner_.Run(task, item, method, &neighbors);
+      const absl::StatusOr<ItemResult> result = runner_.Run(task, item, method, &shared);
       absl::MutexLock lock(&mu_);
       Take(task, item, method, result);
     }

@@ -67,6 +67,34 @@ ClientItemRunner::ClientItemRunner(Client* client, CallOptions call_options, uin
     : client_(*client), call_options_(call_options), context_window_(context_window) {}
 
 absl::StatusOr<ItemResult> ClientItemRunner::Run(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                                 SharedByMethods* shared) {
+  if (!IsPlain(task, item, method)) return Ask(task, item, method, &shared->neighbors);
+  if (!shared->plain) {
+    C3PO_ASSIGN_OR_RETURN(shared->plain, Ask(task, item, method, &shared->neighbors));
+  }
+  ItemResult result = *shared->plain;
+  result.method = method.label;
+  return result;
+}
+
+bool ClientItemRunner::IsPlain(const Task& task, const TaskItem& item, const EvalMethod& method) {
+  if (method.kind != MethodKind::kScore) return false;
+  const v1::OptimizationOptions options = RequestOptions(task, item, method);
+  if (options.method() != v1::METHOD_UNSPECIFIED) return options.method() == v1::METHOD_NONE;
+  if (options.has_use_profile() && !options.use_profile()) return false;
+  absl::MutexLock lock(&mu_);
+  const auto [known, added] = plain_profiles_.try_emplace(options.collection(), false);
+  if (added) {
+    v1::GetCollectionRequest request;
+    request.set_collection(options.collection());
+    const auto collection =
+        client_.GetCollection(request, call_options_);  // What is wrong with it, the question tells.
+    known->second = collection.ok() && collection->effective_optimization().method() == v1::METHOD_NONE;
+  }
+  return known->second;
+}
+
+absl::StatusOr<ItemResult> ClientItemRunner::Ask(const Task& task, const TaskItem& item, const EvalMethod& method,
                                                  NeighborList* neighbors) {
   ItemResult result;
   result.task = task.name;

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,13 +29,19 @@ struct NeighborList {
   std::vector<LabelledNeighbor> neighbors;
 };
 
+// What the methods of one question share.
+struct SharedByMethods {
+  NeighborList neighbors;
+  std::optional<ItemResult> plain;  // of the model as it is
+};
+
 // Answers one question by one method.
 class ItemRunner {
  public:
   virtual ~ItemRunner() = default;
-  // Thread-safe. `neighbors` belongs to the question and to one thread at a time; it starts empty.
+  // Thread-safe. `shared` belongs to the question and to one thread at a time; it starts empty.
   virtual absl::StatusOr<ItemResult> Run(const Task& task, const TaskItem& item, const EvalMethod& method,
-                                         NeighborList* neighbors) = 0;
+                                         SharedByMethods* shared) = 0;
 };
 
 // Asks a server.
@@ -43,11 +50,17 @@ class ClientItemRunner : public ItemRunner {
   // `client` is not owned and outlives this object. `context_window`: tokens, of the model; 0: not known.
   ClientItemRunner(Client* client, CallOptions call_options, uint32_t context_window);
 
-  // Errors are the server's. InvalidArgument for an oracle on a generation task: Generate takes no answer.
+  // Two methods that are the model as it is, METHOD_NONE and the profile of a collection that has that one, are asked
+  // once for both. Errors are the server's. InvalidArgument for an oracle on a generation task: Generate takes no
+  // answer.
   absl::StatusOr<ItemResult> Run(const Task& task, const TaskItem& item, const EvalMethod& method,
-                                 NeighborList* neighbors) override;
+                                 SharedByMethods* shared) override;
 
  private:
+  absl::StatusOr<ItemResult> Ask(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                 NeighborList* neighbors);
+  // Whether requests of the method are answered by the model as it is.
+  bool IsPlain(const Task& task, const TaskItem& item, const EvalMethod& method);
   absl::Status RunChoices(const Task& task, const TaskItem& item, const EvalMethod& method, const std::string& prompt,
                           ItemResult* result);
   absl::Status RunGeneration(const Task& task, const TaskItem& item, const EvalMethod& method,
@@ -67,6 +80,7 @@ class ClientItemRunner : public ItemRunner {
   const uint32_t context_window_;
   absl::Mutex mu_;
   std::map<std::string, std::unique_ptr<AnswerExtractor>> extractors_ ABSL_GUARDED_BY(mu_);  // by pattern
+  std::map<std::string, bool> plain_profiles_ ABSL_GUARDED_BY(mu_);                          // by collection
 };
 
 // What requests of a method carry for one question: the method's options, the collection, and the references that must

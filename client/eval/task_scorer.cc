@@ -25,8 +25,8 @@ absl::StatusOr<std::vector<ItemResult>> TaskScorer::Score(const v1::Optimization
         if (!status.ok() || next == questions.size()) return;
         index = next++;
       }
-      NeighborList neighbors;
-      absl::StatusOr<ItemResult> result = runner_.Run(task_, task_.items[questions[index]], method, &neighbors);
+      SharedByMethods shared;
+      absl::StatusOr<ItemResult> result = runner_.Run(task_, task_.items[questions[index]], method, &shared);
       absl::MutexLock lock(&mu);
       if (!result.ok()) {
         if (status.ok()) status = result.status();

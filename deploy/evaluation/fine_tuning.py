@@ -10,7 +10,7 @@ tokens. adaptations.py says what each method trains. Common to all of them:
   loss        cross-entropy over the choices, C3PO's objective `choices`. Tasks are refused whose choices have several
               tokens, or whose metric is not raw.
   references  the first --references lines; a quarter of them, drawn by the seed, is held apart from training
-  steps       Adam, batches of 8, one learning rate per method for every task
+  steps       Adam, batches of 8, one learning rate per method for every task: adaptations.py, with how they were chosen
   epochs      at most 16, as many as main_table.sh asks of `c3po refs tune`: the weights are kept that had the lowest
               loss on the references held apart, the start's among them; 4 epochs that do not lower it end the training
 Held-out questions, the first --limit, are asked one at a time after that and decide nothing. "s per question" is the
@@ -231,7 +231,10 @@ def main() -> int:
                         arguments.limit, arguments.references, arguments.seed)
     try:
         print(run(settings, lambda shape: ServerTokenizer(arguments.server, shape)))
-    except (ValueError, OSError, C3poError) as error:
+    except C3poError as error:  # Begins with the address.
+        print(f"fine_tuning.py: --server {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
         print(f"fine_tuning.py: {error}", file=sys.stderr)
         return 1
     return 0

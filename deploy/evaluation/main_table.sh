@@ -44,7 +44,7 @@ tune() {
 }
 for task in "${ADAPTATION[@]}"; do
   has prior "$task" || tune "$task" 16 4
-  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 100
+  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 60
 done
 for task in "${KNOWLEDGE[@]}"; do
   if has profile "$task"; then continue; fi

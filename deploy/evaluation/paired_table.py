@@ -40,7 +40,8 @@ def outcomes(items: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> Out
 
 def difference(tasks: list[Outcomes]) -> Interval:
     """In points, over all items of the tasks. Of n items with p improved and m worsened, a resample has
-    Binomial(n, p/n) improved and, given a of them, Binomial(n - a, m/(n - p)) worsened: the distribution of n single draws."""
+    Binomial(n, p/n) improved and, given a of them, Binomial(n - a, m/(n - p)) worsened: the distribution of n single
+    draws."""
     generator = np.random.default_rng(SEED)
     sums = np.zeros(RESAMPLES)
     for task in tasks:

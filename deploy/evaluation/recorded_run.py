@@ -15,16 +15,21 @@ import pathlib
 from typing import Any
 
 
-def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """A last line that a kill cut short is left out. ValueError names the file and the line."""
+def _read_lines(path: pathlib.Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A last line that a kill cut short is left out. ValueError names the file and the line, and which of the keys is
+    missing."""
     if not path.exists():
         return []
     lines = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            lines.append(json.loads(line))
+            content = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
+        for key in keys:
+            if key not in content:
+                raise ValueError(f"{path}:{number}: has no {key}")
+        lines.append(content)
     return lines
 
 
@@ -38,11 +43,11 @@ class RecordedRun:
     """Used by one process at a time."""
 
     def __init__(self, folder: pathlib.Path, settings: dict[str, Any]):
-        """Makes the folder, or goes on with the run in it. ValueError: it holds a run of other settings, and which, or a
-        line that cannot be read."""
+        """Makes the folder, or goes on with the run in it. ValueError: it holds a run of other settings, and which; a
+        line cannot be read."""
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        recorded = _read_lines(folder / "settings.json")
+        recorded = _read_lines(folder / "settings.json", ())
         if recorded:
             for name in sorted(settings.keys() | recorded[0].keys()):
                 if settings.get(name) != recorded[0].get(name):
@@ -50,9 +55,9 @@ class RecordedRun:
                                      f"not {settings.get(name)}")
         else:
             _write_whole(folder / "settings.json", [settings])
-        trainings = _read_lines(folder / "trainings.jsonl")
+        trainings = _read_lines(folder / "trainings.jsonl", ("task", "method", "parameters", "training_seconds"))
         self.trainings = {(training["task"], training["method"]): training for training in trainings}
-        items = _read_lines(folder / "items.jsonl")
+        items = _read_lines(folder / "items.jsonl", ("task", "method", "id", "correct", "seconds"))
         self.items = [item for item in items if (item["task"], item["method"]) in self.trainings]
         _write_whole(folder / "trainings.jsonl", trainings)
         _write_whole(folder / "items.jsonl", self.items)

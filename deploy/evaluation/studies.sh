@@ -4,12 +4,14 @@
 # interrupted goes on where it stopped.
 #   studies.sh [FOLDER]    default build/evaluation; studies.md goes there
 #   C3PO_STUDY_LIMIT       questions per task (default 50)
-#   C3PO_STUDIES           which of methods,limits,generation,embedding,ablations (default all)
+#   C3PO_STUDIES           which of methods,limits,generation,embedding,ablations,training (default all)
+#   C3PO_ABLATION_TASK     what the ablations ask (default sst2)
+#   C3PO_ABLATIONS         which variables of theirs (default all)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${1:-build/evaluation}
 LIMIT=${C3PO_STUDY_LIMIT:-50}
-STUDIES=,${C3PO_STUDIES:-methods,limits,generation,embedding,ablations},
+STUDIES=,${C3PO_STUDIES:-methods,limits,generation,embedding,ablations,training},
 SUITE=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}/suite
 LEARNING=(--steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29 --objective choices)
 . deploy/evaluation/evaluation_server.sh
@@ -47,11 +49,15 @@ if wanted generation; then
 fi
 if wanted ablations; then
   heading "Ablations"
+  TASK=${C3PO_ABLATION_TASK:-sst2}
+  VARIABLES=,${C3PO_ABLATIONS:-steps,learning-rate,k,epsilon,kernel,rule,prompt-positions,objective,selection,step-rule,core-experts,reference-set-size,layers-suffix,layers-single},
   ablate() {
     local variable=$1
     shift
-    c3po ablate --suite "$SUITE" --task mrpc --limit "$LIMIT" "${DESCENT[@]}" --variable "$variable" "$@" --out "$OUT/ablation-$variable"
-    RUNS+=("ablation-$variable")
+    if [[ $VARIABLES != *",$variable,"* ]]; then return; fi
+    c3po ablate --suite "$SUITE" --task "$TASK" --limit "$LIMIT" "${DESCENT[@]}" --variable "$variable" "$@" \
+      --out "$OUT/ablation-$TASK-$variable"
+    RUNS+=("ablation-$TASK-$variable")
   }
   ablate steps
   ablate learning-rate
@@ -59,6 +65,7 @@ if wanted ablations; then
   ablate epsilon
   ablate kernel
   ablate rule
+  ablate prompt-positions
   ablate objective
   ablate selection
   ablate step-rule
@@ -66,6 +73,11 @@ if wanted ablations; then
   ablate reference-set-size --import
   ablate layers-suffix --points 1,2,4,8,12,16,24,30
   ablate layers-single --points 0,4,8,12,16,20,24,26,28,29
+fi
+if wanted training; then
+  heading "Training on the references: routers, soft prompts, prefixes, weights"
+  nice "$(ls -d "${C3PO_CACHE_DIR:-$HOME/.cache/c3po}"/tools-*/bin/python | sort -V | tail -n 1)" \
+    deploy/evaluation/fine_tuning.py --server "$SERVER" --limit "$LIMIT" --out "$OUT/training"
 fi
 if wanted embedding; then
   heading "Embedding: the model's own states in place of the sentence encoder"

@@ -12,7 +12,7 @@ NeighborRows::NeighborRows(const MoeModel& model, const ObjectiveSpec& spec)
     : model_(model), first_layer_(spec.critical_layers.front()), entry_(model.config().moe_layers[first_layer_]) {
   PackRows(spec);
   PackPrefixes(spec);
-  RememberFirstLayer();
+  RememberFirstLayer(spec);
 }
 
 void NeighborRows::PackRows(const ObjectiveSpec& spec) {
@@ -57,7 +57,7 @@ void NeighborRows::PackPrefixes(const ObjectiveSpec& spec) {
   }
 }
 
-void NeighborRows::RememberFirstLayer() {
+void NeighborRows::RememberFirstLayer(const ObjectiveSpec& spec) {
   const ModelConfig& config = model_.config();
   const LayerWeights& layer = model_.weights().layers[entry_];
   const at::Tensor normed = RmsNorm(entry_hidden_, layer.attention_norm, config.rms_norm_eps);
@@ -65,6 +65,8 @@ void NeighborRows::RememberFirstLayer() {
   middle_ = AddBlock(entry_hidden_, Project(context, layer.output, layer.output_bias), config);
   normed_ = RmsNorm(middle_, layer.moe_norm, config.rms_norm_eps);
   if (layer.shared.down.defined()) shared_ = RunShared(normed_, layer, nullptr);
+  const int64_t outputs = rows() * config.experts * config.hidden_size;
+  if (outputs * static_cast<int64_t>(entry_hidden_.element_size()) > spec.remembered_bytes_max) return;
   outputs_ = at::zeros({rows(), config.experts, config.hidden_size}, model_.tensor_options());
   outputs_known_.resize(config.experts);
 }
@@ -111,15 +113,21 @@ void NeighborRows::RememberExperts(const Mixing& mixing) {
   for (int64_t e : missing) outputs_known_[e] = true;
 }
 
-// o = sum_e w_e Expert_e(h) + Shared(h).
 at::Tensor NeighborRows::RunFirstLayer(const RoutingOverride& routing, Mixing& mixing) {
-  const ModelConfig& config = model_.config();
-  mixing = MixExperts(normed_, model_.weights().layers[entry_], config, RoutingOf(routing, first_layer_));
+  const LayerWeights& layer = model_.weights().layers[entry_];
+  mixing = MixExperts(normed_, layer, model_.config(), RoutingOf(routing, first_layer_));
+  if (outputs_.defined()) return AddBlock(middle_, MixRemembered(mixing), model_.config());
+  experts_tape_.clear();
+  const at::Tensor routed = RunExperts(normed_, mixing, layer.experts, &experts_tape_);
+  return AddBlock(middle_, shared_.defined() ? shared_ + routed : routed, model_.config());
+}
+
+at::Tensor NeighborRows::MixRemembered(const Mixing& mixing) {
   RememberExperts(mixing);
   const at::Tensor mix = mixing.weights.to(outputs_.scalar_type());
   const int64_t experts = outputs_.size(1), hidden = outputs_.size(2);
   const at::Tensor out = shared_.defined() ? shared_.clone() : at::zeros({rows(), hidden}, outputs_.options());
-  if (!OnCpuKernels(outputs_)) return AddBlock(middle_, out + at::bmm(mix.unsqueeze(1), outputs_).squeeze(1), config);
+  if (!OnCpuKernels(outputs_)) return out + at::bmm(mix.unsqueeze(1), outputs_).squeeze(1);
   std::vector<cpu::OuterProduct> products;
   for (int64_t r = 0; r < rows(); ++r) {
     products.push_back({{mix.const_data_ptr<float>() + r * mix.stride(0), experts, 1, nullptr},
@@ -127,7 +135,7 @@ at::Tensor NeighborRows::RunFirstLayer(const RoutingOverride& routing, Mixing& m
                         {out.mutable_data_ptr<float>() + r * hidden, hidden, nullptr}});
   }
   cpu::MultiplyAdd(products);
-  return AddBlock(middle_, out, config);
+  return out;
 }
 
 cpu::WeightView NeighborRows::OutputsOf(int64_t row) const {
@@ -138,6 +146,11 @@ cpu::WeightView NeighborRows::OutputsOf(int64_t row) const {
 at::Tensor NeighborRows::FirstLayerGradient(const at::Tensor& dhidden, const Mixing& mixing) const {
   const at::Tensor doutput = AddBlockBackward(dhidden, model_.config());
   at::Tensor dweights;
+  if (!outputs_.defined()) {
+    const ExpertWeights& experts = model_.weights().layers[entry_].experts;
+    ExpertsBackward(doutput, normed_, mixing, experts, experts_tape_, dweights);
+    return dweights;
+  }
   if (OnCpuKernels(doutput)) {
     const int64_t experts = outputs_.size(1), hidden = outputs_.size(2);
     dweights = at::empty({rows(), experts}, doutput.options());

@@ -37,15 +37,16 @@ class NeighborRows {
 
   // The first critical layer: [R, d] leaving it. Fills `mixing`.
   at::Tensor RunFirstLayer(const RoutingOverride& routing, Mixing& mixing);
-  // <dJ/do, Expert_e(h)>, float32 [R, E], from dJ/d of what leaves it.
+  // <dJ/do, Expert_e(h)>, float32 [R, E], from dJ/d of what leaves it; `mixing` as the last RunFirstLayer filled it.
   at::Tensor FirstLayerGradient(const at::Tensor& dhidden, const Mixing& mixing) const;
 
  private:
   void PackRows(const ObjectiveSpec& spec);
   void PackPrefixes(const ObjectiveSpec& spec);
-  void RememberFirstLayer();
+  void RememberFirstLayer(const ObjectiveSpec& spec);
   void RememberExperts(const Mixing& mixing);
-  cpu::WeightView OutputsOf(int64_t row) const;  // [E, d]
+  at::Tensor MixRemembered(const Mixing& mixing);  // sum_e w_e Expert_e(h) + Shared(h)
+  cpu::WeightView OutputsOf(int64_t row) const;    // [E, d]
 
   const MoeModel& model_;
   const int first_layer_, entry_;
@@ -59,8 +60,9 @@ class NeighborRows {
   at::Tensor middle_;   // [R, d] after attention
   at::Tensor normed_;   // [R, d]: h
   at::Tensor shared_;   // [R, d]: the shared expert's output; undefined without
-  at::Tensor outputs_;  // [R, E, d]: Expert_e(h), filled when an expert is first selected
+  at::Tensor outputs_;  // [R, E, d]: Expert_e(h), filled when an expert is first selected; undefined where too large
   std::vector<bool> outputs_known_;
+  std::vector<ExpertTape> experts_tape_;  // of the last run, without outputs_
 };
 
 }  // namespace c3po

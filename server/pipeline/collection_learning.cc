@@ -31,9 +31,10 @@ absl::Status Check(const TuneRequest& request, const ModelShape& shape) {
   }
   if (tuner.epochs < 1 || tuner.epochs > 1000) return Wrong("epochs", "must be in [1, 1000]");
   if (tuner.batch_size < 1 || tuner.batch_size > 64) return Wrong("batch_size", "must be in [1, 64]");
-  if (tuner.prompt_positions < 1 || tuner.prompt_positions > kGovernedRowsMax / tuner.batch_size)
-    return Wrong("prompt_positions", absl::StrCat("must be in [1, ", kGovernedRowsMax / tuner.batch_size,
-                                                  "] for a batch_size of ", tuner.batch_size));
+  const int positions_max = std::min(kPromptPositionsMax, kGovernedRowsMax / tuner.batch_size);
+  if (tuner.prompt_positions < 1 || tuner.prompt_positions > positions_max)
+    return Wrong("prompt_positions",
+                 absl::StrCat("must be in [1, ", positions_max, "] for a batch_size of ", tuner.batch_size));
   if (!(tuner.learning_rate > 0 && std::isfinite(tuner.learning_rate)))
     return Wrong("learning_rate", "must be a finite number above 0");
   if (!(tuner.weight_decay >= 0 && std::isfinite(tuner.weight_decay)))

@@ -20,7 +20,6 @@ namespace c3po {
 // A router shift learned over a whole collection, and how that went. routing.kind is kLogitShift.
 struct CollectionPrior {
   RoutingOverride routing;
-  int prompt_positions = 1;  // the last so many tokens of a prompt that it governs
   std::string model_digest;
   int64_t references = 0;             // it was fitted to
   int64_t validation_references = 0;  // held apart
@@ -28,6 +27,7 @@ struct CollectionPrior {
   // Unset where the references have no choices.
   std::optional<double> validation_accuracy_before = std::nullopt, validation_accuracy_after = std::nullopt;
   std::vector<std::string> validation_reference_ids = {};
+  int prompt_positions = 1;  // the last so many tokens of a prompt that it governs
 };
 
 // A router shift found on one reference's own loss.

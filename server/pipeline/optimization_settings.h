@@ -37,7 +37,7 @@ struct OptimizationSettings {
   int core_experts = 20;             // [0, experts]; 0: all
   ApplicationRule rule = ApplicationRule::kEveryNewToken;
   // The last so many tokens of a prompt that the pathway governs, the neighbors' and the request's, >= 1; of a shorter
-  // prompt all. At most kGovernedRowsMax / neighbors.
+  // prompt all. At most kPromptPositionsMax, and kGovernedRowsMax / neighbors.
   int prompt_positions = 1;
   std::string collection = "default";
   GateOptions gate;
@@ -57,8 +57,10 @@ struct OptimizationSettings {
 inline constexpr int kNeighborsMax = 64;
 inline constexpr int kExcludedMax = 1000;
 inline constexpr int kStepsMax = 1000;
-// Prompt positions of all neighbors that one step runs: others wait for it.
-inline constexpr int kGovernedRowsMax = 4096;
+// A step runs so many positions of one prompt, and of all neighbors' together, at most: others wait for it, and their
+// attention is kept until the way back.
+inline constexpr int kPromptPositionsMax = 512;
+inline constexpr int kGovernedRowsMax = 2048;
 
 // The paper's setting for a model: NGD, 3 neighbors, 10 steps, the last 5 layers, 20 core experts (or all, of fewer).
 OptimizationSettings DefaultSettings(const ModelShape& shape);

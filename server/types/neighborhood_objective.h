@@ -82,6 +82,9 @@ struct ObjectiveSpec {
   std::vector<int> critical_layers;                          // ascending
   ApplicationRule rule = ApplicationRule::kEveryNewToken;
   SurrogateLoss loss = SurrogateLoss::kAnswer;
+  // Of what every expert of the first critical layer gives at every row, which no step changes. Where it would be more,
+  // that layer is computed anew in each step, as those above it are.
+  int64_t remembered_bytes_max = int64_t{128} << 20;
 };
 
 }  // namespace c3po

@@ -45,7 +45,7 @@ RunDescription RunOf(int questions) {
 class FakeRunner : public ItemRunner {
  public:
   absl::StatusOr<ItemResult> Run(const Task& task, const TaskItem& item, const EvalMethod& method,
-                                 NeighborList*) override {
+                                 SharedByMethods*) override {
     absl::MutexLock lock(&mu);
     asked.push_back(absl::StrCat(item.id, "/", method.label));
     if (cancel_after > 0 && static_cast<int>(asked.size()) == cancel_after) cancellation.Cancel();
@@ -239,7 +239,7 @@ class ItemRunnerTest : public testing::Test {
   ItemResult Ask(const EvalMethod& method, uint32_t context_window = 0) {
     Client client(InsecureChannel(server_.address()));
     ClientItemRunner runner(&client, CallOptions(), context_window);
-    const auto result = runner.Run(task_, item_, method, &neighbors_);
+    const auto result = runner.Run(task_, item_, method, &shared_);
     EXPECT_TRUE(result.ok()) << result.status();
     return result.ok() ? *result : ItemResult();
   }
@@ -248,7 +248,7 @@ class ItemRunnerTest : public testing::Test {
   RunDescription run_ = RunOf(1);
   Task& task_ = run_.tasks[0];
   TaskItem& item_ = task_.items[0];
-  NeighborList neighbors_;
+  SharedByMethods shared_;
 };
 
 TEST_F(ItemRunnerTest, ChoicesGoThroughScore) {
@@ -264,6 +264,27 @@ TEST_F(ItemRunnerTest, ChoicesGoThroughScore) {
   EXPECT_THAT(request.continuations(), ElementsAre(" no", " yes"));
   EXPECT_EQ(request.optimization().collection(), "science");
   EXPECT_FALSE(request.has_oracle_answer());
+}
+
+TEST_F(ItemRunnerTest, AProfileOfMethodNoneIsTheModelAsItIsAndAskedOnce) {
+  EvalMethod profile;
+  profile.label = "profile";
+  for (const auto& [collection, asked] : {std::pair("plain", 1), std::pair("science", 2)}) {
+    SCOPED_TRACE(collection);
+    task_.collection = collection;
+    shared_ = SharedByMethods();
+    const size_t before = server_.score_requests().size();
+    const ItemResult none = Ask(run_.methods[0]), same = Ask(profile);
+    EXPECT_EQ(server_.score_requests().size() - before, asked);
+    EXPECT_EQ(same.method, "profile");
+    EXPECT_EQ(same.log_likelihoods, none.log_likelihoods);
+    EXPECT_EQ(same.seconds == none.seconds, asked == 1);
+  }
+  profile.optimization.set_use_profile(false);  // The server's defaults are something else.
+  task_.collection = "plain";
+  const size_t before = server_.score_requests().size();
+  Ask(profile);
+  EXPECT_EQ(server_.score_requests().size() - before, 1);
 }
 
 TEST_F(ItemRunnerTest, OracleGetsTheAnswer) {

@@ -229,6 +229,7 @@ class FakeServer::References : public v1::ReferenceService::Service {
     response->mutable_profile()->set_k(12);
     *response->mutable_effective_optimization() = response->profile();
     response->mutable_effective_optimization()->set_steps(10);
+    if (request->collection() == "plain") response->mutable_effective_optimization()->set_method(v1::METHOD_NONE);
     response->set_profile_notes("{}");
     response->mutable_prior()->set_usable(true);
     for (const uint32_t layer : {25, 26, 27}) response->mutable_prior()->add_critical_layers(layer);

@@ -122,6 +122,8 @@ std::vector<Scenario> AllScenarios() {
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 4});
     scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kAnswer, {2, 3}, false, 3});
     scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {2, 3}, true, 100});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 4, false});
+    scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kAnswer, {2}, false, 1, false});
   }
   // The other families differ in what a layer is, not in how the loss reads it.
   for (const char* model : {"qwen2_moe_tiny", "qwen3_moe_tiny", "deepseek_tiny", "deepseek_v2_lite_tiny",
@@ -130,6 +132,7 @@ std::vector<Scenario> AllScenarios() {
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kAnswer, {1, 2, 3}});
     scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kChoices, {2, 3}, true});
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {2, 3}, false, 6});
+    scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 1, false});
   }
   return scenarios;
 }

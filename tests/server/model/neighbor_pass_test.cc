@@ -46,7 +46,8 @@ std::vector<Scenario> Company(const std::string& model) {
           {model, R::kEveryNewToken, L::kChoices, {0, 1, 2, 3}},
           {model, R::kLastPromptToken, L::kAnswer, {3}},
           {model, R::kRouterShift, L::kChoices, {2, 3}, true},
-          {model, R::kRouterShift, L::kChoices, {1, 2, 3}, false, 4}};
+          {model, R::kRouterShift, L::kChoices, {1, 2, 3}, false, 4},
+          {model, R::kRouterShift, L::kChoices, {2, 3}, false, 2, false}};
 }
 
 class NeighborPassCompany : public testing::TestWithParam<const char*> {};

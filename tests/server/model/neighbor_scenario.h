@@ -46,11 +46,12 @@ struct Scenario {
   std::vector<int> layers;
   bool one_token_choices = false;  // where the LM head is read at the choices' tokens only
   int prompt_positions = 1;        // of the prompts, which have 1, 5 and 12 tokens
+  bool remembers = true;           // what the first critical layer's experts give
 };
 
 inline void PrintTo(const Scenario& s, std::ostream* out) {
   *out << s.model << " rule " << int(s.rule) << " loss " << int(s.loss) << " first layer " << s.layers.front() << " of "
-       << s.layers.size() << ", prompt positions " << s.prompt_positions;
+       << s.layers.size() << ", prompt positions " << s.prompt_positions << (s.remembers ? "" : ", nothing remembered");
 }
 
 // Three neighbors: prompts of 1, 5 and 12 tokens; one with a single answer, one with four choices of several lengths of
@@ -86,6 +87,7 @@ inline std::vector<NeighborCase> MakeCases(std::mt19937& rng, const MoeModel& mo
 // The cases with their states, to make an objective from.
 inline ObjectiveSpec MakeSpec(std::mt19937& rng, MoeModel& model, const Scenario& scenario) {
   ObjectiveSpec spec{MakeCases(rng, model, scenario), {}, scenario.layers, scenario.rule, scenario.loss};
+  if (!scenario.remembers) spec.remembered_bytes_max = 0;
   for (const NeighborCase& neighbor : spec.cases) {
     auto state = model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions});
     EXPECT_TRUE(state.ok()) << state.status();
