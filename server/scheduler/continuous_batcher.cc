@@ -292,8 +292,7 @@ void ContinuousBatcher::BeginAnswer(Sequence& sequence, std::vector<float> logit
   SampleNext(sequence, std::move(logits));
 }
 
-// What a pathway governs of the prompt runs again: the last token from the first critical layer, those before it, whose
-// states were not kept, from the beginning.
+// What a pathway governs of the prompt runs again: its last token from the first critical layer, the others from below.
 void ContinuousBatcher::Resume(Sequence& sequence) {
   sequence.stage = Stage::kResume;
   sequence.cached = std::min(sequence.cached, sequence.first_governed_position());
