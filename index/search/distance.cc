@@ -16,6 +16,7 @@ inline __attribute__((always_inline)) float Sum(const float* a, const float* b, 
   Lanes sums[kSums] = {};
   size_t i = 0;
   for (; i + kSums * kLanes <= size; i += kSums * kLanes) {
+#pragma GCC unroll 4
     for (size_t j = 0; j < kSums; ++j) {
       Lanes x, y;
       std::memcpy(&x, a + i + j * kLanes, sizeof(x));
