@@ -179,8 +179,8 @@ class C3poClient(HttpClient):
         return answer
 
     def answers(self, prompts, max_tokens):
-        """One thread reads them all: gRPC's blocking readers, a thread for each, take a third of two cores from the server that
-        is measured, several times what readers of HTTP take."""
+        """One thread reads them all: gRPC's blocking readers need one each, which wake up for every message, on the cores of the
+        server that is measured."""
         async def read(stub, prompt):
             answer = Answer(time.monotonic())
             async for event in stub.Generate(self.request(prompt, max_tokens, None), timeout=REQUEST_SECONDS_MAX):
