@@ -50,11 +50,10 @@ fi
 if wanted ablations; then
   heading "Ablations"
   TASK=${C3PO_ABLATION_TASK:-sst2}
-  VARIABLES=,${C3PO_ABLATIONS:-steps,learning-rate,k,epsilon,kernel,rule,prompt-positions,objective,selection,step-rule,core-experts,reference-set-size,layers-suffix,layers-single},
   ablate() {
     local variable=$1
     shift
-    if [[ $VARIABLES != *",$variable,"* ]]; then return; fi
+    if [[ -n ${C3PO_ABLATIONS:-} && ,$C3PO_ABLATIONS, != *",$variable,"* ]]; then return; fi
     c3po ablate --suite "$SUITE" --task "$TASK" --limit "$LIMIT" "${DESCENT[@]}" --variable "$variable" "$@" \
       --out "$OUT/ablation-$TASK-$variable"
     RUNS+=("ablation-$TASK-$variable")

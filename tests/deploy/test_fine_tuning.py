@@ -14,8 +14,8 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from tiny_mixtral import (EXPERTS, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, NEURONS, VOCABULARY, last_logits, random_sequences,
-                          random_weights, torch, write_model)
+from tiny_mixtral import (EXPERTS, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, NEURONS, VOCABULARY, folder, last_logits, model,
+                          random_sequences, torch)
 
 import adaptations
 import fine_tuning
@@ -31,16 +31,6 @@ WORDS = ["sun", "rain", "tree", "lamp", "door", "song"]
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return write_model(tmp_path_factory.mktemp("model"), random_weights(6, False))
-
-
-@pytest.fixture(scope="module")
-def model(folder: pathlib.Path) -> torch_model.Model:
-    return torch_model.load(folder)
 
 
 # --- Training ---

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from tiny_mixtral import (CONFIG, HEAD_DIM, HIDDEN, KV_HEADS, Oracle, last_logits, random_sequences, random_weights, torch,
-                          write_model)
+from tiny_mixtral import (CONFIG, HEAD_DIM, HIDDEN, KV_HEADS, Oracle, folder, last_logits, model, random_sequences,
+                          random_weights, torch, write_model)
 
 import torch_model
 
@@ -15,16 +15,6 @@ import torch_model
 @pytest.fixture(scope="module", params=[False, True], ids=["tied", "head of its own"])
 def any_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return write_model(tmp_path_factory.mktemp("models"), random_weights(5, request.param))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return write_model(tmp_path_factory.mktemp("model"), random_weights(6, False))
-
-
-@pytest.fixture(scope="module")
-def model(folder: pathlib.Path) -> torch_model.Model:
-    return torch_model.load(folder)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

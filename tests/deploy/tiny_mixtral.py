@@ -1,4 +1,5 @@
-"""A random Mixtral of two layers as a Hugging Face folder, what its logits are, and what they have to be."""
+"""A random Mixtral of two layers as a Hugging Face folder, what its logits are, and what they have to be. Tests that import
+the fixtures `folder` and `model` get one of each per file."""
 
 import json
 import pathlib
@@ -6,6 +7,7 @@ import random
 import sys
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "deploy" / "evaluation"), str(ROOT / "deploy" / "default_model")]
@@ -53,6 +55,16 @@ def write_model(folder: pathlib.Path, weights: dict[str, np.ndarray], config: di
         safetensors_file.Tensor(name, "BF16", safetensors_file.to_bfloat16(values)) for name, values in weights.items()
     ], {})
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_model(tmp_path_factory.mktemp("model"), random_weights(6, False))
+
+
+@pytest.fixture(scope="module")
+def model(folder: pathlib.Path) -> torch_model.Model:
+    return torch_model.load(folder)
 
 
 class Oracle:
