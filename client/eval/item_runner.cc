@@ -87,8 +87,8 @@ bool ClientItemRunner::IsPlain(const Task& task, const TaskItem& item, const Eva
   if (added) {
     v1::GetCollectionRequest request;
     request.set_collection(options.collection());
-    const auto collection =
-        client_.GetCollection(request, call_options_);  // What is wrong with it, the question tells.
+    // What is wrong with the collection, the question itself tells.
+    const auto collection = client_.GetCollection(request, call_options_);
     known->second = collection.ok() && collection->effective_optimization().method() == v1::METHOD_NONE;
   }
   return known->second;

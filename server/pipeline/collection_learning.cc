@@ -31,7 +31,7 @@ absl::Status Check(const TuneRequest& request, const ModelShape& shape) {
   }
   if (tuner.epochs < 1 || tuner.epochs > 1000) return Wrong("epochs", "must be in [1, 1000]");
   if (tuner.batch_size < 1 || tuner.batch_size > 64) return Wrong("batch_size", "must be in [1, 64]");
-  const int positions_max = std::min(kPromptPositionsMax, kGovernedRowsMax / tuner.batch_size);
+  const int positions_max = PromptPositionsMax(tuner.batch_size);
   if (tuner.prompt_positions < 1 || tuner.prompt_positions > positions_max)
     return Wrong("prompt_positions",
                  absl::StrCat("must be in [1, ", positions_max, "] for a batch_size of ", tuner.batch_size));

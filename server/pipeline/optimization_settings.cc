@@ -54,7 +54,7 @@ absl::Status ValidateLayers(const OptimizationSettings& settings, const ModelSha
 absl::Status ValidatePromptPositions(const OptimizationSettings& settings) {
   int neighbors = settings.epsilon ? kNeighborsMax : settings.k + settings.validation_neighbors;
   if (settings.method == Method::kCollectionPrior || settings.method == Method::kOracle) neighbors = 1;
-  const int most = std::min(kPromptPositionsMax, kGovernedRowsMax / std::max(1, neighbors));
+  const int most = PromptPositionsMax(std::max(1, neighbors));
   if (settings.prompt_positions >= 1 && settings.prompt_positions <= most) return absl::OkStatus();
   return FieldError("prompt_positions", "is ", settings.prompt_positions, ", must be in [1, ", most, "] for ",
                     neighbors, " neighbors");
@@ -92,6 +92,8 @@ OptimizationSettings DefaultSettings(const ModelShape& shape) {
   settings.core_experts = std::min(kPaperCoreExperts, shape.experts);
   return settings;
 }
+
+int PromptPositionsMax(int prompts) { return std::min(kPromptPositionsMax, kGovernedRowsMax / prompts); }
 
 absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelShape& shape) {
   if (settings.epsilon) {

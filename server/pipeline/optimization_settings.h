@@ -61,6 +61,8 @@ inline constexpr int kStepsMax = 1000;
 // attention is kept until the way back.
 inline constexpr int kPromptPositionsMax = 512;
 inline constexpr int kGovernedRowsMax = 2048;
+// The most prompt positions where so many prompts, at least one, run together.
+int PromptPositionsMax(int prompts);
 
 // The paper's setting for a model: NGD, 3 neighbors, 10 steps, the last 5 layers, 20 core experts (or all, of fewer).
 OptimizationSettings DefaultSettings(const ModelShape& shape);
