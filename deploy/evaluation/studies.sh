@@ -76,7 +76,7 @@ fi
 if wanted training; then
   heading "Training on the references: routers, soft prompts, prefixes, weights"
   nice "$(ls -d "${C3PO_CACHE_DIR:-$HOME/.cache/c3po}"/tools-*/bin/python | sort -V | tail -n 1)" \
-    deploy/evaluation/fine_tuning.py --server "$SERVER" --limit "$LIMIT" --out "$OUT/training"
+    deploy/evaluation/fine_tuning.py --server "$SERVER" --limit "$LIMIT" --out "$OUT/training" | tee "$OUT/training.md"
 fi
 if wanted embedding; then
   heading "Embedding: the model's own states in place of the sentence encoder"
@@ -92,4 +92,5 @@ for run in "${RUNS[@]}"; do
   printf '## %s\n\n' "$run" >>"$OUT/studies.md"
   c3po report "$OUT/$run" --format markdown >>"$OUT/studies.md"
 done
+if wanted training; then { printf '## training\n\n' && cat "$OUT/training.md"; } >>"$OUT/studies.md"; fi
 echo "$OUT/studies.md"

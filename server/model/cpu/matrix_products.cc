@@ -6,10 +6,10 @@
 // and compute then. Neither a tile's shape nor a block's border changes the order of an element's sum: tiles hold whole
 // elements, and blocks of n hand the running sum on through y.
 
+#include "server/model/cpu/compiled_targets.h"
+// Compiled once for each instruction set.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "server/model/cpu/matrix_products.cc"
-// Tiles are arrays of vectors, which length-agnostic instruction sets do not have.
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #include "hwy/foreach_target.h"
 // After foreach_target.
 #include <algorithm>
@@ -27,20 +27,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace c3po::cpu::HWY_NAMESPACE {
 namespace {
-
-// The first `count` elements, then zeros.
-template <typename W>
-HWY_INLINE V LoadPart(const W* p, size_t count) {
-  W part[kLanes] = {};
-  std::memcpy(part, p, count * sizeof(W));
-  return Load(part);
-}
-
-HWY_INLINE void StorePart(V v, float* p, size_t count) {
-  float part[kLanes];
-  hn::StoreU(v, D(), part);
-  std::memcpy(p, part, count * sizeof(float));
-}
 
 // --- dot form ---
 
@@ -152,7 +138,7 @@ void WidenedDotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, in
       float* out = widened.data() + (row - n) * size;
       int64_t i = 0;
       for (; i + lanes <= size; i += lanes) hn::StoreU(Load(w + i), D(), out + i);
-      if (i < size) StorePart(LoadPart(w + i, size - i), out + i, static_cast<size_t>(size - i));
+      if (i < size) StorePart(LoadPart(w + i, static_cast<size_t>(size - i)), out + i, static_cast<size_t>(size - i));
     }
     DotProduct block = p;
     block.w = {widened.data(), false, n_end - n, p.w.columns};

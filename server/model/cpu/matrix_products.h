@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "server/model/cpu/panels.h"
 
 namespace c3po::cpu {
 
@@ -22,16 +23,16 @@ struct WeightView {
   bool bfloat16 = false;
   int64_t rows = 0;     // n
   int64_t columns = 0;  // k
-  bool panels = false;  // n is a multiple of 16 then.
+  bool panels = false;  // n is a multiple of kPanelRows then.
   int64_t stride = 0;   // The columns of the whole, of which these are some; 0: these are all.
 
   int64_t row_stride() const { return stride > 0 ? stride : columns; }
-  // Of panels: from and to a multiple of 16.
+  // Of panels: from and to a multiple of kPanelRows.
   WeightView Rows(int64_t begin, int64_t end) const {
     return {At(begin * row_stride()), bfloat16, end - begin, columns, panels, row_stride()};
   }
   WeightView Columns(int64_t begin, int64_t end) const {
-    return {At(begin * (panels ? 16 : 1)), bfloat16, rows, end - begin, panels, row_stride()};
+    return {At(begin * (panels ? kPanelRows : 1)), bfloat16, rows, end - begin, panels, row_stride()};
   }
   const void* At(int64_t weights) const { return static_cast<const char*>(data) + weights * (bfloat16 ? 2 : 4); }
 };

@@ -3,10 +3,10 @@
 // form: tiles of M rows by K columns, one vector accumulator per element along the rows of W, over a group of panels,
 // then summed across lanes and added to y. Group by group, whatever the rows and columns beside an element.
 
+#include "server/model/cpu/compiled_targets.h"
+// Compiled once for each instruction set.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "server/model/cpu/panel_products.cc"
-// As in matrix_products.cc.
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #include "hwy/foreach_target.h"
 // After foreach_target.
 #include <algorithm>
@@ -94,10 +94,15 @@ HWY_INLINE const W* PanelAt(const WeightView& w, int64_t panel) {
 
 // --- dot form ---
 
+constexpr size_t kAhead = 2048 / 64;        // Cache lines that memory is asked for before they are read.
+constexpr int64_t kGroupBytes = 192 << 10;  // Of panels that all rows of x pass over while they are in L2.
+
+// kFetch: each line of the panels is asked for kAhead lines before it is read; at their end, where so few rows wait for
+// memory alone, the first ones of `next`.
 template <size_t M, size_t P, bool kFetch, typename W>
-HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel) {
-  constexpr size_t kAhead = 2048 / sizeof(W);              // asked of memory while a panel is read
+HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel, const W* next) {
   constexpr size_t kLine = 64 / (kPanelRows * sizeof(W));  // columns in a cache line
+  constexpr size_t kStep = kLine * kPanelRows;
   const size_t depth = static_cast<size_t>(p.w.columns), stride = static_cast<size_t>(kPanelRows * p.w.row_stride());
   const W* w = PanelAt<W>(p.w, panel);
   const float* x[M];
@@ -125,13 +130,27 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel) {
     }
   };
   size_t k = 0;
-  for (; k + kLine <= depth; k += kLine, w += kLine * kPanelRows) {
-    if constexpr (kFetch) {
+  // Two loops, for GCC keeps all sums of many rows in registers in the plain one alone.
+  if constexpr (kFetch && M <= 4) {
+    const size_t whole = depth / kLine * kLine;
+    const W* ahead = w + kAhead * kStep;
+    for (size_t end = whole - std::min(whole, kAhead * kLine); k < whole; end = whole, ahead = next) {
+      for (; k < end; k += kLine, w += kStep, ahead += kStep) {
 #pragma GCC unroll 8
-      for (size_t q = 0; q < P; ++q) hwy::Prefetch(w + q * stride + kAhead);
-    }
+        for (size_t q = 0; q < P; ++q) hwy::Prefetch(ahead + q * stride);
 #pragma GCC unroll 2
-    for (size_t j = 0; j < kLine; ++j) step(k + j, w + j * kPanelRows);
+        for (size_t j = 0; j < kLine; ++j) step(k + j, w + j * kPanelRows);
+      }
+    }
+  } else {
+    for (; k + kLine <= depth; k += kLine, w += kStep) {
+      if constexpr (kFetch) {
+#pragma GCC unroll 8
+        for (size_t q = 0; q < P; ++q) hwy::Prefetch(w + kAhead * kStep + q * stride);
+      }
+#pragma GCC unroll 2
+      for (size_t j = 0; j < kLine; ++j) step(k + j, w + j * kPanelRows);
+    }
   }
   for (; k < depth; ++k, w += kPanelRows) step(k, w);
 #pragma GCC unroll 8
@@ -142,42 +161,42 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel) {
   }
 }
 
-// M rows over panels [begin, end).
+// M rows over panels [begin, end), behind which are panels up to `last`.
 template <size_t M, bool kFetch, typename W>
-HWY_INLINE void DotRows(const DotProduct& p, int64_t row, int64_t begin, int64_t end) {
-  constexpr size_t P = TilePanels<M>();
-  for (; begin + static_cast<int64_t>(P) <= end; begin += P) DotTile<M, P, kFetch, W>(p, row, begin);
-  for (; begin < end; ++begin) DotTile<M, 1, kFetch, W>(p, row, begin);
+HWY_INLINE void DotRows(const DotProduct& p, int64_t row, int64_t begin, int64_t end, int64_t last) {
+  constexpr int64_t P = TilePanels<M>();
+  // Behind the last ones, those that were just read: they are in the cache.
+  const auto next = [&](int64_t panel) { return PanelAt<W>(p.w, panel < last ? panel : begin); };
+  for (; begin + P <= end; begin += P) DotTile<M, P, kFetch, W>(p, row, begin, next(begin + P));
+  for (; begin < end; ++begin) DotTile<M, 1, kFetch, W>(p, row, begin, next(begin + 1));
 }
 
 template <bool kFetch, typename W>
-HWY_INLINE void DotRest(const DotProduct& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
-  if (rows == 1) DotRows<1, kFetch, W>(p, row, begin, end);
+HWY_INLINE void DotSomeRows(const DotProduct& p, int64_t row, int64_t rows, int64_t begin, int64_t end, int64_t last) {
+  if (rows == 1) DotRows<1, kFetch, W>(p, row, begin, end, last);
   if constexpr (kTileRows > 1) {
-    if (rows == 2) DotRows<2, kFetch, W>(p, row, begin, end);
+    if (rows == 2) DotRows<2, kFetch, W>(p, row, begin, end, last);
+    if (rows == 3) DotRows<3, kFetch, W>(p, row, begin, end, last);
   }
   if constexpr (kTileRows > 3) {
-    if (rows == 3) DotRows<3, kFetch, W>(p, row, begin, end);
-    if (rows == 4) DotRows<4, kFetch, W>(p, row, begin, end);
-    if (rows == 5) DotRows<5, kFetch, W>(p, row, begin, end);
+    if (rows == 4) DotRows<4, kFetch, W>(p, row, begin, end, last);
+    if (rows == 5) DotRows<5, kFetch, W>(p, row, begin, end, last);
+    if (rows == 6) DotRows<6, kFetch, W>(p, row, begin, end, last);
   }
 }
 
+// The first rows bring a group of panels into L2, the others find it there.
 template <typename W>
 void DotBlockOf(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
   constexpr int64_t kRows = kTileRows;
-  // Panels that all rows of x pass over: half of L2.
-  const int64_t group = std::max<int64_t>(4, (192 << 10) / (kPanelRows * p.w.columns * int64_t{sizeof(W)}) / 4 * 4);
   const int64_t last = end / kPanelRows;
+  const int64_t fitting = kGroupBytes / (kPanelRows * p.w.columns * int64_t{sizeof(W)});
+  const int64_t group = row_end - row_begin <= kRows ? last : std::max<int64_t>(4, fitting / 4 * 4);
   for (int64_t panel = begin / kPanelRows; panel < last; panel += group) {
     const int64_t panel_end = std::min(last, panel + group);
-    int64_t m = row_begin;
-    if (row_end - m >= kRows) DotRows<kTileRows, true, W>(p, m, panel, panel_end), m += kRows;
-    for (; m + kRows <= row_end; m += kRows) DotRows<kTileRows, false, W>(p, m, panel, panel_end);
-    if (m == row_begin) {
-      DotRest<true, W>(p, m, row_end - m, panel, panel_end);
-    } else {
-      DotRest<false, W>(p, m, row_end - m, panel, panel_end);
+    DotSomeRows<true, W>(p, row_begin, std::min(kRows, row_end - row_begin), panel, panel_end, last);
+    for (int64_t row = row_begin + kRows; row < row_end; row += kRows) {
+      DotSomeRows<false, W>(p, row, std::min(kRows, row_end - row), panel, panel_end, last);
     }
   }
 }

@@ -1,46 +1,25 @@
 // Sums run in one vector accumulator over the row, then across its lanes: their order depends on the row's size alone.
 
+#include "server/model/cpu/compiled_targets.h"
+// Compiled once for each instruction set.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "server/model/cpu/row_operations.cc"
-// The same instruction sets as matrix_products.cc.
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #include "hwy/foreach_target.h"
 // After foreach_target.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "server/model/cpu/row_operations.h"
 #include "server/model/cpu/thread_pool.h"
+#include "server/model/cpu/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace c3po::cpu::HWY_NAMESPACE {
 namespace {
 
-namespace hn = hwy::HWY_NAMESPACE;
-
-using D = hn::ScalableTag<float>;
-using V = hn::Vec<D>;
-constexpr int64_t kLanes = HWY_LANES(float);
-
-HWY_INLINE V Load(const float* p) { return hn::LoadU(D(), p); }
 HWY_INLINE V Set(float v) { return hn::Set(D(), v); }
-
-// The first `count` elements, then `fill`.
-HWY_INLINE V LoadPart(const float* p, int64_t count, float fill = 0) {
-  float part[kLanes];
-  for (float& v : part) v = fill;
-  std::memcpy(part, p, static_cast<size_t>(count) * sizeof(float));
-  return Load(part);
-}
-
-HWY_INLINE void StorePart(V v, float* p, int64_t count) {
-  float part[kLanes];
-  hn::StoreU(v, D(), part);
-  std::memcpy(p, part, static_cast<size_t>(count) * sizeof(float));
-}
 
 HWY_INLINE float Sum(V v) { return hn::GetLane(hn::SumOfLanes(D(), v)); }
 
@@ -48,14 +27,15 @@ HWY_INLINE float Sum(V v) { return hn::GetLane(hn::SumOfLanes(D(), v)); }
 // last step may hold fewer than a vector.
 template <typename Step>
 HWY_INLINE void ForEachVector(int64_t size, const Step& step) {
+  constexpr auto kVector = static_cast<int64_t>(kLanes);
   int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
+  for (; i + kVector <= size; i += kVector) {
     step(
         i, [](const float* p, float) HWY_ATTR { return Load(p); },
         [](V v, float* p) HWY_ATTR { hn::StoreU(v, D(), p); });
   }
   if (i < size) {
-    const int64_t count = size - i;
+    const auto count = static_cast<size_t>(size - i);
     step(
         i, [count](const float* p, float fill) HWY_ATTR { return LoadPart(p, count, fill); },
         [count](V v, float* p) HWY_ATTR { StorePart(v, p, count); });

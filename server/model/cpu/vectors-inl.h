@@ -1,4 +1,4 @@
-// What the product kernels share, compiled once for each instruction set: included after hwy/foreach_target.h, by files
+// What the kernels share, compiled once for each instruction set: included after hwy/foreach_target.h, by files
 // that leave out the instruction sets whose vectors have no fixed length.
 
 #if defined(C3PO_SERVER_MODEL_CPU_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -8,8 +8,10 @@
 #define C3PO_SERVER_MODEL_CPU_VECTORS_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "hwy/highway.h"
 
@@ -29,6 +31,21 @@ HWY_INLINE V Load(const uint16_t* p) {
   const hn::Rebind<uint16_t, D> half;
   const hn::RebindToUnsigned<D> whole;
   return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(whole, hn::LoadU(half, p))));
+}
+
+// The first `count` elements, then `fill`.
+template <typename W>
+HWY_INLINE V LoadPart(const W* p, size_t count, W fill = 0) {
+  W part[kLanes];
+  std::fill_n(part, kLanes, fill);
+  std::memcpy(part, p, count * sizeof(W));
+  return Load(part);
+}
+
+HWY_INLINE void StorePart(V v, float* p, size_t count) {
+  float part[kLanes];
+  hn::StoreU(v, D(), part);
+  std::memcpy(p, part, count * sizeof(float));
 }
 
 // Row i of a RowsView or MutableRowsView.

@@ -1,6 +1,8 @@
 #ifndef C3PO_TESTS_SERVER_MODEL_CPU_INSTRUCTION_SETS_H_
 #define C3PO_TESTS_SERVER_MODEL_CPU_INSTRUCTION_SETS_H_
 
+#include "server/model/cpu/compiled_targets.h"
+// After it.
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 

@@ -1,7 +1,6 @@
 #include "server/model/cpu/matrix_products.h"
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <cmath>
 #include <cstring>
