@@ -1,7 +1,7 @@
 // Products of activations with a weight matrix: ours against libtorch's, alternating, on the shapes of the default
 // model and of the benchmark model.
 //   c3po_bench_products [milliseconds=100] [bfloat16|float32=float32] [shape]      time per shape and way; one shape
-//   only
+//   only, or "experts": all of a model's experts, without libtorch
 // Ours reads the weights as the server keeps them, in panels; libtorch's are float32 always, as its product of bfloat16
 // is another one. Prints weight bytes per second (what decode is bound by), operations per second (what prefill is
 // bound by) and the median of libtorch's time over ours.
@@ -47,6 +47,52 @@ void Compare(const char* form, const Shape& shape, int64_t rows, double budget, 
       seconds * 1e6, weights * weight_bytes / seconds * 1e-9, 2 * weights * static_cast<double>(rows) / seconds * 1e-9,
       Median(other) * 1e6, Median(ratio));
   std::fflush(stdout);
+}
+
+// Experts of a layer as one job, each with rows of its own: the two products of a forward pass, over weights that are
+// out of cache when their turn comes. Down matrices are columns of a wide one, as in the model.
+void MeasureExperts(bool bfloat16, double budget) {
+  constexpr int64_t kLayers = 12, kExperts = 32, kHidden = 512, kNeurons = 256;
+  const auto weights = [&](int64_t n, int64_t k) {
+    const at::Tensor w = at::randn({n, k}, at::kFloat).to(bfloat16 ? at::kBFloat16 : at::kFloat);
+    cpu::PackPanels(w.mutable_data_ptr(), bfloat16, n, k);
+    return w;
+  };
+  std::vector<at::Tensor> gate_up, down;
+  gate_up.push_back(weights(kExperts * 2 * kNeurons, kHidden));
+  down.push_back(weights(kHidden, kExperts * kNeurons));
+  while (down.size() < kLayers) gate_up.push_back(gate_up[0].clone()), down.push_back(down[0].clone());
+  const auto view = [&](const at::Tensor& w) -> cpu::WeightView {
+    return {w.const_data_ptr(), bfloat16, w.size(0), w.size(1), /*panels=*/true};
+  };
+  for (const int64_t rows : {1, 2, 3, 4, 6, 8, 12, 64}) {
+    const at::Tensor x = at::randn({rows, kHidden}, at::kFloat), activation = at::randn({rows, kNeurons}, at::kFloat);
+    const at::Tensor y = at::empty({kExperts, rows, 2 * kNeurons}), z = at::empty({kExperts, rows, kHidden});
+    const auto layer = [&](int64_t l) {
+      std::vector<cpu::DotProduct> in, out;
+      for (int64_t e = 0; e < kExperts; ++e) {
+        in.push_back({{x.const_data_ptr<float>(), kHidden, rows, nullptr},
+                      view(gate_up[l]).Rows(e * 2 * kNeurons, (e + 1) * 2 * kNeurons),
+                      {y[e].mutable_data_ptr<float>(), 2 * kNeurons, nullptr}});
+        out.push_back({{activation.const_data_ptr<float>(), kNeurons, rows, nullptr},
+                       view(down[l]).Columns(e * kNeurons, (e + 1) * kNeurons),
+                       {z[e].mutable_data_ptr<float>(), kHidden, nullptr}});
+      }
+      cpu::MultiplyTransposed(in);
+      cpu::MultiplyTransposed(out);
+    };
+    std::vector<double> seconds;
+    for (double spent = 0; spent < 2 * budget; spent += seconds.back()) {
+      seconds.push_back(Seconds([&] {
+        for (int64_t l = 0; l < kLayers; ++l) layer(l);
+      }));
+    }
+    const double median = Median(seconds), count = double{kLayers * kExperts * 3 * kHidden * kNeurons};
+    std::printf("dot    experts    %d layers of %d  rows %4d  %9.1f us  %6.1f GB/s  %6.1f GFLOP/s\n", int{kLayers},
+                int{kExperts}, static_cast<int>(rows), median * 1e6, count * (bfloat16 ? 2 : 4) / median * 1e-9,
+                2 * count * static_cast<double>(rows) / median * 1e-9);
+    std::fflush(stdout);
+  }
 }
 
 int Main(int argc, char** argv) {
@@ -97,6 +143,7 @@ int Main(int argc, char** argv) {
           [&] { at::matmul(a, weight()); }, weight_bytes);
     }
   }
+  if (only.empty() || only == "experts") MeasureExperts(bfloat16, budget);
   return 0;
 }
 
