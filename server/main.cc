@@ -120,6 +120,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
   options.folder = config.model;
   options.device = config.device;
   options.dtype = config.dtype;
+  options.arithmetic = config.arithmetic;
   options.neighbor_cache_bytes = int64_t{config.neighbor_cache_mb} << 20;
   options.progress = [](int done, int total) {
     Log(LogLevel::kDebug, "layer_loaded", "", {{"done", done}, {"total", total}});
@@ -131,6 +132,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
       {{"folder", config.model},
        {"architecture", shape.architecture},
        {"dtype", shape.dtype},
+       {"arithmetic", shape.arithmetic},
        {"device", shape.device},
        {"parameters", shape.parameters},
        {"digest", shape.digest},

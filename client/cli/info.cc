@@ -29,6 +29,7 @@ Table ModelTable(const v1::GetServerInfoResponse& info) {
                               absl::FormatDuration(absl::Seconds(static_cast<int64_t>(info.uptime_seconds()))))});
   table.AddRow({"model", absl::StrCat(model.name(), " (", model.architecture(), ", ", model.dtype(), " on ",
                                       model.device(), ")")});
+  table.AddRow({"arithmetic", model.arithmetic()});
   table.AddRow({"digest", model.digest()});
   table.AddRow({"parameters", absl::StrFormat("%.1f million", static_cast<double>(model.parameters()) / 1e6)});
   table.AddRow({"layers", absl::StrCat(model.layers(), ", ", model.moe_layers(), " of them with ", model.experts(),

@@ -8,13 +8,13 @@ heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
 join() { local IFS=,; echo "$*"; }
 
 # start_server FOLDER [FLAGS...]: a c3pod of its own, its references and log in FOLDER, until the script ends. A second one
-# is the one that is asked then.
+# is the one that is asked then. Its arithmetic is the same on every processor, for tables that can be made again.
 start_server() {
   local folder=$1 pid
   shift
   mkdir -p "$folder"
   build/release/bin/c3pod --allow-oracle --store "$folder/references.db" --listen 127.0.0.1:0 --metrics-port -1 \
-    --neighbor-cache-mb 4096 "$@" 2>"$folder/server.log" &
+    --neighbor-cache-mb 4096 --arithmetic float32 "$@" 2>"$folder/server.log" &
   pid=$!
   trap 'kill -TERM $(jobs -p) 2>/dev/null; wait || true' EXIT
   SERVER=

@@ -22,6 +22,8 @@ void VisitFields(Config& c, Visit visit) {
   visit("model", c.model, "Hugging Face folder of the model");
   visit("device", c.device, "cpu or cuda");
   visit("dtype", c.dtype, "auto, float32 or bfloat16");
+  visit("arithmetic", c.arithmetic,
+        "of products on the CPU: float32; bfloat16, where the processor has a unit for it; auto: where it has one");
   visit("embedder", c.embedder, "folder of a sentence encoder, or \"model\" for the model's own hidden states");
   visit("threads", c.threads, "threads that the model computes on; 0: one per core");
   visit("pin-threads", c.pin_threads, "keep each of them on a core of its own");
@@ -131,6 +133,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));
   C3PO_RETURN_IF_ERROR(CheckWord("device", device, {"cpu", "cuda"}));
   C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("arithmetic", arithmetic, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("method", method, {"none", "mode", "kernel", "ngd"}));
   C3PO_RETURN_IF_ERROR(CheckWord("application-rule", application_rule, {"last", "every", "shift"}));
   C3PO_RETURN_IF_ERROR(CheckWord("references", references, {"successful", "all"}));

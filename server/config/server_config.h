@@ -20,6 +20,7 @@ struct ServerConfig {
   std::string model = InCacheFolder("models/smollm2-135m-moe");  // Hugging Face folder.
   std::string device = "cpu";                                    // cpu, cuda
   std::string dtype = "auto";                                    // auto, float32, bfloat16
+  std::string arithmetic = "auto";                               // of products on the CPU: auto, float32, bfloat16
   // A sentence encoder's folder, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
   int threads = 0;           // That the model computes on; 0: one per core.

@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 
 #include "absl/strings/str_cat.h"
+#include "server/model/cpu/bfloat16_products.h"
 #include "server/model/cpu/thread_pool.h"
 
 namespace c3po {
@@ -36,6 +37,30 @@ absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device d
     return absl::InvalidArgumentError(absl::StrCat("dtype \"", name, "\" is not one of auto, float32, bfloat16"));
   }
   return device.is_cuda() || stored == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
+}
+
+absl::StatusOr<cpu::WeightLayout> ChooseLayout(const std::string& arithmetic, at::Device device, at::ScalarType dtype) {
+  const bool has_unit = cpu::FastestBfloat16Unit() != cpu::Bfloat16Unit::kNone;
+  if (arithmetic == "auto") {
+    return device.is_cpu() && dtype == at::kBFloat16 && has_unit ? cpu::WeightLayout::kPairs
+                                                                 : cpu::WeightLayout::kPanels;
+  }
+  if (arithmetic == "float32") return cpu::WeightLayout::kPanels;
+  if (arithmetic != "bfloat16") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("arithmetic \"", arithmetic, "\" is not one of auto, float32, bfloat16"));
+  }
+  if (!device.is_cpu()) {
+    return absl::InvalidArgumentError("arithmetic bfloat16 is of device cpu; others compute in the weights' dtype");
+  }
+  if (dtype != at::kBFloat16) {
+    return absl::InvalidArgumentError("arithmetic bfloat16 needs weights of dtype bfloat16");
+  }
+  if (!has_unit) {
+    return absl::FailedPreconditionError(
+        "arithmetic bfloat16: this processor has neither AVX-512 BF16 nor AMX, or the kernel keeps them back");
+  }
+  return cpu::WeightLayout::kPairs;
 }
 
 void SetComputeThreads(int threads, bool pinned) {

@@ -17,20 +17,30 @@ bool OnCpuKernels(const at::Tensor& x) {
 
 namespace {
 
-bool InPanels(const at::Tensor& w) { return w.dim() == 3; }
+// Of one matrix.
+cpu::WeightLayout LayoutOf(const at::Tensor& w) {
+  if (w.dim() == 4) return cpu::WeightLayout::kPairs;
+  return w.dim() == 3 ? cpu::WeightLayout::kPanels : cpu::WeightLayout::kRows;
+}
+bool InPanels(const at::Tensor& w) { return LayoutOf(w) != cpu::WeightLayout::kRows; }
 
 }  // namespace
 
-at::Tensor ToPanels(const at::Tensor& weights) {
+at::Tensor ToPanels(const at::Tensor& weights, cpu::WeightLayout layout) {
   if (!weights.is_cpu() || !weights.is_contiguous()) return weights;
   std::vector<int64_t> shape = weights.sizes().vec();
   int64_t& rows = shape[shape.size() - 2];
   if (rows % cpu::kPanelRows != 0) return weights;
   const int64_t columns = shape.back();
-  cpu::PackPanels(weights.mutable_data_ptr(), weights.scalar_type() == at::kBFloat16, weights.numel() / columns,
-                  columns);
+  const bool bfloat16 = weights.scalar_type() == at::kBFloat16;
+  if (!bfloat16 || columns % 2 != 0) layout = cpu::WeightLayout::kPanels;
+  cpu::PackPanels(weights.mutable_data_ptr(), layout, bfloat16, weights.numel() / columns, columns);
   rows /= cpu::kPanelRows;
-  shape.push_back(cpu::kPanelRows);
+  if (layout == cpu::WeightLayout::kPairs) {
+    shape.insert(shape.end(), {cpu::kPanelRows / 2, 2});
+  } else {
+    shape.push_back(cpu::kPanelRows);
+  }
   return weights.view(shape);
 }
 
@@ -42,7 +52,7 @@ at::Tensor SelectRows(const at::Tensor& w, const at::Tensor& ids) {
   auto* out = static_cast<char*>(rows.mutable_data_ptr());
   for (int64_t i = 0; i < count; ++i) {
     TORCH_CHECK(id[i] >= 0 && id[i] < w.size(0) * cpu::kPanelRows, "no such row of the weights");
-    cpu::CopyPanelRow(w.const_data_ptr(), bfloat16, columns, id[i], out + i * columns * w.element_size());
+    cpu::CopyPanelRow(w.const_data_ptr(), LayoutOf(w), bfloat16, columns, id[i], out + i * columns * w.element_size());
   }
   return rows;
 }
@@ -61,7 +71,7 @@ cpu::WeightView WeightsOf(const at::Tensor& w) {
   TORCH_CHECK((w.dim() == 2 || InPanels(w)) && w.is_contiguous() &&
                   (w.scalar_type() == at::kFloat || w.scalar_type() == at::kBFloat16),
               "weights must be a contiguous float32 or bfloat16 matrix");
-  return {w.const_data_ptr(), w.scalar_type() == at::kBFloat16, w.numel() / w.size(1), w.size(1), InPanels(w)};
+  return {w.const_data_ptr(), w.scalar_type() == at::kBFloat16, w.numel() / w.size(1), w.size(1), LayoutOf(w)};
 }
 
 cpu::WeightView WeightsOf(const at::Tensor& matrices, int64_t i) {
@@ -100,7 +110,7 @@ at::Tensor MatMul(const at::Tensor& a, const at::Tensor& w) {
   TORCH_CHECK(a.size(1) == n, "a product's shapes differ");
   const at::Tensor parts = at::empty({groups * rows, k}, a.options());
   const cpu::RowsView x = RowsOf(packed);
-  const int64_t unit = weights.panels ? cpu::kPanelRows : 1, units = n / unit;
+  const int64_t unit = weights.in_panels() ? cpu::kPanelRows : 1, units = n / unit;
   std::vector<cpu::OuterProduct> products;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t begin = units * g / groups * unit, end = units * (g + 1) / groups * unit;

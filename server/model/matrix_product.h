@@ -11,12 +11,14 @@ namespace c3po {
 // not take goes to ATen.
 bool OnCpuKernels(const at::Tensor& x);
 
-// Weights [rows, columns] are a matrix of that shape or, for the CPU's kernels, in panels: [rows / 16, columns, 16]
-// (server/model/cpu/panels.h); several of them have one dimension more, in front. All functions here take both.
+// Weights [rows, columns] are a matrix of that shape or, for the CPU's kernels, in panels: [rows / 16, columns, 16], or
+// [rows / 16, columns, 8, 2] in panels of pairs (server/model/cpu/panels.h); several of them have one dimension more,
+// in front. All functions here take all.
 
-// Row-major weights, one matrix or several, in panels, rearranged where they lie. What cannot be is returned as it is:
-// weights that are not on the CPU or not contiguous, or whose rows are no multiple of 16.
-at::Tensor ToPanels(const at::Tensor& weights);
+// Row-major weights, one matrix or several, in panels, rearranged where they lie; pairs that cannot be, float32 or an
+// odd number of columns, in the others. What cannot be in panels is returned as it is: weights that are not on the CPU
+// or not contiguous, or whose rows are no multiple of 16.
+at::Tensor ToPanels(const at::Tensor& weights, cpu::WeightLayout layout);
 // [ids.size, columns], row-major, on the weights' device.
 at::Tensor SelectRows(const at::Tensor& w, const at::Tensor& ids);
 // All rows, as SelectRows gives them; row-major weights as they are.

@@ -41,13 +41,14 @@ std::string NameOf(const std::string& folder) {
 
 }  // namespace
 
-MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes)
+MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes,
+                   cpu::WeightLayout layout)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       shape_(std::move(shape)),
       rope_(RopeTable::Make(config_, weights_.embedding.device())),
       neighbor_cache_(neighbor_cache_bytes) {
-  PackWeights(weights_);
+  PackWeights(weights_, layout);
 }
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
@@ -57,6 +58,7 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   C3PO_ASSIGN_OR_RETURN(const at::Device device, OpenDevice(options.device));
   C3PO_ASSIGN_OR_RETURN(const at::ScalarType stored, StoredDtype(*checkpoint));
   C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device, stored));
+  C3PO_ASSIGN_OR_RETURN(const cpu::WeightLayout layout, ChooseLayout(options.arithmetic, device, dtype));
   const c10::InferenceMode inference;
   C3PO_RETURN_IF_ERROR(CheckTensors(*checkpoint, config));  // Here too, so that what does not fit is said at once:
   // the digest is taken beside the loading, so that the files are read once, and is waited for whatever comes of it.
@@ -65,20 +67,22 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   ModelShape shape = ShapeOf(config, weights);
   shape.name = NameOf(options.folder);
   shape.device = options.device;
+  shape.arithmetic = device.is_cuda() ? shape.dtype : layout == cpu::WeightLayout::kPairs ? "bfloat16" : "float32";
   shape.batch_invariant = options.device == "cpu";  // cuBLAS chooses a product's order of summation by its size.
   shape.digest = digest.get();
   try {
     return std::unique_ptr<MoeModel>(
-        new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes));
+        new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes, layout));
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(absl::StrCat("loading ", options.folder, ": ", error.what()));
   }
 }
 
-std::unique_ptr<MoeModel> MoeModel::FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes) {
+std::unique_ptr<MoeModel> MoeModel::FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes,
+                                                cpu::WeightLayout layout) {
   ModelShape shape = ShapeOf(config, weights);
   return std::unique_ptr<MoeModel>(
-      new MoeModel(std::move(config), std::move(weights), std::move(shape), neighbor_cache_bytes));
+      new MoeModel(std::move(config), std::move(weights), std::move(shape), neighbor_cache_bytes, layout));
 }
 
 at::TensorOptions MoeModel::tensor_options() const {

@@ -19,6 +19,7 @@ struct MoeModelOptions {
   std::string folder;                        // config.json, *.safetensors
   std::string device = "cpu";                // cpu, cuda
   std::string dtype = "auto";                // auto, float32, bfloat16
+  std::string arithmetic = "float32";        // of products on the CPU: auto, float32, bfloat16
   int64_t neighbor_cache_bytes = 256 << 20;  // Fixed states of references; the least recently used are dropped first.
   std::function<void(int done, int total)> progress;  // Per layer loaded; may be null.
 };
@@ -35,8 +36,9 @@ class MoeModel final : public ModelRunner {
   static absl::StatusOr<std::unique_ptr<MoeModel>> Load(const MoeModelOptions& options);
 
   // From weights in memory (random ones, for benchmarks), all of one dtype and device; on the CPU they are rearranged
-  // where they lie.
-  static std::unique_ptr<MoeModel> FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes);
+  // where they lie, to `layout`.
+  static std::unique_ptr<MoeModel> FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes,
+                                               cpu::WeightLayout layout = cpu::WeightLayout::kPanels);
 
   const ModelShape& shape() const override { return shape_; }
   const ModelConfig& config() const { return config_; }
@@ -60,7 +62,8 @@ class MoeModel final : public ModelRunner {
   }
 
  private:
-  MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes);
+  MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes,
+           cpu::WeightLayout layout);
 
   ModelConfig config_;
   MoeWeights weights_;

@@ -248,20 +248,23 @@ std::vector<int> LayersByName(int layers) {
 
 }  // namespace
 
-void PackWeights(MoeWeights& weights) {
-  const auto pack = [](at::Tensor& matrices, int64_t dimensions) {
-    if (matrices.defined() && matrices.dim() == dimensions) matrices = ToPanels(matrices);  // Else it was before.
+void PackWeights(MoeWeights& weights, cpu::WeightLayout layout) {
+  const auto pack = [](at::Tensor& matrices, int64_t dimensions, cpu::WeightLayout to) {
+    if (matrices.defined() && matrices.dim() == dimensions) matrices = ToPanels(matrices, to);  // Else it was before.
   };
   const bool tied = weights.lm_head.is_same(weights.embedding);
-  pack(weights.lm_head, 2);
+  pack(weights.lm_head, 2, layout);
   if (tied) weights.embedding = weights.lm_head;
   for (LayerWeights& layer : weights.layers) {
-    for (at::Tensor* matrix : {&layer.qkv, &layer.output, &layer.router, &layer.query_expand, &layer.kv_expand}) {
-      pack(*matrix, 2);
+    for (at::Tensor* matrix : {&layer.qkv, &layer.output, &layer.query_expand, &layer.kv_expand}) {
+      pack(*matrix, 2, layout);
     }
+    pack(layer.router, 2, cpu::WeightLayout::kPanels);
     for (ExpertWeights* experts : {&layer.experts, &layer.shared}) {
-      pack(experts->gate_up, 3);
-      pack(experts->down, 2);
+      if (!experts->down.defined()) continue;
+      const bool whole_pairs = experts->neurons() % 2 == 0;  // Of each expert's columns of `down`.
+      pack(experts->gate_up, 3, layout);
+      pack(experts->down, 2, whole_pairs ? layout : cpu::WeightLayout::kPanels);
     }
   }
 }

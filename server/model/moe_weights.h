@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "server/model/cpu/panels.h"
 #include "server/model/model_config.h"
 #include "server/weights/checkpoint.h"
 
@@ -57,8 +58,9 @@ struct MoeWeights {
 
 // Puts what activations are multiplied by into the layout that the CPU's kernels read fastest (ToPanels), where it
 // lies: projections, routers, experts and the LM head, and the embedding where it is the LM head. Elsewhere, and what
-// is in it already: nothing.
-void PackWeights(MoeWeights& weights);
+// is in it already: nothing. `layout`: of all but routers, whose choices a rounded activation would change, and of
+// experts of an odd number of neurons; these lie in kPanels.
+void PackWeights(MoeWeights& weights, cpu::WeightLayout layout);
 
 // The dtype of the embedding, bfloat16 for one of 8 bits. InvalidArgument: it is missing, or not a floating-point type
 // of weights.

@@ -102,7 +102,7 @@ at::Tensor TargetHeadPass::TargetLogits(const TargetHead& head, const at::Tensor
   const at::Tensor logits = at::empty({targets}, at::kFloat);
   const int64_t *rows = head.rows.const_data_ptr<int64_t>(), *tokens = head.tokens.const_data_ptr<int64_t>();
   const cpu::WeightView weights = WeightsOf(head.weights);
-  const int64_t unit = weights.panels ? cpu::kPanelRows : 1;  // Rows that are read together.
+  const int64_t unit = weights.in_panels() ? cpu::kPanelRows : 1;  // Rows that are read together.
   std::vector<float> together(static_cast<size_t>(unit));
   for (int64_t t = 0; t < targets; ++t) {
     const int64_t first = tokens[t] / unit * unit;

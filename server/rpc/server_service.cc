@@ -30,6 +30,7 @@ void ServerService::Fill(v1::GetServerInfoResponse* response) const {
   model->set_architecture(shape.architecture);
   model->set_digest(shape.digest);
   model->set_dtype(shape.dtype);
+  model->set_arithmetic(shape.arithmetic);
   model->set_device(shape.device);
   model->set_layers(static_cast<uint32_t>(shape.layers));
   model->set_moe_layers(static_cast<uint32_t>(shape.moe_layers));

@@ -2,6 +2,7 @@
 """A model of a family's published size with random weights: whether c3pod loads it, what that takes, and that it answers.
 
     full_size.py olmoe-1b-7b|deepseek-moe-16b [--layers N] [--folder DIR] [--tokenizer FILE] [--bin DIR] [--keep]
+                                           [--device cpu|cuda] [--arithmetic auto|float32|bfloat16]
 
 Writes bfloat16 shards (14 GB and 33 GB; --layers keeps the first N layers where the disk or the memory is too small), reads them once to
 know the disk's speed, starts c3pod on them, generates with and without C3PO, and prints load time against that speed and peak memory
@@ -150,7 +151,8 @@ def run_server(arguments, folder):
         start = time.monotonic()
         server = subprocess.Popen(
             [arguments.bin / "c3pod", "--model", folder, "--embedder", "model", "--store", folder / "store.db", "--listen", "127.0.0.1:0",
-             "--metrics-port", "-1", "--kv-cache-tokens", str(KV_CACHE_TOKENS), "--neighbor-cache-mb", "64"], stderr=log)
+             "--metrics-port", "-1", "--kv-cache-tokens", str(KV_CACHE_TOKENS), "--neighbor-cache-mb", "64", "--device", arguments.device,
+             "--arithmetic", arguments.arithmetic], stderr=log)
     try:
         address = None
         while address is None:
@@ -198,6 +200,8 @@ def main():
     parser.add_argument("--tokenizer", type=pathlib.Path, default=cache / "downloads" / "gpt-neox-olmo-dolma-v1_5.json")
     parser.add_argument("--bin", type=pathlib.Path, default=SOURCE / "build" / "release" / "bin")
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--arithmetic", default="auto", choices=("auto", "float32", "bfloat16"))
     arguments = parser.parse_args()
     config = dict(CONFIGS[arguments.model])
     config["num_hidden_layers"] = arguments.layers or config["num_hidden_layers"]

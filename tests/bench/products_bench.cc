@@ -1,8 +1,9 @@
 // Products of activations with a weight matrix: ours against libtorch's, alternating, on the shapes of the default
 // model and of the benchmark model.
-//   c3po_bench_products [milliseconds=100] [bfloat16|float32=float32] [shape]      time per shape and way; one shape
+//   c3po_bench_products [milliseconds=100] [float32|bfloat16|pairs] [shape]      time per shape and way; one shape
 //   only, or "experts": all of a model's experts, without libtorch
-// Ours reads the weights as the server keeps them, in panels; libtorch's are float32 always, as its product of bfloat16
+// Ours reads the weights as the server keeps them, in panels, or with "pairs" in panels of pairs, which the processor's
+// bfloat16 unit multiplies where it has one; libtorch's are float32 always, as its product of bfloat16
 // is another one. Prints weight bytes per second (what decode is bound by), operations per second (what prefill is
 // bound by) and the median of libtorch's time over ours.
 
@@ -17,6 +18,7 @@
 #include <string_view>
 #include <vector>
 
+#include "server/model/cpu/bfloat16_products.h"
 #include "server/model/cpu/matrix_products.h"
 #include "server/model/cpu/panels.h"
 #include "server/model/cpu/thread_pool.h"
@@ -51,11 +53,11 @@ void Compare(const char* form, const Shape& shape, int64_t rows, double budget, 
 
 // Experts of a layer as one job, each with rows of its own: the two products of a forward pass, over weights that are
 // out of cache when their turn comes. Down matrices are columns of a wide one, as in the model.
-void MeasureExperts(bool bfloat16, double budget) {
+void MeasureExperts(bool bfloat16, cpu::WeightLayout layout, double budget) {
   constexpr int64_t kLayers = 12, kExperts = 32, kHidden = 512, kNeurons = 256;
   const auto weights = [&](int64_t n, int64_t k) {
     const at::Tensor w = at::randn({n, k}, at::kFloat).to(bfloat16 ? at::kBFloat16 : at::kFloat);
-    cpu::PackPanels(w.mutable_data_ptr(), bfloat16, n, k);
+    cpu::PackPanels(w.mutable_data_ptr(), layout, bfloat16, n, k);
     return w;
   };
   std::vector<at::Tensor> gate_up, down;
@@ -63,7 +65,7 @@ void MeasureExperts(bool bfloat16, double budget) {
   down.push_back(weights(kHidden, kExperts * kNeurons));
   while (down.size() < kLayers) gate_up.push_back(gate_up[0].clone()), down.push_back(down[0].clone());
   const auto view = [&](const at::Tensor& w) -> cpu::WeightView {
-    return {w.const_data_ptr(), bfloat16, w.size(0), w.size(1), /*panels=*/true};
+    return {w.const_data_ptr(), bfloat16, w.size(0), w.size(1), layout};
   };
   for (const int64_t rows : {1, 2, 3, 4, 6, 8, 12, 64}) {
     const at::Tensor x = at::randn({rows, kHidden}, at::kFloat), activation = at::randn({rows, kNeurons}, at::kFloat);
@@ -97,12 +99,16 @@ void MeasureExperts(bool bfloat16, double budget) {
 
 int Main(int argc, char** argv) {
   const double budget = (argc > 1 ? std::max(1, std::atoi(argv[1])) : 100) * 1e-3;
-  const bool bfloat16 = argc > 2 && std::string_view(argv[2]) == "bfloat16";
+  const std::string_view stored_as = argc > 2 ? argv[2] : "float32";
+  const bool pairs = stored_as == "pairs", bfloat16 = pairs || stored_as == "bfloat16";
+  const cpu::WeightLayout layout = pairs ? cpu::WeightLayout::kPairs : cpu::WeightLayout::kPanels;
   const std::string_view only = argc > 3 ? argv[3] : "";
   const int weight_bytes = bfloat16 ? 2 : 4;
   const c10::InferenceMode inference;
   at::set_num_threads(cpu::ThreadPool::Shared().threads());
-  std::printf("%d threads of ours, %d of libtorch\n", cpu::ThreadPool::Shared().threads(), at::get_num_threads());
+  std::printf("%d threads of ours, %d of libtorch; weights %.*s, bfloat16 unit %s\n",
+              cpu::ThreadPool::Shared().threads(), at::get_num_threads(), static_cast<int>(stored_as.size()),
+              stored_as.data(), pairs ? cpu::Bfloat16UnitName(cpu::FastestBfloat16Unit()) : "not used");
   const Shape shapes[] = {{"qkv", 960, 576},       {"output", 576, 576}, {"gate_up", 3072, 576}, {"down", 1536, 576},
                           {"lm_head", 49152, 576}, {"qkv", 1536, 512},   {"expert", 512, 512}};
   for (const Shape& shape : shapes) {
@@ -113,7 +119,7 @@ int Main(int argc, char** argv) {
     for (int64_t i = 0; i < copies; ++i) {
       weights.push_back(at::randn({shape.n, shape.k}, at::kFloat));
       stored.push_back(bfloat16 ? weights.back().to(at::kBFloat16) : weights.back().clone());
-      cpu::PackPanels(stored.back().mutable_data_ptr(), bfloat16, shape.n, shape.k);
+      cpu::PackPanels(stored.back().mutable_data_ptr(), layout, bfloat16, shape.n, shape.k);
     }
     size_t next = 0;
     for (const int64_t rows : {1, 3, 4, 12, 32, 64, 512}) {
@@ -121,7 +127,7 @@ int Main(int argc, char** argv) {
       const at::Tensor x = at::randn({rows, shape.k}, at::kFloat), a = at::randn({rows, shape.n}, at::kFloat);
       const auto weight = [&]() -> const at::Tensor& { return weights[next++ % weights.size()]; };
       const auto own = [&]() -> cpu::WeightView {
-        return {stored[next++ % stored.size()].const_data_ptr(), bfloat16, shape.n, shape.k, /*panels=*/true};
+        return {stored[next++ % stored.size()].const_data_ptr(), bfloat16, shape.n, shape.k, layout};
       };
       Compare(
           "dot", shape, rows, budget,
@@ -143,7 +149,7 @@ int Main(int argc, char** argv) {
           [&] { at::matmul(a, weight()); }, weight_bytes);
     }
   }
-  if (only.empty() || only == "experts") MeasureExperts(bfloat16, budget);
+  if (only.empty() || only == "experts") MeasureExperts(bfloat16, layout, budget);
   return 0;
 }
 

@@ -19,6 +19,7 @@
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "server/model/cpu/bfloat16_products.h"
 #include "server/model/cpu/matrix_products.h"
 #include "server/model/cpu/panel_products.h"
 #include "server/model/cpu/thread_pool.h"
@@ -372,12 +373,16 @@ int64_t PartOf(int64_t size, int64_t parts, int64_t grain) {
 }
 
 void RunDot(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
-  if (p.w.panels) return PanelDotBlock(p, row, row_end, begin, end);
+  if (p.w.layout == WeightLayout::kPairs) {
+    const Bfloat16Unit unit = FastestBfloat16Unit();
+    if (unit != Bfloat16Unit::kNone) return PairDotBlock(unit, p, row, row_end, begin, end);
+  }
+  if (p.w.in_panels()) return PanelDotBlock(p, row, row_end, begin, end);
   HWY_DYNAMIC_DISPATCH(DotBlock)(p, row, row_end, begin, end);
 }
 
 void RunOuter(const OuterProduct& p, int64_t begin, int64_t end) {
-  if (p.w.panels) return PanelOuterColumns(p, begin, end);
+  if (p.w.in_panels()) return PanelOuterColumns(p, begin, end);
   HWY_DYNAMIC_DISPATCH(OuterColumns)(p, begin, end);
 }
 
@@ -409,7 +414,7 @@ void MultiplyTransposed(absl::Span<const DotProduct> products) {
       const int64_t rows = std::min(rows_max, p.x.rows - row);
       const int64_t own_parts = share > 0 ? (rows * p.w.rows * p.w.columns + share / 2) / share : 1;
       const int64_t columns =
-          PartOf(p.w.rows, std::max<int64_t>(1, own_parts), p.w.panels ? kPanelDotGrain : kDotGrain);
+          PartOf(p.w.rows, std::max<int64_t>(1, own_parts), p.w.in_panels() ? kPanelDotGrain : kDotGrain);
       for (int64_t column = 0; column < p.w.rows; column += columns) {
         blocks.push_back({static_cast<int64_t>(i), row, row + rows, column, std::min(p.w.rows, column + columns)});
       }

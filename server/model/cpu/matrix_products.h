@@ -11,7 +11,8 @@ namespace c3po::cpu {
 // Products of activations (float32) with a weight matrix W [n, k] (float32 or bfloat16), row-major or in panels
 // (panels.h), which is read where it lies: a product of few rows costs one pass over W. Both forms accumulate in
 // float32.
-//   dot form    y[m, n] = sum_k x[m, k] W[n, k]       forward of a projection
+//   dot form    y[m, n] = sum_k x[m, k] W[n, k]       forward of a projection; of weights in pairs, x is rounded to
+//                                                     bfloat16 where the processor has a unit for it
 //   outer form  y[m, k] = sum_n a[m, n] W[n, k]       its backward
 // The order of the sum in an element depends on n, k and the layout alone: a row's result is bitwise the same whatever
 // other rows are in the product, and on any number of threads of one machine. All functions are thread-safe, run on
@@ -21,18 +22,21 @@ namespace c3po::cpu {
 struct WeightView {
   const void* data = nullptr;
   bool bfloat16 = false;
-  int64_t rows = 0;     // n
-  int64_t columns = 0;  // k
-  bool panels = false;  // n is a multiple of kPanelRows then.
-  int64_t stride = 0;   // The columns of the whole, of which these are some; 0: these are all.
+  int64_t rows = 0;                           // n
+  int64_t columns = 0;                        // k
+  WeightLayout layout = WeightLayout::kRows;  // In panels n is a multiple of kPanelRows.
+  int64_t stride = 0;                         // The columns of the whole, of which these are some; 0: these are all.
+
+  bool in_panels() const { return layout != WeightLayout::kRows; }
 
   int64_t row_stride() const { return stride > 0 ? stride : columns; }
   // Of panels: from and to a multiple of kPanelRows.
   WeightView Rows(int64_t begin, int64_t end) const {
-    return {At(begin * row_stride()), bfloat16, end - begin, columns, panels, row_stride()};
+    return {At(begin * row_stride()), bfloat16, end - begin, columns, layout, row_stride()};
   }
+  // Of pairs: from and to an even one.
   WeightView Columns(int64_t begin, int64_t end) const {
-    return {At(begin * (panels ? kPanelRows : 1)), bfloat16, rows, end - begin, panels, row_stride()};
+    return {At(begin * (in_panels() ? kPanelRows : 1)), bfloat16, rows, end - begin, layout, row_stride()};
   }
   const void* At(int64_t weights) const { return static_cast<const char*>(data) + weights * (bfloat16 ? 2 : 4); }
 };

@@ -14,13 +14,28 @@ namespace c3po::cpu {
 // n is a multiple of 16. A panel takes the memory of the 16 rows that it holds.
 constexpr int64_t kPanelRows = 16;
 
+// How a weight matrix lies.
+enum class WeightLayout {
+  kRows,    // row by row
+  kPanels,  // as above
+  kPairs,   // bfloat16 alone, for units that multiply pairs (bfloat16_products.h): panels [n / 16, k / 2, 16, 2], a
+            // row's weights of two columns side by side; k is even
+};
+
 // Where row i of a panel stands among the 16, i in [0, 16).
 constexpr int64_t PanelPosition(int64_t i, bool bfloat16) { return !bfloat16 ? i : i < 8 ? 2 * i : 2 * (i - 8) + 1; }
 
-// Rearranges W [rows, columns], row-major, where it lies. On ThreadPool::Shared(). rows: a multiple of 16.
-void PackPanels(void* weights, bool bfloat16, int64_t rows, int64_t columns);
+// Where the weight of row i and column k of a panel stands in it.
+constexpr int64_t PanelOffset(WeightLayout layout, bool bfloat16, int64_t i, int64_t k) {
+  return layout == WeightLayout::kPairs ? k / 2 * 2 * kPanelRows + 2 * i + k % 2
+                                        : k * kPanelRows + PanelPosition(i, bfloat16);
+}
+
+// Rearranges W [rows, columns], row-major, where it lies. On ThreadPool::Shared(). rows: a multiple of 16; layout:
+// kPanels or kPairs.
+void PackPanels(void* weights, WeightLayout layout, bool bfloat16, int64_t rows, int64_t columns);
 // Row `row` of a matrix in panels, to out [columns] of the same precision.
-void CopyPanelRow(const void* weights, bool bfloat16, int64_t columns, int64_t row, void* out);
+void CopyPanelRow(const void* weights, WeightLayout layout, bool bfloat16, int64_t columns, int64_t row, void* out);
 
 }  // namespace c3po::cpu
 

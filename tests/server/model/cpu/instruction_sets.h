@@ -23,24 +23,37 @@ inline std::vector<float> Random(std::mt19937& rng, int64_t size) {
   return values;
 }
 
-// A weight matrix in either precision and layout, and what it holds.
+// To the nearest bfloat16, ties to even.
+inline uint16_t RoundedToBfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+inline float Widened(uint16_t bits) {
+  const uint32_t whole = uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &whole, sizeof(value));
+  return value;
+}
+
+// A weight matrix in either precision and any layout, and what it holds.
 struct Matrix {
-  Matrix(std::mt19937& rng, int64_t n, int64_t k, bool bfloat16, bool panels = false)
-      : values(Random(rng, n * k)), view{nullptr, bfloat16, n, k, panels} {
+  Matrix(std::mt19937& rng, int64_t n, int64_t k, bool bfloat16, WeightLayout layout = WeightLayout::kRows)
+      : values(Random(rng, n * k)), view{nullptr, bfloat16, n, k, layout} {
+    const bool panels = layout != WeightLayout::kRows;
     if (bfloat16) {
       for (float& value : values) {
         uint32_t whole;
         std::memcpy(&whole, &value, 4);
         bits.push_back(static_cast<uint16_t>(whole >> 16));
-        whole = uint32_t{bits.back()} << 16;
-        std::memcpy(&value, &whole, 4);
+        value = Widened(bits.back());
       }
       view.data = bits.data();
-      if (panels) PackPanels(bits.data(), true, n, k);
+      if (panels) PackPanels(bits.data(), layout, true, n, k);
     } else {
       stored = values;
       view.data = stored.data();
-      if (panels) PackPanels(stored.data(), false, n, k);
+      if (panels) PackPanels(stored.data(), layout, false, n, k);
     }
   }
   std::vector<float> values;  // [n, k]
@@ -49,10 +62,12 @@ struct Matrix {
   WeightView view;
 };
 
-// The layouts that a matrix of n rows can have: bfloat16, panels.
-inline std::vector<std::pair<bool, bool>> LayoutsOf(int64_t n) {
-  std::vector<std::pair<bool, bool>> layouts = {{false, false}, {true, false}};
-  if (n % kPanelRows == 0) layouts.insert(layouts.end(), {{false, true}, {true, true}});
+// The precisions and layouts that a matrix [n, k] can have: bfloat16, layout.
+inline std::vector<std::pair<bool, WeightLayout>> LayoutsOf(int64_t n, int64_t k) {
+  std::vector<std::pair<bool, WeightLayout>> layouts = {{false, WeightLayout::kRows}, {true, WeightLayout::kRows}};
+  if (n % kPanelRows != 0) return layouts;
+  layouts.insert(layouts.end(), {{false, WeightLayout::kPanels}, {true, WeightLayout::kPanels}});
+  if (k % 2 == 0) layouts.emplace_back(true, WeightLayout::kPairs);
   return layouts;
 }
 

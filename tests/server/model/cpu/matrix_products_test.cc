@@ -38,14 +38,18 @@ const std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {3, 5},    {8, 8},     {
 
 TEST_P(MatrixProducts, DotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
   for (const auto& [n, k] : kShapes) {
-    for (const auto& [bfloat16, panels] : LayoutsOf(n)) {
+    for (const auto& [bfloat16, layout] : LayoutsOf(n, k)) {
       const auto seed = static_cast<uint32_t>(n * 1000 + k);
       std::mt19937 rng(seed);
-      const Matrix w(rng, n, k, bfloat16, panels);
+      const Matrix w(rng, n, k, bfloat16, layout);
       for (const int64_t rows : kRows) {
-        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " panels " << panels
-                                        << " rows " << rows << " n " << n << " k " << k);
-        const std::vector<float> x = Random(rng, rows * k);
+        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " layout "
+                                        << static_cast<int>(layout) << " rows " << rows << " n " << n << " k " << k);
+        std::vector<float> x = Random(rng, rows * k);
+        // What a unit of the processor would round in either case.
+        if (layout == WeightLayout::kPairs) {
+          for (float& value : x) value = Widened(RoundedToBfloat16(value));
+        }
         std::vector<float> y(rows * n, -1), alone(n);
         MultiplyTransposed({{{x.data(), k, rows, nullptr}, w.view, {y.data(), n, nullptr}}});
         for (int64_t m = 0; m < rows; ++m) {
@@ -64,13 +68,13 @@ TEST_P(MatrixProducts, DotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
 
 TEST_P(MatrixProducts, OuterFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
   for (const auto& [n, k] : kShapes) {
-    for (const auto& [bfloat16, panels] : LayoutsOf(n)) {
+    for (const auto& [bfloat16, layout] : LayoutsOf(n, k)) {
       const auto seed = static_cast<uint32_t>(n * 1000 + k);
       std::mt19937 rng(seed);
-      const Matrix w(rng, n, k, bfloat16, panels);
+      const Matrix w(rng, n, k, bfloat16, layout);
       for (const int64_t rows : kRows) {
-        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " panels " << panels
-                                        << " rows " << rows << " n " << n << " k " << k);
+        SCOPED_TRACE(testing::Message() << "seed " << seed << " bfloat16 " << bfloat16 << " layout "
+                                        << static_cast<int>(layout) << " rows " << rows << " n " << n << " k " << k);
         const std::vector<float> a = Random(rng, rows * n), start = Random(rng, rows * k);
         std::vector<float> y = start;
         MultiplyAdd({{{a.data(), n, rows, nullptr}, w.view, {y.data(), k, nullptr}}});
@@ -95,16 +99,20 @@ TEST(Panels, HoldTheRowsOfTheMatrix) {
   const uint32_t seed = 3;
   SCOPED_TRACE(testing::Message() << "seed " << seed);
   std::mt19937 rng(seed);
-  for (const bool bfloat16 : {false, true}) {
-    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{16, 1}, {48, 7}, {640, 300}}) {
-      const Matrix w(rng, n, k, bfloat16, /*panels=*/true);
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{16, 1}, {48, 7}, {640, 300}}) {
+    for (const auto& [bfloat16, layout] : LayoutsOf(n, k)) {
+      if (layout == WeightLayout::kRows) continue;
+      const Matrix w(rng, n, k, bfloat16, layout);
+      std::vector<uint16_t> row(k);
       for (int64_t j = 0; j < n; ++j) {
+        if (bfloat16) CopyPanelRow(w.view.data, layout, true, k, j, row.data());
         for (int64_t i = 0; i < k; ++i) {
-          const int64_t at = (j / kPanelRows * k + i) * kPanelRows + PanelPosition(j % kPanelRows, bfloat16);
-          uint32_t whole = bfloat16 ? uint32_t{w.bits[at]} << 16 : 0;
-          float value;
-          std::memcpy(&value, &whole, 4);
-          ASSERT_EQ(bfloat16 ? value : w.stored[at], w.values[j * k + i]) << "row " << j << " column " << i;
+          const int64_t at = j / kPanelRows * kPanelRows * k + PanelOffset(layout, bfloat16, j % kPanelRows, i);
+          const float value = bfloat16 ? Widened(w.bits[at]) : w.stored[at];
+          ASSERT_EQ(value, w.values[j * k + i]) << "row " << j << " column " << i;
+          if (bfloat16) {
+            ASSERT_EQ(Widened(row[i]), value) << "row " << j << " column " << i;
+          }
         }
       }
     }
@@ -121,7 +129,8 @@ TEST_P(MatrixProducts, IndependentProductsSideBySideAreThoseProductsOneByOneAdde
     std::vector<Matrix> w;
     std::vector<int64_t> counts;
     for (int64_t e = 0; e < 6; ++e) {
-      w.emplace_back(rng, e < 4 ? 90 + 7 * e : 96 + 16 * e, k, e % 2 == 1, e >= 4);
+      const WeightLayout layout = e < 4 ? WeightLayout::kRows : WeightLayout::kPanels;
+      w.emplace_back(rng, e < 4 ? 90 + 7 * e : 96 + 16 * e, k, e % 2 == 1, layout);
       counts.push_back(e == 2 ? 0 : rows + e);
     }
     std::vector<std::vector<float>> a, y;
@@ -151,7 +160,9 @@ TEST_P(MatrixProducts, SeveralProductsOverChosenRowsAreThoseProductsOneByOne) {
   SCOPED_TRACE(testing::Message() << "seed " << seed);
   std::mt19937 rng(seed);
   std::vector<Matrix> w;
-  for (int64_t e = 0; e < experts; ++e) w.emplace_back(rng, n, k, e % 2 == 1, e >= 3);
+  const WeightLayout layouts[] = {WeightLayout::kRows, WeightLayout::kRows, WeightLayout::kRows, WeightLayout::kPairs,
+                                  WeightLayout::kPanels};
+  for (int64_t e = 0; e < experts; ++e) w.emplace_back(rng, n, k, e % 2 == 1, layouts[e]);
   const std::vector<float> x = Random(rng, rows * k);
   std::vector<std::vector<int64_t>> chosen(experts);
   for (int64_t e = 0; e < experts; ++e) {
