@@ -52,10 +52,10 @@ if(C3PO_SANITIZER)
   set(C3PO_TEST_SECONDS_MAX 6000)
 endif()
 
-# c3po_test(NAME [BUILDS_GRAPHS] SOURCES a_test.cc ... DEPS targets ... LABELS labels ...): a GoogleTest binary, one ctest
-# entry per test.
+# c3po_test(NAME [BUILDS_GRAPHS | NEEDS_GPU] SOURCES a_test.cc ... DEPS targets ... LABELS labels ...): a GoogleTest binary,
+# one ctest entry per test, or where it needs a GPU one in all, labeled gpu, so that a machine without skips one.
 function(c3po_test target)
-  cmake_parse_arguments(ARG "BUILDS_GRAPHS" "" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "BUILDS_GRAPHS;NEEDS_GPU" "" "SOURCES;DEPS;LABELS" ${ARGN})
   add_executable(${target} ${ARG_SOURCES})
   c3po_compile_options(${target})
   target_link_libraries(${target} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
@@ -67,6 +67,12 @@ function(c3po_test target)
                              C3PO_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
+  endif()
+  if(ARG_NEEDS_GPU)
+    add_test(NAME gpu.${target} COMMAND ${target})
+    set_tests_properties(gpu.${target} PROPERTIES LABELS gpu TIMEOUT ${C3PO_TEST_SECONDS_MAX} ENVIRONMENT OMP_NUM_THREADS=1
+                         SKIP_REGULAR_EXPRESSION "device cuda: ")
+    return()
   endif()
   set(modification)
   if(ARG_BUILDS_GRAPHS)

@@ -1,6 +1,6 @@
 // The experts of a layer. On the CPU the rows of all experts are one job of the product kernels, read by index from
-// the packed rows and added to them; elsewhere ATen runs one expert after the other, or all at once where every row
-// takes all.
+// the packed rows and added to them; elsewhere ATen runs them over copies of the rows, sorted by expert, or all at once
+// where every row takes all.
 
 #include <ATen/ATen.h>
 
@@ -28,23 +28,6 @@ at::Tensor Sigmoid(at::Tensor x) {
   float* values = x.mutable_data_ptr<float>();
   for (int64_t i = 0; i < x.numel(); ++i) values[i] = 1 / (1 + std::exp(-values[i]));
   return x;
-}
-
-// The rows of each expert that any row selects, ascending by expert.
-std::vector<std::pair<int, at::Tensor>> RowsOfExperts(const at::Tensor& selected, int experts) {
-  const at::Tensor ids = selected.to(at::kCPU).contiguous();
-  const int64_t rows = ids.size(0), k = ids.size(1);
-  const int64_t* id = ids.const_data_ptr<int64_t>();
-  std::vector<std::vector<int64_t>> lists(experts);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t j = 0; j < k; ++j) lists[id[r * k + j]].push_back(r);
-  }
-  std::vector<std::pair<int, at::Tensor>> result;
-  for (int e = 0; e < experts; ++e) {
-    if (lists[e].empty()) continue;
-    result.emplace_back(e, at::tensor(lists[e], at::kLong).to(selected.device()));
-  }
-  return result;
 }
 
 bool AllExpertsAtOnce(const Mixing& mixing) { return !mixing.selected.defined(); }
@@ -134,7 +117,7 @@ struct ExpertRows {
 };
 
 at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks,
-                           std::vector<ExpertTape>* tapes) {
+                           ExpertTape* tape_out) {
   const int64_t rows = normed.size(0);
   const int64_t experts = networks.count(), neurons = networks.neurons();
   const bool all = AllExpertsAtOnce(mixing);
@@ -160,7 +143,7 @@ at::Tensor RunExpertsOnCpu(const at::Tensor& normed, const Mixing& mixing, const
                     activation.mutable_data_ptr<float>());
   const at::Tensor out = all ? MatMulTransposed(activation.view({rows, experts * neurons}), networks.down)
                              : ExpertRows{tape, rows}.Out(activation, networks);
-  if (tapes) tapes->push_back(std::move(tape));
+  if (tape_out) *tape_out = std::move(tape);
   return out;
 }
 
@@ -196,10 +179,60 @@ at::Tensor ExpertsBackwardOnCpu(const at::Tensor& doutput, const at::Tensor& nor
   return ExpertRows{tape, rows}.InBackward(dgate_up, networks);
 }
 
+// ATen's way: (row, expert) pairs, by expert.
+
+// Each row's k_e pairs after each other, to each expert's after each other; without asking the device for a number.
+ExpertTape SortPairs(const Mixing& mixing) {
+  ExpertTape tape;
+  tape.order = at::argsort(mixing.selected.reshape({-1}), /*stable=*/true, /*dim=*/0, /*descending=*/false);
+  tape.rows = tape.order.floor_divide(mixing.selected.size(1));
+  tape.ends = mixing.selected_mask.sum(0).cumsum(0).to(at::kInt);
+  return tape;
+}
+
+// Sums of each row's pairs: parts [B, d] -> [R, d].
+at::Tensor SumPairs(const at::Tensor& parts, const ExpertTape& tape, int64_t rows) {
+  const at::Tensor by_row = at::empty_like(parts).index_copy_(0, tape.order, parts);
+  return by_row.view({rows, parts.size(0) / rows, parts.size(1)}).sum(1);
+}
+
+// Expert e's matrix; and, row-major, all of them.
+at::Tensor GateUpOf(const ExpertWeights& networks, int64_t e) { return RowMajor(networks.gate_up.select(0, e)); }
+at::Tensor DownOf(const ExpertWeights& networks, int64_t e) {
+  return SelectColumns(networks.down, e * networks.neurons(), networks.neurons());
+}
+at::Tensor AllDown(const ExpertWeights& networks) {  // [d, n, f]
+  return networks.down.view({networks.down.size(0), networks.count(), networks.neurons()});
+}
+
+at::Tensor PairsIn(const at::Tensor& x, const ExpertTape& tape, const ExpertWeights& networks) {
+  if (CanMultiplyGroups(x, networks.neurons())) {
+    return MultiplyGroups(x, networks.gate_up.transpose(1, 2), tape.ends);
+  }
+  return MultiplyEachGroup(x, tape.ends, [&](int64_t e) { return GateUpOf(networks, e).t(); });
+}
+at::Tensor PairsInBackward(const at::Tensor& dgate_up, const ExpertTape& tape, const ExpertWeights& networks) {
+  if (CanMultiplyGroups(dgate_up, networks.gate_up.size(2))) {
+    return MultiplyGroups(dgate_up, networks.gate_up, tape.ends);
+  }
+  return MultiplyEachGroup(dgate_up, tape.ends, [&](int64_t e) { return GateUpOf(networks, e); });
+}
+at::Tensor PairsOut(const at::Tensor& activation, const ExpertTape& tape, const ExpertWeights& networks) {
+  if (CanMultiplyGroups(activation, networks.gate_up.size(2))) {
+    return MultiplyGroups(activation, AllDown(networks).permute({1, 2, 0}), tape.ends);
+  }
+  return MultiplyEachGroup(activation, tape.ends, [&](int64_t e) { return DownOf(networks, e).t(); });
+}
+at::Tensor PairsOutBackward(const at::Tensor& doutput, const ExpertTape& tape, const ExpertWeights& networks) {
+  if (CanMultiplyGroups(doutput, networks.neurons())) {
+    return MultiplyGroups(doutput, AllDown(networks).permute({1, 0, 2}), tape.ends);
+  }
+  return MultiplyEachGroup(doutput, tape.ends, [&](int64_t e) { return DownOf(networks, e); });
+}
+
 }  // namespace
 
-at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks,
-                      std::vector<ExpertTape>* tape) {
+at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks, ExpertTape* tape) {
   const int64_t rows = normed.size(0);
   const int64_t experts = networks.count(), neurons = networks.neurons();
   if (OnCpuKernels(normed)) return RunExpertsOnCpu(normed, mixing, networks, tape);
@@ -212,59 +245,45 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Expe
     all.activation = Silu(all.gate) * all.up;
     const at::Tensor scaled = all.activation * weights.unsqueeze(-1);
     const at::Tensor out = MatMulTransposed(scaled.reshape({rows, experts * neurons}), networks.down);
-    if (tape) tape->push_back(std::move(all));
+    if (tape) *tape = std::move(all);
     return out;
   }
-  at::Tensor out = at::zeros_like(normed);
-  for (auto& [expert, row_ids] : RowsOfExperts(mixing.selected, static_cast<int>(experts))) {
-    const bool every_row = row_ids.size(0) == rows;
-    const at::Tensor input = every_row ? normed : normed.index_select(0, row_ids);
-    const at::Tensor gate_up = MatMulTransposed(input, networks.gate_up.select(0, expert));
-    ExpertTape one{expert, row_ids, gate_up.narrow(1, 0, neurons), gate_up.narrow(1, neurons, neurons), {}, {}, {}, {},
-                   {},     {}};
-    one.activation = Silu(one.gate) * one.up;
-    const at::Tensor weight = weights.select(1, expert).index_select(0, row_ids).unsqueeze(1);
-    const at::Tensor part =
-        MatMulTransposed(one.activation * weight, SelectColumns(networks.down, expert * neurons, neurons));
-    if (every_row) {
-      out.add_(part);
-    } else {
-      out.index_add_(0, row_ids, part);
-    }
-    if (tape) tape->push_back(std::move(one));
-  }
+  ExpertTape pairs = SortPairs(mixing);
+  const at::Tensor gate_up = PairsIn(normed.index_select(0, pairs.rows), pairs, networks);
+  pairs.gate = gate_up.narrow(1, 0, neurons);
+  pairs.up = gate_up.narrow(1, neurons, neurons);
+  pairs.activation = Silu(pairs.gate) * pairs.up;
+  pairs.pair_weights = weights.gather(1, mixing.selected).reshape({-1}).index_select(0, pairs.order).unsqueeze(1);
+  const at::Tensor out = SumPairs(PairsOut(pairs.activation * pairs.pair_weights, pairs, networks), pairs, rows);
+  if (tape) *tape = std::move(pairs);
   return out;
 }
 
 at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
-                           const ExpertWeights& networks, const std::vector<ExpertTape>& tape, at::Tensor& dweights) {
+                           const ExpertWeights& networks, const ExpertTape& tape, at::Tensor& dweights) {
   const int64_t rows = normed.size(0);
   const int64_t experts = networks.count(), neurons = networks.neurons();
-  if (OnCpuKernels(normed)) return ExpertsBackwardOnCpu(doutput, normed, mixing, networks, tape.front(), dweights);
+  if (OnCpuKernels(normed)) return ExpertsBackwardOnCpu(doutput, normed, mixing, networks, tape, dweights);
   const at::Tensor weights = mixing.weights.to(normed.scalar_type());
   if (AllExpertsAtOnce(mixing)) {
-    const ExpertTape& all = tape.front();
     // t = dJ/d(weighted activation): <doutput, Expert_e(h)> = <t_e, activation_e>, so no expert output is formed.
     const at::Tensor t = MatMul(doutput, networks.down).view({rows, experts, neurons});
-    dweights = (t * all.activation).to(at::kFloat).sum(-1);
+    dweights = (t * tape.activation).to(at::kFloat).sum(-1);
     const at::Tensor dactivation = t * weights.unsqueeze(-1);
-    const at::Tensor dgate = dactivation * all.up * SiluGradient(all.gate);
-    const at::Tensor dup = dactivation * Silu(all.gate);
+    const at::Tensor dgate = dactivation * tape.up * SiluGradient(tape.gate);
+    const at::Tensor dup = dactivation * Silu(tape.gate);
     const at::Tensor dgate_up = at::stack({dgate, dup}, 2).view({rows, experts * 2 * neurons});
     return MatMul(dgate_up, AsOne(networks.gate_up));
   }
-  dweights = at::zeros_like(mixing.weights);
-  at::Tensor dnormed = at::zeros_like(normed);
-  for (const ExpertTape& one : tape) {
-    const at::Tensor t =
-        MatMul(doutput.index_select(0, one.rows), SelectColumns(networks.down, one.expert * neurons, neurons));
-    dweights.select(1, one.expert).index_copy_(0, one.rows, (t * one.activation).to(at::kFloat).sum(-1));
-    const at::Tensor dactivation = t * weights.select(1, one.expert).index_select(0, one.rows).unsqueeze(1);
-    const at::Tensor dgate = dactivation * one.up * SiluGradient(one.gate);
-    const at::Tensor dup = dactivation * Silu(one.gate);
-    dnormed.index_add_(0, one.rows, MatMul(at::cat({dgate, dup}, 1), networks.gate_up.select(0, one.expert)));
-  }
-  return dnormed;
+  const at::Tensor t = PairsOutBackward(doutput.index_select(0, tape.rows), tape, networks);
+  const at::Tensor dpair = (t * tape.activation).to(at::kFloat).sum(-1);
+  dweights = at::zeros_like(mixing.weights)
+                 .scatter_(1, mixing.selected,
+                           at::empty_like(dpair).index_copy_(0, tape.order, dpair).view(mixing.selected.sizes()));
+  const at::Tensor dactivation = t * tape.pair_weights;
+  const at::Tensor dgate = dactivation * tape.up * SiluGradient(tape.gate);
+  const at::Tensor dup = dactivation * Silu(tape.gate);
+  return SumPairs(PairsInBackward(at::cat({dgate, dup}, 1), tape, networks), tape, rows);
 }
 
 void RunExpertsApart(const at::Tensor& normed, const ExpertWeights& networks, const std::vector<int64_t>& chosen,

@@ -1,6 +1,7 @@
 #include "server/model/layer_math.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <cmath>
@@ -140,6 +141,7 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
                      x.size(1), y.mutable_data_ptr<float>());
     return y;
   }
+  if (x.is_cuda() && x.size(-1) == weight.numel()) return at::rms_norm(x, weight.sizes(), weight, eps);  // One kernel.
   const at::Tensor x32 = x.to(at::kFloat);
   const at::Tensor rstd = at::rsqrt(x32.square().mean(-1, /*keepdim=*/true) + eps);
   return (x32 * rstd).to(x.scalar_type()) * weight;
@@ -173,6 +175,14 @@ at::Tensor Rotate(const at::Tensor& x, const RopeTable& rope, bool inverse) {
     return y;
   }
   const at::Tensor a = x.narrow(-1, 0, half), b = x.narrow(-1, half, half);
+  if (!c10::GradMode::is_enabled()) {  // Half as many kernels as below.
+    const at::Tensor y = at::empty(x.sizes(), x.options());
+    const double sign = inverse ? -1 : 1;
+    at::Tensor first = y.narrow(-1, 0, half), second = y.narrow(-1, half, half);
+    at::mul_out(first, a, rope.cos).addcmul_(b, rope.sin, -sign);
+    at::mul_out(second, b, rope.cos).addcmul_(a, rope.sin, sign);
+    return y;
+  }
   if (inverse) return at::cat({a * rope.cos + b * rope.sin, b * rope.cos - a * rope.sin}, -1);
   return at::cat({a * rope.cos - b * rope.sin, b * rope.cos + a * rope.sin}, -1);
 }

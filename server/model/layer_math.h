@@ -80,15 +80,17 @@ at::Tensor MixingBackward(const at::Tensor& dweights, const Mixing& mixing, cons
 // From dJ/dprobabilities to dJ/dlogits of softmax: p * (dp - sum(p * dp)), per row.
 at::Tensor SoftmaxBackward(const at::Tensor& dprobabilities, const at::Tensor& probabilities);
 
-// Rows handled by one expert, or by all at once (expert = -1, rows undefined), with the activations that the backward
-// needs.
+// What a run of the experts leaves for the way back, of B (row, expert) pairs: by expert where rows select some, by row
+// where they take all.
 struct ExpertTape {
-  int expert = -1;
-  at::Tensor rows;                  // int64 [r]
-  at::Tensor gate, up, activation;  // [r, f], or [R, E, f] for all at once; activation = silu(gate) * up
+  // ATen's. Where rows take all, gate, up and activation are [R, E, f], and the others undefined.
+  at::Tensor order;                 // int64 [B] pairs by expert: r * k_e + j of row r's selected[j]
+  at::Tensor rows;                  // int64 [B] their rows
+  at::Tensor ends;                  // int32 [E] end of each expert's pairs
+  at::Tensor pair_weights;          // [B, 1]
+  at::Tensor gate, up, activation;  // [B, f]; activation = silu(gate) * up
 
-  // On the CPU's kernels there is one tape for all experts: B (row, expert) pairs, by expert where rows select some, by
-  // row where they take all (then without `assigned`, `offsets` and `pairs`).
+  // The CPU's kernels'. Where rows take all, without `assigned`, `offsets` and `pairs`.
   std::vector<int64_t> assigned;  // [B] rows
   std::vector<int64_t> pairs;     // [R, k_e] each row's, ascending by expert
   std::vector<int64_t> offsets;   // [E + 1] first pair of each expert
@@ -98,12 +100,11 @@ struct ExpertTape {
 
 // sum_e weights[r, e] * Expert_e(normed[r]), Expert_e(h) = down_e (silu(gate_e h) * up_e h). Experts that no row
 // selects are not read. `tape`, unless null, is filled for ExpertsBackward.
-at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks,
-                      std::vector<ExpertTape>* tape);
+at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const ExpertWeights& networks, ExpertTape* tape);
 // From dJ/doutput ([R, d]): fills dweights (float32 [R, E], <dJ/doutput, Expert_e(h)> where selected, else 0) and
 // returns dJ/dnormed.
 at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, const Mixing& mixing,
-                           const ExpertWeights& networks, const std::vector<ExpertTape>& tape, at::Tensor& dweights);
+                           const ExpertWeights& networks, const ExpertTape& tape, at::Tensor& dweights);
 // outputs[:, e] = Expert_e(normed) for the chosen experts; outputs [R, E, d], contiguous.
 void RunExpertsApart(const at::Tensor& normed, const ExpertWeights& networks, const std::vector<int64_t>& chosen,
                      at::Tensor& outputs);
@@ -112,7 +113,7 @@ void RunExpertsApart(const at::Tensor& normed, const ExpertWeights& networks, co
 // or a dense layer's network.
 struct SharedTape {
   Mixing mixing;  // weights [R, 1]: 1, or the gate's sigmoid
-  std::vector<ExpertTape> experts;
+  ExpertTape experts;
 };
 // Of a layer that has one. `tape`, unless null, is filled for SharedBackward.
 at::Tensor RunShared(const at::Tensor& normed, const LayerWeights& layer, SharedTape* tape);
@@ -123,7 +124,7 @@ at::Tensor SharedBackward(const at::Tensor& doutput, const at::Tensor& normed, c
 // A layer's whole feed-forward block: routed experts under `mixing`, which a dense layer does not read, and the shared
 // one. `tape`, unless null, is filled for FeedForwardBackward, which gives dweights as ExpertsBackward does.
 struct FeedForwardTape {
-  std::vector<ExpertTape> experts;
+  ExpertTape experts;
   SharedTape shared;
 };
 at::Tensor RunFeedForward(const at::Tensor& normed, const Mixing& mixing, const LayerWeights& layer,

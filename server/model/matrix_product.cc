@@ -127,4 +127,25 @@ at::Tensor MatMul(const at::Tensor& a, const at::Tensor& w) {
   return y;
 }
 
+bool CanMultiplyGroups(const at::Tensor& x, int64_t out) {
+  constexpr int64_t kWord = 8;  // of 16 bytes: what a row's stride must be a multiple of
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.size(1) % kWord == 0 && out % kWord == 0;
+}
+
+at::Tensor MultiplyGroups(const at::Tensor& x, const at::Tensor& matrices, const at::Tensor& ends) {
+  return at::_grouped_mm(x, matrices, ends);
+}
+
+at::Tensor MultiplyEachGroup(const at::Tensor& x, const at::Tensor& ends,
+                             absl::FunctionRef<at::Tensor(int64_t)> matrix) {
+  const at::Tensor host = ends.to(at::kCPU);
+  const auto* end = host.const_data_ptr<int32_t>();
+  std::vector<at::Tensor> parts;
+  int64_t begin = 0;
+  for (int64_t g = 0; g < host.numel(); begin = end[g++]) {
+    if (begin < end[g]) parts.push_back(at::matmul(x.narrow(0, begin, end[g] - begin), matrix(g)));
+  }
+  return parts.size() == 1 ? parts[0] : at::cat(parts);
+}
+
 }  // namespace c3po

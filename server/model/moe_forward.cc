@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
@@ -35,9 +36,9 @@ struct RowSpan {
 
 struct Batch {
   std::vector<RowSpan> spans;
-  std::vector<cpu::SequenceRows> sequences;  // the spans, as attention sees them
-  at::Tensor hidden;                         // [R, d], the residual stream
-  RopeTable rope;                            // of each row's position
+  CachedRows rows;    // the spans, as attention sees them
+  at::Tensor hidden;  // [R, d], the residual stream
+  RopeTable rope;     // of each row's position
 };
 
 at::Tensor FromFloats(const std::vector<float>& values, at::IntArrayRef sizes, at::TensorOptions options) {
@@ -79,8 +80,8 @@ LayerRouting RoutingOfLayer(const Batch& batch, int layer, int experts, at::Devi
 at::Tensor AttentionBlock(const Batch& batch, int layer, const LayerWeights& weights, const ModelConfig& config,
                           const KvCache& cache) {
   const at::Tensor normed = RmsNorm(batch.hidden, weights.attention_norm, config.rms_norm_eps);
-  const Projections rows = ProjectAttention(normed, weights, config, batch.rope);
-  const at::Tensor context = CachedAttention(rows.q, rows.k, rows.v, batch.sequences, cache.keys.select(0, layer),
+  const Projections own = ProjectAttention(normed, weights, config, batch.rope);
+  const at::Tensor context = CachedAttention(own.q, own.k, own.v, batch.rows, cache.keys.select(0, layer),
                                              cache.values.select(0, layer), config);
   return Project(context, weights.output, weights.output_bias);
 }
@@ -165,9 +166,12 @@ void ReadOut(const Batch& batch, const MoeWeights& weights, const ModelConfig& c
   const at::Tensor normed = RmsNorm(picked, weights.final_norm, config.rms_norm_eps);
   at::Tensor logits = MatMulTransposed(normed, weights.lm_head).to(at::kFloat);
   if (config.logits_divisor != 1) logits = logits / config.logits_divisor;
+  // Where nobody is scored all rows are on their way to the host: a device is waited for once.
+  const auto scored = [](const RowSpan& span) { return !span.segment->targets.empty(); };
+  if (std::none_of(batch.spans.begin(), batch.spans.end(), scored)) logits = logits.to(at::kCPU);
   int64_t next = 0;
   for (const RowSpan& span : batch.spans) {
-    if (!span.segment->targets.empty()) {
+    if (scored(span)) {
       const at::Tensor own = logits.narrow(0, next, span.rows);
       next += span.rows;
       ScoreTargets(span, own);
@@ -212,11 +216,12 @@ Batch PackRows(absl::Span<const Segment> segments, const std::vector<size_t>& me
   Batch batch;
   std::vector<int64_t> tokens, positions;
   std::vector<at::Tensor> resumed;
+  std::vector<cpu::SequenceRows> sequences;
   for (const size_t i : members) {
     const Segment& segment = segments[i];
     const auto rows = static_cast<int64_t>(segment.tokens.size());
     batch.spans.push_back({&segment, &outputs[i], static_cast<int64_t>(positions.size()), rows});
-    batch.sequences.push_back({static_cast<int64_t>(positions.size()), rows, segment.start, segment.kv});
+    sequences.push_back({static_cast<int64_t>(positions.size()), rows, segment.start, segment.kv});
     for (int64_t r = 0; r < rows; ++r) positions.push_back(segment.start + r);
     tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end());
     if (segment.resume) {
@@ -225,6 +230,8 @@ Batch PackRows(absl::Span<const Segment> segments, const std::vector<size_t>& me
   }
   const at::Device device = model.tensor_options().device();
   batch.hidden = resumed.empty() ? model.Embed(tokens) : at::cat(resumed);
+  batch.rows = CachedRows::Make(std::move(sequences),
+                                OnCpuKernels(batch.hidden) ? std::nullopt : std::optional<at::Device>(device));
   batch.rope = model.rope().Select(at::tensor(positions, at::kLong).to(device), batch.hidden.scalar_type());
   return batch;
 }

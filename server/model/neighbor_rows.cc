@@ -117,7 +117,6 @@ at::Tensor NeighborRows::RunFirstLayer(const RoutingOverride& routing, Mixing& m
   const LayerWeights& layer = model_.weights().layers[entry_];
   mixing = MixExperts(normed_, layer, model_.config(), RoutingOf(routing, first_layer_));
   if (outputs_.defined()) return AddBlock(middle_, MixRemembered(mixing), model_.config());
-  experts_tape_.clear();
   const at::Tensor routed = RunExperts(normed_, mixing, layer.experts, &experts_tape_);
   return AddBlock(middle_, shared_.defined() ? shared_ + routed : routed, model_.config());
 }

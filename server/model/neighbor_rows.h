@@ -62,7 +62,7 @@ class NeighborRows {
   at::Tensor shared_;   // [R, d]: the shared expert's output; undefined without
   at::Tensor outputs_;  // [R, E, d]: Expert_e(h), filled when an expert is first selected; undefined where too large
   std::vector<bool> outputs_known_;
-  std::vector<ExpertTape> experts_tape_;  // of the last run, without outputs_
+  ExpertTape experts_tape_;  // of the last run, without outputs_
 };
 
 }  // namespace c3po

@@ -9,8 +9,10 @@
 
 #include <functional>
 #include <limits>
+#include <optional>
 
 #include "server/model/causal_attention.h"
+#include "server/model/matrix_product.h"
 #include "server/model/moe_model.h"
 #include "server/model/tree_attention.h"
 
@@ -131,6 +133,63 @@ TEST_P(LayerMath, AttentionAndItsGradientAgree) {
         ProjectAttentionBackward(d.q, d.k, d.v, own, layer, config, {rest(rope.cos), rest(rope.sin)});
     return std::vector<at::Tensor>{all.q, all.k, all.v, causal, context, d.q, d.k, d.v, dnormed};
   });
+}
+
+// ATen's two ways, with autograd and without; in double, which the CPU's kernels do not take.
+TEST_P(LayerMath, RotationAgreesWithAndWithoutAutograd) {
+  const ModelConfig& config = model_->config();
+  at::manual_seed(8);
+  const at::Tensor x = at::randn({4, config.heads, config.rope_dim}, at::kDouble), y = at::randn_like(x);
+  const RopeTable rope = model_->rope().Select(at::tensor({0, 1, 7, 30}, at::kLong), at::kDouble);
+  for (const bool inverse : {false, true}) {
+    const at::Tensor tracked = Rotate(x, rope, inverse);
+    const c10::InferenceMode inference;
+    EXPECT_TRUE(at::allclose(Rotate(x, rope, inverse), tracked, 1e-12, 1e-12));
+    const double there = (tracked * y).sum().item<double>(),
+                 back = (x * Rotate(y, rope, !inverse)).sum().item<double>();
+    EXPECT_NEAR(there, back, 1e-9);  // The one is the other transposed.
+  }
+}
+
+// Sequences of one row, which ATen pads to one length, or to two where few slots may be together, beside one of three.
+TEST_P(LayerMath, CachedAttentionAgrees) {
+  const ModelConfig& config = model_->config();
+  at::manual_seed(5);
+  const std::vector<KvRun> runs[] = {{{40, 2}, {3, 1}}, {{10, 1}, {30, 9}}, {{50, 1}}, {{20, 5}, {0, 2}}};
+  const std::vector<cpu::SequenceRows> sequences = {
+      {0, 1, 2, runs[0]}, {1, 1, 9, runs[1]}, {2, 1, 0, runs[2]}, {3, 3, 3, runs[3]}};
+  const at::Tensor q = at::randn({6, config.heads, config.head_dim});
+  const at::Tensor k = at::randn({6, config.kv_heads, config.head_dim});
+  const at::Tensor v = at::randn({6, config.kv_heads, config.value_dim});
+  const at::Tensor keys = at::randn({config.kv_heads, 64, config.head_dim});
+  const at::Tensor values = at::randn({config.kv_heads, 64, config.value_dim});
+  for (const int64_t slots_max : {6, 1000}) {
+    ExpectBothPathsAgree([&] {
+      const bool aten = !OnCpuKernels(q);
+      const auto rows =
+          CachedRows::Make(sequences, aten ? std::optional<at::Device>(at::kCPU) : std::nullopt, slots_max);
+      if (aten) {
+        EXPECT_EQ(rows.singles.size(), slots_max == 6 ? 2u : 1u);
+      }
+      const at::Tensor own_keys = keys.clone(), own_values = values.clone();
+      return std::vector<at::Tensor>{CachedAttention(q, k, v, rows, own_keys, own_values, config), own_keys,
+                                     own_values};
+    });
+  }
+}
+
+TEST(MultiplyGroups, IsEachGroupsProduct) {
+  at::manual_seed(6);
+  const at::Tensor x = at::randn({10, 16}), ends = at::tensor({0, 3, 3, 10}, at::kInt);
+  const at::Tensor networks = at::randn({4, 24, 16}), side_by_side = at::randn({16, 4, 24});
+  for (const at::Tensor& matrices :
+       {networks.transpose(1, 2), at::randn({4, 16, 8}), side_by_side.permute({1, 0, 2})}) {
+    const at::Tensor each = MultiplyEachGroup(x, ends, [&](int64_t g) { return matrices[g]; });
+    ASSERT_EQ(each.sizes(), (std::vector<int64_t>{10, matrices.size(2)}));
+    EXPECT_TRUE(at::allclose(each.narrow(0, 0, 3), at::matmul(x.narrow(0, 0, 3), matrices[1])));
+    EXPECT_TRUE(at::allclose(each.narrow(0, 3, 7), at::matmul(x.narrow(0, 3, 7), matrices[3])));
+    EXPECT_TRUE(at::allclose(MultiplyGroups(x, matrices, ends), each, 1e-5, 1e-5));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, LayerMath,

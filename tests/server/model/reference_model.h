@@ -21,8 +21,8 @@ class ReferenceModel {
   explicit ReferenceModel(const MoeModel& model, at::ScalarType dtype = at::kDouble)
       : config_(model.config()),
         dtype_(dtype),
-        cos_(model.rope().cos.to(dtype).clone()),
-        sin_(model.rope().sin.to(dtype).clone()) {
+        cos_(model.rope().cos.to(at::kCPU, dtype).clone()),
+        sin_(model.rope().sin.to(at::kCPU, dtype).clone()) {
     const auto to_double = [this](const at::Tensor& x) { return x.defined() ? x.to(at::kCPU, dtype_).clone() : x; };
     const auto matrix = [&](const at::Tensor& x) { return x.defined() ? to_double(RowMajor(x)) : x; };
     embedding_ = matrix(model.weights().embedding);
