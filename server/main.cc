@@ -210,7 +210,7 @@ absl::Status StartListening(const ServerConfig& config, Server& server) {
 // Logits and activations of many sequences are some 10 MB. Given back to the system after each step, their pages are
 // faulted in again in the next. MALLOC_TRIM_THRESHOLD_ in the environment goes first.
 void KeepWhatAStepFrees() {
-  constexpr int kBytes = 32 << 20;
+  constexpr int kBytes = 16 << 20;
   if (std::getenv("MALLOC_TRIM_THRESHOLD_") != nullptr) return;
   mallopt(M_MMAP_THRESHOLD, kBytes);
   mallopt(M_TRIM_THRESHOLD, kBytes);

@@ -32,14 +32,15 @@ constexpr size_t TilePanels() {
   return std::max<size_t>(1, (kLanes == 16 ? 12 : 8) / (M * kParts));
 }
 
-// The layouts of a panel: part I of the 16 weights of a column, those of rows [I * kLanes, (I + 1) * kLanes). Columns
-// count from one that begins a cache line's share of a panel, or a pair.
+// The layouts of a panel: where a column lies, counted from one that begins a pair, and part I of its 16 weights, those
+// of rows [I * kLanes, (I + 1) * kLanes).
 struct FloatPanel {
   using Word = float;
   static constexpr bool kInOrder = true;  // Part I of 16 numbers in a row is part I of the rows.
+  static HWY_INLINE const float* Column(const float* p, size_t column) { return p + column * kPanelRows; }
   template <size_t I>
-  static HWY_INLINE V Part(const float* p, size_t column) {
-    return Load(p + column * kPanelRows + I * kLanes);
+  static HWY_INLINE V Part(const float* p) {
+    return Load(p + I * kLanes);
   }
 };
 
@@ -65,9 +66,9 @@ HWY_INLINE V OfWords(const uint16_t* p) {
 struct Bfloat16Panel {
   using Word = uint16_t;
   static constexpr bool kInOrder = kLanes < 16;
+  static HWY_INLINE const uint16_t* Column(const uint16_t* p, size_t column) { return p + column * kPanelRows; }
   template <size_t I>
-  static HWY_INLINE V Part(const uint16_t* p, size_t column) {
-    p += column * kPanelRows;
+  static HWY_INLINE V Part(const uint16_t* p) {
     if constexpr (kLanes == 16) return Load(p);
     return OfWords<(I >= kParts / 2)>(p + 2 * kLanes * (I % std::max<size_t>(1, kParts / 2)));
   }
@@ -76,10 +77,18 @@ struct Bfloat16Panel {
 struct Bfloat16Pairs {
   using Word = uint16_t;
   static constexpr bool kInOrder = true;
+  struct Half {
+    const uint16_t* pair;
+    bool second;
+    HWY_INLINE Half operator+(size_t words) const { return {pair + words, second}; }
+  };
+  static HWY_INLINE Half Column(const uint16_t* p, size_t column) {
+    return {p + column / 2 * 2 * kPanelRows, column % 2 == 1};
+  }
   template <size_t I>
-  static HWY_INLINE V Part(const uint16_t* p, size_t column) {
-    p += column / 2 * 2 * kPanelRows + 2 * kLanes * I;
-    return column % 2 == 0 ? OfWords<false>(p) : OfWords<true>(p);
+  static HWY_INLINE V Part(Half column) {
+    const uint16_t* p = column.pair + 2 * kLanes * I;
+    return column.second ? OfWords<true>(p) : OfWords<false>(p);
   }
 };
 
@@ -143,11 +152,14 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel, const t
       for (size_t i = 0; i < kParts; ++i) sums[m][q][i] = hn::Zero(D());
     }
   }
-  const auto step = [&](size_t k, const W* columns, size_t column) HWY_ATTR {
+  // Inlined by order: where GCC calls it, all sums go through memory.
+  // One argument for a column's place: where pairs had given another instantiation two, GCC called this in place of
+  // inlining it, and all sums went through memory.
+  const auto step = [&](size_t k, auto column) HWY_ATTR {
 #pragma GCC unroll 8
     for (size_t q = 0; q < P; ++q) {
       V parts[kParts];
-      ForEachPart<kParts>([&](auto i) HWY_ATTR { parts[i] = Panel::template Part<i>(columns + q * stride, column); });
+      ForEachPart<kParts>([&](auto i) HWY_ATTR { parts[i] = Panel::template Part<i>(column + q * stride); });
 #pragma GCC unroll 8
       for (size_t m = 0; m < M; ++m) {
         const V xv = hn::Set(D(), x[m][k]);
@@ -166,7 +178,7 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel, const t
 #pragma GCC unroll 8
         for (size_t q = 0; q < P; ++q) hwy::Prefetch(ahead + q * stride);
 #pragma GCC unroll 2
-        for (size_t j = 0; j < kLine; ++j) step(k + j, w, j);
+        for (size_t j = 0; j < kLine; ++j) step(k + j, Panel::Column(w, j));
       }
     }
   } else {
@@ -176,10 +188,10 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel, const t
         for (size_t q = 0; q < P; ++q) hwy::Prefetch(w + kAhead * kStep + q * stride);
       }
 #pragma GCC unroll 2
-      for (size_t j = 0; j < kLine; ++j) step(k + j, w, j);
+      for (size_t j = 0; j < kLine; ++j) step(k + j, Panel::Column(w, j));
     }
   }
-  for (; k < depth; ++k, w += kPanelRows) step(k, w, 0);
+  for (; k < depth; ++k, w += kPanelRows) step(k, Panel::Column(w, 0));
 #pragma GCC unroll 8
   for (size_t m = 0; m < M; ++m) {
     float* y = RowAt(p.y, row + static_cast<int64_t>(m)) + panel * kPanelRows;
@@ -265,7 +277,7 @@ HWY_INLINE void OuterTile(const OuterProduct& p, int64_t row, int64_t begin, int
       for (size_t m = 0; m < M; ++m) av[m] = PartOfRows<i, Panel>(a[m]);
 #pragma GCC unroll 8
       for (size_t k = 0; k < K; ++k) {
-        const V wv = Panel::template Part<i>(w, k);
+        const V wv = Panel::template Part<i>(Panel::Column(w, k));
 #pragma GCC unroll 8
         for (size_t m = 0; m < M; ++m) sums[m][k] = hn::MulAdd(av[m], wv, sums[m][k]);
       }
