@@ -153,8 +153,7 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel, const t
     }
   }
   // Inlined by order: where GCC calls it, all sums go through memory.
-  // One argument for a column's place: where pairs had given another instantiation two, GCC called this in place of
-  // inlining it, and all sums went through memory.
+  // A column's place is one argument: with two GCC does not inline this, and all sums go through memory.
   const auto step = [&](size_t k, auto column) HWY_ATTR {
 #pragma GCC unroll 8
     for (size_t q = 0; q < P; ++q) {
