@@ -20,7 +20,7 @@ double SecondsBetween(absl::Time a, absl::Time b) { return absl::ToDoubleSeconds
 
 // Seconds of optimization per second of forward passes. Running streams are to keep four fifths of their rate beside
 // requests that optimize; what these need besides, prompts, embedding and retrieval, takes its part of the fifth.
-constexpr double kShareBesideStreams = 0.10;
+constexpr double kShareBesideStreams = 0.08;
 constexpr double kShareBesidePrompts = 1.0;
 
 bool IsEndOfSequence(const ModelShape& shape, int32_t token) {
