@@ -4,6 +4,7 @@
 
 #if defined(__x86_64__)
 
+#include <cpuid.h>
 #include <hwy/base.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -133,10 +134,17 @@ bool MayUseTiles() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
+// CPUID leaf 7, EDX; not every compiler's __builtin_cpu_supports knows their names.
+bool HasTiles() {
+  constexpr unsigned kAmxBfloat16 = 1u << 22, kAmxTile = 1u << 24, kBoth = kAmxBfloat16 | kAmxTile;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kBoth) == kBoth;
+}
+
 Bfloat16Unit Find() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return Bfloat16Unit::kNone;
-  if (__builtin_cpu_supports("amx-bf16") && MayUseTiles()) return Bfloat16Unit::kAmx;
+  if (HasTiles() && MayUseTiles()) return Bfloat16Unit::kAmx;
   return Bfloat16Unit::kAvx512;
 }
 
