@@ -99,6 +99,9 @@ void AddCollectionFlags(CLI::App& command, v1::OptimizationOptions* options) {
           "--backtrack,!--no-backtrack", [=](int64_t count) { options->set_backtrack(count > 0); },
           "Whether steps that raise the neighbors' loss are taken back and halved")
       ->group(kOptimization);
+  AddField<uint32_t>(command, kOptimization, "--patience",
+                     "End after so many steps in a row that lower no loss; 0: take all (default: 0)",
+                     [=](uint32_t value) { options->set_patience(value); });
   AddField<std::vector<std::string>>(command, kOptimization, "--exclude",
                                      "Id of a reference that is no neighbor; may be given several times",
                                      [=](const std::vector<std::string>& ids) {

@@ -52,6 +52,12 @@ class GradientDescent final : public PathwayOptimizer {
  private:
   bool last() const { return steps_done_ == options_.steps; }
 
+  // After each iterate.
+  bool Ends() {
+    ++steps_in_vain_;
+    return last() || (options_.patience > 0 && steps_in_vain_ >= options_.patience);
+  }
+
   // The iterate as it was measured, and the loss that it is judged by.
   bool Keep(const LossAndGradient& measured, double judged) {
     if (judged < least_) {
@@ -60,8 +66,9 @@ class GradientDescent final : public PathwayOptimizer {
       best_loss_ = measured.loss;
       pathway_ = weights_;
       selected_step_ = steps_done_;
+      steps_in_vain_ = -1;
     }
-    if (last()) return Finish();
+    if (Ends()) return Finish();
     kept_theta_ = theta_;
     Move(ThetaGradient(measured.gradient));
     weights_ = Weights();
@@ -74,7 +81,7 @@ class GradientDescent final : public PathwayOptimizer {
     if (problem_.validation != nullptr) validation_losses_.push_back(validation_losses_.back());
     rate_ /= 2;
     for (size_t i = 0; i < theta_.size(); ++i) theta_[i] = (kept_theta_[i] + theta_[i]) / 2;
-    if (last()) return Finish();
+    if (Ends()) return Finish();
     weights_ = Weights();
     ++steps_done_;
     return false;
@@ -153,6 +160,7 @@ class GradientDescent final : public PathwayOptimizer {
   Adam adam_;
   double least_ = std::numeric_limits<double>::infinity();
   int steps_done_ = 0;
+  int steps_in_vain_ = 0;  // since the least loss
 };
 
 }  // namespace
@@ -161,6 +169,8 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(Optimizati
                                                                       GradientDescentOptions options) {
   if (options.steps < 0)
     return absl::InvalidArgumentError(absl::StrCat("steps is ", options.steps, ", must be at least 0"));
+  if (options.patience < 0)
+    return absl::InvalidArgumentError(absl::StrCat("patience is ", options.patience, ", must be at least 0"));
   if (!(options.learning_rate >= 0) || !std::isfinite(options.learning_rate)) {
     return absl::InvalidArgumentError("learning_rate must be a finite number, at least 0");
   }

@@ -91,14 +91,16 @@ enum class StepRule {
 // iterates, the one with the least loss is taken (on the validation objective where there is one), and of its
 // displacement from the start `step_scale` times as much is applied. With `backtrack` an iterate with a larger loss is
 // not kept: the next step goes from the one before half as far, in the same direction, and the rate is halved from
-// there on; losses() are those of the iterates kept. InvalidArgument: negative steps or rate, a scale outside (0, 1],
-// an initial shift of another shape or rule.
+// there on; losses() are those of the iterates kept. With `patience` above 0 it ends after so many steps in a row whose
+// loss is not below the least so far. InvalidArgument: negative steps, rate or patience, a scale outside (0, 1], an
+// initial shift of another shape or rule.
 struct GradientDescentOptions {
   int steps = 10;
   double learning_rate = 0.1;
   StepRule step_rule = StepRule::kAdam;
   double step_scale = 1;
   bool backtrack = false;
+  int patience = 0;
 };
 absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(OptimizationProblem problem,
                                                                       GradientDescentOptions options);

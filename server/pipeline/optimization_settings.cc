@@ -68,6 +68,9 @@ absl::Status ValidateDescent(const OptimizationSettings& settings) {
   if (!(settings.learning_rate > 0 && std::isfinite(settings.learning_rate))) {
     return FieldError("learning_rate", "must be a finite number above 0");
   }
+  if (settings.patience < 0 || settings.patience > kStepsMax) {
+    return FieldError("patience", "is ", settings.patience, ", must be in [0, ", kStepsMax, "]");
+  }
   if (!(settings.step_scale > 0 && settings.step_scale <= 1)) return FieldError("step_scale", "must be in (0, 1]");
   if (settings.validation_neighbors < 0 || settings.validation_neighbors > kNeighborsMax) {
     return FieldError("validation_neighbors", "is ", settings.validation_neighbors, ", must be in [0, ", kNeighborsMax,

@@ -51,6 +51,7 @@ struct OptimizationSettings {
   int validation_neighbors = 0;  // held out beyond the k, [0, kNeighborsMax]; not with epsilon
   double step_scale = 1;         // (0, 1]
   bool backtrack = false;        // steps that raise the loss are halved
+  int patience = 0;              // [0, kStepsMax]: steps in a row that lower no loss before the end; 0: all are taken
   std::vector<std::string> exclude_reference_ids;  // at most kExcludedMax
 };
 

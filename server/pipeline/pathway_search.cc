@@ -299,8 +299,8 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> PathwaySearch::MakeOptimizer(O
     };
     return MakeModeFinding(std::move(problem), std::move(options));
   }
-  GradientDescentOptions options{settings.steps, settings.learning_rate, settings.step_rule, settings.step_scale,
-                                 settings.backtrack};
+  GradientDescentOptions options{settings.steps,      settings.learning_rate, settings.step_rule,
+                                 settings.step_scale, settings.backtrack,     settings.patience};
   return MakeGradientDescent(std::move(problem), options);
 }
 

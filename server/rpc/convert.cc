@@ -163,6 +163,8 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
   }
   if (options.has_step_scale()) settings.step_scale = options.step_scale();
   if (options.has_backtrack()) settings.backtrack = options.backtrack();
+  if (options.has_patience())
+    C3PO_RETURN_IF_ERROR(ToInt("optimization.patience", options.patience(), settings.patience));
   if (options.has_prompt_positions()) {
     C3PO_RETURN_IF_ERROR(ToInt("optimization.prompt_positions", options.prompt_positions(), settings.prompt_positions));
   }
@@ -215,6 +217,7 @@ v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
   options.set_validation_neighbors(static_cast<uint32_t>(settings.validation_neighbors));
   options.set_step_scale(settings.step_scale);
   options.set_backtrack(settings.backtrack);
+  options.set_patience(static_cast<uint32_t>(settings.patience));
   options.set_prompt_positions(static_cast<uint32_t>(settings.prompt_positions));
   return options;
 }

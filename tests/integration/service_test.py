@@ -361,6 +361,11 @@ class ServiceTest(unittest.TestCase):
         self.assertEqual(held.validation_losses[held.selected_step], min(held.validation_losses))
         if held.selected_step == 0:
             self.assertNotEqual(held.gate, opt.GATE_DECISION_APPLIED)
+        long, patient = (list(self.score(method=ngd, k=3, steps=20, learning_rate=5.0, patience=patience).optimization.losses)
+                         for patience in (0, 1))
+        self.assertEqual(len(long), 21)
+        self.assertLess(len(patient), len(long))
+        self.assertEqual(patient, long[:len(patient)])
 
     def test_base_confidence_is_among_the_choices(self):
         gate = lambda limit: self.score(gate=opt.GateOptions(max_base_confidence=limit)).optimization.gate
@@ -435,6 +440,7 @@ class ServiceTest(unittest.TestCase):
             "prompt": lambda: self.ask(prompt="", method=none),
             "optimization.k": lambda: self.ask(k=0),
             "optimization.steps": lambda: self.ask(steps=1001),
+            "optimization.patience": lambda: self.ask(patience=1001),
             "optimization.epsilon": lambda: self.ask(epsilon=float("nan")),
             "optimization.bandwidth": lambda: self.ask(bandwidth=0.0),
             "optimization.learning_rate": lambda: self.ask(learning_rate=-1.0),

@@ -107,6 +107,38 @@ TEST(GradientDescent, WithBacktrackingTheLossNeverRisesAndEndsLower) {
   }
 }
 
+// The same iterates as without patience, up to as many in a row as it allows behind the best one so far.
+TEST(GradientDescent, EndsAfterAsManyStepsInVainAsItsPatience) {
+  for (const bool backtrack : {false, true}) {
+    for (const int patience : {1, 2, 4}) {
+      SCOPED_TRACE(testing::Message() << "backtrack " << backtrack << " patience " << patience);
+      std::mt19937 rng(11);
+      Quadratic objective(RandomPathway(rng, 3, 8));
+      const OptimizationProblem problem = MakeProblem(rng, &objective, 0);
+      GradientDescentOptions options{40, 8.0, StepRule::kNormalized};
+      options.backtrack = backtrack;
+      const auto all = *MakeGradientDescent(problem, options);
+      options.patience = patience;
+      const auto patient = *MakeGradientDescent(problem, options);
+      RunToEnd(*all);
+      RunToEnd(*patient);
+      size_t steps = 0;
+      int in_vain = 0;
+      double least = all->losses().front();
+      while (steps + 1 < all->losses().size() && in_vain < patience) {
+        const double loss = all->losses()[++steps];
+        in_vain = loss < least ? 0 : in_vain + 1;
+        least = std::min(least, loss);
+      }
+      EXPECT_EQ(patient->losses(), std::vector<double>(all->losses().begin(), all->losses().begin() + steps + 1));
+      EXPECT_EQ(patient->best_loss(), least);
+      if (patience == 1) {
+        EXPECT_LT(steps, 40u);
+      }
+    }
+  }
+}
+
 TEST(GradientDescent, ExpertsOutsideTheCoreKeepTheirRatios) {
   std::mt19937 rng(5);
   Quadratic objective(RandomPathway(rng, 3, 8));
@@ -160,6 +192,7 @@ TEST(GradientDescent, RefusesNegativeStepsAndRates) {
   Quadratic objective(RandomPathway(rng, 3, 8));
   EXPECT_FALSE(MakeGradientDescent(MakeProblem(rng, &objective, 0), {-1, 0.1, StepRule::kAdam}).ok());
   EXPECT_FALSE(MakeGradientDescent(MakeProblem(rng, &objective, 0), {1, std::nan(""), StepRule::kAdam}).ok());
+  EXPECT_FALSE(MakeGradientDescent(MakeProblem(rng, &objective, 0), {1, 0.1, StepRule::kAdam, 1, false, -1}).ok());
 }
 
 TEST(KernelRegression, BlendsWithTheKernelMeanAndPicksTheGridsMinimum) {
