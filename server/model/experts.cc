@@ -196,38 +196,18 @@ at::Tensor SumPairs(const at::Tensor& parts, const ExpertTape& tape, int64_t row
   return by_row.view({rows, parts.size(0) / rows, parts.size(1)}).sum(1);
 }
 
-// Expert e's matrix; and, row-major, all of them.
-at::Tensor GateUpOf(const ExpertWeights& networks, int64_t e) { return RowMajor(networks.gate_up.select(0, e)); }
-at::Tensor DownOf(const ExpertWeights& networks, int64_t e) {
-  return SelectColumns(networks.down, e * networks.neurons(), networks.neurons());
+// Row-major, for ATen.
+at::Tensor GateUpOf(const ExpertWeights& networks) {  // [n, 2f, d]
+  return RowMajor(AsOne(networks.gate_up)).view({networks.count(), 2 * networks.neurons(), -1});
 }
-at::Tensor AllDown(const ExpertWeights& networks) {  // [d, n, f]
-  return networks.down.view({networks.down.size(0), networks.count(), networks.neurons()});
+at::Tensor DownOf(const ExpertWeights& networks) {  // [d, n, f]
+  return RowMajor(networks.down).view({-1, networks.count(), networks.neurons()});
 }
 
-at::Tensor PairsIn(const at::Tensor& x, const ExpertTape& tape, const ExpertWeights& networks) {
-  if (CanMultiplyGroups(x, networks.neurons())) {
-    return MultiplyGroups(x, networks.gate_up.transpose(1, 2), tape.ends);
-  }
-  return MultiplyEachGroup(x, tape.ends, [&](int64_t e) { return GateUpOf(networks, e).t(); });
-}
-at::Tensor PairsInBackward(const at::Tensor& dgate_up, const ExpertTape& tape, const ExpertWeights& networks) {
-  if (CanMultiplyGroups(dgate_up, networks.gate_up.size(2))) {
-    return MultiplyGroups(dgate_up, networks.gate_up, tape.ends);
-  }
-  return MultiplyEachGroup(dgate_up, tape.ends, [&](int64_t e) { return GateUpOf(networks, e); });
-}
-at::Tensor PairsOut(const at::Tensor& activation, const ExpertTape& tape, const ExpertWeights& networks) {
-  if (CanMultiplyGroups(activation, networks.gate_up.size(2))) {
-    return MultiplyGroups(activation, AllDown(networks).permute({1, 2, 0}), tape.ends);
-  }
-  return MultiplyEachGroup(activation, tape.ends, [&](int64_t e) { return DownOf(networks, e).t(); });
-}
-at::Tensor PairsOutBackward(const at::Tensor& doutput, const ExpertTape& tape, const ExpertWeights& networks) {
-  if (CanMultiplyGroups(doutput, networks.neurons())) {
-    return MultiplyGroups(doutput, AllDown(networks).permute({1, 0, 2}), tape.ends);
-  }
-  return MultiplyEachGroup(doutput, tape.ends, [&](int64_t e) { return DownOf(networks, e); });
+// Each pair's row of x times its expert's matrix; matrices [n, in, out].
+at::Tensor MultiplyPairs(const at::Tensor& x, const at::Tensor& matrices, const ExpertTape& tape) {
+  if (CanMultiplyGroups(x, matrices.size(2))) return MultiplyGroups(x, matrices, tape.ends);
+  return MultiplyEachGroup(x, matrices, tape.ends);
 }
 
 }  // namespace
@@ -249,12 +229,15 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Expe
     return out;
   }
   ExpertTape pairs = SortPairs(mixing);
-  const at::Tensor gate_up = PairsIn(normed.index_select(0, pairs.rows), pairs, networks);
+  const at::Tensor gate_up =
+      MultiplyPairs(normed.index_select(0, pairs.rows), GateUpOf(networks).transpose(1, 2), pairs);
   pairs.gate = gate_up.narrow(1, 0, neurons);
   pairs.up = gate_up.narrow(1, neurons, neurons);
   pairs.activation = Silu(pairs.gate) * pairs.up;
   pairs.pair_weights = weights.gather(1, mixing.selected).reshape({-1}).index_select(0, pairs.order).unsqueeze(1);
-  const at::Tensor out = SumPairs(PairsOut(pairs.activation * pairs.pair_weights, pairs, networks), pairs, rows);
+  const at::Tensor parts =
+      MultiplyPairs(pairs.activation * pairs.pair_weights, DownOf(networks).permute({1, 2, 0}), pairs);
+  const at::Tensor out = SumPairs(parts, pairs, rows);
   if (tape) *tape = std::move(pairs);
   return out;
 }
@@ -275,7 +258,7 @@ at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, 
     const at::Tensor dgate_up = at::stack({dgate, dup}, 2).view({rows, experts * 2 * neurons});
     return MatMul(dgate_up, AsOne(networks.gate_up));
   }
-  const at::Tensor t = PairsOutBackward(doutput.index_select(0, tape.rows), tape, networks);
+  const at::Tensor t = MultiplyPairs(doutput.index_select(0, tape.rows), DownOf(networks).transpose(0, 1), tape);
   const at::Tensor dpair = (t * tape.activation).to(at::kFloat).sum(-1);
   dweights = at::zeros_like(mixing.weights)
                  .scatter_(1, mixing.selected,
@@ -283,7 +266,7 @@ at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, 
   const at::Tensor dactivation = t * tape.pair_weights;
   const at::Tensor dgate = dactivation * tape.up * SiluGradient(tape.gate);
   const at::Tensor dup = dactivation * Silu(tape.gate);
-  return SumPairs(PairsInBackward(at::cat({dgate, dup}, 1), tape, networks), tape, rows);
+  return SumPairs(MultiplyPairs(at::cat({dgate, dup}, 1), GateUpOf(networks), tape), tape, rows);
 }
 
 void RunExpertsApart(const at::Tensor& normed, const ExpertWeights& networks, const std::vector<int64_t>& chosen,

@@ -141,7 +141,7 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
                      x.size(1), y.mutable_data_ptr<float>());
     return y;
   }
-  if (x.is_cuda() && x.size(-1) == weight.numel()) return at::rms_norm(x, weight.sizes(), weight, eps);  // One kernel.
+  if (x.is_cuda()) return at::rms_norm(x, weight.sizes(), weight, eps);  // One kernel.
   const at::Tensor x32 = x.to(at::kFloat);
   const at::Tensor rstd = at::rsqrt(x32.square().mean(-1, /*keepdim=*/true) + eps);
   return (x32 * rstd).to(x.scalar_type()) * weight;

@@ -136,14 +136,13 @@ at::Tensor MultiplyGroups(const at::Tensor& x, const at::Tensor& matrices, const
   return at::_grouped_mm(x, matrices, ends);
 }
 
-at::Tensor MultiplyEachGroup(const at::Tensor& x, const at::Tensor& ends,
-                             absl::FunctionRef<at::Tensor(int64_t)> matrix) {
+at::Tensor MultiplyEachGroup(const at::Tensor& x, const at::Tensor& matrices, const at::Tensor& ends) {
   const at::Tensor host = ends.to(at::kCPU);
   const auto* end = host.const_data_ptr<int32_t>();
   std::vector<at::Tensor> parts;
   int64_t begin = 0;
   for (int64_t g = 0; g < host.numel(); begin = end[g++]) {
-    if (begin < end[g]) parts.push_back(at::matmul(x.narrow(0, begin, end[g] - begin), matrix(g)));
+    if (begin < end[g]) parts.push_back(at::matmul(x.narrow(0, begin, end[g] - begin), matrices[g]));
   }
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }

@@ -3,7 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "absl/functional/function_ref.h"
 #include "server/model/cpu/matrix_products.h"
 
 namespace c3po {
@@ -41,16 +40,15 @@ at::Tensor MatMulTransposed(const at::Tensor& x, const at::Tensor& w);
 // a w: a [R, n], w [n, k] -> [R, k]. Likewise.
 at::Tensor MatMul(const at::Tensor& a, const at::Tensor& w);
 
-// Rows x [B, in] in n groups, one after the other, `ends` (int32 [n]) where each ends, times a matrix [in, out] for
-// each group -> [B, out]. By ATen.
+// Rows x [B, in] in n groups, one after the other, `ends` (int32 [n]) where each ends, times the
+// group's of matrices [n, in, out], each row- or column-major -> [B, out]. By ATen.
 
-// All groups as one product, for which nobody waits on the device; matrices [n, in, out], each row- or column-major.
+// All groups as one product, for which nobody waits on the device.
 // For what it takes: bfloat16 on a GPU, `in` and `out` multiples of 8.
 bool CanMultiplyGroups(const at::Tensor& x, int64_t out);
 at::Tensor MultiplyGroups(const at::Tensor& x, const at::Tensor& matrices, const at::Tensor& ends);
-// One group after the other, those without rows left out; `matrix` gives a group's.
-at::Tensor MultiplyEachGroup(const at::Tensor& x, const at::Tensor& ends,
-                             absl::FunctionRef<at::Tensor(int64_t)> matrix);
+// One group after the other, those without rows left out.
+at::Tensor MultiplyEachGroup(const at::Tensor& x, const at::Tensor& matrices, const at::Tensor& ends);
 
 }  // namespace c3po
 

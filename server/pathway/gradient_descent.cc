@@ -52,11 +52,8 @@ class GradientDescent final : public PathwayOptimizer {
  private:
   bool last() const { return steps_done_ == options_.steps; }
 
-  // After each iterate.
-  bool Ends() {
-    ++steps_in_vain_;
-    return last() || (options_.patience > 0 && steps_in_vain_ >= options_.patience);
-  }
+  // At the iterate that was measured last.
+  bool Ends() const { return last() || (options_.patience > 0 && steps_done_ - *selected_step_ >= options_.patience); }
 
   // The iterate as it was measured, and the loss that it is judged by.
   bool Keep(const LossAndGradient& measured, double judged) {
@@ -66,7 +63,6 @@ class GradientDescent final : public PathwayOptimizer {
       best_loss_ = measured.loss;
       pathway_ = weights_;
       selected_step_ = steps_done_;
-      steps_in_vain_ = -1;
     }
     if (Ends()) return Finish();
     kept_theta_ = theta_;
@@ -160,7 +156,6 @@ class GradientDescent final : public PathwayOptimizer {
   Adam adam_;
   double least_ = std::numeric_limits<double>::infinity();
   int steps_done_ = 0;
-  int steps_in_vain_ = 0;  // since the least loss
 };
 
 }  // namespace

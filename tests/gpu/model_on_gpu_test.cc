@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "server/model/device.h"
 #include "server/model/layer_math.h"
@@ -16,6 +15,7 @@
 #include "server/weights/safetensors_file.h"
 #include "tests/server/model/neighbor_scenario.h"
 #include "tests/server/model/reference_model.h"
+#include "tests/server/model/tiny_model.h"
 
 namespace c3po {
 namespace {
@@ -26,13 +26,6 @@ struct Case {
 };
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.model << " " << c.dtype; }
-
-double Spread(const std::vector<float>& values) {
-  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-  double sum = 0;
-  for (float v : values) sum += (v - mean) * (v - mean);
-  return std::sqrt(sum / static_cast<double>(values.size()));
-}
 
 // Root of the mean square of the difference, over the spread of `expected`.
 double Distance(const std::vector<float>& got, const std::vector<float>& expected) {
@@ -54,26 +47,8 @@ class OnGpu : public testing::Test {
 
 class ModelOnGpu : public OnGpu, public testing::WithParamInterface<Case> {
  protected:
-  static std::unique_ptr<MoeModel> Load(const std::string& device, const std::string& dtype) {
-    MoeModelOptions options;
-    options.folder = std::string(C3PO_TESTDATA_DIR) + "/model/" + GetParam().model;
-    options.device = device;
-    options.dtype = dtype;
-    auto model = MoeModel::Load(options);
-    EXPECT_TRUE(model.ok()) << model.status();
-    EXPECT_TRUE((*model)->AllocateKvCache(256).ok());
-    return *std::move(model);
-  }
   static bool Rounds() { return GetParam().dtype == std::string("bfloat16"); }
 
-  static Segment SegmentOf(std::vector<KvRun> kv, std::vector<int32_t> tokens, int start = 0) {
-    Segment segment;
-    segment.kv = std::move(kv);
-    segment.start = start;
-    segment.tokens = std::move(tokens);
-    segment.want_logits = true;
-    return segment;
-  }
   static std::vector<std::vector<float>> Logits(MoeModel& model, const std::vector<Segment>& segments) {
     const auto out = model.Forward(segments);
     EXPECT_TRUE(out.ok()) << out.status();
@@ -86,10 +61,9 @@ class ModelOnGpu : public OnGpu, public testing::WithParamInterface<Case> {
 // In bfloat16 rounding swaps experts that are nearly as probable, and from there on a row is another: as transformers'
 // own does, so that a part of the rows must be near.
 TEST_P(ModelOnGpu, LogitsAreThoseOfTransformersAndOfTheOracle) {
-  const auto model = Load("cuda", GetParam().dtype);
+  const auto model = LoadTiny(GetParam().model, GetParam().dtype, "cuda");
   const ReferenceModel reference(*model);
-  const auto golden =
-      *SafetensorsFile::Open(std::string(C3PO_TESTDATA_DIR) + "/model/" + GetParam().model + "/golden.safetensors");
+  const auto golden = *SafetensorsFile::Open(TinyFolder(GetParam().model) + "/golden.safetensors");
   int rows = 0, near = 0;
   for (int i = 0; i < 3; ++i) {
     const std::string prefix = "prompt" + std::to_string(i);
@@ -105,7 +79,7 @@ TEST_P(ModelOnGpu, LogitsAreThoseOfTransformersAndOfTheOracle) {
     read(".logits", &transformers);
     const at::Tensor oracle = reference.LogProbabilities(tokens, std::nullopt).to(at::kFloat).contiguous();
     for (size_t t = 0; t < tokens.size(); ++t, ++rows) {  // Prefill of one token, then decode.
-      std::vector<float> got = Logits(*model, {SegmentOf({{0, 64}}, {tokens[t]}, static_cast<int>(t))})[0];
+      std::vector<float> got = Logits(*model, {PromptSegment({{0, 64}}, {tokens[t]}, static_cast<int>(t))})[0];
       const auto width = static_cast<int64_t>(got.size());
       const float* row = oracle.const_data_ptr<float>() + static_cast<int64_t>(t) * width;
       const float* theirs = transformers.data() + static_cast<int64_t>(t) * width;
@@ -123,7 +97,7 @@ TEST_P(ModelOnGpu, LogitsAreThoseOfTransformersAndOfTheOracle) {
 
 // Prompts in chunks, steps of several sequences of other lengths, and both in one pass, over scattered slots.
 TEST_P(ModelOnGpu, APassOverManySequencesGivesEachItsOwn) {
-  const auto model = Load("cuda", GetParam().dtype);
+  const auto model = LoadTiny(GetParam().model, GetParam().dtype, "cuda");
   const std::vector<int32_t> tokens = {5, 17, 99, 3, 3, 42, 200, 7, 11, 64, 90, 31};
   const std::vector<KvRun> scattered[] = {{{200, 3}, {100, 1}, {101, 8}}, {{20, 2}, {30, 2}}, {{60, 9}}};
   const size_t lengths[] = {12, 4, 9};
@@ -131,10 +105,10 @@ TEST_P(ModelOnGpu, APassOverManySequencesGivesEachItsOwn) {
   std::vector<Segment> chunks, steps;
   for (int i = 0; i < 3; ++i) {
     const std::vector<int32_t> own(tokens.begin(), tokens.begin() + static_cast<int64_t>(lengths[i]));
-    expected.push_back(Logits(*model, {SegmentOf({{130, 16}}, own)})[0]);
+    expected.push_back(Logits(*model, {PromptSegment({{130, 16}}, own)})[0]);
     const int last = static_cast<int>(lengths[i]) - 1;
-    chunks.push_back(SegmentOf(scattered[i], {own.begin(), own.begin() + (i == 0 ? 3 : last)}));
-    steps.push_back(SegmentOf(scattered[i], {own.begin() + (i == 0 ? 3 : last), own.end()}, i == 0 ? 3 : last));
+    chunks.push_back(PromptSegment(scattered[i], {own.begin(), own.begin() + (i == 0 ? 3 : last)}));
+    steps.push_back(PromptSegment(scattered[i], {own.begin() + (i == 0 ? 3 : last), own.end()}, i == 0 ? 3 : last));
   }
   Logits(*model, chunks);
   const auto got = Logits(*model, steps);
@@ -145,10 +119,10 @@ TEST_P(ModelOnGpu, APassOverManySequencesGivesEachItsOwn) {
 }
 
 TEST_P(ModelOnGpu, TargetsAreScored) {
-  const auto model = Load("cuda", GetParam().dtype);
-  Segment segment = SegmentOf({{0, 8}}, {1, 2, 3});
+  const auto model = LoadTiny(GetParam().model, GetParam().dtype, "cuda");
+  Segment segment = PromptSegment({{0, 8}}, {1, 2, 3});
   segment.targets = {2, 3, 7};
-  const auto out = model->Forward({segment, SegmentOf({{8, 8}}, {4, 5})});
+  const auto out = model->Forward({segment, PromptSegment({{8, 8}}, {4, 5})});
   ASSERT_TRUE(out.ok()) << out.status();
   ASSERT_EQ(out->at(0).target_logprobs.size(), 3u);
   const std::vector<float>& logits = out->at(0).logits;
@@ -160,7 +134,8 @@ TEST_P(ModelOnGpu, TargetsAreScored) {
 
 // In bfloat16 the CPU computes in float32 over the same weights: losses are near, gradients point the same way.
 TEST_P(ModelOnGpu, LossesAndGradientsAreThoseOfTheCpu) {
-  const auto gpu = Load("cuda", GetParam().dtype), cpu = Load("cpu", GetParam().dtype);
+  const auto gpu = LoadTiny(GetParam().model, GetParam().dtype, "cuda"),
+             cpu = LoadTiny(GetParam().model, GetParam().dtype);
   const Scenario scenarios[] = {
       {GetParam().model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {0, 1, 2, 3}},
       {GetParam().model, ApplicationRule::kRouterShift, SurrogateLoss::kAnswer, {1, 2, 3}},

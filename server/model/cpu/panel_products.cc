@@ -152,7 +152,6 @@ HWY_INLINE void DotTile(const DotProduct& p, int64_t row, int64_t panel, const t
       for (size_t i = 0; i < kParts; ++i) sums[m][q][i] = hn::Zero(D());
     }
   }
-  // Inlined by order: where GCC calls it, all sums go through memory.
   // A column's place is one argument: with two GCC does not inline this, and all sums go through memory.
   const auto step = [&](size_t k, auto column) HWY_ATTR {
 #pragma GCC unroll 8

@@ -8,6 +8,7 @@
 #include "server/model/cpu/bfloat16_products.h"
 #include "server/model/moe_model.h"
 #include "server/weights/checkpoint.h"
+#include "tests/server/model/tiny_model.h"
 
 namespace c3po {
 namespace {
@@ -16,7 +17,7 @@ using ::testing::HasSubstr;
 
 MoeModelOptions Options(const std::string& name, const std::string& dtype, const std::string& arithmetic) {
   MoeModelOptions options;
-  options.folder = std::string(C3PO_TESTDATA_DIR) + "/model/" + name;
+  options.folder = TinyFolder(name);
   options.dtype = dtype;
   options.arithmetic = arithmetic;
   return options;
@@ -28,12 +29,7 @@ std::string ErrorOf(const std::string& dtype, const std::string& arithmetic) {
 
 std::vector<float> LogitsAfter(MoeModel& model, const std::vector<int32_t>& tokens) {
   EXPECT_TRUE(model.AllocateKvCache(64).ok());
-  const KvRun run{0, 32};
-  Segment segment;
-  segment.kv = {run};
-  segment.tokens = tokens;
-  segment.want_logits = true;
-  const auto out = model.Forward({segment});
+  const auto out = model.Forward({PromptSegment({{0, 32}}, tokens)});
   EXPECT_TRUE(out.ok()) << out.status();
   return out->at(0).logits;
 }

@@ -184,7 +184,7 @@ TEST(MultiplyGroups, IsEachGroupsProduct) {
   const at::Tensor networks = at::randn({4, 24, 16}), side_by_side = at::randn({16, 4, 24});
   for (const at::Tensor& matrices :
        {networks.transpose(1, 2), at::randn({4, 16, 8}), side_by_side.permute({1, 0, 2})}) {
-    const at::Tensor each = MultiplyEachGroup(x, ends, [&](int64_t g) { return matrices[g]; });
+    const at::Tensor each = MultiplyEachGroup(x, matrices, ends);
     ASSERT_EQ(each.sizes(), (std::vector<int64_t>{10, matrices.size(2)}));
     EXPECT_TRUE(at::allclose(each.narrow(0, 0, 3), at::matmul(x.narrow(0, 0, 3), matrices[1])));
     EXPECT_TRUE(at::allclose(each.narrow(0, 3, 7), at::matmul(x.narrow(0, 3, 7), matrices[3])));

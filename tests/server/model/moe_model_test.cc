@@ -11,21 +11,10 @@
 
 #include "server/weights/safetensors_file.h"
 #include "tests/server/model/reference_model.h"
+#include "tests/server/model/tiny_model.h"
 
 namespace c3po {
 namespace {
-
-std::string TinyFolder(const std::string& name) { return std::string(C3PO_TESTDATA_DIR) + "/model/" + name; }
-
-std::unique_ptr<MoeModel> LoadTiny(const std::string& name, const std::string& dtype = "float32") {
-  MoeModelOptions options;
-  options.folder = TinyFolder(name);
-  options.dtype = dtype;
-  auto model = MoeModel::Load(options);
-  EXPECT_TRUE(model.ok()) << model.status();
-  EXPECT_TRUE((*model)->AllocateKvCache(256).ok());
-  return *std::move(model);
-}
 
 template <typename T>
 std::vector<T> Elements(const SafetensorsFile& file, const std::string& name) {
@@ -36,24 +25,8 @@ std::vector<T> Elements(const SafetensorsFile& file, const std::string& name) {
   return result;
 }
 
-double Spread(const std::vector<float>& values) {
-  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / values.size();
-  double sum = 0;
-  for (float v : values) sum += (v - mean) * (v - mean);
-  return std::sqrt(sum / values.size());
-}
-
 int32_t ArgMax(const std::vector<float>& logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
-Segment PromptSegment(std::vector<KvRun> kv, std::vector<int32_t> tokens, int start = 0) {
-  Segment segment;
-  segment.kv = std::move(kv);
-  segment.start = start;
-  segment.tokens = std::move(tokens);
-  segment.want_logits = true;
-  return segment;
 }
 
 std::vector<float> RunLogits(MoeModel& model, const Segment& segment) {

@@ -9,19 +9,11 @@
 #include <vector>
 
 #include "server/model/moe_model.h"
+#include "tests/server/model/tiny_model.h"
 
 namespace c3po {
 
-// What tests of neighbors' losses ask: a tiny golden model, and random neighbors of every shape.
-
-inline std::unique_ptr<MoeModel> LoadTiny(const std::string& name) {
-  MoeModelOptions options;
-  options.folder = std::string(C3PO_TESTDATA_DIR) + "/model/" + name;
-  options.dtype = "float32";
-  auto model = MoeModel::Load(options);
-  EXPECT_TRUE(model.ok()) << model.status();
-  return *std::move(model);
-}
+// What tests of neighbors' losses ask of a tiny golden model: random neighbors of every shape.
 
 inline std::vector<int32_t> RandomTokens(std::mt19937& rng, int count, int vocabulary) {
   std::vector<int32_t> tokens(count);

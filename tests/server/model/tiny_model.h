@@ -1,0 +1,54 @@
+#ifndef C3PO_TESTS_SERVER_MODEL_TINY_MODEL_H_
+#define C3PO_TESTS_SERVER_MODEL_TINY_MODEL_H_
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/model/moe_model.h"
+
+namespace c3po {
+
+// The tiny golden models, and what tests ask of one.
+
+inline std::string TinyFolder(const std::string& name) { return std::string(C3PO_TESTDATA_DIR) + "/model/" + name; }
+
+// With a cache of 256 positions.
+inline std::unique_ptr<MoeModel> LoadTiny(const std::string& name, const std::string& dtype = "float32",
+                                          const std::string& device = "cpu") {
+  MoeModelOptions options;
+  options.folder = TinyFolder(name);
+  options.dtype = dtype;
+  options.device = device;
+  auto model = MoeModel::Load(options);
+  EXPECT_TRUE(model.ok()) << model.status();
+  EXPECT_TRUE((*model)->AllocateKvCache(256).ok());
+  return *std::move(model);
+}
+
+inline Segment PromptSegment(std::vector<KvRun> kv, std::vector<int32_t> tokens, int start = 0) {
+  Segment segment;
+  segment.kv = std::move(kv);
+  segment.start = start;
+  segment.tokens = std::move(tokens);
+  segment.want_logits = true;
+  return segment;
+}
+
+// The standard deviation.
+inline double Spread(const std::vector<float>& values) {
+  const auto count = static_cast<double>(values.size());
+  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / count;
+  double sum = 0;
+  for (float v : values) sum += (v - mean) * (v - mean);
+  return std::sqrt(sum / count);
+}
+
+}  // namespace c3po
+
+#endif  // C3PO_TESTS_SERVER_MODEL_TINY_MODEL_H_
