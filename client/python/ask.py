@@ -18,7 +18,8 @@ from google.api import annotations_pb2
 from google.protobuf import json_format
 from grpc_tools import protoc
 
-PROTO_DIR = pathlib.Path(__file__).resolve().parents[2] / "proto"
+HERE = pathlib.Path(__file__).resolve().parent
+PROTO_DIRS = [HERE / "proto", HERE.parents[1] / "proto"]  # A copy beside this file, or the clone's.
 PROTOS = ["options", "generation"]
 
 METHODS = {
@@ -43,14 +44,17 @@ EXIT_CODES = {
 
 def import_stubs(folder):
     """Compiles the protos into `folder` and imports them: (options_pb2, generation_pb2, generation_pb2_grpc)."""
+    proto_dir = next((candidate for candidate in PROTO_DIRS if (candidate / "c3po" / "v1").is_dir()), None)
+    if proto_dir is None:
+        sys.exit(f"ask.py: no c3po/v1/*.proto in {PROTO_DIRS[0]} nor in {PROTO_DIRS[1]}: copy the repository's proto folder there")
     well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
     googleapis = pathlib.Path(annotations_pb2.__file__).parents[2]
     code = protoc.main(
-        ["protoc", f"-I{PROTO_DIR}", f"-I{googleapis}", f"-I{well_known}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
+        ["protoc", f"-I{proto_dir}", f"-I{googleapis}", f"-I{well_known}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
         + [f"c3po/v1/{name}.proto" for name in PROTOS]
     )
     if code != 0:
-        sys.exit(f"ask.py: the .proto files in {PROTO_DIR} do not compile")
+        sys.exit(f"ask.py: the .proto files in {proto_dir} do not compile")
     sys.path.insert(0, folder)
     return (
         importlib.import_module("c3po.v1.options_pb2"),
