@@ -12,6 +12,7 @@ find_package(CLI11 CONFIG REQUIRED)
 find_package(prometheus-cpp CONFIG REQUIRED)
 find_package(spdlog CONFIG REQUIRED)
 find_package(SQLite3 REQUIRED)
+find_package(Boost 1.74 REQUIRED)  # Headers only: Asio and Beast.
 find_package(OpenSSL REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
@@ -20,13 +21,6 @@ pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 find_path(HNSWLIB_INCLUDE_DIR hnswlib/hnswlib.h REQUIRED)
 add_library(c3po_hnswlib INTERFACE)
 target_include_directories(c3po_hnswlib SYSTEM INTERFACE ${HNSWLIB_INCLUDE_DIR})
-
-find_path(HTTPLIB_INCLUDE_DIR httplib.h REQUIRED)
-find_library(HTTPLIB_LIBRARY cpp-httplib REQUIRED)
-add_library(c3po_httplib INTERFACE)
-target_include_directories(c3po_httplib SYSTEM INTERFACE ${HTTPLIB_INCLUDE_DIR})
-target_compile_definitions(c3po_httplib INTERFACE CPPHTTPLIB_OPENSSL_SUPPORT)  # Debian's library is built so.
-target_link_libraries(c3po_httplib INTERFACE ${HTTPLIB_LIBRARY} OpenSSL::SSL OpenSSL::Crypto)
 
 # Only the CPU half of libtorch is linked: the CUDA half (libtorch_cuda.so and NVIDIA's libraries, 2 s and 1 GB to load) is
 # opened by server/model when --device cuda asks for it. The wheel's own CMake package would need a CUDA toolkit to be found.

@@ -17,8 +17,18 @@ class Metrics;
 //   GET /readyz   200 when `ready()` says true, else 503: bring no new requests.
 // Anything else is 404. No authentication: bind it to loopback or to an inside network.
 //
-// A listener thread and four workers, of default stack size; one request per connection; a silent connection is dropped
-// after a second. The threads block all signals, so that the process's own handlers run elsewhere.
+// One thread of default stack size serves all connections and waits for none; it blocks all signals, so that the
+// process's own handlers run elsewhere. A connection carries one request. Its limits hold for the request as a whole:
+// bytes that trickle in buy no time. A request beyond its byte limits is answered 431 or 413. Where all places are
+// taken, or the process has no descriptor left, a new connection takes the place of the one that has waited longest.
+struct HttpLimits {
+  int connections_max = 64;
+  double request_seconds_max = 5;  // From the connection to the last byte of the answer.
+  size_t header_bytes_max = 8192;  // Request line and all headers.
+  size_t body_bytes_max = 4096;    // None of the paths takes one.
+  int reserved_descriptors = 4;    // Held open, to be given up for a probe when the process has no other.
+};
+
 class HttpServer {
  public:
   // Returns when connections are accepted. `address` is an IP address or host name of this machine; `port` in [0,
@@ -27,8 +37,8 @@ class HttpServer {
   // range, no `ready`. Unavailable: cannot bind, naming address, port and reason.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(
       const std::string& address, int port, const Metrics* metrics, std::function<bool()> ready,
-      std::function<bool()> alive = [] { return true; });
-  // Answers what is in hand, then closes the port. Takes a second at most when idle connections hang on.
+      std::function<bool()> alive = [] { return true; }, const HttpLimits& limits = {});
+  // Closes the port and every connection that has sent no whole request. Answers that are being written have a second.
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;

@@ -59,7 +59,7 @@ ONE_FILE_PARTIES = {
     "sqlite": re.compile(r"^sqlite3(ext)?\.h$"),
     "libpqxx": re.compile(r"^pqxx/"),
     "prometheus-cpp": re.compile(r"^prometheus/"),
-    "cpp-httplib": re.compile(r"^httplib\.h$"),
+    "Boost.Asio": re.compile(r"^boost/(asio|beast)[/.]"),
     "spdlog": re.compile(r"^spdlog/"),
 }
 # Only below these prefixes.
@@ -67,6 +67,7 @@ PLACED_PARTIES = {
     "gRPC and protobuf": (re.compile(r"^(grpcpp|grpc|google/protobuf|google/rpc)/"),
                           ("server/rpc/", "server/main.cc", "client/", "tests/")),
     "libtorch": (re.compile(r"^(torch|ATen|c10)/"), ("server/model/", "server/embed/", "tests/")),
+    "cpp-httplib": (re.compile(r"^httplib\.h$"), ("tests/",)),
 }
 SOURCE_ONLY_PARTIES = {"nlohmann": re.compile(r"^nlohmann/")}
 

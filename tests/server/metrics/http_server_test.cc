@@ -2,7 +2,9 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -89,30 +91,128 @@ TEST(HttpServer, RejectsBadArguments) {
   EXPECT_THAT(std::string(server.status().message()), HasSubstr("203.0.113.7"));
 }
 
-TEST(HttpServer, SilentConnectionsHoldUpNeitherScrapesForLongNorTheDestructor) {
-  Metrics metrics("tiny", "0.1.0");
-  auto server = HttpServer::Start(kLoopback, 0, &metrics, Always);
-  ASSERT_TRUE(server.ok()) << server.status();
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons((*server)->port());
-  ASSERT_EQ(inet_pton(AF_INET, kLoopback, &address.sin_addr), 1);
-  std::vector<int> silent;
-  for (int i = 0; i < 4; ++i) {  // As many as there are workers.
-    silent.push_back(socket(AF_INET, SOCK_STREAM, 0));
-    ASSERT_EQ(connect(silent.back(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+// A connection by hand, which sends what it likes when it likes.
+class RawConnection {
+ public:
+  RawConnection() : socket_(socket(AF_INET, SOCK_STREAM, 0)) {
+    const timeval limit = {.tv_sec = 20, .tv_usec = 0};
+    setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
   }
-  httplib::Client client(kLoopback, (*server)->port());
-  client.set_read_timeout(10);
-  const httplib::Result result = client.Get("/healthz");
-  ASSERT_TRUE(result) << httplib::to_string(result.error());
-  EXPECT_EQ(result->status, 200);
-  silent.push_back(socket(AF_INET, SOCK_STREAM, 0));
-  ASSERT_EQ(connect(silent.back(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-  const absl::Time begin = absl::Now();
-  server->reset();
-  EXPECT_LT(absl::Now() - begin, absl::Seconds(5));
-  for (int fd : silent) close(fd);
+  explicit RawConnection(int port) : RawConnection() { EXPECT_TRUE(Connect(port)); }
+  ~RawConnection() { close(socket_); }
+  RawConnection(const RawConnection&) = delete;
+  RawConnection& operator=(const RawConnection&) = delete;
+
+  bool Connect(int port) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    return inet_pton(AF_INET, kLoopback, &address.sin_addr) == 1 &&
+           connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+  }
+  // False: the server has closed.
+  bool Send(const std::string& bytes) {
+    return send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+  }
+  // To the end of the connection.
+  std::string Receive() {
+    std::string received;
+    char bytes[4096];
+    for (ssize_t n; (n = recv(socket_, bytes, sizeof(bytes), 0)) > 0;) received.append(bytes, n);
+    return received;
+  }
+
+ private:
+  const int socket_;
+};
+
+constexpr char kProbe[] = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
+
+std::unique_ptr<HttpServer> StartWith(const Metrics& metrics, const HttpLimits& limits) {
+  auto server = HttpServer::Start(kLoopback, 0, &metrics, Always, Always, limits);
+  EXPECT_TRUE(server.ok()) << server.status();
+  return *std::move(server);
+}
+
+TEST(HttpServer, SilentConnectionsHoldUpNeitherScrapesNorTheDestructor) {
+  Metrics metrics("tiny", "0.1.0");
+  auto server = StartWith(metrics, {.request_seconds_max = 3600});
+  std::vector<std::unique_ptr<RawConnection>> silent;
+  for (int i = 0; i < 32; ++i) silent.push_back(std::make_unique<RawConnection>(server->port()));
+  httplib::Client client(kLoopback, server->port());
+  EXPECT_EQ(client.Get("/healthz")->status, 200);
+  server.reset();
+  for (const auto& connection : silent) EXPECT_EQ(connection->Receive(), "");
+}
+
+TEST(HttpServer, BytesThatTrickleInBuyNoTime) {
+  Metrics metrics("tiny", "0.1.0");
+  auto server = StartWith(metrics, {.request_seconds_max = 0.5});
+  RawConnection slow(server->port());
+  ASSERT_TRUE(slow.Send("GET /metrics HTTP/1.1\r\nX: "));
+  int sent = 0;
+  for (; sent < 400 && slow.Send("a"); ++sent) absl::SleepFor(absl::Milliseconds(50));
+  EXPECT_LT(sent, 400) << "each byte came well within the time limit, the request did not";
+}
+
+TEST(HttpServer, ANewConnectionTakesThePlaceOfTheOneThatHasWaitedLongest) {
+  Metrics metrics("tiny", "0.1.0");
+  auto server = StartWith(metrics, {.connections_max = 3, .request_seconds_max = 3600});
+  RawConnection first(server->port()), second(server->port()), third(server->port());
+  RawConnection probe(server->port());
+  ASSERT_TRUE(probe.Send(kProbe));
+  EXPECT_THAT(probe.Receive(), HasSubstr("200 OK"));
+  EXPECT_EQ(first.Receive(), "");
+  ASSERT_TRUE(third.Send(kProbe));
+  EXPECT_THAT(third.Receive(), HasSubstr("200 OK")) << "it was not the one that waited longest";
+}
+
+TEST(HttpServer, RequestsBeyondTheirBytesAreRefusedAsTheyCome) {
+  Metrics metrics("tiny", "0.1.0");
+  auto server = StartWith(metrics, {.request_seconds_max = 60, .header_bytes_max = 1000, .body_bytes_max = 100});
+  RawConnection headers(server->port());
+  ASSERT_TRUE(headers.Send("GET /healthz HTTP/1.1\r\n"));
+  for (int i = 0; i < 60; ++i) headers.Send(absl::StrCat("X-", i, ": ", std::string(20, 'a'), "\r\n"));  // No end of them.
+  EXPECT_THAT(headers.Receive(), HasSubstr("431"));
+
+  RawConnection announced(server->port());
+  ASSERT_TRUE(announced.Send("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 268435456\r\n\r\n"));
+  EXPECT_THAT(announced.Receive(), HasSubstr("413"));
+
+  RawConnection chunked(server->port());
+  ASSERT_TRUE(chunked.Send("POST /metrics HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"));
+  for (int i = 0; i < 8; ++i) chunked.Send(absl::StrCat("20\r\n", std::string(32, 'a'), "\r\n"));
+  EXPECT_THAT(chunked.Receive(), HasSubstr("413"));
+
+  RawConnection within(server->port());
+  ASSERT_TRUE(within.Send(absl::StrCat("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n",
+                                       std::string(100, 'a'))));
+  EXPECT_THAT(within.Receive(), HasSubstr("404"));
+
+  RawConnection garbage(server->port());
+  ASSERT_TRUE(garbage.Send("\x16\x03\x01\x02 no HTTP\r\n\r\n"));
+  EXPECT_THAT(garbage.Receive(), HasSubstr("400"));
+}
+
+TEST(HttpServer, AProbeIsAnsweredWhenTheProcessHasNoDescriptorLeft) {
+  Metrics metrics("tiny", "0.1.0");
+  auto server = StartWith(metrics, {.request_seconds_max = 60});
+  httplib::Client warm(kLoopback, server->port());
+  ASSERT_EQ(warm.Get("/healthz")->status, 200);
+  RawConnection probes[3];
+  rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit low = {.rlim_cur = 200, .rlim_max = before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  std::vector<int> taken;
+  for (int descriptor; (descriptor = dup(0)) >= 0;) taken.push_back(descriptor);
+  for (RawConnection& probe : probes) {
+    EXPECT_TRUE(probe.Connect(server->port()));
+    EXPECT_TRUE(probe.Send(kProbe));
+    EXPECT_THAT(probe.Receive(), HasSubstr("200 OK"));
+  }
+  for (int descriptor : taken) close(descriptor);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST(HttpServer, AnswersManyScrapesAtOnce) {
