@@ -201,7 +201,7 @@ absl::Status Client::AddReferences(absl::string_view collection,
                                    absl::FunctionRef<absl::StatusOr<std::optional<NumberedSample>>()> next_sample,
                                    absl::FunctionRef<bool(const v1::AddReferencesResponse&)> on_response,
                                    const ImportOptions& import, const CallOptions& options) {
-  ReferenceImport state(collection, next_sample, on_response, import.window_max);
+  ReferenceImport state(collection, next_sample, on_response, import);
   C3PO_RETURN_IF_ERROR(CheckText(state.first_request()));
   C3PO_RETURN_IF_ERROR(impl_->retrying.Run(options, [&](grpc::ClientContext* context, bool* received) {
     return state.RunAttempt(*impl_->reference, context, received);
@@ -211,7 +211,22 @@ absl::Status Client::AddReferences(absl::string_view collection,
 
 absl::StatusOr<v1::SearchReferencesResponse> Client::SearchReferences(const v1::SearchReferencesRequest& request,
                                                                       const CallOptions& options) {
-  return impl_->Unary(*impl_->reference, &v1::ReferenceService::Stub::Search, request, options);
+  const absl::Time deadline = impl_->retrying.clock().Now() + options.timeout;
+  v1::SearchReferencesRequest page_request = request;
+  v1::SearchReferencesResponse all;
+  while (true) {
+    CallOptions page_options = options;
+    page_options.timeout = deadline - impl_->retrying.clock().Now();
+    C3PO_ASSIGN_OR_RETURN(
+        v1::SearchReferencesResponse page,
+        impl_->Unary(*impl_->reference, &v1::ReferenceService::Stub::Search, page_request, page_options));
+    for (auto& hit : *page.mutable_hits()) *all.add_hits() = std::move(hit);
+    if (page.next_page_token().empty()) return all;
+    if (page.hits().empty() || page.next_page_token() == page_request.page_token()) {
+      return absl::InternalError(absl::StrCat("the server gave page token ", page.next_page_token(), " twice"));
+    }
+    page_request.set_page_token(page.next_page_token());
+  }
 }
 
 absl::StatusOr<v1::ListReferencesResponse> Client::ListReferences(const v1::ListReferencesRequest& request,

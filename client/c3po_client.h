@@ -21,7 +21,7 @@
 
 namespace c3po {
 
-// A channel without transport security, with the message size that this service needs (a page of 1000 references).
+// A channel without transport security, with room for messages far above gRPC's default of 4 MiB.
 // `address` is anything gRPC resolves: "host:port", "unix:/path". Connects when first used; an address of this machine
 // is never looked for behind the proxy of the `http_proxy` variables.
 std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address);
@@ -58,6 +58,8 @@ struct ImportOptions {
   // Samples sent whose verdict has not come yet, at least 1: what an import keeps in memory. A server that commits
   // batches must not wait for more samples than this before it answers.
   size_t window_max = 1024;
+  // AddReferencesRequest.replace: a sample takes the place of the collection's references with the same prompt.
+  bool replace = false;
 };
 
 // A sample and the number that its verdict will carry: a line number, say.
@@ -102,6 +104,7 @@ class Client {
                              absl::FunctionRef<absl::StatusOr<std::optional<NumberedSample>>()> next_sample,
                              absl::FunctionRef<bool(const v1::AddReferencesResponse&)> on_response,
                              const ImportOptions& import = {}, const CallOptions& options = {});
+  // All pages as one answer; `options.timeout` is for all of them together.
   absl::StatusOr<v1::SearchReferencesResponse> SearchReferences(const v1::SearchReferencesRequest& request,
                                                                 const CallOptions& options = {});
   // One page.

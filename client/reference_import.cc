@@ -53,15 +53,18 @@ class ReferenceImport::Reader {
   std::thread thread_;  // Last: it starts when everything above is there.
 };
 
-ReferenceImport::ReferenceImport(absl::string_view collection, Source next_sample, Sink on_response, size_t window_max)
+ReferenceImport::ReferenceImport(absl::string_view collection, Source next_sample, Sink on_response,
+                                 const ImportOptions& options)
     : collection_(collection),
       next_sample_(next_sample),
       on_response_(on_response),
-      window_max_(std::max<size_t>(window_max, 1)) {}
+      window_max_(std::max<size_t>(options.window_max, 1)),
+      replace_(options.replace) {}
 
 v1::AddReferencesRequest ReferenceImport::first_request() const {
   v1::AddReferencesRequest request;
   request.set_collection(collection_);
+  if (replace_) request.set_replace(true);
   return request;
 }
 
@@ -125,6 +128,7 @@ grpc::Status ReferenceImport::RunAttempt(v1::ReferenceService::Stub& stub, grpc:
         // A failed write means that the call has ended; the reader will see it.
         if (!stream->Write(request)) half_closed = true;
         request.clear_collection();
+        request.clear_replace();
       } else if (may_send && source_ended_) {
         stream->WritesDone();
         half_closed = true;

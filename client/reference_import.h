@@ -26,9 +26,9 @@ class ReferenceImport {
   using Source = absl::FunctionRef<absl::StatusOr<std::optional<NumberedSample>>()>;
   using Sink = absl::FunctionRef<bool(const v1::AddReferencesResponse&)>;
 
-  ReferenceImport(absl::string_view collection, Source next_sample, Sink on_response, size_t window_max);
+  ReferenceImport(absl::string_view collection, Source next_sample, Sink on_response, const ImportOptions& options);
 
-  // Holds the collection's name only: for checking it before anything is sent.
+  // Holds what goes for the whole import, the collection's name above all: for checking it before anything is sent.
   v1::AddReferencesRequest first_request() const;
 
   // Sends the samples that have no verdict, then those of the source. Sets *received at the first response.
@@ -49,6 +49,7 @@ class ReferenceImport {
   const Source next_sample_;
   const Sink on_response_;
   const size_t window_max_;
+  const bool replace_;
   std::map<uint64_t, v1::ReferenceSample> unacknowledged_;  // by sequence, at most window_max_
   std::optional<uint64_t> last_sequence_;                   // taken from the source
   bool source_ended_ = false;

@@ -11,6 +11,7 @@ namespace c3po {
 void AddAskCommand(CLI::App& app, Session* session);
 void AddChatCommand(CLI::App& app, Session* session);
 void AddRefsCommand(CLI::App& app, Session* session);
+void AddRefsExportCommand(CLI::App& refs, Session* session);  // Under `refs`.
 void AddRefsImportCommand(CLI::App& refs, Session* session);  // Under `refs`.
 void AddScoreCommand(CLI::App& app, Session* session);
 void AddTokenizeCommand(CLI::App& app, Session* session);

@@ -85,6 +85,8 @@ std::string ExplainOptimization(const v1::OptimizationReport& report, const Term
   if (report.neighbors_size() > 0) absl::StrAppend(&text, NeighborTable(report, terminal));
   if (report.losses_size() > 0) absl::StrAppend(&text, LossLine(report, terminal));
   if (report.validation_losses_size() > 0) absl::StrAppend(&text, ValidationLine(report));
+  for (const std::string& warning : report.warnings())
+    absl::StrAppend(&text, "warning: ", WithoutControls(warning), "\n");
   if (report.largest_changes_size() > 0) {
     absl::StrAppend(&text, "experts that moved most\n", ChangeTable(report, terminal));
   }
@@ -93,10 +95,16 @@ std::string ExplainOptimization(const v1::OptimizationReport& report, const Term
 
 std::string ExplainTimings(const v1::StageTimings& timings, const Terminal& terminal) {
   const std::pair<const char*, double> stages[] = {
-      {"queue", timings.queue_seconds()},     {"tokenize", timings.tokenize_seconds()},
-      {"embed", timings.embed_seconds()},     {"retrieval", timings.retrieval_seconds()},
-      {"prefill", timings.prefill_seconds()}, {"optimization", timings.optimization_seconds()},
-      {"decode", timings.decode_seconds()},   {"first token after", timings.time_to_first_token_seconds()},
+      {"queue", timings.queue_seconds()},
+      {"tokenize", timings.tokenize_seconds()},
+      {"embed", timings.embed_seconds()},
+      {"retrieval", timings.retrieval_seconds()},
+      {"prefill", timings.prefill_seconds()},
+      {"optimization", timings.optimization_seconds()},
+      {"waiting for turns of it", timings.optimization_wait_seconds()},
+      {"decode", timings.decode_seconds()},
+      {"its first token", timings.first_token_seconds()},
+      {"first token after", timings.time_to_first_token_seconds()},
   };
   Table table("lr");
   table.AddRow({"stage", "ms"});

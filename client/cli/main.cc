@@ -14,27 +14,15 @@
 #include "client/cli/exit_code.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/session.h"
+#include "client/cli/unknown_argument.h"
 #include "index/base/status_macros.h"
 
 namespace {
 
-// The arguments as a shell takes them: in single quotes where they hold anything but letters, digits and a few marks.
+// The command as it could be typed again.
 std::string CommandLine(int argc, char** argv) {
   std::string line = "c3po";
-  for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i];
-    const bool plain = !argument.empty() && argument.find_first_not_of(
-                                                "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                                                "-_./,:=@%+") == std::string::npos;
-    line += " ";
-    if (plain) {
-      line += argument;
-      continue;
-    }
-    line += "'";
-    for (const char c : argument) line += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    line += "'";
-  }
+  for (int i = 1; i < argc; ++i) absl::StrAppend(&line, " ", c3po::ShellWord(argv[i]));
   return line;
 }
 
@@ -104,6 +92,11 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // --help and --version end parsing as well, with exit code 0.
+    const std::string unknown = error.get_exit_code() == 0 ? "" : c3po::ExplainUnknownArgument(app);
+    if (!unknown.empty()) {
+      std::cerr << "c3po: " << unknown << "\nRun with --help for more information." << std::endl;
+      return c3po::kExitUsage;
+    }
     return app.exit(error) == 0 ? c3po::kExitOk : c3po::kExitUsage;
   }
 

@@ -30,6 +30,7 @@ struct RefsFlags {
   uint32_t page_size = 100;
   bool pathway = false;
   bool yes = false;
+  bool missing_ok = false;
 };
 
 const char* RightOrWrong(const v1::Reference& reference) { return reference.successful() ? "right" : "wrong"; }
@@ -119,8 +120,19 @@ absl::Status Delete(Session& session, const RefsFlags& flags) {
   request.set_collection(flags.collection);
   C3PO_ASSIGN_OR_RETURN(const v1::DeleteReferencesResponse response,
                         session.client->DeleteReferences(request, session.call_options()));
-  if (flags.json) return PrintJsonLine(response);
-  absl::PrintF("deleted %d\n", response.deleted());
+  if (flags.json) {
+    C3PO_RETURN_IF_ERROR(PrintJsonLine(response));
+  } else {
+    absl::PrintF("deleted %d\n", response.deleted());
+  }
+  if (flags.missing_ok) return absl::OkStatus();
+  if (!flags.ids.empty() && response.not_found_size() > 0) {
+    return absl::NotFoundError(absl::StrCat(response.not_found_size(), " of the ids ",
+                                            response.not_found_size() == 1 ? "was" : "were",
+                                            " not there: ", absl::StrJoin(response.not_found(), ", ")));
+  }
+  if (flags.ids.empty() && response.deleted() == 0)
+    return absl::NotFoundError(absl::StrCat("collection ", flags.collection, " had no references"));
   return absl::OkStatus();
 }
 
@@ -152,10 +164,11 @@ CLI::App* AddRefs(CLI::App& refs, Session* session, const char* name, const char
 
 void AddRefsCommand(CLI::App& app, Session* session) {
   CLI::App* refs = app.add_subcommand(
-      "refs", "Reference samples: import, search, list, get, delete, stats; tune, amortize, profile");
+      "refs", "Reference samples: import, export, search, list, get, delete, stats; tune, amortize, profile");
   refs->require_subcommand(1);
   refs->fallthrough();
   AddRefsImportCommand(*refs, session);
+  AddRefsExportCommand(*refs, session);
   AddRefsLearnCommands(*refs, session);
   AddRefsProfileCommands(*refs, session);
 
@@ -176,12 +189,15 @@ void AddRefsCommand(CLI::App& app, Session* session) {
   get->add_option("id", flags->id, "Its id")->required();
   get->add_flag("--pathway", flags->pathway, "With its pathway");
 
-  CLI::App* remove = AddRefs(*refs, session, "delete", "Delete references by id, or a whole collection", Delete, flags);
+  CLI::App* remove =
+      AddRefs(*refs, session, "delete",
+              "Delete references by id, or a whole collection; exit code 5 where one was not there", Delete, flags);
   CLI::Option* ids = remove->add_option("ids", flags->ids, "Ids");
   CLI::Option* yes = remove->add_flag("--yes", flags->yes, "Yes, the whole collection");
   CLI::Option* collection =
       remove->add_option("--collection", flags->collection, "The collection to delete whole; asks for --yes");
   collection->needs(yes)->excludes(ids);
+  remove->add_flag("--missing-ok", flags->missing_ok, "What is not there is no failure");
   remove->callback([session, flags] {
     if (flags->ids.empty() && flags->collection.empty()) throw CLI::RequiredError("ids or --collection");
     session->command = [flags](Session& chosen) { return Delete(chosen, *flags); };

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "client/cli/commands.h"
 #include "client/cli/json_output.h"
@@ -20,9 +21,12 @@ struct ImportFlags {
   std::string path;
   std::string collection = "default";
   uint64_t limit = 0;  // 0: all
+  bool replace = false;
   bool strict = false;
   bool json = false;
 };
+
+constexpr uint64_t kToldWarningsMax = 10;  // The rest are counted.
 
 // One run of `refs import`.
 class Import {
@@ -64,8 +68,15 @@ class Import {
         default:
           ReportMalformed(verdict.sequence(), verdict.message());
       }
+      replaced_ += static_cast<uint64_t>(verdict.replaced_ids_size());
+      if (verdict.contradicted_ids_size() > 0) {
+        Warn(verdict.sequence(), contradicting_++,
+             absl::StrCat("the same prompt has another answer in ", absl::StrJoin(verdict.contradicted_ids(), ", "),
+                          "; --replace lets the new sample take its place"));
+      }
+      if (!verdict.warning().empty()) Warn(verdict.sequence(), tokenized_otherwise_++, verdict.warning());
     }
-    progress_.Update(successful_ + failed_ + duplicate_ + malformed_.count(), Counts());
+    progress_.Update(added() + duplicate_ + malformed_.count(), Counts());
   }
 
   // The counts of what has been acknowledged, to stdout.
@@ -74,15 +85,33 @@ class Import {
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start_);
     if (flags_.json) {
       absl::PrintF(
-          "{\"collection\":%s,\"successful\":%d,\"failed\":%d,\"duplicate\":%d,\"malformed\":%d,"
-          "\"seconds\":%.3f}\n",
-          JsonText(flags_.collection), successful_, failed_, duplicate_, malformed_.count(), seconds);
+          "{\"collection\":%s,\"added\":%d,\"successful\":%d,\"failed\":%d,\"replaced\":%d,\"duplicate\":%d,"
+          "\"malformed\":%d,\"contradicting\":%d,\"tokenized_otherwise\":%d,\"seconds\":%.3f}\n",
+          JsonText(flags_.collection), added(), successful_, failed_, replaced_, duplicate_, malformed_.count(),
+          contradicting_, tokenized_otherwise_, seconds);
     } else {
       absl::PrintF("collection %s: %s (%.1f s)\n", flags_.collection, Counts(), seconds);
     }
   }
 
-  const MalformedLines& malformed() const { return malformed_; }
+  // What a collection needs next that has new references, to stdout.
+  void PrintNextStep(bool has_profile) const {
+    absl::PrintF("%s\n  c3po calibrate --collection %s\n",
+                 has_profile ? "The collection's profile was calibrated before; with the new references, do it again:"
+                             : "Next, find the settings that help here, and store them as the collection's profile:",
+                 ShellWord(flags_.collection));
+  }
+
+  uint64_t added() const { return successful_ + failed_; }
+  // An import that leaves the collection without any of the file's samples has failed, whatever the reason.
+  absl::Status Outcome() const {
+    if (added() + duplicate_ > 0) return malformed_.Outcome(flags_.strict);
+    return absl::InvalidArgumentError(
+        malformed_.count() == 0
+            ? absl::StrCat(flags_.path, ": holds no sample")
+            : absl::StrCat(flags_.path, ": no sample was added, ", malformed_.count(),
+                           malformed_.count() == 1 ? " line is malformed" : " lines are malformed"));
+  }
 
  private:
   static uint64_t Total(const ImportFlags& flags) {
@@ -95,9 +124,27 @@ class Import {
     malformed_.Report(line, why);
   }
 
+  void Warn(uint64_t line, uint64_t told_before, const std::string& what) {
+    if (told_before > kToldWarningsMax) return;
+    progress_.Clear();
+    if (told_before == kToldWarningsMax) {
+      absl::FPrintF(stderr, "further such lines are only counted\n");
+    } else {
+      absl::FPrintF(stderr, "%s:%d: warning: %s\n", flags_.path, line, WithoutControls(what));
+    }
+  }
+
+  // "303 added; the model already answers 128". What did not happen is left out, but for the malformed lines.
   std::string Counts() const {
-    return absl::StrCat(successful_, " successful, ", failed_, " failed, ", malformed_.count(), " malformed, ",
-                        duplicate_, " duplicate");
+    std::string text = absl::StrCat(added(), " added");
+    if (added() > 0) absl::StrAppend(&text, "; the model already answers ", successful_);
+    if (replaced_ > 0) absl::StrAppend(&text, "; ", replaced_, " replaced");
+    if (duplicate_ > 0) absl::StrAppend(&text, "; ", duplicate_, " there already");
+    absl::StrAppend(&text, "; ", malformed_.count(), " malformed");
+    if (contradicting_ > 0) absl::StrAppend(&text, "; ", contradicting_, " contradict other references");
+    if (tokenized_otherwise_ > 0)
+      absl::StrAppend(&text, "; ", tokenized_otherwise_, " have choices tokenized otherwise");
+    return text;
   }
 
   const ImportFlags& flags_;
@@ -109,11 +156,24 @@ class Import {
   uint64_t successful_ = 0;
   uint64_t failed_ = 0;
   uint64_t duplicate_ = 0;
+  uint64_t replaced_ = 0;             // references that went
+  uint64_t contradicting_ = 0;        // samples whose prompt has another answer elsewhere
+  uint64_t tokenized_otherwise_ = 0;  // samples that the server warns about
 };
+
+// False where the server does not say: the import itself is done.
+bool HasProfile(Session& session, const std::string& collection) {
+  v1::GetCollectionRequest request;
+  request.set_collection(collection);
+  const auto response = session.client->GetCollection(request, session.call_options());
+  return response.ok() && response->has_profile();
+}
 
 absl::Status RunImport(Session& session, const ImportFlags& flags) {
   C3PO_ASSIGN_OR_RETURN(SampleFile file, SampleFile::Open(flags.path));
   Import import(session.terminal, flags, std::move(file));
+  ImportOptions options;
+  options.replace = flags.replace;
   // An import takes as long as it takes: no deadline unless one was given.
   const absl::Status status = session.client->AddReferences(
       flags.collection, [&] { return import.NextSample(); },
@@ -121,10 +181,11 @@ absl::Status RunImport(Session& session, const ImportFlags& flags) {
         import.OnResponse(response);
         return true;
       },
-      ImportOptions(), session.call_options(absl::InfiniteDuration()));
+      options, session.call_options(absl::InfiniteDuration()));
   import.PrintSummary();
   C3PO_RETURN_IF_ERROR(status);
-  return import.malformed().Outcome(flags.strict);
+  if (import.added() > 0 && !flags.json) import.PrintNextStep(HasProfile(session, flags.collection));
+  return import.Outcome();
 }
 
 }  // namespace
@@ -132,11 +193,14 @@ absl::Status RunImport(Session& session, const ImportFlags& flags) {
 void AddRefsImportCommand(CLI::App& refs, Session* session) {
   CLI::App* command = refs.add_subcommand(
       "import",
-      "Add the samples of a JSONL file: {\"prompt\", \"answer\", optional \"choices\", \"metadata\"} per line");
+      "Add the samples of a JSONL file: {\"prompt\", \"answer\", optional \"choices\", \"metadata\", \"reference_id\"} "
+      "per line");
   const auto flags = std::make_shared<ImportFlags>();
   command->add_option("file", flags->path, "The file; - is stdin")->required()->check(SampleFile::IsReadable());
   command->add_option("--collection", flags->collection, "Where the samples go")->capture_default_str();
   command->add_option("--limit", flags->limit, "Send at most this many samples; 0: all");
+  command->add_flag("--replace", flags->replace,
+                    "A sample takes the place of the collection's references with the same prompt");
   command->add_flag("--strict", flags->strict,
                     "Fail when any line was malformed (the others are imported all the same)");
   command->add_flag("--json", flags->json, "Print the summary as JSON");

@@ -41,8 +41,10 @@ absl::Status Tune(Session& session, const TuneFlags& flags) {
           const std::string accuracy = event.has_validation_accuracy()
                                            ? absl::StrFormat("%.1f %%", 100 * event.validation_accuracy())
                                            : std::string("-");
-          absl::PrintF("%5d  %13.4f  %13.4f  %17s  %7.1f\n", event.epoch(), event.training_loss(),
-                       event.validation_loss(), accuracy, event.seconds());
+          const std::string training =
+              event.has_training_loss() ? absl::StrFormat("%.4f", event.training_loss()) : std::string("-");
+          absl::PrintF("%5d  %13s  %13.4f  %17s  %7.1f\n", event.epoch(), training, event.validation_loss(), accuracy,
+                       event.seconds());
           std::fflush(stdout);
         }
         if (event.has_stored()) {

@@ -22,9 +22,8 @@ struct SampleLine {
   v1::ReferenceSample sample;
 };
 
-// Reads {"prompt": text, "answer": text, "choices": [texts], "metadata": {name: value}}, one per line, the last two
-// optional; other keys are ignored, and so are blank lines. Metadata that is not text is kept as its JSON. Whether the
-// sample makes sense (an empty prompt, choices without the answer) is the server's to judge. Used by one thread.
+// Reads one sample per line, as ParseSampleLine does; blank lines are passed over. Whether a sample makes sense (an empty
+// prompt, choices without the answer) is the server's to judge. Used by one thread.
 class SampleFile {
  public:
   // "-" is stdin. NotFound when the file cannot be opened.

@@ -31,6 +31,8 @@ struct ScoreFlags {
   v1::OptimizationOptions optimization;
 };
 
+constexpr uint64_t kToldWarningsMax = 10;
+
 double PerToken(const v1::ContinuationScore& score) {
   return score.token_count() == 0 ? score.log_likelihood() : score.log_likelihood() / score.token_count();
 }
@@ -74,6 +76,9 @@ absl::Status ScoreOne(Session& session, const ScoreFlags& flags) {
   }
   absl::PrintF("%s", table.Render(session.terminal));
   if (flags.explain) absl::PrintF("\n%s", ExplainTimings(response.timings(), session.terminal));
+  for (const std::string& warning : response.optimization().warnings()) {
+    absl::FPrintF(stderr, "warning: %s\n", WithoutControls(warning));
+  }
   return absl::OkStatus();
 }
 
@@ -104,6 +109,7 @@ absl::Status ScoreFile(Session& session, const ScoreFlags& flags) {
   MalformedLines malformed(flags.path);
   uint64_t items = 0;
   uint64_t correct = 0;
+  uint64_t warned = 0;
   while (flags.limit == 0 || items < flags.limit) {
     C3PO_ASSIGN_OR_RETURN(const std::optional<SampleLine> line, file.Next());
     if (!line) break;
@@ -126,9 +132,15 @@ absl::Status ScoreFile(Session& session, const ScoreFlags& flags) {
     ++items;
     correct += judgment.correct ? 1 : 0;
     if (flags.json) C3PO_RETURN_IF_ERROR(PrintItem(*line, judgment, *response));
+    for (const std::string& warning : response->optimization().warnings()) {
+      if (warned++ >= kToldWarningsMax) continue;
+      progress.Clear();
+      absl::FPrintF(stderr, "%s:%d: warning: %s\n", flags.path, line->number, WithoutControls(warning));
+    }
     progress.Update(items, absl::StrCat(correct, " correct"));
   }
   progress.Clear();
+  if (warned > kToldWarningsMax) absl::FPrintF(stderr, "and %d warnings more\n", warned - kToldWarningsMax);
   const double accuracy = items == 0 ? 0.0 : static_cast<double>(correct) / static_cast<double>(items);
   if (flags.json) {
     absl::PrintF("{\"summary\":{\"items\":%d,\"correct\":%d,\"accuracy\":%.6f,\"malformed\":%d}}\n", items, correct,

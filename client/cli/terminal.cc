@@ -72,6 +72,16 @@ std::string Snippet(absl::string_view text, size_t width) {
   return snippet;
 }
 
+std::string ShellWord(absl::string_view argument) {
+  const bool plain = !argument.empty() && argument.find_first_not_of(
+                                              "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                              "-_./,:=@%+") == absl::string_view::npos;
+  if (plain) return std::string(argument);
+  std::string quoted = "'";
+  for (const char c : argument) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
 void Table::AddRow(std::vector<std::string> cells) {
   cells.resize(alignment_.size());
   rows_.push_back(std::move(cells));

@@ -32,6 +32,9 @@ std::string WithoutControls(absl::string_view text);
 // The start of a text on one line, at most `width` code points, with "…" where it was cut. Line breaks show as "⏎".
 std::string Snippet(absl::string_view text, size_t width);
 
+// A command's argument as a shell takes it: in single quotes where it holds anything but letters, digits and a few marks.
+std::string ShellWord(absl::string_view argument);
+
 // Columns aligned by code points; the first row is the header.
 class Table {
  public:

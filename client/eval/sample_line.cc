@@ -1,6 +1,7 @@
 #include "client/eval/sample_line.h"
 
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -40,10 +41,23 @@ absl::Status ReadSample(const Json& object, v1::ReferenceSample* sample) {
       (*sample->mutable_metadata())[name] = value.is_string() ? value.get<std::string>() : value.dump();
     }
   }
+  if (object.contains("reference_id")) C3PO_RETURN_IF_ERROR(ReadText(object, "reference_id", sample->mutable_id()));
   return absl::OkStatus();
 }
 
 }  // namespace
+
+std::string SampleLineText(const v1::ReferenceSample& sample) {
+  nlohmann::ordered_json line = {{"prompt", sample.prompt()}, {"answer", sample.answer()}};
+  if (!sample.choices().empty()) {
+    line["choices"] = std::vector<std::string>(sample.choices().begin(), sample.choices().end());
+  }
+  if (!sample.metadata().empty()) {
+    line["metadata"] = std::map<std::string, std::string>(sample.metadata().begin(), sample.metadata().end());
+  }
+  if (!sample.id().empty()) line["reference_id"] = sample.id();
+  return line.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+}
 
 absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line) {
   if (line.size() > kLineBytesMax) {

@@ -10,10 +10,14 @@
 
 namespace c3po {
 
-// Reads {"prompt": text, "answer": text, "choices": [texts], "metadata": {name: value}}, the last two optional; other
-// keys are ignored. Metadata that is not text is kept as its JSON. Whether the sample makes sense (an empty prompt,
-// choices without the answer) is not judged. InvalidArgument says what is wrong with the line. Pure and thread-safe.
+// Reads {"prompt": text, "answer": text, "choices": [texts], "metadata": {name: value}, "reference_id": text}, the last
+// three optional; other keys are ignored ("id" too, which data sets use for much else). Metadata that is not text is kept
+// as its JSON. Whether the sample makes sense (an empty prompt, choices without the answer) is not judged.
+// InvalidArgument says what is wrong with the line. Pure and thread-safe.
 absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line);
+
+// The line, without its end, that ParseSampleLine reads as the same sample. Pure and thread-safe.
+std::string SampleLineText(const v1::ReferenceSample& sample);
 
 // All samples of a JSONL file, blank lines passed over. NotFound; InvalidArgument as "FILE:17: why" for the first
 // malformed line.

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -40,7 +41,8 @@ absl::Status LoadOptions::Validate() const {
     return absl::InvalidArgumentError(absl::StrCat("concurrency: ", concurrency, " is not in [1, ", kCallersMax, "]"));
   }
   if (!(rate_per_second >= 0 && rate_per_second <= kRateMax)) {
-    return absl::InvalidArgumentError(absl::StrCat("rate: ", rate_per_second, " is not in (0, ", kRateMax, "]"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("rate: ", NumberText(rate_per_second), " is not in (0, ", kRateMax, "]"));
   }
   if (in_flight_max < 1 || in_flight_max > kCallersMax) {
     return absl::InvalidArgumentError(

@@ -328,6 +328,23 @@ TEST_F(CliTest, UsageErrorsExitWithTwoAndSendNothing) {
   EXPECT_TRUE(server_.delete_requests().empty());
 }
 
+TEST_F(CliTest, WhatIsUnknownIsNamedBesideTheNearestThatIsKnown) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"calibate"}, "c3po: unknown command calibate; did you mean calibrate?\n"},
+      {{"nosuch"}, "c3po: unknown command nosuch\nCommands: ask, chat, refs, "},
+      {{"refs", "improt"}, "c3po: unknown command improt of refs; did you mean import?\n"},
+      {{"refs", "nosuch"}, "c3po: unknown command nosuch of refs\nCommands of refs: import, export, "},
+      {{"ask", "hi", "--colection", "x"}, "c3po: unknown flag --colection; did you mean --collection?\n"},
+      {{"ask", "hi", "--sever=x"}, "c3po: unknown flag --sever; did you mean --server?\n"},
+  };
+  for (const auto& [arguments, words] : cases) {
+    const ChildResult result = Run(arguments);
+    EXPECT_EQ(result.exit_code, 2);
+    EXPECT_THAT(result.err, StartsWith(words));
+  }
+  EXPECT_THAT(Run({}).err, HasSubstr("subcommand is required"));
+}
+
 TEST_F(CliTest, HelpAndVersionExitWithZero) {
   const ChildResult help = Run({"--help"});
   EXPECT_EQ(help.exit_code, 0);
@@ -419,7 +436,8 @@ TEST_F(CliTest, ImportReportsMalformedLinesByNumberAndGoesOn) {
   const std::string path = WriteFile("samples.jsonl", kSamples);
   const ChildResult result = Run({"refs", "import", path, "--collection", "science"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
-  EXPECT_THAT(result.out, StartsWith("collection science: 1 successful, 1 failed, 6 malformed, 1 duplicate ("));
+  EXPECT_THAT(result.out, StartsWith("collection science: 2 added; the model already answers 1; 1 there already; "
+                                     "6 malformed ("));
   EXPECT_THAT(result.err,
               AllOf(HasSubstr(path + ":2: not JSON: "), HasSubstr(path + ":5: \"answer\" is missing"),
                     HasSubstr(path + ":6: not a JSON object"),
@@ -453,6 +471,7 @@ TEST_F(CliTest, ImportStopsAtItsLimitAndPrintsJson) {
   EXPECT_EQ(summary.at("collection"), "default");
   EXPECT_EQ(summary.at("successful"), 1);
   EXPECT_EQ(summary.at("failed"), 1);
+  EXPECT_EQ(summary.at("added"), 2);
   EXPECT_EQ(summary.at("malformed"), 1);
   EXPECT_EQ(server_.add_requests().size(), 2);
 }
@@ -460,6 +479,89 @@ TEST_F(CliTest, ImportStopsAtItsLimitAndPrintsJson) {
 TEST_F(CliTest, ImportReadsStdin) {
   EXPECT_EQ(Run({"refs", "import", "-"}, "{\"prompt\": \"p\", \"answer\": \"a\"}\n").exit_code, 0);
   EXPECT_EQ(server_.add_requests().size(), 1);
+}
+
+TEST_F(CliTest, AnImportSaysThatCalibratingComesNext) {
+  const std::string sample = "{\"prompt\": \"p\", \"answer\": \"a\"}\n";
+  EXPECT_THAT(Run({"refs", "import", "-", "--collection", "new"}, sample).out,
+              AllOf(HasSubstr("\nNext, find the settings"), HasSubstr("\n  c3po calibrate --collection new\n")));
+  EXPECT_THAT(Run({"refs", "import", "-", "--collection", "two words"}, sample).out,
+              AllOf(HasSubstr("was calibrated before"), HasSubstr("\n  c3po calibrate --collection 'two words'\n")));
+  const std::string known = "{\"prompt\": \"duplicate\", \"answer\": \"a\"}\n";
+  EXPECT_THAT(Run({"refs", "import", "-"}, known).out, Not(HasSubstr("calibrate")));
+  EXPECT_EQ(JsonLines(Run({"refs", "import", "-", "--json"}, sample).out).size(), 1);
+}
+
+TEST_F(CliTest, AnImportThatAddsNothingFailsUnlessAllIsThereAlready) {
+  const ChildResult empty = Run({"refs", "import", "-"}, "\n\n");
+  EXPECT_EQ(empty.exit_code, 4);
+  EXPECT_THAT(empty.err, HasSubstr("-: holds no sample\n"));
+  const ChildResult malformed =
+      Run({"refs", "import", "-"}, "{\"text\": \"a\"}\n{\"prompt\": \"bad\", \"answer\": \"a\"}\n");
+  EXPECT_EQ(malformed.exit_code, 4);
+  EXPECT_THAT(malformed.out, HasSubstr("collection default: 0 added; 2 malformed ("));
+  EXPECT_THAT(malformed.err, HasSubstr("-: no sample was added, 2 lines are malformed\n"));
+  EXPECT_EQ(Run({"refs", "import", "-"}, "{\"prompt\": \"duplicate\", \"answer\": \"a\"}\n").exit_code, 0);
+}
+
+TEST_F(CliTest, AnImportTellsContradictionsAndReplacesThemWhereAsked) {
+  const std::string sample = "{\"prompt\": \"relabelled\", \"answer\": \"a\", \"reference_id\": \"q-17\", \"id\": 3}\n";
+  const ChildResult told = Run({"refs", "import", "-"}, sample);
+  EXPECT_EQ(told.exit_code, 0);
+  EXPECT_THAT(told.err, HasSubstr("-:1: warning: the same prompt has another answer in old; --replace lets"));
+  EXPECT_THAT(told.out, HasSubstr("1 contradict other references"));
+  const ChildResult replaced = Run({"refs", "import", "-", "--replace"}, sample);
+  EXPECT_EQ(replaced.err, "");
+  EXPECT_THAT(replaced.out, HasSubstr("1 added; the model already answers 1; 1 replaced; 0 malformed"));
+  ExpectEqual(server_.add_requests().at(0),
+              "collection: 'default' sequence: 1 sample { prompt: 'relabelled' answer: 'a' id: 'q-17' }");
+  EXPECT_TRUE(server_.add_requests().at(1).replace());
+}
+
+TEST_F(CliTest, AnImportTellsOfChoicesTokenizedOtherwise) {
+  std::string samples;
+  for (int i = 0; i < 12; ++i) samples += "{\"prompt\": \"bare\", \"answer\": \"a\"}\n";
+  const ChildResult result = Run({"refs", "import", "-"}, samples);
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("-:10: warning: choices begin"),
+                                HasSubstr("further such lines are only counted\n"), Not(HasSubstr("-:11:"))));
+  EXPECT_THAT(result.out, HasSubstr("12 have choices tokenized otherwise"));
+}
+
+TEST_F(CliTest, ExportWritesWhatImportReads) {
+  v1::ReferenceSample plain, full;
+  plain.set_prompt("one\n\"two\"");
+  plain.set_answer(" größe");
+  full.set_prompt("prompt");
+  full.set_answer(" yes");
+  full.add_choices(" yes");
+  full.add_choices(" no");
+  full.set_id("q-17");
+  (*full.mutable_metadata())["rank"] = "3";
+  (*full.mutable_metadata())["source"] = "test";
+  server_.on_list = [&](grpc::ServerContext*, const v1::ListReferencesRequest& request,
+                        v1::ListReferencesResponse* response) {
+    if (request.collection() != "science") return grpc::Status::OK;
+    *response->add_references()->mutable_sample() = request.page_token().empty() ? plain : full;
+    if (request.page_token().empty()) response->set_next_page_token("next");
+    return grpc::Status::OK;
+  };
+  const ChildResult exported = Run({"refs", "export", "--collection", "science"});
+  EXPECT_EQ(exported.exit_code, 0) << exported.err;
+  EXPECT_EQ(JsonLines(exported.out).at(1).at("reference_id"), "q-17");
+  EXPECT_EQ(Run({"refs", "import", "-"}, exported.out).exit_code, 0);
+  const auto requests = server_.add_requests();
+  ASSERT_EQ(requests.size(), 2);
+  ExpectEqual(requests[0].sample(), plain.DebugString());
+  ExpectEqual(requests[1].sample(), full.DebugString());
+
+  const std::string path = ::testing::TempDir() + "exported.jsonl";
+  EXPECT_THAT(Run({"refs", "export", path, "--collection", "science"}).out,
+              HasSubstr("2 references of collection science"));
+  std::ifstream file(path);
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), exported.out);
+  EXPECT_EQ(Run({"refs", "export", "--collection", "nobody"}).exit_code, 5);
+  EXPECT_EQ(Run({"refs", "export", "/nonexistent/file"}).exit_code, 4);
 }
 
 TEST_F(CliTest, AnImportThatBreaksTellsWhatWasAcknowledgedAndFails) {
@@ -474,7 +576,7 @@ TEST_F(CliTest, AnImportThatBreaksTellsWhatWasAcknowledgedAndFails) {
   };
   const ChildResult result = Run({"refs", "import", WriteFile("broken.jsonl", kSamples)});
   EXPECT_EQ(result.exit_code, 7);
-  EXPECT_THAT(result.out, HasSubstr("1 successful, 0 failed"));
+  EXPECT_THAT(result.out, HasSubstr("1 added; the model already answers 1; "));
   EXPECT_THAT(result.err, HasSubstr("c3po: RESOURCE_EXHAUSTED: the disk is full\n"));
 }
 
@@ -503,6 +605,22 @@ TEST_F(CliTest, RefsDeleteTakesIdsOrAConfirmedCollection) {
   EXPECT_EQ(Run({"refs", "delete", "--collection", "science", "--yes"}).exit_code, 0);
   ExpectEqual(server_.delete_requests().at(0), "ids: 'a' ids: 'b'");
   ExpectEqual(server_.delete_requests().at(1), "collection: 'science'");
+}
+
+TEST_F(CliTest, RefsDeleteFailsForWhatIsNotThere) {
+  const ChildResult ids = Run({"refs", "delete", "a", "gone"});
+  EXPECT_EQ(ids.exit_code, 5);
+  EXPECT_EQ(ids.out, "deleted 1\n");
+  EXPECT_THAT(ids.err, HasSubstr("1 of the ids was not there: gone\n"));
+  const ChildResult collection = Run({"refs", "delete", "--collection", "nobody", "--yes"});
+  EXPECT_EQ(collection.exit_code, 5);
+  EXPECT_THAT(collection.err, HasSubstr("collection nobody had no references\n"));
+  EXPECT_EQ(Run({"refs", "delete", "gone", "--missing-ok"}).exit_code, 0);
+}
+
+TEST_F(CliTest, TuningShowsNoTrainingLossBeforeItTrained) {
+  const ChildResult result = Run({"refs", "tune"});
+  EXPECT_THAT(result.out, AllOf(HasSubstr("    0              -         0.8750"), HasSubstr("    1         0.6250")));
 }
 
 TEST_F(CliTest, ScoreMarksTheLikeliestChoice) {
@@ -549,6 +667,21 @@ TEST_F(CliTest, ScoreFilePrintsAccuracy) {
   EXPECT_EQ(items[1].at("answer"), " negative");
   EXPECT_EQ(items[0].at("response").at("scores").size(), 2);
   EXPECT_EQ(items[4].at("summary").at("accuracy"), 0.5);
+}
+
+TEST_F(CliTest, ScoreFileTellsTheServersWarnings) {
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest&, v1::ScoreResponse* response) {
+    response->add_scores()->set_token_count(1);
+    response->mutable_optimization()->add_warnings("continuations begin without white space");
+    return grpc::Status::OK;
+  };
+  std::string lines;
+  for (int i = 0; i < 12; ++i) lines += "{\"prompt\": \"1\", \"answer\": \"x\"}\n";
+  const std::string path = WriteFile("warned.jsonl", lines);
+  const ChildResult result = Run({"score", "--file", path});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_THAT(result.err, AllOf(HasSubstr(path + ":10: warning: continuations begin without white space\n"),
+                                HasSubstr("and 2 warnings more\n"), Not(HasSubstr(":11: warning"))));
 }
 
 TEST_F(CliTest, ScoreFileNamesTheLineThatFailed) {

@@ -83,7 +83,9 @@ grpc::Status AddByDefault(FakeServer::ImportStream* stream,
                           const std::function<void(v1::AddReferencesRequest)>& record) {
   v1::AddReferencesRequest request;
   v1::AddProgress progress;
+  bool replace = false;
   while (stream->Read(&request)) {
+    replace = replace || request.replace();
     record(request);
     v1::AddReferencesResponse response;
     v1::SampleVerdict& verdict = *response.add_verdicts();
@@ -98,6 +100,8 @@ grpc::Status AddByDefault(FakeServer::ImportStream* stream,
       verdict.set_verdict(v1::VERDICT_MALFORMED);
       verdict.set_message("prompt: longer than the context window");
     }
+    if (prompt == "relabelled") *(replace ? verdict.add_replaced_ids() : verdict.add_contradicted_ids()) = "old";
+    if (prompt == "bare") verdict.set_warning("choices begin without white space, \" yes\" here");
     *response.mutable_progress() = progress;
     if (!stream->Write(response)) break;
   }
@@ -209,7 +213,12 @@ class FakeServer::References : public v1::ReferenceService::Service {
     constexpr int kReferences = 5;
     const int from = request->page_token().empty() ? 0 : std::stoi(request->page_token());
     const int to = std::min<int>(kReferences, from + static_cast<int>(request->page_size()));
-    for (int i = from; i < to; ++i) response->add_references()->set_id(absl::StrCat("ref-", i));
+    for (int i = from; i < to; ++i) {
+      v1::Reference& reference = *response->add_references();
+      reference.set_id(absl::StrCat("ref-", i));
+      reference.mutable_sample()->set_prompt(absl::StrCat("prompt ", i));
+      reference.mutable_sample()->set_answer(" yes");
+    }
     if (to < kReferences) response->set_next_page_token(absl::StrCat(to));
     return grpc::Status::OK;
   }
@@ -217,7 +226,11 @@ class FakeServer::References : public v1::ReferenceService::Service {
                       v1::DeleteReferencesResponse* response) override {
     absl::MutexLock lock(&fake_.mu_);
     fake_.delete_requests_.push_back(*request);
-    response->set_deleted(request->ids_size());
+    for (const std::string& id : request->ids()) {
+      if (id == "gone") response->add_not_found(id);
+    }
+    response->set_deleted(static_cast<uint64_t>(request->ids_size() - response->not_found_size()));
+    if (request->collection() == "science") response->set_deleted(300);
     return grpc::Status::OK;
   }
   // A collection with a profile, a prior and no amortized shifts. The prior of "tuned" was not fitted to ref-0 to
@@ -226,7 +239,7 @@ class FakeServer::References : public v1::ReferenceService::Service {
                              v1::GetCollectionResponse* response) override {
     response->mutable_stats()->set_collection(request->collection());
     response->mutable_stats()->set_references(300);
-    response->mutable_profile()->set_k(12);
+    if (request->collection() != "new") response->mutable_profile()->set_k(12);
     *response->mutable_effective_optimization() = response->profile();
     response->mutable_effective_optimization()->set_steps(10);
     if (request->collection() == "plain") response->mutable_effective_optimization()->set_method(v1::METHOD_NONE);
@@ -254,7 +267,7 @@ class FakeServer::References : public v1::ReferenceService::Service {
     v1::TunePriorResponse event;
     for (uint32_t epoch = 0; epoch < 3; ++epoch) {
       event.set_epoch(epoch);
-      event.set_training_loss(0.75 - 0.125 * epoch);
+      if (epoch > 0) event.set_training_loss(0.75 - 0.125 * epoch);
       event.set_validation_loss(0.875 - 0.125 * epoch);
       event.set_validation_accuracy(0.5);
       writer->Write(event);
