@@ -242,6 +242,17 @@ absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchPathways(absl::str
   return NamedNeighbors(searched->usable, nearest.Take());
 }
 
+absl::StatusOr<std::optional<double>> ReferenceCatalog::OwnDistanceQuantile(absl::string_view collection,
+                                                                            bool successful_only,
+                                                                            double quantile) const {
+  if (!(quantile > 0 && quantile <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat("quantile: ", quantile, ", must be in (0, 1]"));
+  }
+  ReaderLock lock(mutex_);
+  C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
+  return searched->views[successful_only ? kSuccessful : kAll].own.Quantile(quantile);
+}
+
 absl::StatusOr<std::shared_ptr<const ReferenceRecord>> ReferenceCatalog::GetRecord(absl::string_view id) const {
   ReaderLock lock(mutex_);
   const auto found = entries_.find(id);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "index/base/mutex.h"
 #include "index/search/hnsw_index.h"
 #include "index/search/neighbor_index.h"
+#include "index/search/own_distances.h"
 #include "index/store/reference_store.h"
 #include "index/types/neighbor.h"
 #include "index/types/pathway.h"
@@ -61,7 +63,7 @@ struct CatalogCollection {
 //
 // Memory per usable reference: its texts, 4 * (dimension + moe_layers * experts) bytes for the record, 4 * dimension
 // for each of the one or two views it is in (and 8 * hnsw.m + 150 in a graph), and about 500 for the maps: some 9 KB
-// for 384 dimensions and 30 layers of 32 experts.
+// for 384 dimensions and 30 layers of 32 experts. A view's own distances take 40 KB at most.
 //
 // Thread-safe. InvalidArgument names the argument: k < 1, an embedding of another dimension, a number that is not
 // finite.
@@ -92,6 +94,14 @@ class ReferenceCatalog {
   // pathway of the view: 4 * layers * experts bytes each. Errors as Search.
   absl::StatusOr<std::vector<Neighbor>> SearchPathways(absl::string_view collection, absl::Span<const float> rows,
                                                        absl::Span<const int> layers, int k, bool successful_only) const;
+
+  // How far the collection's own references are from each other: the least distance that at least the share `quantile`,
+  // in (0, 1], of a view's members do not exceed with the distance to their nearest other member. Others with the same
+  // embedding (OwnDistances::kSameEmbedding) do not count. Exact for views of at most OwnDistances::kSampleMax members;
+  // of larger ones a sample of that many is taken. The distances of a change are in place when the change returns.
+  // Nothing: no two members differ. Errors as Search.
+  absl::StatusOr<std::optional<double>> OwnDistanceQuantile(absl::string_view collection, bool successful_only,
+                                                            double quantile) const;
 
   // A usable reference. It stays as it is for as long as the caller holds it, also when it is erased meanwhile.
   // NotFound: no such id. FailedPrecondition: not usable.
@@ -135,6 +145,7 @@ class ReferenceCatalog {
     // more.
     int hidden = 0;
     int64_t references = 0;
+    OwnDistances own;
   };
 
   struct Collection {
@@ -169,6 +180,8 @@ class ReferenceCatalog {
 
   static bool IsIn(ViewKind kind, const ReferenceRecord& record) { return kind == kAll || record.successful; }
   static std::vector<Labeled> MembersOf(const Collection& collection, ViewKind kind);
+  // The members with the `count` smallest labels, or all of fewer, by ascending label.
+  static std::vector<Labeled> SmallestLabels(const Collection& collection, ViewKind kind, size_t count);
   std::string WhyUnusable(const ReferenceRecord& record) const;
   std::string GraphPath(absl::string_view collection, ViewKind kind) const;
   IndexPtr BuildIndex(absl::Span<const Labeled> members) const;
@@ -198,6 +211,11 @@ class ReferenceCatalog {
   void Withdraw(absl::Span<const std::string> ids, int64_t generation);
   void Unpublish(const std::string& id, LabeledByCollection& departed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RemoveFromIndexes(const LabeledByCollection& departed);
+  void RefreshDistances(const LabeledByCollection& arrivals, const LabeledByCollection& departed);
+  OwnDistances DistancesAfter(const std::string& name, ViewKind kind,
+                              absl::Span<const OwnDistances::Member> added) const;
+  OwnDistances::Nearest NearestOther(const Collection& collection, ViewKind kind,
+                                     const OwnDistances::Member& member) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   Collection& CollectionNamed(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   ReferenceStore* const store_;

@@ -7,10 +7,13 @@
 //   Erase:  commit to the store; take all of them out of the map (exclusive, short); remove them from the indexes
 //   beside
 //           running searches.
+// Either ends by bringing the own distances of the views it touched up to date.
 // A search asks an index for k plus the hidden ones and drops what is not in the map.
 
 #include <algorithm>
+#include <climits>
 #include <filesystem>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -127,6 +130,22 @@ std::vector<ReferenceCatalog::Labeled> ReferenceCatalog::MembersOf(const Collect
   return members;
 }
 
+std::vector<ReferenceCatalog::Labeled> ReferenceCatalog::SmallestLabels(const Collection& collection, ViewKind kind,
+                                                                        size_t count) {
+  std::vector<int64_t> labels;
+  for (const auto& [label, record] : collection.usable) {
+    if (IsIn(kind, *record)) labels.push_back(label);
+  }
+  if (labels.size() > count) {
+    std::nth_element(labels.begin(), labels.begin() + static_cast<std::ptrdiff_t>(count), labels.end());
+    labels.resize(count);
+  }
+  std::sort(labels.begin(), labels.end());
+  std::vector<Labeled> members;
+  for (const int64_t label : labels) members.push_back({collection.usable.at(label), label});
+  return members;
+}
+
 // Adds the arrivals to the indexes of their views. What it returns are new indexes that replace those: of a view that
 // has outgrown exact search, or whose graph failed.
 ReferenceCatalog::IndexesByCollection ReferenceCatalog::FillIndexes(const LabeledByCollection& arrivals) {
@@ -202,6 +221,7 @@ void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, const Lab
     generation_ = generation;
   }
   RemoveFromIndexes(departed);
+  RefreshDistances(arrivals, departed);
 }
 
 // Takes `id`, if it is there, out of what searches may return. A usable one stays hidden in the indexes.
@@ -242,6 +262,7 @@ void ReferenceCatalog::Withdraw(absl::Span<const std::string> ids, int64_t gener
     generation_ = generation;
   }
   RemoveFromIndexes(departed);
+  RefreshDistances({}, departed);
 }
 
 // The end of an erasure: nothing hidden is left. A graph with more tombstones than references is built anew.
@@ -271,6 +292,60 @@ void ReferenceCatalog::RemoveFromIndexes(const LabeledByCollection& departed) {
       view.index = index;
       view.hidden = 0;
     }
+  }
+}
+
+// The end of a change: every view that it touched knows its members' own distances again. Searches go on meanwhile and
+// see those before the change.
+void ReferenceCatalog::RefreshDistances(const LabeledByCollection& arrivals, const LabeledByCollection& departed) {
+  std::set<std::string> names;
+  for (const LabeledByCollection* change : {&arrivals, &departed}) {
+    for (const auto& [name, labeled] : *change) names.insert(name);
+  }
+  for (const std::string& name : names) {
+    const auto found = arrivals.find(name);
+    for (ViewKind kind : kViewKinds) {
+      std::vector<OwnDistances::Member> added;
+      if (found != arrivals.end()) {
+        for (const Labeled& each : found->second) {
+          if (IsIn(kind, *each.record)) added.push_back({each.label, each.record});
+        }
+      }
+      OwnDistances own = DistancesAfter(name, kind, added);
+      WriterLock lock(mutex_);
+      std::swap(collections_.find(name)->second.views[kind].own, own);
+    }
+  }
+}
+
+OwnDistances ReferenceCatalog::DistancesAfter(const std::string& name, ViewKind kind,
+                                              absl::Span<const OwnDistances::Member> added) const {
+  ReaderLock lock(mutex_);
+  const Collection& collection = collections_.find(name)->second;
+  std::vector<OwnDistances::Member> sample;
+  for (const Labeled& each : SmallestLabels(collection, kind, OwnDistances::kSampleMax)) {
+    sample.push_back({each.label, each.record});
+  }
+  const auto is_member = [&](const OwnDistances::Member& member) {
+    const auto now = collection.usable.find(member.label);
+    return now != collection.usable.end() && now->second == member.record;
+  };
+  const auto search = [&](const OwnDistances::Member& member)
+                          ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return NearestOther(collection, kind, member); };
+  return OwnDistances::Refreshed(collection.views[kind].own, sample, added, is_member, search);
+}
+
+// As the view's index finds it: exact, or by its graph. Asks for more until one of another embedding is among them.
+OwnDistances::Nearest ReferenceCatalog::NearestOther(const Collection& collection, ViewKind kind,
+                                                     const OwnDistances::Member& member) const {
+  for (int k = 4;; k *= 8) {
+    const auto found = SearchVisible(collection, kind, member.record->embedding, k);
+    if (!found.ok()) return {};
+    for (const LabeledDistance& each : *found) {
+      if (each.label == member.label || !(each.distance > OwnDistances::kSameEmbedding)) continue;
+      return {{each.label, collection.usable.at(each.label)}, each.distance};
+    }
+    if (found->size() < static_cast<size_t>(k) || k > INT_MAX / 8) return {};
   }
 }
 
