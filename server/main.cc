@@ -99,6 +99,7 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
   settings.successful_only = config.references == "successful";
   settings.objective = config.objective == "choices" ? SurrogateLoss::kChoices : SurrogateLoss::kAnswer;
   settings.collection = config.collection;
+  settings.gate.neighbor_distance_quantile = config.gate_distance_quantile;
   return settings;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -16,7 +17,9 @@ namespace {
 // Prints the events of one answer to stdout.
 class AnswerPrinter {
  public:
-  AnswerPrinter(const Terminal& terminal, const AnswerFlags& flags) : terminal_(terminal), flags_(flags) {}
+  // `choices`: of the request.
+  AnswerPrinter(const Terminal& terminal, const AnswerFlags& flags, std::vector<std::string> choices)
+      : terminal_(terminal), flags_(flags), choices_(std::move(choices)) {}
 
   // False when stdout cannot be written.
   bool Print(const v1::GenerateResponse& event) {
@@ -35,7 +38,10 @@ class AnswerPrinter {
       case v1::GenerateResponse::kSummary:
         if (several()) WriteAll();
         EndLine();
-        if (flags_.explain) Write("\n" + ExplainSummary(event.summary(), terminal_));
+        if (flags_.explain) {
+          Write("\n" + ExplainChoices(event.summary(), choices_, terminal_) +
+                ExplainSummary(event.summary(), terminal_));
+        }
         break;
       case v1::GenerateResponse::EVENT_NOT_SET:
         break;  // An event of a newer server.
@@ -79,6 +85,7 @@ class AnswerPrinter {
 
   const Terminal& terminal_;
   const AnswerFlags& flags_;
+  const std::vector<std::string> choices_;
   absl::Status status_;
   std::vector<std::string> texts_;  // by answer
   bool line_open_ = false;
@@ -97,7 +104,7 @@ absl::Status StreamAnswer(Session& session, const AnswerFlags& flags, v1::Genera
                           std::string* answer) {
   if (flags.sampling.ByteSizeLong() > 0) *request.mutable_sampling() = flags.sampling;
   if (flags.optimization.ByteSizeLong() > 0) *request.mutable_optimization() = flags.optimization;
-  AnswerPrinter printer(session.terminal, flags);
+  AnswerPrinter printer(session.terminal, flags, {request.choices().begin(), request.choices().end()});
   const absl::Status status = session.client->Generate(
       request, [&](const v1::GenerateResponse& event) { return printer.Print(event); }, session.call_options());
   printer.EndLine();

@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "client/cli/answer.h"
@@ -16,6 +17,7 @@ struct AskFlags {
   std::optional<std::string> prompt;
   bool chat = false;
   std::optional<std::string> system;
+  std::vector<std::string> choices;
   std::string request_id;
 };
 
@@ -42,6 +44,7 @@ absl::Status Ask(Session& session, const AskFlags& flags) {
   } else {
     request.set_prompt(prompt);
   }
+  for (const std::string& choice : flags.choices) request.add_choices(choice);
   if (!flags.request_id.empty()) request.set_request_id(flags.request_id);
   return StreamAnswer(session, flags.answer, std::move(request));
 }
@@ -54,6 +57,8 @@ void AddAskCommand(CLI::App& app, Session* session) {
   command->add_option("prompt", flags->prompt, "The prompt; without it, or with -, it is read from stdin");
   command->add_flag("--chat", flags->chat, "Send the prompt as a user's chat message");
   command->add_option("--system", flags->system, "System message; implies --chat");
+  command->add_option("--choices", flags->choices,
+                      "Answer with one of these, the likeliest per token; each with the space before it, if any");
   command->add_option("--request-id", flags->request_id, "Name of the request in the server's logs");
   AddAnswerFlags(*command, &flags->answer);
   const auto set_answers = [flags](uint32_t count) { flags->answer.sampling.set_n(count); };

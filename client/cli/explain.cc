@@ -82,6 +82,7 @@ std::string ChangeTable(const v1::OptimizationReport& report, const Terminal& te
 
 std::string ExplainOptimization(const v1::OptimizationReport& report, const Terminal& terminal) {
   std::string text = Headline(report, terminal);
+  if (!report.gate_reason().empty()) absl::StrAppend(&text, report.gate_reason(), "\n");
   if (report.neighbors_size() > 0) absl::StrAppend(&text, NeighborTable(report, terminal));
   if (report.losses_size() > 0) absl::StrAppend(&text, LossLine(report, terminal));
   if (report.validation_losses_size() > 0) absl::StrAppend(&text, ValidationLine(report));
@@ -119,6 +120,21 @@ std::string ExplainSummary(const v1::GenerationSummary& summary, const Terminal&
                       " generated, finished by ",
                       Words(v1::FinishReason_Name(summary.finish_reason()), "FINISH_REASON_"), "\n",
                       ExplainTimings(summary.timings(), terminal));
+}
+
+std::string ExplainChoices(const v1::GenerationSummary& summary, const std::vector<std::string>& choices,
+                           const Terminal& terminal) {
+  if (summary.choice_scores_size() == 0) return "";
+  Table table("lrrrl");
+  table.AddRow({"", "log-likelihood", "tokens", "per token", "choice"});
+  for (int i = 0; i < summary.choice_scores_size() && i < static_cast<int>(choices.size()); ++i) {
+    const v1::ContinuationScore& score = summary.choice_scores(i);
+    const bool chosen = summary.has_chosen() && summary.chosen() == static_cast<uint32_t>(i);
+    table.AddRow({chosen ? "→" : "", absl::StrFormat("%.4f", score.log_likelihood()), absl::StrCat(score.token_count()),
+                  absl::StrFormat("%.4f", score.log_likelihood() / std::max(1u, score.token_count())),
+                  absl::StrCat("\"", Snippet(choices[static_cast<size_t>(i)], 60), "\"")});
+  }
+  return absl::StrCat(table.Render(terminal), "\n");
 }
 
 std::string PriorAccuracies(const v1::PriorInfo& prior) {

@@ -2,6 +2,7 @@
 #define C3PO_CLIENT_CLI_EXPLAIN_H_
 
 #include <string>
+#include <vector>
 
 #include "c3po/v1/generation.pb.h"
 #include "c3po/v1/reference.pb.h"
@@ -15,6 +16,9 @@ std::string ExplainOptimization(const v1::OptimizationReport& report, const Term
 
 // Tokens, finish reason, and the time of each stage that took any.
 std::string ExplainSummary(const v1::GenerationSummary& summary, const Terminal& terminal);
+// The scores of a request's choices, with an arrow at the answer, and an empty line; empty where it had none.
+std::string ExplainChoices(const v1::GenerationSummary& summary, const std::vector<std::string>& choices,
+                           const Terminal& terminal);
 std::string ExplainTimings(const v1::StageTimings& timings, const Terminal& terminal);
 
 // ", held-out accuracy 50.0 → 62.5 %"; empty where the references held apart have no choices.

@@ -63,6 +63,9 @@ void AddGateFlags(CLI::App& command, v1::OptimizationOptions* options) {
       ->group(kGate);
   AddField<double>(command, kGate, "--gate-max-distance", "Skip when the nearest neighbor is farther than this",
                    [=](double value) { options->mutable_gate()->set_max_neighbor_distance(value); });
+  AddField<double>(command, kGate, "--gate-distance-quantile",
+                   "Without it: skip when it is farther than this share of the references are from each other",
+                   [=](double value) { options->mutable_gate()->set_neighbor_distance_quantile(value); });
   AddField<double>(command, kGate, "--gate-max-confidence",
                    "Skip when the model's own probability of its next token is at least this",
                    [=](double value) { options->mutable_gate()->set_max_base_confidence(value); });
@@ -122,6 +125,8 @@ void AddEnumFlags(CLI::App& command, v1::OptimizationOptions* options) {
                        {"prior", v1::METHOD_COLLECTION_PRIOR},
                        {"oracle", v1::METHOD_ORACLE}},
                       [=](v1::Method value) { options->set_method(value); });
+  AddEnum<v1::Preset>(command, "--preset", "Published settings for what is not set, instead of profile and defaults",
+                      {{"paper", v1::PRESET_PAPER}}, [=](v1::Preset value) { options->set_preset(value); });
   AddEnum<v1::Kernel>(command, "--kernel", "Weight of a neighbor by its distance",
                       {{"gaussian", v1::KERNEL_GAUSSIAN},
                        {"matern", v1::KERNEL_MATERN},

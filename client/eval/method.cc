@@ -37,6 +37,12 @@ v1::OptimizationOptions PaperOptions(const v1::ModelInfo& model) {
   }
   options.set_reference_selection(v1::REFERENCE_SELECTION_SUCCESSFUL);
   options.set_objective(v1::OBJECTIVE_ANSWER);
+  options.set_step_scale(1);
+  options.set_backtrack(false);
+  options.set_patience(0);
+  options.set_validation_neighbors(0);
+  options.set_prompt_positions(1);
+  options.set_use_prior(false);
   options.mutable_gate()->set_enabled(false);
   options.set_use_profile(false);
   return options;
@@ -48,6 +54,7 @@ EvalMethod Paper(const v1::ModelInfo& model) {
   method.optimization.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
   method.optimization.set_kernel(v1::KERNEL_GAUSSIAN);
   method.optimization.set_steps(10);
+  method.optimization.set_learning_rate(0.1);
   method.optimization.set_step_rule(v1::STEP_RULE_GRADIENT);
   method.optimization.set_core_experts(std::min(kPaperCoreExperts, model.experts()));
   method.optimization.set_application_rule(v1::APPLICATION_RULE_LAST_PROMPT_TOKEN);

@@ -75,6 +75,7 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, help="gradient steps")
     parser.add_argument("--collection", help="references to look for neighbors in")
     parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--choices", nargs="+", default=[], help="answer with one of these, each with the space before it, if any")
     parser.add_argument("--chat", action="store_true", help="send the prompt as a user's chat message")
     parser.add_argument("--json", action="store_true", help="print each event as one line of JSON")
     return parser.parse_args()
@@ -87,6 +88,7 @@ def make_request(arguments, options_pb2, generation_pb2):
         request.chat.messages.add(role="user", content=arguments.prompt)
     else:
         request.prompt = arguments.prompt
+    request.choices.extend(arguments.choices)
     if arguments.max_tokens is not None:
         request.sampling.max_tokens = arguments.max_tokens
     if arguments.method is not None:

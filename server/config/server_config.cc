@@ -71,6 +71,8 @@ void VisitFields(Config& c, Visit visit) {
   visit("references", c.references, "default references: successful or all");
   visit("objective", c.objective, "default loss: answer or choices");
   visit("collection", c.collection, "default collection");
+  visit("gate-distance-quantile", c.gate_distance_quantile,
+        "default: leave alone what is farther from its nearest reference than this share of the references are");
   visit("allow-oracle", c.allow_oracle, "let evaluations use the method ORACLE, which sees the answer");
   visit("log-level", c.log_level, "debug, info, warning or error");
 }
@@ -166,6 +168,9 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("stall-seconds-max", stall_seconds_max, 1, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("neighbors", neighbors, 1, 64));
   C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, 1000));
+  if (!(gate_distance_quantile > 0 && gate_distance_quantile <= 1)) {
+    return Wrong("gate-distance-quantile", absl::StrCat("is ", gate_distance_quantile, ", must be in (0, 1]"));
+  }
   C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));
   C3PO_RETURN_IF_ERROR(CheckRange("core-experts", core_experts, -1, 4096));
   if (!(learning_rate > 0)) return Wrong("learning-rate", "must be above 0");

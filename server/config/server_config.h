@@ -76,6 +76,7 @@ struct ServerConfig {
   std::string references = "successful";   // successful, all
   std::string objective = "answer";        // answer, choices
   std::string collection = "default";
+  double gate_distance_quantile = 0.95;  // GateOptions::neighbor_distance_quantile
 
   // Evaluation: Score requests may bring their own answer and have it optimized for. Where there are tokens, the role
   // administer decides instead.

@@ -20,6 +20,9 @@ enum class GateDecision {
 struct GateOptions {
   bool enabled = true;
   std::optional<double> max_neighbor_distance;  // skip when the nearest neighbor is farther; [0, 2]
+  // (0, 1]. Where max_neighbor_distance has no value: that of the collection's own references within which this share
+  // of them have their nearest other one (ReferenceCatalog::OwnDistanceQuantile).
+  double neighbor_distance_quantile = 0.95;
   std::optional<double>
       max_base_confidence;        // skip when the model's own next-token probability is at least this; (0, 1]
   double min_loss_reduction = 0;  // revert unless (first - last) / first loss exceeds this; < 1

@@ -24,6 +24,26 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
   listener_->OnDone(status, summary_);
 }
 
+void ChoiceSink::OnScores(std::vector<ContinuationScore> scores) {
+  const auto less_likely = [](const ContinuationScore& a, const ContinuationScore& b) {
+    return a.per_token() < b.per_token();
+  };
+  const auto chosen = static_cast<size_t>(std::max_element(scores.begin(), scores.end(), less_likely) - scores.begin());
+  TextChunk chunk;
+  chunk.text = texts_[chosen];
+  for (size_t i = 0; i < tokens_[chosen].size(); ++i) {
+    SampledToken& token = chunk.tokens.emplace_back();
+    token.token_id = tokens_[chosen][i];
+    token.logprob = scores[chosen].token_logprobs[i];
+  }
+  CallSummary& summary = end_.summary();
+  summary.chosen = static_cast<int>(chosen);
+  summary.answers = {{FinishReason::kStop, static_cast<int>(tokens_[chosen].size())}};
+  summary.usage.completion_tokens = summary.answers.front().completion_tokens;
+  end_.listener().OnScores(std::move(scores));
+  end_.listener().OnChunk(std::move(chunk));
+}
+
 class AnswerSet::Sink final : public SequenceSink {
  public:
   Sink(std::shared_ptr<AnswerSet> set, int index) : set_(std::move(set)), index_(index) {}

@@ -1,8 +1,11 @@
 #ifndef C3PO_SERVER_PIPELINE_ANSWER_SET_H_
 #define C3PO_SERVER_PIPELINE_ANSWER_SET_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -44,6 +47,25 @@ class ScoreSink final : public SequenceSink {
 
  private:
   CallEnd end_;
+};
+
+// Chooses among the continuations of one call: their scores, the likeliest one per token as a chunk (the first of
+// equals), and the end of a call with one answer.
+class ChoiceSink final : public SequenceSink {
+ public:
+  // `texts` and `tokens` of the continuations, in one order.
+  ChoiceSink(CallEnd end, std::vector<std::string> texts, std::vector<std::vector<int32_t>> tokens)
+      : end_(std::move(end)), texts_(std::move(texts)), tokens_(std::move(tokens)) {}
+  bool OnToken(const SampledToken&) override { return true; }
+  void OnScores(std::vector<ContinuationScore> scores) override;
+  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
+    end_.Finish(status, timings);
+  }
+
+ private:
+  CallEnd end_;
+  const std::vector<std::string> texts_;
+  const std::vector<std::vector<int32_t>> tokens_;
 };
 
 // The answers of one Generate call: sequences over one prompt whose tokens become text here, each with a detokenizer of

@@ -66,6 +66,30 @@ absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
 
+// How the client knows the continuations.
+const char* ContinuationsField(const ScoreCall& call) { return call.choose ? "choices" : "continuations"; }
+
+absl::Status CheckContinuations(const ScoreCall& call, const RequestLimits& limits) {
+  const std::vector<std::string>& all = call.continuations;
+  const char* field = ContinuationsField(call);
+  const size_t least = call.choose ? 2 : 1;
+  if (all.size() < least) {
+    return absl::InvalidArgumentError(absl::StrCat(field, ": must name at least ", call.choose ? "two" : "one"));
+  }
+  if (all.size() > static_cast<size_t>(limits.continuations_max)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": ", all.size(), " are more than ", limits.continuations_max));
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    const std::string name = absl::StrCat(field, "[", i, "]: ");
+    if (all[i].empty()) return absl::InvalidArgumentError(absl::StrCat(name, "must not be empty"));
+    const auto first = std::find(all.begin(), all.end(), all[i]) - all.begin();
+    if (call.choose && static_cast<size_t>(first) < i)
+      return absl::InvalidArgumentError(absl::StrCat(name, "is choices[", first, "] again"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckOracle(const ScoreCall& call) {
   const bool oracle = call.optimization.method == Method::kOracle;
   if (!oracle && !call.oracle_answer) return absl::OkStatus();
@@ -134,15 +158,7 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
 }
 
 absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<GenerationListener> listener) {
-  if (call.continuations.empty()) return absl::InvalidArgumentError("continuations: must name at least one");
-  if (call.continuations.size() > static_cast<size_t>(parts_.limits.continuations_max)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("continuations: ", call.continuations.size(), " are more than ", parts_.limits.continuations_max));
-  }
-  for (size_t i = 0; i < call.continuations.size(); ++i) {
-    if (call.continuations[i].empty())
-      return absl::InvalidArgumentError(absl::StrCat("continuations[", i, "]: must not be empty"));
-  }
+  C3PO_RETURN_IF_ERROR(CheckContinuations(call, parts_.limits));
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
   C3PO_RETURN_IF_ERROR(CheckOracle(call));
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
@@ -250,10 +266,10 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr
   CallSummary summary;
   for (size_t i = 0; i < call.continuations.size(); ++i) {
     auto tokens = parts_.text->EncodeContinuation(prompt.text, prompt.tokens, call.continuations[i]);
-    C3PO_RETURN_IF_ERROR(InField(absl::StrCat("continuations[", i, "]: "), tokens.status()));
+    const std::string field = absl::StrCat(ContinuationsField(call), "[", i, "]");
+    C3PO_RETURN_IF_ERROR(InField(absl::StrCat(field, ": "), tokens.status()));
     longest = std::max(longest, tokens->size());
-    C3PO_RETURN_IF_ERROR(
-        CheckTokens(absl::StrCat("continuations[", i, "]"), tokens->size(), parts_.limits.output_tokens_max));
+    C3PO_RETURN_IF_ERROR(CheckTokens(field, tokens->size(), parts_.limits.output_tokens_max));
     summary.usage.completion_tokens += static_cast<int>(tokens->size());
     request.continuations.push_back(*std::move(tokens));
   }
@@ -270,7 +286,12 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr
   C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request).status());
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
-  request.sink = std::make_shared<ScoreSink>(CallEnd(listener, permit, std::move(summary)));
+  CallEnd end(listener, permit, std::move(summary));
+  if (call.choose) {
+    request.sink = std::make_shared<ChoiceSink>(std::move(end), call.continuations, request.continuations);
+  } else {
+    request.sink = std::make_shared<ScoreSink>(std::move(end));
+  }
   return parts_.engine->Submit(std::move(request));
 }
 
@@ -287,7 +308,7 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
   }
   C3PO_RETURN_IF_ERROR(InField("optimization.collection: ", ResolvePrior(*parts_.shifts, query.settings)));
   if (query.settings.use_prior) C3PO_RETURN_IF_ERROR(ValidateSettings(query.settings, parts_.model->shape()));
-  const bool retrieve = NeedsNeighbors(query.settings);
+  const bool retrieve = Retrieves(query.settings);
   const bool retrieve_after_prefill = retrieve && parts_.embedding->from_model();
   const bool retrieve_now = retrieve && !retrieve_after_prefill;
   std::vector<float> embedding;

@@ -52,6 +52,8 @@ struct ScoreCall {
   CallContext context;
   PromptInput input;
   std::vector<std::string> continuations;
+  // Of a Generate call: they are its choices, at least two and all different, and the likeliest one is its answer.
+  bool choose = false;
   OptimizationSettings optimization;
   std::optional<std::string> oracle_answer;  // one of the continuations; for Method::kOracle alone
 };
@@ -76,12 +78,14 @@ struct ExpertChange {
 struct OptimizationReport {
   OptimizationSettings settings;
   GateDecision gate = GateDecision::kNotRequested;
+  std::string gate_reason;  // see GateReason
   std::vector<NeighborReport> neighbors;
   std::vector<double> losses;
   std::vector<double> validation_losses;
   std::optional<int> selected_step;
-  std::optional<double> base_confidence, optimized_confidence;  // what the gate looked at
-  bool shortened = false;                                       // settings.steps was cut to meet the deadline
+  std::optional<double> base_confidence, optimized_confidence;    // what the gate looked at
+  std::optional<double> nearest_distance, max_neighbor_distance;  // likewise
+  bool shortened = false;                                         // settings.steps was cut to meet the deadline
   std::optional<double> alpha;
   Pathway before, after;  // of the critical layers; empty where no optimization ran
   std::vector<ExpertChange> largest_changes;
@@ -112,6 +116,7 @@ struct AnswerEnd {
 struct CallSummary {
   FinishReason finish_reason = FinishReason::kStop;  // of the first answer
   std::vector<AnswerEnd> answers;                    // Generate calls: by index
+  std::optional<int> chosen;                         // of a Score call that chooses: the index of its answer
   Usage usage;                                       // of all answers
   StageTimings timings;
   Provenance provenance;

@@ -21,6 +21,9 @@ absl::Status ValidateGate(const GateOptions& gate) {
   if (gate.max_neighbor_distance && !(*gate.max_neighbor_distance >= 0)) {
     return FieldError("gate.max_neighbor_distance", "must be at least 0");
   }
+  if (!(gate.neighbor_distance_quantile > 0 && gate.neighbor_distance_quantile <= 1)) {
+    return FieldError("gate.neighbor_distance_quantile", "must be in (0, 1]");
+  }
   if (gate.max_base_confidence && !(*gate.max_base_confidence > 0 && *gate.max_base_confidence <= 1)) {
     return FieldError("gate.max_base_confidence", "must be in (0, 1]");
   }
@@ -93,6 +96,25 @@ OptimizationSettings DefaultSettings(const ModelShape& shape) {
     settings.critical_layers.push_back(l);
   }
   settings.core_experts = std::min(kPaperCoreExperts, shape.experts);
+  return settings;
+}
+
+OptimizationSettings PaperSettings(const ModelShape& shape) {
+  OptimizationSettings settings;
+  settings.method = Method::kNeighborhoodGradientDescent;
+  settings.k = 3;
+  settings.kernel = Kernel::kGaussian;
+  settings.steps = 10;
+  settings.learning_rate = 0.1;
+  settings.step_rule = StepRule::kGradient;
+  for (int l = std::max(0, shape.moe_layers - kPaperCriticalLayers); l < shape.moe_layers; ++l) {
+    settings.critical_layers.push_back(l);
+  }
+  settings.core_experts = std::min(kPaperCoreExperts, shape.experts);
+  settings.rule = ApplicationRule::kLastPromptToken;
+  settings.successful_only = true;
+  settings.objective = SurrogateLoss::kAnswer;
+  settings.gate.enabled = false;
   return settings;
 }
 

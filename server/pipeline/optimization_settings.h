@@ -40,6 +40,7 @@ struct OptimizationSettings {
   // prompt all. At most kPromptPositionsMax, and kGovernedRowsMax / neighbors.
   int prompt_positions = 1;
   std::string collection = "default";
+  bool collection_may_be_missing = false;  // the server's default one: without it there are no neighbors
   GateOptions gate;
   bool successful_only = true;
   SurrogateLoss objective = SurrogateLoss::kAnswer;
@@ -67,6 +68,9 @@ int PromptPositionsMax(int prompts);
 
 // The paper's setting for a model: NGD, 3 neighbors, 10 steps, the last 5 layers, 20 core experts (or all, of fewer).
 OptimizationSettings DefaultSettings(const ModelShape& shape);
+
+// The published settings, arXiv 2504.07964, whatever the defaults are: see Preset in options.proto.
+OptimizationSettings PaperSettings(const ModelShape& shape);
 
 // InvalidArgument "optimization.FIELD: what is wrong" for the first field out of range.
 absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelShape& shape);

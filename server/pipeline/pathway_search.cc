@@ -3,54 +3,30 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
 
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/confidence.h"
+#include "server/pipeline/gate_reason.h"
 #include "server/pipeline/optimization_metrics.h"
+#include "server/pipeline/pathway_changes.h"
 
 namespace c3po {
 namespace {
 
-constexpr size_t kReportedChanges = 8;
 constexpr double kModeFindingAlpha = 0.5;
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
-std::vector<ExpertChange> LargestChanges(const Pathway& before, const Pathway& after, const std::vector<int>& layers) {
-  std::vector<ExpertChange> changes;
-  for (int l = 0; l < before.layers; ++l) {
-    for (int e = 0; e < before.experts; ++e) {
-      if (before.Row(l)[e] != after.Row(l)[e]) changes.push_back({layers[l], e, before.Row(l)[e], after.Row(l)[e]});
-    }
-  }
-  const auto larger = [](const ExpertChange& a, const ExpertChange& b) {
-    return std::abs(a.after - a.before) > std::abs(b.after - b.before);
-  };
-  std::stable_sort(changes.begin(), changes.end(), larger);
-  changes.resize(std::min(changes.size(), kReportedChanges));
-  return changes;
-}
-
-// The largest of softmax(logits).
-double LargestProbability(const std::vector<double>& logits) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (double logit : logits) sum += std::exp(logit - top);
-  return 1 / sum;
-}
-
-// softmax(log w + shift), per row.
-Pathway Shifted(const Pathway& w, const Pathway& shift) {
-  Pathway result = w;
-  for (int l = 0; l < w.layers; ++l) {
-    double sum = 0;
-    for (int e = 0; e < w.experts; ++e) sum += w.Row(l)[e] * std::exp(double{shift.Row(l)[e]});
-    for (int e = 0; e < w.experts; ++e) {
-      result.Row(l)[e] = static_cast<float>(w.Row(l)[e] * std::exp(double{shift.Row(l)[e]}) / sum);
-    }
-  }
-  return result;
+// The settings by which references are looked for. A prior was fitted to all of them and asks for the nearest one only:
+// whether the request is of their kind.
+OptimizationSettings Retrieved(OptimizationSettings settings) {
+  if (settings.method != Method::kCollectionPrior) return settings;
+  settings.k = 1;
+  settings.epsilon.reset();
+  settings.validation_neighbors = 0;
+  settings.successful_only = false;
+  return settings;
 }
 
 }  // namespace
@@ -58,6 +34,10 @@ Pathway Shifted(const Pathway& w, const Pathway& shift) {
 bool NeedsNeighbors(const OptimizationSettings& settings) {
   return settings.method != Method::kNone && settings.method != Method::kCollectionPrior &&
          settings.method != Method::kOracle;
+}
+
+bool Retrieves(const OptimizationSettings& settings) {
+  return NeedsNeighbors(settings) || (settings.method == Method::kCollectionPrior && settings.gate.enabled);
 }
 
 absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings) {
@@ -83,43 +63,53 @@ PathwaySearch::PathwaySearch(const SearchContext& context, PathwayQuery query, O
 
 absl::Status PathwaySearch::Retrieve(absl::Span<const float> embedding) {
   const absl::Time start = absl::Now();
-  C3PO_ASSIGN_OR_RETURN(neighborhood_, FindNeighborhood(*context_.catalog, report_.settings, embedding));
-  for (const WeightedReference& neighbor : neighborhood_.fitted) {
-    const ReferenceRecord& record = *neighbor.record;
-    report_.neighbors.push_back({record.id, record.sample.prompt, record.sample.answer, neighbor.distance,
-                                 neighbor.kernel_weight, record.successful});
+  absl::StatusOr<Neighborhood> found = FindNeighborhood(*context_.catalog, Retrieved(report_.settings), embedding);
+  if (absl::IsNotFound(found.status()) && report_.settings.collection_may_be_missing) found = Neighborhood();
+  C3PO_RETURN_IF_ERROR(found.status());
+  neighborhood_ = *std::move(found);
+  if (!neighborhood_.fitted.empty()) C3PO_RETURN_IF_ERROR(MeasureDistances());
+  if (NeedsNeighbors(report_.settings)) {
+    for (const WeightedReference& neighbor : neighborhood_.fitted) {
+      const ReferenceRecord& record = *neighbor.record;
+      report_.neighbors.push_back({record.id, record.sample.prompt, record.sample.answer, neighbor.distance,
+                                   neighbor.kernel_weight, record.successful});
+    }
   }
   report_.timings.retrieval_seconds = SecondsSince(start);
   if (context_.metrics) {
     context_.metrics->ObserveRetrieval(report_.timings.retrieval_seconds);
-    if (!report_.neighbors.empty()) context_.metrics->ObserveNeighborDistance(report_.neighbors.front().distance);
+    if (report_.nearest_distance) context_.metrics->ObserveNeighborDistance(*report_.nearest_distance);
   }
   return absl::OkStatus();
 }
 
-// The model's own probability of its likeliest next token; where the request chooses among continuations that begin
-// differently, its probability among their first tokens.
-double PathwaySearch::BaseConfidence(absl::Span<const float> logits) const {
-  std::map<int32_t, double> candidates;
-  for (int32_t token : choice_tokens_) candidates[token] = logits[token];
-  if (candidates.size() < 2) return LargestProbability({logits.begin(), logits.end()});
-  std::vector<double> of_choices;
-  for (const auto& [token, logit] : candidates) of_choices.push_back(logit);
-  return LargestProbability(of_choices);
+// What the gate compares: how far the nearest reference is, and how far it may be.
+absl::Status PathwaySearch::MeasureDistances() {
+  const OptimizationSettings settings = Retrieved(report_.settings);
+  report_.nearest_distance = neighborhood_.fitted.front().distance;
+  if (!settings.gate.enabled) return absl::OkStatus();
+  report_.max_neighbor_distance = settings.gate.max_neighbor_distance;
+  if (report_.max_neighbor_distance) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const std::optional<double> own,
+                        context_.catalog->OwnDistanceQuantile(settings.collection, settings.successful_only,
+                                                              settings.gate.neighbor_distance_quantile));
+  report_.max_neighbor_distance = std::max<double>(own.value_or(0), OwnDistances::kSameEmbedding);
+  return absl::OkStatus();
 }
 
 GateDecision PathwaySearch::Gate() const {
-  const bool alone = !NeedsNeighbors(report_.settings);  // Nothing to be far from.
-  if (report_.settings.method == Method::kOracle) return GateDecision::kApplied;
-  const bool has_neighbors = alone || !report_.neighbors.empty();
-  const double nearest = report_.neighbors.empty() ? 0 : report_.neighbors.front().distance;
-  return GateBeforeOptimization(report_.settings.gate, has_neighbors, nearest, *report_.base_confidence);
+  const OptimizationSettings& settings = report_.settings;
+  if (settings.method == Method::kOracle) return GateDecision::kApplied;
+  const bool has_neighbors = report_.nearest_distance || !Retrieves(settings);
+  GateOptions gate = settings.gate;
+  gate.max_neighbor_distance = report_.max_neighbor_distance;
+  return GateBeforeOptimization(gate, has_neighbors, report_.nearest_distance.value_or(0), *report_.base_confidence);
 }
 
 absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Span<const float> logits) {
   const OptimizationSettings& settings = report_.settings;
   report_.before = CriticalRows(capture.pathway);
-  report_.base_confidence = BaseConfidence(logits);
+  report_.base_confidence = Confidence(logits, choice_tokens_);
   if (const GateDecision decision = Gate(); decision != GateDecision::kApplied) {
     Skip(decision);
     return false;
@@ -355,7 +345,7 @@ bool PathwaySearch::AcceptScores(absl::Span<const ContinuationScore> scores) {
   if (scores.size() < 2) return Accept(std::nullopt);
   std::vector<double> normalized;
   for (const ContinuationScore& score : scores) {
-    normalized.push_back(score.log_likelihood / static_cast<double>(score.token_logprobs.size()));
+    normalized.push_back(score.per_token());
   }
   return Accept(LargestProbability(normalized));
 }
@@ -374,6 +364,7 @@ bool PathwaySearch::Accept(std::optional<double> confidence) {
 }
 
 void PathwaySearch::Deliver() {
+  report_.gate_reason = GateReason(report_);
   if (context_.metrics) {
     context_.metrics->ObserveOptimization(MethodMetric(report_.settings.method), report_.timings.optimization_seconds,
                                           loss_reduction_);
@@ -384,6 +375,7 @@ void PathwaySearch::Deliver() {
 
 void PathwaySearch::Skip(GateDecision decision) {
   report_.gate = decision;
+  report_.gate_reason = GateReason(report_);
   report_.after = report_.before;
   if (context_.metrics) context_.metrics->CountGate(GateMetric(decision));
   on_report_(report_);

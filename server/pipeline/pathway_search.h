@@ -41,6 +41,8 @@ struct PathwayQuery {
 
 // Whether the method of `settings` looks at neighbors.
 bool NeedsNeighbors(const OptimizationSettings& settings);
+// Whether a request with them needs its embedding: for neighbors, or for the gate, which compares their distance.
+bool Retrieves(const OptimizationSettings& settings);
 // Puts the prior's layers into settings that begin at it. NotFound: the collection has no prior.
 absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings);
 
@@ -55,7 +57,8 @@ class PathwaySearch final : public OptimizationTask {
   using OnReport = std::function<void(const OptimizationReport&)>;
   PathwaySearch(const SearchContext& context, PathwayQuery query, OnReport on_report);
 
-  // Finds the neighbors of a unit-length embedding. NotFound, FailedPrecondition: see ReferenceCatalog::Search.
+  // Finds the neighbors of a unit-length embedding, none where settings.collection_may_be_missing and it is. NotFound,
+  // FailedPrecondition: see ReferenceCatalog::Search.
   absl::Status Retrieve(absl::Span<const float> embedding);
 
   // Looks at the prompt's capture and logits, and says whether there is anything to do. False: the gate skipped.
@@ -78,7 +81,7 @@ class PathwaySearch final : public OptimizationTask {
   };
 
   absl::StatusOr<bool> Advance();
-  double BaseConfidence(absl::Span<const float> logits) const;
+  absl::Status MeasureDistances();
   GateDecision Gate() const;
   absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;
   absl::Status TakeLearnedShift();

@@ -216,12 +216,10 @@ absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
       C3PO_ASSIGN_OR_RETURN(one.record.embedding, QueryEmbedding::OfStates(std::move(one.mean_hidden)));
     }
     if (one.has_choices) {
-      const auto mean = [](const ContinuationScore& s) {
-        return s.log_likelihood / static_cast<double>(s.token_logprobs.size());
-      };
       one.record.successful = true;
       for (size_t c = 0; c < one.scores.size(); ++c) {
-        if (c != one.gold && mean(one.scores[c]) >= mean(one.scores[one.gold])) one.record.successful = false;
+        if (c != one.gold && one.scores[c].per_token() >= one.scores[one.gold].per_token())
+          one.record.successful = false;
       }
     } else {
       one.record.successful = one.scores.front().is_greedy;

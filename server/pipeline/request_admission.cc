@@ -11,7 +11,7 @@ RequestWork WorkOf(const OptimizationSettings& settings, size_t prompt_tokens, i
   RequestWork work;
   work.prompt_tokens = static_cast<int>(prompt_tokens);
   work.output_tokens = output_tokens;
-  work.retrieves = NeedsNeighbors(settings);
+  work.retrieves = Retrieves(settings);
   const bool descends = settings.method == Method::kNeighborhoodGradientDescent || settings.method == Method::kOracle;
   const bool iterates = descends || settings.method == Method::kModeFinding;
   if (iterates || settings.method == Method::kKernelRegression)

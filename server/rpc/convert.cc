@@ -172,6 +172,10 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
   if (options.has_gate()) {
     const v1::GateOptions& gate = options.gate();
     if (gate.has_enabled()) settings.gate.enabled = gate.enabled();
+    if (gate.has_neighbor_distance_quantile()) {
+      settings.gate.neighbor_distance_quantile = gate.neighbor_distance_quantile();
+      settings.gate.max_neighbor_distance.reset();  // A profile's.
+    }
     if (gate.has_max_neighbor_distance()) settings.gate.max_neighbor_distance = gate.max_neighbor_distance();
     if (gate.has_max_base_confidence()) settings.gate.max_base_confidence = gate.max_base_confidence();
     if (gate.has_min_loss_reduction()) settings.gate.min_loss_reduction = gate.min_loss_reduction();
@@ -201,6 +205,7 @@ v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
   options.set_collection(settings.collection);
   v1::GateOptions* gate = options.mutable_gate();
   gate->set_enabled(settings.gate.enabled);
+  gate->set_neighbor_distance_quantile(settings.gate.neighbor_distance_quantile);
   if (settings.gate.max_neighbor_distance) gate->set_max_neighbor_distance(*settings.gate.max_neighbor_distance);
   if (settings.gate.max_base_confidence) gate->set_max_base_confidence(*settings.gate.max_base_confidence);
   gate->set_min_loss_reduction(settings.gate.min_loss_reduction);
@@ -319,6 +324,9 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
   proto.set_shortened(report.shortened);
   for (double loss : report.losses) proto.add_losses(loss);
   for (double loss : report.validation_losses) proto.add_validation_losses(loss);
+  proto.set_gate_reason(report.gate_reason);
+  if (report.nearest_distance) proto.set_nearest_distance(*report.nearest_distance);
+  if (report.max_neighbor_distance) proto.set_max_neighbor_distance(*report.max_neighbor_distance);
   if (report.base_confidence) proto.set_base_confidence(*report.base_confidence);
   if (report.optimized_confidence) proto.set_optimized_confidence(*report.optimized_confidence);
   if (report.selected_step) proto.set_selected_step(static_cast<uint32_t>(*report.selected_step));
@@ -356,6 +364,15 @@ v1::TextDelta ChunkToProto(const TextChunk& chunk, const Tokenizer& tokenizer, b
   return delta;
 }
 
+v1::ContinuationScore ScoreToProto(const ContinuationScore& score) {
+  v1::ContinuationScore proto;
+  proto.set_log_likelihood(score.log_likelihood);
+  proto.set_token_count(static_cast<uint32_t>(score.token_logprobs.size()));
+  proto.set_is_greedy(score.is_greedy);
+  proto.mutable_token_logprobs()->Add(score.token_logprobs.begin(), score.token_logprobs.end());
+  return proto;
+}
+
 v1::FinishReason ReasonToProto(FinishReason reason) {
   return reason == FinishReason::kStop ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH;
 }
@@ -370,6 +387,7 @@ v1::GenerationSummary SummaryToProto(const CallSummary& summary, const std::stri
     end->set_finish_reason(ReasonToProto(answer.finish_reason));
     end->set_completion_tokens(static_cast<uint32_t>(answer.completion_tokens));
   }
+  if (summary.chosen) proto.set_chosen(static_cast<uint32_t>(*summary.chosen));
   proto.mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
   proto.mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
   *proto.mutable_timings() = TimingsToProto(summary.timings);

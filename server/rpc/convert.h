@@ -28,6 +28,7 @@ absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request);
 absl::StatusOr<PromptInput> InputFromProto(const v1::ScoreRequest& request);
 
 v1::OptimizationReport ReportToProto(const OptimizationReport& report);
+v1::ContinuationScore ScoreToProto(const ContinuationScore& score);
 v1::TextDelta ChunkToProto(const TextChunk& chunk, const Tokenizer& tokenizer, bool with_logprobs);
 v1::GenerationSummary SummaryToProto(const CallSummary& summary, const std::string& request_id,
                                      const std::string& version);

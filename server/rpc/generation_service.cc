@@ -28,6 +28,15 @@ absl::StatusOr<Priority> PriorityOf(v1::Priority priority, const CallState& call
   }
 }
 
+// Choices are scored, not sampled.
+absl::Status CheckChoiceSampling(const v1::SamplingOptions& sampling) {
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  sampling.GetReflection()->ListFields(sampling, &fields);
+  if (fields.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("sampling.", fields.front()->name(), ": must not be set beside choices, which are not sampled"));
+}
+
 // Lives until gRPC is done with it and the pipeline has let go of it, whichever is later: it holds itself until OnDone.
 class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteBuffer>>,
                               public GenerationListener {
@@ -53,12 +62,14 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     Send(ToBytes(message));
   }
 
-  void OnScores(std::vector<ContinuationScore>) override {}
+  void OnScores(std::vector<ContinuationScore> scores) override { scores_ = std::move(scores); }
 
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
     if (status.ok()) {
       v1::GenerateResponse message;
       *message.mutable_summary() = SummaryToProto(summary, call().request_id(), parts_.version);
+      for (const ContinuationScore& score : scores_)
+        *message.mutable_summary()->add_choice_scores() = ScoreToProto(score);
       Send(ToBytes(message));
     }
     End(status, /*drop_queue=*/!status.ok());
@@ -73,6 +84,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
   absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
     C3PO_RETURN_IF_ERROR(call().entry());
     C3PO_ASSIGN_OR_RETURN(const v1::GenerateRequest request, ParseRequest<v1::GenerateRequest>(bytes));
+    if (request.choices_size() > 0) return SubmitChoice(request, std::move(listener));
     with_logprobs_ = request.sampling().has_logprobs();
     GenerateCall generate;
     generate.context = call().Context(request.request_id());
@@ -85,8 +97,25 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     return parts_.pipeline->Generate(std::move(generate), std::move(listener));
   }
 
+  absl::Status SubmitChoice(const v1::GenerateRequest& request, std::shared_ptr<GenerationListener> listener) {
+    C3PO_RETURN_IF_ERROR(CheckChoiceSampling(request.sampling()));
+    ScoreCall choose;
+    choose.choose = true;
+    choose.context = call().Context(request.request_id());
+    C3PO_ASSIGN_OR_RETURN(choose.context.priority, PriorityOf(request.priority(), call()));
+    C3PO_ASSIGN_OR_RETURN(choose.input, InputFromProto(request));
+    choose.continuations.assign(request.choices().begin(), request.choices().end());
+    C3PO_ASSIGN_OR_RETURN(choose.optimization, parts_.profiles->Resolve(request.optimization()));
+    if (choose.optimization.method == Method::kOracle) {
+      return absl::InvalidArgumentError(
+          "optimization.method: ORACLE is for Score requests, which can bring the answer");
+    }
+    return parts_.pipeline->Score(std::move(choose), std::move(listener));
+  }
+
   const ServiceParts& parts_;
   bool with_logprobs_ = false;
+  std::vector<ContinuationScore> scores_;  // Of choices.
   std::shared_ptr<GenerateReactor> self_;
 };
 
@@ -106,13 +135,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   }
   void OnChunk(TextChunk) override {}
   void OnScores(std::vector<ContinuationScore> scores) override {
-    for (const ContinuationScore& score : scores) {
-      v1::ContinuationScore* out = message_.add_scores();
-      out->set_log_likelihood(score.log_likelihood);
-      out->set_token_count(static_cast<uint32_t>(score.token_logprobs.size()));
-      out->set_is_greedy(score.is_greedy);
-      out->mutable_token_logprobs()->Add(score.token_logprobs.begin(), score.token_logprobs.end());
-    }
+    for (const ContinuationScore& score : scores) *message_.add_scores() = ScoreToProto(score);
   }
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
     if (status.ok()) Fill(summary);

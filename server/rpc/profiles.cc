@@ -21,14 +21,22 @@ absl::Status InProfile(const absl::Status& status) {
 
 absl::StatusOr<OptimizationSettings> Profiles::Resolve(const v1::OptimizationOptions& options) {
   OptimizationSettings settings = defaults_;
-  if (!options.has_use_profile() || options.use_profile()) {
+  if (options.preset() == v1::PRESET_PAPER) {
+    settings = PaperSettings(shape_);
+    settings.collection = defaults_.collection;
+  } else if (options.preset() != v1::PRESET_UNSPECIFIED) {
+    return absl::InvalidArgumentError(absl::StrCat("optimization.preset: ", static_cast<int>(options.preset()),
+                                                   " is not a value of the enumeration"));
+  } else if (!options.has_use_profile() || options.use_profile()) {
     const std::string& collection = options.has_collection() ? options.collection() : defaults_.collection;
     C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Profile> profile, Find(collection));
     if (profile) {
       C3PO_ASSIGN_OR_RETURN(settings, SettingsFromProto(profile->options, settings));
     }
   }
-  return SettingsFromProto(options, settings);
+  C3PO_ASSIGN_OR_RETURN(settings, SettingsFromProto(options, settings));
+  settings.collection_may_be_missing = settings.collection == defaults_.collection;
+  return settings;
 }
 
 absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::Find(absl::string_view collection) {
@@ -49,6 +57,7 @@ absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::Find(absl::st
 absl::Status Profiles::Set(absl::string_view collection, Profile profile) {
   const v1::OptimizationOptions& options = profile.options;
   if (options.has_collection()) return absl::InvalidArgumentError("profile.collection: must not be set");
+  if (options.has_preset()) return absl::InvalidArgumentError("profile.preset: must not be set");
   if (options.has_use_profile()) return absl::InvalidArgumentError("profile.use_profile: must not be set");
   if (options.exclude_reference_ids_size() > 0)
     return absl::InvalidArgumentError("profile.exclude_reference_ids: must not be set");

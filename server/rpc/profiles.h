@@ -28,8 +28,8 @@ class Profiles {
   Profiles(ReferenceStore* store, ModelShape shape, OptimizationSettings defaults)
       : store_(store), shape_(std::move(shape)), defaults_(std::move(defaults)) {}
 
-  // Server defaults, then the profile of the collection asked for (unless use_profile is false), then the request's
-  // own. InvalidArgument "optimization.FIELD: ...".
+  // Server defaults, then the profile of the collection asked for (unless use_profile is false), or in place of both
+  // the preset asked for; then the request's own. InvalidArgument "optimization.FIELD: ...".
   absl::StatusOr<OptimizationSettings> Resolve(const v1::OptimizationOptions& options);
 
   // Null: none.

@@ -34,9 +34,11 @@ struct SequenceTimings {
 };
 
 struct ContinuationScore {
-  double log_likelihood = 0;  // sum over tokens, natural logarithm
-  bool is_greedy = true;      // every token is the model's most likely one
-  std::vector<float> token_logprobs;
+  double log_likelihood = 0;          // sum over tokens, natural logarithm
+  bool is_greedy = true;              // every token is the model's most likely one
+  std::vector<float> token_logprobs;  // One per token.
+  // What choices are compared by, so that a longer one is not the less likely one for that.
+  double per_token() const { return log_likelihood / static_cast<double>(token_logprobs.size()); }
 };
 
 // Where a sequence's results go. Calls come from the engine thread, in order, and must not block; OnFinished comes

@@ -117,6 +117,10 @@ TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
                                   "--no-gate",
                                   "--gate-max-distance",
                                   "1.5",
+                                  "--gate-distance-quantile",
+                                  "0.875",
+                                  "--preset",
+                                  "paper",
                                   "--gate-max-confidence",
                                   "0.75",
                                   "--gate-min-loss-reduction",
@@ -164,8 +168,9 @@ TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
         reference_selection: REFERENCE_SELECTION_ALL objective: OBJECTIVE_CHOICES step_rule: STEP_RULE_ADAM alpha: 0.5 prompt_positions: 9
         gate {
           enabled: false max_neighbor_distance: 1.5 max_base_confidence: 0.75 min_loss_reduction: 0.125
+          neighbor_distance_quantile: 0.875
         }
-        return_pathways: true
+        return_pathways: true preset: PRESET_PAPER
       }
       request_id: 'mine')");
 }
@@ -245,6 +250,33 @@ TEST_F(CliTest, AskForSeveralAnswersPutsThemBelowEachOther) {
   ASSERT_EQ(events.size(), 6);
   EXPECT_EQ(events[1].at("delta").at("answer"), 1);
   EXPECT_EQ(events[1].at("delta").at("text"), " Two");
+}
+
+TEST_F(CliTest, AskWithChoicesSendsThemAndExplainsTheirScores) {
+  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest& request,
+                           grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    v1::GenerateResponse event;
+    event.mutable_optimization()->set_gate(v1::GATE_DECISION_SKIPPED_NEIGHBORS_FAR);
+    event.mutable_optimization()->set_gate_reason("the nearest reference is at distance 1.2500");
+    writer->Write(event);
+    event.mutable_delta()->set_text(request.choices(1));
+    writer->Write(event);
+    v1::GenerationSummary& summary = *event.mutable_summary();
+    summary.set_chosen(1);
+    for (const double value : {-3.0, -1.0}) {
+      summary.add_choice_scores()->set_log_likelihood(value);
+      summary.mutable_choice_scores(summary.choice_scores_size() - 1)->set_token_count(2);
+    }
+    writer->Write(event);
+    return grpc::Status::OK;
+  };
+  const ChildResult plain = Run({"ask", "hi", "--choices", " no", " yes"});
+  EXPECT_EQ(plain.exit_code, 0) << plain.err;
+  EXPECT_EQ(plain.out, " yes\n");
+  ExpectEqual(server_.generate_requests().at(0), "prompt: 'hi' choices: ' no' choices: ' yes'");
+  EXPECT_THAT(Run({"ask", "hi", "--choices", " no", " yes", "--explain"}).out,
+              AllOf(HasSubstr("skipped neighbors far"), HasSubstr("the nearest reference is at distance 1.2500\n"),
+                    HasSubstr("→         -1.0000       2    -0.5000  \" yes\""), HasSubstr("-1.5000  \" no\"")));
 }
 
 TEST_F(CliTest, ExplainShowsNeighborsLossesExpertsAndTimes) {

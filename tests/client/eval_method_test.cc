@@ -91,6 +91,25 @@ TEST(MakeMethod, PaperAndPublicCodeLeaveNothingToTheServer) {
   EXPECT_EQ(code->optimization.core_experts(), 0);
 }
 
+// A default that changes must not change what the tables of RESULTS.md call the paper's.
+TEST(MakeMethod, PaperSetsEveryFieldThatADefaultCouldFill) {
+  const auto paper = MakeMethod("paper", Context());
+  ASSERT_TRUE(paper.ok());
+  const std::set<std::string> others = {
+      "epsilon", "bandwidth", "collection", "alpha", "return_pathways", "exclude_reference_ids", "preset"};
+  const auto* descriptor = v1::OptimizationOptions::descriptor();
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const auto* field = descriptor->field(i);
+    if (others.count(field->name()) > 0) continue;
+    const auto* reflection = paper->optimization.GetReflection();
+    EXPECT_TRUE(field->is_repeated() ? reflection->FieldSize(paper->optimization, field) > 0
+                                     : reflection->HasField(paper->optimization, field))
+        << field->name();
+  }
+  EXPECT_EQ(paper->optimization.learning_rate(), 0.1);
+  EXPECT_EQ(paper->optimization.validation_neighbors(), 0u);
+}
+
 TEST(MakeMethod, BaselinesSeeTheServersNeighbors) {
   const auto knn = MakeMethod("knn", Context());
   ASSERT_TRUE(knn.ok());

@@ -33,10 +33,12 @@ TEST_F(PythonAskTest, StreamsTheText) {
 }
 
 TEST_F(PythonAskTest, PrintsTheSameEventsAsTheCli) {
-  const ChildResult python = Run({"hi", "--json", "--method", "ngd", "--k", "3", "--collection", "science"});
-  const ChildResult cli = ChildProcess({C3PO_CLI_BINARY, "ask", "hi", "--json", "--method", "ngd", "--k", "3",
-                                        "--collection", "science", "--server", server_.address()})
-                              .Wait();
+  const ChildResult python =
+      Run({"hi", "--json", "--method", "ngd", "--k", "3", "--collection", "science", "--choices", " no", " yes"});
+  const ChildResult cli =
+      ChildProcess({C3PO_CLI_BINARY, "ask", "hi", "--json", "--method", "ngd", "--k", "3", "--collection", "science",
+                    "--choices", " no", " yes", "--server", server_.address()})
+          .Wait();
   ASSERT_EQ(python.exit_code, 0) << python.err;
   const std::vector<std::string> python_lines = absl::StrSplit(python.out, '\n', absl::SkipEmpty());
   const std::vector<std::string> cli_lines = absl::StrSplit(cli.out, '\n', absl::SkipEmpty());

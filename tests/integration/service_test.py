@@ -43,9 +43,15 @@ class ServiceTest(unittest.TestCase):
                     for i, sample in enumerate(all_samples))
         return [verdict for response in cls.references.Add(requests, timeout=120) for verdict in response.verdicts]
 
+    @staticmethod
+    def optimization(options):
+        """However far the neighbors are: what the gate makes of distances is harmless_test.py's."""
+        gate = opt.GateOptions(max_neighbor_distance=2)
+        gate.MergeFrom(options.pop("gate", opt.GateOptions()))
+        return {"collection": "set", "reference_selection": opt.REFERENCE_SELECTION_ALL, "gate": gate, **options}
+
     def ask(self, prompt="What is 50 modulo seven?", max_tokens=12, sampling=None, **options):
-        options.setdefault("collection", "set")
-        options.setdefault("reference_selection", opt.REFERENCE_SELECTION_ALL)
+        options = self.optimization(options)
         request = gen.GenerateRequest(prompt=prompt, optimization=opt.OptimizationOptions(**options),
                                       sampling=gen.SamplingOptions(max_tokens=max_tokens, ignore_eos=True, **(sampling or {})))
         return list(self.generation.Generate(request, timeout=60))
@@ -228,8 +234,7 @@ class ServiceTest(unittest.TestCase):
     # --- Learned over a collection ---
 
     def score(self, prompt="What is 50 modulo seven?", oracle_answer=None, **options):
-        options.setdefault("collection", "set")
-        options.setdefault("reference_selection", opt.REFERENCE_SELECTION_ALL)
+        options = self.optimization(options)
         request = gen.ScoreRequest(prompt=prompt, continuations=[f" {i}" for i in range(7)],
                                    optimization=opt.OptimizationOptions(**options), oracle_answer=oracle_answer)
         return self.generation.Score(request, timeout=60)
@@ -373,7 +378,7 @@ class ServiceTest(unittest.TestCase):
         # is sure of nothing.
         self.assertEqual(gate(0.5), opt.GATE_DECISION_APPLIED)
         request = gen.ScoreRequest(prompt="What is 50 modulo seven?", continuations=["a", "b"],
-                                   optimization=opt.OptimizationOptions(collection="set", gate=opt.GateOptions(max_base_confidence=0.5)))
+                                   optimization=opt.OptimizationOptions(collection="set", gate=opt.GateOptions(max_base_confidence=0.5, max_neighbor_distance=2)))
         request.optimization.reference_selection = opt.REFERENCE_SELECTION_ALL
         self.assertEqual(self.generation.Score(request).optimization.gate, opt.GATE_DECISION_SKIPPED_BASE_CONFIDENT)
 

@@ -74,6 +74,7 @@ TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
                                                        {"--steps", "-1"},
                                                        {"--neighbors", "0"},
                                                        {"--learning-rate", "nan"},
+                                                       {"--gate-distance-quantile", "1.5"},
                                                        {"--metrics-port", "70000"},
                                                        {"--workers", "0"},
                                                        {"--pending-requests-max", "0"},

@@ -15,14 +15,19 @@ using ::testing::IsEmpty;
 class RecordingListener final : public GenerationListener {
  public:
   void OnOptimization(const OptimizationReport&) override {}
-  void OnChunk(TextChunk chunk) override { tokens[chunk.answer] += static_cast<int>(chunk.tokens.size()); }
-  void OnScores(std::vector<ContinuationScore>) override {}
+  void OnChunk(TextChunk chunk) override {
+    tokens[chunk.answer] += static_cast<int>(chunk.tokens.size());
+    text += chunk.text;
+  }
+  void OnScores(std::vector<ContinuationScore> all) override { scores = std::move(all); }
   void OnDone(const absl::Status& s, const CallSummary& end) override {
     ++ends;
     status = s;
     summary = end;
   }
   std::map<int, int> tokens;
+  std::string text;
+  std::vector<ContinuationScore> scores;
   int ends = 0;
   absl::Status status;
   CallSummary summary;
@@ -127,6 +132,29 @@ TEST_F(AnswerSetTest, OneAnswerIsASetOfOne) {
   EXPECT_THAT(started_, IsEmpty());
   ASSERT_EQ(listener_->ends, 1);
   EXPECT_EQ(listener_->summary.answers.size(), 1u);
+}
+
+TEST(ChoiceSink, AnswersWithTheLikeliestPerTokenAndTheFirstOfEquals) {
+  const auto choose = [](std::vector<ContinuationScore> scores, std::shared_ptr<RecordingListener> listener) {
+    ChoiceSink sink(CallEnd(listener, nullptr, CallSummary()), {" no", " yes indeed", " so"}, {{1}, {2, 3}, {4}});
+    sink.OnScores(std::move(scores));
+    EXPECT_EQ(listener->ends, 0);
+    sink.OnFinished(absl::OkStatus(), FinishReason::kStop, {});
+    return listener;
+  };
+  // Two tokens of -1.5 each are likelier than one of -2, though their sum is not.
+  auto listener =
+      choose({{-2, false, {-2}}, {-3, true, {-1.5F, -1.5F}}, {-4, false, {-4}}}, std::make_shared<RecordingListener>());
+  EXPECT_EQ(listener->text, " yes indeed");
+  EXPECT_EQ(listener->tokens[0], 2);
+  EXPECT_EQ(listener->summary.chosen, 1);
+  EXPECT_EQ(listener->summary.usage.completion_tokens, 2);
+  ASSERT_EQ(listener->summary.answers.size(), 1u);
+  EXPECT_EQ(listener->summary.answers[0].completion_tokens, 2);
+  EXPECT_EQ(listener->scores.size(), 3u);
+  EXPECT_EQ(listener->ends, 1);
+  listener = choose({{-2, true, {-2}}, {-4, true, {-2, -2}}, {-2, true, {-2}}}, std::make_shared<RecordingListener>());
+  EXPECT_EQ(listener->summary.chosen, 0);
 }
 
 }  // namespace

@@ -1,0 +1,55 @@
+#include "client/cli/off_topic.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <optional>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "client/cli/terminal.h"
+#include "client/eval/off_topic_check.h"
+#include "index/base/status_macros.h"
+
+namespace c3po {
+namespace {
+
+constexpr double kChangedMax = 0.05;
+constexpr size_t kCollectionsMax = 4, kPromptsEach = 6;
+
+}  // namespace
+
+absl::Status SpareOffTopic(Session& session, const std::string& collection, v1::OptimizationOptions* settings) {
+  if (settings->method() == v1::METHOD_NONE) return absl::OkStatus();
+  std::vector<std::string> prompts = EverydayPrompts();
+  C3PO_ASSIGN_OR_RETURN(
+      const std::vector<std::string> others,
+      PromptsOfOthers(*session.client, collection, kCollectionsMax, kPromptsEach, session.call_options()));
+  prompts.insert(prompts.end(), others.begin(), others.end());
+  v1::OptimizationOptions asked = *settings;
+  asked.set_collection(collection);
+  asked.set_use_profile(false);
+  ProgressLine progress(session.terminal, "off-topic prompts", prompts.size());
+  uint64_t done = 0;
+  const auto answers = AskOffTopic(
+      *session.client, asked, prompts, [&] { progress.Update(++done, ""); }, session.call_options());
+  progress.Clear();
+  C3PO_RETURN_IF_ERROR(answers.status());
+  const auto changed = std::count_if(answers->begin(), answers->end(), [](const auto& each) { return each.changed; });
+  absl::PrintF("Off topic: %d of %d prompts of every day and of other collections keep the model's own answer.\n",
+               static_cast<int64_t>(answers->size()) - changed, answers->size());
+  if (static_cast<double>(changed) <= kChangedMax * static_cast<double>(answers->size())) return absl::OkStatus();
+  const std::optional<double> limit = DistanceThatSpares(*answers, kChangedMax);
+  if (!limit || (settings->gate().has_enabled() && !settings->gate().enabled())) {
+    absl::PrintF("The gate cannot spare them: it is off. Without --no-gate it would.\n");
+    return absl::OkStatus();
+  }
+  settings->mutable_gate()->set_max_neighbor_distance(*limit);
+  absl::PrintF(
+      "Requests are left alone beyond distance %.4f of their nearest reference, so that %.0f %% of these do.\n", *limit,
+      100 * (1 - kChangedMax));
+  return absl::OkStatus();
+}
+
+}  // namespace c3po
