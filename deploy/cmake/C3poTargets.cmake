@@ -52,10 +52,11 @@ if(C3PO_SANITIZER)
   set(C3PO_TEST_SECONDS_MAX 6000)
 endif()
 
-# c3po_test(NAME [BUILDS_GRAPHS | NEEDS_GPU] SOURCES a_test.cc ... DEPS targets ... LABELS labels ...): a GoogleTest binary,
-# one ctest entry per test, or where it needs a GPU one in all, labeled gpu, so that a machine without skips one.
+# c3po_test(NAME [BUILDS_GRAPHS | NEEDS_GPU] [PREFIX p] SOURCES a_test.cc ... DEPS targets ... LABELS labels ...): a GoogleTest
+# binary, one ctest entry per test, or where it needs a GPU one in all, labeled gpu, so that a machine without skips one.
+# Tests that run from several binaries have a prefix to their names in ctest.
 function(c3po_test target)
-  cmake_parse_arguments(ARG "BUILDS_GRAPHS;NEEDS_GPU" "" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "BUILDS_GRAPHS;NEEDS_GPU" "PREFIX" "SOURCES;DEPS;LABELS" ${ARGN})
   add_executable(${target} ${ARG_SOURCES})
   c3po_compile_options(${target})
   target_link_libraries(${target} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
@@ -78,7 +79,7 @@ function(c3po_test target)
   if(ARG_BUILDS_GRAPHS)
     set(modification ENVIRONMENT_MODIFICATION ${C3PO_UNORDERED_LOCKS})
   endif()
-  gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
+  gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 TEST_PREFIX "${ARG_PREFIX}"
                        PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${C3PO_TEST_SECONDS_MAX} ENVIRONMENT OMP_NUM_THREADS=1
                                   ${modification})
 endfunction()

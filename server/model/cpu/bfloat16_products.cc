@@ -1,6 +1,6 @@
 #include "server/model/cpu/bfloat16_products.h"
 
-#include <cstdlib>
+#include <atomic>
 
 #if defined(__x86_64__)
 
@@ -150,15 +150,11 @@ Bfloat16Unit Find() {
 
 }  // namespace
 
-Bfloat16Unit FastestBfloat16Unit() {
-  static const Bfloat16Unit unit = Find();
-  return unit;
-}
-
 void PairDotBlock(Bfloat16Unit unit, const DotProduct& product, int64_t row, int64_t row_end, int64_t begin,
                   int64_t end) {
   if (unit == Bfloat16Unit::kAmx) return bfloat16_units::AmxDotBlock(product, row, row_end, begin, end);
-  bfloat16_units::Avx512DotBlock(product, row, row_end, begin, end);
+  if (unit == Bfloat16Unit::kAvx512) return bfloat16_units::Avx512DotBlock(product, row, row_end, begin, end);
+  PlainPairDotBlock(product, row, row_end, begin, end);
 }
 
 }  // namespace c3po::cpu
@@ -166,21 +162,50 @@ void PairDotBlock(Bfloat16Unit unit, const DotProduct& product, int64_t row, int
 #else
 
 namespace c3po::cpu {
+namespace {
 
-Bfloat16Unit FastestBfloat16Unit() { return Bfloat16Unit::kNone; }
+Bfloat16Unit Find() { return Bfloat16Unit::kNone; }
 
-void PairDotBlock(Bfloat16Unit, const DotProduct&, int64_t, int64_t, int64_t, int64_t) { std::abort(); }
+}  // namespace
+
+void PairDotBlock(Bfloat16Unit, const DotProduct& product, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+  PlainPairDotBlock(product, row, row_end, begin, end);
+}
 
 }  // namespace c3po::cpu
 
 #endif
 
 namespace c3po::cpu {
+namespace {
+
+#if defined(C3PO_PLAIN_BFLOAT16)
+constexpr Bfloat16Unit kWithoutUnit = Bfloat16Unit::kPlain;
+#else
+constexpr Bfloat16Unit kWithoutUnit = Bfloat16Unit::kNone;
+#endif
+
+constexpr int kNotSet = -1;
+std::atomic<int> unit_for_test = kNotSet;
+
+}  // namespace
+
+Bfloat16Unit FastestBfloat16Unit() {
+  static const Bfloat16Unit found = Find(), unit = found == Bfloat16Unit::kNone ? kWithoutUnit : found;
+  const int chosen = unit_for_test.load(std::memory_order_relaxed);
+  return chosen == kNotSet ? unit : static_cast<Bfloat16Unit>(chosen);
+}
+
+void SetBfloat16UnitForTest(std::optional<Bfloat16Unit> unit) {
+  unit_for_test = unit ? static_cast<int>(*unit) : kNotSet;
+}
 
 const char* Bfloat16UnitName(Bfloat16Unit unit) {
   switch (unit) {
     case Bfloat16Unit::kNone:
       break;
+    case Bfloat16Unit::kPlain:
+      return "plain";
     case Bfloat16Unit::kAvx512:
       return "avx512-bf16";
     case Bfloat16Unit::kAmx:

@@ -6,9 +6,11 @@
 
 #include <limits>
 #include <random>
+#include <tuple>
 
 #include "server/model/neighbor_loss.h"
 #include "tests/server/model/neighbor_scenario.h"
+#include "tests/server/model/rounded_arithmetic.h"
 
 namespace c3po {
 namespace {
@@ -50,11 +52,14 @@ std::vector<Scenario> Company(const std::string& model) {
           {model, R::kRouterShift, L::kChoices, {2, 3}, false, 2, false}};
 }
 
-class NeighborPassCompany : public testing::TestWithParam<const char*> {};
+// In float32, and with products in bfloat16.
+class NeighborPassCompany : public testing::TestWithParam<std::tuple<const char*, const char*>> {};
 
 TEST_P(NeighborPassCompany, EachObjectiveGetsBitwiseWhatItGetsAlone) {
-  const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
-  const std::vector<Scenario> all = Company(GetParam());
+  const auto [name, arithmetic] = GetParam();
+  const ScopedBfloat16Unit unit(Bfloat16UnitsHere().back());
+  const std::unique_ptr<MoeModel> model = LoadTiny(name, arithmetic, "cpu", arithmetic);
+  const std::vector<Scenario> all = Company(name);
   for (uint32_t seed = 1; seed <= 6; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
@@ -86,9 +91,11 @@ TEST_P(NeighborPassCompany, EachObjectiveGetsBitwiseWhatItGetsAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, NeighborPassCompany,
-                         testing::Values("olmoe_tiny", "mixtral_tiny", "mixtral_dense_tiny", "qwen2_moe_tiny",
-                                         "qwen3_moe_tiny", "deepseek_tiny", "deepseek_v2_lite_tiny", "deepseek_v2_tiny",
-                                         "granite_moe_tiny"));
+                         testing::Combine(testing::Values("olmoe_tiny", "mixtral_tiny", "mixtral_dense_tiny",
+                                                          "qwen2_moe_tiny", "qwen3_moe_tiny", "deepseek_tiny",
+                                                          "deepseek_v2_lite_tiny", "deepseek_v2_tiny",
+                                                          "granite_moe_tiny"),
+                                          testing::Values("float32", "bfloat16")));
 
 TEST(NeighborPass, OneThatFailsLeavesTheOthersAsTheyAre) {
   const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");

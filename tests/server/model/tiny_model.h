@@ -20,11 +20,13 @@ inline std::string TinyFolder(const std::string& name) { return std::string(C3PO
 
 // With a cache of 256 positions.
 inline std::unique_ptr<MoeModel> LoadTiny(const std::string& name, const std::string& dtype = "float32",
-                                          const std::string& device = "cpu") {
+                                          const std::string& device = "cpu",
+                                          const std::string& arithmetic = "float32") {
   MoeModelOptions options;
   options.folder = TinyFolder(name);
   options.dtype = dtype;
   options.device = device;
+  options.arithmetic = arithmetic;
   auto model = MoeModel::Load(options);
   EXPECT_TRUE(model.ok()) << model.status();
   EXPECT_TRUE((*model)->AllocateKvCache(256).ok());

@@ -1,15 +1,16 @@
-// The walk of bfloat16_tiles.h with units of plain loops, held against sums in double; and the processor's own units,
-// where it has them.
+// The walk of bfloat16_tiles.h with vectors and tiles of plain loops, held against sums in double; and the processor's
+// own units, where it has them.
 #include "server/model/cpu/bfloat16_products.h"
 
 #include <gtest/gtest.h>
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "tests/server/model/cpu/instruction_sets.h"
-#define C3PO_BFLOAT16_TILES_NAMESPACE plain_units
+#define C3PO_BFLOAT16_TILES_NAMESPACE checked_tiles
 #include "server/model/cpu/bfloat16_tiles.h"
 
 namespace c3po::cpu {
@@ -18,28 +19,6 @@ namespace {
 void RoundAll(const float* x, int64_t count, uint16_t* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = RoundedToBfloat16(x[i]);
 }
-
-struct PlainVectorUnit {
-  using Sums = std::array<float, 16>;
-  using Words = std::array<uint16_t, 32>;
-  static void Round(const float* x, int64_t count, uint16_t* out) { RoundAll(x, count, out); }
-  static Sums Zero() { return {}; }
-  static Words LoadWords(const uint16_t* p) {
-    Words words;
-    std::copy_n(p, words.size(), words.begin());
-    return words;
-  }
-  static Words Pair(const uint16_t* p) {
-    Words words;
-    for (size_t i = 0; i < words.size(); ++i) words[i] = p[i % 2];
-    return words;
-  }
-  static Sums MultiplyAdd(Sums sums, const Words& pair, const Words& words) {
-    for (size_t i = 0; i < words.size(); ++i) sums[i / 2] += Widened(pair[i]) * Widened(words[i]);
-    return sums;
-  }
-  static void Store(const Sums& sums, float* p) { std::copy(sums.begin(), sums.end(), p); }
-};
 
 // Tile registers as the processor has them: rows and bytes of each, which every access is checked against.
 struct PlainTileUnit {
@@ -109,40 +88,41 @@ struct PlainTileUnit {
 
 using DotBlock = void (*)(const DotProduct&, int64_t, int64_t, int64_t, int64_t);
 
+template <Bfloat16Unit kUnit>
+void RunUnit(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+  PairDotBlock(kUnit, p, row, row_end, begin, end);
+}
+
 struct Walk {
   const char* name;
-  Bfloat16Unit unit;  // kNone: plain
+  Bfloat16Unit unit;  // that it needs; kPlain: any processor runs it
   DotBlock run;
 };
 
 void PrintTo(const Walk& walk, std::ostream* out) { *out << walk.name; }
 
+// Whether this processor runs the walk: one that has AMX has AVX-512 BF16.
+bool Runs(Bfloat16Unit unit) {
+  return unit == Bfloat16Unit::kPlain || static_cast<int>(unit) <= static_cast<int>(FastestBfloat16Unit());
+}
+
 class Bfloat16Products : public testing::TestWithParam<Walk> {
  protected:
-  // Whether this processor runs the walk: one that has AMX has AVX-512 BF16.
-  static bool Runs(Bfloat16Unit unit) {
-    return unit == Bfloat16Unit::kNone || static_cast<int>(unit) <= static_cast<int>(FastestBfloat16Unit());
+  void SetUp() override {
+    if (!Runs(GetParam().unit)) GTEST_SKIP() << "this processor has no " << Bfloat16UnitName(GetParam().unit);
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Units, Bfloat16Products,
-    testing::Values(
-        Walk{"PlainVectors", Bfloat16Unit::kNone, plain_units::DotBlock<plain_units::VectorTiles<PlainVectorUnit>>},
-        Walk{"PlainTiles", Bfloat16Unit::kNone, plain_units::DotBlock<plain_units::MatrixTiles<PlainTileUnit>>},
-        Walk{"Avx512", Bfloat16Unit::kAvx512,
-             [](const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
-               PairDotBlock(Bfloat16Unit::kAvx512, p, row, row_end, begin, end);
-             }},
-        Walk{"Amx", Bfloat16Unit::kAmx,
-             [](const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
-               PairDotBlock(Bfloat16Unit::kAmx, p, row, row_end, begin, end);
-             }}),
-    [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Units, Bfloat16Products,
+                         testing::Values(Walk{"PlainVectors", Bfloat16Unit::kPlain, RunUnit<Bfloat16Unit::kPlain>},
+                                         Walk{"PlainTiles", Bfloat16Unit::kPlain,
+                                              checked_tiles::DotBlock<checked_tiles::MatrixTiles<PlainTileUnit>>},
+                                         Walk{"Avx512", Bfloat16Unit::kAvx512, RunUnit<Bfloat16Unit::kAvx512>},
+                                         Walk{"Amx", Bfloat16Unit::kAmx, RunUnit<Bfloat16Unit::kAmx>}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // Blocks of rows and of panels, columns that are a part of the matrix, rows of x and y by index.
 TEST_P(Bfloat16Products, AreTheSumsOfRoundedRowsAndARowIsBitwiseTheSameAlone) {
-  if (!Runs(GetParam().unit)) GTEST_SKIP() << "this processor has no " << Bfloat16UnitName(GetParam().unit);
   constexpr int64_t kWholeColumns = 200, kRows = 41;
   struct Part {
     int64_t n, first_column, columns, begin, end;
@@ -183,11 +163,54 @@ TEST_P(Bfloat16Products, AreTheSumsOfRoundedRowsAndARowIsBitwiseTheSameAlone) {
   }
 }
 
+// What is not a number, or has no finite bfloat16, stays visible; a row beside it is as it was.
+TEST_P(Bfloat16Products, RoundToTheNearestWithTiesToEvenAndKeepWhatIsNotANumber) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+  struct Case {
+    float x, rounded;
+  };
+  const Case cases[] = {{1 + 1.0f / 256, 1},               // half way between 1 and 1 + 2^-7: the even one
+                        {1 + 3.0f / 256, 1 + 2.0f / 128},  // half way between the next two: the even one
+                        {1 + 1.01f / 256, 1 + 1.0f / 128},
+                        {-1 - 3.0f / 256, -1 - 2.0f / 128},
+                        {0, 0},
+                        {3.4e38f, kInfinity},  // above the largest bfloat16
+                        {kInfinity, kInfinity},
+                        {kNan, kNan},
+                        {-kNan, kNan}};
+  std::mt19937 rng(1);
+  Matrix w(rng, 16, 2, true, WeightLayout::kPairs);
+  std::fill(w.bits.begin(), w.bits.end(), RoundedToBfloat16(1));
+  for (const Case& c : cases) {
+    const float x[4] = {c.x, 0, 2, 0};
+    float y[32];
+    GetParam().run({{x, 2, 2, nullptr}, w.view, {y, 16, nullptr}}, 0, 2, 0, 16);
+    for (int64_t j = 0; j < 16; ++j) {
+      if (std::isnan(c.rounded)) {
+        EXPECT_TRUE(std::isnan(y[j])) << c.x;
+      } else {
+        EXPECT_EQ(y[j], c.rounded) << c.x;
+      }
+      EXPECT_EQ(y[16 + j], 2);
+    }
+  }
+}
+
 TEST(Bfloat16Unit, HasAName) {
   EXPECT_STREQ(Bfloat16UnitName(Bfloat16Unit::kNone), "none");
+  EXPECT_STREQ(Bfloat16UnitName(Bfloat16Unit::kPlain), "plain");
   EXPECT_STREQ(Bfloat16UnitName(Bfloat16Unit::kAvx512), "avx512-bf16");
   EXPECT_STREQ(Bfloat16UnitName(Bfloat16Unit::kAmx), "amx-bf16");
-  EXPECT_EQ(FastestBfloat16Unit(), FastestBfloat16Unit());
+}
+
+TEST(Bfloat16Unit, IsTheProcessorsOwnUnlessATestChooses) {
+  const Bfloat16Unit own = FastestBfloat16Unit();
+  SetBfloat16UnitForTest(Bfloat16Unit::kPlain);
+  EXPECT_EQ(FastestBfloat16Unit(), Bfloat16Unit::kPlain);
+  SetBfloat16UnitForTest(Bfloat16Unit::kNone);
+  EXPECT_EQ(FastestBfloat16Unit(), Bfloat16Unit::kNone);
+  SetBfloat16UnitForTest(std::nullopt);
+  EXPECT_EQ(FastestBfloat16Unit(), own);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -23,8 +24,9 @@ inline std::vector<float> Random(std::mt19937& rng, int64_t size) {
   return values;
 }
 
-// To the nearest bfloat16, ties to even.
+// To the nearest bfloat16, ties to even; what is not a number stays so.
 inline uint16_t RoundedToBfloat16(float value) {
+  if (std::isnan(value)) return 0x7FC0;
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
