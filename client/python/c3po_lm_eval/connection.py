@@ -1,5 +1,6 @@
 """Calls to one c3po server: retried while it is full or away, and failing with one line that says what and where."""
 
+import math
 import os
 import pathlib
 import time
@@ -41,6 +42,9 @@ class Connection:
         response = self._call(lambda: self._generation.Score(request, **self._call_options))
         if len(response.scores) != len(request.continuations):
             raise C3poError(f"the server scored {len(response.scores)} continuations of {len(request.continuations)}")
+        for score in response.scores:
+            if not math.isfinite(score.log_likelihood):  # The harness would take the first choice that is NaN for the best.
+                raise C3poError(f"the server gave a log-likelihood of {score.log_likelihood}")
         return response
 
     def generate(self, request):

@@ -8,7 +8,9 @@ from c3po_lm_eval.stubs import generation_pb2
 DEFAULT_MAX_TOKENS = 256  # The harness' own.
 STOP_STRINGS_MAX = 16  # The server's limit; further ones are cut off here.
 MAX_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # Earlier ones win.
-PASSED_ON = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # How a token is drawn: without a meaning for greedy decoding.
+# They change which token is likeliest, or where the text ends, and so greedy decoding, too.
+ALWAYS = ("repetition_penalty", "logit_bias", "ignore_eos")
 NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}  # Understood, because this value asks for nothing.
 
 
@@ -35,13 +37,23 @@ def sampling_from_kwargs(kwargs: dict, default_max_tokens: int = DEFAULT_MAX_TOK
     if do_sample is None:
         do_sample = float(left.get("temperature") or 0) > 0
     for name, value in left.items():
-        if name not in PASSED_ON and NEUTRAL.get(name) != value:
+        if name not in DRAWING + ALWAYS and NEUTRAL.get(name) != value:
             raise C3poError(f"generation_kwargs: {name}={value!r} is not supported; supported are until, do_sample, "
-                            f"{', '.join(MAX_TOKENS_NAMES)}, {', '.join(PASSED_ON)}")
+                            f"{', '.join(MAX_TOKENS_NAMES + DRAWING + ALWAYS)}")
     options = generation_pb2.SamplingOptions(max_tokens=max_tokens, stop=until[:STOP_STRINGS_MAX], temperature=0)
     if do_sample:
         options.temperature = 1  # As transformers has it where sampling is asked for without a temperature.
-        for name in PASSED_ON:
-            if left.get(name) is not None:
-                setattr(options, name, left[name])
+    for name in (DRAWING if do_sample else ()) + ALWAYS:
+        if left.get(name) is not None:
+            _set(options, name, left[name])
     return Sampling(options, until)
+
+
+def _set(options, name: str, value) -> None:
+    try:
+        if name == "logit_bias":  # Token ids are texts where the task's file is JSON.
+            options.logit_bias.update({int(token): float(bias) for token, bias in value.items()})
+        else:
+            setattr(options, name, value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise C3poError(f"generation_kwargs: {name}={value!r}: {error}") from error

@@ -16,7 +16,8 @@ from c3po_lm_eval.errors import C3poError
 from c3po_lm_eval.optimization_args import argument_names, optimization_from_args
 from c3po_lm_eval.questions import group_into_questions
 from c3po_lm_eval.rolling_windows import rolling_windows
-from c3po_lm_eval.sampling_args import sampling_from_kwargs
+from c3po_lm_eval.sampling_args import ALWAYS, DRAWING, sampling_from_kwargs
+from c3po_lm_eval.stubs import generation_pb2
 from c3po_lm_eval.stubs import options_pb2 as opt
 
 
@@ -77,6 +78,25 @@ class SamplingArgsTest(unittest.TestCase):
         options = sampling_from_kwargs({"temperature": 0.7, "top_p": 0.9, "max_gen_toks": 7, "num_beams": 1}).options
         self.assertEqual((options.temperature, options.top_p, options.max_tokens), (0.7, 0.9, 7))
         self.assertEqual(sampling_from_kwargs({"do_sample": True}).options.temperature, 1)
+
+    def test_greedy_decoding_keeps_what_changes_the_likeliest_token(self):
+        always = {"repetition_penalty": 1.3, "logit_bias": {"7": -100, 9: 2.5}, "ignore_eos": True}
+        for chosen in ({}, {"do_sample": False}, {"temperature": 0.0}, {"do_sample": False, "temperature": 0.7, "top_p": 0.9}):
+            options = sampling_from_kwargs({**chosen, **always}).options
+            self.assertEqual((options.temperature, options.repetition_penalty, options.ignore_eos), (0, 1.3, True))
+            self.assertEqual(dict(options.logit_bias), {7: -100, 9: 2.5})
+            self.assertFalse(options.HasField("top_p"))  # Greedy decoding draws nothing.
+        sampled = sampling_from_kwargs({"temperature": 0.7, **always}).options
+        self.assertEqual((sampled.repetition_penalty, dict(sampled.logit_bias)), (1.3, {7: -100, 9: 2.5}))
+
+    def test_a_value_of_another_kind_is_named(self):
+        for name, value in (("repetition_penalty", "much"), ("logit_bias", [7]), ("logit_bias", {"the": 1})):
+            with self.subTest(name=name, value=value), self.assertRaisesRegex(C3poError, f"generation_kwargs: {name}="):
+                sampling_from_kwargs({name: value})
+
+    def test_every_field_of_sampling_is_an_argument_or_set_here(self):
+        known = {*DRAWING, *ALWAYS, "max_tokens", "stop", "logprobs", "n"}  # The harness reads one text, without figures.
+        self.assertEqual({field.name for field in generation_pb2.SamplingOptions.DESCRIPTOR.fields} - known, set())
 
     def test_stop_strings_beyond_what_the_server_takes_are_cut_here(self):
         sampling = sampling_from_kwargs({"until": [f"<{i}>" for i in range(20)] + [""]})
