@@ -34,7 +34,7 @@ class OptimizationArgsTest(unittest.TestCase):
                 "rule=shift,collection=7,gate=true,gate_max_neighbor_distance=1.1,gate_max_base_confidence=0.9,"
                 "gate_min_loss_reduction=0,gate_min_validation_loss_reduction=0.1,gate_min_optimized_confidence=0.6,selection=all,objective=choices,step_rule=adam,"
                 "alpha=0.5,return_pathways=false,use_profile=false,use_prior=true,validation_neighbors=4,step_scale=0.5,backtrack=true,"
-                "prompt_positions=8,patience=3,exclude_reference_ids=['a','b']")
+                "prompt_positions=8,patience=3,preset=paper,exclude_reference_ids=['a','b']")
         expected = opt.OptimizationOptions(
             method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, epsilon=0.5, kernel=opt.KERNEL_MATERN, bandwidth=1, steps=10,
             learning_rate=0.05, critical_layers=[3, 25, 26, 27], core_experts=0, application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT,
@@ -42,7 +42,7 @@ class OptimizationArgsTest(unittest.TestCase):
                                                  min_validation_loss_reduction=0.1, min_optimized_confidence=0.6),
             reference_selection=opt.REFERENCE_SELECTION_ALL, objective=opt.OBJECTIVE_CHOICES, step_rule=opt.STEP_RULE_ADAM, alpha=0.5,
             return_pathways=False, use_profile=False, use_prior=True, validation_neighbors=4, step_scale=0.5, backtrack=True,
-            prompt_positions=8, patience=3, exclude_reference_ids=["a", "b"])
+            prompt_positions=8, patience=3, preset=opt.PRESET_PAPER, exclude_reference_ids=["a", "b"])
         options = parsed(text)
         self.assertEqual(options, expected)
         unset = {field.name for field in options.DESCRIPTOR.fields} - {field.name for field, _ in options.ListFields()}
