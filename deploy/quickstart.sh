@@ -62,7 +62,7 @@ ask() {
   c3po ask --explain "$@"
 }
 C3PO_OPTIONS=(--collection sentiment --references all --objective choices --k 24 --critical-layers 22-29
-  --core-experts 0 --application shift --learning-rate 0.03)
+  --core-experts 0 --application shift --learning-rate 0.03 --steps 10 --validation-neighbors 0)
 REVIEW=$'Review: the second coming of harry potter is a film far superior to its predecessor .\nSentiment:'
 ask "Chat: How do plants make food? (the model as it is)" --chat --method none --max-tokens 60 "How do plants make food?"
 ask "Science: What gas do plants need for photosynthesis? (with C3PO)" --collection science --method ngd \

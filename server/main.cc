@@ -86,13 +86,9 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
   settings.k = config.neighbors;
   settings.steps = config.steps;
   settings.learning_rate = config.learning_rate;
-  if (config.critical_layers > 0) {
-    settings.critical_layers.clear();
-    for (int l = std::max(0, shape.moe_layers - config.critical_layers); l < shape.moe_layers; ++l) {
-      settings.critical_layers.push_back(l);
-    }
-  }
-  if (config.core_experts >= 0) settings.core_experts = std::min(config.core_experts, shape.experts);
+  settings.validation_neighbors = config.validation_neighbors;
+  if (config.critical_layers > 0) settings.critical_layers = LastLayers(config.critical_layers, shape);
+  settings.core_experts = std::min(config.core_experts, shape.experts);
   settings.rule = config.application_rule == "last"    ? ApplicationRule::kLastPromptToken
                   : config.application_rule == "shift" ? ApplicationRule::kRouterShift
                                                        : ApplicationRule::kEveryNewToken;

@@ -13,6 +13,7 @@
 #include "client/cli/calibration_output.h"
 #include "client/cli/commands.h"
 #include "client/cli/json_output.h"
+#include "client/cli/off_topic.h"
 #include "client/cli/request_flags.h"
 #include "client/cli/terminal.h"
 #include "client/eval/calibration.h"
@@ -222,6 +223,7 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
   printer.Clear();
   C3PO_RETURN_IF_ERROR(result.status());
   printer.PrintOutcome(flags.collection, *result);
+  if (result->helps) C3PO_RETURN_IF_ERROR(SpareOffTopic(session, flags.collection, &result->chosen));
   return flags.dry_run ? absl::OkStatus() : Store(session, flags, *result, info);
 }
 

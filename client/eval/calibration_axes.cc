@@ -35,6 +35,7 @@ Options FewSamples(const CalibrationScope& scope) {
   patch.set_learning_rate(0.05);
   patch.set_steps(8);
   patch.set_backtrack(true);
+  patch.set_validation_neighbors(0);
   SetSuffix(8, scope.moe_layers, &patch);
   return patch;
 }
@@ -42,6 +43,12 @@ Options FewSamples(const CalibrationScope& scope) {
 CalibrationAxis WholeSettings(const CalibrationScope& scope) {
   CalibrationAxis axis{"setting", false, {}};
   axis.candidates.push_back({"few samples", FewSamples(scope)});
+  // What requests get without a profile: one that is worse would not be worth storing.
+  Options defaults = scope.defaults;
+  for (const char* own : {"collection", "use_profile", "return_pathways", "exclude_reference_ids"}) {
+    defaults.GetReflection()->ClearField(&defaults, Options::descriptor()->FindFieldByName(own));
+  }
+  axis.candidates.push_back({"the server's defaults", defaults});
   if (scope.has_prior) {
     Options prior = FewSamples(scope);
     prior.set_method(v1::METHOD_COLLECTION_PRIOR);
@@ -69,6 +76,10 @@ CalibrationAxis WholeSettings(const CalibrationScope& scope) {
   paper.set_core_experts(std::min<uint32_t>(20, scope.experts));
   paper.set_application_rule(v1::APPLICATION_RULE_LAST_PROMPT_TOKEN);
   paper.set_steps(10);
+  paper.set_step_rule(v1::STEP_RULE_GRADIENT);
+  paper.set_learning_rate(0.1);
+  paper.set_backtrack(false);
+  paper.set_validation_neighbors(0);
   SetSuffix(5, scope.moe_layers, &paper);
   axis.candidates.push_back({"the paper's", paper});
   return axis;

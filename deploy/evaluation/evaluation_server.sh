@@ -1,8 +1,10 @@
 # What the scripts of this folder share; to be sourced. Sets SERVER and DESCENT, and defines `c3po`, which asks the server.
 
-# Where calibrate begins: gradient descent from few samples, no gate, the same everywhere.
+# Where calibrate begins: gradient descent from few samples, no gate, the same everywhere. Every field that a default of the server
+# could fill is set, so that the tables of RESULTS.md keep their meaning.
 DESCENT=(--k 12 --references all --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29
-  --application shift --objective choices --backtrack --no-gate --no-profile)
+  --application shift --objective choices --backtrack --validation-neighbors 0 --step-scale 1 --patience 0 --prompt-positions 1
+  --no-prior --no-gate --no-profile)
 
 heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
 join() { local IFS=,; echo "$*"; }

@@ -63,10 +63,12 @@ void VisitFields(Config& c, Visit visit) {
   visit("stall-seconds-max", c.stall_seconds_max, "seconds of work without progress, then NOT_SERVING");
   visit("method", c.method, "default method: none, mode, kernel or ngd");
   visit("neighbors", c.neighbors, "default k");
+  visit("validation-neighbors", c.validation_neighbors, "default number of further neighbors held out; 0: none");
   visit("steps", c.steps, "default gradient steps");
   visit("learning-rate", c.learning_rate, "default learning rate");
-  visit("critical-layers", c.critical_layers, "default critical layers: the last so many; 0: 5");
-  visit("core-experts", c.core_experts, "default core experts per layer; 0: all; -1: 20, or all of fewer");
+  visit("critical-layers", c.critical_layers,
+        "default critical layers: the last so many; 0: a quarter of them, 5 to 8");
+  visit("core-experts", c.core_experts, "default core experts per layer; 0: all");
   visit("application-rule", c.application_rule, "default rule: last, every or shift");
   visit("references", c.references, "default references: successful or all");
   visit("objective", c.objective, "default loss: answer or choices");
@@ -167,12 +169,13 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("drain-seconds-max", drain_seconds_max, 0, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("stall-seconds-max", stall_seconds_max, 1, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("neighbors", neighbors, 1, 64));
+  C3PO_RETURN_IF_ERROR(CheckRange("validation-neighbors", validation_neighbors, 0, 64));
   C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, 1000));
   if (!(gate_distance_quantile > 0 && gate_distance_quantile <= 1)) {
     return Wrong("gate-distance-quantile", absl::StrCat("is ", gate_distance_quantile, ", must be in (0, 1]"));
   }
   C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));
-  C3PO_RETURN_IF_ERROR(CheckRange("core-experts", core_experts, -1, 4096));
+  C3PO_RETURN_IF_ERROR(CheckRange("core-experts", core_experts, 0, 4096));
   if (!(learning_rate > 0)) return Wrong("learning-rate", "must be above 0");
   return absl::OkStatus();
 }

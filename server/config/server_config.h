@@ -65,16 +65,17 @@ struct ServerConfig {
   int drain_seconds_max = 30;                 // After SIGTERM, for running streams.
   int stall_seconds_max = 60;                 // With work, and no step of the engine ended: NOT_SERVING.
 
-  // C3PO defaults of requests that set none; 0 or empty: as the paper has it for this model.
+  // C3PO defaults of requests that set none: see DefaultSettings.
   std::string method = "ngd";  // none, mode, kernel, ngd
-  int neighbors = 3;
-  int steps = 10;
-  double learning_rate = 0.1;
-  int critical_layers = 0;                 // The last so many MoE layers; 0: 5.
-  int core_experts = -1;                   // -1: 20, or all of fewer; 0: all.
-  std::string application_rule = "every";  // last, every, shift
-  std::string references = "successful";   // successful, all
-  std::string objective = "answer";        // answer, choices
+  int neighbors = 12;
+  int validation_neighbors = 12;
+  int steps = 8;
+  double learning_rate = 0.05;
+  int critical_layers = 0;                 // The last so many MoE layers; 0: a quarter of them, 5 to 8.
+  int core_experts = 0;                    // 0: all.
+  std::string application_rule = "shift";  // last, every, shift
+  std::string references = "all";          // successful, all
+  std::string objective = "choices";       // answer, choices
   std::string collection = "default";
   double gate_distance_quantile = 0.95;  // GateOptions::neighbor_distance_quantile
 

@@ -18,6 +18,14 @@ absl::StatusOr<std::vector<Neighbor>> Search(const ReferenceCatalog& catalog, co
                         settings.successful_only);
 }
 
+// How many of so many neighbors, at least one, are fitted: k, or the same share of fewer than were asked for.
+size_t FittedOf(size_t neighbors, const OptimizationSettings& settings) {
+  const auto k = static_cast<size_t>(settings.k), held_out = static_cast<size_t>(settings.validation_neighbors);
+  if (settings.epsilon || held_out == 0) return neighbors;
+  if (neighbors >= k + held_out) return k;
+  return std::max<size_t>(1, (neighbors * k + k + held_out - 1) / (k + held_out));
+}
+
 void Weigh(const OptimizationSettings& settings, double bandwidth, std::vector<WeightedReference>& references) {
   std::vector<double> distances;
   for (const WeightedReference& reference : references) distances.push_back(reference.distance);
@@ -33,18 +41,21 @@ absl::StatusOr<Neighborhood> FindNeighborhood(const ReferenceCatalog& catalog, c
                                               absl::Span<const float> embedding) {
   C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found, Search(catalog, settings, embedding));
   const std::vector<std::string>& excluded = settings.exclude_reference_ids;
-  const size_t fitted_max = settings.epsilon ? size_t{kNeighborsMax} : static_cast<size_t>(settings.k);
-  const size_t held_out_max = static_cast<size_t>(settings.validation_neighbors);
+  const size_t wanted =
+      settings.epsilon ? size_t{kNeighborsMax} : static_cast<size_t>(settings.k + settings.validation_neighbors);
   Neighborhood neighborhood;
+  std::vector<WeightedReference>& fitted = neighborhood.fitted;
   for (const Neighbor& neighbor : found) {
+    if (fitted.size() == wanted) break;
     if (std::find(excluded.begin(), excluded.end(), neighbor.reference_id) != excluded.end()) continue;
     auto record = catalog.GetRecord(neighbor.reference_id);
     if (!record.ok()) continue;  // Deleted since the search.
-    const bool fits = neighborhood.fitted.size() < fitted_max;
-    if (!fits && neighborhood.held_out.size() >= held_out_max) break;
-    (fits ? neighborhood.fitted : neighborhood.held_out).push_back({*std::move(record), neighbor.distance, 0});
+    fitted.push_back({*std::move(record), neighbor.distance, 0});
   }
-  if (neighborhood.fitted.empty()) return neighborhood;
+  if (fitted.empty()) return neighborhood;
+  const auto first_held_out = fitted.begin() + static_cast<std::ptrdiff_t>(FittedOf(fitted.size(), settings));
+  neighborhood.held_out.assign(first_held_out, fitted.end());
+  fitted.erase(first_held_out, fitted.end());
   const double bandwidth = settings.bandwidth.value_or(neighborhood.fitted.back().distance);
   Weigh(settings, bandwidth, neighborhood.fitted);
   Weigh(settings, bandwidth, neighborhood.held_out);

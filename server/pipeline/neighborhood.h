@@ -25,8 +25,9 @@ struct Neighborhood {
 };
 
 // The references near a unit-length embedding that `settings` ask for: k or all within epsilon, without the excluded
-// ones, then validation_neighbors more. Both lists are weighted by the kernel with the bandwidth asked for, else that
-// of the farthest fitted one. Reads the catalog; thread-safe. Errors: see ReferenceCatalog::Search.
+// ones, then validation_neighbors more; where there are fewer than both, either list has its share of them. Both lists
+// are weighted by the kernel with the bandwidth asked for, else that of the farthest fitted one. Reads the catalog;
+// thread-safe. Errors: see ReferenceCatalog::Search.
 absl::StatusOr<Neighborhood> FindNeighborhood(const ReferenceCatalog& catalog, const OptimizationSettings& settings,
                                               absl::Span<const float> embedding);
 

@@ -90,12 +90,28 @@ absl::Status ValidateDescent(const OptimizationSettings& settings) {
 
 }  // namespace
 
+std::vector<int> LastLayers(int count, const ModelShape& shape) {
+  std::vector<int> layers;
+  for (int l = std::max(0, shape.moe_layers - count); l < shape.moe_layers; ++l) layers.push_back(l);
+  return layers;
+}
+
+// Few labeled samples teach a model how a domain answers; what was measured to do the least harm before anybody
+// calibrated is in deploy/evaluation/RESULTS.md, "Harm by default".
 OptimizationSettings DefaultSettings(const ModelShape& shape) {
   OptimizationSettings settings;
-  for (int l = std::max(0, shape.moe_layers - kPaperCriticalLayers); l < shape.moe_layers; ++l) {
-    settings.critical_layers.push_back(l);
-  }
-  settings.core_experts = std::min(kPaperCoreExperts, shape.experts);
+  settings.k = 12;
+  settings.successful_only = false;
+  settings.objective = SurrogateLoss::kChoices;
+  settings.rule = ApplicationRule::kRouterShift;
+  settings.core_experts = 0;
+  settings.step_rule = StepRule::kAdam;
+  settings.learning_rate = 0.05;
+  settings.steps = 8;
+  settings.backtrack = true;
+  settings.validation_neighbors = 12;
+  settings.gate.min_validation_loss_reduction = 0.05;
+  settings.critical_layers = LastLayers(std::clamp((shape.moe_layers + 3) / 4, kPaperCriticalLayers, 8), shape);
   return settings;
 }
 
@@ -107,9 +123,7 @@ OptimizationSettings PaperSettings(const ModelShape& shape) {
   settings.steps = 10;
   settings.learning_rate = 0.1;
   settings.step_rule = StepRule::kGradient;
-  for (int l = std::max(0, shape.moe_layers - kPaperCriticalLayers); l < shape.moe_layers; ++l) {
-    settings.critical_layers.push_back(l);
-  }
+  settings.critical_layers = LastLayers(kPaperCriticalLayers, shape);
   settings.core_experts = std::min(kPaperCoreExperts, shape.experts);
   settings.rule = ApplicationRule::kLastPromptToken;
   settings.successful_only = true;

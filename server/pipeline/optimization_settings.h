@@ -66,7 +66,12 @@ inline constexpr int kGovernedRowsMax = 2048;
 // The most prompt positions where so many prompts, at least one, run together.
 int PromptPositionsMax(int prompts);
 
-// The paper's setting for a model: NGD, 3 neighbors, 10 steps, the last 5 layers, 20 core experts (or all, of fewer).
+// The last `count` MoE layers of a model, or all of fewer, ascending.
+std::vector<int> LastLayers(int count, const ModelShape& shape);
+
+// What requests get over a collection that nobody calibrated: 8 Adam steps on a router shift over the last quarter of
+// the layers (5 to 8 of them), all experts, on the choices' loss of the 12 nearest labeled references. It is used where
+// the loss of the next 12, held out, falls by a twentieth.
 OptimizationSettings DefaultSettings(const ModelShape& shape);
 
 // The published settings, arXiv 2504.07964, whatever the defaults are: see Preset in options.proto.

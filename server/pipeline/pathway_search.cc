@@ -18,13 +18,13 @@ constexpr double kModeFindingAlpha = 0.5;
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
-// The settings by which references are looked for. A prior was fitted to all of them and asks for the nearest one only:
-// whether the request is of their kind.
+// The settings by which references are looked for. Only gradient descent holds neighbors out. A prior was fitted to all
+// references and asks for the nearest one only: whether the request is of their kind.
 OptimizationSettings Retrieved(OptimizationSettings settings) {
+  if (settings.method != Method::kNeighborhoodGradientDescent) settings.validation_neighbors = 0;
   if (settings.method != Method::kCollectionPrior) return settings;
   settings.k = 1;
   settings.epsilon.reset();
-  settings.validation_neighbors = 0;
   settings.successful_only = false;
   return settings;
 }

@@ -143,7 +143,10 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
     C3PO_RETURN_IF_ERROR(ToInt("optimization.k", options.k(), settings.k));
     settings.epsilon.reset();
   }
-  if (options.has_epsilon()) settings.epsilon = options.epsilon();
+  if (options.has_epsilon()) {
+    settings.epsilon = options.epsilon();
+    settings.validation_neighbors = 0;  // A default's: all within epsilon are fitted.
+  }
   if (options.has_bandwidth()) settings.bandwidth = options.bandwidth();
   if (options.has_steps()) C3PO_RETURN_IF_ERROR(ToInt("optimization.steps", options.steps(), settings.steps));
   if (options.has_learning_rate()) settings.learning_rate = options.learning_rate();

@@ -291,6 +291,7 @@ TEST(CalibrationAxes, LeaveOutWhatIsFixedOrMissing) {
   EXPECT_THAT(free, testing::Contains("critical layers=last 30"));
   EXPECT_THAT(free, testing::Contains("k=6"));
   EXPECT_THAT(free, testing::Contains("setting=few samples, two steps"));
+  EXPECT_THAT(free, testing::Contains("setting=the server's defaults"));
   EXPECT_THAT(free, testing::Not(testing::Contains("k=12")));  // More than the collection holds.
   EXPECT_THAT(free, testing::Not(testing::Contains("setting=collection prior")));
   scope.has_prior = true;

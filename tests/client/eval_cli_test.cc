@@ -243,7 +243,8 @@ TEST_F(EvalCliTest, CalibrateStoresWhatHelps) {
   ServeReferences(&server_, 30);
   const ChildResult result = Run({"calibrate", "--collection", "science", "--questions", "20", "--k", "6"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
-  EXPECT_THAT(result.out, AllOf(HasSubstr("accuracy 0.0 % → 100.0 %"), HasSubstr("10 improved, 0 worsened")));
+  EXPECT_THAT(result.out, AllOf(HasSubstr("accuracy 0.0 % → 100.0 %"), HasSubstr("10 improved, 0 worsened"),
+                                HasSubstr("Off topic: 24 of 24 prompts")));
   ASSERT_EQ(server_.profile_requests().size(), 1);
   const v1::SetProfileRequest stored = server_.profile_requests()[0];
   EXPECT_EQ(stored.collection(), "science");
@@ -261,6 +262,31 @@ TEST_F(EvalCliTest, CalibrateStoresWhatHelps) {
     EXPECT_EQ(request.optimization().exclude_reference_ids(0), absl::StrCat("ref-", request.prompt().substr(1)));
     EXPECT_FALSE(request.optimization().use_profile());
   }
+}
+
+TEST_F(EvalCliTest, CalibrateSparesOffTopicPromptsThatItsSettingsWouldChange) {
+  LetOptimizationHelp();
+  ServeReferences(&server_, 30);
+  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest& request,
+                           grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    const bool none = request.optimization().method() == v1::METHOD_NONE;
+    v1::GenerateResponse event;
+    event.mutable_optimization()->set_gate(none ? v1::GATE_DECISION_NOT_REQUESTED : v1::GATE_DECISION_APPLIED);
+    if (!none) event.mutable_optimization()->set_nearest_distance(1.25);
+    writer->Write(event);
+    event.mutable_delta()->set_text(none ? "an answer" : "nonsense");
+    writer->Write(event);
+    event.mutable_summary()->set_finish_reason(v1::FINISH_REASON_STOP);
+    writer->Write(event);
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Run({"calibrate", "--collection", "science", "--questions", "20"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("Off topic: 0 of 24 prompts"));
+  ASSERT_EQ(server_.profile_requests().size(), 1);
+  const v1::GateOptions gate = server_.profile_requests()[0].profile().gate();
+  EXPECT_GT(gate.max_neighbor_distance(), 1.2);
+  EXPECT_LT(gate.max_neighbor_distance(), 1.25);
 }
 
 TEST_F(EvalCliTest, CalibrateSaysWhenC3poDoesNotHelp) {

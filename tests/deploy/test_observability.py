@@ -119,6 +119,7 @@ class Load:
         self.server = pb["server_pb2_grpc"].ServerServiceStub(self.channel)
 
     def generate(self, method: int, prompt: str = "What is 50 modulo seven?", max_tokens: int = 12, **options):
+        options.setdefault("gate", self.opt.GateOptions(max_neighbor_distance=2))  # However far the few references are.
         return self.generation.Generate(self.gen.GenerateRequest(
             prompt=prompt, sampling=self.gen.SamplingOptions(max_tokens=max_tokens, ignore_eos=True),
             optimization=self.opt.OptimizationOptions(method=method, collection="set", steps=3, **options,

@@ -124,6 +124,23 @@ class HarmlessTest(unittest.TestCase):
         self.assertGreater(grown.max_neighbor_distance, alone.max_neighbor_distance)
         self.assertNotEqual(grown.gate, FAR)
 
+    # --- Defaults ---
+
+    def test_defaults_hold_neighbors_out_and_few_references_are_shared_out(self):
+        self.add("few", samples(10))
+        for collection, fitted in (("set", 12), ("few", 5)):
+            events = self.ask(ON_TOPIC, collection=collection, gate=opt.GateOptions(max_neighbor_distance=2))
+            report = events[0].optimization
+            self.assertEqual(len(report.neighbors), fitted)
+            self.assertEqual(len(report.validation_losses), len(report.losses))
+            start, taken = report.validation_losses[0], report.validation_losses[report.selected_step]
+            self.assertEqual(taken, min(report.validation_losses))
+            self.assertEqual(report.gate == opt.GATE_DECISION_APPLIED, start - taken > 0.05 * start)
+
+    def test_defaults_do_not_stand_in_the_way_of_epsilon(self):
+        report = self.report(ON_TOPIC, epsilon=2.0, steps=1, gate=opt.GateOptions(max_neighbor_distance=2))
+        self.assertEqual((len(report.neighbors), len(report.validation_losses)), (40, 0))
+
     # --- Presets ---
 
     def test_the_papers_settings_are_one_word(self):

@@ -162,7 +162,8 @@ class RestartTest(unittest.TestCase):
             self.assertEqual(details(caught.exception)[:2], ("INVALID_FIELD", ["oracle_answer"]))
         tune = ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=3, batch_size=8, learning_rate=0.3)
         self.assertTrue(list(refs.TunePrior(tune))[-1].HasField("stored"))
-        refs.SetProfile(ref.SetProfileRequest(collection="set", profile=opt.OptimizationOptions(method=opt.METHOD_COLLECTION_PRIOR)))
+        refs.SetProfile(ref.SetProfileRequest(collection="set", profile=opt.OptimizationOptions(
+            method=opt.METHOD_COLLECTION_PRIOR, gate=opt.GateOptions(max_neighbor_distance=2))))
         before = score(opt.METHOD_UNSPECIFIED)
         self.assertEqual(before.optimization.method, opt.METHOD_COLLECTION_PRIOR)
         server.process.kill()

@@ -21,6 +21,11 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 TINY_MODEL = SOURCE / "tests" / "golden" / "model" / "mixtral_tiny"
 
 
+# Defaults of few neighbors and steps, all of them fitted, for tests of what a request's own settings do.
+FEW_STEPS = ("--neighbors", "3", "--validation-neighbors", "0", "--steps", "10", "--learning-rate", "0.1", "--application-rule", "every",
+             "--references", "successful", "--objective", "answer", "--critical-layers", "5", "--core-experts", "20")
+
+
 def cache_folder() -> pathlib.Path:
     """Where deploy/fetch_models.sh puts models."""
     return pathlib.Path(os.environ.get("C3PO_CACHE_DIR") or pathlib.Path.home() / ".cache" / "c3po")

@@ -22,7 +22,7 @@ class ServiceTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = server_process.fresh_folder()
-        cls.server = server_process.ServerProcess(BINARY, cls.folder)
+        cls.server = server_process.ServerProcess(BINARY, cls.folder, *server_process.FEW_STEPS)
         cls.channel = cls.server.channel()
         cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
         cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)

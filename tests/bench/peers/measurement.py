@@ -119,12 +119,10 @@ def take_turns(peers: dict, prompts, rounds: int, tell=lambda line: None, measur
 
 
 def paper_settings(options, collection: str) -> dict:
-    """Neighborhood gradient descent as the paper has it: 3 neighbors, 10 steps; last 5 layers and top-20 experts are the server's
-    defaults. Never skipped or taken back; all references count, as random weights answer nothing right."""
-    return {"method": options.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, "k": REFERENCES, "kernel": options.KERNEL_GAUSSIAN, "steps": 10,
-            "step_rule": options.STEP_RULE_GRADIENT, "objective": options.OBJECTIVE_ANSWER,
-            "application_rule": options.APPLICATION_RULE_LAST_PROMPT_TOKEN, "collection": collection,
-            "reference_selection": options.REFERENCE_SELECTION_ALL, "gate": options.GateOptions(enabled=False)}
+    """Neighborhood gradient descent as the paper has it, by its preset: 3 neighbors, 10 steps, the last 5 layers, 20 core experts,
+    no gate. All references count, as random weights answer nothing right."""
+    return {"preset": options.PRESET_PAPER, "k": REFERENCES, "collection": collection,
+            "reference_selection": options.REFERENCE_SELECTION_ALL}
 
 
 def decode_rate_of_streams(client, prompts, *key) -> float:
