@@ -366,7 +366,7 @@ class ServiceTest(unittest.TestCase):
         self.assertEqual(held.validation_losses[held.selected_step], min(held.validation_losses))
         if held.selected_step == 0:
             self.assertNotEqual(held.gate, opt.GATE_DECISION_APPLIED)
-        long, patient = (list(self.score(method=ngd, k=3, steps=20, learning_rate=5.0, patience=patience).optimization.losses)
+        long, patient = (list(self.score(method=ngd, k=3, steps=20, learning_rate=5.0, patience=patience, backtrack=False).optimization.losses)
                          for patience in (0, 1))
         self.assertEqual(len(long), 21)
         self.assertLess(len(patient), len(long))
