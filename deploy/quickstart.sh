@@ -68,8 +68,8 @@ ask "Chat: How do plants make food? (the model as it is)" --chat --method none -
 ask "Science: What gas do plants need for photosynthesis? (with C3PO)" --collection science --method ngd \
   --stop $'\n' --max-tokens 14 $'Question: What gas do plants need for photosynthesis?\nAnswer:'
 ask "A held-out review: the second coming of harry potter is a film far superior to its predecessor (without C3PO)" \
-  --method none --max-tokens 1 "$REVIEW"
-ask "The same review (with C3PO)" --method ngd "${C3PO_OPTIONS[@]}" --max-tokens 1 "$REVIEW"
+  --method none "$REVIEW" --choices " negative" " positive"
+ask "The same review (with C3PO)" --method ngd "${C3PO_OPTIONS[@]}" "$REVIEW" --choices " negative" " positive"
 
 heading "6/6 Sixty held-out reviews"
 echo "none: the model as it is. ngd: with C3PO. knn: the vote of the same neighbors, no model at all."
