@@ -6,10 +6,11 @@ GateDecision GateBeforeOptimization(const GateOptions& options, bool has_neighbo
                                     double base_confidence) {
   if (!has_neighbors) return GateDecision::kSkippedNoNeighbors;
   if (!options.enabled) return GateDecision::kApplied;
-  if (options.max_neighbor_distance && nearest_distance > *options.max_neighbor_distance) {
+  // Comparisons are written so that what is not a number fails them, and the model is left as it is.
+  if (options.max_neighbor_distance && !(nearest_distance <= *options.max_neighbor_distance)) {
     return GateDecision::kSkippedNeighborsFar;
   }
-  if (options.max_base_confidence && base_confidence >= *options.max_base_confidence) {
+  if (options.max_base_confidence && !(base_confidence < *options.max_base_confidence)) {
     return GateDecision::kSkippedBaseConfident;
   }
   return GateDecision::kApplied;
@@ -31,7 +32,7 @@ GateDecision GateAfterOptimization(const GateOptions& options, LossChange fitted
 }
 
 GateDecision GateAfterTrial(const GateOptions& options, double optimized_confidence) {
-  const bool unsure = options.min_optimized_confidence && optimized_confidence < *options.min_optimized_confidence;
+  const bool unsure = options.min_optimized_confidence && !(optimized_confidence >= *options.min_optimized_confidence);
   return options.enabled && unsure ? GateDecision::kRevertedNotConfident : GateDecision::kApplied;
 }
 

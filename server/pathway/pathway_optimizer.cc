@@ -46,7 +46,7 @@ absl::StatusOr<bool> PathwayOptimizer::Step() {
 }
 
 void PathwayOptimizer::Consider(const Pathway& w, double loss) {
-  if (loss >= best_loss_) return;
+  if (!(loss < best_loss_)) return;  // NaN is not better.
   best_loss_ = loss;
   pathway_ = w;
 }

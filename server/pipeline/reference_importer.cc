@@ -33,6 +33,10 @@ Metrics::Verdict VerdictMetric(SampleOutcome outcome) {
   return Metrics::Verdict::kMalformed;
 }
 
+// Whether the sample is what is wrong: malformed, or one that the model or the encoder computes nonsense for. The
+// others go on; any other error would meet them too.
+bool IsOfSample(const absl::Status& status) { return absl::IsInvalidArgument(status) || absl::IsInternal(status); }
+
 }  // namespace
 
 void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics) {
@@ -170,6 +174,25 @@ absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, J
   return request;
 }
 
+// The record of a sample that the engine has scored.
+absl::Status ReferenceImport::Complete(Judged& judged) const {
+  ReferenceRecord& record = judged.record;
+  if (parts_.embedding->from_model()) {
+    C3PO_ASSIGN_OR_RETURN(record.embedding, QueryEmbedding::OfStates(std::move(judged.mean_hidden)));
+  }
+  if (judged.has_choices) {
+    record.successful = true;
+    for (size_t c = 0; c < judged.scores.size(); ++c) {
+      if (c == judged.gold) continue;
+      // Written so that what is not a number is no success.
+      record.successful = record.successful && judged.scores[c].per_token() < judged.scores[judged.gold].per_token();
+    }
+  } else {
+    record.successful = judged.scores.front().is_greedy;
+  }
+  return ValidateRecord(record);
+}
+
 absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
   std::vector<Judged> judged(batch.size());
   std::vector<SampleVerdict> verdicts(batch.size());
@@ -207,23 +230,12 @@ absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
   for (size_t i = 0; i < batch.size(); ++i) {
     Judged& one = judged[i];
     if (absl::IsAlreadyExists(one.status)) continue;
-    if (absl::IsInvalidArgument(one.status)) {
+    if (one.status.ok()) one.status = Complete(one);
+    if (IsOfSample(one.status)) {
       verdicts[i].message = std::string(one.status.message());
       continue;
     }
     C3PO_RETURN_IF_ERROR(one.status);
-    if (parts_.embedding->from_model()) {
-      C3PO_ASSIGN_OR_RETURN(one.record.embedding, QueryEmbedding::OfStates(std::move(one.mean_hidden)));
-    }
-    if (one.has_choices) {
-      one.record.successful = true;
-      for (size_t c = 0; c < one.scores.size(); ++c) {
-        if (c != one.gold && one.scores[c].per_token() >= one.scores[one.gold].per_token())
-          one.record.successful = false;
-      }
-    } else {
-      one.record.successful = one.scores.front().is_greedy;
-    }
     verdicts[i].id = one.record.id;
     verdicts[i].outcome = one.record.successful ? SampleOutcome::kSuccessful : SampleOutcome::kFailed;
     of_record.push_back(i);

@@ -34,7 +34,8 @@ struct SampleVerdict {
 
 // One stream of samples on its way into the store. Each sample is run through the model: with choices it is successful
 // when the answer has the largest length-normalized log-likelihood of all; without, when the model's greedy tokens
-// after the prompt are the answer's tokens. Samples go in batches: judged side by side by the engine, committed in one
+// after the prompt are the answer's tokens. A sample that the model or the encoder computes nonsense for (NaN) is
+// malformed, and the import goes on. Samples go in batches: judged side by side by the engine, committed in one
 // transaction, and only then are their verdicts reported. A thread of its own does the waiting.
 class ReferenceImport {
  public:
@@ -64,6 +65,7 @@ class ReferenceImport {
   class JudgeSink;
 
   void Run();
+  absl::Status Complete(Judged& judged) const;
   absl::Status RunBatch(std::vector<Item> batch);
   bool IsStored(const std::string& id) const;
   absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, Judged& judged) const;

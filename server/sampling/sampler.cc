@@ -98,11 +98,7 @@ absl::Status CheckArguments(absl::Span<const float> logits, absl::Span<const int
                             int64_t position) {
   if (logits.empty()) return absl::InvalidArgumentError("logits: empty");
   if (position < 0) return absl::InvalidArgumentError(absl::StrCat("position: ", position, " is negative"));
-  if (!AllFinite(logits)) {
-    const auto* bad = std::find_if(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); });
-    return absl::InternalError(
-        absl::StrCat("logits[", bad - logits.begin(), "] is ", *bad, ": the model's output is not finite"));
-  }
+  C3PO_RETURN_IF_ERROR(CheckLogits(logits));
   if (!use_context) return absl::OkStatus();
   for (size_t i = 0; i < context_ids.size(); ++i) {
     if (context_ids[i] < 0 || static_cast<size_t>(context_ids[i]) >= logits.size()) {
@@ -239,6 +235,13 @@ void AddLogprobs(absl::Span<const float> logits, int count, SampledToken& token)
 }
 
 }  // namespace
+
+absl::Status CheckLogits(absl::Span<const float> logits) {
+  if (AllFinite(logits)) return absl::OkStatus();
+  const auto* bad = std::find_if(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); });
+  return absl::InternalError(
+      absl::StrCat("logits[", bad - logits.begin(), "] is ", *bad, ": the model's output is not finite"));
+}
 
 absl::Status ValidateSamplingParams(const SamplingParams& params) {
   // Comparisons are written so that NaN fails them.

@@ -15,6 +15,10 @@ namespace c3po {
 // ranges in SamplingParams.
 absl::Status ValidateSamplingParams(const SamplingParams& params);
 
+// Internal for the first logit that is NaN or infinite, naming its index: the model computed nonsense. Whoever compares
+// logits must ask first, because NaN is neither larger nor smaller than anything. Pure and thread-safe.
+absl::Status CheckLogits(absl::Span<const float> logits);
+
 // Chooses the next token. With z the logits [vocabulary], in this order:
 //   1. logit_bias: z <- z + bias, for each id that has one; then repetition penalty r (CTRL, arXiv 1909.05858), for
 //   each distinct id in context_ids: z <- z / r if z > 0, else z * r
@@ -33,7 +37,7 @@ absl::Status ValidateSamplingParams(const SamplingParams& params);
 // not 1. position: index of the token in the sequence or the generation, >= 0; one per (seed, draw). Arithmetic on
 // probabilities is in double. Time O(vocabulary + context); the vocabulary is never sorted. Pure and thread-safe.
 // InvalidArgument: params out of range, empty logits, an id outside the vocabulary (of logit_bias too), position < 0.
-// Internal: a logit is NaN or infinite, naming its index: the model computed nonsense.
+// Internal: as CheckLogits.
 absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params,
                                     absl::Span<const int32_t> context_ids, int64_t position);
 

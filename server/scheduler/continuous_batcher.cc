@@ -1,6 +1,7 @@
 #include "server/scheduler/continuous_batcher.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -220,6 +221,10 @@ void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput output) 
     metrics_->ObservePrefillTime(sequence.timings.prefill_seconds);
     metrics_->CountPromptTokens(sequence.prompt_length());
   }
+  // Before anything is compared, optimized or stored for what is no number.
+  if (const absl::Status finite = CheckLogits(output.logits); !finite.ok()) {
+    return Finish(sequence, finite, FinishReason::kLength);
+  }
   sequence.prompt_logits = std::move(output.logits);
   sequence.capture = std::move(output.capture);
   if (sequence.request.on_prefilled) {
@@ -282,6 +287,9 @@ void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
 
 void ContinuousBatcher::TakeResumed(Sequence& sequence, std::vector<float> logits) {
   if (!sequence.routing) return BeginAnswer(sequence, sequence.prompt_logits);
+  if (const absl::Status finite = CheckLogits(logits); !finite.ok()) {
+    return Finish(sequence, finite, FinishReason::kLength);
+  }
   if (!sequence.scoring() && !sequence.task->AcceptLogits(logits)) return Revert(sequence);
   BeginAnswer(sequence, std::move(logits));
 }
@@ -358,6 +366,12 @@ void ContinuousBatcher::StartScoring(Sequence& sequence, const std::vector<float
 void ContinuousBatcher::TakeScore(Sequence& sequence, size_t continuation, const SegmentOutput& output) {
   ContinuationScore& score = sequence.scores[continuation];
   for (float logprob : output.target_logprobs) score.log_likelihood += logprob;
+  if (!std::isfinite(score.log_likelihood)) {
+    return Finish(sequence,
+                  absl::InternalError(absl::StrCat("continuations[", continuation, "]: its log-likelihood is ",
+                                                   score.log_likelihood, ": the model's output is not finite")),
+                  FinishReason::kLength);
+  }
   score.is_greedy = score.is_greedy && output.targets_greedy;
   score.token_logprobs.insert(score.token_logprobs.end(), output.target_logprobs.begin(), output.target_logprobs.end());
   if (++sequence.scored == sequence.scores.size()) FinishScoring(sequence);

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace c3po {
 namespace {
 
@@ -20,6 +22,21 @@ TEST(Gate, SkipsWhenTheNearestIsTooFarOrTheModelIsSure) {
   EXPECT_EQ(GateBeforeOptimization(options, true, 0.8, 0.89), GateDecision::kApplied);
   options.enabled = false;
   EXPECT_EQ(GateBeforeOptimization(options, true, 2, 1), GateDecision::kApplied);
+}
+
+TEST(Gate, WhatIsNotANumberPassesNoCondition) {
+  const double nan = std::nan("");
+  GateOptions options;
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, nan}, std::nullopt), GateDecision::kRevertedLossNotReduced);
+  EXPECT_EQ(GateAfterOptimization(options, {1.0, 0.5}, LossChange{nan, 0.5}),
+            GateDecision::kRevertedValidationLossNotReduced);
+  options.max_neighbor_distance = 0.8;
+  EXPECT_EQ(GateBeforeOptimization(options, true, nan, 0.1), GateDecision::kSkippedNeighborsFar);
+  options.max_neighbor_distance.reset();
+  options.max_base_confidence = 0.9;
+  EXPECT_EQ(GateBeforeOptimization(options, true, 0.5, nan), GateDecision::kSkippedBaseConfident);
+  options.min_optimized_confidence = 0.5;
+  EXPECT_EQ(GateAfterTrial(options, nan), GateDecision::kRevertedNotConfident);
 }
 
 TEST(Gate, RevertsUnlessTheLossFellEnough) {

@@ -117,6 +117,42 @@ TEST(ContinuousBatcher, ContinuationsOfAPromptAreScoredInOnePass) {
   EXPECT_EQ(sink->scores.size(), 10u);
 }
 
+// By its prompt, by a continuation behind its first token, or by a pathway; beside one that is none of it.
+TEST(ContinuousBatcher, WhatTheModelGivesNoNumbersForFailsAlone) {
+  HashModel model;
+  model.bad_token = 40;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  std::vector<std::shared_ptr<RecordingSink>> bad;
+  const auto add = [&](std::vector<int32_t> prompt, std::vector<std::vector<int32_t>> continuations,
+                       std::shared_ptr<const RoutingOverride> routing) {
+    bad.push_back(std::make_shared<RecordingSink>());
+    SequenceRequest request = MakeRequest({std::move(prompt), 3, std::move(routing)}, bad.back());
+    request.continuations = std::move(continuations);
+    batcher.Add(std::move(request));
+  };
+  for (const auto& routing : {std::shared_ptr<RoutingOverride>(), Routing(5)}) {
+    add({1, 40, 2}, {}, routing);
+    add({1, 40, 2}, {{3}, {4, 5}}, routing);
+    add({1, 2}, {{3}, {4, 40, 5}}, routing);
+  }
+  add({1, 2}, {}, Routing(HashModel::kBadWeight));
+  add({1, 2}, {{3}, {4}}, Routing(HashModel::kBadWeight));
+  auto good = std::make_shared<RecordingSink>();
+  batcher.Add(MakeRequest({{1, 2, 3}, 4, nullptr}, good));
+  while (batcher.Step()) {
+  }
+  for (size_t i = 0; i < bad.size(); ++i) {
+    SCOPED_TRACE(testing::Message() << "request " << i);
+    EXPECT_EQ(bad[i]->finished_count, 1);
+    EXPECT_EQ(bad[i]->status.code(), absl::StatusCode::kInternal) << bad[i]->status;
+    EXPECT_TRUE(bad[i]->tokens.empty());
+    EXPECT_TRUE(bad[i]->scores.empty());
+  }
+  EXPECT_TRUE(good->status.ok()) << good->status;
+  EXPECT_EQ(good->tokens, RunAlone({{1, 2, 3}, 4, nullptr})->tokens);
+  EXPECT_EQ(batcher.kv_tokens_used(), 0);
+}
+
 TEST(ContinuousBatcher, LastPromptTokenRuleLeavesDecodedTokensToTheModelsOwnRouters) {
   Wanted w{{1, 2, 3}, 6, Routing(5), ApplicationRule::kEveryNewToken};
   const std::vector<int32_t> every = RunAlone(w)->tokens;

@@ -51,6 +51,7 @@ class HashModel final : public PartialModel {
       EXPECT_GE(slots.size(), segment.start + segment.tokens.size()) << "no slots";
       uint64_t h = segment.start == 0 ? 1469598103934665603ull : states_.at(slots[segment.start - 1]);
       SegmentOutput output;
+      bool nonsense = false;
       for (size_t r = 0; r < segment.tokens.size(); ++r) {
         const int position = segment.start + static_cast<int>(r);
         h = (h ^ static_cast<uint64_t>(segment.tokens[r] + 1)) * 1099511628211ull;
@@ -60,9 +61,13 @@ class HashModel final : public PartialModel {
         states_.at(slots[position]) = h;
         EXPECT_TRUE(written.insert(slots[position]).second) << "two rows of a pass write one slot";
         if (!segment.targets.empty()) output.target_logprobs.push_back(-static_cast<float>((h >> 20) % 100));
+        // No number from this token on; of one pass only.
+        nonsense = nonsense || segment.tokens[r] == bad_token ||
+                   (segment.routing && segment.routing->values.weights[0] == kBadWeight);
+        if (nonsense && !segment.targets.empty()) output.target_logprobs.back() = std::nanf("");
       }
-      output.logits.assign(kVocabulary, 0);
-      output.logits[(h >> 17) % (kVocabulary - 1)] = 1;
+      output.logits.assign(kVocabulary, nonsense ? std::nanf("") : 0);
+      if (!nonsense) output.logits[(h >> 17) % (kVocabulary - 1)] = 1;
       output.capture.pathway = Pathway(2, 4);
       output.capture.entry_hidden = {static_cast<float>(segment.start)};
       outputs.push_back(std::move(output));
@@ -96,6 +101,8 @@ class HashModel final : public PartialModel {
   absl::Duration per_forward;
   int64_t most_rows = 0;
   absl::Status fail_with;
+  int32_t bad_token = -1;                      // gives NaN
+  static constexpr float kBadWeight = 987654;  // of a routing that gives NaN
 
  private:
   std::vector<uint64_t> states_;  // per slot: the hash of everything up to its position
