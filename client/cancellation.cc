@@ -27,6 +27,21 @@ int Cancellation::calls_in_flight() const {
   return static_cast<int>(contexts_.size());
 }
 
+Cancellation::Watched::Watched(Cancellation* cancellation) : cancellation_(cancellation) {
+  absl::MutexLock lock(&cancellation_->mu_);
+  ++cancellation_->watchers_;
+}
+
+Cancellation::Watched::~Watched() {
+  absl::MutexLock lock(&cancellation_->mu_);
+  --cancellation_->watchers_;
+}
+
+bool Cancellation::watched() const {
+  absl::MutexLock lock(&mu_);
+  return watchers_ > 0;
+}
+
 bool Cancellation::WaitFor(absl::Duration duration) const {
   absl::MutexLock lock(&mu_);
   mu_.AwaitWithTimeout(absl::Condition(&cancelled_), duration);

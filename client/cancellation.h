@@ -32,6 +32,20 @@ class Cancellation {
   // Sleeps until cancelled or until `duration` has passed. True when cancelled.
   bool WaitFor(absl::Duration duration) const;
 
+  // While there is one, somebody looks at cancelled() between calls: a signal that finds no call in flight has been
+  // heard, too.
+  class Watched {
+   public:
+    explicit Watched(Cancellation* cancellation);
+    ~Watched();
+    Watched(const Watched&) = delete;
+    Watched& operator=(const Watched&) = delete;
+
+   private:
+    Cancellation* const cancellation_;
+  };
+  bool watched() const;
+
   // Puts one gRPC call under `cancellation` (null: no effect) for the life of this object.
   class Attachment {
    public:
@@ -48,6 +62,7 @@ class Cancellation {
  private:
   mutable absl::Mutex mu_;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
+  int watchers_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<grpc::ClientContext*> contexts_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -1,12 +1,17 @@
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -16,8 +21,10 @@
 #include "client/cli/off_topic.h"
 #include "client/cli/request_flags.h"
 #include "client/cli/terminal.h"
+#include "client/eval/answer_journal.h"
 #include "client/eval/calibration.h"
 #include "client/eval/collection_import.h"
+#include "client/eval/known_questions.h"
 #include "client/eval/option_setting.h"
 #include "client/eval/sample_line.h"
 #include "client/eval/task_file.h"
@@ -38,6 +45,9 @@ struct CalibrateFlags {
   double budget_seconds = 1800;
   uint64_t seed = 0;
   int concurrency = 2;
+  double cost_weight = CalibrationSettings().cost_weight;
+  std::string state;
+  bool fresh = false;
   bool dry_run = false;
   v1::OptimizationOptions fixed;
 };
@@ -73,8 +83,10 @@ absl::StatusOr<std::vector<v1::Reference>> ReadPool(Session& session, const Cali
   return pool;
 }
 
-// Leave-one-out questions: a sample of the references, each its own id. Those with choices where there are any.
-Task LeaveOneOutTask(const std::vector<v1::Reference>& pool, const CalibrateFlags& flags) {
+// Leave-one-out questions: a sample of `pool`, each with the ids of all references that have its prompt. Those with
+// choices where there are any.
+Task LeaveOneOutTask(const std::vector<v1::Reference>& pool, const std::vector<v1::Reference>& references,
+                     const CalibrateFlags& flags) {
   Task task;
   task.name = task.collection = flags.collection;
   const bool choices = std::any_of(
@@ -82,13 +94,20 @@ Task LeaveOneOutTask(const std::vector<v1::Reference>& pool, const CalibrateFlag
   task.kind = choices ? TaskKind::kChoice : TaskKind::kGeneration;
   task.metric = choices ? Metric::kPerToken : Metric::kExactMatch;
   if (!choices) task.stop = {"\n"};
+  // A sample that was relabeled, or is there twice under other choices, is at distance 0 of itself.
+  std::multimap<absl::string_view, const std::string*> ids;
+  for (const v1::Reference& reference : references) {
+    ids.emplace(absl::StripAsciiWhitespace(reference.sample().prompt()), &reference.id());
+  }
   for (const size_t index : ShuffledOrder(pool.size(), flags.seed)) {
     if (task.items.size() == flags.questions) break;
     const v1::ReferenceSample& sample = pool[index].sample();
     if (choices != (sample.choices_size() > 1)) continue;
     TaskItem item;
-    item.id = item.reference_id = pool[index].id();
+    item.id = pool[index].id();
     item.prompt = sample.prompt();
+    const auto same = ids.equal_range(absl::StripAsciiWhitespace(item.prompt));
+    for (auto each = same.first; each != same.second; ++each) item.own_references.push_back(*each->second);
     item.answer = sample.answer();
     item.choices.assign(sample.choices().begin(), sample.choices().end());
     const auto gold = std::find(item.choices.begin(), item.choices.end(), item.answer);
@@ -99,7 +118,7 @@ Task LeaveOneOutTask(const std::vector<v1::Reference>& pool, const CalibrateFlag
 }
 
 // The user's own questions, if given, follow the task's and check.
-absl::Status AddHeldout(const CalibrateFlags& flags, Task* task, CalibrationSettings* settings) {
+absl::Status AddHeldout(Session& session, const CalibrateFlags& flags, Task* task, CalibrationSettings* settings) {
   settings->questions.resize(task->items.size());
   std::iota(settings->questions.begin(), settings->questions.end(), size_t{0});
   if (flags.heldout.empty()) return absl::OkStatus();
@@ -107,6 +126,17 @@ absl::Status AddHeldout(const CalibrateFlags& flags, Task* task, CalibrationSett
   if (heldout.kind != task->kind) {
     return absl::InvalidArgumentError(absl::StrCat(flags.heldout, ": its questions are of ", TaskKindName(heldout.kind),
                                                    ", the collection's of ", TaskKindName(task->kind)));
+  }
+  C3PO_ASSIGN_OR_RETURN(const std::vector<bool> known, FindKnownQuestions(
+                                                           *session.client, heldout, {flags.collection},
+                                                           flags.concurrency, [](size_t) {}, session.call_options()));
+  if (const size_t left_out = LeaveOut(known, &heldout); left_out > 0) {
+    absl::PrintF("%s: %d of %d questions are among the references of %s and are left out\n", flags.heldout, left_out,
+                 known.size(), flags.collection);
+  }
+  if (heldout.items.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(flags.heldout, ": every question is among the references of ", flags.collection));
   }
   for (TaskItem& item : heldout.items) {
     settings->check.push_back(task->items.size());
@@ -190,14 +220,68 @@ absl::Status Store(Session& session, const CalibrateFlags& flags, const Calibrat
   return absl::OkStatus();
 }
 
+std::string DefaultState(const CalibrateFlags& flags) {
+  const char* cache = std::getenv("C3PO_CACHE_DIR");
+  const char* home = std::getenv("HOME");
+  const std::string folder = cache != nullptr && *cache != '\0'
+                                 ? std::string(cache)
+                                 : absl::StrCat(home == nullptr ? "." : home, "/.cache/c3po");
+  std::string name;  // What a file may be called, and beside it what tells two collections apart.
+  for (const char c : flags.collection) name += absl::ascii_isalnum(c) || c == '-' || c == '.' ? c : '_';
+  return absl::StrCat(folder, "/calibrations/", name.substr(0, 64), "-",
+                      absl::Hex(Fingerprint().Add(flags.collection).value(), absl::kZeroPad16), ".jsonl");
+}
+
+// What answers depend on besides options and questions.
+std::string Identity(const v1::GetServerInfoResponse& info, const v1::GetCollectionResponse& collection,
+                     const std::vector<v1::Reference>& references, const Task& task) {
+  std::vector<std::string> ids;
+  for (const v1::Reference& reference : references) ids.push_back(reference.id());
+  std::sort(ids.begin(), ids.end());
+  Fingerprint print;
+  for (const std::string& id : ids) print.Add(id);
+  print.Add(collection.prior().SerializeAsString());
+  const nlohmann::ordered_json identity = {{"kept_by", "c3po calibrate"},
+                                           {"version", 1},
+                                           {"collection", task.collection},
+                                           {"metric", MetricName(task.metric)},
+                                           {"model", info.model().digest()},
+                                           {"embedder", info.embedder().digest()},
+                                           {"references", collection.stats().references()},
+                                           {"shifts", collection.amortized_shifts()},
+                                           {"of", absl::StrCat(absl::Hex(print.value(), absl::kZeroPad16))}};
+  return identity.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+// Null where none can be kept, which is told: the calibration goes on without.
+absl::StatusOr<std::unique_ptr<AnswerJournal>> OpenJournal(const CalibrateFlags& flags, const std::string& identity) {
+  const std::string path = flags.state.empty() ? DefaultState(flags) : flags.state;
+  if (flags.fresh) {
+    std::error_code error;
+    std::filesystem::remove(path, error);
+  }
+  absl::StatusOr<std::unique_ptr<AnswerJournal>> journal = AnswerJournal::Open(path, identity);
+  if (!journal.ok() && flags.state.empty()) {
+    absl::FPrintF(stderr, "answers are not kept: %s\n", journal.status().message());
+    return nullptr;
+  }
+  C3PO_RETURN_IF_ERROR(journal.status());
+  if ((*journal)->resumed() > 0) {
+    absl::PrintF("%s holds %d answers of a calibration that was ended: it goes on (--fresh begins anew)\n", path,
+                 (*journal)->resumed());
+  }
+  return journal;
+}
+
 absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
   flags.fixed.clear_collection();
   C3PO_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse info, session.client->GetServerInfo(session.call_options()));
   if (info.model().moe_layers() == 0) return absl::FailedPreconditionError("the server's model has no MoE layers");
-  C3PO_ASSIGN_OR_RETURN(std::vector<v1::Reference> pool, ReadPool(session, flags));
+  C3PO_ASSIGN_OR_RETURN(const std::vector<v1::Reference> references, ReadPool(session, flags));
   C3PO_ASSIGN_OR_RETURN(const v1::GetCollectionResponse collection, Collection(session, flags));
+  std::vector<v1::Reference> pool = references;
   const bool has_prior = KeepWhatPriorDidNotSee(collection, flags.questions, &pool);
-  Task task = LeaveOneOutTask(pool, flags);
+  Task task = LeaveOneOutTask(pool, references, flags);
   if (task.items.size() < kQuestionsMin) {
     return absl::FailedPreconditionError(absl::StrCat("collection ", flags.collection, " holds ", task.items.size(),
                                                       " questions to calibrate with; at least ", kQuestionsMin,
@@ -207,7 +291,7 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
     C3PO_ASSIGN_OR_RETURN(task.metric, ParseMetric(flags.metric));
   }
   CalibrationSettings settings;
-  C3PO_RETURN_IF_ERROR(AddHeldout(flags, &task, &settings));
+  C3PO_RETURN_IF_ERROR(AddHeldout(session, flags, &task, &settings));
   const CalibrationScope scope = Scope(flags, info, collection, task.kind == TaskKind::kChoice, has_prior);
   settings.metric = task.metric;
   settings.start = StartOptions(info.default_optimization(), flags);
@@ -215,16 +299,46 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
   // The first whole setting is a sounder point to begin at than the server's defaults.
   ApplyPatch(settings.axes.front().candidates.front().patch, &settings.start);
   settings.budget = flags.budget_seconds > 0 ? absl::Seconds(flags.budget_seconds) : absl::InfiniteDuration();
+  settings.cost_weight = flags.cost_weight;
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<AnswerJournal> journal,
+                        OpenJournal(flags, Identity(info, collection, references, task)));
   CalibrationPrinter printer(session.terminal, settings);
   settings.on_point = [&](const TriedPoint& point) { printer.OnPoint(point); };
-  ClientItemRunner runner(session.client.get(), session.call_options(), info.model().context_window());
-  TaskScorer scorer(&task, &runner, flags.concurrency, [&] { printer.OnAnswer(); });
+  const Cancellation::Watched watched(&session.cancellation);
+  settings.ended = [&] { return session.cancellation.cancelled(); };
+  settings.on_ended = [&] {
+    printer.Clear();
+    absl::FPrintF(stderr, "ended by a signal: the best point so far is checked; a second signal ends at once\n");
+    session.cancellation.Reset();
+  };
+  ClientItemRunner runner(session.client.get(), session.call_options(), info);
+  absl::Status kept;
+  TaskScorer asked(&task, &runner, flags.concurrency,
+                   [&](const v1::OptimizationOptions& options, const TaskItem& item, const ItemResult& answer) {
+                     printer.OnAnswer();
+                     if (journal != nullptr && kept.ok()) kept = journal->Append(options, item, answer);
+                   });
+  RememberingScorer remembering(&task, &asked, journal.get());
+  CalibrationScorer& scorer = journal != nullptr ? static_cast<CalibrationScorer&>(remembering) : asked;
   absl::StatusOr<CalibrationResult> result = Calibrate(settings, scorer);
   printer.Clear();
-  C3PO_RETURN_IF_ERROR(result.status());
+  if (!kept.ok()) absl::FPrintF(stderr, "answers are no longer kept: %s\n", kept.message());
+  const std::string goes_on =
+      journal != nullptr ? absl::StrCat("; the same command goes on from ", journal->path()) : std::string();
+  if (!result.ok()) return absl::Status(result.status().code(), absl::StrCat(result.status().message(), goes_on));
   printer.PrintOutcome(flags.collection, *result);
   if (result->helps) C3PO_RETURN_IF_ERROR(SpareOffTopic(session, flags.collection, &result->chosen));
-  return flags.dry_run ? absl::OkStatus() : Store(session, flags, *result, info);
+  // What was not searched to its end does not show that nothing helps: an earlier profile stays.
+  if (result->ended && !result->helps) {
+    absl::PrintF("Nothing is stored: of the points tried none helps, and others were not tried.\n");
+  } else if (!flags.dry_run) {
+    C3PO_RETURN_IF_ERROR(Store(session, flags, *result, info));
+  }
+  if (result->ended) {
+    return absl::CancelledError(absl::StrCat("ended by a signal before every point was tried", goes_on));
+  }
+  if (journal != nullptr && !result->budget_spent) journal->Remove();
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -253,6 +367,15 @@ void AddCalibrateCommand(CLI::App& app, Session* session) {
   command->add_option("--concurrency", flags->concurrency, "Questions asked at a time")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
+  command
+      ->add_option("--cost-weight", flags->cost_weight,
+                   "What each doubling of the seconds per question must bring, in [0, 1] of accuracy; 0: time is free")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--state", flags->state,
+                      "Keep the answers in this file until the search is complete; a search that was ended, or whose "
+                      "budget was spent, goes on from it. Default: in ~/.cache/c3po/calibrations");
+  command->add_flag("--fresh", flags->fresh, "Begin anew, whatever such a file holds");
   command->add_flag("--dry-run", flags->dry_run, "Store nothing");
   AddOptimizationFlags(*command, &flags->fixed);
   for (const char* other : {"--collection", "--return-pathways"}) command->remove_option(command->get_option(other));

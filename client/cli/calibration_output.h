@@ -6,6 +6,7 @@
 #include "c3po/v1/server.pb.h"
 #include "client/cli/terminal.h"
 #include "client/eval/calibration.h"
+#include "client/eval/time_left.h"
 
 namespace c3po {
 
@@ -13,6 +14,7 @@ namespace c3po {
 class CalibrationPrinter {
  public:
   CalibrationPrinter(const Terminal& terminal, const CalibrationSettings& settings);
+  // An answer that was asked for, not one that a journal held.
   void OnAnswer();
   void OnPoint(const TriedPoint& point);
   void Clear() { progress_.Clear(); }
@@ -22,8 +24,11 @@ class CalibrationPrinter {
  private:
   const Terminal& terminal_;
   const v1::OptimizationOptions start_;
+  const size_t points_max_;
+  TimeLeft left_;
   ProgressLine progress_;
   size_t answers_ = 0;
+  size_t answers_of_point_ = 0;
   size_t points_ = 0;
 };
 

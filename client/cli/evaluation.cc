@@ -1,5 +1,6 @@
 #include "client/cli/evaluation.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -13,7 +14,9 @@
 #include "client/cli/request_flags.h"
 #include "client/cli/run_output.h"
 #include "client/eval/collection_import.h"
+#include "client/eval/effective_settings.h"
 #include "client/eval/evaluator.h"
+#include "client/eval/known_questions.h"
 #include "client/eval/sample_line.h"
 #include "client/eval/task_file.h"
 #include "index/base/status_macros.h"
@@ -53,6 +56,7 @@ class LiveProgress : public EvaluationListener {
 
   void OnResult(const ItemResult& result) override {
     Count(result);
+    for (const std::string& warning : result.warnings) ++warnings_[absl::StrCat(result.task, ": ", warning)];
     Advance();
   }
 
@@ -67,7 +71,13 @@ class LiveProgress : public EvaluationListener {
     Advance();
   }
 
-  void Clear() { progress_.Clear(); }
+  // At the end: what the server warned of, each once with the number of answers.
+  void Conclude() {
+    progress_.Clear();
+    for (const auto& [warning, answers] : warnings_) {
+      absl::FPrintF(stderr, "warning, %d answers: %s\n", answers, WithoutControls(warning));
+    }
+  }
 
  private:
   void Count(const ItemResult& result) {
@@ -95,6 +105,7 @@ class LiveProgress : public EvaluationListener {
   const absl::Time start_;
   std::vector<std::string> labels_;
   std::map<std::string, std::pair<int, int>> counts_;  // right, asked
+  std::map<std::string, int> warnings_;                // answers that have it
   size_t done_ = 0;
   size_t errors_ = 0;
 };
@@ -124,6 +135,46 @@ absl::Status CheckCollections(Session& session, const RunDescription& run) {
   return absl::OkStatus();
 }
 
+// What makes this run another one when it changes: what the collections' requests get.
+absl::Status NoteCollections(Session& session, RunDescription* run) {
+  EffectiveSettings settings(session.client.get(), session.call_options(), run->server.default_optimization());
+  for (const Task& task : run->tasks) {
+    for (const std::string& collection : CollectionsRead(task, run->methods)) {
+      C3PO_ASSIGN_OR_RETURN(run->effective[collection], settings.Of(collection));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Their neighbors hold their answers: they are counted, told, and left out unless the user wants them.
+absl::Status LookForKnownQuestions(Session& session, const EvaluationFlags& flags, RunDescription* run) {
+  for (Task& task : run->tasks) {
+    const std::vector<std::string> collections = CollectionsRead(task, run->methods);
+    if (collections.empty()) continue;
+    const size_t questions = task.items.size();
+    ProgressLine progress(session.terminal, absl::StrCat("questions of ", task.name, " looked up"), questions);
+    const auto known = FindKnownQuestions(
+        *session.client, task, collections, flags.concurrency, [&](size_t done) { progress.Update(done, ""); },
+        session.call_options());
+    progress.Clear();
+    C3PO_RETURN_IF_ERROR(known.status());
+    task.among_references = static_cast<size_t>(std::count(known->begin(), known->end(), true));
+    task.asks_them = flags.include_references;
+    if (task.among_references == 0) continue;
+    if (!task.asks_them) LeaveOut(*known, &task);
+    absl::FPrintF(stderr, "task %s: %d of %d questions are among the references of %s; %s\n", task.name,
+                  task.among_references, questions, absl::StrJoin(collections, ", "),
+                  task.asks_them ? "they are asked, and what is gained on them says nothing of new questions"
+                                 : "they are left out (--include-references asks them)");
+    if (task.items.empty()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("task ", task.name, ": every question is among the references of ",
+                       absl::StrJoin(collections, ", "), "; --include-references asks them all the same"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckOracle(const RunDescription& run) {
   for (const EvalMethod& method : run.methods) {
     for (const Task& task : run.tasks) {
@@ -140,7 +191,11 @@ absl::Status Conclude(const EvaluationOutcome& outcome, const std::string& out) 
   if (outcome.cancelled) {
     return absl::CancelledError(absl::StrCat("ended by a signal; the same command goes on from ", out));
   }
+  for (const absl::Status& given_up : outcome.given_up) {
+    absl::FPrintF(stderr, "%s\n", WithoutControls(given_up.ToString()));
+  }
   if (!outcome.status.ok()) return outcome.status;
+  if (!outcome.given_up.empty()) return outcome.given_up.front();
   if (outcome.failed > 0) {
     return absl::InternalError(absl::StrCat(outcome.failed, outcome.failed == 1 ? " answer" : " answers",
                                             " failed and count nowhere; the same command asks them again"));
@@ -181,15 +236,20 @@ void AddEvaluationFlags(CLI::App& command, EvaluationFlags* flags) {
   command.add_option("--seed", flags->seed, "Shuffle the questions by this; default: the order of the file")
       ->group(kTasks);
   command.add_flag("--import", flags->import, "First import the suite's references into the tasks' collections");
+  command
+      .add_flag("--include-references", flags->include_references,
+                "Ask questions that are among the references, too; without it they are left out")
+      ->group(kTasks);
   command.add_option("--out", flags->out, "Folder of the run: run.json and items.jsonl; a run it holds goes on")
       ->required();
   command.add_flag("--resume", flags->resume, "Fail unless the folder holds a run to go on with");
   command.add_option("--concurrency", flags->concurrency, "Questions asked at a time")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
-  command.add_option("--icl-shots", flags->shots, "Neighbors before the prompt of method icl")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str();
+  command
+      .add_option("--icl-shots", flags->shots,
+                  "Neighbors before the prompt of method icl; default: as many as the optimizing methods have")
+      ->check(CLI::Range(1, 64));
   command.add_option("--report", flags->report, "Write an HTML report to this file");
   AddOptimizationFlags(command, &flags->optimization);
   command.remove_option(command.get_option("--method"));
@@ -245,25 +305,27 @@ absl::Status ImportTaskReferences(Session& session, const std::vector<Task>& tas
   return absl::OkStatus();
 }
 
-absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const std::string& out,
-                           const RunDescription& run) {
+absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const std::string& out, RunDescription run) {
   C3PO_RETURN_IF_ERROR(CheckOracle(run));
   if (flags.resume && !std::filesystem::exists(out + "/run.json")) {
     return absl::NotFoundError(absl::StrCat(out, "/run.json: there is no run to go on with (--resume)"));
   }
   C3PO_RETURN_IF_ERROR(CheckCollections(session, run));
+  C3PO_RETURN_IF_ERROR(NoteCollections(session, &run));
+  C3PO_RETURN_IF_ERROR(LookForKnownQuestions(session, flags, &run));
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<RunFolder> folder, RunFolder::Open(out, run));
   if (folder->resumed() > 0) {
     absl::FPrintF(stderr, "%s holds %d answers, %d are missing\n", out, folder->resumed(),
                   MissingAnswers(run, *folder));
   }
-  ClientItemRunner runner(session.client.get(), session.call_options(), run.server.model().context_window());
+  ClientItemRunner runner(session.client.get(), session.call_options(), run.server);
   LiveProgress progress(session.terminal, run, *folder);
   EvaluationOptions options;
   options.concurrency = flags.concurrency;
   options.cancellation = &session.cancellation;
+  const Cancellation::Watched watched(&session.cancellation);
   const EvaluationOutcome outcome = Evaluate(run, runner, *folder, progress, options);
-  progress.Clear();
+  progress.Conclude();
   C3PO_RETURN_IF_ERROR(PrintRun(out, flags.report));
   return Conclude(outcome, out);
 }

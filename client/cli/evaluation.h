@@ -32,9 +32,10 @@ struct EvaluationFlags {
   uint64_t limit = 0;  // questions per task; 0: all
   std::optional<uint64_t> seed;
   int concurrency = 2;
-  uint32_t shots = 3;
+  uint32_t shots = 0;  // 0: as many as the methods that optimize
   bool resume = false;
   bool import = false;
+  bool include_references = false;       // ask questions that are among the references, too
   v1::OptimizationOptions optimization;  // of all methods that optimize
 };
 
@@ -47,11 +48,11 @@ absl::StatusOr<std::vector<Task>> LoadTasks(const EvaluationFlags& flags);
 // Puts the tasks' reference files into their collections, with progress on stderr.
 absl::Status ImportTaskReferences(Session& session, const std::vector<Task>& tasks);
 
-// Asks all that the folder lacks, with live progress on stderr; then prints the tables to stdout and writes the HTML
+// Looks for questions that are among the references and leaves them out unless flags say otherwise; then asks all that
+// the folder lacks, with live progress on stderr; then prints the tables to stdout and writes the HTML
 // report, if one is wanted. Cancelled after Ctrl-C, when the tables show what is there; an error when any answer
 // failed.
-absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const std::string& out,
-                           const RunDescription& run);
+absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const std::string& out, RunDescription run);
 
 }  // namespace c3po
 

@@ -6,6 +6,8 @@
 
 #include <cerrno>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/cli/exit_code.h"
 
 namespace c3po {
@@ -13,6 +15,8 @@ namespace {
 
 constexpr char kSignal = 's';
 constexpr char kStop = 'q';
+// timeout(1), and a shell that ends a pipeline, signal a process and then its group: one wish, not two.
+constexpr absl::Duration kOneWish = absl::Milliseconds(500);
 
 int write_end = -1;  // The handler can reach nothing but globals.
 
@@ -55,11 +59,16 @@ InterruptWatcher::~InterruptWatcher() {
 
 void InterruptWatcher::Watch() {
   char what = 0;
+  absl::Time last = absl::InfinitePast();
   while (true) {
     const ssize_t count = read(read_end_, &what, 1);
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0 || what == kStop) return;
-    if (cancellation_->cancelled() || cancellation_->calls_in_flight() == 0) {
+    const absl::Time now = absl::Now();
+    if (now - last < kOneWish) continue;
+    last = now;
+    const bool heard = cancellation_->calls_in_flight() > 0 || cancellation_->watched();
+    if (cancellation_->cancelled() || !heard) {
       [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, "\n", 1);
       _exit(kExitCancelled);
     }

@@ -8,8 +8,9 @@
 namespace c3po {
 
 // Turns SIGINT and SIGTERM into Cancel() for the life of this object; one per process. A signal that finds no call to
-// end, or a second one while the first is being obeyed, ends the process with kExitCancelled: reads of stdin cannot be
-// cancelled.
+// end and nobody who watches for it (Cancellation::Watched), or a second one while the first is being obeyed, ends the
+// process with kExitCancelled: reads of stdin cannot be cancelled. Signals within half a second of the one before are
+// the same wish.
 class InterruptWatcher {
  public:
   explicit InterruptWatcher(Cancellation* cancellation);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -14,6 +15,8 @@
 #include "client/cli/request_flags.h"
 #include "client/cli/sample_file.h"
 #include "client/cli/terminal.h"
+#include "client/eval/known_questions.h"
+#include "client/eval/statistics.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -28,6 +31,7 @@ struct ScoreFlags {
   bool strict = false;
   bool json = false;
   bool explain = false;
+  bool include_references = false;
   v1::OptimizationOptions optimization;
 };
 
@@ -52,6 +56,12 @@ absl::StatusOr<v1::ScoreResponse> Score(Session& session, const ScoreFlags& flag
   if (response.scores_size() != request.continuations_size() || response.scores_size() == 0) {
     return absl::InternalError(
         absl::StrCat("the server scored ", response.scores_size(), " continuations of ", request.continuations_size()));
+  }
+  // What is not a number loses every comparison, and the first choice would be the best.
+  for (const v1::ContinuationScore& score : response.scores()) {
+    if (!std::isfinite(score.log_likelihood())) {
+      return absl::InternalError(absl::StrCat("the server gave a log-likelihood of ", score.log_likelihood()));
+    }
   }
   return response;
 }
@@ -102,54 +112,113 @@ absl::Status PrintItem(const SampleLine& line, const Judgment& judgment, const v
   return std::fflush(stdout) == 0 ? absl::OkStatus() : absl::DataLossError("stdout cannot be written");
 }
 
-absl::Status ScoreFile(Session& session, const ScoreFlags& flags) {
-  C3PO_ASSIGN_OR_RETURN(SampleFile file, SampleFile::Open(flags.path));
-  const uint64_t lines = SampleFile::CountLines(flags.path);
-  ProgressLine progress(session.terminal, "samples", flags.limit == 0 ? lines : std::min(lines, flags.limit));
-  MalformedLines malformed(flags.path);
-  uint64_t items = 0;
-  uint64_t correct = 0;
-  uint64_t warned = 0;
-  while (flags.limit == 0 || items < flags.limit) {
-    C3PO_ASSIGN_OR_RETURN(const std::optional<SampleLine> line, file.Next());
-    if (!line) break;
-    if (!line->status.ok()) {
-      progress.Clear();
-      malformed.Report(line->number, std::string(line->status.message()));
-      continue;
+// What is wrong with one sample; any other error would meet every sample.
+bool IsOfSample(const absl::Status& status) { return absl::IsInvalidArgument(status) || absl::IsInternal(status); }
+
+// Accuracy over a file of samples, one call at a time.
+class FileScoring {
+ public:
+  FileScoring(Session& session, const ScoreFlags& flags)
+      : session_(session),
+        flags_(flags),
+        collection_(flags.optimization.has_collection() ? flags.optimization.collection() : "default"),
+        lines_(SampleFile::CountLines(flags.path)),
+        progress_(session.terminal, "samples", flags.limit == 0 ? lines_ : std::min(lines_, flags.limit)),
+        malformed_(flags.path) {}
+
+  absl::Status Run() {
+    C3PO_ASSIGN_OR_RETURN(SampleFile file, SampleFile::Open(flags_.path));
+    while (flags_.limit == 0 || items_ + failed_ < flags_.limit) {
+      C3PO_ASSIGN_OR_RETURN(const std::optional<SampleLine> line, file.Next());
+      if (!line) break;
+      if (!line->status.ok()) {
+        progress_.Clear();
+        malformed_.Report(line->number, std::string(line->status.message()));
+        continue;
+      }
+      const absl::Status status = ScoreLine(*line);
+      if (!status.ok()) {
+        progress_.Clear();
+        const std::string told = absl::StrCat(flags_.path, ":", line->number, ": ", status.message());
+        if (!IsOfSample(status) || (items_ == 0 && failed_ + 1 == kFailuresMax)) {
+          return absl::Status(status.code(), told);
+        }
+        if (++failed_ <= kPrintedMax) absl::FPrintF(stderr, "%s\n", WithoutControls(told));
+      }
+      progress_.Update(items_, absl::StrCat(correct_, " correct"));
+    }
+    progress_.Clear();
+    if (warned_ > kToldWarningsMax) absl::FPrintF(stderr, "and %d warnings more\n", warned_ - kToldWarningsMax);
+    PrintSummary();
+    if (failed_ > 0) {
+      return absl::InternalError(
+          absl::StrCat(failed_, failed_ == 1 ? " sample" : " samples", " failed and count nowhere"));
+    }
+    return malformed_.Outcome(flags_.strict);
+  }
+
+ private:
+  static constexpr uint64_t kPrintedMax = 20;
+  static constexpr uint64_t kFailuresMax = 5;  // With no answer among them: something else is wrong.
+
+  // Counts the sample: as one that is known, or right or wrong.
+  absl::Status ScoreLine(const SampleLine& line) {
+    if (flags_.optimization.method() != v1::METHOD_NONE) {
+      C3PO_ASSIGN_OR_RETURN(const bool known, IsAmongReferences(*session_.client, collection_, line.sample.prompt(),
+                                                                session_.call_options()));
+      known_ += known && !flags_.include_references ? 1 : 0;
+      asked_though_known_ += known && flags_.include_references ? 1 : 0;
+      if (known && !flags_.include_references) return absl::OkStatus();
     }
     v1::ScoreRequest request;
-    request.set_prompt(line->sample.prompt());
-    *request.mutable_continuations() = line->sample.choices();
-    if (line->sample.choices().empty()) request.add_continuations(line->sample.answer());
-    const absl::StatusOr<v1::ScoreResponse> response = Score(session, flags, request);
-    if (!response.ok()) {
-      progress.Clear();
-      return absl::Status(response.status().code(),
-                          absl::StrCat(flags.path, ":", line->number, ": ", response.status().message()));
+    request.set_prompt(line.sample.prompt());
+    *request.mutable_continuations() = line.sample.choices();
+    if (line.sample.choices().empty()) request.add_continuations(line.sample.answer());
+    C3PO_ASSIGN_OR_RETURN(const v1::ScoreResponse response, Score(session_, flags_, request));
+    const Judgment judgment = Judge(line.sample, response);
+    ++items_;
+    correct_ += judgment.correct ? 1 : 0;
+    for (const std::string& warning : response.optimization().warnings()) {
+      if (warned_++ >= kToldWarningsMax) continue;
+      progress_.Clear();
+      absl::FPrintF(stderr, "%s:%d: warning: %s\n", flags_.path, line.number, WithoutControls(warning));
     }
-    const Judgment judgment = Judge(line->sample, *response);
-    ++items;
-    correct += judgment.correct ? 1 : 0;
-    if (flags.json) C3PO_RETURN_IF_ERROR(PrintItem(*line, judgment, *response));
-    for (const std::string& warning : response->optimization().warnings()) {
-      if (warned++ >= kToldWarningsMax) continue;
-      progress.Clear();
-      absl::FPrintF(stderr, "%s:%d: warning: %s\n", flags.path, line->number, WithoutControls(warning));
+    return flags_.json ? PrintItem(line, judgment, response) : absl::OkStatus();
+  }
+
+  void PrintSummary() const {
+    const Estimate accuracy = Proportion(static_cast<int64_t>(correct_), static_cast<int64_t>(items_));
+    if (flags_.json) {
+      absl::PrintF(
+          "{\"summary\":{\"items\":%d,\"correct\":%d,\"accuracy\":%.6f,\"accuracy_low\":%.6f,\"accuracy_high\":%.6f,"
+          "\"malformed\":%d,\"failed\":%d,\"among_references\":%d}}\n",
+          items_, correct_, accuracy.value, accuracy.low, accuracy.high, malformed_.count(), failed_,
+          known_ + asked_though_known_);
+    } else {
+      absl::PrintF("%d of %d correct (%.1f %% [%.1f, %.1f]), %d malformed\n", correct_, items_, 100 * accuracy.value,
+                   100 * accuracy.low, 100 * accuracy.high, malformed_.count());
     }
-    progress.Update(items, absl::StrCat(correct, " correct"));
+    if (known_ > 0) {
+      absl::FPrintF(stderr, "%d samples are among the references of %s and were left out (--include-references)\n",
+                    known_, collection_);
+    }
+    if (asked_though_known_ > 0) {
+      absl::FPrintF(stderr,
+                    "%d samples are among the references of %s: what is gained on them says nothing of new ones\n",
+                    asked_though_known_, collection_);
+    }
   }
-  progress.Clear();
-  if (warned > kToldWarningsMax) absl::FPrintF(stderr, "and %d warnings more\n", warned - kToldWarningsMax);
-  const double accuracy = items == 0 ? 0.0 : static_cast<double>(correct) / static_cast<double>(items);
-  if (flags.json) {
-    absl::PrintF("{\"summary\":{\"items\":%d,\"correct\":%d,\"accuracy\":%.6f,\"malformed\":%d}}\n", items, correct,
-                 accuracy, malformed.count());
-  } else {
-    absl::PrintF("%d of %d correct (%.1f %%), %d malformed\n", correct, items, 100 * accuracy, malformed.count());
-  }
-  return malformed.Outcome(flags.strict);
-}
+
+  Session& session_;
+  const ScoreFlags& flags_;
+  const std::string collection_;
+  const uint64_t lines_;
+  ProgressLine progress_;
+  MalformedLines malformed_;
+  uint64_t items_ = 0, correct_ = 0, failed_ = 0, known_ = 0, asked_though_known_ = 0, warned_ = 0;
+};
+
+absl::Status ScoreFile(Session& session, const ScoreFlags& flags) { return FileScoring(session, flags).Run(); }
 
 }  // namespace
 
@@ -168,6 +237,8 @@ void AddScoreCommand(CLI::App& app, Session* session) {
       ->excludes("--continuation")
       ->excludes("--choices");
   command->add_option("--limit", flags->limit, "Score at most this many samples of the file; 0: all");
+  command->add_flag("--include-references", flags->include_references,
+                    "Of a file: score samples that are among the collection's references, too");
   command->add_flag("--strict", flags->strict, "Fail when any line of the file was malformed");
   command->add_flag("--json", flags->json, "Print JSON: the response, or a line per sample and a summary");
   command->add_flag("--explain", flags->explain, "Show what C3PO did, and the time of each stage");

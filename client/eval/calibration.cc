@@ -41,8 +41,8 @@ double Utility(const Results& results, Metric metric, size_t count) {
 }
 
 bool IsRefusal(const absl::Status& status) {
-  return absl::IsInvalidArgument(status) || absl::IsFailedPrecondition(status) || absl::IsUnimplemented(status) ||
-         absl::IsNotFound(status);
+  return absl::IsInvalidArgument(status) || absl::IsInternal(status) || absl::IsFailedPrecondition(status) ||
+         absl::IsUnimplemented(status) || absl::IsNotFound(status);
 }
 
 // The model's own confidence, known from its answer where every choice is one token.
@@ -159,6 +159,7 @@ class Search {
     }
     C3PO_RETURN_IF_ERROR(Try("start", "start", settings_.start));
     for (const CalibrationAxis& axis : settings_.axes) C3PO_RETURN_IF_ERROR(SearchAxis(axis));
+    if (!best_ && result_.ended) return absl::CancelledError("ended before a point was tried");
     if (!best_) return absl::FailedPreconditionError(absl::StrCat("no point could be tried: ", last_refusal_));
     C3PO_RETURN_IF_ERROR(Check());
     return std::move(result_);
@@ -171,14 +172,15 @@ class Search {
   absl::Status ScoreNone() {
     v1::OptimizationOptions none;
     none.set_method(v1::METHOD_NONE);
-    C3PO_ASSIGN_OR_RETURN(Results results, ScoreAll(none, settings_.questions));
+    std::vector<size_t> questions = settings_.questions;
+    C3PO_ASSIGN_OR_RETURN(Results results, ScorePlain(none, &questions));
     if (settings_.check.empty()) {
-      Divide(std::move(results));
+      Divide(questions, std::move(results));
     } else {
-      search_ = settings_.questions;
+      search_ = std::move(questions);
       check_ = settings_.check;
       none_search_ = std::move(results);
-      C3PO_ASSIGN_OR_RETURN(none_check_, ScoreAll(none, check_));
+      C3PO_ASSIGN_OR_RETURN(none_check_, ScorePlain(none, &check_));
     }
     TriedPoint point;
     point.axis = "method";
@@ -189,15 +191,36 @@ class Search {
   }
 
   // By turns among the questions of one kind; the kinds begin on either side by turns.
-  void Divide(Results none) {
+  void Divide(const std::vector<size_t>& questions, Results none) {
     std::map<std::pair<int, bool>, bool> to_search;  // where the next question of a kind goes
     for (size_t i = 0; i < none.size(); ++i) {
       const auto kind = std::make_pair(none[i].gold, none[i].correct);
       bool& search = to_search.emplace(kind, to_search.size() % 2 == 0).first->second;
-      (search ? search_ : check_).push_back(settings_.questions[i]);
+      (search ? search_ : check_).push_back(questions[i]);
       (search ? none_search_ : none_check_).push_back(std::move(none[i]));
       search = !search;
     }
+  }
+
+  // Of the model as it is. A question that it gives no numbers for is taken out of `questions`.
+  absl::StatusOr<Results> ScorePlain(const v1::OptimizationOptions& none, std::vector<size_t>* questions) {
+    absl::StatusOr<Results> all = ScoreAll(none, *questions);
+    if (!absl::IsInternal(all.status())) return all;
+    Results results;
+    std::vector<size_t> answered;
+    for (const size_t question : *questions) {
+      absl::StatusOr<Results> one = ScoreAll(none, {question});
+      if (absl::IsInternal(one.status())) {
+        ++result_.unanswered;
+        continue;
+      }
+      C3PO_RETURN_IF_ERROR(one.status());
+      answered.push_back(question);
+      results.push_back(std::move(one->front()));
+    }
+    if (answered.empty() && !questions->empty()) return all.status();
+    *questions = std::move(answered);
+    return results;
   }
 
   absl::StatusOr<Results> ScoreAll(const v1::OptimizationOptions& options, absl::Span<const size_t> questions) {
@@ -211,8 +234,24 @@ class Search {
     point.accuracy = Accuracy(results);
     point.utility = Utility(results, settings_.metric, results.size());
     point.seconds = Seconds(results);
+    point.worth = Worth(point.utility, point.seconds);
     if (settings_.on_point) settings_.on_point(point);
     result_.tried.push_back(std::move(point));
+  }
+
+  double Cost(double seconds) const {
+    const double plain = Seconds(none_search_);
+    return plain > 0 && seconds > plain ? settings_.cost_weight * std::log2(seconds / plain) : 0;
+  }
+  double Worth(double utility, double seconds) const { return utility - Cost(seconds); }
+
+  // True once the user has ended the search, which is noted and told once.
+  bool Ended() {
+    if (result_.ended) return true;
+    if (!settings_.ended || !settings_.ended()) return false;
+    result_.ended = true;
+    if (settings_.on_ended) settings_.on_ended();
+    return true;
   }
 
   absl::Status SearchAxis(const CalibrationAxis& axis) {
@@ -222,6 +261,7 @@ class Search {
       v1::OptimizationOptions options = base;
       ApplyPatch(candidate.patch, &options);
       if (options.SerializeAsString() == base.SerializeAsString()) continue;
+      if (Ended()) return absl::OkStatus();
       if (Now() - start_ >= settings_.budget) {
         result_.budget_spent = true;
         return absl::OkStatus();
@@ -233,6 +273,12 @@ class Search {
 
   // Half of the questions first: a point that is far behind there is not asked the other half.
   absl::Status Try(const std::string& axis, const std::string& label, const v1::OptimizationOptions& options) {
+    const absl::Status status = TryPoint(axis, label, options);
+    // The point that was being tried is left where it was.
+    return absl::IsCancelled(status) && Ended() ? absl::OkStatus() : status;
+  }
+
+  absl::Status TryPoint(const std::string& axis, const std::string& label, const v1::OptimizationOptions& options) {
     TriedPoint point;
     point.axis = axis;
     point.label = label;
@@ -251,14 +297,20 @@ class Search {
       Record(std::move(point), *results);
       return absl::OkStatus();
     }
-    C3PO_ASSIGN_OR_RETURN(Results rest, ScoreAll(options, questions.subspan(half)));
-    std::move(rest.begin(), rest.end(), std::back_inserter(*results));
-    const double utility = Utility(*results, settings_.metric, results->size());
-    point.leads = !best_ || utility > best_->utility;
+    absl::StatusOr<Results> rest = ScoreAll(options, questions.subspan(half));
+    if (!rest.ok()) {
+      if (!IsRefusal(rest.status())) return rest.status();
+      point.refused = last_refusal_ = std::string(rest.status().message());
+      Record(std::move(point), {});
+      return absl::OkStatus();
+    }
+    std::move(rest->begin(), rest->end(), std::back_inserter(*results));
+    const double worth = Worth(Utility(*results, settings_.metric, results->size()), Seconds(*results));
+    point.leads = !best_ || worth > best_->worth;
     if (point.leads) {
       best_results_ = *results;
       best_ = point;
-      best_->utility = utility;
+      best_->worth = worth;
     }
     Record(std::move(point), *results);
     return absl::OkStatus();
@@ -287,10 +339,9 @@ class Search {
     result_.accuracy_none = Accuracy(none_check_);
     result_.seconds = Seconds(check);
     result_.seconds_none = Seconds(none_check_);
-    const OutcomeCounts outcome{static_cast<int64_t>(check.size()), static_cast<int64_t>(counts.improved),
-                                static_cast<int64_t>(counts.worsened)};
-    result_.lift = BootstrapMean({outcome});
-    result_.helps = result_.lift.value > 0 && result_.lift.high > 0;
+    result_.lift = PairedDifference({static_cast<int64_t>(check.size()), static_cast<int64_t>(counts.right),
+                                     static_cast<int64_t>(counts.improved), static_cast<int64_t>(counts.worsened)});
+    result_.helps = result_.lift.value > 0 && result_.lift.value > Cost(result_.seconds);
     return absl::OkStatus();
   }
 

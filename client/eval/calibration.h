@@ -22,7 +22,8 @@ class CalibrationScorer {
  public:
   virtual ~CalibrationScorer() = default;
   // One result per question, in the order of `questions`. InvalidArgument, FailedPrecondition, Unimplemented and
-  // NotFound mean that these options cannot be had; any other error ends the search.
+  // NotFound mean that these options cannot be had, Internal that they give no numbers; any other error ends the
+  // search.
   virtual absl::StatusOr<std::vector<ItemResult>> Score(const v1::OptimizationOptions& options,
                                                         absl::Span<const size_t> questions) = 0;
 };
@@ -48,8 +49,9 @@ struct TriedPoint {
   v1::OptimizationOptions options;
   size_t questions = 0;  // fewer than the search has, where the point was dropped midway
   double accuracy = 0;   // in [0, 1], over `questions`
-  double utility = 0;    // what points are ranked by: the mean of accuracy and of the right choice's mean probability
+  double utility = 0;    // the mean of accuracy and of the right choice's mean probability
   double seconds = 0;    // per question
+  double worth = 0;      // what points are ranked by: utility less the cost of the seconds
   bool leads = false;    // was the best when it was tried
   std::string refused;   // why the server would not have these options; empty if it did
 };
@@ -65,17 +67,27 @@ struct CalibrationSettings {
   std::vector<CalibrationAxis> axes;
   // No further point is begun after this; the check still runs.
   absl::Duration budget = absl::InfiniteDuration();
-  double drop_margin = 0.1;         // Points that are this far behind after half of the search's questions are dropped.
-  std::function<absl::Time()> now;  // Not set: the system's clock.
+  // What each doubling of the seconds per question, beyond those of the model as it is, must bring in utility, and in
+  // the end in lift: worth = utility - cost_weight log2(seconds / seconds of none). At 0.01, 13 times the time must
+  // bring 3.7 points; one question in 30 is 3.3.
+  double cost_weight = 0.01;
+  double drop_margin = 0.1;  // Points that are this far behind after half of the search's questions are dropped.
+  // Whether the user has ended the search, and what to do then: the best point so far answers the check, so that calls
+  // must be possible again once `on_ended` returns. May be null.
+  std::function<bool()> ended = nullptr;
+  std::function<void()> on_ended = nullptr;
+  std::function<absl::Time()> now;                            // Not set: the system's clock.
   std::function<void(const TriedPoint&)> on_point = nullptr;  // Told of each point as it is done; may be null.
 };
 
 struct CalibrationResult {
   std::vector<TriedPoint> tried;  // the first is method none
   v1::OptimizationOptions chosen;
-  bool helps = false;  // On the check questions the lift is above 0, and so is its interval's upper end.
+  bool helps = false;  // On the check questions the lift is above 0 and above what its seconds must bring.
   bool budget_spent = false;
-  std::string gate;  // what the thresholds chosen afterwards are; empty: none
+  bool ended = false;     // by the user, before every point was tried
+  size_t unanswered = 0;  // questions that the model as it is gives no numbers for: in neither half
+  std::string gate;       // what the thresholds chosen afterwards are; empty: none
   // On the check questions, with the gate:
   Estimate lift;  // accuracy minus that of the model as it is, in [-1, 1], with its 95 % interval
   size_t improved = 0, worsened = 0, questions = 0, gated = 0;
@@ -84,12 +96,12 @@ struct CalibrationResult {
 };
 
 // Coordinate search: each axis in turn, each of its candidates with everything else at the best so far, ranked by
-// TriedPoint::utility on the search's questions. Then the winner answers those of the check. The gate's thresholds
+// TriedPoint::worth on the search's questions. Then the winner answers those of the check. The gate's thresholds
 // (nearest neighbor's distance; the model's own confidence, where every choice is one token so that the answers' own
 // probabilities are that confidence; the optimized model's confidence) are chosen from the recorded answers of the
 // search, without asking again: one of the three, which halves the worsened answers at least, by three or more,
 // and leaves nine tenths of the ungated lift; of several the one with the fewest worsened answers.
-// InvalidArgument: no questions on a side. Else the scorer's errors.
+// InvalidArgument: no questions on a side. Cancelled: ended before a point was tried. Else the scorer's errors.
 absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSettings& settings, CalibrationScorer& scorer);
 
 // What one model and collection leave to be searched. Axes whose field is set in `fixed` are left out.

@@ -21,8 +21,9 @@ void SetSuffix(uint32_t layers, uint32_t moe_layers, Options* options) {
   }
 }
 
-// The few labelled samples of a domain teach its answers: every labelled neighbor, contrast over its choices. Steps that
-// raise the neighbors' loss are halved: it falls at every step then, and answers are as good (deploy/evaluation/RESULTS.md).
+// The few labelled samples of a domain teach its answers: every labelled neighbor, contrast over its choices. Steps
+// that raise the neighbors' loss are halved: it falls at every step then, and answers are as good
+// (deploy/evaluation/RESULTS.md).
 Options FewSamples(const CalibrationScope& scope) {
   Options patch;
   patch.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);

@@ -1,6 +1,7 @@
 #include "client/eval/evaluator.h"
 
 #include <map>
+#include <set>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -55,9 +56,12 @@ class Evaluation {
       {
         absl::MutexLock lock(&mu_);
         if (Ended()) return;
-        if (folder_.Holds(task.name, item.id, method.label)) continue;
+        if (given_up_.count(method.label) > 0 || folder_.Holds(task.name, item.id, method.label)) continue;
       }
-      const absl::StatusOr<ItemResult> result = runner_.Run(task, item, method, &shared);
+      absl::StatusOr<ItemResult> result = runner_.Run(task, item, method, &shared);
+      if (result.ok()) {
+        if (const absl::Status finite = CheckFinite(*result); !finite.ok()) result = finite;
+      }
       absl::MutexLock lock(&mu_);
       Take(task, item, method, result);
     }
@@ -80,12 +84,13 @@ class Evaluation {
     ++outcome_.failed;
     listener_.OnError(task.name, item.id, method.label, result.status());
     const int in_a_row = ++errors_in_a_row_[method.label];
-    if ((in_a_row >= options_.errors_in_a_row_max || IsForGood(result.status())) && outcome_.status.ok()) {
-      outcome_.status =
-          absl::Status(result.status().code(),
-                       absl::StrCat("method ", method.label, " failed ", in_a_row,
-                                    in_a_row == 1 ? " time: " : " times in a row: ", result.status().message()));
-    }
+    if (in_a_row < options_.errors_in_a_row_max && !IsForGood(result.status())) return;
+    if (!given_up_.insert(method.label).second) return;
+    outcome_.given_up.push_back(absl::Status(
+        result.status().code(),
+        absl::StrCat("method ", method.label, " failed ", in_a_row, in_a_row == 1 ? " time" : " times in a row",
+                     " and was given up: ", result.status().message())));
+    if (given_up_.size() == run_.methods.size() && outcome_.status.ok()) outcome_.status = outcome_.given_up.back();
   }
 
   bool Ended() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -102,6 +107,7 @@ class Evaluation {
   absl::Mutex mu_;                                    // also of folder_ and listener_
   size_t next_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, int> errors_in_a_row_ ABSL_GUARDED_BY(mu_);  // by method
+  std::set<std::string> given_up_ ABSL_GUARDED_BY(mu_);              // methods
   EvaluationOutcome outcome_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "client/cancellation.h"
@@ -22,8 +23,9 @@ class EvaluationListener {
 
 struct EvaluationOptions {
   int concurrency = 2;  // questions asked at a time, each by one method at a time
-  // So many errors of one method in a row end the run: something is wrong with the method or with the server. The first
-  // PERMISSION_DENIED, UNAUTHENTICATED or UNIMPLEMENTED does.
+  // So many errors of one method in a row, and it is given up: something is wrong with it. The others go on; once all
+  // are given up, something is wrong with the server, and the run ends. The first PERMISSION_DENIED, UNAUTHENTICATED or
+  // UNIMPLEMENTED gives a method up.
   int errors_in_a_row_max = 5;
   Cancellation* cancellation = nullptr;  // Not owned; may be null.
 };
@@ -32,7 +34,9 @@ struct EvaluationOutcome {
   size_t answered = 0;  // in this call
   size_t failed = 0;    // answers that ended with an error; asked again when the run is resumed
   bool cancelled = false;
-  absl::Status status;  // Why the run ended early: the last error of too many, or a folder that cannot be written.
+  // Methods that were given up, with why: "oracle failed 1 time: ...".
+  std::vector<absl::Status> given_up;
+  absl::Status status;  // Why the run ended early: every method was given up, or a folder that cannot be written.
 };
 
 // Asks every question of the run by every method whose answer the folder lacks: all methods of a question before the

@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
+#include "client/eval/changed_answers.h"
 #include "client/eval/report_input.h"
 #include "client/eval/report_plots.h"
 #include "client/eval/report_reading.h"
@@ -23,9 +24,6 @@
 namespace c3po {
 namespace {
 
-constexpr size_t kChangedItemsMax = 200;
-constexpr size_t kTextMax = 300;  // bytes of an answer that are shown
-constexpr size_t kNeighborIdsMax = 6;
 constexpr int kDistanceFifths = 5;
 
 class Page {
@@ -101,22 +99,6 @@ std::string CountNote(const ScopeSummary& scope) {
   return note;
 }
 
-std::string ShortText(const std::string& text) {
-  if (text.size() <= kTextMax) return text;
-  size_t end = kTextMax;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // Not within a character.
-  return absl::StrCat(text.substr(0, end), "…");
-}
-
-std::string AnswerOf(const ItemResult& item) {
-  if (item.gold >= 0 || item.predicted >= 0) return absl::StrCat("choice ", item.predicted + 1);
-  return ShortText(item.extracted.empty() ? item.text : item.extracted);
-}
-
-std::string WantedOf(const ItemResult& item) {
-  return item.gold >= 0 ? absl::StrCat("choice ", item.gold + 1) : ShortText(item.wanted);
-}
-
 void Page::Legend(const std::vector<MethodSummary>& methods) {
   out_ += "<div class=\"legend\">";
   for (const MethodSummary& method : methods) {
@@ -150,6 +132,17 @@ void Page::ResultTable(const ScopeSummary& scope) {
     }
   }
   out_ += "</tbody></table></div>\n";
+  if (scope.versus.empty()) return;
+  std::vector<std::vector<std::string>> rows;
+  for (const VersusBaseline& versus : scope.versus) {
+    const PairedComparison& paired = versus.paired;
+    rows.push_back({absl::StrCat(versus.method, " against ", versus.baseline), FormatPoints(paired.difference),
+                    absl::StrCat(paired.improved), absl::StrCat(paired.worsened),
+                    FormatPValue(paired.mcnemar.p_value)});
+  }
+  PlainTable({"on the same questions", "difference, points [95 %]", "right only by the first", "only by the second",
+              "McNemar p"},
+             rows);
 }
 
 void Page::PlainTable(const std::vector<std::string>& header, const std::vector<std::vector<std::string>>& rows) {
@@ -229,6 +222,7 @@ void Page::WriteOverview() {
 }
 
 void Page::WriteTasks() {
+  if (summary_.tasks.size() < 2) return;
   Heading("tasks", "By task");
   out_ += "<div class=\"panels\">\n";
   for (const ScopeSummary& task : summary_.tasks) {
@@ -266,8 +260,8 @@ void Page::WriteChanges() {
   Heading("changes", "Improved and worsened");
   Paragraph("Questions that the model alone got wrong and the method right, and the reverse.");
   out_ += "<div class=\"panels\">\n";
-  Figure("By method", "all tasks", plot, false);
-  if (lead_ != nullptr) {
+  Figure("By method", summary_.tasks.size() > 1 ? "all tasks" : "", plot, false);
+  if (lead_ != nullptr && summary_.tasks.size() > 1) {
     Figure(lead_->label, "by task", PlotChangesByTask(summary_.tasks, lead_->label), false);
   }
   out_ += "</div>\n";
@@ -365,45 +359,10 @@ void Page::WriteNeighbors() {
 }
 
 void Page::WriteItems() {
-  int64_t improved = 0, worsened = 0;
-  for (const ItemChange& item : changes_) {
-    improved += item.change == Change::kImproved;
-    worsened += item.change == Change::kWorsened;
-  }
-  if (improved + worsened == 0) return;
+  const std::string changed = ChangedAnswers(input_, changes_);
+  if (changed.empty()) return;
   Heading("items", absl::StrCat("Changed answers of ", lead_->label));
-  for (const Change kind : {Change::kWorsened, Change::kImproved}) {
-    const int64_t count = kind == Change::kImproved ? improved : worsened;
-    if (count == 0) continue;
-    const size_t shown = std::min<size_t>(count, kChangedItemsMax / 2);
-    absl::StrAppend(&out_, "<details><summary>", count, kind == Change::kImproved ? " improved" : " worsened");
-    if (static_cast<int64_t>(shown) < count) absl::StrAppend(&out_, " (the first ", shown, ")");
-    out_ +=
-        "</summary>\n<div class=\"scroll\"><table "
-        "class=\"left\"><thead><tr><th>task</th><th>id</th><th>before</th><th>after</th>"
-        "<th>right answer</th><th>neighbors, nearest first</th><th>distance</th><th>loss</th></tr></thead><tbody>\n";
-    size_t written = 0;
-    for (const ItemChange& item : changes_) {
-      if (item.change != kind || written == shown) continue;
-      ++written;
-      const ItemResult& after = *item.after;
-      std::vector<std::string> ids(after.neighbor_ids.begin(),
-                                   after.neighbor_ids.begin() + std::min(after.neighbor_ids.size(), kNeighborIdsMax));
-      if (after.neighbor_ids.size() > kNeighborIdsMax) ids.push_back("…");
-      absl::StrAppend(&out_, "<tr><td>", EscapeHtml(after.task), "</td><td>", EscapeHtml(after.id),
-                      "</td><td class=\"text\">", EscapeHtml(AnswerOf(*item.before)), "</td><td class=\"text\">",
-                      EscapeHtml(AnswerOf(after)));
-      absl::StrAppend(&out_, "</td><td class=\"text\">", EscapeHtml(WantedOf(after)), "</td><td class=\"text\">",
-                      EscapeHtml(absl::StrJoin(ids, ", ")), "</td><td>");
-      if (!after.neighbor_distances.empty()) absl::StrAppendFormat(&out_, "%.3f", after.neighbor_distances.front());
-      out_ += "</td><td>";
-      if (after.losses.size() >= 2) {
-        absl::StrAppendFormat(&out_, "%.3f &rarr; %.3f", after.losses.front(), after.losses.back());
-      }
-      out_ += "</td></tr>\n";
-    }
-    out_ += "</tbody></table></div>\n</details>\n";
-  }
+  out_ += changed;
 }
 
 void Page::WriteSettings() {
@@ -425,6 +384,12 @@ void Page::WriteSettings() {
                     ")</summary><pre>",
                     EscapeHtml(method.optimization.empty() ? "no optimization options" : method.optimization),
                     "</pre></details>\n");
+  }
+  if (input_.collections.empty()) return;
+  Paragraph("What a method leaves open, its collection's settings say, for the baselines' neighbors too:");
+  for (const ReportCollection& collection : input_.collections) {
+    absl::StrAppend(&out_, "<details><summary>collection ", EscapeHtml(collection.name), "</summary><pre>",
+                    EscapeHtml(collection.optimization), "</pre></details>\n");
   }
 }
 
@@ -448,8 +413,8 @@ void Page::WriteReproduction() {
   }
   out_ += "<h3>How the figures are made</h3>\n";
   Paragraph(
-      "Accuracy counts a question right by its task's metric. Intervals: percentile bootstrap, 10,000 resamples of the "
-      "questions within each task (Efron and Tibshirani 1993), a fixed seed; differences are paired by question. "
+      "Accuracy counts a question right by its task's metric. Intervals, 95 %: Wilson's (1927) for accuracies, "
+      "Newcombe's (1998, method 10) for differences, which are paired by question. "
       "McNemar's "
       "test on the improved and worsened: exact below 25 of them, else chi-square with continuity correction; p is not "
       "corrected for the number of methods. Pooled figures weigh every question alike. The method that marks and plots "

@@ -1,6 +1,9 @@
 #include "client/eval/item_result.h"
 
+#include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 
@@ -31,6 +34,7 @@ void VisitMembers(Item& item, Visitor&& visit) {
   visit("neighbor_ids", item.neighbor_ids);
   visit("neighbor_distances", item.neighbor_distances);
   visit("losses", item.losses);
+  visit("warnings", item.warnings);
   visit("seconds", item.seconds);
   visit("optimization_seconds", item.optimization_seconds);
   visit("retrieval_seconds", item.retrieval_seconds);
@@ -52,6 +56,22 @@ bool IsEmpty(const std::string& value) { return value.empty(); }
 
 }  // namespace
 
+absl::Status CheckFinite(const ItemResult& item) {
+  absl::Status status;
+  VisitMembers(item, [&](const char* name, const auto& value) {
+    [[maybe_unused]] const auto check = [&](double figure) {
+      if (!std::isfinite(figure) && status.ok()) {
+        status = absl::InternalError(absl::StrCat("\"", name, "\" holds ", figure, ", which is not a number"));
+      }
+    };
+    if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>) check(value);
+    if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::vector<double>>) {
+      for (const double figure : value) check(figure);
+    }
+  });
+  return status;
+}
+
 std::string ToJsonLine(const ItemResult& item) {
   Json json;
   VisitMembers(item, [&](const char* name, const auto& value) {
@@ -72,6 +92,10 @@ absl::StatusOr<ItemResult> ParseItemResult(absl::string_view line) {
   VisitMembers(item, [&](const char* name, auto& value) {
     const auto found = json.find(name);
     if (found == json.end() || !status.ok()) return;
+    if (found->is_array() && std::any_of(found->begin(), found->end(), [](const Json& e) { return e.is_null(); })) {
+      status = absl::OutOfRangeError(absl::StrCat("\"", name, "\" holds null, which is not a number"));
+      return;
+    }
     try {
       found->get_to(value);
     } catch (const nlohmann::json::exception&) {

@@ -4,8 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "client/eval/run_texts.h"
 
 namespace c3po {
 
@@ -33,14 +35,23 @@ struct ItemResult {
   std::vector<std::string> neighbor_ids;   // nearest first
   std::vector<double> neighbor_distances;  // of the same length
   std::vector<double> losses;              // the neighbors' loss at the start and after each step
+  std::vector<std::string> warnings;       // of the server, on the request
   double seconds = 0;                      // of the whole call, seen by the client
   double optimization_seconds = 0, retrieval_seconds = 0, prefill_seconds = 0, queue_seconds = 0;
   int prompt_tokens = 0, completion_tokens = 0;
+
+  // Texts of the neighbors, where they came with the answer. Not in its line: a run's folder keeps each once.
+  std::vector<ReferenceText> neighbor_texts;
 };
+
+// Internal names the first figure that is not finite. JSON has no such numbers, and in a comparison of choices they are
+// neither larger nor smaller, so that the first choice would win.
+absl::Status CheckFinite(const ItemResult& item);
 
 // One line of JSON without a newline: the members' names as keys, empty vectors and strings left out.
 std::string ToJsonLine(const ItemResult& item);
-// InvalidArgument names the key that is missing or of another type. Keys that it does not know are ignored.
+// InvalidArgument names the key that is missing or of another type. OutOfRange: a list of figures holds null, as
+// earlier versions wrote what is not a number; the answer is no answer. Keys that it does not know are ignored.
 absl::StatusOr<ItemResult> ParseItemResult(absl::string_view line);
 
 }  // namespace c3po

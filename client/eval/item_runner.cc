@@ -18,12 +18,15 @@ void CopyReport(const v1::OptimizationReport& report, ItemResult* result) {
   if (report.neighbors_size() > 0) {
     result->neighbor_ids.clear();
     result->neighbor_distances.clear();
+    result->neighbor_texts.clear();
   }
   for (const v1::NeighborInfo& neighbor : report.neighbors()) {
     result->neighbor_ids.push_back(neighbor.reference_id());
     result->neighbor_distances.push_back(neighbor.distance());
+    result->neighbor_texts.push_back({neighbor.reference_id(), neighbor.prompt(), neighbor.answer()});
   }
   result->losses.assign(report.losses().begin(), report.losses().end());
+  result->warnings.assign(report.warnings().begin(), report.warnings().end());
 }
 
 void CopyTimings(const v1::StageTimings& timings, ItemResult* result) {
@@ -44,6 +47,14 @@ size_t LongestAnswer(const TaskItem& item) {
   return longest;
 }
 
+constexpr size_t kNeighborsMax = 64;  // The server's, of all within epsilon.
+
+// The same in a request of the method and in a search for its neighbors.
+std::string CollectionOf(const Task& task, const EvalMethod& method) {
+  return method.optimization.has_collection() ? method.optimization.collection()
+                                              : absl::StrCat(task.collection, method.collection_suffix);
+}
+
 }  // namespace
 
 v1::OptimizationOptions RequestOptions(const Task& task, const TaskItem& item, const EvalMethod& method) {
@@ -53,8 +64,8 @@ v1::OptimizationOptions RequestOptions(const Task& task, const TaskItem& item, c
     return options;
   }
   options = method.optimization;
-  if (!options.has_collection()) options.set_collection(absl::StrCat(task.collection, method.collection_suffix));
-  if (!item.reference_id.empty()) options.add_exclude_reference_ids(item.reference_id);
+  options.set_collection(CollectionOf(task, method));
+  for (const std::string& own : item.own_references) options.add_exclude_reference_ids(own);
   return options;
 }
 
@@ -63,8 +74,11 @@ std::string GateName(v1::GateDecision gate) {
   return absl::AsciiStrToLower(absl::StripPrefix(v1::GateDecision_Name(gate), "GATE_DECISION_"));
 }
 
-ClientItemRunner::ClientItemRunner(Client* client, CallOptions call_options, uint32_t context_window)
-    : client_(*client), call_options_(call_options), context_window_(context_window) {}
+ClientItemRunner::ClientItemRunner(Client* client, CallOptions call_options, const v1::GetServerInfoResponse& server)
+    : client_(*client),
+      call_options_(call_options),
+      context_window_(server.model().context_window()),
+      effective_(client, call_options, server.default_optimization()) {}
 
 absl::StatusOr<ItemResult> ClientItemRunner::Run(const Task& task, const TaskItem& item, const EvalMethod& method,
                                                  SharedByMethods* shared) {
@@ -82,16 +96,16 @@ bool ClientItemRunner::IsPlain(const Task& task, const TaskItem& item, const Eva
   const v1::OptimizationOptions options = RequestOptions(task, item, method);
   if (options.method() != v1::METHOD_UNSPECIFIED) return options.method() == v1::METHOD_NONE;
   if (options.has_use_profile() && !options.use_profile()) return false;
-  absl::MutexLock lock(&mu_);
-  const auto [known, added] = plain_profiles_.try_emplace(options.collection(), false);
-  if (added) {
-    v1::GetCollectionRequest request;
-    request.set_collection(options.collection());
-    // What is wrong with the collection, the question itself tells.
-    const auto collection = client_.GetCollection(request, call_options_);
-    known->second = collection.ok() && collection->effective_optimization().method() == v1::METHOD_NONE;
-  }
-  return known->second;
+  // What is wrong with the collection, the question itself tells.
+  const auto effective = effective_.Of(options.collection());
+  return effective.ok() && effective->method() == v1::METHOD_NONE;
+}
+
+absl::StatusOr<v1::OptimizationOptions> ClientItemRunner::NeighborSettings(const Task& task, const EvalMethod& method) {
+  const std::string collection = CollectionOf(task, method);
+  C3PO_ASSIGN_OR_RETURN(v1::OptimizationOptions settings, effective_.Resolve(method.optimization, collection));
+  settings.set_collection(collection);
+  return settings;
 }
 
 absl::StatusOr<ItemResult> ClientItemRunner::Ask(const Task& task, const TaskItem& item, const EvalMethod& method,
@@ -106,7 +120,8 @@ absl::StatusOr<ItemResult> ClientItemRunner::Ask(const Task& task, const TaskIte
   if (method.kind == MethodKind::kInContext) {
     std::vector<LabelledNeighbor> nearest;
     const bool shared = neighbors->fetched;
-    C3PO_RETURN_IF_ERROR(FetchNeighbors(task, item, method, method.shots, neighbors, &nearest, &result));
+    C3PO_ASSIGN_OR_RETURN(const v1::OptimizationOptions settings, NeighborSettings(task, method));
+    C3PO_RETURN_IF_ERROR(FetchNeighbors(item, settings, method.shots, neighbors, &nearest, &result));
     if (shared) before = neighbors->seconds;
     C3PO_ASSIGN_OR_RETURN(prompt, FittingPrompt(task, item, &nearest));
     result.neighbor_ids.resize(nearest.size());
@@ -181,53 +196,63 @@ absl::Status ClientItemRunner::RunGeneration(const Task& task, const TaskItem& i
 absl::Status ClientItemRunner::RunVote(const Task& task, const TaskItem& item, const EvalMethod& method,
                                        NeighborList* neighbors, ItemResult* result) {
   std::vector<LabelledNeighbor> nearest;
-  C3PO_RETURN_IF_ERROR(FetchNeighbors(task, item, method, method.optimization.k(), neighbors, &nearest, result));
-  std::optional<double> bandwidth;
-  if (method.optimization.has_bandwidth()) bandwidth = method.optimization.bandwidth();
+  C3PO_ASSIGN_OR_RETURN(const v1::OptimizationOptions settings, NeighborSettings(task, method));
+  C3PO_RETURN_IF_ERROR(FetchNeighbors(item, settings, /*shots=*/0, neighbors, &nearest, result));
+  VoteKernel kernel;
+  if (settings.has_kernel()) kernel.kernel = settings.kernel();
+  if (settings.has_bandwidth()) kernel.bandwidth = settings.bandwidth();
   if (task.kind == TaskKind::kChoice) {
-    JudgePrediction(item, VotedChoice(item, nearest, bandwidth), result);
+    JudgePrediction(item, VotedChoice(item, nearest, kernel), result);
     return absl::OkStatus();
   }
   // A reference's answer goes the way of a generated one: GSM8K's ends with its number.
   C3PO_ASSIGN_OR_RETURN(const AnswerExtractor* extractor, ExtractorOf(task));
   for (LabelledNeighbor& neighbor : nearest) neighbor.answer = NormalizeAnswer(extractor->Extract(neighbor.answer));
-  result->text = result->extracted = VotedAnswer(nearest, bandwidth);
+  result->text = result->extracted = VotedAnswer(nearest, kernel);
   result->wanted = std::string(absl::StripAsciiWhitespace(item.answer));
   result->correct = !nearest.empty() && NormalizeAnswer(result->extracted) == NormalizeAnswer(result->wanted);
   return absl::OkStatus();
 }
 
-absl::Status ClientItemRunner::FetchNeighbors(const Task& task, const TaskItem& item, const EvalMethod& method,
-                                              size_t count, NeighborList* neighbors,
+// As server/pipeline/neighborhood.cc finds them: the k nearest, or all within epsilon; `shots` (0: not set) takes the
+// place of k.
+absl::Status ClientItemRunner::FetchNeighbors(const TaskItem& item, const v1::OptimizationOptions& settings,
+                                              uint32_t shots, NeighborList* neighbors,
                                               std::vector<LabelledNeighbor>* nearest, ItemResult* result) {
-  const bool successful_only = method.optimization.reference_selection() == v1::REFERENCE_SELECTION_SUCCESSFUL;
-  if (!neighbors->fetched || neighbors->wanted < count || neighbors->successful_only != successful_only) {
+  const bool within = shots == 0 && settings.has_epsilon();
+  const size_t count = within ? kNeighborsMax : shots > 0 ? shots : settings.k();
+  const bool successful_only = settings.reference_selection() == v1::REFERENCE_SELECTION_SUCCESSFUL;
+  if (!neighbors->fetched || neighbors->wanted < count || neighbors->successful_only != successful_only ||
+      neighbors->collection != settings.collection()) {
     const absl::Time start = absl::Now();
     v1::SearchReferencesRequest request;
-    request.set_collection(method.optimization.has_collection()
-                               ? method.optimization.collection()
-                               : absl::StrCat(task.collection, method.collection_suffix));
+    request.set_collection(settings.collection());
     request.set_text(item.prompt);
-    request.set_k(static_cast<uint32_t>(count) + (item.reference_id.empty() ? 0 : 1));
+    request.set_k(static_cast<uint32_t>(count + item.own_references.size()));
     request.set_successful_only(successful_only);
     C3PO_ASSIGN_OR_RETURN(const v1::SearchReferencesResponse response,
                           client_.SearchReferences(request, call_options_));
     neighbors->neighbors.clear();
     for (const auto& hit : response.hits()) {
-      if (hit.reference().id() == item.reference_id || neighbors->neighbors.size() == count) continue;
+      const auto& own = item.own_references;
+      if (std::find(own.begin(), own.end(), hit.reference().id()) != own.end()) continue;
+      if (neighbors->neighbors.size() == count) break;
       neighbors->neighbors.push_back(
           {hit.reference().id(), hit.distance(), hit.reference().sample().prompt(), hit.reference().sample().answer()});
     }
     neighbors->fetched = true;
+    neighbors->collection = settings.collection();
     neighbors->wanted = count;
     neighbors->successful_only = successful_only;
     neighbors->seconds = absl::ToDoubleSeconds(absl::Now() - start);
   }
   nearest->assign(neighbors->neighbors.begin(),
                   neighbors->neighbors.begin() + std::min(count, neighbors->neighbors.size()));
+  while (within && !nearest->empty() && nearest->back().distance > settings.epsilon()) nearest->pop_back();
   for (const LabelledNeighbor& neighbor : *nearest) {
     result->neighbor_ids.push_back(neighbor.id);
     result->neighbor_distances.push_back(neighbor.distance);
+    result->neighbor_texts.push_back({neighbor.id, neighbor.prompt, neighbor.answer});
   }
   result->retrieval_seconds = neighbors->seconds;
   return absl::OkStatus();

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "client/c3po_client.h"
 #include "client/eval/answer_extractor.h"
+#include "client/eval/effective_settings.h"
 #include "client/eval/item_result.h"
 #include "client/eval/method.h"
 #include "client/eval/neighbor_baselines.h"
@@ -20,9 +21,10 @@
 
 namespace c3po {
 
-// The neighbors of one question, searched once for all methods that read them.
+// The neighbors of one question, searched once for all methods that read the same ones.
 struct NeighborList {
   bool fetched = false;
+  std::string collection;
   bool successful_only = false;
   size_t wanted = 0;
   double seconds = 0;  // of the search
@@ -47,8 +49,9 @@ class ItemRunner {
 // Asks a server.
 class ClientItemRunner : public ItemRunner {
  public:
-  // `client` is not owned and outlives this object. `context_window`: tokens, of the model; 0: not known.
-  ClientItemRunner(Client* client, CallOptions call_options, uint32_t context_window);
+  // `client` is not owned and outlives this object. Of `server` the context window (0: not known) and the default
+  // optimization are read.
+  ClientItemRunner(Client* client, CallOptions call_options, const v1::GetServerInfoResponse& server);
 
   // Two methods that are the model as it is, METHOD_NONE and the profile of a collection that has that one, are asked
   // once for both. Errors are the server's. InvalidArgument for an oracle on a generation task: Generate takes no
@@ -67,7 +70,9 @@ class ClientItemRunner : public ItemRunner {
                              const std::string& prompt, ItemResult* result);
   absl::Status RunVote(const Task& task, const TaskItem& item, const EvalMethod& method, NeighborList* neighbors,
                        ItemResult* result);
-  absl::Status FetchNeighbors(const Task& task, const TaskItem& item, const EvalMethod& method, size_t count,
+  // Of a baseline: its options over what requests over the collection get.
+  absl::StatusOr<v1::OptimizationOptions> NeighborSettings(const Task& task, const EvalMethod& method);
+  absl::Status FetchNeighbors(const TaskItem& item, const v1::OptimizationOptions& settings, uint32_t shots,
                               NeighborList* neighbors, std::vector<LabelledNeighbor>* nearest, ItemResult* result);
   // The in-context prompt with as many of the neighbors as the context window takes; drops the farthest first.
   absl::StatusOr<std::string> FittingPrompt(const Task& task, const TaskItem& item,
@@ -78,9 +83,9 @@ class ClientItemRunner : public ItemRunner {
   Client& client_;
   const CallOptions call_options_;
   const uint32_t context_window_;
+  EffectiveSettings effective_;
   absl::Mutex mu_;
   std::map<std::string, std::unique_ptr<AnswerExtractor>> extractors_ ABSL_GUARDED_BY(mu_);  // by pattern
-  std::map<std::string, bool> plain_profiles_ ABSL_GUARDED_BY(mu_);                          // by collection
 };
 
 // What requests of a method carry for one question: the method's options, the collection, and the references that must

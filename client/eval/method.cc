@@ -73,16 +73,17 @@ EvalMethod PublicCode(const v1::ModelInfo& model) {
   return method;
 }
 
-// The options that say which neighbors; what is not set is as the server would take it, so that the baselines see the
-// neighbors that the optimizing methods see.
-v1::OptimizationOptions NeighborOptions(const MethodContext& context) {
+// The options that say which neighbors. What is not set stays open: the collection's profile may set it, and the
+// baselines must see the neighbors that the optimizing methods see.
+v1::OptimizationOptions NeighborOptions(const v1::OptimizationOptions& common) {
   v1::OptimizationOptions options;
-  const v1::OptimizationOptions& defaults = context.server.default_optimization();
-  const v1::OptimizationOptions& common = context.common;
-  options.set_k(common.has_k() ? common.k() : defaults.has_k() ? defaults.k() : 3);
-  options.set_reference_selection(common.has_reference_selection() ? common.reference_selection()
-                                                                   : defaults.reference_selection());
+  if (common.has_k()) options.set_k(common.k());
+  if (common.has_epsilon()) options.set_epsilon(common.epsilon());
+  if (common.has_reference_selection()) options.set_reference_selection(common.reference_selection());
+  if (common.has_kernel()) options.set_kernel(common.kernel());
   if (common.has_bandwidth()) options.set_bandwidth(common.bandwidth());
+  if (common.has_use_profile()) options.set_use_profile(common.use_profile());
+  if (common.has_preset()) options.set_preset(common.preset());
   return options;
 }
 
@@ -130,11 +131,11 @@ absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContex
     method = PublicCode(context.server.model());
   } else if (base == "icl") {
     method.kind = MethodKind::kInContext;
-    method.optimization = NeighborOptions(context);
+    method.optimization = NeighborOptions(context.common);
     method.shots = context.shots;
   } else if (base == "knn") {
     method.kind = MethodKind::kNeighborVote;
-    method.optimization = NeighborOptions(context);
+    method.optimization = NeighborOptions(context.common);
   } else if (!known) {
     return absl::InvalidArgumentError(
         absl::StrCat("method \"", base, "\" is none of ", absl::StrJoin(MethodNames(), ", ")));

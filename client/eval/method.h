@@ -25,17 +25,18 @@ const char* MethodKindName(MethodKind kind);
 struct EvalMethod {
   std::string label;  // unique within a run
   MethodKind kind = MethodKind::kScore;
-  // What requests carry. For the two other kinds k, reference_selection and bandwidth say which neighbors.
+  // What requests carry. Of the two other kinds, the fields that say which neighbors and how they weigh: k or epsilon,
+  // reference_selection, kernel and bandwidth. Those that are not set are as a request's over the same collection.
   v1::OptimizationOptions optimization;
   std::string collection_suffix;  // The task's collection with this behind it is asked: a subset of its references.
-  uint32_t shots = 0;             // kInContext: neighbors before the prompt
+  uint32_t shots = 0;             // kInContext: neighbors before the prompt; 0: as many as an optimizing method has
 };
 
 // What methods are made with.
 struct MethodContext {
   v1::OptimizationOptions common;  // set by the user for all methods that optimize
   v1::GetServerInfoResponse server;
-  uint32_t shots = 3;
+  uint32_t shots = 0;  // of icl; 0: not set
 };
 
 // The names that MakeMethod knows.
@@ -51,9 +52,10 @@ std::vector<std::string> MethodNames();
 //   public-code          the authors' published code: the similarity-weighted mean of the 3 nearest references' weights
 //                        over all experts of the last 5 layers, at each new token. That is kernel regression with
 //                        alpha = 0 and the inner product as kernel, which the request asks for
-//   icl                  in-context learning: `shots` neighbors before the prompt
-//   knn                  the label vote of the k neighbors
-// none, profile, paper and public-code do not take `common`. InvalidArgument for other names.
+//   icl                  in-context learning: the neighbors, or `shots` of them, before the prompt
+//   knn                  the label vote of the neighbors
+// The neighbors of icl and knn are those of ngd: `common`, then the collection's profile, then the server's. none,
+// profile, paper and public-code do not take `common`. InvalidArgument for other names.
 absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContext& context);
 
 // All of a list, then settings "LABEL.field=value" (option_setting.h). InvalidArgument: an unknown name, a label twice,

@@ -106,6 +106,14 @@ void AddTask(const Json& json, const std::string& path, ReportInput* input, absl
   fields.Read("items", &task.items);
   fields.Read("file", &task.file);
   fields.Read("collection", &task.collection);
+  fields.Read("among_references", &task.among_references);
+  fields.Read("asks_them", &task.asks_them);
+  if (task.among_references > 0) {
+    input->notes.push_back(absl::StrCat(
+        "Task ", task.name, ": ", task.among_references, " questions are among the references of ", task.collection,
+        task.asks_them ? "; they were asked, and what is gained on them says nothing of new questions."
+                       : "; they were left out."));
+  }
   if (input->FindTask(task.name) == nullptr) {
     input->tasks.push_back(std::move(task));
   } else {
@@ -127,6 +135,21 @@ void AddMethod(const Json& json, const std::string& path, ReportInput* input, ab
   } else if (known->optimization != method.optimization) {
     input->notes.push_back(absl::StrCat("Method ", method.label,
                                         " has other settings in another run; those of the first ", "run are shown."));
+  }
+}
+
+void AddCollection(const Json& json, const std::string& path, ReportInput* input, absl::Status* status) {
+  ReportCollection collection;
+  FieldReader fields(json, path, status);
+  fields.Read("name", &collection.name, /*required=*/true);
+  if (const Json* optimization = fields.Find("effective_optimization")) collection.optimization = Dump(*optimization);
+  const auto known = std::find_if(input->collections.begin(), input->collections.end(),
+                                  [&](const auto& each) { return each.name == collection.name; });
+  if (known == input->collections.end()) {
+    input->collections.push_back(std::move(collection));
+  } else if (known->optimization != collection.optimization) {
+    input->notes.push_back(absl::StrCat("Collection ", collection.name,
+                                        " has other settings in another run; those of the first run are shown."));
   }
 }
 
@@ -174,6 +197,8 @@ absl::Status ReadRunJson(const std::string& folder, ReportInput* input) {
     ForEach(root, "tasks", [&](const Json& element, const std::string& at) { AddTask(element, at, input, &status); });
     ForEach(root, "methods",
             [&](const Json& element, const std::string& at) { AddMethod(element, at, input, &status); });
+    ForEach(root, "collections",
+            [&](const Json& element, const std::string& at) { AddCollection(element, at, input, &status); });
     ForEach(root, "ablation",
             [&](const Json& element, const std::string& at) { AddAblation(element, at, input, &status); });
   } catch (const nlohmann::json::exception& error) {
@@ -193,7 +218,7 @@ absl::Status ReadItems(const std::string& folder, ReportInput* input, ItemPlaces
   if (absl::IsNotFound(text.status())) return absl::OkStatus();
   C3PO_RETURN_IF_ERROR(text.status());
   absl::string_view rest = *text;
-  int64_t unknown = 0;
+  int64_t unknown = 0, not_finite = 0;
   for (int64_t number = 1; !rest.empty(); ++number) {
     const size_t end = rest.find('\n');
     const absl::string_view line = rest.substr(0, end);
@@ -201,6 +226,10 @@ absl::Status ReadItems(const std::string& folder, ReportInput* input, ItemPlaces
     rest.remove_prefix(end == absl::string_view::npos ? rest.size() : end + 1);
     if (line.empty()) continue;
     absl::StatusOr<ItemResult> item = ParseItemResult(line);
+    if (absl::IsOutOfRange(item.status())) {
+      ++not_finite;
+      continue;
+    }
     if (!item.ok()) {
       if (!last) {
         return absl::InvalidArgumentError(absl::StrCat(path, ":", number, ": ", item.status().message()));
@@ -220,11 +249,30 @@ absl::Status ReadItems(const std::string& folder, ReportInput* input, ItemPlaces
       input->items[place->second] = *std::move(item);
     }
   }
+  if (not_finite > 0) {
+    input->notes.push_back(absl::StrCat(not_finite, " lines of ", path,
+                                        " hold null for a figure that was not a number; they count as failed."));
+  }
   if (unknown > 0) {
     input->notes.push_back(absl::StrCat(unknown, " lines of ", path,
                                         " name a task or a method that run.json does not; ", "they were passed over."));
   }
   return absl::OkStatus();
+}
+
+void ReadTexts(const std::string& folder, ReportInput* input) {
+  if (const auto text = ReadWholeFile(absl::StrCat(folder, "/questions.jsonl")); text.ok()) {
+    for (QuestionText& each : ParseQuestionTexts(*text)) {
+      std::string key = absl::StrCat(each.task, "\n", each.id);
+      input->questions[std::move(key)] = std::move(each);
+    }
+  }
+  if (const auto text = ReadWholeFile(absl::StrCat(folder, "/references.jsonl")); text.ok()) {
+    for (ReferenceText& each : ParseReferenceTexts(*text)) {
+      std::string key = each.id;
+      input->references[std::move(key)] = std::move(each);
+    }
+  }
 }
 
 // Exactly one baseline: a second one is a method among others, and without any the first method serves.
@@ -244,6 +292,16 @@ void SettleBaseline(ReportInput* input) {
 
 }  // namespace
 
+const QuestionText* ReportInput::FindQuestion(absl::string_view task, absl::string_view id) const {
+  const auto found = questions.find(absl::StrCat(task, "\n", id));
+  return found == questions.end() ? nullptr : &found->second;
+}
+
+const ReferenceText* ReportInput::FindReference(const std::string& id) const {
+  const auto found = references.find(id);
+  return found == references.end() ? nullptr : &found->second;
+}
+
 const ReportTask* ReportInput::FindTask(absl::string_view name) const {
   const auto found = std::find_if(tasks.begin(), tasks.end(), [&](const auto& task) { return task.name == name; });
   return found == tasks.end() ? nullptr : &*found;
@@ -261,6 +319,7 @@ absl::StatusOr<ReportInput> ReadRunFolders(absl::Span<const std::string> folders
   for (const std::string& folder : folders) C3PO_RETURN_IF_ERROR(ReadRunJson(folder, &input));
   ItemPlaces places;
   for (const std::string& folder : folders) C3PO_RETURN_IF_ERROR(ReadItems(folder, &input, &places));
+  for (const std::string& folder : folders) ReadTexts(folder, &input);
   SettleBaseline(&input);
   for (const ReportRun& run : input.runs) {
     if (run.model_digest == input.runs.front().model_digest) continue;

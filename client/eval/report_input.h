@@ -2,6 +2,7 @@
 #define C3PO_CLIENT_EVAL_REPORT_INPUT_H_
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "client/eval/item_result.h"
+#include "client/eval/run_texts.h"
 
 namespace c3po {
 
@@ -18,7 +20,9 @@ struct ReportTask {
   std::string name, group;  // group "" where run.json gives none
   std::string kind;         // "choice" or "generation"
   std::string metric, file, collection;
-  int64_t items = 0;  // questions that the run was given
+  int64_t items = 0;             // questions that the run was given
+  int64_t among_references = 0;  // questions found among the references; not asked unless asks_them
+  bool asks_them = false;
 };
 
 enum class MethodRole {
@@ -56,20 +60,32 @@ struct ReportRun {
   std::string seed;
 };
 
+// What requests over a collection got that set nothing, as JSON text.
+struct ReportCollection {
+  std::string name, optimization;
+};
+
 struct ReportInput {
-  std::vector<ReportRun> runs;        // one per folder
-  std::vector<ReportTask> tasks;      // of all folders, by name, in the order of first mention
-  std::vector<ReportMethod> methods;  // likewise, by label; exactly one is the baseline, if there are any
+  std::vector<ReportRun> runs;                // one per folder
+  std::vector<ReportCollection> collections;  // by name, in the order of first mention
+  std::vector<ReportTask> tasks;              // of all folders, by name, in the order of first mention
+  std::vector<ReportMethod> methods;          // likewise, by label; exactly one is the baseline, if there are any
   std::vector<Ablation> ablations;
   std::vector<ItemResult> items;   // at most one per task, id and method: the last one written
   std::vector<std::string> notes;  // what a reader must know: items passed over, settings that differ between folders
 
+  std::map<std::string, QuestionText> questions;    // by task, "\n" and id
+  std::map<std::string, ReferenceText> references;  // by id
+
   // Null for a name that is not there.
+  const QuestionText* FindQuestion(absl::string_view task, absl::string_view id) const;
+  const ReferenceText* FindReference(const std::string& id) const;
   const ReportTask* FindTask(absl::string_view name) const;
   const ReportMethod* FindMethod(absl::string_view label) const;
 };
 
-// Reads FOLDER/run.json and FOLDER/items.jsonl of each folder. A last line that was cut by a kill is passed over; a
+// Reads FOLDER/run.json and FOLDER/items.jsonl of each folder, and where they are there questions.jsonl and
+// references.jsonl. A last line that was cut by a kill is passed over; a
 // missing items.jsonl is a run without items. The baseline is the method whose optimization is METHOD_NONE or whose
 // label is "none", else the first. NotFound: no folder, or no run.json in it. InvalidArgument: run.json is malformed
 // (names the field) or a line of items.jsonl other than the last is (names the line).

@@ -37,6 +37,21 @@ void AddScopeSentences(const ScopeSummary& scope, std::vector<std::string>* sent
   }
 }
 
+// The lead method and what reads the same neighbors: accuracies side by side do not tell whether one is ahead.
+void AddVersusSentences(const RunSummary& summary, std::vector<std::string>* sentences) {
+  const MethodSummary* lead = LeadMethod(summary);
+  for (const VersusBaseline& versus : summary.overall.versus) {
+    if (lead == nullptr || versus.method != lead->label) continue;
+    const PairedComparison& paired = versus.paired;
+    const char* outcome = paired.difference.low > 0    ? "."
+                          : paired.difference.high < 0 ? ": it is behind."
+                                                       : ". The interval includes 0: neither is shown to be ahead.";
+    sentences->push_back(absl::StrCat(
+        DisplayName(*lead), " against ", versus.baseline, ", in pairs: ", FormatPoints(paired.difference), " points, ",
+        paired.improved, " right that ", versus.baseline, " has wrong, ", paired.worsened, " the reverse", outcome));
+  }
+}
+
 // Why a mark was missed. Each limit is told with the figure that shows it; what was not measured is said, too.
 std::vector<std::string> LimitsOf(const ScopeSummary& scope, const MethodSummary& method, double wanted) {
   std::vector<std::string> limits;
@@ -129,6 +144,7 @@ std::vector<std::string> ReadingOf(const RunSummary& summary) {
     return {text};
   }
   AddScopeSentences(summary.overall, &sentences);
+  AddVersusSentences(summary, &sentences);
   if (summary.overall.left_out > 0) {
     sentences.push_back(absl::StrCat(summary.overall.left_out,
                                      " further questions were left out because not every method answered them."));

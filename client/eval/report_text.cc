@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -37,6 +38,17 @@ Rows RowsOf(const ScopeSummary& scope) {
                {FormatSeconds(method.mean_seconds), FormatSeconds(method.median_seconds),
                 FormatSeconds(method.mean_optimization_seconds), absl::StrFormat("%.0f", method.mean_tokens)});
     rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+// What optimizes against what reads the same neighbors without it.
+Rows VersusRowsOf(const ScopeSummary& scope) {
+  Rows rows = {{"against", "difference [95 %]", "improved / worsened", "McNemar p"}};
+  for (const VersusBaseline& versus : scope.versus) {
+    const PairedComparison& paired = versus.paired;
+    rows.push_back({absl::StrCat(versus.method, " against ", versus.baseline), FormatPoints(paired.difference),
+                    absl::StrCat(paired.improved, " / ", paired.worsened), FormatPValue(paired.mcnemar.p_value)});
   }
   return rows;
 }
@@ -87,7 +99,14 @@ std::string Markdown(const Rows& rows) {
 
 // visit(scope, title) for each table in reading order. A group or a total of one task would repeat that task's table.
 template <typename Visitor>
-void ForEachScope(const RunSummary& summary, Visitor&& visit) {
+void ForEachScope(const RunSummary& summary, Visitor&& visit_each) {
+  // A scope with the tasks and methods of another, such as a group that holds every task, would be the same table.
+  std::set<std::string> shown;
+  const auto visit = [&](const ScopeSummary& scope, const std::string& title) {
+    std::string content = absl::StrJoin(scope.tasks, "\n");
+    for (const MethodSummary& method : scope.methods) absl::StrAppend(&content, "\n\n", method.label);
+    if (scope.methods.empty() || shown.insert(content).second) visit_each(scope, title);
+  };
   if (summary.overall.tasks.size() != 1) visit(summary.overall, TitleOf(summary.overall));
   for (const ScopeSummary& group : summary.groups) {
     if (group.tasks.size() > 1) visit(group, absl::StrCat("group ", TitleOf(group)));
@@ -104,8 +123,16 @@ Json ToJson(const Estimate& estimate) {
   return {{"value", estimate.value}, {"low", estimate.low}, {"high", estimate.high}};
 }
 
+void AddPaired(const PairedComparison& paired, Json* json) {
+  (*json)["difference"] = ToJson(paired.difference);
+  (*json)["improved"] = paired.improved;
+  (*json)["worsened"] = paired.worsened;
+  (*json)["mcnemar_p"] = paired.mcnemar.p_value;
+  (*json)["mcnemar_exact"] = paired.mcnemar.exact;
+}
+
 Json ToJson(const ScopeSummary& scope) {
-  Json methods = Json::array();
+  Json methods = Json::array(), versus = Json::array();
   for (const MethodSummary& method : scope.methods) {
     Json json = {{"label", method.label},
                  {"right", method.right},
@@ -120,18 +147,19 @@ Json ToJson(const ScopeSummary& scope) {
                  {"mean_loss_before", method.mean_loss_before},
                  {"mean_loss_after", method.mean_loss_after}};
     if (method.paired) {
-      json["difference"] = ToJson(method.paired->difference);
-      json["improved"] = method.paired->improved;
-      json["worsened"] = method.paired->worsened;
-      json["mcnemar_p"] = method.paired->mcnemar.p_value;
-      json["mcnemar_exact"] = method.paired->mcnemar.exact;
+      AddPaired(*method.paired, &json);
       if (method.paired->share_of_oracle) json["share_of_oracle"] = *method.paired->share_of_oracle;
     }
     methods.push_back(std::move(json));
   }
-  return {{"name", scope.name},           {"group", scope.group}, {"items", scope.items},
-          {"left_out", scope.left_out},   {"tasks", scope.tasks}, {"absent", scope.absent},
-          {"methods", std::move(methods)}};
+  for (const VersusBaseline& each : scope.versus) {
+    Json json = {{"method", each.method}, {"baseline", each.baseline}};
+    AddPaired(each.paired, &json);
+    versus.push_back(std::move(json));
+  }
+  return {
+      {"name", scope.name},   {"group", scope.group},   {"items", scope.items},          {"left_out", scope.left_out},
+      {"tasks", scope.tasks}, {"absent", scope.absent}, {"methods", std::move(methods)}, {"versus", std::move(versus)}};
 }
 
 Json ToJson(const std::vector<ScopeSummary>& scopes) {
@@ -152,6 +180,7 @@ std::string RenderText(const RunSummary& summary) {
   ForEachScope(summary, [&out](const ScopeSummary& scope, const std::string& title) {
     absl::StrAppend(&out, "\n", title, "\n");
     if (!scope.methods.empty()) out += FixedWidth(RowsOf(scope));
+    if (!scope.versus.empty()) absl::StrAppend(&out, "\n", FixedWidth(VersusRowsOf(scope)));
   });
   for (const std::string& note : summary.notes) absl::StrAppend(&out, "\nNote: ", note, "\n");
   return out;
@@ -163,6 +192,7 @@ std::string RenderMarkdown(const RunSummary& summary) {
   ForEachScope(summary, [&out](const ScopeSummary& scope, const std::string& title) {
     absl::StrAppend(&out, "\n**", title, "**\n\n");
     if (!scope.methods.empty()) out += Markdown(RowsOf(scope));
+    if (!scope.versus.empty()) absl::StrAppend(&out, "\n", Markdown(VersusRowsOf(scope)));
   });
   for (const std::string& note : summary.notes) absl::StrAppend(&out, "\nNote: ", note, "\n");
   for (const ReportRun& run : summary.runs) {

@@ -46,7 +46,9 @@ Json TasksJson(const std::vector<Task>& tasks) {
                     {"metric", MetricName(task.metric)},
                     {"items", task.items.size()},
                     {"file", task.file},
-                    {"collection", task.collection}});
+                    {"collection", task.collection},
+                    {"among_references", task.among_references},
+                    {"asks_them", task.asks_them}});
   }
   return list;
 }
@@ -81,6 +83,10 @@ Json RunJson(const RunDescription& run) {
                     {"default_optimization", ToJson(run.server.default_optimization())}};
   json["tasks"] = TasksJson(run.tasks);
   json["methods"] = MethodsJson(run.methods);
+  json["collections"] = Json::array();
+  for (const auto& [name, options] : run.effective) {
+    json["collections"].push_back({{"name", name}, {"effective_optimization", ToJson(options)}});
+  }
   json["seed"] = run.seed ? Json(*run.seed) : Json(nullptr);
   json["command_line"] = run.command_line;
   if (run.ablation) json["ablation"] = AblationJson(*run.ablation);
@@ -94,6 +100,8 @@ std::vector<std::string> Differences(const Json& held, const Json& wanted) {
   for (const char* key : {"version", "methods", "seed", "ablation"}) {
     if (!same(key)) differences.push_back(key);
   }
+  // Runs of earlier versions do not say.
+  if (held.contains("collections") && !same("collections")) differences.push_back("settings of the collections");
   const Json held_model = held.value(Json::json_pointer("/server/model/digest"), Json());
   if (held_model != wanted.value(Json::json_pointer("/server/model/digest"), Json())) differences.push_back("model");
   Json held_tasks = held.value("tasks", Json::array());
@@ -103,11 +111,19 @@ std::vector<std::string> Differences(const Json& held, const Json& wanted) {
     fewer = fewer || wanted_tasks[i].value("items", 0) < held_tasks[i].value("items", 0);
   }
   for (Json* tasks : {&held_tasks, &wanted_tasks}) {
-    for (Json& task : *tasks) task.erase("items");
+    for (Json& task : *tasks) {
+      for (const char* may_change : {"items", "among_references", "asks_them"}) task.erase(may_change);
+    }
   }
   if (held_tasks != wanted_tasks) differences.push_back("tasks");
   if (fewer) differences.push_back("fewer questions");
   return differences;
+}
+
+// Empty where there is no such file.
+std::string ReadText(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
 absl::Status WriteText(const std::string& path, const std::string& text) {
@@ -161,11 +177,42 @@ absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const std::string& pa
   const std::string items = path + "/items.jsonl";
   folder->file_ = std::fopen(items.c_str(), "ab");
   if (folder->file_ == nullptr) return FileError(items, "written");
+  C3PO_RETURN_IF_ERROR(folder->WriteQuestions(run.tasks));
+  C3PO_RETURN_IF_ERROR(folder->OpenReferences());
   return folder;
 }
 
 RunFolder::~RunFolder() {
   if (file_ != nullptr) std::fclose(file_);
+  if (references_ != nullptr) std::fclose(references_);
+}
+
+// Questions that only an earlier call had stay.
+absl::Status RunFolder::WriteQuestions(const std::vector<Task>& tasks) {
+  const std::string path = path_ + "/questions.jsonl";
+  std::unordered_set<std::string> written;
+  std::string text;
+  const auto add = [&](const QuestionText& question) {
+    if (written.insert(KeyOf(question.task, question.id, "")).second)
+      absl::StrAppend(&text, ToJsonLine(question), "\n");
+  };
+  for (const Task& task : tasks) {
+    for (const TaskItem& item : task.items) add(TextOf(task.name, item));
+  }
+  for (const QuestionText& question : ParseQuestionTexts(ReadText(path))) add(question);
+  return WriteText(path, text);
+}
+
+// Written anew, so that a line which a kill cut short does not swallow the next.
+absl::Status RunFolder::OpenReferences() {
+  const std::string path = path_ + "/references.jsonl";
+  std::string text;
+  for (const ReferenceText& reference : ParseReferenceTexts(ReadText(path))) {
+    if (known_references_.insert(reference.id).second) absl::StrAppend(&text, ToJsonLine(reference), "\n");
+  }
+  C3PO_RETURN_IF_ERROR(WriteText(path, text));
+  references_ = std::fopen(path.c_str(), "ab");
+  return references_ == nullptr ? FileError(path, "written") : absl::OkStatus();
 }
 
 absl::Status RunFolder::ReadItems() {
@@ -178,6 +225,7 @@ absl::Status RunFolder::ReadItems() {
   for (size_t end = text.find('\n'); end != std::string::npos; at = end + 1, end = text.find('\n', at)) {
     ++number;
     absl::StatusOr<ItemResult> result = ParseItemResult(absl::string_view(text).substr(at, end - at));
+    if (absl::IsOutOfRange(result.status())) continue;  // No answer: it is asked again.
     if (!result.ok()) {
       return absl::InvalidArgumentError(absl::StrCat(path, ":", number, ": ", result.status().message()));
     }
@@ -198,7 +246,17 @@ absl::Status RunFolder::Append(const ItemResult& result) {
   if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_) != 0) {
     return FileError(path_ + "/items.jsonl", "written");
   }
-  if (held_.insert(KeyOf(result.task, result.id, result.method)).second) results_.push_back(result);
+  for (const ReferenceText& reference : result.neighbor_texts) {
+    if (!known_references_.insert(reference.id).second) continue;
+    const std::string text = ToJsonLine(reference) + "\n";
+    if (std::fwrite(text.data(), 1, text.size(), references_) != text.size() || std::fflush(references_) != 0) {
+      return FileError(path_ + "/references.jsonl", "written");
+    }
+  }
+  if (held_.insert(KeyOf(result.task, result.id, result.method)).second) {
+    results_.push_back(result);
+    results_.back().neighbor_texts.clear();
+  }
   return absl::OkStatus();
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,19 +38,22 @@ struct RunDescription {
   v1::GetServerInfoResponse server;
   std::vector<Task> tasks;
   std::vector<EvalMethod> methods;
+  // Of each collection that a method reads what its requests get that set nothing: profile over server defaults.
+  std::map<std::string, v1::OptimizationOptions> effective;
   std::optional<uint64_t> seed;  // of the questions' order; not set: the files' own
   std::string command_line;
   std::optional<AblationAxis> ablation;
 };
 
-// A folder that holds a run: run.json, and items.jsonl with one line per (task, id, method), each written as its answer
-// comes, so that a run that was ended goes on where it was. Used by one thread at a time.
+// A folder that holds a run: run.json; items.jsonl with one line per (task, id, method), each written as its answer
+// comes, so that a run that was ended goes on where it was; and what ids stand for (run_texts.h). Used by one thread at
+// a time.
 class RunFolder {
  public:
-  // Makes the folder, or goes on with the run it holds when that has the same tasks, methods, seed, model and ablation;
-  // only the number of questions may have grown. A last line that a kill cut short is taken off. FailedPrecondition:
-  // the folder holds another run (says what differs). InvalidArgument: run.json or a line cannot be read. Other errors:
-  // the file system's.
+  // Makes the folder, or goes on with the run it holds when that has the same tasks, methods, seed, model, ablation and
+  // collections' settings; only the number of questions may have grown. A last line that a kill cut short is taken off.
+  // FailedPrecondition: the folder holds another run (says what differs). InvalidArgument: run.json or a line cannot be
+  // read. Other errors: the file system's.
   static absl::StatusOr<std::unique_ptr<RunFolder>> Open(const std::string& path, const RunDescription& run);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
@@ -69,9 +73,13 @@ class RunFolder {
  private:
   explicit RunFolder(std::string path) : path_(std::move(path)) {}
   absl::Status ReadItems();
+  absl::Status WriteQuestions(const std::vector<Task>& tasks);
+  absl::Status OpenReferences();
 
   const std::string path_;
   std::FILE* file_ = nullptr;
+  std::FILE* references_ = nullptr;
+  std::unordered_set<std::string> known_references_;  // ids in that file
   std::vector<ItemResult> results_;
   std::unordered_set<std::string> held_;
   size_t resumed_ = 0;

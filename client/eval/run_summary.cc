@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "index/base/status_macros.h"
 
@@ -28,12 +29,6 @@ class Summarizer {
 
   bool HasItems(const std::string& task) const { return answers_.count(task) > 0; }
 
- private:
-  struct Compared {
-    std::string task;
-    std::vector<const std::map<std::string, const ItemResult*>*> items;  // by method
-  };
-
   bool TakesPart(const std::string& task, const std::string& method) const {
     const auto found = answers_.find(task);
     if (found == answers_.end()) return false;
@@ -41,8 +36,17 @@ class Summarizer {
                        [&](const auto& by_id) { return by_id.second.count(method) > 0; });
   }
 
+ private:
+  struct Compared {
+    std::string task;
+    std::vector<const std::map<std::string, const ItemResult*>*> items;  // by method
+  };
+
   MethodSummary SummarizeMethod(const ReportMethod& method, const std::string& baseline,
                                 absl::Span<const Compared> compared) const;
+  // Null where an item lacks an answer of either.
+  static std::optional<PairedComparison> Compare(const std::string& method, const std::string& baseline,
+                                                 absl::Span<const Compared> compared);
 
   const ReportInput& input_;
   // Ordered, so that figures do not depend on the order in which answers came.
@@ -83,6 +87,14 @@ ScopeSummary Summarizer::SummarizeScope(std::string name, const std::vector<std:
   for (const ReportMethod* method : present) {
     scope.methods.push_back(SummarizeMethod(*method, methods.front()->label, compared));
   }
+  for (const ReportMethod* method : present) {
+    if (method->role != MethodRole::kOptimization) continue;
+    for (const ReportMethod* other : present) {
+      if (other->role != MethodRole::kInContext && other->role != MethodRole::kNeighborVote) continue;
+      const auto compared_with = Compare(method->label, other->label, compared);
+      if (compared_with) scope.versus.push_back({method->label, other->label, *compared_with});
+    }
+  }
   const MethodSummary* oracle = scope.FindRole(MethodRole::kOracle);
   const double bound = oracle != nullptr && oracle->paired ? oracle->paired->difference.value : 0;
   for (MethodSummary& method : scope.methods) {
@@ -96,22 +108,13 @@ MethodSummary Summarizer::SummarizeMethod(const ReportMethod& method, const std:
   MethodSummary summary;
   summary.label = method.label;
   summary.role = method.role;
-  std::vector<OutcomeCounts> accuracy, difference;
+  int64_t items = 0;
   std::vector<double> seconds, optimization_seconds, tokens, losses_before, losses_after;
-  bool baseline_present = method.label != baseline;
   for (const Compared& task : compared) {
-    OutcomeCounts of_accuracy{static_cast<int64_t>(task.items.size())};
-    OutcomeCounts of_difference = of_accuracy;
+    items += static_cast<int64_t>(task.items.size());
     for (const auto* by_method : task.items) {
       const ItemResult& item = *by_method->at(method.label);
-      of_accuracy.plus += item.correct;
-      const auto before = by_method->find(baseline);
-      if (before == by_method->end()) {
-        baseline_present = false;
-      } else {
-        of_difference.plus += item.correct && !before->second->correct;
-        of_difference.minus += !item.correct && before->second->correct;
-      }
+      summary.right += item.correct;
       seconds.push_back(item.seconds);
       optimization_seconds.push_back(item.optimization_seconds);
       tokens.push_back(item.prompt_tokens + item.completion_tokens);
@@ -122,21 +125,9 @@ MethodSummary Summarizer::SummarizeMethod(const ReportMethod& method, const std:
         summary.loss_fell += item.losses.back() < item.losses.front();
       }
     }
-    summary.right += of_accuracy.plus;
-    accuracy.push_back(of_accuracy);
-    difference.push_back(of_difference);
   }
-  summary.accuracy = BootstrapMean(accuracy);
-  if (baseline_present) {
-    PairedComparison paired;
-    paired.difference = BootstrapMean(difference);
-    for (const OutcomeCounts& of_task : difference) {
-      paired.improved += of_task.plus;
-      paired.worsened += of_task.minus;
-    }
-    paired.mcnemar = McNemarTest(paired.improved, paired.worsened);
-    summary.paired = paired;
-  }
+  summary.accuracy = Proportion(summary.right, items);
+  if (method.label != baseline) summary.paired = Compare(method.label, baseline, compared);
   summary.mean_seconds = Mean(seconds);
   summary.median_seconds = Quantile(seconds, 0.5);
   summary.mean_optimization_seconds = Mean(optimization_seconds);
@@ -145,6 +136,27 @@ MethodSummary Summarizer::SummarizeMethod(const ReportMethod& method, const std:
   summary.mean_loss_before = Mean(losses_before);
   summary.mean_loss_after = Mean(losses_after);
   return summary;
+}
+
+std::optional<PairedComparison> Summarizer::Compare(const std::string& method, const std::string& baseline,
+                                                    absl::Span<const Compared> compared) {
+  PairedOutcomes outcomes;
+  for (const Compared& task : compared) {
+    for (const auto* by_method : task.items) {
+      const auto after = by_method->find(method), before = by_method->find(baseline);
+      if (after == by_method->end() || before == by_method->end()) return std::nullopt;
+      ++outcomes.items;
+      outcomes.right += after->second->correct;
+      outcomes.improved += after->second->correct && !before->second->correct;
+      outcomes.worsened += !after->second->correct && before->second->correct;
+    }
+  }
+  PairedComparison paired;
+  paired.difference = PairedDifference(outcomes);
+  paired.improved = outcomes.improved;
+  paired.worsened = outcomes.worsened;
+  paired.mcnemar = McNemarTest(outcomes.improved, outcomes.worsened);
+  return paired;
 }
 
 // The main tables' methods, baseline first.
@@ -213,6 +225,13 @@ RunSummary Summarize(const ReportInput& input) {
     group_tasks[task.group].push_back(task.name);
   }
   summary.overall = summarizer.SummarizeScope("all tasks", all_tasks, methods);
+  if (summary.overall.tasks.size() == 1) summary.overall.name = summary.overall.tasks.front();
+  for (const ReportMethod& method : input.methods) {
+    const auto answers = [&](const std::string& task) { return summarizer.TakesPart(task, method.label); };
+    if (!input.items.empty() && std::none_of(all_tasks.begin(), all_tasks.end(), answers)) {
+      summary.notes.push_back(absl::StrCat("Method ", method.label, " answered no question."));
+    }
+  }
   for (const std::string& group : group_names) {
     summary.groups.push_back(summarizer.SummarizeScope(group, group_tasks[group], methods));
   }

@@ -14,7 +14,7 @@
 
 namespace c3po {
 
-// A method against the baseline on the same items.
+// A method against another, mostly the baseline, on the same items.
 struct PairedComparison {
   Estimate difference;                 // of accuracy, in [-1, 1]
   int64_t improved = 0, worsened = 0;  // wrong by the baseline and right now; the reverse
@@ -39,17 +39,25 @@ struct MethodSummary {
   double mean_loss_before = 0, mean_loss_after = 0;
 };
 
+// A method that optimizes against one that reads the same neighbors without it (in-context learning, the neighbors'
+// vote): whether re-mixing is what gains.
+struct VersusBaseline {
+  std::string method, baseline;  // labels
+  PairedComparison paired;
+};
+
 // A task, a group of tasks pooled over their items, all tasks, or the points of an ablation over all tasks or a group.
 // Only items that every method of the scope answered are compared. A method takes part in a task where it answered at
 // least one item, and in a pooled scope where it takes part in each of its tasks.
 struct ScopeSummary {
-  std::string name;                    // of the task or the group; "all tasks"
+  std::string name;                    // of the task or the group; "all tasks", where there are several
   std::string group;                   // of a task
   int64_t items = 0;                   // compared
   int64_t left_out = 0;                // answered by some of the methods only
   std::vector<std::string> tasks;      // that are pooled here
   std::vector<std::string> absent;     // methods that answered in this scope, but not in each of its tasks
   std::vector<MethodSummary> methods;  // baseline first, then in the run's order
+  std::vector<VersusBaseline> versus;  // each method that optimizes with each that reads neighbors only
 
   // Null where it is absent.
   const MethodSummary* Find(absl::string_view label) const;
@@ -61,7 +69,7 @@ struct AblationSummary {
   std::vector<ScopeSummary> scopes;  // all tasks, then each group where there are several
 };
 
-// Intervals: 95 %, 10,000 bootstrap resamples within tasks (statistics.h), a fixed seed.
+// Intervals: 95 %, Wilson's and Newcombe's (statistics.h).
 struct RunSummary {
   std::vector<ReportRun> runs;
   std::string baseline;              // label; "" for a run without methods

@@ -11,8 +11,8 @@
 namespace c3po {
 
 // Reads {"prompt": text, "answer": text, "choices": [texts], "metadata": {name: value}, "reference_id": text}, the last
-// three optional; other keys are ignored ("id" too, which data sets use for much else). Metadata that is not text is kept
-// as its JSON. Whether the sample makes sense (an empty prompt, choices without the answer) is not judged.
+// three optional; other keys are ignored ("id" too, which data sets use for much else). Metadata that is not text is
+// kept as its JSON. Whether the sample makes sense (an empty prompt, choices without the answer) is not judged.
 // InvalidArgument says what is wrong with the line. Pure and thread-safe.
 absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line);
 

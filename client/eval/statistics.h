@@ -10,33 +10,32 @@ namespace c3po {
 
 // Statistics of evaluation runs. All functions are pure and thread-safe; the same arguments give the same figures.
 
-// Items of one stratum (a task), each of which counts +1, 0 or -1.
-//   accuracy:          +1 right, 0 wrong                       {items, right, 0}
-//   paired difference: +1 improved, -1 worsened, 0 the same    {items, improved, worsened}
-struct OutcomeCounts {
-  int64_t items = 0;
-  int64_t plus = 0, minus = 0;  // plus + minus <= items, none negative
-};
-
 struct Estimate {
   double value = 0;
-  double low = 0, high = 0;  // of the interval; low <= high
+  double low = 0, high = 0;  // of the 95 % interval; low <= value <= high
 };
 
-struct BootstrapOptions {
-  int resamples = 10000;     // >= 1
-  double confidence = 0.95;  // in (0, 1)
-  uint64_t seed = 2504'07964;
+// The proportion right / items with Wilson's score interval (Wilson, JASA 22, 1927): the proportions p that a score
+// test would not reject,
+//   (p^ + z^2/2n -+ z sqrt(p^ (1 - p^) / n + z^2/4n^2)) / (1 + z^2/n),  z = 1.96.
+// It says what few items cannot tell where all of them agree: 27 of 27 is [87.5, 100] %. 0 <= right <= items. No items:
+// zeros.
+Estimate Proportion(int64_t right, int64_t items);
+
+// Two methods on the same items.
+struct PairedOutcomes {
+  int64_t items = 0;
+  int64_t right = 0;     // by the method
+  int64_t improved = 0;  // of them wrong by the baseline
+  int64_t worsened = 0;  // right by the baseline, wrong by the method; right + worsened <= items
 };
 
-// The mean over all items of all strata, in [-1, 1], with its percentile bootstrap interval (Efron and Tibshirani, An
-// Introduction to the Bootstrap, 1993, section 13.3). Items are drawn with replacement within each stratum, so every
-// resample has the stratum sizes of the data. With n items of which p are +1 and m are -1 the number of +1 in a
-// resample is Binomial(n, p/n) and, given a of them, that of -1 is Binomial(n - a, m/(n - p)): the resampled sum has
-// exactly the distribution of n single draws, at a cost that does not grow with n. Random numbers: std::mt19937_64.
-// Where all items of a stratum agree the bootstrap sees no spread there, and the interval is too narrow for a small n.
-// No items: zeros.
-Estimate BootstrapMean(absl::Span<const OutcomeCounts> strata, const BootstrapOptions& options = {});
+// The difference of accuracy, (improved - worsened) / items in [-1, 1], with the interval made of Wilson's for either
+// method and of their correlation phi over the items (Newcombe, Statistics in Medicine 17, 1998, 2635-2650, method 10):
+//   d - sqrt(a^2 - 2 phi a b + b^2),  a = p1 - low1,  b = high2 - p2,  and alike upwards.
+// Tasks are pooled as if their items were drawn from one population: a little wider than stratified intervals. No
+// items: zeros.
+Estimate PairedDifference(const PairedOutcomes& outcomes);
 
 struct McNemarResult {
   double p_value = 1;    // two-sided, in [0, 1]

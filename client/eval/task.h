@@ -38,8 +38,9 @@ struct TaskItem {
   std::vector<std::string> choices;  // at least two, with their leading spaces; empty for generation
   int gold = -1;                     // index of the right choice; -1 for generation
   std::string answer;                // the right choice; for generation the text that is wanted
-  // Not empty: the question is this reference of the collection, which must not be its own neighbor.
-  std::string reference_id;
+  // Not empty: the question is one of the collection's references. They are all that have its prompt, and must not be
+  // its neighbors.
+  std::vector<std::string> own_references;
 };
 
 // One benchmark. Plain value.
@@ -58,6 +59,10 @@ struct Task {
   int max_tokens = 256;
 
   std::vector<TaskItem> items;
+
+  // Questions found to be among the references (known_questions.h), and whether they stayed among `items` all the same.
+  size_t among_references = 0;
+  bool asks_them = false;
 };
 
 // The order 0..count-1 shuffled by `seed` (Fisher and Yates over std::mt19937_64, the same on every machine).

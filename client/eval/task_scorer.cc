@@ -27,13 +27,16 @@ absl::StatusOr<std::vector<ItemResult>> TaskScorer::Score(const v1::Optimization
       }
       SharedByMethods shared;
       absl::StatusOr<ItemResult> result = runner_.Run(task_, task_.items[questions[index]], method, &shared);
+      if (result.ok()) {
+        if (const absl::Status finite = CheckFinite(*result); !finite.ok()) result = finite;
+      }
       absl::MutexLock lock(&mu);
       if (!result.ok()) {
         if (status.ok()) status = result.status();
         return;
       }
       results[index] = *std::move(result);
-      if (on_answer_) on_answer_();
+      if (on_answer_) on_answer_(options, task_.items[questions[index]], results[index]);
     }
   };
   std::vector<std::thread> threads;

@@ -12,9 +12,11 @@ namespace c3po {
 // Scores the items of one task by an ItemRunner, several at a time. The first error ends a call.
 class TaskScorer : public CalibrationScorer {
  public:
-  // `task` and `runner` are not owned and outlive this object. `on_answer` is told of each answer, one at a time; may
-  // be null.
-  TaskScorer(const Task* task, ItemRunner* runner, int concurrency, std::function<void()> on_answer)
+  using OnAnswer = std::function<void(const v1::OptimizationOptions&, const TaskItem&, const ItemResult&)>;
+
+  // `task` and `runner` are not owned and outlive this object. `on_answer` is told of each answer as it comes, one at a
+  // time, also of those whose call is then ended by another's error; may be null.
+  TaskScorer(const Task* task, ItemRunner* runner, int concurrency, OnAnswer on_answer)
       : task_(*task), runner_(*runner), concurrency_(concurrency), on_answer_(std::move(on_answer)) {}
 
   absl::StatusOr<std::vector<ItemResult>> Score(const v1::OptimizationOptions& options,
@@ -24,7 +26,7 @@ class TaskScorer : public CalibrationScorer {
   const Task& task_;
   ItemRunner& runner_;
   const int concurrency_;
-  const std::function<void()> on_answer_;
+  const OnAnswer on_answer_;
 };
 
 }  // namespace c3po

@@ -44,14 +44,14 @@ tune() {
 }
 for task in "${ADAPTATION[@]}"; do
   has prior "$task" || tune "$task" 16 4
-  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 60
+  has profile "$task" || c3po calibrate --collection "$task" --critical-layers 22-29 --questions 120 --budget-seconds 60 --fresh
 done
 for task in "${KNOWLEDGE[@]}"; do
   if has profile "$task"; then continue; fi
   if [[ " $PRIOR_TASKS " == *" $task "* ]]; then tune "$task" 8 2; fi
   # Where no prior was better than none, on references apart, there is nothing to calibrate.
   if has prior "$task"; then
-    c3po calibrate --collection "$task" --critical-layers 22-29 --questions 80 --method prior --budget-seconds 1
+    c3po calibrate --collection "$task" --critical-layers 22-29 --questions 80 --method prior --budget-seconds 1 --fresh
   else
     c3po refs profile set --collection "$task" '{"method":"METHOD_NONE"}'
   fi

@@ -1,15 +1,15 @@
 """Methods beside the model as it is, on the same questions, as a Markdown table.
 
 The difference of accuracy is the mean over all questions of +1 (improved: wrong by `none`, right now), -1 (worsened) or
-0, in points. Its interval is the 95 % percentile bootstrap, questions drawn with replacement within each task, 10,000
-resamples, a fixed seed: what client/eval/statistics.h computes, and so with other random numbers."""
+0, in points. Its interval of 95 % is Newcombe's (Statistics in Medicine 17, 1998, 2635-2650, method 10), what
+client/eval/statistics.h computes."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-RESAMPLES = 10_000
-SEED = 2504_07964
+QUANTILE = 1.959963984540054  # Of 0.975, of the normal distribution.
 _HEADER = ["", "method", "n", "accuracy", "difference [95 %]", "improved / worsened", "trained parameters",
            "training s", "s per question"]
 
@@ -38,19 +38,42 @@ def outcomes(items: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> Out
                     sum(right[name] < before[name] for name in right))
 
 
+def proportion(right: int, items: int) -> Interval:
+    """Wilson's score interval (1927), in [0, 1]."""
+    share, square = right / items, QUANTILE * QUANTILE
+    center, scale = share + square / (2 * items), 1 + square / items
+    reach = QUANTILE * math.sqrt(share * (1 - share) / items + square / (4 * items * items))
+    return Interval(share, max(0.0, (center - reach) / scale), min(1.0, (center + reach) / scale))
+
+
+def _phi(both: float, first: float, second: float, neither: float) -> float:
+    """Correlation of the two methods, with Newcombe's continuity correction; 0 where one is always or never right."""
+    product = (both + first) * (second + neither) * (both + second) * (first + neither)
+    if product == 0:
+        return 0.0
+    determinant = both * neither - first * second
+    if determinant > 0:
+        determinant = max(0.0, determinant - (both + first + second + neither) / 2)
+    return determinant / math.sqrt(product)
+
+
 def difference(tasks: list[Outcomes]) -> Interval:
-    """In points, over all items of the tasks. Of n items with p improved and m worsened, a resample has
-    Binomial(n, p/n) improved and, given a of them, Binomial(n - a, m/(n - p)) worsened: the distribution of n single
-    draws."""
-    generator = np.random.default_rng(SEED)
-    sums = np.zeros(RESAMPLES)
-    for task in tasks:
-        improved = generator.binomial(task.items, task.improved / max(1, task.items), RESAMPLES)
-        others = task.items - task.improved
-        sums += improved - generator.binomial(task.items - improved, task.worsened / max(1, others))
-    scale = 100 / max(1, sum(task.items for task in tasks))
-    low, high = np.quantile(sums, [0.025, 0.975])
-    return Interval(scale * sum(task.improved - task.worsened for task in tasks), scale * low, scale * high)
+    """In points, over all items of the tasks, pooled."""
+    items = sum(task.items for task in tasks)
+    if items == 0:
+        return Interval(0.0, 0.0, 0.0)
+    right, improved, worsened = (sum(task[i] for task in tasks) for i in (1, 2, 3))
+    both = right - improved
+    method, baseline = proportion(right, items), proportion(both + worsened, items)
+    phi = _phi(both, improved, worsened, items - right - worsened)
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    value = (improved - worsened) / items
+    low = value - reach(method.value - method.low, baseline.high - baseline.value)
+    high = value + reach(method.high - method.value, baseline.value - baseline.low)
+    return Interval(100 * value, 100 * max(-1.0, low), 100 * min(1.0, high))
 
 
 def _row(scope: str, method: str, tasks: list[Outcomes], trainings: list[dict[str, Any]], seconds: list[float]) -> str:

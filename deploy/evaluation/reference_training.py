@@ -136,12 +136,16 @@ def train(adaptation: Adaptation, examples: list[Example], learning_rate: float,
 
 
 def ask(adaptation: Adaptation, examples: list[Example]) -> list[dict[str, Any]]:
-    """One at a time: what a line of items.jsonl says beside task and method (recorded_run.py)."""
+    """One at a time: what a line of items.jsonl says beside task and method (recorded_run.py). ValueError where the model
+    gives what is not a number, of which argmax takes the first for the largest."""
     answers = []
     for example in examples:
         began = time.perf_counter()
         with torch.no_grad():
-            predicted = int(choice_logits(adaptation, [example])[0].argmax())
+            logits = choice_logits(adaptation, [example])[0]
+            predicted = int(logits.argmax())
+        if not torch.isfinite(logits).all():
+            raise ValueError(f"question {example.question.id}: the model's output is not finite")
         seconds = example.seconds + time.perf_counter() - began
         answers.append({"id": example.question.id, "gold": example.question.gold, "predicted": predicted,
                         "correct": predicted == example.question.gold, "seconds": round(seconds, 6)})

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -684,7 +685,7 @@ TEST_F(CliTest, ScoreFilePrintsAccuracy) {
                                  R"({"prompt": "4", "answer": " no"})");
   const ChildResult result = Run({"score", "--file", path, "--method", "ngd"});
   EXPECT_EQ(result.exit_code, 0);
-  EXPECT_EQ(result.out, "2 of 4 correct (50.0 %), 1 malformed\n");
+  EXPECT_EQ(result.out, "2 of 4 correct (50.0 % [15.0, 85.0]), 1 malformed\n");  // Wilson's interval
   EXPECT_THAT(result.err, HasSubstr(path + ":3: not JSON"));
   const auto requests = server_.score_requests();
   ASSERT_EQ(requests.size(), 4);
@@ -714,6 +715,57 @@ TEST_F(CliTest, ScoreFileTellsTheServersWarnings) {
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_THAT(result.err, AllOf(HasSubstr(path + ":10: warning: continuations begin without white space\n"),
                                 HasSubstr("and 2 warnings more\n"), Not(HasSubstr(":11: warning"))));
+}
+
+// A server of another version, or another's: what it gives is not trusted to be a number.
+TEST_F(CliTest, ScoreCountsNothingThatIsNotANumber) {
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    for (int i = 0; i < request.continuations_size(); ++i) {
+      v1::ContinuationScore& score = *response->add_scores();
+      score.set_log_likelihood(request.prompt() == "2" ? std::nan("") : -1 - i);
+      score.set_token_count(1);
+    }
+    return grpc::Status::OK;
+  };
+  std::string lines;
+  for (const char* prompt : {"1", "2", "3"}) {
+    absl::StrAppend(&lines, R"({"prompt": ")", prompt, R"(", "answer": " a", "choices": [" a", " b"]})", "\n");
+  }
+  const std::string path = WriteFile("heldout.jsonl", lines);
+  const ChildResult result = Run({"score", "--file", path, "--method", "none"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.out, HasSubstr("2 of 2 correct (100.0 % [34.2, 100.0])"));
+  EXPECT_THAT(result.err, AllOf(HasSubstr(path + ":2: the server gave a log-likelihood of nan"),
+                                HasSubstr("1 sample failed and count nowhere")));
+  EXPECT_EQ(Run({"score", "2", "--choices", " a", " b"}).exit_code, 1);
+}
+
+TEST_F(CliTest, ScoreFileLeavesOutWhatIsAmongTheReferences) {
+  // The fake knows "near" by its text and "at zero" by its distance.
+  server_.on_search = [](grpc::ServerContext*, const v1::SearchReferencesRequest& request,
+                         v1::SearchReferencesResponse* response) {
+    auto& hit = *response->add_hits();
+    hit.set_distance(request.text() == "at zero" ? 0 : 0.5);
+    hit.mutable_reference()->mutable_sample()->set_prompt("near\n");
+    return grpc::Status::OK;
+  };
+  std::string lines;
+  for (const char* prompt : {"new", "near", "at zero"}) {
+    absl::StrAppend(&lines, R"({"prompt": ")", prompt, R"(", "answer": " a", "choices": [" a", " e"]})", "\n");
+  }
+  const std::string path = WriteFile("heldout.jsonl", lines);
+  const ChildResult result = Run({"score", "--file", path, "--method", "ngd", "--collection", "science"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("1 of 1 correct"));
+  EXPECT_THAT(result.err, HasSubstr("2 samples are among the references of science and were left out"));
+  EXPECT_EQ(server_.search_requests().at(0).collection(), "science");
+  const std::vector<Json> asked = JsonLines(Run({"score", "--file", path, "--include-references", "--json"}).out);
+  EXPECT_EQ(asked.back().at("summary").at("items"), 3);
+  EXPECT_EQ(asked.back().at("summary").at("among_references"), 2);
+  // The model alone reads no references.
+  const size_t searches = server_.search_requests().size();
+  EXPECT_THAT(Run({"score", "--file", path, "--method", "none"}).out, HasSubstr("3 of 3 correct"));
+  EXPECT_EQ(server_.search_requests().size(), searches);
 }
 
 TEST_F(CliTest, ScoreFileNamesTheLineThatFailed) {

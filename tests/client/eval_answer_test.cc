@@ -113,21 +113,32 @@ std::vector<LabelledNeighbor> Neighbors(std::vector<std::pair<double, std::strin
 TEST(VotedAnswer, WeightsByTheKernel) {
   // exp(-0.1^2 / 2) of "yes" against 2 exp(-1/2) of "no" with sigma 1: 0.995 < 1.213.
   const auto neighbors = Neighbors({{0.1, " yes"}, {1.0, " no"}, {1.0, "no"}});
-  EXPECT_EQ(VotedAnswer(neighbors, std::nullopt), "no");
+  EXPECT_EQ(VotedAnswer(neighbors), "no");
   // A narrow kernel leaves the nearest alone.
-  EXPECT_EQ(VotedAnswer(neighbors, 0.1), "yes");
+  EXPECT_EQ(VotedAnswer(neighbors, {v1::KERNEL_GAUSSIAN, 0.1}), "yes");
+}
+
+TEST(VotedAnswer, TakesEveryKernelOfTheOptimizingMethods) {
+  // "yes" at 0.2 against two "no" at 1.2, sigma 0.6. Matern 5/2: s = 0.745 and 4.472, 0.914 against 2 * 0.139;
+  // linear: 0.98 against 2 * 0.28; polynomial: 1.98^2 = 3.920 against 2 * 1.28^2 = 3.277; at 1.1 it is 2 * 1.395^2.
+  const auto neighbors = Neighbors({{0.2, "yes"}, {1.2, "no"}, {1.2, "no"}});
+  for (const v1::Kernel kernel : {v1::KERNEL_MATERN, v1::KERNEL_LINEAR, v1::KERNEL_POLYNOMIAL}) {
+    EXPECT_EQ(VotedAnswer(neighbors, {kernel, 0.6}), "yes") << v1::Kernel_Name(kernel);
+  }
+  EXPECT_EQ(VotedAnswer(Neighbors({{0.2, "yes"}, {1.0, "no"}, {1.0, "no"}}), {v1::KERNEL_POLYNOMIAL, 0.6}), "no");
+  EXPECT_EQ(VotedAnswer(Neighbors({{0.2, "yes"}, {0.8, "no"}, {0.8, "no"}}), {v1::KERNEL_LINEAR, 0.6}), "no");
 }
 
 TEST(VotedAnswer, TiesFallToTheNearest) {
-  EXPECT_EQ(VotedAnswer(Neighbors({{0.0, "a"}, {0.0, "b"}}), std::nullopt), "a");
-  EXPECT_EQ(VotedAnswer(Neighbors({{0.0, "a"}, {0.0, "b"}, {0.0, "b"}}), std::nullopt), "b");
-  EXPECT_EQ(VotedAnswer({}, std::nullopt), "");
+  EXPECT_EQ(VotedAnswer(Neighbors({{0.0, "a"}, {0.0, "b"}})), "a");
+  EXPECT_EQ(VotedAnswer(Neighbors({{0.0, "a"}, {0.0, "b"}, {0.0, "b"}})), "b");
+  EXPECT_EQ(VotedAnswer({}), "");
 }
 
 TEST(VotedChoice, OnlyNeighborsWhoseAnswerIsAChoiceVote) {
   const TaskItem item = Item({" no", " yes"}, 1);
-  EXPECT_EQ(VotedChoice(item, Neighbors({{0.1, "other"}, {0.2, "yes"}, {0.3, "no"}}), std::nullopt), 1);
-  EXPECT_EQ(VotedChoice(item, Neighbors({{0.1, "other"}}), std::nullopt), -1);
+  EXPECT_EQ(VotedChoice(item, Neighbors({{0.1, "other"}, {0.2, "yes"}, {0.3, "no"}})), 1);
+  EXPECT_EQ(VotedChoice(item, Neighbors({{0.1, "other"}})), -1);
   ItemResult result;
   JudgePrediction(item, -1, &result);
   EXPECT_FALSE(result.correct);

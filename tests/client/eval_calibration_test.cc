@@ -5,78 +5,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <map>
 
 #include "client/eval/calibration.h"
 #include "client/eval/option_setting.h"
+#include "tests/client/formula_scorer.h"
 
 namespace c3po {
 namespace {
 
 using ::testing::HasSubstr;
-
-using Options = v1::OptimizationOptions;
-
-// Answers by a formula: `quality` in [0, 1] is the share of questions that are right, spread evenly over them.
-class FormulaScorer : public CalibrationScorer {
- public:
-  using Formula = std::function<absl::StatusOr<double>(const Options&)>;
-  explicit FormulaScorer(Formula quality) : quality_(std::move(quality)) {}
-
-  absl::StatusOr<std::vector<ItemResult>> Score(const Options& options, absl::Span<const size_t> questions) override {
-    ++calls;
-    now += absl::Seconds(static_cast<int64_t>(questions.size()));
-    const absl::StatusOr<double> quality = quality_(options);
-    if (!quality.ok()) return quality.status();
-    std::vector<ItemResult> results;
-    for (const size_t question : questions) {
-      ItemResult result;
-      // A golden-ratio sequence: any run of questions holds about the same share.
-      const double draw = std::fmod(0.618033988749895 * static_cast<double>(question + 1), 1.0);
-      result.correct = draw < *quality;
-      result.seconds = options.method() == v1::METHOD_NONE ? 0.1 : 0.1 * (1 + options.steps());
-      if (adorn) adorn(options, question, &result);
-      asked.push_back(question);
-      results.push_back(std::move(result));
-    }
-    return results;
-  }
-
-  std::function<void(const Options&, size_t, ItemResult*)> adorn;
-  std::vector<size_t> asked;
-  int calls = 0;
-  absl::Time now = absl::UnixEpoch();
-
- private:
-  const Formula quality_;
-};
-
-CalibrationCandidate Patch(const char* label, std::initializer_list<std::pair<const char*, const char*>> fields) {
-  CalibrationCandidate candidate{label, {}};
-  for (const auto& [field, value] : fields) {
-    EXPECT_TRUE(SetOption(field, value, &candidate.patch).ok()) << field;
-  }
-  return candidate;
-}
-
-CalibrationSettings Settings() {
-  CalibrationSettings settings;
-  for (size_t i = 0; i < 40; ++i) (i < 20 ? settings.questions : settings.check).push_back(i);
-  settings.start.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
-  settings.start.set_k(3);
-  settings.start.set_steps(5);
-  settings.axes = {{"k", false, {Patch("3", {{"k", "3"}}), Patch("6", {{"k", "6"}}), Patch("12", {{"k", "12"}})}},
-                   {"steps", true, {Patch("10", {{"steps", "10"}}), Patch("20", {{"steps", "20"}})}}};
-  return settings;
-}
-
-// Best at k = 12, steps = 10; the model as it is 40 %.
-absl::StatusOr<double> Hill(const Options& options) {
-  if (options.method() == v1::METHOD_NONE) return 0.4;
-  return 0.8 - 0.02 * std::abs(static_cast<int>(options.k()) - 12) -
-         0.02 * std::abs(static_cast<int>(options.steps()) - 10);
-}
 
 TEST(Calibrate, ClimbsToTheBestPointAndMeasuresItOnOtherQuestions) {
   FormulaScorer scorer(Hill);
@@ -164,6 +102,69 @@ TEST(Calibrate, TheBudgetEndsTheSearchNotTheCheck) {
   EXPECT_TRUE(result->budget_spent);
   EXPECT_EQ(result->tried.size(), 3);
   EXPECT_EQ(result->questions, 20);
+}
+
+// One question in 30 more at 13 times the time: 3.3 points for what must bring 3.7.
+TEST(Calibrate, TimeMustBringSomething) {
+  const auto calibrated = [](double dear, double seconds, double cost_weight) {
+    FormulaScorer scorer([](const Options&) { return 0.5; });
+    scorer.adorn = [=](const Options& options, size_t question, ItemResult* result) {
+      const bool none = options.method() == v1::METHOD_NONE, is_dear = options.k() == 12;
+      result->correct = static_cast<double>(question % 30) < (none ? 10 : is_dear ? 20 + dear : 20);
+      result->seconds = none ? 0.1 : is_dear ? 0.1 * seconds : 0.1;
+    };
+    CalibrationSettings settings = Settings();
+    settings.questions.clear();
+    settings.check.clear();
+    for (size_t i = 0; i < 60; ++i) (i < 30 ? settings.questions : settings.check).push_back(i);
+    settings.cost_weight = cost_weight;
+    settings.drop_margin = 1;
+    const auto result = Calibrate(settings, scorer);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result.ok() ? *result : CalibrationResult();
+  };
+  EXPECT_EQ(calibrated(1, 13, 0.01).chosen.k(), 3);
+  EXPECT_EQ(calibrated(1, 13, 0).chosen.k(), 12);     // Where time is free,
+  EXPECT_EQ(calibrated(2, 13, 0.01).chosen.k(), 12);  // or two questions are gained,
+  EXPECT_EQ(calibrated(1, 2, 0.01).chosen.k(), 12);   // or for twice the time.
+  // At equal answers the quicker one is taken, though it comes later.
+  const CalibrationResult equal = calibrated(0, 0.5, 0.01);
+  EXPECT_EQ(equal.chosen.k(), 3);  // Quicker than the model as it is counts as free.
+}
+
+// The whole of it against the model as it is: a lift of one question in 30 is not worth 13 times its time.
+TEST(Calibrate, ALiftThatItsTimeIsNotWorthDoesNotHelp) {
+  for (const int gained : {1, 2}) {
+    FormulaScorer scorer([](const Options&) { return 0.5; });
+    scorer.adorn = [gained](const Options& options, size_t question, ItemResult* result) {
+      const bool none = options.method() == v1::METHOD_NONE;
+      result->correct = question % 30 < static_cast<size_t>(none ? 20 : 20 + gained);
+      result->seconds = none ? 0.1 : 1.3;
+    };
+    CalibrationSettings settings = Settings();
+    settings.questions.clear();
+    settings.check.clear();
+    for (size_t i = 0; i < 60; ++i) (i < 30 ? settings.questions : settings.check).push_back(i);
+    const auto result = Calibrate(settings, scorer);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_NEAR(result->lift.value, gained / 30.0, 1e-9);
+    EXPECT_EQ(result->helps, gained == 2);
+  }
+}
+
+TEST(Calibrate, APointThatGivesNoNumbersIsLeftAndSoIsAQuestion) {
+  FormulaScorer scorer([](const Options& options) -> absl::StatusOr<double> {
+    if (options.k() == 12) return absl::InternalError("the neighbors' loss is not finite");
+    return Hill(options);
+  });
+  scorer.fails_on = {3, 25};
+  CalibrationSettings settings = Settings();
+  const auto result = Calibrate(settings, scorer);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->chosen.k(), 6);
+  EXPECT_EQ(result->unanswered, 2);
+  EXPECT_EQ(result->questions, 19);
+  EXPECT_EQ(result->tried[0].questions, 19);
 }
 
 TEST(Calibrate, GateLeavesFarNeighborsAlone) {

@@ -5,9 +5,12 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -83,7 +86,8 @@ class EvalCliTest : public ::testing::Test {
     return arguments;
   }
   ChildResult Run(const std::vector<std::string>& arguments) const {
-    return ChildProcess(Arguments(arguments), "", {{"C3PO_SERVER", server_.address()}}).Wait();
+    return ChildProcess(Arguments(arguments), "", {{"C3PO_SERVER", server_.address()}, {"C3PO_CACHE_DIR", folder_}})
+        .Wait();
   }
   ChildResult Eval(std::vector<std::string> more) const {
     std::vector<std::string> arguments = {"eval",    "--suite", folder_ + "/suite", "--task",
@@ -114,7 +118,9 @@ TEST_F(EvalCliTest, EvalWritesARunAndPrintsItsTable) {
                                    "--limit", "3", "--report", folder_ + "/report.html"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.out, AllOf(HasSubstr("science"), HasSubstr("0/3"), HasSubstr("3/3"), HasSubstr("+100.0")));
-  EXPECT_THAT(Read("report.html"), HasSubstr("<html"));
+  // Questions, labels and neighbors as they read.
+  EXPECT_THAT(Read("report.html"),
+              AllOf(HasSubstr("<html"), HasSubstr(">q0</td><td class=\"text\">a</td><td class=\"text\">the</td>")));
   EXPECT_EQ(Items("run").size(), 12);
   const Json run = Json::parse(Read("run/run.json"));
   EXPECT_EQ(run.at("tasks")[0].at("metric"), "raw");
@@ -154,6 +160,95 @@ TEST_F(EvalCliTest, EvalSaysWhatIsMissing) {
   EXPECT_THAT(empty.err, HasSubstr("collection nobody holds no usable references; --import adds"));
   EXPECT_EQ(Run({"eval", "--suite", folder_ + "/suite", "--task", "chemistry", "--out", folder_ + "/run"}).exit_code,
             5);
+}
+
+// The fake has the questions named as references: by their text the even ones, at distance 0 the others.
+void PutAmongReferences(FakeServer* server, const std::set<std::string>& questions) {
+  server->on_search = [questions](grpc::ServerContext*, const v1::SearchReferencesRequest& request,
+                                  v1::SearchReferencesResponse* response) {
+    const bool known = questions.count(request.text()) > 0, by_text = (request.text().back() - '0') % 2 == 0;
+    auto& hit = *response->add_hits();
+    hit.set_distance(known && !by_text ? 0 : 0.4);
+    hit.mutable_reference()->set_id("ref-0");
+    hit.mutable_reference()->mutable_sample()->set_prompt(known && by_text ? request.text() + "\n" : "another");
+    hit.mutable_reference()->mutable_sample()->set_answer(" the");
+    return grpc::Status::OK;
+  };
+}
+
+TEST_F(EvalCliTest, QuestionsAmongTheReferencesAreToldAndLeftOutUnlessAskedFor) {
+  PutAmongReferences(&server_, {"q1", "q2"});
+  const ChildResult result = Eval({"--methods", "none,ngd,knn"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("task science: 2 of 4 questions are among the references of science; they are left "
+                                    "out (--include-references asks them)"));
+  EXPECT_THAT(result.out,
+              HasSubstr("Task science: 2 questions are among the references of science; they were left out."));
+  std::set<std::string> asked;
+  for (const Json& item : Items("run")) asked.insert(item.at("id"));
+  EXPECT_THAT(asked, ElementsAre("s0", "s3"));
+  const Json task = Json::parse(Read("run/run.json")).at("tasks")[0];
+  EXPECT_EQ(task.at("items"), 2);
+  EXPECT_EQ(task.at("among_references"), 2);
+  // Asked for, the same run grows by them.
+  const ChildResult all = Eval({"--methods", "none,ngd,knn", "--include-references"});
+  EXPECT_EQ(all.exit_code, 0) << all.err;
+  EXPECT_EQ(Items("run").size(), 12);
+  EXPECT_THAT(all.out, HasSubstr("2 questions are among the references of science; they were asked"));
+}
+
+TEST_F(EvalCliTest, AnEvaluationOfTheReferencesThemselvesIsRefused) {
+  PutAmongReferences(&server_, {"q0", "q1", "q2", "q3"});
+  const ChildResult result = Eval({"--methods", "ngd"});
+  EXPECT_EQ(result.exit_code, 6);
+  EXPECT_THAT(result.err, HasSubstr("every question is among the references of science; --include-references"));
+  EXPECT_TRUE(server_.score_requests().empty());
+  // The model alone reads none.
+  const size_t searches = server_.search_requests().size();
+  EXPECT_EQ(Eval({"--methods", "none"}).exit_code, 0);
+  EXPECT_EQ(server_.search_requests().size(), searches);
+}
+
+TEST_F(EvalCliTest, TheCollectionsSettingsAreWrittenAndBelongToTheRun) {
+  ASSERT_EQ(Eval({"--methods", "none,knn"}).exit_code, 0);
+  const Json collections = Json::parse(Read("run/run.json")).at("collections");
+  ASSERT_EQ(collections.size(), 1);
+  EXPECT_EQ(collections[0].at("name"), "science");
+  EXPECT_EQ(collections[0].at("effective_optimization").at("k"), 12);
+  for (const v1::SearchReferencesRequest& request : server_.search_requests()) {
+    EXPECT_TRUE(request.k() == 12 || request.k() == 4) << request.k();  // Four: the look-up of known questions.
+  }
+  const ChildResult html = Run({"report", folder_ + "/run", "--out", folder_ + "/report.html"});
+  EXPECT_EQ(html.exit_code, 0) << html.err;
+  EXPECT_THAT(Read("report.html"), HasSubstr("collection science"));
+}
+
+TEST_F(EvalCliTest, AMethodThatMayNotBeAskedEndsNothingElse) {
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    if (request.optimization().method() == v1::METHOD_ORACLE) {
+      return grpc::Status(grpc::StatusCode::PERMISSION_DENIED, "the oracle is for administrators");
+    }
+    for (int i = 0; i < request.continuations_size(); ++i) response->add_scores()->set_token_count(1);
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Eval({"--methods", "oracle,none,ngd"});
+  EXPECT_EQ(result.exit_code, 10);
+  EXPECT_THAT(result.err, HasSubstr("method oracle failed 1 time and was given up: the oracle is for administrators"));
+  EXPECT_EQ(Items("run").size(), 8);
+  EXPECT_THAT(result.out, AllOf(HasSubstr("4 items compared"), HasSubstr("Method oracle answered no question")));
+}
+
+TEST_F(EvalCliTest, EvalTellsTheServersWarningsOnce) {
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    for (int i = 0; i < request.continuations_size(); ++i) response->add_scores()->set_token_count(1);
+    if (request.prompt() != "q1") response->mutable_optimization()->add_warnings("continuations begin without a space");
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Eval({"--methods", "none"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("warning, 3 answers: science: continuations begin without a space\n"));
+  const std::vector<Json> items = Items("run");
+  EXPECT_EQ(std::count_if(items.begin(), items.end(), [](const Json& item) { return item.contains("warnings"); }), 3);
 }
 
 TEST_F(EvalCliTest, FailedAnswersAreToldAndFailTheRun) {
@@ -287,6 +382,106 @@ TEST_F(EvalCliTest, CalibrateSparesOffTopicPromptsThatItsSettingsWouldChange) {
   const v1::GateOptions gate = server_.profile_requests()[0].profile().gate();
   EXPECT_GT(gate.max_neighbor_distance(), 1.2);
   EXPECT_LT(gate.max_neighbor_distance(), 1.25);
+}
+
+TEST_F(EvalCliTest, CalibrateEndedBySignalStoresTheBestSoFarAndGoesOn) {
+  ServeReferences(&server_, 30);
+  absl::Notification blocked;
+  std::atomic<bool> slow = true;
+  // The fake's model is helped by descent; the first point with mixing weights in place of shifts takes forever.
+  server_.on_score = [&](grpc::ServerContext* context, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    const v1::OptimizationOptions& options = request.optimization();
+    if (slow && options.application_rule() == v1::APPLICATION_RULE_EVERY_NEW_TOKEN) {
+      if (!blocked.HasBeenNotified()) blocked.Notify();
+      while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
+      return grpc::Status::CANCELLED;
+    }
+    const bool helped = options.method() == v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT;
+    for (const std::string& continuation : request.continuations()) {
+      v1::ContinuationScore& score = *response->add_scores();
+      score.set_log_likelihood((continuation == " the") == helped ? -1 : -2);
+      score.set_token_count(1);
+    }
+    return grpc::Status::OK;
+  };
+  const std::vector<std::string> command = {
+      "calibrate", "--collection",    "science",       "--questions", "20",      "--cost-weight",         "0",
+      "--server",  server_.address(), "--concurrency", "1",           "--state", folder_ + "/state.jsonl"};
+  ChildProcess child(Arguments(command));
+  ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(absl::Seconds(60)));
+  child.Signal(SIGTERM);
+  child.Signal(SIGTERM);  // As timeout(1) does, to the process and to its group.
+  const ChildResult ended = child.Wait();
+  EXPECT_EQ(ended.exit_code, 9) << ended.err;
+  EXPECT_THAT(ended.err, AllOf(HasSubstr("the best point so far is checked"),
+                               HasSubstr("the same command goes on from " + folder_ + "/state.jsonl")));
+  ASSERT_EQ(server_.profile_requests().size(), 1);
+  EXPECT_EQ(server_.profile_requests()[0].profile().method(), v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  EXPECT_TRUE(Json::parse(server_.profile_requests()[0].notes()).at("ended"));
+  // It goes on: what was answered is not asked again.
+  slow = false;
+  std::map<std::string, int> times;
+  const auto count = [&] {
+    for (const v1::ScoreRequest& request : server_.score_requests()) ++times[request.SerializeAsString()];
+  };
+  const ChildResult rest = Run(command);
+  EXPECT_EQ(rest.exit_code, 0) << rest.err;
+  EXPECT_THAT(rest.out, HasSubstr("answers of a calibration that was ended: it goes on"));
+  EXPECT_EQ(server_.profile_requests().size(), 2);
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/state.jsonl"));
+  count();
+  int twice = 0;
+  for (const auto& [request, asked] : times) twice += asked > 1 ? 1 : 0;
+  EXPECT_LE(twice, 1);  // The one that was being asked.
+}
+
+TEST_F(EvalCliTest, CalibrateEndedWithoutAPointThatHelpsLeavesTheProfile) {
+  ServeReferences(&server_, 30);
+  absl::Notification blocked;
+  server_.on_score = [&](grpc::ServerContext* context, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    if (request.optimization().application_rule() == v1::APPLICATION_RULE_EVERY_NEW_TOKEN) {
+      if (!blocked.HasBeenNotified()) blocked.Notify();
+      while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
+      return grpc::Status::CANCELLED;
+    }
+    for (int i = 0; i < request.continuations_size(); ++i) response->add_scores()->set_token_count(1);
+    return grpc::Status::OK;
+  };
+  ChildProcess child(Arguments({"calibrate", "--collection", "science", "--questions", "8", "--server",
+                                server_.address(), "--concurrency", "1", "--state", folder_ + "/state.jsonl"}));
+  ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(absl::Seconds(60)));
+  child.Signal(SIGINT);
+  const ChildResult ended = child.Wait();
+  EXPECT_EQ(ended.exit_code, 9) << ended.err;
+  EXPECT_THAT(ended.out, AllOf(HasSubstr("Nothing is stored"), Not(HasSubstr("C3PO does not help"))));
+  EXPECT_TRUE(server_.profile_requests().empty());
+  EXPECT_TRUE(std::filesystem::exists(folder_ + "/state.jsonl"));
+}
+
+TEST_F(EvalCliTest, CalibrateLeavesOutEveryReferenceOfTheQuestionsPrompt) {
+  server_.on_list = [](grpc::ServerContext*, const v1::ListReferencesRequest&, v1::ListReferencesResponse* response) {
+    for (int i = 0; i < 16; ++i) {  // Each prompt twice, relabeled.
+      v1::Reference& reference = *response->add_references();
+      reference.set_id(absl::StrCat("ref-", i));
+      reference.mutable_sample()->set_prompt(absl::StrCat("q", i / 2));
+      reference.mutable_sample()->set_answer(i % 2 == 0 ? " a" : " the");
+      reference.mutable_sample()->add_choices(" a");
+      reference.mutable_sample()->add_choices(" the");
+    }
+    return grpc::Status::OK;
+  };
+  PutAmongReferences(&server_, {"q0", "q1"});
+  const std::string heldout = Write("heldout.jsonl", Samples(4));
+  const ChildResult result = Run({"calibrate", "--collection", "science", "--questions", "8", "--dry-run", "--heldout",
+                                  heldout, "--steps", "1", "--learning-rate", "0.1", "--application", "shift"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("2 of 4 questions are among the references of science and are left out"));
+  for (const v1::ScoreRequest& request : server_.score_requests()) {
+    if (request.optimization().exclude_reference_ids_size() == 0) continue;
+    const int number = std::stoi(request.prompt().substr(1));
+    EXPECT_THAT(request.optimization().exclude_reference_ids(),
+                ElementsAre(absl::StrCat("ref-", 2 * number), absl::StrCat("ref-", 2 * number + 1)));
+  }
 }
 
 TEST_F(EvalCliTest, CalibrateSaysWhenC3poDoesNotHelp) {

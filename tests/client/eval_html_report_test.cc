@@ -110,6 +110,49 @@ TEST(HtmlReport, EscapesWhatComesFromTheRun) {
   EXPECT_THAT(*html, HasSubstr("a &amp; b"));
 }
 
+TEST(HtmlReport, ChangedAnswersShowQuestionLabelsAndNeighbors) {
+  EvalRunFolder run;
+  run.WriteRunJson(kEvalRunJson);
+  run.AppendAnswers("sst2", "none", "01");
+  run.AppendAnswers("sst2", "ngd", "10");
+  std::ofstream(run.path() + "/questions.jsonl")
+      << R"({"task": "sst2", "id": "q0", "prompt": "Review: a <dull> film\nSentiment:", "answer": " bad", "choices": [" bad", " good"]})"
+      << "\n{\"task\": 7}\n";
+  std::ofstream(run.path() + "/references.jsonl")
+      << R"({"id": "ref0", "prompt": "Review: a boring film\nSentiment:", "answer": " terrible"})"
+      << "\n{\"id\": \"ref1\", \"pro";
+  const absl::StatusOr<std::string> html = RenderHtmlReport(run.path());
+  ASSERT_TRUE(html.ok()) << html.status();
+  ExpectSelfContained(*html);
+  EXPECT_THAT(*html, HasSubstr("Review: a &lt;dull&gt; film"));
+  EXPECT_THAT(*html, HasSubstr("<td class=\"text\">good</td><td class=\"text\">bad</td><td class=\"text\">bad</td>"));
+  EXPECT_THAT(*html, HasSubstr("0.100</span> Review: a boring film\nSentiment: <b>terrible</b>"));
+  // Of q1 and its neighbor the run holds no texts.
+  EXPECT_THAT(*html, HasSubstr("<td class=\"text\">choice 1</td><td class=\"text\">choice 2</td>"));
+  EXPECT_THAT(*html, HasSubstr("ref1"));
+}
+
+int Count(const std::string& text, const std::string& part) {
+  int count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+TEST(HtmlReport, OneTaskHasOneTable) {
+  EvalRunFolder run;
+  run.WriteRunJson(R"({"version": 1, "tasks": [{"name": "sst2", "group": "adaptation"}],
+      "methods": [{"label": "none"}, {"label": "ngd"}]})");
+  run.AppendAnswers("sst2", "none", "0110");
+  run.AppendAnswers("sst2", "ngd", "1110");
+  const absl::StatusOr<std::string> html = RenderHtmlReport(run.path());
+  ASSERT_TRUE(html.ok()) << html.status();
+  ExpectSelfContained(*html);
+  EXPECT_EQ(Count(*html, "<th>accuracy, % [95 %]</th>"), 1);
+  EXPECT_THAT(*html, HasSubstr("<h3>sst2</h3>"));
+  EXPECT_THAT(*html, Not(HasSubstr("all tasks")));
+  EXPECT_THAT(*html, Not(HasSubstr("<th>task</th><th>question</th>")));
+}
+
 TEST(HtmlReport, AnEmptyRunSaysSo) {
   EvalRunFolder run;
   run.WriteRunJson(kEvalRunJson);

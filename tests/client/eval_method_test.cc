@@ -6,6 +6,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "client/eval/ablation.h"
 #include "client/eval/item_runner.h"
 #include "client/eval/method.h"
@@ -110,13 +111,25 @@ TEST(MakeMethod, PaperSetsEveryFieldThatADefaultCouldFill) {
   EXPECT_EQ(paper->optimization.validation_neighbors(), 0u);
 }
 
-TEST(MakeMethod, BaselinesSeeTheServersNeighbors) {
+TEST(MakeMethod, BaselinesLeaveTheirNeighborsToTheCollectionUnlessTheUserSetsThem) {
   const auto knn = MakeMethod("knn", Context());
   ASSERT_TRUE(knn.ok());
   EXPECT_EQ(knn->kind, MethodKind::kNeighborVote);
-  EXPECT_EQ(knn->optimization.k(), 7);
-  EXPECT_EQ(knn->optimization.reference_selection(), v1::REFERENCE_SELECTION_SUCCESSFUL);
-  EXPECT_EQ(MakeMethod("icl", Context())->shots, 3);
+  EXPECT_EQ(OptionsJson(knn->optimization), "{}");
+  MethodContext context = Context();
+  for (const char* setting : {"epsilon=0.5", "reference_selection=all", "kernel=matern", "bandwidth=0.25"}) {
+    const std::pair<std::string, std::string> field = absl::StrSplit(setting, '=');
+    ASSERT_TRUE(SetOption(field.first, field.second, &context.common).ok()) << setting;
+  }
+  for (const char* name : {"knn", "icl"}) {
+    EXPECT_EQ(OptionsJson(MakeMethod(name, context)->optimization),
+              R"({"epsilon":0.5,"kernel":"KERNEL_MATERN","bandwidth":0.25,)"
+              R"("reference_selection":"REFERENCE_SELECTION_ALL"})")
+        << name;
+  }
+  EXPECT_EQ(MakeMethod("icl", context)->shots, 0);  // As many as there are neighbors.
+  context.shots = 5;
+  EXPECT_EQ(MakeMethod("icl", context)->shots, 5);
 }
 
 TEST(MakeMethods, LabelsAndSettings) {
@@ -137,12 +150,12 @@ TEST(RequestOptions, CarryTheTasksCollectionAndLeaveTheQuestionOut) {
   Task task;
   task.collection = "science";
   TaskItem item;
-  item.reference_id = "ref-9";
+  item.own_references = {"ref-9", "ref-3"};
   EvalMethod method = *MakeMethod("ngd", Context());
   method.collection_suffix = ".size20";
   const v1::OptimizationOptions options = RequestOptions(task, item, method);
   EXPECT_EQ(options.collection(), "science.size20");
-  EXPECT_THAT(options.exclude_reference_ids(), ElementsAre("ref-9"));
+  EXPECT_THAT(options.exclude_reference_ids(), ElementsAre("ref-9", "ref-3"));
   EXPECT_EQ(OptionsJson(RequestOptions(task, item, *MakeMethod("icl", Context()))), R"({"method":"METHOD_NONE"})");
 }
 

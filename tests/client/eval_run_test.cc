@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -56,11 +57,12 @@ class FakeRunner : public ItemRunner {
     result.id = item.id;
     result.method = method.label;
     result.correct = true;
+    if (method.label == not_a_number) result.log_likelihoods = {-1, std::nan("")};
     return result;
   }
   absl::Mutex mu;
   std::vector<std::string> asked;
-  std::string broken, forbidden;
+  std::string broken, forbidden, not_a_number;
   int cancel_after = 0;
   Cancellation cancellation;
 };
@@ -132,6 +134,38 @@ TEST_F(EvalRunTest, TheFolderIsReadableAsAReport) {
   EXPECT_EQ(json.at("methods")[1].at("optimization").at("k"), 3);
 }
 
+TEST_F(EvalRunTest, KeepsWhatIdsStandFor) {
+  {
+    const RunDescription run = RunOf(1);
+    const auto folder = Open(run);
+    ItemResult result;
+    result.task = "t";
+    result.id = "q0";
+    result.method = "ngd";
+    result.neighbor_texts = {{"ref-0", "near?\nAnswer:", " yes"}, {"ref-1", "far?", " no"}};
+    ASSERT_TRUE(folder->Append(result).ok());
+    EXPECT_EQ(Text("items.jsonl").find("near?"), std::string::npos);
+  }
+  std::ofstream(folder_.path() + "/references.jsonl", std::ios::app) << "{\"id\": \"ref-2\", \"prom";  // A kill.
+  const RunDescription more = RunOf(2);
+  const auto folder = Open(more);
+  ItemResult result;
+  result.task = "t";
+  result.id = "q1";
+  result.method = "ngd";
+  result.neighbor_texts = {{"ref-1", "far?", " no"}, {"ref-2", "next?", " no"}};
+  ASSERT_TRUE(folder->Append(result).ok());
+  const std::vector<std::string> folders = {folder_.path()};
+  const auto input = ReadRunFolders(folders);
+  ASSERT_TRUE(input.ok()) << input.status();
+  ASSERT_NE(input->FindQuestion("t", "q1"), nullptr);
+  EXPECT_EQ(input->FindQuestion("t", "q0")->prompt, "question 0\nAnswer:");
+  EXPECT_THAT(input->FindQuestion("t", "q1")->choices, ElementsAre(" no", " yes"));
+  EXPECT_EQ(input->references.size(), 3);
+  EXPECT_EQ(input->FindReference("ref-0")->answer, " yes");
+  EXPECT_EQ(input->FindReference("ref-2")->prompt, "next?");
+}
+
 TEST_F(EvalRunTest, GoesOnAfterALineThatWasCutShort) {
   const RunDescription run = RunOf(3);
   {
@@ -172,6 +206,9 @@ TEST_F(EvalRunTest, MoreQuestionsGoOnOtherSettingsAreRefused) {
   other = RunOf(4);
   other.tasks[0].metric = Metric::kRaw;
   refused(other, "different: tasks");
+  other = RunOf(4);
+  other.effective["science"].set_k(12);  // A profile was stored since.
+  refused(other, "different: settings of the collections");
 }
 
 TEST_F(EvalRunTest, AMalformedLineInTheMiddleIsAnError) {
@@ -193,21 +230,67 @@ TEST_F(EvalRunTest, ErrorsAreToldCountedAndAskedAgain) {
   EXPECT_EQ(Evaluate1(run, *Open(run)).answered, 3);
 }
 
-TEST_F(EvalRunTest, ErrorsInARowEndTheRun) {
+TEST_F(EvalRunTest, AMethodThatFailsForEveryQuestionIsGivenUpAndTheOthersGoOn) {
   runner_.broken = "ngd";
   const RunDescription run = RunOf(20);
   const EvaluationOutcome outcome = Evaluate1(run, *Open(run));
+  EXPECT_EQ(outcome.answered, 20);
   EXPECT_EQ(outcome.failed, 5);
-  EXPECT_EQ(outcome.status.code(), absl::StatusCode::kInternal);
-  EXPECT_THAT(std::string(outcome.status.message()), HasSubstr("method ngd failed 5 times in a row: broken"));
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+  ASSERT_EQ(outcome.given_up.size(), 1);
+  EXPECT_EQ(outcome.given_up[0].code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(outcome.given_up[0].message()),
+              HasSubstr("method ngd failed 5 times in a row and was given up: broken"));
 }
 
-TEST_F(EvalRunTest, WhatIsForbiddenEndsTheRunAtOnce) {
+TEST_F(EvalRunTest, AMethodThatIsForbiddenIsGivenUpAtOnce) {
   runner_.forbidden = "ngd";
   const RunDescription run = RunOf(20);
   const EvaluationOutcome outcome = Evaluate1(run, *Open(run));
+  EXPECT_EQ(outcome.answered, 20);
   EXPECT_EQ(outcome.failed, 1);
-  EXPECT_EQ(outcome.status.code(), absl::StatusCode::kPermissionDenied);
+  ASSERT_EQ(outcome.given_up.size(), 1);
+  EXPECT_EQ(outcome.given_up[0].code(), absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(EvalRunTest, TheRunEndsOnceEveryMethodIsGivenUp) {
+  runner_.forbidden = "none";
+  runner_.broken = "ngd";
+  const RunDescription run = RunOf(20);
+  const EvaluationOutcome outcome = Evaluate1(run, *Open(run));
+  EXPECT_EQ(outcome.answered, 0);
+  EXPECT_EQ(outcome.failed, 6);
+  EXPECT_EQ(outcome.given_up.size(), 2);
+  EXPECT_EQ(outcome.status.code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(EvalRunTest, WhatIsNotANumberIsAFailedAnswer) {
+  runner_.not_a_number = "ngd";
+  const RunDescription run = RunOf(2);
+  const EvaluationOutcome outcome = Evaluate1(run, *Open(run));
+  EXPECT_EQ(outcome.answered, 2);
+  EXPECT_EQ(outcome.failed, 2);
+  EXPECT_THAT(counter_.errors, ElementsAre(HasSubstr("\"log_likelihoods\" holds nan"), testing::_));
+  EXPECT_EQ(Open(run)->resumed(), 2);
+}
+
+// As earlier versions wrote it.
+TEST_F(EvalRunTest, ALineWithNullForAFigureIsAskedAgain) {
+  const RunDescription run = RunOf(2);
+  Evaluate1(run, *Open(run));
+  std::string text = Text("items.jsonl");
+  const size_t at = text.find("\"gold\"");
+  ASSERT_NE(at, std::string::npos);
+  text.insert(at, "\"log_likelihoods\":[null,-1.5],");
+  std::ofstream(folder_.path() + "/items.jsonl") << text;
+  const auto folder = Open(run);
+  EXPECT_EQ(folder->resumed(), 3);
+  EXPECT_EQ(MissingAnswers(run, *folder), 1);
+  const std::vector<std::string> folders = {folder_.path()};
+  const auto input = ReadRunFolders(folders);
+  ASSERT_TRUE(input.ok()) << input.status();
+  EXPECT_EQ(input->items.size(), 3);
+  EXPECT_THAT(input->notes, testing::Contains(HasSubstr("not a number")));
 }
 
 TEST_F(EvalRunTest, CancellationEndsTheRunAndKeepsWhatIsThere) {
@@ -238,7 +321,11 @@ class ItemRunnerTest : public testing::Test {
 
   ItemResult Ask(const EvalMethod& method, uint32_t context_window = 0) {
     Client client(InsecureChannel(server_.address()));
-    ClientItemRunner runner(&client, CallOptions(), context_window);
+    v1::GetServerInfoResponse info;
+    info.mutable_model()->set_context_window(context_window);
+    info.mutable_default_optimization()->set_k(1);
+    info.mutable_default_optimization()->set_reference_selection(v1::REFERENCE_SELECTION_SUCCESSFUL);
+    ClientItemRunner runner(&client, CallOptions(), info);
     const auto result = runner.Run(task_, item_, method, &shared_);
     EXPECT_TRUE(result.ok()) << result.status();
     return result.ok() ? *result : ItemResult();
@@ -329,8 +416,59 @@ TEST_F(ItemRunnerTest, VoteAsksNoModelAndSharesTheSearch) {
   EXPECT_TRUE(server_.score_requests().empty());
 }
 
+// The fake's profile has k = 12 and all references, its server k = 1 and successful ones only.
+TEST_F(ItemRunnerTest, BaselinesTakeTheNeighborsOfTheCollectionsProfile) {
+  EvalMethod knn, icl;
+  knn.label = "knn";
+  knn.kind = MethodKind::kNeighborVote;
+  icl.label = "icl";
+  icl.kind = MethodKind::kInContext;
+  EXPECT_THAT(Ask(knn).neighbor_ids, ElementsAre("ref-0", "ref-1", "ref-2"));
+  EXPECT_THAT(Ask(icl).neighbor_ids, ElementsAre("ref-0", "ref-1", "ref-2"));
+  ASSERT_EQ(server_.search_requests().size(), 1);  // Both have the same.
+  EXPECT_EQ(server_.search_requests()[0].k(), 12);
+  EXPECT_FALSE(server_.search_requests()[0].successful_only());
+  // What the method sets goes before the profile; without the profile the server's defaults count.
+  knn.optimization.set_k(2);
+  shared_ = SharedByMethods();
+  EXPECT_THAT(Ask(knn).neighbor_ids, ElementsAre("ref-0", "ref-1"));
+  knn.optimization.clear_k();
+  knn.optimization.set_use_profile(false);
+  shared_ = SharedByMethods();
+  EXPECT_THAT(Ask(knn).neighbor_ids, ElementsAre("ref-0"));
+  EXPECT_TRUE(server_.search_requests().back().successful_only());
+  // A preset has three successful ones, whatever profile and defaults say.
+  EvalMethod paper = knn;
+  paper.optimization.Clear();
+  paper.optimization.set_preset(v1::PRESET_PAPER);
+  shared_ = SharedByMethods();
+  EXPECT_EQ(Ask(paper).neighbor_ids.size(), 3);
+  EXPECT_EQ(server_.search_requests().back().k(), 3);
+  EXPECT_TRUE(server_.search_requests().back().successful_only());
+}
+
+TEST_F(ItemRunnerTest, BaselinesTakeAllNeighborsWithinEpsilon) {
+  EvalMethod knn;
+  knn.label = "knn";
+  knn.kind = MethodKind::kNeighborVote;
+  knn.optimization.set_epsilon(0.65);
+  EXPECT_THAT(Ask(knn).neighbor_ids, ElementsAre("ref-0", "ref-1"));  // At 0.5 and 0.6; the third is at 0.7.
+  EXPECT_EQ(server_.search_requests()[0].k(), 64);
+}
+
+TEST_F(ItemRunnerTest, NeighborsOfOneCollectionAreNotThoseOfAnother) {
+  EvalMethod knn;
+  knn.label = "knn";
+  knn.kind = MethodKind::kNeighborVote;
+  Ask(knn);
+  knn.optimization.set_collection("other");
+  Ask(knn);
+  ASSERT_EQ(server_.search_requests().size(), 2);
+  EXPECT_EQ(server_.search_requests()[1].collection(), "other");
+}
+
 TEST_F(ItemRunnerTest, AQuestionIsNotItsOwnNeighbor) {
-  item_.reference_id = "ref-0";
+  item_.own_references = {"ref-0"};
   EvalMethod knn;
   knn.label = "knn";
   knn.kind = MethodKind::kNeighborVote;

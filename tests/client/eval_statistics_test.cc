@@ -11,102 +11,92 @@
 namespace c3po {
 namespace {
 
-// The bootstrap as a textbook has it: single items are drawn.
-Estimate ItemwiseBootstrap(const std::vector<OutcomeCounts>& strata, int resamples, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  int64_t items = 0;
-  for (const OutcomeCounts& stratum : strata) items += stratum.items;
-  std::vector<double> means;
-  for (int resample = 0; resample < resamples; ++resample) {
-    int64_t sum = 0;
-    for (const OutcomeCounts& stratum : strata) {
-      std::uniform_int_distribution<int64_t> draw(0, stratum.items - 1);
-      for (int64_t i = 0; i < stratum.items; ++i) {
-        const int64_t item = draw(random);
-        sum += item < stratum.plus ? 1 : item < stratum.plus + stratum.minus ? -1 : 0;
+TEST(Proportion, IsWilsonsInterval) {
+  // Newcombe, Statistics in Medicine 17, 1998, 857-872, table I, method 3.
+  const struct {
+    int64_t right, items;
+    double low, high;
+  } published[] = {{81, 263, 0.2553, 0.3662}, {15, 148, 0.0624, 0.1605}, {0, 20, 0, 0.1611}, {1, 29, 0.0061, 0.1718}};
+  for (const auto& row : published) {
+    const Estimate estimate = Proportion(row.right, row.items);
+    EXPECT_DOUBLE_EQ(estimate.value, static_cast<double>(row.right) / static_cast<double>(row.items));
+    EXPECT_NEAR(estimate.low, row.low, 5e-5) << row.right;
+    EXPECT_NEAR(estimate.high, row.high, 5e-5) << row.right;
+  }
+}
+
+// The score test's own definition, searched for without the closed form.
+TEST(Proportion, HoldsWhatTheScoreTestDoesNotReject) {
+  for (const int64_t items : {1, 5, 27, 400}) {
+    for (int64_t right = 0; right <= items; right += std::max<int64_t>(1, items / 5)) {
+      const Estimate estimate = Proportion(right, items);
+      const double p = estimate.value;
+      const auto rejected = [&](double truth) {
+        return std::abs(p - truth) > 1.959963984540054 * std::sqrt(truth * (1 - truth) / static_cast<double>(items));
+      };
+      for (const double step : {1e-6, -1e-6}) {
+        if (const double end = estimate.low + step; end > 0) {
+          EXPECT_EQ(rejected(end), step < 0) << right << "/" << items;
+        }
+        if (const double end = estimate.high + step; end < 1) {
+          EXPECT_EQ(rejected(end), step > 0) << right << "/" << items;
+        }
       }
     }
-    means.push_back(static_cast<double>(sum) / static_cast<double>(items));
-  }
-  return {0, Quantile(means, 0.025), Quantile(means, 0.975)};
-}
-
-TEST(BootstrapMean, AgreesWithDrawingSingleItems) {
-  const std::vector<std::vector<OutcomeCounts>> cases = {
-      {{100, 60, 0}}, {{80, 20, 7}}, {{200, 35, 13}, {50, 10, 10}, {300, 2, 1}}, {{40, 0, 9}}};
-  for (const auto& strata : cases) {
-    const Estimate fast = BootstrapMean(strata);
-    const Estimate slow = ItemwiseBootstrap(strata, 10000, 7);
-    int64_t items = 0;
-    for (const OutcomeCounts& stratum : strata) items += stratum.items;
-    // Both are random: ends agree within a quarter of the standard error, or the grid of sums where that is coarser.
-    const double tolerance = std::max((slow.high - slow.low) / 16, 1.01 / static_cast<double>(items));
-    EXPECT_NEAR(fast.low, slow.low, tolerance) << items;
-    EXPECT_NEAR(fast.high, slow.high, tolerance) << items;
   }
 }
 
-TEST(BootstrapMean, ValueIsTheMeanOverAllItems) {
-  const std::vector<OutcomeCounts> strata = {{10, 4, 1}, {30, 5, 2}};
-  EXPECT_DOUBLE_EQ(BootstrapMean(strata).value, 6.0 / 40);
+TEST(Proportion, OfAllAndOfNoneIsNoPoint) {
+  const Estimate all = Proportion(27, 27), none = Proportion(0, 27);
+  EXPECT_EQ(all.high, 1);
+  EXPECT_NEAR(all.low, 0.8754, 5e-5);
+  EXPECT_EQ(none.low, 0);
+  EXPECT_DOUBLE_EQ(none.high, 1 - all.low);
+  EXPECT_EQ(Proportion(0, 0).high, 0);
 }
 
-TEST(BootstrapMean, IsTheSameEachTimeAndMovesWithTheSeed) {
-  const std::vector<OutcomeCounts> strata = {{97, 31, 5}};
-  BootstrapOptions options;
-  options.resamples = 500;
-  const Estimate first = BootstrapMean(strata, options), second = BootstrapMean(strata, options);
-  EXPECT_EQ(first.low, second.low);
-  EXPECT_EQ(first.high, second.high);
-  // Sums are coarse, so that one other seed may give the same ends; ten do not.
-  bool moved = false;
-  for (int i = 0; i < 10; ++i) {
-    ++options.seed;
-    const Estimate other = BootstrapMean(strata, options);
-    moved = moved || other.low != first.low || other.high != first.high;
+TEST(PairedDifference, IsNewcombesInterval) {
+  // Newcombe's method 10 written anew in Python, for cells (both, first, second, neither).
+  const struct {
+    int64_t both, first, second, neither;
+    double low, high;
+  } made[] = {{36, 12, 2, 0, 0.0569, 0.3404},
+              {20, 12, 2, 16, 0.0562, 0.3292},
+              {18, 14, 0, 18, 0.1441, 0.3963},
+              {29, 1, 0, 0, -0.0831, 0.1667},
+              {30, 0, 0, 0, -0.1135, 0.1135}};
+  for (const auto& row : made) {
+    const int64_t items = row.both + row.first + row.second + row.neither;
+    const Estimate estimate = PairedDifference({items, row.both + row.first, row.first, row.second});
+    EXPECT_DOUBLE_EQ(estimate.value, static_cast<double>(row.first - row.second) / static_cast<double>(items));
+    EXPECT_NEAR(estimate.low, row.low, 6e-5) << row.both;
+    EXPECT_NEAR(estimate.high, row.high, 6e-5) << row.both;
+    const Estimate turned = PairedDifference({items, row.both + row.second, row.second, row.first});
+    EXPECT_NEAR(turned.low, -estimate.high, 1e-12);
+    EXPECT_NEAR(turned.high, -estimate.low, 1e-12);
   }
-  EXPECT_TRUE(moved);
+  EXPECT_EQ(PairedDifference({}).high, 0);
 }
 
-TEST(BootstrapMean, EdgesAreFinite) {
-  EXPECT_EQ(BootstrapMean({}).high, 0);
-  const std::vector<OutcomeCounts> no_items = {{0, 0, 0}}, all_right = {{5, 5, 0}}, all_worse = {{5, 0, 5}};
-  EXPECT_EQ(BootstrapMean(no_items).value, 0);
-  EXPECT_EQ(BootstrapMean(all_right).low, 1);
-  EXPECT_EQ(BootstrapMean(all_right).high, 1);
-  EXPECT_EQ(BootstrapMean(all_worse).high, -1);
-}
-
-TEST(BootstrapMean, IntervalsCoverTheTruthAboutAsOftenAsTheySay) {
+TEST(Intervals, CoverTheTruthAboutAsOftenAsTheySay) {
   constexpr uint64_t kSeed = 20261122;
-  constexpr int kRuns = 1000;
+  constexpr int kRuns = 4000;
   std::mt19937_64 random(kSeed);
-  BootstrapOptions options;
-  options.resamples = 1000;
+  std::binomial_distribution<int64_t> draw(150, 0.6);
+  // 12 % improved, 5 % worsened, half right by both: a difference of 0.07.
+  std::discrete_distribution<int> change({0.5, 0.12, 0.05, 0.33});
   int accuracy_covered = 0, difference_covered = 0;
   for (int run = 0; run < kRuns; ++run) {
-    // Two tasks of accuracies 0.6 and 0.8; 12 % improved and 5 % worsened.
-    std::vector<OutcomeCounts> accuracy = {{150, 0, 0}, {100, 0, 0}}, difference = {{250, 0, 0}};
-    accuracy[0].plus = std::binomial_distribution<int64_t>(150, 0.6)(random);
-    accuracy[1].plus = std::binomial_distribution<int64_t>(100, 0.8)(random);
-    std::discrete_distribution<int> change({0.83, 0.12, 0.05});
-    for (int i = 0; i < 250; ++i) {
-      const int kind = change(random);
-      difference[0].plus += kind == 1;
-      difference[0].minus += kind == 2;
-    }
-    options.seed = kSeed + run;
-    const Estimate of_accuracy = BootstrapMean(accuracy, options), of_difference = BootstrapMean(difference, options);
-    accuracy_covered += of_accuracy.low <= 0.68 && 0.68 <= of_accuracy.high;
-    difference_covered += of_difference.low <= 0.07 && 0.07 <= of_difference.high;
+    const Estimate accuracy = Proportion(draw(random), 150);
+    int64_t cells[4] = {};
+    for (int i = 0; i < 250; ++i) ++cells[change(random)];
+    const Estimate difference = PairedDifference({250, cells[0] + cells[1], cells[1], cells[2]});
+    accuracy_covered += accuracy.low <= 0.6 && 0.6 <= accuracy.high;
+    difference_covered += difference.low <= 0.07 && 0.07 <= difference.high;
   }
-  std::printf("seed %lu: covered %d (accuracy) and %d (difference) of %d\n", kSeed, accuracy_covered,
-              difference_covered, kRuns);
-  // The standard error of a coverage of 0.95 over 1,000 runs is 0.007; the percentile method falls a little short.
-  EXPECT_GE(accuracy_covered, 925);
-  EXPECT_LE(accuracy_covered, 975);
-  EXPECT_GE(difference_covered, 925);
-  EXPECT_LE(difference_covered, 975);
+  // The standard error of a coverage of 0.95 over 4,000 runs is 0.0034.
+  EXPECT_NEAR(accuracy_covered, 0.95 * kRuns, 0.015 * kRuns) << "seed " << kSeed;
+  EXPECT_NEAR(difference_covered, 0.95 * kRuns, 0.015 * kRuns) << "seed " << kSeed;
 }
 
 TEST(McNemarTest, ExactBelowTwentyFiveDiscordantPairs) {

@@ -239,7 +239,10 @@ class FakeServer::References : public v1::ReferenceService::Service {
                              v1::GetCollectionResponse* response) override {
     response->mutable_stats()->set_collection(request->collection());
     response->mutable_stats()->set_references(300);
-    if (request->collection() != "new") response->mutable_profile()->set_k(12);
+    if (request->collection() != "new") {
+      response->mutable_profile()->set_k(12);
+      response->mutable_profile()->set_reference_selection(v1::REFERENCE_SELECTION_ALL);
+    }
     *response->mutable_effective_optimization() = response->profile();
     response->mutable_effective_optimization()->set_steps(10);
     if (request->collection() == "plain") response->mutable_effective_optimization()->set_method(v1::METHOD_NONE);

@@ -51,8 +51,8 @@ class FakeServer {
       on_generate;
   // Default: a continuation's log-likelihood is minus the number of its letters "e" plus one.
   std::function<grpc::Status(grpc::ServerContext*, const v1::ScoreRequest&, v1::ScoreResponse*)> on_score;
-  // Default: a response per sample; prompt "duplicate", "bad" and "wrong" decide its verdict, "relabelled" contradicts or
-  // replaces the reference "old", "bare" is warned about.
+  // Default: a response per sample; prompt "duplicate", "bad" and "wrong" decide its verdict, "relabelled" contradicts
+  // or replaces the reference "old", "bare" is warned about.
   std::function<grpc::Status(grpc::ServerContext*, ImportStream*)> on_add;
   // Default: 5 references "ref-0" to "ref-4" in pages.
   std::function<grpc::Status(grpc::ServerContext*, const v1::ListReferencesRequest&, v1::ListReferencesResponse*)>

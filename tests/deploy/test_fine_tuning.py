@@ -145,6 +145,13 @@ def test_training_keeps_the_epoch_with_the_lowest_validation_loss_and_repeats(mo
     assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
 
 
+def test_what_is_not_a_number_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_training, "choice_logits", lambda *_: torch.tensor([[float("nan"), 0.0]]))
+    example = types.SimpleNamespace(question=types.SimpleNamespace(id="q7", gold=0), seconds=0.0)
+    with pytest.raises(ValueError, match="q7: the model's output is not finite"):
+        reference_training.ask(None, [example])
+
+
 # --- The table ---
 
 def answers(right: str) -> list[dict]:
@@ -159,7 +166,7 @@ def test_improved_and_worsened_are_counted_by_question() -> None:
         paired_table.outcomes(other, none[:-1])
 
 
-def test_interval_is_that_of_resampled_questions() -> None:
+def test_interval_is_about_that_of_resampled_questions() -> None:
     tasks = [paired_table.Outcomes(120, 70, 30, 12), paired_table.Outcomes(80, 40, 5, 9)]
     interval = paired_table.difference(tasks)
     generator = np.random.default_rng(1)
@@ -169,9 +176,16 @@ def test_interval_is_that_of_resampled_questions() -> None:
         sums += generator.choice(marks, (len(sums), task.items)).sum(axis=1)
     low, high = np.quantile(100 * sums / 200, [0.025, 0.975])
     assert interval.value == pytest.approx(7.0)
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.5001)  # One question is half a point.
-    assert paired_table.difference(tasks) == interval
-    assert paired_table.difference([paired_table.Outcomes(9, 9, 9, 0)]) == pytest.approx((100.0, 100.0, 100.0))
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1.0)  # Two questions of 200.
+
+
+def test_interval_is_newcombes_and_no_point_where_all_agree() -> None:
+    # Both right 36, only the method 12, only `none` 2, neither 0; then figures of tests/client/eval_statistics_test.cc.
+    interval = paired_table.difference([paired_table.Outcomes(50, 48, 12, 2)])
+    assert tuple(interval) == pytest.approx((20.0, 5.69, 34.04), abs=0.006)
+    assert tuple(paired_table.difference([paired_table.Outcomes(30, 30, 0, 0)])) == pytest.approx((0, -11.35, 11.35), abs=0.006)
+    all_improved = paired_table.difference([paired_table.Outcomes(9, 9, 9, 0)])
+    assert all_improved.value == 100 and all_improved.high == 100 and all_improved.low < 70
 
 
 def test_table_shows_each_task_and_all() -> None:
@@ -181,7 +195,7 @@ def test_table_shows_each_task_and_all() -> None:
     trainings = {key: {"parameters": 1234 * (key[1] == "router"), "training_seconds": 2.0} for key in marks}
     lines = paired_table.table(["a", "b"], ["none", "router"], items, trainings).split("\n")
     assert lines[2] == "| a | none | 4 | 25.0 |  |  | 0 | 2 | 0.500 |"
-    assert re.fullmatch(r"\| a \| router \| 4 \| 100.0 \| \+75.0 \[\+25.0, \+100.0\] \| 3 / 0 \| 1,234 \| 2 \| 0.500 \|",
+    assert re.fullmatch(r"\| a \| router \| 4 \| 100.0 \| \+75.0 \[\+8.5, \+95.4\] \| 3 / 0 \| 1,234 \| 2 \| 0.500 \|",
                         lines[3])
     assert lines[6].startswith("| all | none | 6 | 33.3 |  |  | 0 | 4 |")
     assert lines[7].startswith("| all | router | 6 | 83.3 | +50.0 [") and "| 4 / 1 | 1,234 | 4 |" in lines[7]
