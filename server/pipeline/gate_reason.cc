@@ -38,6 +38,9 @@ std::string GateReason(const OptimizationReport& report) {
     case GateDecision::kNotRequested:
       return "";
     case GateDecision::kSkippedNoNeighbors:
+      if (report.settings.method == Method::kAmortizedShift && !report.neighbors.empty()) {
+        return "no neighbor has an amortized shift for these critical layers";
+      }
       return absl::StrCat("collection \"", report.settings.collection, "\" has no reference that counts as a neighbor");
     case GateDecision::kSkippedNeighborsFar:
       return FarReason(report);

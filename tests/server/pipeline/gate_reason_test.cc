@@ -46,6 +46,10 @@ TEST(GateReason, TellsBothDistancesAndWhoseLimitItIs) {
 
 TEST(GateReason, TellsWhatEachOtherConditionCompared) {
   EXPECT_THAT(GateReason(ReportOf(GateDecision::kSkippedNoNeighbors)), HasSubstr("\"tickets\""));
+  OptimizationReport unshifted = ReportOf(GateDecision::kSkippedNoNeighbors);
+  unshifted.settings.method = Method::kAmortizedShift;
+  unshifted.neighbors.emplace_back();
+  EXPECT_THAT(GateReason(unshifted), HasSubstr("amortized shift"));
   OptimizationReport report = ReportOf(GateDecision::kSkippedBaseConfident);
   report.settings.gate.max_base_confidence = 0.4;
   EXPECT_EQ(GateReason(report), "the model is 50.0 % sure by itself, max_base_confidence is 40 %");
