@@ -95,7 +95,9 @@ bool ClientItemRunner::IsPlain(const Task& task, const TaskItem& item, const Eva
   if (method.kind != MethodKind::kScore) return false;
   const v1::OptimizationOptions options = RequestOptions(task, item, method);
   if (options.method() != v1::METHOD_UNSPECIFIED) return options.method() == v1::METHOD_NONE;
+  // Then the profile does not count, and what stands in its place optimizes.
   if (options.has_use_profile() && !options.use_profile()) return false;
+  if (options.preset() != v1::PRESET_UNSPECIFIED) return false;
   // What is wrong with the collection, the question itself tells.
   const auto effective = effective_.Of(options.collection());
   return effective.ok() && effective->method() == v1::METHOD_NONE;

@@ -367,11 +367,15 @@ TEST_F(ItemRunnerTest, AProfileOfMethodNoneIsTheModelAsItIsAndAskedOnce) {
     EXPECT_EQ(same.log_likelihoods, none.log_likelihoods);
     EXPECT_EQ(same.seconds == none.seconds, asked == 1);
   }
-  profile.optimization.set_use_profile(false);  // The server's defaults are something else.
+  profile.optimization.set_use_profile(false);  // The server's defaults are something else,
   task_.collection = "plain";
   const size_t before = server_.score_requests().size();
   Ask(profile);
   EXPECT_EQ(server_.score_requests().size() - before, 1);
+  profile.optimization.Clear();
+  profile.optimization.set_preset(v1::PRESET_PAPER);  // and so is what a preset asks for.
+  Ask(profile);
+  EXPECT_EQ(server_.score_requests().size() - before, 2);
 }
 
 TEST_F(ItemRunnerTest, OracleGetsTheAnswer) {
