@@ -57,7 +57,8 @@ def panel(title: str, unit: str, queries: list[tuple[str, str]], *, width: int =
 TRAFFIC = [
     panel("Requests by outcome", "reqps", [(rate("vllm:request_success_total", "finished_reason"), "{{finished_reason}}"),
                                              (rate("c3po_requests_started_total"), "begun")],
-          description="stop, length: answered. abort: cancelled or late. error: failed."),
+          description="Each call that was let in ends as one of these. stop, length: answered. abort: cancelled or late. "
+                      "error: failed, or refused once its work was known."),
     panel("Running and waiting", "short", [(gauge("vllm:num_requests_running"), "running {{instance}}"),
                                            (gauge("vllm:num_requests_waiting"), "waiting {{instance}}"),
                                            (gauge("c3po_pending_requests_max"), "limit {{instance}}")]),
@@ -66,12 +67,11 @@ TRAFFIC = [
     panel("Time to first token", "s", quantiles("vllm:time_to_first_token_seconds")),
     panel("Between tokens", "s", quantiles("vllm:inter_token_latency_seconds")),
     panel("Whole request", "s", quantiles("vllm:e2e_request_latency_seconds")),
-    panel("Where the time goes (means)", "s", [(mean("vllm:request_queue_time_seconds"), "queue"),
-                                               (mean("c3po_embedding_seconds"), "embedding"),
-                                               (mean("c3po_retrieval_seconds"), "retrieval"),
-                                               (mean("vllm:request_prefill_time_seconds"), "prefill"),
-                                               (mean("c3po_optimization_seconds"), "optimization"),
-                                               (mean("vllm:request_decode_time_seconds"), "decode")], stacked=True),
+    panel("Where the time of an answered call goes (means)", "s", [
+        (f"{rate('c3po_call_stage_seconds_total', 'stage')} / ignoring (stage) group_left () "
+         f"{rate('vllm:request_queue_time_seconds_count')}", "{{stage}}")], stacked=True,
+          description="The stages follow each other and add up to the whole call. queue: waiting for a worker and for the batch. "
+                      "optimization_wait: waiting for turns of optimization, while those of others run."),
     panel("Calls by method", "reqps", [(rate("c3po_rpc_total", "method"), "{{method}}")], stacked=True),
     panel("Calls that failed, by status", "reqps", [(rate("c3po_rpc_total", "code", 'code!="OK"'), "{{code}}")], stacked=True,
           description="RESOURCE_EXHAUSTED: refused at the door. INVALID_ARGUMENT and NOT_FOUND: the caller's doing."),
@@ -82,7 +82,14 @@ TRAFFIC = [
     panel("Preemptions", "ops", [(rate("vllm:num_preemptions_total"), "sequences")],
           description="Sequences that gave their KV blocks back and are computed again: the cache is too small."),
     panel("From cancel to release", "s", quantiles("c3po_cancel_to_release_seconds")),
-    panel("Queue time", "s", quantiles("vllm:request_queue_time_seconds")),
+    panel("Queue time", "s", quantiles("vllm:request_queue_time_seconds"),
+          description="Of answered calls: waiting for a worker and for a place in the engine's batch."),
+    panel("Prefill", "s", quantiles("vllm:request_prefill_time_seconds"),
+          description="Of answered calls: from a place in the batch to the prompt's last token."),
+    panel("Waiting for turns of optimization", "s", quantiles("c3po_optimization_wait_seconds"),
+          description="Of one optimization, beside its own work. It grows with the calls that optimize at once."),
+    panel("Decode", "s", quantiles("vllm:request_decode_time_seconds"),
+          description="Of answered calls: from the pathway that stands to the end."),
 ]
 
 PATHWAYS = [
@@ -102,7 +109,8 @@ PATHWAYS = [
                                                        (quantile(0.9, "c3po_surrogate_loss", "moment"), "p90 {{moment}}")],
           description="Kernel-weighted negative log-likelihood, nats per token, of the neighbors under the query's pathway."),
     panel("Share of the loss that was removed", "percentunit", quantiles("c3po_surrogate_loss_reduction")),
-    panel("Time to optimize, p90 by method", "s", [(quantile(0.9, "c3po_optimization_seconds", "method"), "{{method}}")]),
+    panel("Time to optimize, p90 by method", "s", [(quantile(0.9, "c3po_optimization_seconds", "method"), "{{method}}")],
+          description="A request's own work, without its waiting for turns."),
     panel("Gradient steps per second", "short", [(rate("c3po_optimization_steps_total"), "steps")]),
     panel("Engine steps by work", "ops", [(rate("c3po_engine_steps_total", "work"), "{{work}}")]),
 ]

@@ -24,6 +24,8 @@ namespace c3po {
 class Metrics {
  public:
   enum class FinishedReason { kStop, kLength, kAbort, kError };  // kAbort: cancelled or past its deadline.
+  // What an answered call spent its time in, one after the other: StageTimings (generation.proto) says what each is.
+  enum class Stage { kQueue, kTokenize, kEmbed, kRetrieval, kPrefill, kOptimization, kOptimizationWait, kDecode };
   enum class Method {
     kModeFinding,
     kKernelRegression,
@@ -71,23 +73,24 @@ class Metrics {
   // c3po_model_info{digest,dtype,device} 1. Call when the model is loaded; a later call replaces the labels.
   void SetModel(absl::string_view digest, absl::string_view dtype, absl::string_view device);
 
-  // --- Requests ---
+  // --- Requests: Generate and Score calls that were let in (valid, and given a place) ---
   void RequestStarted();                          // c3po_requests_started_total
-  void CountFinished(FinishedReason reason);      // vllm:request_success_total{finished_reason}
+  void CountFinished(FinishedReason reason);      // vllm:request_success_total{finished_reason}: each call, once
   void CountRpc(Rpc rpc, absl::StatusCode code);  // c3po_rpc_total{service,method,code}; see RpcCodeName for `code`.
-  void SetRunning(int64_t requests);              // vllm:num_requests_running
-  void SetWaiting(int64_t requests);              // vllm:num_requests_waiting
+  void SetRunning(int64_t requests);              // vllm:num_requests_running: in the engine's batch, imports too
+  void SetWaiting(int64_t requests);              // vllm:num_requests_waiting: for a place there
   void SetPendingMax(int64_t requests);           // c3po_pending_requests_max: running and waiting, beyond: refused
   void CountPromptTokens(int64_t tokens);         // vllm:prompt_tokens_total
   void CountGeneratedTokens(int64_t tokens);      // vllm:generation_tokens_total
 
-  // Histograms of seconds. A request is: queued, prefilled (with retrieval and optimization inside), decoded.
-  void ObserveTimeToFirstToken(double seconds);   // vllm:time_to_first_token_seconds, from arrival
+  // Histograms of seconds.
+  void ObserveTimeToFirstToken(double seconds);   // vllm:time_to_first_token_seconds, from arrival, per answer
   void ObserveInterTokenLatency(double seconds);  // vllm:inter_token_latency_seconds, per token after the first
-  void ObserveRequestLatency(double seconds);     // vllm:e2e_request_latency_seconds
-  void ObserveQueueTime(double seconds);          // vllm:request_queue_time_seconds
-  void ObservePrefillTime(double seconds);        // vllm:request_prefill_time_seconds
-  void ObserveDecodeTime(double seconds);         // vllm:request_decode_time_seconds
+  void ObserveRequestLatency(double seconds);     // vllm:e2e_request_latency_seconds, however the call ended
+  // c3po_call_stage_seconds_total{stage}, of answered calls: the stages of a call add up to its whole time. Three of them
+  // are histograms as well: vllm:request_queue_time_seconds, vllm:request_prefill_time_seconds and
+  // vllm:request_decode_time_seconds. Their counts are the calls that the sums are of.
+  void ObserveStage(Stage stage, double seconds);
   // c3po_cancel_to_release_seconds: from the client's cancel (or the deadline) to its KV blocks being free.
   void ObserveCancelToRelease(double seconds);
 
@@ -107,8 +110,10 @@ class Metrics {
   void ObserveEmbedding(double seconds);         // c3po_embedding_seconds
   void ObserveRetrieval(double seconds);         // c3po_retrieval_seconds
   void ObserveNeighborDistance(double nearest);  // c3po_neighbor_distance: Euclidean, of the nearest one, in [0, 2]
-  // c3po_optimization_seconds{method}; c3po_surrogate_loss_reduction: (before - after) / before of the neighbors' loss,
-  // at most 1, negative when the loss rose. Pass NaN where a method has no loss: it is left out.
+  // c3po_optimization_wait_seconds: of one optimization, while the turns of others and forward passes ran.
+  void ObserveOptimizationWait(double seconds);
+  // c3po_optimization_seconds{method}, its own work only; c3po_surrogate_loss_reduction: (before - after) / before of the
+  // neighbors' loss, at most 1, negative when the loss rose. Pass NaN where a method has no loss: it is left out.
   void ObserveOptimization(Method method, double seconds, double loss_reduction);
   // c3po_surrogate_loss{moment="before"|"after"}: the neighbors' kernel-weighted loss (nats per token) under the
   // query's own pathway and under the best one found. Not finite or negative, either one: both are left out.
@@ -134,6 +139,10 @@ class Metrics {
   // The name of a gRPC code as label: "OK", "CANCELLED", ... for the codes that the service documents, and "OTHER" for
   // the rest (UNKNOWN, ALREADY_EXISTS, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED, DATA_LOSS and numbers outside the enum).
   static absl::string_view RpcCodeName(absl::StatusCode code);
+  // "GenerationService/Generate", ...
+  static absl::string_view RpcName(Rpc rpc);
+  // The value of the label `decision`: "applied", ...
+  static absl::string_view GateName(Gate decision);
 
  private:
   struct Series;

@@ -32,6 +32,8 @@ using CounterArray = std::array<Counter*, N>;
 
 // In the order of the enums of Metrics.
 constexpr std::array<const char*, 4> kFinishedReasons = {"stop", "length", "abort", "error"};
+constexpr std::array<const char*, 8> kStages = {"queue",        "tokenize",          "embed", "retrieval", "prefill",
+                                                "optimization", "optimization_wait", "decode"};
 constexpr std::array<const char*, 6> kMethods = {
     "mode_finding",    "kernel_regression", "neighborhood_gradient_descent",
     "amortized_shift", "collection_prior",  "oracle"};
@@ -48,26 +50,27 @@ constexpr std::array<const char*, 8> kGates = {
 constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
 constexpr std::array<const char*, 2> kMoments = {"before", "after"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
-struct RpcName {
-  const char* service;
-  const char* method;
+struct NamedRpc {
+  const char* name;  // service/method
+  std::string service() const { return std::string(name).substr(0, std::string(name).find('/')); }
+  std::string method() const { return std::string(name).substr(std::string(name).find('/') + 1); }
 };
-constexpr std::array<RpcName, 15> kRpcs = {{
-    {"GenerationService", "Generate"},
-    {"GenerationService", "Score"},
-    {"GenerationService", "Tokenize"},
-    {"GenerationService", "Detokenize"},
-    {"ReferenceService", "Add"},
-    {"ReferenceService", "Search"},
-    {"ReferenceService", "Get"},
-    {"ReferenceService", "List"},
-    {"ReferenceService", "Delete"},
-    {"ReferenceService", "GetStats"},
-    {"ReferenceService", "GetCollection"},
-    {"ReferenceService", "SetProfile"},
-    {"ReferenceService", "TunePrior"},
-    {"ReferenceService", "AmortizeShifts"},
-    {"ServerService", "GetServerInfo"},
+constexpr std::array<NamedRpc, 15> kRpcs = {{
+    {"GenerationService/Generate"},
+    {"GenerationService/Score"},
+    {"GenerationService/Tokenize"},
+    {"GenerationService/Detokenize"},
+    {"ReferenceService/Add"},
+    {"ReferenceService/Search"},
+    {"ReferenceService/Get"},
+    {"ReferenceService/List"},
+    {"ReferenceService/Delete"},
+    {"ReferenceService/GetStats"},
+    {"ReferenceService/GetCollection"},
+    {"ReferenceService/SetProfile"},
+    {"ReferenceService/TunePrior"},
+    {"ReferenceService/AmortizeShifts"},
+    {"ServerService/GetServerInfo"},
 }};
 struct CodeName {
   absl::StatusCode code;
@@ -174,9 +177,9 @@ std::array<CounterArray<kCodes.size()>, kRpcs.size()> AddRpcs(Registry& registry
   std::array<CounterArray<kCodes.size()>, kRpcs.size()> counters;
   for (size_t rpc = 0; rpc < kRpcs.size(); ++rpc) {
     for (size_t code = 0; code < kCodes.size(); ++code) {
-      counters[rpc][code] =
-          &AddCounter(registry, "c3po_rpc_total", "Calls answered, by gRPC status",
-                      {{"service", kRpcs[rpc].service}, {"method", kRpcs[rpc].method}, {"code", kCodes[code].name}});
+      counters[rpc][code] = &AddCounter(
+          registry, "c3po_rpc_total", "Calls answered, by gRPC status",
+          {{"service", kRpcs[rpc].service()}, {"method", kRpcs[rpc].method()}, {"code", kCodes[code].name}});
     }
   }
   return counters;
@@ -225,29 +228,41 @@ struct Metrics::Series {
   Gauge* model_info ABSL_GUARDED_BY(model_info_mu) = nullptr;
 
   Counter& requests_started =
-      AddCounter(registry, "c3po_requests_started_total", "Generation and scoring requests begun");
-  CounterArray<kFinishedReasons.size()> finished = AddCounters(
-      registry, "vllm:request_success_total", "Requests ended, by reason", "finished_reason", kFinishedReasons, model);
+      AddCounter(registry, "c3po_requests_started_total", "Generate and Score calls let in: valid, and given a place");
+  CounterArray<kFinishedReasons.size()> finished =
+      AddCounters(registry, "vllm:request_success_total",
+                  "Calls let in that have ended, each once: stop, length (answered), abort (cancelled, late), error",
+                  "finished_reason", kFinishedReasons, model);
   std::array<CounterArray<kCodes.size()>, kRpcs.size()> rpcs = AddRpcs(registry);
-  Gauge& running = AddGauge(registry, "vllm:num_requests_running", "Requests in the batch", model);
-  Gauge& waiting = AddGauge(registry, "vllm:num_requests_waiting", "Requests in the queue", model);
+  Gauge& running =
+      AddGauge(registry, "vllm:num_requests_running", "Sequences in the engine's batch, those of imports too", model);
+  Gauge& waiting =
+      AddGauge(registry, "vllm:num_requests_waiting", "Sequences that wait for a place in the engine's batch", model);
   Gauge& pending_max =
       AddGauge(registry, "c3po_pending_requests_max", "Requests running or waiting beyond which new ones are refused");
   Counter& prompt_tokens = AddCounter(registry, "vllm:prompt_tokens_total", "Prompt tokens prefilled", model);
   Counter& generated_tokens = AddCounter(registry, "vllm:generation_tokens_total", "Tokens generated", model);
 
-  Histogram& first_token = AddHistogram(registry, "vllm:time_to_first_token_seconds",
-                                        "From arrival to the first generated token", FirstTokenSeconds(), model);
+  Histogram& first_token =
+      AddHistogram(registry, "vllm:time_to_first_token_seconds",
+                   "From a call's arrival to the first token of each of its answers", FirstTokenSeconds(), model);
   Histogram& inter_token = AddHistogram(registry, "vllm:inter_token_latency_seconds",
-                                        "Between consecutive tokens of one request", TokenSeconds(), model);
-  Histogram& request_latency = AddHistogram(registry, "vllm:e2e_request_latency_seconds",
-                                            "From arrival to the end of a request", RequestSeconds(), model);
+                                        "Between consecutive tokens of one answer", TokenSeconds(), model);
+  Histogram& request_latency =
+      AddHistogram(registry, "vllm:e2e_request_latency_seconds",
+                   "From arrival to the end of a call let in, however it ended", RequestSeconds(), model);
   Histogram& queue_time = AddHistogram(registry, "vllm:request_queue_time_seconds",
-                                       "Time a request waited in the queue", RequestSeconds(), model);
-  Histogram& prefill_time = AddHistogram(registry, "vllm:request_prefill_time_seconds",
-                                         "From leaving the queue to the first token", RequestSeconds(), model);
-  Histogram& decode_time = AddHistogram(registry, "vllm:request_decode_time_seconds",
-                                        "From the first token to the last one", RequestSeconds(), model);
+                                       "Answered calls: waiting for a worker and for a place in the engine's batch",
+                                       RequestSeconds(), model);
+  Histogram& prefill_time =
+      AddHistogram(registry, "vllm:request_prefill_time_seconds",
+                   "Answered calls: from a place in the batch to the prompt's last token", RequestSeconds(), model);
+  Histogram& decode_time =
+      AddHistogram(registry, "vllm:request_decode_time_seconds",
+                   "Answered calls: from the pathway that stands to the end, all tokens", RequestSeconds(), model);
+  CounterArray<kStages.size()> stage_seconds =
+      AddCounters(registry, "c3po_call_stage_seconds_total",
+                  "Answered calls: seconds by stage; the stages of a call add up to its whole time", "stage", kStages);
   Histogram& cancel_to_release = AddHistogram(registry, "c3po_cancel_to_release_seconds",
                                               "From a cancellation to its KV blocks being free", ReleaseSeconds());
 
@@ -264,13 +279,18 @@ struct Metrics::Series {
   CounterArray<kWorks.size()> engine_steps =
       AddCounters(registry, "c3po_engine_steps_total", "Engine steps that held this kind of work", "work", kWorks);
 
-  Histogram& embedding = AddHistogram(registry, "c3po_embedding_seconds", "Time to embed one query", StageSeconds());
+  Histogram& embedding =
+      AddHistogram(registry, "c3po_embedding_seconds", "Time to embed the text of one call", StageSeconds());
   Histogram& retrieval =
-      AddHistogram(registry, "c3po_retrieval_seconds", "Time to find one query's neighbors", StageSeconds());
+      AddHistogram(registry, "c3po_retrieval_seconds", "Time to find the neighbors of one call", StageSeconds());
   Histogram& neighbor_distance =
       AddHistogram(registry, "c3po_neighbor_distance", "Embedding distance of the nearest neighbor", Distances());
   std::array<Histogram*, kMethods.size()> optimization = AddHistograms(
-      registry, "c3po_optimization_seconds", "Time to optimize one pathway", OptimizationSeconds(), "method", kMethods);
+      registry, "c3po_optimization_seconds", "One optimization's own work, its waiting for turns left out",
+      OptimizationSeconds(), "method", kMethods);
+  Histogram& optimization_wait =
+      AddHistogram(registry, "c3po_optimization_wait_seconds",
+                   "One optimization's waiting for its turns, between its steps", OptimizationSeconds());
   std::array<Histogram*, kMoments.size()> losses =
       AddHistograms(registry, "c3po_surrogate_loss", "Loss of the neighbors, in nats per token, around optimization",
                     Losses(), "moment", kMoments);
@@ -343,9 +363,13 @@ void Metrics::CountGeneratedTokens(int64_t tokens) { Add(series_->generated_toke
 void Metrics::ObserveTimeToFirstToken(double seconds) { ObserveNonNegative(series_->first_token, seconds); }
 void Metrics::ObserveInterTokenLatency(double seconds) { ObserveNonNegative(series_->inter_token, seconds); }
 void Metrics::ObserveRequestLatency(double seconds) { ObserveNonNegative(series_->request_latency, seconds); }
-void Metrics::ObserveQueueTime(double seconds) { ObserveNonNegative(series_->queue_time, seconds); }
-void Metrics::ObservePrefillTime(double seconds) { ObserveNonNegative(series_->prefill_time, seconds); }
-void Metrics::ObserveDecodeTime(double seconds) { ObserveNonNegative(series_->decode_time, seconds); }
+void Metrics::ObserveStage(Stage stage, double seconds) {
+  if (!(std::isfinite(seconds) && seconds >= 0)) return;
+  series_->stage_seconds[static_cast<size_t>(stage)]->Increment(seconds);
+  if (stage == Stage::kQueue) series_->queue_time.Observe(seconds);
+  if (stage == Stage::kPrefill) series_->prefill_time.Observe(seconds);
+  if (stage == Stage::kDecode) series_->decode_time.Observe(seconds);
+}
 void Metrics::ObserveCancelToRelease(double seconds) { ObserveNonNegative(series_->cancel_to_release, seconds); }
 
 void Metrics::CountPrefixCache(int64_t positions, int64_t found) {
@@ -361,6 +385,7 @@ void Metrics::CountEngineStep(Work work) { series_->engine_steps[static_cast<siz
 void Metrics::ObserveEmbedding(double seconds) { ObserveNonNegative(series_->embedding, seconds); }
 void Metrics::ObserveRetrieval(double seconds) { ObserveNonNegative(series_->retrieval, seconds); }
 void Metrics::ObserveNeighborDistance(double nearest) { ObserveNonNegative(series_->neighbor_distance, nearest); }
+void Metrics::ObserveOptimizationWait(double seconds) { ObserveNonNegative(series_->optimization_wait, seconds); }
 void Metrics::ObserveOptimization(Method method, double seconds, double loss_reduction) {
   ObserveNonNegative(*series_->optimization[static_cast<size_t>(method)], seconds);
   if (std::isfinite(loss_reduction)) series_->loss_reduction.Observe(loss_reduction);
@@ -387,5 +412,7 @@ std::string Metrics::PrometheusText() const {
 }
 
 absl::string_view Metrics::RpcCodeName(absl::StatusCode code) { return kCodes[CodeIndex(code)].name; }
+absl::string_view Metrics::RpcName(Rpc rpc) { return kRpcs[static_cast<size_t>(rpc)].name; }
+absl::string_view Metrics::GateName(Gate decision) { return kGates[static_cast<size_t>(decision)]; }
 
 }  // namespace c3po

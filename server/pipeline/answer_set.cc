@@ -3,24 +3,40 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "server/pipeline/pathway_search.h"
+
 namespace c3po {
 
 CallEnd::CallEnd(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
-                 CallSummary summary)
-    : listener_(std::move(listener)), permit_(std::move(permit)), summary_(std::move(summary)) {}
+                 CallSummary summary, absl::Time arrival, std::shared_ptr<const PathwaySearch> search)
+    : listener_(std::move(listener)),
+      permit_(std::move(permit)),
+      summary_(std::move(summary)),
+      arrival_(arrival),
+      search_(std::move(search)) {}
 
 void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings) {
   StageTimings& all = summary_.timings;
-  all.queue_seconds = timings.queue_seconds;
+  const double prepared = all.tokenize_seconds + all.embed_seconds + all.retrieval_seconds;
+  // Neighbors that were found after prefill: the scheduler took that for optimization.
+  const double retrieved_later = search_ == nullptr ? 0 : search_->retrieval_seconds();
+  all.retrieval_seconds += retrieved_later;
+  all.queue_seconds = std::max(0.0, timings.before_batch_seconds - prepared);
   all.prefill_seconds = timings.prefill_seconds;
-  all.optimization_seconds = timings.optimization_seconds;
-  all.decode_seconds = timings.decode_seconds;
+  all.optimization_seconds = std::max(0.0, timings.optimization_seconds - retrieved_later);
+  all.optimization_wait_seconds = timings.optimization_wait_seconds;
+  all.first_token_seconds = timings.first_token_seconds;
   all.time_to_first_token_seconds = timings.time_to_first_token_seconds;
+  const double before_decode = timings.before_batch_seconds + timings.prefill_seconds + timings.optimization_seconds +
+                               timings.optimization_wait_seconds;
+  all.decode_seconds = std::max(0.0, absl::ToDoubleSeconds(absl::Now() - arrival_) - before_decode);
   if (permit_ && status.ok()) {
-    const double retrieval = all.tokenize_seconds + all.embed_seconds + all.retrieval_seconds;
-    permit_->Observe({retrieval, timings.prefill_seconds, timings.optimization_wall_seconds, timings.decode_seconds});
+    const double optimization = timings.optimized ? all.optimization_seconds + all.optimization_wait_seconds : 0;
+    permit_->Observe({prepared + retrieved_later, timings.prefill_seconds, optimization, all.decode_seconds});
   }
   permit_.reset();
+  search_.reset();
   listener_->OnDone(status, summary_);
 }
 
@@ -84,9 +100,7 @@ bool AnswerSet::TakeToken(int index, const SampledToken& token) {
 
 void AnswerSet::TakeEnd(int index, const absl::Status& status, FinishReason reason, const SequenceTimings& timings) {
   if (index == 0) {
-    const double decode_seconds = std::max(timings.decode_seconds, timings_.decode_seconds);
     timings_ = timings;
-    timings_.decode_seconds = decode_seconds;
     if (!status.ok()) {
       // Those that were never started have nothing to wait for.
       if (std::exchange(start_, nullptr)) ended_ += answers_.size() - 1;
@@ -96,7 +110,6 @@ void AnswerSet::TakeEnd(int index, const absl::Status& status, FinishReason reas
   }
   Answer& answer = answers_[index];
   answer.reason = reason;
-  timings_.decode_seconds = std::max(timings_.decode_seconds, timings.decode_seconds);
   if (status_.ok()) status_ = status;
   if (status.ok()) {
     TextChunk rest;

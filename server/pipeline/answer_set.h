@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "server/admission/admission_controller.h"
 #include "server/pipeline/generation_types.h"
 #include "server/text/incremental_detokenizer.h"
@@ -16,23 +17,27 @@
 
 namespace c3po {
 
+class PathwaySearch;
+
 // How a call ends: its place is given back, so that the caller's next request finds it free, then its listener hears of
 // it.
 class CallEnd {
  public:
-  // `permit` is null without an admission controller.
+  // `permit` is null without an admission controller. `search`: where neighbors were looked for after prefill, or null.
   CallEnd(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
-          CallSummary summary);
+          CallSummary summary, absl::Time arrival, std::shared_ptr<const PathwaySearch> search);
 
   GenerationListener& listener() { return *listener_; }
   CallSummary& summary() { return summary_; }
-  // Once, last. `timings` are what the scheduler saw.
+  // Once, last. `timings` are what the scheduler saw of the first answer; what is left of the call's time is decoding.
   void Finish(const absl::Status& status, const SequenceTimings& timings);
 
  private:
   const std::shared_ptr<GenerationListener> listener_;
   std::shared_ptr<AdmissionController::Permit> permit_;
   CallSummary summary_;
+  const absl::Time arrival_;
+  std::shared_ptr<const PathwaySearch> search_;
 };
 
 // Carries one Score call's results to its listener.
@@ -99,7 +104,7 @@ class AnswerSet : public std::enable_shared_from_this<AnswerSet> {
   Start start_;  // Null once the others were started.
   size_t ended_ = 0;
   absl::Status status_;      // the first failure
-  SequenceTimings timings_;  // the first answer's, with the longest decoding of all
+  SequenceTimings timings_;  // the first answer's
 };
 
 }  // namespace c3po

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
 #include "server/pipeline/answer_set.h"
+#include "server/pipeline/counted_call.h"
 #include "server/pipeline/request_admission.h"
 #include "server/sampling/sampler.h"
 
@@ -56,10 +57,6 @@ class EmbedSink final : public SequenceSink {
   const GenerationPipeline::EmbeddingCallback done_;
   std::vector<float> mean_hidden_;
 };
-
-std::function<void(const absl::Status&)> FailureOf(std::shared_ptr<GenerationListener> listener) {
-  return [listener = std::move(listener)](const absl::Status& status) { listener->OnDone(status, CallSummary()); };
-}
 
 absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   if (status.ok()) return status;
@@ -151,10 +148,9 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
   C3PO_RETURN_IF_ERROR(CheckTokens("sampling.max_tokens", static_cast<size_t>(call.sampling.max_tokens), output_max));
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
-  if (parts_.metrics) parts_.metrics->RequestStarted();
+  const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
   auto shared = std::make_shared<GenerateCall>(std::move(call));
-  return OnWorker([this, shared, permit, listener] { return RunGenerate(*shared, permit, listener); },
-                  FailureOf(listener));
+  return OnWorker(counted, [this, shared, permit, counted] { return RunGenerate(*shared, permit, counted); });
 }
 
 absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<GenerationListener> listener) {
@@ -162,10 +158,17 @@ absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<Generatio
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
   C3PO_RETURN_IF_ERROR(CheckOracle(call));
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
-  if (parts_.metrics) parts_.metrics->RequestStarted();
+  const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
   auto shared = std::make_shared<ScoreCall>(std::move(call));
-  return OnWorker([this, shared, permit, listener] { return RunScore(*shared, permit, listener); },
-                  FailureOf(listener));
+  return OnWorker(counted, [this, shared, permit, counted] { return RunScore(*shared, permit, counted); });
+}
+
+absl::Status GenerationPipeline::OnWorker(const std::shared_ptr<CountedCall>& counted,
+                                          std::function<absl::Status()> job) const {
+  const absl::Status taken =
+      OnWorker(std::move(job), [counted](const absl::Status& status) { counted->OnDone(status, CallSummary()); });
+  if (!taken.ok()) counted->CountEnd(taken, CallSummary());  // Its listener is told by who called.
+  return taken;
 }
 
 absl::StatusOr<GenerationPipeline::PermitPtr> GenerationPipeline::Enter(const CallContext& context) const {
@@ -250,8 +253,8 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
       engine->Continue(std::move(other));
     };
   }
-  const auto answers = std::make_shared<AnswerSet>(CallEnd(listener, permit, std::move(summary)),
-                                                   std::move(detokenizers), std::move(start_other));
+  CallEnd end(listener, permit, std::move(summary), call.context.arrival, SearchAfterPrefill(search));
+  const auto answers = std::make_shared<AnswerSet>(std::move(end), std::move(detokenizers), std::move(start_other));
   request.sink = answers->FirstSink();
   return parts_.engine->Submit(std::move(request));
 }
@@ -283,10 +286,11 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
   C3PO_RETURN_IF_ERROR(
       TakePlace(permit.get(), prompt.tokens.size(), summary.usage.completion_tokens, call.context.deadline, query));
-  C3PO_RETURN_IF_ERROR(AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request).status());
+  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
+                        AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
-  CallEnd end(listener, permit, std::move(summary));
+  CallEnd end(listener, permit, std::move(summary), call.context.arrival, SearchAfterPrefill(search));
   if (call.choose) {
     request.sink = std::make_shared<ChoiceSink>(std::move(end), call.continuations, request.continuations);
   } else {
@@ -339,6 +343,11 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     return worthwhile ? std::shared_ptr<OptimizationTask>(search) : nullptr;
   };
   return search;
+}
+
+std::shared_ptr<const PathwaySearch> GenerationPipeline::SearchAfterPrefill(
+    const std::shared_ptr<PathwaySearch>& search) const {
+  return parts_.embedding->from_model() ? search : nullptr;
 }
 
 Provenance GenerationPipeline::MakeProvenance(uint64_t seed) const {

@@ -20,6 +20,8 @@
 
 namespace c3po {
 
+class CountedCall;
+
 // What the pipeline and the importer work with; nothing is owned, all outlives them.
 struct PipelineParts {
   ModelRunner* model = nullptr;
@@ -65,8 +67,11 @@ class GenerationPipeline {
   absl::Status RunScore(const ScoreCall& call, const PermitPtr& permit,
                         const std::shared_ptr<GenerationListener>& listener) const;
   absl::Status EmbedWithModel(const CallContext& context, const std::string& text, const EmbeddingCallback& done) const;
-  // Queues `job`; what it returns other than OK goes to `failed`.
+  // Queues `job`; what it returns other than OK goes to `failed`, or ends the call.
   absl::Status OnWorker(std::function<absl::Status()> job, std::function<void(const absl::Status&)> failed) const;
+  absl::Status OnWorker(const std::shared_ptr<CountedCall>& counted, std::function<absl::Status()> job) const;
+  // `search` where it finds its neighbors after prefill, else null.
+  std::shared_ptr<const PathwaySearch> SearchAfterPrefill(const std::shared_ptr<PathwaySearch>& search) const;
   Provenance MakeProvenance(uint64_t seed) const;
 
   const PipelineParts parts_;

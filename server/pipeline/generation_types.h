@@ -58,9 +58,13 @@ struct ScoreCall {
   std::optional<std::string> oracle_answer;  // one of the continuations; for Method::kOracle alone
 };
 
+// Seconds; generation.proto says what each is. Of an answered call:
+//   queue + tokenize + embed + retrieval + prefill + optimization + optimization_wait + decode = arrival to end
+//   the same without decode + first_token = time_to_first_token
 struct StageTimings {
   double queue_seconds = 0, tokenize_seconds = 0, embed_seconds = 0, retrieval_seconds = 0, prefill_seconds = 0;
-  double optimization_seconds = 0, decode_seconds = 0, time_to_first_token_seconds = 0;
+  double optimization_seconds = 0, optimization_wait_seconds = 0, decode_seconds = 0;
+  double first_token_seconds = 0, time_to_first_token_seconds = 0;
 };
 
 struct NeighborReport {
@@ -87,7 +91,8 @@ struct OptimizationReport {
   std::optional<double> nearest_distance, max_neighbor_distance;  // likewise
   bool shortened = false;                                         // settings.steps was cut to meet the deadline
   std::optional<double> alpha;
-  Pathway before, after;  // of the critical layers; empty where no optimization ran
+  std::vector<std::string> warnings;  // what makes the result doubtful, in words
+  Pathway before, after;              // of the critical layers; empty where no optimization ran
   std::vector<ExpertChange> largest_changes;
   StageTimings timings;
 };

@@ -6,6 +6,7 @@
 
 #include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/choice_style.h"
 #include "server/pipeline/confidence.h"
 #include "server/pipeline/gate_reason.h"
 #include "server/pipeline/optimization_metrics.h"
@@ -108,6 +109,7 @@ GateDecision PathwaySearch::Gate() const {
 
 absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Span<const float> logits) {
   const OptimizationSettings& settings = report_.settings;
+  began_ = absl::Now();
   report_.before = CriticalRows(capture.pathway);
   report_.base_confidence = Confidence(logits, choice_tokens_);
   if (const GateDecision decision = Gate(); decision != GateDecision::kApplied) {
@@ -130,6 +132,7 @@ absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Sp
   } else {
     C3PO_RETURN_IF_ERROR(AddCases(neighborhood_.fitted, fitted_));
     C3PO_RETURN_IF_ERROR(AddCases(neighborhood_.held_out, held_out_));
+    CheckChoices();
   }
   return true;
 }
@@ -143,6 +146,16 @@ absl::Status PathwaySearch::AddCases(const std::vector<WeightedReference>& refer
     fit.spec.cases.push_back(std::move(neighbor));
   }
   return absl::OkStatus();
+}
+
+// Whether the model reads what the request scores as it reads the neighbors' choices.
+void PathwaySearch::CheckChoices() {
+  if (choice_tokens_.empty()) return;
+  const Tokenizer& tokenizer = *context_.text->tokenizer();
+  ChoiceStyles of_neighbors;
+  for (const NeighborCase& neighbor : fitted_.spec.cases) of_neighbors.Count(StyleOf(tokenizer, FirstTokens(neighbor)));
+  const ChoiceStyle style = StyleOf(tokenizer, choice_tokens_);
+  if (of_neighbors.AreOtherThan(style)) report_.warnings.push_back(StyleWarning("continuations", style));
 }
 
 // The prior as it is, or the kernel-weighted mean of the neighbors' own shifts, those that have one for these layers.
@@ -294,7 +307,15 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> PathwaySearch::MakeOptimizer(O
   return MakeGradientDescent(std::move(problem), options);
 }
 
+// What of the time since Begin was not its own work.
+void PathwaySearch::NoteWait() {
+  report_.timings.optimization_wait_seconds =
+      std::max(0.0, SecondsSince(began_) - report_.timings.optimization_seconds);
+  if (context_.metrics) context_.metrics->ObserveOptimizationWait(report_.timings.optimization_wait_seconds);
+}
+
 void PathwaySearch::ConcludeOptimizer() {
+  NoteWait();
   report_.losses = optimizer_->losses();
   report_.validation_losses = optimizer_->validation_losses();
   report_.selected_step = optimizer_->selected_step();
@@ -330,6 +351,7 @@ void PathwaySearch::ConcludeOptimizer() {
 }
 
 void PathwaySearch::ConcludeLearnedShift() {
+  NoteWait();
   routing_ = learned_;
   report_.gate = GateDecision::kApplied;
   report_.after = Shifted(report_.before, learned_->values);

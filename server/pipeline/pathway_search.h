@@ -33,7 +33,7 @@ struct SearchContext {
 struct PathwayQuery {
   OptimizationSettings settings;
   StageTimings timings;  // of the stages before
-  // First tokens of the continuations that the request chooses among; fewer than two: it does not choose.
+  // First tokens of the continuations that the request scores; fewer than two: it does not choose. Generation has none.
   std::vector<int32_t> choice_tokens;
   std::optional<NeighborCase> oracle;  // Method::kOracle: the request itself, with its answer
   bool shortened = false;              // settings.steps was cut to meet the deadline
@@ -84,6 +84,7 @@ class PathwaySearch final : public OptimizationTask {
   absl::Status MeasureDistances();
   GateDecision Gate() const;
   absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;
+  void CheckChoices();
   absl::Status TakeLearnedShift();
   absl::StatusOr<Pathway> PriorShift() const;
   absl::Status PrepareNext(Fit& fit);
@@ -92,6 +93,7 @@ class PathwaySearch final : public OptimizationTask {
   Pathway CriticalRows(const Pathway& all_layers) const;
   void ConcludeOptimizer();
   void ConcludeLearnedShift();
+  void NoteWait();
   bool Accept(std::optional<double> confidence);
   void Deliver();
   void Skip(GateDecision decision);
@@ -101,6 +103,7 @@ class PathwaySearch final : public OptimizationTask {
   const std::optional<NeighborCase> oracle_;
   const OnReport on_report_;
   OptimizationReport report_;
+  absl::Time began_;                                                  // when its turns could begin
   double loss_reduction_ = std::numeric_limits<double>::quiet_NaN();  // of the neighbors, as a fraction
   Neighborhood neighborhood_;
   Fit fitted_, held_out_;

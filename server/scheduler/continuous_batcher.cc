@@ -140,8 +140,7 @@ bool ContinuousBatcher::Begin(Sequence& sequence) {
   if (sequence.admitted_before) return true;
   sequence.admitted_before = true;
   sequence.admitted = now_();
-  sequence.timings.queue_seconds = SecondsBetween(sequence.submitted, sequence.admitted);
-  if (metrics_) metrics_->ObserveQueueTime(sequence.timings.queue_seconds);
+  sequence.timings.before_batch_seconds = SecondsBetween(sequence.request.arrival, sequence.admitted);
   return true;
 }
 
@@ -217,26 +216,26 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
 void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput output) {
   sequence.prefill_done = now_();
   sequence.timings.prefill_seconds = SecondsBetween(sequence.admitted, sequence.prefill_done);
-  if (metrics_) {
-    metrics_->ObservePrefillTime(sequence.timings.prefill_seconds);
-    metrics_->CountPromptTokens(sequence.prompt_length());
-  }
+  if (metrics_) metrics_->CountPromptTokens(sequence.prompt_length());
   // Before anything is compared, optimized or stored for what is no number.
   if (const absl::Status finite = CheckLogits(output.logits); !finite.ok()) {
     return Finish(sequence, finite, FinishReason::kLength);
   }
   sequence.prompt_logits = std::move(output.logits);
   sequence.capture = std::move(output.capture);
+  absl::Time ready = sequence.prefill_done;
   if (sequence.request.on_prefilled) {
     auto task = sequence.request.on_prefilled(sequence.capture, sequence.prompt_logits);
-    sequence.timings.optimization_seconds += SecondsBetween(sequence.prefill_done, now_());
+    ready = now_();
+    sequence.timings.optimization_seconds += SecondsBetween(sequence.prefill_done, ready);
     if (!task.ok()) return Finish(sequence, task.status(), FinishReason::kLength);
     sequence.task = *std::move(task);
   }
   if (sequence.task) {
     sequence.stage = Stage::kOptimizing;
+    sequence.timings.optimized = true;
   } else {
-    AfterOptimization(sequence);
+    AfterOptimization(sequence, ready);
   }
 }
 
@@ -266,7 +265,7 @@ bool ContinuousBatcher::OptimizeOnce() {
       Finish(sequence, finished[i].status(), FinishReason::kLength);
     } else if (*finished[i]) {
       sequence.routing = sequence.task->routing();
-      AfterOptimization(sequence);
+      AfterOptimization(sequence, now_());
     }
   }
   SampleTogether();
@@ -275,9 +274,10 @@ bool ContinuousBatcher::OptimizeOnce() {
 
 // Without a new pathway the prompt's own logits stand, so that a plain request and a reverted one are the same
 // computation.
-void ContinuousBatcher::AfterOptimization(Sequence& sequence) {
-  sequence.ready = now_();
-  if (sequence.task) sequence.timings.optimization_wall_seconds = SecondsBetween(sequence.prefill_done, sequence.ready);
+void ContinuousBatcher::AfterOptimization(Sequence& sequence, absl::Time ready) {
+  sequence.ready = ready;
+  const double both = SecondsBetween(sequence.prefill_done, ready);
+  sequence.timings.optimization_wait_seconds = std::max(0.0, both - sequence.timings.optimization_seconds);
   if (sequence.routing) {
     Resume(sequence);
   } else {
@@ -335,6 +335,7 @@ void ContinuousBatcher::TakeToken(Sequence& sequence, const absl::StatusOr<Sampl
   const absl::Time now = now_();
   if (sequence.generated == 0) {
     sequence.timings.time_to_first_token_seconds = SecondsBetween(sequence.request.arrival, now);
+    sequence.timings.first_token_seconds = SecondsBetween(sequence.ready, now);
     if (metrics_) metrics_->ObserveTimeToFirstToken(sequence.timings.time_to_first_token_seconds);
   } else if (metrics_) {
     metrics_->ObserveInterTokenLatency(SecondsBetween(sequence.last_token, now));
@@ -390,14 +391,6 @@ void ContinuousBatcher::Finish(Sequence& sequence, const absl::Status& status, F
   sequence.stage = Stage::kEnded;
   sequence.task.reset();
   GiveBack(sequence, pool_);
-  if (metrics_) {
-    const bool dropped = absl::IsCancelled(status) || absl::IsDeadlineExceeded(status);
-    metrics_->CountFinished(!status.ok() ? (dropped ? Metrics::FinishedReason::kAbort : Metrics::FinishedReason::kError)
-                            : reason == FinishReason::kStop ? Metrics::FinishedReason::kStop
-                                                            : Metrics::FinishedReason::kLength);
-    metrics_->ObserveRequestLatency(SecondsBetween(sequence.request.arrival, now));
-    if (status.ok()) metrics_->ObserveDecodeTime(sequence.timings.decode_seconds);
-  }
   sequence.request.sink->OnFinished(status, reason, sequence.timings);
 }
 

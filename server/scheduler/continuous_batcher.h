@@ -81,7 +81,7 @@ class ContinuousBatcher {
   void FinishScoring(Sequence& sequence);
   void OptimizeBeside(double forward_seconds);
   bool OptimizeOnce();
-  void AfterOptimization(Sequence& sequence);
+  void AfterOptimization(Sequence& sequence, absl::Time ready);
   void TakeResumed(Sequence& sequence, std::vector<float> logits);
   void BeginAnswer(Sequence& sequence, std::vector<float> logits);
   void Resume(Sequence& sequence);

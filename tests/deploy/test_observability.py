@@ -271,7 +271,7 @@ def test_every_metric_is_on_a_dashboard_or_in_an_alert(observed: Observed) -> No
 
 
 def test_every_label_has_few_values(observed: Observed) -> None:
-    for label in ("model_name", "method", "decision", "code", "service", "finished_reason", "work", "verdict", "moment"):
+    for label in ("model_name", "method", "decision", "code", "service", "finished_reason", "work", "verdict", "moment", "stage"):
         values = observed.prometheus.get(f"label/{label}/values")
         assert 0 < len(values) <= 21, label
 

@@ -54,9 +54,8 @@ void TouchEverything(Metrics& metrics) {
     metrics.ObserveTimeToFirstToken(seconds);
     metrics.ObserveInterTokenLatency(seconds);
     metrics.ObserveRequestLatency(seconds);
-    metrics.ObserveQueueTime(seconds);
-    metrics.ObservePrefillTime(seconds);
-    metrics.ObserveDecodeTime(seconds);
+    for (int i = 0; i < 8; ++i) metrics.ObserveStage(static_cast<Metrics::Stage>(i), seconds);
+    metrics.ObserveOptimizationWait(seconds);
     metrics.ObserveCancelToRelease(seconds);
     metrics.ObserveEngineStep(seconds);
     metrics.ObserveEmbedding(seconds);
@@ -85,6 +84,7 @@ void TouchEverything(Metrics& metrics) {
 TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
   const std::map<std::string, std::string> contract = {
       {"c3po_build_info", "gauge"},
+      {"c3po_call_stage_seconds_total", "counter"},
       {"c3po_cancel_to_release_seconds", "histogram"},
       {"c3po_embedding_seconds", "histogram"},
       {"c3po_engine_step_seconds", "histogram"},
@@ -99,6 +99,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_neighbor_distance", "histogram"},
       {"c3po_optimization_seconds", "histogram"},
       {"c3po_optimization_steps_total", "counter"},
+      {"c3po_optimization_wait_seconds", "histogram"},
       {"c3po_pending_requests_max", "gauge"},
       {"c3po_recall_at_k", "gauge"},
       {"c3po_references", "gauge"},
@@ -174,8 +175,12 @@ TEST(Metrics, EachEventMovesItsSeries) {
     ExpectSample(exposition, 1000.71, absl::StrCat("vllm:", name, "_seconds_sum"), model);
   }
   for (const char* name : {"cancel_to_release_seconds", "engine_step_seconds", "embedding_seconds", "retrieval_seconds",
-                           "neighbor_distance"}) {
+                           "neighbor_distance", "optimization_wait_seconds"}) {
     ExpectSample(exposition, 4, absl::StrCat("c3po_", name, "_count"));
+  }
+  for (const char* stage :
+       {"queue", "tokenize", "embed", "retrieval", "prefill", "optimization", "optimization_wait", "decode"}) {
+    ExpectSample(exposition, 1000.71, "c3po_call_stage_seconds_total", {{"stage", stage}});
   }
   for (const char* method : {"mode_finding", "kernel_regression", "neighborhood_gradient_descent", "amortized_shift",
                              "collection_prior", "oracle"}) {

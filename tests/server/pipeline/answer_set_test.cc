@@ -46,11 +46,12 @@ class AnswerSetTest : public ::testing::Test {
       ASSERT_TRUE(detokenizer.ok());
       detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(*std::move(detokenizer)));
     }
-    const auto set = std::make_shared<AnswerSet>(CallEnd(listener_, nullptr, CallSummary()), std::move(detokenizers),
-                                                 [this](int index, std::shared_ptr<SequenceSink> sink) {
-                                                   started_.push_back(index);
-                                                   sinks_.push_back(std::move(sink));
-                                                 });
+    const auto set =
+        std::make_shared<AnswerSet>(CallEnd(listener_, nullptr, summary_, arrival_, nullptr), std::move(detokenizers),
+                                    [this](int index, std::shared_ptr<SequenceSink> sink) {
+                                      started_.push_back(index);
+                                      sinks_.push_back(std::move(sink));
+                                    });
     sinks_.push_back(set->FirstSink());
   }
 
@@ -66,6 +67,8 @@ class AnswerSetTest : public ::testing::Test {
   const std::shared_ptr<RecordingListener> listener_ = std::make_shared<RecordingListener>();
   std::vector<int> started_;
   std::vector<std::shared_ptr<SequenceSink>> sinks_;
+  CallSummary summary_;
+  absl::Time arrival_ = absl::Now();
 };
 
 TEST_F(AnswerSetTest, StartsTheOthersOnceAtTheFirstTokenAndEndsWithTheLast) {
@@ -123,6 +126,35 @@ TEST_F(AnswerSetTest, WhatFailsInOneEndsTheOthersAtTheirNextToken) {
   End(2, absl::OkStatus(), FinishReason::kStop);
   ASSERT_EQ(listener_->ends, 1);
   EXPECT_EQ(listener_->status.message(), "no logits");
+}
+
+TEST_F(AnswerSetTest, StagesFollowEachOtherAndAddUpToTheWholeCall) {
+  arrival_ = absl::Now() - absl::Seconds(10);
+  summary_.timings.tokenize_seconds = 0.5;
+  summary_.timings.embed_seconds = 0.25;
+  summary_.timings.retrieval_seconds = 0.25;
+  SequenceTimings seen;
+  seen.before_batch_seconds = 3;
+  seen.prefill_seconds = 1;
+  seen.optimization_seconds = 2;
+  seen.optimization_wait_seconds = 1.5;
+  seen.first_token_seconds = 0.25;
+  seen.decode_seconds = 1;  // of the first answer; the second takes longer
+  seen.time_to_first_token_seconds = 7.75;
+  Begin(2);
+  Token(0);
+  sinks_[0]->OnFinished(absl::OkStatus(), FinishReason::kLength, seen);
+  const double before = absl::ToDoubleSeconds(absl::Now() - arrival_);
+  End(1);
+  const double after = absl::ToDoubleSeconds(absl::Now() - arrival_);
+  ASSERT_EQ(listener_->ends, 1);
+  const StageTimings& all = listener_->summary.timings;
+  EXPECT_DOUBLE_EQ(all.queue_seconds, 2);
+  const double before_decode = all.queue_seconds + all.tokenize_seconds + all.embed_seconds + all.retrieval_seconds +
+                               all.prefill_seconds + all.optimization_seconds + all.optimization_wait_seconds;
+  EXPECT_DOUBLE_EQ(before_decode + all.first_token_seconds, all.time_to_first_token_seconds);
+  EXPECT_GE(before_decode + all.decode_seconds, before - 1e-9);
+  EXPECT_LE(before_decode + all.decode_seconds, after + 1e-9);
 }
 
 TEST_F(AnswerSetTest, OneAnswerIsASetOfOne) {

@@ -13,6 +13,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/scheduler/engine.h"
+#include "server/scheduler/optimization_unit.h"
 #include "tests/server/scheduler/scheduler_fakes.h"
 
 namespace c3po {
@@ -516,6 +517,38 @@ TEST(Engine, AFullQueueIsResourceExhaustedAndStopEndsWhatIsLeft) {
   engine.Stop(absl::ZeroDuration());
   EXPECT_TRUE(sink->done.HasBeenNotified());
   EXPECT_EQ(sink->status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(ContinuousBatcher, StagesAddUpAndWaitingForTurnsIsOneOfThem) {
+  HashModel model;
+  model.per_forward = absl::Seconds(1);
+  model.per_evaluation = absl::Seconds(2);
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr, [&] { return model.now; });
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 2; ++i) {
+    Wanted wanted{{1, 2, 3 + i}, 4, Routing(2.5F)};
+    wanted.asks = true;
+    wanted.rows = kEvaluationRowsMax;  // Too many to be evaluated together.
+    sinks.push_back(std::make_shared<RecordingSink>());
+    SequenceRequest request = MakeRequest(wanted, sinks.back());
+    request.arrival = absl::UnixEpoch() - absl::Seconds(5);
+    batcher.Add(std::move(request));
+  }
+  while (batcher.Step()) {
+  }
+  double last_end = 0;
+  for (const auto& sink : sinks) {
+    const SequenceTimings& t = sink->timings;
+    EXPECT_EQ(t.before_batch_seconds, 5);
+    EXPECT_EQ(t.optimization_seconds, 3 * 2);
+    EXPECT_GE(t.optimization_wait_seconds, 2 * 2);  // The other's turns between its own.
+    EXPECT_TRUE(t.optimized);
+    const double before_decode =
+        t.before_batch_seconds + t.prefill_seconds + t.optimization_seconds + t.optimization_wait_seconds;
+    EXPECT_EQ(before_decode + t.first_token_seconds, t.time_to_first_token_seconds);
+    last_end = std::max(last_end, before_decode + t.decode_seconds);
+  }
+  EXPECT_EQ(last_end, absl::ToDoubleSeconds(model.now - absl::UnixEpoch()) + 5);
 }
 
 }  // namespace
