@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -10,7 +11,8 @@ namespace c3po {
 absl::StatusOr<std::vector<LabeledDistance>> NeighborIndex::SearchWithin(absl::Span<const float> query, float epsilon,
                                                                          int k_max) const {
   if (!(epsilon >= 0)) {
-    return absl::InvalidArgumentError(absl::StrCat("epsilon: ", epsilon, ", must be a distance of at least 0"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("epsilon: ", NumberText(epsilon), ", must be a distance of at least 0"));
   }
   C3PO_RETURN_IF_ERROR(CheckNeighborCount("k_max", k_max));
   C3PO_ASSIGN_OR_RETURN(std::vector<LabeledDistance> found, Search(query, k_max));

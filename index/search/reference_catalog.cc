@@ -10,6 +10,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/number_text.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "index/search/distance.h"
@@ -64,12 +65,13 @@ absl::Status ReferenceCatalog::LoadAll() {
   std::vector<Candidate> candidates;
   C3PO_RETURN_IF_ERROR(store_->ForEach([&](ReferenceRecord record) {
     std::string why = WhyUnusable(record);
+    const uint64_t prompt_key = PromptIndex::KeyOf(record.collection, record.sample.prompt);
     if (!why.empty()) {  // It is only counted.
       record.embedding = {};
       record.pathway = {};
       record.sample = {};
     }
-    candidates.push_back({std::make_shared<const ReferenceRecord>(std::move(record)), std::move(why)});
+    candidates.push_back({std::make_shared<const ReferenceRecord>(std::move(record)), std::move(why), prompt_key});
     return absl::OkStatus();
   }));
   const int64_t generation = store_->generation();
@@ -211,7 +213,8 @@ absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchWithin(absl::strin
                                                                      absl::Span<const float> embedding, float epsilon,
                                                                      int k_max, bool successful_only) const {
   if (!(epsilon >= 0)) {
-    return absl::InvalidArgumentError(absl::StrCat("epsilon: ", epsilon, ", must be a distance of at least 0"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("epsilon: ", NumberText(epsilon), ", must be a distance of at least 0"));
   }
   C3PO_ASSIGN_OR_RETURN(std::vector<Neighbor> found, Search(collection, embedding, k_max, successful_only));
   while (!found.empty() && found.back().distance > epsilon) found.pop_back();
@@ -246,11 +249,45 @@ absl::StatusOr<std::optional<double>> ReferenceCatalog::OwnDistanceQuantile(absl
                                                                             bool successful_only,
                                                                             double quantile) const {
   if (!(quantile > 0 && quantile <= 1)) {
-    return absl::InvalidArgumentError(absl::StrCat("quantile: ", quantile, ", must be in (0, 1]"));
+    return absl::InvalidArgumentError(absl::StrCat("quantile: ", NumberText(quantile), ", must be in (0, 1]"));
   }
   ReaderLock lock(mutex_);
   C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
   return searched->views[successful_only ? kSuccessful : kAll].own.Quantile(quantile);
+}
+
+bool ReferenceCatalog::Holds(absl::string_view id) const {
+  ReaderLock lock(mutex_);
+  return entries_.contains(id);
+}
+
+absl::StatusOr<std::vector<ReferenceRecord>> ReferenceCatalog::WithPrompt(absl::string_view collection,
+                                                                          absl::string_view prompt) const {
+  std::vector<std::string> ids;
+  {
+    ReaderLock lock(mutex_);
+    ids = prompts_.Find(PromptIndex::KeyOf(collection, prompt));
+  }
+  if (ids.empty()) return std::vector<ReferenceRecord>();
+  C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> records, store_->GetMany(ids));
+  const auto other = [&](const ReferenceRecord& record) {
+    return record.collection != collection || record.sample.prompt != prompt;
+  };
+  records.erase(std::remove_if(records.begin(), records.end(), other), records.end());
+  return records;
+}
+
+std::vector<std::shared_ptr<const ReferenceRecord>> ReferenceCatalog::Some(absl::string_view collection,
+                                                                           size_t count) const {
+  std::vector<RecordPtr> some;
+  ReaderLock lock(mutex_);
+  const auto found = collections_.find(collection);
+  if (found == collections_.end()) return some;
+  for (const auto& [label, record] : found->second.usable) {
+    if (some.size() >= count) break;
+    some.push_back(record);
+  }
+  return some;
 }
 
 absl::StatusOr<std::shared_ptr<const ReferenceRecord>> ReferenceCatalog::GetRecord(absl::string_view id) const {

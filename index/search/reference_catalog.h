@@ -18,6 +18,7 @@
 #include "index/search/hnsw_index.h"
 #include "index/search/neighbor_index.h"
 #include "index/search/own_distances.h"
+#include "index/search/prompt_index.h"
 #include "index/store/reference_store.h"
 #include "index/types/neighbor.h"
 #include "index/types/pathway.h"
@@ -62,7 +63,7 @@ struct CatalogCollection {
 // every search begun later. Changes are made one after the other; searches go on while an index takes a batch in.
 //
 // Memory per usable reference: its texts, 4 * (dimension + moe_layers * experts) bytes for the record, 4 * dimension
-// for each of the one or two views it is in (and 8 * hnsw.m + 150 in a graph), and about 500 for the maps: some 9 KB
+// for each of the one or two views it is in (and 8 * hnsw.m + 150 in a graph), and about 600 for the maps: some 9 KB
 // for 384 dimensions and 30 layers of 32 experts. A view's own distances take 40 KB at most.
 //
 // Thread-safe. InvalidArgument names the argument: k < 1, an embedding of another dimension, a number that is not
@@ -77,8 +78,9 @@ class ReferenceCatalog {
   ReferenceCatalog(const ReferenceCatalog&) = delete;
   ReferenceCatalog& operator=(const ReferenceCatalog&) = delete;
 
-  // The k nearest references of a collection by embedding, nearest first, ties in the order of ids; fewer when there
-  // are fewer, none when none is successful and successful_only. Exact up to exact_references_max, approximate above.
+  // The k nearest references of a collection by embedding, nearest first, ties in an order that ids alone decide (their
+  // own, where they are made of samples); fewer when there are fewer, none when none is successful and successful_only.
+  // Exact up to exact_references_max, approximate above.
   // NotFound "collection X does not exist". FailedPrecondition: it has references and none is usable; the message says
   // what they were made with.
   absl::StatusOr<std::vector<Neighbor>> Search(absl::string_view collection, absl::Span<const float> embedding, int k,
@@ -102,6 +104,15 @@ class ReferenceCatalog {
   // Nothing: no two members differ. Errors as Search.
   absl::StatusOr<std::optional<double>> OwnDistanceQuantile(absl::string_view collection, bool successful_only,
                                                             double quantile) const;
+
+  // Whether the store holds it, usable or not.
+  bool Holds(absl::string_view id) const;
+  // The references of a collection with this very prompt, usable or not, in the order in which they came. Compares the
+  // store's texts where a hash says that there may be some.
+  absl::StatusOr<std::vector<ReferenceRecord>> WithPrompt(absl::string_view collection, absl::string_view prompt) const;
+
+  // Up to `count` usable references of a collection, some of them or all, in no particular order; none: there are none.
+  std::vector<std::shared_ptr<const ReferenceRecord>> Some(absl::string_view collection, size_t count) const;
 
   // A usable reference. It stays as it is for as long as the caller holds it, also when it is erased meanwhile.
   // NotFound: no such id. FailedPrecondition: not usable.
@@ -160,12 +171,14 @@ class ReferenceCatalog {
     RecordPtr record;   // Null: not usable.
     int64_t label = 0;  // Of a usable one.
     std::string why_unusable;
+    uint64_t prompt_key = 0;
   };
 
   // A record on its way into the catalog.
   struct Candidate {
     RecordPtr record;
     std::string why_unusable;  // Empty: usable.
+    uint64_t prompt_key = 0;   // Of PromptIndex; the record of one that is not usable has no prompt any more.
   };
 
   // A usable record and the label by which the indexes of its collection know it.
@@ -227,6 +240,7 @@ class ReferenceCatalog {
   mutable SharedMutex mutex_;
   std::map<std::string, Collection, std::less<>> collections_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);
+  PromptIndex prompts_ ABSL_GUARDED_BY(mutex_);
   int64_t generation_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

@@ -19,6 +19,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/numbers.h"
+#include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "index/search/exact_index.h"
 #include "index/search/reference_catalog.h"
@@ -29,10 +30,14 @@ namespace {
 constexpr size_t kTombstonesMin = 1024;  // Fewer are not worth a new graph.
 
 // The label that an id wants: its first 60 bits, so that labels do not depend on the order in which references came,
-// and equal distances are ordered by id.
+// and equal distances are ordered by id. An id that somebody chose has its hash in place of its own digits.
 int64_t FirstLabel(const std::string& id) {
+  const bool made_of_sample = id.size() == 32 && id.find_first_not_of("0123456789abcdef") == std::string::npos;
   int64_t label = 0;
-  return absl::SimpleHexAtoi(id.substr(0, 15), &label) ? label : 0;
+  if (made_of_sample) return absl::SimpleHexAtoi(id.substr(0, 15), &label) ? label : 0;
+  Sha256 hash;
+  hash.Update(id);
+  return absl::SimpleHexAtoi(hash.HexDigest().substr(0, 15), &label) ? label : 0;
 }
 
 }  // namespace
@@ -49,7 +54,8 @@ absl::StatusOr<std::vector<AddOutcome>> ReferenceCatalog::Insert(absl::Span<cons
   for (size_t i = 0; i < records.size(); ++i) {
     const auto change = last_change.find(records[i].id);
     if (change == last_change.end() || change->second != i) continue;
-    candidates.push_back({std::make_shared<const ReferenceRecord>(records[i]), WhyUnusable(records[i])});
+    candidates.push_back({std::make_shared<const ReferenceRecord>(records[i]), WhyUnusable(records[i]),
+                          PromptIndex::KeyOf(records[i].collection, records[i].sample.prompt)});
   }
   if (candidates.empty()) return outcomes;
   const LabeledByCollection arrivals = AssignLabels(candidates);
@@ -205,7 +211,8 @@ void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, const Lab
       Unpublish(record.id, departed);
       Collection& collection = CollectionNamed(record.collection);
       ++collection.references;
-      entries_[record.id] = {record.collection, nullptr, 0, candidate.why_unusable};
+      entries_[record.id] = {record.collection, nullptr, 0, candidate.why_unusable, candidate.prompt_key};
+      prompts_.Put(candidate.prompt_key, record.id);
       if (!candidate.why_unusable.empty()) ++collection.unusable[candidate.why_unusable];
     }
     for (const auto& [name, labeled] : arrivals) {
@@ -243,6 +250,7 @@ void ReferenceCatalog::Unpublish(const std::string& id, LabeledByCollection& dep
     }
     departed[entry.collection].push_back({entry.record, entry.label});
   }
+  prompts_.Remove(entry.prompt_key, id);
   entries_.erase(found);
 }
 

@@ -19,6 +19,7 @@
 #include "index/base/mutex.h"
 #include "index/base/status_macros.h"
 #include "index/store/row_codec.h"
+#include "index/types/reference_id.h"
 
 namespace c3po {
 namespace {
@@ -67,13 +68,19 @@ constexpr char kSchemaOfVersion2[] = R"sql(
 constexpr char kInsert[] =
     "INSERT INTO reference (" C3PO_REFERENCE_COLUMNS
     ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT (id) DO UPDATE SET "
-    "metadata = ?6, successful = ?7, model_digest = ?8, embedder_digest = ?9, embedding = ?10, pathway_layers = ?11, "
+    "prompt = ?3, answer = ?4, choices = ?5, metadata = ?6, successful = ?7, model_digest = ?8, embedder_digest = ?9, "
+    "embedding = ?10, pathway_layers = ?11, "
     "pathway_experts = ?12, pathway = ?13, created_unix_seconds = ?14";
 constexpr char kSelectById[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id = ?1";
 constexpr char kSelectAll[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference ORDER BY sequence";
 constexpr char kListAll[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id > ?1 ORDER BY id LIMIT ?2";
 constexpr char kListCollection[] =
     "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id > ?1 AND collection = ?3 ORDER BY id LIMIT ?2";
+
+// Through the key: names from "reference/ID/" up to, not including, the next character after '/'.
+constexpr char kDeleteArtifactsOf[] =
+    "DELETE FROM artifact WHERE collection = (SELECT collection FROM reference WHERE id = ?1) AND "
+    "name >= 'reference/' || ?1 || '/' AND name < 'reference/' || ?1 || '0'";
 
 class FileLock {
  public:
@@ -129,8 +136,8 @@ struct ReferenceStore::Impl {
   // Runs `body` in a transaction. `body` returns how many records it changed; any: the generation is raised.
   absl::StatusOr<int64_t> Change(absl::string_view action, absl::FunctionRef<absl::StatusOr<int64_t>()> body)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
-  absl::StatusOr<AddOutcome> AddOne(const ReferenceRecord& record, Statement& find, Statement& insert)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  absl::StatusOr<AddOutcome> AddOne(const ReferenceRecord& record, Statement& find, Statement& insert,
+                                    Statement& forget) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
   const std::string path;
   StoreOptions options;
@@ -205,6 +212,7 @@ class ReferenceStore::Impl::Statement {
     record.sample.answer = Text(3);
     C3PO_ASSIGN_OR_RETURN(record.sample.choices, DecodeTexts(Bytes(4)));
     C3PO_ASSIGN_OR_RETURN(record.sample.metadata, DecodeTextMap(Bytes(5)));
+    record.sample.id = std::string(OwnIdOf(record.collection, record.id));
     record.successful = Integer(6) != 0;
     record.model_digest = Text(7);
     record.embedder_digest = Text(8);
@@ -341,16 +349,26 @@ absl::StatusOr<int64_t> ReferenceStore::Impl::Change(absl::string_view action,
 }
 
 absl::StatusOr<AddOutcome> ReferenceStore::Impl::AddOne(const ReferenceRecord& record, Statement& find,
-                                                        Statement& insert) {
+                                                        Statement& insert, Statement& forget) {
+  const std::string choices = EncodeTexts(record.sample.choices);
+  const std::string metadata = EncodeTextMap(record.sample.metadata);
   find.Reset();
   find.Bind(1, record.id);
   C3PO_ASSIGN_OR_RETURN(const bool exists, find.Step("cannot look up a reference"));
-  const bool same = exists && find.Bytes(0) == record.model_digest && find.Bytes(1) == record.embedder_digest;
+  const bool same_makers = exists && find.Bytes(0) == record.model_digest && find.Bytes(1) == record.embedder_digest;
+  // An id made of the sample says that prompt, answer and choices are the same; the first metadata stay.
+  const bool same_content = record.sample.id.empty() ||
+                            (exists && find.Bytes(2) == record.sample.prompt && find.Bytes(3) == record.sample.answer &&
+                             find.Bytes(4) == choices && find.Bytes(5) == metadata);
   find.Reset();
-  if (same) return AddOutcome::kDuplicate;
+  if (same_makers && same_content) return AddOutcome::kDuplicate;
+  if (exists && !same_content) {
+    forget.Reset();
+    forget.Bind(1, record.id);
+    C3PO_RETURN_IF_ERROR(forget.Step("cannot delete a reference's artifacts").status());
+    forget.Reset();
+  }
 
-  const std::string choices = EncodeTexts(record.sample.choices);
-  const std::string metadata = EncodeTextMap(record.sample.metadata);
   const std::string embedding = EncodeFloats(record.embedding);
   const std::string pathway = EncodeFloats(record.pathway.weights);
   insert.Bind(1, record.id);
@@ -407,12 +425,15 @@ absl::StatusOr<std::vector<AddOutcome>> ReferenceStore::Add(absl::Span<const Ref
   MutexLock held(impl_->mutex);
   Impl::Statement find(*impl_);
   Impl::Statement insert(*impl_);
-  C3PO_RETURN_IF_ERROR(find.Prepare("SELECT model_digest, embedder_digest FROM reference WHERE id = ?1"));
+  Impl::Statement forget(*impl_);
+  C3PO_RETURN_IF_ERROR(find.Prepare(
+      "SELECT model_digest, embedder_digest, prompt, answer, choices, metadata FROM reference WHERE id = ?1"));
+  C3PO_RETURN_IF_ERROR(forget.Prepare(kDeleteArtifactsOf));
   C3PO_RETURN_IF_ERROR(insert.Prepare(kInsert));
   const auto add_all = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(impl_->mutex) -> absl::StatusOr<int64_t> {
     int64_t changed = 0;
     for (const ReferenceRecord& record : records) {
-      C3PO_ASSIGN_OR_RETURN(const AddOutcome outcome, impl_->AddOne(record, find, insert));
+      C3PO_ASSIGN_OR_RETURN(const AddOutcome outcome, impl_->AddOne(record, find, insert, forget));
       if (outcome != AddOutcome::kDuplicate) ++changed;
       outcomes.push_back(outcome);
     }
@@ -466,10 +487,7 @@ absl::StatusOr<int64_t> ReferenceStore::Delete(absl::Span<const std::string> ids
   Impl::Statement remove(*impl_);
   Impl::Statement remove_artifacts(*impl_);
   C3PO_RETURN_IF_ERROR(remove.Prepare("DELETE FROM reference WHERE id = ?1"));
-  // Through the key: names from "reference/ID/" up to, not including, the next character after '/'.
-  C3PO_RETURN_IF_ERROR(remove_artifacts.Prepare(
-      "DELETE FROM artifact WHERE collection = (SELECT collection FROM reference WHERE id = ?1) AND "
-      "name >= 'reference/' || ?1 || '/' AND name < 'reference/' || ?1 || '0'"));
+  C3PO_RETURN_IF_ERROR(remove_artifacts.Prepare(kDeleteArtifactsOf));
   return impl_->Change("cannot delete references", [&]() -> absl::StatusOr<int64_t> {
     int64_t deleted = 0;
     for (const std::string& id : ids) {

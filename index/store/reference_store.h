@@ -24,7 +24,8 @@ struct StoreOptions {
 enum class AddOutcome {
   kInserted,
   kDuplicate,  // The id is there, made with the same model and embedder: nothing is changed.
-  kReplaced,   // The id was there, made with another model or embedder: the row now holds the new record.
+  kReplaced,   // The id was there, made with another model or embedder, or one that the sample brought, with another
+               // content: the row now holds the new record. In the latter case the reference's artifacts are gone.
 };
 
 // Something learned over a collection, kept beside its references: named bytes that the store does not interpret.

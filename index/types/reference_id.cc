@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "index/base/sha256.h"
 
 namespace c3po {
@@ -21,6 +23,7 @@ void UpdateWithText(Sha256& hash, absl::string_view text) {
 }  // namespace
 
 std::string ReferenceId(absl::string_view collection, const ReferenceSample& sample) {
+  if (!sample.id.empty()) return absl::StrCat(collection, ":", sample.id);
   Sha256 hash;
   UpdateWithText(hash, collection);
   UpdateWithText(hash, sample.prompt);
@@ -28,6 +31,11 @@ std::string ReferenceId(absl::string_view collection, const ReferenceSample& sam
   UpdateWithNumber(hash, sample.choices.size());
   for (const std::string& choice : sample.choices) UpdateWithText(hash, choice);
   return hash.HexDigest().substr(0, 32);
+}
+
+absl::string_view OwnIdOf(absl::string_view collection, absl::string_view reference_id) {
+  if (!absl::ConsumePrefix(&reference_id, collection) || !absl::ConsumePrefix(&reference_id, ":")) return {};
+  return reference_id;
 }
 
 }  // namespace c3po

@@ -17,6 +17,7 @@ struct ReferenceSample {
   std::string answer;
   std::vector<std::string> choices;
   std::map<std::string, std::string> metadata;
+  std::string id;  // The sample's own; empty: its reference's id is made of the rest.
 };
 
 // A sample after the model ran it.

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 #include "index/base/utf8.h"
 #include "index/types/reference_id.h"
@@ -62,6 +64,18 @@ absl::Status CheckMetadata(const ReferenceSample& sample, const SampleLimits& li
   return absl::OkStatus();
 }
 
+absl::Status CheckOwnId(const ReferenceSample& sample, const SampleLimits& limits) {
+  if (sample.id.size() > limits.id_bytes_max) {
+    return Invalid("id", absl::StrCat(sample.id.size(), " bytes, at most ", limits.id_bytes_max));
+  }
+  for (const char c : sample.id) {
+    if (!absl::ascii_isalnum(static_cast<unsigned char>(c)) && !absl::StrContains("._:-", c)) {
+      return Invalid("id", "may hold letters, digits and ._:- only");
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckEmbedding(absl::Span<const float> embedding) {
   if (embedding.empty()) return Invalid("embedding", "must not be empty");
   double squares = 0;
@@ -71,7 +85,7 @@ absl::Status CheckEmbedding(absl::Span<const float> embedding) {
   }
   const double length = std::sqrt(squares);
   if (std::abs(length - 1) > kUnitTolerance)
-    return Invalid("embedding", absl::StrCat("has length ", length, ", not 1"));
+    return Invalid("embedding", absl::StrCat("has length ", NumberText(length), ", not 1"));
   return absl::OkStatus();
 }
 
@@ -88,7 +102,7 @@ absl::Status CheckPathway(const Pathway& pathway) {
       if (!std::isfinite(weight) || weight < 0) return Invalid(field, "a weight is negative or not finite");
       sum += weight;
     }
-    if (std::abs(sum - 1) > kUnitTolerance) return Invalid(field, absl::StrCat("sums to ", sum, ", not 1"));
+    if (std::abs(sum - 1) > kUnitTolerance) return Invalid(field, absl::StrCat("sums to ", NumberText(sum), ", not 1"));
   }
   return absl::OkStatus();
 }
@@ -99,6 +113,7 @@ absl::Status ValidateSample(const ReferenceSample& sample, const SampleLimits& l
   C3PO_RETURN_IF_ERROR(CheckText("prompt", sample.prompt, limits.prompt_bytes_max));
   C3PO_RETURN_IF_ERROR(CheckText("answer", sample.answer, limits.answer_bytes_max));
   C3PO_RETURN_IF_ERROR(CheckChoices(sample, limits));
+  C3PO_RETURN_IF_ERROR(CheckOwnId(sample, limits));
   return CheckMetadata(sample, limits);
 }
 

@@ -17,13 +17,15 @@ struct SampleLimits {
   size_t choices_max = 64;
   size_t metadata_entries_max = 64;
   size_t metadata_bytes_max = 16 * 1024;  // Keys and values together.
+  size_t id_bytes_max = 64;
 };
 
 // The functions below return OK or InvalidArgument, with a message that begins with the field's name, such as
 // "choices[2]: same as choices[0]". Pure and thread-safe.
 
 // A sample as reference_record.h describes it: prompt and answer not empty; choices empty, or at least two, all
-// different, one equal to the answer; everything valid UTF-8 and within `limits`.
+// different, one equal to the answer; everything valid UTF-8 and within `limits`; an id of its own, where there is one, of
+// letters, digits and ._:-.
 absl::Status ValidateSample(const ReferenceSample& sample, const SampleLimits& limits = SampleLimits());
 
 // 1 to 128 bytes of UTF-8 without control characters. The field is named `collection`.

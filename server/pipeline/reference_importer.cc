@@ -1,6 +1,8 @@
 #include "server/pipeline/reference_importer.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +20,8 @@ constexpr size_t kQueueSamples = 64;
 constexpr int kRecallNeighbors = 10;
 constexpr int kRecallQueries = 16;
 constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(20);
+constexpr size_t kStyleReferences = 64;  // Of the collection: enough to tell what most of them do.
+constexpr size_t kContradictedMax = 8;   // Ids told of one sample.
 
 Metrics::Verdict VerdictMetric(SampleOutcome outcome) {
   switch (outcome) {
@@ -36,6 +40,10 @@ Metrics::Verdict VerdictMetric(SampleOutcome outcome) {
 // Whether the sample is what is wrong: malformed, or one that the model or the encoder computes nonsense for. The
 // others go on; any other error would meet them too.
 bool IsOfSample(const absl::Status& status) { return absl::IsInvalidArgument(status) || absl::IsInternal(status); }
+
+bool SameContent(const ReferenceSample& a, const ReferenceSample& b) {
+  return a.prompt == b.prompt && a.answer == b.answer && a.choices == b.choices && a.metadata == b.metadata;
+}
 
 }  // namespace
 
@@ -59,6 +67,16 @@ struct ReferenceImport::Judged {
   absl::Status status = absl::UnknownError("not judged");
   std::vector<ContinuationScore> scores;
   std::vector<float> mean_hidden;
+
+  // With choices: the answer has the largest length-normalized log-likelihood, alone. Without: the model's greedy tokens.
+  bool Successful() const {
+    if (!has_choices) return scores.front().is_greedy;
+    for (size_t c = 0; c < scores.size(); ++c) {
+      // Written so that what is not a number is no success.
+      if (c != gold && !(scores[c].per_token() < scores[gold].per_token())) return false;
+    }
+    return true;
+  }
 };
 
 class ReferenceImport::JudgeSink final : public SequenceSink {
@@ -76,10 +94,10 @@ class ReferenceImport::JudgeSink final : public SequenceSink {
   absl::BlockingCounter* const remaining_;
 };
 
-ReferenceImport::ReferenceImport(const PipelineParts& parts, std::string collection,
+ReferenceImport::ReferenceImport(const PipelineParts& parts, ImportSettings settings,
                                  std::shared_ptr<const std::atomic<bool>> cancelled, Events events)
     : parts_(parts),
-      collection_(std::move(collection)),
+      settings_(std::move(settings)),
       cancelled_(std::move(cancelled)),
       events_(std::move(events)),
       thread_([this] { Run(); }) {}
@@ -123,35 +141,50 @@ std::vector<ReferenceImport::Item> ReferenceImport::NextBatch() {
 }
 
 void ReferenceImport::Run() {
+  for (const auto& record : parts_.catalog->Some(settings_.collection, kStyleReferences)) {
+    const bool with_choices = !record->sample.choices.empty();
+    const auto tokens = parts_.text->NeighborTokens(*record, with_choices);
+    if (tokens.ok()) styles_.Count(StyleOf(*parts_.text->tokenizer(), FirstTokens(*tokens)));
+  }
   while (true) {
-    std::vector<Item> batch = NextBatch();
+    const std::vector<Item> batch = NextBatch();
     if (batch.empty()) {
       ReportRecall(*parts_.catalog, parts_.metrics);
       return events_.on_end(absl::OkStatus());
     }
-    if (const absl::Status status = RunBatch(std::move(batch)); !status.ok()) return events_.on_end(status);
+    if (const absl::Status status = RunBatch(batch); !status.ok()) return events_.on_end(status);
   }
 }
 
-// With the same model and embedder: to run it again would change nothing.
-bool ReferenceImport::IsStored(const std::string& id) const {
+// With the same model and embedder: to run it again would change nothing. An id that the sample brought says nothing of
+// its content.
+bool ReferenceImport::IsStored(const std::string& id, const ReferenceSample& sample) const {
   const auto stored = parts_.catalog->GetRecord(id);
   return stored.ok() && (*stored)->model_digest == parts_.model->shape().digest &&
-         (*stored)->embedder_digest == parts_.embedding->digest();
+         (*stored)->embedder_digest == parts_.embedding->digest() &&
+         (sample.id.empty() || SameContent((*stored)->sample, sample));
 }
 
-absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, Judged& judged) const {
+// Each sample is held against the collection, and those before it.
+void ReferenceImport::CheckStyle(const NeighborCase& tokens, bool has_choices, SampleVerdict& verdict) {
+  const ChoiceStyle style = StyleOf(*parts_.text->tokenizer(), FirstTokens(tokens));
+  if (styles_.AreOtherThan(style)) verdict.warning = StyleWarning(has_choices ? "choices" : "answers like this", style);
+  styles_.Count(style);
+}
+
+absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, Judged& judged, SampleVerdict& verdict) {
   C3PO_RETURN_IF_ERROR(ValidateSample(item.sample));
   ReferenceRecord& record = judged.record;
   record.sample = item.sample;
-  record.collection = collection_;
-  record.id = ReferenceId(collection_, item.sample);
+  record.collection = settings_.collection;
+  record.id = ReferenceId(settings_.collection, item.sample);
   record.model_digest = parts_.model->shape().digest;
   record.embedder_digest = parts_.embedding->digest();
   record.created_unix_seconds = absl::ToUnixSeconds(absl::Now());
   judged.has_choices = !item.sample.choices.empty();
   C3PO_ASSIGN_OR_RETURN(NeighborCase tokens, parts_.text->NeighborTokens(record, judged.has_choices));
   judged.gold = static_cast<size_t>(tokens.gold);
+  CheckStyle(tokens, judged.has_choices, verdict);
   size_t longest = 0;
   for (const auto& continuation : tokens.continuations) longest = std::max(longest, continuation.size());
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(item.sample.prompt, static_cast<int>(longest)));
@@ -180,33 +213,24 @@ absl::Status ReferenceImport::Complete(Judged& judged) const {
   if (parts_.embedding->from_model()) {
     C3PO_ASSIGN_OR_RETURN(record.embedding, QueryEmbedding::OfStates(std::move(judged.mean_hidden)));
   }
-  if (judged.has_choices) {
-    record.successful = true;
-    for (size_t c = 0; c < judged.scores.size(); ++c) {
-      if (c == judged.gold) continue;
-      // Written so that what is not a number is no success.
-      record.successful = record.successful && judged.scores[c].per_token() < judged.scores[judged.gold].per_token();
-    }
-  } else {
-    record.successful = judged.scores.front().is_greedy;
-  }
+  record.successful = judged.Successful();
   return ValidateRecord(record);
 }
 
-absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
-  std::vector<Judged> judged(batch.size());
-  std::vector<SampleVerdict> verdicts(batch.size());
+// Side by side, until all have been run.
+void ReferenceImport::JudgeBatch(const std::vector<Item>& batch, std::vector<Judged>& judged,
+                                 std::vector<SampleVerdict>& verdicts) {
   absl::BlockingCounter remaining(static_cast<int>(batch.size()));
   for (size_t i = 0; i < batch.size(); ++i) {
     verdicts[i].sequence = batch[i].sequence;
-    if (const std::string id = ReferenceId(collection_, batch[i].sample); IsStored(id)) {
+    if (const std::string id = ReferenceId(settings_.collection, batch[i].sample); IsStored(id, batch[i].sample)) {
       verdicts[i].id = id;
       verdicts[i].outcome = SampleOutcome::kDuplicate;
       judged[i].status = absl::AlreadyExistsError(id);
       remaining.DecrementCount();
       continue;
     }
-    auto request = MakeRequest(batch[i], judged[i]);
+    auto request = MakeRequest(batch[i], judged[i], verdicts[i]);
     if (!request.ok()) {
       judged[i].status = request.status();
       remaining.DecrementCount();
@@ -224,29 +248,78 @@ absl::Status ReferenceImport::RunBatch(std::vector<Item> batch) {
     }
   }
   remaining.Wait();
+}
 
+absl::Status ReferenceImport::Commit(std::vector<Judged>& judged, std::vector<SampleVerdict>& verdicts) const {
   std::vector<ReferenceRecord> records;
   std::vector<size_t> of_record;
-  for (size_t i = 0; i < batch.size(); ++i) {
+  bool content_replaced = false;
+  for (size_t i = 0; i < judged.size(); ++i) {
     Judged& one = judged[i];
     if (absl::IsAlreadyExists(one.status)) continue;
     if (one.status.ok()) one.status = Complete(one);
     if (IsOfSample(one.status)) {
       verdicts[i].message = std::string(one.status.message());
+      verdicts[i].warning.clear();
       continue;
     }
     C3PO_RETURN_IF_ERROR(one.status);
     verdicts[i].id = one.record.id;
     verdicts[i].outcome = one.record.successful ? SampleOutcome::kSuccessful : SampleOutcome::kFailed;
+    if (!one.record.sample.id.empty() && parts_.catalog->GetRecord(one.record.id).ok()) {
+      verdicts[i].replaced_ids.push_back(one.record.id);
+      content_replaced = true;
+    }
     of_record.push_back(i);
     records.push_back(std::move(one.record));
   }
-  if (!records.empty()) {
-    C3PO_ASSIGN_OR_RETURN(const std::vector<AddOutcome> outcomes, parts_.catalog->Insert(records));
-    for (size_t r = 0; r < outcomes.size(); ++r) {
-      if (outcomes[r] == AddOutcome::kDuplicate) verdicts[of_record[r]].outcome = SampleOutcome::kDuplicate;
+  if (records.empty()) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const std::vector<AddOutcome> outcomes, parts_.catalog->Insert(records));
+  for (size_t r = 0; r < outcomes.size(); ++r) {
+    if (outcomes[r] != AddOutcome::kDuplicate) continue;
+    verdicts[of_record[r]].outcome = SampleOutcome::kDuplicate;
+    verdicts[of_record[r]].replaced_ids.clear();
+  }
+  if (content_replaced) parts_.shifts->Forget(settings_.collection);
+  return absl::OkStatus();
+}
+
+// What else the collection holds of the prompts of a batch that was committed: deleted, or told as contradictions.
+absl::Status ReferenceImport::SettlePrompts(const std::vector<Item>& batch,
+                                            std::vector<SampleVerdict>& verdicts) const {
+  std::map<std::string, size_t> last_in_batch;
+  for (size_t i = 0; i < batch.size(); ++i) last_in_batch[verdicts[i].id] = i;
+  std::set<std::string> gone;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    SampleVerdict& verdict = verdicts[i];
+    const ReferenceSample& sample = batch[i].sample;
+    if (verdict.id.empty() || (!settings_.replace && verdict.outcome == SampleOutcome::kDuplicate)) continue;
+    C3PO_ASSIGN_OR_RETURN(const std::vector<ReferenceRecord> same_prompt,
+                          parts_.catalog->WithPrompt(settings_.collection, sample.prompt));
+    for (const ReferenceRecord& other : same_prompt) {
+      const auto later = last_in_batch.find(other.id);
+      const bool comes_later = later != last_in_batch.end() && later->second > i;
+      if (other.id == verdict.id || comes_later || gone.count(other.id) > 0) continue;
+      if (settings_.replace) {
+        verdict.replaced_ids.push_back(other.id);
+        gone.insert(other.id);
+      } else if (other.sample.answer != sample.answer && verdict.contradicted_ids.size() < kContradictedMax) {
+        verdict.contradicted_ids.push_back(other.id);
+      }
     }
   }
+  if (gone.empty()) return absl::OkStatus();
+  C3PO_RETURN_IF_ERROR(parts_.catalog->Erase(std::vector<std::string>(gone.begin(), gone.end())).status());
+  parts_.shifts->Forget(settings_.collection);
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceImport::RunBatch(const std::vector<Item>& batch) {
+  std::vector<Judged> judged(batch.size());
+  std::vector<SampleVerdict> verdicts(batch.size());
+  JudgeBatch(batch, judged, verdicts);
+  C3PO_RETURN_IF_ERROR(Commit(judged, verdicts));
+  C3PO_RETURN_IF_ERROR(SettlePrompts(batch, verdicts));
   ReportReferences(*parts_.catalog, parts_.metrics);
   if (parts_.metrics != nullptr) {
     for (const SampleVerdict& verdict : verdicts) parts_.metrics->CountReferenceVerdict(VerdictMetric(verdict.outcome));

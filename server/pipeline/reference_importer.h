@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "index/types/reference_record.h"
+#include "server/pipeline/choice_style.h"
 #include "server/pipeline/generation_pipeline.h"
 
 namespace c3po {
@@ -30,6 +31,14 @@ struct SampleVerdict {
   std::string id;         // empty when malformed
   SampleOutcome outcome = SampleOutcome::kMalformed;
   std::string message;  // why it is malformed
+  // Ids that went for it, and ids that have its prompt with another answer (some of them, where they are many).
+  std::vector<std::string> replaced_ids, contradicted_ids;
+  std::string warning;  // it is stored, but will hardly help
+};
+
+struct ImportSettings {
+  std::string collection;
+  bool replace = false;  // A stored sample takes the place of the collection's other references with its prompt.
 };
 
 // One stream of samples on its way into the store. Each sample is run through the model: with choices it is successful
@@ -37,6 +46,9 @@ struct SampleVerdict {
 // after the prompt are the answer's tokens. A sample that the model or the encoder computes nonsense for (NaN) is
 // malformed, and the import goes on. Samples go in batches: judged side by side by the engine, committed in one
 // transaction, and only then are their verdicts reported. A thread of its own does the waiting.
+//
+// What a sample replaces for its prompt is deleted after the sample was committed, so that a crash between the two loses
+// nothing; the same import deletes it when it comes again. Of samples with one prompt the last one of the stream stays.
 class ReferenceImport {
  public:
   struct Events {
@@ -46,7 +58,7 @@ class ReferenceImport {
   };
 
   // `cancelled` set: ends soon with Cancelled. Events come from the import's thread.
-  ReferenceImport(const PipelineParts& parts, std::string collection,
+  ReferenceImport(const PipelineParts& parts, ImportSettings settings,
                   std::shared_ptr<const std::atomic<bool>> cancelled, Events events);
   // Cancels what is not committed and waits for the thread. Not from an event.
   ~ReferenceImport();
@@ -66,13 +78,18 @@ class ReferenceImport {
 
   void Run();
   absl::Status Complete(Judged& judged) const;
-  absl::Status RunBatch(std::vector<Item> batch);
-  bool IsStored(const std::string& id) const;
-  absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, Judged& judged) const;
+  absl::Status RunBatch(const std::vector<Item>& batch);
+  void JudgeBatch(const std::vector<Item>& batch, std::vector<Judged>& judged, std::vector<SampleVerdict>& verdicts);
+  void CheckStyle(const NeighborCase& tokens, bool has_choices, SampleVerdict& verdict);
+  absl::Status Commit(std::vector<Judged>& judged, std::vector<SampleVerdict>& verdicts) const;
+  absl::Status SettlePrompts(const std::vector<Item>& batch, std::vector<SampleVerdict>& verdicts) const;
+  bool IsStored(const std::string& id, const ReferenceSample& sample) const;
+  absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, Judged& judged, SampleVerdict& verdict);
   std::vector<Item> NextBatch();
 
   const PipelineParts parts_;
-  const std::string collection_;
+  const ImportSettings settings_;
+  ChoiceStyles styles_;  // of the collection's references, and of the samples so far; of the import's thread
   const std::shared_ptr<const std::atomic<bool>> cancelled_;
   const Events events_;
   absl::Mutex mu_;

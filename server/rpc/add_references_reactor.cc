@@ -20,22 +20,30 @@ AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context,
   }
 }
 
-absl::Status AddReferencesReactor::BeginImport(const std::string& collection) {
-  collection_ = collection.empty() ? "default" : collection;
+absl::Status AddReferencesReactor::BeginImport(const v1::AddReferencesRequest& first) {
+  collection_ = first.collection().empty() ? "default" : first.collection();
   C3PO_RETURN_IF_ERROR(ValidateCollectionName(collection_));
+  call().NoteCollection(collection_);
   ReferenceImport::Events events;
   events.on_room = [this] { StartRead(&incoming_); };
   events.on_batch = [this](std::vector<SampleVerdict> verdicts) { OnBatch(std::move(verdicts)); };
-  events.on_end = [this](const absl::Status& status) { End(status); };
-  import_ =
-      std::make_unique<ReferenceImport>(parts_.pipeline_parts, collection_, call().cancelled(), std::move(events));
+  events.on_end = [this](const absl::Status& status) { OnImportEnd(status); };
+  import_ = std::make_unique<ReferenceImport>(parts_.pipeline_parts, ImportSettings{collection_, first.replace()},
+                                              call().cancelled(), std::move(events));
   return absl::OkStatus();
+}
+
+// What was committed before a failure is stored.
+void AddReferencesReactor::OnImportEnd(const absl::Status& status) {
+  const uint64_t added = progress_.successful() + progress_.failed();
+  if (added + replaced_ > 0) call().Audit("add", {{"added", added}, {"replaced", replaced_}});
+  End(status);
 }
 
 absl::Status AddReferencesReactor::TakeSample() {
   C3PO_ASSIGN_OR_RETURN(const v1::AddReferencesRequest request, ParseRequest<v1::AddReferencesRequest>(incoming_));
   if (!import_) {
-    C3PO_RETURN_IF_ERROR(BeginImport(request.collection()));
+    C3PO_RETURN_IF_ERROR(BeginImport(request));
   } else if (!request.collection().empty() && request.collection() != collection_) {
     return absl::InvalidArgumentError(
         absl::StrCat("collection: the stream began with \"", collection_, "\", and cannot change"));
@@ -64,6 +72,7 @@ void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
   v1::AddReferencesResponse response;
   for (const SampleVerdict& verdict : verdicts) {
     progress_.set_received(progress_.received() + 1);
+    replaced_ += verdict.replaced_ids.size();
     switch (verdict.outcome) {
       case SampleOutcome::kSuccessful:
         progress_.set_successful(progress_.successful() + 1);

@@ -20,15 +20,17 @@ class AddReferencesReactor final : public QueuedStream<grpc::ServerBidiReactor<g
   void OnDone() override;
 
  private:
-  absl::Status BeginImport(const std::string& collection);
+  absl::Status BeginImport(const v1::AddReferencesRequest& first);
   absl::Status TakeSample();
   void OnBatch(std::vector<SampleVerdict> verdicts);
+  void OnImportEnd(const absl::Status& status);
 
   const ServiceParts& parts_;
   grpc::ByteBuffer incoming_;
   std::string collection_;
   std::unique_ptr<ReferenceImport> import_;  // null before the first sample
-  v1::AddProgress progress_;                 // of the import's thread
+  v1::AddProgress progress_;                 // of the import's thread, as `replaced_`
+  uint64_t replaced_ = 0;                    // references that went for samples of this stream
 };
 
 }  // namespace c3po

@@ -451,5 +451,64 @@ TEST_F(ReferenceCatalogTest, WritersOfSeveralCollectionsAndSavesRunBesideEachOth
   for (const CatalogCollection& collection : catalog_->Collections()) EXPECT_EQ(collection.usable, 135);
 }
 
+TEST_F(ReferenceCatalogTest, ReferencesOfOnePromptAreFoundWhateverMadeThemAndWhateverChanges) {
+  std::vector<ReferenceRecord> records = MakeReferences("a", 0, 4);
+  const std::string prompt = records[0].sample.prompt;
+  records[1].sample.prompt = prompt;
+  records[1].id = ReferenceId("a", records[1].sample);
+  records[2].sample.prompt = prompt;
+  records[2].id = ReferenceId("a", records[2].sample);
+  records[2].model_digest = "model-b";  // Not usable; its prompt is in the store alone.
+  ReferenceRecord elsewhere = MakeReference("b", 0);
+  records.push_back(elsewhere);
+  ASSERT_TRUE(catalog_->Insert(records).ok());
+  const auto with_prompt = [&](const std::string& collection, const std::string& wanted) {
+    std::vector<std::string> ids;
+    const auto found = catalog_->WithPrompt(collection, wanted);
+    EXPECT_TRUE(found.ok()) << found.status();
+    for (const ReferenceRecord& record : *found) ids.push_back(record.id);
+    return ids;
+  };
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_THAT(with_prompt("a", prompt), ElementsAre(records[0].id, records[1].id, records[2].id)) << round;
+    EXPECT_THAT(with_prompt("b", prompt), ElementsAre(elsewhere.id));
+    EXPECT_THAT(with_prompt("a", "unknown"), SizeIs(0));
+    EXPECT_TRUE(catalog_->Holds(records[2].id));
+    EXPECT_FALSE(catalog_->Holds("unknown"));
+    Restart();
+  }
+  ASSERT_TRUE(catalog_->Erase({records[0].id, records[2].id}).ok());
+  EXPECT_THAT(with_prompt("a", prompt), ElementsAre(records[1].id));
+  ASSERT_TRUE(catalog_->EraseCollection("a").ok());
+  EXPECT_THAT(with_prompt("a", prompt), SizeIs(0));
+  EXPECT_FALSE(catalog_->Holds(records[1].id));
+}
+
+TEST_F(ReferenceCatalogTest, AReferenceWithAnIdOfItsOwnIsFoundByWhatItHoldsNow) {
+  ReferenceRecord record = MakeReference("a", 0);
+  record.sample.id = "q.1";
+  record.id = ReferenceId("a", record.sample);
+  ReferenceRecord second = MakeReference("a", 1);
+  second.sample.id = "q.2";
+  second.id = ReferenceId("a", second.sample);
+  ASSERT_TRUE(catalog_->Insert({record, second}).ok());
+  const std::vector<float> before = record.embedding;
+  record = MakeReference("a", 5);
+  record.sample.id = "q.1";
+  record.id = ReferenceId("a", record.sample);
+  ASSERT_THAT(*catalog_->Insert({record}), ElementsAre(AddOutcome::kReplaced));
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_THAT(Ids(Search("a", record.embedding, 1, false)), ElementsAre("a:q.1"));
+    EXPECT_LT(Search("a", record.embedding, 1, false)[0].distance, 1e-3);
+    EXPECT_EQ(Search("a", before, 5, false).size(), 2u);
+    EXPECT_EQ((*catalog_->GetRecord("a:q.1"))->sample.prompt, record.sample.prompt);
+    EXPECT_EQ((*catalog_->GetRecord("a:q.1"))->sample.id, "q.1");
+    Restart();
+  }
+  EXPECT_EQ(catalog_->Some("a", 1).size(), 1u);
+  EXPECT_EQ(catalog_->Some("a", 9).size(), 2u);
+  EXPECT_EQ(catalog_->Some("nobody", 9).size(), 0u);
+}
+
 }  // namespace
 }  // namespace c3po

@@ -143,5 +143,27 @@ TEST(ValidateRecord, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(message([](ReferenceRecord& r) { r.pathway = Pathway(); }), StartsWith("pathway: needs"));
 }
 
+TEST(ReferenceId, OfASampleWithAnIdOfItsOwnIsThatInItsCollection) {
+  ReferenceSample sample = MakeReference("c", 1).sample;
+  EXPECT_EQ(OwnIdOf("c", ReferenceId("c", sample)), "");
+  sample.id = "q.1";
+  EXPECT_EQ(ReferenceId("c", sample), "c:q.1");
+  EXPECT_EQ(OwnIdOf("c", "c:q.1"), "q.1");
+  EXPECT_EQ(OwnIdOf("d", "c:q.1"), "");
+  EXPECT_EQ(ReferenceId("a:b", sample), "a:b:q.1");
+  EXPECT_EQ(OwnIdOf("a:b", "a:b:q.1"), "q.1");
+}
+
+TEST_F(InvalidSample, OwnIdOfOtherCharactersOrTooLong) {
+  sample_.id = "A-z.0_9:-";
+  EXPECT_TRUE(ValidateSample(sample_).ok());
+  for (const char* wrong : {"a b", "a/b", "gr\xc3\xb6\xc3\x9f", "a\n"}) {
+    sample_.id = wrong;
+    ExpectError("id: may hold letters");
+  }
+  sample_.id = std::string(65, 'a');
+  ExpectError("id: 65 bytes, at most 64");
+}
+
 }  // namespace
 }  // namespace c3po

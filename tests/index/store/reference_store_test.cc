@@ -353,5 +353,42 @@ TEST_F(ReferenceStoreTest, ThreadsAddReadAndDeleteTogether) {
   EXPECT_EQ(AllIds().size(), static_cast<size_t>(kThreads * kBatches * (kBatch - 1)));
 }
 
+TEST_F(ReferenceStoreTest, AnIdThatTheSampleBroughtTakesOtherContentInAndForgetsWhatWasLearnedOfTheOld) {
+  ReferenceRecord record = MakeReference("math", 0);
+  record.sample.id = "q.1";
+  record.id = ReferenceId("math", record.sample);
+  ReferenceRecord neighbor = MakeReference("math", 1);
+  ASSERT_TRUE(store_->Add({record, neighbor}).ok());
+  ASSERT_TRUE(store_
+                  ->PutArtifacts({{"math", "reference/math:q.1/shift", "old"},
+                                  {"math", absl::StrCat("reference/", neighbor.id, "/shift"), "kept"},
+                                  {"math", "prior", "kept"}})
+                  .ok());
+  EXPECT_THAT(*store_->Add({record}), ElementsAre(AddOutcome::kDuplicate));
+
+  ReferenceRecord other_model = record;
+  other_model.model_digest = "model-b";
+  EXPECT_THAT(*store_->Add({other_model}), ElementsAre(AddOutcome::kReplaced));
+  EXPECT_EQ(store_->Artifacts("math", "")->size(), 3u);
+
+  for (const char* field : {"prompt", "answer", "choices", "metadata"}) {
+    const std::string name = field;
+    if (name == "prompt") other_model.sample.prompt = "Question: another?\nAnswer:";
+    if (name == "answer") std::swap(other_model.sample.answer, other_model.sample.choices[0]);
+    if (name == "choices") other_model.sample.choices = {" no", other_model.sample.answer};
+    if (name == "answer") other_model.sample.choices = {other_model.sample.answer, " 17"};
+    if (name == "metadata") other_model.sample.metadata["more"] = "text";
+    EXPECT_THAT(*store_->Add({other_model}), ElementsAre(AddOutcome::kReplaced)) << field;
+    ExpectEqual(*store_->Get("math:q.1"), other_model);
+    EXPECT_THAT(*store_->Add({other_model}), ElementsAre(AddOutcome::kDuplicate)) << field;
+  }
+  EXPECT_EQ(store_->Artifacts("math", "")->size(), 2u);
+  EXPECT_EQ(store_->Artifacts("math", "reference/math:q.1/")->size(), 0u);
+  Reopen();
+  ExpectEqual(*store_->Get("math:q.1"), other_model);
+  EXPECT_EQ(store_->Get("math:q.1")->sample.id, "q.1");
+  EXPECT_EQ(store_->Get(neighbor.id)->sample.id, "");
+}
+
 }  // namespace
 }  // namespace c3po
