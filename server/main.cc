@@ -14,6 +14,7 @@
 #include <memory>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "index/base/code_pages.h"
@@ -65,7 +66,11 @@ struct Server {
   std::unique_ptr<HttpServer> http;
 };
 
+// What clients connect to: a socket's path as it was given, an address with the port that was chosen.
 std::string AddressOf(const ServerConfig& config, const Server& server) {
+  if (absl::StartsWith(config.listen, "unix:") || absl::StartsWith(config.listen, "unix-abstract:")) {
+    return config.listen;
+  }
   return absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", server.grpc->port());
 }
 
@@ -186,8 +191,8 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
 
 // Both doors are open before the model is there: they say that it is being loaded.
 absl::Status StartListening(const ServerConfig& config, Server& server) {
-  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config));
   server.metrics = std::make_unique<Metrics>(ModelNameOf(config.model), kVersion);
+  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config, server.metrics.get()));
   if (config.metrics_port >= 0) {
     const auto ready = [&server] {
       const HealthMonitor* health = server.known_health.load();

@@ -84,6 +84,20 @@ void Log(LogLevel level, absl::string_view event, absl::string_view request_id, 
   logger->log(spdlog::level::info, spdlog::string_view_t(text.data(), text.size()));
 }
 
+std::optional<int64_t> LogSampler::Admit(absl::Time now) {
+  const absl::MutexLock lock(&mu_);
+  if (const int64_t second = absl::ToUnixSeconds(now); second != second_) {
+    second_ = second;
+    lines_ = 0;
+  }
+  if (lines_ >= lines_max_) {
+    ++passed_over_;
+    return std::nullopt;
+  }
+  ++lines_;
+  return std::exchange(passed_over_, 0);
+}
+
 void SetLogLevel(LogLevel level) { current_level = level; }
 LogLevel GetLogLevel() { return current_level; }
 

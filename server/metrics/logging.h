@@ -4,11 +4,15 @@
 #include <cstdint>
 #include <initializer_list>
 #include <iosfwd>
+#include <optional>
 #include <string>
 #include <type_traits>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "absl/types/variant.h"
 
@@ -58,6 +62,21 @@ inline void Log(LogLevel level, absl::string_view event, absl::string_view reque
                 std::initializer_list<LogField> fields = {}) {
   Log(level, event, request_id, absl::MakeConstSpan(fields.begin(), fields.size()));
 }
+
+// Which lines of an event that comes in crowds are written: the first so many of each second. Thread-safe.
+class LogSampler {
+ public:
+  explicit LogSampler(int lines_per_second_max) : lines_max_(lines_per_second_max) {}
+  // How many lines were passed over since the last one that was written; nothing: pass this one over too.
+  std::optional<int64_t> Admit(absl::Time now);
+
+ private:
+  const int lines_max_;
+  absl::Mutex mu_;
+  int64_t second_ ABSL_GUARDED_BY(mu_) = -1;
+  int lines_ ABSL_GUARDED_BY(mu_) = 0;  // in that second
+  int64_t passed_over_ ABSL_GUARDED_BY(mu_) = 0;
+};
 
 // Lines below `level` are dropped before anything is formatted. At start: kInfo.
 void SetLogLevel(LogLevel level);

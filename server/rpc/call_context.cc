@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
-#include "server/metrics/logging.h"
+#include "server/pipeline/optimization_metrics.h"
 #include "server/rpc/grpc_status.h"
 
 namespace c3po {
@@ -31,24 +31,39 @@ uint64_t DrawSeed() {
 
 CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
     : context_(context),
-      rpc_(rpc),
       caller_(parts.entrance->Admit(*context, rpc)),
-      metrics_(parts.entrance->state() == Entrance::State::kLoading ? nullptr : parts.pipeline_parts.metrics),
+      metrics_(parts.metrics),
+      log_(parts.call_log),
       administers_(caller_.ok() && (!parts.entrance->guarded() || caller_->role == Role::kAdminister)),
       may_use_oracle_(administers_ && (parts.entrance->guarded() || parts.pipeline_parts.allow_oracle)),
       arrival_(absl::Now()),
-      cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
+      cancelled_(std::make_shared<std::atomic<bool>>(false)) {
+  record_.rpc = rpc;
+  record_.peer = context->peer();
+  if (caller_.ok()) record_.caller = caller_->name;
+}
 
-CallContext CallState::Context(const std::string& request_id) const {
-  request_id_ = request_id.empty() ? absl::StrFormat("%016x", DrawSeed()) : request_id.substr(0, 128);
+CallContext CallState::Context(const std::string& request_id) {
+  record_.request_id = request_id.empty() ? absl::StrFormat("%016x", DrawSeed()) : request_id.substr(0, 128);
   CallContext result;
-  result.request_id = request_id_;
+  result.request_id = record_.request_id;
   result.arrival = arrival_;
   result.deadline = DeadlineOf(context_);
   result.cancelled = cancelled_;
-  result.caller = caller_.ok() ? caller_->name : "";
+  result.caller = record_.caller;
   result.may_use_oracle = may_use_oracle_;
   return result;
+}
+
+void CallState::NoteReport(const OptimizationReport& report) {
+  record_.collection = report.settings.collection;
+  record_.gate = std::string(Metrics::GateName(GateMetric(report.gate)));
+}
+
+void CallState::NoteUsage(const Usage& usage) {
+  if (usage.prompt_tokens == 0) return;  // The call ended before they were counted.
+  record_.prompt_tokens = usage.prompt_tokens;
+  record_.completion_tokens = usage.completion_tokens;
 }
 
 void CallState::Cancel() {
@@ -66,11 +81,8 @@ void CallState::Released() {
 
 grpc::Status CallState::End(const absl::Status& status) {
   Released();
-  if (metrics_ != nullptr) metrics_->CountRpc(rpc_, status.code());
-  const absl::string_view code = Metrics::RpcCodeName(status.code());
-  const double seconds = absl::ToDoubleSeconds(absl::Now() - arrival_);
-  const LogLevel level = status.ok() || absl::IsCancelled(status) ? LogLevel::kDebug : LogLevel::kInfo;
-  Log(level, "call_ended", request_id_, {{"code", code}, {"seconds", seconds}, {"message", status.message()}});
+  if (metrics_ != nullptr) metrics_->CountRpc(record_.rpc, status.code());
+  log_->Ended(record_, status, absl::Now() - arrival_);
   return ToGrpcStatus(status, context_);
 }
 

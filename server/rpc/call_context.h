@@ -11,6 +11,7 @@
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/optimization_settings.h"
+#include "server/rpc/call_log.h"
 #include "server/rpc/entrance.h"
 
 namespace c3po {
@@ -31,10 +32,13 @@ struct LoadedParts {
 // What every service holds from the start. Only calls that the entrance lets in may look at the rest.
 struct ServiceParts : LoadedParts {
   const Entrance* entrance = nullptr;
+  CallLog* call_log = nullptr;
+  Metrics* metrics = nullptr;      // of every call, those that the entrance turns away too; may be null
   size_t unread_messages_max = 0;  // of a stream, before its client is cut off
 };
 
-// One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended.
+// One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended. What is to be
+// in the log of it is noted on the way, by one thread at a time and before End.
 class CallState {
  public:
   CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc);
@@ -45,8 +49,16 @@ class CallState {
   bool administers() const { return administers_; }
 
   // A context for the pipeline. `request_id` empty: one is made.
-  CallContext Context(const std::string& request_id) const;
-  const std::string& request_id() const { return request_id_; }
+  CallContext Context(const std::string& request_id);
+  const std::string& request_id() const { return record_.request_id; }
+  // For the log.
+  void NoteCollection(absl::string_view collection) { record_.collection = std::string(collection); }
+  void NoteReport(const OptimizationReport& report);
+  void NoteUsage(const Usage& usage);
+  // A line of the log for a change that the call made (CallLog).
+  void Audit(absl::string_view action, std::initializer_list<LogField> what) const {
+    CallLog::Audit(record_, action, what);
+  }
   const std::shared_ptr<const std::atomic<bool>> cancelled() const { return cancelled_; }
   void Cancel();
   // The call's work has ended, and what it held is free; answers may still be on their way to the client.
@@ -56,15 +68,15 @@ class CallState {
 
  private:
   grpc::CallbackServerContext* const context_;
-  const Metrics::Rpc rpc_;
   const absl::StatusOr<Caller> caller_;
-  Metrics* const metrics_;  // null while the server loads
+  Metrics* const metrics_;  // may be null
+  CallLog* const log_;
   const bool administers_, may_use_oracle_;
   const absl::Time arrival_;
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};
   std::atomic<bool> released_{false};
-  mutable std::string request_id_;
+  CallRecord record_;
 };
 
 // A fresh seed, and a fresh request id of 16 hexadecimal digits.

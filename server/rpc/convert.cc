@@ -133,6 +133,15 @@ v1::TokenLogprob LogprobToProto(int32_t token, float logprob, const Tokenizer& t
   return proto;
 }
 
+// So that a report of the most neighbors is no larger than messages may be.
+std::string CutText(const std::string& text) {
+  constexpr size_t kTextBytesMax = 16 << 10;
+  if (text.size() <= kTextBytesMax) return text;
+  size_t end = kTextBytesMax;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;  // Not inside a character.
+  return absl::StrCat(text.substr(0, end), "…");
+}
+
 }  // namespace
 
 absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOptions& options,
@@ -294,7 +303,9 @@ v1::StageTimings TimingsToProto(const StageTimings& timings) {
   proto.set_retrieval_seconds(timings.retrieval_seconds);
   proto.set_prefill_seconds(timings.prefill_seconds);
   proto.set_optimization_seconds(timings.optimization_seconds);
+  proto.set_optimization_wait_seconds(timings.optimization_wait_seconds);
   proto.set_decode_seconds(timings.decode_seconds);
+  proto.set_first_token_seconds(timings.first_token_seconds);
   proto.set_time_to_first_token_seconds(timings.time_to_first_token_seconds);
   return proto;
 }
@@ -320,11 +331,12 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
     info->set_reference_id(neighbor.reference_id);
     info->set_distance(neighbor.distance);
     info->set_kernel_weight(neighbor.kernel_weight);
-    info->set_prompt(neighbor.prompt);
-    info->set_answer(neighbor.answer);
+    info->set_prompt(CutText(neighbor.prompt));
+    info->set_answer(CutText(neighbor.answer));
     info->set_successful(neighbor.successful);
   }
   proto.set_shortened(report.shortened);
+  for (const std::string& warning : report.warnings) proto.add_warnings(warning);
   for (double loss : report.losses) proto.add_losses(loss);
   for (double loss : report.validation_losses) proto.add_validation_losses(loss);
   proto.set_gate_reason(report.gate_reason);
@@ -442,6 +454,7 @@ ReferenceSample SampleFromProto(const v1::ReferenceSample& sample) {
   result.answer = sample.answer();
   result.choices.assign(sample.choices().begin(), sample.choices().end());
   result.metadata.insert(sample.metadata().begin(), sample.metadata().end());
+  result.id = sample.id();
   return result;
 }
 
@@ -454,6 +467,7 @@ v1::Reference RecordToProto(const ReferenceRecord& record, bool with_pathway) {
   sample->set_answer(record.sample.answer);
   for (const std::string& choice : record.sample.choices) sample->add_choices(choice);
   for (const auto& [key, value] : record.sample.metadata) (*sample->mutable_metadata())[key] = value;
+  sample->set_id(record.sample.id);
   proto.set_successful(record.successful);
   proto.set_model_digest(record.model_digest);
   proto.set_embedder_digest(record.embedder_digest);
@@ -470,6 +484,9 @@ v1::SampleVerdict VerdictToProto(const SampleVerdict& verdict) {
   proto.set_id(verdict.id);
   proto.set_verdict(ToProto(kVerdicts, verdict.outcome));
   proto.set_message(verdict.message);
+  for (const std::string& id : verdict.replaced_ids) proto.add_replaced_ids(id);
+  for (const std::string& id : verdict.contradicted_ids) proto.add_contradicted_ids(id);
+  proto.set_warning(verdict.warning);
   return proto;
 }
 

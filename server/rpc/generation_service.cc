@@ -51,6 +51,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
   }
 
   void OnOptimization(const OptimizationReport& report) override {
+    call().NoteReport(report);
     v1::GenerateResponse message;
     *message.mutable_optimization() = ReportToProto(report);
     Send(ToBytes(message));
@@ -65,6 +66,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
   void OnScores(std::vector<ContinuationScore> scores) override { scores_ = std::move(scores); }
 
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
+    call().NoteUsage(summary.usage);
     if (status.ok()) {
       v1::GenerateResponse message;
       *message.mutable_summary() = SummaryToProto(summary, call().request_id(), parts_.version);
@@ -94,6 +96,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
                           SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
     generate.max_tokens_given = request.sampling().has_max_tokens();
     C3PO_ASSIGN_OR_RETURN(generate.optimization, parts_.profiles->Resolve(request.optimization()));
+    call().NoteCollection(generate.optimization.collection);
     return parts_.pipeline->Generate(std::move(generate), std::move(listener));
   }
 
@@ -131,6 +134,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   }
 
   void OnOptimization(const OptimizationReport& report) override {
+    call_.NoteReport(report);
     *message_.mutable_optimization() = ReportToProto(report);
   }
   void OnChunk(TextChunk) override {}
@@ -138,6 +142,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     for (const ContinuationScore& score : scores) *message_.add_scores() = ScoreToProto(score);
   }
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
+    call_.NoteUsage(summary.usage);
     if (status.ok()) Fill(summary);
     Finish(call_.End(status));
   }
@@ -167,6 +172,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
     call.continuations.assign(request.continuations().begin(), request.continuations().end());
     C3PO_ASSIGN_OR_RETURN(call.optimization, parts_.profiles->Resolve(request.optimization()));
+    call_.NoteCollection(call.optimization.collection);
     if (request.has_oracle_answer()) call.oracle_answer = request.oracle_answer();
     return parts_.pipeline->Score(std::move(call), std::move(listener));
   }
@@ -212,6 +218,7 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
       message.add_ids(static_cast<uint32_t>(id));
       message.add_pieces(std::string(tokenizer.Piece(id)));
     }
+    if (message.ByteSizeLong() > kAnswerBytesMax) message.clear_pieces();
     *response = ToBytes(message);
     return absl::OkStatus();
   };

@@ -26,13 +26,16 @@ int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_
 }  // namespace
 
 struct GrpcServer::Impl {
-  Impl(std::unique_ptr<AccessControl> access, const ServerConfig& config)
+  Impl(std::unique_ptr<AccessControl> access, const ServerConfig& config, Metrics* metrics)
       : entrance(std::move(access)), generation(parts), reference(parts), server(parts, config.Limits()) {
     parts.entrance = &entrance;
+    parts.call_log = &call_log;
+    parts.metrics = metrics;
     parts.unread_messages_max = static_cast<size_t>(config.unread_messages_max);
   }
 
   Entrance entrance;
+  CallLog call_log;
   ServiceParts parts;
   GenerationService generation;
   ReferenceService reference;
@@ -45,7 +48,7 @@ GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
-absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config) {
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config, Metrics* metrics) {
   // Protobuf would write a line to the log for every request whose text is not UTF-8; its caller is told which field.
   google::protobuf::SetLogHandler(nullptr);
   C3PO_ASSIGN_OR_RETURN(const auto credentials, MakeServerCredentials(config));
@@ -55,7 +58,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto impl = std::make_unique<Impl>(std::move(access), config);
+  auto impl = std::make_unique<Impl>(std::move(access), config, metrics);
   grpc::ServerBuilder builder;
   builder.AddListeningPort(config.listen, credentials, &impl->port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A second server on the port must fail, not share it.

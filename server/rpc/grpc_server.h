@@ -15,11 +15,13 @@ namespace c3po {
 // model is loaded: until Open, health is NOT_SERVING and every call ends with Unavailable, reason LOADING.
 class GrpcServer {
  public:
-  // Listens as `config` says, with its transport security and its tokens. InvalidArgument: their files are wrong.
+  // Listens as `config` says, with its transport security and its tokens. `metrics` count every call from the first on,
+  // and outlive the server; null: nothing is counted. InvalidArgument: files of the configuration are wrong.
   // Unavailable: the port is in use or the address is not this machine's, naming it.
-  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServerConfig& config);
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServerConfig& config, Metrics* metrics);
   ~GrpcServer();
 
+  // Of an address with a port; 1 for a socket's path, which has none.
   int port() const;
   // Lets calls in. What `parts` points to outlives the server. Once.
   void Open(const LoadedParts& parts);

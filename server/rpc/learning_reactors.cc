@@ -48,6 +48,7 @@ class TunePriorReactor final : public LearningReactor {
     C3PO_ASSIGN_OR_RETURN(const v1::TunePriorRequest request, ParseRequest<v1::TunePriorRequest>(bytes));
     C3PO_ASSIGN_OR_RETURN(TuneRequest tune, TuneFromProto(request, parts_.profiles->defaults()));
     C3PO_RETURN_IF_ERROR(ValidateCollectionName(tune.collection));
+    call().NoteCollection(tune.collection);
     tune.context = call().Context("");
     const auto self = std::static_pointer_cast<TunePriorReactor>(shared_from_this());
     return parts_.learning->TunePrior(
@@ -57,7 +58,7 @@ class TunePriorReactor final : public LearningReactor {
 
   void OnEpoch(const PriorTuner::Epoch& epoch) {
     last_.set_epoch(static_cast<uint32_t>(epoch.number));
-    last_.set_training_loss(epoch.training_loss);
+    if (epoch.number > 0) last_.set_training_loss(epoch.training_loss);
     last_.set_validation_loss(epoch.validation_loss);
     if (epoch.validation_accuracy) last_.set_validation_accuracy(*epoch.validation_accuracy);
     last_.set_seconds(epoch.seconds);
@@ -67,6 +68,11 @@ class TunePriorReactor final : public LearningReactor {
   void OnTuned(const absl::StatusOr<std::optional<CollectionPrior>>& prior) {
     if (!prior.ok()) return End(prior.status(), /*drop_queue=*/true);
     last_.set_finished(true);
+    if (*prior) {
+      call().Audit("tune_prior", {{"references", (*prior)->references},
+                                  {"validation_loss_before", (*prior)->validation_loss_before},
+                                  {"validation_loss_after", (*prior)->validation_loss_after}});
+    }
     if (*prior) *last_.mutable_stored() = PriorToProto(**prior);
     Send(ToBytes(last_));
     End(absl::OkStatus());
@@ -87,21 +93,31 @@ class AmortizeReactor final : public LearningReactor {
     if (!request.collection().empty()) options.set_collection(request.collection());
     AmortizeRequest amortize;
     C3PO_ASSIGN_OR_RETURN(amortize.settings, parts_.profiles->Resolve(options));
+    call().NoteCollection(amortize.settings.collection);
     amortize.context = call().Context("");
     const auto self = std::static_pointer_cast<AmortizeReactor>(shared_from_this());
     return parts_.learning->Amortize(
         std::move(amortize),
         [self](const CollectionLearning::AmortizeProgress& progress) { self->OnProgress(progress); },
-        [self](const absl::Status& status) { self->End(status); });
+        [self](const absl::Status& status) { self->OnAmortized(status); });
+  }
+
+  // What was done before a failure is stored.
+  void OnAmortized(const absl::Status& status) {
+    if (done_ > 0) call().Audit("amortize_shifts", {{"references", done_}});
+    End(status);
   }
 
   void OnProgress(const CollectionLearning::AmortizeProgress& progress) {
+    done_ = progress.done;
     v1::AmortizeShiftsResponse message;
     message.set_done(static_cast<uint64_t>(progress.done));
     message.set_skipped(static_cast<uint64_t>(progress.skipped));
     message.set_total(static_cast<uint64_t>(progress.total));
     Send(ToBytes(message));
   }
+
+  int64_t done_ = 0;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <functional>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
@@ -18,11 +19,12 @@ namespace c3po {
 namespace {
 
 constexpr uint32_t kPageSizeDefault = 100, kPageSizeMax = 1000;
+constexpr uint32_t kListAtOnce = 32;  // Records read at once, so that few are in memory that a page has no room for.
 constexpr int kSearchDefault = 3;
 
 // Runs `work` on the worker pool and finishes the call with what it returns.
 grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
-                                   std::function<absl::Status()> work) {
+                                   std::function<absl::Status(CallState&)> work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   auto call = std::make_shared<CallState>(context, parts, rpc);
   if (!call->entry().ok()) {
@@ -30,7 +32,7 @@ grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context, const S
     return reactor;
   }
   const bool taken = parts.pipeline_parts.workers->Submit(
-      [reactor, call, work = std::move(work)] { reactor->Finish(call->End(work())); });
+      [reactor, call, work = std::move(work)] { reactor->Finish(call->End(work(*call))); });
   if (!taken)
     reactor->Finish(call->End(absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker")));
   return reactor;
@@ -67,6 +69,10 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
   absl::Status Answer(absl::StatusOr<std::vector<float>> embedding) {
     C3PO_RETURN_IF_ERROR(embedding.status());
     const std::string collection = request_.collection().empty() ? "default" : request_.collection();
+    call_.NoteCollection(collection);
+    size_t first = 0;
+    if (!request_.page_token().empty() && !absl::SimpleAtoi(request_.page_token(), &first))
+      return absl::InvalidArgumentError("page_token: is not one of an earlier answer");
     const uint32_t k = request_.has_k() ? request_.k() : kSearchDefault;
     if (k < 1 || k > kPageSizeMax)
       return absl::InvalidArgumentError(absl::StrCat("k: is ", k, ", must be in [1, ", kPageSizeMax, "]"));
@@ -74,12 +80,19 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
     C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found,
                           catalog.Search(collection, *embedding, static_cast<int>(k), request_.successful_only()));
     v1::SearchReferencesResponse message;
-    for (const Neighbor& neighbor : found) {
-      const auto record = catalog.GetRecord(neighbor.reference_id);
+    size_t bytes = 0;
+    for (size_t i = first; i < found.size(); ++i) {
+      const auto record = catalog.GetRecord(found[i].reference_id);
       if (!record.ok()) continue;  // Deleted since the search.
-      auto* hit = message.add_hits();
-      *hit->mutable_reference() = RecordToProto(**record, /*with_pathway=*/false);
-      hit->set_distance(neighbor.distance);
+      v1::SearchReferencesResponse::Hit hit;
+      *hit.mutable_reference() = RecordToProto(**record, /*with_pathway=*/false);
+      hit.set_distance(found[i].distance);
+      bytes += hit.ByteSizeLong();
+      if (bytes > kAnswerBytesMax && !message.hits().empty()) {
+        message.set_next_page_token(absl::StrCat(i));
+        break;
+      }
+      *message.add_hits() = std::move(hit);
     }
     *response_ = ToBytes(message);
     return absl::OkStatus();
@@ -106,7 +119,7 @@ grpc::ServerUnaryReactor* ReferenceService::Search(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* ReferenceService::Get(grpc::CallbackServerContext* context,
                                                 const v1::GetReferenceRequest* request,
                                                 v1::GetReferenceResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGet, [this, request, response]() -> absl::Status {
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGet, [this, request, response](CallState&) -> absl::Status {
     if (request->id().empty()) return absl::InvalidArgumentError("id: must not be empty");
     C3PO_ASSIGN_OR_RETURN(const ReferenceRecord record, parts_.store->Get(request->id()));
     *response->mutable_reference() = RecordToProto(record, request->include_pathway());
@@ -117,29 +130,50 @@ grpc::ServerUnaryReactor* ReferenceService::Get(grpc::CallbackServerContext* con
 grpc::ServerUnaryReactor* ReferenceService::List(grpc::CallbackServerContext* context,
                                                  const v1::ListReferencesRequest* request,
                                                  v1::ListReferencesResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesList, [this, request, response]() -> absl::Status {
+  const auto list = [this, request, response](CallState& call) -> absl::Status {
+    call.NoteCollection(request->collection());
     const uint32_t size = request->has_page_size() ? request->page_size() : kPageSizeDefault;
     if (size < 1 || size > kPageSizeMax) {
       return absl::InvalidArgumentError(absl::StrCat("page_size: is ", size, ", must be in [1, ", kPageSizeMax, "]"));
     }
-    C3PO_ASSIGN_OR_RETURN(const std::vector<ReferenceRecord> records,
-                          parts_.store->List(request->collection(), request->page_token(), static_cast<int>(size)));
-    for (const ReferenceRecord& record : records)
-      *response->add_references() = RecordToProto(record, /*with_pathway=*/false);
-    if (records.size() == size) response->set_next_page_token(records.back().id);
+    std::string after = request->page_token();
+    size_t bytes = 0;
+    for (uint32_t listed = 0; listed < size;) {
+      const auto wanted = static_cast<int>(std::min(kListAtOnce, size - listed));
+      C3PO_ASSIGN_OR_RETURN(const std::vector<ReferenceRecord> records,
+                            parts_.store->List(request->collection(), after, wanted));
+      for (const ReferenceRecord& record : records) {
+        v1::Reference reference = RecordToProto(record, /*with_pathway=*/false);
+        bytes += reference.ByteSizeLong();
+        if (bytes > kAnswerBytesMax && listed > 0) {
+          response->set_next_page_token(after);
+          return absl::OkStatus();
+        }
+        *response->add_references() = std::move(reference);
+        after = record.id;
+        ++listed;
+      }
+      if (records.size() < static_cast<size_t>(wanted)) return absl::OkStatus();  // The end.
+    }
+    response->set_next_page_token(after);
     return absl::OkStatus();
-  });
+  };
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesList, list);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* context,
                                                    const v1::DeleteReferencesRequest* request,
                                                    v1::DeleteReferencesResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesDelete, [this, request, response]() -> absl::Status {
+  const auto erase = [this, request, response](CallState& call) -> absl::Status {
+    call.NoteCollection(request->collection());
     ReferenceCatalog& catalog = *parts_.pipeline_parts.catalog;
     if (request->ids().empty() == request->collection().empty()) {
       return absl::InvalidArgumentError("ids: give either ids or a collection");
     }
     const std::vector<std::string> ids(request->ids().begin(), request->ids().end());
+    for (const std::string& id : ids) {
+      if (!catalog.Holds(id)) response->add_not_found(id);
+    }
     C3PO_ASSIGN_OR_RETURN(const int64_t deleted,
                           ids.empty() ? catalog.EraseCollection(request->collection()) : catalog.Erase(ids));
     // What was learned of them went with them.
@@ -147,13 +181,15 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
     if (ids.empty()) parts_.profiles->Forget(request->collection());
     ReportReferences(catalog, parts_.pipeline_parts.metrics);
     response->set_deleted(static_cast<uint64_t>(deleted));
+    call.Audit("delete", {{"whole_collection", ids.empty()}, {"deleted", deleted}});
     return absl::OkStatus();
-  });
+  };
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesDelete, erase);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::GetStats(grpc::CallbackServerContext* context, const v1::GetStatsRequest*,
                                                      v1::GetStatsResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetStats, [this, response]() -> absl::Status {
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetStats, [this, response](CallState&) -> absl::Status {
     const PipelineParts& parts = parts_.pipeline_parts;
     response->set_model_digest(parts.model->shape().digest);
     response->set_embedder_digest(parts.embedding->digest());
@@ -168,9 +204,10 @@ grpc::ServerUnaryReactor* ReferenceService::GetStats(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerContext* context,
                                                           const v1::GetCollectionRequest* request,
                                                           v1::GetCollectionResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, [this, request, response]() -> absl::Status {
+  const auto get = [this, request, response](CallState& call) -> absl::Status {
     const PipelineParts& parts = parts_.pipeline_parts;
     const std::string name = request->collection().empty() ? "default" : request->collection();
+    call.NoteCollection(name);
     C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all,
                           parts_.store->Stats(parts.model->shape().digest, parts.embedding->digest()));
     const auto found =
@@ -192,20 +229,25 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
     C3PO_ASSIGN_OR_RETURN(const int64_t shifts, parts.shifts->CountShifts(name));
     response->set_amortized_shifts(static_cast<uint64_t>(shifts));
     return absl::OkStatus();
-  });
+  };
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, get);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesSetProfile, [this, bytes, response]() -> absl::Status {
+  const auto set = [this, bytes, response](CallState& call) -> absl::Status {
     C3PO_ASSIGN_OR_RETURN(const v1::SetProfileRequest request, ParseRequest<v1::SetProfileRequest>(*bytes));
     const std::string name = request.collection().empty() ? "default" : request.collection();
     C3PO_RETURN_IF_ERROR(ValidateCollectionName(name));
+    call.NoteCollection(name);
     C3PO_RETURN_IF_ERROR(request.has_profile() ? parts_.profiles->Set(name, {request.profile(), request.notes()})
                                                : parts_.profiles->Remove(name));
+    call.Audit(request.has_profile() ? "set_profile" : "remove_profile",
+               {{"profile", request.profile().ShortDebugString()}});
     *response = ToBytes(v1::SetProfileResponse());
     return absl::OkStatus();
-  });
+  };
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesSetProfile, set);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::TunePrior(grpc::CallbackServerContext* context,

@@ -4,6 +4,8 @@
 #include <google/protobuf/message.h>
 #include <grpcpp/support/byte_buffer.h>
 
+#include <cstddef>
+
 #include "absl/status/statusor.h"
 
 namespace c3po {
@@ -21,6 +23,10 @@ absl::StatusOr<Request> ParseRequest(const grpc::ByteBuffer& bytes) {
   if (absl::Status status = ParseInto(bytes, request); !status.ok()) return status;
   return request;
 }
+
+// An answer that could be larger is sent in parts, or without what can be left out: many clients, Python's by default, take
+// messages of 4 MiB.
+inline constexpr size_t kAnswerBytesMax = size_t{3} << 20;
 
 grpc::ByteBuffer ToBytes(const google::protobuf::Message& message);
 

@@ -1,5 +1,6 @@
 """Who may call, through a real channel: TLS, mutual TLS, tokens and roles. usage: access_test.py C3POD C3PO"""
 
+import json
 import os
 import pathlib
 import socket
@@ -139,6 +140,12 @@ class AccessTest(unittest.TestCase):
                     count += 1
         self.assertGreaterEqual(count, 30)
         self.assertEqual(self.health(channel), SERVING)
+        lines = [json.loads(line) for line in list(self.server.log) if '"UNAUTHENTICATED"' in line]
+        self.assertTrue(lines)
+        for line in lines:
+            self.assertEqual(line["event"], "call")
+            self.assertRegex(line["peer"], r"^ipv[46]:.+:\d+$")
+            self.assertNotIn("caller", line)
 
     def test_roles_reach_as_far_as_they_say(self):
         channel = self.channel()

@@ -128,5 +128,18 @@ TEST_F(Logging, LinesOfManyThreadsDoNotInterleave) {
   EXPECT_EQ(Lines().size(), 800u);
 }
 
+TEST(LogSampler, AdmitsTheFirstLinesOfASecondAndCountsTheRest) {
+  LogSampler sampler(2);
+  const absl::Time second = absl::FromUnixSeconds(1000);
+  EXPECT_EQ(sampler.Admit(second), 0);
+  EXPECT_EQ(sampler.Admit(second + absl::Milliseconds(1)), 0);
+  EXPECT_EQ(sampler.Admit(second + absl::Milliseconds(2)), std::nullopt);
+  EXPECT_EQ(sampler.Admit(second + absl::Milliseconds(999)), std::nullopt);
+  EXPECT_EQ(sampler.Admit(second + absl::Seconds(1)), 2);
+  EXPECT_EQ(sampler.Admit(second + absl::Seconds(1)), 0);
+  EXPECT_EQ(sampler.Admit(second + absl::Seconds(1)), std::nullopt);
+  EXPECT_EQ(sampler.Admit(second + absl::Seconds(9)), 1);
+}
+
 }  // namespace
 }  // namespace c3po

@@ -124,7 +124,7 @@ class HealthMonitorTest : public testing::Test {
   HealthMonitorTest() {
     ServerConfig config;
     config.listen = "127.0.0.1:0";
-    auto server = GrpcServer::Start(config);
+    auto server = GrpcServer::Start(config, /*metrics=*/nullptr);
     EXPECT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     grpc::ChannelArguments arguments;

@@ -1,0 +1,44 @@
+#include "server/rpc/call_log.h"
+
+#include <vector>
+
+#include "absl/time/clock.h"
+
+namespace c3po {
+namespace {
+
+// Beside what is not known, nothing is written.
+void AddWho(const CallRecord& call, std::vector<LogField>& fields) {
+  fields.push_back({"method", Metrics::RpcName(call.rpc)});
+  if (!call.caller.empty()) fields.push_back({"caller", call.caller});
+  fields.push_back({"peer", call.peer});
+  if (!call.collection.empty()) fields.push_back({"collection", call.collection});
+}
+
+}  // namespace
+
+void CallLog::Ended(const CallRecord& call, const absl::Status& status, absl::Duration took) {
+  const bool defect = absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status);
+  const bool well = status.ok() || absl::IsCancelled(status);
+  const std::optional<int64_t> passed_over = defect ? 0 : (well ? ended_well_ : failed_).Admit(absl::Now());
+  const LogLevel level = defect ? LogLevel::kError : passed_over ? LogLevel::kInfo : LogLevel::kDebug;
+  std::vector<LogField> fields;
+  AddWho(call, fields);
+  if (call.prompt_tokens >= 0) fields.push_back({"prompt_tokens", call.prompt_tokens});
+  if (call.completion_tokens >= 0) fields.push_back({"completion_tokens", call.completion_tokens});
+  if (!call.gate.empty()) fields.push_back({"gate", call.gate});
+  fields.push_back({"status", Metrics::RpcCodeName(status.code())});
+  fields.push_back({"milliseconds", absl::ToDoubleMilliseconds(took)});
+  if (!status.ok()) fields.push_back({"message", status.message()});
+  if (passed_over && *passed_over > 0) fields.push_back({"calls_passed_over", *passed_over});
+  Log(level, "call", call.request_id, fields);
+}
+
+void CallLog::Audit(const CallRecord& call, absl::string_view action, std::initializer_list<LogField> what) {
+  std::vector<LogField> fields = {{"action", action}};
+  AddWho(call, fields);
+  fields.insert(fields.end(), what.begin(), what.end());
+  Log(LogLevel::kInfo, "audit", call.request_id, fields);
+}
+
+}  // namespace c3po

@@ -1,0 +1,50 @@
+#ifndef C3PO_SERVER_RPC_CALL_LOG_H_
+#define C3PO_SERVER_RPC_CALL_LOG_H_
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/metrics/logging.h"
+#include "server/metrics/metrics.h"
+
+namespace c3po {
+
+// Who called what, and what is known of the call by its end.
+struct CallRecord {
+  Metrics::Rpc rpc = Metrics::Rpc::kGenerate;
+  std::string request_id;
+  std::string caller;                              // AccessControl's or the transport's name; empty: not authenticated
+  std::string peer;                                // the address, as gRPC writes it: "ipv4:10.0.0.7:51002"
+  std::string collection;                          // empty: the call names none
+  std::string gate;                                // decision on the pathway; empty: there was none to make
+  int prompt_tokens = -1, completion_tokens = -1;  // -1: not known
+};
+
+// What calls leave in the log:
+//   event "call", one line per call at its end: method, caller, peer, collection, prompt_tokens, completion_tokens, gate,
+//     status, milliseconds, message. Of calls that ended well, and of calls that failed, so many a second are told at
+//     level info, beside how many were passed over since (`calls_passed_over`); level debug tells all. What is a defect of
+//     the server (INTERNAL, DATA_LOSS) is always told, at level error.
+//   event "audit", one line for every change that a call made to what the server keeps, never passed over: action, method,
+//     caller, peer, collection, and what was changed.
+// Prompts and answers are in neither. Thread-safe.
+class CallLog {
+ public:
+  static constexpr int kLinesPerSecondMax = 50;  // of each kind
+
+  explicit CallLog(int lines_per_second_max = kLinesPerSecondMax)
+      : ended_well_(lines_per_second_max), failed_(lines_per_second_max) {}
+
+  void Ended(const CallRecord& call, const absl::Status& status, absl::Duration took);
+  static void Audit(const CallRecord& call, absl::string_view action, std::initializer_list<LogField> what);
+
+ private:
+  LogSampler ended_well_, failed_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_CALL_LOG_H_

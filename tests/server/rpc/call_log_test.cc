@@ -1,0 +1,98 @@
+#include "server/rpc/call_log.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_split.h"
+
+namespace c3po {
+namespace {
+
+using Json = nlohmann::json;
+
+class CallLogTest : public ::testing::Test {
+ protected:
+  CallLogTest() {
+    SetLogStream(&stream_);
+    call_.rpc = Metrics::Rpc::kScore;
+    call_.request_id = "r-1";
+    call_.caller = "ann";
+    call_.peer = "ipv4:10.0.0.7:51002";
+    call_.collection = "science";
+    call_.gate = "applied";
+    call_.prompt_tokens = 17;
+    call_.completion_tokens = 2;
+  }
+  ~CallLogTest() override {
+    SetLogStream(nullptr);
+    SetLogLevel(LogLevel::kInfo);
+  }
+  std::vector<Json> Lines() const {
+    std::vector<Json> lines;
+    const std::string text = stream_.str();
+    for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+      lines.push_back(Json::parse(line.begin(), line.end()));
+      lines.back().erase("time");
+    }
+    return lines;
+  }
+
+  std::ostringstream stream_;
+  CallRecord call_;
+};
+
+TEST_F(CallLogTest, ALineHoldsWhatIsKnownAndNothingElse) {
+  CallLog log;
+  log.Ended(call_, absl::OkStatus(), absl::Milliseconds(125));
+  log.Ended({Metrics::Rpc::kGetServerInfo, "", "", "unix:", "", "", -1, -1},
+            absl::UnauthenticatedError("the call brings no token"), absl::ZeroDuration());
+  const std::vector<Json> lines = Lines();
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0],
+            Json::parse(R"({"level":"info","event":"call","request_id":"r-1","method":"GenerationService/Score",
+      "caller":"ann","peer":"ipv4:10.0.0.7:51002","collection":"science","prompt_tokens":17,"completion_tokens":2,
+      "gate":"applied","status":"OK","milliseconds":125.0})"));
+  EXPECT_EQ(lines[1], Json::parse(R"({"level":"info","event":"call","method":"ServerService/GetServerInfo",
+      "peer":"unix:","status":"UNAUTHENTICATED","milliseconds":0.0,"message":"the call brings no token"})"));
+}
+
+TEST_F(CallLogTest, ACrowdIsSampledButForTheServersOwnFaultsAndEachKindByItself) {
+  CallLog log(3);
+  for (int i = 0; i < 100; ++i) log.Ended(call_, absl::OkStatus(), absl::ZeroDuration());
+  for (int i = 0; i < 100; ++i) log.Ended(call_, absl::NotFoundError(""), absl::ZeroDuration());
+  for (int i = 0; i < 100; ++i) log.Ended(call_, absl::InternalError(""), absl::ZeroDuration());
+  int well = 0, failed = 0, defects = 0, passed_over = 0;
+  for (const Json& line : Lines()) {
+    well += line.at("status") == "OK" ? 1 : 0;
+    failed += line.at("status") == "NOT_FOUND" ? 1 : 0;
+    defects += line.at("level") == "error" ? 1 : 0;
+    passed_over += line.value("calls_passed_over", 0);
+  }
+  // A second may end in between, or several on a slow machine.
+  EXPECT_GE(well, 3);
+  EXPECT_GE(failed, 3);
+  EXPECT_LE(well + failed + passed_over, 200);
+  EXPECT_EQ(defects, 100);
+}
+
+TEST_F(CallLogTest, LevelDebugTellsEveryCall) {
+  SetLogLevel(LogLevel::kDebug);
+  CallLog log(1);
+  for (int i = 0; i < 20; ++i) log.Ended(call_, absl::OkStatus(), absl::ZeroDuration());
+  EXPECT_EQ(Lines().size(), 20u);
+}
+
+TEST_F(CallLogTest, AnAuditLineNamesTheChangeAndWhoMadeIt) {
+  call_.rpc = Metrics::Rpc::kReferencesDelete;
+  CallLog::Audit(call_, "delete", {{"whole_collection", true}, {"deleted", 300}});
+  EXPECT_EQ(Lines().at(0), Json::parse(R"({"level":"info","event":"audit","request_id":"r-1","action":"delete",
+      "method":"ReferenceService/Delete","caller":"ann","peer":"ipv4:10.0.0.7:51002","collection":"science",
+      "whole_collection":true,"deleted":300})"));
+}
+
+}  // namespace
+}  // namespace c3po
