@@ -8,9 +8,12 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -30,7 +33,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("store", c.store, "SQLite file of the references");
   visit("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");
   visit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");
-  visit("listen", c.listen, "gRPC address:port; port 0 chooses one");
+  visit("listen", c.listen, "gRPC address:port, port 0 chooses one; or unix:PATH");
   visit("tls-cert", c.tls_cert, "certificate chain (PEM) to serve TLS with; read again when it changes");
   visit("tls-key", c.tls_key, "private key (PEM) of --tls-cert");
   visit("tls-client-ca", c.tls_client_ca, "certificates (PEM) that sign clients' certificates: mutual TLS");
@@ -103,6 +106,25 @@ bool IsLocal(absl::string_view listen) {
   return false;
 }
 
+// gRPC takes an address without a port to mean port 443.
+absl::Status CheckListen(absl::string_view listen) {
+  if (absl::ConsumePrefix(&listen, "unix:") || absl::ConsumePrefix(&listen, "unix-abstract:")) {
+    return listen.empty() ? Wrong("listen", "names no socket after unix:") : absl::OkStatus();
+  }
+  const size_t colon = listen.rfind(':');
+  const size_t bracket = listen.rfind(']');  // Of an IPv6 address, whose colons are no port's.
+  const bool bare_ipv6 = bracket == absl::string_view::npos && colon != listen.find(':') &&
+                         listen.find_first_not_of("0123456789abcdefABCDEF:.") == absl::string_view::npos;
+  const bool has_port =
+      colon != absl::string_view::npos && !bare_ipv6 && (bracket == absl::string_view::npos || colon > bracket);
+  int port = -1;
+  if (has_port && absl::SimpleAtoi(listen.substr(colon + 1), &port) && port >= 0 && port <= 65535) {
+    return absl::OkStatus();
+  }
+  return Wrong("listen", absl::StrCat("\"", listen, "\" is not ADDRESS:PORT with a port of 0 to 65535",
+                                      bare_ipv6 ? "; an IPv6 address stands in brackets: [::1]:50051" : ""));
+}
+
 absl::Status CheckTransport(const ServerConfig& config) {
   if (config.tls_cert.empty() != config.tls_key.empty())
     return Wrong(config.tls_cert.empty() ? "tls-cert" : "tls-key", "TLS needs both --tls-cert and --tls-key");
@@ -134,6 +156,7 @@ absl::Status ServerConfig::Validate() const {
   if (model.empty()) return Wrong("model", "must be a Hugging Face folder");
   if (embedder.empty()) return Wrong("embedder", "must be a folder or \"model\"");
   if (store.empty()) return Wrong("store", "must name a file");
+  C3PO_RETURN_IF_ERROR(CheckListen(listen));
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));
   C3PO_RETURN_IF_ERROR(CheckWord("device", device, {"cpu", "cuda"}));
   C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
@@ -188,6 +211,8 @@ std::string ServerConfig::ToText() const {
       absl::StrAppend(&text, "\"", field, "\"\n");
     } else if constexpr (std::is_same_v<std::decay_t<decltype(field)>, bool>) {
       absl::StrAppend(&text, field ? "true\n" : "false\n");
+    } else if constexpr (std::is_same_v<std::decay_t<decltype(field)>, double>) {
+      absl::StrAppend(&text, NumberText(field), "\n");
     } else {
       absl::StrAppend(&text, field, "\n");
     }

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -11,7 +12,7 @@ namespace c3po {
 std::string ShiftSettingsText(const OptimizationSettings& settings) {
   return absl::StrCat("layers ", absl::StrJoin(settings.critical_layers, ","), " core ", settings.core_experts,
                       " loss ", static_cast<int>(settings.objective), " rule ", static_cast<int>(settings.step_rule),
-                      " steps ", settings.steps, " rate ", settings.learning_rate,
+                      " steps ", settings.steps, " rate ", NumberText(settings.learning_rate),
                       settings.prompt_positions == 1 ? "" : absl::StrCat(" positions ", settings.prompt_positions));
 }
 

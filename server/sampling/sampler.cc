@@ -11,9 +11,11 @@
 #include <limits>
 #include <numeric>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 #include "server/sampling/philox.h"
 #include "server/sampling/softmax.h"
@@ -28,8 +30,15 @@ struct Candidate {
 
 bool Before(const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; }
 
-absl::Status OutOfRange(absl::string_view field, double value, absl::string_view range) {
-  return absl::InvalidArgumentError(absl::StrCat(field, ": ", value, " is not in ", range));
+template <typename Number>
+absl::Status OutOfRange(absl::string_view field, Number value, absl::string_view range) {
+  std::string text;
+  if constexpr (std::is_floating_point_v<Number>) {
+    text = NumberText(value);
+  } else {
+    text = absl::StrCat(value);
+  }
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", text, " is not in ", range));
 }
 
 // A vocabulary is read for every token. In lanes that do not depend on each other the compiler makes vectors of these

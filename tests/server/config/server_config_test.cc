@@ -55,6 +55,29 @@ TEST(ServerConfig, BeyondThisMachineItWantsEncryptionOrTheWordInsecure) {
   }
 }
 
+TEST(ServerConfig, AnAddressNeedsItsPort) {
+  const auto verdict = [](const std::string& address) {
+    ServerConfig config;
+    return Parse({"--listen", address, "--insecure"}, config).status();
+  };
+  for (const std::string address : {"127.0.0.1:0", "localhost:65535", "[::1]:50051", "0.0.0.0:1", "unix:/tmp/socket",
+                                    "unix:socket", "unix-abstract:name", "dns:///host:1"}) {
+    EXPECT_TRUE(verdict(address).ok()) << address << ": " << verdict(address);
+  }
+  for (const std::string address : {"", "127.0.0.1", "localhost", "127.0.0.1:", "127.0.0.1:https", "127.0.0.1:65536",
+                                    "127.0.0.1:-1", "[::1]", "::1", "::1:50051", "unix:", "unix-abstract:"}) {
+    const std::string message(verdict(address).message());
+    EXPECT_EQ(message.substr(0, 10), "--listen: ") << address << ": " << message;
+  }
+  EXPECT_NE(std::string(verdict("::1:50051").message()).find("[::1]:50051"), std::string::npos);
+}
+
+TEST(ServerConfig, NumbersArePrintedWithoutLoss) {
+  ServerConfig config;
+  config.learning_rate = 0.123456789;
+  EXPECT_NE(config.ToText().find("\nlearning-rate = 0.123456789\n"), std::string::npos);
+}
+
 TEST(ServerConfig, EveryLimitIsPrinted) {
   const ServerConfig config;
   const std::string text = config.ToText();

@@ -259,6 +259,18 @@ TEST(ValidateSamplingParams, AcceptsTheDefaultsAndTheEndsOfTheRanges) {
   EXPECT_TRUE(ValidateSamplingParams(params).ok()) << ValidateSamplingParams(params);
 }
 
+TEST(ValidateSamplingParams, TellsEnoughDigitsToSeeWhatIsWrong) {
+  SamplingParams params;
+  params.top_p = 1.0000001;
+  EXPECT_EQ(ValidateSamplingParams(params).message(), "top_p: 1.0000001 is not in (0, 1]");
+  params = SamplingParams();
+  params.min_p = -1e-9;
+  EXPECT_EQ(ValidateSamplingParams(params).message(), "min_p: -1e-09 is not in [0, 1)");
+  params = SamplingParams();
+  params.logit_bias = {{3, 100.00001F}};
+  EXPECT_EQ(ValidateSamplingParams(params).message(), "logit_bias[3]: 100.00001 is not in [-100, 100]");
+}
+
 TEST(ValidateSamplingParams, NamesTheFieldThatIsOutOfRange) {
   const double nan = std::nan(""), inf = std::numeric_limits<double>::infinity();
   using Change = std::function<void(SamplingParams&)>;
