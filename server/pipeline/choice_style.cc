@@ -37,4 +37,12 @@ std::string StyleWarning(absl::string_view what, ChoiceStyle style) {
                       ": the model reads them as other tokens, and the references hardly help");
 }
 
+std::string CompareStyles(const Tokenizer& tokenizer, absl::Span<const int32_t> first_tokens,
+                          absl::Span<const NeighborCase> neighbors) {
+  ChoiceStyles of_neighbors;
+  for (const NeighborCase& neighbor : neighbors) of_neighbors.Count(StyleOf(tokenizer, FirstTokens(neighbor)));
+  const ChoiceStyle style = StyleOf(tokenizer, first_tokens);
+  return of_neighbors.AreOtherThan(style) ? StyleWarning("continuations", style) : "";
+}
+
 }  // namespace c3po

@@ -37,6 +37,11 @@ class ChoiceStyles {
 // "continuations begin without white space, and those of the references with it: ...". `what` names the continuations.
 std::string StyleWarning(absl::string_view what, ChoiceStyle style);
 
+// The warning about continuations that begin with `first_tokens` where most of the neighbors' begin otherwise; empty where
+// they do not, or where there are none.
+std::string CompareStyles(const Tokenizer& tokenizer, absl::Span<const int32_t> first_tokens,
+                          absl::Span<const NeighborCase> neighbors);
+
 }  // namespace c3po
 
 #endif  // C3PO_SERVER_PIPELINE_CHOICE_STYLE_H_

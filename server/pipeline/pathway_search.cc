@@ -132,7 +132,8 @@ absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Sp
   } else {
     C3PO_RETURN_IF_ERROR(AddCases(neighborhood_.fitted, fitted_));
     C3PO_RETURN_IF_ERROR(AddCases(neighborhood_.held_out, held_out_));
-    CheckChoices();
+    std::string warning = CompareStyles(*context_.text->tokenizer(), choice_tokens_, fitted_.spec.cases);
+    if (!warning.empty()) report_.warnings.push_back(std::move(warning));
   }
   return true;
 }
@@ -146,16 +147,6 @@ absl::Status PathwaySearch::AddCases(const std::vector<WeightedReference>& refer
     fit.spec.cases.push_back(std::move(neighbor));
   }
   return absl::OkStatus();
-}
-
-// Whether the model reads what the request scores as it reads the neighbors' choices.
-void PathwaySearch::CheckChoices() {
-  if (choice_tokens_.empty()) return;
-  const Tokenizer& tokenizer = *context_.text->tokenizer();
-  ChoiceStyles of_neighbors;
-  for (const NeighborCase& neighbor : fitted_.spec.cases) of_neighbors.Count(StyleOf(tokenizer, FirstTokens(neighbor)));
-  const ChoiceStyle style = StyleOf(tokenizer, choice_tokens_);
-  if (of_neighbors.AreOtherThan(style)) report_.warnings.push_back(StyleWarning("continuations", style));
 }
 
 // The prior as it is, or the kernel-weighted mean of the neighbors' own shifts, those that have one for these layers.

@@ -84,7 +84,6 @@ class PathwaySearch final : public OptimizationTask {
   absl::Status MeasureDistances();
   GateDecision Gate() const;
   absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;
-  void CheckChoices();
   absl::Status TakeLearnedShift();
   absl::StatusOr<Pathway> PriorShift() const;
   absl::Status PrepareNext(Fit& fit);

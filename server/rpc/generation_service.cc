@@ -109,6 +109,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     C3PO_ASSIGN_OR_RETURN(choose.input, InputFromProto(request));
     choose.continuations.assign(request.choices().begin(), request.choices().end());
     C3PO_ASSIGN_OR_RETURN(choose.optimization, parts_.profiles->Resolve(request.optimization()));
+    call().NoteCollection(choose.optimization.collection);
     if (choose.optimization.method == Method::kOracle) {
       return absl::InvalidArgumentError(
           "optimization.method: ORACLE is for Score requests, which can bring the answer");

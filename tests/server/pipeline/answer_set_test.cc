@@ -168,7 +168,7 @@ TEST_F(AnswerSetTest, OneAnswerIsASetOfOne) {
 
 TEST(ChoiceSink, AnswersWithTheLikeliestPerTokenAndTheFirstOfEquals) {
   const auto choose = [](std::vector<ContinuationScore> scores, std::shared_ptr<RecordingListener> listener) {
-    ChoiceSink sink(CallEnd(listener, nullptr, CallSummary()), {" no", " yes indeed", " so"}, {{1}, {2, 3}, {4}});
+    ChoiceSink sink(CallEnd(listener, nullptr, CallSummary(), absl::Now(), nullptr), {" no", " yes indeed", " so"}, {{1}, {2, 3}, {4}});
     sink.OnScores(std::move(scores));
     EXPECT_EQ(listener->ends, 0);
     sink.OnFinished(absl::OkStatus(), FinishReason::kStop, {});
