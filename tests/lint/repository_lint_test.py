@@ -40,6 +40,8 @@ BASE = {
     "server/scheduler/batcher.cc": include("server/scheduler/batcher.h", "server/metrics/logging.h"),
     "server/weights/safetensors.h": header("server/weights/safetensors.h"),
     "server/model/cpu/products.h": header("server/model/cpu/products.h"),
+    "server/model/cpu/products.cc": include("hwy/highway.h", "server/model/cpu/products.h"),
+    "tests/server/sixteen_lanes/hwy/highway.h": header("tests/server/sixteen_lanes/hwy/highway.h"),
     "server/model/moe.h": header("server/model/moe.h", include("server/model/cpu/products.h")),
     "server/model/moe.cc": include("server/weights/safetensors.h", "ATen/ATen.h", "server/types/params.h"),
     "server/embed/encoder.cc": include("server/weights/safetensors.h", "server/model/cpu/products.h", "torch/torch.h"),

@@ -27,7 +27,6 @@
 #define HWY_EXPORT(function) static_assert(true)
 #define HWY_DYNAMIC_DISPATCH(function) HWY_NAMESPACE::function
 
-
 namespace hwy::HWY_NAMESPACE {
 
 // A tag: N lanes of T.

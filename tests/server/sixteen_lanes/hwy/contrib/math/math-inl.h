@@ -1,2 +1,7 @@
+#ifndef C3PO_TESTS_SERVER_SIXTEEN_LANES_HWY_CONTRIB_MATH_MATH_INL_H_
+#define C3PO_TESTS_SERVER_SIXTEEN_LANES_HWY_CONTRIB_MATH_MATH_INL_H_
+
 // In place of Highway's: the exponential is in highway.h.
 #include <hwy/highway.h>
+
+#endif  // C3PO_TESTS_SERVER_SIXTEEN_LANES_HWY_CONTRIB_MATH_MATH_INL_H_
