@@ -240,7 +240,8 @@ struct Metrics::Series {
       AddGauge(registry, "vllm:num_requests_waiting", "Sequences that wait for a place in the engine's batch", model);
   Gauge& pending_max =
       AddGauge(registry, "c3po_pending_requests_max", "Requests running or waiting beyond which new ones are refused");
-  Counter& prompt_tokens = AddCounter(registry, "vllm:prompt_tokens_total", "Prompt tokens prefilled, those of imports too", model);
+  Counter& prompt_tokens =
+      AddCounter(registry, "vllm:prompt_tokens_total", "Prompt tokens prefilled, those of imports too", model);
   Counter& generated_tokens = AddCounter(registry, "vllm:generation_tokens_total", "Tokens generated", model);
 
   Histogram& first_token =
