@@ -17,7 +17,7 @@ BUILD_PACKAGES=(
   g++ cmake ninja-build ccache pkg-config git ca-certificates
   python3 python3-venv
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
-  libhnswlib-dev prometheus-cpp-dev libboost-dev libpcre2-dev libutf8proc-dev libhwy-dev
+  libhnswlib-dev prometheus-cpp-dev libboost-dev libpcre2-dev libhwy-dev
   nlohmann-json3-dev libcli11-dev libsqlite3-dev libspdlog-dev libssl-dev openssl
   libgtest-dev libgmock-dev libbenchmark-dev patchelf
 )

@@ -26,8 +26,8 @@ char32_t CharacterBefore(absl::string_view text, size_t position, size_t* begin)
 
 bool StandsAlone(absl::string_view text, size_t begin, size_t end) {
   size_t unused = 0;
-  if (begin > 0 && IsWordCharacter(CharacterBefore(text, begin, &unused))) return false;
-  return end == text.size() || !IsWordCharacter(NextCodePoint(text, &end));
+  if (begin > 0 && IsSingleWordNeighbor(CharacterBefore(text, begin, &unused))) return false;
+  return end == text.size() || !IsSingleWordNeighbor(NextCodePoint(text, &end));
 }
 
 size_t SpaceBegin(absl::string_view text, size_t end) {

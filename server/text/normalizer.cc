@@ -14,6 +14,7 @@ namespace c3po {
 class Normalizer::Step {
  public:
   virtual ~Step() = default;
+  virtual bool starts_text() const { return false; }  // It only puts something before a text.
   virtual absl::Status Apply(std::string* text) const = 0;
 };
 
@@ -25,7 +26,7 @@ class UnicodeForm final : public Normalizer::Step {
  public:
   explicit UnicodeForm(NormalizationForm form) : form_(form) {}
   absl::Status Apply(std::string* text) const override {
-    C3PO_ASSIGN_OR_RETURN(*text, NormalizeUnicode(*text, form_));
+    *text = NormalizeUnicode(*text, form_);
     return absl::OkStatus();
   }
 
@@ -40,6 +41,7 @@ class Prepend final : public Normalizer::Step {
     if (!text->empty()) text->insert(0, prefix_);
     return absl::OkStatus();
   }
+  bool starts_text() const override { return true; }
 
  private:
   std::string prefix_;
@@ -112,7 +114,7 @@ class BertNormalizer final : public Normalizer::Step {
     clean.reserve(text->size());
     for (size_t position = 0; position < text->size();) Clean(NextCodePoint(*text, &position), &clean);
     if (strip_accents_) {
-      C3PO_ASSIGN_OR_RETURN(const std::string decomposed, NormalizeUnicode(clean, NormalizationForm::kNfd));
+      const std::string decomposed = NormalizeUnicode(clean, NormalizationForm::kNfd);
       clean.clear();
       for (size_t position = 0; position < decomposed.size();) {
         const char32_t c = NextCodePoint(decomposed, &position);
@@ -138,8 +140,7 @@ class BertNormalizer final : public Normalizer::Step {
 
   void Clean(char32_t c, std::string* out) const {
     if (clean_text_) {
-      const bool blank = c == '\t' || c == '\n' || c == '\r';
-      if (c == 0 || c == 0xFFFD || (!blank && IsOther(c))) return;
+      if (IsCleanedAway(c)) return;
       if (IsWhiteSpace(c)) c = ' ';
     }
     const bool isolate = isolate_ideographs_ && IsIdeograph(c);
@@ -209,8 +210,10 @@ absl::StatusOr<Normalizer> Normalizer::FromJson(const std::optional<JsonField>& 
   return normalizer;
 }
 
-absl::Status Normalizer::Normalize(std::string* text) const {
-  for (const auto& step : steps_) C3PO_RETURN_IF_ERROR(step->Apply(text));
+absl::Status Normalizer::Normalize(std::string* text, bool continues) const {
+  for (const auto& step : steps_) {
+    if (!continues || !step->starts_text()) C3PO_RETURN_IF_ERROR(step->Apply(text));
+  }
   return absl::OkStatus();
 }
 

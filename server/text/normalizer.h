@@ -14,16 +14,15 @@ namespace c3po {
 
 // The first stage: rewrites text before it is cut into words. Implements NFC, NFD, NFKC, NFKD, Prepend, Replace,
 // Lowercase, Strip, BertNormalizer, and Sequence of these. Immutable and thread-safe.
-// Characters added to Unicode after version 8 may be classed otherwise by BertNormalizer than by the reference, whose
-// tables stop there; ours go to libutf8proc's version.
 class Normalizer {
  public:
   // From the field `normalizer`; nullopt (the field is missing or null): text passes unchanged. InvalidArgument: a type
   // that is not implemented, or a malformed field, naming it.
   static absl::StatusOr<Normalizer> FromJson(const std::optional<JsonField>& normalizer);
 
-  // Rewrites *text, valid UTF-8 before and after. ResourceExhausted: a pattern backtracks without end.
-  absl::Status Normalize(std::string* text) const;
+  // Rewrites *text, valid UTF-8 before and after. Where it `continues` another text, Prepend puts nothing before it.
+  // ResourceExhausted: a pattern backtracks without end.
+  absl::Status Normalize(std::string* text, bool continues = false) const;
 
   // One rewriting; internal to normalizer.cc.
   class Step;

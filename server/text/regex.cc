@@ -7,11 +7,15 @@
 #include <memory>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "index/base/status_macros.h"
+#include "server/text/code_point_set.h"
+#include "server/text/unicode_tables.h"
 #include "server/text/utf8.h"
 
 namespace c3po {
@@ -23,9 +27,65 @@ constexpr absl::string_view kSpaceClass =
 constexpr absl::string_view kNotSpaceClass =
     "\\x{0}-\\x{8}\\x{E}-\\x{1F}\\x{21}-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}\\x{200B}-\\x{2027}"
     "\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}";
-constexpr absl::string_view kWordClass =
-    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}\\x{24B6}-\\x{24E9}"
-    "\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}";
+// Word characters that have none of the categories L, M, Nd, Nl and Pc.
+constexpr absl::string_view kOtherWordClass =
+    "\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}";
+// Those that Oniguruma takes for such outside of classes only.
+constexpr absl::string_view kWordClassOutside = "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
+
+// A property that PCRE2's tables do not have as Oniguruma's do, as members of a character class.
+struct PropertyMembers {
+  bool is_whole = false;  // The members are the property; else they are what \\p{name} lacks of it.
+  std::string members;
+  std::string non_members;  // Of a whole one.
+};
+
+// Surrogates are no characters, and PCRE2 takes none as a range's end.
+void AppendRange(char32_t first, char32_t last, std::string* members) {
+  if (first == 0xD800) first = 0xE000;
+  if (last == 0xDFFF) last = 0xD7FF;
+  if (first > last) return;
+  absl::StrAppendFormat(members, "\\x{%X}", static_cast<uint32_t>(first));
+  if (first < last) absl::StrAppendFormat(members, "-\\x{%X}", static_cast<uint32_t>(last));
+}
+
+absl::flat_hash_map<std::string, PropertyMembers> ReadProperties() {
+  absl::flat_hash_map<std::string, PropertyMembers> properties;
+  for (const unicode_tables::RegexProperty* row = unicode_tables::kRegexProperties; row->name != nullptr; ++row) {
+    PropertyMembers& property = properties[row->name];
+    property.is_whole = row->is_whole;
+    char32_t end = 0;
+    const CodePointSet characters(row->characters);
+    for (const auto& [first, last] : characters.runs()) {
+      AppendRange(first, last, &property.members);
+      if (first > end) AppendRange(end, first - 1, &property.non_members);
+      end = last + 1;
+    }
+    if (end <= 0x10FFFF) AppendRange(end, 0x10FFFF, &property.non_members);
+  }
+  return properties;
+}
+
+// Null: PCRE2's own is right. `name` in lower case.
+const PropertyMembers* FindProperty(const std::string& name) {
+  static const auto* const kProperties = new absl::flat_hash_map<std::string, PropertyMembers>(ReadProperties());
+  const auto found = kProperties->find(name);
+  return found == kProperties->end() ? nullptr : &found->second;
+}
+
+// Members of a character class, of a general category in lower case.
+std::string CategoryMembers(absl::string_view name) {
+  const PropertyMembers* property = FindProperty(std::string(name));
+  const std::string pcre2 = absl::StrCat("\\p{", name, "}");
+  if (property == nullptr) return pcre2;
+  return property->is_whole ? property->members : pcre2 + property->members;
+}
+
+std::string WordMembers() {
+  std::string members(kOtherWordClass);
+  for (const char* category : {"l", "m", "nd", "nl", "pc"}) members += CategoryMembers(category);
+  return members;
+}
 
 absl::Status Unsupported(absl::string_view construct) {
   return absl::InvalidArgumentError(absl::StrCat("regular expression construct not supported: ", construct));
@@ -70,7 +130,19 @@ class Translator {
     const bool well_formed = !name.empty() && std::all_of(name.begin(), name.end(), absl::ascii_isalnum);
     if (!well_formed) return Unsupported(in_.substr(at_, close + 1 - at_));
     const bool general_category = name.size() <= 2 || absl::EqualsIgnoreCase(name, "any");
-    absl::StrAppend(&out_, negated ? "\\P{" : "\\p{", general_category ? "" : "sc:", name, "}");
+    const std::string pcre2 = absl::StrCat("p{", general_category ? "" : "sc:", name, "}");
+    const PropertyMembers* property = FindProperty(absl::AsciiStrToLower(name));
+    if (property == nullptr) {
+      absl::StrAppend(&out_, negated ? "\\P" : "\\p", pcre2.substr(1));
+    } else if (!in_class_) {
+      absl::StrAppend(&out_, negated ? "[^" : "[", property->is_whole ? "" : "\\" + pcre2, property->members, "]");
+    } else if (!negated) {
+      absl::StrAppend(&out_, property->is_whole ? "" : "\\" + pcre2, property->members);
+    } else if (property->is_whole) {
+      absl::StrAppend(&out_, property->non_members);
+    } else {
+      return Unsupported(absl::StrCat(in_.substr(at_, close + 1 - at_), " in a character class"));
+    }
     at_ = close + 1;
     return absl::OkStatus();
   }
@@ -91,14 +163,21 @@ class Translator {
         Shorthand(kSpaceClass, false);
         return absl::OkStatus();
       case 'w':
-        Shorthand(kWordClass, false);
+        Shorthand(in_class_ ? WordMembers() : absl::StrCat(WordMembers(), kWordClassOutside), false);
+        return absl::OkStatus();
+      case 'd':
+        Shorthand(CategoryMembers("nd"), false);
+        return absl::OkStatus();
+      case 'D':
+        if (in_class_) return Unsupported("\\D in a character class");
+        Shorthand(CategoryMembers("nd"), true);
         return absl::OkStatus();
       case 'S':
         Shorthand(in_class_ ? kNotSpaceClass : kSpaceClass, true);
         return absl::OkStatus();
       case 'W':
         if (in_class_) return Unsupported("\\W in a character class");
-        Shorthand(kWordClass, true);
+        Shorthand(absl::StrCat(WordMembers(), kWordClassOutside), true);
         return absl::OkStatus();
       case 'v':  // U+000B alone; PCRE2 reads every line break.
         absl::StrAppend(&out_, "\\x{B}");
@@ -115,7 +194,7 @@ class Translator {
         return absl::OkStatus();
       }
       default:
-        if (absl::ascii_isalnum(c) && !absl::StrContains("tnrfaedDAzZ", absl::string_view(&c, 1))) {
+        if (absl::ascii_isalnum(c) && !absl::StrContains("tnrfaeAzZ", absl::string_view(&c, 1))) {
           return Unsupported(absl::StrCat("\\", absl::string_view(&c, 1)));
         }
         Copy(2);
@@ -128,8 +207,10 @@ class Translator {
     const size_t close = in_.find(":]", at_);
     if (close == absl::string_view::npos) return Unsupported("an unfinished [: class");
     const absl::string_view name = in_.substr(at_ + 2, close - at_ - 2);
-    const std::pair<absl::string_view, absl::string_view> members[] = {
-        {"digit", "\\p{Nd}"}, {"punct", "\\p{P}\\p{S}"}, {"space", kSpaceClass}, {"word", kWordClass}};
+    const std::pair<absl::string_view, std::string> members[] = {{"digit", CategoryMembers("nd")},
+                                                                 {"punct", CategoryMembers("p") + CategoryMembers("s")},
+                                                                 {"space", std::string(kSpaceClass)},
+                                                                 {"word", WordMembers()}};
     for (const auto& [known, replacement] : members) {
       if (name != known) continue;
       absl::StrAppend(&out_, replacement);
@@ -250,7 +331,6 @@ absl::StatusOr<Regex> Regex::Compile(absl::string_view pattern) {
 }
 
 absl::StatusOr<Regex> Regex::Literal(absl::string_view text) {
-  if (text.empty()) return absl::InvalidArgumentError("an empty string is no pattern");
   C3PO_ASSIGN_OR_RETURN(CodePtr code, CompileCode(text, PCRE2_UTF | PCRE2_LITERAL));
   return Regex(std::make_shared<const Code>(Code{std::move(code)}));
 }

@@ -1,47 +1,159 @@
 #include "server/text/unicode.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "absl/container/flat_hash_map.h"
+#include "server/text/code_point_set.h"
+#include "server/text/unicode_tables.h"
 #include "server/text/utf8.h"
 
 namespace c3po {
 namespace {
 
-utf8proc_category_t Category(char32_t c) { return utf8proc_category(static_cast<utf8proc_int32_t>(c)); }
+using Characters = std::u32string;
+using Mapping = absl::flat_hash_map<char32_t, Characters>;
 
 bool Between(char32_t c, char32_t first, char32_t last) { return first <= c && c <= last; }
 
-// Decomposes every character, then puts each run of combining marks in canonical order. libutf8proc's own whole-string
-// function sorts by insertion, which long runs of marks make quadratic.
-absl::StatusOr<std::vector<utf8proc_int32_t>> Decompose(absl::string_view text, int options) {
-  std::vector<utf8proc_int32_t> characters;
-  characters.reserve(text.size());
-  utf8proc_int32_t buffer[64];  // The longest decomposition has 18 characters.
-  for (size_t position = 0; position < text.size();) {
-    const utf8proc_int32_t c = static_cast<utf8proc_int32_t>(NextCodePoint(text, &position));
-    int boundary_class = 0;
-    const utf8proc_ssize_t count =
-        utf8proc_decompose_char(c, buffer, 64, static_cast<utf8proc_option_t>(options), &boundary_class);
-    if (count < 0 || count > 64) return absl::InternalError(absl::StrCat("cannot decompose character ", c));
-    characters.insert(characters.end(), buffer, buffer + count);
+Mapping ReadMapping(const char* table) {
+  Mapping mapping;
+  char32_t c = 0;
+  for (TableReader reader(table); !reader.done();) {
+    c += reader.Next();
+    Characters& target = mapping[c];
+    target.resize(reader.Next() + 1);
+    char32_t previous = c;
+    for (char32_t& each : target)
+      each = previous = static_cast<char32_t>(static_cast<int32_t>(previous) + reader.NextSigned());
   }
-  const auto combining_class = [](utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; };
-  for (auto run = characters.begin(); run != characters.end();) {
-    if (combining_class(*run) == 0) {
-      ++run;
-      continue;
-    }
-    const auto end = std::find_if(run, characters.end(), [&](utf8proc_int32_t c) { return combining_class(c) == 0; });
-    std::stable_sort(run, end,
-                     [&](utf8proc_int32_t a, utf8proc_int32_t b) { return combining_class(a) < combining_class(b); });
-    run = end;
-  }
-  return characters;
+  return mapping;
 }
+
+// Hangul syllables are composed by arithmetic (The Unicode Standard, section 3.12).
+constexpr char32_t kSyllables = 0xAC00, kLeads = 0x1100, kVowels = 0x1161, kTrails = 0x11A7;
+constexpr char32_t kLeadCount = 19, kVowelCount = 21, kTrailCount = 28;  // One trail stands for none.
+constexpr char32_t kSyllableCount = kLeadCount * kVowelCount * kTrailCount;
+
+class Normalization {
+ public:
+  static const Normalization& Shared() {
+    static const Normalization* const kShared = new Normalization();
+    return *kShared;
+  }
+
+  void Decompose(char32_t c, bool compatibility, Characters* out) const {
+    if (c < 0xA0) {
+      out->push_back(c);
+    } else if (Between(c, kSyllables, kSyllables + kSyllableCount - 1)) {
+      const char32_t index = c - kSyllables, trail = index % kTrailCount;
+      out->push_back(kLeads + index / (kVowelCount * kTrailCount));
+      out->push_back(kVowels + index / kTrailCount % kVowelCount);
+      if (trail > 0) out->push_back(kTrails + trail);
+    } else if (const auto compatible = compatibility_.find(c); compatibility && compatible != compatibility_.end()) {
+      out->append(compatible->second);
+    } else if (const auto canonical = canonical_.find(c); canonical != canonical_.end()) {
+      out->append(canonical->second);
+    } else {
+      out->push_back(c);
+    }
+  }
+
+  uint32_t CombiningClass(char32_t c) const {
+    if (c < 0x300) return 0;
+    const auto found = classes_.find(c);
+    return found == classes_.end() ? 0 : found->second;
+  }
+
+  // Puts each run of combining marks in canonical order.
+  void Reorder(Characters* text) const {
+    for (auto run = text->begin(); run != text->end();) {
+      if (CombiningClass(*run) == 0) {
+        ++run;
+        continue;
+      }
+      const auto end = std::find_if(run, text->end(), [&](char32_t c) { return CombiningClass(c) == 0; });
+      std::stable_sort(run, end, [&](char32_t a, char32_t b) { return CombiningClass(a) < CombiningClass(b); });
+      run = end;
+    }
+  }
+
+  // Joins each starter with what follows it, unless something of the same or a greater class stands between.
+  void Compose(Characters* text) const {
+    size_t size = 0;
+    std::optional<size_t> starter;
+    uint32_t previous_class = 0;
+    for (const char32_t c : *text) {
+      const uint32_t combining_class = CombiningClass(c);
+      const bool adjacent = starter.has_value() && *starter + 1 == size;
+      const bool reaches = adjacent || (starter.has_value() && previous_class != 0 && previous_class < combining_class);
+      if (reaches) {
+        if (const std::optional<char32_t> joined = Join((*text)[*starter], c); joined.has_value()) {
+          (*text)[*starter] = *joined;
+          continue;
+        }
+      }
+      if (combining_class == 0) starter = size;
+      previous_class = combining_class;
+      (*text)[size++] = c;
+    }
+    text->resize(size);
+  }
+
+ private:
+  Normalization()
+      : canonical_(ReadMapping(unicode_tables::kCanonicalDecomposition)),
+        compatibility_(ReadMapping(unicode_tables::kCompatibilityDecomposition)) {
+    char32_t end = 0;
+    for (TableReader reader(unicode_tables::kCombiningClass); !reader.done();) {
+      const char32_t first = end + reader.Next(), last = first + reader.Next();
+      const uint32_t combining_class = reader.Next();
+      for (char32_t c = first; c <= last; ++c) classes_[c] = combining_class;
+      end = last + 1;
+    }
+    ReadComposites();
+  }
+
+  // A composite is its decomposition's last character and the composite of those before it.
+  void ReadComposites() {
+    std::vector<std::pair<Characters, char32_t>> composites;
+    const CodePointSet primary(unicode_tables::kPrimaryComposite);
+    for (const auto& [c, decomposition] : canonical_) {
+      if (primary.Contains(c)) composites.emplace_back(decomposition, c);
+    }
+    std::sort(composites.begin(), composites.end(),
+              [](const auto& a, const auto& b) { return a.first.size() < b.first.size(); });
+    absl::flat_hash_map<Characters, char32_t> by_decomposition;
+    for (const auto& [decomposition, c] : composites) {
+      const Characters head = decomposition.substr(0, decomposition.size() - 1);
+      const char32_t first = head.size() == 1 ? head[0] : by_decomposition.at(head);
+      by_decomposition[decomposition] = c;
+      pairs_[Key(first, decomposition.back())] = c;
+    }
+  }
+
+  static uint64_t Key(char32_t first, char32_t second) { return static_cast<uint64_t>(first) << 32 | second; }
+
+  std::optional<char32_t> Join(char32_t first, char32_t second) const {
+    if (Between(first, kLeads, kLeads + kLeadCount - 1) && Between(second, kVowels, kVowels + kVowelCount - 1)) {
+      return kSyllables + ((first - kLeads) * kVowelCount + (second - kVowels)) * kTrailCount;
+    }
+    if (Between(first, kSyllables, kSyllables + kSyllableCount - 1) && (first - kSyllables) % kTrailCount == 0 &&
+        Between(second, kTrails + 1, kTrails + kTrailCount - 1)) {
+      return first + (second - kTrails);
+    }
+    const auto found = pairs_.find(Key(first, second));
+    return found == pairs_.end() ? std::nullopt : std::optional<char32_t>(found->second);
+  }
+
+  Mapping canonical_;
+  Mapping compatibility_;
+  absl::flat_hash_map<char32_t, uint32_t> classes_;
+  absl::flat_hash_map<uint64_t, char32_t> pairs_;
+};
 
 }  // namespace
 
@@ -51,71 +163,59 @@ bool IsWhiteSpace(char32_t c) {
 }
 
 bool IsNumeric(char32_t c) {
-  if (c < 0x80) return Between(c, '0', '9');
-  const utf8proc_category_t category = Category(c);
-  return category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO;
+  static const CodePointSet* const kSet = new CodePointSet(unicode_tables::kNumeric);
+  return kSet->Contains(c);
 }
 
 bool IsPunctuation(char32_t c) {
-  if (c < 0x80) {
-    return Between(c, '!', '/') || Between(c, ':', '@') || Between(c, '[', '`') || Between(c, '{', '~');
-  }
-  const utf8proc_category_t category = Category(c);
-  return category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
+  static const CodePointSet* const kSet = new CodePointSet(unicode_tables::kPunctuation);
+  return kSet->Contains(c);
 }
 
-bool IsOther(char32_t c) {
-  const utf8proc_category_t category = Category(c);
-  return category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF || category == UTF8PROC_CATEGORY_CO;
+bool IsCleanedAway(char32_t c) {
+  static const CodePointSet* const kSet = new CodePointSet(unicode_tables::kCleanedAway);
+  return kSet->Contains(c);
 }
 
-bool IsNonspacingMark(char32_t c) { return c >= 0x300 && Category(c) == UTF8PROC_CATEGORY_MN; }
+bool IsNonspacingMark(char32_t c) {
+  static const CodePointSet* const kSet = new CodePointSet(unicode_tables::kNonspacingMark);
+  return c >= 0x300 && kSet->Contains(c);
+}
 
 bool IsWordCharacter(char32_t c) {
-  switch (Category(c)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC:
-      return true;
-    default:  // Symbols with property Other_Alphabetic, and the two joiners (Join_Control).
-      return Between(c, 0x24B6, 0x24E9) || Between(c, 0x1F130, 0x1F149) || Between(c, 0x1F150, 0x1F169) ||
-             Between(c, 0x1F170, 0x1F189) || c == 0x200C || c == 0x200D;
-  }
+  static const CodePointSet* const kSet = new CodePointSet(unicode_tables::kWordCharacter);
+  return kSet->Contains(c);
+}
+
+bool IsSingleWordNeighbor(char32_t c) {
+  static const CodePointSet* const kSet = new CodePointSet(unicode_tables::kSingleWordNeighbor);
+  return kSet->Contains(c);
 }
 
 void AppendLowercase(char32_t c, std::string* text) {
-  if (c == 0x130) {  // The one character whose lower case is two: I with dot above.
-    text->append("i\xCC\x87");
-    return;
+  static const Mapping* const kLower = new Mapping(ReadMapping(unicode_tables::kLowercase));
+  if (const auto found = kLower->find(c); found != kLower->end()) {
+    for (const char32_t each : found->second) AppendCodePoint(each, text);
+  } else {
+    AppendCodePoint(c, text);
   }
-  AppendCodePoint(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))), text);
 }
 
-absl::StatusOr<std::string> NormalizeUnicode(absl::string_view text, NormalizationForm form) {
+std::string NormalizeUnicode(absl::string_view text, NormalizationForm form) {
   if (IsAscii(text)) return std::string(text);
-  const bool compatible = form == NormalizationForm::kNfkc || form == NormalizationForm::kNfkd;
+  const bool compatibility = form == NormalizationForm::kNfkc || form == NormalizationForm::kNfkd;
   const bool compose = form == NormalizationForm::kNfc || form == NormalizationForm::kNfkc;
-  const int compatibility = compatible ? UTF8PROC_COMPAT : 0;
-  absl::StatusOr<std::vector<utf8proc_int32_t>> characters =
-      Decompose(text, UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | compatibility);
-  if (!characters.ok()) return characters.status();
-  utf8proc_ssize_t count = static_cast<utf8proc_ssize_t>(characters->size());
-  if (compose) {
-    count = utf8proc_normalize_utf32(characters->data(), count,
-                                     static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-    if (count < 0) return absl::InternalError(utf8proc_errmsg(count));
+  const Normalization& normalization = Normalization::Shared();
+  Characters characters;
+  characters.reserve(text.size());
+  for (size_t position = 0; position < text.size();) {
+    normalization.Decompose(NextCodePoint(text, &position), compatibility, &characters);
   }
+  normalization.Reorder(&characters);
+  if (compose) normalization.Compose(&characters);
   std::string normalized;
   normalized.reserve(text.size());
-  for (utf8proc_ssize_t i = 0; i < count; ++i) AppendCodePoint(static_cast<char32_t>((*characters)[i]), &normalized);
+  for (const char32_t c : characters) AppendCodePoint(c, &normalized);
   return normalized;
 }
 

@@ -241,6 +241,10 @@ def stages():
                  normalizers.Replace(Regex(r"(?<=\p{L})\p{M}"), ""),
                  normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(), normalizers.Lowercase(),
                                        normalizers.Replace("``", '"')])]
+    # Patterns that match at places between characters, or never.
+    rewriters += [normalizers.Replace("", "-")]
+    rewriters += [normalizers.Replace(Regex(pattern), "-") for pattern in (
+        "", "a*", " ?", "x*|e", "|a", "^", "$", "(?=t)", r"(?<=\s)", r"(?<!\p{L})(?=\p{L})", "(?!)", r"\p{M}*", r"\A", r"\z", "e??")]
     return [("pre_tokenizer", step) for step in steps] + [("normalizer", rewriter) for rewriter in rewriters]
 
 
