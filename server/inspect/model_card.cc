@@ -1,9 +1,11 @@
 #include "server/inspect/model_card.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -13,6 +15,7 @@
 #include "index/base/status_macros.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/text/chat_format.h"
+#include "server/text/json_field.h"
 #include "server/text/tokenizer.h"
 #include "server/types/model_runner.h"
 #include "server/weights/checkpoint.h"
@@ -46,6 +49,18 @@ absl::Status ReadConfig(ModelCard& card) {
   return absl::OkStatus();
 }
 
+absl::Status ReadGenerationConfig(ModelCard& card) {
+  if (!card.config) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(card.generation, GenerationConfig::Read(card.folder, card.config->vocabulary_size));
+  if (!card.generation.left.empty()) {
+    card.notes.push_back(
+        absl::StrCat("generation_config.json: only eos_token_id is taken; a request says how to sample,"
+                     " not ",
+                     absl::StrJoin(card.generation.left, ", ")));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadWeights(ModelCard& card) {
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(card.folder));
   for (const std::string& name : checkpoint->names()) {
@@ -56,6 +71,26 @@ absl::Status ReadWeights(ModelCard& card) {
   return card.config ? CheckTensors(*checkpoint, *card.config) : absl::OkStatus();
 }
 
+// An eos_token of the tokenizer that neither config.json nor generation_config.json lists does not end an answer.
+absl::Status NoteEndToken(const Tokenizer& tokenizer, ModelCard& card) {
+  const std::filesystem::path path = std::filesystem::path(card.folder) / "tokenizer_config.json";
+  std::error_code ignored;
+  if (!card.config || !std::filesystem::exists(path, ignored)) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const JsonField config, JsonField::ReadFile(path.string()));
+  const std::optional<JsonField> field = config.Find("eos_token");
+  if (!field.has_value()) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const std::string piece,
+                        field->is_object() ? field->StringMember("content") : field->AsString());
+  const std::optional<int32_t> id = tokenizer.TokenToId(piece);
+  const std::vector<int32_t> ends = EndTokens(card.config->eos_token_ids, card.generation);
+  if (id.has_value() && std::find(ends.begin(), ends.end(), *id) == ends.end()) {
+    card.notes.push_back(absl::StrCat("the tokenizer's eos_token \"", piece, "\", id ", *id,
+                                      ", does not end an answer: neither config.json nor generation_config.json has it"
+                                      " as eos_token_id"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadTokenizer(ModelCard& card) {
   C3PO_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::LoadFolder(card.folder));
   if (card.config && tokenizer->vocabulary_size() > card.config->vocabulary_size) {
@@ -63,7 +98,7 @@ absl::Status ReadTokenizer(ModelCard& card) {
                                       ", the model a vocabulary of ", card.config->vocabulary_size,
                                       ": prompts with the ids above it are refused"));
   }
-  return absl::OkStatus();
+  return NoteEndToken(*tokenizer, card);
 }
 
 std::string Scaled(int64_t number, const char* const (&units)[4]) {
@@ -108,6 +143,8 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
   AddLine("hidden size", absl::StrCat(config.hidden_size), text);
   AddLine("vocabulary", absl::StrCat(config.vocabulary_size), text);
   AddLine("context", absl::StrCat(config.context_window, " tokens"), text);
+  const std::vector<int32_t> ends = EndTokens(config.eos_token_ids, card.generation);
+  AddLine("end tokens", ends.empty() ? "none" : absl::StrJoin(ends, ", "), text);
   const ParameterCounts& counts = card.parameters;
   AddLine("parameters", absl::StrCat(Count(counts.total), ", ", Count(counts.active), " active per token"), text);
   const std::pair<const char*, int64_t> parts[] = {{"routed experts", counts.routed_experts},
@@ -136,6 +173,7 @@ ModelCard InspectModel(const std::string& folder) {
   card.folder = folder;
   const absl::Status config = ReadConfig(card);
   AddProblem(config, card);
+  AddProblem(ReadGenerationConfig(card), card);
   // A missing config.json would be told twice.
   if (const absl::Status weights = ReadWeights(card); weights.message() != config.message()) AddProblem(weights, card);
   AddProblem(ReadTokenizer(card), card);
@@ -175,6 +213,8 @@ std::string CardJson(const ModelCard& card) {
     json["hidden_size"] = config.hidden_size;
     json["vocabulary_size"] = config.vocabulary_size;
     json["context_window"] = config.context_window;
+    json["eos_token_ids"] = EndTokens(config.eos_token_ids, card.generation);
+    json["generation_config_left"] = card.generation.left;
     json["parameters"] = {{"total", counts.total},
                           {"active", counts.active},
                           {"routed_experts", counts.routed_experts},

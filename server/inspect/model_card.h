@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "server/model/generation_config.h"
 #include "server/model/model_config.h"
 #include "server/model/tensor_plan.h"
 
@@ -16,13 +17,14 @@ namespace c3po {
 // read, as c3pod reads them.
 struct ModelCard {
   std::string folder;
-  // Why c3pod would not load it, each naming file and field or tensor; at most one of config.json, one of the weights,
-  // one of the tokenizer. Empty: it would, where the memory suffices.
+  // Why c3pod would not load it, each naming file and field or tensor; at most one of config.json, one of
+  // generation_config.json, one of the weights, one of the tokenizer. Empty: it would, where the memory suffices.
   std::vector<std::string> problems;
   std::vector<std::string> notes;  // What would not work although it loads.
 
   // The rest as far as config.json can be understood.
   std::optional<ModelConfig> config;
+  GenerationConfig generation;
   ParameterCounts parameters;
   std::vector<int> critical_layers;  // The default's, by number among the MoE layers.
   // One position's keys and values in all layers, elements.

@@ -10,6 +10,7 @@
 #include "index/base/status_macros.h"
 #include "server/model/cpu/thread_pool.h"
 #include "server/model/device.h"
+#include "server/model/generation_config.h"
 #include "server/model/matrix_product.h"
 #include "server/model/neighbor_loss.h"
 #include "server/model/tensor_plan.h"
@@ -55,6 +56,8 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   const std::string config_path = (std::filesystem::path(options.folder) / "config.json").string();
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.folder));
   C3PO_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Parse(checkpoint->config_json(), config_path));
+  C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation,
+                        GenerationConfig::Read(options.folder, config.vocabulary_size));
   C3PO_ASSIGN_OR_RETURN(const at::Device device, OpenDevice(options.device));
   C3PO_ASSIGN_OR_RETURN(const at::ScalarType stored, StoredDtype(*checkpoint));
   C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device, stored));
@@ -66,6 +69,7 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, dtype, device, options.progress));
   ModelShape shape = ShapeOf(config, weights);
   shape.name = NameOf(options.folder);
+  shape.eos_token_ids = EndTokens(config.eos_token_ids, generation);
   shape.device = options.device;
   shape.arithmetic = device.is_cuda() ? shape.dtype : layout == cpu::WeightLayout::kPairs ? "bfloat16" : "float32";
   shape.batch_invariant = options.device == "cpu";  // cuBLAS chooses a product's order of summation by its size.

@@ -90,6 +90,29 @@ TEST_F(ChangedFolder, ShowsTheSizesOfAHostileConfigWithoutTakingMemoryForThem) {
   EXPECT_EQ(Json::parse(CardJson(card))["memory_bytes"]["float32"]["weights"], INT64_MAX);
 }
 
+TEST_F(ChangedFolder, TakesEndTokensFromBothConfigsAndSaysWhatItLeaves) {
+  folder_.Write(
+      "generation_config.json",
+      R"({"eos_token_id": [256, 258], "temperature": 0.6, "do_sample": true, "transformers_version": "4.57.6"})");
+  folder_.Write("tokenizer_config.json", R"({"eos_token": {"content": "A"}})");
+  const ModelCard card = InspectModel(folder_.path());
+  EXPECT_THAT(card.problems, IsEmpty());
+  EXPECT_THAT(CardText(card), HasSubstr("end tokens      256, 258\n"));
+  EXPECT_THAT(CardText(card), HasSubstr("not do_sample, temperature"));
+  EXPECT_THAT(CardText(card), HasSubstr("eos_token \"A\", id 65, does not end an answer"));
+  EXPECT_EQ(Json::parse(CardJson(card))["eos_token_ids"], Json({256, 258}));
+  MoeModelOptions options;
+  options.folder = folder_.path();
+  const auto model = MoeModel::Load(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_THAT((*model)->shape().eos_token_ids, ElementsAre(256, 258));
+
+  folder_.Write("generation_config.json", R"({"eos_token_id": 260})");
+  EXPECT_THAT(InspectModel(folder_.path()).problems,
+              ElementsAre(HasSubstr("generation_config.json: eos_token_id must be token ids of the vocabulary")));
+  EXPECT_EQ(MoeModel::Load(options).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(InspectMain, ExitsWithWhetherTheFolderWouldLoad) {
   const auto run = [](std::vector<std::string> arguments) {
     std::vector<char*> argv;
