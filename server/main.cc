@@ -16,6 +16,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "index/base/code_pages.h"
 #include "index/base/status_macros.h"
@@ -29,6 +30,7 @@
 #include "server/metrics/logging.h"
 #include "server/metrics/metrics.h"
 #include "server/model/device.h"
+#include "server/model/generation_config.h"
 #include "server/model/moe_model.h"
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
@@ -130,6 +132,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
   const absl::Time start = absl::Now();
   C3PO_ASSIGN_OR_RETURN(server.model, MoeModel::Load(options));
   const ModelShape& shape = server.model->shape();
+  C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation, GenerationConfig::Read(config.model, shape.vocabulary_size));
   Log(LogLevel::kInfo, "model_loaded", "",
       {{"folder", config.model},
        {"architecture", shape.architecture},
@@ -138,10 +141,12 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
        {"device", shape.device},
        {"parameters", shape.parameters},
        {"digest", shape.digest},
+       {"end_tokens", absl::StrJoin(shape.eos_token_ids, ",")},
+       {"generation_config_left", absl::StrJoin(generation.left, ",")},
        {"seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
   server.text = std::make_unique<PromptText>(
       std::move(tokenizer), ChatFormat::FromTokenizerConfig((folder / "tokenizer_config.json").string()),
-      shape.context_window);
+      shape.context_window, shape.vocabulary_size);
   return absl::OkStatus();
 }
 

@@ -220,12 +220,12 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   const absl::Time start = absl::Now();
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt,
                         parts_.text->Encode(call.input, call.max_tokens_given ? call.sampling.max_tokens : 1));
+  C3PO_ASSIGN_OR_RETURN(const IncrementalDetokenizer detokenizer,
+                        IncrementalDetokenizer::Create(parts_.text->tokenizer(), call.sampling.stop,
+                                                       /*skip_special_tokens=*/true, prompt.tokens));
   std::vector<std::unique_ptr<IncrementalDetokenizer>> detokenizers;
   for (int i = 0; i < call.sampling.n; ++i) {
-    C3PO_ASSIGN_OR_RETURN(
-        IncrementalDetokenizer detokenizer,
-        IncrementalDetokenizer::Create(parts_.text->tokenizer(), call.sampling.stop, /*skip_special_tokens=*/true));
-    detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(std::move(detokenizer)));
+    detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(detokenizer.Clone()));
   }
   CallSummary summary;
   summary.timings.tokenize_seconds = SecondsSince(start);
@@ -264,11 +264,12 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   const absl::Time start = absl::Now();
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(call.input, 1));
+  if (!prompt.spelling.has_value()) prompt.spelling = parts_.text->FindSpelling(prompt.tokens);
   SequenceRequest request = RequestOf(call.context);
   size_t longest = 0;
   CallSummary summary;
   for (size_t i = 0; i < call.continuations.size(); ++i) {
-    auto tokens = parts_.text->EncodeContinuation(prompt.text, prompt.tokens, call.continuations[i]);
+    auto tokens = parts_.text->EncodeContinuation(prompt, call.continuations[i]);
     const std::string field = absl::StrCat(ContinuationsField(call), "[", i, "]");
     C3PO_RETURN_IF_ERROR(InField(absl::StrCat(field, ": "), tokens.status()));
     longest = std::max(longest, tokens->size());
@@ -276,7 +277,7 @@ absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr
     summary.usage.completion_tokens += static_cast<int>(tokens->size());
     request.continuations.push_back(*std::move(tokens));
   }
-  C3PO_RETURN_IF_ERROR(parts_.text->Encode(prompt.tokens, static_cast<int>(longest)).status());
+  C3PO_RETURN_IF_ERROR(parts_.text->CheckLength(FieldOf(call.input), prompt, static_cast<int>(longest)));
   summary.timings.tokenize_seconds = SecondsSince(start);
   summary.usage.prompt_tokens = static_cast<int>(prompt.tokens.size());
   summary.provenance = MakeProvenance(0);

@@ -15,8 +15,58 @@ absl::Status InField(absl::string_view field, const absl::Status& status) {
 
 }  // namespace
 
-PromptText::PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<ChatFormat> chat, int context_window)
-    : tokenizer_(std::move(tokenizer)), chat_(std::move(chat)), context_window_(context_window) {}
+PromptText::PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<ChatFormat> chat, int context_window,
+                       int vocabulary_size)
+    : tokenizer_(std::move(tokenizer)),
+      chat_(std::move(chat)),
+      context_window_(context_window),
+      vocabulary_size_(vocabulary_size) {}
+
+absl::Status PromptText::CheckIds(absl::Span<const int32_t> ids) const {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= 0 && ids[i] < vocabulary_size_) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("[", i, "]: ", ids[i], " is outside the model's vocabulary of ", vocabulary_size_));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int32_t>> PromptText::EncodeSpelling(const Spelling& spelling) const {
+  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer_->Encode(spelling.text, spelling.add_special_tokens));
+  if (const absl::Status status = CheckIds(ids); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("its token ", status.message()));
+  }
+  return ids;
+}
+
+absl::StatusOr<PromptText::Prompt> PromptText::OfTokens(std::vector<int32_t> ids) const {
+  C3PO_RETURN_IF_ERROR(CheckIds(ids));
+  Prompt prompt;
+  prompt.text = tokenizer_->Decode(ids, /*skip_special_tokens=*/true);
+  prompt.tokens = std::move(ids);
+  return prompt;
+}
+
+std::optional<PromptText::Spelling> PromptText::FindSpelling(const std::vector<int32_t>& tokens) const {
+  // Special tokens alone are no text for a continuation to go on with: it is cut as one that starts.
+  const bool no_text = tokenizer_->Decode(tokens, /*skip_special_tokens=*/true).empty();
+  for (const bool skip_special_tokens : {true, false}) {
+    for (const bool add_special_tokens : {true, false}) {
+      Spelling spelling{tokenizer_->Decode(tokens, skip_special_tokens), add_special_tokens};
+      if (!skip_special_tokens && no_text) continue;
+      const auto encoded = tokenizer_->Encode(spelling.text, spelling.add_special_tokens);
+      if (encoded.ok() && *encoded == tokens) return spelling;
+    }
+  }
+  return std::nullopt;
+}
+
+absl::Status PromptText::CheckLength(absl::string_view field, const Prompt& prompt, int tokens_after) const {
+  const auto length = static_cast<int64_t>(prompt.tokens.size());
+  if (length + tokens_after <= context_window_) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, ": has ", length, " tokens and ", tokens_after,
+                                                 " are to follow; the context window holds ", context_window_));
+}
 
 absl::StatusOr<PromptText::Prompt> PromptText::Encode(const PromptInput& input, int tokens_after) const {
   Prompt prompt;
@@ -24,52 +74,51 @@ absl::StatusOr<PromptText::Prompt> PromptText::Encode(const PromptInput& input, 
   if (const auto* text = std::get_if<std::string>(&input)) {
     if (text->empty()) return absl::InvalidArgumentError("prompt: must not be empty");
     prompt.text = *text;
-    auto tokens = tokenizer_->Encode(*text, /*add_special_tokens=*/true);
-    C3PO_RETURN_IF_ERROR(InField(field, tokens.status()));
-    prompt.tokens = *std::move(tokens);
+    prompt.spelling = Spelling{*text, true};
   } else if (const auto* ids = std::get_if<std::vector<int32_t>>(&input)) {
     field = "token_ids";
-    for (size_t i = 0; i < ids->size(); ++i) {
-      if ((*ids)[i] < 0 || (*ids)[i] >= tokenizer_->vocabulary_size()) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "token_ids.ids[", i, "]: ", (*ids)[i], " is outside the vocabulary of ", tokenizer_->vocabulary_size()));
-      }
-    }
-    prompt.tokens = *ids;
-    prompt.text = tokenizer_->Decode(*ids, /*skip_special_tokens=*/true);
+    auto read = OfTokens(*ids);
+    if (!read.ok()) return absl::InvalidArgumentError(absl::StrCat("token_ids.ids", read.status().message()));
+    prompt = *std::move(read);
   } else {
     field = "chat";
     std::vector<ChatTurn> turns;
     for (const ChatMessage& message : std::get<std::vector<ChatMessage>>(input))
       turns.push_back({message.role, message.content});
     C3PO_RETURN_IF_ERROR(chat_.status());
-    C3PO_ASSIGN_OR_RETURN(const std::string rendered, chat_->Render(turns));
+    C3PO_ASSIGN_OR_RETURN(std::string rendered, chat_->Render(turns));
     prompt.text = turns.back().content;  // The question; the frame around it is the same in every prompt.
-    auto tokens = tokenizer_->Encode(rendered, /*add_special_tokens=*/false);
+    prompt.spelling = Spelling{std::move(rendered), false};
+  }
+  if (!std::holds_alternative<std::vector<int32_t>>(input)) {
+    auto tokens = EncodeSpelling(*prompt.spelling);
     C3PO_RETURN_IF_ERROR(InField(field, tokens.status()));
     prompt.tokens = *std::move(tokens);
   }
   if (prompt.tokens.empty()) return absl::InvalidArgumentError(absl::StrCat(field, ": has no tokens"));
-  const auto length = static_cast<int64_t>(prompt.tokens.size());
-  if (length + tokens_after > context_window_) {
-    return absl::InvalidArgumentError(absl::StrCat(field, ": has ", length, " tokens and ", tokens_after,
-                                                   " are to follow; the context window holds ", context_window_));
-  }
+  C3PO_RETURN_IF_ERROR(CheckLength(field, prompt, tokens_after));
   return prompt;
 }
 
-absl::StatusOr<std::vector<int32_t>> PromptText::EncodeContinuation(const std::string& prompt,
-                                                                    const std::vector<int32_t>& prompt_tokens,
+absl::StatusOr<std::vector<int32_t>> PromptText::EncodeContinuation(const Prompt& prompt,
                                                                     const std::string& continuation) const {
-  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> whole, tokenizer_->Encode(absl::StrCat(prompt, continuation), true));
-  const bool prompt_kept =
-      whole.size() > prompt_tokens.size() && std::equal(prompt_tokens.begin(), prompt_tokens.end(), whole.begin());
-  if (prompt_kept) {
-    whole.erase(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(prompt_tokens.size()));
-    return whole;
+  if (prompt.spelling.has_value()) {
+    C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> whole, EncodeSpelling({absl::StrCat(prompt.spelling->text, continuation),
+                                                                      prompt.spelling->add_special_tokens}));
+    const bool prompt_kept =
+        whole.size() > prompt.tokens.size() && std::equal(prompt.tokens.begin(), prompt.tokens.end(), whole.begin());
+    if (prompt_kept) {
+      whole.erase(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(prompt.tokens.size()));
+      return whole;
+    }
   }
-  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> alone, tokenizer_->Encode(continuation, false));
+  // A prompt of special tokens alone has no text: the continuation starts it.
+  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> alone, prompt.text.empty() ? tokenizer_->Encode(continuation, false)
+                                                                        : tokenizer_->EncodeContinuing(continuation));
   if (alone.empty()) return absl::InvalidArgumentError("has no tokens");
+  if (const absl::Status status = CheckIds(alone); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("its token ", status.message()));
+  }
   return alone;
 }
 
@@ -77,14 +126,16 @@ absl::StatusOr<NeighborCase> PromptText::NeighborTokens(const ReferenceRecord& r
   const ReferenceSample& sample = record.sample;
   NeighborCase neighbor;
   neighbor.reference_id = record.id;
-  C3PO_ASSIGN_OR_RETURN(neighbor.prompt, tokenizer_->Encode(sample.prompt, true));
+  Prompt prompt{sample.prompt, {}, Spelling{sample.prompt, true}};
+  C3PO_ASSIGN_OR_RETURN(prompt.tokens, EncodeSpelling(*prompt.spelling));
   const std::vector<std::string> answer_alone = {sample.answer};
   const std::vector<std::string>& texts = with_choices && !sample.choices.empty() ? sample.choices : answer_alone;
   for (size_t i = 0; i < texts.size(); ++i) {
-    C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, EncodeContinuation(sample.prompt, neighbor.prompt, texts[i]));
+    C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, EncodeContinuation(prompt, texts[i]));
     neighbor.continuations.push_back(std::move(tokens));
     if (texts[i] == sample.answer) neighbor.gold = static_cast<int>(i);
   }
+  neighbor.prompt = std::move(prompt.tokens);
   return neighbor;
 }
 

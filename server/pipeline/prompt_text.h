@@ -1,12 +1,14 @@
 #ifndef C3PO_SERVER_PIPELINE_PROMPT_TEXT_H_
 #define C3PO_SERVER_PIPELINE_PROMPT_TEXT_H_
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "index/types/reference_record.h"
 #include "server/pipeline/generation_types.h"
 #include "server/text/chat_format.h"
@@ -19,32 +21,55 @@ namespace c3po {
 class PromptText {
  public:
   // `chat`: the model's chat format, or why it has none (FailedPrecondition for requests that need it).
-  PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<ChatFormat> chat, int context_window);
+  // `vocabulary_size` is the model's. It may be larger than the tokenizer's, whose table is often padded; the ids in
+  // between are the model's all the same, and decode to nothing.
+  PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<ChatFormat> chat, int context_window,
+             int vocabulary_size);
 
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
+  // Ids below are known to the model or to its tokenizer. Those that only the model has decode to nothing.
+  int ids_end() const { return std::max(vocabulary_size_, tokenizer_->vocabulary_size()); }
   bool has_chat() const { return chat_.ok(); }
 
-  struct Prompt {
-    std::string text;  // what is embedded; empty for token ids that came without text
-    std::vector<int32_t> tokens;
+  // A text that the tokenizer cuts into given tokens.
+  struct Spelling {
+    std::string text;
+    bool add_special_tokens;
   };
-  // InvalidArgument names the field: prompt, token_ids, chat.messages[...]: empty, not UTF-8, outside the vocabulary,
-  // or with `tokens_after` more (at least 1) beyond the context window.
+  struct Prompt {
+    std::string text;  // what is embedded
+    std::vector<int32_t> tokens;
+    std::optional<Spelling> spelling;  // not of token ids, where FindSpelling has to look for it
+  };
+  // InvalidArgument names the field: prompt, token_ids, chat.messages[...]: empty, not UTF-8, outside the model's
+  // vocabulary, or with `tokens_after` more (at least 1) beyond the context window.
   absl::StatusOr<Prompt> Encode(const PromptInput& input, int tokens_after) const;
 
-  // The tokens of `continuation` after `prompt`: encoded together, so that a word across the seam is cut as the model
-  // knows it; where the prompt's own tokens change by that, encoded apart. InvalidArgument: not UTF-8, or no tokens.
-  absl::StatusOr<std::vector<int32_t>> EncodeContinuation(const std::string& prompt,
-                                                          const std::vector<int32_t>& prompt_tokens,
-                                                          const std::string& continuation) const;
+  // The tokens of `continuation` after `prompt`, such that the text of prompt and tokens is that of the prompt and
+  // `continuation`. They are encoded together, so that a word across the seam is cut as the model knows it. Where that
+  // changes the prompt's own tokens, `continuation` is encoded as the middle of a text. InvalidArgument: not UTF-8, or
+  // no tokens.
+  absl::StatusOr<std::vector<int32_t>> EncodeContinuation(const Prompt& prompt, const std::string& continuation) const;
+
+  // The prompt of token ids. InvalidArgument: ids outside the model's vocabulary, as "[3]: ...".
+  absl::StatusOr<Prompt> OfTokens(std::vector<int32_t> ids) const;
+  // A text of these token ids. nullopt: they have none, as a context that lost its beginning in mid-word.
+  std::optional<Spelling> FindSpelling(const std::vector<int32_t>& tokens) const;
+
+  // InvalidArgument names `field`: the prompt and `tokens_after` more do not fit the context window.
+  absl::Status CheckLength(absl::string_view field, const Prompt& prompt, int tokens_after) const;
 
   // A reference as the objective wants it: its answer alone, or all its choices with the answer marked.
   absl::StatusOr<NeighborCase> NeighborTokens(const ReferenceRecord& record, bool with_choices) const;
 
  private:
+  absl::Status CheckIds(absl::Span<const int32_t> ids) const;
+  absl::StatusOr<std::vector<int32_t>> EncodeSpelling(const Spelling& spelling) const;
+
   const std::shared_ptr<const Tokenizer> tokenizer_;
   const absl::StatusOr<ChatFormat> chat_;
   const int context_window_;
+  const int vocabulary_size_;
 };
 
 }  // namespace c3po

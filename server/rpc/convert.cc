@@ -128,7 +128,7 @@ void LayersToProto(const Pathway& pathway, const std::vector<int>& layers,
 v1::TokenLogprob LogprobToProto(int32_t token, float logprob, const Tokenizer& tokenizer) {
   v1::TokenLogprob proto;
   proto.set_token_id(static_cast<uint32_t>(token));
-  proto.set_text(tokenizer.Decode({token}, /*skip_special_tokens=*/false));
+  proto.set_text(tokenizer.TokenText(token));
   proto.set_logprob(logprob);
   return proto;
 }

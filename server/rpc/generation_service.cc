@@ -187,11 +187,11 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
 
 // For calls that are over before they return: what `work` returns, unless the call is not let in.
 grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
-                                    absl::FunctionRef<absl::Status(const Tokenizer&)> work) {
+                                    absl::FunctionRef<absl::Status(const PromptText&)> work) {
   CallState call(context, parts, rpc);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const absl::Status entry = call.entry();
-  reactor->Finish(call.End(entry.ok() ? work(*parts.pipeline_parts.text->tokenizer()) : entry));
+  reactor->Finish(call.End(entry.ok() ? work(*parts.pipeline_parts.text) : entry));
   return reactor;
 }
 
@@ -209,15 +209,15 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
-  const auto tokenize = [&](const Tokenizer& tokenizer) -> absl::Status {
+  const auto tokenize = [&](const PromptText& text) -> absl::Status {
     C3PO_ASSIGN_OR_RETURN(const v1::TokenizeRequest request, ParseRequest<v1::TokenizeRequest>(*bytes));
     const bool special = request.has_add_special_tokens() ? request.add_special_tokens() : true;
-    const auto ids = tokenizer.Encode(request.text(), special);
+    const auto ids = text.tokenizer()->Encode(request.text(), special);
     if (!ids.ok()) return absl::Status(ids.status().code(), absl::StrCat("text: ", ids.status().message()));
     v1::TokenizeResponse message;
     for (int32_t id : *ids) {
       message.add_ids(static_cast<uint32_t>(id));
-      message.add_pieces(std::string(tokenizer.Piece(id)));
+      message.add_pieces(std::string(text.tokenizer()->Piece(id)));
     }
     if (message.ByteSizeLong() > kAnswerBytesMax) message.clear_pieces();
     *response = ToBytes(message);
@@ -229,17 +229,17 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
                                                         const v1::DetokenizeRequest* request,
                                                         v1::DetokenizeResponse* response) {
-  const auto detokenize = [&](const Tokenizer& tokenizer) -> absl::Status {
+  const auto detokenize = [&](const PromptText& text) -> absl::Status {
     std::vector<int32_t> ids;
     for (int i = 0; i < request->ids_size(); ++i) {
-      if (request->ids(i) >= static_cast<uint32_t>(tokenizer.vocabulary_size())) {
-        return absl::InvalidArgumentError(absl::StrCat("ids[", i, "]: ", request->ids(i),
-                                                       " is outside the vocabulary of ", tokenizer.vocabulary_size()));
+      if (request->ids(i) >= static_cast<uint32_t>(text.ids_end())) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("ids[", i, "]: ", request->ids(i), " is outside the vocabulary of ", text.ids_end()));
       }
       ids.push_back(static_cast<int32_t>(request->ids(i)));
     }
     const bool skip_special_tokens = request->has_skip_special_tokens() ? request->skip_special_tokens() : true;
-    response->set_text(tokenizer.Decode(ids, skip_special_tokens));
+    response->set_text(text.tokenizer()->Decode(ids, skip_special_tokens));
     return absl::OkStatus();
   };
   return FinishNow(context, parts_, Metrics::Rpc::kDetokenize, detokenize);

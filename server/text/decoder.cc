@@ -22,6 +22,8 @@ class Decoder::Filter {
   virtual ~Filter() = default;
   virtual void Push(std::string piece, std::vector<std::string>* out) = 0;
   virtual void Finish(std::vector<std::string>*) {}
+  // Another one in the same state.
+  virtual std::unique_ptr<Filter> Clone() const = 0;
 };
 
 class Decoder::Stage {
@@ -51,6 +53,7 @@ class PieceWiseStage : public Decoder::Stage, public std::enable_shared_from_thi
     class PieceWise final : public Decoder::Filter {
      public:
       explicit PieceWise(std::shared_ptr<const PieceWiseStage> stage) : stage_(std::move(stage)) {}
+      std::unique_ptr<Decoder::Filter> Clone() const override { return std::make_unique<PieceWise>(*this); }
       void Push(std::string piece, Pieces* out) override {
         out->push_back(stage_->Convert(std::move(piece), first_));
         first_ = false;
@@ -145,6 +148,7 @@ class StripWhole final : public Decoder::Stage {
       WholeText(std::string content, int64_t start, int64_t stop)
           : content_(std::move(content)), start_left_(start), stop_(stop) {}
 
+      std::unique_ptr<Decoder::Filter> Clone() const override { return std::make_unique<WholeText>(*this); }
       void Push(std::string fragment, Pieces* out) override {
         absl::string_view rest = fragment;
         while (start_left_ > 0 && absl::ConsumePrefix(&rest, content_)) --start_left_;
@@ -198,6 +202,7 @@ class ByteFallback final : public Decoder::Stage {
   std::unique_ptr<Decoder::Filter> Start() const override {
     class Run final : public Decoder::Filter {
      public:
+      std::unique_ptr<Decoder::Filter> Clone() const override { return std::make_unique<Run>(*this); }
       void Push(std::string piece, Pieces* out) override {
         if (const std::optional<char> byte = ByteOf(piece); byte.has_value()) {
           bytes_.push_back(*byte);
@@ -232,6 +237,7 @@ class ByteLevel final : public Decoder::Stage {
   std::unique_ptr<Decoder::Filter> Start() const override {
     class Bytes final : public Decoder::Filter {
      public:
+      std::unique_ptr<Decoder::Filter> Clone() const override { return std::make_unique<Bytes>(*this); }
       void Push(std::string piece, Pieces* out) override {
         held_.append(AlphabetToBytes(piece));
         std::string text;
@@ -330,6 +336,13 @@ Decoder::Stream::Stream() = default;
 Decoder::Stream::~Stream() = default;
 Decoder::Stream::Stream(Stream&&) = default;
 Decoder::Stream& Decoder::Stream::operator=(Stream&&) = default;
+
+Decoder::Stream Decoder::Stream::Clone() const {
+  Stream copy;
+  copy.filters_.reserve(filters_.size());
+  for (const auto& filter : filters_) copy.filters_.push_back(filter->Clone());
+  return copy;
+}
 
 std::string Decoder::Stream::Append(absl::string_view piece) {
   Pieces pieces = {std::string(piece)};

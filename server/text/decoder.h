@@ -33,6 +33,8 @@ class Decoder {
     std::string Append(absl::string_view piece);
     // The rest. Append must not be called after it.
     std::string Finish();
+    // Another decoding in the same state.
+    Stream Clone() const;
 
    private:
     friend class Decoder;

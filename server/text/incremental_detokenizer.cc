@@ -11,19 +11,27 @@ namespace c3po {
 
 absl::StatusOr<IncrementalDetokenizer> IncrementalDetokenizer::Create(std::shared_ptr<const Tokenizer> tokenizer,
                                                                       std::vector<std::string> stop,
-                                                                      bool skip_special_tokens) {
+                                                                      bool skip_special_tokens,
+                                                                      absl::Span<const int32_t> prompt) {
   for (size_t i = 0; i < stop.size(); ++i) {
     if (stop[i].empty()) return absl::InvalidArgumentError(absl::StrCat("stop[", i, "]: is empty"));
     if (!IsValidUtf8(stop[i])) return absl::InvalidArgumentError(absl::StrCat("stop[", i, "]: is not valid UTF-8"));
   }
-  return IncrementalDetokenizer(std::move(tokenizer), std::move(stop), skip_special_tokens);
+  Tokenizer::Stream stream = tokenizer->StartDecodingAfter(prompt, skip_special_tokens);
+  return IncrementalDetokenizer(std::move(tokenizer), std::move(stop), std::move(stream));
+}
+
+IncrementalDetokenizer IncrementalDetokenizer::Clone() const {
+  IncrementalDetokenizer copy(tokenizer_, stop_, stream_.Clone());
+  copy.pending_ = pending_;
+  copy.stop_index_ = stop_index_;
+  copy.flushed_ = flushed_;
+  return copy;
 }
 
 IncrementalDetokenizer::IncrementalDetokenizer(std::shared_ptr<const Tokenizer> tokenizer,
-                                               std::vector<std::string> stop, bool skip_special_tokens)
-    : tokenizer_(std::move(tokenizer)),
-      stream_(tokenizer_->StartDecoding(skip_special_tokens)),
-      stop_(std::move(stop)) {}
+                                               std::vector<std::string> stop, Tokenizer::Stream stream)
+    : tokenizer_(std::move(tokenizer)), stream_(std::move(stream)), stop_(std::move(stop)) {}
 
 std::string IncrementalDetokenizer::Append(absl::Span<const int32_t> ids) {
   if (flushed_ || stopped()) return "";

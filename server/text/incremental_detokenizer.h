@@ -13,16 +13,19 @@
 
 namespace c3po {
 
-// Turns a growing sequence of token ids into text that may be sent at once: what Append and Flush return, concatenated,
-// is Tokenizer::Decode of all ids, cut where a stop string begins, however the ids are divided among the calls. Never
-// returns part of a character, nor a text whose end could still turn out to start a stop string.
-// The stop string that is complete first counts (the earliest to begin, when several are complete at the same byte); it
-// is not part of the text. One thread at a time.
+// Turns a growing sequence of token ids after a prompt into text that may be sent at once. What Append and Flush
+// return, concatenated, is Tokenizer::Decode of prompt and ids less that of the prompt, cut where a stop string begins,
+// however the ids are divided among the calls. Never returns part of a character, nor a text whose end could still turn
+// out to start a stop string. The stop string that is complete first counts (the earliest to begin, when several are
+// complete at the same byte); it is not part of the text. One thread at a time.
 class IncrementalDetokenizer {
  public:
-  // InvalidArgument: a stop string that is empty or not UTF-8, naming its place, "stop[2]".
+  // InvalidArgument: a stop string that is empty or not UTF-8, naming its place, "stop[2]". O(prompt).
   static absl::StatusOr<IncrementalDetokenizer> Create(std::shared_ptr<const Tokenizer> tokenizer,
-                                                       std::vector<std::string> stop, bool skip_special_tokens);
+                                                       std::vector<std::string> stop, bool skip_special_tokens,
+                                                       absl::Span<const int32_t> prompt = {});
+  // Another one in the same state, for a further answer to the same prompt.
+  IncrementalDetokenizer Clone() const;
 
   // The text now safe to send. Empty once stopped: later ids are ignored.
   std::string Append(absl::Span<const int32_t> ids);
@@ -36,7 +39,7 @@ class IncrementalDetokenizer {
 
  private:
   IncrementalDetokenizer(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stop,
-                         bool skip_special_tokens);
+                         Tokenizer::Stream stream);
 
   void CutAtStop();
   size_t HeldLength() const;

@@ -28,7 +28,36 @@ absl::StatusOr<std::vector<int32_t>> SpecialTokenIds(const JsonField& item, cons
 
 }  // namespace
 
-absl::Status PostProcessor::Append(const JsonField& json, int depth, std::vector<Template>* templates) {
+absl::StatusOr<PostProcessor::Template> PostProcessor::ReadTemplate(const JsonField& json, size_t parts) {
+  C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "single", "pair", "special_tokens"}));
+  if (parts > 2) return json.Error(absl::StrCat("follows a template of ", parts, " items, which is not supported"));
+  C3PO_ASSIGN_OR_RETURN(const JsonField items, json.Member(parts == 1 ? "single" : "pair"));
+  C3PO_ASSIGN_OR_RETURN(const JsonField special_tokens, json.Member("special_tokens"));
+  Template read;
+  std::vector<int> uses(parts);
+  C3PO_RETURN_IF_ERROR(items.ForEachElement([&](size_t, const JsonField& item) -> absl::Status {
+    Item& next = read.emplace_back();
+    if (const auto special = item.Find("SpecialToken"); special.has_value()) {
+      C3PO_ASSIGN_OR_RETURN(next.ids, SpecialTokenIds(*special, special_tokens));
+      return absl::OkStatus();
+    }
+    C3PO_ASSIGN_OR_RETURN(const JsonField sequence, item.Member("Sequence"));
+    const absl::StatusOr<std::string> name = sequence.StringMember("id");
+    if (!name.ok()) return name.status();
+    const size_t part = *name == "A" ? 0 : *name == "B" ? 1 : 2;
+    if (part >= parts) return sequence.Error(absl::StrCat("id \"", *name, "\" in a template for ", parts));
+    next.part = static_cast<int>(part);
+    ++uses[part];
+    return absl::OkStatus();
+  }));
+  for (size_t part = 0; part < parts; ++part) {
+    if (uses[part] == 1) continue;
+    return items.Error(absl::StrCat("has sequence ", part == 0 ? "A " : "B ", uses[part], " times, expected once"));
+  }
+  return read;
+}
+
+absl::Status PostProcessor::Append(const JsonField& json, int depth, size_t* parts, std::vector<Template>* templates) {
   C3PO_ASSIGN_OR_RETURN(const std::string type, json.StringMember("type"));
   if (type == "ByteLevel") return json.ExpectOnly({"type", "add_prefix_space", "trim_offsets", "use_regex"});
   if (type == "Sequence") {
@@ -36,61 +65,39 @@ absl::Status PostProcessor::Append(const JsonField& json, int depth, std::vector
     C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "processors"}));
     C3PO_ASSIGN_OR_RETURN(const JsonField members, json.Member("processors"));
     return members.ForEachElement(
-        [&](size_t, const JsonField& member) { return Append(member, depth + 1, templates); });
+        [&](size_t, const JsonField& member) { return Append(member, depth + 1, parts, templates); });
   }
   if (type != "TemplateProcessing") return json.Error(absl::StrCat("type \"", type, "\" is not supported"));
-  C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "single", "pair", "special_tokens"}));
-  C3PO_ASSIGN_OR_RETURN(const JsonField single, json.Member("single"));
-  C3PO_ASSIGN_OR_RETURN(const JsonField special_tokens, json.Member("special_tokens"));
-  Template items;
-  int sequences = 0;
-  C3PO_RETURN_IF_ERROR(single.ForEachElement([&](size_t, const JsonField& item) -> absl::Status {
-    if (const auto special = item.Find("SpecialToken"); special.has_value()) {
-      C3PO_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, SpecialTokenIds(*special, special_tokens));
-      items.insert(items.end(), ids.begin(), ids.end());
-      return absl::OkStatus();
-    }
-    C3PO_ASSIGN_OR_RETURN(const JsonField sequence, item.Member("Sequence"));
-    C3PO_ASSIGN_OR_RETURN(const std::string name, sequence.StringMember("id"));
-    if (name != "A") return sequence.Error(absl::StrCat("id \"", name, "\" in a template for one sequence"));
-    items.push_back(std::nullopt);
-    ++sequences;
-    return absl::OkStatus();
-  }));
-  if (sequences != 1) return single.Error(absl::StrCat("has the sequence ", sequences, " times, expected once"));
-  templates->push_back(std::move(items));
+  C3PO_ASSIGN_OR_RETURN(Template read, ReadTemplate(json, *parts));
+  *parts = read.size();
+  templates->push_back(std::move(read));
   return absl::OkStatus();
 }
 
 absl::StatusOr<PostProcessor> PostProcessor::FromJson(const std::optional<JsonField>& json) {
   PostProcessor post_processor;
-  if (json.has_value()) C3PO_RETURN_IF_ERROR(Append(*json, 0, &post_processor.templates_));
+  size_t parts = 1;
+  if (json.has_value()) C3PO_RETURN_IF_ERROR(Append(*json, 0, &parts, &post_processor.templates_));
   return post_processor;
 }
 
 PostProcessor PostProcessor::Around(const std::vector<int32_t>& before, const std::vector<int32_t>& after) {
-  Template items(before.begin(), before.end());
-  items.push_back(std::nullopt);
-  items.insert(items.end(), after.begin(), after.end());
   PostProcessor post_processor;
-  post_processor.templates_.push_back(std::move(items));
+  post_processor.templates_.push_back({{std::nullopt, before}, {0, {}}, {std::nullopt, after}});
   return post_processor;
 }
 
 std::vector<int32_t> PostProcessor::AddSpecialTokens(std::vector<int32_t> ids) const {
+  std::vector<std::vector<int32_t>> parts = {std::move(ids)};
   for (const Template& items : templates_) {
-    std::vector<int32_t> extended;
-    extended.reserve(ids.size() + items.size());
-    for (const std::optional<int32_t>& item : items) {
-      if (item.has_value()) {
-        extended.push_back(*item);
-      } else {
-        extended.insert(extended.end(), ids.begin(), ids.end());
-      }
-    }
-    ids = std::move(extended);
+    std::vector<std::vector<int32_t>> next;
+    next.reserve(items.size());
+    for (const Item& item : items) next.push_back(item.part.has_value() ? parts[*item.part] : item.ids);
+    parts = std::move(next);
   }
-  return ids;
+  std::vector<int32_t> whole;
+  for (const std::vector<int32_t>& part : parts) whole.insert(whole.end(), part.begin(), part.end());
+  return whole;
 }
 
 }  // namespace c3po

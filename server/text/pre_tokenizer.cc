@@ -90,8 +90,9 @@ std::vector<TextRange> ApplyBehavior(std::vector<Stretch> stretches, DelimiterBe
 
 void AppendParts(const TextSegment& segment, const std::vector<TextRange>& ranges, std::vector<TextSegment>* parts) {
   for (const TextRange& range : ranges) {
-    parts->push_back(
-        {segment.text.substr(range.begin, range.end - range.begin), segment.starts_input && range.begin == 0});
+    const bool first = range.begin == 0;
+    parts->push_back({segment.text.substr(range.begin, range.end - range.begin), segment.starts_input && first,
+                      segment.continues && first});
   }
 }
 
@@ -136,7 +137,7 @@ class ByteLevel final : public PreTokenizer::Step {
       R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
   absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
-    if (add_prefix_space_ && segment.text.front() != ' ') segment.text.insert(0, 1, ' ');
+    if (add_prefix_space_ && !segment.continues && segment.text.front() != ' ') segment.text.insert(0, 1, ' ');
     const size_t first_new = parts->size();
     if (pattern_.has_value()) {
       C3PO_ASSIGN_OR_RETURN(const std::vector<TextRange> words, pattern_->FindAll(segment.text));
@@ -178,7 +179,7 @@ class Metaspace final : public PreTokenizer::Step {
     for (const char c : segment.text) c == ' ' ? marked.append(options_.mark) : marked.append(1, c);
     const bool prepend = options_.prepend == MetaspaceOptions::Prepend::kAlways ||
                          (options_.prepend == MetaspaceOptions::Prepend::kFirst && segment.starts_input);
-    if (prepend && !absl::StartsWith(marked, options_.mark)) marked.insert(0, options_.mark);
+    if (prepend && !segment.continues && !absl::StartsWith(marked, options_.mark)) marked.insert(0, options_.mark);
     segment.text = std::move(marked);
     if (!options_.split) {
       parts->push_back(std::move(segment));

@@ -15,7 +15,8 @@ namespace c3po {
 // A stretch of normalized text on its way to becoming words.
 struct TextSegment {
   std::string text;
-  bool starts_input;  // It begins where the whole input begins: Metaspace's prepend_scheme "first" asks.
+  bool starts_input;       // It begins where the whole input begins: Metaspace's prepend_scheme "first" asks.
+  bool continues = false;  // It goes on in the middle of a text, so that no step puts anything before it.
 };
 
 // The second stage: cuts text into the words that the model tokenizes one by one. Implements ByteLevel, Digits, Split,

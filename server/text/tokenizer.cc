@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <system_error>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -16,6 +15,7 @@
 #include "server/text/post_processor.h"
 #include "server/text/pre_tokenizer.h"
 #include "server/text/token_model.h"
+#include "server/text/tokenizer_class.h"
 #include "server/text/utf8.h"
 
 namespace c3po {
@@ -37,7 +37,8 @@ struct Tokenizer::Impl {
   absl::flat_hash_map<std::string, int32_t> added_ids;
 
   void FillEntries();
-  absl::Status EncodeNormalized(std::string text, bool starts_input, std::vector<int32_t>* ids) const;
+  // `text` is a part between added tokens; starts_input and continues are those of TextSegment.
+  absl::Status EncodeNormalized(std::string text, bool starts_input, bool continues, std::vector<int32_t>* ids) const;
   std::optional<int32_t> IdOf(absl::string_view piece) const {
     const auto added = added_ids.find(piece);
     return added != added_ids.end() ? added->second : model->vocabulary().Find(piece);
@@ -51,6 +52,17 @@ struct Tokenizer::Stream::State {
   const Tokenizer::Impl* tokenizer;
   Decoder::Stream decoding;
   bool skip_special_tokens;
+  std::string shown;  // Of the context's text, what the decoding has not given out yet: it is not to be given again.
+
+  // `text` without what has been shown. Where the two part, an unfinished character has become another.
+  std::string Unseen(std::string text) {
+    const auto [differs, shown_differs] = std::mismatch(text.begin(), text.end(), shown.begin(), shown.end());
+    size_t length = static_cast<size_t>(differs - text.begin());
+    const bool parts = differs != text.end() && shown_differs != shown.end();
+    while (parts && length > 0 && (static_cast<uint8_t>(text[length]) & 0xC0) == 0x80) --length;
+    shown.erase(0, parts ? shown.size() : length);
+    return text.substr(length);
+  }
 };
 
 void Tokenizer::Impl::FillEntries() {
@@ -72,16 +84,18 @@ void Tokenizer::Impl::FillEntries() {
   }
 }
 
-absl::Status Tokenizer::Impl::EncodeNormalized(std::string text, bool starts_input, std::vector<int32_t>* ids) const {
-  C3PO_RETURN_IF_ERROR(normalizer.Normalize(&text));
+absl::Status Tokenizer::Impl::EncodeNormalized(std::string text, bool starts_input, bool continues,
+                                               std::vector<int32_t>* ids) const {
+  C3PO_RETURN_IF_ERROR(normalizer.Normalize(&text, continues));
   for (const AddedTokens::Part& part : added_tokens.Split(text, /*normalized=*/true)) {
     if (part.token != nullptr) {
       ids->push_back(part.token->id);
       continue;
     }
-    C3PO_ASSIGN_OR_RETURN(
-        const std::vector<TextSegment> words,
-        pre_tokenizer.Split({text.substr(part.begin, part.end - part.begin), starts_input && part.begin == 0}));
+    const bool first = part.begin == 0;
+    C3PO_ASSIGN_OR_RETURN(const std::vector<TextSegment> words,
+                          pre_tokenizer.Split({text.substr(part.begin, part.end - part.begin), starts_input && first,
+                                               continues && first}));
     for (const TextSegment& word : words) model->Tokenize(word.text, ids);
   }
   return absl::OkStatus();
@@ -98,38 +112,20 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::stri
 absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::LoadFolder(const std::string& folder) {
   const std::filesystem::path path(folder);
   C3PO_ASSIGN_OR_RETURN(std::unique_ptr<Impl> impl, ReadImpl((path / "tokenizer.json").string()));
-  const std::filesystem::path config = path / "tokenizer_config.json";
-  std::error_code ignored;
-  if (std::filesystem::exists(config, ignored)) C3PO_RETURN_IF_ERROR(ApplyConfig(config.string(), impl.get()));
+  C3PO_ASSIGN_OR_RETURN(const std::optional<SurroundingTokens> tokens, ReadSurroundingTokens(folder));
+  if (tokens.has_value()) {
+    const auto ids_of = [&](const std::optional<std::string>& piece) -> absl::StatusOr<std::vector<int32_t>> {
+      if (!piece.has_value()) return std::vector<int32_t>();
+      const std::optional<int32_t> id = impl->IdOf(*piece);
+      if (id.has_value()) return std::vector<int32_t>{*id};
+      return absl::InvalidArgumentError(absl::StrCat((path / "tokenizer_config.json").string(), ": the token \"",
+                                                     *piece, "\" to put around texts is not in the vocabulary"));
+    };
+    C3PO_ASSIGN_OR_RETURN(const std::vector<int32_t> before, ids_of(tokens->before));
+    C3PO_ASSIGN_OR_RETURN(const std::vector<int32_t> after, ids_of(tokens->after));
+    impl->post_processor = PostProcessor::Around(before, after);
+  }
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
-}
-
-absl::Status Tokenizer::ApplyConfig(const std::string& config_path, Impl* impl) {
-  C3PO_ASSIGN_OR_RETURN(const JsonField config, JsonField::ReadFile(config_path));
-  C3PO_ASSIGN_OR_RETURN(const std::string tokenizer_class, config.StringMember("tokenizer_class", ""));
-  const bool llama = tokenizer_class == "LlamaTokenizer" || tokenizer_class == "LlamaTokenizerFast";
-  C3PO_ASSIGN_OR_RETURN(const bool add_bos, config.BoolMember("add_bos_token", llama));
-  C3PO_ASSIGN_OR_RETURN(const bool add_eos, config.BoolMember("add_eos_token", false));
-  if (!llama && !add_bos) return absl::OkStatus();
-  const auto ids_of = [&](absl::string_view key) -> absl::StatusOr<std::vector<int32_t>> {
-    const std::optional<JsonField> token = config.Find(key);
-    if (!token.has_value()) return config.Error(absl::StrCat("add_", key, " is set, but there is no ", key));
-    C3PO_ASSIGN_OR_RETURN(const std::string piece,
-                          token->is_object() ? token->StringMember("content") : token->AsString());
-    const std::optional<int32_t> id = impl->IdOf(piece);
-    if (!id.has_value()) return token->Error(absl::StrCat("\"", piece, "\" is not in the vocabulary"));
-    return std::vector<int32_t>{*id};
-  };
-  std::vector<int32_t> before;
-  std::vector<int32_t> after;
-  if (add_bos) {
-    C3PO_ASSIGN_OR_RETURN(before, ids_of("bos_token"));
-  }
-  if (add_eos) {
-    C3PO_ASSIGN_OR_RETURN(after, ids_of("eos_token"));
-  }
-  impl->post_processor = PostProcessor::Around(before, after);
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer::Impl>> Tokenizer::ReadImpl(const std::string& tokenizer_json_path) {
@@ -158,6 +154,15 @@ absl::StatusOr<std::unique_ptr<Tokenizer::Impl>> Tokenizer::ReadImpl(const std::
 }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view utf8, bool add_special_tokens) const {
+  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodeFrom(Start::kNothing, utf8));
+  return add_special_tokens ? impl_->post_processor.AddSpecialTokens(std::move(ids)) : std::move(ids);
+}
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeContinuing(absl::string_view utf8) const {
+  return EncodeFrom(Start::kOtherText, utf8);
+}
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeFrom(Start start, absl::string_view utf8) const {
   for (size_t position = 0; position < utf8.size();) {
     const Utf8Step step = ScanUtf8(utf8, position);
     if (step.kind != Utf8Step::Kind::kCharacter) {
@@ -172,9 +177,10 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view utf8, b
       continue;
     }
     C3PO_RETURN_IF_ERROR(impl_->EncodeNormalized(std::string(utf8.substr(part.begin, part.end - part.begin)),
-                                                 /*starts_input=*/part.begin == 0, &ids));
+                                                 part.begin == 0 && start == Start::kNothing,
+                                                 part.begin == 0 && start == Start::kOtherText, &ids));
   }
-  return add_special_tokens ? impl_->post_processor.AddSpecialTokens(std::move(ids)) : std::move(ids);
+  return ids;
 }
 
 std::string Tokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special_tokens) const {
@@ -187,7 +193,26 @@ std::string Tokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special_t
 
 Tokenizer::Stream Tokenizer::StartDecoding(bool skip_special_tokens) const {
   return Stream(
-      std::unique_ptr<Stream::State>(new Stream::State{impl_.get(), impl_->decoder.Start(), skip_special_tokens}));
+      std::unique_ptr<Stream::State>(new Stream::State{impl_.get(), impl_->decoder.Start(), skip_special_tokens, ""}));
+}
+
+Tokenizer::Stream Tokenizer::StartDecodingAfter(absl::Span<const int32_t> context, bool skip_special_tokens) const {
+  Stream stream = StartDecoding(skip_special_tokens);
+  for (const int32_t id : context) stream.Append(id);
+  stream.state_->shown = stream.Clone().Finish();
+  return stream;
+}
+
+std::string Tokenizer::TokenText(int32_t id) const {
+  const std::string bytes = TokenBytes(id);
+  std::string text;
+  for (size_t position = 0; position < bytes.size();) {
+    const Utf8Step step = ScanUtf8(bytes, position);
+    const bool whole = step.kind == Utf8Step::Kind::kCharacter;
+    absl::StrAppend(&text, whole ? absl::string_view(bytes).substr(position, step.length) : kReplacementCharacter);
+    position += step.length;
+  }
+  return text;
 }
 
 std::string Tokenizer::TokenBytes(int32_t id) const {
@@ -217,9 +242,14 @@ Tokenizer::Stream& Tokenizer::Stream::operator=(Stream&&) = default;
 std::string Tokenizer::Stream::Append(int32_t id) {
   const Impl::Entry* entry = state_->tokenizer->Find(id);
   if (entry == nullptr || (state_->skip_special_tokens && entry->is_special)) return "";
-  return state_->decoding.Append(entry->decoded_piece);
+  return state_->Unseen(state_->decoding.Append(entry->decoded_piece));
 }
 
-std::string Tokenizer::Stream::Finish() { return state_->decoding.Finish(); }
+std::string Tokenizer::Stream::Finish() { return state_->Unseen(state_->decoding.Finish()); }
+
+Tokenizer::Stream Tokenizer::Stream::Clone() const {
+  return Stream(std::unique_ptr<State>(
+      new State{state_->tokenizer, state_->decoding.Clone(), state_->skip_special_tokens, state_->shown}));
+}
 
 }  // namespace c3po

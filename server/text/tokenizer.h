@@ -34,6 +34,8 @@ class Tokenizer {
     std::string Append(int32_t id);
     // What was still held back. Append must not be called after it.
     std::string Finish();
+    // Another decoding in the same state.
+    Stream Clone() const;
 
    private:
     friend class Tokenizer;
@@ -46,10 +48,9 @@ class Tokenizer {
   // unknown pieces, a stage or option that is not implemented, naming file and field.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::string& tokenizer_json_path);
 
-  // From a model folder's tokenizer.json and, where there is one, its tokenizer_config.json, of which transformers lets
-  // two fields overrule the post_processor: add_bos_token and add_eos_token, when tokenizer_class is LlamaTokenizer
-  // (which DeepSeek's and Mixtral's folders name, and where a missing add_bos_token means true), or add_bos_token is
-  // true. Errors as Load; InvalidArgument also names a bos_token or eos_token that is not in the vocabulary.
+  // From a model folder's tokenizer.json. Where its tokenizer_config.json names a class that puts bos_token or
+  // eos_token around texts by itself, these take the place of the post_processor (tokenizer_class.h). Errors as Load;
+  // InvalidArgument also for a malformed tokenizer_config.json and for a token that is not in the vocabulary.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadFolder(const std::string& folder);
 
   ~Tokenizer();
@@ -61,13 +62,24 @@ class Tokenizer {
   // first bad byte. ResourceExhausted: the file's regular expression backtracks without end on this text.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view utf8, bool add_special_tokens) const;
 
+  // The ids of text that goes on in the middle of another, without special tokens. What a tokenizer puts before a text,
+  // such as Metaspace's mark, is left out; white space of its own at the start of `utf8` stays. Errors as Encode.
+  absl::StatusOr<std::vector<int32_t>> EncodeContinuing(absl::string_view utf8) const;
+
   // Valid UTF-8; bytes that form no character show as U+FFFD. Ids that are not in the vocabulary contribute nothing.
   std::string Decode(absl::Span<const int32_t> ids, bool skip_special_tokens) const;
   Stream StartDecoding(bool skip_special_tokens) const;
+  // Decoding of what follows `context`: the texts are those of Decode(context + ids) less Decode(context). So the first
+  // id keeps its space unless it starts the text. A character that `context` leaves unfinished is given whole, by the
+  // id that completes it. O(context).
+  Stream StartDecodingAfter(absl::Span<const int32_t> context, bool skip_special_tokens) const;
 
   // The bytes this id contributes when it stands inside a sequence, special or not; may be part of a character. Empty
   // for an id that is not in the vocabulary.
   std::string TokenBytes(int32_t id) const;
+
+  // TokenBytes as valid UTF-8: a part of a character shows as U+FFFD.
+  std::string TokenText(int32_t id) const;
 
   // The piece as the file spells it ("Ġthe"). Empty for an id that is not in the vocabulary. Lives as long as this
   // object.
@@ -83,7 +95,9 @@ class Tokenizer {
   struct Impl;
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
   static absl::StatusOr<std::unique_ptr<Impl>> ReadImpl(const std::string& tokenizer_json_path);
-  static absl::Status ApplyConfig(const std::string& config_path, Impl* impl);
+  // What precedes a text to encode.
+  enum class Start { kNothing, kOtherText };
+  absl::StatusOr<std::vector<int32_t>> EncodeFrom(Start start, absl::string_view utf8) const;
 
   std::unique_ptr<const Impl> impl_;
 };

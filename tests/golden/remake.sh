@@ -27,7 +27,9 @@ TOKENIZERS=$(make_venv tokenizers tokenizers==0.23.3 jinja2==3.1.6)
 TORCH=$(ls -d "$CACHE_DIR"/torch-*/site | sort -V | tail -n 1)
 
 "$TOKENIZERS" tests/golden/tokenizer/make_tokenizer_goldens.py
+"$TOKENIZERS" tests/golden/tokenizer/make_seam_goldens.py
 "$TOKENIZERS" tests/golden/tokenizer/make_chat_goldens.py
+"$MODELS" tests/golden/tokenizer/make_surrounding_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/model/make_model_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/embed/make_embed_goldens.py "$CACHE_DIR/models/all-minilm-l6-v2"
 

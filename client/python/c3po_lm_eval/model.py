@@ -198,8 +198,8 @@ class C3poLM(LM):
         total = 0.0
         for context, predicted in windows:
             # One window: the text itself. More: the text of the tokens, which has to be cut into the same ones again.
-            continuation = text if len(windows) == 1 else self._connection.detokenize(predicted, False)
-            if len(windows) > 1 and self._tokens_after(context, continuation) != predicted:
+            continuation = text if len(windows) == 1 else self._text_after(context, predicted)
+            if continuation is None:
                 raise C3poError("loglikelihood_rolling: the text is longer than the context window, and a window's text is not cut "
                                 "into the same tokens apart from the rest, as Score would need")
             request = generation_pb2.ScoreRequest(token_ids=generation_pb2.TokenIds(ids=context), continuations=[continuation],
@@ -213,16 +213,22 @@ class C3poLM(LM):
         return total
 
     def _is_seam(self, tokens: list[int], start: int, end: int) -> bool:
-        """Whether the tokens before and after `end` are what their texts are cut into."""
-        return all(self._connection.tokenize(self._connection.detokenize(part, False), False) == part
-                   for part in (tokens[start:end], tokens[end : end + self._window - 1]))
+        """Whether the tokens before and after `end` are what their texts are cut into, each after the token before it."""
+        parts = ((tokens[:start][-1:] or [self._prefix()], tokens[start:end]),
+                 (tokens[end - 1 : end], tokens[end : end + self._window - 1]))
+        return all(self._text_after(context, part) is not None for context, part in parts)
 
-    def _tokens_after(self, context: list[int], continuation: str) -> list[int]:
-        """The tokens that the server scores for `continuation` after the ids `context` (server/pipeline/prompt_text.h)."""
-        whole = self._connection.tokenize(self._connection.detokenize(context, True) + continuation, True)
-        if len(whole) > len(context) and whole[: len(context)] == context:
-            return whole[len(context) :]
-        return self._connection.tokenize(continuation, False)
+    def _text_after(self, context: list[int], predicted: list[int]) -> str | None:
+        """The text that the ids `predicted` add to that of the ids `context`, if the server scores these ids for it; else None, as
+        within a character. Where both texts together are cut at the seam, so is the continuation after the ids."""
+        for skip_special_tokens in (True, False):
+            before = self._connection.detokenize(context, skip_special_tokens)
+            whole = self._connection.detokenize(context + predicted, skip_special_tokens)
+            if not whole.startswith(before) or len(whole) == len(before):
+                continue
+            if self._connection.tokenize(whole, False)[-len(predicted) :] == predicted:
+                return whole[len(before) :]
+        return None
 
     def _prefix(self) -> int:
         """The token that stands for an empty context. Found once; finding it twice at once does no harm."""

@@ -13,6 +13,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "client" / "python"))
 
 from c3po_lm_eval.errors import C3poError
+from c3po_lm_eval.model import C3poLM
 from c3po_lm_eval.optimization_args import argument_names, optimization_from_args
 from c3po_lm_eval.questions import group_into_questions
 from c3po_lm_eval.rolling_windows import rolling_windows
@@ -148,6 +149,53 @@ class RollingWindowsTest(unittest.TestCase):
                 self.assertLessEqual(len(context) + len(predicted), max_seq_len + 1)
                 if context != [99]:
                     self.assertEqual(context[-1], predicted[0] - 1)  # Nothing lies between a context and what follows.
+
+
+class MarkedSpaces:
+    """A server whose tokenizer writes spaces as marks, and puts one before a text: a word is its mark and letters, or an ending alone.
+    Token 0 is <s>. Scores by the definition: the ids for which the text of context and ids is that of context and continuation."""
+
+    WORDS = ["<s>", *(f"_{word}" for word in "the capital of france is paris and so on".split())]
+
+    def __init__(self):
+        self.scored = []
+
+    def cut(self, text):
+        ids = []
+        for word in text.replace(" ", " _").split(" "):
+            while word:
+                piece = max((each for each in self.WORDS[1:] if word.startswith(each)), key=len)
+                ids.append(self.WORDS.index(piece))
+                word = word[len(piece):]
+        return ids
+
+    def tokenize(self, text, add_special_tokens):
+        return [0] * add_special_tokens + self.cut(text if text.startswith(" ") else "_" + text)
+
+    def detokenize(self, ids, skip_special_tokens):
+        words = "".join("" if i == 0 and skip_special_tokens else self.WORDS[i].replace("_", " ") for i in ids)
+        return words.removeprefix(" ")
+
+    def score(self, request):
+        context, (continuation,) = list(request.token_ids.ids), request.continuations
+        marked = continuation if self.detokenize(context, True) or continuation.startswith(" ") else " " + continuation
+        ids = self.cut(marked)
+        self.scored.append((context, ids))
+        return generation_pb2.ScoreResponse(scores=[generation_pb2.ContinuationScore(log_likelihood=-sum(ids), token_count=len(ids))])
+
+
+class RollingTextsTest(unittest.TestCase):
+    def test_a_continuation_keeps_the_space_before_its_first_word(self):
+        lm = C3poLM.__new__(C3poLM)
+        lm._connection, lm._window, lm._prefix_token = MarkedSpaces(), 4, 0
+        lm._optimization = opt.OptimizationOptions()
+        lm._count = lambda report: None
+        text = "the capital of france is paris and so on"
+        tokens = lm._connection.tokenize(text, False)
+        self.assertEqual(len(tokens), 9)
+        self.assertEqual(lm._rolling_log_likelihood(text), -sum(tokens))
+        expected = [make_disjoint_window(w) for w in get_rolling_token_windows(tokens, 0, 3, 1)]
+        self.assertEqual(lm._connection.scored, [(list(context), list(predicted)) for context, predicted in expected])
 
 
 if __name__ == "__main__":
