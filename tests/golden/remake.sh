@@ -28,6 +28,7 @@ TORCH=$(ls -d "$CACHE_DIR"/torch-*/site | sort -V | tail -n 1)
 
 "$TOKENIZERS" tests/golden/tokenizer/make_tokenizer_goldens.py
 "$TOKENIZERS" tests/golden/tokenizer/make_seam_goldens.py
+"$TOKENIZERS" tests/golden/tokenizer/make_unicode_goldens.py
 "$TOKENIZERS" tests/golden/tokenizer/make_chat_goldens.py
 "$MODELS" tests/golden/tokenizer/make_surrounding_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/model/make_model_goldens.py

@@ -1,5 +1,5 @@
 """Token ids and texts of a model whose tokenizer writes spaces as marks, whose vocabulary is padded beyond the tokenizer, and whose
-end token stands in generation_config.json alone; and client/python's view of them.
+end token stands in generation_config.json alone.
 usage: tokens_test.py C3POD"""
 
 import json
