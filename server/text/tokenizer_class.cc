@@ -41,7 +41,10 @@ absl::StatusOr<std::optional<std::string>> TokenIfSet(const JsonField& config, a
   C3PO_ASSIGN_OR_RETURN(const bool set, config.BoolMember(flag, fallback));
   if (!set) return std::nullopt;
   const std::optional<JsonField> field = config.Find(token);
-  if (!field.has_value()) return config.Error(absl::StrCat(flag, " is set, but there is no ", token));
+  if (!field.has_value()) {
+    const char* why = config.Find(flag).has_value() ? " is set" : " is the default of the tokenizer_class";
+    return config.Error(absl::StrCat(flag, why, ", but there is no ", token));
+  }
   C3PO_ASSIGN_OR_RETURN(std::string piece, field->is_object() ? field->StringMember("content") : field->AsString());
   return std::optional<std::string>(std::move(piece));
 }

@@ -164,7 +164,8 @@ TEST(TokenizerLoad, AFoldersConfigSaysWhichTokensGoAround) {
   EXPECT_EQ(encode("{" + tokens + "," + llama + R"(, "add_eos_token": true})")->size(), 3u);
   EXPECT_EQ(*encode("{" + tokens + R"(, "add_bos_token": true})"), Ids{one});  // No class, no model_type.
   EXPECT_EQ(*encode("{" + tokens + R"(, "tokenizer_class": "Qwen2Tokenizer"})"), Ids{one});
-  EXPECT_THAT(std::string(encode("{" + llama + "}").status().message()), HasSubstr("there is no bos_token"));
+  EXPECT_THAT(std::string(encode("{" + llama + "}").status().message()),
+              HasSubstr("add_bos_token is the default of the tokenizer_class, but there is no bos_token"));
   EXPECT_THAT(std::string(encode("{" + llama + R"(, "bos_token": "<none>"})").status().message()),
               HasSubstr("tokenizer_config.json: the token \"<none>\" to put around texts is not in"));
   std::filesystem::remove_all(folder);
