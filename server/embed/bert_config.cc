@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "index/base/python_json.h"
 #include "index/base/status_macros.h"
 #include "server/weights/checkpoint.h"
 
@@ -21,7 +22,7 @@ constexpr size_t kJsonBytesMax = 4 << 20;
 class Settings {
  public:
   static absl::StatusOr<Settings> Parse(const std::string& path, const std::string& text) {
-    json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
+    json value = json::parse(QuoteNonFinite(text), nullptr, /*allow_exceptions=*/false);
     if (value.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(path, ": not JSON"));
     return Settings(path, std::move(value));
   }

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/json_nesting.h"
+#include "index/base/python_json.h"
 #include "index/base/status_macros.h"
 #include "server/text/utf8.h"
 
@@ -49,7 +50,7 @@ absl::StatusOr<JsonField> JsonField::ReadFile(const std::string& path) {
       return absl::InvalidArgumentError(absl::StrCat(path, ": nests deeper than ", kJsonLevelsMax, " levels"));
     }
     auto node = std::make_shared<Node>();
-    node->document = std::make_shared<const nlohmann::json>(nlohmann::json::parse(bytes));
+    node->document = std::make_shared<const nlohmann::json>(nlohmann::json::parse(QuoteNonFinite(bytes)));
     node->file = std::make_shared<const std::string>(path);
     node->value = node->document.get();
     return JsonField(std::move(node));
