@@ -32,6 +32,7 @@
 #include "server/model/device.h"
 #include "server/model/generation_config.h"
 #include "server/model/moe_model.h"
+#include "server/model/tensor_plan.h"
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/reference_importer.h"
@@ -118,6 +119,9 @@ RequestLimits LimitsFrom(const ServerConfig& config) {
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
   const std::filesystem::path folder = config.model;
+  // What is quick to find out comes before the weights, the model before its tokenizer: of a folder that is not
+  // supported both may be missing, and the architecture says more.
+  C3PO_RETURN_IF_ERROR(CheckFolder(config.model));
   C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::LoadFolder(folder.string()));
   SetComputeThreads(config.threads, config.pin_threads);
   MoeModelOptions options;

@@ -35,7 +35,7 @@ void AddProblem(const absl::Status& status, ModelCard& card) {
   if (!status.ok()) card.problems.emplace_back(status.message());
 }
 
-absl::Status ReadConfig(ModelCard& card) {
+absl::Status ReadConfigFile(ModelCard& card) {
   const std::string path = card.folder + "/config.json";
   C3PO_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kConfigBytesMax));
   C3PO_ASSIGN_OR_RETURN(card.config, ModelConfig::Parse(text, path));
@@ -68,7 +68,16 @@ absl::Status ReadWeights(ModelCard& card) {
     card.stored_bytes[std::string(DTypeName(view.dtype))] += static_cast<int64_t>(view.bytes.size());
     ++card.tensors;
   }
-  return card.config ? CheckTensors(*checkpoint, *card.config) : absl::OkStatus();
+  if (!card.config) return absl::OkStatus();
+  const bool tied = card.config->tied_embeddings;
+  C3PO_ASSIGN_OR_RETURN(card.config, ReadConfig(*checkpoint));
+  card.parameters = CountParameters(*card.config);
+  if (tied && !card.config->tied_embeddings) {
+    card.notes.push_back(
+        "lm_head.weight differs from model.embed_tokens.weight: it is the LM head, although config.json says "
+        "tie_word_embeddings");
+  }
+  return CheckTensors(*checkpoint, *card.config);
 }
 
 // An eos_token of the tokenizer that neither config.json nor generation_config.json lists does not end an answer.
@@ -171,7 +180,7 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
 ModelCard InspectModel(const std::string& folder) {
   ModelCard card;
   card.folder = folder;
-  const absl::Status config = ReadConfig(card);
+  const absl::Status config = ReadConfigFile(card);
   AddProblem(config, card);
   AddProblem(ReadGenerationConfig(card), card);
   // A missing config.json would be told twice.

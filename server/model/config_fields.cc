@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/json_nesting.h"
+#include "index/base/python_json.h"
 
 namespace c3po {
 namespace {
@@ -31,7 +32,11 @@ absl::StatusOr<ConfigFields> ConfigFields::Parse(absl::string_view text, const s
     return absl::InvalidArgumentError(absl::StrCat(path, ": nests deeper than ", kJsonLevelsMax, " levels"));
   }
   auto document = std::make_unique<Document>();
-  document->object = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  try {
+    document->object = Json::parse(QuoteNonFinite(text));
+  } catch (const Json::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": malformed JSON: ", error.what()));
+  }
   if (!document->object.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));
   return ConfigFields(std::move(document), path, "");
 }
@@ -52,6 +57,14 @@ ConfigFields ConfigFields::Object(const std::string& name) {
 bool ConfigFields::Has(const std::string& name) {
   asked_.insert(name);
   return document_->object.contains(name) && !document_->object[name].is_null();
+}
+
+bool ConfigFields::IsNull(const std::string& name) const {
+  return document_->object.contains(name) && document_->object[name].is_null();
+}
+
+bool ConfigFields::Differ(const std::string& name, const std::string& other) {
+  return Has(name) && Has(other) && document_->object[name] != document_->object[other];
 }
 
 int ConfigFields::Dimension(const std::string& name) {
@@ -107,6 +120,11 @@ std::vector<int> ConfigFields::Counts(const std::string& name) {
   return counts;
 }
 
+std::vector<int> ConfigFields::CountList(const std::string& name) {
+  if (Has(name) && !document_->object[name].is_array()) return Fail(name, "must be a list"), std::vector<int>();
+  return Counts(name);
+}
+
 std::vector<std::string> ConfigFields::Texts(const std::string& name) {
   std::vector<std::string> texts;
   if (!Has(name)) return texts;
@@ -116,6 +134,13 @@ std::vector<std::string> ConfigFields::Texts(const std::string& name) {
   }
   for (const Json& text : list) texts.push_back(text.get<std::string>());
   return texts;
+}
+
+void ConfigFields::RequireSame(const std::string& name, int value, absl::string_view other) {
+  if (!Has(name)) return;
+  if (const int stated = Dimension(name); status_.ok() && stated != value) {
+    Fail(name, absl::StrCat("is ", stated, ", but ", prefix_, other, " is ", value));
+  }
 }
 
 void ConfigFields::Fail(absl::string_view name, absl::string_view what) {

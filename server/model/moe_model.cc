@@ -53,9 +53,8 @@ MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int
 }
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
-  const std::string config_path = (std::filesystem::path(options.folder) / "config.json").string();
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.folder));
-  C3PO_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Parse(checkpoint->config_json(), config_path));
+  C3PO_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(*checkpoint));
   C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation,
                         GenerationConfig::Read(options.folder, config.vocabulary_size));
   C3PO_ASSIGN_OR_RETURN(const at::Device device, OpenDevice(options.device));

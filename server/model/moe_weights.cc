@@ -104,6 +104,9 @@ class Reader {
   at::Tensor EmptyNorm(int64_t size) const {
     return at::empty({size}, at::TensorOptions(device_.is_cpu() ? at::kFloat : dtype_).device(device_));
   }
+  TensorNames NamesIn(ModelConfig::Family family, const std::string& prefix) const {
+    return ChooseNames(family, [&](const std::string& name) { return checkpoint_.Has(absl::StrCat(prefix, name)); });
+  }
   int64_t parameters() const { return parameters_; }
 
  private:
@@ -197,13 +200,13 @@ absl::Status ReadExpert(Reader& reader, const std::string& prefix, const TensorN
 
 absl::Status ReadFeedForward(Reader& reader, const ModelConfig& config, const std::string& prefix, bool dense,
                              LayerWeights& layer) {
-  const TensorNames names = NamesOf(config.family);
+  const TensorNames names = reader.NamesIn(config.family, prefix);
   const int64_t d = config.hidden_size, f = config.intermediate_size, experts = config.experts;
   const int64_t alone = dense ? config.dense_intermediate_size : config.shared_intermediate_size;
   if (alone > 0) {
     layer.shared = {reader.Empty({1, 2 * alone, d}), reader.Empty({d, alone})};
     const std::string shared = absl::StrCat(prefix, dense ? "mlp" : names.shared_prefix);
-    C3PO_RETURN_IF_ERROR(ReadExpert(reader, shared, names, 0, layer.shared));
+    C3PO_RETURN_IF_ERROR(ReadExpert(reader, shared, kGatedNetwork, 0, layer.shared));
   }
   if (dense) return absl::OkStatus();
   if (config.shared_gate) {

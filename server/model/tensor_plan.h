@@ -7,12 +7,13 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "server/model/model_config.h"
 #include "server/weights/checkpoint.h"
 
 namespace c3po {
 
-// Hugging Face's tensor names of one family, relative to "model.layers.N."; null: the family has none.
+// Hugging Face's tensor names of one MoE layer, relative to "model.layers.N."; null: the layer has none.
 struct TensorNames {
   const char* router;
   // Followed by the expert's index; where it is null, gate is [E, 2f, d] with up, down [E, d, f].
@@ -22,7 +23,14 @@ struct TensorNames {
   const char* down;
   const char* shared_prefix;
 };
-TensorNames NamesOf(ModelConfig::Family family);
+// Of a dense layer's network and a shared expert, in every family.
+inline constexpr TensorNames kGatedNetwork = {
+    nullptr, nullptr, ".gate_proj.weight", ".up_proj.weight", ".down_proj.weight", nullptr};
+
+// A family's names have changed: transformers up to 4.57 stores the experts one by one (Granite: together) and 5.x may
+// store them together, with the router renamed in some families. Chooses, for the router and for the experts, the first
+// form of which `has` knows a tensor; the oldest where it knows none.
+TensorNames ChooseNames(ModelConfig::Family family, absl::FunctionRef<bool(const std::string&)> has);
 
 enum class TensorPart { kEmbedding, kHead, kNorm, kAttention, kRouter, kExpert, kShared, kDense };
 
@@ -32,15 +40,28 @@ struct PlannedTensor {
   TensorPart part = TensorPart::kNorm;  // kShared: of the expert beside the routed ones; kDense: of a layer without
 };
 
-// Calls `visit` for every tensor that a checkpoint of this architecture holds, until it fails, and returns its status.
-// A configuration may ask for 2^40 of them: `visit` has to fail at one that is not there.
-absl::Status VisitTensors(const ModelConfig& config, absl::FunctionRef<absl::Status(const PlannedTensor&)> visit);
+// Calls `visit` for every tensor that a checkpoint of this architecture holds, under the names that `has` knows, until
+// it fails, and returns its status. A configuration may ask for 2^40 of them: `visit` has to fail at one that is not
+// there.
+absl::Status VisitTensors(const ModelConfig& config, absl::FunctionRef<bool(const std::string&)> has,
+                          absl::FunctionRef<absl::Status(const PlannedTensor&)> visit);
+
+// The configuration of a checkpoint: its config.json, and what its tensors add. Where config.json ties the LM head to
+// the embeddings and a head of another content is stored, that head counts, as in transformers from 5.0 on:
+// tied_embeddings is false then. Equal bytes are the same head; finding out reads both. Errors are those of
+// ModelConfig::Parse.
+absl::StatusOr<ModelConfig> ReadConfig(const Checkpoint& checkpoint);
 
 // Whether a checkpoint holds exactly the tensors of its architecture, in a dtype of weights (F32, BF16, F16, F8_E4M3):
 // to be asked before any memory is taken that config.json sizes. Time and memory are bounded by the tensors that are
-// there. NotFound names a missing tensor; InvalidArgument one of a wrong shape or dtype, or one that the architecture
-// does not have: nobody would read it, and an option would be silently ignored.
+// there. `config` is that of ReadConfig. NotFound names a missing tensor; InvalidArgument one of a wrong shape or
+// dtype, or one that the architecture does not have: nobody would read it, and an option would be silently ignored. Two
+// kinds of tensors need not be read: a tied head's copy, and tables of rotary frequencies (inv_freq), which must be
+// those of config.json within 1 %.
 absl::Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config);
+
+// Whether loading would find config.json and the headers of the weights right, and its errors where not.
+absl::Status CheckFolder(const std::string& folder);
 
 // Elements, counted from the configuration alone; INT64_MAX where that overflows. One tied matrix counts once.
 struct ParameterCounts {

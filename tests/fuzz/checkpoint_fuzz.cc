@@ -44,7 +44,7 @@ C3PO_FUZZ_TARGET(input) {
   const auto checkpoint = c3po::Checkpoint::Open(folder.path());
   if (!checkpoint.ok()) return;
   C3PO_FUZZ_CHECK((*checkpoint)->Digest().size() == 64);
-  const auto config = c3po::ModelConfig::Parse((*checkpoint)->config_json(), "config.json");
+  const auto config = c3po::ReadConfig(**checkpoint);
   if (!config.ok() || !c3po::CheckTensors(**checkpoint, *config).ok()) return;
   int64_t elements = 0;
   for (const std::string& name : (*checkpoint)->names()) elements += (*checkpoint)->Find(name)->elements();

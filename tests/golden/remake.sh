@@ -23,6 +23,7 @@ make_venv() {
 
 # libtorch's wheel is the torch of the goldens.
 MODELS=$(make_venv models transformers==4.57.6 safetensors==0.7.0 numpy==2.3.5)
+MODELS_5=$(make_venv models-5 transformers==5.24.0 safetensors==0.8.0 numpy==2.3.5)
 TOKENIZERS=$(make_venv tokenizers tokenizers==0.23.3 jinja2==3.1.6)
 TORCH=$(ls -d "$CACHE_DIR"/torch-*/site | sort -V | tail -n 1)
 
@@ -32,10 +33,12 @@ TORCH=$(ls -d "$CACHE_DIR"/torch-*/site | sort -V | tail -n 1)
 "$TOKENIZERS" tests/golden/tokenizer/make_chat_goldens.py
 "$MODELS" tests/golden/tokenizer/make_surrounding_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/model/make_model_goldens.py
+PYTHONPATH=$TORCH "$MODELS" tests/golden/config/make_config_goldens.py
+PYTHONPATH=$TORCH "$MODELS_5" tests/golden/config/make_config_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/embed/make_embed_goldens.py "$CACHE_DIR/models/all-minilm-l6-v2"
 
 cmake --preset release >/dev/null
-cmake --build --preset release --target server_model_test server_text_test server_embed_test
-for name in server_model_test server_text_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
+cmake --build --preset release --target server_model_test server_model_folder_test server_text_test server_embed_test
+for name in server_model_test server_model_folder_test server_text_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
 CHANGED=$(git status --porcelain -- tests/golden)
 echo "files that came out otherwise: ${CHANGED:-none}"

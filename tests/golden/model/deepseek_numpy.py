@@ -7,18 +7,51 @@ With x the residual stream, per layer:
     x += dense(h)                                                      below first_k_dense_replace
     x += shared(h) + sum over the top num_experts_per_tok of p_e expert_e(h),  p = softmax(gate h)        else
 where `shared` is one network of n_shared_experts * moe_intermediate_size neurons, and every network is
-down(silu(gate h) * up h).
+down(silu(gate h) * up h). With norm_topk_prob the weights of several experts are divided by their sum; that of a single
+one is kept.
 """
 
 import numpy
 
+DEFAULTS = {"num_key_value_heads": None, "first_k_dense_replace": 0, "moe_layer_freq": 1, "n_shared_experts": None,
+            "norm_topk_prob": False, "attention_bias": False, "tie_word_embeddings": False, "rope_theta": 10000.0,
+            "rms_norm_eps": 1e-6, "rope_scaling": None, "hidden_act": "silu", "scoring_func": "softmax"}
+
+
+def with_defaults(config):
+    """The configuration with what it does not say. ValueError: this code does not have what it asks for."""
+    config = {**DEFAULTS, **config}
+    if config["num_key_value_heads"] is None:
+        config["num_key_value_heads"] = config["num_attention_heads"]
+    config["n_shared_experts"] = config["n_shared_experts"] or 0
+    scaling = config["rope_scaling"]
+    if scaling is not None and set(scaling) != {"type", "factor"} or scaling and scaling["type"] != "linear":
+        raise ValueError(f"rope_scaling {scaling}")
+    if "rope_parameters" in config:  # Later than the family.
+        raise ValueError("rope_parameters")
+    if config["hidden_act"] not in ("silu", "swish") or config["scoring_func"] != "softmax":
+        raise ValueError(f"{config['hidden_act']}, {config['scoring_func']}")
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "n_routed_experts", "num_experts_per_tok",
+                "vocab_size", "first_k_dense_replace", "moe_layer_freq", "moe_intermediate_size", "intermediate_size"):
+        least = 0 if key == "first_k_dense_replace" else 1
+        if not isinstance(config[key], int) or config[key] < least:
+            raise ValueError(f"{key} {config[key]}")
+    for key in ("norm_topk_prob", "attention_bias", "tie_word_embeddings"):
+        if not isinstance(config[key], bool):
+            raise ValueError(f"{key} {config[key]}")
+    if config["hidden_size"] % config["num_attention_heads"] or config["num_experts_per_tok"] > config["n_routed_experts"]:
+        raise ValueError("sizes")
+    return config
+
 
 def parameter_shapes(config):
     """The tensors of model.safetensors, by name."""
-    d, heads = config["hidden_size"], config["num_attention_heads"]
-    dim, kv = d // heads, config["num_key_value_heads"]
-    shapes = {"model.embed_tokens.weight": (config["vocab_size"], d), "model.norm.weight": (d,),
-              "lm_head.weight": (config["vocab_size"], d)}
+    config = with_defaults(config)
+    d, heads, kv = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
+    dim = d // heads
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], d), "model.norm.weight": (d,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], d)
 
     def network(prefix, neurons):
         shapes[prefix + ".gate_proj.weight"] = shapes[prefix + ".up_proj.weight"] = (neurons, d)
@@ -29,12 +62,15 @@ def parameter_shapes(config):
         shapes[prefix + "input_layernorm.weight"] = shapes[prefix + "post_attention_layernorm.weight"] = (d,)
         for name, rows in (("q", heads * dim), ("k", kv * dim), ("v", kv * dim), ("o", d)):
             shapes[f"{prefix}self_attn.{name}_proj.weight"] = (rows, heads * dim if name == "o" else d)
+            if config["attention_bias"]:
+                shapes[f"{prefix}self_attn.{name}_proj.bias"] = (rows,)
         if is_dense(config, layer):
             network(prefix + "mlp", config["intermediate_size"])
             continue
         neurons = config["moe_intermediate_size"]
         shapes[prefix + "mlp.gate.weight"] = (config["n_routed_experts"], d)
-        network(prefix + "mlp.shared_experts", config["n_shared_experts"] * neurons)
+        if config["n_shared_experts"]:
+            network(prefix + "mlp.shared_experts", config["n_shared_experts"] * neurons)
         for expert in range(config["n_routed_experts"]):
             network(f"{prefix}mlp.experts.{expert}", neurons)
     return shapes
@@ -52,7 +88,7 @@ def softmax(x):
 class Model:
     def __init__(self, config, weights):
         """`weights`: arrays of any float type, by name."""
-        self.config = config
+        self.config = with_defaults(config)
         self.weights = {name: numpy.asarray(value, dtype=numpy.float64) for name, value in weights.items()}
 
     def norm(self, x, name):
@@ -66,14 +102,20 @@ class Model:
         """x [tokens, heads, dim]: entries i and i + dim / 2 turn by position * theta^(-2i / dim)."""
         half = x.shape[-1] // 2
         frequency = self.config["rope_theta"] ** (-numpy.arange(half) / half)
+        if self.config["rope_scaling"]:
+            frequency = frequency / self.config["rope_scaling"]["factor"]
         turn = numpy.exp(1j * numpy.outer(numpy.arange(len(x)), frequency))[:, None, :]
         turned = (x[..., :half] + 1j * x[..., half:]) * turn
         return numpy.concatenate([turned.real, turned.imag], axis=-1)
 
+    def project(self, h, name):
+        bias = self.weights.get(name + ".bias", 0)
+        return h @ self.weights[name + ".weight"].T + bias
+
     def attention(self, h, prefix):
         heads, kv = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         n, dim = len(h), h.shape[1] // heads
-        q, k, v = (h @ self.weights[f"{prefix}{name}_proj.weight"].T for name in "qkv")
+        q, k, v = (self.project(h, f"{prefix}{name}_proj") for name in "qkv")
         q, k = self.rotate(q.reshape(n, heads, dim)), self.rotate(k.reshape(n, kv, dim))
         v = v.reshape(n, kv, dim)
         future = numpy.triu(numpy.full((n, n), -numpy.inf), 1)
@@ -81,15 +123,15 @@ class Model:
         for head in range(heads):
             shared = head // (heads // kv)
             context.append(softmax(q[:, head] @ k[:, shared].T / numpy.sqrt(dim) + future) @ v[:, shared])
-        return numpy.concatenate(context, axis=1) @ self.weights[prefix + "o_proj.weight"].T
+        return self.project(numpy.concatenate(context, axis=1), prefix + "o_proj")
 
     def mixture(self, h, prefix):
         """The MoE block of one row, and the router's logits."""
         logits = self.weights[prefix + "gate.weight"] @ h
         weights = softmax(logits)
         chosen = numpy.argsort(-weights, kind="stable")[:self.config["num_experts_per_tok"]]
-        total = weights[chosen].sum() if self.config["norm_topk_prob"] else 1.0
-        out = self.network(h, prefix + "shared_experts")
+        total = weights[chosen].sum() if self.config["norm_topk_prob"] and len(chosen) > 1 else 1.0
+        out = self.network(h, prefix + "shared_experts") if self.config["n_shared_experts"] else 0
         for expert in chosen:
             out = out + weights[expert] / total * self.network(h, f"{prefix}experts.{expert}")
         return out, logits
@@ -111,4 +153,5 @@ class Model:
             router.append(numpy.stack(logits))
         hidden.append(x)
         final = self.norm(x, "model.norm.weight")
-        return hidden, final, router, final @ self.weights["lm_head.weight"].T
+        head = self.weights["model.embed_tokens.weight" if self.config["tie_word_embeddings"] else "lm_head.weight"]
+        return hidden, final, router, final @ head.T

@@ -46,6 +46,12 @@ std::vector<Edit> RefusedOptions() {
       {"olmoe_tiny", "quantization_config", {{"quant_method", "fp8"}}, ""},
       {"olmoe_tiny", "n_shared_experts", 2, ""},
       {"olmoe_tiny", "clip_qkv", -1, ""},
+      {"olmoe_tiny", "head_dim", 8, ""},
+      {"olmoe_tiny", "is_causal", false, ""},
+      {"olmoe_tiny", "model_type", "mixtral", ""},
+      {"olmoe_tiny", "num_local_experts", 8, ""},
+      {"olmoe_tiny", "per_layer_config", {{"0", {{"rms_norm_eps", 0.5}}}}, ""},
+      {"olmoe_tiny", "rms_norm_eps", nullptr, ""},
       {"mixtral_tiny", "sliding_window", 32, ""},
       {"mixtral_tiny", "attention_bias", true, ""},
       {"mixtral_tiny", "clip_qkv", 8.0, ""},
@@ -60,6 +66,16 @@ std::vector<Edit> RefusedOptions() {
        {{"type", "yarn"}, {"factor", 2.0}, {"truncate", false}},
        "rope_scaling.truncate"},
       {"mixtral_tiny", "rope_scaling", 7, ""},
+      {"mixtral_tiny",
+       "rope_scaling",
+       {{"type", "linear"}, {"rope_type", "yarn"}, {"factor", 2.0}},
+       "rope_type and type"},
+      {"mixtral_tiny", "rope_scaling", {{"factor", 2.0}}, "rope_scaling.factor"},
+      {"mixtral_tiny", "rope_scaling", {{"rope_type", "default"}, {"rope_theta", 5.0}}, "rope_scaling.rope_theta"},
+      {"mixtral_tiny", "rope_parameters", {{"full_attention", {{"rope_type", "default"}}}}, "full_attention"},
+      {"granite_moe_tiny", "rope_parameters", {{"rope_type", "default"}}, "rope_parameters and rope_scaling"},
+      {"granite_moe_tiny", "original_max_position_embeddings", 32, "original_max_position_embeddings is 64"},
+      {"granite_moe_tiny", "position_embedding_type", "nope", ""},
       {"mixtral_tiny", "partial_rotary_factor", 0.5, ""},
       {"mixtral_tiny", "eos_token_id", 260, ""},
       {"qwen2_moe_tiny", "mlp_only_layers", Json::array({0, 1, 2, 3, 4}), ""},
@@ -91,7 +107,7 @@ TEST(ModelConfig, TakesOptionsOfOthersAtTheValueThatChangesNothing) {
   json["attention_bias"] = false;
   json["clip_qkv"] = nullptr;
   json["sliding_window"] = json["max_position_embeddings"];  // Never reached.
-  json["layer_types"] = Json::array({"full_attention", "full_attention"});
+  json["layer_types"] = Json::array({"full_attention", "full_attention", "full_attention", "full_attention"});
   json["rope_scaling"] = {{"rope_type", "default"}};
   json["scoring_func"] = "softmax";
   EXPECT_TRUE(Parse(json).ok()) << Parse(json).status();
@@ -104,6 +120,65 @@ TEST(ModelConfig, LooksAtASlidingWindowOnlyWhereItIsSwitchedOn) {
   EXPECT_TRUE(Parse(json).ok()) << Parse(json).status();
   json["use_sliding_window"] = true;
   EXPECT_NE(Parse(json).status().message().find("sliding_window"), std::string::npos) << Parse(json).status();
+}
+
+// The switch is Qwen's: Mixtral's code does not look at it. Qwen's is off by default.
+TEST(ModelConfig, KnowsWhoseSlidingWindowHasASwitch) {
+  Json mixtral = ConfigOf("mixtral_tiny");
+  mixtral["sliding_window"] = 32;
+  mixtral["use_sliding_window"] = false;
+  EXPECT_NE(Parse(mixtral).status().message().find("sliding_window"), std::string::npos) << Parse(mixtral).status();
+  Json qwen = ConfigOf("qwen3_moe_tiny");
+  qwen.erase("use_sliding_window");
+  qwen["sliding_window"] = 32;
+  EXPECT_TRUE(Parse(qwen).ok()) << Parse(qwen).status();
+}
+
+// DeepSeek's code divides weights by their sum for more than one expert only.
+TEST(ModelConfig, DoesNotNormalizeASingleExpertsWeight) {
+  for (const char* model : {"deepseek_tiny", "deepseek_v2_tiny", "deepseek_v2_lite_tiny"}) {
+    Json json = ConfigOf(model);
+    json["norm_topk_prob"] = true;
+    json["num_experts_per_tok"] = 1;
+    const auto config = Parse(json);
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_FALSE(config->norm_topk_prob);
+  }
+  Json json = ConfigOf("deepseek_tiny");
+  json["norm_topk_prob"] = true;
+  EXPECT_TRUE(Parse(json)->norm_topk_prob);
+}
+
+// Transformers 5.24 saves Qwen3-MoE so, and reads the other families' counts under either name.
+TEST(ModelConfig, ReadsTheNumberOfExpertsUnderEveryNameOfTheFamily) {
+  const struct {
+    const char *model, *own, *other;
+  } kNames[] = {{"olmoe_tiny", "num_experts", "num_local_experts"},
+                {"mixtral_tiny", "num_local_experts", "num_experts"},
+                {"qwen3_moe_tiny", "num_experts", "num_local_experts"},
+                {"deepseek_v2_tiny", "n_routed_experts", "num_experts"}};
+  for (const auto& [model, own, other] : kNames) {
+    Json json = ConfigOf(model);
+    const int experts = json[own];
+    json[other] = experts;
+    EXPECT_TRUE(Parse(json).ok()) << Parse(json).status();
+    json.erase(own);
+    EXPECT_EQ(Parse(json)->experts, experts);
+  }
+}
+
+TEST(ModelConfig, TakesTwoNamesOfOneActivation) {
+  Json json = ConfigOf("mixtral_tiny");
+  json["hidden_act"] = "swish";
+  EXPECT_TRUE(Parse(json).ok()) << Parse(json).status();
+}
+
+TEST(ModelConfig, TellsAnArchitectureThatIsNotSupportedBeforeAnythingElse) {
+  const auto config =
+      ModelConfig::Parse(R"({"architectures": ["LlamaForCausalLM"], "vocab_size": NaN})", "config.json");
+  EXPECT_EQ(config.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_NE(config.status().message().find("\"LlamaForCausalLM\" is not supported"), std::string::npos)
+      << config.status();
 }
 
 TEST(ModelConfig, NumbersMoeLayersFromTheBottomAndLeavesOutDenseOnes) {

@@ -61,7 +61,7 @@ using Tensors = std::map<std::string, Tensor>;
 // As loading does, up to where memory is taken for the weights.
 absl::StatusOr<Tensors> LoadTensors(const std::string& folder) {
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
-  C3PO_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Parse(checkpoint->config_json(), "config.json"));
+  C3PO_ASSIGN_OR_RETURN(const ModelConfig config, ReadConfig(*checkpoint));
   C3PO_RETURN_IF_ERROR(CheckTensors(*checkpoint, config));
   Tensors tensors;
   for (const std::string& name : checkpoint->names()) {
