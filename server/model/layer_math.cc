@@ -230,7 +230,9 @@ at::Tensor MixingBackward(const at::Tensor& dweights, const Mixing& mixing, cons
   return mixing.selected_mask.defined() ? dp * mixing.selected_mask : dp;
 }
 
-at::Tensor SoftmaxBackward(const at::Tensor& dprobabilities, const at::Tensor& probabilities) {
+at::Tensor SoftmaxBackward(const at::Tensor& dprobabilities, const Mixing& mixing, const ModelConfig& config) {
+  const at::Tensor& probabilities = mixing.probabilities;
+  if (config.norm_topk_prob) return probabilities * dprobabilities;
   return probabilities * (dprobabilities - (dprobabilities * probabilities).sum(-1, true));
 }
 

@@ -77,8 +77,9 @@ Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const Mod
                   const LayerRouting& routing);
 // From dJ/dweights to dJ/dprobabilities; zero where not selected.
 at::Tensor MixingBackward(const at::Tensor& dweights, const Mixing& mixing, const ModelConfig& config);
-// From dJ/dprobabilities to dJ/dlogits of softmax: p * (dp - sum(p * dp)), per row.
-at::Tensor SoftmaxBackward(const at::Tensor& dprobabilities, const at::Tensor& probabilities);
+// From what MixingBackward gives to dJ/dlogits of softmax: p * (dp - sum(p * dp)), per row. Where weights are normalized
+// the sum is 0 and is left out, so that experts which were not selected have gradient 0.
+at::Tensor SoftmaxBackward(const at::Tensor& dprobabilities, const Mixing& mixing, const ModelConfig& config);
 
 // What a run of the experts leaves for the way back, of B (row, expert) pairs: by expert where rows select some, by row
 // where they take all.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -71,10 +72,12 @@ NeighborLoss::NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec)
 
 void NeighborLoss::ChooseTargets(const ObjectiveSpec& spec) {
   std::vector<int64_t> rows, tokens;
+  std::map<std::pair<int64_t, int32_t>, size_t> seen;  // (row, token) -> target
   int64_t first_row = 0;
   for (size_t i = 0; i < spec.cases.size(); ++i) {
     const AnswerTree& tree = static_cast<const MoeNeighborState&>(*spec.states[i]).tree;
     for (const AnswerTree::Target& target : tree.targets) {
+      first_same_.push_back(seen.try_emplace({first_row + target.row, target.token}, targets_.size()).first->second);
       targets_.push_back({static_cast<int>(i), target.continuation});
       rows.push_back(first_row + target.row);
       tokens.push_back(target.token);
@@ -85,6 +88,26 @@ void NeighborLoss::ChooseTargets(const ObjectiveSpec& spec) {
   const bool targets_only =
       loss_ == SurrogateLoss::kChoices && std::all_of(case_lengths_.begin(), case_lengths_.end(), ChoosesOneToken);
   head_ = TargetHead::Make(model_, rows_.rows(), rows, tokens, targets_only);
+}
+
+// The derivatives of a choice sum to 0. The answer's is minus the sum of the others' rather than its probability less
+// 1, which rounding would leave nothing of near 1.
+double NeighborLoss::CaseLoss(size_t i, const std::vector<double>& scores, std::vector<double>& dscores) const {
+  const auto gold = static_cast<size_t>(case_gold_[i]);
+  dscores.assign(scores.size(), 0.0);
+  if (loss_ != SurrogateLoss::kChoices || scores.size() == 1) {
+    dscores[gold] = -case_weights_[i];
+    return -scores[gold];
+  }
+  const double top = *std::max_element(scores.begin(), scores.end());
+  double sum = 0;
+  for (double s : scores) sum += std::exp(s - top);
+  for (size_t c = 0; c < scores.size(); ++c) {
+    if (c == gold) continue;
+    dscores[c] = case_weights_[i] * std::exp(scores[c] - top) / sum;
+    dscores[gold] -= dscores[c];
+  }
+  return top + std::log(sum) - scores[gold];
 }
 
 double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) {
@@ -101,29 +124,32 @@ double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>
   std::vector<std::vector<double>> dscores(scores.size());
   for (size_t i = 0; i < scores.size(); ++i) {
     const std::vector<double>& score = scores[i];
-    dscores[i].assign(score.size(), 0.0);
-    const int gold = case_gold_[i];
-    double loss = -score[gold];
-    dscores[i][gold] = -case_weights_[i];
-    if (loss_ == SurrogateLoss::kChoices && score.size() > 1) {
-      const double top = *std::max_element(score.begin(), score.end());
-      double sum = 0;
-      for (double s : score) sum += std::exp(s - top);
-      loss += top + std::log(sum);
-      for (size_t c = 0; c < score.size(); ++c) dscores[i][c] += case_weights_[i] * std::exp(score[c] - top) / sum;
-    }
-    total += case_weights_[i] * loss;
+    total += case_weights_[i] * CaseLoss(i, score, dscores[i]);
     all_have_choices = all_have_choices && score.size() > 1;
-    correct_choices_ += std::max_element(score.begin(), score.end()) - score.begin() == gold;
+    correct_choices_ += std::max_element(score.begin(), score.end()) - score.begin() == case_gold_[i];
   }
   if (!all_have_choices) correct_choices_ = -1;
-  dlogprobs.resize(targets_.size());
+  dlogprobs = TargetDerivatives(dscores);
+  return total;
+}
+
+// Choices of one length that begin alike do not depend on their beginning: what they say about its tokens cancels, and
+// would be noise if each was rounded to float32 before.
+std::vector<float> NeighborLoss::TargetDerivatives(const std::vector<std::vector<double>>& dscores) const {
+  constexpr double kCancels = 1e-12;  // Of the magnitudes added, far above what double rounds.
+  std::vector<double> sums(targets_.size()), sizes(targets_.size());
   for (size_t t = 0; t < targets_.size(); ++t) {
     const Target& target = targets_[t];
-    dlogprobs[t] = static_cast<float>(dscores[target.case_index][target.continuation] /
-                                      case_lengths_[target.case_index][target.continuation]);
+    const double derivative =
+        dscores[target.case_index][target.continuation] / case_lengths_[target.case_index][target.continuation];
+    sums[first_same_[t]] += derivative;
+    sizes[first_same_[t]] += std::abs(derivative);
   }
-  return total;
+  std::vector<float> result(targets_.size());
+  for (size_t t = 0; t < sums.size(); ++t) {
+    if (std::abs(sums[t]) > kCancels * sizes[t]) result[t] = static_cast<float>(sums[t]);
+  }
+  return result;
 }
 
 absl::Status NeighborLoss::Check(const RoutingOverride& routing) const {

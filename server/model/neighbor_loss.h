@@ -31,6 +31,7 @@ class NeighborLoss final : public NeighborhoodObjective {
 
   absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override;
   int64_t correct_choices() const override { return correct_choices_; }
+  bool weights_are_normalized() const override { return model_.config().norm_topk_prob; }
   int64_t rows() const override { return rows_.rows(); }
 
  private:
@@ -51,8 +52,12 @@ class NeighborLoss final : public NeighborhoodObjective {
   absl::Status Check(const RoutingOverride& routing) const;
   static void RunPass(const MoeModel& model, absl::Span<const Member> members, bool with_gradient);
   static void RunPassOrEachAlone(const MoeModel& model, absl::Span<const Member> members, bool with_gradient);
-  // From log-probabilities of the targets: J, and dJ/dlogp of each.
+  // From log-probabilities of the targets: J, and dJ/dlogp of each. What several continuations share stands at the
+  // first of their targets, and is 0 where it cancels.
   double Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs);
+  // Of case i, from the mean log-likelihoods of its continuations: its loss, and K_i / sum K times the derivatives.
+  double CaseLoss(size_t i, const std::vector<double>& scores, std::vector<double>& dscores) const;
+  std::vector<float> TargetDerivatives(const std::vector<std::vector<double>>& dscores) const;
 
   const MoeModel& model_;
   const SurrogateLoss loss_;
@@ -63,6 +68,7 @@ class NeighborLoss final : public NeighborhoodObjective {
   std::vector<int> case_gold_;
   std::vector<std::vector<int>> case_lengths_;  // tokens of each continuation
   std::vector<Target> targets_;                 // of head_
+  std::vector<size_t> first_same_;              // of each target, the first one of the same row and token
 };
 
 }  // namespace c3po

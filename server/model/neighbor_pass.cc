@@ -113,8 +113,7 @@ std::vector<Pathway> NeighborPass::Backward(at::Tensor dhidden) {
       const size_t i = left - 1;
       const at::Tensor dweights = members_[i].rows->FirstLayerGradient(Slice(dhidden, i), first_mixings_[i]);
       const at::Tensor dprobabilities = MixingBackward(dweights, first_mixings_[i], config);
-      TakeGradient(i, moe, dprobabilities, SoftmaxBackward(dprobabilities, first_mixings_[i].probabilities),
-                   gradients[i]);
+      TakeGradient(i, moe, dprobabilities, SoftmaxBackward(dprobabilities, first_mixings_[i], config), gradients[i]);
     }
     if (left == 0) break;
     dhidden = LayerBackward(l, moe, left, dhidden.narrow(0, 0, RowsOf(left)), tapes_[l - entry_], gradients);
@@ -132,7 +131,7 @@ at::Tensor NeighborPass::LayerBackward(int layer, int moe_layer, size_t count, c
                                            tape.feed_forward, dweights);
   if (weights.router.defined()) {
     const at::Tensor dprobabilities = MixingBackward(dweights, tape.mixing, config);
-    at::Tensor dlogits = SoftmaxBackward(dprobabilities, tape.mixing.probabilities);
+    at::Tensor dlogits = SoftmaxBackward(dprobabilities, tape.mixing, config);
     for (size_t i = 0; i < count; ++i) {
       TakeGradient(i, moe_layer, Slice(dprobabilities, i), Slice(dlogits, i), gradients[i]);
     }

@@ -113,14 +113,19 @@ class GradientDescent final : public PathwayOptimizer {
     return {RoutingOverride::Kind::kLogitShift, problem_.critical_layers, std::move(shift)};
   }
 
+  // The mean of a normalized layer is exactly 0. Computed, it would be what rounding left of it, and give experts whose
+  // gradient is 0 one of 1e-9, which Adam turns into a step of the full rate.
   std::vector<double> ThetaGradient(const Pathway& gradient) const {
     const Pathway& weights = weights_;
     std::vector<double> result(theta_.size());
     const bool is_shift = OverrideKindOf(problem_.rule) == RoutingOverride::Kind::kLogitShift;
+    const bool normalized = problem_.objective->weights_are_normalized();
     for (int l = 0; l < weights.layers; ++l) {
       const size_t begin = size_t(l) * weights.experts;
       double mean = 0;
-      for (size_t i = begin; i < begin + weights.experts; ++i) mean += double{weights.weights[i]} * gradient.weights[i];
+      for (size_t i = begin; !normalized && i < begin + weights.experts; ++i) {
+        mean += double{weights.weights[i]} * gradient.weights[i];
+      }
       for (size_t i = begin; i < begin + weights.experts; ++i) {
         if (!core_[i]) continue;
         result[i] = is_shift ? gradient.weights[i] : weights.weights[i] * (gradient.weights[i] - mean);

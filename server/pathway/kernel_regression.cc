@@ -24,8 +24,7 @@ class KernelRegression final : public PathwayOptimizer {
     if (fixed_alpha_) return TellFixed(result.loss);
     const Pathway candidate = Candidate();
     if (next_ == 0) losses_.push_back(result.loss);
-    if (result.loss < best_loss_) alpha_ = Alpha();
-    Consider(candidate, result.loss);
+    if (Consider(candidate, result.loss)) alpha_ = Alpha();
     if (++next_ <= kGridSteps) return false;
     losses_.push_back(best_loss_);
     return true;

@@ -13,6 +13,9 @@ namespace {
 // Weights below this have no meaningful logarithm in float32.
 constexpr float kWeightMin = 1e-12f;
 
+// Relative, of a loss: log-probabilities are float32.
+constexpr double kRounding = 1e-6;
+
 }  // namespace
 
 PathwayOptimizer::PathwayOptimizer(OptimizationProblem problem)
@@ -45,10 +48,12 @@ absl::StatusOr<bool> PathwayOptimizer::Step() {
   return Tell(result);
 }
 
-void PathwayOptimizer::Consider(const Pathway& w, double loss) {
-  if (!(loss < best_loss_)) return;  // NaN is not better.
+bool PathwayOptimizer::Consider(const Pathway& w, double loss) {
+  const double below = std::isinf(best_loss_) ? best_loss_ : best_loss_ - kRounding * std::abs(best_loss_);
+  if (!(loss < below)) return false;  // NaN is not better.
   best_loss_ = loss;
   pathway_ = w;
+  return true;
 }
 
 std::vector<bool> CoreExperts(const Pathway& initial, int core_experts) {

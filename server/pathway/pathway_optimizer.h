@@ -66,8 +66,8 @@ class PathwayOptimizer {
   virtual absl::Status Advance() { return absl::InternalError("the next unit is an evaluation"); }
   // J at weights `w`, under the application rule.
   Evaluation LossAt(const Pathway& w) const;
-  // Notes `w` with loss `loss` if it is the best so far.
-  void Consider(const Pathway& w, double loss);
+  // Notes `w` with loss `loss` if it is the best so far, by more than float32 leaves of a loss; whether it is.
+  bool Consider(const Pathway& w, double loss);
   RoutingOverride OverrideFor(const Pathway& w) const;
 
   const OptimizationProblem problem_;
@@ -87,13 +87,13 @@ enum class StepRule {
 
 // Neighborhood gradient descent, on w = softmax(log w0 + theta) with theta = 0 at the start and outside the core set:
 //   dJ/dtheta_e = w_e (dJ/dw_e - sum_j w_j dJ/dw_j)
-// Under ROUTER_SHIFT theta itself is the shift, begins at initial_shift, and dJ/dtheta comes from the objective. Of the
-// iterates, the one with the least loss is taken (on the validation objective where there is one), and of its
-// displacement from the start `step_scale` times as much is applied. With `backtrack` an iterate with a larger loss is
-// not kept: the next step goes from the one before half as far, in the same direction, and the rate is halved from
-// there on; losses() are those of the iterates kept. With `patience` above 0 it ends after so many steps in a row whose
-// loss is not below the least so far. InvalidArgument: negative steps, rate or patience, a scale outside (0, 1], an
-// initial shift of another shape or rule.
+// where the sum is 0 if the objective's weights are normalized. Under ROUTER_SHIFT theta itself is the shift, begins at
+// initial_shift, and dJ/dtheta comes from the objective. Of the iterates, the one with the least loss is taken (on the
+// validation objective where there is one), and of its displacement from the start `step_scale` times as much is
+// applied. With `backtrack` an iterate with a larger loss is not kept: the next step goes from the one before half as
+// far, in the same direction, and the rate is halved from there on; losses() are those of the iterates kept. With
+// `patience` above 0 it ends after so many steps in a row whose loss is not below the least so far. InvalidArgument:
+// negative steps, rate or patience, a scale outside (0, 1], an initial shift of another shape or rule.
 struct GradientDescentOptions {
   int steps = 10;
   double learning_rate = 0.1;
@@ -106,7 +106,7 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(Optimizati
                                                                       GradientDescentOptions options);
 
 // Kernel regression: w^ = sum_i K_i w_i / sum_i K_i, then w = a w0 + (1 - a) w^ with a from {0, 0.1, ..., 1} minimizing
-// J; or `alpha`, in [0, 1], if given, whatever J says.
+// J, of losses that rounding alone tells apart the largest a; or `alpha`, in [0, 1], if given, whatever J says.
 absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeKernelRegression(OptimizationProblem problem,
                                                                        std::vector<WeightedPathway> neighbors,
                                                                        std::optional<double> alpha = std::nullopt);

@@ -23,6 +23,9 @@ class NeighborhoodObjective {
   // After the last Evaluate: how many neighbors' answer had the largest length-normalized log-likelihood of their
   // continuations (the first of equals wins). -1: not counted.
   virtual int64_t correct_choices() const { return -1; }
+  // Whether the model divides the selected weights by their sum. J then does not change when a layer's weights are all
+  // multiplied by one number, so that sum_e w_e dJ/dw_e is exactly 0 in each layer.
+  virtual bool weights_are_normalized() const { return false; }
   // Positions that an evaluation runs, at least 1: what it costs beside others.
   virtual int64_t rows() const { return 1; }
 };

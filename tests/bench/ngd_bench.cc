@@ -106,6 +106,7 @@ class NaiveObjective final : public NeighborhoodObjective {
   // `weights`: the model's, row-major, as ATen reads them. Both outlive this object.
   NaiveObjective(const MoeModel& model, const MoeWeights& weights, std::vector<NeighborCase> cases)
       : model_(model), weights_(weights), cases_(std::move(cases)) {}
+  bool weights_are_normalized() const override { return model_.config().norm_topk_prob; }
   absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override {
     const at::Tensor w = at::from_blob(const_cast<float*>(routing.values.weights.data()),
                                        {routing.values.layers, routing.values.experts}, at::kFloat)

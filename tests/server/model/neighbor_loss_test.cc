@@ -3,52 +3,15 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <random>
 
 #include "tests/server/model/neighbor_scenario.h"
-#include "tests/server/model/reference_model.h"
+#include "tests/server/model/reference_loss.h"
 
 namespace c3po {
 namespace {
-
-// J by the oracle, differentiable in `values`. `correct`, unless null, receives how many cases' answer scores highest.
-at::Tensor ReferenceLoss(const ReferenceModel& reference, const std::vector<NeighborCase>& cases,
-                         const Scenario& scenario, const at::Tensor& values, int* correct = nullptr) {
-  at::Tensor total = at::zeros({}, values.options().requires_grad(false));
-  double weights = 0;
-  for (const NeighborCase& neighbor : cases) {
-    std::vector<at::Tensor> scores;
-    for (const std::vector<int32_t>& continuation : neighbor.continuations) {
-      std::vector<int32_t> tokens = neighbor.prompt;
-      tokens.insert(tokens.end(), continuation.begin(), continuation.end() - 1);
-      std::vector<bool> positions(tokens.size(), false);
-      const size_t last = neighbor.prompt.size() - 1;
-      for (size_t t = 0; t < tokens.size(); ++t) {
-        if (t + static_cast<size_t>(scenario.prompt_positions) <= last) continue;
-        positions[t] = t <= last || scenario.rule != ApplicationRule::kLastPromptToken;
-      }
-      const at::Tensor logprobs = reference.LogProbabilities(
-          tokens,
-          ReferenceModel::Override{scenario.rule == ApplicationRule::kRouterShift, scenario.layers, values, positions});
-      at::Tensor sum = at::zeros({}, values.options().requires_grad(false));
-      for (size_t t = 0; t < continuation.size(); ++t) sum = sum + logprobs[last + t][continuation[t]];
-      scores.push_back(sum / double(continuation.size()));
-    }
-    if (correct) *correct += at::stack(scores).argmax().item<int64_t>() == neighbor.gold;
-    at::Tensor loss = -scores[neighbor.gold];
-    if (scenario.loss == SurrogateLoss::kChoices && scores.size() > 1)
-      loss = loss + at::logsumexp(at::stack(scores), 0);
-    total = total + neighbor.kernel_weight * loss;
-    weights += neighbor.kernel_weight;
-  }
-  return total / weights;
-}
-
-at::Tensor ToTensor(const Pathway& pathway, at::ScalarType dtype) {
-  float* data = const_cast<float*>(pathway.weights.data());
-  return at::from_blob(data, {pathway.layers, pathway.experts}, at::kFloat).to(dtype).clone();
-}
 
 std::pair<double, at::Tensor> LossAndGradient(const ReferenceModel& reference, at::ScalarType dtype,
                                               const std::vector<NeighborCase>& cases, const Scenario& scenario,
@@ -95,7 +58,7 @@ TEST_P(NeighborLossOracle, CachedLossAndClosedFormGradientEqualAutogradThroughTh
       // what rounding the whole gradient leaves to a layer whose own is small.
       const double rounding = (autograd[l] - oracle[l]).norm().item<double>();
       EXPECT_GT(size, 1e-6);
-      EXPECT_LE(error, std::max({1e-5 * size, 4 * rounding, 4e-6 * whole}))
+      EXPECT_LE(error, std::max({1e-5 * size, 4 * rounding, 6e-6 * whole}))
           << "layer " << scenario.layers[l] << ", norm " << size;
       EXPECT_LE(error, 5e-4 * size) << "rounding " << rounding;
     }
@@ -138,6 +101,61 @@ std::vector<Scenario> AllScenarios() {
 }
 
 INSTANTIATE_TEST_SUITE_P(AllScenarios, NeighborLossOracle, testing::ValuesIn(AllScenarios()));
+
+absl::StatusOr<Pathway> GradientOf(MoeModel& model, const Scenario& scenario, std::vector<NeighborCase> cases,
+                                   const RoutingOverride& routing) {
+  ObjectiveSpec spec{std::move(cases), {}, scenario.layers, scenario.rule, scenario.loss};
+  for (const NeighborCase& neighbor : spec.cases) {
+    spec.states.push_back(*model.PrepareNeighbor(neighbor, MovingPart{scenario.layers.front()}));
+  }
+  const auto objective = *model.NewObjective(spec);
+  Pathway gradient;
+  const absl::Status status = objective->Evaluate(routing, &gradient).status();
+  if (!status.ok()) return status;
+  return gradient;
+}
+
+// Steps of one length for every entry, as Adam's and normalized ones are, follow an entry however small it is: what is
+// 0 must be nothing else.
+
+// One row, in the last layer: as many entries as experts are selected.
+TEST(NeighborLoss, ExpertsThatANormalizingModelDoesNotSelectHaveGradientZero) {
+  for (const char* name : {"mixtral_tiny", "qwen3_moe_tiny", "granite_moe_tiny"}) {
+    for (const auto rule : {ApplicationRule::kRouterShift, ApplicationRule::kEveryNewToken}) {
+      SCOPED_TRACE(testing::Message() << name << " rule " << static_cast<int>(rule));
+      const std::unique_ptr<MoeModel> model = LoadTiny(name);
+      const Scenario scenario{name, rule, SurrogateLoss::kAnswer, {3}};
+      for (uint32_t seed = 1; seed <= 8; ++seed) {
+        std::mt19937 rng(seed);
+        const std::vector<NeighborCase> cases = {{"a", {5, 3, 8}, {{static_cast<int32_t>(seed)}}, 0, 1}};
+        const auto gradient = GradientOf(*model, scenario, cases, MakeRouting(rng, *model, scenario));
+        ASSERT_TRUE(gradient.ok()) << gradient.status();
+        const auto& g = gradient->weights;
+        EXPECT_EQ(std::count_if(g.begin(), g.end(), [](float x) { return x != 0; }), model->shape().experts_per_token);
+      }
+    }
+  }
+}
+
+// Choices of one length that begin with the same token: their difference does not depend on how likely it is, and the
+// last layer's weights at the last prompt token move nothing else.
+TEST(NeighborLoss, TheTokenThatAllChoicesBeginWithGivesNoGradient) {
+  const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
+  const Scenario scenario{"olmoe_tiny", ApplicationRule::kLastPromptToken, SurrogateLoss::kChoices, {3}};
+  for (uint32_t seed = 1; seed <= 8; ++seed) {
+    std::mt19937 rng(seed);
+    const int32_t begin = RandomTokens(rng, 1, model->shape().vocabulary_size)[0];
+    std::vector<NeighborCase> cases = {{"a", {5, 3, 8}, {{begin, 1}, {begin, 2}, {begin, 3}, {begin, 4}}, 1, 1}};
+    const RoutingOverride routing = MakeRouting(rng, *model, scenario);
+    const auto same = GradientOf(*model, scenario, cases, routing);
+    ASSERT_TRUE(same.ok()) << same.status();
+    for (const float g : same->weights) EXPECT_EQ(g, 0);
+    cases[0].continuations[2][0] = (begin + 1) % model->shape().vocabulary_size;
+    const auto other = GradientOf(*model, scenario, cases, routing);
+    ASSERT_TRUE(other.ok()) << other.status();
+    EXPECT_TRUE(std::any_of(other->weights.begin(), other->weights.end(), [](float g) { return g != 0; }));
+  }
+}
 
 TEST(NeighborLoss, RefusesAStateMadeForAnotherFirstLayer) {
   const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -14,7 +15,7 @@
 namespace c3po {
 
 // The slow oracle: the whole model on one sequence in double (or float) precision, every layer and position recomputed,
-// one expert after the other, differentiable by autograd. It shares the loaded weights with the server's model and
+// every expert at every position, differentiable by autograd. It shares the loaded weights with the server's model and
 // nothing else.
 class ReferenceModel {
  public:
@@ -52,6 +53,11 @@ class ReferenceModel {
     std::vector<bool> positions;
   };
 
+  // How near routing has come to another choice of experts, since this object was made: the least difference of two
+  // weights' logarithms of which one is chosen and the other is not. Closer than rounding is, two correct models may
+  // choose differently.
+  double smallest_margin() const { return smallest_margin_; }
+
   // Log-probabilities [tokens, V].
   at::Tensor LogProbabilities(const std::vector<int32_t>& tokens, const std::optional<Override>& override_) const {
     const auto n = static_cast<int64_t>(tokens.size());
@@ -66,7 +72,7 @@ class ReferenceModel {
       at::Tensor out = at::zeros_like(x);
       if (w.router.defined()) out = out + Experts(w, h, moe++, override_, n);
       if (w.shared.down.defined()) {
-        const at::Tensor shared = Network(w.shared, 0, h);
+        const at::Tensor shared = Networks(w.shared, h)[0];
         out = out + (w.shared_gate.defined() ? at::sigmoid(at::matmul(h, w.shared_gate.t())) * shared : shared);
       }
       x = x + config_.residual_multiplier * out;
@@ -139,23 +145,23 @@ class ReferenceModel {
   at::Tensor Attention(const LayerWeights& w, const at::Tensor& h, int64_t n) const {
     const auto [q, k, v] = config_.latent ? ProjectLatent(w, h, n) : Project(w, h, n);
     const at::Tensor future = at::ones({n, n}, at::kBool).triu(1);
-    std::vector<at::Tensor> heads;
-    for (int head = 0; head < config_.heads; ++head) {
-      const int shared = head / (config_.heads / config_.kv_heads);
-      const at::Tensor scores = at::matmul(q.select(1, head), k.select(1, shared).t()) * config_.attention_scale;
-      heads.push_back(at::matmul(at::softmax(scores.masked_fill(future, -std::numeric_limits<double>::infinity()), -1),
-                                 v.select(1, shared)));
-    }
-    const at::Tensor out = at::matmul(at::cat(heads, 1), w.output.t());
+    const auto of_heads = [&](const at::Tensor& x) {  // [heads, n, dim]
+      return x.transpose(0, 1).repeat_interleave(config_.heads / x.size(1), 0);
+    };
+    const at::Tensor scores = at::matmul(of_heads(q), of_heads(k).transpose(1, 2)) * config_.attention_scale;
+    const at::Tensor p = at::softmax(scores.masked_fill(future, -std::numeric_limits<double>::infinity()), -1);
+    const at::Tensor context = at::matmul(p, of_heads(v)).transpose(0, 1).reshape({n, -1});
+    const at::Tensor out = at::matmul(context, w.output.t());
     return w.output_bias.defined() ? out + w.output_bias : out;
   }
 
-  // Network e at h [..., d].
-  static at::Tensor Network(const ExpertWeights& w, int64_t e, const at::Tensor& h) {
+  // All networks of `w` at h [n, d]: [networks, n, d].
+  static at::Tensor Networks(const ExpertWeights& w, const at::Tensor& h) {
     const int64_t f = w.neurons();
-    const at::Tensor gate = at::matmul(h, w.gate_up[e].narrow(0, 0, f).t());
-    const at::Tensor up = at::matmul(h, w.gate_up[e].narrow(0, f, f).t());
-    return at::matmul(gate * at::sigmoid(gate) * up, w.down.narrow(1, e * f, f).t());
+    const at::Tensor gate_up = at::matmul(h, w.gate_up.transpose(1, 2));
+    const at::Tensor gate = gate_up.narrow(2, 0, f), up = gate_up.narrow(2, f, f);
+    const at::Tensor down = w.down.reshape({w.down.size(0), -1, f}).permute({1, 2, 0});
+    return at::matmul(gate * at::sigmoid(gate) * up, down);
   }
 
   // The top k_e entries of p [E], in the leading groups where there are groups.
@@ -168,6 +174,31 @@ class ReferenceModel {
     return std::get<1>(open.flatten().topk(config_.experts_per_token));
   }
 
+  // Of the logarithms of numbers, the `count`th largest less the next one.
+  static double MarginOf(std::vector<double> values, size_t count) {
+    if (count >= values.size()) return std::numeric_limits<double>::infinity();
+    std::sort(values.rbegin(), values.rend());
+    return std::log(values[count - 1] / values[count]);
+  }
+
+  // Of p [n, E].
+  void NoteMargins(const at::Tensor& p) const {
+    const at::Tensor rows = p.detach().to(at::kDouble).contiguous();
+    const size_t groups = config_.expert_groups, leading = config_.groups_per_token, size = config_.experts / groups;
+    for (int64_t t = 0; t < rows.size(0); ++t) {
+      const double* row = rows.const_data_ptr<double>() + t * config_.experts;
+      std::vector<double> maxima, open;
+      for (size_t g = 0; g < groups; ++g) maxima.push_back(*std::max_element(row + g * size, row + (g + 1) * size));
+      std::vector<double> order = maxima;
+      std::sort(order.rbegin(), order.rend());
+      for (size_t e = 0; e < groups * size; ++e) {
+        if (maxima[e / size] >= order[leading - 1]) open.push_back(row[e]);
+      }
+      smallest_margin_ =
+          std::min({smallest_margin_, MarginOf(maxima, leading), MarginOf(open, config_.experts_per_token)});
+    }
+  }
+
   at::Tensor Experts(const LayerWeights& w, const at::Tensor& h, int layer, const std::optional<Override>& override_,
                      int64_t n) const {
     at::Tensor logits = at::matmul(h, w.router.t());
@@ -177,22 +208,20 @@ class ReferenceModel {
         if (override_->layers[i] == layer) row = static_cast<int>(i);
       }
     }
-    std::vector<at::Tensor> rows;
-    for (int64_t t = 0; t < n; ++t) {
-      const bool here = row >= 0 && override_->positions[t];
-      at::Tensor p = at::softmax(here && override_->is_shift ? logits[t] + override_->values[row] : logits[t], -1);
-      if (here && !override_->is_shift) p = override_->values[row];
-      const at::Tensor top = Choose(p);
-      at::Tensor weights = p.index_select(0, top);
-      if (config_.norm_topk_prob) weights = weights / weights.sum();
-      weights = weights * config_.routed_scaling_factor;
-      at::Tensor sum = at::zeros({config_.hidden_size}, dtype_);
-      for (int64_t j = 0; j < top.size(0); ++j) {
-        sum = sum + weights[j] * Network(w.experts, top[j].item<int64_t>(), h[t]);
-      }
-      rows.push_back(sum);
+    at::Tensor p = at::softmax(logits, -1);
+    if (row >= 0) {
+      const at::Tensor here = at::zeros({n, 1}, at::kBool);
+      for (int64_t t = 0; t < n; ++t) here[t].fill_(bool{override_->positions[t]});
+      const at::Tensor values = override_->values[row];
+      p = at::where(here, override_->is_shift ? at::softmax(logits + values, -1) : values.expand_as(p), p);
     }
-    return at::stack(rows);
+    NoteMargins(p);
+    const at::Tensor chosen = at::zeros_like(p.detach());
+    for (int64_t t = 0; t < n; ++t) chosen[t].index_fill_(0, Choose(p[t].detach()), 1.0);
+    at::Tensor weights = p * chosen;
+    if (config_.norm_topk_prob) weights = weights / weights.sum(-1, true);
+    weights = weights * config_.routed_scaling_factor;
+    return (weights.t().unsqueeze(2) * Networks(w.experts, h)).sum(0);
   }
 
   const ModelConfig config_;
@@ -200,6 +229,7 @@ class ReferenceModel {
   const at::Tensor cos_, sin_;  // Read where positions are stretched; goldens hold that formula.
   at::Tensor embedding_, final_norm_, lm_head_;
   std::vector<LayerWeights> layers_;
+  mutable double smallest_margin_ = std::numeric_limits<double>::infinity();
 };
 
 }  // namespace c3po
