@@ -81,9 +81,7 @@ TEST_F(ChangedFolder, TellsAMissingConfigOnce) {
 
 TEST_F(ChangedFolder, ShowsTheSizesOfAHostileConfigWithoutTakingMemoryForThem) {
   Json config = Config();
-  config["num_hidden_layers"] = 1 << 20;
-  config["num_attention_heads"] = config["num_key_value_heads"] = 1 << 20;
-  config["head_dim"] = 1 << 20;
+  config["num_hidden_layers"] = config["hidden_size"] = 1 << 20;
   folder_.Write("config.json", config.dump());
   const ModelCard card = InspectModel(folder_.path());
   EXPECT_THAT(card.problems, ElementsAre(HasSubstr("tensor ")));
