@@ -81,6 +81,8 @@ class JournalTest : public testing::Test {
   // As TaskScorer does.
   void Keep(FormulaScorer& scorer, AnswerJournal* journal) {
     scorer.adorn = [this, journal](const Options& options, size_t question, ItemResult* result) {
+      result->task = task_.collection;
+      result->method = "calibrated";
       result->id = task_.items[question].id;
       ASSERT_TRUE(journal->Append(options, task_.items[question], *result).ok());
     };
@@ -126,6 +128,8 @@ TEST_F(JournalTest, ACalibrationThatWasEndedGoesOnAndFindsTheSame) {
 
 TEST_F(JournalTest, OfAnotherModelOrDamagedItBeginsAnew) {
   ItemResult answer;
+  answer.task = task_.collection;
+  answer.method = "calibrated";
   answer.id = "q0";
   answer.correct = true;
   Options options;
