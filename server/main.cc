@@ -297,16 +297,32 @@ absl::Status StartAll(const ServerConfig& config, Server& server) {
   return StartServing(config, server);
 }
 
+// The first line: what was asked for, by whom, and who may call.
+void LogConfiguration(const ServerConfig& config, const SettingOrigins& origins) {
+  Log(LogLevel::kInfo, "configuration", "",
+      {{"version", kVersion},
+       {"flags", absl::StrJoin(origins.flags, ", ")},
+       {"environment", absl::StrJoin(origins.environment, ", ")},
+       {"file", absl::StrJoin(origins.file, ", ")},
+       {"file_path", origins.file_path},
+       {"callers", config.Callers()}});
+  for (const std::string& warning : origins.warnings) {
+    Log(LogLevel::kWarning, "variable_unread", "", {{"reason", warning}});
+  }
+}
+
 int Main(int argc, char** argv) {
   if (argc > 1 && std::string(argv[1]) == "inspect") return InspectMain(argc - 1, argv + 1);
   ServerConfig config;
-  const auto action = ParseCommandLine(argc, argv, kVersion, config);
+  SettingOrigins origins;
+  const auto action = ParseCommandLine(argc, argv, kVersion, config, origins);
   if (!action.ok()) {
     std::cerr << "c3pod: " << action.status().message() << "\n";
     return 2;
   }
   if (*action != CommandLineAction::kRun) return 0;
   SetLogLevel(*ParseLogLevel(config.log_level));
+  LogConfiguration(config, origins);
   // gRPC starts and ends many threads. An arena for each would keep what the busiest of them once needed: memory that
   // looks like a leak. MALLOC_ARENA_MAX in the environment goes first.
   if (std::getenv("MALLOC_ARENA_MAX") == nullptr) mallopt(M_ARENA_MAX, 2);

@@ -5,8 +5,8 @@
 #include <iostream>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -15,6 +15,8 @@
 #include "absl/strings/strip.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "server/config/setting_sources.h"
+#include "server/config/toml_settings.h"
 
 namespace c3po {
 namespace {
@@ -138,9 +140,122 @@ absl::Status CheckTransport(const ServerConfig& config) {
                                       "--insecure to serve without encryption"));
 }
 
-std::string EnvironmentName(absl::string_view flag) {
-  return absl::StrCat("C3PO_", absl::StrReplaceAll(absl::AsciiStrToUpper(flag), {{"-", "_"}}));
+std::vector<std::string> FlagNames() {
+  std::vector<std::string> names;
+  const ServerConfig config;
+  VisitFields(config, [&names](const char* flag, const auto&, const char*) { names.push_back(flag); });
+  return names;
 }
+
+// As it stands in a --config file.
+std::string ValueText(const std::string& value) { return TomlQuoted(value); }
+std::string ValueText(bool value) { return value ? "true" : "false"; }
+std::string ValueText(double value) { return NumberText(value); }
+template <typename Number>
+std::string ValueText(Number value) {
+  return absl::StrCat(value);
+}
+
+// The flags of a ServerConfig on a CLI11 parser. Only flags are parsed there: its own reading of variables and files
+// would not tell where a value came from, and passes over what it does not know.
+class CommandLine {
+ public:
+  explicit CommandLine(ServerConfig& config)
+      : config_(config),
+        app_(
+            "c3pod: serves a Mixture-of-Experts language model over gRPC and re-mixes its experts per request (C3PO)") {
+    file_ = app_.add_option("--config", path_, "TOML file with any of these options");
+    app_.add_flag("--print-config", print_config_, "print the configuration in force and exit");
+    VisitFields(config_, [this](const char* flag, auto& field, const char* help) {
+      const std::string name = absl::StrCat("--", flag);
+      CLI::Option* option = nullptr;
+      if constexpr (std::is_same_v<std::decay_t<decltype(field)>, bool>) {
+        option = app_.add_flag(name, field, help);
+      } else {
+        option = app_.add_option(name, field, help)->capture_default_str();
+      }
+      options_[flag] = option->take_last();
+    });
+  }
+
+  absl::StatusOr<CommandLineAction> Parse(int argc, char** argv, const std::string& version, SettingOrigins& origins) {
+    app_.set_version_flag("--version", version);
+    try {
+      app_.parse(argc, argv);
+      if (const char* path = std::getenv("C3PO_CONFIG"); file_->count() == 0 && path != nullptr) path_ = path;
+    } catch (const CLI::Success& success) {
+      for (const auto& [flag, option] : options_) option->envname(EnvironmentName(flag));  // --help shows them.
+      file_->envname(EnvironmentName("config"));
+      app_.exit(success);
+      return CommandLineAction::kExit;
+    } catch (const CLI::ExtrasError& error) {
+      const std::vector<std::string> unknown = app_.remaining();
+      const std::string first = unknown.empty() ? "" : unknown.front().substr(0, unknown.front().find('='));
+      return absl::InvalidArgumentError(absl::StrCat(
+          error.what(), NameSuggestion(absl::StripPrefix(first, "--"), FlagNames(), "--"), "; see --help"));
+    } catch (const CLI::ParseError& error) {
+      return absl::InvalidArgumentError(absl::StrCat(error.what(), "; see --help"));
+    }
+    C3PO_RETURN_IF_ERROR(ApplyOthers(origins));
+    return print_config_ ? CommandLineAction::kPrintConfig : CommandLineAction::kRun;
+  }
+
+ private:
+  // Environment and file, for what no flag gave.
+  absl::Status ApplyOthers(SettingOrigins& origins) {
+    origins.file_path = path_;
+    std::map<std::string, TomlSetting> settings;
+    if (!path_.empty()) {
+      C3PO_ASSIGN_OR_RETURN(settings, ReadConfigFile(path_, FlagNames()));
+    }
+    absl::Status status;
+    VisitFields(config_, [&](const char* flag, auto& field, const char*) {
+      if (!status.ok()) return;
+      auto from_file = field;
+      const auto setting = settings.find(flag);
+      if (setting != settings.end()) {
+        const absl::Status converted = ConvertSetting(setting->second.value, from_file);
+        if (!converted.ok()) {
+          status = absl::InvalidArgumentError(absl::StrCat("--config: ", path_, ": line ", setting->second.line, ": ",
+                                                           flag, ": ", converted.message()));
+          return;
+        }
+      }
+      std::vector<std::string>* origin = nullptr;
+      const std::string variable = EnvironmentName(flag);
+      const char* value = std::getenv(variable.c_str());
+      if (options_[flag]->count() > 0) {
+        origin = &origins.flags;
+      } else if (value != nullptr && *value != '\0') {
+        origin = &origins.environment;
+        status = ApplyVariable(variable, value, options_[flag]);
+      } else if (setting != settings.end()) {
+        origin = &origins.file;
+        field = from_file;
+      }
+      if (origin != nullptr) origin->push_back(absl::StrCat(flag, " = ", ValueText(field)));
+    });
+    origins.warnings = UnreadVariables(FlagNames());
+    return status;
+  }
+
+  static absl::Status ApplyVariable(const std::string& variable, const char* value, CLI::Option* option) {
+    try {
+      option->add_result(value);
+      option->run_callback();
+    } catch (const CLI::ParseError& error) {
+      return absl::InvalidArgumentError(absl::StrCat(variable, ": ", error.what()));
+    }
+    return absl::OkStatus();
+  }
+
+  ServerConfig& config_;
+  CLI::App app_;
+  CLI::Option* file_ = nullptr;
+  std::string path_;
+  bool print_config_ = false;
+  std::map<std::string, CLI::Option*> options_;  // By flag, without dashes.
+};
 
 }  // namespace
 
@@ -206,18 +321,25 @@ absl::Status ServerConfig::Validate() const {
 std::string ServerConfig::ToText() const {
   std::string text;
   VisitFields(*this, [&text](const char* flag, const auto& field, const char* help) {
-    absl::StrAppend(&text, "# ", help, "\n", flag, " = ");
-    if constexpr (std::is_same_v<std::decay_t<decltype(field)>, std::string>) {
-      absl::StrAppend(&text, "\"", field, "\"\n");
-    } else if constexpr (std::is_same_v<std::decay_t<decltype(field)>, bool>) {
-      absl::StrAppend(&text, field ? "true\n" : "false\n");
-    } else if constexpr (std::is_same_v<std::decay_t<decltype(field)>, double>) {
-      absl::StrAppend(&text, NumberText(field), "\n");
-    } else {
-      absl::StrAppend(&text, field, "\n");
-    }
+    absl::StrAppend(&text, "# ", help, "\n", flag, " = ", ValueText(field), "\n");
   });
   return text;
+}
+
+std::string ServerConfig::Callers() const {
+  std::string who = "anyone";
+  if (!auth_tokens.empty()) who = absl::StrCat("who holds a token of ", auth_tokens);
+  if (!tls_client_ca.empty()) {
+    absl::StrAppend(&who, auth_tokens.empty() ? "" : " and", " with a certificate signed by ", tls_client_ca);
+  }
+  const bool socket = absl::StartsWith(listen, "unix");
+  absl::StrAppend(&who,
+                  socket            ? " who may open "
+                  : IsLocal(listen) ? " on loopback"
+                                    : " who reaches ",
+                  socket || !IsLocal(listen) ? listen : "");
+  if (!IsLocal(listen) && tls_cert.empty()) absl::StrAppend(&who, ", without encryption");
+  return who;
 }
 
 std::map<std::string, uint64_t> ServerConfig::Limits() const {
@@ -234,37 +356,11 @@ std::map<std::string, uint64_t> ServerConfig::Limits() const {
 }
 
 absl::StatusOr<CommandLineAction> ParseCommandLine(int argc, char** argv, const std::string& version,
-                                                   ServerConfig& config) {
-  CLI::App app(
-      "c3pod: serves a Mixture-of-Experts language model over gRPC and re-mixes its experts per request (C3PO)");
-  bool print_config = false;
-  app.set_version_flag("--version", version);
-  app.set_config("--config", "", "TOML file with any of these options");
-  app.add_flag("--print-config", print_config, "print the configuration in force and exit");
-  VisitFields(config, [&app](const char* flag, auto& field, const char* help) {
-    const std::string name = absl::StrCat("--", flag);
-    CLI::Option* option = nullptr;
-    if constexpr (std::is_same_v<std::decay_t<decltype(field)>, bool>) {
-      option = app.add_flag(name, field, help);
-    } else {
-      option = app.add_option(name, field, help)->capture_default_str();
-    }
-    option->envname(EnvironmentName(flag))->take_last();
-  });
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& success) {
-    app.exit(success);
-    return CommandLineAction::kExit;
-  } catch (const CLI::ParseError& error) {
-    return absl::InvalidArgumentError(absl::StrCat(error.what(), "; see --help"));
-  }
-  if (print_config) {
-    std::cout << config.ToText();
-    return CommandLineAction::kPrintConfig;
-  }
-  C3PO_RETURN_IF_ERROR(config.Validate());
-  return CommandLineAction::kRun;
+                                                   ServerConfig& config, SettingOrigins& origins) {
+  C3PO_ASSIGN_OR_RETURN(const CommandLineAction action, CommandLine(config).Parse(argc, argv, version, origins));
+  if (action == CommandLineAction::kPrintConfig) std::cout << config.ToText();
+  if (action == CommandLineAction::kRun) C3PO_RETURN_IF_ERROR(config.Validate());
+  return action;
 }
 
 }  // namespace c3po

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -89,17 +90,32 @@ struct ServerConfig {
   absl::Status Validate() const;
   // Every field as "name = value" lines, a valid --config file.
   std::string ToText() const;
+  // Who may call, in words: "anyone on loopback", "who holds a token of FILE, from anywhere, ...".
+  std::string Callers() const;
   // The numeric limits, for GetServerInfo.
   std::map<std::string, uint64_t> Limits() const;
 };
 
 enum class CommandLineAction { kRun, kPrintConfig, kExit };
 
-// Fills `config` from the command line, the environment and the file of --config, in this order of precedence. kExit:
-// --help or
-// --version was printed. InvalidArgument: unknown flag, wrong type, or Validate's verdict.
+// Where settings come from, each as "name = value" in the order of --print-config; what is in none of the lists has its
+// default.
+struct SettingOrigins {
+  std::vector<std::string> flags;
+  std::vector<std::string> environment;
+  std::vector<std::string> file;
+  std::string file_path;              // --config; empty: none.
+  std::vector<std::string> warnings;  // Of variables C3PO_... that no setting reads, one line each.
+};
+
+// Fills `config` from the command line, the environment and the file of --config, in this order of precedence. An empty
+// variable counts as unset. kExit: --help or --version was printed.
+//
+// InvalidArgument: an unknown flag; a value of the wrong type, naming flag, variable or "FILE: line N"; a key of the
+// file that no setting has, naming the nearest one; what is not TOML (toml_settings.h); or Validate's verdict.
+// NotFound: the file cannot be read.
 absl::StatusOr<CommandLineAction> ParseCommandLine(int argc, char** argv, const std::string& version,
-                                                   ServerConfig& config);
+                                                   ServerConfig& config, SettingOrigins& origins);
 
 }  // namespace c3po
 

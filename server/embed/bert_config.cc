@@ -78,6 +78,7 @@ absl::StatusOr<Settings> ReadOptional(const std::string& path) {
 
 absl::Status CheckPipeline(const std::string& folder) {
   C3PO_ASSIGN_OR_RETURN(const Settings modules, ReadOptional(folder + "/modules.json"));
+  std::string pooling_folder = "1_Pooling";
   if (modules.value().is_array()) {
     for (const json& module : modules.value()) {
       const std::string type = module.is_object() && module.contains("type") && module["type"].is_string()
@@ -87,9 +88,16 @@ absl::Status CheckPipeline(const std::string& folder) {
           !absl::EndsWith(type, ".Normalize")) {
         return modules.Refuse("type", absl::StrCat("\"", type, "\" is not supported"));
       }
+      const bool has_path = module.is_object() && module.contains("path") && module["path"].is_string();
+      if (absl::EndsWith(type, ".Pooling") && has_path) pooling_folder = module["path"].get<std::string>();
+      if (absl::EndsWith(type, ".Transformer") && has_path && !module["path"].get<std::string>().empty())
+        return modules.Refuse("path", "of the Transformer must be empty: its files lie in the folder itself");
     }
   }
-  C3PO_ASSIGN_OR_RETURN(const Settings pooling, ReadOptional(folder + "/1_Pooling/config.json"));
+  C3PO_ASSIGN_OR_RETURN(const Settings prompts, ReadOptional(folder + "/config_sentence_transformers.json"));
+  C3PO_RETURN_IF_ERROR(prompts.Require("default_prompt_name", nullptr));  // It would go before every text.
+  C3PO_ASSIGN_OR_RETURN(const Settings pooling,
+                        ReadOptional(absl::StrCat(folder, "/", pooling_folder, "/config.json")));
   C3PO_RETURN_IF_ERROR(pooling.Require("pooling_mode_mean_tokens", true));
   for (const char* other : {"pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens",
                             "pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"}) {

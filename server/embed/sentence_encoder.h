@@ -24,8 +24,8 @@ class SentenceEncoder : public Embedder {
   // Token ids of a text with its special tokens, unpadded and not truncated: [CLS] ... [SEP]. Must be thread-safe.
   using Encode = std::function<absl::StatusOr<std::vector<int32_t>>(absl::string_view text)>;
 
-  // `folder` holds config.json and model.safetensors; sentence_bert_config.json, modules.json and 1_Pooling/config.json
-  // are obeyed where they exist. `device`: "cpu", "cuda" or "cuda:N"; the weights are copied there.
+  // `folder` holds config.json and model.safetensors; sentence_bert_config.json, modules.json, the config.json of the
+  // pooling that it names (else 1_Pooling) and config_sentence_transformers.json are obeyed where they exist. `device`: "cpu", "cuda" or "cuda:N"; the weights are copied there.
   // NotFound: a file or a tensor is missing. InvalidArgument: a damaged file, or a setting that is not implemented, by
   // its name (anything but mean pooling, hidden_act other than "gelu", relative positions, ...). FailedPrecondition: no
   // such device.

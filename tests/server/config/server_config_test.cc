@@ -5,28 +5,141 @@
 #include <algorithm>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace c3po {
 namespace {
 
-absl::StatusOr<CommandLineAction> Parse(std::vector<std::string> arguments, ServerConfig& config) {
+absl::StatusOr<CommandLineAction> Parse(std::vector<std::string> arguments, ServerConfig& config,
+                                        SettingOrigins& origins) {
   arguments.insert(arguments.begin(), "c3pod");
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
-  return ParseCommandLine(static_cast<int>(argv.size()), argv.data(), "0", config);
+  return ParseCommandLine(static_cast<int>(argv.size()), argv.data(), "0", config, origins);
 }
+
+absl::StatusOr<CommandLineAction> Parse(std::vector<std::string> arguments, ServerConfig& config) {
+  SettingOrigins origins;
+  return Parse(std::move(arguments), config, origins);
+}
+
+std::string FileHolding(const std::string& text) {
+  const std::string path = testing::TempDir() + "/c3pod.toml";
+  std::ofstream(path) << text;
+  return path;
+}
+
+// The error of a file with this text; empty: it is taken.
+std::string RefusalOf(const std::string& text) {
+  ServerConfig config;
+  return std::string(Parse({"--config", FileHolding(text)}, config).status().message());
+}
+
+using Texts = std::vector<std::string>;
 
 TEST(ServerConfig, DefaultsAreValidAndPrintedOnesReadBackEqual) {
   ServerConfig config;
   ASSERT_TRUE(config.Validate().ok()) << config.Validate();
   config.steps = 17;
-  config.model = "/models/a b";
-  const std::string path = testing::TempDir() + "/c3pod.toml";
-  std::ofstream(path) << config.ToText();
+  config.model = "/models/a b, #1 \"x\" C:\\new";
+  config.insecure = true;
+  config.learning_rate = 0.25;
   ServerConfig read;
-  ASSERT_TRUE(Parse({"--config", path}, read).ok());
+  const auto parsed = Parse({"--config", FileHolding(config.ToText())}, read);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_EQ(read.ToText(), config.ToText());
+  EXPECT_EQ(read.model, config.model);
+}
+
+TEST(ServerConfig, AFileWithAnythingThatNoSettingReadsIsRefusedWithTheNearestName) {
+  EXPECT_EQ(RefusalOf("auth-tokens = \"/etc/c3po/tokens\"\nsteps = 3"), "");
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {"auth_tokens = \"/etc/c3po/tokens\"", "line 1: no setting is called \"auth_tokens\"; did you mean auth-tokens?"},
+      {"steps = 3\nlisten_ = \"x\"", "line 2: no setting is called \"listen_\"; did you mean listen?"},
+      {"unheard-of = 1", "no setting is called \"unheard-of\""},
+      {"[server]\nauth-tokens = \"/etc/c3po/tokens\"", "line 1: a table"},
+      {"auth-tokens = \"/etc/c3po/tokens", "line 1: auth-tokens: the string has no end"},
+      {"steps = \"3\"", "line 1: steps: must be a whole number"},
+      {"steps = 2.5", "line 1: steps: must be a whole number"},
+      {"steps = 4294967297", "line 1: steps: is 4294967297, beyond"},
+      {"insecure = 1", "line 1: insecure: must be true or false"},
+      {"model = 3", "line 1: model: must be a text in quotes"},
+      {"learning-rate = true", "line 1: learning-rate: must be a number"},
+      {"steps = -1", "--steps: is -1"},
+      {"config = \"other.toml\"", "no setting is called \"config\""}};
+  for (const auto& [text, message] : wrong) {
+    EXPECT_NE(RefusalOf(text).find(message), std::string::npos) << text << ": " << RefusalOf(text);
+  }
+  ServerConfig config;
+  EXPECT_TRUE(absl::IsNotFound(Parse({"--config", "/nowhere/c3pod.toml"}, config).status()));
+}
+
+TEST(ServerConfig, WhereEachSettingCameFromIsTold) {
+  const std::string path = FileHolding("steps = 3\nneighbors = 4\ncollection = \"file\"\nmethod = \"kernel\"");
+  setenv("C3PO_NEIGHBORS", "7", 1);
+  setenv("C3PO_COLLECTION", "environment", 1);
+  setenv("C3PO_MODEL", "", 1);  // An empty one counts as unset.
+  ServerConfig config;
+  SettingOrigins origins;
+  const auto parsed = Parse({"--config", path, "--collection", "flag", "--insecure"}, config, origins);
+  for (const char* variable : {"C3PO_NEIGHBORS", "C3PO_COLLECTION", "C3PO_MODEL"}) unsetenv(variable);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(origins.flags, (Texts{"insecure = true", "collection = \"flag\""}));
+  EXPECT_EQ(origins.environment, (Texts{"neighbors = 7"}));
+  EXPECT_EQ(origins.file, (Texts{"method = \"kernel\"", "steps = 3"}));
+  EXPECT_EQ(origins.file_path, path);
+  EXPECT_EQ(config.collection, "flag");
+  EXPECT_EQ(config.neighbors, 7);
+  EXPECT_EQ(config.steps, 3);
+  EXPECT_EQ(config.model, ServerConfig().model);
+}
+
+TEST(ServerConfig, AVariableNamesTheFileAndWrongOnesAreNamed) {
+  setenv("C3PO_CONFIG", FileHolding("steps = 3").c_str(), 1);
+  ServerConfig config;
+  EXPECT_TRUE(Parse({}, config).ok());
+  EXPECT_EQ(config.steps, 3);
+  unsetenv("C3PO_CONFIG");
+  for (const std::string variable : {"C3PO_STEPS", "C3PO_INSECURE", "C3PO_LEARNING_RATE"}) {
+    setenv(variable.c_str(), "many", 1);
+    const std::string refusal(Parse({}, config).status().message());
+    unsetenv(variable.c_str());
+    EXPECT_NE(refusal.find(variable), std::string::npos) << variable << ": " << refusal;
+  }
+}
+
+TEST(ServerConfig, VariablesThatNoSettingReadsAreWarnedAboutButThoseOfOthersAreNot) {
+  const Texts silent = {"C3PO_TOKEN", "C3PO_CACHE_DIR", "C3PO_SERVICE_HOST", "C3PO_PORT_50051_TCP_ADDR"};
+  for (const std::string& name : silent) setenv(name.c_str(), "10.0.0.7", 1);
+  setenv("C3PO_AUTH_TOKEN", "/etc/c3po/tokens", 1);
+  ServerConfig config;
+  SettingOrigins origins;
+  const auto parsed = Parse({}, config, origins);
+  for (const std::string& name : silent) unsetenv(name.c_str());
+  unsetenv("C3PO_AUTH_TOKEN");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  Texts ours;  // Not those that whoever runs this test has set.
+  for (const std::string& warning : origins.warnings) {
+    if (warning.find("AUTH") != std::string::npos) ours.push_back(warning);
+    for (const std::string& name : silent) EXPECT_EQ(warning.find(name + " "), std::string::npos) << warning;
+  }
+  EXPECT_EQ(ours, (Texts{"C3PO_AUTH_TOKEN is set, and no setting reads it; did you mean C3PO_AUTH_TOKENS?"}));
+}
+
+TEST(ServerConfig, WhoMayCallIsToldInWords) {
+  const auto callers = [](Texts arguments) {
+    ServerConfig config;
+    const auto parsed = Parse(std::move(arguments), config);
+    EXPECT_TRUE(parsed.ok()) << parsed.status();
+    return config.Callers();
+  };
+  EXPECT_EQ(callers({}), "anyone on loopback");
+  EXPECT_EQ(callers({"--auth-tokens", "t"}), "who holds a token of t on loopback");
+  EXPECT_EQ(callers({"--listen", "unix:/run/c3po"}), "anyone who may open unix:/run/c3po");
+  EXPECT_EQ(callers({"--listen", "0.0.0.0:1", "--insecure"}), "anyone who reaches 0.0.0.0:1, without encryption");
+  EXPECT_EQ(callers({"--listen", "0.0.0.0:1", "--tls-cert", "c", "--tls-key", "k", "--tls-client-ca", "ca"}),
+            "anyone with a certificate signed by ca who reaches 0.0.0.0:1");
 }
 
 TEST(ServerConfig, TheCommandLineWinsOverTheEnvironmentAndTheLastFlagOverTheFirst) {
@@ -119,6 +232,8 @@ TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
   }
   ServerConfig config;
   EXPECT_FALSE(Parse({"--no-such-flag"}, config).ok());
+  const std::string mistyped(Parse({"--auth_tokens=t"}, config).status().message());
+  EXPECT_NE(mistyped.find("did you mean --auth-tokens?"), std::string::npos) << mistyped;
   EXPECT_FALSE(Parse({"--steps", "many"}, config).ok());
 }
 

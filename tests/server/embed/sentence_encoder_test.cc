@@ -255,6 +255,20 @@ TEST(SentenceEncoder, RefusesPoolingModulesAndLengthsThatItDoesNotImplement) {
   EXPECT_THAT(folder.LoadError(), HasSubstr("pooling_mode_cls_token"));
   folder.Write("1_Pooling/config.json", R"({"pooling_mode_mean_tokens": false})");
   EXPECT_THAT(folder.LoadError(), HasSubstr("pooling_mode_mean_tokens"));
+
+  // Where modules.json says that the pooling is; not where it usually is.
+  folder.Write("1_Pooling/config.json", "{}");
+  folder.Write("modules.json", R"([{"type": "sentence_transformers.models.Pooling", "path": "3_Pooling"}])");
+  std::filesystem::create_directory(folder.path() + "/3_Pooling");
+  folder.Write("3_Pooling/config.json", R"({"pooling_mode_cls_token": true})");
+  EXPECT_THAT(folder.LoadError(), AllOf(HasSubstr("3_Pooling"), HasSubstr("pooling_mode_cls_token")));
+  folder.Write("modules.json", R"([{"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"}])");
+  EXPECT_THAT(folder.LoadError(), AllOf(HasSubstr("modules.json"), HasSubstr("Transformer")));
+  folder.Write("modules.json", "[]");
+  folder.Write("config_sentence_transformers.json", R"({"prompts": {"query": "query: "}, "default_prompt_name": null})");
+  EXPECT_TRUE(folder.LoadStatus().ok()) << folder.LoadStatus();
+  folder.Write("config_sentence_transformers.json", R"({"default_prompt_name": "query"})");
+  EXPECT_THAT(folder.LoadError(), HasSubstr("default_prompt_name"));
 }
 
 TEST(SentenceEncoder, NamesWhatIsDamaged) {

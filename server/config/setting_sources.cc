@@ -1,0 +1,112 @@
+#include "server/config/setting_sources.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <sstream>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "index/base/nearest_name.h"
+
+namespace c3po {
+namespace {
+
+// The client and the scripts read these.
+constexpr const char* kVariablesOfOthers[] = {"C3PO_CACHE_DIR", "C3PO_TOKEN", "C3PO_SERVER", "C3PO_TLS_CA"};
+
+// What Kubernetes and Docker set for a service called c3po: C3PO_SERVICE_HOST, C3PO_PORT_50051_TCP, ....
+bool IsServiceLink(absl::string_view name, absl::string_view value) {
+  return absl::StrContains(name, "_SERVICE_HOST") || absl::StrContains(name, "_SERVICE_PORT") ||
+         absl::StrContains(name, "_TCP") || absl::StrContains(name, "_UDP") || absl::StartsWith(value, "tcp://") ||
+         absl::StartsWith(value, "udp://");
+}
+
+}  // namespace
+
+absl::StatusOr<std::map<std::string, TomlSetting>> ReadConfigFile(const std::string& path,
+                                                                  const std::vector<std::string>& names) {
+  std::map<std::string, TomlSetting> settings;
+  const std::ifstream file(path);
+  std::ostringstream text;
+  if (!file || !(text << file.rdbuf()))
+    return absl::NotFoundError(absl::StrCat("--config: ", path, ": cannot be read"));
+  const auto in_file = [&](absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat("--config: ", path, ": ", what));
+  };
+  const auto parsed = ParseTomlSettings(text.str());
+  if (!parsed.ok()) return in_file(parsed.status().message());
+  for (const TomlSetting& setting : *parsed) {
+    if (std::find(names.begin(), names.end(), setting.key) == names.end()) {
+      return in_file(absl::StrCat("line ", setting.line, ": no setting is called \"", setting.key, "\"",
+                                  NameSuggestion(setting.key, names)));
+    }
+    settings.emplace(setting.key, setting);
+  }
+  return settings;
+}
+
+absl::Status ConvertSetting(const TomlValue& value, std::string& field) {
+  const auto* text = std::get_if<std::string>(&value);
+  if (text == nullptr) return absl::InvalidArgumentError("must be a text in quotes");
+  field = *text;
+  return absl::OkStatus();
+}
+absl::Status ConvertSetting(const TomlValue& value, bool& field) {
+  const auto* flag = std::get_if<bool>(&value);
+  if (flag == nullptr) return absl::InvalidArgumentError("must be true or false");
+  field = *flag;
+  return absl::OkStatus();
+}
+absl::Status ConvertSetting(const TomlValue& value, int& field) {
+  const auto* integer = std::get_if<int64_t>(&value);
+  if (integer == nullptr) return absl::InvalidArgumentError("must be a whole number");
+  if (*integer < std::numeric_limits<int>::min() || *integer > std::numeric_limits<int>::max()) {
+    return absl::InvalidArgumentError(absl::StrCat("is ", *integer, ", beyond what 32 bits hold"));
+  }
+  field = static_cast<int>(*integer);
+  return absl::OkStatus();
+}
+absl::Status ConvertSetting(const TomlValue& value, double& field) {
+  if (const auto* integer = std::get_if<int64_t>(&value)) {
+    field = static_cast<double>(*integer);
+    return absl::OkStatus();
+  }
+  const auto* number = std::get_if<double>(&value);
+  if (number == nullptr) return absl::InvalidArgumentError("must be a number");
+  field = *number;
+  return absl::OkStatus();
+}
+
+std::string EnvironmentName(absl::string_view setting) {
+  return absl::StrCat("C3PO_", absl::StrReplaceAll(absl::AsciiStrToUpper(setting), {{"-", "_"}}));
+}
+
+std::vector<std::string> UnreadVariables(const std::vector<std::string>& names) {
+  std::vector<std::string> known(std::begin(kVariablesOfOthers), std::end(kVariablesOfOthers)), warnings;
+  known.push_back(EnvironmentName("config"));
+  for (const std::string& flag : names) known.push_back(EnvironmentName(flag));
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::pair<absl::string_view, absl::string_view> variable = absl::StrSplit(*entry, absl::MaxSplits('=', 1));
+    const std::string name(variable.first);
+    if (!absl::StartsWith(name, "C3PO_") || std::find(known.begin(), known.end(), name) != known.end()) continue;
+    if (IsServiceLink(name, variable.second)) continue;
+    warnings.push_back(absl::StrCat(name, " is set, and no setting reads it", NameSuggestion(name, known)));
+  }
+  std::sort(warnings.begin(), warnings.end());
+  return warnings;
+}
+
+std::string NameSuggestion(absl::string_view wrong, const std::vector<std::string>& names, absl::string_view prefix) {
+  const std::string nearest = NearestName(wrong, names);
+  return nearest.empty() ? "" : absl::StrCat("; did you mean ", prefix, nearest, "?");
+}
+
+}  // namespace c3po
