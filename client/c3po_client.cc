@@ -293,6 +293,12 @@ absl::Status Client::AmortizeShifts(const v1::AmortizeShiftsRequest& request,
   return impl_->Stream(*impl_->reference, &v1::ReferenceService::Stub::AmortizeShifts, request, on_event, options);
 }
 
+absl::Status Client::BackupStore(const v1::BackupStoreRequest& request,
+                                 absl::FunctionRef<bool(const v1::BackupStoreResponse&)> on_event,
+                                 const CallOptions& options) {
+  return impl_->Stream(*impl_->reference, &v1::ReferenceService::Stub::BackupStore, request, on_event, options);
+}
+
 absl::Status Client::WaitUntilServing(absl::Duration timeout, Cancellation* cancellation) {
   constexpr absl::Duration kCheckTimeout = absl::Seconds(5);
   constexpr absl::Duration kPause = absl::Milliseconds(100);

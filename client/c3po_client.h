@@ -131,6 +131,9 @@ class Client {
   absl::Status AmortizeShifts(const v1::AmortizeShiftsRequest& request,
                               absl::FunctionRef<bool(const v1::AmortizeShiftsResponse&)> on_event,
                               const CallOptions& options = {});
+  absl::Status BackupStore(const v1::BackupStoreRequest& request,
+                           absl::FunctionRef<bool(const v1::BackupStoreResponse&)> on_event,
+                           const CallOptions& options = {});
   absl::StatusOr<v1::GetServerInfoResponse> GetServerInfo(const CallOptions& options = {});
 
   // Asks grpc.health.v1.Health about the whole server until it answers SERVING. DeadlineExceeded after `timeout`, with

@@ -5,6 +5,7 @@
 #include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,11 +14,13 @@
 #include <iostream>
 #include <memory>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "index/base/cgroup_limits.h"
 #include "index/base/code_pages.h"
 #include "index/base/status_macros.h"
 #include "index/search/reference_catalog.h"
@@ -29,6 +32,7 @@
 #include "server/metrics/http_server.h"
 #include "server/metrics/logging.h"
 #include "server/metrics/metrics.h"
+#include "server/metrics/process_usage.h"
 #include "server/model/device.h"
 #include "server/model/generation_config.h"
 #include "server/model/moe_model.h"
@@ -49,14 +53,15 @@ constexpr absl::Duration kDrainPoll = absl::Milliseconds(10);
 
 // The whole server, in the order in which its parts need each other; destroyed from the last to the first.
 struct Server {
+  std::unique_ptr<Metrics> metrics;
   std::unique_ptr<MoeModel> model;
   std::unique_ptr<PromptText> text;
   std::unique_ptr<QueryEmbedding> embedding;
+  int64_t encoder_bytes = 0;
   std::unique_ptr<ReferenceStore> store;
   std::unique_ptr<ReferenceCatalog> catalog;
   std::unique_ptr<LearnedShifts> shifts;
   std::unique_ptr<Profiles> profiles;
-  std::unique_ptr<Metrics> metrics;
   std::unique_ptr<AdmissionController> admission;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<GenerationPipeline> pipeline;
@@ -144,6 +149,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
        {"arithmetic", shape.arithmetic},
        {"device", shape.device},
        {"parameters", shape.parameters},
+       {"threads", ComputeThreads()},
        {"digest", shape.digest},
        {"end_tokens", absl::StrJoin(shape.eos_token_ids, ",")},
        {"generation_config_left", absl::StrJoin(generation.left, ",")},
@@ -162,7 +168,10 @@ absl::Status LoadEmbedder(const ServerConfig& config, Server& server) {
     const auto encode = [tokenizer](absl::string_view text) {
       return tokenizer->Encode(text, /*add_special_tokens=*/true);
     };
-    C3PO_ASSIGN_OR_RETURN(encoder, SentenceEncoder::Load(config.embedder, config.device, encode));
+    C3PO_ASSIGN_OR_RETURN(std::unique_ptr<SentenceEncoder> loaded,
+                          SentenceEncoder::Load(config.embedder, config.device, encode));
+    server.encoder_bytes = loaded->weight_bytes();
+    encoder = std::move(loaded);
   }
   const ModelShape& shape = server.model->shape();
   server.embedding =
@@ -184,15 +193,19 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   options.exact_references_max = config.exact_references_max;
   options.graph_cache_folder = config.graph_cache.empty() ? config.store + ".graphs" : config.graph_cache;
   C3PO_ASSIGN_OR_RETURN(server.catalog, ReferenceCatalog::Open(server.store.get(), options));
-  server.shifts = std::make_unique<LearnedShifts>(server.store.get(), shape.digest);
+  server.shifts = std::make_unique<LearnedShifts>(server.store.get(), shape.digest, server.metrics.get());
+  C3PO_RETURN_IF_ERROR(server.shifts->ReadPriors());
   const OptimizationSettings defaults = DefaultsFrom(config, shape);
   C3PO_RETURN_IF_ERROR(ValidateSettings(defaults, shape));
-  server.profiles = std::make_unique<Profiles>(server.store.get(), shape, defaults);
+  server.profiles = std::make_unique<Profiles>(server.store.get(), server.shifts.get(), server.metrics.get(), shape,
+                                               server.embedding->digest(), defaults);
+  C3PO_RETURN_IF_ERROR(server.profiles->Open());
   for (const std::string& refused : server.catalog->startup().refused_files) {
     Log(LogLevel::kWarning, "graph_refused", "", {{"reason", refused}});
   }
   for (const CatalogCollection& collection : server.catalog->Collections()) {
-    Log(LogLevel::kInfo, "collection_opened", "",
+    const bool whole = collection.usable == collection.references;  // Else: made with another model or embedder.
+    Log(whole ? LogLevel::kInfo : LogLevel::kWarning, "collection_opened", "",
         {{"collection", collection.name}, {"references", collection.references}, {"usable", collection.usable}});
   }
   return absl::OkStatus();
@@ -211,8 +224,9 @@ absl::Status StartListening(const ServerConfig& config, Server& server) {
       const HealthMonitor* health = server.known_health.load();
       return health == nullptr || !health->stalled();
     };
-    C3PO_ASSIGN_OR_RETURN(server.http, HttpServer::Start(config.metrics_address, config.metrics_port,
-                                                         server.metrics.get(), ready, alive));
+    C3PO_ASSIGN_OR_RETURN(
+        server.http, HttpServer::Start(config.metrics_address, config.metrics_port, server.metrics.get(), ready, alive,
+                                       HttpLimits(), [&server] { return server.grpc->Warnings(); }));
   }
   Log(LogLevel::kInfo, "listening", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
   return absl::OkStatus();
@@ -225,6 +239,38 @@ void KeepWhatAStepFrees() {
   if (std::getenv("MALLOC_TRIM_THRESHOLD_") != nullptr) return;
   mallopt(M_MMAP_THRESHOLD, kBytes);
   mallopt(M_TRIM_THRESHOLD, kBytes);
+}
+
+// Once everything is loaded and no cache is used: what it takes, and what it will take when the caches are full.
+void ReportMemory(const ServerConfig& config, const Server& server) {
+  using Part = Metrics::MemoryPart;
+  const int64_t resident = ReadProcessUsage().value_or(ProcessUsage()).resident_bytes;
+  const int64_t weights = server.model->weight_bytes(), index = server.catalog->MemoryBytes();
+  const bool on_host = config.device == "cpu";
+  const int64_t other = std::max<int64_t>(0, resident - index - (on_host ? weights + server.encoder_bytes : 0));
+  const int64_t kv_cache = server.model->kv_cache_bytes(), neighbor_cache = int64_t{config.neighbor_cache_mb} << 20;
+  const int64_t at_most = resident + (on_host ? kv_cache + neighbor_cache : 0);
+  const int64_t machine = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+  const int64_t limit = std::min(machine, ReadCgroupLimits().memory_bytes.value_or(machine));
+  for (const auto& [part, bytes] : {std::pair(Part::kWeights, weights),
+                                    {Part::kKvCache, kv_cache},
+                                    {Part::kNeighborCache, neighbor_cache},
+                                    {Part::kEncoder, server.encoder_bytes},
+                                    {Part::kIndex, index},
+                                    {Part::kOther, other}}) {
+    server.metrics->SetMemoryPlanned(part, bytes);
+  }
+  server.metrics->SetMemoryLimit(limit);
+  Log(at_most > limit ? LogLevel::kWarning : LogLevel::kInfo, at_most > limit ? "memory_short" : "memory", "",
+      {{"weights_bytes", weights},
+       {"encoder_bytes", server.encoder_bytes},
+       {"index_bytes", index},
+       {"other_bytes", other},
+       {"resident_bytes", resident},
+       {"kv_cache_bytes_max", kv_cache},
+       {"neighbor_cache_bytes_max", neighbor_cache},
+       {"bytes_at_most", at_most},
+       {"limit_bytes", limit}});
 }
 
 absl::Status StartServing(const ServerConfig& config, Server& server) {
@@ -269,6 +315,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   malloc_trim(0);
   ReleaseCodePages();
   KeepWhatAStepFrees();
+  ReportMemory(config, server);
   Log(LogLevel::kInfo, "serving", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
   return absl::OkStatus();
 }

@@ -23,6 +23,7 @@ void AddCalibrateCommand(CLI::App& app, Session* session);
 void AddBenchCommand(CLI::App& app, Session* session);
 void AddInfoCommand(CLI::App& app, Session* session);
 void AddModelCommand(CLI::App& app, Session* session);
+void AddStoreCommand(CLI::App& app, Session* session);
 void AddReportCommand(CLI::App& app, Session* session);
 
 }  // namespace c3po

@@ -73,7 +73,7 @@ int main(int argc, char** argv) {
   app.fallthrough();  // The global flags may stand after the command too.
   app.add_option("--server", session.server, "host:port of the server")->envname("C3PO_SERVER")->capture_default_str();
   app.add_option("--timeout", session.timeout_seconds,
-                 "Seconds that a call may take; 0: no limit. Default 300; none for refs import")
+                 "Seconds that a call may take; 0: no limit. Default 300; none for refs import and store backup")
       ->check(CLI::NonNegativeNumber);
   AddConnectionFlags(app, session);
   c3po::AddAskCommand(app, &session);
@@ -88,6 +88,7 @@ int main(int argc, char** argv) {
   c3po::AddInfoCommand(app, &session);
   c3po::AddModelCommand(app, &session);
   c3po::AddReportCommand(app, &session);
+  c3po::AddStoreCommand(app, &session);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -37,6 +37,9 @@ absl::Status Show(Session& session, const ProfileFlags& flags) {
   table.AddRow({"references", absl::StrCat(response.stats().references(), ", ", response.stats().successful(),
                                            " that the model answers right, ", response.stats().usable(), " usable")});
   table.AddRow({"profile", response.has_profile() ? DescribeOptions(response.profile()) : "none"});
+  if (!response.profile_ignored().empty()) {
+    table.AddRow({"profile is ignored", WithoutControls(response.profile_ignored())});
+  }
   table.AddRow({"requests get", DescribeOptions(response.effective_optimization())});
   if (response.has_prior()) {
     const v1::PriorInfo& prior = response.prior();
@@ -46,7 +49,11 @@ absl::Status Show(Session& session, const ProfileFlags& flags) {
   } else {
     table.AddRow({"prior", "none"});
   }
-  table.AddRow({"amortized shifts", absl::StrCat(response.amortized_shifts())});
+  table.AddRow(
+      {"amortized shifts", absl::StrCat(response.amortized_shifts(),
+                                        response.foreign_shifts() == 0
+                                            ? ""
+                                            : absl::StrCat(", and ", response.foreign_shifts(), " of another model"))});
   absl::PrintF("%s", table.Render(session.terminal));
   if (!response.profile_notes().empty()) absl::PrintF("  notes: %s\n", WithoutControls(response.profile_notes()));
   return absl::OkStatus();

@@ -142,6 +142,8 @@ class ReferenceCatalog {
   int64_t generation() const;
   // By ascending name.
   std::vector<CatalogCollection> Collections() const;
+  // Of the usable references and their indexes, by the formula above: an estimate.
+  int64_t MemoryBytes() const;
   const CatalogStartup& startup() const { return startup_; }
 
  private:

@@ -310,8 +310,14 @@ absl::Status ReferenceStore::Impl::CreateOrCheckSchema() {
     return absl::FailedPreconditionError(
         absl::StrCat("store ", path, ": has schema version ", version, ", this build reads 1 to ", kSchemaVersion));
   }
-  C3PO_RETURN_IF_ERROR(Execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON",
-                               "cannot set up the write-ahead log"));
+  // wal_autocheckpoint 1: the log is folded into the file after each change. By SQLite's default of 1000 pages a small
+  // store would live in its log alone, and a copy of the file be empty. It costs a change one more sync of the file.
+  C3PO_RETURN_IF_ERROR(
+      Execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; "
+              "PRAGMA wal_autocheckpoint = 1",
+              "cannot set up the write-ahead log"));
+  // What a process that was killed left in the log. Where somebody reads the file it waits for the next change.
+  sqlite3_wal_checkpoint_v2(db, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
   if (version == kSchemaVersion) return absl::OkStatus();
   return Change("cannot create the schema",
                 [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) -> absl::StatusOr<int64_t> {
@@ -408,6 +414,7 @@ absl::StatusOr<std::unique_ptr<ReferenceStore>> ReferenceStore::Open(const std::
   }
   auto impl = std::make_unique<Impl>(path);
   C3PO_ASSIGN_OR_RETURN(impl->lock, FileLock::Take(path));
+  std::filesystem::remove(absl::StrCat(path, ".backup"), error);
   {
     MutexLock held(impl->mutex);
     C3PO_RETURN_IF_ERROR(impl->OpenDatabase(options));
@@ -570,6 +577,19 @@ absl::StatusOr<std::vector<Artifact>> ReferenceStore::Artifacts(absl::string_vie
   }
 }
 
+absl::StatusOr<std::vector<std::string>> ReferenceStore::CollectionsWith(absl::string_view artifact_name) const {
+  std::vector<std::string> collections;
+  MutexLock held(impl_->mutex);
+  Impl::Statement select(*impl_);
+  C3PO_RETURN_IF_ERROR(select.Prepare("SELECT collection FROM artifact WHERE name = ?1 ORDER BY collection"));
+  select.Bind(1, artifact_name);
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot list artifacts"));
+    if (!row) return collections;
+    collections.push_back(select.Text(0));
+  }
+}
+
 absl::StatusOr<std::vector<CollectionStats>> ReferenceStore::Stats(absl::string_view model_digest,
                                                                    absl::string_view embedder_digest) const {
   std::vector<CollectionStats> stats;
@@ -597,6 +617,83 @@ absl::Status ReferenceStore::ForEach(absl::FunctionRef<absl::Status(ReferenceRec
     C3PO_ASSIGN_OR_RETURN(ReferenceRecord record, select.Record());
     C3PO_RETURN_IF_ERROR(callback(std::move(record)));
   }
+}
+
+struct StoreBackup::Impl {
+  Impl(ReferenceStore::Impl& from, std::string to) : source(from), path(std::move(to)) {}
+  ~Impl() {
+    Close();
+    if (!whole) unlink(path.c_str());
+  }
+
+  // The source's lock is held: the backup reads through its connection.
+  void Finish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(source.mutex) {
+    if (backup != nullptr) sqlite3_backup_finish(std::exchange(backup, nullptr));
+  }
+  void Close() {
+    {
+      MutexLock held(source.mutex);
+      Finish();
+    }
+    if (target != nullptr) sqlite3_close(std::exchange(target, nullptr));
+  }
+  absl::Status Error(int rc) const {
+    const std::string message = absl::StrCat("backup ", path, ": ", sqlite3_errstr(rc));
+    return (rc & 0xff) == SQLITE_FULL ? absl::ResourceExhaustedError(message) : absl::InternalError(message);
+  }
+
+  ReferenceStore::Impl& source;
+  const std::string path;
+  sqlite3* target = nullptr;
+  sqlite3_backup* backup = nullptr;
+  bool whole = false;
+};
+
+StoreBackup::StoreBackup(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+StoreBackup::~StoreBackup() = default;
+
+absl::StatusOr<bool> StoreBackup::Step(int pages) {
+  {
+    MutexLock held(impl_->source.mutex);
+    // Changes through the source's own connection, the only one, reach pages that were copied before.
+    const int rc = sqlite3_backup_step(impl_->backup, pages);
+    if (rc == SQLITE_OK || rc == SQLITE_BUSY || rc == SQLITE_LOCKED) return false;
+    if (rc != SQLITE_DONE) return impl_->Error(rc);
+    impl_->Finish();
+  }
+  // The copy is no write-ahead store until somebody opens it as one: it is one file.
+  const int rc = sqlite3_exec(impl_->target, "PRAGMA journal_mode = DELETE", nullptr, nullptr, nullptr);
+  if (rc != SQLITE_OK) return impl_->Error(rc);
+  impl_->Close();
+  const int fd = open(impl_->path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool synced = fd >= 0 && fsync(fd) == 0;
+  const int error = errno;
+  if (fd >= 0) close(fd);
+  if (!synced) return FileError(impl_->path, "cannot sync", error);
+  C3PO_RETURN_IF_ERROR(SyncFolderOf(impl_->path));
+  impl_->whole = true;
+  return true;
+}
+
+absl::StatusOr<std::unique_ptr<StoreBackup>> ReferenceStore::StartBackup(const std::string& path) const {
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (fd < 0 && errno == EEXIST) return absl::AlreadyExistsError(absl::StrCat("backup ", path, ": is there already"));
+  if (fd < 0) return FileError(path, "cannot create", errno);
+  close(fd);
+  auto impl = std::make_unique<StoreBackup::Impl>(*impl_, path);
+  const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
+  int rc = sqlite3_open_v2(path.c_str(), &impl->target, flags, nullptr);
+  // Nothing else reads the copy before it is whole; then it is synced once.
+  if (rc == SQLITE_OK) {
+    rc = sqlite3_exec(impl->target, "PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF", nullptr, nullptr, nullptr);
+  }
+  if (rc != SQLITE_OK) return impl->Error(rc);
+  MutexLock held(impl_->mutex);
+  impl->backup = sqlite3_backup_init(impl->target, "main", impl_->db, "main");
+  if (impl->backup == nullptr) rc = sqlite3_extended_errcode(impl->target);
+  if (rc != SQLITE_OK) return impl->Error(rc);
+  return std::unique_ptr<StoreBackup>(new StoreBackup(std::move(impl)));
 }
 
 int64_t ReferenceStore::generation() const {

@@ -43,8 +43,34 @@ struct CollectionStats {
   int64_t usable = 0;      // Of `references`, made with the model and the embedder asked about.
 };
 
+class ReferenceStore;
+
+// A copy of a store under way, made a few pages at a time while the store is read and changed: SQLite's online backup.
+// Not thread-safe, but its calls may come from different threads, and others may use the store meanwhile.
+class StoreBackup {
+ public:
+  ~StoreBackup();
+  StoreBackup(const StoreBackup&) = delete;
+  StoreBackup& operator=(const StoreBackup&) = delete;
+
+  // Copies up to `pages` of 4 KiB more. True: the copy is whole and synced; it holds what the store did at this moment,
+  // in one file that no log belongs to. Errors name the copy's path: ResourceExhausted (disk full), Internal. After an
+  // error or true, no more calls.
+  absl::StatusOr<bool> Step(int pages);
+
+ private:
+  friend class ReferenceStore;
+  struct Impl;
+  explicit StoreBackup(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
 // The durable source of truth of reference records: one SQLite file (WAL, synchronous=FULL) that one process holds
 // open.
+//
+// The write-ahead log is folded into the file with each change, so that the file alone, copied while nothing changes,
+// holds everything; another program that reads the file meanwhile can delay this until the next change. A copy that is
+// made while the store changes is whole only through StartBackup.
 //
 // A call that changes the store returns OK only once the change is committed and synced: after a crash or a power cut
 // at any moment the store opens with everything that was acknowledged, and with each batch whole or absent. A call that
@@ -53,7 +79,8 @@ struct CollectionStats {
 // On disk: table `reference`, one row per record in insertion order; choices and metadata as JSON; embedding and
 // pathway as little-endian float32; table `store_state` with the generation. application_id is "c3po", user_version the
 // schema's; table `artifact` (since version 2; a file of version 1 gets it when it is opened). PATH.lock is locked
-// (flock) as long as the store is open.
+// (flock) as long as the store is open. PATH.backup, which a process that was killed may have left of a copy under way,
+// is removed when the store is opened.
 //
 // Every method is thread-safe; one call runs at a time. Errors name the path: ResourceExhausted (disk full, pages_max),
 // DataLoss (corrupt), Unavailable (another program holds the database busy), Internal (anything else).
@@ -97,6 +124,9 @@ class ReferenceStore {
   // Of a collection, those whose names begin with `prefix` (empty: all), by ascending name.
   absl::StatusOr<std::vector<Artifact>> Artifacts(absl::string_view collection, absl::string_view prefix) const;
 
+  // The collections that hold an artifact of this name, by ascending name.
+  absl::StatusOr<std::vector<std::string>> CollectionsWith(absl::string_view artifact_name) const;
+
   // By ascending name. Empty collections do not exist.
   absl::StatusOr<std::vector<CollectionStats>> Stats(absl::string_view model_digest,
                                                      absl::string_view embedder_digest) const;
@@ -105,6 +135,9 @@ class ReferenceStore {
   // error and returns that. The callback must not call this store.
   absl::Status ForEach(absl::FunctionRef<absl::Status(ReferenceRecord)> callback) const;
 
+  // Begins a copy in a new file `path`. The store outlives it. AlreadyExists: a file is there.
+  absl::StatusOr<std::unique_ptr<StoreBackup>> StartBackup(const std::string& path) const;
+
   // 0 for a new store, raised by one with each committed change; a call that changes no record does not raise it.
   // Durable.
   int64_t generation() const;
@@ -112,6 +145,7 @@ class ReferenceStore {
   const std::string& path() const;
 
  private:
+  friend class StoreBackup;
   struct Impl;
   explicit ReferenceStore(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

@@ -90,9 +90,9 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
   return entries;
 }
 
-absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::string& path) {
+absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::string& path, Metrics* metrics) {
   std::error_code error;
-  auto access = std::unique_ptr<AccessControl>(new AccessControl(path));
+  auto access = std::unique_ptr<AccessControl>(new AccessControl(path, metrics));
   const absl::MutexLock lock(&access->mu_);
   access->stamp_ = std::filesystem::last_write_time(path, error);  // Before reading: a change in between is seen later.
   C3PO_ASSIGN_OR_RETURN(access->entries_, Parse(path));
@@ -108,14 +108,28 @@ void AccessControl::ReloadIfChanged() const {
   const Stamp stamp = std::filesystem::last_write_time(path_, error);
   if (!error && stamp == stamp_) return;
   auto entries = Parse(path_);
+  const bool changed = stamp != stamp_;
+  stamp_ = stamp;
+  refusal_ = entries.status();
+  if (metrics_ != nullptr) metrics_->SetReloadFailed(Metrics::WatchedFile::kTokens, !entries.ok());
+  if (!entries.ok() && !changed) return;  // Still unreadable: told before.
+  if (metrics_ != nullptr) metrics_->CountReload(Metrics::WatchedFile::kTokens, entries.ok());
   if (!entries.ok()) {
-    if (stamp != stamp_) Log(LogLevel::kWarning, "tokens_refused", "", {{"reason", entries.status().message()}});
-    stamp_ = stamp;
+    Log(LogLevel::kWarning, "tokens_refused", "", {{"reason", refusal_.message()}});
     return;
   }
-  stamp_ = stamp;
   entries_ = *std::move(entries);
   Log(LogLevel::kInfo, "tokens_loaded", "", {{"tokens", entries_.size()}});
+}
+
+void AccessControl::LookAgain() const {
+  const absl::MutexLock lock(&mu_);
+  ReloadIfChanged();
+}
+
+absl::Status AccessControl::refusal() const {
+  const absl::MutexLock lock(&mu_);
+  return refusal_;
 }
 
 absl::StatusOr<Caller> AccessControl::Authenticate(absl::string_view authorization) const {

@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/metrics/metrics.h"
 
 namespace c3po {
 
@@ -39,12 +40,18 @@ struct Caller {
 // logged, and what was known before stays in force. Thread-safe.
 class AccessControl {
  public:
-  // InvalidArgument "PATH:LINE: what is wrong"; also for a file without a token. NotFound: it cannot be read.
-  static absl::StatusOr<std::unique_ptr<AccessControl>> Load(const std::string& path);
+  // InvalidArgument "PATH:LINE: what is wrong"; also for a file without a token. NotFound: it cannot be read. `metrics`
+  // (null: nothing is counted) outlives it.
+  static absl::StatusOr<std::unique_ptr<AccessControl>> Load(const std::string& path, Metrics* metrics = nullptr);
 
   // Of the value of the `authorization` header, "Bearer TOKEN" (the scheme in any case). Every stored hash is compared
   // in full, so that the time taken tells nothing. Unauthenticated: no token, or one that is not known.
   absl::StatusOr<Caller> Authenticate(absl::string_view authorization) const;
+
+  // Looks at the file as Authenticate does, without a call.
+  void LookAgain() const;
+  // Why the file is not what is in force; OK: it is.
+  absl::Status refusal() const;
 
  private:
   struct Entry {
@@ -53,15 +60,17 @@ class AccessControl {
   };
   using Stamp = std::filesystem::file_time_type;
 
-  explicit AccessControl(std::string path) : path_(std::move(path)) {}
+  AccessControl(std::string path, Metrics* metrics) : path_(std::move(path)), metrics_(metrics) {}
   static absl::StatusOr<std::vector<Entry>> Parse(const std::string& path);
   void ReloadIfChanged() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string path_;
+  Metrics* const metrics_;
   mutable absl::Mutex mu_;
   mutable std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_);
   mutable Stamp stamp_ ABSL_GUARDED_BY(mu_);
   mutable absl::Time looked_at_ ABSL_GUARDED_BY(mu_);
+  mutable absl::Status refusal_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace c3po

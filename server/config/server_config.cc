@@ -30,7 +30,8 @@ void VisitFields(Config& c, Visit visit) {
   visit("arithmetic", c.arithmetic,
         "of products on the CPU: float32; bfloat16, where the processor has a unit for it; auto: where it has one");
   visit("embedder", c.embedder, "folder of a sentence encoder, or \"model\" for the model's own hidden states");
-  visit("threads", c.threads, "threads that the model computes on; 0: one per core");
+  visit("threads", c.threads,
+        "threads that the model computes on; 0: one per processor that affinity and the cgroup's quota allow");
   visit("pin-threads", c.pin_threads, "keep each of them on a core of its own");
   visit("store", c.store, "SQLite file of the references");
   visit("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");

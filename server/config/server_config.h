@@ -24,7 +24,7 @@ struct ServerConfig {
   std::string arithmetic = "auto";                               // of products on the CPU: auto, float32, bfloat16
   // A sentence encoder's folder, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
-  int threads = 0;           // That the model computes on; 0: one per core.
+  int threads = 0;           // That the model computes on; 0: one per processor of affinity and quota.
   bool pin_threads = false;  // Each stays on a core of its own: for a machine that nothing else keeps busy.
 
   // References

@@ -246,6 +246,23 @@ absl::Status SentenceEncoder::Model::EmbedBatch(absl::Span<const std::vector<int
   return absl::OkStatus();
 }
 
+int64_t SentenceEncoder::weight_bytes() const {
+  int64_t bytes = 0;
+  const auto add = [&bytes](std::initializer_list<at::Tensor> tensors) {
+    for (const at::Tensor& tensor : tensors) bytes += static_cast<int64_t>(tensor.nbytes());
+  };
+  add({model_->word_embeddings, model_->position_embeddings, model_->embedding_norm.weight,
+       model_->embedding_norm.bias});
+  for (const LayerWeights& layer : model_->layers) {
+    for (const LinearWeights* linear :
+         {&layer.query_key_value, &layer.attention_output, &layer.intermediate, &layer.output}) {
+      add({linear->weight, linear->bias});
+    }
+    for (const NormWeights* norm : {&layer.attention_norm, &layer.output_norm}) add({norm->weight, norm->bias});
+  }
+  return bytes;
+}
+
 SentenceEncoder::SentenceEncoder(std::unique_ptr<const Model> model) : model_(std::move(model)) {}
 SentenceEncoder::~SentenceEncoder() = default;
 

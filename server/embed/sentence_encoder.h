@@ -25,10 +25,10 @@ class SentenceEncoder : public Embedder {
   using Encode = std::function<absl::StatusOr<std::vector<int32_t>>(absl::string_view text)>;
 
   // `folder` holds config.json and model.safetensors; sentence_bert_config.json, modules.json, the config.json of the
-  // pooling that it names (else 1_Pooling) and config_sentence_transformers.json are obeyed where they exist. `device`: "cpu", "cuda" or "cuda:N"; the weights are copied there.
-  // NotFound: a file or a tensor is missing. InvalidArgument: a damaged file, or a setting that is not implemented, by
-  // its name (anything but mean pooling, hidden_act other than "gelu", relative positions, ...). FailedPrecondition: no
-  // such device.
+  // pooling that it names (else 1_Pooling) and config_sentence_transformers.json are obeyed where they exist. `device`:
+  // "cpu", "cuda" or "cuda:N"; the weights are copied there. NotFound: a file or a tensor is missing. InvalidArgument:
+  // a damaged file, or a setting that is not implemented, by its name (anything but mean pooling, hidden_act other than
+  // "gelu", relative positions, ...). FailedPrecondition: no such device.
   static absl::StatusOr<std::unique_ptr<SentenceEncoder>> Load(const std::string& folder, const std::string& device,
                                                                Encode encode);
   ~SentenceEncoder() override;
@@ -45,6 +45,7 @@ class SentenceEncoder : public Embedder {
   // The folder's own name.
   std::string name() const override;
   // sentence_bert_config.json's max_seq_length, else config.json's max_position_embeddings.
+  int64_t weight_bytes() const;  // In memory.
   int max_tokens() const;
 
  private:

@@ -41,7 +41,7 @@ using asio::ip::tcp;
 constexpr char kPlainText[] = "text/plain; charset=utf-8";
 constexpr char kExposition[] = "text/plain; version=0.0.4; charset=utf-8";
 constexpr std::chrono::milliseconds kAcceptPause(50);  // After an accept that failed.
-constexpr std::chrono::seconds kWarningPause(10);  // Between two log lines about it.
+constexpr std::chrono::seconds kWarningPause(10);      // Between two log lines about it.
 constexpr std::chrono::seconds kStopGrace(1);
 constexpr size_t kDiscardedBytesMax = 64 << 10;  // Read after the answer, at most, to see the peer close.
 
@@ -59,18 +59,21 @@ struct Answer {
 struct Paths {
   const Metrics* metrics;
   std::function<bool()> ready, alive;
+  std::function<std::vector<std::string>()> warnings;
 
   Answer AnswerTo(http::verb method, beast::string_view target) const {
     const beast::string_view path = target.substr(0, target.find('?'));
     if (method != http::verb::get && method != http::verb::head) return {http::status::not_found, "not found\n"};
     if (path == "/metrics") return {http::status::ok, metrics->PrometheusText(), kExposition};
-    if (path == "/healthz") return Probe(alive(), "alive\n", "stalled\n");
-    if (path == "/readyz") return Probe(ready(), "ready\n", "not ready\n");
+    if (path == "/healthz") return Probe(alive(), "alive", "stalled");
+    if (path == "/readyz") return Probe(ready(), "ready", "not ready");
     return {http::status::not_found, "not found\n"};
   }
 
-  static Answer Probe(bool good, const char* yes, const char* no) {
-    return good ? Answer{http::status::ok, yes} : Answer{http::status::service_unavailable, no};
+  Answer Probe(bool good, const char* yes, const char* no) const {
+    std::string body = absl::StrCat(good ? yes : no, "\n");
+    for (const std::string& warning : warnings()) absl::StrAppend(&body, "warning: ", warning, "\n");
+    return {good ? http::status::ok : http::status::service_unavailable, std::move(body)};
   }
 };
 
@@ -124,9 +127,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   void Start() {
-    http::async_read(stream_, buffer_, parser_, [self = shared_from_this()](beast::error_code error, size_t) {
-      self->OnRequest(error);
-    });
+    http::async_read(stream_, buffer_, parser_,
+                     [self = shared_from_this()](beast::error_code error, size_t) { self->OnRequest(error); });
   }
 
   // Ends it wherever it is. Idempotent.
@@ -323,13 +325,15 @@ absl::Status Listen(asio::io_context& loop, tcp::acceptor& acceptor, const std::
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& address, int port,
                                                               const Metrics* metrics, std::function<bool()> ready,
-                                                              std::function<bool()> alive, const HttpLimits& limits) {
+                                                              std::function<bool()> alive, const HttpLimits& limits,
+                                                              std::function<std::vector<std::string>()> warnings) {
   if (port < 0 || port > 65535) {
     return absl::InvalidArgumentError(absl::StrCat("metrics port: ", port, " is not in [0, 65535]"));
   }
   if (ready == nullptr) return absl::InvalidArgumentError("metrics http server: no readiness function");
   try {
-    auto state = std::make_unique<State>(Paths{metrics, std::move(ready), std::move(alive)}, limits);
+    auto state =
+        std::make_unique<State>(Paths{metrics, std::move(ready), std::move(alive), std::move(warnings)}, limits);
     if (absl::Status listening = Listen(state->loop, state->acceptor, address, port); !listening.ok()) {
       return listening;
     }

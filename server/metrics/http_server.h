@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -15,7 +16,8 @@ class Metrics;
 //   GET /metrics  200, text/plain; version=0.0.4: Metrics::PrometheusText.
 //   GET /healthz  200 while `alive()` says true, else 503: only a restart will help.
 //   GET /readyz   200 when `ready()` says true, else 503: bring no new requests.
-// Anything else is 404. No authentication: bind it to loopback or to an inside network.
+// The body of a probe is one word, and a line "warning: ..." for each of `warnings()`: what needs an operator, and no
+// restart. Anything else is 404. No authentication: bind it to loopback or to an inside network.
 //
 // One thread of default stack size serves all connections and waits for none; it blocks all signals, so that the
 // process's own handlers run elsewhere. A connection carries one request. Its limits hold for the request as a whole:
@@ -32,12 +34,13 @@ struct HttpLimits {
 class HttpServer {
  public:
   // Returns when connections are accepted. `address` is an IP address or host name of this machine; `port` in [0,
-  // 65535], 0 chooses a free one (see port()). `metrics` is not owned and must outlive the server; `ready` and `alive`
-  // are called from worker threads, at the same time from several, and must not block. InvalidArgument: port out of
-  // range, no `ready`. Unavailable: cannot bind, naming address, port and reason.
+  // 65535], 0 chooses a free one (see port()). `metrics` is not owned and must outlive the server; `ready`, `alive`
+  // and `warnings` are called from the server's thread and must not block. InvalidArgument: port out of range, no
+  // `ready`. Unavailable: cannot bind, naming address, port and reason.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(
       const std::string& address, int port, const Metrics* metrics, std::function<bool()> ready,
-      std::function<bool()> alive = [] { return true; }, const HttpLimits& limits = {});
+      std::function<bool()> alive = [] { return true; }, const HttpLimits& limits = {},
+      std::function<std::vector<std::string>()> warnings = [] { return std::vector<std::string>(); });
   // Closes the port and every connection that has sent no whole request. Answers that are being written have a second.
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;

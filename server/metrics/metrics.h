@@ -46,6 +46,9 @@ class Metrics {
   };
   enum class Work { kPrefill, kDecode, kOptimization };  // What an engine step ran.
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
+  enum class Learned { kProfile, kPrior, kShift };  // Kept beside a collection's references.
+  enum class MemoryPart { kWeights, kKvCache, kNeighborCache, kEncoder, kIndex, kOther };
+  enum class WatchedFile { kTls, kTokens };  // What is read again when it has changed.
   enum class Rpc {
     kGenerate,
     kScore,
@@ -61,6 +64,7 @@ class Metrics {
     kReferencesSetProfile,
     kReferencesTunePrior,
     kReferencesAmortizeShifts,
+    kReferencesBackupStore,
     kGetServerInfo
   };
 
@@ -87,12 +91,20 @@ class Metrics {
   void ObserveTimeToFirstToken(double seconds);   // vllm:time_to_first_token_seconds, from arrival, per answer
   void ObserveInterTokenLatency(double seconds);  // vllm:inter_token_latency_seconds, per token after the first
   void ObserveRequestLatency(double seconds);     // vllm:e2e_request_latency_seconds, however the call ended
-  // c3po_call_stage_seconds_total{stage}, of answered calls: the stages of a call add up to its whole time. Three of them
-  // are histograms as well: vllm:request_queue_time_seconds, vllm:request_prefill_time_seconds and
+  // c3po_call_stage_seconds_total{stage}, of answered calls: the stages of a call add up to its whole time. Three of
+  // them are histograms as well: vllm:request_queue_time_seconds, vllm:request_prefill_time_seconds and
   // vllm:request_decode_time_seconds. Their counts are the calls that the sums are of.
   void ObserveStage(Stage stage, double seconds);
   // c3po_cancel_to_release_seconds: from the client's cancel (or the deadline) to its KV blocks being free.
   void ObserveCancelToRelease(double seconds);
+
+  // --- Files that may be replaced while the server runs ---
+  // c3po_reloads_total{files,result}: result "loaded" or "refused"; the old contents stay in force.
+  void CountReload(WatchedFile files, bool loaded);
+  // c3po_reload_failed{files}: 1 while what the files hold is not what is in force.
+  void SetReloadFailed(WatchedFile files, bool failed);
+  // c3po_tls_certificate_expiry_timestamp_seconds: of the certificate in force, seconds since 1970; 0: there is none.
+  void SetCertificateExpiry(double unix_seconds);
 
   // --- Engine ---
   void SetKvCacheUsage(double fraction);  // vllm:kv_cache_usage_perc, in [0, 1] in spite of its name
@@ -112,8 +124,8 @@ class Metrics {
   void ObserveNeighborDistance(double nearest);  // c3po_neighbor_distance: Euclidean, of the nearest one, in [0, 2]
   // c3po_optimization_wait_seconds: of one optimization, while the turns of others and forward passes ran.
   void ObserveOptimizationWait(double seconds);
-  // c3po_optimization_seconds{method}, its own work only; c3po_surrogate_loss_reduction: (before - after) / before of the
-  // neighbors' loss, at most 1, negative when the loss rose. Pass NaN where a method has no loss: it is left out.
+  // c3po_optimization_seconds{method}, its own work only; c3po_surrogate_loss_reduction: (before - after) / before of
+  // the neighbors' loss, at most 1, negative when the loss rose. Pass NaN where a method has no loss: it is left out.
   void ObserveOptimization(Method method, double seconds, double loss_reduction);
   // c3po_surrogate_loss{moment="before"|"after"}: the neighbors' kernel-weighted loss (nats per token) under the
   // query's own pathway and under the best one found. Not finite or negative, either one: both are left out.
@@ -122,13 +134,23 @@ class Metrics {
   void CountGate(Gate decision);               // c3po_gate_total{decision}
 
   // --- References and their caches ---
-  void SetReferences(int64_t references);       // c3po_references: of all collections together
+  void SetReferences(int64_t references);  // c3po_references: of all collections together
+  // c3po_references_usable: of them, those made with the model and the embedder that this server runs.
+  void SetReferencesUsable(int64_t references);
+  // c3po_learned_ignored{kind}: stored, and made for another model (profiles also: or another embedder).
+  void SetLearnedIgnored(Learned kind, int64_t count);
   void SetIndexGeneration(int64_t generation);  // c3po_index_generation
   void CountReferenceVerdict(Verdict verdict);  // c3po_references_added_total{verdict}
   void SetRecallAtK(double fraction);         // c3po_recall_at_k: of graph search, measured at start and after imports
   void CountNeighborCacheHit();               // c3po_neighbor_cache_hits_total
   void CountNeighborCacheMiss();              // c3po_neighbor_cache_misses_total
   void SetNeighborCacheBytes(int64_t bytes);  // c3po_neighbor_cache_bytes
+
+  // --- Memory, as it is planned at the start ---
+  // c3po_memory_planned_bytes{part}: what the part takes, caches when they are full.
+  void SetMemoryPlanned(MemoryPart part, int64_t bytes);
+  // c3po_memory_limit_bytes: the control group's limit, or the machine's memory.
+  void SetMemoryLimit(int64_t bytes);
 
   // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version},
   // process_start_time_seconds (of this object's construction), and from the kernel, read anew by each call:

@@ -50,12 +50,17 @@ constexpr std::array<const char*, 8> kGates = {
 constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
 constexpr std::array<const char*, 2> kMoments = {"before", "after"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
+constexpr std::array<const char*, 6> kMemoryParts = {"weights", "kv_cache", "neighbor_cache",
+                                                     "encoder", "index",    "other"};
+constexpr std::array<const char*, 2> kWatchedFiles = {"tls", "tokens"};
+constexpr std::array<const char*, 2> kReloadResults = {"loaded", "refused"};
+constexpr std::array<const char*, 3> kLearned = {"profile", "prior", "shift"};
 struct NamedRpc {
   const char* name;  // service/method
   std::string service() const { return std::string(name).substr(0, std::string(name).find('/')); }
   std::string method() const { return std::string(name).substr(std::string(name).find('/') + 1); }
 };
-constexpr std::array<NamedRpc, 15> kRpcs = {{
+constexpr std::array<NamedRpc, 16> kRpcs = {{
     {"GenerationService/Generate"},
     {"GenerationService/Score"},
     {"GenerationService/Tokenize"},
@@ -70,13 +75,14 @@ constexpr std::array<NamedRpc, 15> kRpcs = {{
     {"ReferenceService/SetProfile"},
     {"ReferenceService/TunePrior"},
     {"ReferenceService/AmortizeShifts"},
+    {"ReferenceService/BackupStore"},
     {"ServerService/GetServerInfo"},
 }};
 struct CodeName {
   absl::StatusCode code;
   const char* name;
 };
-// The codes that the service documents. Everything else shares one label: twelve codes times fifteen methods is the
+// The codes that the service documents. Everything else shares one label: twelve codes times sixteen methods is the
 // largest family of the exposition, and the series budget is fixed.
 constexpr std::array<CodeName, 12> kCodes = {{
     {absl::StatusCode::kOk, "OK"},
@@ -164,6 +170,14 @@ CounterArray<N> AddCounters(Registry& registry, const char* name, const char* he
 }
 
 template <size_t N>
+std::array<Gauge*, N> AddGauges(Registry& registry, const char* name, const char* help, const char* label,
+                                const std::array<const char*, N>& values) {
+  std::array<Gauge*, N> gauges;
+  for (size_t i = 0; i < N; ++i) gauges[i] = &AddGauge(registry, name, help, {{label, values[i]}});
+  return gauges;
+}
+
+template <size_t N>
 std::array<Histogram*, N> AddHistograms(Registry& registry, const char* name, const char* help, const Buckets& buckets,
                                         const char* label, const std::array<const char*, N>& values) {
   std::array<Histogram*, N> histograms;
@@ -181,6 +195,15 @@ std::array<CounterArray<kCodes.size()>, kRpcs.size()> AddRpcs(Registry& registry
           registry, "c3po_rpc_total", "Calls answered, by gRPC status",
           {{"service", kRpcs[rpc].service()}, {"method", kRpcs[rpc].method()}, {"code", kCodes[code].name}});
     }
+  }
+  return counters;
+}
+
+std::array<CounterArray<kReloadResults.size()>, kWatchedFiles.size()> AddReloads(Registry& registry) {
+  std::array<CounterArray<kReloadResults.size()>, kWatchedFiles.size()> counters;
+  for (size_t i = 0; i < kWatchedFiles.size(); ++i) {
+    counters[i] = AddCounters(registry, "c3po_reloads_total", "Files replaced while serving, by what came of it",
+                              "result", kReloadResults, {{"files", kWatchedFiles[i]}});
   }
   return counters;
 }
@@ -267,6 +290,13 @@ struct Metrics::Series {
   Histogram& cancel_to_release = AddHistogram(registry, "c3po_cancel_to_release_seconds",
                                               "From a cancellation to its KV blocks being free", ReleaseSeconds());
 
+  std::array<CounterArray<kReloadResults.size()>, kWatchedFiles.size()> reloads = AddReloads(registry);
+  std::array<Gauge*, kWatchedFiles.size()> reload_failed =
+      AddGauges(registry, "c3po_reload_failed", "1 while replaced files are refused and the old ones in force", "files",
+                kWatchedFiles);
+  Gauge& certificate_expiry = AddGauge(registry, "c3po_tls_certificate_expiry_timestamp_seconds",
+                                       "When the certificate in force expires, seconds since 1970; 0: none");
+
   Counter& prefix_queries =
       AddCounter(registry, "vllm:prefix_cache_queries_total", "Prompt positions looked up in the KV cache", model);
   Counter& prefix_hits =
@@ -302,6 +332,11 @@ struct Metrics::Series {
       AddCounters(registry, "c3po_gate_total", "Decisions on using an optimized pathway", "decision", kGates);
 
   Gauge& references = AddGauge(registry, "c3po_references", "Reference samples stored, all collections");
+  Gauge& references_usable = AddGauge(registry, "c3po_references_usable",
+                                      "Reference samples made with this server's model and embedder, all collections");
+  std::array<Gauge*, kLearned.size()> learned_ignored =
+      AddGauges(registry, "c3po_learned_ignored", "Profiles, priors and shifts stored and made for another model",
+                "kind", kLearned);
   Gauge& index_generation = AddGauge(registry, "c3po_index_generation", "Generation of the neighbor index in use");
   CounterArray<kVerdicts.size()> verdicts =
       AddCounters(registry, "c3po_references_added_total", "Samples offered, by verdict", "verdict", kVerdicts);
@@ -310,6 +345,12 @@ struct Metrics::Series {
   Counter& cache_hits = AddCounter(registry, "c3po_neighbor_cache_hits_total", "Neighbor states found in memory");
   Counter& cache_misses = AddCounter(registry, "c3po_neighbor_cache_misses_total", "Neighbor states computed anew");
   Gauge& cache_bytes = AddGauge(registry, "c3po_neighbor_cache_bytes", "Memory of the kept neighbor states");
+
+  std::array<Gauge*, kMemoryParts.size()> memory_planned =
+      AddGauges(registry, "c3po_memory_planned_bytes", "Memory planned at the start, by part; caches when full", "part",
+                kMemoryParts);
+  Gauge& memory_limit = AddGauge(registry, "c3po_memory_limit_bytes",
+                                 "Memory that the process may take: its control group's, or the machine's");
 
   // Set by each exposition.
   absl::Mutex process_mu;
@@ -373,6 +414,14 @@ void Metrics::ObserveStage(Stage stage, double seconds) {
 }
 void Metrics::ObserveCancelToRelease(double seconds) { ObserveNonNegative(series_->cancel_to_release, seconds); }
 
+void Metrics::CountReload(WatchedFile files, bool loaded) {
+  series_->reloads[static_cast<size_t>(files)][loaded ? 0 : 1]->Increment();
+}
+void Metrics::SetReloadFailed(WatchedFile files, bool failed) {
+  series_->reload_failed[static_cast<size_t>(files)]->Set(failed ? 1 : 0);
+}
+void Metrics::SetCertificateExpiry(double unix_seconds) { SetFinite(series_->certificate_expiry, unix_seconds); }
+
 void Metrics::CountPrefixCache(int64_t positions, int64_t found) {
   Add(series_->prefix_queries, positions);
   Add(series_->prefix_hits, found);
@@ -400,12 +449,23 @@ void Metrics::CountOptimizationSteps(int64_t steps) { Add(series_->optimization_
 void Metrics::CountGate(Gate decision) { series_->gates[static_cast<size_t>(decision)]->Increment(); }
 
 void Metrics::SetReferences(int64_t references) { series_->references.Set(static_cast<double>(references)); }
+void Metrics::SetReferencesUsable(int64_t references) {
+  series_->references_usable.Set(static_cast<double>(references));
+}
+void Metrics::SetLearnedIgnored(Learned kind, int64_t count) {
+  series_->learned_ignored[static_cast<size_t>(kind)]->Set(static_cast<double>(count));
+}
 void Metrics::SetIndexGeneration(int64_t generation) { series_->index_generation.Set(static_cast<double>(generation)); }
 void Metrics::CountReferenceVerdict(Verdict verdict) { series_->verdicts[static_cast<size_t>(verdict)]->Increment(); }
 void Metrics::SetRecallAtK(double fraction) { SetFinite(series_->recall_at_k, fraction); }
 void Metrics::CountNeighborCacheHit() { series_->cache_hits.Increment(); }
 void Metrics::CountNeighborCacheMiss() { series_->cache_misses.Increment(); }
 void Metrics::SetNeighborCacheBytes(int64_t bytes) { series_->cache_bytes.Set(static_cast<double>(bytes)); }
+
+void Metrics::SetMemoryPlanned(MemoryPart part, int64_t bytes) {
+  series_->memory_planned[static_cast<size_t>(part)]->Set(static_cast<double>(bytes));
+}
+void Metrics::SetMemoryLimit(int64_t bytes) { series_->memory_limit.Set(static_cast<double>(bytes)); }
 
 std::string Metrics::PrometheusText() const {
   series_->ReadProcess();

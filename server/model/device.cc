@@ -68,4 +68,6 @@ void SetComputeThreads(int threads, bool pinned) {
   at::set_num_threads(1);
 }
 
+int ComputeThreads() { return cpu::ThreadPool::Shared().threads(); }
+
 }  // namespace c3po

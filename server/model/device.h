@@ -26,9 +26,10 @@ absl::StatusOr<at::ScalarType> ChooseDtype(const std::string& name, at::Device d
 absl::StatusOr<cpu::WeightLayout> ChooseLayout(const std::string& arithmetic, at::Device device, at::ScalarType dtype);
 
 // Threads that the model computes on, for the whole process, set before the first model is loaded: those of
-// server/model/cpu; 0: OMP_NUM_THREADS, else one per core. libtorch's own pool is left one thread, whose barriers would
-// otherwise spin beside ours. `pinned`: see ThreadPool.
+// server/model/cpu; 0: OMP_NUM_THREADS, else as many as processors may be used (index/base/cgroup_limits.h). libtorch's
+// own pool is left one thread, whose barriers would otherwise spin beside ours. `pinned`: see ThreadPool.
 void SetComputeThreads(int threads, bool pinned = false);
+int ComputeThreads();
 
 }  // namespace c3po
 

@@ -5,6 +5,8 @@
 
 #include <filesystem>
 #include <future>
+#include <initializer_list>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
@@ -110,6 +112,30 @@ absl::Status MoeModel::AllocateKvCache(int64_t slots) {
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for a cache of ", slots, " positions: ", error.what()));
   }
+}
+
+int64_t MoeModel::weight_bytes() const {
+  std::set<const void*> counted;  // A tied LM head is the embedding.
+  int64_t bytes = 0;
+  const auto add = [&](std::initializer_list<at::Tensor> tensors) {
+    for (const at::Tensor& tensor : tensors) {
+      if (tensor.defined() && counted.insert(tensor.const_data_ptr()).second)
+        bytes += static_cast<int64_t>(tensor.nbytes());
+    }
+  };
+  add({weights_.embedding, weights_.final_norm, weights_.lm_head});
+  for (const LayerWeights& layer : weights_.layers) {
+    add({layer.attention_norm, layer.qkv, layer.q_norm, layer.k_norm, layer.output, layer.moe_norm, layer.router});
+    add({layer.experts.gate_up, layer.experts.down, layer.shared.gate_up, layer.shared.down, layer.shared_gate});
+    add({layer.qkv_bias, layer.output_bias, layer.query_latent_norm, layer.query_expand, layer.kv_latent_norm});
+    add({layer.kv_expand});
+  }
+  return bytes;
+}
+
+int64_t MoeModel::kv_cache_bytes() const {
+  if (kv_cache_.slots == 0) return 0;
+  return static_cast<int64_t>(kv_cache_.keys.nbytes() + kv_cache_.values.nbytes());
 }
 
 absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(const ObjectiveSpec& spec) {

@@ -49,6 +49,10 @@ class MoeModel final : public ModelRunner {
   // The rows of the embedding, [tokens, d], as activations, times the embedding multiplier.
   at::Tensor Embed(const std::vector<int64_t>& tokens) const;
 
+  // Of the weights as they lie in memory, and of all slots of the KV cache, touched or not.
+  int64_t weight_bytes() const;
+  int64_t kv_cache_bytes() const;
+
   absl::Status AllocateKvCache(int64_t slots) override;
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override;
   absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,

@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/metrics/logging.h"
 
 namespace c3po {
 namespace {
@@ -99,24 +100,62 @@ absl::StatusOr<const LearnedShifts::Collection*> LearnedShifts::Read(absl::strin
   static const Collection* const kNothing = new Collection;
   if (artifacts.empty()) return kNothing;  // Not remembered: names that clients make up would pile up.
   Collection read;
-  for (const Artifact& artifact : artifacts) {
-    const absl::string_view reference = ReferenceOf(artifact.name);
-    if (artifact.name != kPriorName && reference.empty()) continue;
-    try {
-      const Json json = Json::parse(artifact.value);
-      if (reference.empty()) {
-        auto prior = std::make_shared<CollectionPrior>(PriorFromJson(json));
-        if (prior->model_digest == model_digest_) read.prior = std::move(prior);
-      } else {
-        auto shift = std::make_shared<ReferenceShift>(ShiftFromJson(reference, json));
-        if (shift->model_digest == model_digest_) read.shifts.emplace(reference, std::move(shift));
-      }
-    } catch (const nlohmann::json::exception& error) {
-      return absl::DataLossError(
-          absl::StrCat("collection \"", collection, "\": artifact ", artifact.name, ": ", error.what()));
-    }
+  for (const Artifact& artifact : artifacts) C3PO_RETURN_IF_ERROR(ReadOne(collection, artifact, read));
+  if (!read.foreign_shifts.empty()) {
+    Log(LogLevel::kWarning, "learned_ignored", "",
+        {{"collection", collection}, {"shifts", read.foreign_shifts.size()}, {"reason", "learned on another model"}});
   }
-  return &collections_.emplace(collection, std::move(read)).first->second;
+  const Collection& kept = collections_.emplace(collection, std::move(read)).first->second;
+  Report();
+  return &kept;
+}
+
+absl::Status LearnedShifts::ReadOne(absl::string_view collection, const Artifact& artifact, Collection& into) {
+  const absl::string_view reference = ReferenceOf(artifact.name);
+  if (artifact.name != kPriorName && reference.empty()) return absl::OkStatus();
+  try {
+    const Json json = Json::parse(artifact.value);
+    if (reference.empty()) {
+      auto prior = std::make_shared<CollectionPrior>(PriorFromJson(json));
+      if (prior->model_digest == model_digest_) {
+        into.prior = std::move(prior);
+      } else if (foreign_priors_.emplace(collection, prior).second) {
+        Log(LogLevel::kWarning, "learned_ignored", "",
+            {{"collection", collection}, {"prior_of_model", prior->model_digest}, {"model", model_digest_}});
+      }
+    } else {
+      auto shift = std::make_shared<ReferenceShift>(ShiftFromJson(reference, json));
+      if (shift->model_digest == model_digest_) {
+        into.shifts.emplace(reference, std::move(shift));
+      } else {
+        into.foreign_shifts.emplace(reference);
+      }
+    }
+  } catch (const nlohmann::json::exception& error) {
+    return absl::DataLossError(
+        absl::StrCat("collection \"", collection, "\": artifact ", artifact.name, ": ", error.what()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LearnedShifts::ReadPriors() {
+  const MutexLock lock(mutex_);
+  C3PO_ASSIGN_OR_RETURN(const std::vector<std::string> collections, store_->CollectionsWith(kPriorName));
+  for (const std::string& collection : collections) {
+    C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(collection, kPriorName));
+    Collection read;  // Its shifts are not: that is for whoever asks for one.
+    for (const Artifact& artifact : artifacts) C3PO_RETURN_IF_ERROR(ReadOne(collection, artifact, read));
+  }
+  Report();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const CollectionPrior>> LearnedShifts::StoredPrior(absl::string_view collection) {
+  const MutexLock lock(mutex_);
+  C3PO_ASSIGN_OR_RETURN(const Collection* read, Read(collection));
+  if (read->prior) return read->prior;
+  const auto foreign = foreign_priors_.find(collection);
+  return foreign == foreign_priors_.end() ? std::shared_ptr<const CollectionPrior>() : foreign->second;
 }
 
 absl::StatusOr<std::shared_ptr<const CollectionPrior>> LearnedShifts::Prior(absl::string_view collection) {
@@ -131,7 +170,9 @@ absl::Status LearnedShifts::PutPrior(absl::string_view collection, CollectionPri
   const MutexLock lock(mutex_);
   C3PO_RETURN_IF_ERROR(Read(collection).status());
   C3PO_RETURN_IF_ERROR(store_->PutArtifacts({{std::string(collection), kPriorName, PriorToText(prior)}}));
+  foreign_priors_.erase(std::string(collection));
   collections_[std::string(collection)].prior = std::make_shared<CollectionPrior>(std::move(prior));
+  Report();
   return absl::OkStatus();
 }
 
@@ -152,8 +193,12 @@ absl::Status LearnedShifts::PutShifts(absl::string_view collection, absl::Span<c
   const MutexLock lock(mutex_);
   C3PO_RETURN_IF_ERROR(Read(collection).status());
   C3PO_RETURN_IF_ERROR(store_->PutArtifacts(artifacts));
-  auto& known = collections_[std::string(collection)].shifts;
-  for (const ReferenceShift& shift : shifts) known[shift.reference_id] = std::make_shared<ReferenceShift>(shift);
+  Collection& known = collections_[std::string(collection)];
+  for (const ReferenceShift& shift : shifts) {
+    known.shifts[shift.reference_id] = std::make_shared<ReferenceShift>(shift);
+    known.foreign_shifts.erase(shift.reference_id);
+  }
+  Report();
   return absl::OkStatus();
 }
 
@@ -163,13 +208,29 @@ absl::StatusOr<int64_t> LearnedShifts::CountShifts(absl::string_view collection)
   return static_cast<int64_t>(read->shifts.size());
 }
 
+void LearnedShifts::Report() {
+  if (metrics_ == nullptr) return;
+  size_t shifts = 0;
+  for (const auto& [name, collection] : collections_) shifts += collection.foreign_shifts.size();
+  metrics_->SetLearnedIgnored(Metrics::Learned::kPrior, static_cast<int64_t>(foreign_priors_.size()));
+  metrics_->SetLearnedIgnored(Metrics::Learned::kShift, static_cast<int64_t>(shifts));
+}
+
+absl::StatusOr<int64_t> LearnedShifts::CountForeignShifts(absl::string_view collection) {
+  const MutexLock lock(mutex_);
+  C3PO_ASSIGN_OR_RETURN(const Collection* read, Read(collection));
+  return static_cast<int64_t>(read->foreign_shifts.size());
+}
+
 void LearnedShifts::Forget(absl::string_view collection) {
   const MutexLock lock(mutex_);
   if (collection.empty()) {
     collections_.clear();
   } else {
     collections_.erase(std::string(collection));
+    foreign_priors_.erase(std::string(collection));
   }
+  Report();
 }
 
 }  // namespace c3po

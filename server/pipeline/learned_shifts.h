@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "absl/types/span.h"
 #include "index/base/mutex.h"
 #include "index/store/reference_store.h"
+#include "server/metrics/metrics.h"
 #include "server/types/routing_override.h"
 
 namespace c3po {
@@ -39,16 +41,23 @@ struct ReferenceShift {
 };
 
 // Priors and amortized shifts of every collection: artifacts "prior" and "reference/ID/shift" of the reference store,
-// as JSON, each read when it is first asked for and then held in memory. What was made with another model than
-// `model_digest` is treated as absent. A Put that returned OK is durable and seen by every later call. Thread-safe.
+// as JSON, each read when it is first asked for and then held in memory. Both belong to the model that they were
+// learned on, by its digest; no embedding enters them, so that the embedder does not matter. What another model
+// learned is treated as absent, counted, and logged when it is read (event learned_ignored). A Put that returned OK is
+// durable and seen by every later call. Thread-safe.
 class LearnedShifts {
  public:
-  // `store` outlives it.
-  LearnedShifts(ReferenceStore* store, std::string model_digest)
-      : store_(store), model_digest_(std::move(model_digest)) {}
+  // `store` and `metrics` (null: nothing is counted) outlive it.
+  LearnedShifts(ReferenceStore* store, std::string model_digest, Metrics* metrics = nullptr)
+      : store_(store), model_digest_(std::move(model_digest)), metrics_(metrics) {}
+
+  // Reads every collection's prior, so that those of other models are counted from the start. DataLoss as below.
+  absl::Status ReadPriors();
 
   // NotFound "collection X has no prior ...": none, or of another model.
   absl::StatusOr<std::shared_ptr<const CollectionPrior>> Prior(absl::string_view collection);
+  // Whatever model it was made with; null: none.
+  absl::StatusOr<std::shared_ptr<const CollectionPrior>> StoredPrior(absl::string_view collection);
   absl::Status PutPrior(absl::string_view collection, CollectionPrior prior);
 
   // Null: none, or of another model. DataLoss: the stored text cannot be read.
@@ -58,6 +67,9 @@ class LearnedShifts {
   // How many references of a collection have a usable one.
   absl::StatusOr<int64_t> CountShifts(absl::string_view collection);
 
+  // How many of a collection's references have one of another model.
+  absl::StatusOr<int64_t> CountForeignShifts(absl::string_view collection);
+
   // Call after references were deleted: what was remembered of the collection (empty: of all) is read again when asked
   // for.
   void Forget(absl::string_view collection);
@@ -65,14 +77,23 @@ class LearnedShifts {
  private:
   struct Collection {
     std::shared_ptr<const CollectionPrior> prior;
+    std::set<std::string, std::less<>> foreign_shifts;  // Of these references; learned on another model.
     std::map<std::string, std::shared_ptr<const ReferenceShift>, std::less<>> shifts;
   };
   absl::StatusOr<const Collection*> Read(absl::string_view collection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status ReadOne(absl::string_view collection, const Artifact& artifact, Collection& into)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // Sets the gauges of what is ignored: priors of all collections, and shifts of those that were asked for one.
+  void Report() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   ReferenceStore* const store_;
   const std::string model_digest_;
+  Metrics* const metrics_;
   Mutex mutex_;
   std::map<std::string, Collection, std::less<>> collections_ ABSL_GUARDED_BY(mutex_);
+  // Of other models.
+  std::map<std::string, std::shared_ptr<const CollectionPrior>, std::less<>> foreign_priors_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace c3po

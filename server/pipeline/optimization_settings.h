@@ -54,6 +54,8 @@ struct OptimizationSettings {
   bool backtrack = false;        // steps that raise the loss are halved
   int patience = 0;              // [0, kStepsMax]: steps in a row that lower no loss before the end; 0: all are taken
   std::vector<std::string> exclude_reference_ids;  // at most kExcludedMax
+  // What the collection holds and this request could not use, in words: told in its report.
+  std::vector<std::string> warnings;
 };
 
 inline constexpr int kNeighborsMax = 64;

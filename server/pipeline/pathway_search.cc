@@ -65,7 +65,10 @@ PathwaySearch::PathwaySearch(const SearchContext& context, PathwayQuery query, O
 absl::Status PathwaySearch::Retrieve(absl::Span<const float> embedding) {
   const absl::Time start = absl::Now();
   absl::StatusOr<Neighborhood> found = FindNeighborhood(*context_.catalog, Retrieved(report_.settings), embedding);
-  if (absl::IsNotFound(found.status()) && report_.settings.collection_may_be_missing) found = Neighborhood();
+  const bool foreign = absl::IsFailedPrecondition(found.status());  // All of another model: the request does without.
+  if (foreign) report_.settings.warnings.emplace_back(found.status().message());
+  const bool missing = absl::IsNotFound(found.status()) && report_.settings.collection_may_be_missing;
+  if (foreign || missing) found = Neighborhood();
   C3PO_RETURN_IF_ERROR(found.status());
   neighborhood_ = *std::move(found);
   if (!neighborhood_.fitted.empty()) C3PO_RETURN_IF_ERROR(MeasureDistances());

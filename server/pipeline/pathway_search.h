@@ -57,8 +57,9 @@ class PathwaySearch final : public OptimizationTask {
   using OnReport = std::function<void(const OptimizationReport&)>;
   PathwaySearch(const SearchContext& context, PathwayQuery query, OnReport on_report);
 
-  // Finds the neighbors of a unit-length embedding, none where settings.collection_may_be_missing and it is. NotFound,
-  // FailedPrecondition: see ReferenceCatalog::Search.
+  // Finds the neighbors of a unit-length embedding. There are none where settings.collection_may_be_missing and it is;
+  // nor, with a warning in the report, where references exist and none is usable. NotFound: see
+  // ReferenceCatalog::Search.
   absl::Status Retrieve(absl::Span<const float> embedding);
 
   // Looks at the prompt's capture and logits, and says whether there is anything to do. False: the gate skipped.

@@ -49,9 +49,13 @@ bool SameContent(const ReferenceSample& a, const ReferenceSample& b) {
 
 void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics) {
   if (metrics == nullptr) return;
-  int64_t references = 0;
-  for (const CatalogCollection& collection : catalog.Collections()) references += collection.references;
+  int64_t references = 0, usable = 0;
+  for (const CatalogCollection& collection : catalog.Collections()) {
+    references += collection.references;
+    usable += collection.usable;
+  }
   metrics->SetReferences(references);
+  metrics->SetReferencesUsable(usable);
   metrics->SetIndexGeneration(catalog.generation());
 }
 
@@ -68,7 +72,8 @@ struct ReferenceImport::Judged {
   std::vector<ContinuationScore> scores;
   std::vector<float> mean_hidden;
 
-  // With choices: the answer has the largest length-normalized log-likelihood, alone. Without: the model's greedy tokens.
+  // With choices: the answer has the largest length-normalized log-likelihood, alone. Without: the model's greedy
+  // tokens.
   bool Successful() const {
     if (!has_choices) return scores.front().is_greedy;
     for (size_t c = 0; c < scores.size(); ++c) {

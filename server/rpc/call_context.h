@@ -4,8 +4,10 @@
 #include <grpcpp/server_context.h>
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "server/metrics/metrics.h"
 #include "server/pipeline/collection_learning.h"
@@ -33,12 +35,13 @@ struct LoadedParts {
 struct ServiceParts : LoadedParts {
   const Entrance* entrance = nullptr;
   CallLog* call_log = nullptr;
-  Metrics* metrics = nullptr;      // of every call, those that the entrance turns away too; may be null
-  size_t unread_messages_max = 0;  // of a stream, before its client is cut off
+  Metrics* metrics = nullptr;  // of every call, those that the entrance turns away too; may be null
+  std::function<std::vector<std::string>()> warnings;  // what needs an operator
+  size_t unread_messages_max = 0;                      // of a stream, before its client is cut off
 };
 
-// One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended. What is to be
-// in the log of it is noted on the way, by one thread at a time and before End.
+// One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended. What is
+// to be in the log of it is noted on the way, by one thread at a time and before End.
 class CallState {
  public:
   CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc);

@@ -325,6 +325,7 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
   proto.set_method(ToProto(kMethods, report.settings.method));
   proto.set_gate(ToProto(kDecisions, report.gate));
   *proto.mutable_timings() = TimingsToProto(report.timings);
+  for (const std::string& warning : report.settings.warnings) proto.add_warnings(warning);
   if (report.settings.method == Method::kNone) return proto;
   for (const NeighborReport& neighbor : report.neighbors) {
     v1::NeighborInfo* info = proto.add_neighbors();
@@ -432,7 +433,7 @@ absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, c
   return result;
 }
 
-v1::PriorInfo PriorToProto(const CollectionPrior& prior) {
+v1::PriorInfo PriorToProto(const CollectionPrior& prior, absl::string_view model_digest) {
   v1::PriorInfo info;
   for (int layer : prior.routing.layers) info.add_critical_layers(static_cast<uint32_t>(layer));
   info.set_prompt_positions(static_cast<uint32_t>(prior.prompt_positions));
@@ -444,7 +445,7 @@ v1::PriorInfo PriorToProto(const CollectionPrior& prior) {
   if (prior.validation_accuracy_before) info.set_validation_accuracy_before(*prior.validation_accuracy_before);
   if (prior.validation_accuracy_after) info.set_validation_accuracy_after(*prior.validation_accuracy_after);
   info.set_model_digest(prior.model_digest);
-  info.set_usable(true);
+  info.set_usable(prior.model_digest == model_digest);
   return info;
 }
 

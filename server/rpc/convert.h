@@ -36,7 +36,8 @@ v1::StageTimings TimingsToProto(const StageTimings& timings);
 v1::Provenance ProvenanceToProto(const Provenance& provenance, const std::string& version);
 
 absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, const OptimizationSettings& defaults);
-v1::PriorInfo PriorToProto(const CollectionPrior& prior);
+// Usable: of the model with this digest.
+v1::PriorInfo PriorToProto(const CollectionPrior& prior, absl::string_view model_digest);
 
 ReferenceSample SampleFromProto(const v1::ReferenceSample& sample);
 v1::Reference RecordToProto(const ReferenceRecord& record, bool with_pathway);

@@ -34,6 +34,8 @@ Role LeastRole(Metrics::Rpc rpc) {
     case Metrics::Rpc::kReferencesTunePrior:
     case Metrics::Rpc::kReferencesAmortizeShifts:
       return Role::kReferences;
+    case Metrics::Rpc::kReferencesBackupStore:
+      return Role::kAdminister;
   }
   return Role::kAdminister;
 }

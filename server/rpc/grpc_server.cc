@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/rpc/file_watch.h"
 #include "server/rpc/generation_service.h"
 #include "server/rpc/reference_service.h"
 #include "server/rpc/server_service.h"
@@ -19,6 +20,7 @@
 namespace c3po {
 namespace {
 
+constexpr absl::Duration kLookAtFilesEvery = absl::Seconds(2);
 constexpr int kKeepaliveSeconds = 60, kKeepaliveTimeoutSeconds = 20;
 
 int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_t{1000} * seconds, INT_MAX)); }
@@ -26,14 +28,34 @@ int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_
 }  // namespace
 
 struct GrpcServer::Impl {
-  Impl(std::unique_ptr<AccessControl> access, const ServerConfig& config, Metrics* metrics)
-      : entrance(std::move(access)), generation(parts), reference(parts), server(parts, config.Limits()) {
+  Impl(std::unique_ptr<AccessControl> access_control, std::shared_ptr<TlsFiles> tls_files, const ServerConfig& config,
+       Metrics* metrics)
+      : access(access_control.get()),
+        tls(std::move(tls_files)),
+        entrance(std::move(access_control)),
+        generation(parts),
+        reference(parts),
+        server(parts, config.Limits()) {
     parts.entrance = &entrance;
     parts.call_log = &call_log;
     parts.metrics = metrics;
+    parts.warnings = [this] { return Warnings(); };
     parts.unread_messages_max = static_cast<size_t>(config.unread_messages_max);
   }
 
+  std::vector<std::string> Warnings() const {
+    std::vector<std::string> warnings;
+    const auto add = [&](const absl::Status& refusal, absl::string_view flag) {
+      if (!refusal.ok()) warnings.push_back(absl::StrCat(flag, refusal.message(), "; the old one stays in force"));
+    };
+    if (tls != nullptr) add(tls->refusal(), "");
+    if (access != nullptr) add(access->refusal(), "--auth-tokens: ");
+    return warnings;
+  }
+
+  const AccessControl* const access;                     // Null: no tokens. Owned by `entrance`.
+  const std::shared_ptr<TlsFiles> tls;                   // Null: no TLS.
+  std::shared_ptr<grpc::ServerCredentials> credentials;  // Asked at each handshake, as long as `grpc_server` lives.
   Entrance entrance;
   CallLog call_log;
   ServiceParts parts;
@@ -42,7 +64,15 @@ struct GrpcServer::Impl {
   ServerService server;
   std::unique_ptr<grpc::Server> grpc_server;
   int port = 0;
+  std::unique_ptr<FileWatch> watch;  // Of the files of both.
 };
+
+absl::StatusOr<std::shared_ptr<TlsFiles>> LoadTls(const ServerConfig& config, Metrics* metrics) {
+  if (config.tls_cert.empty()) return std::shared_ptr<TlsFiles>();
+  C3PO_ASSIGN_OR_RETURN(std::shared_ptr<TlsFiles> files,
+                        TlsFiles::Load({config.tls_cert, config.tls_key, config.tls_client_ca}, metrics));
+  return files;
+}
 
 GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
@@ -51,16 +81,17 @@ GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config, Metrics* metrics) {
   // Protobuf would write a line to the log for every request whose text is not UTF-8; its caller is told which field.
   google::protobuf::SetLogHandler(nullptr);
-  C3PO_ASSIGN_OR_RETURN(const auto credentials, MakeServerCredentials(config));
+  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<TlsFiles> tls, LoadTls(config, metrics));
   std::unique_ptr<AccessControl> access;
   if (!config.auth_tokens.empty()) {
-    C3PO_ASSIGN_OR_RETURN(access, AccessControl::Load(config.auth_tokens));
+    C3PO_ASSIGN_OR_RETURN(access, AccessControl::Load(config.auth_tokens, metrics));
   }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto impl = std::make_unique<Impl>(std::move(access), config, metrics);
+  auto impl = std::make_unique<Impl>(std::move(access), tls, config, metrics);
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(config.listen, credentials, &impl->port);
+  impl->credentials = tls == nullptr ? grpc::InsecureServerCredentials() : MakeTlsCredentials(tls);
+  builder.AddListeningPort(config.listen, impl->credentials, &impl->port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A second server on the port must fail, not share it.
   builder.SetMaxReceiveMessageSize(config.message_bytes_max);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, config.connection_streams_max);
@@ -80,12 +111,18 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
     return absl::UnavailableError(
         absl::StrCat("cannot listen on ", config.listen, ": the port is in use, or the address is not this machine's"));
   }
+  impl->watch = std::make_unique<FileWatch>(kLookAtFilesEvery, [watched = impl.get()] {
+    if (watched->tls != nullptr) watched->tls->LookAgain();
+    if (watched->access != nullptr) watched->access->LookAgain();
+  });
   std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(impl)));
   server->SetServing(false);
   return server;
 }
 
 int GrpcServer::port() const { return impl_->port; }
+
+std::vector<std::string> GrpcServer::Warnings() const { return impl_->Warnings(); }
 
 void GrpcServer::Open(const LoadedParts& parts) {
   static_cast<LoadedParts&>(impl_->parts) = parts;

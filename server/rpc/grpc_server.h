@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -23,6 +24,9 @@ class GrpcServer {
 
   // Of an address with a port; 1 for a socket's path, which has none.
   int port() const;
+  // Files of TLS and tokens that were replaced by wrong ones, one line each; empty: what they hold is in force.
+  // Thread-safe.
+  std::vector<std::string> Warnings() const;
   // Lets calls in. What `parts` points to outlives the server. Once.
   void Open(const LoadedParts& parts);
   // New calls end with Unavailable from now on; those that were let in go on.

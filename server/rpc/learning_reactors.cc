@@ -73,7 +73,7 @@ class TunePriorReactor final : public LearningReactor {
                                   {"validation_loss_before", (*prior)->validation_loss_before},
                                   {"validation_loss_after", (*prior)->validation_loss_after}});
     }
-    if (*prior) *last_.mutable_stored() = PriorToProto(**prior);
+    if (*prior) *last_.mutable_stored() = PriorToProto(**prior, (*prior)->model_digest);
     Send(ToBytes(last_));
     End(absl::OkStatus());
   }

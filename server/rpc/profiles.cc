@@ -1,14 +1,21 @@
 #include "server/rpc/profiles.h"
 
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "index/base/status_macros.h"
+#include "server/metrics/logging.h"
 #include "server/rpc/convert.h"
 
 namespace c3po {
 namespace {
 
-constexpr char kProfileName[] = "profile", kNotesName[] = "profile_notes";
+// All begin as the first does.
+constexpr char kProfileName[] = "profile", kNotesName[] = "profile_notes", kBindingName[] = "profile_binding";
 constexpr size_t kNotesMax = 64 << 10;
 
 // "profile.k: ..." of "optimization.k: ...".
@@ -17,41 +24,134 @@ absl::Status InProfile(const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat("profile.", absl::StripPrefix(status.message(), "optimization.")));
 }
 
+// Of both digests, which hold no space.
+std::string BindingText(absl::string_view model_digest, absl::string_view embedder_digest) {
+  return absl::StrCat(model_digest, " ", embedder_digest);
+}
+
 }  // namespace
 
+absl::Status Profiles::Open() {
+  const MutexLock lock(mutex_);
+  C3PO_ASSIGN_OR_RETURN(const std::vector<std::string> collections, store_->CollectionsWith(kProfileName));
+  C3PO_RETURN_IF_ERROR(BindOldOnes(collections));
+  for (const std::string& collection : collections) {
+    C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Profile> profile, FindLocked(collection));
+    if (!profile || profile->why_ignored.empty()) continue;
+    Log(LogLevel::kWarning, "profile_ignored", "", {{"collection", collection}, {"reason", profile->why_ignored}});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Profiles::BindOldOnes(const std::vector<std::string>& collections) {
+  C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all, store_->Stats(shape_.digest, embedder_digest_));
+  for (const std::string& collection : collections) {
+    C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> bindings, store_->Artifacts(collection, kBindingName));
+    const auto stats = std::find_if(all.begin(), all.end(),
+                                    [&](const CollectionStats& entry) { return entry.collection == collection; });
+    const bool all_usable = stats != all.end() && stats->usable == stats->references;
+    if (!bindings.empty() || !all_usable) continue;
+    C3PO_RETURN_IF_ERROR(
+        store_->PutArtifacts({{collection, kBindingName, BindingText(shape_.digest, embedder_digest_)}}));
+    Log(LogLevel::kInfo, "profile_bound", "", {{"collection", collection}, {"model", shape_.digest}});
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<OptimizationSettings> Profiles::Resolve(const v1::OptimizationOptions& options) {
-  OptimizationSettings settings = defaults_;
   if (options.preset() == v1::PRESET_PAPER) {
-    settings = PaperSettings(shape_);
-    settings.collection = defaults_.collection;
-  } else if (options.preset() != v1::PRESET_UNSPECIFIED) {
+    OptimizationSettings paper = PaperSettings(shape_);
+    paper.collection = defaults_.collection;
+    return Over(paper, options);
+  }
+  if (options.preset() != v1::PRESET_UNSPECIFIED) {
     return absl::InvalidArgumentError(absl::StrCat("optimization.preset: ", static_cast<int>(options.preset()),
                                                    " is not a value of the enumeration"));
-  } else if (!options.has_use_profile() || options.use_profile()) {
-    const std::string& collection = options.has_collection() ? options.collection() : defaults_.collection;
-    C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Profile> profile, Find(collection));
-    if (profile) {
-      C3PO_ASSIGN_OR_RETURN(settings, SettingsFromProto(profile->options, settings));
-    }
   }
-  C3PO_ASSIGN_OR_RETURN(settings, SettingsFromProto(options, settings));
+  if (options.has_use_profile() && !options.use_profile()) return Over(defaults_, options);
+  const std::string& collection = options.has_collection() ? options.collection() : defaults_.collection;
+  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Profile> profile, Find(collection));
+  if (!profile) return Over(defaults_, options);
+  std::string why = profile->why_ignored;
+  OptimizationSettings settings;
+  if (why.empty()) {
+    C3PO_ASSIGN_OR_RETURN(settings, SettingsFromProto(profile->options, defaults_));
+    C3PO_ASSIGN_OR_RETURN(settings, Over(settings, options));
+    // The prior may have come or gone since the profile was read.
+    const bool asks_for_prior = options.method() == v1::METHOD_COLLECTION_PRIOR || options.use_prior();
+    const bool wants_prior = settings.method == Method::kCollectionPrior || settings.use_prior;
+    if (wants_prior && !asks_for_prior) why = std::string(shifts_->Prior(collection).status().message());
+  }
+  if (!why.empty()) {
+    C3PO_ASSIGN_OR_RETURN(settings, Over(defaults_, options));
+    settings.warnings.push_back(absl::StrCat("the profile of collection \"", collection, "\" is ignored: ", why));
+    return settings;
+  }
+  if (const absl::Status together = ValidateSettings(settings, shape_); !together.ok()) {
+    return absl::Status(together.code(), absl::StrCat(together.message(), "; the profile of collection \"", collection,
+                                                      "\" is part of this, and use_profile false leaves it out"));
+  }
+  return settings;
+}
+
+absl::StatusOr<OptimizationSettings> Profiles::Over(const OptimizationSettings& base,
+                                                    const v1::OptimizationOptions& options) const {
+  C3PO_ASSIGN_OR_RETURN(OptimizationSettings settings, SettingsFromProto(options, base));
   settings.collection_may_be_missing = settings.collection == defaults_.collection;
   return settings;
 }
 
 absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::Find(absl::string_view collection) {
   const MutexLock lock(mutex_);
+  return FindLocked(collection);
+}
+
+absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::FindLocked(absl::string_view collection) {
   if (const auto found = known_.find(collection); found != known_.end()) return found->second;
   C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(collection, kProfileName));
-  std::shared_ptr<Profile> profile;
+  auto profile = std::make_shared<Profile>();
+  bool exists = false;
   for (const Artifact& artifact : artifacts) {
-    if (!profile) profile = std::make_shared<Profile>();
     if (artifact.name == kNotesName) profile->notes = artifact.value;
-    if (artifact.name == kProfileName && !profile->options.ParseFromString(artifact.value))
+    if (artifact.name == kBindingName) {
+      const std::pair<std::string, std::string> digests = absl::StrSplit(artifact.value, absl::MaxSplits(' ', 1));
+      std::tie(profile->model_digest, profile->embedder_digest) = digests;
+    }
+    if (artifact.name != kProfileName) continue;
+    exists = true;
+    if (!profile->options.ParseFromString(artifact.value))
       return absl::DataLossError(absl::StrCat("collection \"", collection, "\": its profile cannot be read"));
   }
-  if (profile) known_.emplace(collection, profile);  // Names that clients make up would pile up.
+  if (!exists) return std::shared_ptr<const Profile>();  // Not remembered: names that clients make up would pile up.
+  profile->why_ignored = WhyIgnored(*profile);
+  known_.emplace(collection, profile);
+  Report();
   return std::shared_ptr<const Profile>(profile);
+}
+
+std::string Profiles::WhyIgnored(const Profile& profile) const {
+  constexpr absl::string_view kAdvice = "; calibrate the collection again, or store its profile again";
+  if (profile.model_digest.empty()) {
+    return absl::StrCat("it was stored by an earlier version, for a model that is not known", kAdvice);
+  }
+  if (profile.model_digest != shape_.digest) {
+    return absl::StrCat("it was made for the model ", profile.model_digest, ", this is ", shape_.digest, kAdvice);
+  }
+  if (profile.embedder_digest != embedder_digest_) {
+    return absl::StrCat("it was made for the embedder ", profile.embedder_digest, ", this is ", embedder_digest_,
+                        kAdvice);
+  }
+  // The server's defaults, which fill what it does not set, may be others than when it was stored.
+  const auto settings = SettingsFromProto(profile.options, defaults_);
+  const absl::Status valid = settings.ok() ? ValidateSettings(*settings, shape_) : settings.status();
+  return valid.ok() ? "" : absl::StrCat("with this server's defaults it is not valid: ", valid.message());
+}
+
+void Profiles::Report() {
+  if (metrics_ == nullptr) return;
+  metrics_->SetLearnedIgnored(Metrics::Learned::kProfile,
+                              std::count_if(known_.begin(), known_.end(),
+                                            [](const auto& entry) { return !entry.second->why_ignored.empty(); }));
 }
 
 absl::Status Profiles::Set(absl::string_view collection, Profile profile) {
@@ -71,22 +171,30 @@ absl::Status Profiles::Set(absl::string_view collection, Profile profile) {
   const MutexLock lock(mutex_);
   C3PO_RETURN_IF_ERROR(
       store_->PutArtifacts({{std::string(collection), kProfileName, profile.options.SerializeAsString()},
-                            {std::string(collection), kNotesName, profile.notes}}));
+                            {std::string(collection), kNotesName, profile.notes},
+                            {std::string(collection), kBindingName, BindingText(shape_.digest, embedder_digest_)}}));
+  profile.model_digest = shape_.digest;
+  profile.embedder_digest = embedder_digest_;
+  profile.why_ignored.clear();
   known_[std::string(collection)] = std::make_shared<Profile>(std::move(profile));
+  Report();
   return absl::OkStatus();
 }
 
 absl::Status Profiles::Remove(absl::string_view collection) {
   const MutexLock lock(mutex_);
-  C3PO_RETURN_IF_ERROR(
-      store_->PutArtifacts({{std::string(collection), kProfileName, ""}, {std::string(collection), kNotesName, ""}}));
+  C3PO_RETURN_IF_ERROR(store_->PutArtifacts({{std::string(collection), kProfileName, ""},
+                                             {std::string(collection), kNotesName, ""},
+                                             {std::string(collection), kBindingName, ""}}));
   known_.erase(std::string(collection));
+  Report();
   return absl::OkStatus();
 }
 
 void Profiles::Forget(absl::string_view collection) {
   const MutexLock lock(mutex_);
   known_.erase(std::string(collection));
+  Report();
 }
 
 }  // namespace c3po

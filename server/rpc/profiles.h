@@ -4,32 +4,54 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "c3po/v1/options.pb.h"
 #include "index/base/mutex.h"
 #include "index/store/reference_store.h"
+#include "server/metrics/metrics.h"
+#include "server/pipeline/learned_shifts.h"
 #include "server/pipeline/optimization_settings.h"
 
 namespace c3po {
 
 // What requests over a collection get that set nothing: per collection, options stored by c3po calibrate or by hand,
-// over the server's defaults. Artifacts "profile" (a serialized OptimizationOptions) and "profile_notes" of the
-// reference store. Thread-safe.
+// over the server's defaults. Artifacts "profile" (a serialized OptimizationOptions), "profile_notes" and
+// "profile_binding" of the reference store.
+//
+// A profile belongs to the model and the embedder that it was stored under, by their digests: layers, rates and
+// distances mean nothing to others. One that does not fit is kept and ignored: requests get the server's defaults, and
+// a warning in their reports. Thread-safe.
 class Profiles {
  public:
   struct Profile {
     v1::OptimizationOptions options;
     std::string notes;  // JSON of whoever stored it
+    // Empty: stored before profiles were bound, and never since.
+    std::string model_digest = "", embedder_digest = "";
+    std::string why_ignored = "";  // empty: it is used
   };
 
-  // `store` outlives it.
-  Profiles(ReferenceStore* store, ModelShape shape, OptimizationSettings defaults)
-      : store_(store), shape_(std::move(shape)), defaults_(std::move(defaults)) {}
+  // `store`, `shifts` and `metrics` (which may be null) outlive it.
+  Profiles(ReferenceStore* store, LearnedShifts* shifts, Metrics* metrics, ModelShape shape,
+           std::string embedder_digest, OptimizationSettings defaults)
+      : store_(store),
+        shifts_(shifts),
+        metrics_(metrics),
+        shape_(std::move(shape)),
+        embedder_digest_(std::move(embedder_digest)),
+        defaults_(std::move(defaults)) {}
 
-  // Server defaults, then the profile of the collection asked for (unless use_profile is false), or in place of both
-  // the preset asked for; then the request's own. InvalidArgument "optimization.FIELD: ...".
+  // Reads every profile; logs those that are ignored (event profile_ignored). One without a binding, of an earlier
+  // version of c3pod, is bound to this server's model and embedder where all references of its collection were made
+  // with them; else it stays without, and is ignored.
+  absl::Status Open();
+
+  // Server defaults, then the profile of the collection asked for (unless use_profile is false, or it is ignored), or
+  // in place of both the preset asked for; then the request's own. InvalidArgument "optimization.FIELD: ...", also of
+  // what the request makes of the profile.
   absl::StatusOr<OptimizationSettings> Resolve(const v1::OptimizationOptions& options);
 
   // Null: none.
@@ -44,11 +66,23 @@ class Profiles {
   const OptimizationSettings& defaults() const { return defaults_; }
 
  private:
+  using Known = std::map<std::string, std::shared_ptr<const Profile>, std::less<>>;
+  absl::StatusOr<std::shared_ptr<const Profile>> FindLocked(absl::string_view collection)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status BindOldOnes(const std::vector<std::string>& collections) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string WhyIgnored(const Profile& profile) const;
+  absl::StatusOr<OptimizationSettings> Over(const OptimizationSettings& base,
+                                            const v1::OptimizationOptions& options) const;
+  void Report() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);  // The gauge of ignored profiles.
+
   ReferenceStore* const store_;
+  LearnedShifts* const shifts_;
+  Metrics* const metrics_;
   const ModelShape shape_;
+  const std::string embedder_digest_;
   const OptimizationSettings defaults_;
   Mutex mutex_;
-  std::map<std::string, std::shared_ptr<const Profile>, std::less<>> known_ ABSL_GUARDED_BY(mutex_);
+  Known known_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace c3po

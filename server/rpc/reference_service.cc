@@ -10,6 +10,7 @@
 #include "index/types/reference_validation.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/rpc/add_references_reactor.h"
+#include "server/rpc/backup_reactor.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/learning_reactors.h"
 #include "server/rpc/profiles.h"
@@ -222,12 +223,14 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
     if (profile) {
       *response->mutable_profile() = profile->options;
       response->set_profile_notes(profile->notes);
+      response->set_profile_ignored(profile->why_ignored);
     }
-    const auto prior = parts.shifts->Prior(name);
-    if (prior.ok()) *response->mutable_prior() = PriorToProto(**prior);
-    if (!prior.ok() && !absl::IsNotFound(prior.status())) return prior.status();
+    C3PO_ASSIGN_OR_RETURN(const auto prior, parts.shifts->StoredPrior(name));
+    if (prior) *response->mutable_prior() = PriorToProto(*prior, parts.model->shape().digest);
     C3PO_ASSIGN_OR_RETURN(const int64_t shifts, parts.shifts->CountShifts(name));
     response->set_amortized_shifts(static_cast<uint64_t>(shifts));
+    C3PO_ASSIGN_OR_RETURN(const int64_t foreign, parts.shifts->CountForeignShifts(name));
+    response->set_foreign_shifts(static_cast<uint64_t>(foreign));
     return absl::OkStatus();
   };
   return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, get);
@@ -258,6 +261,11 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::TunePrior(grpc::Ca
 grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::AmortizeShifts(grpc::CallbackServerContext* context,
                                                                              const grpc::ByteBuffer* request) {
   return StartAmortizeShifts(context, *request, parts_);
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::BackupStore(grpc::CallbackServerContext* context,
+                                                                          const grpc::ByteBuffer*) {
+  return new BackupReactor(context, parts_);  // The request has no fields.
 }
 
 }  // namespace c3po

@@ -48,6 +48,7 @@ void ServerService::Fill(v1::GetServerInfoResponse* response) const {
   embedder->set_dimension(static_cast<uint32_t>(parts.embedding->dimension()));
   *response->mutable_default_optimization() = SettingsToProto(parts_.profiles->defaults());
   for (const auto& [name, value] : limits_) (*response->mutable_limits())[name] = value;
+  for (const std::string& warning : parts_.warnings()) response->add_warnings(warning);
   response->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
 }
 

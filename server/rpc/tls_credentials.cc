@@ -1,54 +1,64 @@
+// gRPC's own watcher of certificate files takes whatever they hold, key and certificate apart: between two writes, or
+// after a wrong one, it fails every handshake. Its C interface asks a callback at each handshake instead.
+
 #include "server/rpc/tls_credentials.h"
 
-#include <grpcpp/security/tls_certificate_provider.h>
-#include <grpcpp/security/tls_credentials_options.h>
-#include <openssl/err.h>
-#include <openssl/ssl.h>
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
 
-#include "absl/strings/str_cat.h"
-#include "index/base/status_macros.h"
+#include <string>
+#include <utility>
+
+#include "absl/synchronization/mutex.h"
 
 namespace c3po {
 namespace {
 
-constexpr unsigned int kLookAgainSeconds = 2;
+class TlsCredentials final : public grpc::ServerCredentials {
+ public:
+  explicit TlsCredentials(std::shared_ptr<const TlsFiles> files) : files_(std::move(files)) {
+    const bool mutual = !files_->current()->client_ca.empty();
+    credentials_ =
+        grpc_ssl_server_credentials_create_with_options(grpc_ssl_server_credentials_create_options_using_config_fetcher(
+            mutual ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                   : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
+            &TlsCredentials::Fetch, this));
+  }
+  ~TlsCredentials() override { grpc_server_credentials_release(credentials_); }
 
-// gRPC itself only logs what is wrong with the files, and then fails every handshake.
-absl::Status CheckFiles(const ServerConfig& config) {
-  const std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> context(SSL_CTX_new(TLS_server_method()), SSL_CTX_free);
-  if (!context) return absl::InternalError("TLS cannot be set up");
-  const auto wrong = [](absl::string_view flag, const std::string& path, absl::string_view what) {
-    ERR_clear_error();
-    return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", path, ": ", what));
-  };
-  if (SSL_CTX_use_certificate_chain_file(context.get(), config.tls_cert.c_str()) != 1)
-    return wrong("tls-cert", config.tls_cert, "is not a readable certificate chain in PEM");
-  if (SSL_CTX_use_PrivateKey_file(context.get(), config.tls_key.c_str(), SSL_FILETYPE_PEM) != 1)
-    return wrong("tls-key", config.tls_key, "is not a readable private key in PEM, or not the certificate's");
-  if (SSL_CTX_check_private_key(context.get()) != 1)
-    return wrong("tls-key", config.tls_key, "is not the key of the certificate");
-  if (!config.tls_client_ca.empty() &&
-      SSL_CTX_load_verify_locations(context.get(), config.tls_client_ca.c_str(), nullptr) != 1)
-    return wrong("tls-client-ca", config.tls_client_ca, "is not a readable list of certificates in PEM");
-  return absl::OkStatus();
-}
+  void SetAuthMetadataProcessor(const std::shared_ptr<grpc::AuthMetadataProcessor>&) override {}  // Never set.
+
+ private:
+  int AddPortToServer(const std::string& address, grpc_server* server) override {
+    return grpc_server_add_http2_port(server, address.c_str(), credentials_);
+  }
+
+  static grpc_ssl_certificate_config_reload_status Fetch(void* self, grpc_ssl_server_certificate_config** config) {
+    return static_cast<TlsCredentials*>(self)->Fetch(config);
+  }
+  grpc_ssl_certificate_config_reload_status Fetch(grpc_ssl_server_certificate_config** config) {
+    const absl::MutexLock lock(&mu_);
+    std::shared_ptr<const TlsMaterial> now = files_->current();
+    if (now == fetched_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    const grpc_ssl_pem_key_cert_pair pair = {now->key.c_str(), now->certificates.c_str()};
+    // gRPC 1.51 aborts without authorities, also where clients are asked for no certificate. Then they mean nothing:
+    // the server's own certificates stand in.
+    const std::string& authorities = now->client_ca.empty() ? now->certificates : now->client_ca;
+    *config = grpc_ssl_server_certificate_config_create(authorities.c_str(), &pair, 1);
+    fetched_ = std::move(now);
+    return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+  }
+
+  const std::shared_ptr<const TlsFiles> files_;
+  grpc_server_credentials* credentials_ = nullptr;
+  absl::Mutex mu_;
+  std::shared_ptr<const TlsMaterial> fetched_ ABSL_GUARDED_BY(mu_);
+};
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(const ServerConfig& config) {
-  if (config.tls_cert.empty()) return grpc::InsecureServerCredentials();
-  C3PO_RETURN_IF_ERROR(CheckFiles(config));
-  namespace tls = grpc::experimental;
-  tls::TlsServerCredentialsOptions options(std::make_shared<tls::FileWatcherCertificateProvider>(
-      config.tls_key, config.tls_cert, config.tls_client_ca, kLookAgainSeconds));
-  options.watch_identity_key_cert_pairs();
-  if (config.tls_client_ca.empty()) {
-    options.set_cert_request_type(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
-  } else {
-    options.watch_root_certs();
-    options.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  }
-  return tls::TlsServerCredentials(options);
+std::shared_ptr<grpc::ServerCredentials> MakeTlsCredentials(std::shared_ptr<const TlsFiles> files) {
+  return std::make_shared<TlsCredentials>(std::move(files));
 }
 
 }  // namespace c3po

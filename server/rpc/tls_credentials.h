@@ -5,17 +5,15 @@
 
 #include <memory>
 
-#include "absl/status/statusor.h"
-#include "server/config/server_config.h"
+#include "server/rpc/tls_files.h"
 
 namespace c3po {
 
-// The transport security that `config` asks for: none; TLS (tls_cert and tls_key); mutual TLS (and tls_client_ca:
-// clients without a certificate that it signed are refused during the handshake). The files are looked at every two
-// seconds, and new connections use what they hold then. Replace key and certificate together, by renaming the folder or
-// a link to it: between two writes they do not match, and handshakes fail.
-// InvalidArgument, naming the flag and the file: it cannot be read, is not PEM, or key and certificate do not match.
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(const ServerConfig& config);
+// Transport security by `files`: TLS; where they hold authorities of clients, mutual TLS, and clients without a
+// certificate signed by one of these are refused during the handshake. Each new connection takes what is in force at
+// that moment; those that exist keep what they began with. The caller keeps the credentials until the
+// server is gone: gRPC keeps a part of them only.
+std::shared_ptr<grpc::ServerCredentials> MakeTlsCredentials(std::shared_ptr<const TlsFiles> files);
 
 }  // namespace c3po
 

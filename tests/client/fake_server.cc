@@ -302,6 +302,11 @@ class FakeServer::References : public v1::ReferenceService::Service {
     }
     return grpc::Status::OK;
   }
+  grpc::Status BackupStore(grpc::ServerContext* context, const v1::BackupStoreRequest*,
+                           grpc::ServerWriter<v1::BackupStoreResponse>* writer) override {
+    if (fake_.on_backup) return fake_.on_backup(context, writer);
+    return grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "no backup");
+  }
   grpc::Status GetStats(grpc::ServerContext*, const v1::GetStatsRequest*, v1::GetStatsResponse* response) override {
     v1::CollectionStats& stats = *response->add_collections();
     stats.set_collection("science");

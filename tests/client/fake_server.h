@@ -61,6 +61,8 @@ class FakeServer {
   // Default: one hit, "ref-0".
   std::function<grpc::Status(grpc::ServerContext*, const v1::SearchReferencesRequest&, v1::SearchReferencesResponse*)>
       on_search;
+  // Default: UNIMPLEMENTED.
+  std::function<grpc::Status(grpc::ServerContext*, grpc::ServerWriter<v1::BackupStoreResponse>*)> on_backup;
 
  private:
   class Generation;

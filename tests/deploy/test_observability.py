@@ -38,6 +38,9 @@ WINDOW = "30s"  # What Grafana's $__rate_interval stands for here.
 MOMENTARY = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 QUIET = {
     'sum by (instance) (c3po_kv_cache_leaked_blocks{job="$job",instance=~"$instance"})': "not 0 is a bug of the scheduler",
+    'sum by (instance,kind) (c3po_learned_ignored{job="$job",instance=~"$instance"})': "everything is of the one model",
+    'sum by (files,result) (rate(c3po_reloads_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "no file is replaced",
+    'sum by (instance,files) (c3po_reload_failed{job="$job",instance=~"$instance"})': "no file is replaced",
 }
 
 
@@ -271,7 +274,8 @@ def test_every_metric_is_on_a_dashboard_or_in_an_alert(observed: Observed) -> No
 
 
 def test_every_label_has_few_values(observed: Observed) -> None:
-    for label in ("model_name", "method", "decision", "code", "service", "finished_reason", "work", "verdict", "moment", "stage"):
+    for label in ("model_name", "method", "decision", "code", "service", "finished_reason", "work", "verdict", "moment", "stage", "kind", "part",
+                  "files", "result"):
         values = observed.prometheus.get(f"label/{label}/values")
         assert 0 < len(values) <= 21, label
 

@@ -20,7 +20,8 @@ BINARY = sys.argv.pop(1)
 pb = server_process.make_stubs()
 gen, ref, opt, srv = pb["generation_pb2"], pb["reference_pb2"], pb["options_pb2"], pb["server_pb2"]
 
-NEEDS_REFERENCES = {"Add", "List", "Delete", "SetProfile", "TunePrior", "AmortizeShifts"}
+NEEDS_ADMINISTER = {"BackupStore"}
+NEEDS_REFERENCES = {"Add", "List", "Delete", "SetProfile", "TunePrior", "AmortizeShifts"} | NEEDS_ADMINISTER
 HEALTH = "/grpc.health.v1.Health/Check"
 SERVING = b"\x08\x01"
 
@@ -152,7 +153,8 @@ class AccessTest(unittest.TestCase):
         denied = (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION")
         for method in methods():
             with self.subTest(method=method[:2]):
-                for token, refused in (("token-ann", method[1] in NEEDS_REFERENCES), ("token-ben", False), ("token-cleo", False)):
+                for token, refused in (("token-ann", method[1] in NEEDS_REFERENCES), ("token-ben", method[1] in NEEDS_ADMINISTER),
+                                       ("token-cleo", False)):
                     self.assertEqual(call(channel, *method, token=token) == denied, refused, token)
 
     def test_the_method_that_sees_the_answer_is_for_administrators(self):
@@ -222,6 +224,81 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(self.health(channel), SERVING)
         info = pb["server_pb2_grpc"].ServerServiceStub(channel)
         info.GetServerInfo(srv.GetServerInfoRequest(), metadata=[("authorization", "Bearer token-dan")], timeout=5)
+
+    def test_a_backup_is_for_administrators_and_serves_again(self):
+        target = self.folder / "backup.db"
+        command = [CLI, "--server", f"localhost:{self.server.port}", "--tls-ca", str(self.folder / "authority.pem"),
+                   "store", "backup", str(target)]
+        run = lambda token: subprocess.run(command, capture_output=True, text=True, timeout=60, check=False,
+                                           env={**os.environ, "C3PO_TOKEN": token})
+        denied = run("token-ben")
+        self.assertEqual(denied.returncode, 10)
+        self.assertIn("needs the role administer", denied.stderr)
+        self.assertFalse(target.exists())
+        done = run("token-cleo")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        server = self.start("--store", target, store="restored")
+        self.addCleanup(server.process.kill)
+        self.assertEqual(self.health(server.channel()), SERVING)
+        self.assertEqual(server.stop(), 0)
+
+    def test_half_replaced_and_wrong_certificates_leave_the_old_pair_in_force(self):
+        def write(name, text):
+            (live / f"{name}.new").write_text(text)
+            os.rename(live / f"{name}.new", live / name)
+
+        read = lambda name: (self.folder / name).read_text()
+        live = self.folder / "half"
+        live.mkdir()
+        write("cert.pem", read("server.pem"))
+        write("key.pem", read("server.key"))
+        server = self.start("--tls-cert", live / "cert.pem", "--tls-key", live / "key.pem", store="half")
+        self.addCleanup(server.process.kill)
+        served = lambda: ssl.get_server_certificate(("127.0.0.1", server.port))
+        before = served()
+        self.assertEqual(server.http("/readyz"), "ready\n")
+        for certificate in (read("renewed.pem"), "garbage", ""):  # Of another key than the one beside it; and none.
+            write("cert.pem", certificate)
+            self.wait_until(lambda: "warning: --tls-" in server.http("/readyz"))
+            self.assertIn('c3po_reload_failed{files="tls"} 1', server.http("/metrics"))
+            self.assertEqual(served(), before)
+            self.assertEqual(self.health(self.channel(server)), SERVING)
+            info = pb["server_pb2_grpc"].ServerServiceStub(self.channel(server)).GetServerInfo(srv.GetServerInfoRequest(), timeout=5)
+            self.assertIn("--tls-", info.warnings[0])
+            write("cert.pem", read("server.pem"))
+            self.wait_until(lambda: server.http("/readyz") == "ready\n")
+        write("cert.pem", read("renewed.pem"))
+        self.wait_until(lambda: "warning" in server.http("/readyz"))
+        write("key.pem", read("renewed.key"))
+        self.wait_until(lambda: served() != before)
+        self.assertEqual(self.health(self.channel(server)), SERVING)
+        self.wait_until(lambda: server.http("/healthz") == "alive\n")
+        self.assertEqual(server.stop(), 0)
+        events = [line for line in server.log if "tls_refused" in line or "tls_loaded" in line]
+        self.assertGreaterEqual(len(events), 5)
+
+    def wait_until(self, holds):
+        deadline = time.monotonic() + 15
+        while not holds():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
+
+    def test_the_first_line_of_the_log_says_where_settings_came_from_and_who_may_call(self):
+        first = json.loads(self.server.log[0])
+        self.assertEqual(first["event"], "configuration")
+        self.assertIn("auth-tokens = ", first["flags"])
+        self.assertEqual(first["callers"], f"who holds a token of {self.folder / 'tokens'} on loopback")
+
+    def test_a_misspelled_setting_starts_no_server(self):
+        file = self.folder / "c3pod.toml"
+        command = [BINARY, "--config", str(file)]
+        for text, message in ((f'auth_tokens = "{self.folder / "tokens"}"', "did you mean auth-tokens?"),
+                              (f'auth-tokens = "{self.folder / "tokens"}', "the string has no end"),
+                              ("[server]", "a table")):
+            file.write_text(text)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            self.assertEqual(done.returncode, 2, text)
+            self.assertIn(message, done.stderr)
 
     def test_what_would_be_unsafe_or_wrong_refuses_to_start(self):
         def start_error(*flags):

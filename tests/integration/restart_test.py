@@ -1,6 +1,8 @@
 """What outlives a c3pod process, and how one starts and ends: restarts, kill -9, a drain, a full disk, wrong flags and files.
 usage: restart_test.py C3POD"""
 
+import hashlib
+import json
 import pathlib
 import socket
 import subprocess
@@ -10,7 +12,7 @@ import unittest
 import grpc
 
 import server_process
-from service_calls import details, gen, opt, pb, ref, samples
+from service_calls import details, gen, opt, pb, ref, samples, srv
 
 BINARY = sys.argv.pop(1)
 
@@ -71,20 +73,102 @@ class RestartTest(unittest.TestCase):
         self.assertLessEqual(acknowledged, set(stored))
         self.assertEqual(server.stop(), 0)
 
-    def test_references_of_another_model_are_refused_with_advice(self):
+    def test_what_another_model_made_is_ignored_told_and_kept(self):
+        other = server_process.TINY_MODEL.parent / "olmoe_tiny"
+        collection = ref.GetCollectionRequest(collection="set")
         server = self.run_server()
-        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        list(stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(3)))
-        server.stop()
-        server = self.run_server(model=server_process.TINY_MODEL.parent / "olmoe_tiny")
-        self.assertEqual(self.stats(server), {"set": (3, 0)})
-        generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
-        with self.assertRaises(grpc.RpcError) as caught:
-            list(generation.Generate(gen.GenerateRequest(prompt="a", optimization=opt.OptimizationOptions(collection="set"),
-                                                         sampling=gen.SamplingOptions(max_tokens=1))))
-        self.assertEqual(caught.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
-        self.assertEqual(details(caught.exception)[0], "PRECONDITION")
-        server.stop()
+        refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        list(refs.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(20)))
+        tune = ref.TunePriorRequest(collection="set", epochs=1, batch_size=8, learning_rate=0.3, validation_fraction=0.2)
+        list(refs.TunePrior(tune))
+        last = pb["server_pb2_grpc"].ServerServiceStub(server.channel()).GetServerInfo(srv.GetServerInfoRequest()).model.moe_layers - 1
+        profile = opt.OptimizationOptions(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, critical_layers=[last], k=5)
+        refs.SetProfile(ref.SetProfileRequest(collection="set", profile=profile))
+        self.assertEqual(refs.GetCollection(collection).profile_ignored, "")
+        self.assertIn('c3po_references_usable 20\n', server.http("/metrics"))
+        self.assertEqual(server.stop(), 0)
+
+        def ask(server):
+            generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
+            return list(generation.Generate(gen.GenerateRequest(
+                prompt="a", optimization=opt.OptimizationOptions(collection="set"), sampling=gen.SamplingOptions(max_tokens=1))))
+
+        server = self.run_server(model=other)
+        self.assertEqual(self.stats(server), {"set": (20, 0)})
+        report = ask(server)[0].optimization
+        self.assertEqual(report.gate, opt.GATE_DECISION_SKIPPED_NO_NEIGHBORS)
+        self.assertTrue(any("profile" in warning for warning in report.warnings), report.warnings)
+        self.assertTrue(any("import" in warning for warning in report.warnings), report.warnings)
+        self.assertIn('c3po_references_usable 0\n', server.http("/metrics"))
+        self.assertIn('c3po_learned_ignored{kind="profile"} 1\n', server.http("/metrics"))
+        # Imported again: the references are the new model's, the profile is not.
+        refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        list(refs.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(20)))
+        self.assertEqual(self.stats(server), {"set": (20, 20)})
+        report = ask(server)[0].optimization
+        self.assertEqual([w for w in report.warnings if "profile" not in w], [])
+        self.assertEqual(len(report.warnings), 1)
+        self.assertIn("made for the model", refs.GetCollection(collection).profile_ignored)
+        self.assertIn("profile_ignored", "".join(server.log))
+        self.assertEqual(server.stop(), 0)
+
+        server = self.run_server()  # Its own model again: the profile is as it was.
+        refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        held = refs.GetCollection(collection)
+        self.assertEqual((held.profile_ignored, list(held.effective_optimization.critical_layers)), ("", [last]))
+        self.assertEqual(server.stop(), 0)
+
+    def test_the_file_and_a_backup_of_a_running_server_hold_everything(self):
+        server = self.run_server()
+        refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        list(refs.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(40)))
+        refs.SetProfile(ref.SetProfileRequest(collection="set", profile=opt.OptimizationOptions(k=5)))
+        copies = self.folder / "copies"
+        copies.mkdir()
+        (copies / "copied.db").write_bytes((self.folder / "store.db").read_bytes())
+        chunks = list(refs.BackupStore(ref.BackupStoreRequest(), timeout=60))
+        content = b"".join(chunk.chunk for chunk in chunks)
+        self.assertEqual(len(content), chunks[0].total_bytes)
+        self.assertEqual(hashlib.sha256(content).hexdigest(), chunks[-1].sha256)
+        (copies / "backup.db").write_bytes(content)
+        self.assertEqual(list(self.folder.glob("*.backup*")), [])
+        self.assertEqual(server.stop(), 0)
+        self.assertFalse((self.folder / "store.db-wal").exists())
+        for name in ("copied.db", "backup.db"):
+            copy = self.run_server("--store", str(copies / name))
+            self.assertEqual(self.stats(copy), {"set": (40, 40)})
+            held = pb["reference_pb2_grpc"].ReferenceServiceStub(copy.channel()).GetCollection(ref.GetCollectionRequest(collection="set"))
+            self.assertEqual((held.profile.k, held.profile_ignored), (5, ""))
+            self.assertEqual(copy.stop(), 0)
+
+    def test_memory_is_told_by_part_in_the_log_and_in_the_metrics(self):
+        server = self.run_server("--neighbor-cache-mb", "7", "--kv-cache-tokens", "1000")
+        line = next(json.loads(line) for line in server.log if '"event":"memory' in line)
+        metrics = server.http("/metrics")
+        for part in ("weights", "kv_cache", "neighbor_cache", "encoder", "index", "other"):
+            self.assertIn(f'c3po_memory_planned_bytes{{part="{part}"}} ', metrics)
+        # The tiny model: 2 * layers * kv_heads * head_dim floats a position (tests/golden/model/mixtral_tiny/config.json).
+        config = json.loads((server_process.TINY_MODEL / "config.json").read_text())
+        head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        position = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 4
+        self.assertEqual(line["kv_cache_bytes_max"], 1000 * position)
+        self.assertEqual(line["neighbor_cache_bytes_max"], 7 << 20)
+        self.assertEqual(line["bytes_at_most"], line["resident_bytes"] + line["kv_cache_bytes_max"] + (7 << 20))
+        self.assertGreater(line["weights_bytes"], 0)
+        self.assertGreater(line["limit_bytes"], 0)
+        self.assertEqual(server.stop(), 0)
+
+    def test_a_backup_that_its_client_leaves_ends_and_another_can_begin(self):
+        server = self.run_server()
+        refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        list(refs.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(200)))
+        for _ in range(5):
+            call = refs.BackupStore(ref.BackupStoreRequest())
+            next(call)
+            call.cancel()
+        self.assertGreater(len(list(refs.BackupStore(ref.BackupStoreRequest(), timeout=60))), 0)
+        self.assertEqual(server.stop(), 0)
+        self.assertEqual(list(self.folder.glob("*.backup*")), [])
 
     def test_the_sentence_encoder_finds_questions_of_the_same_kind(self):
         server = self.run_server("--embedder", str(server_process.cache_folder() / "models" / "all-minilm-l6-v2"))

@@ -10,6 +10,8 @@
 #include <immintrin.h>
 #endif
 
+#include "index/base/cgroup_limits.h"
+
 namespace c3po::cpu {
 namespace {
 
@@ -29,7 +31,7 @@ void Pause() {
 int DefaultThreads() {
   const char* text = std::getenv("OMP_NUM_THREADS");
   const int named = text == nullptr ? 0 : std::atoi(text);
-  return named > 0 ? named : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return named > 0 ? named : UsableProcessors(ReadCgroupLimits());
 }
 
 // The processors that this process may run on, in order.

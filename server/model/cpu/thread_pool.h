@@ -32,7 +32,8 @@ class ThreadPool {
     RunJob(chunks, {[](const void* context, int64_t i) { (*static_cast<const Work*>(context))(i); }, &work});
   }
 
-  // The process's pool, made on first use: SetThreads' number, else OMP_NUM_THREADS, else one per core.
+  // The process's pool, made on first use: SetThreads' number, else OMP_NUM_THREADS, else one for each processor that
+  // the process may use (UsableProcessors: affinity and the control group's quota).
   static ThreadPool& Shared();
   // Before the first use of Shared(); later calls change nothing. 0: as above.
   static void SetThreads(int threads, bool pinned = false);

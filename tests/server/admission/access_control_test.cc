@@ -66,7 +66,11 @@ TEST(AccessControl, AWrongFileIsNamedWithItsLine) {
 
 TEST(AccessControl, AChangedFileIsReadAgainAndAWrongOneChangesNothing) {
   const std::string path = Write("changing_tokens", Line("alice", "generate", "old"));
-  const auto access = AccessControl::Load(path);
+  Metrics metrics("model", "0");
+  const auto says = [&](const std::string& line) {
+    return metrics.PrometheusText().find(line + "\n") != std::string::npos;
+  };
+  const auto access = AccessControl::Load(path, &metrics);
   ASSERT_TRUE(access.ok());
   const auto change = [&](const std::string& text) {
     const auto before = std::filesystem::last_write_time(path);
@@ -76,9 +80,18 @@ TEST(AccessControl, AChangedFileIsReadAgainAndAWrongOneChangesNothing) {
   };
   change("alice generate\n");
   EXPECT_TRUE((*access)->Authenticate("Bearer old").ok());
+  EXPECT_NE(std::string((*access)->refusal().message()).find("must be NAME ROLE SHA256"), std::string::npos);
+  EXPECT_TRUE(says("c3po_reload_failed{files=\"tokens\"} 1"));
+  EXPECT_TRUE(says("c3po_reloads_total{files=\"tokens\",result=\"refused\"} 1"));
   change(Line("alice", "references", "new"));
   EXPECT_EQ((*access)->Authenticate("Bearer new")->role, Role::kReferences);
   EXPECT_TRUE(absl::IsUnauthenticated((*access)->Authenticate("Bearer old").status()));
+  EXPECT_TRUE((*access)->refusal().ok());
+  EXPECT_TRUE(says("c3po_reload_failed{files=\"tokens\"} 0"));
+  // Without a call too.
+  change("garbage");
+  (*access)->LookAgain();
+  EXPECT_FALSE((*access)->refusal().ok());
 }
 
 }  // namespace

@@ -265,7 +265,8 @@ TEST(SentenceEncoder, RefusesPoolingModulesAndLengthsThatItDoesNotImplement) {
   folder.Write("modules.json", R"([{"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"}])");
   EXPECT_THAT(folder.LoadError(), AllOf(HasSubstr("modules.json"), HasSubstr("Transformer")));
   folder.Write("modules.json", "[]");
-  folder.Write("config_sentence_transformers.json", R"({"prompts": {"query": "query: "}, "default_prompt_name": null})");
+  folder.Write("config_sentence_transformers.json",
+               R"({"prompts": {"query": "query: "}, "default_prompt_name": null})");
   EXPECT_TRUE(folder.LoadStatus().ok()) << folder.LoadStatus();
   folder.Write("config_sentence_transformers.json", R"({"default_prompt_name": "query"})");
   EXPECT_THAT(folder.LoadError(), HasSubstr("default_prompt_name"));

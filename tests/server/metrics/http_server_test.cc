@@ -49,16 +49,24 @@ TEST(HttpServer, ServesAnExpositionThatAStrictReaderAccepts) {
             1);
 }
 
-TEST(HttpServer, ReadinessFollowsTheFunctionAndLivenessDoesNot) {
+TEST(HttpServer, ReadinessFollowsTheFunctionAndLivenessDoesNotAndBothTellWarnings) {
   Metrics metrics("tiny", "0.1.0");
   std::atomic<bool> ready{false};
-  auto server = HttpServer::Start(kLoopback, 0, &metrics, [&ready] { return ready.load(); });
+  std::vector<std::string> warnings;
+  auto server = HttpServer::Start(
+      kLoopback, 0, &metrics, [&ready] { return ready.load(); }, [] { return true; }, HttpLimits(),
+      [&warnings] { return warnings; });
   ASSERT_TRUE(server.ok()) << server.status();
   httplib::Client client(kLoopback, (*server)->port());
   EXPECT_EQ(client.Get("/readyz")->status, 503);
   EXPECT_EQ(client.Get("/healthz")->status, 200);
   ready = true;
   EXPECT_EQ(client.Get("/readyz")->status, 200);
+  EXPECT_EQ(client.Get("/readyz")->body, "ready\n");
+  warnings = {"--tls-key: not the certificate's", "another"};
+  EXPECT_EQ(client.Get("/readyz")->status, 200);
+  EXPECT_EQ(client.Get("/readyz")->body, "ready\nwarning: --tls-key: not the certificate's\nwarning: another\n");
+  EXPECT_EQ(client.Get("/healthz")->body, "alive\nwarning: --tls-key: not the certificate's\nwarning: another\n");
   ready = false;
   EXPECT_EQ(client.Get("/readyz")->status, 503);
   EXPECT_EQ(client.Get("/")->status, 404);
@@ -172,7 +180,8 @@ TEST(HttpServer, RequestsBeyondTheirBytesAreRefusedAsTheyCome) {
   auto server = StartWith(metrics, {.request_seconds_max = 60, .header_bytes_max = 1000, .body_bytes_max = 100});
   RawConnection headers(server->port());
   ASSERT_TRUE(headers.Send("GET /healthz HTTP/1.1\r\n"));
-  for (int i = 0; i < 60; ++i) headers.Send(absl::StrCat("X-", i, ": ", std::string(20, 'a'), "\r\n"));  // No end of them.
+  for (int i = 0; i < 60; ++i)
+    headers.Send(absl::StrCat("X-", i, ": ", std::string(20, 'a'), "\r\n"));  // No end of them.
   EXPECT_THAT(headers.Receive(), HasSubstr("431"));
 
   RawConnection announced(server->port());
@@ -185,8 +194,8 @@ TEST(HttpServer, RequestsBeyondTheirBytesAreRefusedAsTheyCome) {
   EXPECT_THAT(chunked.Receive(), HasSubstr("413"));
 
   RawConnection within(server->port());
-  ASSERT_TRUE(within.Send(absl::StrCat("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n",
-                                       std::string(100, 'a'))));
+  ASSERT_TRUE(within.Send(
+      absl::StrCat("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n", std::string(100, 'a'))));
   EXPECT_THAT(within.Receive(), HasSubstr("404"));
 
   RawConnection garbage(server->port());

@@ -65,6 +65,38 @@ TEST_F(LearnedShiftsTest, WhatAnotherModelLearnedIsAbsent) {
   EXPECT_FALSE(*shifts.Shift("math", "a"));
 }
 
+TEST_F(LearnedShiftsTest, WhatAnotherModelLearnedIsCountedShownAndReplaced) {
+  {
+    LearnedShifts shifts(store_.get(), "old");
+    ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "old"}).ok());
+    ASSERT_TRUE(shifts.PutPrior("law", {Shift({1}, 0), "new"}).ok());
+    ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 0), "old", ""}, {"b", Shift({2}, 0), "old", ""}}).ok());
+  }
+  Metrics metrics("model", "0");
+  const auto ignored = [&](const std::string& kind, int count) {
+    return HasSubstr("c3po_learned_ignored{kind=\"" + kind + "\"} " + std::to_string(count) + "\n");
+  };
+  LearnedShifts shifts(store_.get(), "new", &metrics);
+  ASSERT_TRUE(shifts.ReadPriors().ok());
+  EXPECT_THAT(metrics.PrometheusText(), ignored("prior", 1));
+  EXPECT_THAT(metrics.PrometheusText(), ignored("shift", 0));  // Nobody has asked for one.
+  EXPECT_EQ((*shifts.StoredPrior("math"))->model_digest, "old");
+  EXPECT_EQ((*shifts.StoredPrior("law"))->model_digest, "new");
+  EXPECT_FALSE(*shifts.StoredPrior("physics"));
+  EXPECT_EQ(*shifts.CountForeignShifts("math"), 2);
+  EXPECT_EQ(*shifts.CountShifts("math"), 0);
+  EXPECT_THAT(metrics.PrometheusText(), ignored("shift", 2));
+
+  ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "new"}).ok());
+  ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 0), "new", ""}}).ok());
+  EXPECT_THAT(metrics.PrometheusText(), ignored("prior", 0));
+  EXPECT_THAT(metrics.PrometheusText(), ignored("shift", 1));
+  EXPECT_EQ((*shifts.StoredPrior("math"))->model_digest, "new");
+  ASSERT_TRUE(store_->DeleteCollection("math").ok());
+  shifts.Forget("math");
+  EXPECT_THAT(metrics.PrometheusText(), ignored("shift", 0));
+}
+
 TEST_F(LearnedShiftsTest, ForgottenCollectionsAreReadAgain) {
   LearnedShifts shifts(store_.get(), "model");
   ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "model"}).ok());

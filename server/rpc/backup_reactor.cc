@@ -1,0 +1,105 @@
+#include "server/rpc/backup_reactor.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "c3po/v1/reference.pb.h"
+#include "index/base/sha256.h"
+#include "index/base/status_macros.h"
+#include "server/rpc/wire.h"
+
+namespace c3po {
+namespace {
+
+constexpr int kPagesPerStep = 256;  // 1 MiB: others wait for the store so long.
+constexpr size_t kChunkBytes = 256 << 10;
+
+}  // namespace
+
+BackupReactor::BackupReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
+    : parts_(parts), call_(context, parts, Metrics::Rpc::kReferencesBackupStore) {
+  if (!call_.entry().ok()) {
+    Finish(call_.End(call_.entry()));
+    return;
+  }
+  thread_ = std::thread([this] {
+    const absl::Status status = CopyAndSend();
+    Finish(call_.End(status));
+  });
+}
+
+absl::Status BackupReactor::CopyAndSend() {
+  const std::string path = absl::StrCat(parts_.store->path(), ".backup");
+  std::ifstream file;
+  {
+    auto backup = parts_.store->StartBackup(path);
+    if (absl::IsAlreadyExists(backup.status()))
+      return absl::ResourceExhaustedError("another backup is being made; ask again when it is done");
+    C3PO_RETURN_IF_ERROR(backup.status());
+    for (bool whole = false; !whole;) {
+      C3PO_RETURN_IF_ERROR(CheckCancelled());
+      C3PO_ASSIGN_OR_RETURN(whole, (*backup)->Step(kPagesPerStep));
+    }
+    file.open(path, std::ios::binary);
+    unlink(path.c_str());
+  }
+  if (!file) return absl::InternalError(absl::StrCat("backup ", path, ": cannot be read"));
+  file.seekg(0, std::ios::end);
+  const auto total = static_cast<uint64_t>(file.tellg());
+  file.seekg(0);
+  Sha256 digest;
+  std::string bytes;
+  for (uint64_t sent = 0; sent < total; sent += bytes.size()) {
+    C3PO_RETURN_IF_ERROR(CheckCancelled());
+    bytes.resize(std::min<uint64_t>(kChunkBytes, total - sent));
+    if (!file.read(bytes.data(), static_cast<std::streamsize>(bytes.size())))
+      return absl::InternalError(absl::StrCat("backup ", path, ": ended after ", sent, " of ", total, " bytes"));
+    digest.Update(bytes);
+    v1::BackupStoreResponse message;
+    message.set_chunk(bytes);
+    message.set_total_bytes(total);
+    if (sent + bytes.size() == total) message.set_sha256(digest.HexDigest());
+    C3PO_RETURN_IF_ERROR(Write(ToBytes(message)));
+  }
+  call_.Audit("backup_store", {{"bytes", total}});
+  return absl::OkStatus();
+}
+
+absl::Status BackupReactor::CheckCancelled() const {
+  return call_.cancelled()->load() ? absl::CancelledError("the client left before the backup was whole")
+                                   : absl::OkStatus();
+}
+
+absl::Status BackupReactor::Write(grpc::ByteBuffer message) {
+  outgoing_ = std::move(message);
+  {
+    const absl::MutexLock lock(&mu_);
+    writing_ = true;
+  }
+  StartWrite(&outgoing_);
+  const absl::MutexLock lock(&mu_);
+  const auto written = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !writing_; };
+  mu_.Await(absl::Condition(&written));
+  return broken_ ? absl::CancelledError("the client left before the backup was whole") : absl::OkStatus();
+}
+
+void BackupReactor::OnWriteDone(bool ok) {
+  const absl::MutexLock lock(&mu_);
+  writing_ = false;
+  broken_ = broken_ || !ok;
+}
+
+// The thread that called Finish may be the one that runs this.
+void BackupReactor::OnDone() {
+  std::thread([this] {
+    if (thread_.joinable()) thread_.join();
+    delete this;
+  }).detach();
+}
+
+}  // namespace c3po
