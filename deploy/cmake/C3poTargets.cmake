@@ -57,7 +57,7 @@ endif()
 # Tests that run from several binaries have a prefix to their names in ctest.
 function(c3po_test target)
   cmake_parse_arguments(ARG "BUILDS_GRAPHS;NEEDS_GPU" "PREFIX" "SOURCES;DEPS;LABELS" ${ARGN})
-  add_executable(${target} ${ARG_SOURCES})
+  add_executable(${target} ${ARG_SOURCES} ${CMAKE_SOURCE_DIR}/tests/temporary_folder.cc)
   c3po_compile_options(${target})
   target_link_libraries(${target} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")

@@ -1,10 +1,18 @@
-# What the scripts of this folder share; to be sourced. Sets SERVER and DESCENT, and defines `c3po`, which asks the server.
+# What the scripts of this folder share; to be sourced. Sets SERVER, DESCENT and BEFORE, and defines `c3po`, which asks the server.
 
 # Where calibrate begins: gradient descent from few samples, no gate, the same everywhere. Every field that a default of the server
 # could fill is set, so that the tables of RESULTS.md keep their meaning.
 DESCENT=(--k 12 --references all --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29
   --application shift --objective choices --backtrack --validation-neighbors 0 --step-scale 1 --patience 0 --prompt-positions 1
   --no-prior --no-gate --no-profile)
+
+# The defaults up to version 0.1.0, near the paper's, as settings of a method that is called `before`.
+BEFORE=()
+for setting in k=3 steps=10 learning_rate=0.1 step_rule=adam critical_layers=25-29 core_experts=20 application_rule=every_new_token \
+  reference_selection=successful objective=answer backtrack=false validation_neighbors=0 gate.max_neighbor_distance=2 \
+  gate.min_validation_loss_reduction=0 use_profile=false; do
+  BEFORE+=(--set "before.$setting")
+done
 
 heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
 join() { local IFS=,; echo "$*"; }

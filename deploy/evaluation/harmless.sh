@@ -7,7 +7,9 @@
 #   harmless.sh [FOLDER]           default build/harmless; harmless.md goes there
 #   C3PO_HARMLESS_QUESTIONS        per task (60)
 #   C3PO_HARMLESS_REFERENCES       per collection (150)
-#   C3PO_HARMLESS_TASKS            (sst2,mrpc,rte,boolq,cb)
+#   C3PO_HARMLESS_TASKS            (sst2,mrpc,rte,boolq,cb,copa)
+#   C3PO_HARMLESS_SKIP             held-out questions that are left out from the start of each task's, TASK=COUNT by commas: those that the
+#                                  defaults were chosen by (sst2=30,mrpc=30,rte=30,boolq=24); CB has none to spare
 #   C3PO_HARMLESS_METHODS          of the tasks (none,before,default)
 #   C3PO_HARMLESS_SETTINGS         more `--set LABEL.field=value` for `c3po eval`, to try other defaults
 #   C3PO_HARMLESS_EVERYDAY         prompts of everyday.jsonl (72); C3PO_HARMLESS_EVERYDAY_METHODS (none,before,default)
@@ -16,7 +18,8 @@ cd "$(dirname "$0")/../.."
 OUT=${1:-build/harmless}
 QUESTIONS=${C3PO_HARMLESS_QUESTIONS:-60}
 REFERENCES=${C3PO_HARMLESS_REFERENCES:-150}
-IFS=, read -ra TASKS <<<"${C3PO_HARMLESS_TASKS:-sst2,mrpc,rte,boolq,cb}"
+IFS=, read -ra TASKS <<<"${C3PO_HARMLESS_TASKS:-sst2,mrpc,rte,boolq,cb,copa}"
+IFS=, read -ra SKIP <<<"${C3PO_HARMLESS_SKIP:-sst2=30,mrpc=30,rte=30,boolq=24}"
 METHODS=${C3PO_HARMLESS_METHODS:-none,before,default}
 EVERYDAY_METHODS=${C3PO_HARMLESS_EVERYDAY_METHODS:-none,before,default}
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
@@ -34,14 +37,7 @@ arguments_of() {
       default) names+=(default=profile) ;;
       *) names+=("$name=ngd") ;;
     esac
-    if [ "$name" = before ]; then
-      local field
-      for field in k=3 steps=10 learning_rate=0.1 step_rule=adam critical_layers=25-29 core_experts=20 \
-        application_rule=every_new_token reference_selection=successful objective=answer backtrack=false \
-        validation_neighbors=0 gate.max_neighbor_distance=2 gate.min_validation_loss_reduction=0 use_profile=false; do
-        ARGUMENTS+=(--set "before.$field")
-      done
-    fi
+    if [ "$name" = before ]; then ARGUMENTS+=("${BEFORE[@]}"); fi
   done
   ARGUMENTS+=(--methods "$(join "${names[@]}")")
   local setting
@@ -64,8 +60,17 @@ for task in "${TASKS[@]}"; do
 done
 
 heading "Held-out questions"
+mkdir -p "$OUT/suite"
+cp "$SUITE/suite.json" "$OUT/suite"
+for task in "${TASKS[@]}"; do
+  mkdir -p "$OUT/suite/$task"
+  cp "$SUITE/$task/references.jsonl" "$OUT/suite/$task"
+  skip=0
+  for entry in "${SKIP[@]}"; do if [ "${entry%%=*}" = "$task" ]; then skip=${entry#*=}; fi; done
+  tail -n "+$((skip + 1))" "$SUITE/$task/heldout.jsonl" >"$OUT/suite/$task/heldout.jsonl"
+done
 arguments_of "$METHODS"
-c3po eval --suite "$SUITE" --task "$(join "${TASKS[@]}")" --limit "$QUESTIONS" "${ARGUMENTS[@]}" --out "$OUT/tasks"
+c3po eval --suite "$OUT/suite" --task "$(join "${TASKS[@]}")" --limit "$QUESTIONS" "${ARGUMENTS[@]}" --out "$OUT/tasks"
 
 heading "Report"
 {

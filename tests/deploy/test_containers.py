@@ -57,7 +57,7 @@ def test_server_images_run_as_nobody_special_and_say_whether_they_are_well(targe
 
 
 SERVICE_KEYS = {"image", "build", "command", "depends_on", "ports", "volumes", "environment", "restart", "read_only", "tmpfs",
-                "cap_drop", "security_opt", "stop_grace_period", "deploy"}
+                "cap_drop", "security_opt", "stop_grace_period", "deploy", "mem_limit", "mem_reservation"}
 CONDITIONS = {"service_healthy", "service_completed_successfully", "service_started"}
 
 

@@ -12,6 +12,7 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 EVALUATION = SOURCE / "deploy" / "evaluation"
 sys.path.insert(0, str(EVALUATION))
 
+import right_answers  # noqa: E402
 import unchanged_answers  # noqa: E402
 
 
@@ -31,6 +32,13 @@ def test_an_answer_is_unchanged_where_its_text_is_the_models_own():
         unchanged_answers.count([*items, item("default", "d", "x")])
 
 
+def test_right_answers_are_counted_by_method_and_a_method_not_asked_is_left_blank():
+    judged = [{"method": "none", "correct": 1}, {"method": "none", "correct": 0}, {"method": "default", "correct": 1}]
+    table = right_answers.table({"sst2": judged, "mrpc": judged[:1]}).splitlines()
+    assert table[0] == "| run | none | default |"
+    assert table[2:] == ["| sst2 | 1 of 2 | 1 of 1 |", "| mrpc | 1 of 1 |  |"]
+
+
 def test_everyday_prompts_are_many_different_and_not_those_of_calibrate():
     lines = [json.loads(line) for line in (EVALUATION / "everyday.jsonl").read_text().splitlines()]
     prompts = {line["prompt"] for line in lines}
@@ -42,7 +50,7 @@ def test_everyday_prompts_are_many_different_and_not_those_of_calibrate():
 
 
 def test_the_scripts_parse_and_name_every_default_that_could_change_their_tables():
-    for name in ("harmless.sh", "main_table.sh", "studies.sh", "evaluation_server.sh"):
+    for name in ("harmless.sh", "strangers_way.sh", "main_table.sh", "studies.sh", "evaluation_server.sh"):
         subprocess.run(["bash", "-n", EVALUATION / name], check=True)
     descent = re.search(r"^DESCENT=\((.*?)\)", (EVALUATION / "evaluation_server.sh").read_text(), re.M | re.S)[1].split()
     for flag in ("--k", "--references", "--steps", "--learning-rate", "--step-rule", "--core-experts", "--critical-layers",

@@ -111,11 +111,17 @@ class LimitsTest(ServingCase):
             reference_selection=opt.REFERENCE_SELECTION_ALL, gate=opt.GateOptions(enabled=False))
         ask = lambda steps, timeout: list(self.stream(2, metadata=self.ANN, timeout=timeout, optimization=ngd(steps),
                                                       prompt="What is 50 modulo seven?"))
-        full = [ask(1000, 60)[0].optimization for _ in range(3)][-1]
-        self.assertEqual(len(full.losses), 1001)
-        self.assertFalse(full.shortened)
-        seconds = full.timings.optimization_seconds
-        events = ask(1000, 0.6 * seconds + 0.1)
+        events = None
+        for _ in range(10):  # A machine that slows down between the measurement and the call misses the deadline: no fault of ours.
+            full = [ask(1000, 60)[0].optimization for _ in range(3)][-1]
+            self.assertEqual(len(full.losses), 1001)
+            self.assertFalse(full.shortened)
+            try:
+                events = ask(1000, 0.6 * full.timings.optimization_seconds + 0.1)
+                break
+            except grpc.RpcError as error:
+                self.assertEqual(error.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+        self.assertIsNotNone(events, "no deadline of ten was kept")
         self.assertTrue(events[0].optimization.shortened)
         self.assertLess(len(events[0].optimization.losses), 1000)
         self.assertGreater(len(events[0].optimization.losses), 1)

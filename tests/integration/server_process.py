@@ -1,5 +1,6 @@
 """Starts a real c3pod for a test, on free ports, and speaks to it with grpcio and stubs made from the .proto files only."""
 
+import atexit
 import importlib
 import json
 import os
@@ -34,6 +35,7 @@ def cache_folder() -> pathlib.Path:
 def make_stubs() -> dict:
     """The generated modules of c3po.v1 by name, made anew in a temporary folder."""
     folder = tempfile.mkdtemp(prefix="c3po_stubs_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     protos = sorted(str(path.relative_to(SOURCE / "proto")) for path in (SOURCE / "proto" / "c3po").rglob("*.proto"))
     googleapis = pathlib.Path(annotations_pb2.__file__).parents[2]
     well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"

@@ -79,6 +79,15 @@ void TouchEverything(Metrics& metrics) {
   metrics.CountNeighborCacheHit();
   metrics.CountNeighborCacheMiss();
   metrics.SetNeighborCacheBytes(int64_t{5} << 30);
+  metrics.SetReferencesUsable(7);
+  for (int i = 0; i < 3; ++i) metrics.SetLearnedIgnored(static_cast<Metrics::Learned>(i), i);
+  for (int i = 0; i < 6; ++i) metrics.SetMemoryPlanned(static_cast<Metrics::MemoryPart>(i), int64_t{1} << (20 + i));
+  metrics.SetMemoryLimit(int64_t{1} << 34);
+  metrics.SetCertificateExpiry(1.8e9);
+  for (int i = 0; i < 2; ++i) {
+    metrics.CountReload(static_cast<Metrics::WatchedFile>(i), i == 0);
+    metrics.SetReloadFailed(static_cast<Metrics::WatchedFile>(i), i == 1);
+  }
 }
 
 TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
@@ -92,6 +101,9 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_gate_total", "counter"},
       {"c3po_index_generation", "gauge"},
       {"c3po_kv_cache_leaked_blocks", "gauge"},
+      {"c3po_learned_ignored", "gauge"},
+      {"c3po_memory_limit_bytes", "gauge"},
+      {"c3po_memory_planned_bytes", "gauge"},
       {"c3po_model_info", "gauge"},
       {"c3po_neighbor_cache_bytes", "gauge"},
       {"c3po_neighbor_cache_hits_total", "counter"},
@@ -104,11 +116,15 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_recall_at_k", "gauge"},
       {"c3po_references", "gauge"},
       {"c3po_references_added_total", "counter"},
+      {"c3po_references_usable", "gauge"},
+      {"c3po_reload_failed", "gauge"},
+      {"c3po_reloads_total", "counter"},
       {"c3po_requests_started_total", "counter"},
       {"c3po_retrieval_seconds", "histogram"},
       {"c3po_rpc_total", "counter"},
       {"c3po_surrogate_loss", "histogram"},
       {"c3po_surrogate_loss_reduction", "histogram"},
+      {"c3po_tls_certificate_expiry_timestamp_seconds", "gauge"},
       {"process_cpu_seconds_total", "counter"},
       {"process_max_fds", "gauge"},
       {"process_open_fds", "gauge"},
