@@ -1,10 +1,9 @@
 // c3pod: reads its configuration, loads model, embedder and references, serves until SIGTERM or SIGINT, drains, exits
-// 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line. `c3pod inspect FOLDER` says what a model folder is
-// and whether it would load, instead (server/inspect).
+// 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line; 130, 143 ended by a second SIGINT or SIGTERM while
+// it drained. SIGHUP reads certificates and tokens again. `c3pod inspect FOLDER` says what a model folder is and
+// whether it would load, instead (server/inspect).
 
 #include <malloc.h>
-#include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,7 +21,9 @@
 #include "absl/time/clock.h"
 #include "index/base/cgroup_limits.h"
 #include "index/base/code_pages.h"
+#include "index/base/standard_streams.h"
 #include "index/base/status_macros.h"
+#include "index/base/steady_time.h"
 #include "index/search/reference_catalog.h"
 #include "index/store/reference_store.h"
 #include "server/admission/admission_controller.h"
@@ -40,6 +41,10 @@
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/reference_importer.h"
+#include "server/process/descriptor_limit.h"
+#include "server/process/heap_settings.h"
+#include "server/process/process_signals.h"
+#include "server/rpc/grpc_log.h"
 #include "server/rpc/grpc_server.h"
 #include "server/rpc/health_monitor.h"
 #include "server/rpc/profiles.h"
@@ -50,6 +55,8 @@ namespace {
 
 constexpr char kVersion[] = C3PO_VERSION;
 constexpr absl::Duration kDrainPoll = absl::Milliseconds(10);
+constexpr size_t kLogLinesMax = 8192;                    // that wait for their reader
+constexpr absl::Duration kLastLines = absl::Seconds(1);  // that the end waits for them
 
 // The whole server, in the order in which its parts need each other; destroyed from the last to the first.
 struct Server {
@@ -138,7 +145,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
   options.progress = [](int done, int total) {
     Log(LogLevel::kDebug, "layer_loaded", "", {{"done", done}, {"total", total}});
   };
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   C3PO_ASSIGN_OR_RETURN(server.model, MoeModel::Load(options));
   const ModelShape& shape = server.model->shape();
   C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation, GenerationConfig::Read(config.model, shape.vocabulary_size));
@@ -153,7 +160,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
        {"digest", shape.digest},
        {"end_tokens", absl::StrJoin(shape.eos_token_ids, ",")},
        {"generation_config_left", absl::StrJoin(generation.left, ",")},
-       {"seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
+       {"seconds", absl::ToDoubleSeconds(SteadyNow() - start)}});
   server.text = std::make_unique<PromptText>(
       std::move(tokenizer), ChatFormat::FromTokenizerConfig((folder / "tokenizer_config.json").string()),
       shape.context_window, shape.vocabulary_size);
@@ -230,15 +237,6 @@ absl::Status StartListening(const ServerConfig& config, Server& server) {
   }
   Log(LogLevel::kInfo, "listening", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
   return absl::OkStatus();
-}
-
-// Logits and activations of many sequences are some 10 MB. Given back to the system after each step, their pages are
-// faulted in again in the next. MALLOC_TRIM_THRESHOLD_ in the environment goes first.
-void KeepWhatAStepFrees() {
-  constexpr int kBytes = 16 << 20;
-  if (std::getenv("MALLOC_TRIM_THRESHOLD_") != nullptr) return;
-  mallopt(M_MMAP_THRESHOLD, kBytes);
-  mallopt(M_TRIM_THRESHOLD, kBytes);
 }
 
 // Once everything is loaded and no cache is used: what it takes, and what it will take when the caches are full.
@@ -326,9 +324,9 @@ void Drain(const ServerConfig& config, Server& server) {
   // In this order: whoever has been told NOT_SERVING is turned away.
   server.grpc->CloseEntrance();
   server.health->Drain();
-  const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds_max);
-  while (server.admission->pending() > 0 && absl::Now() < deadline) absl::SleepFor(kDrainPoll);
-  server.engine->Stop(deadline - absl::Now());
+  const absl::Time deadline = SteadyNow() + absl::Seconds(config.drain_seconds_max);
+  while (server.admission->pending() > 0 && SteadyNow() < deadline) absl::SleepFor(kDrainPoll);
+  server.engine->Stop(deadline - SteadyNow());
   server.grpc->Shutdown(absl::Seconds(1));
   if (const absl::Status saved = server.catalog->SaveGraphs(); !saved.ok()) {
     Log(LogLevel::kWarning, "graphs_not_saved", "", {{"reason", saved.message()}});
@@ -345,20 +343,22 @@ absl::Status StartAll(const ServerConfig& config, Server& server) {
 }
 
 // The first line: what was asked for, by whom, and who may call.
-void LogConfiguration(const ServerConfig& config, const SettingOrigins& origins) {
+void LogConfiguration(const ServerConfig& config, const SettingOrigins& origins, int64_t descriptors_max) {
   Log(LogLevel::kInfo, "configuration", "",
       {{"version", kVersion},
        {"flags", absl::StrJoin(origins.flags, ", ")},
        {"environment", absl::StrJoin(origins.environment, ", ")},
        {"file", absl::StrJoin(origins.file, ", ")},
        {"file_path", origins.file_path},
-       {"callers", config.Callers()}});
+       {"callers", config.Callers()},
+       {"descriptors_max", descriptors_max}});
   for (const std::string& warning : origins.warnings) {
     Log(LogLevel::kWarning, "variable_unread", "", {{"reason", warning}});
   }
 }
 
 int Main(int argc, char** argv) {
+  OpenClosedStandardStreams();
   if (argc > 1 && std::string(argv[1]) == "inspect") return InspectMain(argc - 1, argv + 1);
   ServerConfig config;
   SettingOrigins origins;
@@ -369,28 +369,23 @@ int Main(int argc, char** argv) {
   }
   if (*action != CommandLineAction::kRun) return 0;
   SetLogLevel(*ParseLogLevel(config.log_level));
-  LogConfiguration(config, origins);
-  // gRPC starts and ends many threads. An arena for each would keep what the busiest of them once needed: memory that
-  // looks like a leak. MALLOC_ARENA_MAX in the environment goes first.
-  if (std::getenv("MALLOC_ARENA_MAX") == nullptr) mallopt(M_ARENA_MAX, 2);
-
-  // Blocked before any thread starts, so that all of them inherit it and this one waits.
-  sigset_t stop_signals;
-  sigemptyset(&stop_signals);
-  sigaddset(&stop_signals, SIGTERM);
-  sigaddset(&stop_signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
-  signal(SIGPIPE, SIG_IGN);
-  signal(SIGXFSZ, SIG_IGN);  // A file-size limit is a full disk: an error of the write, not of the process.
-
+  LimitHeapArenas();
+  ProcessSignals signals([] { FlushLog(kLastLines); });
+  WriteLogInBackground(kLogLinesMax);
+  LogForGrpc();
+  LogConfiguration(config, origins, RaiseDescriptorLimit());
   Server server;
   if (const absl::Status status = StartAll(config, server); !status.ok()) {
+    FlushLog(kLastLines);
     std::cerr << "c3pod: " << status.message() << "\n";
     return 1;
   }
-  int received = 0;
-  sigwait(&stop_signals, &received);
+  signals.OnReload([&server] { server.grpc->ReadFilesAgain(); });
+  signals.Serving();
+  signals.AwaitStop();
   Drain(config, server);
+  signals.OnReload(nullptr);
+  FlushLog(kLastLines);
   return 0;
 }
 

@@ -15,6 +15,7 @@
 #include "client/cli/interrupt.h"
 #include "client/cli/session.h"
 #include "client/cli/unknown_argument.h"
+#include "index/base/standard_streams.h"
 #include "index/base/status_macros.h"
 
 namespace {
@@ -60,6 +61,7 @@ absl::Status Connect(c3po::Session& session) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  c3po::OpenClosedStandardStreams();
   c3po::Session session;
   session.command_line = CommandLine(argc, argv);
   session.terminal = c3po::Terminal::Detect();

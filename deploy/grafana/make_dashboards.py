@@ -157,6 +157,8 @@ PROCESS = [
     panel("File descriptors", "short", [(gauge("process_open_fds"), "open {{instance}}"),
                                         (gauge("process_max_fds"), "limit {{instance}}")]),
     panel("Threads", "short", [(gauge("process_threads"), "{{instance}}")]),
+    panel("Log lines lost per second", "ops", [(rate("c3po_log_lines_lost_total", "instance"), "{{instance}}")],
+          description="Their reader does not keep up; calls do not wait for it."),
     panel("Leaked cache blocks", "short", [(gauge("c3po_kv_cache_leaked_blocks"), "{{instance}}")],
           description="Anything but 0 is a bug."),
     panel("Engine step", "s", quantiles("c3po_engine_step_seconds")),

@@ -37,4 +37,11 @@ bool IsValidUtf8(absl::string_view bytes) {
   return true;
 }
 
+absl::string_view Utf8Prefix(absl::string_view text, size_t bytes_max) {
+  if (text.size() <= bytes_max) return text;
+  size_t end = bytes_max;
+  while (end > 0 && (static_cast<uint8_t>(text[end]) & 0xc0) == 0x80) --end;  // In the middle of a character.
+  return text.substr(0, end);
+}
+
 }  // namespace c3po

@@ -2,15 +2,15 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <optional>
-#include <system_error>
+#include <sstream>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/time/clock.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "server/metrics/logging.h"
@@ -18,7 +18,6 @@
 namespace c3po {
 namespace {
 
-constexpr absl::Duration kLookAgain = absl::Seconds(1);
 constexpr size_t kNameMax = 64;
 constexpr size_t kDigestDigits = 64;
 
@@ -47,6 +46,13 @@ bool EqualInConstantTime(absl::string_view a, absl::string_view b) {
   return difference == 0;
 }
 
+std::optional<std::string> ReadWhole(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file.is_open() || file.bad()) return std::nullopt;
+  return text;
+}
+
 absl::string_view TokenOf(absl::string_view authorization) {
   constexpr absl::string_view kScheme = "bearer ";
   if (!absl::StartsWithIgnoreCase(authorization, kScheme)) return {};
@@ -67,9 +73,9 @@ absl::string_view RoleName(Role role) {
   return "";
 }
 
-absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std::string& path,
+                                                                       const std::string& text) {
+  std::istringstream file(text);
   std::vector<Entry> entries;
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
@@ -84,47 +90,42 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
     const std::optional<Role> role = RoleOf(words[1]);
     if (!role) return wrong(absl::StrCat("role \"", words[1], "\" is not one of generate, references, administer"));
     if (!IsDigest(words[2])) return wrong("the third word must be the token's SHA-256, 64 hexadecimal digits");
-    entries.push_back({absl::AsciiStrToLower(words[2]), {std::string(words[0]), *role}});
+    const std::string digest = absl::AsciiStrToLower(words[2]);
+    const auto same = std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.digest == digest; });
+    if (same != entries.end()) return wrong(absl::StrCat("the same token as ", same->caller.name, "'s"));
+    entries.push_back({digest, {std::string(words[0]), *role}});
   }
   if (entries.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ":1: holds no token"));
   return entries;
 }
 
 absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::string& path, Metrics* metrics) {
-  std::error_code error;
   auto access = std::unique_ptr<AccessControl>(new AccessControl(path, metrics));
   const absl::MutexLock lock(&access->mu_);
-  access->stamp_ = std::filesystem::last_write_time(path, error);  // Before reading: a change in between is seen later.
-  C3PO_ASSIGN_OR_RETURN(access->entries_, Parse(path));
-  access->looked_at_ = absl::Now();
+  access->text_ = ReadWhole(path);
+  if (!access->text_) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  C3PO_ASSIGN_OR_RETURN(access->entries_, Parse(path, *access->text_));
   return access;
 }
 
-void AccessControl::ReloadIfChanged() const {
-  const absl::Time now = absl::Now();
-  if (now - looked_at_ < kLookAgain) return;
-  looked_at_ = now;
-  std::error_code error;
-  const Stamp stamp = std::filesystem::last_write_time(path_, error);
-  if (!error && stamp == stamp_) return;
-  auto entries = Parse(path_);
-  const bool changed = stamp != stamp_;
-  stamp_ = stamp;
+void AccessControl::LookAgain() {
+  std::optional<std::string> text = ReadWhole(path_);
+  const absl::MutexLock lock(&mu_);
+  if (text == text_) return;
+  text_ = std::move(text);
+  absl::StatusOr<std::vector<Entry>> entries = absl::NotFoundError(absl::StrCat(path_, ": cannot be read"));
+  if (text_) entries = Parse(path_, *text_);
   refusal_ = entries.status();
-  if (metrics_ != nullptr) metrics_->SetReloadFailed(Metrics::WatchedFile::kTokens, !entries.ok());
-  if (!entries.ok() && !changed) return;  // Still unreadable: told before.
-  if (metrics_ != nullptr) metrics_->CountReload(Metrics::WatchedFile::kTokens, entries.ok());
+  if (metrics_ != nullptr) {
+    metrics_->SetReloadFailed(Metrics::WatchedFile::kTokens, !entries.ok());
+    metrics_->CountReload(Metrics::WatchedFile::kTokens, entries.ok());
+  }
   if (!entries.ok()) {
     Log(LogLevel::kWarning, "tokens_refused", "", {{"reason", refusal_.message()}});
     return;
   }
   entries_ = *std::move(entries);
   Log(LogLevel::kInfo, "tokens_loaded", "", {{"tokens", entries_.size()}});
-}
-
-void AccessControl::LookAgain() const {
-  const absl::MutexLock lock(&mu_);
-  ReloadIfChanged();
 }
 
 absl::Status AccessControl::refusal() const {
@@ -140,7 +141,6 @@ absl::StatusOr<Caller> AccessControl::Authenticate(absl::string_view authorizati
   const std::string digest = Sha256::HexOf(token);
   std::optional<Caller> caller;
   const absl::MutexLock lock(&mu_);
-  ReloadIfChanged();
   for (const Entry& entry : entries_) {
     if (EqualInConstantTime(entry.digest, digest)) caller = entry.caller;
   }

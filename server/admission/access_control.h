@@ -1,8 +1,8 @@
 #ifndef C3PO_SERVER_ADMISSION_ACCESS_CONTROL_H_
 #define C3PO_SERVER_ADMISSION_ACCESS_CONTROL_H_
 
-#include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,7 +10,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/time.h"
 #include "server/metrics/metrics.h"
 
 namespace c3po {
@@ -34,10 +33,11 @@ struct Caller {
 //   NAME ROLE SHA256
 // NAME: 1 to 64 of letters, digits and ._- (several tokens may carry the same name, to replace one by another in
 // peace); ROLE: generate, references or administer; SHA256: 64 hexadecimal digits, of the token's bytes. Empty lines
-// and lines that begin with # are passed over. The tokens themselves are nowhere.
+// and lines that begin with # are passed over. The same hash twice is refused: which name or role it gives would be a
+// matter of order. The tokens themselves are nowhere.
 //
-// The file is looked at again when it has changed, at most once a second; one that has become unreadable or wrong is
-// logged, and what was known before stays in force. Thread-safe.
+// LookAgain takes what the file holds by then; one that has become unreadable or wrong is logged, and what was known
+// before stays in force. Thread-safe.
 class AccessControl {
  public:
   // InvalidArgument "PATH:LINE: what is wrong"; also for a file without a token. NotFound: it cannot be read. `metrics`
@@ -48,8 +48,8 @@ class AccessControl {
   // in full, so that the time taken tells nothing. Unauthenticated: no token, or one that is not known.
   absl::StatusOr<Caller> Authenticate(absl::string_view authorization) const;
 
-  // Looks at the file as Authenticate does, without a call.
-  void LookAgain() const;
+  // Reads the file again. Files are compared by content, so that no clock matters.
+  void LookAgain();
   // Why the file is not what is in force; OK: it is.
   absl::Status refusal() const;
 
@@ -58,19 +58,17 @@ class AccessControl {
     std::string digest;  // lowercase hexadecimal
     Caller caller;
   };
-  using Stamp = std::filesystem::file_time_type;
-
   AccessControl(std::string path, Metrics* metrics) : path_(std::move(path)), metrics_(metrics) {}
-  static absl::StatusOr<std::vector<Entry>> Parse(const std::string& path);
-  void ReloadIfChanged() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // `text`: of the file at `path`.
+  static absl::StatusOr<std::vector<Entry>> Parse(const std::string& path, const std::string& text);
 
   const std::string path_;
   Metrics* const metrics_;
   mutable absl::Mutex mu_;
-  mutable std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_);
-  mutable Stamp stamp_ ABSL_GUARDED_BY(mu_);
-  mutable absl::Time looked_at_ ABSL_GUARDED_BY(mu_);
-  mutable absl::Status refusal_ ABSL_GUARDED_BY(mu_);
+  std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_);
+  // What the file held when it was last read; nothing: it could not be.
+  std::optional<std::string> text_ ABSL_GUARDED_BY(mu_);
+  absl::Status refusal_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace c3po

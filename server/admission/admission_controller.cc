@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "index/base/steady_time.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
@@ -45,7 +45,7 @@ int AdmissionController::pending() const {
 // A place is free again after the service time of a request, divided by how many run at once.
 absl::Status AdmissionController::Refuse(std::string message) const {
   const int running = std::max(1, std::min(pending_, limits_.running_max));
-  const absl::Duration pause = estimates_.fresh(absl::Now())
+  const absl::Duration pause = estimates_.fresh(SteadyNow())
                                    ? std::min(std::max(estimates_.Service() / running, kPauseMin), kPauseMax)
                                    : kPauseUnknown;
   return WithRetryAfter(absl::ResourceExhaustedError(std::move(message)), pause);
@@ -90,7 +90,7 @@ absl::Status AdmissionController::FitToDeadline(RequestWork& work, absl::Duratio
 
 absl::Status AdmissionController::Permit::Take(RequestWork& work, absl::Time deadline) {
   AdmissionController& c = *controller_;
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   const absl::MutexLock lock(&c.mu_);
   const int64_t tokens = int64_t{work.prompt_tokens} + work.output_tokens;
   if (c.tokens_ > 0 && c.tokens_ + tokens > c.limits_.tokens_max) {
@@ -108,7 +108,7 @@ absl::Status AdmissionController::Permit::Take(RequestWork& work, absl::Time dea
 
 void AdmissionController::Permit::Observe(const MeasuredStages& stages) {
   const absl::MutexLock lock(&controller_->mu_);
-  controller_->estimates_.Observe(work_, stages, absl::Now());
+  controller_->estimates_.Observe(work_, stages, SteadyNow());
 }
 
 }  // namespace c3po

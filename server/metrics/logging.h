@@ -86,8 +86,19 @@ LogLevel GetLogLevel();
 absl::StatusOr<LogLevel> ParseLogLevel(absl::string_view name);
 
 // Sends lines to `stream`, flushed one by one; nullptr is standard error again. Not owned: a stream must outlive its
-// use, that is until the next call has returned and no Log that began before it is running.
+// use, that is until the next call has returned and no Log that began before it is running. Lines are written by Log
+// itself from then on.
 void SetLogStream(std::ostream* stream);
+
+// From now on a thread writes the lines to standard error, and Log only hands them over: a reader that does not keep
+// up, such as a full pipe, costs lines, never the time of a call. At most `lines_max` lines wait; a further one takes
+// the place of the oldest.
+void WriteLogInBackground(size_t lines_max);
+// Lines that gave way to later ones since the process began.
+int64_t LogLinesLost();
+// Waits until what was logged before is written, for at most `limit`; false: it is not. True at once where Log writes
+// the lines itself.
+bool FlushLog(absl::Duration limit);
 
 }  // namespace c3po
 

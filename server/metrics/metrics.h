@@ -155,7 +155,7 @@ class Metrics {
   // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version},
   // process_start_time_seconds (of this object's construction), and from the kernel, read anew by each call:
   // process_cpu_seconds_total, process_resident_memory_bytes, process_virtual_memory_bytes, process_threads,
-  // process_open_fds, process_max_fds. Where the kernel cannot be asked, these keep their last values.
+  // process_open_fds, process_max_fds. And c3po_log_lines_lost_total, of the log (logging.h). Where the kernel cannot be asked, these keep their last values.
   std::string PrometheusText() const;
 
   // The name of a gRPC code as label: "OK", "CANCELLED", ... for the codes that the service documents, and "OTHER" for

@@ -13,6 +13,7 @@
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
 #include "prometheus/text_serializer.h"
+#include "server/metrics/logging.h"
 #include "server/metrics/metrics.h"
 #include "server/metrics/process_usage.h"
 
@@ -361,11 +362,17 @@ struct Metrics::Series {
   Gauge& threads = AddGauge(registry, "process_threads", "Threads of the process");
   Gauge& open_files = AddGauge(registry, "process_open_fds", "Open file descriptors");
   Gauge& open_files_max = AddGauge(registry, "process_max_fds", "Most file descriptors that may be open");
+  double log_lines_lost_exported ABSL_GUARDED_BY(process_mu) = 0;
+  Counter& log_lines_lost =
+      AddCounter(registry, "c3po_log_lines_lost_total", "Log lines that gave way because their reader did not keep up");
 
   void ReadProcess() {
     const absl::StatusOr<ProcessUsage> usage = ReadProcessUsage();
-    if (!usage.ok()) return;
     absl::MutexLock lock(&process_mu);
+    const double lost = static_cast<double>(LogLinesLost());
+    log_lines_lost.Increment(lost - log_lines_lost_exported);
+    log_lines_lost_exported = lost;
+    if (!usage.ok()) return;
     if (usage->cpu_seconds > cpu_seconds_exported) {
       cpu_seconds.Increment(usage->cpu_seconds - cpu_seconds_exported);
       cpu_seconds_exported = usage->cpu_seconds;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "index/base/steady_time.h"
 #include "server/pipeline/pathway_search.h"
 
 namespace c3po {
@@ -30,7 +30,7 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
   all.time_to_first_token_seconds = timings.time_to_first_token_seconds;
   const double before_decode = timings.before_batch_seconds + timings.prefill_seconds + timings.optimization_seconds +
                                timings.optimization_wait_seconds;
-  all.decode_seconds = std::max(0.0, absl::ToDoubleSeconds(absl::Now() - arrival_) - before_decode);
+  all.decode_seconds = std::max(0.0, absl::ToDoubleSeconds(SteadyNow() - arrival_) - before_decode);
   if (permit_ && status.ok()) {
     const double optimization = timings.optimized ? all.optimization_seconds + all.optimization_wait_seconds : 0;
     permit_->Observe({prepared + retrieved_later, timings.prefill_seconds, optimization, all.decode_seconds});

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "index/base/steady_time.h"
 
 namespace c3po {
 namespace {
@@ -38,7 +38,7 @@ CountedCall::~CountedCall() { CountEnd(absl::UnavailableError("the server is shu
 void CountedCall::CountEnd(const absl::Status& status, const CallSummary& summary) {
   if (ended_.exchange(true) || metrics_ == nullptr) return;
   metrics_->CountFinished(ReasonOf(status, summary));
-  metrics_->ObserveRequestLatency(absl::ToDoubleSeconds(absl::Now() - arrival_));
+  metrics_->ObserveRequestLatency(absl::ToDoubleSeconds(SteadyNow() - arrival_));
   if (status.ok()) ObserveStages(summary.timings, *metrics_);
 }
 

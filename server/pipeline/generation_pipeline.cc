@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "index/base/steady_time.h"
 #include "server/pipeline/answer_set.h"
 #include "server/pipeline/counted_call.h"
 #include "server/pipeline/request_admission.h"
@@ -14,7 +14,7 @@
 namespace c3po {
 namespace {
 
-double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
+double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(SteadyNow() - start); }
 
 // The pathway that an earlier answer to the same prompt found.
 class KnownPathway final : public OptimizationTask {
@@ -217,7 +217,7 @@ absl::Status GenerationPipeline::OnWorker(std::function<absl::Status()> job,
 absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const PermitPtr& permit,
                                              const std::shared_ptr<GenerationListener>& listener) const {
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt,
                         parts_.text->Encode(call.input, call.max_tokens_given ? call.sampling.max_tokens : 1));
   C3PO_ASSIGN_OR_RETURN(const IncrementalDetokenizer detokenizer,
@@ -262,7 +262,7 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
 absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr& permit,
                                           const std::shared_ptr<GenerationListener>& listener) const {
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(call.input, 1));
   if (!prompt.spelling.has_value()) prompt.spelling = parts_.text->FindSpelling(prompt.tokens);
   SequenceRequest request = RequestOf(call.context);
@@ -318,7 +318,7 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
   const bool retrieve_now = retrieve && !retrieve_after_prefill;
   std::vector<float> embedding;
   if (retrieve_now) {
-    const absl::Time start = absl::Now();
+    const absl::Time start = SteadyNow();
     C3PO_ASSIGN_OR_RETURN(embedding, parts_.embedding->OfText(prompt.text));
     timings.embed_seconds = SecondsSince(start);
     if (parts_.metrics) parts_.metrics->ObserveEmbedding(timings.embed_seconds);

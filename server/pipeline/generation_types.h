@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "index/base/steady_time.h"
 #include "server/pathway/gate.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/types/sampled_token.h"
@@ -32,7 +33,7 @@ using PromptInput = std::variant<std::string, std::vector<int32_t>, std::vector<
 // What every call carries.
 struct CallContext {
   std::string request_id;
-  absl::Time arrival = absl::Now();
+  absl::Time arrival = SteadyNow();
   absl::Time deadline = absl::InfiniteFuture();
   std::shared_ptr<const std::atomic<bool>> cancelled;  // set by the transport; null: cannot be cancelled
   std::string caller;                                  // whose fair share it counts against

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "index/base/steady_time.h"
 #include "server/pipeline/choice_style.h"
 #include "server/pipeline/confidence.h"
 #include "server/pipeline/gate_reason.h"
@@ -17,7 +17,7 @@ namespace {
 
 constexpr double kModeFindingAlpha = 0.5;
 
-double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
+double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(SteadyNow() - start); }
 
 // The settings by which references are looked for. Only gradient descent holds neighbors out. A prior was fitted to all
 // references and asks for the nearest one only: whether the request is of their kind.
@@ -63,7 +63,7 @@ PathwaySearch::PathwaySearch(const SearchContext& context, PathwayQuery query, O
 }
 
 absl::Status PathwaySearch::Retrieve(absl::Span<const float> embedding) {
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   absl::StatusOr<Neighborhood> found = FindNeighborhood(*context_.catalog, Retrieved(report_.settings), embedding);
   const bool foreign = absl::IsFailedPrecondition(found.status());  // All of another model: the request does without.
   if (foreign) report_.settings.warnings.emplace_back(found.status().message());
@@ -112,7 +112,7 @@ GateDecision PathwaySearch::Gate() const {
 
 absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Span<const float> logits) {
   const OptimizationSettings& settings = report_.settings;
-  began_ = absl::Now();
+  began_ = SteadyNow();
   report_.before = CriticalRows(capture.pathway);
   report_.base_confidence = Confidence(logits, choice_tokens_);
   if (const GateDecision decision = Gate(); decision != GateDecision::kApplied) {
@@ -186,7 +186,7 @@ absl::StatusOr<bool> PathwaySearch::Step() {
     ConcludeLearnedShift();
     return true;
   }
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   C3PO_ASSIGN_OR_RETURN(const bool finished, Advance());
   report_.timings.optimization_seconds += SecondsSince(start);
   if (finished) ConcludeOptimizer();
@@ -208,7 +208,7 @@ absl::StatusOr<bool> PathwaySearch::Advance() {
 std::optional<Evaluation> PathwaySearch::Ask() const { return optimizer_ ? optimizer_->Ask() : std::nullopt; }
 
 absl::StatusOr<bool> PathwaySearch::Tell(const LossAndGradient& result, double seconds) {
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->Tell(result));
   report_.timings.optimization_seconds += seconds + SecondsSince(start);
   if (finished) ConcludeOptimizer();

@@ -4,8 +4,8 @@
 #include <limits>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "index/base/status_macros.h"
+#include "index/base/steady_time.h"
 #include "server/pipeline/seeded_shuffle.h"
 
 namespace c3po {
@@ -17,7 +17,7 @@ PriorTuner::PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, s
       options_(std::move(options)),
       on_epoch_(std::move(on_epoch)),
       random_(options_.seed),
-      epoch_start_(absl::Now()),
+      epoch_start_(SteadyNow()),
       shift_(options_.critical_layers.size() * static_cast<size_t>(model_->shape().experts)),
       best_shift_(shift_),
       adam_(shift_.size()) {
@@ -89,7 +89,7 @@ absl::StatusOr<bool> PriorTuner::EndPass() {
   if (pass_.counted) {
     epoch_.validation_accuracy = static_cast<double>(pass_.correct) / static_cast<double>(cases().size());
   }
-  epoch_.seconds = absl::ToDoubleSeconds(absl::Now() - epoch_start_);
+  epoch_.seconds = absl::ToDoubleSeconds(SteadyNow() - epoch_start_);
   on_epoch_(epoch_);
   if (epoch_.number == 0) {
     first_ = best_ = epoch_;
@@ -104,7 +104,7 @@ absl::StatusOr<bool> PriorTuner::EndPass() {
   const int next = epoch_.number + 1;
   epoch_ = Epoch();
   epoch_.number = next;
-  epoch_start_ = absl::Now();
+  epoch_start_ = SteadyNow();
   BeginPass(/*training=*/true);
   return false;
 }

@@ -1,20 +1,26 @@
 #include "server/rpc/call_context.h"
 
+#include <chrono>
 #include <mutex>
 #include <random>
 
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
+#include "index/base/steady_time.h"
+#include "index/base/utf8.h"
 #include "server/pipeline/optimization_metrics.h"
 #include "server/rpc/grpc_status.h"
 
 namespace c3po {
 namespace {
 
-// gRPC's "no deadline" is the end of its clock.
+constexpr size_t kRequestIdBytesMax = 128;
+
+// gRPC keeps deadlines by the steady clock and tells them by the wall clock of the moment. Its "no deadline" is the end
+// of its clock.
 absl::Time DeadlineOf(grpc::CallbackServerContext* context) {
-  const absl::Time deadline = absl::FromChrono(context->deadline());
-  return deadline - absl::Now() > absl::Hours(24 * 365) ? absl::InfiniteFuture() : deadline;
+  const absl::Duration left =
+      absl::FromChrono(context->deadline()) - absl::FromChrono(std::chrono::system_clock::now());
+  return left > absl::Hours(24 * 365) ? absl::InfiniteFuture() : SteadyNow() + left;
 }
 
 }  // namespace
@@ -36,7 +42,7 @@ CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& p
       log_(parts.call_log),
       administers_(caller_.ok() && (!parts.entrance->guarded() || caller_->role == Role::kAdminister)),
       may_use_oracle_(administers_ && (parts.entrance->guarded() || parts.pipeline_parts.allow_oracle)),
-      arrival_(absl::Now()),
+      arrival_(SteadyNow()),
       cancelled_(std::make_shared<std::atomic<bool>>(false)) {
   record_.rpc = rpc;
   record_.peer = context->peer();
@@ -44,7 +50,8 @@ CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& p
 }
 
 CallContext CallState::Context(const std::string& request_id) {
-  record_.request_id = request_id.empty() ? absl::StrFormat("%016x", DrawSeed()) : request_id.substr(0, 128);
+  record_.request_id = request_id.empty() ? absl::StrFormat("%016x", DrawSeed())
+                                          : std::string(Utf8Prefix(request_id, kRequestIdBytesMax));
   CallContext result;
   result.request_id = record_.request_id;
   result.arrival = arrival_;
@@ -68,7 +75,7 @@ void CallState::NoteUsage(const Usage& usage) {
 
 void CallState::Cancel() {
   int64_t never = 0;
-  cancelled_at_nanoseconds_.compare_exchange_strong(never, absl::GetCurrentTimeNanos());
+  cancelled_at_nanoseconds_.compare_exchange_strong(never, absl::ToUnixNanos(SteadyNow()));
   cancelled_->store(true);
 }
 
@@ -76,13 +83,13 @@ void CallState::Released() {
   if (released_.exchange(true) || metrics_ == nullptr) return;
   const int64_t cancelled_at = cancelled_at_nanoseconds_.load();
   if (cancelled_at > 0)
-    metrics_->ObserveCancelToRelease(static_cast<double>(absl::GetCurrentTimeNanos() - cancelled_at) * 1e-9);
+    metrics_->ObserveCancelToRelease(static_cast<double>(absl::ToUnixNanos(SteadyNow()) - cancelled_at) * 1e-9);
 }
 
 grpc::Status CallState::End(const absl::Status& status) {
   Released();
   if (metrics_ != nullptr) metrics_->CountRpc(record_.rpc, status.code());
-  log_->Ended(record_, status, absl::Now() - arrival_);
+  log_->Ended(record_, status, SteadyNow() - arrival_);
   return ToGrpcStatus(status, context_);
 }
 

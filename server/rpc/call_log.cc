@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "index/base/steady_time.h"
 
 namespace c3po {
 namespace {
@@ -20,7 +20,7 @@ void AddWho(const CallRecord& call, std::vector<LogField>& fields) {
 void CallLog::Ended(const CallRecord& call, const absl::Status& status, absl::Duration took) {
   const bool defect = absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status);
   const bool well = status.ok() || absl::IsCancelled(status);
-  const std::optional<int64_t> passed_over = defect ? 0 : (well ? ended_well_ : failed_).Admit(absl::Now());
+  const std::optional<int64_t> passed_over = defect ? 0 : (well ? ended_well_ : failed_).Admit(SteadyNow());
   const LogLevel level = defect ? LogLevel::kError : passed_over ? LogLevel::kInfo : LogLevel::kDebug;
   std::vector<LogField> fields;
   AddWho(call, fields);

@@ -11,7 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
-#include "server/rpc/file_watch.h"
+#include "server/process/periodic.h"
 #include "server/rpc/generation_service.h"
 #include "server/rpc/reference_service.h"
 #include "server/rpc/server_service.h"
@@ -20,7 +20,7 @@
 namespace c3po {
 namespace {
 
-constexpr absl::Duration kLookAtFilesEvery = absl::Seconds(2);
+constexpr absl::Duration kLookAtFilesEvery = absl::Seconds(1);
 constexpr int kKeepaliveSeconds = 60, kKeepaliveTimeoutSeconds = 20;
 
 int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_t{1000} * seconds, INT_MAX)); }
@@ -53,7 +53,12 @@ struct GrpcServer::Impl {
     return warnings;
   }
 
-  const AccessControl* const access;                     // Null: no tokens. Owned by `entrance`.
+  void ReadFilesAgain() {
+    if (tls != nullptr) tls->LookAgain();
+    if (access != nullptr) access->LookAgain();
+  }
+
+  AccessControl* const access;                           // Null: no tokens. Owned by `entrance`.
   const std::shared_ptr<TlsFiles> tls;                   // Null: no TLS.
   std::shared_ptr<grpc::ServerCredentials> credentials;  // Asked at each handshake, as long as `grpc_server` lives.
   Entrance entrance;
@@ -64,7 +69,7 @@ struct GrpcServer::Impl {
   ServerService server;
   std::unique_ptr<grpc::Server> grpc_server;
   int port = 0;
-  std::unique_ptr<FileWatch> watch;  // Of the files of both.
+  std::unique_ptr<Periodic> watch;  // Of the files of both.
 };
 
 absl::StatusOr<std::shared_ptr<TlsFiles>> LoadTls(const ServerConfig& config, Metrics* metrics) {
@@ -111,10 +116,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
     return absl::UnavailableError(
         absl::StrCat("cannot listen on ", config.listen, ": the port is in use, or the address is not this machine's"));
   }
-  impl->watch = std::make_unique<FileWatch>(kLookAtFilesEvery, [watched = impl.get()] {
-    if (watched->tls != nullptr) watched->tls->LookAgain();
-    if (watched->access != nullptr) watched->access->LookAgain();
-  });
+  impl->watch = std::make_unique<Periodic>(kLookAtFilesEvery, [watched = impl.get()] { watched->ReadFilesAgain(); });
   std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(impl)));
   server->SetServing(false);
   return server;
@@ -123,6 +125,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
 int GrpcServer::port() const { return impl_->port; }
 
 std::vector<std::string> GrpcServer::Warnings() const { return impl_->Warnings(); }
+
+void GrpcServer::ReadFilesAgain() { impl_->ReadFilesAgain(); }
 
 void GrpcServer::Open(const LoadedParts& parts) {
   static_cast<LoadedParts&>(impl_->parts) = parts;
@@ -139,7 +143,8 @@ void GrpcServer::SetServing(bool serving) {
 }
 
 void GrpcServer::Shutdown(absl::Duration limit) {
-  impl_->grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + limit));
+  impl_->grpc_server->Shutdown(
+      gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(absl::ToInt64Milliseconds(limit), GPR_TIMESPAN)));
   impl_->grpc_server->Wait();
 }
 

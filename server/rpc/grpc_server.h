@@ -27,6 +27,8 @@ class GrpcServer {
   // Files of TLS and tokens that were replaced by wrong ones, one line each; empty: what they hold is in force.
   // Thread-safe.
   std::vector<std::string> Warnings() const;
+  // Reads the files of TLS and tokens again now. They are looked at every second anyway. Thread-safe.
+  void ReadFilesAgain();
   // Lets calls in. What `parts` points to outlives the server. Once.
   void Open(const LoadedParts& parts);
   // New calls end with Unavailable from now on; those that were let in go on.

@@ -12,17 +12,13 @@ constexpr absl::Duration kLookEvery = absl::Milliseconds(100);
 }  // namespace
 
 HealthMonitor::HealthMonitor(GrpcServer* server, std::function<absl::Duration()> stalled_for, absl::Duration stall_max)
-    : server_(server), stalled_for_(std::move(stalled_for)), stall_max_(stall_max), thread_([this] { Run(); }) {
-  const absl::MutexLock lock(&mu_);
-  Look();
-}
-
-HealthMonitor::~HealthMonitor() {
-  {
+    : server_(server), stalled_for_(std::move(stalled_for)), stall_max_(stall_max) {
+  const auto look = [this] {
     const absl::MutexLock lock(&mu_);
-    stopping_ = true;
-  }
-  thread_.join();
+    Look();
+  };
+  look();
+  looks_ = std::make_unique<Periodic>(kLookEvery, look);
 }
 
 void HealthMonitor::Drain() {
@@ -40,12 +36,6 @@ void HealthMonitor::Look() {
   }
   const bool serving = !stalled && !draining_;
   if (serving != serving_.exchange(serving)) server_->SetServing(serving);
-}
-
-void HealthMonitor::Run() {
-  const absl::MutexLock lock(&mu_);
-  const auto stopping = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_; };
-  while (!mu_.AwaitWithTimeout(absl::Condition(&stopping), kLookEvery)) Look();
 }
 
 }  // namespace c3po

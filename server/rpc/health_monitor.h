@@ -3,11 +3,12 @@
 
 #include <atomic>
 #include <functional>
-#include <thread>
+#include <memory>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/process/periodic.h"
 #include "server/rpc/grpc_server.h"
 
 namespace c3po {
@@ -21,7 +22,6 @@ class HealthMonitor {
   // `stalled_for` says for how long there has been work without a step that ended; called from the monitor's thread.
   // `server` is not owned, outlives the monitor, and is open.
   HealthMonitor(GrpcServer* server, std::function<absl::Duration()> stalled_for, absl::Duration stall_max);
-  ~HealthMonitor();
 
   bool serving() const { return serving_.load(); }
   bool stalled() const { return stalled_.load(); }
@@ -29,7 +29,6 @@ class HealthMonitor {
   void Drain();
 
  private:
-  void Run();
   void Look() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   GrpcServer* const server_;
@@ -37,9 +36,8 @@ class HealthMonitor {
   const absl::Duration stall_max_;
   absl::Mutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::atomic<bool> serving_{false}, stalled_{false};
-  std::thread thread_;
+  std::unique_ptr<Periodic> looks_;
 };
 
 }  // namespace c3po

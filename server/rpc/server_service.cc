@@ -2,14 +2,14 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "index/base/steady_time.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/profiles.h"
 
 namespace c3po {
 
 ServerService::ServerService(const ServiceParts& parts, std::map<std::string, uint64_t> limits)
-    : parts_(parts), limits_(std::move(limits)), started_(absl::Now()) {}
+    : parts_(parts), limits_(std::move(limits)), started_(SteadyNow()) {}
 
 grpc::ServerUnaryReactor* ServerService::GetServerInfo(grpc::CallbackServerContext* context,
                                                        const v1::GetServerInfoRequest*,
@@ -49,7 +49,7 @@ void ServerService::Fill(v1::GetServerInfoResponse* response) const {
   *response->mutable_default_optimization() = SettingsToProto(parts_.profiles->defaults());
   for (const auto& [name, value] : limits_) (*response->mutable_limits())[name] = value;
   for (const std::string& warning : parts_.warnings()) response->add_warnings(warning);
-  response->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
+  response->set_uptime_seconds(absl::ToDoubleSeconds(SteadyNow() - started_));
 }
 
 }  // namespace c3po

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "index/base/steady_time.h"
 
 namespace c3po {
 
@@ -43,7 +43,7 @@ absl::Status Engine::Submit(SequenceRequest request) {
 void Engine::Continue(SequenceRequest request) { batcher_.Add(Counted(std::move(request))); }
 
 SequenceRequest Engine::Counted(SequenceRequest request) {
-  if (pending_.fetch_add(1) == 0) progress_nanoseconds_ = absl::GetCurrentTimeNanos();
+  if (pending_.fetch_add(1) == 0) progress_nanoseconds_ = absl::ToUnixNanos(SteadyNow());
   request.sink = std::make_shared<CountedSink>(std::move(request.sink), pending_);
   return request;
 }
@@ -52,14 +52,14 @@ void Engine::Stop(absl::Duration limit) {
   {
     const absl::MutexLock lock(&mu_);
     stopping_ = true;
-    abort_at_ = std::min(abort_at_, absl::Now() + limit);
+    abort_at_ = std::min(abort_at_, SteadyNow() + limit);
   }
   if (thread_.joinable()) thread_.join();
 }
 
 absl::Duration Engine::StalledFor() const {
   if (pending() == 0) return absl::ZeroDuration();
-  return absl::Nanoseconds(absl::GetCurrentTimeNanos() - progress_nanoseconds_.load());
+  return absl::Nanoseconds(absl::ToUnixNanos(SteadyNow()) - progress_nanoseconds_.load());
 }
 
 void Engine::Run() {
@@ -73,12 +73,12 @@ void Engine::Run() {
       if (!busy) mu_.Await(absl::Condition(&awake));
       arrived.swap(inbox_);
       stopping = stopping_;
-      abort = absl::Now() >= abort_at_;
+      abort = SteadyNow() >= abort_at_;
     }
     for (SequenceRequest& request : arrived) batcher_.Add(std::move(request));
     if (abort) batcher_.AbortAll(absl::UnavailableError("the server is shutting down"));
     busy = batcher_.Step();
-    progress_nanoseconds_ = absl::GetCurrentTimeNanos();
+    progress_nanoseconds_ = absl::ToUnixNanos(SteadyNow());
     if (stopping && !busy) return;
   }
 }

@@ -39,6 +39,7 @@ SERVER_ROOMS = {
     "server/sampling": set(),
     "server/pathway": set(),
     "server/config": set(),
+    "server/process": set(),
     "server/admission": {"server/config"},
     "server/embed": {"server/weights", "server/model/cpu"},
     "server/model": {"server/weights", "server/model/cpu"},
@@ -47,7 +48,7 @@ SERVER_ROOMS = {
     "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
                         "server/config", "index/search", "index/store"},
     "server/inspect": {"server/model", "server/pipeline", "server/text", "server/weights"},
-    "server/rpc": {"server/pipeline", "server/admission", "server/text", "server/config", "index/store", "proto"},
+    "server/rpc": {"server/pipeline", "server/process", "server/admission", "server/text", "server/config", "index/store", "proto"},
 }
 TOP_FOLDERS = ("index", "server", "client", "tests", "proto")
 STAND_INS = ("tests/server/sixteen_lanes/",)  # Headers in place of a third party's, under its own paths.
@@ -75,6 +76,10 @@ SOURCE_ONLY_PARTIES = {"nlohmann": re.compile(r"^nlohmann/")}
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "manager"}
 # A folder of one machine at the start of a path, also right after a compiler's -I or -L.
 MACHINE_PATH = re.compile(r"(?:(?<![\w./~})*])|(?<=-[IL]))/(?:work|root|home(?=/))(?![\w-])")
+WALL_CLOCK = re.compile(r"absl::Now\(|GetCurrentTimeNanos|system_clock::now|\b\w*Wait\w*With(?:Timeout|Deadline)\b")
+# Stamps that people read, certificates' ends, a date in a chat template, and what gRPC tells by that clock.
+WALL_CLOCK_FILES = {"server/metrics/logging.cc", "server/metrics/prometheus_exporter.cc", "server/pipeline/reference_importer.cc",
+                    "server/rpc/tls_files.cc", "server/text/chat_format.h", "server/rpc/call_context.cc"}
 # In a namespace, which is not indented.
 TYPE_DEFINITION = re.compile(r"^(?:struct|class|enum class) (\w+)(?: final)?(?: :[^{;]*)? ?\{", re.MULTILINE)
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
@@ -277,6 +282,14 @@ def check_machine_paths(path: str, text: str) -> List[Violation]:
             for number, line in enumerate(text.splitlines(), 1) for match in MACHINE_PATH.finditer(line)]
 
 
+def check_wall_clock(path: str, text: str) -> List[Violation]:
+    """Durations and deadlines of the server are by the steady clock; absl's timed waits are by the wall clock."""
+    if not path.startswith(("server/", "index/")) or not path.endswith(CPP_SUFFIXES) or path in WALL_CLOCK_FILES:
+        return []
+    return [Violation("wall-clock", path, number, f"{match.group(0)} jumps when the clock is set: SteadyNow(), or Periodic")
+            for number, line in enumerate(text.splitlines(), 1) for match in WALL_CLOCK.finditer(line.split("//")[0])]
+
+
 def check_length(path: str, text: str) -> List[Violation]:
     lines = len(text.splitlines())
     if lines <= LINES_MAX or not (path.endswith(SOURCE_SUFFIXES) or os.path.basename(path) == "CMakeLists.txt"):
@@ -320,6 +333,7 @@ def lint(root: str, exceptions: str = "tests/lint/exceptions.txt") -> List[Viola
         if text is None:
             continue
         found += check_machine_paths(path, text)
+        found += check_wall_clock(path, text)
         found += check_length(path, text)
         if path.endswith(CPP_SUFFIXES):
             includes += includes_of(path, text)

@@ -120,6 +120,8 @@ CASES: List[Tuple[str, Dict[str, Optional[str]], Tuple[str, str, str]]] = [
     ("a banned word among others", {"server/scheduler/kv_block_manager.cc": ""},
      ("name", "server/scheduler/kv_block_manager.cc", '"manager"')),
     ("a banned folder", {"deploy/common/a.sh": ""}, ("name", "deploy/common/a.sh", '"common"')),
+    ("a wall clock for a duration", {"server/rpc/a.cc": "auto t = absl::Now();  // now\n"}, ("wall-clock", "server/rpc/a.cc", "Now")),
+    ("a timed wait by the wall clock", {"index/base/a.cc": "mu.AwaitWithTimeout(c, d);\n"}, ("wall-clock", "index/base/a.cc", "Await")),
     ("a work folder", {"deploy/run.sh": "echo\ncd " + SLASH + "work/x\n"}, ("machine-path", "deploy/run.sh", "work")),
     ("a home folder", {"deploy/run.py": 'p = "' + SLASH + 'home/me/x"\n'}, ("machine-path", "deploy/run.py", "home")),
     ("root's folder for a compiler", {"deploy/cmake/a.cmake": "-I" + SLASH + "root/include\n"},

@@ -39,5 +39,18 @@ TEST(Utf8, RefusesWhatIsNotWellFormed) {
   EXPECT_TRUE(IsValidUtf8(std::string("a\0b", 3)));
 }
 
+TEST(Utf8Prefix, NeverEndsInsideACharacter) {
+  const std::string text = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x99\x82z";  // 1, 2, 3, 4 and 1 bytes
+  for (size_t bytes_max = 0; bytes_max <= text.size() + 2; ++bytes_max) {
+    const absl::string_view prefix = Utf8Prefix(text, bytes_max);
+    EXPECT_TRUE(IsValidUtf8(prefix)) << bytes_max;
+    EXPECT_LE(prefix.size(), bytes_max);
+    EXPECT_EQ(text.substr(0, prefix.size()), prefix);
+    EXPECT_GT(prefix.size() + 4, std::min(bytes_max, text.size()));
+  }
+  EXPECT_EQ(Utf8Prefix(text, 6), text.substr(0, 6));
+  EXPECT_EQ(Utf8Prefix(text, 9), text.substr(0, 6));
+}
+
 }  // namespace
 }  // namespace c3po

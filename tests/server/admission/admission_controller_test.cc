@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "index/base/steady_time.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
@@ -80,7 +80,7 @@ class DeadlineTest : public testing::Test {
   DeadlineTest() {
     auto permit = controller_.Enter("ann");
     RequestWork work = Work(7);
-    EXPECT_TRUE((*permit)->Take(work, absl::Now()).ok()) << "nothing has been measured yet";
+    EXPECT_TRUE((*permit)->Take(work, SteadyNow()).ok()) << "nothing has been measured yet";
     (*permit)->Observe({0.02, 0.1, 0.1, 0.1});
   }
   static RequestWork Work(int steps) { return {100, 10, 3, steps, true}; }
@@ -88,7 +88,7 @@ class DeadlineTest : public testing::Test {
   absl::Status Take(RequestWork& work, double seconds) {
     auto permit = controller_.Enter("ann");
     if (!permit.ok()) return permit.status();
-    return (*permit)->Take(work, absl::Now() + absl::Seconds(seconds));
+    return (*permit)->Take(work, SteadyNow() + absl::Seconds(seconds));
   }
   AdmissionController controller_{{64, 100000, 2}};
 };

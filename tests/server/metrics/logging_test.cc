@@ -1,5 +1,7 @@
 #include "server/metrics/logging.h"
 
+#include <unistd.h>
+
 #include <cmath>
 #include <limits>
 #include <sstream>
@@ -126,6 +128,88 @@ TEST_F(Logging, LinesOfManyThreadsDoNotInterleave) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(Lines().size(), 800u);
+}
+
+// Standard error as a pipe, until the end of the test.
+class PipeForErrors {
+ public:
+  PipeForErrors() {
+    int ends[2];
+    EXPECT_EQ(pipe(ends), 0);
+    from_ = ends[0];
+    saved_ = dup(STDERR_FILENO);
+    dup2(ends[1], STDERR_FILENO);
+    close(ends[1]);
+  }
+  ~PipeForErrors() {
+    dup2(saved_, STDERR_FILENO);
+    close(saved_);
+    close(from_);
+  }
+  // Reads on a thread of its own until standard error is what it was before.
+  std::string ReadAll() {
+    std::string text;
+    char part[4096];
+    for (ssize_t got; (got = read(from_, part, sizeof(part))) > 0;) text.append(part, static_cast<size_t>(got));
+    return text;
+  }
+  void Restore() { dup2(saved_, STDERR_FILENO); }
+
+ private:
+  int from_ = -1, saved_ = -1;
+};
+
+TEST(BackgroundLog, AReaderThatDoesNotReadCostsLinesAndNoTime) {
+  constexpr int kLines = 20000, kWaiting = 100;
+  PipeForErrors errors;
+  WriteLogInBackground(kWaiting);
+  // A pipe holds 64 KiB: were the lines written here, this loop would never end.
+  for (int i = 0; i < kLines; ++i) Log(LogLevel::kInfo, "event", "", {{"line", i}});
+  EXPECT_FALSE(FlushLog(absl::Milliseconds(20)));
+  const int64_t lost = LogLinesLost();
+  EXPECT_GT(lost, kLines / 2);
+  std::string text;
+  std::thread reader([&] { text = errors.ReadAll(); });
+  EXPECT_TRUE(FlushLog(absl::Seconds(60)));
+  Log(LogLevel::kInfo, "last", "");
+  EXPECT_TRUE(FlushLog(absl::Seconds(60)));
+  SetLogStream(nullptr);
+  errors.Restore();
+  reader.join();
+  int lines = 0, told = 0, newest = -1;
+  std::string event;
+  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    const Json read = Json::parse(line.begin(), line.end());
+    event = read.at("event");
+    if (event == "log_lines_lost") told += read.at("lines").get<int>();
+    if (event != "event") continue;
+    ++lines;
+    EXPECT_GT(read.at("line").get<int>(), newest);
+    newest = read.at("line");
+  }
+  EXPECT_EQ(event, "last");
+  EXPECT_EQ(newest, kLines - 1) << "the oldest give way";
+  EXPECT_EQ(lines + LogLinesLost(), kLines);
+  EXPECT_GT(told, 0);
+}
+
+TEST(BackgroundLog, WritesWhatWasLoggedInItsOrder) {
+  PipeForErrors errors;
+  std::string text;
+  std::thread reader([&] { text = errors.ReadAll(); });
+  WriteLogInBackground(8192);
+  const int64_t lost = LogLinesLost();
+  for (int i = 0; i < 2000; ++i) Log(LogLevel::kInfo, "event", "", {{"line", i}});
+  EXPECT_TRUE(FlushLog(absl::Seconds(60)));
+  EXPECT_EQ(LogLinesLost(), lost);
+  SetLogStream(nullptr);
+  errors.Restore();
+  reader.join();
+  int next = 0;
+  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    EXPECT_EQ(Json::parse(line.begin(), line.end()).at("line"), next++);
+  }
+  EXPECT_EQ(next, 2000);
 }
 
 TEST(LogSampler, AdmitsTheFirstLinesOfASecondAndCountsTheRest) {

@@ -102,6 +102,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_index_generation", "gauge"},
       {"c3po_kv_cache_leaked_blocks", "gauge"},
       {"c3po_learned_ignored", "gauge"},
+      {"c3po_log_lines_lost_total", "counter"},
       {"c3po_memory_limit_bytes", "gauge"},
       {"c3po_memory_planned_bytes", "gauge"},
       {"c3po_model_info", "gauge"},

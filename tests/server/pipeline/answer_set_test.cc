@@ -6,6 +6,8 @@
 #include <map>
 #include <string>
 
+#include "index/base/steady_time.h"
+
 namespace c3po {
 namespace {
 
@@ -68,7 +70,7 @@ class AnswerSetTest : public ::testing::Test {
   std::vector<int> started_;
   std::vector<std::shared_ptr<SequenceSink>> sinks_;
   CallSummary summary_;
-  absl::Time arrival_ = absl::Now();
+  absl::Time arrival_ = SteadyNow();
 };
 
 TEST_F(AnswerSetTest, StartsTheOthersOnceAtTheFirstTokenAndEndsWithTheLast) {
@@ -129,7 +131,7 @@ TEST_F(AnswerSetTest, WhatFailsInOneEndsTheOthersAtTheirNextToken) {
 }
 
 TEST_F(AnswerSetTest, StagesFollowEachOtherAndAddUpToTheWholeCall) {
-  arrival_ = absl::Now() - absl::Seconds(10);
+  arrival_ = SteadyNow() - absl::Seconds(10);
   summary_.timings.tokenize_seconds = 0.5;
   summary_.timings.embed_seconds = 0.25;
   summary_.timings.retrieval_seconds = 0.25;
@@ -144,9 +146,9 @@ TEST_F(AnswerSetTest, StagesFollowEachOtherAndAddUpToTheWholeCall) {
   Begin(2);
   Token(0);
   sinks_[0]->OnFinished(absl::OkStatus(), FinishReason::kLength, seen);
-  const double before = absl::ToDoubleSeconds(absl::Now() - arrival_);
+  const double before = absl::ToDoubleSeconds(SteadyNow() - arrival_);
   End(1);
-  const double after = absl::ToDoubleSeconds(absl::Now() - arrival_);
+  const double after = absl::ToDoubleSeconds(SteadyNow() - arrival_);
   ASSERT_EQ(listener_->ends, 1);
   const StageTimings& all = listener_->summary.timings;
   EXPECT_DOUBLE_EQ(all.queue_seconds, 2);
@@ -168,7 +170,8 @@ TEST_F(AnswerSetTest, OneAnswerIsASetOfOne) {
 
 TEST(ChoiceSink, AnswersWithTheLikeliestPerTokenAndTheFirstOfEquals) {
   const auto choose = [](std::vector<ContinuationScore> scores, std::shared_ptr<RecordingListener> listener) {
-    ChoiceSink sink(CallEnd(listener, nullptr, CallSummary(), absl::Now(), nullptr), {" no", " yes indeed", " so"}, {{1}, {2, 3}, {4}});
+    ChoiceSink sink(CallEnd(listener, nullptr, CallSummary(), SteadyNow(), nullptr), {" no", " yes indeed", " so"},
+                    {{1}, {2, 3}, {4}});
     sink.OnScores(std::move(scores));
     EXPECT_EQ(listener->ends, 0);
     sink.OnFinished(absl::OkStatus(), FinishReason::kStop, {});

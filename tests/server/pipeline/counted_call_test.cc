@@ -8,7 +8,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "index/base/steady_time.h"
 
 namespace c3po {
 namespace {
@@ -39,7 +39,7 @@ class CountedCallTest : public ::testing::Test {
   }
   double EndedInAll() const { return Ended("stop") + Ended("length") + Ended("abort") + Ended("error"); }
   double Started() const { return Value("c3po_requests_started_total"); }
-  std::shared_ptr<CountedCall> Begin() { return std::make_shared<CountedCall>(&metrics_, absl::Now(), listener_); }
+  std::shared_ptr<CountedCall> Begin() { return std::make_shared<CountedCall>(&metrics_, SteadyNow(), listener_); }
 
   Metrics metrics_{"tiny", "0.1.0"};
   const std::shared_ptr<Listener> listener_ = std::make_shared<Listener>();

@@ -12,6 +12,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "index/base/steady_time.h"
 #include "server/scheduler/engine.h"
 #include "server/scheduler/optimization_unit.h"
 #include "tests/server/scheduler/scheduler_fakes.h"
@@ -326,7 +327,7 @@ TEST(ContinuousBatcher, APassedDeadlineEndsTheSequence) {
   ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
   auto sink = std::make_shared<RecordingSink>();
   SequenceRequest request = MakeRequest({{1, 2}, 100, nullptr}, sink);
-  request.deadline = absl::Now() - absl::Seconds(1);
+  request.deadline = SteadyNow() - absl::Seconds(1);
   batcher.Add(std::move(request));
   batcher.Step();
   EXPECT_EQ(sink->status.code(), absl::StatusCode::kDeadlineExceeded);
