@@ -1,7 +1,10 @@
 #include "server/metrics/logging.h"
 
+#include <unistd.h>
+
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <functional>
 #include <memory>
 #include <string>
@@ -70,33 +73,39 @@ std::shared_ptr<spdlog::logger> MakeLogger(std::ostream* stream) {
   return Prepared(std::make_shared<spdlog::logger>("c3po", std::move(sink)));
 }
 
-// Standard error, and how many lines went there. Says once a second at most how many were lost on the way.
+// Standard error, and how many lines went there. Says once a second at most how many were lost on the way. Writes to the
+// descriptor: a lock of stdio's that is held while a pipe is full would hold whoever flushes all streams at the exit.
 class CountingSink : public spdlog::sinks::sink {
  public:
   explicit CountingSink(std::function<int64_t()> lost) : lost_(std::move(lost)) {}
 
   void log(const spdlog::details::log_msg& message) override {
-    stderr_.log(message);
+    Write(std::string(message.payload.data(), message.payload.size()));
     ++written_;
     const absl::Time now = SteadyNow();
     const int64_t lost = lost_();
     if (lost == told_ || now - told_at_ < absl::Seconds(1)) return;
-    const std::string line = Line(LogLevel::kWarning, "log_lines_lost", "", {{"lines", lost - told_}});
-    stderr_.log(spdlog::details::log_msg("c3po", spdlog::level::info, spdlog::string_view_t(line.data(), line.size())));
+    Write(Line(LogLevel::kWarning, "log_lines_lost", "", {{"lines", lost - told_}}));
     told_ = lost;
     told_at_ = now;
   }
-  void flush() override { stderr_.flush(); }
-  void set_pattern(const std::string& pattern) override { stderr_.set_pattern(pattern); }
-  void set_formatter(std::unique_ptr<spdlog::formatter> formatter) override {
-    stderr_.set_formatter(std::move(formatter));
-  }
+  void flush() override {}
+  void set_pattern(const std::string&) override {}
+  void set_formatter(std::unique_ptr<spdlog::formatter>) override {}
 
   int64_t written() const { return written_; }
 
  private:
+  static void Write(std::string line) {
+    line += '\n';
+    for (absl::string_view left = line; !left.empty();) {
+      const ssize_t wrote = write(STDERR_FILENO, left.data(), left.size());
+      if (wrote < 0 && errno != EINTR) return;
+      if (wrote > 0) left.remove_prefix(static_cast<size_t>(wrote));
+    }
+  }
+
   const std::function<int64_t()> lost_;
-  spdlog::sinks::stderr_sink_mt stderr_;
   std::atomic<int64_t> written_{0};
   int64_t told_ = 0;  // These two are of the thread that writes.
   absl::Time told_at_ = absl::InfinitePast();

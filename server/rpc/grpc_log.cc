@@ -35,6 +35,9 @@ void Write(gpr_log_func_args* line) {
 
 }  // namespace
 
-void LogForGrpc() { gpr_set_log_function(Write); }
+void LogForGrpc() {
+  gpr_log_verbosity_init();  // As GRPC_VERBOSITY says; without it nothing is passed on before gRPC is used.
+  gpr_set_log_function(Write);
+}
 
 }  // namespace c3po

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "index/base/steady_time.h"
 #include "server/metrics/metrics.h"
 #include "server/scheduler/kv_block_pool.h"
 #include "server/scheduler/sequence.h"
@@ -44,7 +44,7 @@ class ContinuousBatcher {
  public:
   using Clock = std::function<absl::Time()>;
   // Neither is owned; both outlive the batcher. `metrics` may be null.
-  ContinuousBatcher(ModelRunner* model, const BatcherLimits& limits, Metrics* metrics, Clock now = absl::Now);
+  ContinuousBatcher(ModelRunner* model, const BatcherLimits& limits, Metrics* metrics, Clock now = SteadyNow);
   ~ContinuousBatcher();
 
   // The request ends through its sink, also when it cannot be served: ResourceExhausted where it would never fit.

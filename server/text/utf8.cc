@@ -42,15 +42,6 @@ Utf8Step ScanUtf8(absl::string_view bytes, size_t position) {
   return {Utf8Step::Kind::kCharacter, length};
 }
 
-bool IsValidUtf8(absl::string_view bytes) {
-  for (size_t position = 0; position < bytes.size();) {
-    const Utf8Step step = ScanUtf8(bytes, position);
-    if (step.kind != Utf8Step::Kind::kCharacter) return false;
-    position += step.length;
-  }
-  return true;
-}
-
 bool IsAscii(absl::string_view bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](char c) { return static_cast<uint8_t>(c) < 0x80; });
 }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/strings/string_view.h"
+#include "index/base/utf8.h"
 
 namespace c3po {
 
@@ -25,7 +26,6 @@ struct Utf8Step {
 // `position` < bytes.size().
 Utf8Step ScanUtf8(absl::string_view bytes, size_t position);
 
-bool IsValidUtf8(absl::string_view bytes);
 bool IsAscii(absl::string_view bytes);
 
 // Reads the character at *position of valid UTF-8 and moves *position past it. *position < text.size().

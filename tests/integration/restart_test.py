@@ -190,7 +190,7 @@ class RestartTest(unittest.TestCase):
         server.process.terminate()
         events = list(stream)
         self.assertEqual(events[-1].summary.usage.completion_tokens, 150)
-        self.assertEqual(server.stop(), 0)
+        self.assertEqual(server.wait(), 0)
 
     def test_starting_wrongly_names_what_is_wrong(self):
         def start_error(*flags, model=server_process.TINY_MODEL):

@@ -78,6 +78,10 @@ class ServerProcess:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
+        return self.wait()
+
+    def wait(self) -> int:
+        """For one that was told to stop: a second signal would end it at once."""
         code = self.process.wait(timeout=60)
         self.reader.join()
         self.process.stderr.close()

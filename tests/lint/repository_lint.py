@@ -76,7 +76,7 @@ SOURCE_ONLY_PARTIES = {"nlohmann": re.compile(r"^nlohmann/")}
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "manager"}
 # A folder of one machine at the start of a path, also right after a compiler's -I or -L.
 MACHINE_PATH = re.compile(r"(?:(?<![\w./~})*])|(?<=-[IL]))/(?:work|root|home(?=/))(?![\w-])")
-WALL_CLOCK = re.compile(r"absl::Now\(|GetCurrentTimeNanos|system_clock::now|\b\w*Wait\w*With(?:Timeout|Deadline)\b")
+WALL_CLOCK = re.compile(r"absl::Now\b|GetCurrentTimeNanos|system_clock::now|\b\w*[Ww]ait\w*With(?:Timeout|Deadline)\b")
 # Stamps that people read, certificates' ends, a date in a chat template, and what gRPC tells by that clock.
 WALL_CLOCK_FILES = {"server/metrics/logging.cc", "server/metrics/prometheus_exporter.cc", "server/pipeline/reference_importer.cc",
                     "server/rpc/tls_files.cc", "server/text/chat_format.h", "server/rpc/call_context.cc"}
