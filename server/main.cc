@@ -225,7 +225,7 @@ absl::Status StartListening(const ServerConfig& config, Server& server) {
   if (config.metrics_port >= 0) {
     const auto ready = [&server] {
       const HealthMonitor* health = server.known_health.load();
-      return health != nullptr && health->serving();
+      return health != nullptr && health->serving() && server.grpc->accepting();
     };
     const auto alive = [&server] {
       const HealthMonitor* health = server.known_health.load();

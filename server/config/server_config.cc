@@ -59,6 +59,9 @@ void VisitFields(Config& c, Visit visit) {
   visit("max-tokens-default", c.max_tokens_default, "max_tokens of a request that sets none");
   visit("message-bytes-max", c.message_bytes_max, "bytes of one gRPC message");
   visit("unread-messages-max", c.unread_messages_max, "messages a client may leave unread before it is cut off");
+  visit("connections-max", c.connections_max, "connections to the gRPC port at once");
+  visit("address-connections-max", c.address_connections_max, "of these from one address");
+  visit("transport-memory-mb", c.transport_memory_mb, "MiB that gRPC may hold for connections and messages");
   visit("connection-streams-max", c.connection_streams_max, "calls at once on one connection");
   visit("connection-age-seconds-max", c.connection_age_seconds_max,
         "age (+-10 %) at which a connection is closed once its calls have ended; 0: none");
@@ -295,6 +298,9 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("answers-max", answers_max, 1, 1024));
   C3PO_RETURN_IF_ERROR(CheckRange("logit-bias-max", logit_bias_max, 0, 65536));
   C3PO_RETURN_IF_ERROR(CheckRange("unread-messages-max", unread_messages_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("connections-max", connections_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("address-connections-max", address_connections_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("transport-memory-mb", transport_memory_mb, 16, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("connection-streams-max", connection_streams_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("connection-age-seconds-max", connection_age_seconds_max, 0, 365 * 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("connection-age-grace-seconds-max", connection_age_grace_seconds_max, 0, 86400));

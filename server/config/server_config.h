@@ -58,6 +58,9 @@ struct ServerConfig {
   int max_tokens_default = 256;               // Of a request that sets none.
   int message_bytes_max = 16 << 20;           // One gRPC message.
   int unread_messages_max = 8192;             // That a call's client has not read; beyond, the call is cut off.
+  int connections_max = 1024;                 // To the gRPC port, at once.
+  int address_connections_max = 256;          // Of these from one address.
+  int transport_memory_mb = 512;              // That gRPC may hold for connections and messages.
   int connection_streams_max = 256;           // Calls at once on one connection; further ones wait at the client.
   int connection_age_seconds_max = 0;         // Then a connection is closed in peace, +-10 %; 0: never.
   int connection_age_grace_seconds_max = 60;  // For the calls that still run on it.

@@ -48,6 +48,7 @@ class Metrics {
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
   enum class Learned { kProfile, kPrior, kShift };  // Kept beside a collection's references.
   enum class MemoryPart { kWeights, kKvCache, kNeighborCache, kEncoder, kIndex, kOther };
+  enum class RefusedConnection { kAll, kAddress, kDescriptors };  // Which limit it met.
   enum class WatchedFile { kTls, kTokens };  // What is read again when it has changed.
   enum class Rpc {
     kGenerate,
@@ -97,6 +98,11 @@ class Metrics {
   void ObserveStage(Stage stage, double seconds);
   // c3po_cancel_to_release_seconds: from the client's cancel (or the deadline) to its KV blocks being free.
   void ObserveCancelToRelease(double seconds);
+
+  // --- Connections to the gRPC port ---
+  void SetConnections(int64_t connections);              // c3po_connections: open ones
+  void CountRefusedConnection(RefusedConnection limit);  // c3po_connections_refused_total{limit}
+  static absl::string_view RefusedConnectionName(RefusedConnection limit);
 
   // --- Files that may be replaced while the server runs ---
   // c3po_reloads_total{files,result}: result "loaded" or "refused"; the old contents stay in force.

@@ -53,6 +53,7 @@ constexpr std::array<const char*, 2> kMoments = {"before", "after"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
 constexpr std::array<const char*, 6> kMemoryParts = {"weights", "kv_cache", "neighbor_cache",
                                                      "encoder", "index",    "other"};
+constexpr std::array<const char*, 3> kRefusedConnections = {"all", "address", "descriptors"};
 constexpr std::array<const char*, 2> kWatchedFiles = {"tls", "tokens"};
 constexpr std::array<const char*, 2> kReloadResults = {"loaded", "refused"};
 constexpr std::array<const char*, 3> kLearned = {"profile", "prior", "shift"};
@@ -291,6 +292,10 @@ struct Metrics::Series {
   Histogram& cancel_to_release = AddHistogram(registry, "c3po_cancel_to_release_seconds",
                                               "From a cancellation to its KV blocks being free", ReleaseSeconds());
 
+  Gauge& connections = AddGauge(registry, "c3po_connections", "Open connections to the gRPC port");
+  CounterArray<kRefusedConnections.size()> refused_connections =
+      AddCounters(registry, "c3po_connections_refused_total", "Connections closed at once, by the limit that they met",
+                  "limit", kRefusedConnections);
   std::array<CounterArray<kReloadResults.size()>, kWatchedFiles.size()> reloads = AddReloads(registry);
   std::array<Gauge*, kWatchedFiles.size()> reload_failed =
       AddGauges(registry, "c3po_reload_failed", "1 while replaced files are refused and the old ones in force", "files",
@@ -421,6 +426,13 @@ void Metrics::ObserveStage(Stage stage, double seconds) {
 }
 void Metrics::ObserveCancelToRelease(double seconds) { ObserveNonNegative(series_->cancel_to_release, seconds); }
 
+void Metrics::SetConnections(int64_t connections) { series_->connections.Set(static_cast<double>(connections)); }
+void Metrics::CountRefusedConnection(RefusedConnection limit) {
+  series_->refused_connections[static_cast<size_t>(limit)]->Increment();
+}
+absl::string_view Metrics::RefusedConnectionName(RefusedConnection limit) {
+  return kRefusedConnections[static_cast<size_t>(limit)];
+}
 void Metrics::CountReload(WatchedFile files, bool loaded) {
   series_->reloads[static_cast<size_t>(files)][loaded ? 0 : 1]->Increment();
 }

@@ -4,6 +4,8 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <climits>
@@ -12,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/process/periodic.h"
+#include "server/rpc/connection_listener.h"
 #include "server/rpc/generation_service.h"
 #include "server/rpc/reference_service.h"
 #include "server/rpc/server_service.h"
@@ -23,7 +26,37 @@ namespace {
 constexpr absl::Duration kLookAtFilesEvery = absl::Seconds(1);
 constexpr int kKeepaliveSeconds = 60, kKeepaliveTimeoutSeconds = 20;
 
+constexpr int kHandshakeSeconds = 10;  // From the connection to HTTP/2's first frame, TLS included.
+constexpr int kIdleSeconds = 900;      // Without a call; clients of gRPC connect again by themselves.
+// For what is no connection: model files, the store, the HTTP port, libraries.
+constexpr int64_t kOtherDescriptors = 256;
+
 int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_t{1000} * seconds, INT_MAX)); }
+
+ConnectionLimits LimitsOf(const ServerConfig& config) {
+  rlimit descriptors;
+  int64_t left = config.connections_max;
+  if (getrlimit(RLIMIT_NOFILE, &descriptors) == 0) {
+    left = std::max<int64_t>(static_cast<int64_t>(std::min<rlim_t>(descriptors.rlim_cur, INT_MAX)) - kOtherDescriptors,
+                             static_cast<int64_t>(descriptors.rlim_cur / 2));
+  }
+  ConnectionLimits limits;
+  limits.connections_max = static_cast<int>(std::min<int64_t>(config.connections_max, left));
+  limits.per_address_max = config.address_connections_max;
+  return limits;
+}
+
+// What a connection may cost before anybody is known.
+void LimitTransport(const ServerConfig& config, grpc::ServerBuilder& builder) {
+  builder.SetResourceQuota(
+      grpc::ResourceQuota("transport").Resize(static_cast<size_t>(config.transport_memory_mb) << 20));
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(kHandshakeSeconds));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(kIdleSeconds));
+  // A MiB of gzip can be a GiB of message, and is inflated before its size counts. Prompts are short: none is taken.
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+}
 
 }  // namespace
 
@@ -67,8 +100,9 @@ struct GrpcServer::Impl {
   GenerationService generation;
   ReferenceService reference;
   ServerService server;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
   std::unique_ptr<grpc::Server> grpc_server;
-  int port = 0;
+  std::unique_ptr<ConnectionListener> listener;
   std::unique_ptr<Periodic> watch;  // Of the files of both.
 };
 
@@ -96,9 +130,11 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   auto impl = std::make_unique<Impl>(std::move(access), tls, config, metrics);
   grpc::ServerBuilder builder;
   impl->credentials = tls == nullptr ? grpc::InsecureServerCredentials() : MakeTlsCredentials(tls);
-  builder.AddListeningPort(config.listen, impl->credentials, &impl->port);
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A second server on the port must fail, not share it.
+  C3PO_ASSIGN_OR_RETURN(impl->listener, ConnectionListener::Listen(config.listen, LimitsOf(config), metrics));
+  impl->acceptor = builder.experimental().AddExternalConnectionAcceptor(
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, impl->credentials);
   builder.SetMaxReceiveMessageSize(config.message_bytes_max);
+  LimitTransport(config, builder);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, config.connection_streams_max);
   // A client whose machine has vanished says nothing; its calls must not hold the device for hours.
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(kKeepaliveSeconds));
@@ -112,17 +148,22 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   builder.RegisterService(&impl->reference);
   builder.RegisterService(&impl->server);
   impl->grpc_server = builder.BuildAndStart();
-  if (!impl->grpc_server || impl->port == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", config.listen, ": the port is in use, or the address is not this machine's"));
-  }
+  if (!impl->grpc_server) return absl::InternalError("gRPC: the server cannot be started");
+  impl->listener->Open([acceptor = impl->acceptor.get()](int listening, int connection) {
+    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
+    parameters.listener_fd = listening;
+    parameters.fd = connection;
+    acceptor->HandleNewConnection(&parameters);
+  });
   impl->watch = std::make_unique<Periodic>(kLookAtFilesEvery, [watched = impl.get()] { watched->ReadFilesAgain(); });
   std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(impl)));
   server->SetServing(false);
   return server;
 }
 
-int GrpcServer::port() const { return impl_->port; }
+int GrpcServer::port() const { return impl_->listener->port(); }
+
+bool GrpcServer::accepting() const { return impl_->listener->accepting(); }
 
 std::vector<std::string> GrpcServer::Warnings() const { return impl_->Warnings(); }
 
@@ -143,6 +184,7 @@ void GrpcServer::SetServing(bool serving) {
 }
 
 void GrpcServer::Shutdown(absl::Duration limit) {
+  impl_->listener->Close();
   impl_->grpc_server->Shutdown(
       gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(absl::ToInt64Milliseconds(limit), GPR_TIMESPAN)));
   impl_->grpc_server->Wait();

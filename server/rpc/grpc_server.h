@@ -24,6 +24,8 @@ class GrpcServer {
 
   // Of an address with a port; 1 for a socket's path, which has none.
   int port() const;
+  // Whether connections get through; see ConnectionListener. Thread-safe.
+  bool accepting() const;
   // Files of TLS and tokens that were replaced by wrong ones, one line each; empty: what they hold is in force.
   // Thread-safe.
   std::vector<std::string> Warnings() const;

@@ -42,6 +42,7 @@ QUIET = {
     'sum by (files,result) (rate(c3po_reloads_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "no file is replaced",
     'sum by (instance,files) (c3po_reload_failed{job="$job",instance=~"$instance"})': "no file is replaced",
     'sum by (instance) (rate(c3po_log_lines_lost_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "the log is read",
+    'sum by (instance,limit) (rate(c3po_connections_refused_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "few connect",
 }
 
 
@@ -276,7 +277,7 @@ def test_every_metric_is_on_a_dashboard_or_in_an_alert(observed: Observed) -> No
 
 def test_every_label_has_few_values(observed: Observed) -> None:
     for label in ("model_name", "method", "decision", "code", "service", "finished_reason", "work", "verdict", "moment", "stage", "kind", "part",
-                  "files", "result"):
+                  "files", "result", "limit"):
         values = observed.prometheus.get(f"label/{label}/values")
         assert 0 < len(values) <= 24, label
 

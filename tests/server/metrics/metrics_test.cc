@@ -80,6 +80,8 @@ void TouchEverything(Metrics& metrics) {
   metrics.CountNeighborCacheMiss();
   metrics.SetNeighborCacheBytes(int64_t{5} << 30);
   metrics.SetReferencesUsable(7);
+  metrics.SetConnections(3);
+  for (int i = 0; i < 3; ++i) metrics.CountRefusedConnection(static_cast<Metrics::RefusedConnection>(i));
   for (int i = 0; i < 3; ++i) metrics.SetLearnedIgnored(static_cast<Metrics::Learned>(i), i);
   for (int i = 0; i < 6; ++i) metrics.SetMemoryPlanned(static_cast<Metrics::MemoryPart>(i), int64_t{1} << (20 + i));
   metrics.SetMemoryLimit(int64_t{1} << 34);
@@ -96,6 +98,8 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_call_stage_seconds_total", "counter"},
       {"c3po_cancel_to_release_seconds", "histogram"},
       {"c3po_embedding_seconds", "histogram"},
+      {"c3po_connections", "gauge"},
+      {"c3po_connections_refused_total", "counter"},
       {"c3po_engine_step_seconds", "histogram"},
       {"c3po_engine_steps_total", "counter"},
       {"c3po_gate_total", "counter"},
