@@ -16,7 +16,9 @@ namespace c3po {
 namespace {
 
 constexpr double kChangedMax = 0.05;
-constexpr size_t kCollectionsMax = 4, kPromptsEach = 6;
+constexpr size_t kCollectionsMax = 4, kPromptsEach = 6, kOwnPromptsMax = 48;
+// A limit is set only where at least this share of the collection's references would still be helped.
+constexpr double kOwnWithinMin = 0.5;
 
 }  // namespace
 
@@ -45,10 +47,23 @@ absl::Status SpareOffTopic(Session& session, const std::string& collection, v1::
     absl::PrintF("The gate cannot spare them: it is off. Without --no-gate it would.\n");
     return absl::OkStatus();
   }
+  C3PO_ASSIGN_OR_RETURN(const std::vector<double> own,
+                        DistancesWithin(*session.client, collection, kOwnPromptsMax, session.call_options()));
+  const auto within = std::count_if(own.begin(), own.end(), [&](double distance) { return distance <= *limit; });
+  // A profile whose limit leaves the collection's own requests alone is none, whatever lift was measured without it.
+  if (static_cast<double>(within) < kOwnWithinMin * static_cast<double>(own.size())) {
+    absl::PrintF(
+        "No distance tells them from the collection's own: a limit of %.4f would leave alone %d of %d of its "
+        "references.\n"
+        "None is set. Is one of the other collections of the same kind?\n",
+        *limit, static_cast<int64_t>(own.size()) - within, own.size());
+    return absl::OkStatus();
+  }
   settings->mutable_gate()->set_max_neighbor_distance(*limit);
   absl::PrintF(
-      "Requests are left alone beyond distance %.4f of their nearest reference, so that %.0f %% of these do.\n", *limit,
-      100 * (1 - kChangedMax));
+      "Requests are left alone beyond distance %.4f of their nearest reference, so that %.0f %% of these do.\n"
+      "Of the collection's own references %d of %d are within it.\n",
+      *limit, 100 * (1 - kChangedMax), within, own.size());
   return absl::OkStatus();
 }
 

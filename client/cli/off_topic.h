@@ -11,7 +11,8 @@ namespace c3po {
 
 // Asks everyday prompts and those of other collections under the settings that a collection is about to get, and says
 // how many answers they change (client/eval/off_topic_check.h). Where these are more than one in twenty,
-// gate.max_neighbor_distance is set so that no more are. METHOD_NONE is asked nothing. Errors are the server's.
+// gate.max_neighbor_distance is set so that no more are, unless that would leave alone most of the collection's own
+// references, too: then nothing is set, and that is told. METHOD_NONE is asked nothing. Errors are the server's.
 absl::Status SpareOffTopic(Session& session, const std::string& collection, v1::OptimizationOptions* settings);
 
 }  // namespace c3po

@@ -2,10 +2,14 @@
 
 #include <algorithm>
 
+#include "client/eval/known_questions.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
 namespace {
+
+// Of another collection so many references are looked at for each prompt that is wanted; the rest may be copies too.
+constexpr size_t kSeenPerPrompt = 4;
 
 struct Answer {
   std::string text;
@@ -76,20 +80,59 @@ absl::StatusOr<std::vector<std::string>> PromptsOfOthers(Client& client, const s
   size_t collections = 0;
   for (const v1::CollectionStats& other : stats.collections()) {
     if (other.collection() == collection) continue;
-    if (++collections > collections_max) break;
+    if (collections == collections_max) break;
     v1::ListReferencesRequest request;
     request.set_collection(other.collection());
     request.set_page_size(static_cast<uint32_t>(each));
-    size_t taken = 0;
+    size_t seen = 0, taken = 0;
+    absl::Status searched;
     C3PO_RETURN_IF_ERROR(client.ForEachReference(
         request,
         [&](const v1::Reference& reference) {
-          prompts.push_back(reference.sample().prompt());
-          return ++taken < each;
+          const auto own = IsAmongReferences(client, collection, reference.sample().prompt(), options);
+          searched = own.status();
+          if (!own.ok()) return false;
+          if (!*own) {
+            prompts.push_back(reference.sample().prompt());
+            ++taken;
+          }
+          return ++seen < kSeenPerPrompt * each && taken < each;
         },
         options));
+    C3PO_RETURN_IF_ERROR(searched);
+    collections += taken > 0 ? 1 : 0;
   }
   return prompts;
+}
+
+absl::StatusOr<std::vector<double>> DistancesWithin(Client& client, const std::string& collection, size_t count_max,
+                                                    const CallOptions& options) {
+  std::vector<double> distances;
+  v1::ListReferencesRequest request;
+  request.set_collection(collection);
+  request.set_page_size(static_cast<uint32_t>(count_max));
+  size_t seen = 0;
+  absl::Status searched;
+  C3PO_RETURN_IF_ERROR(client.ForEachReference(
+      request,
+      [&](const v1::Reference& reference) {
+        v1::SearchReferencesRequest search;
+        search.set_collection(collection);
+        search.set_text(reference.sample().prompt());
+        search.set_k(2);  // the reference itself, and another
+        const auto response = client.SearchReferences(search, options);
+        searched = response.status();
+        if (!searched.ok()) return false;
+        for (const auto& hit : response->hits()) {
+          if (hit.reference().id() == reference.id()) continue;
+          distances.push_back(hit.distance());
+          break;
+        }
+        return ++seen < count_max;
+      },
+      options));
+  C3PO_RETURN_IF_ERROR(searched);
+  return distances;
 }
 
 absl::StatusOr<std::vector<OffTopicAnswer>> AskOffTopic(Client& client, const v1::OptimizationOptions& settings,

@@ -20,7 +20,9 @@ namespace c3po {
 // Prompts that no collection of labeled samples is about: questions, chat, beginnings of texts. Written for this check.
 std::vector<std::string> EverydayPrompts();
 
-// Some prompts of each of up to `collections_max` other collections, `each` of them. Errors are the server's.
+// Some prompts of each of up to `collections_max` other collections, `each` of them. Prompts that are among the
+// collection's own references, too (client/eval/known_questions.h), are not off topic and are passed over: a copy of
+// the collection, or an older one of it, gives none. Errors are the server's.
 absl::StatusOr<std::vector<std::string>> PromptsOfOthers(Client& client, const std::string& collection,
                                                          size_t collections_max, size_t each,
                                                          const CallOptions& options);
@@ -44,6 +46,11 @@ absl::StatusOr<std::vector<OffTopicAnswer>> AskOffTopic(Client& client, const v1
 // below a changed prompt's distance. Nothing where no more than that are changed as it is, or where a changed prompt
 // has no distance.
 std::optional<double> DistanceThatSpares(absl::Span<const OffTopicAnswer> answers, double changed_max);
+
+// How far some of the collection's references, at most `count_max`, are from the nearest other one; what a limit of the
+// distance would do to requests of the collection's kind. Errors are the server's.
+absl::StatusOr<std::vector<double>> DistancesWithin(Client& client, const std::string& collection, size_t count_max,
+                                                    const CallOptions& options);
 
 }  // namespace c3po
 

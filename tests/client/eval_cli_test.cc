@@ -384,6 +384,30 @@ TEST_F(EvalCliTest, CalibrateSparesOffTopicPromptsThatItsSettingsWouldChange) {
   EXPECT_LT(gate.max_neighbor_distance(), 1.25);
 }
 
+// A limit below the distances between the collection's own references would store a profile that helps no request.
+TEST_F(EvalCliTest, CalibrateSetsNoLimitThatLeavesItsOwnReferencesAlone) {
+  LetOptimizationHelp();
+  ServeReferences(&server_, 30);
+  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest& request,
+                           grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    const bool none = request.optimization().method() == v1::METHOD_NONE;
+    v1::GenerateResponse event;
+    event.mutable_optimization()->set_gate(none ? v1::GATE_DECISION_NOT_REQUESTED : v1::GATE_DECISION_APPLIED);
+    if (!none) event.mutable_optimization()->set_nearest_distance(0.25);  // The fake's references are 0.5 apart.
+    writer->Write(event);
+    event.mutable_delta()->set_text(none ? "an answer" : "nonsense");
+    writer->Write(event);
+    event.mutable_summary()->set_finish_reason(v1::FINISH_REASON_STOP);
+    writer->Write(event);
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Run({"calibrate", "--collection", "science", "--questions", "20"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("would leave alone 29 of 29 of its references"));
+  ASSERT_EQ(server_.profile_requests().size(), 1);
+  EXPECT_FALSE(server_.profile_requests()[0].profile().gate().has_max_neighbor_distance());
+}
+
 TEST_F(EvalCliTest, CalibrateEndedBySignalStoresTheBestSoFarAndGoesOn) {
   ServeReferences(&server_, 30);
   absl::Notification blocked;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "client/eval/off_topic_check.h"
 #include "tests/client/fake_server.h"
 
@@ -89,6 +90,46 @@ TEST(OffTopicCheck, TakesAFewPromptsOfOtherCollectionsOnly) {
   const auto others = PromptsOfOthers(client, "mine", 1, 2, {});
   ASSERT_TRUE(others.ok());
   EXPECT_THAT(*others, ElementsAre(only, only));
+}
+
+// "tickets2" is a copy of "tickets" with one prompt more.
+TEST(OffTopicCheck, PassesOverCopiesOfTheCollectionsOwnPrompts) {
+  FakeServer server;
+  server.on_list = [](grpc::ServerContext*, const v1::ListReferencesRequest&, v1::ListReferencesResponse* response) {
+    for (const char* prompt : {"copy", "new", "copy"}) {
+      response->add_references()->mutable_sample()->set_prompt(prompt);
+    }
+    return grpc::Status::OK;
+  };
+  server.on_search = [](grpc::ServerContext*, const v1::SearchReferencesRequest& request,
+                        v1::SearchReferencesResponse* response) {
+    v1::SearchReferencesResponse::Hit& hit = *response->add_hits();
+    hit.set_distance(request.text() == "copy" ? 0 : 0.5);
+    hit.mutable_reference()->mutable_sample()->set_prompt("copy");
+    return grpc::Status::OK;
+  };
+  Client client(InsecureChannel(server.address()));
+  const auto others = PromptsOfOthers(client, "tickets", 1, 3, {});
+  ASSERT_TRUE(others.ok()) << others.status();
+  EXPECT_THAT(*others, ElementsAre("new"));
+  for (const v1::SearchReferencesRequest& search : server.search_requests()) EXPECT_EQ(search.collection(), "tickets");
+}
+
+TEST(OffTopicCheck, MeasuresTheCollectionsReferencesWithoutThemselves) {
+  FakeServer server;  // lists ref-0 to ref-4
+  server.on_search = [](grpc::ServerContext*, const v1::SearchReferencesRequest& request,
+                        v1::SearchReferencesResponse* response) {
+    v1::SearchReferencesResponse::Hit& itself = *response->add_hits();
+    itself.mutable_reference()->set_id(absl::StrCat("ref-", request.text().back() - '0'));
+    v1::SearchReferencesResponse::Hit& other = *response->add_hits();
+    other.set_distance(0.25);
+    other.mutable_reference()->set_id("another");
+    return grpc::Status::OK;
+  };
+  Client client(InsecureChannel(server.address()));
+  const auto distances = DistancesWithin(client, "tickets", 3, {});
+  ASSERT_TRUE(distances.ok()) << distances.status();
+  EXPECT_THAT(*distances, ElementsAre(0.25, 0.25, 0.25));
 }
 
 std::vector<OffTopicAnswer> Answers(int unchanged, const std::vector<double>& changed) {
