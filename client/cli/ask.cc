@@ -31,6 +31,11 @@ std::string PromptFromStdin(const Terminal& terminal) {
 
 absl::Status Ask(Session& session, const AskFlags& flags) {
   const std::string prompt = flags.prompt && *flags.prompt != "-" ? *flags.prompt : PromptFromStdin(session.terminal);
+  // Usually the prompt stood behind the choices, and is one of them now.
+  if (prompt.empty() && !flags.prompt && !flags.choices.empty()) {
+    return absl::InvalidArgumentError(
+        "prompt: is missing; --choices takes every text behind it, so write the prompt before it");
+  }
   v1::GenerateRequest request;
   if (flags.chat || flags.system) {
     if (flags.system) {

@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -8,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "client/cli/argument_check.h"
 #include "client/cli/commands.h"
 #include "client/cli/json_output.h"
 #include "client/cli/request_flags.h"
@@ -192,7 +194,7 @@ void AddLoadFlags(CLI::App& command, BenchFlags* flags) {
       ->group(kGroup);
   command.add_option("--requests", flags->requests, "End after so many calls")->group(kGroup);
   command.add_option("--warmup", flags->warmup_seconds, "Seconds of load before anything is recorded")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NumberIn(0, std::numeric_limits<double>::infinity()))
       ->capture_default_str()
       ->group(kGroup);
   command.add_option("--load-seed", flags->load.seed, "Makes arrivals, lengths and prompts repeatable")

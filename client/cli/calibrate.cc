@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -15,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/cli/argument_check.h"
 #include "client/cli/calibration_output.h"
 #include "client/cli/commands.h"
 #include "client/cli/json_output.h"
@@ -361,7 +363,7 @@ void AddCalibrateCommand(CLI::App& app, Session* session) {
       ->check(CLI::ExistingFile);
   command->add_option("--metric", flags->metric, "Of choices: raw, per_byte or per_token (default)");
   command->add_option("--budget-seconds", flags->budget_seconds, "Begin no further point after this; 0: no limit")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NumberIn(0, std::numeric_limits<double>::infinity()))
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "Of the sample of references")->capture_default_str();
   command->add_option("--concurrency", flags->concurrency, "Questions asked at a time")
@@ -370,7 +372,7 @@ void AddCalibrateCommand(CLI::App& app, Session* session) {
   command
       ->add_option("--cost-weight", flags->cost_weight,
                    "What each doubling of the seconds per question must bring, in [0, 1] of accuracy; 0: time is free")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(NumberIn(0, 1))
       ->capture_default_str();
   command->add_option("--state", flags->state,
                       "Keep the answers in this file until the search is complete; a search that was ended, or whose "
@@ -379,7 +381,7 @@ void AddCalibrateCommand(CLI::App& app, Session* session) {
   command->add_flag("--dry-run", flags->dry_run, "Store nothing");
   AddOptimizationFlags(*command, &flags->fixed);
   for (const char* other : {"--collection", "--return-pathways"}) command->remove_option(command->get_option(other));
-  command->add_option("--collection", flags->collection, "The collection")->required();
+  command->add_option("--collection", flags->collection, "The collection")->check(NotEmpty())->required();
   command->footer("An option that is given stays fixed; the others are searched.");
   command->callback(
       [session, flags] { session->command = [flags](Session& chosen) { return RunCalibrate(chosen, *flags); }; });

@@ -1,15 +1,21 @@
 // c3po: the command line of a c3po server. One file per command; exit codes in exit_code.h.
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "client/cli/argument_check.h"
 #include "client/cli/commands.h"
 #include "client/cli/exit_code.h"
 #include "client/cli/interrupt.h"
@@ -39,11 +45,31 @@ void AddConnectionFlags(CLI::App& app, c3po::Session& session) {
   session.token = token != nullptr ? token : "";
 }
 
+// What gRPC would read as something else: it takes a port modulo 65536, and "http:" for a host's name.
+absl::Status CheckServer(const std::string& server) {
+  if (server.empty()) return absl::InvalidArgumentError("--server: is empty; it is host:port");
+  for (const char* scheme : {"http://", "https://"}) {
+    if (absl::StartsWithIgnoreCase(server, scheme)) {
+      return absl::InvalidArgumentError(absl::StrCat("--server: ", server, ": is host:port, without ", scheme));
+    }
+  }
+  const size_t colon = server.rfind(':');
+  if (absl::StartsWith(server, "unix") || colon == std::string::npos) return absl::OkStatus();
+  const absl::string_view port = absl::string_view(server).substr(colon + 1);
+  if (port.empty() || port.find_first_not_of("0123456789") != absl::string_view::npos) return absl::OkStatus();
+  uint64_t number = 0;
+  if (absl::SimpleAtoi(port, &number) && number <= 65535) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--server: ", server, ": the port is above 65535"));
+}
+
 absl::Status Connect(c3po::Session& session) {
+  C3PO_RETURN_IF_ERROR(CheckServer(session.server));
   c3po::ClientOptions options;
   options.token = session.token;
   if (!session.token_file.empty()) {
     std::ifstream file(session.token_file);
+    if (!file)
+      return absl::InvalidArgumentError(absl::StrCat("--token-file: ", session.token_file, ": cannot be read"));
     if (!(file >> options.token))
       return absl::InvalidArgumentError(absl::StrCat("--token-file: ", session.token_file, ": holds no token"));
   }
@@ -76,7 +102,7 @@ int main(int argc, char** argv) {
   app.add_option("--server", session.server, "host:port of the server")->envname("C3PO_SERVER")->capture_default_str();
   app.add_option("--timeout", session.timeout_seconds,
                  "Seconds that a call may take; 0: no limit. Default 300; none for refs import and store backup")
-      ->check(CLI::NonNegativeNumber);
+      ->check(c3po::NumberIn(0, std::numeric_limits<double>::infinity()));
   AddConnectionFlags(app, session);
   c3po::AddAskCommand(app, &session);
   c3po::AddChatCommand(app, &session);

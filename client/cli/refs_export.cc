@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/cli/argument_check.h"
 #include "client/cli/commands.h"
 #include "client/cli/terminal.h"
 #include "client/eval/sample_line.h"
@@ -83,7 +84,7 @@ void AddRefsExportCommand(CLI::App& refs, Session* session) {
       "export", "Write a collection's samples, one JSON object a line, as refs import reads them; by ascending id");
   const auto flags = std::make_shared<ExportFlags>();
   command->add_option("file", flags->path, "The file; -, the default, is stdout");
-  command->add_option("--collection", flags->collection, "The collection")->capture_default_str();
+  command->add_option("--collection", flags->collection, "The collection")->check(NotEmpty())->capture_default_str();
   command->callback(
       [session, flags] { session->command = [flags](Session& chosen) { return Export(chosen, *flags); }; });
 }

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "client/cli/argument_check.h"
 #include "client/cli/commands.h"
 #include "client/cli/json_output.h"
 #include "client/cli/sample_file.h"
@@ -197,7 +198,9 @@ void AddRefsImportCommand(CLI::App& refs, Session* session) {
       "per line");
   const auto flags = std::make_shared<ImportFlags>();
   command->add_option("file", flags->path, "The file; - is stdin")->required()->check(SampleFile::IsReadable());
-  command->add_option("--collection", flags->collection, "Where the samples go")->capture_default_str();
+  command->add_option("--collection", flags->collection, "Where the samples go")
+      ->check(NotEmpty())
+      ->capture_default_str();
   command->add_option("--limit", flags->limit, "Send at most this many samples; 0: all");
   command->add_flag("--replace", flags->replace,
                     "A sample takes the place of the collection's references with the same prompt");

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/cli/argument_check.h"
 #include "client/cli/commands.h"
 #include "client/cli/explain.h"
 #include "client/cli/json_output.h"
@@ -154,7 +155,7 @@ void AddAmortize(CLI::App& refs, Session* session) {
                             "--alpha", "--return-pathways", "--collection"}) {
     command->remove_option(command->get_option(other));
   }
-  command->add_option("--collection", flags->collection, "The collection")->capture_default_str();
+  command->add_option("--collection", flags->collection, "The collection")->check(NotEmpty())->capture_default_str();
   command->callback(
       [session, flags] { session->command = [flags](Session& chosen) { return Amortize(chosen, *flags); }; });
 }

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/cli/argument_check.h"
 #include "client/cli/commands.h"
 #include "client/cli/explain.h"
 #include "client/cli/json_output.h"
@@ -103,7 +104,7 @@ using ProfileCommand = absl::Status (*)(Session&, const ProfileFlags&);
 CLI::App* Add(CLI::App& profile, Session* session, const char* name, const char* help, ProfileCommand run,
               const std::shared_ptr<ProfileFlags>& flags) {
   CLI::App* command = profile.add_subcommand(name, help);
-  command->add_option("--collection", flags->collection, "The collection")->capture_default_str();
+  command->add_option("--collection", flags->collection, "The collection")->check(NotEmpty())->capture_default_str();
   command->callback(
       [session, flags, run] { session->command = [flags, run](Session& chosen) { return run(chosen, *flags); }; });
   return command;

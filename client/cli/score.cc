@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,12 +10,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "client/cli/commands.h"
 #include "client/cli/explain.h"
 #include "client/cli/json_output.h"
 #include "client/cli/request_flags.h"
 #include "client/cli/sample_file.h"
 #include "client/cli/terminal.h"
+#include "client/eval/item_runner.h"
 #include "client/eval/known_questions.h"
 #include "client/eval/statistics.h"
 #include "index/base/status_macros.h"
@@ -154,7 +158,10 @@ class FileScoring {
       return absl::InternalError(
           absl::StrCat(failed_, failed_ == 1 ? " sample" : " samples", " failed and count nowhere"));
     }
-    return malformed_.Outcome(flags_.strict);
+    C3PO_RETURN_IF_ERROR(malformed_.Outcome(flags_.strict));
+    if (items_ > 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(flags_.path, known_ + malformed_.count() == 0 ? ": holds no sample" : ": no sample was scored"));
   }
 
  private:
@@ -178,6 +185,8 @@ class FileScoring {
     const Judgment judgment = Judge(line.sample, response);
     ++items_;
     correct_ += judgment.correct ? 1 : 0;
+    const std::string gate = GateName(response.optimization().gate());
+    if (!gate.empty() && response.optimization().gate() != v1::GATE_DECISION_APPLIED) ++left_alone_[gate];
     for (const std::string& warning : response.optimization().warnings()) {
       if (warned_++ >= kToldWarningsMax) continue;
       progress_.Clear();
@@ -191,12 +200,24 @@ class FileScoring {
     if (flags_.json) {
       absl::PrintF(
           "{\"summary\":{\"items\":%d,\"correct\":%d,\"accuracy\":%.6f,\"accuracy_low\":%.6f,\"accuracy_high\":%.6f,"
-          "\"malformed\":%d,\"failed\":%d,\"among_references\":%d}}\n",
+          "\"malformed\":%d,\"failed\":%d,\"among_references\":%d,\"left_alone\":{%s}}}\n",
           items_, correct_, accuracy.value, accuracy.low, accuracy.high, malformed_.count(), failed_,
-          known_ + asked_though_known_);
+          known_ + asked_though_known_,
+          LeftAlone([](const auto& gate) { return absl::StrCat(JsonText(gate.first), ":", gate.second); }));
+    } else if (items_ == 0) {
+      absl::PrintF("0 of 0 correct, %d malformed\n", malformed_.count());
     } else {
       absl::PrintF("%d of %d correct (%.1f %% [%.1f, %.1f]), %d malformed\n", correct_, items_, 100 * accuracy.value,
                    100 * accuracy.low, 100 * accuracy.high, malformed_.count());
+    }
+    // Else an accuracy that is the model's own would look like one of a method that does nothing.
+    if (!left_alone_.empty()) {
+      uint64_t sum = 0;
+      for (const auto& [gate, count] : left_alone_) sum += count;
+      absl::FPrintF(stderr, "%d of %d samples got the model's own answer, as the gate decided: %s\n", sum, items_,
+                    LeftAlone([](const auto& gate) {
+                      return absl::StrCat(absl::StrReplaceAll(gate.first, {{"_", " "}}), " ", gate.second);
+                    }));
     }
     if (known_ > 0) {
       absl::FPrintF(stderr, "%d samples are among the references of %s and were left out (--include-references)\n",
@@ -209,6 +230,13 @@ class FileScoring {
     }
   }
 
+  // The decisions of the gate that left samples alone, each as `format` writes it, with commas between.
+  template <typename Format>
+  std::string LeftAlone(Format format) const {
+    return absl::StrJoin(left_alone_, ", ",
+                         [&](std::string* out, const auto& gate) { absl::StrAppend(out, format(gate)); });
+  }
+
   Session& session_;
   const ScoreFlags& flags_;
   const std::string collection_;
@@ -216,6 +244,7 @@ class FileScoring {
   ProgressLine progress_;
   MalformedLines malformed_;
   uint64_t items_ = 0, correct_ = 0, failed_ = 0, known_ = 0, asked_though_known_ = 0, warned_ = 0;
+  std::map<std::string, uint64_t> left_alone_;  // How often the gate decided so, other than to apply a pathway.
 };
 
 absl::Status ScoreFile(Session& session, const ScoreFlags& flags) { return FileScoring(session, flags).Run(); }

@@ -344,8 +344,19 @@ TEST_F(CliTest, UsageErrorsExitWithTwoAndSendNothing) {
       {"ask", "hi", "--critical-layers", "0-4000000000"},
       {"ask", "hi", "--critical-layers", "a"},
       {"ask", "hi", "--timeout", "-1"},
+      {"ask", "hi", "--timeout", "nan"},
+      {"bench", "--requests", "1", "--warmup", "nan"},
+      {"calibrate", "--collection", "science", "--budget-seconds", "nan"},
+      {"calibrate", "--collection", "science", "--cost-weight", "nan"},
+      {"--server", "127.0.0.1:99999", "ask", "hi"},
+      {"--server", "", "ask", "hi"},
       {"refs"},
       {"refs", "import", "/nonexistent.jsonl"},
+      {"refs", "import", "-", "--collection", ""},
+      {"refs", "export", "-", "--collection", ""},
+      {"refs", "profile", "set", "--set", "k=3", "--collection", ""},
+      {"refs", "amortize", "--collection", ""},
+      {"calibrate", "--collection", ""},
       {"refs", "delete"},
       {"refs", "delete", "--collection", "science"},
       {"score", "hi"},
@@ -359,6 +370,26 @@ TEST_F(CliTest, UsageErrorsExitWithTwoAndSendNothing) {
   }
   EXPECT_TRUE(server_.generate_requests().empty());
   EXPECT_TRUE(server_.delete_requests().empty());
+  EXPECT_TRUE(server_.add_requests().empty());
+  EXPECT_TRUE(server_.profile_requests().empty());
+}
+
+TEST_F(CliTest, ConnectionFlagsAreNamedWithWhatIsWrong) {
+  EXPECT_THAT(Run({"ask", "hi", "--timeout", "inf"}).err, HasSubstr("\"inf\" is not a finite number at least 0"));
+  // gRPC would take the port modulo 65536 and call another server.
+  EXPECT_EQ(Run({"--server", "127.0.0.1:65536", "info"}).err,
+            "c3po: --server: 127.0.0.1:65536: the port is above 65535\n");
+  EXPECT_THAT(Run({"--server", absl::StrCat("http://", server_.address()), "info"}).err, HasSubstr("without http://"));
+  EXPECT_THAT(Run({"--token-file", "/nonexistent", "info"}).err,
+              HasSubstr("--token-file: /nonexistent: cannot be read"));
+}
+
+TEST_F(CliTest, AskTellsThatTheChoicesTookThePrompt) {
+  const ChildResult result = Run({"ask", "--choices", " no", " yes", "Question: why?"});
+  EXPECT_EQ(result.exit_code, 4);
+  EXPECT_THAT(result.err, HasSubstr("--choices takes every text behind it"));
+  EXPECT_TRUE(server_.generate_requests().empty());
+  EXPECT_EQ(Run({"ask", "--choices", " no", " yes"}, "from stdin").exit_code, 0);
 }
 
 TEST_F(CliTest, WhatIsUnknownIsNamedBesideTheNearestThatIsKnown) {
@@ -766,6 +797,37 @@ TEST_F(CliTest, ScoreFileLeavesOutWhatIsAmongTheReferences) {
   const size_t searches = server_.search_requests().size();
   EXPECT_THAT(Run({"score", "--file", path, "--method", "none"}).out, HasSubstr("3 of 3 correct"));
   EXPECT_EQ(server_.search_requests().size(), searches);
+}
+
+TEST_F(CliTest, ScoreFileTellsWhatTheGateLeftAlone) {
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    response->add_scores()->set_token_count(1);
+    response->mutable_optimization()->set_gate(request.prompt() == "near" ? v1::GATE_DECISION_APPLIED
+                                                                          : v1::GATE_DECISION_SKIPPED_NEIGHBORS_FAR);
+    return grpc::Status::OK;
+  };
+  std::string lines;
+  for (const char* prompt : {"near", "far", "farther"}) {
+    absl::StrAppend(&lines, R"({"prompt": ")", prompt, R"(", "answer": "x"})", "\n");
+  }
+  const std::string path = WriteFile("gated.jsonl", lines);
+  const ChildResult result = Run({"score", "--file", path});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.err, "2 of 3 samples got the model's own answer, as the gate decided: skipped neighbors far 2\n");
+  const Json summary = JsonLines(Run({"score", "--file", path, "--json"}).out).back().at("summary");
+  EXPECT_EQ(summary.at("left_alone").at("skipped_neighbors_far"), 2);
+  EXPECT_EQ(summary.at("left_alone").size(), 1);
+}
+
+TEST_F(CliTest, ScoreFileFailsWhereNothingWasScored) {
+  const std::string empty = WriteFile("empty.jsonl", "\n");
+  const ChildResult none = Run({"score", "--file", empty});
+  EXPECT_EQ(none.exit_code, 4);
+  EXPECT_EQ(none.out, "0 of 0 correct, 0 malformed\n");
+  EXPECT_EQ(none.err, "c3po: INVALID_ARGUMENT: " + empty + ": holds no sample\n");
+  const ChildResult broken = Run({"score", "--file", WriteFile("broken.jsonl", "junk\n")});
+  EXPECT_EQ(broken.exit_code, 4);
+  EXPECT_THAT(broken.err, HasSubstr(": no sample was scored\n"));
 }
 
 TEST_F(CliTest, ScoreFileNamesTheLineThatFailed) {
