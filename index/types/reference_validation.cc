@@ -69,8 +69,9 @@ absl::Status CheckOwnId(const ReferenceSample& sample, const SampleLimits& limit
     return Invalid("id", absl::StrCat(sample.id.size(), " bytes, at most ", limits.id_bytes_max));
   }
   for (const char c : sample.id) {
-    if (!absl::ascii_isalnum(static_cast<unsigned char>(c)) && !absl::StrContains("._:-", c)) {
-      return Invalid("id", "may hold letters, digits and ._:- only");
+    // No colon: COLLECTION:ID must not be the id of another collection's sample, and collections' names may hold one.
+    if (!absl::ascii_isalnum(static_cast<unsigned char>(c)) && !absl::StrContains("._-", c)) {
+      return Invalid("id", "may hold letters, digits and ._- only");
     }
   }
   return absl::OkStatus();

@@ -154,10 +154,20 @@ TEST(ReferenceId, OfASampleWithAnIdOfItsOwnIsThatInItsCollection) {
   EXPECT_EQ(OwnIdOf("a:b", "a:b:q.1"), "q.1");
 }
 
+// "a" and "a:b" are two collections: a sample of the one must not take the place of a sample of the other.
+TEST_F(InvalidSample, OwnIdThatWouldNameASampleOfAnotherCollection) {
+  ReferenceSample other = sample_;
+  sample_.id = "b:c";
+  other.id = "c";
+  ASSERT_EQ(ReferenceId("a", sample_), ReferenceId("a:b", other));
+  EXPECT_TRUE(ValidateSample(other).ok());
+  ExpectError("id: may hold letters");
+}
+
 TEST_F(InvalidSample, OwnIdOfOtherCharactersOrTooLong) {
-  sample_.id = "A-z.0_9:-";
+  sample_.id = "A-z.0_9-";
   EXPECT_TRUE(ValidateSample(sample_).ok());
-  for (const char* wrong : {"a b", "a/b", "gr\xc3\xb6\xc3\x9f", "a\n"}) {
+  for (const char* wrong : {"a b", "a/b", "b:c", "gr\xc3\xb6\xc3\x9f", "a\n"}) {
     sample_.id = wrong;
     ExpectError("id: may hold letters");
   }
