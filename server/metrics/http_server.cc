@@ -138,9 +138,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
     events_.closed(this);
   }
 
-  // Ends it within the grace that a stopping server gives.
-  void Hasten() { stream_.expires_after(kStopGrace); }
-
  private:
   void OnRequest(beast::error_code error) {
     if (is_closed_) return;
@@ -233,6 +230,13 @@ struct HttpServer::State {
     return true;
   }
 
+  static void CloseAll(Connections& connections) {
+    while (!connections.empty()) {
+      const std::shared_ptr<Connection> first = connections.front();
+      first->Close();
+    }
+  }
+
   void Accept() {
     acceptor.async_accept([this](beast::error_code error, tcp::socket socket) {
       if (is_stopping) return;
@@ -264,13 +268,13 @@ struct HttpServer::State {
     is_stopping = true;
     beast::error_code ignored;
     acceptor.close(ignored);
-    pause.cancel();
-    while (!reading.empty()) {
-      const std::shared_ptr<Connection> first = reading.front();
-      first->Close();
-    }
-    for (const auto& connection : answering) connection->Hasten();
-    if (answering.empty()) loop.stop();
+    CloseAll(reading);
+    if (answering.empty()) return loop.stop();
+    // A connection's own timer cannot be set anew while an operation of it is under way.
+    pause.expires_after(kStopGrace);
+    pause.async_wait([this](beast::error_code error) {
+      if (!error) CloseAll(answering);
+    });
   }
 
   void Run() {
@@ -289,7 +293,7 @@ struct HttpServer::State {
   ConnectionEvents events;
   asio::io_context loop{1};
   tcp::acceptor acceptor{loop};
-  asio::steady_timer pause{loop};
+  asio::steady_timer pause{loop};  // Before the next accept; at the end, before what is left is closed.
   DescriptorReserve reserve;
   Connections reading, answering;
   bool is_stopping = false;
@@ -310,12 +314,16 @@ absl::Status Listen(asio::io_context& loop, tcp::acceptor& acceptor, const std::
     beast::error_code error;
     const auto found = resolver.resolve(address, absl::StrCat(port), tcp::resolver::passive, error);
     if (error || found.empty()) return absl::UnavailableError(absl::StrCat(name, "the address cannot be resolved"));
-    const tcp::endpoint endpoint = found.begin()->endpoint();
-    acceptor.open(endpoint.protocol());
-    acceptor.set_option(tcp::acceptor::reuse_address(true));
-    acceptor.bind(endpoint);
-    acceptor.listen();
-    return absl::OkStatus();
+    for (const tcp::endpoint endpoint : found) {  // "localhost" may be ::1 first, on a machine without IPv6.
+      acceptor.open(endpoint.protocol(), error);
+      if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
+      if (!error) acceptor.bind(endpoint, error);
+      if (!error) acceptor.listen(tcp::acceptor::max_listen_connections, error);
+      if (!error) return absl::OkStatus();
+      beast::error_code ignored;
+      acceptor.close(ignored);
+    }
+    return absl::UnavailableError(absl::StrCat(name, error.message()));
   } catch (const boost::system::system_error& failure) {
     return absl::UnavailableError(absl::StrCat(name, failure.code().message()));
   }

@@ -12,6 +12,14 @@ namespace c3po {
 
 class Metrics;
 
+struct HttpLimits {
+  int connections_max = 64;
+  double request_seconds_max = 5;  // From the connection to the last byte of the answer.
+  size_t header_bytes_max = 8192;  // Request line and all headers.
+  size_t body_bytes_max = 4096;    // None of the paths takes one.
+  int reserved_descriptors = 4;    // Held open, to be given up for a probe when the process has no other.
+};
+
 // The plain HTTP side door of the server, for Prometheus and for probes:
 //   GET /metrics  200, text/plain; version=0.0.4: Metrics::PrometheusText.
 //   GET /healthz  200 while `alive()` says true, else 503: only a restart will help.
@@ -23,14 +31,6 @@ class Metrics;
 // process's own handlers run elsewhere. A connection carries one request. Its limits hold for the request as a whole:
 // bytes that trickle in buy no time. A request beyond its byte limits is answered 431 or 413. Where all places are
 // taken, or the process has no descriptor left, a new connection takes the place of the one that has waited longest.
-struct HttpLimits {
-  int connections_max = 64;
-  double request_seconds_max = 5;  // From the connection to the last byte of the answer.
-  size_t header_bytes_max = 8192;  // Request line and all headers.
-  size_t body_bytes_max = 4096;    // None of the paths takes one.
-  int reserved_descriptors = 4;    // Held open, to be given up for a probe when the process has no other.
-};
-
 class HttpServer {
  public:
   // Returns when connections are accepted. `address` is an IP address or host name of this machine; `port` in [0,

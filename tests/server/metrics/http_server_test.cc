@@ -153,6 +153,15 @@ TEST(HttpServer, SilentConnectionsHoldUpNeitherScrapesNorTheDestructor) {
   for (const auto& connection : silent) EXPECT_EQ(connection->Receive(), "");
 }
 
+TEST(HttpServer, APeerThatKeepsItsConnectionAfterTheAnswerDoesNotHoldUpTheDestructor) {
+  Metrics metrics("tiny", "0.1.0");
+  auto server = StartWith(metrics, {.request_seconds_max = 3600});
+  RawConnection kept(server->port());
+  ASSERT_TRUE(kept.Send(kProbe));
+  EXPECT_THAT(kept.Receive(), HasSubstr("200 OK"));  // The server's end is closed, this one is not.
+  server.reset();
+}
+
 TEST(HttpServer, BytesThatTrickleInBuyNoTime) {
   Metrics metrics("tiny", "0.1.0");
   auto server = StartWith(metrics, {.request_seconds_max = 0.5});
