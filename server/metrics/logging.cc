@@ -1,5 +1,6 @@
 #include "server/metrics/logging.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <array>
@@ -100,6 +101,11 @@ class CountingSink : public spdlog::sinks::sink {
     line += '\n';
     for (absl::string_view left = line; !left.empty();) {
       const ssize_t wrote = write(STDERR_FILENO, left.data(), left.size());
+      if (wrote < 0 && errno == EAGAIN) {  // Whoever shares the descriptor may have made it non-blocking.
+        pollfd writable = {STDERR_FILENO, POLLOUT, 0};
+        poll(&writable, 1, /*timeout=*/-1);
+        continue;
+      }
       if (wrote < 0 && errno != EINTR) return;
       if (wrote > 0) left.remove_prefix(static_cast<size_t>(wrote));
     }

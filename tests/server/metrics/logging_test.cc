@@ -1,5 +1,6 @@
 #include "server/metrics/logging.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -202,6 +203,26 @@ TEST(BackgroundLog, WritesWhatWasLoggedInItsOrder) {
   for (int i = 0; i < 2000; ++i) Log(LogLevel::kInfo, "event", "", {{"line", i}});
   EXPECT_TRUE(FlushLog(absl::Seconds(60)));
   EXPECT_EQ(LogLinesLost(), lost);
+  SetLogStream(nullptr);
+  errors.Restore();
+  reader.join();
+  int next = 0;
+  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    EXPECT_EQ(Json::parse(line.begin(), line.end()).at("line"), next++);
+  }
+  EXPECT_EQ(next, 2000);
+}
+
+TEST(BackgroundLog, ADescriptorThatDoesNotBlockLosesNothing) {
+  PipeForErrors errors;
+  ASSERT_EQ(fcntl(STDERR_FILENO, F_SETFL, fcntl(STDERR_FILENO, F_GETFL) | O_NONBLOCK), 0);
+  WriteLogInBackground(8192);
+  const std::string long_text(1000, 'x');  // 2 MB: the pipe is full long before somebody reads.
+  for (int i = 0; i < 2000; ++i) Log(LogLevel::kInfo, "event", "", {{"line", i}, {"text", long_text}});
+  EXPECT_FALSE(FlushLog(absl::Milliseconds(20)));
+  std::string text;
+  std::thread reader([&] { text = errors.ReadAll(); });
+  EXPECT_TRUE(FlushLog(absl::Seconds(60)));
   SetLogStream(nullptr);
   errors.Restore();
   reader.join();
