@@ -3,16 +3,20 @@
 #include <vector>
 
 #include "index/base/steady_time.h"
+#include "index/base/utf8.h"
 
 namespace c3po {
 namespace {
+
+// Of what a client makes up, which may be as long as a message.
+constexpr size_t kCollectionBytesMax = 128, kMessageBytesMax = 1024;
 
 // Beside what is not known, nothing is written.
 void AddWho(const CallRecord& call, std::vector<LogField>& fields) {
   fields.push_back({"method", Metrics::RpcName(call.rpc)});
   if (!call.caller.empty()) fields.push_back({"caller", call.caller});
   fields.push_back({"peer", call.peer});
-  if (!call.collection.empty()) fields.push_back({"collection", call.collection});
+  if (!call.collection.empty()) fields.push_back({"collection", Utf8Prefix(call.collection, kCollectionBytesMax)});
 }
 
 }  // namespace
@@ -29,7 +33,7 @@ void CallLog::Ended(const CallRecord& call, const absl::Status& status, absl::Du
   if (!call.gate.empty()) fields.push_back({"gate", call.gate});
   fields.push_back({"status", Metrics::RpcCodeName(status.code())});
   fields.push_back({"milliseconds", absl::ToDoubleMilliseconds(took)});
-  if (!status.ok()) fields.push_back({"message", status.message()});
+  if (!status.ok()) fields.push_back({"message", Utf8Prefix(status.message(), kMessageBytesMax)});
   if (passed_over && *passed_over > 0) fields.push_back({"calls_passed_over", *passed_over});
   Log(level, "call", call.request_id, fields);
 }

@@ -30,7 +30,7 @@ struct CallRecord {
 //     the server (INTERNAL, DATA_LOSS) is always told, at level error.
 //   event "audit", one line for every change that a call made to what the server keeps, never passed over: action, method,
 //     caller, peer, collection, and what was changed.
-// Prompts and answers are in neither. Thread-safe.
+// Prompts and answers are in neither. A collection's name is cut at 128 bytes, a message at 1024. Thread-safe.
 class CallLog {
  public:
   static constexpr int kLinesPerSecondMax = 50;  // of each kind

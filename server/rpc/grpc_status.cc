@@ -9,12 +9,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "index/base/utf8.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
 
 constexpr absl::Duration kRetryAfter = absl::Milliseconds(500);  // Where the status does not say.
+
+// gRPC's clients take 8 KiB of trailing metadata, which holds the message up to three times, and escaped.
+constexpr size_t kMessageBytesMax = 1024;
 
 const char* ReasonOfCode(absl::StatusCode code) {
   switch (code) {
@@ -68,20 +72,21 @@ absl::string_view FieldOf(absl::string_view message) {
 
 grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContext* context) {
   if (status.ok()) return grpc::Status::OK;
+  const absl::string_view message = Utf8Prefix(status.message(), kMessageBytesMax);
   const grpc::StatusCode code = CodeOf(status.code());
   google::rpc::Status details;
   details.set_code(code);
-  details.set_message(std::string(status.message()));
+  details.set_message(std::string(message));
   google::rpc::ErrorInfo info;
   info.set_reason(ReasonOf(status).value_or(ReasonOfCode(status.code())));
   info.set_domain("c3po");
   details.add_details()->PackFrom(info);
-  const absl::string_view field = FieldOf(status.message());
+  const absl::string_view field = FieldOf(message);
   if (code == grpc::StatusCode::INVALID_ARGUMENT && !field.empty()) {
     google::rpc::BadRequest bad_request;
     auto* violation = bad_request.add_field_violations();
     violation->set_field(std::string(field));
-    violation->set_description(std::string(status.message().substr(field.size() + 2)));
+    violation->set_description(std::string(message.substr(field.size() + 2)));
     details.add_details()->PackFrom(bad_request);
   }
   if (code == grpc::StatusCode::RESOURCE_EXHAUSTED) {
@@ -92,7 +97,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContex
     details.add_details()->PackFrom(retry);
     if (context != nullptr) context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(pause));
   }
-  return grpc::Status(code, std::string(status.message()), details.SerializeAsString());
+  return grpc::Status(code, std::string(message), details.SerializeAsString());
 }
 
 }  // namespace c3po

@@ -12,7 +12,7 @@ namespace c3po {
 // a reason of proto/c3po/v1/errors.md; BadRequest when an InvalidArgument's message begins with a dotted field path
 // ("optimization.k:
 // ..."); RetryInfo for ResourceExhausted, and then `context` (may be null) gets trailing metadata
-// grpc-retry-pushback-ms.
+// grpc-retry-pushback-ms. The message is cut at 1024 bytes, so that clients' limit of metadata lets it through.
 grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContext* context);
 
 }  // namespace c3po

@@ -60,6 +60,18 @@ TEST_F(CallLogTest, ALineHoldsWhatIsKnownAndNothingElse) {
       "peer":"unix:","status":"UNAUTHENTICATED","milliseconds":0.0,"message":"the call brings no token"})"));
 }
 
+TEST_F(CallLogTest, WhatAClientMakesUpIsCut) {
+  CallLog log;
+  call_.collection = std::string(1 << 20, 'n');
+  log.Ended(call_, absl::NotFoundError("collection " + call_.collection), absl::ZeroDuration());
+  CallLog::Audit(call_, "delete", {{"deleted", 0}});
+  const std::vector<Json> lines = Lines();
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0].at("collection"), std::string(128, 'n'));
+  EXPECT_EQ(lines[0].at("message").get<std::string>().size(), 1024u);
+  EXPECT_EQ(lines[1].at("collection"), std::string(128, 'n'));
+}
+
 TEST_F(CallLogTest, ACrowdIsSampledButForTheServersOwnFaultsAndEachKindByItself) {
   CallLog log(3);
   for (int i = 0; i < 100; ++i) log.Ended(call_, absl::OkStatus(), absl::ZeroDuration());

@@ -67,6 +67,18 @@ TEST(ToGrpcStatus, EveryCodeHasAReasonOfTheClosedListWithTheCodeDocumentedThere)
   EXPECT_TRUE(ToGrpcStatus(absl::OkStatus(), nullptr).ok());
 }
 
+// Beyond 8 KiB of metadata clients drop it all, and tell RESOURCE_EXHAUSTED in place of what happened.
+TEST(ToGrpcStatus, AMessageThatRepeatsALongNameStillFitsTheMetadata) {
+  std::string name;
+  while (name.size() < 100000) name += "\xc3\xa9";  // Each byte takes three on the wire.
+  const grpc::Status status = ToGrpcStatus(absl::InvalidArgumentError("collection: " + name), nullptr);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_LT(3 * status.error_message().size() + status.error_details().size() * 4 / 3, 8000u);
+  const auto violations = DetailsOf<google::rpc::BadRequest>(status);
+  ASSERT_EQ(violations.size(), 1u);
+  EXPECT_EQ(violations[0].field_violations(0).field(), "collection");
+}
+
 TEST(ToGrpcStatus, RetryInfoSaysWhatTheStatusSaysAndADefaultOtherwise) {
   const absl::Status full = absl::ResourceExhaustedError("the queue is full");
   const auto pause = [](const absl::Status& status) {
