@@ -17,6 +17,7 @@ namespace {
 // All begin as the first does.
 constexpr char kProfileName[] = "profile", kNotesName[] = "profile_notes", kBindingName[] = "profile_binding";
 constexpr size_t kNotesMax = 64 << 10;
+constexpr size_t kAbsentMax = 256;  // Clients may make names up.
 
 // "profile.k: ..." of "optimization.k: ...".
 absl::Status InProfile(const absl::Status& status) {
@@ -108,6 +109,7 @@ absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::Find(absl::st
 
 absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::FindLocked(absl::string_view collection) {
   if (const auto found = known_.find(collection); found != known_.end()) return found->second;
+  if (absent_.contains(collection)) return std::shared_ptr<const Profile>();
   C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(collection, kProfileName));
   auto profile = std::make_shared<Profile>();
   bool exists = false;
@@ -122,7 +124,11 @@ absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::FindLocked(ab
     if (!profile->options.ParseFromString(artifact.value))
       return absl::DataLossError(absl::StrCat("collection \"", collection, "\": its profile cannot be read"));
   }
-  if (!exists) return std::shared_ptr<const Profile>();  // Not remembered: names that clients make up would pile up.
+  if (!exists) {
+    if (absent_.size() >= kAbsentMax) absent_.clear();
+    absent_.emplace(collection);
+    return std::shared_ptr<const Profile>();
+  }
   profile->why_ignored = WhyIgnored(*profile);
   known_.emplace(collection, profile);
   Report();
@@ -177,6 +183,7 @@ absl::Status Profiles::Set(absl::string_view collection, Profile profile) {
   profile.embedder_digest = embedder_digest_;
   profile.why_ignored.clear();
   known_[std::string(collection)] = std::make_shared<Profile>(std::move(profile));
+  absent_.erase(collection);
   Report();
   return absl::OkStatus();
 }

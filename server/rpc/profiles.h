@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "c3po/v1/options.pb.h"
@@ -83,6 +84,8 @@ class Profiles {
   const OptimizationSettings defaults_;
   Mutex mutex_;
   Known known_ ABSL_GUARDED_BY(mutex_);
+  // Collections without a profile, some of them: the call's own thread must not wait for the store at every request.
+  absl::flat_hash_set<std::string> absent_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace c3po

@@ -101,6 +101,19 @@ TEST_F(ProfilesTest, AProfileIsUsedByItsOwnModelAndEmbedderOnly) {
   EXPECT_THAT(own({}).critical_layers, ElementsAre(22, 29));
 }
 
+// Else every request to a collection that nobody calibrated would read the store, and wait for imports and backups.
+TEST_F(ProfilesTest, TheStoreIsNotAskedAgainForAProfileThatIsNotThere) {
+  Profiles& profiles = Start({});
+  EXPECT_EQ(*profiles.Find("set"), nullptr);
+  ASSERT_TRUE(store_->PutArtifacts({{"set", "profile", ProfileOf({29}).options.SerializeAsString()}}).ok());
+  EXPECT_EQ(*profiles.Find("set"), nullptr) << "it has read the store again";
+  ASSERT_TRUE(profiles.Set("set", ProfileOf({22})).ok());
+  ASSERT_NE(*profiles.Find("set"), nullptr);
+  EXPECT_THAT(ResolvedBy(profiles).critical_layers, ElementsAre(22));
+  ASSERT_TRUE(profiles.Remove("set").ok());
+  EXPECT_EQ(*profiles.Find("set"), nullptr);
+}
+
 TEST_F(ProfilesTest, StoredAgainItIsOfTheModelThatRuns) {
   ASSERT_TRUE(Start({}).Set("set", ProfileOf({29})).ok());
   Profiles& profiles = Start({"model-b", "embedder-a", 3});
