@@ -79,16 +79,22 @@ int PortOf(const sockaddr_storage& address) {
                                             : reinterpret_cast<const sockaddr_in6&>(address).sin6_port);
 }
 
-// The address at which this machine itself reaches a socket that listens on all of its addresses.
-sockaddr_storage ToReachOneself(sockaddr_storage address) {
+// The addresses at which this machine itself may reach a socket: its own; of one that listens on all, loopback's. One of
+// IPv6 listens to IPv4 too, which is all there is where IPv6 is switched off.
+std::vector<sockaddr_storage> ToReachOneself(sockaddr_storage address) {
   if (address.ss_family == AF_INET) {
     auto& v4 = reinterpret_cast<sockaddr_in&>(address);
     if (v4.sin_addr.s_addr == htonl(INADDR_ANY)) v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   } else if (address.ss_family == AF_INET6) {
     auto& v6 = reinterpret_cast<sockaddr_in6&>(address);
-    if (IN6_IS_ADDR_UNSPECIFIED(&v6.sin6_addr)) v6.sin6_addr = in6addr_loopback;
+    if (IN6_IS_ADDR_UNSPECIFIED(&v6.sin6_addr)) {
+      sockaddr_storage mapped = address;
+      inet_pton(AF_INET6, "::ffff:127.0.0.1", &reinterpret_cast<sockaddr_in6&>(mapped).sin6_addr);
+      v6.sin6_addr = in6addr_loopback;
+      return {address, mapped};
+    }
   }
-  return address;
+  return {address};
 }
 
 }  // namespace
@@ -313,26 +319,29 @@ void ConnectionListener::Probe() {
     if (probe_succeeded_ == absl::InfiniteFuture()) probe_succeeded_ = SteadyNow();
   }
   const Socket& target = sockets_.front();
-  const sockaddr_storage address = ToReachOneself(target.address);
-  const int descriptor = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  const int descriptor = socket(target.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (descriptor < 0) return;
   const absl::Cleanup close_it = [descriptor] { close(descriptor); };
   // Bound before it connects, so that its name is known before the other side accepts it.
+  const std::vector<sockaddr_storage> candidates = ToReachOneself(target.address);
+  const auto can_bind = [&](const sockaddr_storage& address) {
+    sockaddr_storage any_port = {};
+    any_port.ss_family = address.ss_family;
+    if (address.ss_family != AF_UNIX) any_port = address;
+    SetPort(any_port, 0);
+    const socklen_t length = address.ss_family == AF_UNIX ? sizeof(sa_family_t) : target.size;
+    return bind(descriptor, reinterpret_cast<const sockaddr*>(&any_port), length) == 0;
+  };
+  const auto address = std::find_if(candidates.begin(), candidates.end(), can_bind);
+  if (address == candidates.end()) return;
   sockaddr_storage own = {};
-  own.ss_family = address.ss_family;
-  socklen_t size = address.ss_family == AF_UNIX ? sizeof(sa_family_t) : target.size;
-  if (address.ss_family != AF_UNIX) {
-    own = address;
-    SetPort(own, 0);
-  }
-  if (bind(descriptor, reinterpret_cast<const sockaddr*>(&own), size) != 0) return;
-  size = sizeof(own);
+  socklen_t size = sizeof(own);
   if (getsockname(descriptor, reinterpret_cast<sockaddr*>(&own), &size) != 0) return;
   {
     const absl::MutexLock lock(&mu_);
     probe_ = PeerOf(own, size).whole;
   }
-  connect(descriptor, reinterpret_cast<const sockaddr*>(&address), target.size);
+  connect(descriptor, reinterpret_cast<const sockaddr*>(&*address), target.size);
   // The other side closes it once it has seen it.
   pollfd watched = {descriptor, POLLIN, 0};
   poll(&watched, 1, static_cast<int>(absl::ToInt64Milliseconds(kProbeWait)));

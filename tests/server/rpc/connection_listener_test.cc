@@ -2,8 +2,11 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -14,6 +17,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -170,6 +174,29 @@ TEST(ConnectionListener, ListensOnEveryAddressOfANameAtOnePort) {
             std::string::npos);
   EXPECT_TRUE(absl::IsUnavailable(ConnectionListener::Listen("192.0.2.1:0", {}, nullptr).status()));
   EXPECT_TRUE(absl::IsUnavailable(ConnectionListener::Listen("no.such.host.invalid:1", {}, nullptr).status()));
+}
+
+// On a thread with a network of its own, as a container may have it.
+TEST(ConnectionListener, ListeningOnAllOfIpv6IsAcceptingWhereOnlyIpv4Works) {
+  std::string skipped;
+  bool accepting = false;
+  std::thread([&] {
+    if (unshare(CLONE_NEWNET) != 0) return void(skipped = "this process may not make networks");
+    const Descriptor any(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    ifreq loopback = {};
+    strncpy(loopback.ifr_name, "lo", sizeof(loopback.ifr_name) - 1);
+    loopback.ifr_flags = IFF_UP;
+    std::ofstream switch_off("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    if (ioctl(any.number(), SIOCSIFFLAGS, &loopback) != 0 || !(switch_off << "1" << std::flush)) {
+      return void(skipped = "the network cannot be set up");
+    }
+    Greeter greeter("[::]:0", {.probe_every = absl::Milliseconds(50)});
+    EXPECT_FALSE(Connect(greeter.port()).Ended());
+    absl::SleepFor(absl::Seconds(1));  // Five times the probes that may be missed.
+    accepting = Within([&] { return greeter.listener().accepting(); });
+  }).join();
+  if (!skipped.empty()) GTEST_SKIP() << skipped;
+  EXPECT_TRUE(accepting);
 }
 
 TEST(ConnectionListener, ASocketsPathIsTakenFromWhoEndedAndFromNobodyElse) {
