@@ -6,7 +6,7 @@
 namespace c3po {
 
 int64_t ReferenceCatalog::MemoryBytes() const {
-  constexpr size_t kMaps = 500, kGraphNode = 150;
+  constexpr size_t kMaps = 600, kGraphNode = 150;
   const size_t vector = sizeof(float) * static_cast<size_t>(options_.embedding_dimension);
   size_t bytes = 0;
   ReaderLock lock(mutex_);

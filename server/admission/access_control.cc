@@ -1,8 +1,6 @@
 #include "server/admission/access_control.h"
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <sstream>
 #include <utility>
@@ -11,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "index/base/durable_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "server/metrics/logging.h"
@@ -46,11 +45,10 @@ bool EqualInConstantTime(absl::string_view a, absl::string_view b) {
   return difference == 0;
 }
 
-std::optional<std::string> ReadWhole(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file.is_open() || file.bad()) return std::nullopt;
-  return text;
+// Nothing: it cannot be read.
+std::optional<std::string> TextOf(const std::string& path) {
+  absl::StatusOr<std::string> text = ReadWholeFile(path);
+  return text.ok() ? std::optional<std::string>(*std::move(text)) : std::nullopt;
 }
 
 absl::string_view TokenOf(absl::string_view authorization) {
@@ -102,14 +100,14 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
 absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::string& path, Metrics* metrics) {
   auto access = std::unique_ptr<AccessControl>(new AccessControl(path, metrics));
   const absl::MutexLock lock(&access->mu_);
-  access->text_ = ReadWhole(path);
+  access->text_ = TextOf(path);
   if (!access->text_) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
   C3PO_ASSIGN_OR_RETURN(access->entries_, Parse(path, *access->text_));
   return access;
 }
 
 void AccessControl::LookAgain() {
-  std::optional<std::string> text = ReadWhole(path_);
+  std::optional<std::string> text = TextOf(path_);
   const absl::MutexLock lock(&mu_);
   if (text == text_) return;
   text_ = std::move(text);

@@ -93,7 +93,7 @@ struct ServerConfig {
   absl::Status Validate() const;
   // Every field as "name = value" lines, a valid --config file.
   std::string ToText() const;
-  // Who may call, in words: "anyone on loopback", "who holds a token of FILE, from anywhere, ...".
+  // Who may call, in words: "anyone on loopback", "who holds a token of FILE who reaches 0.0.0.0:50051".
   std::string Callers() const;
   // The numeric limits, for GetServerInfo.
   std::map<std::string, uint64_t> Limits() const;

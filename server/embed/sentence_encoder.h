@@ -45,8 +45,8 @@ class SentenceEncoder : public Embedder {
   // The folder's own name.
   std::string name() const override;
   // sentence_bert_config.json's max_seq_length, else config.json's max_position_embeddings.
-  int64_t weight_bytes() const;  // In memory.
   int max_tokens() const;
+  int64_t weight_bytes() const;  // In memory.
 
  private:
   struct Model;

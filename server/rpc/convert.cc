@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "index/base/utf8.h"
 
 namespace c3po {
 namespace {
@@ -137,9 +138,7 @@ v1::TokenLogprob LogprobToProto(int32_t token, float logprob, const Tokenizer& t
 std::string CutText(const std::string& text) {
   constexpr size_t kTextBytesMax = 16 << 10;
   if (text.size() <= kTextBytesMax) return text;
-  size_t end = kTextBytesMax;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;  // Not inside a character.
-  return absl::StrCat(text.substr(0, end), "…");
+  return absl::StrCat(Utf8Prefix(text, kTextBytesMax), "…");
 }
 
 }  // namespace

@@ -202,6 +202,12 @@ TEST(ServerConfig, EveryLimitIsPrinted) {
   }
 }
 
+TEST(ServerConfig, AQuantileJustAboveOneIsToldInFull) {
+  ServerConfig config;
+  config.gate_distance_quantile = 1.0000001;
+  EXPECT_NE(config.Validate().message().find("is 1.0000001, must be in (0, 1]"), absl::string_view::npos);
+}
+
 TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
   const std::vector<std::vector<std::string>> wrong = {{"--model", ""},
                                                        {"--device", "tpu"},
