@@ -8,9 +8,8 @@
 
 namespace c3po {
 
-// The id of a sample in a collection. Of one with an id of its own: COLLECTION:ID, where ID has no colon, so that no two
-// collections share it. Of others, the first 32 hexadecimal
-// digits of
+// The id of a sample in a collection. Of one with an id of its own: COLLECTION:ID, where ID has no colon, so that no
+// two collections share it. Of others, the first 32 hexadecimal digits of
 //   SHA-256(P(collection) P(prompt) P(answer) n P(choices[0]) ... P(choices[n-1])),  P(s) = length of s, then its
 //   bytes,
 // lengths and n as 8 bytes, little-endian. Metadata takes no part: the same question in one collection has one id. The

@@ -24,8 +24,8 @@ struct SampleLimits {
 // "choices[2]: same as choices[0]". Pure and thread-safe.
 
 // A sample as reference_record.h describes it: prompt and answer not empty; choices empty, or at least two, all
-// different, one equal to the answer; everything valid UTF-8 and within `limits`; an id of its own, where there is one, of
-// letters, digits and ._-.
+// different, one equal to the answer; everything valid UTF-8 and within `limits`; an id of its own, where there is one,
+// of letters, digits and ._-.
 absl::Status ValidateSample(const ReferenceSample& sample, const SampleLimits& limits = SampleLimits());
 
 // 1 to 128 bytes of UTF-8 without control characters. The field is named `collection`.

@@ -317,7 +317,8 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("validation-neighbors", validation_neighbors, 0, 64));
   C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, 1000));
   if (!(gate_distance_quantile > 0 && gate_distance_quantile <= 1)) {
-    return Wrong("gate-distance-quantile", absl::StrCat("is ", NumberText(gate_distance_quantile), ", must be in (0, 1]"));
+    return Wrong("gate-distance-quantile",
+                 absl::StrCat("is ", NumberText(gate_distance_quantile), ", must be in (0, 1]"));
   }
   C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));
   C3PO_RETURN_IF_ERROR(CheckRange("core-experts", core_experts, 0, 4096));

@@ -74,8 +74,9 @@ std::shared_ptr<spdlog::logger> MakeLogger(std::ostream* stream) {
   return Prepared(std::make_shared<spdlog::logger>("c3po", std::move(sink)));
 }
 
-// Standard error, and how many lines went there. Says once a second at most how many were lost on the way. Writes to the
-// descriptor: a lock of stdio's that is held while a pipe is full would hold whoever flushes all streams at the exit.
+// Standard error, and how many lines went there. Says once a second at most how many were lost on the way. Writes to
+// the descriptor: a lock of stdio's that is held while a pipe is full would hold whoever flushes all streams at the
+// exit.
 class CountingSink : public spdlog::sinks::sink {
  public:
   explicit CountingSink(std::function<int64_t()> lost) : lost_(std::move(lost)) {}

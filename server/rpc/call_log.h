@@ -24,12 +24,12 @@ struct CallRecord {
 };
 
 // What calls leave in the log:
-//   event "call", one line per call at its end: method, caller, peer, collection, prompt_tokens, completion_tokens, gate,
-//     status, milliseconds, message. Of calls that ended well, and of calls that failed, so many a second are told at
-//     level info, beside how many were passed over since (`calls_passed_over`); level debug tells all. What is a defect of
-//     the server (INTERNAL, DATA_LOSS) is always told, at level error.
-//   event "audit", one line for every change that a call made to what the server keeps, never passed over: action, method,
-//     caller, peer, collection, and what was changed.
+//   event "call", one line per call at its end: method, caller, peer, collection, prompt_tokens, completion_tokens,
+//     gate, status, milliseconds, message. Of calls that ended well, and of calls that failed, so many a second are
+//     told at level info, beside how many were passed over since (`calls_passed_over`); level debug tells all. What is
+//     a defect of the server (INTERNAL, DATA_LOSS) is always told, at level error.
+//   event "audit", one line for every change that a call made to what the server keeps, never passed over: action,
+//     method, caller, peer, collection, and what was changed.
 // Prompts and answers are in neither. A collection's name is cut at 128 bytes, a message at 1024. Thread-safe.
 class CallLog {
  public:

@@ -79,8 +79,8 @@ int PortOf(const sockaddr_storage& address) {
                                             : reinterpret_cast<const sockaddr_in6&>(address).sin6_port);
 }
 
-// The addresses at which this machine itself may reach a socket: its own; of one that listens on all, loopback's. One of
-// IPv6 listens to IPv4 too, which is all there is where IPv6 is switched off.
+// The addresses at which this machine itself may reach a socket: its own; of one that listens on all, loopback's. One
+// of IPv6 listens to IPv4 too, which is all there is where IPv6 is switched off.
 std::vector<sockaddr_storage> ToReachOneself(sockaddr_storage address) {
   if (address.ss_family == AF_INET) {
     auto& v4 = reinterpret_cast<sockaddr_in&>(address);
