@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <limits>
 #include <map>
 #include <memory>
@@ -237,11 +236,14 @@ std::string DefaultState(const CalibrateFlags& flags) {
 // What answers depend on besides options and questions.
 std::string Identity(const v1::GetServerInfoResponse& info, const v1::GetCollectionResponse& collection,
                      const std::vector<v1::Reference>& references, const Task& task) {
-  std::vector<std::string> ids;
-  for (const v1::Reference& reference : references) ids.push_back(reference.id());
-  std::sort(ids.begin(), ids.end());
+  // Of the whole samples: one that brings an id of its own keeps it when it is imported again with another answer.
+  std::vector<std::string> samples;
+  for (const v1::Reference& reference : references) {
+    samples.push_back(absl::StrCat(reference.id(), "\n", SampleLineText(reference.sample())));
+  }
+  std::sort(samples.begin(), samples.end());
   Fingerprint print;
-  for (const std::string& id : ids) print.Add(id);
+  for (const std::string& sample : samples) print.Add(sample);
   print.Add(collection.prior().SerializeAsString());
   const nlohmann::ordered_json identity = {{"kept_by", "c3po calibrate"},
                                            {"version", 1},
@@ -258,11 +260,11 @@ std::string Identity(const v1::GetServerInfoResponse& info, const v1::GetCollect
 // Null where none can be kept, which is told: the calibration goes on without.
 absl::StatusOr<std::unique_ptr<AnswerJournal>> OpenJournal(const CalibrateFlags& flags, const std::string& identity) {
   const std::string path = flags.state.empty() ? DefaultState(flags) : flags.state;
-  if (flags.fresh) {
-    std::error_code error;
-    std::filesystem::remove(path, error);
-  }
   absl::StatusOr<std::unique_ptr<AnswerJournal>> journal = AnswerJournal::Open(path, identity);
+  if (journal.ok() && flags.fresh) {
+    (*journal)->Remove();
+    journal = AnswerJournal::Open(path, identity);
+  }
   if (!journal.ok() && flags.state.empty()) {
     absl::FPrintF(stderr, "answers are not kept: %s\n", journal.status().message());
     return nullptr;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/eval/option_setting.h"
 #include "index/base/status_macros.h"
@@ -30,6 +31,18 @@ std::string QuestionKey(const TaskItem& item) {
   for (const std::string& choice : item.choices) print.Add(choice);
   for (const std::string& own : item.own_references) print.Add(own);
   return absl::StrCat(absl::Hex(print.value(), absl::kZeroPad16));
+}
+
+// Whether a file that begins so may be written anew: a journal of any identity, or the beginning of this one, as a kill
+// may leave it.
+bool IsJournal(absl::string_view text, absl::string_view identity) {
+  if (absl::StartsWith(identity, text)) return true;
+  const absl::string_view line = text.substr(0, text.find('\n'));
+  const auto parse = [](absl::string_view json) {
+    return Json::parse(json.begin(), json.end(), nullptr, /*allow_exceptions=*/false);
+  };
+  const Json held = parse(line), own = parse(identity);
+  return held.is_object() && own.is_object() && held.value("kept_by", Json()) == own.value("kept_by", Json());
 }
 
 absl::Status NotWritten(const std::string& path) {
@@ -55,7 +68,7 @@ absl::StatusOr<std::unique_ptr<AnswerJournal>> AnswerJournal::Open(const std::st
   }
   std::unique_ptr<AnswerJournal> journal(new AnswerJournal(path));
   absl::MutexLock lock(&journal->mu_);
-  const bool goes_on = journal->Read(identity);
+  C3PO_ASSIGN_OR_RETURN(const bool goes_on, journal->Read(identity));
   if (!goes_on) journal->answers_.clear();
   journal->file_ = std::fopen(path.c_str(), goes_on ? "ab" : "wb");
   if (journal->file_ == nullptr) return NotWritten(path);
@@ -71,10 +84,13 @@ AnswerJournal::~AnswerJournal() {
   if (file_ != nullptr) std::fclose(file_);
 }
 
-// Whether the file is a journal of this identity, with all its answers read.
-bool AnswerJournal::Read(const std::string& identity) {
+absl::StatusOr<bool> AnswerJournal::Read(const std::string& identity) {
   std::ifstream file(path_, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!IsJournal(text, identity)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path_, ": holds something else than the answers of a calibration, and is left as it is"));
+  }
   size_t at = text.find('\n');
   if (at == std::string::npos || text.substr(0, at) != identity) return false;
   ++at;

@@ -36,8 +36,10 @@ class Fingerprint {
 // depend on besides options and question, then an answer each. Thread-safe.
 class AnswerJournal {
  public:
-  // Goes on with the file, or begins it anew where it is absent, of another `identity`, or cannot be read as a journal.
-  // Its folder is made. A last line that a kill cut short is taken off. Unavailable: the file cannot be written.
+  // Goes on with the file, or begins it anew where it is absent, of another `identity`, or damaged. `identity`: one line
+  // of JSON, whose "kept_by" tells journals from other files. Its folder is made. A last line that a kill cut short is
+  // taken off. FailedPrecondition: the file holds something else, and is left as it is. Unavailable: it cannot be
+  // written.
   static absl::StatusOr<std::unique_ptr<AnswerJournal>> Open(const std::string& path, const std::string& identity);
   ~AnswerJournal();
   AnswerJournal(const AnswerJournal&) = delete;
@@ -56,7 +58,8 @@ class AnswerJournal {
 
  private:
   explicit AnswerJournal(std::string path) : path_(std::move(path)) {}
-  bool Read(const std::string& identity) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether the file is a journal of this identity, with all its answers read. FailedPrecondition: no journal.
+  absl::StatusOr<bool> Read(const std::string& identity) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string path_;
   size_t resumed_ = 0;

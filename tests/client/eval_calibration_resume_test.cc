@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 
@@ -147,7 +148,21 @@ TEST_F(JournalTest, OfAnotherModelOrDamagedItBeginsAnew) {
   EXPECT_EQ(Open()->resumed(), 0);  // The other model's took its place.
   std::ofstream(path_, std::ios::app) << "nonsense\n";
   EXPECT_EQ(Open()->resumed(), 0);
+  std::ofstream(path_) << "{\"mod";  // Killed while it was begun.
+  EXPECT_EQ(Open()->resumed(), 0);
   EXPECT_EQ(AnswerJournal::Open("/proc/none/state.jsonl", "{}").status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(JournalTest, AFileOfAnotherKindIsLeftAsItIs) {
+  Open();  // Makes the folder.
+  const std::string identity = "{\"kept_by\":\"c3po calibrate\",\"model\":\"a\"}";
+  for (const std::string text : {"{\"prompt\": \"p\", \"answer\": \"a\"}\n", "a text without a line break", "\n"}) {
+    std::ofstream(path_, std::ios::trunc) << text;
+    const auto opened = AnswerJournal::Open(path_, identity);
+    EXPECT_EQ(opened.status().code(), absl::StatusCode::kFailedPrecondition);
+    std::ifstream file(path_);
+    EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), text);
+  }
 }
 
 TEST(TimeLeft, IsThePointsThatMayComeWithinTheBudgetAndTheCheck) {

@@ -459,6 +459,44 @@ TEST_F(EvalCliTest, CalibrateEndedBySignalStoresTheBestSoFarAndGoesOn) {
   EXPECT_LE(twice, 1);  // The one that was being asked.
 }
 
+// A sample with an id of its own keeps it when its answer is corrected: the answers kept so far are of other neighbors.
+TEST_F(EvalCliTest, CalibrateBeginsAnewWhereAReferenceSaysSomethingElse) {
+  LetOptimizationHelp();
+  std::string answer = " the";
+  server_.on_list = [&](grpc::ServerContext*, const v1::ListReferencesRequest&, v1::ListReferencesResponse* response) {
+    for (int i = 0; i < 30; ++i) {
+      v1::Reference& reference = *response->add_references();
+      reference.set_id(absl::StrCat("science:", i));
+      v1::ReferenceSample& sample = *reference.mutable_sample();
+      sample.set_prompt(absl::StrCat("q", i));
+      sample.set_answer(i == 29 ? answer : " the");
+      sample.add_choices(" a");
+      sample.add_choices(" the");
+    }
+    return grpc::Status::OK;
+  };
+  // A budget that is spent at once leaves the answers for the next call.
+  const std::vector<std::string> command = {
+      "calibrate", "--collection", "science",   "--questions", "20", "--budget-seconds", "0.000001",
+      "--state",   folder_ + "/state.jsonl", "--dry-run"};
+  ASSERT_EQ(Run(command).exit_code, 0);
+  EXPECT_THAT(Run(command).out, HasSubstr("of a calibration that was ended: it goes on"));
+  answer = " a";
+  EXPECT_THAT(Run(command).out, Not(HasSubstr("it goes on")));
+}
+
+TEST_F(EvalCliTest, CalibrateKeepsItsAnswersInNoFileOfAnotherKind) {
+  ServeReferences(&server_, 30);
+  const std::string samples = Write("samples.jsonl", Samples(4)), before = Read("samples.jsonl");
+  for (const char* flag : {"--dry-run", "--fresh"}) {
+    const ChildResult result = Run({"calibrate", "--collection", "science", "--state", samples, flag});
+    EXPECT_EQ(result.exit_code, 6);
+    EXPECT_THAT(result.err, HasSubstr("samples.jsonl: holds something else than the answers of a calibration"));
+    EXPECT_EQ(Read("samples.jsonl"), before);
+  }
+  EXPECT_TRUE(server_.score_requests().empty());
+}
+
 TEST_F(EvalCliTest, CalibrateEndedWithoutAPointThatHelpsLeavesTheProfile) {
   ServeReferences(&server_, 30);
   absl::Notification blocked;
