@@ -1,20 +1,15 @@
 // c3po store backup: a copy of the server's reference store in a file of this machine.
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <system_error>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
 #include "client/cli/commands.h"
-#include "index/base/durable_file.h"
+#include "client/cli/part_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 
@@ -26,54 +21,12 @@ struct BackupFlags {
   bool force = false;
 };
 
-// FILE.part, which takes FILE's name once it is whole and synced; removed when it does not come to that.
-class PartFile {
- public:
-  static absl::StatusOr<PartFile> Create(const std::string& file) {
-    const std::string path = absl::StrCat(file, ".part");
-    const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0) return FileError(path, "cannot create", errno);
-    return PartFile(file, path, fd);
-  }
-  PartFile(PartFile&& other) noexcept
-      : file_(std::move(other.file_)), path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
-  PartFile& operator=(PartFile&&) = delete;
-  ~PartFile() {
-    if (fd_ < 0) return;
-    close(fd_);
-    unlink(path_.c_str());
-  }
-
-  absl::Status Append(absl::string_view bytes) {
-    while (!bytes.empty()) {
-      const ssize_t written = write(fd_, bytes.data(), bytes.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) return FileError(path_, "cannot write", errno);
-      bytes.remove_prefix(static_cast<size_t>(written));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status Finish() {
-    if (fsync(fd_) != 0) return FileError(path_, "cannot sync", errno);
-    if (rename(path_.c_str(), file_.c_str()) != 0) return FileError(file_, "cannot rename the finished file", errno);
-    close(std::exchange(fd_, -1));
-    return SyncFolderOf(file_);
-  }
-
- private:
-  PartFile(std::string file, std::string path, int fd) : file_(std::move(file)), path_(std::move(path)), fd_(fd) {}
-
-  const std::string file_, path_;
-  int fd_;
-};
-
 absl::Status Backup(Session& session, const BackupFlags& flags) {
   std::error_code error;
   if (!flags.force && std::filesystem::exists(flags.file, error)) {
     return absl::InvalidArgumentError(absl::StrCat(flags.file, ": is there already; --force replaces it"));
   }
-  C3PO_ASSIGN_OR_RETURN(PartFile part, PartFile::Create(flags.file));
+  C3PO_ASSIGN_OR_RETURN(PartFile part, PartFile::Create(flags.file, 0600));
   Sha256 digest;
   uint64_t received = 0, total = 0;
   std::string sent_digest;

@@ -7,7 +7,10 @@
 #include <signal.h>
 
 #include <cmath>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -625,7 +628,29 @@ TEST_F(CliTest, ExportWritesWhatImportReads) {
   std::ifstream file(path);
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), exported.out);
   EXPECT_EQ(Run({"refs", "export", "--collection", "nobody"}).exit_code, 5);
-  EXPECT_EQ(Run({"refs", "export", "/nonexistent/file"}).exit_code, 4);
+  EXPECT_EQ(Run({"refs", "export", "/nonexistent/file"}).exit_code, 5);
+}
+
+TEST_F(CliTest, AnExportThatFailsLeavesTheFileThatIsThere) {
+  server_.on_list = [&](grpc::ServerContext*, const v1::ListReferencesRequest& request,
+                        v1::ListReferencesResponse* response) {
+    if (request.collection() != "science") return grpc::Status::OK;
+    if (!request.page_token().empty()) return grpc::Status(grpc::StatusCode::INTERNAL, "a defect");
+    response->add_references()->mutable_sample()->set_prompt("new");
+    response->set_next_page_token("next");
+    return grpc::Status::OK;
+  };
+  const std::string path = WriteFile("exported.jsonl", "earlier\n");
+  for (const auto& [collection, code] : std::map<std::string, int>{{"nobody", 5}, {"science", 1}}) {
+    EXPECT_EQ(Run({"refs", "export", path, "--collection", collection}).exit_code, code);
+    std::ifstream file(path);
+    EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), "earlier\n");
+    EXPECT_FALSE(std::ifstream(path + ".part").good());
+  }
+  // What is no file of its own is written to, not replaced.
+  server_.on_list = nullptr;
+  EXPECT_EQ(Run({"refs", "export", "/dev/null", "--collection", "science"}).exit_code, 0);
+  EXPECT_FALSE(std::filesystem::is_regular_file("/dev/null"));
 }
 
 TEST_F(CliTest, AnImportThatBreaksTellsWhatWasAcknowledgedAndFails) {
