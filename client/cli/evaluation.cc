@@ -191,11 +191,12 @@ absl::Status Conclude(const EvaluationOutcome& outcome, const std::string& out) 
   if (outcome.cancelled) {
     return absl::CancelledError(absl::StrCat("ended by a signal; the same command goes on from ", out));
   }
+  absl::Status status = outcome.status;
   for (const absl::Status& given_up : outcome.given_up) {
-    absl::FPrintF(stderr, "%s\n", WithoutControls(given_up.ToString()));
+    if (status.ok()) status = given_up;
+    if (given_up != status) absl::FPrintF(stderr, "%s\n", WithoutControls(given_up.ToString()));
   }
-  if (!outcome.status.ok()) return outcome.status;
-  if (!outcome.given_up.empty()) return outcome.given_up.front();
+  if (!status.ok()) return status;
   if (outcome.failed > 0) {
     return absl::InternalError(absl::StrCat(outcome.failed, outcome.failed == 1 ? " answer" : " answers",
                                             " failed and count nowhere; the same command asks them again"));
