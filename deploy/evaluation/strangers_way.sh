@@ -38,9 +38,13 @@ for task in "${TASKS[@]}"; do
 for line in sys.stdin:
     item = json.loads(line)
     print(json.dumps({key: item[key] for key in ("id", "prompt", "answer")}))' <"$OUT/$task.jsonl" >"$OUT/$task.text.jsonl"
-  heading "$task: import"
-  c3po refs import "$SUITE/$task/references.jsonl" --collection "$task" --limit "$REFERENCES"
-  measure "$task" imported
+  # Once: a calibration, even one that was interrupted, may have stored a profile, and then nobody gets the defaults any longer.
+  if [ ! -f "$OUT/$task-imported.done" ]; then
+    heading "$task: import"
+    c3po refs import "$SUITE/$task/references.jsonl" --collection "$task" --limit "$REFERENCES"
+    measure "$task" imported
+    touch "$OUT/$task-imported.done"
+  fi
   heading "$task: calibrate"
   if [ ! -f "$OUT/$task-calibrate.txt" ]; then
     c3po calibrate --collection "$task" --budget-seconds "${C3PO_WAY_BUDGET:-100}" --fresh | tee "$OUT/calibrate.part"
