@@ -25,6 +25,7 @@ struct ProfileFlags {
   std::vector<std::string> fields;
   std::string notes;
   bool json = false;
+  bool missing_ok = false;
 };
 
 absl::Status Show(Session& session, const ProfileFlags& flags) {
@@ -92,6 +93,15 @@ absl::Status Set(Session& session, const ProfileFlags& flags) {
 }
 
 absl::Status Clear(Session& session, const ProfileFlags& flags) {
+  if (!flags.missing_ok) {
+    v1::GetCollectionRequest asked;
+    asked.set_collection(flags.collection);
+    C3PO_ASSIGN_OR_RETURN(const v1::GetCollectionResponse collection,
+                          session.client->GetCollection(asked, session.call_options()));
+    if (!collection.has_profile()) {
+      return absl::NotFoundError(absl::StrCat("collection ", flags.collection, " has no profile"));
+    }
+  }
   v1::SetProfileRequest request;
   request.set_collection(flags.collection);
   C3PO_RETURN_IF_ERROR(session.client->SetProfile(request, session.call_options()).status());
@@ -128,7 +138,8 @@ void AddRefsProfileCommands(CLI::App& refs, Session* session) {
     if (json->count() == 0 && fields->count() == 0) throw CLI::RequiredError("the profile's JSON or --set");
     session->command = [flags](Session& chosen) { return Set(chosen, *flags); };
   });
-  Add(*profile, session, "clear", "Remove the profile", Clear, flags);
+  Add(*profile, session, "clear", "Remove the profile; exit code 5 where there is none", Clear, flags)
+      ->add_flag("--missing-ok", flags->missing_ok, "What is not there is no failure");
 }
 
 }  // namespace c3po
