@@ -103,6 +103,7 @@ Table LatencyTable(const LoadReport& report, bool open_loop) {
   add("in the queue", report.queue);
   add("prefill", report.prefill);
   add("optimization", report.optimization);
+  add("waiting for turns of it", report.optimization_wait);
   if (open_loop) add("sent late by", report.send_delay);
   return table;
 }

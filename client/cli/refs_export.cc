@@ -28,8 +28,8 @@ struct ExportFlags {
   std::string path = "-";
 };
 
-// Where the samples go: a file, which is replaced once the new one is whole, or stdout and what else is no file of its own
-// (a pipe, a terminal).
+// Where the samples go: a file, which is replaced once the new one is whole, or stdout and what else is no file of its
+// own (a pipe, a terminal).
 class SampleSink {
  public:
   static absl::StatusOr<SampleSink> Open(const std::string& path) {

@@ -36,10 +36,10 @@ class Fingerprint {
 // depend on besides options and question, then an answer each. Thread-safe.
 class AnswerJournal {
  public:
-  // Goes on with the file, or begins it anew where it is absent, of another `identity`, or damaged. `identity`: one line
-  // of JSON, whose "kept_by" tells journals from other files. Its folder is made. A last line that a kill cut short is
-  // taken off. FailedPrecondition: the file holds something else, and is left as it is. Unavailable: it cannot be
-  // written.
+  // Goes on with the file, or begins it anew where it is absent, of another `identity`, or damaged. `identity`: one
+  // line of JSON, whose "kept_by" tells journals from other files. Its folder is made. A last line that a kill cut
+  // short is taken off. FailedPrecondition: the file holds something else, and is left as it is. Unavailable: it cannot
+  // be written.
   static absl::StatusOr<std::unique_ptr<AnswerJournal>> Open(const std::string& path, const std::string& identity);
   ~AnswerJournal();
   AnswerJournal(const AnswerJournal&) = delete;

@@ -43,7 +43,10 @@ class StreamTrace {
       served.output_tokens = summary.usage().completion_tokens();
       served.queue_seconds = summary.timings().queue_seconds();
       served.prefill_seconds = summary.timings().prefill_seconds();
-      if (applied_) served.optimization_seconds = summary.timings().optimization_seconds();
+      if (applied_) {
+        served.optimization_seconds = summary.timings().optimization_seconds();
+        served.optimization_wait_seconds = summary.timings().optimization_wait_seconds();
+      }
       outcome->served = served;
     }
   }

@@ -89,6 +89,7 @@ void LoadRecorder::AddLatencies(const CallOutcome& outcome) {
   queue_.Add(outcome.served->queue_seconds);
   prefill_.Add(outcome.served->prefill_seconds);
   if (outcome.served->optimization_seconds) optimization_.Add(*outcome.served->optimization_seconds);
+  if (outcome.served->optimization_wait_seconds) optimization_wait_.Add(*outcome.served->optimization_wait_seconds);
 }
 
 void LoadRecorder::AddInterrupted() {
@@ -115,6 +116,7 @@ LoadReport LoadRecorder::Report() const {
   report.queue = queue_.Summarize();
   report.prefill = prefill_.Summarize();
   report.optimization = optimization_.Summarize();
+  report.optimization_wait = optimization_wait_.Summarize();
   report.send_delay = send_delay_.Summarize();
   return report;
 }
@@ -155,6 +157,7 @@ std::string LoadReportJson(const LoadReport& report, const LoadOptions& options,
                            {"queue", ToJson(report.queue)},
                            {"prefill", ToJson(report.prefill)},
                            {"optimization", ToJson(report.optimization)},
+                           {"optimization_wait", ToJson(report.optimization_wait)},
                            {"send_delay", ToJson(report.send_delay)}}}};
   if (!server.empty()) json["server"] = nlohmann::json::parse(server, nullptr, /*allow_exceptions=*/false);
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);

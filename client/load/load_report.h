@@ -32,7 +32,8 @@ struct CallOutcome {
     uint32_t output_tokens = 0;
     double queue_seconds = 0;
     double prefill_seconds = 0;
-    std::optional<double> optimization_seconds;  // of calls whose pathway was optimized
+    // Of calls whose pathway was optimized: its own work, and the wait for its turns while others had theirs.
+    std::optional<double> optimization_seconds, optimization_wait_seconds;
   };
   std::optional<Served> served;
 };
@@ -69,8 +70,9 @@ struct LoadReport {
   LatencySummary end_to_end;
   LatencySummary queue;  // the server's figures
   LatencySummary prefill;
-  LatencySummary optimization;  // only calls whose pathway was optimized
-  LatencySummary send_delay;    // how much later than planned this client sent: its own trouble, not the server's
+  LatencySummary optimization;       // only calls whose pathway was optimized
+  LatencySummary optimization_wait;  // likewise; for turns of it
+  LatencySummary send_delay;         // how much later than planned this client sent: its own trouble, not the server's
 
   // Calls that ended neither well, nor refused (RESOURCE_EXHAUSTED), nor by their planned cancellation.
   uint64_t unexpected() const;
@@ -107,6 +109,7 @@ class LoadRecorder {
   LatencyValues end_to_end_ ABSL_GUARDED_BY(mu_);
   LatencyValues queue_ ABSL_GUARDED_BY(mu_);
   LatencyValues prefill_ ABSL_GUARDED_BY(mu_);
+  LatencyValues optimization_wait_ ABSL_GUARDED_BY(mu_);
   LatencyValues optimization_ ABSL_GUARDED_BY(mu_);
   LatencyValues send_delay_ ABSL_GUARDED_BY(mu_);
 };

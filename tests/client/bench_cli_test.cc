@@ -35,9 +35,10 @@ class BenchCliTest : public ::testing::Test {
 TEST_F(BenchCliTest, PrintsPercentilesThroughputAndStatuses) {
   const ChildResult result = Run({"--requests", "20", "--concurrency", "2", "--max-tokens", "5"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
-  EXPECT_THAT(result.out, AllOf(HasSubstr("p99"), HasSubstr("time to first token"), HasSubstr("between tokens"),
-                                HasSubstr("end to end"), HasSubstr("optimization"), HasSubstr("OK"),
-                                HasSubstr("requests/s"), HasSubstr("closed loop, 2 callers")));
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("p99"), HasSubstr("time to first token"), HasSubstr("between tokens"),
+                    HasSubstr("end to end"), HasSubstr("optimization"), HasSubstr("waiting for turns of it"),
+                    HasSubstr("OK"), HasSubstr("requests/s"), HasSubstr("closed loop, 2 callers")));
   const auto requests = server_.generate_requests();
   ASSERT_EQ(requests.size(), 20);
   for (const v1::GenerateRequest& request : requests) {
@@ -59,6 +60,7 @@ TEST_F(BenchCliTest, PrintsJsonAndTakesTheMethodsFlags) {
   EXPECT_EQ(json["options"]["seed"], 3);
   EXPECT_EQ(json["server"]["model"]["name"], "tiny");
   EXPECT_EQ(json["latency_seconds"]["optimization"]["count"], 5);
+  EXPECT_EQ(json["latency_seconds"]["optimization_wait"]["count"], 5);
   const v1::GenerateRequest request = server_.generate_requests().at(0);
   EXPECT_EQ(request.optimization().k(), 7);
   EXPECT_EQ(request.optimization().collection(), "science");

@@ -481,7 +481,7 @@ TEST_F(EvalCliTest, CalibrateBeginsAnewWhereAReferenceSaysSomethingElse) {
   };
   // A budget that is spent at once leaves the answers for the next call.
   const std::vector<std::string> command = {
-      "calibrate", "--collection", "science",   "--questions", "20", "--budget-seconds", "0.000001",
+      "calibrate", "--collection",           "science",  "--questions", "20", "--budget-seconds", "0.000001",
       "--state",   folder_ + "/state.jsonl", "--dry-run"};
   ASSERT_EQ(Run(command).exit_code, 0);
   EXPECT_THAT(Run(command).out, HasSubstr("of a calibration that was ended: it goes on"));

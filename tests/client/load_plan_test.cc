@@ -248,6 +248,13 @@ TEST(LoadRecorder, CountsLatenciesFromThePlannedMoment) {
   EXPECT_EQ(report.queue.max, 0.0625);
   EXPECT_EQ(report.inter_token.count, 2);
   EXPECT_EQ(report.optimization.count, 0);
+  EXPECT_EQ(report.optimization_wait.count, 0);
+  CallOutcome optimized = Outcome(5, 5, 6);
+  optimized.served->optimization_seconds = 0.25;
+  optimized.served->optimization_wait_seconds = 0.5;
+  recorder.Add(optimized);
+  EXPECT_EQ(recorder.Report().optimization.max, 0.25);
+  EXPECT_EQ(recorder.Report().optimization_wait.max, 0.5);
 }
 
 TEST(LoadRecorder, KeepsWarmUpCancelsSlowReadersAndFailuresApart) {
