@@ -8,10 +8,14 @@ import time
 import grpc
 
 from c3po_lm_eval.errors import C3poError
-from c3po_lm_eval.stubs import generation_pb2, generation_pb2_grpc, server_pb2, server_pb2_grpc
+from c3po_lm_eval.stubs import (generation_pb2, generation_pb2_grpc, reference_pb2, reference_pb2_grpc, server_pb2,
+                                server_pb2_grpc)
 
 ATTEMPTS = 4  # As the C++ client's.
 FIRST_PAUSE_SECONDS = 0.5  # Doubled with each attempt; the server's own wish, where it has one, counts more.
+# A search may fail so where nothing is known of a question: no such collection, or a prompt that cannot be embedded.
+NOT_KNOWN = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
+SAME_TEXT_DISTANCE_MAX = 1e-4  # Embeddings this near are of one text, up to rounding (client/eval/known_questions.h).
 RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
@@ -31,6 +35,7 @@ class Connection:
             self._channel = grpc.insecure_channel(target, options)
         self._call_options = {"timeout": timeout_seconds, "metadata": [("authorization", f"Bearer {token}")] if token else []}
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._reference = reference_pb2_grpc.ReferenceServiceStub(self._channel)
         self._server = server_pb2_grpc.ServerServiceStub(self._channel)
 
     def server_info(self):
@@ -60,6 +65,18 @@ class Connection:
             return "".join(text), report
 
         return self._call(read)
+
+    def is_among_references(self, collection: str, prompt: str) -> bool:
+        """Whether the collection has the prompt as a reference: the same text but for white space at its ends, or distance 0."""
+        request = reference_pb2.SearchReferencesRequest(collection=collection, text=prompt, k=4)
+        try:
+            response = self._call(lambda: self._reference.Search(request, **self._call_options))
+        except C3poError as error:
+            if isinstance(error.__cause__, grpc.RpcError) and error.__cause__.code() in NOT_KNOWN:
+                return False
+            raise
+        return any(hit.distance <= SAME_TEXT_DISTANCE_MAX or hit.reference.sample.prompt.strip() == prompt.strip()
+                   for hit in response.hits)
 
     def tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
         if text == "":

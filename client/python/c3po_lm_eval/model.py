@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import logging
 import threading
 from typing import Callable
 
@@ -16,6 +17,7 @@ from c3po_lm_eval.rolling_windows import rolling_windows
 from c3po_lm_eval.sampling_args import DEFAULT_MAX_TOKENS, sampling_from_kwargs
 from c3po_lm_eval.stubs import generation_pb2, options_pb2
 
+LOGGER = logging.getLogger(__name__)
 DEFAULT_TARGET = "127.0.0.1:50051"
 CONTINUATIONS_MAX = 256  # The server's limit of one call.
 # Looked for where the tokenizer itself puts nothing before a text and no prefix_token is given.
@@ -53,6 +55,7 @@ class C3poLM(LM):
         self._prefix_token = None if prefix_token is None else self._single_token(str(prefix_token))
         if prefix_token is not None and self._prefix_token is None:
             raise C3poError(f"model_args: prefix_token: {prefix_token!r} is not one token of the server's vocabulary")
+        self._among_references = 0
         self._gate_decisions = collections.Counter()
         self._optimization_seconds = 0.0
         self._lock = threading.Lock()
@@ -70,7 +73,9 @@ class C3poLM(LM):
                 results[index] = (score.log_likelihood, score.is_greedy)
                 self.cache_hook.add_partial("loglikelihood", requests[index].args, results[index])
 
-        self._run(group_into_questions(requests), answer, "loglikelihood", disable_tqdm)
+        questions = group_into_questions(requests)
+        self._run(questions, answer, "loglikelihood", disable_tqdm)
+        self._tell_known({question.context for question in questions}, disable_tqdm)
         return results
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
@@ -93,6 +98,7 @@ class C3poLM(LM):
             self.cache_hook.add_partial("generate_until", requests[index].args, results[index])
 
         self._run(range(len(requests)), answer, "generate_until", disable_tqdm, lambda index: requests[index])
+        self._tell_known({request.args[0] for request in requests}, disable_tqdm)
         return results
 
     def apply_chat_template(self, chat_history, add_generation_prompt=True) -> str:
@@ -114,6 +120,7 @@ class C3poLM(LM):
             "c3po_embedder_digest": self._info.embedder.digest,
             "c3po_gate_decisions": dict(sorted(self._gate_decisions.items())),
             "c3po_optimization_seconds": self._optimization_seconds,
+            "c3po_questions_among_references": self._among_references,
         }
 
     # --- Calls ---
@@ -137,6 +144,21 @@ class C3poLM(LM):
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _tell_known(self, contexts: set[str], disable_tqdm: bool) -> None:
+        """Counts the questions that are among the references. Their neighbors hold their answers, and the harness leaves no
+        question out: all that can be done is to tell."""
+        if self._optimization.method == options_pb2.METHOD_NONE:
+            return
+        collection = self._optimization.collection or "default"
+        asked = sorted(context for context in contexts if context.strip())
+        with concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool:
+            found = pool.map(lambda context: self._connection.is_among_references(collection, context), asked)
+            known = sum(tqdm(found, total=len(asked), desc="c3po looks for known questions", disable=disable_tqdm))
+        self._among_references += known
+        if known > 0:
+            LOGGER.warning("%d of %d questions are among the references of %s: what is gained on them says nothing of new ones",
+                           known, len(asked), collection)
 
     def _score_question(self, question: Question) -> dict:
         """The ContinuationScore of each continuation."""

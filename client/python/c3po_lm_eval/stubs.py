@@ -13,6 +13,9 @@ from google.api import annotations_pb2
 from grpc_tools import protoc
 
 
+STEMS = ("options", "generation", "reference", "server")
+
+
 def _proto_dir() -> pathlib.Path:
     here = pathlib.Path(__file__).resolve().parent
     for folder in (here / "proto", here.parents[2] / "proto"):
@@ -23,7 +26,7 @@ def _proto_dir() -> pathlib.Path:
 
 def _compile_and_import() -> dict:
     protos = _proto_dir()
-    names = [f"c3po/v1/{name}.proto" for name in ("options", "generation", "server")]
+    names = [f"c3po/v1/{name}.proto" for name in STEMS]
     googleapis = pathlib.Path(annotations_pb2.__file__).parents[2]
     well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"  # google/protobuf, which google/api needs.
     includes = [f"-I{folder}" for folder in (protos, googleapis, well_known)]
@@ -34,7 +37,7 @@ def _compile_and_import() -> dict:
         try:
             return {
                 stem + suffix: importlib.import_module(f"c3po.v1.{stem}{suffix}")
-                for stem in ("options", "generation", "server")
+                for stem in STEMS
                 for suffix in ("_pb2", "_pb2_grpc")
             }
         finally:
@@ -45,5 +48,7 @@ _MODULES = _compile_and_import()
 options_pb2 = _MODULES["options_pb2"]
 generation_pb2 = _MODULES["generation_pb2"]
 generation_pb2_grpc = _MODULES["generation_pb2_grpc"]
+reference_pb2 = _MODULES["reference_pb2"]
+reference_pb2_grpc = _MODULES["reference_pb2_grpc"]
 server_pb2 = _MODULES["server_pb2"]
 server_pb2_grpc = _MODULES["server_pb2_grpc"]

@@ -5,20 +5,23 @@ import pathlib
 import random
 import sys
 import unittest
+import unittest.mock
 
+import grpc
 from lm_eval._cli.utils import key_val_to_dict
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "client" / "python"))
 
+from c3po_lm_eval.connection import Connection
 from c3po_lm_eval.errors import C3poError
 from c3po_lm_eval.model import C3poLM
 from c3po_lm_eval.optimization_args import argument_names, optimization_from_args
 from c3po_lm_eval.questions import group_into_questions
 from c3po_lm_eval.rolling_windows import rolling_windows
 from c3po_lm_eval.sampling_args import ALWAYS, DRAWING, sampling_from_kwargs
-from c3po_lm_eval.stubs import generation_pb2
+from c3po_lm_eval.stubs import generation_pb2, reference_pb2
 from c3po_lm_eval.stubs import options_pb2 as opt
 
 
@@ -196,6 +199,75 @@ class RollingTextsTest(unittest.TestCase):
         self.assertEqual(lm._rolling_log_likelihood(text), -sum(tokens))
         expected = [make_disjoint_window(w) for w in get_rolling_token_windows(tokens, 0, 3, 1)]
         self.assertEqual(lm._connection.scored, [(list(context), list(predicted)) for context, predicted in expected])
+
+
+class Encyclopedia:
+    """A server whose collection `science` has two references; one more text has the first one's embedding."""
+
+    def __init__(self):
+        self.searched = []
+
+    def Search(self, request, **_):
+        self.searched.append(request)
+        if request.collection != "science":
+            raise Refusal(grpc.StatusCode.NOT_FOUND)
+        if request.text == "down":
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED)
+        distance = {"What is rain?": 0.0, "what is rain ?": 5e-5}.get(request.text, 0.4)
+        response = reference_pb2.SearchReferencesResponse()
+        for prompt in ("What is rain?", "What is snow?\n"):
+            response.hits.add(distance=distance).reference.sample.prompt = prompt
+            distance += 0.3
+        return response
+
+    def Score(self, request, **_):
+        scores = [generation_pb2.ContinuationScore(log_likelihood=-1, token_count=1) for _ in request.continuations]
+        return generation_pb2.ScoreResponse(scores=scores)
+
+
+class Refusal(grpc.RpcError):
+    def __init__(self, code):
+        self._code = code
+
+    def code(self):
+        return self._code
+
+    def details(self):
+        return ""
+
+
+class KnownQuestionsTest(unittest.TestCase):
+    def model(self, **options):
+        server = Encyclopedia()
+        connection = Connection("127.0.0.1:1", 1)
+        connection._reference = connection._generation = server
+        lm = C3poLM.__new__(C3poLM)
+        lm._connection, lm._window, lm._concurrency, lm._among_references = connection, 4096, 2, 0
+        lm._optimization = opt.OptimizationOptions(**options)
+        lm._count = lambda report: None
+        lm.cache_hook = unittest.mock.Mock()
+        return lm, server
+
+    def test_questions_among_the_references_are_counted_and_told(self):
+        lm, server = self.model(collection="science")
+        rows = ((0, "What is rain?"), (1, "what is rain ?"), (2, "What is snow?"), (3, "What is hail?"), (4, "What is hail?"))
+        requests = [Instance("loglikelihood", {}, (context, text), 0, ("task", document, 1)) for document, context in rows
+                    for text in (" wet", " dry")]
+        with self.assertLogs("c3po_lm_eval.model", "WARNING") as logs:
+            self.assertEqual(lm.loglikelihood(requests, disable_tqdm=True), [(-1, False)] * 10)
+        self.assertIn("3 of 4 questions are among the references of science", logs.output[0])
+        self.assertEqual((lm._among_references, len(server.searched)), (3, 4))
+
+    def test_the_model_alone_has_no_references_and_a_collection_that_is_not_there_none(self):
+        request = [Instance("loglikelihood", {}, ("What is rain?", " wet"), 0, ("task", 0, 1))]
+        lm, server = self.model(collection="science", method=opt.METHOD_NONE)
+        lm.loglikelihood(request, disable_tqdm=True)
+        self.assertEqual((lm._among_references, server.searched), (0, []))
+        lm, server = self.model()
+        lm.loglikelihood(request, disable_tqdm=True)
+        self.assertEqual((lm._among_references, server.searched[0].collection), (0, "default"))
+        with self.assertRaises(C3poError):
+            self.model(collection="science")[0]._tell_known({"down"}, True)
 
 
 if __name__ == "__main__":
