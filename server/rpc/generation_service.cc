@@ -2,10 +2,10 @@
 
 #include <utility>
 
-#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/on_worker.h"
 #include "server/rpc/profiles.h"
 #include "server/rpc/queued_stream.h"
 #include "server/rpc/wire.h"
@@ -185,16 +185,6 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   std::shared_ptr<ScoreReactor> self_;
 };
 
-// For calls that are over before they return: what `work` returns, unless the call is not let in.
-grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
-                                    absl::FunctionRef<absl::Status(const PromptText&)> work) {
-  CallState call(context, parts, rpc);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::Status entry = call.entry();
-  reactor->Finish(call.End(entry.ok() ? work(*parts.pipeline_parts.text) : entry));
-  return reactor;
-}
-
 }  // namespace
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(grpc::CallbackServerContext* context,
@@ -209,27 +199,29 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
-  const auto tokenize = [&](const PromptText& text) -> absl::Status {
+  const auto tokenize = [this, bytes, response](CallState&) -> absl::Status {
+    const Tokenizer& tokenizer = *parts_.pipeline_parts.text->tokenizer();
     C3PO_ASSIGN_OR_RETURN(const v1::TokenizeRequest request, ParseRequest<v1::TokenizeRequest>(*bytes));
     const bool special = request.has_add_special_tokens() ? request.add_special_tokens() : true;
-    const auto ids = text.tokenizer()->Encode(request.text(), special);
+    const auto ids = tokenizer.Encode(request.text(), special);
     if (!ids.ok()) return absl::Status(ids.status().code(), absl::StrCat("text: ", ids.status().message()));
     v1::TokenizeResponse message;
     for (int32_t id : *ids) {
       message.add_ids(static_cast<uint32_t>(id));
-      message.add_pieces(std::string(text.tokenizer()->Piece(id)));
+      message.add_pieces(std::string(tokenizer.Piece(id)));
     }
     if (message.ByteSizeLong() > kAnswerBytesMax) message.clear_pieces();
     *response = ToBytes(message);
     return absl::OkStatus();
   };
-  return FinishNow(context, parts_, Metrics::Rpc::kTokenize, tokenize);
+  return OnWorker(context, parts_, Metrics::Rpc::kTokenize, tokenize);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
                                                         const v1::DetokenizeRequest* request,
                                                         v1::DetokenizeResponse* response) {
-  const auto detokenize = [&](const PromptText& text) -> absl::Status {
+  const auto detokenize = [this, request, response](CallState&) -> absl::Status {
+    const PromptText& text = *parts_.pipeline_parts.text;
     std::vector<int32_t> ids;
     for (int i = 0; i < request->ids_size(); ++i) {
       if (request->ids(i) >= static_cast<uint32_t>(text.ids_end())) {
@@ -242,7 +234,7 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
     response->set_text(text.tokenizer()->Decode(ids, skip_special_tokens));
     return absl::OkStatus();
   };
-  return FinishNow(context, parts_, Metrics::Rpc::kDetokenize, detokenize);
+  return OnWorker(context, parts_, Metrics::Rpc::kDetokenize, detokenize);
 }
 
 }  // namespace c3po

@@ -1,7 +1,6 @@
 #include "server/rpc/reference_service.h"
 
 #include <algorithm>
-#include <functional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -13,6 +12,7 @@
 #include "server/rpc/backup_reactor.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/learning_reactors.h"
+#include "server/rpc/on_worker.h"
 #include "server/rpc/profiles.h"
 #include "server/rpc/wire.h"
 
@@ -22,22 +22,6 @@ namespace {
 constexpr uint32_t kPageSizeDefault = 100, kPageSizeMax = 1000;
 constexpr uint32_t kListAtOnce = 32;  // Records read at once, so that few are in memory that a page has no room for.
 constexpr int kSearchDefault = 3;
-
-// Runs `work` on the worker pool and finishes the call with what it returns.
-grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
-                                   std::function<absl::Status(CallState&)> work) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  auto call = std::make_shared<CallState>(context, parts, rpc);
-  if (!call->entry().ok()) {
-    reactor->Finish(call->End(call->entry()));
-    return reactor;
-  }
-  const bool taken = parts.pipeline_parts.workers->Submit(
-      [reactor, call, work = std::move(work)] { reactor->Finish(call->End(work(*call))); });
-  if (!taken)
-    reactor->Finish(call->End(absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker")));
-  return reactor;
-}
 
 void StatsToProto(const CollectionStats& stats, v1::CollectionStats* out) {
   out->set_collection(stats.collection);

@@ -95,6 +95,19 @@ class LimitsTest(ServingCase):
         self.assertIn("150000", self.refused(max_tokens=40_000))
         self.clear(streams)
 
+    def test_long_texts_are_tokenized_by_workers_and_find_no_place_beyond_their_queue(self):
+        # On gRPC's own threads they would all be served, and health checks and every other call wait meanwhile.
+        server = self.start("--workers", 1, "--pending-requests-max", 1, store="workers")
+        self.addCleanup(server.stop)
+        tokenize = pb["generation_pb2_grpc"].GenerationServiceStub(self.own_channel(server)).Tokenize
+        calls = [tokenize.future(gen.TokenizeRequest(text="Hello, how are you? " * 100_000), metadata=self.ANN) for _ in range(6)]
+        errors = [error for error in (call.exception() for call in calls) if error is not None]
+        self.assertGreater(len(errors), 0)
+        self.assertLess(len(errors), 6, errors)
+        for error in errors:
+            self.assertEqual(error.code(), grpc.StatusCode.RESOURCE_EXHAUSTED, error.details())
+            self.assertIn("worker", error.details())
+
     def test_a_caller_gets_its_share(self):
         streams = self.hold(1, self.BEN) + self.hold(4, self.ANN)
         self.wait_until(lambda: self.pending() == 5, "five are pending")
