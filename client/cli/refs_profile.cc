@@ -93,20 +93,13 @@ absl::Status Set(Session& session, const ProfileFlags& flags) {
 }
 
 absl::Status Clear(Session& session, const ProfileFlags& flags) {
-  if (!flags.missing_ok) {
-    v1::GetCollectionRequest asked;
-    asked.set_collection(flags.collection);
-    C3PO_ASSIGN_OR_RETURN(const v1::GetCollectionResponse collection,
-                          session.client->GetCollection(asked, session.call_options()));
-    if (!collection.has_profile()) {
-      return absl::NotFoundError(absl::StrCat("collection ", flags.collection, " has no profile"));
-    }
-  }
   v1::SetProfileRequest request;
   request.set_collection(flags.collection);
-  C3PO_RETURN_IF_ERROR(session.client->SetProfile(request, session.call_options()).status());
-  absl::PrintF("collection %s: profile removed\n", flags.collection);
-  return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const v1::SetProfileResponse response,
+                        session.client->SetProfile(request, session.call_options()));
+  if (response.removed()) absl::PrintF("collection %s: profile removed\n", flags.collection);
+  if (response.removed() || flags.missing_ok) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("collection ", flags.collection, " has no profile"));
 }
 
 using ProfileCommand = absl::Status (*)(Session&, const ProfileFlags&);

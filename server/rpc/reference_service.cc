@@ -227,11 +227,16 @@ grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerConte
     const std::string name = request.collection().empty() ? "default" : request.collection();
     C3PO_RETURN_IF_ERROR(ValidateCollectionName(name));
     call.NoteCollection(name);
+    v1::SetProfileResponse outcome;
+    if (!request.has_profile()) {
+      C3PO_ASSIGN_OR_RETURN(const auto held, parts_.profiles->Find(name));
+      outcome.set_removed(held != nullptr);
+    }
     C3PO_RETURN_IF_ERROR(request.has_profile() ? parts_.profiles->Set(name, {request.profile(), request.notes()})
                                                : parts_.profiles->Remove(name));
     call.Audit(request.has_profile() ? "set_profile" : "remove_profile",
                {{"profile", request.profile().ShortDebugString()}});
-    *response = ToBytes(v1::SetProfileResponse());
+    *response = ToBytes(outcome);
     return absl::OkStatus();
   };
   return OnWorker(context, parts_, Metrics::Rpc::kReferencesSetProfile, set);

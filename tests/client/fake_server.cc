@@ -255,9 +255,10 @@ class FakeServer::References : public v1::ReferenceService::Service {
     return grpc::Status::OK;
   }
   grpc::Status SetProfile(grpc::ServerContext*, const v1::SetProfileRequest* request,
-                          v1::SetProfileResponse*) override {
+                          v1::SetProfileResponse* response) override {
     absl::MutexLock lock(&fake_.mu_);
     fake_.profile_requests_.push_back(*request);
+    response->set_removed(!request->has_profile() && request->collection() != "new");
     return grpc::Status::OK;
   }
   // Three epochs, then the outcome; nothing is stored over the collection "stubborn".

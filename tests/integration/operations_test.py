@@ -195,7 +195,7 @@ class OperationsTest(unittest.TestCase):
         name = "audited"
         self.add(name, samples(20))
         self.references.SetProfile(ref.SetProfileRequest(collection=name, profile=opt.OptimizationOptions(k=2)))
-        self.references.SetProfile(ref.SetProfileRequest(collection=name))
+        self.assertTrue(self.references.SetProfile(ref.SetProfileRequest(collection=name)).removed)
         tuned = list(self.references.TunePrior(ref.TunePriorRequest(collection=name, critical_layers=[0, 1], epochs=3, batch_size=8,
                                                                     learning_rate=0.3), timeout=120))
         list(self.references.AmortizeShifts(ref.AmortizeShiftsRequest(
@@ -338,6 +338,11 @@ class OperationsTest(unittest.TestCase):
 
     def test_deleting_what_is_not_there_fails_at_the_command_line(self):
         self.assertEqual(self.cli("refs", "delete", "--collection", "nobody", "--yes").returncode, 5)
+        self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "nobody").returncode, 5)
+        # A profile may be there before the first reference is.
+        self.cli("refs", "profile", "set", "--collection", "early", "--set", "k=3")
+        self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "early").returncode, 0)
+        self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "early").returncode, 5)
         self.assertEqual(self.cli("refs", "delete", "nobody").returncode, 5)
         self.assertEqual(self.cli("refs", "delete", "nobody", "--missing-ok").returncode, 0)
 
