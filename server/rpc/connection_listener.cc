@@ -299,8 +299,8 @@ void ConnectionListener::OutOfDescriptors(const Socket& listening) {
 }
 
 void ConnectionListener::Refuse(int connection, Metrics::RefusedConnection why, const std::string& address) {
+  if (metrics_ != nullptr) metrics_->CountRefusedConnection(why);  // Before its client can know.
   if (connection >= 0) close(connection);
-  if (metrics_ != nullptr) metrics_->CountRefusedConnection(why);
   const std::optional<int64_t> passed_over = refusals_.Admit(SteadyNow());
   if (!passed_over) return;
   Log(LogLevel::kWarning, "connection_refused", "",
