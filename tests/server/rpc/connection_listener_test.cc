@@ -80,9 +80,11 @@ class Greeter {
     EXPECT_TRUE(listener.ok()) << listener.status();
     listener_ = *std::move(listener);
     listener_->Open([this](int, int connection) {
-      send(connection, "h", 1, MSG_NOSIGNAL);  // It may have gone already.
-      const absl::MutexLock lock(&mu_);
-      kept_.push_back(std::make_unique<Descriptor>(connection));
+      {
+        const absl::MutexLock lock(&mu_);
+        kept_.push_back(std::make_unique<Descriptor>(connection));
+      }
+      send(connection, "h", 1, MSG_NOSIGNAL);  // Its client may have gone already.
     });
   }
   ~Greeter() { listener_->Close(); }
