@@ -223,6 +223,7 @@ TEST(ConnectionListener, ASocketsPathIsTakenFromWhoEndedAndFromNobodyElse) {
   std::ofstream(path) << "precious";
   EXPECT_TRUE(absl::IsUnavailable(ConnectionListener::Listen(address, {}, nullptr).status()));
   EXPECT_EQ(std::filesystem::file_size(path), 8u);
+  std::filesystem::remove(path);
   EXPECT_TRUE(absl::IsUnavailable(ConnectionListener::Listen("unix:" + std::string(200, 'x'), {}, nullptr).status()));
   EXPECT_TRUE(ConnectionListener::Listen(absl::StrCat("unix-abstract:c3po-", getpid()), {}, nullptr).ok());
 }
