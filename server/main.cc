@@ -76,6 +76,7 @@ struct Server {
   std::unique_ptr<WorkerPool> workers;  // Its jobs use the two above.
   std::unique_ptr<GrpcServer> grpc;     // Listens before the rest is loaded.
   std::unique_ptr<HealthMonitor> health;
+  std::unique_ptr<HeapTrim> heap_trim;
   std::atomic<const HealthMonitor*> known_health{
       nullptr};  // For the HTTP threads, which are older; null while loading.
   std::unique_ptr<HttpServer> http;
@@ -313,6 +314,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   malloc_trim(0);
   ReleaseCodePages();
   KeepWhatAStepFrees();
+  server.heap_trim = std::make_unique<HeapTrim>();
   ReportMemory(config, server);
   Log(LogLevel::kInfo, "serving", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
   return absl::OkStatus();

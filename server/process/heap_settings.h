@@ -1,6 +1,10 @@
 #ifndef C3PO_SERVER_PROCESS_HEAP_SETTINGS_H_
 #define C3PO_SERVER_PROCESS_HEAP_SETTINGS_H_
 
+#include <cstdint>
+
+#include "server/process/periodic.h"
+
 namespace c3po {
 
 // gRPC starts and ends many threads. An arena for each would keep what the busiest of them once needed: memory that
@@ -10,6 +14,22 @@ void LimitHeapArenas();
 // Logits and activations of many sequences are some 10 MB. Given back to the system after each step, their pages are
 // faulted in again in the next: they are kept from now on. MALLOC_TRIM_THRESHOLD_ in the environment goes first.
 void KeepWhatAStepFrees();
+
+// Gives heap that is not used back to the system: a flood of connections leaves hundreds of MiB of small pieces, which
+// the allocator keeps otherwise. Looks once a second whether resident memory has grown by 128 MiB that are not in use;
+// in ordinary service it has not, and nothing is done.
+class HeapTrim {
+ public:
+  HeapTrim();
+
+ private:
+  void Look();
+  void Remember();
+
+  // After it last gave back, in bytes: resident memory, and what of it is not the heap's. Of the thread that looks.
+  int64_t resident_ = 0, outside_heap_ = 0;
+  Periodic looks_;
+};
 
 }  // namespace c3po
 

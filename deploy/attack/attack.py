@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Attacks a c3pod from outside, one kind after another, beside a victim that asks it simple questions: what the victim waits, what
+memory the server takes, and whether all is as before.
+
+  attack.py C3POD MODEL [--scale S] [--only NAME,...] [--descriptors N]
+
+Starts a server of its own on loopback with a limit of file descriptors. --scale 1 (default) is the full size; CI takes 0.05. Prints
+a table in Markdown. Exit code 1 where the server ended, a victim's call failed after the attack, or memory did not come back to within
+200 MiB. Python 3.11 and grpcio; the stubs are made from the .proto files as tests/integration does it."""
+
+import argparse
+import json
+import pathlib
+import resource
+import socket
+import sys
+import threading
+import time
+import zlib
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(SOURCE / "tests" / "integration"), str(pathlib.Path(__file__).resolve().parent)]
+import grpc  # noqa: E402
+import http2_frames as h2  # noqa: E402
+import server_process  # noqa: E402
+
+GROWTH_MAX_MIB = 200
+LINES_MAX = 1000  # Ten a second, for as long as this takes.
+WATCH, TOKENIZE = "/grpc.health.v1.Health/Watch", "/c3po.v1.GenerationService/Tokenize"
+
+
+def memory_mib(pid: int, field: str) -> float:
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(field)
+
+
+class Attacker:
+    """The connections of one attack."""
+
+    def __init__(self, port: int, scale: float):
+        self.port, self.scale, self.sockets = port, scale, []
+
+    def many(self, number: int) -> int:
+        return max(1, int(number * self.scale))
+
+    def connect(self, preface: bytes = b"") -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        self.sockets.append(made)
+        if preface:
+            made.sendall(preface)
+        return made
+
+    def flood(self, made: socket.socket, parts) -> None:
+        """Sends what it can; the server may close the connection, or read no more."""
+        made.settimeout(5)
+        reader = threading.Thread(target=self.drain, args=(made,), daemon=True)
+        reader.start()
+        try:
+            batch = bytearray()
+            for part in parts:
+                batch += part
+                if len(batch) > 1 << 16:
+                    made.sendall(batch)
+                    batch.clear()
+            made.sendall(batch)
+        except OSError:
+            pass
+
+    @staticmethod
+    def drain(made: socket.socket) -> None:
+        try:
+            while made.recv(1 << 16):
+                pass
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        for made in self.sockets:
+            made.close()
+
+    # --- The attacks ---
+
+    def silent_connections(self) -> None:
+        """Connections that say nothing, more than there are file descriptors."""
+        for _ in range(self.many(1100)):
+            try:
+                self.connect()
+            except OSError:
+                pass
+        time.sleep(2)
+
+    def streams_opened_and_reset(self) -> None:
+        """Rapid reset: calls begun and taken back at once."""
+        def parts():
+            yield h2.PREFACE + h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.SETTINGS, h2.ACK, 0)
+            for i in range(self.many(20_000)):
+                stream = 2 * i + 1
+                yield h2.headers(stream, h2.call_fields(TOKENIZE)) + h2.frame(h2.RST_STREAM, 0, stream, b"\0\0\0\x08")
+        self.together(4, parts)
+
+    def inflating_messages(self) -> None:
+        """A MiB of gzip that is a GiB of message."""
+        press = zlib.compressobj(9, zlib.DEFLATED, 31)
+        zeros = bytes(1 << 20)
+        bomb = b"".join(press.compress(zeros) for _ in range(self.many(1024))) + press.flush()
+        def parts():
+            yield h2.PREFACE + h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.SETTINGS, h2.ACK, 0)
+            yield h2.headers(1, h2.call_fields(TOKENIZE, (b"grpc-encoding", b"gzip")))
+            yield h2.data(1, h2.message(bomb, compressed=True))
+        self.together(2, parts)
+        time.sleep(2)
+
+    def watches_without_settings(self) -> None:
+        """Watches of health on connections that never acknowledge the settings, and with them the limit of streams."""
+        def parts():
+            yield h2.PREFACE + h2.frame(h2.SETTINGS, 0, 0)
+            for i in range(self.many(15_000)):
+                stream = 2 * i + 1
+                yield h2.headers(stream, h2.call_fields(WATCH)) + h2.data(stream, h2.message(b""))
+        self.together(4, parts)
+        time.sleep(1)
+
+    def forged_log_lines(self) -> None:
+        """Lines of a log in a header that gRPC writes to its own."""
+        forged = b'http\n{"level":"info","event":"audit","action":"forged"}'
+        def parts():
+            yield h2.PREFACE + h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.SETTINGS, h2.ACK, 0)
+            for i in range(self.many(3000)):
+                yield h2.headers(2 * i + 1, h2.call_fields(TOKENIZE, scheme=forged))
+        self.together(1, parts)
+
+    def together(self, connections: int, parts) -> None:
+        floods = [threading.Thread(target=self.flood, args=(self.connect(), parts())) for _ in range(connections)]
+        for flood in floods:
+            flood.start()
+        for flood in floods:
+            flood.join()
+
+
+ATTACKS = ("silent_connections", "streams_opened_and_reset", "inflating_messages", "watches_without_settings", "forged_log_lines")
+
+
+class Victim:
+    """Asks for the server's information every tenth of a second, over a connection of its own."""
+
+    def __init__(self, port: int, pb: dict):
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
+        self.stub = pb["server_pb2_grpc"].ServerServiceStub(self.channel)
+        self.request = pb["server_pb2"].GetServerInfoRequest()
+        self.longest, self.failed, self.ending = 0.0, 0, threading.Event()
+        self.ask()
+        self.longest = 0.0
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def ask(self) -> bool:
+        start = time.monotonic()
+        try:
+            self.stub.GetServerInfo(self.request, timeout=30)
+        except grpc.RpcError:
+            self.failed += 1
+            return False
+        finally:
+            self.longest = max(self.longest, time.monotonic() - start)
+        return True
+
+    def run(self) -> None:
+        while not self.ending.wait(0.1):
+            self.ask()
+
+    def end(self) -> None:
+        self.ending.set()
+        self.thread.join()
+        self.channel.close()
+
+
+def attack(name: str, server, pb: dict, scale: float) -> tuple[str, list[str]]:
+    """A row of the table, and what was wrong."""
+    pid, wrong = server.process.pid, []
+    before = memory_mib(pid, "VmRSS")
+    pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM begins anew.
+    victim, attacker = Victim(server.port, pb), Attacker(server.port, scale)
+    try:
+        getattr(attacker, name)()
+    except OSError as error:
+        wrong.append(f"{name}: the attacker could not go on: {error}")
+    peak = memory_mib(pid, "VmHWM")
+    attacker.close()
+    victim.end()
+    after = before + GROWTH_MAX_MIB + 1
+    for _ in range(60):  # What was taken goes back when gRPC has closed the connections.
+        after = memory_mib(pid, "VmRSS")
+        if after <= before + GROWTH_MAX_MIB:
+            break
+        time.sleep(0.5)
+    if after > before + GROWTH_MAX_MIB:
+        wrong.append(f"{name}: {after - before:.0f} MiB more than before")
+    if victim.failed:
+        wrong.append(f"{name}: {victim.failed} calls of the victim failed")
+    late = Victim(server.port, pb)
+    late.end()
+    if late.failed or "ready" not in server.http("/readyz"):
+        wrong.append(f"{name}: a new connection is not served afterwards")
+    for line in server.log:
+        if not line.startswith("{") or json.loads(line).get("action") == "forged":
+            wrong.append(f"{name}: a forged line: {line[:100]!r}")
+            break
+    of_grpc = sum('"event":"grpc"' in line for line in server.log)
+    if of_grpc > LINES_MAX:
+        wrong.append(f"{name}: {of_grpc} lines of gRPC's")
+    return f"| {name} | {before:.0f} | {peak:.0f} | {after:.0f} | {1000 * victim.longest:.0f} | {victim.failed} |", wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("c3pod")
+    parser.add_argument("model", nargs="?", default=str(server_process.TINY_MODEL))
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--only", default=",".join(ATTACKS))
+    parser.add_argument("--descriptors", type=int, default=1024, help="the server's limit, soft and hard")
+    arguments = parser.parse_args()
+    pb = server_process.make_stubs()
+    folder = server_process.fresh_folder()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    launcher = ("prlimit", f"--nofile={arguments.descriptors}:{arguments.descriptors}")
+    server = server_process.ServerProcess(arguments.c3pod, folder, model=pathlib.Path(arguments.model), launcher=launcher)
+    wrong = []
+    print("| attack | MiB before | at most | after | victim's longest ms | failed |\n|---|---:|---:|---:|---:|---:|", flush=True)
+    try:
+        for name in arguments.only.split(","):
+            row, faults = attack(name, server, pb, arguments.scale)
+            print(row, flush=True)
+            wrong += faults
+        start = time.monotonic()
+        code = server.stop()
+        print(f"\nSIGTERM: ended with {code} after {time.monotonic() - start:.1f} s")
+        wrong += [f"ended with {code}"] if code else []
+    finally:
+        server.process.kill()
+        server_process.remove_folder(folder)
+    print("\n".join(wrong) or "as before", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
