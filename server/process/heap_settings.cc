@@ -9,18 +9,14 @@
 namespace c3po {
 namespace {
 
-constexpr int64_t kUnusedBytesMax = int64_t{128} << 20;
+constexpr int64_t kGrowthBytes = int64_t{128} << 20;
+constexpr int kLooks = 30;
 
 // 0: not known.
 int64_t ResidentBytes() {
   std::ifstream file("/proc/self/statm");
   int64_t all = 0, resident = 0;
   return file >> all >> resident ? resident * sysconf(_SC_PAGESIZE) : 0;
-}
-
-int64_t UsedHeapBytes() {
-  const struct mallinfo2 heap = mallinfo2();
-  return static_cast<int64_t>(heap.uordblks + heap.hblkhd);
 }
 
 }  // namespace
@@ -36,20 +32,13 @@ void KeepWhatAStepFrees() {
   mallopt(M_TRIM_THRESHOLD, kBytes);
 }
 
-HeapTrim::HeapTrim() : looks_(absl::Seconds(1), [this] { Look(); }) {}
-
-void HeapTrim::Remember() {
-  resident_ = ResidentBytes();
-  outside_heap_ = resident_ - UsedHeapBytes();
-}
+HeapTrim::HeapTrim() : resident_(ResidentBytes()), looks_(absl::Seconds(1), [this] { Look(); }) {}
 
 void HeapTrim::Look() {
-  if (resident_ == 0) Remember();
-  const int64_t resident = ResidentBytes();
-  if (resident < resident_ + kUnusedBytesMax) return;
-  if (resident - outside_heap_ - UsedHeapBytes() < kUnusedBytesMax) return;
+  if (ResidentBytes() >= resident_ + kGrowthBytes) looks_left_ = kLooks;
+  if (looks_left_ == 0 || looks_left_-- % 2 == 1) return;
   malloc_trim(0);
-  Remember();
+  resident_ = ResidentBytes();
 }
 
 }  // namespace c3po

@@ -16,18 +16,18 @@ void LimitHeapArenas();
 void KeepWhatAStepFrees();
 
 // Gives heap that is not used back to the system: a flood of connections leaves hundreds of MiB of small pieces, which
-// the allocator keeps otherwise. Looks once a second whether resident memory has grown by 128 MiB that are not in use;
-// in ordinary service it has not, and nothing is done.
+// the allocator keeps otherwise. Once resident memory has grown by 128 MiB, every other second for half a minute, as a
+// flood's pieces are freed later than they are taken; in ordinary service it does not grow, and nothing is done.
 class HeapTrim {
  public:
   HeapTrim();
 
  private:
   void Look();
-  void Remember();
 
-  // After it last gave back, in bytes: resident memory, and what of it is not the heap's. Of the thread that looks.
-  int64_t resident_ = 0, outside_heap_ = 0;
+  // Of the thread that looks.
+  int64_t resident_ = 0;  // bytes, when it last gave back
+  int looks_left_ = 0;    // of the half minute
   Periodic looks_;
 };
 
