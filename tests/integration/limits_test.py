@@ -89,6 +89,13 @@ class LimitsTest(ServingCase):
         self.clear(streams)
         self.assertEqual(len(tokens_of(list(self.stream(10, metadata=self.ANN)))), 10)
 
+    def test_compressed_messages_are_not_taken(self):
+        for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.generation.Tokenize(gen.TokenizeRequest(text="a"), metadata=self.ANN, compression=compression)
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
+            self.assertIn(compression.name.lower(), caught.exception.details())
+
     def test_the_queue_is_bounded_in_tokens_too(self):
         streams = self.hold(2, self.ANN, max_tokens=60_000)
         self.wait_until(lambda: self.pending() == 2, "two are pending")
