@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -134,7 +135,8 @@ struct Destination {
   absl::Mutex mu;
   std::shared_ptr<spdlog::logger> logger ABSL_GUARDED_BY(mu) = MakeLogger(nullptr);
   Background* background ABSL_GUARDED_BY(mu) = nullptr;  // Null: Log writes.
-  std::atomic<Background*> last_background{nullptr};     // The one that there ever was.
+  std::atomic<Background*> last_background{nullptr};
+  std::vector<Background*> backgrounds ABSL_GUARDED_BY(mu);  // All that there ever were.
 };
 
 // Never destroyed: threads may still log while the process exits.
@@ -201,6 +203,7 @@ void WriteLogInBackground(size_t lines_max) {
   destination.logger = std::move(logger);
   destination.background = background;
   destination.last_background = background;
+  destination.backgrounds.push_back(background);
 }
 
 int64_t LogLinesLost() {

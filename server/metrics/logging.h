@@ -94,7 +94,7 @@ void SetLogStream(std::ostream* stream);
 // up, such as a full pipe, costs lines, never the time of a call. At most `lines_max` lines wait; a further one takes
 // the place of the oldest.
 void WriteLogInBackground(size_t lines_max);
-// Lines that gave way to later ones since the process began.
+// Lines that gave way to later ones, since WriteLogInBackground was last called.
 int64_t LogLinesLost();
 // Waits until what was logged before is written, for at most `limit`; false: it is not. True at once where Log writes
 // the lines itself.
