@@ -1,4 +1,4 @@
-# What the scripts of this folder share; to be sourced. Sets SERVER, DESCENT and BEFORE, and defines `c3po`, which asks the server.
+# What the scripts of this folder share; to be sourced. Sets SUITE, SERVER, DESCENT and BEFORE, and defines `c3po`, which asks the server.
 
 # Where calibrate begins: gradient descent from few samples, no gate, the same everywhere. Every field that a default of the server
 # could fill is set, so that the tables of RESULTS.md keep their meaning.
@@ -14,6 +14,10 @@ for setting in k=3 steps=10 learning_rate=0.1 step_rule=adam critical_layers=25-
   BEFORE+=(--set "before.$setting")
 done
 
+SUITE=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}/suite
+
+# The interpreter of deploy/install_deps.sh's tools.
+tools_python() { ls -d "${C3PO_CACHE_DIR:-$HOME/.cache/c3po}"/tools-*/bin/python | sort -V | tail -n 1; }
 heading() { printf '\n\033[1;36m== %s\033[0m\n' "$*"; }
 join() { local IFS=,; echo "$*"; }
 

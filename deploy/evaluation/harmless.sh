@@ -22,9 +22,6 @@ IFS=, read -ra TASKS <<<"${C3PO_HARMLESS_TASKS:-sst2,mrpc,rte,boolq,cb,copa}"
 IFS=, read -ra SKIP <<<"${C3PO_HARMLESS_SKIP:-sst2=30,mrpc=30,rte=30,boolq=24}"
 METHODS=${C3PO_HARMLESS_METHODS:-none,before,default}
 EVERYDAY_METHODS=${C3PO_HARMLESS_EVERYDAY_METHODS:-none,before,default}
-CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
-SUITE=$CACHE_DIR/suite
-PYTHON=$(ls -d "$CACHE_DIR"/tools-*/bin/python | sort -V | tail -n 1)
 . deploy/evaluation/evaluation_server.sh
 
 # NAMES: with the settings that each name stands for, as arguments of `c3po eval`, in ARGUMENTS.
@@ -46,6 +43,7 @@ arguments_of() {
   done
 }
 
+PYTHON=$(tools_python)
 "$PYTHON" deploy/evaluation/build_suite.py "$SUITE"
 heading "A server on $OUT"
 start_server "$OUT"

@@ -12,8 +12,6 @@ ADAPTATION_LIMIT=${C3PO_ADAPTATION_LIMIT:-300}
 KNOWLEDGE_LIMIT=${C3PO_KNOWLEDGE_LIMIT:-430}
 ADAPTATION_REFERENCE_LIMIT=${C3PO_ADAPTATION_REFERENCE_LIMIT:-300}
 KNOWLEDGE_REFERENCE_LIMIT=${C3PO_KNOWLEDGE_REFERENCE_LIMIT:-200}
-CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
-SUITE=$CACHE_DIR/suite
 ADAPTATION=(sst2 mrpc rte boolq cb copa)
 KNOWLEDGE=(arc_easy arc_challenge openbookqa piqa hellaswag winogrande mmlu)
 PRIOR_TASKS="arc_challenge openbookqa piqa"  # In the others a prior never lowered the loss (RESULTS.md).
@@ -25,7 +23,7 @@ deploy/install_deps.sh
 cmake --preset release >/dev/null
 cmake --build --preset release --target c3pod c3po
 mkdir -p "$OUT"
-"$(ls -d "$CACHE_DIR"/tools-*/bin/python | sort -V | tail -n 1)" deploy/evaluation/build_suite.py "$SUITE"
+"$(tools_python)" deploy/evaluation/build_suite.py "$SUITE"
 
 heading "2/5 Starting a server"
 start_server "$OUT"

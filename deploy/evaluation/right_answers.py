@@ -1,9 +1,7 @@
 """How many answers of each method are right, in runs of `c3po eval`: a Markdown table.
 usage: right_answers.py RUN...    folders of runs; each is a row, its name the folder's"""
 
-import json
-import pathlib
-import sys
+import run_tables
 
 
 def table(runs: dict[str, list[dict]]) -> str:
@@ -19,12 +17,5 @@ def table(runs: dict[str, list[dict]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_items(folder: str) -> list[dict]:
-    with open(pathlib.Path(folder) / "items.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
-
-
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    print(table({pathlib.Path(folder).name: read_items(folder) for folder in sys.argv[1:]}), end="")
+    run_tables.main(__doc__, table)

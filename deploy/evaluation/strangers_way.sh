@@ -14,9 +14,6 @@ OUT=${1:-build/strangers_way}
 QUESTIONS=${C3PO_WAY_QUESTIONS:-60}
 REFERENCES=${C3PO_WAY_REFERENCES:-150}
 IFS=, read -ra TASKS <<<"${C3PO_WAY_TASKS:-sst2,mrpc}"
-CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
-SUITE=$CACHE_DIR/suite
-PYTHON=$(ls -d "$CACHE_DIR"/tools-*/bin/python | sort -V | tail -n 1)
 . deploy/evaluation/evaluation_server.sh
 
 # measure TASK STAGE: accuracy by choices and by free text, in $OUT/TASK-STAGE-choices and -text.
@@ -28,6 +25,7 @@ measure() {
     --methods none,before=ngd,default=profile "${BEFORE[@]}" --out "$OUT/$task-$stage-text" >/dev/null
 }
 
+PYTHON=$(tools_python)
 "$PYTHON" deploy/evaluation/build_suite.py "$SUITE"
 heading "A server on $OUT"
 start_server "$OUT"

@@ -12,7 +12,6 @@ cd "$(dirname "$0")/../.."
 OUT=${1:-build/evaluation}
 LIMIT=${C3PO_STUDY_LIMIT:-50}
 STUDIES=,${C3PO_STUDIES:-methods,limits,generation,embedding,ablations,training},
-SUITE=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}/suite
 LEARNING=(--steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29 --objective choices)
 . deploy/evaluation/evaluation_server.sh
 
@@ -75,7 +74,7 @@ if wanted ablations; then
 fi
 if wanted training; then
   heading "Training on the references: routers, soft prompts, prefixes, weights"
-  nice "$(ls -d "${C3PO_CACHE_DIR:-$HOME/.cache/c3po}"/tools-*/bin/python | sort -V | tail -n 1)" \
+  nice "$(tools_python)" \
     deploy/evaluation/fine_tuning.py --server "$SERVER" --limit "$LIMIT" --out "$OUT/training" | tee "$OUT/training.md"
 fi
 if wanted embedding; then

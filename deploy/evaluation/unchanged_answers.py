@@ -2,9 +2,8 @@
 usage: unchanged_answers.py RUN...    folders of runs; each is a row, its name the folder's"""
 
 import collections
-import json
-import pathlib
-import sys
+
+import run_tables
 
 
 def count(items: list[dict]) -> dict[str, tuple[int, int, int]]:
@@ -43,12 +42,5 @@ def _line(name: str, method: str, row) -> str:
     return f"| {name} | {method} | {prompts} | {unchanged} ({100 * unchanged / prompts:.1f} %) | {alone} |"
 
 
-def read_items(folder: str) -> list[dict]:
-    with open(pathlib.Path(folder) / "items.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
-
-
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    print(table({pathlib.Path(folder).name: read_items(folder) for folder in sys.argv[1:]}), end="")
+    run_tables.main(__doc__, table)

@@ -134,9 +134,14 @@ struct Background {
 struct Destination {
   absl::Mutex mu;
   std::shared_ptr<spdlog::logger> logger ABSL_GUARDED_BY(mu) = MakeLogger(nullptr);
-  Background* background ABSL_GUARDED_BY(mu) = nullptr;  // Null: Log writes.
-  std::atomic<Background*> last_background{nullptr};
+  Background* background ABSL_GUARDED_BY(mu) = nullptr;      // Null: Log writes.
   std::vector<Background*> backgrounds ABSL_GUARDED_BY(mu);  // All that there ever were.
+
+  // Null: there was none.
+  const Background* LastBackground() {
+    const absl::MutexLock lock(&mu);
+    return backgrounds.empty() ? nullptr : backgrounds.back();
+  }
 };
 
 // Never destroyed: threads may still log while the process exits.
@@ -202,17 +207,16 @@ void WriteLogInBackground(size_t lines_max) {
   absl::MutexLock lock(&destination.mu);
   destination.logger = std::move(logger);
   destination.background = background;
-  destination.last_background = background;
   destination.backgrounds.push_back(background);
 }
 
 int64_t LogLinesLost() {
-  const Background* background = GetDestination().last_background;
+  const Background* background = GetDestination().LastBackground();
   return background == nullptr ? 0 : background->lost();
 }
 
 bool FlushLog(absl::Duration limit) {
-  const Background* background = GetDestination().last_background;
+  const Background* background = GetDestination().LastBackground();
   if (background == nullptr) return true;
   const absl::Time end = SteadyNow() + limit;
   const int64_t handed_over = background->handed_over;

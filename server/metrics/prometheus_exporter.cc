@@ -15,7 +15,7 @@
 #include "prometheus/text_serializer.h"
 #include "server/metrics/logging.h"
 #include "server/metrics/metrics.h"
-#include "server/metrics/process_usage.h"
+#include "server/process/process_usage.h"
 
 namespace c3po {
 namespace {

@@ -5,6 +5,9 @@
 
 namespace c3po {
 
+// The soft limit of open file descriptors; 0: it cannot be read.
+int64_t DescriptorLimit();
+
 // Raises the soft limit of open file descriptors towards the hard one, up to 65,536: each connection takes one, and
 // many systems begin with 1,024. Returns the limit that is in force then.
 int64_t RaiseDescriptorLimit();

@@ -1,10 +1,10 @@
 #include "server/process/heap_settings.h"
 
 #include <malloc.h>
-#include <unistd.h>
 
 #include <cstdlib>
-#include <fstream>
+
+#include "server/process/process_usage.h"
 
 namespace c3po {
 namespace {
@@ -12,12 +12,7 @@ namespace {
 constexpr int64_t kGrowthBytes = int64_t{128} << 20;
 constexpr int kLooks = 30;
 
-// 0: not known.
-int64_t ResidentBytes() {
-  std::ifstream file("/proc/self/statm");
-  int64_t all = 0, resident = 0;
-  return file >> all >> resident ? resident * sysconf(_SC_PAGESIZE) : 0;
-}
+int64_t ResidentBytes() { return ReadProcessUsage().value_or(ProcessUsage()).resident_bytes; }
 
 }  // namespace
 

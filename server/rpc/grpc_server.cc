@@ -5,7 +5,6 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <climits>
@@ -13,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/process/descriptor_limit.h"
 #include "server/process/periodic.h"
 #include "server/rpc/connection_listener.h"
 #include "server/rpc/generation_service.h"
@@ -34,14 +34,12 @@ constexpr int64_t kOtherDescriptors = 256;
 int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_t{1000} * seconds, INT_MAX)); }
 
 ConnectionLimits LimitsOf(const ServerConfig& config) {
-  rlimit descriptors;
-  int64_t left = config.connections_max;
-  if (getrlimit(RLIMIT_NOFILE, &descriptors) == 0) {
-    left = std::max<int64_t>(static_cast<int64_t>(std::min<rlim_t>(descriptors.rlim_cur, INT_MAX)) - kOtherDescriptors,
-                             static_cast<int64_t>(descriptors.rlim_cur / 2));
-  }
   ConnectionLimits limits;
-  limits.connections_max = static_cast<int>(std::min<int64_t>(config.connections_max, left));
+  limits.connections_max = config.connections_max;
+  if (const int64_t descriptors = DescriptorLimit(); descriptors > 0) {
+    const int64_t left = std::max(descriptors - kOtherDescriptors, descriptors / 2);
+    limits.connections_max = static_cast<int>(std::min<int64_t>(config.connections_max, left));
+  }
   limits.per_address_max = config.address_connections_max;
   return limits;
 }

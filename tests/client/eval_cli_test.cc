@@ -362,15 +362,14 @@ TEST_F(EvalCliTest, CalibrateStoresWhatHelps) {
   }
 }
 
-TEST_F(EvalCliTest, CalibrateSparesOffTopicPromptsThatItsSettingsWouldChange) {
-  LetOptimizationHelp();
-  ServeReferences(&server_, 30);
-  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest& request,
-                           grpc::ServerWriter<v1::GenerateResponse>* writer) {
+// Every optimized answer is another than the model's own, and its nearest reference that far away.
+void ChangeAnswersAtDistance(FakeServer* server, double distance) {
+  server->on_generate = [distance](grpc::ServerContext*, const v1::GenerateRequest& request,
+                                   grpc::ServerWriter<v1::GenerateResponse>* writer) {
     const bool none = request.optimization().method() == v1::METHOD_NONE;
     v1::GenerateResponse event;
     event.mutable_optimization()->set_gate(none ? v1::GATE_DECISION_NOT_REQUESTED : v1::GATE_DECISION_APPLIED);
-    if (!none) event.mutable_optimization()->set_nearest_distance(1.25);
+    if (!none) event.mutable_optimization()->set_nearest_distance(distance);
     writer->Write(event);
     event.mutable_delta()->set_text(none ? "an answer" : "nonsense");
     writer->Write(event);
@@ -378,6 +377,12 @@ TEST_F(EvalCliTest, CalibrateSparesOffTopicPromptsThatItsSettingsWouldChange) {
     writer->Write(event);
     return grpc::Status::OK;
   };
+}
+
+TEST_F(EvalCliTest, CalibrateSparesOffTopicPromptsThatItsSettingsWouldChange) {
+  LetOptimizationHelp();
+  ServeReferences(&server_, 30);
+  ChangeAnswersAtDistance(&server_, 1.25);
   const ChildResult result = Run({"calibrate", "--collection", "science", "--questions", "20"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.out, AllOf(HasSubstr("Off topic: 0 of 24 prompts"),
@@ -392,19 +397,7 @@ TEST_F(EvalCliTest, CalibrateSparesOffTopicPromptsThatItsSettingsWouldChange) {
 TEST_F(EvalCliTest, CalibrateSetsNoLimitThatLeavesItsOwnReferencesAlone) {
   LetOptimizationHelp();
   ServeReferences(&server_, 30);
-  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest& request,
-                           grpc::ServerWriter<v1::GenerateResponse>* writer) {
-    const bool none = request.optimization().method() == v1::METHOD_NONE;
-    v1::GenerateResponse event;
-    event.mutable_optimization()->set_gate(none ? v1::GATE_DECISION_NOT_REQUESTED : v1::GATE_DECISION_APPLIED);
-    if (!none) event.mutable_optimization()->set_nearest_distance(0.25);  // The fake's references are 0.5 apart.
-    writer->Write(event);
-    event.mutable_delta()->set_text(none ? "an answer" : "nonsense");
-    writer->Write(event);
-    event.mutable_summary()->set_finish_reason(v1::FINISH_REASON_STOP);
-    writer->Write(event);
-    return grpc::Status::OK;
-  };
+  ChangeAnswersAtDistance(&server_, 0.25);  // The fake's references are 0.5 apart.
   const ChildResult result = Run({"calibrate", "--collection", "science", "--questions", "20"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.out, HasSubstr("would leave alone 29 of 29 of its references"));

@@ -53,44 +53,39 @@ class ProcessTest(ServingCase):
         self.assertIsNone(server.process.poll())
         self.assertEqual(server.stop(), 128 + signal.SIGTERM)
 
+    def on_a_socket(self, *flags, closing=None, **process):
+        """A server that speaks over a socket alone, so that its standard streams are the test's, once it serves: the process and a call."""
+        folder = server_process.fresh_folder()
+        self.addCleanup(server_process.remove_folder, folder)
+        address = f"unix:{folder}/socket"
+        command = [self.binary, "--model", str(self.model), "--store", str(folder / "store.db"), "--embedder", "model", "--listen", address,
+                   "--metrics-port", "-1", *flags]
+        if closing:
+            command = ["sh", "-c", f'exec "$@" {closing}', "sh", *command]
+        started = subprocess.Popen(command, **process)
+        self.addCleanup(started.kill)
+        channel = grpc.insecure_channel(address)
+        self.addCleanup(channel.close)
+        stub = pb["server_pb2_grpc"].ServerServiceStub(channel)
+        call = lambda: stub.GetServerInfo(srv.GetServerInfoRequest(), timeout=60, wait_for_ready=True)
+        self.wait_until(lambda: self.answers(call), "it serves", seconds=60)
+        return started, call, folder
+
     def test_standard_streams_may_be_closed(self):
         for closing in ("<&-", ">&-", "<&- >&-", "<&- >&- 2>&-"):
             with self.subTest(closing=closing):
-                folder = server_process.fresh_folder()
-                self.addCleanup(server_process.remove_folder, folder)
-                address = f"unix:{folder}/socket"
-                command = [self.binary, "--model", str(server_process.TINY_MODEL), "--store", str(folder / "store.db"), "--embedder",
-                           "model", "--listen", address, "--metrics-port", "-1"]
-                process = subprocess.Popen(["sh", "-c", f'exec "$@" {closing}', "sh", *command], stderr=subprocess.DEVNULL)
-                self.addCleanup(process.kill)
-                with grpc.insecure_channel(address) as channel:
-                    stub = pb["server_pb2_grpc"].ServerServiceStub(channel)
-                    def serves():
-                        try:
-                            return bool(stub.GetServerInfo(srv.GetServerInfoRequest(), timeout=5).version)
-                        except grpc.RpcError:
-                            return False
-                    self.wait_until(serves, "it serves", seconds=60)
+                process, _, folder = self.on_a_socket(closing=closing, stderr=subprocess.DEVNULL)
                 for stream in (0, 1, 2):  # Nothing of the server's got their numbers.
                     self.assertFalse(os.readlink(f"/proc/{process.pid}/fd/{stream}").startswith(("socket:", str(folder))))
                 process.send_signal(signal.SIGTERM)
                 self.assertEqual(process.wait(60), 0)
 
     def test_a_log_that_nobody_reads_costs_lines_and_no_call(self):
-        folder = server_process.fresh_folder()
-        self.addCleanup(server_process.remove_folder, folder)
         unread, log = os.pipe()
-        address = f"unix:{folder}/socket"
-        process = subprocess.Popen([self.binary, "--model", str(self.model), "--store", str(folder / "store.db"), "--embedder", "model",
-                                    "--listen", address, "--metrics-port", "-1", "--log-level", "debug"], stderr=log)
-        self.addCleanup(process.kill)
+        process, call, _ = self.on_a_socket("--log-level", "debug", stderr=log)
         os.close(log)
-        with grpc.insecure_channel(address) as channel:
-            stub = pb["server_pb2_grpc"].ServerServiceStub(channel)
-            call = lambda: stub.GetServerInfo(srv.GetServerInfoRequest(), timeout=60, wait_for_ready=True)
-            self.wait_until(lambda: self.answers(call), "it serves", seconds=60)
-            for _ in range(1500):  # A line of some 200 bytes each: four times what the pipe holds.
-                call()
+        for _ in range(1500):  # A line of some 200 bytes each: four times what the pipe holds.
+            call()
         with open(unread, "rb", buffering=0) as pipe:
             os.set_blocking(unread, False)
             self.assertGreaterEqual(len(pipe.read(1 << 20)), 65_000, "the pipe was full")
@@ -101,8 +96,6 @@ class ProcessTest(ServingCase):
         self.assertIn("stopped", [json.loads(line)["event"] for line in rest.splitlines()[1:]])
 
     def test_a_stop_is_heeded_though_nobody_reads_the_log(self):
-        folder = server_process.fresh_folder()
-        self.addCleanup(server_process.remove_folder, folder)
         unread, log = os.pipe()
         self.addCleanup(os.close, unread)
         os.set_blocking(log, False)
@@ -111,15 +104,8 @@ class ProcessTest(ServingCase):
                 os.write(log, b"x" * 4096)
         except BlockingIOError:
             os.set_blocking(log, True)
-        address = f"unix:{folder}/socket"
-        process = subprocess.Popen([self.binary, "--model", str(self.model), "--store", str(folder / "store.db"), "--embedder", "model",
-                                    "--listen", address, "--metrics-port", "-1"], stderr=log)
-        self.addCleanup(process.kill)
+        process, _, _ = self.on_a_socket(stderr=log)
         os.close(log)
-        with grpc.insecure_channel(address) as channel:
-            stub = pb["server_pb2_grpc"].ServerServiceStub(channel)
-            call = lambda: stub.GetServerInfo(srv.GetServerInfoRequest(), timeout=60, wait_for_ready=True)
-            self.wait_until(lambda: self.answers(call), "it serves", seconds=60)
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(60), 0)
 

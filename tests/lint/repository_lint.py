@@ -33,7 +33,7 @@ EVERY_SERVER_ROOM = {"server/types", "index/base", "index/types"}
 EVERY_SERVER_ROOM_HEADERS = {"server/metrics/metrics.h", "server/metrics/logging.h"}
 SERVER_ROOMS = {
     "server/types": set(),
-    "server/metrics": set(),
+    "server/metrics": {"server/process"},
     "server/weights": set(),
     "server/text": set(),
     "server/sampling": set(),

@@ -23,6 +23,14 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+std::vector<Json> LinesOf(const std::string& text) {
+  std::vector<Json> lines;
+  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    lines.push_back(Json::parse(line.begin(), line.end()));  // Throws, and fails the test, on a bad line.
+  }
+  return lines;
+}
+
 class Logging : public ::testing::Test {
  protected:
   Logging() { SetLogStream(&stream_); }
@@ -31,14 +39,7 @@ class Logging : public ::testing::Test {
     SetLogLevel(LogLevel::kInfo);
   }
 
-  std::vector<Json> Lines() const {
-    std::vector<Json> lines;
-    const std::string text = stream_.str();
-    for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
-      lines.push_back(Json::parse(line.begin(), line.end()));  // Throws, and fails the test, on a bad line.
-    }
-    return lines;
-  }
+  std::vector<Json> Lines() const { return LinesOf(stream_.str()); }
 
   std::ostringstream stream_;
 };
@@ -160,6 +161,12 @@ class PipeForErrors {
   int from_ = -1, saved_ = -1;
 };
 
+void ExpectLinesInOrder(const std::string& text, int lines) {
+  int next = 0;
+  for (const Json& read : LinesOf(text)) EXPECT_EQ(read.at("line"), next++);
+  EXPECT_EQ(next, lines);
+}
+
 TEST(BackgroundLog, AReaderThatDoesNotReadCostsLinesAndNoTime) {
   constexpr int kLines = 20000, kWaiting = 100;
   PipeForErrors errors;
@@ -179,8 +186,7 @@ TEST(BackgroundLog, AReaderThatDoesNotReadCostsLinesAndNoTime) {
   reader.join();
   int lines = 0, told = 0, newest = -1;
   std::string event;
-  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
-    const Json read = Json::parse(line.begin(), line.end());
+  for (const Json& read : LinesOf(text)) {
     event = read.at("event");
     if (event == "log_lines_lost") told += read.at("lines").get<int>();
     if (event != "event") continue;
@@ -206,11 +212,7 @@ TEST(BackgroundLog, WritesWhatWasLoggedInItsOrder) {
   SetLogStream(nullptr);
   errors.Restore();
   reader.join();
-  int next = 0;
-  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
-    EXPECT_EQ(Json::parse(line.begin(), line.end()).at("line"), next++);
-  }
-  EXPECT_EQ(next, 2000);
+  ExpectLinesInOrder(text, 2000);
 }
 
 TEST(BackgroundLog, ADescriptorThatDoesNotBlockLosesNothing) {
@@ -226,11 +228,7 @@ TEST(BackgroundLog, ADescriptorThatDoesNotBlockLosesNothing) {
   SetLogStream(nullptr);
   errors.Restore();
   reader.join();
-  int next = 0;
-  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
-    EXPECT_EQ(Json::parse(line.begin(), line.end()).at("line"), next++);
-  }
-  EXPECT_EQ(next, 2000);
+  ExpectLinesInOrder(text, 2000);
 }
 
 TEST(LogSampler, AdmitsTheFirstLinesOfASecondAndCountsTheRest) {

@@ -13,7 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "server/metrics/process_usage.h"
+#include "server/process/process_usage.h"
 #include "tests/server/metrics/exposition_parser.h"
 
 namespace c3po {

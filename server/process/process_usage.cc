@@ -1,6 +1,5 @@
-#include "server/metrics/process_usage.h"
+#include "server/process/process_usage.h"
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -15,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "index/base/status_macros.h"
+#include "server/process/descriptor_limit.h"
 
 namespace c3po {
 
@@ -55,8 +55,7 @@ absl::StatusOr<ProcessUsage> ReadProcessUsage() {
     if (error) return absl::UnavailableError(absl::StrCat("/proc/self/fd: ", error.message()));
     ++usage.open_files;
   }
-  rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) == 0) usage.open_files_max = static_cast<int64_t>(limit.rlim_cur);
+  usage.open_files_max = DescriptorLimit();
   return usage;
 }
 

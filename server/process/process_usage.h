@@ -1,5 +1,5 @@
-#ifndef C3PO_SERVER_METRICS_PROCESS_USAGE_H_
-#define C3PO_SERVER_METRICS_PROCESS_USAGE_H_
+#ifndef C3PO_SERVER_PROCESS_PROCESS_USAGE_H_
+#define C3PO_SERVER_PROCESS_PROCESS_USAGE_H_
 
 #include <cstdint>
 
@@ -29,4 +29,4 @@ absl::StatusOr<ProcessUsage> ParseStat(absl::string_view line, int64_t ticks_per
 
 }  // namespace c3po
 
-#endif  // C3PO_SERVER_METRICS_PROCESS_USAGE_H_
+#endif  // C3PO_SERVER_PROCESS_PROCESS_USAGE_H_
