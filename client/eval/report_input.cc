@@ -12,6 +12,8 @@
 namespace c3po {
 namespace {
 
+constexpr int64_t kRunFileBytesMax = int64_t{4} << 30;
+
 using Json = nlohmann::ordered_json;
 
 std::string Dump(const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace); }
@@ -177,7 +179,7 @@ void AddAblation(const Json& json, const std::string& path, ReportInput* input, 
 
 absl::Status ReadRunJson(const std::string& folder, ReportInput* input) {
   const std::string path = absl::StrCat(folder, "/run.json");
-  C3PO_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path));
+  C3PO_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, kRunFileBytesMax));
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(path, ": not JSON"));
   absl::Status status;
@@ -214,7 +216,7 @@ using ItemPlaces = std::unordered_map<std::string, size_t>;
 
 absl::Status ReadItems(const std::string& folder, ReportInput* input, ItemPlaces* places) {
   const std::string path = absl::StrCat(folder, "/items.jsonl");
-  const absl::StatusOr<std::string> text = ReadWholeFile(path);
+  const absl::StatusOr<std::string> text = ReadWholeFile(path, kRunFileBytesMax);
   if (absl::IsNotFound(text.status())) return absl::OkStatus();
   C3PO_RETURN_IF_ERROR(text.status());
   absl::string_view rest = *text;
@@ -261,13 +263,13 @@ absl::Status ReadItems(const std::string& folder, ReportInput* input, ItemPlaces
 }
 
 void ReadTexts(const std::string& folder, ReportInput* input) {
-  if (const auto text = ReadWholeFile(absl::StrCat(folder, "/questions.jsonl")); text.ok()) {
+  if (const auto text = ReadWholeFile(absl::StrCat(folder, "/questions.jsonl"), kRunFileBytesMax); text.ok()) {
     for (QuestionText& each : ParseQuestionTexts(*text)) {
       std::string key = absl::StrCat(each.task, "\n", each.id);
       input->questions[std::move(key)] = std::move(each);
     }
   }
-  if (const auto text = ReadWholeFile(absl::StrCat(folder, "/references.jsonl")); text.ok()) {
+  if (const auto text = ReadWholeFile(absl::StrCat(folder, "/references.jsonl"), kRunFileBytesMax); text.ok()) {
     for (ReferenceText& each : ParseReferenceTexts(*text)) {
       std::string key = each.id;
       input->references[std::move(key)] = std::move(each);

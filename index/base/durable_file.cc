@@ -33,7 +33,9 @@ class FileDescriptor {
 };
 
 absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
-  FileDescriptor file(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  // Opening what was there could wait for ever (a FIFO), or write to another file (a link).
+  if (unlink(path.c_str()) != 0 && errno != ENOENT) return FileError(path, "cannot remove", errno);
+  FileDescriptor file(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (file.get() < 0) return FileError(path, "cannot create", errno);
   while (!contents.empty()) {
     const ssize_t written = write(file.get(), contents.data(), contents.size());
@@ -44,6 +46,14 @@ absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
   if (fsync(file.get()) != 0) return FileError(path, "cannot sync", errno);
   if (file.Close() != 0) return FileError(path, "cannot close", errno);
   return absl::OkStatus();
+}
+
+absl::Status NotRegular(const std::string& path, mode_t mode) {
+  const absl::string_view kind = S_ISDIR(mode)    ? "a folder"
+                                 : S_ISFIFO(mode) ? "a FIFO"
+                                 : S_ISSOCK(mode) ? "a socket"
+                                                  : "a device";
+  return absl::InvalidArgumentError(absl::StrCat(path, ": is ", kind, ", not a regular file"));
 }
 
 }  // namespace
@@ -89,12 +99,18 @@ absl::Status WriteFileDurably(const std::string& path, absl::string_view content
   return SyncFolderOf(path);
 }
 
-absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
-  FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t bytes_max) {
+  // O_NONBLOCK: opening a FIFO returns at once. O_NOCTTY: a terminal does not become that of the process.
+  FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  if (file.get() < 0 && errno == ENXIO) return NotRegular(path, S_IFSOCK);
   if (file.get() < 0) return FileError(path, "cannot open", errno);
   struct stat info;
   if (fstat(file.get(), &info) != 0) return FileError(path, "cannot stat", errno);
-  if (!S_ISREG(info.st_mode)) return absl::FailedPreconditionError(absl::StrCat(path, ": not a regular file"));
+  if (!S_ISREG(info.st_mode)) return NotRegular(path, info.st_mode);
+  if (info.st_size > bytes_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": has ", info.st_size, " bytes, at most ", bytes_max, " are taken"));
+  }
   std::string contents(static_cast<size_t>(info.st_size), '\0');
   size_t filled = 0;
   while (filled < contents.size()) {

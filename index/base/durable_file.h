@@ -1,6 +1,7 @@
 #ifndef C3PO_INDEX_BASE_DURABLE_FILE_H_
 #define C3PO_INDEX_BASE_DURABLE_FILE_H_
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -15,11 +16,13 @@ namespace c3po {
 
 // Replaces `path` as a whole: writes PATH.tmp, syncs it, renames it over `path` and syncs the folder. After a crash at
 // any moment `path` holds its old contents or the new ones. One writer per path at a time; on an error PATH.tmp is
-// removed.
+// removed. Whatever PATH.tmp was before, such as a link or a FIFO, is removed first and never written to.
 absl::Status WriteFileDurably(const std::string& path, absl::string_view contents);
 
-// The whole file.
-absl::StatusOr<std::string> ReadWholeFile(const std::string& path);
+// The whole of a regular file, behind a link or not. Never waits, and allocates nothing before kind and size are known:
+// InvalidArgument: a folder, FIFO, socket or device, or more than `bytes_max` bytes; the message says which. A file that
+// is cut while it is read gives what was left of it.
+absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t bytes_max);
 
 // Makes the names in the folder that holds `path` survive a power cut.
 absl::Status SyncFolderOf(const std::string& path);

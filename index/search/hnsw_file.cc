@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <unordered_set>
 
 #include "absl/strings/escaping.h"
@@ -39,6 +40,7 @@ struct Header {
 };
 static_assert(sizeof(Header) == 168 && std::is_trivially_copyable_v<Header>);
 constexpr size_t kDigestedHeaderBytes = offsetof(Header, header_digest);
+constexpr int64_t kNodeBytes = sizeof(int64_t) + sizeof(int32_t) + sizeof(uint8_t);  // Without its vector and links.
 
 absl::Status Damaged(absl::string_view problem) { return absl::DataLossError(problem); }
 
@@ -145,6 +147,14 @@ std::string EncodeHnswGraph(const HnswGraph& graph) {
   return bytes;
 }
 
+int64_t HnswFileBytesMax(int64_t nodes, int dimension, int m) {
+  const int64_t link_words = 1 + 2 * int64_t{m} + 4 * (1 + int64_t{m});
+  const int64_t node_bytes = kNodeBytes + int64_t{sizeof(float)} * (dimension + link_words);
+  constexpr int64_t kSlack = int64_t{1} << 20;
+  if (nodes > (std::numeric_limits<int64_t>::max() - kSlack) / node_bytes) return std::numeric_limits<int64_t>::max();
+  return kSlack + nodes * node_bytes;
+}
+
 absl::StatusOr<HnswGraph> DecodeHnswGraph(absl::string_view bytes) {
   if (bytes.size() < sizeof(Header)) return Damaged("shorter than a header");
   Header header;
@@ -168,7 +178,7 @@ absl::StatusOr<HnswGraph> DecodeHnswGraph(absl::string_view bytes) {
       header.nodes > payload.size() || header.link_words > payload.size()) {
     return Damaged("the header is out of range");
   }
-  const uint64_t node_bytes = sizeof(int64_t) + sizeof(float) * header.dimension + sizeof(int32_t) + sizeof(uint8_t);
+  const uint64_t node_bytes = kNodeBytes + sizeof(float) * header.dimension;
   if (header.nodes > payload.size() / node_bytes ||
       header.nodes * node_bytes + header.link_words * sizeof(uint32_t) != payload.size()) {
     return Damaged("the payload does not have the header's sizes");

@@ -40,6 +40,11 @@ absl::Status CheckHnswGraph(const HnswGraph& graph);
 //   payload: labels, vectors, links, layers, removed, each as in HnswGraph.
 std::string EncodeHnswGraph(const HnswGraph& graph);
 
+// More bytes than the file of a graph of so many nodes has: each node counted with full links in layer 0 and in four
+// layers above (1 / (m - 1) is what they have on average), plus 1 MiB, for graphs too small for averages.
+// nodes >= 0, dimension and m as in HnswGraph; saturates.
+int64_t HnswFileBytesMax(int64_t nodes, int dimension, int m);
+
 // The inverse. Nothing of the file is believed before both digests and the exact size agree, and CheckHnswGraph passes,
 // so that a cut or altered file of any kind is a DataLoss status. A version of another build: FailedPrecondition.
 absl::StatusOr<HnswGraph> DecodeHnswGraph(absl::string_view bytes);

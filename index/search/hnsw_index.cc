@@ -201,10 +201,12 @@ absl::StatusOr<std::unique_ptr<HnswIndex>> HnswIndex::Create(int dimension, cons
 }
 
 absl::StatusOr<std::unique_ptr<HnswIndex>> HnswIndex::Load(const std::string& path, int dimension,
-                                                           const HnswOptions& options, int64_t generation) {
+                                                           const HnswOptions& options, int64_t generation,
+                                                           int64_t nodes_max) {
   C3PO_RETURN_IF_ERROR(CheckOptions(dimension, options));
-  C3PO_ASSIGN_OR_RETURN(const std::string bytes, ReadWholeFile(path));
-  absl::StatusOr<HnswGraph> image = DecodeHnswGraph(bytes);
+  absl::StatusOr<std::string> bytes = ReadWholeFile(path, HnswFileBytesMax(nodes_max, dimension, options.m));
+  if (!bytes.ok()) return absl::Status(bytes.status().code(), absl::StrCat("graph file ", bytes.status().message()));
+  absl::StatusOr<HnswGraph> image = DecodeHnswGraph(*bytes);
   if (!image.ok()) {
     return absl::Status(image.status().code(), absl::StrCat("graph file ", path, ": ", image.status().message()));
   }

@@ -30,11 +30,13 @@ class HnswIndex : public NeighborIndex {
   static absl::StatusOr<std::unique_ptr<HnswIndex>> Create(int dimension, const HnswOptions& options);
 
   // Reads what Save wrote; the format and its checks are in hnsw_file.h. Nothing reaches the library unverified.
-  // NotFound: no such file. DataLoss: damaged. FailedPrecondition: sound, but of another dimension, m or
-  // ef_construction than asked for, of another generation, or of another version of the format. On any of these the
-  // caller builds the index anew.
+  // NotFound: no such file. InvalidArgument: no regular file, or larger than a graph of `nodes_max` nodes can be; then
+  // nothing of it is read. DataLoss: damaged. FailedPrecondition: sound, but of another dimension, m or ef_construction
+  // than asked for, of another generation, or of another version of the format. On any of these the caller builds the
+  // index anew.
   static absl::StatusOr<std::unique_ptr<HnswIndex>> Load(const std::string& path, int dimension,
-                                                         const HnswOptions& options, int64_t generation);
+                                                         const HnswOptions& options, int64_t generation,
+                                                         int64_t nodes_max);
 
   // Replaces `path` atomically (see WriteFileDurably); needs twice the graph's size in memory for the time of writing.
   // `generation` is that of the store that the vectors come from.

@@ -1,6 +1,7 @@
 #ifndef C3PO_INDEX_SEARCH_REFERENCE_CATALOG_H_
 #define C3PO_INDEX_SEARCH_REFERENCE_CATALOG_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
@@ -149,6 +150,7 @@ class ReferenceCatalog {
  private:
   enum ViewKind { kAll = 0, kSuccessful = 1 };
   static constexpr std::array<ViewKind, 2> kViewKinds = {kAll, kSuccessful};
+  static constexpr int64_t kTombstonesMin = 1024;  // Fewer are not worth a new graph.
   using RecordPtr = std::shared_ptr<const ReferenceRecord>;
   using IndexPtr = std::shared_ptr<NeighborIndex>;
 
@@ -194,6 +196,8 @@ class ReferenceCatalog {
   ReferenceCatalog(ReferenceStore* store, const CatalogOptions& options) : store_(store), options_(options) {}
 
   static bool IsIn(ViewKind kind, const ReferenceRecord& record) { return kind == kAll || record.successful; }
+  // How many nodes the graph of a view of so many members has at most: more tombstones have it built anew.
+  static int64_t NodesMax(int64_t members) { return members + std::max(kTombstonesMin, members); }
   static std::vector<Labeled> MembersOf(const Collection& collection, ViewKind kind);
   // The members with the `count` smallest labels, or all of fewer, by ascending label.
   static std::vector<Labeled> SmallestLabels(const Collection& collection, ViewKind kind, size_t count);

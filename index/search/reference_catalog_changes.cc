@@ -27,8 +27,6 @@
 namespace c3po {
 namespace {
 
-constexpr size_t kTombstonesMin = 1024;  // Fewer are not worth a new graph.
-
 // The label that an id wants: its first 60 bits, so that labels do not depend on the order in which references came,
 // and equal distances are ordered by id. An id that somebody chose has its hash in place of its own digits.
 int64_t FirstLabel(const std::string& id) {
@@ -287,7 +285,8 @@ void ReferenceCatalog::RemoveFromIndexes(const LabeledByCollection& departed) {
         if (IsIn(kind, *each.record) && !index->Remove(each.label).ok()) broken = true;
       }
       const auto* graph = dynamic_cast<const HnswIndex*>(index.get());
-      if (broken || (graph != nullptr && graph->tombstones() > std::max(kTombstonesMin, graph->size()))) {
+      const auto nodes = [&] { return static_cast<int64_t>(graph->size() + graph->tombstones()); };
+      if (broken || (graph != nullptr && nodes() > NodesMax(static_cast<int64_t>(graph->size())))) {
         std::vector<Labeled> members;
         {
           ReaderLock lock(mutex_);

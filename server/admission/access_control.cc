@@ -17,6 +17,7 @@
 namespace c3po {
 namespace {
 
+constexpr int64_t kFileBytesMax = int64_t{16} << 20;
 constexpr size_t kNameMax = 64;
 constexpr size_t kDigestDigits = 64;
 
@@ -45,10 +46,10 @@ bool EqualInConstantTime(absl::string_view a, absl::string_view b) {
   return difference == 0;
 }
 
-// Nothing: it cannot be read.
-std::optional<std::string> TextOf(const std::string& path) {
-  absl::StatusOr<std::string> text = ReadWholeFile(path);
-  return text.ok() ? std::optional<std::string>(*std::move(text)) : std::nullopt;
+absl::StatusOr<std::string> TextOf(const std::string& path) {
+  absl::StatusOr<std::string> text = ReadWholeFile(path, kFileBytesMax);
+  if (text.ok()) return text;
+  return absl::Status(text.status().code(), absl::StrCat("cannot be read: ", text.status().message()));
 }
 
 absl::string_view TokenOf(absl::string_view authorization) {
@@ -101,18 +102,18 @@ absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::st
   auto access = std::unique_ptr<AccessControl>(new AccessControl(path, metrics));
   const absl::MutexLock lock(&access->mu_);
   access->text_ = TextOf(path);
-  if (!access->text_) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  C3PO_RETURN_IF_ERROR(access->text_.status());
   C3PO_ASSIGN_OR_RETURN(access->entries_, Parse(path, *access->text_));
   return access;
 }
 
 void AccessControl::LookAgain() {
-  std::optional<std::string> text = TextOf(path_);
+  absl::StatusOr<std::string> text = TextOf(path_);
   const absl::MutexLock lock(&mu_);
   if (text == text_) return;
   text_ = std::move(text);
-  absl::StatusOr<std::vector<Entry>> entries = absl::NotFoundError(absl::StrCat(path_, ": cannot be read"));
-  if (text_) entries = Parse(path_, *text_);
+  absl::StatusOr<std::vector<Entry>> entries = text_.status();
+  if (text_.ok()) entries = Parse(path_, *text_);
   refusal_ = entries.status();
   if (metrics_ != nullptr) {
     metrics_->SetReloadFailed(Metrics::WatchedFile::kTokens, !entries.ok());

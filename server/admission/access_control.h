@@ -66,8 +66,8 @@ class AccessControl {
   Metrics* const metrics_;
   mutable absl::Mutex mu_;
   std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_);
-  // What the file held when it was last read; nothing: it could not be.
-  std::optional<std::string> text_ ABSL_GUARDED_BY(mu_);
+  // What the file held when it was last read, or why it could not be.
+  absl::StatusOr<std::string> text_ ABSL_GUARDED_BY(mu_) = absl::UnknownError("");
   absl::Status refusal_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -3,9 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
-#include <sstream>
 #include <utility>
 #include <variant>
 
@@ -14,10 +12,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "index/base/durable_file.h"
 #include "index/base/nearest_name.h"
 
 namespace c3po {
 namespace {
+
+constexpr int64_t kConfigFileBytesMax = int64_t{1} << 20;
 
 // The client and the scripts read these.
 constexpr const char* kVariablesOfOthers[] = {"C3PO_CACHE_DIR", "C3PO_TOKEN", "C3PO_SERVER", "C3PO_TLS_CA"};
@@ -34,14 +35,14 @@ bool IsServiceLink(absl::string_view name, absl::string_view value) {
 absl::StatusOr<std::map<std::string, TomlSetting>> ReadConfigFile(const std::string& path,
                                                                   const std::vector<std::string>& names) {
   std::map<std::string, TomlSetting> settings;
-  const std::ifstream file(path);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
-    return absl::NotFoundError(absl::StrCat("--config: ", path, ": cannot be read"));
+  const absl::StatusOr<std::string> text = ReadWholeFile(path, kConfigFileBytesMax);
+  if (!text.ok()) {
+    return absl::Status(text.status().code(), absl::StrCat("--config: cannot be read: ", text.status().message()));
+  }
   const auto in_file = [&](absl::string_view what) {
     return absl::InvalidArgumentError(absl::StrCat("--config: ", path, ": ", what));
   };
-  const auto parsed = ParseTomlSettings(text.str());
+  const auto parsed = ParseTomlSettings(*text);
   if (!parsed.ok()) return in_file(parsed.status().message());
   for (const TomlSetting& setting : *parsed) {
     if (std::find(names.begin(), names.end(), setting.key) == names.end()) {

@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "index/base/durable_file.h"
 #include "index/base/python_json.h"
 #include "index/base/status_macros.h"
 #include "server/weights/checkpoint.h"
@@ -16,7 +17,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kJsonBytesMax = 4 << 20;
+constexpr int64_t kJsonBytesMax = 4 << 20;
 
 // One JSON file with errors that name it and the field.
 class Settings {
@@ -70,7 +71,7 @@ class Settings {
 
 // A file that may be absent: then nothing, no error.
 absl::StatusOr<Settings> ReadOptional(const std::string& path) {
-  absl::StatusOr<std::string> text = ReadSmallFile(path, kJsonBytesMax);
+  absl::StatusOr<std::string> text = ReadWholeFile(path, kJsonBytesMax);
   if (absl::IsNotFound(text.status())) text = "{}";
   C3PO_RETURN_IF_ERROR(text.status());
   return Settings::Parse(path, *text);

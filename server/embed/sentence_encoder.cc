@@ -22,6 +22,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/durable_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "server/embed/bert_config.h"
@@ -31,7 +32,7 @@
 namespace c3po {
 namespace {
 
-constexpr size_t kTokenizerBytesMax = 256 << 20;
+constexpr int64_t kTokenizerBytesMax = 256 << 20;
 // Texts run together, padded to the longest, in batches of at most this many tokens with padding. Bounds the memory of
 // a forward pass: 16 MB a layer for MiniLM's intermediate width.
 constexpr int64_t kBatchTokensMax = 4096;
@@ -271,7 +272,7 @@ absl::StatusOr<std::unique_ptr<SentenceEncoder>> SentenceEncoder::Load(const std
   auto model = std::make_unique<Model>();
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
   C3PO_ASSIGN_OR_RETURN(model->config, ReadBertConfig(folder, checkpoint->config_json()));
-  absl::StatusOr<std::string> tokenizer = ReadSmallFile(folder + "/tokenizer.json", kTokenizerBytesMax);
+  absl::StatusOr<std::string> tokenizer = ReadWholeFile(folder + "/tokenizer.json", kTokenizerBytesMax);
   if (absl::IsNotFound(tokenizer.status())) tokenizer = "";
   C3PO_RETURN_IF_ERROR(tokenizer.status());
   model->digest = Sha256::HexOf(

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/text/chat_format.h"
@@ -37,7 +38,7 @@ void AddProblem(const absl::Status& status, ModelCard& card) {
 
 absl::Status ReadConfigFile(ModelCard& card) {
   const std::string path = card.folder + "/config.json";
-  C3PO_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kConfigBytesMax));
+  C3PO_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, kConfigBytesMax));
   C3PO_ASSIGN_OR_RETURN(card.config, ModelConfig::Parse(text, path));
   const ModelConfig& config = *card.config;
   card.parameters = CountParameters(config);

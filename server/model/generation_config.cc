@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
 #include "server/model/config_fields.h"
 #include "server/weights/checkpoint.h"
@@ -11,7 +12,7 @@ namespace c3po {
 absl::StatusOr<GenerationConfig> GenerationConfig::Read(const std::string& folder, int vocabulary_size) {
   GenerationConfig config;
   const std::string path = folder + "/generation_config.json";
-  const absl::StatusOr<std::string> text = ReadSmallFile(path, kConfigBytesMax);
+  const absl::StatusOr<std::string> text = ReadWholeFile(path, kConfigBytesMax);
   if (absl::IsNotFound(text.status())) return config;
   C3PO_RETURN_IF_ERROR(text.status());
   C3PO_ASSIGN_OR_RETURN(ConfigFields fields, ConfigFields::Parse(*text, path));

@@ -18,6 +18,8 @@
 namespace c3po {
 namespace {
 
+constexpr int64_t kPemBytesMax = int64_t{4} << 20;  // The authorities of a whole distribution have 0.3 MB.
+
 template <auto Free>
 struct Deleter {
   template <typename T>
@@ -59,7 +61,7 @@ absl::Status Wrong(absl::string_view flag, const std::string& path, absl::string
 }
 
 absl::StatusOr<std::string> ReadPem(absl::string_view flag, const std::string& path) {
-  absl::StatusOr<std::string> text = ReadWholeFile(path);
+  absl::StatusOr<std::string> text = ReadWholeFile(path, kPemBytesMax);
   if (!text.ok()) return Wrong(flag, path, absl::StrCat("cannot be read: ", text.status().message()));
   return text;
 }

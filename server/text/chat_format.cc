@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <initializer_list>
-#include <iterator>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -13,12 +11,15 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
 #include "server/text/json_field.h"
 #include "server/text/utf8.h"
 
 namespace c3po {
 namespace {
+
+constexpr int64_t kTemplateBytesMax = int64_t{16} << 20;
 
 // A token of the config: "text", {"content": "text"}, or null.
 absl::StatusOr<std::string> TokenMember(const JsonField& config, absl::string_view key) {
@@ -112,10 +113,9 @@ absl::string_view StripLineFeeds(absl::string_view text, bool front, bool back) 
 // What chat_template.jinja beside the config holds; empty when there is none.
 absl::StatusOr<std::string> TemplateFile(const std::string& config_path) {
   const std::filesystem::path path = std::filesystem::path(config_path).parent_path() / "chat_template.jinja";
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return "";
-  std::string text(std::istreambuf_iterator<char>(stream), {});
-  if (!IsValidUtf8(text)) return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is not valid UTF-8"));
+  absl::StatusOr<std::string> text = ReadWholeFile(path.string(), kTemplateBytesMax);
+  if (absl::IsNotFound(text.status())) return "";
+  if (text.ok() && !IsValidUtf8(*text)) return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is not valid UTF-8"));
   return text;
 }
 

@@ -1,20 +1,22 @@
 #include "server/text/json_field.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/durable_file.h"
 #include "index/base/json_nesting.h"
 #include "index/base/python_json.h"
 #include "index/base/status_macros.h"
 #include "server/text/utf8.h"
 
 namespace c3po {
+namespace {
+
+constexpr int64_t kJsonFileBytesMax = int64_t{256} << 20;  // The largest tokenizer.json known has some 40 MB.
+
+}  // namespace
 
 // A path is spelled out only when an error is made: a vocabulary has a hundred thousand fields and seldom one error.
 struct JsonField::Node {
@@ -36,16 +38,8 @@ struct JsonField::Node {
 JsonField::JsonField(std::shared_ptr<const Node> node) : node_(std::move(node)) {}
 
 absl::StatusOr<JsonField> JsonField::ReadFile(const std::string& path) {
-  errno = 0;
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) {
-    const std::string message = absl::StrCat(path, ": cannot open: ", std::strerror(errno));
-    return errno == EACCES ? absl::PermissionDeniedError(message) : absl::NotFoundError(message);
-  }
-  std::string bytes;
+  C3PO_ASSIGN_OR_RETURN(const std::string bytes, ReadWholeFile(path, kJsonFileBytesMax));
   try {
-    bytes.assign(std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>());
-    if (stream.bad()) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot read it"));
     if (NestsDeeperThan(bytes, kJsonLevelsMax)) {
       return absl::InvalidArgumentError(absl::StrCat(path, ": nests deeper than ", kJsonLevelsMax, " levels"));
     }
@@ -56,8 +50,6 @@ absl::StatusOr<JsonField> JsonField::ReadFile(const std::string& path) {
     return JsonField(std::move(node));
   } catch (const nlohmann::json::exception& e) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": malformed JSON: ", e.what()));
-  } catch (const std::ios_base::failure& e) {  // A folder opens, but cannot be read.
-    return absl::InvalidArgumentError(absl::StrCat(path, ": cannot read it: ", e.what()));
   }
 }
 

@@ -19,7 +19,8 @@ namespace c3po {
 // Immutable. All errors are InvalidArgument unless said otherwise. The JSON library is seen by json_field.cc only.
 class JsonField {
  public:
-  // The root of the file's document. NotFound or PermissionDenied: the file cannot be opened, naming it.
+  // The root of the file's document, of a regular file of at most 256 MiB. Errors name the file: NotFound,
+  // PermissionDenied, or another of ReadWholeFile's.
   static absl::StatusOr<JsonField> ReadFile(const std::string& path);
 
   bool is_null() const;

@@ -2,21 +2,20 @@
 
 #include <sys/stat.h>
 
-#include <cerrno>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/durable_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
 namespace {
 
-constexpr size_t kIndexBytesMax = 64 << 20;
+constexpr int64_t kIndexBytesMax = 64 << 20;
 
 bool Exists(const std::string& path) {
   struct stat info;
@@ -106,25 +105,9 @@ class WeightMapReader : public nlohmann::json_sax<nlohmann::json> {
 
 }  // namespace
 
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t bytes_max) {
-  struct stat info;
-  if (stat(path.c_str(), &info) != 0) return absl::ErrnoToStatus(errno, path);
-  if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-  if (static_cast<uint64_t>(info.st_size) > bytes_max) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", info.st_size, " bytes, at most ", bytes_max, " are taken"));
-  }
-  std::string text(static_cast<size_t>(info.st_size), '\0');
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream.read(text.data(), static_cast<std::streamsize>(text.size()))) {
-    return absl::DataLossError(absl::StrCat(path, ": cannot be read"));
-  }
-  return text;
-}
-
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& folder) {
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint(folder));
-  C3PO_ASSIGN_OR_RETURN(checkpoint->config_json_, ReadSmallFile(folder + "/config.json", kConfigBytesMax));
+  C3PO_ASSIGN_OR_RETURN(checkpoint->config_json_, ReadWholeFile(folder + "/config.json", kConfigBytesMax));
   const std::string single_path = folder + "/model.safetensors";
   const std::string index_path = folder + "/model.safetensors.index.json";
   if (!Exists(single_path) && Exists(index_path)) {
@@ -138,7 +121,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
 }
 
 absl::Status Checkpoint::OpenShards(const std::string& index_path) {
-  C3PO_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(index_path, kIndexBytesMax));
+  C3PO_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(index_path, kIndexBytesMax));
   WeightMapReader reader;
   nlohmann::json::sax_parse(text, &reader);
   if (!reader.error().empty()) return absl::InvalidArgumentError(absl::StrCat(index_path, ": ", reader.error()));

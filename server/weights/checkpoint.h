@@ -13,7 +13,7 @@
 
 namespace c3po {
 
-inline constexpr size_t kConfigBytesMax = 4 << 20;  // Of config.json.
+inline constexpr int64_t kConfigBytesMax = 4 << 20;  // Of config.json.
 
 // The weights of a Hugging Face model folder: config.json and either model.safetensors or the shards that
 // model.safetensors.index.json ({"weight_map": {tensor name: file name}}) lists. model.safetensors wins where both
@@ -56,9 +56,6 @@ class Checkpoint {
   mutable absl::once_flag digest_once_;
   mutable std::string digest_;
 };
-
-// The whole file. NotFound: no such file. InvalidArgument: not a regular file, or larger than `bytes_max`.
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t bytes_max);
 
 }  // namespace c3po
 

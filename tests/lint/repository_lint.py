@@ -80,6 +80,9 @@ WALL_CLOCK = re.compile(r"absl::Now\b|GetCurrentTimeNanos|system_clock::now|\b\w
 # Stamps that people read, certificates' ends, a date in a chat template, and what gRPC tells by that clock.
 WALL_CLOCK_FILES = {"server/metrics/logging.cc", "server/metrics/prometheus_exporter.cc", "server/pipeline/reference_importer.cc",
                     "server/rpc/tls_files.cc", "server/text/chat_format.h", "server/rpc/call_context.cc"}
+FILE_STREAM = re.compile(r"\bstd::i?fstream\b|\bfopen\(")
+# Files of the kernel's, and a file that the server has just made itself.
+STREAM_FILES = {"index/base/cgroup_limits.cc", "server/process/process_usage.cc", "server/rpc/backup_reactor.cc"}
 # In a namespace, which is not indented.
 TYPE_DEFINITION = re.compile(r"^(?:struct|class|enum class) (\w+)(?: final)?(?: :[^{;]*)? ?\{", re.MULTILINE)
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
@@ -290,6 +293,14 @@ def check_wall_clock(path: str, text: str) -> List[Violation]:
             for number, line in enumerate(text.splitlines(), 1) for match in WALL_CLOCK.finditer(line.split("//")[0])]
 
 
+def check_file_reads(path: str, text: str) -> List[Violation]:
+    """A stream waits for a FIFO and reads a device without end. Files that the server is told to open go through ReadWholeFile."""
+    if not path.startswith(("server/", "index/")) or not path.endswith(CPP_SUFFIXES) or path in STREAM_FILES:
+        return []
+    return [Violation("file-reads", path, number, f"{match.group(0)} opens whatever it is given: ReadWholeFile of durable_file.h")
+            for number, line in enumerate(text.splitlines(), 1) for match in FILE_STREAM.finditer(line.split("//")[0])]
+
+
 def check_length(path: str, text: str) -> List[Violation]:
     lines = len(text.splitlines())
     if lines <= LINES_MAX or not (path.endswith(SOURCE_SUFFIXES) or os.path.basename(path) == "CMakeLists.txt"):
@@ -334,6 +345,7 @@ def lint(root: str, exceptions: str = "tests/lint/exceptions.txt") -> List[Viola
             continue
         found += check_machine_paths(path, text)
         found += check_wall_clock(path, text)
+        found += check_file_reads(path, text)
         found += check_length(path, text)
         if path.endswith(CPP_SUFFIXES):
             includes += includes_of(path, text)

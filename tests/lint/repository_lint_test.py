@@ -122,6 +122,7 @@ CASES: List[Tuple[str, Dict[str, Optional[str]], Tuple[str, str, str]]] = [
     ("a banned folder", {"deploy/common/a.sh": ""}, ("name", "deploy/common/a.sh", '"common"')),
     ("a wall clock for a duration", {"server/rpc/a.cc": "auto t = absl::Now();  // now\n"}, ("wall-clock", "server/rpc/a.cc", "Now")),
     ("a timed wait by the wall clock", {"index/base/a.cc": "mu.AwaitWithTimeout(c, d);\n"}, ("wall-clock", "index/base/a.cc", "Await")),
+    ("a file read as a stream", {"server/text/a.cc": "std::ifstream in(path);\n"}, ("file-reads", "server/text/a.cc", "ifstream")),
     ("a work folder", {"deploy/run.sh": "echo\ncd " + SLASH + "work/x\n"}, ("machine-path", "deploy/run.sh", "work")),
     ("a home folder", {"deploy/run.py": 'p = "' + SLASH + 'home/me/x"\n'}, ("machine-path", "deploy/run.py", "home")),
     ("root's folder for a compiler", {"deploy/cmake/a.cmake": "-I" + SLASH + "root/include\n"},

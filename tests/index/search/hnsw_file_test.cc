@@ -4,11 +4,14 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <limits>
 
 #include "absl/strings/escaping.h"
 #include "index/base/durable_file.h"
@@ -22,6 +25,8 @@ namespace {
 constexpr int kDimension = 6;
 constexpr int64_t kGeneration = 77;
 constexpr size_t kHeaderBytes = 168;
+constexpr int64_t kNodes = 1000;  // More than any graph here has.
+constexpr int64_t kFileMax = int64_t{1} << 20;
 
 class HnswFileTest : public ::testing::Test {
  protected:
@@ -38,13 +43,13 @@ class HnswFileTest : public ::testing::Test {
     }
     for (int i = 0; i < 200; i += 7) ASSERT_TRUE(graph_->Remove(i * 1000003).ok());
     ASSERT_TRUE(graph_->Save(path_, kGeneration).ok());
-    bytes_ = *ReadWholeFile(path_);
+    bytes_ = *ReadWholeFile(path_, kFileMax);
   }
 
   absl::StatusOr<std::unique_ptr<HnswIndex>> LoadBytes(const std::string& bytes) {
     const std::string path = folder_.File("altered.hnsw");
     std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-    return HnswIndex::Load(path, kDimension, options_, kGeneration);
+    return HnswIndex::Load(path, kDimension, options_, kGeneration, kNodes);
   }
 
   // Makes both digests those of the altered bytes, as a writer with a bug would.
@@ -64,7 +69,7 @@ class HnswFileTest : public ::testing::Test {
 };
 
 TEST_F(HnswFileTest, LoadedGraphAnswersAsTheSavedOneAndGrowsOn) {
-  auto loaded = HnswIndex::Load(path_, kDimension, options_, kGeneration);
+  auto loaded = HnswIndex::Load(path_, kDimension, options_, kGeneration, kNodes);
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   EXPECT_EQ((*loaded)->size(), graph_->size());
   EXPECT_EQ((*loaded)->tombstones(), graph_->tombstones());
@@ -75,7 +80,7 @@ TEST_F(HnswFileTest, LoadedGraphAnswersAsTheSavedOneAndGrowsOn) {
 
   const std::string again = folder_.File("again.hnsw");
   ASSERT_TRUE((*loaded)->Save(again, kGeneration).ok());
-  EXPECT_EQ(*ReadWholeFile(again), bytes_);
+  EXPECT_EQ(*ReadWholeFile(again, kFileMax), bytes_);
 
   std::mt19937 random(10);
   for (int i = 0; i < 1500; ++i) ASSERT_TRUE((*loaded)->Add(-1 - i, RandomUnitVector(random, kDimension)).ok());
@@ -86,11 +91,47 @@ TEST_F(HnswFileTest, LoadedGraphAnswersAsTheSavedOneAndGrowsOn) {
 TEST_F(HnswFileTest, EmptyGraphIsSavedAndLoaded) {
   auto empty = HnswIndex::Create(kDimension, options_);
   ASSERT_TRUE((*empty)->Save(path_, 0).ok());
-  auto loaded = HnswIndex::Load(path_, kDimension, options_, 0);
+  auto loaded = HnswIndex::Load(path_, kDimension, options_, 0, kNodes);
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   EXPECT_TRUE((*loaded)->Search(vectors_[0], 3)->empty());
   ASSERT_TRUE((*loaded)->Add(1, vectors_[0]).ok());
   EXPECT_EQ((*loaded)->Search(vectors_[0], 3)->size(), 1u);
+}
+
+TEST_F(HnswFileTest, WhatCannotBeAGraphIsRefusedUnread) {
+  std::filesystem::remove(path_);
+  ASSERT_EQ(mkfifo(path_.c_str(), 0600), 0);
+  const auto refusal = [&] {
+    const absl::Status status = HnswIndex::Load(path_, kDimension, options_, kGeneration, kNodes).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_EQ(refusal(), "graph file " + path_ + ": is a FIFO, not a regular file");
+  ASSERT_TRUE(graph_->Save(path_, kGeneration).ok()) << "it takes the FIFO's place";
+  EXPECT_TRUE(HnswIndex::Load(path_, kDimension, options_, kGeneration, kNodes).ok());
+  std::filesystem::resize_file(path_, uintmax_t{40} << 30);  // Sparse.
+  EXPECT_THAT(refusal(), ::testing::HasSubstr("has 42949672960 bytes, at most"));
+}
+
+TEST_F(HnswFileTest, EveryGraphIsWithinTheBoundOfItsSize) {
+  EXPECT_LE(static_cast<int64_t>(bytes_.size()), HnswFileBytesMax(200, kDimension, options_.m));
+  std::mt19937 random(11);
+  for (const int m : {2, 3, 16, 64}) {
+    for (const int nodes : {0, 1, 10, 3000}) {
+      HnswOptions options;
+      options.m = m;
+      options.ef_construction = m;
+      auto graph = HnswIndex::Create(kDimension, options);
+      ASSERT_TRUE(graph.ok()) << graph.status();
+      for (int i = 0; i < nodes; ++i) ASSERT_TRUE((*graph)->Add(i, RandomUnitVector(random, kDimension)).ok());
+      ASSERT_TRUE((*graph)->Save(path_, 0).ok());
+      const auto size = static_cast<int64_t>(std::filesystem::file_size(path_));
+      EXPECT_LE(size, HnswFileBytesMax(nodes, kDimension, m)) << m << " " << nodes;
+      if (nodes < 3000) continue;
+      EXPECT_LE(size, HnswFileBytesMax(nodes, kDimension, m) - (int64_t{1} << 20)) << m << ": without its slack";
+    }
+  }
+  EXPECT_EQ(HnswFileBytesMax(std::numeric_limits<int64_t>::max(), 1 << 20, 4096), std::numeric_limits<int64_t>::max());
 }
 
 TEST_F(HnswFileTest, EveryPrefixIsRefused) {
@@ -160,18 +201,18 @@ TEST_F(HnswFileTest, GraphsThatLeadOutsideThemselvesAreRefused) {
 }
 
 TEST_F(HnswFileTest, SoundFilesOfAnotherKindAreTheWrongPrecondition) {
-  EXPECT_EQ(HnswIndex::Load(path_, kDimension, options_, kGeneration + 1).status().code(),
+  EXPECT_EQ(HnswIndex::Load(path_, kDimension, options_, kGeneration + 1, kNodes).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(HnswIndex::Load(path_, kDimension + 1, options_, kGeneration).status().code(),
+  EXPECT_EQ(HnswIndex::Load(path_, kDimension + 1, options_, kGeneration, kNodes).status().code(),
             absl::StatusCode::kFailedPrecondition);
   HnswOptions other = options_;
   other.m = 8;
-  EXPECT_EQ(HnswIndex::Load(path_, kDimension, other, kGeneration).status().code(),
+  EXPECT_EQ(HnswIndex::Load(path_, kDimension, other, kGeneration, kNodes).status().code(),
             absl::StatusCode::kFailedPrecondition);
   std::string next_version = bytes_;
   next_version[8] = 2;
   EXPECT_EQ(LoadBytes(WithDigests(next_version)).status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(HnswIndex::Load(folder_.File("absent"), kDimension, options_, 0).status().code(),
+  EXPECT_EQ(HnswIndex::Load(folder_.File("absent"), kDimension, options_, 0, kNodes).status().code(),
             absl::StatusCode::kNotFound);
 }
 
@@ -187,7 +228,7 @@ TEST_F(HnswFileTest, FailedSaveKeepsTheOldFileAndLeavesNoOther) {
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  EXPECT_EQ(*ReadWholeFile(path_), bytes_);
+  EXPECT_EQ(*ReadWholeFile(path_, kFileMax), bytes_);
   EXPECT_FALSE(std::filesystem::exists(path_ + ".tmp"));
   EXPECT_EQ(graph_->Save(folder_.File("absent/graph.hnsw"), 1).code(), absl::StatusCode::kNotFound);
 }

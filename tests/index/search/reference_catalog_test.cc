@@ -2,19 +2,23 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <set>
 #include <thread>
+#include <utility>
 
 #include "tests/index/store/random_reference.h"
 
 namespace c3po {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -348,6 +352,25 @@ TEST_F(ReferenceCatalogTest, StaleOrDamagedGraphsAreRefusedAndBuiltAnew) {
   EXPECT_EQ(catalog_->startup().graphs_built, 2);
   EXPECT_THAT(catalog_->startup().refused_files[0], HasSubstr("cut"));
   EXPECT_EQ(Answers("math"), before);
+
+  // What is no graph at all costs neither memory nor time, and is replaced by the next graphs.
+  ASSERT_TRUE(catalog_->SaveGraphs().ok());
+  bool fifo = false;
+  for (const auto& file : std::filesystem::directory_iterator(options_.graph_cache_folder)) {
+    std::filesystem::resize_file(file.path(), uintmax_t{40} << 30);
+    if (std::exchange(fifo, true)) continue;
+    std::filesystem::remove(file.path());
+    ASSERT_EQ(mkfifo(file.path().c_str(), 0600), 0);
+  }
+  Restart();
+  EXPECT_EQ(catalog_->startup().graphs_built, 2);
+  ASSERT_THAT(catalog_->startup().refused_files, SizeIs(2));
+  EXPECT_THAT(catalog_->startup().refused_files, Contains(HasSubstr("is a FIFO")));
+  EXPECT_THAT(catalog_->startup().refused_files, Contains(HasSubstr("has 42949672960 bytes")));
+  EXPECT_EQ(Answers("math"), before);
+  ASSERT_TRUE(catalog_->SaveGraphs().ok());
+  Restart();
+  EXPECT_EQ(catalog_->startup().graphs_loaded, 2);
 }
 
 TEST_F(ReferenceCatalogTest, GraphsOfAnotherStoreAtTheSameGenerationAreRefused) {
