@@ -257,9 +257,10 @@ absl::StatusOr<std::optional<double>> ReferenceCatalog::OwnDistanceQuantile(absl
   return searched->views[successful_only ? kSuccessful : kAll].own.Quantile(quantile);
 }
 
-bool ReferenceCatalog::Holds(absl::string_view id) const {
+std::optional<std::string> ReferenceCatalog::CollectionOf(absl::string_view id) const {
   ReaderLock lock(mutex_);
-  return entries_.contains(id);
+  const auto found = entries_.find(id);
+  return found == entries_.end() ? std::nullopt : std::optional<std::string>(found->second.collection);
 }
 
 absl::StatusOr<std::vector<ReferenceRecord>> ReferenceCatalog::WithPrompt(absl::string_view collection,

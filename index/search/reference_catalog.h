@@ -107,7 +107,9 @@ class ReferenceCatalog {
                                                             double quantile) const;
 
   // Whether the store holds it, usable or not.
-  bool Holds(absl::string_view id) const;
+  bool Holds(absl::string_view id) const { return CollectionOf(id).has_value(); }
+  // The collection of a reference that the store holds, usable or not.
+  std::optional<std::string> CollectionOf(absl::string_view id) const;
   // The references of a collection with this very prompt, usable or not, in the order in which they came. Compares the
   // store's texts where a hash says that there may be some.
   absl::StatusOr<std::vector<ReferenceRecord>> WithPrompt(absl::string_view collection, absl::string_view prompt) const;

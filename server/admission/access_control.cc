@@ -1,14 +1,18 @@
 #include "server/admission/access_control.h"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 #include <optional>
 #include <sstream>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/types/span.h"
 #include "index/base/durable_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
@@ -36,6 +40,53 @@ bool IsName(absl::string_view name) {
 bool IsDigest(absl::string_view digest) {
   const auto allowed = [](unsigned char c) { return absl::ascii_isxdigit(c); };
   return digest.size() == kDigestDigits && std::all_of(digest.begin(), digest.end(), allowed);
+}
+
+constexpr int64_t kRateMax = 1000000000000;
+
+// Nothing: it is no rate.
+std::optional<int64_t> RateOf(absl::string_view text) {
+  if (text == "unlimited") return 0;
+  int64_t rate = 0;
+  if (!absl::SimpleAtoi(text, &rate) || rate < 1 || rate > kRateMax) return std::nullopt;
+  return rate;
+}
+
+// Reads the fields behind the token's hash into `caller`. InvalidArgument says what is wrong.
+absl::Status ReadFields(absl::Span<const absl::string_view> words, Caller& caller) {
+  constexpr absl::string_view kKeys[] = {"read", "write", "calls/min", "tokens/min"};
+  std::map<absl::string_view, absl::string_view> fields;
+  for (const absl::string_view word : words) {
+    const std::pair<absl::string_view, absl::string_view> field = absl::StrSplit(word, absl::MaxSplits('=', 1));
+    if (!absl::StrContains(word, '=') || std::find(std::begin(kKeys), std::end(kKeys), field.first) == std::end(kKeys)) {
+      return absl::InvalidArgumentError(
+          "must be NAME ROLE SHA256, then any of read=A,B write=C calls/min=N tokens/min=N");
+    }
+    if (!fields.emplace(field).second) return absl::InvalidArgumentError(absl::StrCat(field.first, "= is there twice"));
+  }
+  CollectionNames read, write;
+  for (auto [key, names] : {std::pair("read", &read), std::pair("write", &write)}) {
+    const auto field = fields.find(key);
+    if (field == fields.end()) continue;
+    absl::StatusOr<CollectionNames> parsed = ParseCollectionNames(field->second);
+    if (!parsed.ok()) return absl::InvalidArgumentError(absl::StrCat(key, "=: ", parsed.status().message()));
+    *names = *std::move(parsed);
+  }
+  if (fields.count("read") + fields.count("write") > 0)
+    caller.collections = CollectionAccess(std::move(read), std::move(write));
+  for (auto [key, rate] : {std::pair("calls/min", &caller.rates.calls_per_minute),
+                           std::pair("tokens/min", &caller.rates.tokens_per_minute)}) {
+    const auto field = fields.find(key);
+    if (field == fields.end()) continue;
+    *rate = RateOf(field->second);
+    if (!*rate)
+      return absl::InvalidArgumentError(absl::StrCat(key, "=: must be a number in [1, ", kRateMax, "], or unlimited"));
+  }
+  return absl::OkStatus();
+}
+
+bool SameRates(const CallerRates& a, const CallerRates& b) {
+  return a.calls_per_minute == b.calls_per_minute && a.tokens_per_minute == b.tokens_per_minute;
 }
 
 // Looks at every byte whatever it finds.
@@ -84,7 +135,7 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
       return absl::InvalidArgumentError(absl::StrCat(path, ":", number, ": ", what));
     };
     const std::vector<absl::string_view> words = absl::StrSplit(content, absl::ByAnyChar(" \t"), absl::SkipEmpty());
-    if (words.size() != 3) return wrong("must be NAME ROLE SHA256");
+    if (words.size() < 3) return wrong("must be NAME ROLE SHA256");
     if (!IsName(words[0])) return wrong("the name must be 1 to 64 of letters, digits and ._-");
     const std::optional<Role> role = RoleOf(words[1]);
     if (!role) return wrong(absl::StrCat("role \"", words[1], "\" is not one of generate, references, administer"));
@@ -92,7 +143,14 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
     const std::string digest = absl::AsciiStrToLower(words[2]);
     const auto same = std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.digest == digest; });
     if (same != entries.end()) return wrong(absl::StrCat("the same token as ", same->caller.name, "'s"));
-    entries.push_back({digest, {std::string(words[0]), *role}});
+    Entry entry{digest, {std::string(words[0]), *role, {}, {}}};
+    if (const absl::Status fields = ReadFields(absl::MakeConstSpan(words).subspan(3), entry.caller); !fields.ok())
+      return wrong(fields.message());
+    const auto namesake =
+        std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.caller.name == entry.caller.name; });
+    if (namesake != entries.end() && !SameRates(namesake->caller.rates, entry.caller.rates))
+      return wrong("calls/min= and tokens/min= must be those of the name's other lines");
+    entries.push_back(std::move(entry));
   }
   if (entries.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ":1: holds no token"));
   return entries;

@@ -10,6 +10,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "server/admission/collection_access.h"
+#include "server/admission/rate_limiter.h"
 #include "server/metrics/metrics.h"
 
 namespace c3po {
@@ -27,14 +29,21 @@ absl::string_view RoleName(Role role);
 struct Caller {
   std::string name;
   Role role = Role::kGenerate;
+  CollectionAccess collections;
+  CallerRates rates;
 };
 
 // Who may call, from a file of bearer tokens, one a line:
-//   NAME ROLE SHA256
+//   NAME ROLE SHA256 [read=A,B] [write=C] [calls/min=N] [tokens/min=N]
 // NAME: 1 to 64 of letters, digits and ._- (several tokens may carry the same name, to replace one by another in
 // peace); ROLE: generate, references or administer; SHA256: 64 hexadecimal digits, of the token's bytes. Empty lines
 // and lines that begin with # are passed over. The same hash twice is refused: which name or role it gives would be a
 // matter of order. The tokens themselves are nowhere.
+//
+// read=, write=: the collections that the caller may use, as far as its role reaches (collection_access.h). A line with
+// neither may use all. Who may write may read; with write= alone nothing else may be read.
+// calls/min=, tokens/min=: the caller's rates (rate_limiter.h), 1 to 10^12, or "unlimited"; left out, the server's own
+// default. They are the name's: other lines of the same name must not say otherwise.
 //
 // LookAgain takes what the file holds by then; one that has become unreadable or wrong is logged, and what was known
 // before stays in force. Thread-safe.

@@ -41,7 +41,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("tls-key", c.tls_key, "private key (PEM) of --tls-cert");
   visit("tls-client-ca", c.tls_client_ca, "certificates (PEM) that sign clients' certificates: mutual TLS");
   visit("insecure", c.insecure, "listen beyond this machine without TLS");
-  visit("auth-tokens", c.auth_tokens, "file of callers: NAME ROLE SHA256 a line; see server/README.md");
+  visit("auth-tokens", c.auth_tokens, "file of callers: NAME ROLE SHA256 a line, then collections and rates; see server/README.md");
   visit("metrics-address", c.metrics_address, "address of the HTTP door");
   visit("metrics-port", c.metrics_port, "port of /metrics, /healthz, /readyz; 0 chooses one, -1: none");
   visit("pending-requests-max", c.pending_requests_max, "requests waiting or running; beyond: RESOURCE_EXHAUSTED");
@@ -59,6 +59,13 @@ void VisitFields(Config& c, Visit visit) {
   visit("max-tokens-default", c.max_tokens_default, "max_tokens of a request that sets none");
   visit("message-bytes-max", c.message_bytes_max, "bytes of one gRPC message");
   visit("unread-messages-max", c.unread_messages_max, "messages a client may leave unread before it is cut off");
+  visit("caller-calls-max", c.caller_calls_max, "calls in flight of one caller; 0: no limit");
+  visit("caller-calls-per-minute-max", c.caller_calls_per_minute_max,
+        "calls a minute of a caller whose token does not say calls/min=; 0: no limit");
+  visit("caller-tokens-per-minute-max", c.caller_tokens_per_minute_max,
+        "tokens a minute, of prompts and answers, of a caller whose token does not say tokens/min=; 0: no limit");
+  visit("watches-max", c.watches_max, "Watch streams of grpc.health.v1 at once");
+  visit("address-watches-max", c.address_watches_max, "of these from one address");
   visit("connections-max", c.connections_max, "connections to the gRPC port at once");
   visit("address-connections-max", c.address_connections_max, "of these from one address");
   visit("transport-memory-mb", c.transport_memory_mb, "MiB that gRPC may hold for connections and messages");
@@ -298,6 +305,11 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("answers-max", answers_max, 1, 1024));
   C3PO_RETURN_IF_ERROR(CheckRange("logit-bias-max", logit_bias_max, 0, 65536));
   C3PO_RETURN_IF_ERROR(CheckRange("unread-messages-max", unread_messages_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("caller-calls-max", caller_calls_max, 0, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("caller-calls-per-minute-max", caller_calls_per_minute_max, 0, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("caller-tokens-per-minute-max", caller_tokens_per_minute_max, 0, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("watches-max", watches_max, 0, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("address-watches-max", address_watches_max, 0, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("connections-max", connections_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("address-connections-max", address_connections_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("transport-memory-mb", transport_memory_mb, 16, 1 << 20));
@@ -333,6 +345,8 @@ std::string ServerConfig::ToText() const {
   });
   return text;
 }
+
+bool ServerConfig::TokensInPlaintext() const { return !auth_tokens.empty() && tls_cert.empty() && !IsLocal(listen); }
 
 std::string ServerConfig::Callers() const {
   std::string who = "anyone";

@@ -38,7 +38,7 @@ struct ServerConfig {
   std::string tls_key;                     // Its private key.
   std::string tls_client_ca;               // Clients need a certificate signed by one of these.
   bool insecure = false;                   // Listen beyond this machine without TLS.
-  std::string auth_tokens;  // File of tokens and roles (admission/access_control.h); empty: everyone may call.
+  std::string auth_tokens;  // File of callers (admission/access_control.h); empty: everyone may call.
   std::string metrics_address = "127.0.0.1";
   int metrics_port = 9464;  // HTTP: /metrics, /healthz, /readyz; 0 chooses one, -1: none.
 
@@ -58,6 +58,11 @@ struct ServerConfig {
   int max_tokens_default = 256;               // Of a request that sets none.
   int message_bytes_max = 16 << 20;           // One gRPC message.
   int unread_messages_max = 8192;             // That a call's client has not read; beyond, the call is cut off.
+  int caller_calls_max = 1024;                // In flight of one caller; beyond: RESOURCE_EXHAUSTED. 0: no limit.
+  int caller_calls_per_minute_max = 0;        // Of one caller whose token says nothing else. 0: no limit.
+  int caller_tokens_per_minute_max = 0;       // Of prompts and answers, the same.
+  int watches_max = 1024;                     // Watch streams of grpc.health.v1 at once; beyond: RESOURCE_EXHAUSTED.
+  int address_watches_max = 64;               // Of these from one address.
   int connections_max = 1024;                 // To the gRPC port, at once.
   int address_connections_max = 256;          // Of these from one address.
   int transport_memory_mb = 512;              // That gRPC may hold for connections and messages.
@@ -93,6 +98,8 @@ struct ServerConfig {
   absl::Status Validate() const;
   // Every field as "name = value" lines, a valid --config file.
   std::string ToText() const;
+  // Whether tokens cross the network unencrypted: there are tokens, no TLS, and others than this machine can connect.
+  bool TokensInPlaintext() const;
   // Who may call, in words: "anyone on loopback", "who holds a token of FILE who reaches 0.0.0.0:50051".
   std::string Callers() const;
   // The numeric limits, for GetServerInfo.

@@ -49,6 +49,8 @@ class Metrics {
   enum class Learned { kProfile, kPrior, kShift };  // Kept beside a collection's references.
   enum class MemoryPart { kWeights, kKvCache, kNeighborCache, kEncoder, kIndex, kOther };
   enum class RefusedConnection { kAll, kAddress, kDescriptors };  // Which limit it met.
+  enum class RefusedCall { kCallsAtOnce, kCallsPerMinute, kTokensPerMinute };  // Which limit of its caller's.
+  enum class RefusedWatch { kAll, kAddress };  // Health's Watch streams: which limit.
   enum class WatchedFile { kTls, kTokens };  // What is read again when it has changed.
   enum class Rpc {
     kGenerate,
@@ -103,6 +105,11 @@ class Metrics {
   void SetConnections(int64_t connections);              // c3po_connections: open ones
   void CountRefusedConnection(RefusedConnection limit);  // c3po_connections_refused_total{limit}
   static absl::string_view RefusedConnectionName(RefusedConnection limit);
+
+  // --- Callers ---
+  void CountRefusedCall(RefusedCall limit);    // c3po_calls_refused_total{limit}: for a limit of their caller's
+  void SetHealthWatches(int64_t streams);      // c3po_health_watches: open Watch streams of grpc.health.v1
+  void CountRefusedWatch(RefusedWatch limit);  // c3po_health_watches_refused_total{limit}
 
   // --- Files that may be replaced while the server runs ---
   // c3po_reloads_total{files,result}: result "loaded" or "refused"; the old contents stay in force.

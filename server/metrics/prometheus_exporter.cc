@@ -54,6 +54,8 @@ constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malfo
 constexpr std::array<const char*, 6> kMemoryParts = {"weights", "kv_cache", "neighbor_cache",
                                                      "encoder", "index",    "other"};
 constexpr std::array<const char*, 3> kRefusedConnections = {"all", "address", "descriptors"};
+constexpr std::array<const char*, 3> kRefusedCalls = {"calls_at_once", "calls_per_minute", "tokens_per_minute"};
+constexpr std::array<const char*, 2> kRefusedWatches = {"all", "address"};
 constexpr std::array<const char*, 2> kWatchedFiles = {"tls", "tokens"};
 constexpr std::array<const char*, 2> kReloadResults = {"loaded", "refused"};
 constexpr std::array<const char*, 3> kLearned = {"profile", "prior", "shift"};
@@ -296,6 +298,12 @@ struct Metrics::Series {
   CounterArray<kRefusedConnections.size()> refused_connections =
       AddCounters(registry, "c3po_connections_refused_total", "Connections closed at once, by the limit that they met",
                   "limit", kRefusedConnections);
+  CounterArray<kRefusedCalls.size()> refused_calls = AddCounters(
+      registry, "c3po_calls_refused_total", "Calls refused for a limit of their caller's", "limit", kRefusedCalls);
+  Gauge& health_watches = AddGauge(registry, "c3po_health_watches", "Open Watch streams of grpc.health.v1");
+  CounterArray<kRefusedWatches.size()> refused_watches =
+      AddCounters(registry, "c3po_health_watches_refused_total", "Watch streams refused, by the limit that they met",
+                  "limit", kRefusedWatches);
   std::array<CounterArray<kReloadResults.size()>, kWatchedFiles.size()> reloads = AddReloads(registry);
   std::array<Gauge*, kWatchedFiles.size()> reload_failed =
       AddGauges(registry, "c3po_reload_failed", "1 while replaced files are refused and the old ones in force", "files",
@@ -432,6 +440,13 @@ void Metrics::CountRefusedConnection(RefusedConnection limit) {
 }
 absl::string_view Metrics::RefusedConnectionName(RefusedConnection limit) {
   return kRefusedConnections[static_cast<size_t>(limit)];
+}
+void Metrics::CountRefusedCall(RefusedCall limit) {
+  series_->refused_calls[static_cast<size_t>(limit)]->Increment();
+}
+void Metrics::SetHealthWatches(int64_t streams) { series_->health_watches.Set(static_cast<double>(streams)); }
+void Metrics::CountRefusedWatch(RefusedWatch limit) {
+  series_->refused_watches[static_cast<size_t>(limit)]->Increment();
 }
 void Metrics::CountReload(WatchedFile files, bool loaded) {
   series_->reloads[static_cast<size_t>(files)][loaded ? 0 : 1]->Increment();

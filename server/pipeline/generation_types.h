@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "index/base/steady_time.h"
+#include "server/admission/rate_limiter.h"
 #include "server/pathway/gate.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/types/sampled_token.h"
@@ -39,6 +40,7 @@ struct CallContext {
   std::string caller;                                  // whose fair share it counts against
   Priority priority = Priority::kNormal;
   bool may_use_oracle = false;
+  std::shared_ptr<RateLimiter::Call> rates;  // what its tokens are charged to; null: nothing
 };
 
 struct GenerateCall {

@@ -222,6 +222,13 @@ absl::Status ReferenceImport::Complete(Judged& judged) const {
   return ValidateRecord(record);
 }
 
+absl::Status ReferenceImport::Charge(const SequenceRequest& request) const {
+  if (settings_.rates == nullptr) return absl::OkStatus();
+  size_t tokens = request.prompt.size();
+  for (const auto& continuation : request.continuations) tokens += continuation.size();
+  return settings_.rates->TryCharge(static_cast<int64_t>(tokens));
+}
+
 // Side by side, until all have been run.
 void ReferenceImport::JudgeBatch(const std::vector<Item>& batch, std::vector<Judged>& judged,
                                  std::vector<SampleVerdict>& verdicts) {
@@ -242,11 +249,17 @@ void ReferenceImport::JudgeBatch(const std::vector<Item>& batch, std::vector<Jud
       continue;
     }
     request->sink = std::make_shared<JudgeSink>(&judged[i], &remaining);
-    absl::Status submitted = parts_.engine->Submit(*request);
-    while (absl::IsResourceExhausted(submitted) && !(cancelled_ && cancelled_->load())) {
-      absl::SleepFor(kRetryWhenFull);  // Interactive requests have filled the queue; an import can wait.
-      submitted = parts_.engine->Submit(*request);
-    }
+    // Interactive requests have filled the queue, or the caller's tokens of the minute are used up: an import can wait.
+    const auto patiently = [this](auto attempt) -> absl::Status {
+      absl::Status status = attempt();
+      while (absl::IsResourceExhausted(status) && !(cancelled_ && cancelled_->load())) {
+        absl::SleepFor(kRetryWhenFull);
+        status = attempt();
+      }
+      return status;
+    };
+    absl::Status submitted = patiently([&] { return Charge(*request); });
+    if (submitted.ok()) submitted = patiently([&] { return parts_.engine->Submit(*request); });
     if (!submitted.ok()) {
       judged[i].status = submitted;
       remaining.DecrementCount();

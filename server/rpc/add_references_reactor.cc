@@ -24,11 +24,12 @@ absl::Status AddReferencesReactor::BeginImport(const v1::AddReferencesRequest& f
   collection_ = first.collection().empty() ? "default" : first.collection();
   C3PO_RETURN_IF_ERROR(ValidateCollectionName(collection_));
   call().NoteCollection(collection_);
+  C3PO_RETURN_IF_ERROR(call().collections().CheckWrite("collection", collection_));
   ReferenceImport::Events events;
   events.on_room = [this] { StartRead(&incoming_); };
   events.on_batch = [this](std::vector<SampleVerdict> verdicts) { OnBatch(std::move(verdicts)); };
   events.on_end = [this](const absl::Status& status) { OnImportEnd(status); };
-  import_ = std::make_unique<ReferenceImport>(parts_.pipeline_parts, ImportSettings{collection_, first.replace()},
+  import_ = std::make_unique<ReferenceImport>(parts_.pipeline_parts, ImportSettings{collection_, first.replace(), call().rates()},
                                               call().cancelled(), std::move(events));
   return absl::OkStatus();
 }

@@ -23,8 +23,11 @@ constexpr size_t kChunkBytes = 256 << 10;
 
 BackupReactor::BackupReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
     : parts_(parts), call_(context, parts, Metrics::Rpc::kReferencesBackupStore) {
-  if (!call_.entry().ok()) {
-    Finish(call_.End(call_.entry()));
+  absl::Status entry = call_.entry();
+  if (entry.ok() && !call_.collections().Everything())
+    entry = absl::PermissionDeniedError("a backup holds every collection, and the caller may use some of them only");
+  if (!entry.ok()) {
+    Finish(call_.End(entry));
     return;
   }
   thread_ = std::thread([this] {

@@ -37,16 +37,16 @@ uint64_t DrawSeed() {
 
 CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
     : context_(context),
-      caller_(parts.entrance->Admit(*context, rpc)),
+      admission_(parts.entrance->Admit(*context, rpc, record_.caller)),
       metrics_(parts.metrics),
       log_(parts.call_log),
-      administers_(caller_.ok() && (!parts.entrance->guarded() || caller_->role == Role::kAdminister)),
+      administers_(admission_.ok() &&
+                   (!parts.entrance->guarded() || admission_->caller.role == Role::kAdminister)),
       may_use_oracle_(administers_ && (parts.entrance->guarded() || parts.pipeline_parts.allow_oracle)),
       arrival_(SteadyNow()),
       cancelled_(std::make_shared<std::atomic<bool>>(false)) {
   record_.rpc = rpc;
   record_.peer = context->peer();
-  if (caller_.ok()) record_.caller = caller_->name;
 }
 
 CallContext CallState::Context(const std::string& request_id) {
@@ -59,6 +59,7 @@ CallContext CallState::Context(const std::string& request_id) {
   result.cancelled = cancelled_;
   result.caller = record_.caller;
   result.may_use_oracle = may_use_oracle_;
+  result.rates = admission_.ok() ? admission_->call : nullptr;
   return result;
 }
 
@@ -71,6 +72,7 @@ void CallState::NoteUsage(const Usage& usage) {
   if (usage.prompt_tokens == 0) return;  // The call ended before they were counted.
   record_.prompt_tokens = usage.prompt_tokens;
   record_.completion_tokens = usage.completion_tokens;
+  if (admission_.ok()) admission_->call->Used(int64_t{usage.prompt_tokens} + usage.completion_tokens);
 }
 
 void CallState::Cancel() {

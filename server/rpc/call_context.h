@@ -33,7 +33,7 @@ struct LoadedParts {
 
 // What every service holds from the start. Only calls that the entrance lets in may look at the rest.
 struct ServiceParts : LoadedParts {
-  const Entrance* entrance = nullptr;
+  Entrance* entrance = nullptr;
   CallLog* call_log = nullptr;
   Metrics* metrics = nullptr;  // of every call, those that the entrance turns away too; may be null
   std::function<std::vector<std::string>()> warnings;  // what needs an operator
@@ -47,9 +47,14 @@ class CallState {
   CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc);
 
   // Other than OK: the call is not let in, and must end with this before its request is read.
-  absl::Status entry() const { return caller_.status(); }
+  absl::Status entry() const { return admission_.status(); }
+  // Which collections the caller may use. Of a call that was let in.
+  const CollectionAccess& collections() const { return admission_->caller.collections; }
   // Whether the caller may do what is for administrators; everyone may where callers have no roles.
   bool administers() const { return administers_; }
+
+  // What the call's tokens are charged to. Of a call that was let in.
+  std::shared_ptr<RateLimiter::Call> rates() const { return admission_->call; }
 
   // A context for the pipeline. `request_id` empty: one is made.
   CallContext Context(const std::string& request_id);
@@ -71,7 +76,8 @@ class CallState {
 
  private:
   grpc::CallbackServerContext* const context_;
-  const absl::StatusOr<Caller> caller_;
+  CallRecord record_;
+  const absl::StatusOr<Entrance::Admission> admission_;
   Metrics* const metrics_;  // may be null
   CallLog* const log_;
   const bool administers_, may_use_oracle_;
@@ -79,7 +85,6 @@ class CallState {
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};
   std::atomic<bool> released_{false};
-  CallRecord record_;
 };
 
 // A fresh seed, and a fresh request id of 16 hexadecimal digits.

@@ -4,6 +4,7 @@
 
 #include "index/base/steady_time.h"
 #include "index/base/utf8.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
@@ -22,6 +23,7 @@ void AddWho(const CallRecord& call, std::vector<LogField>& fields) {
 }  // namespace
 
 void CallLog::Ended(const CallRecord& call, const absl::Status& status, absl::Duration took) {
+  AuditRefusal(call, status);
   const bool defect = absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status);
   const bool well = status.ok() || absl::IsCancelled(status);
   const std::optional<int64_t> passed_over = defect ? 0 : (well ? ended_well_ : failed_).Admit(SteadyNow());
@@ -38,9 +40,24 @@ void CallLog::Ended(const CallRecord& call, const absl::Status& status, absl::Du
   Log(level, "call", call.request_id, fields);
 }
 
+void CallLog::AuditRefusal(const CallRecord& call, const absl::Status& status) {
+  const bool used_up = absl::IsResourceExhausted(status) && ReasonOf(status) == kRateReason;
+  if (!absl::IsUnauthenticated(status) && !absl::IsPermissionDenied(status) && !used_up) return;
+  const std::optional<int64_t> passed_over = refused_.Admit(SteadyNow());
+  if (!passed_over) return;
+  std::vector<LogField> fields = {{"action", "call"}};
+  AddWho(call, fields);
+  fields.push_back({"outcome", "refused"});
+  fields.push_back({"status", Metrics::RpcCodeName(status.code())});
+  fields.push_back({"message", Utf8Prefix(status.message(), kMessageBytesMax)});
+  if (*passed_over > 0) fields.push_back({"refusals_passed_over", *passed_over});
+  Log(LogLevel::kWarning, "audit", call.request_id, fields);
+}
+
 void CallLog::Audit(const CallRecord& call, absl::string_view action, std::initializer_list<LogField> what) {
   std::vector<LogField> fields = {{"action", action}};
   AddWho(call, fields);
+  fields.push_back({"outcome", "done"});
   fields.insert(fields.end(), what.begin(), what.end());
   Log(LogLevel::kInfo, "audit", call.request_id, fields);
 }

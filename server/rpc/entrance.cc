@@ -3,6 +3,7 @@
 #include <grpcpp/security/auth_context.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -13,8 +14,8 @@
 namespace c3po {
 namespace {
 
-// The least role that may call a method. What an answer's own report shows of references is not hidden from those who
-// may ask; reading whole collections and changing them is.
+// The least role that may call a method. Which collections it may then name is CollectionAccess's to say: what answers and
+// Search show of the references of a collection that a caller may read is not hidden from it.
 Role LeastRole(Metrics::Rpc rpc) {
   switch (rpc) {
     case Metrics::Rpc::kGenerate:
@@ -46,33 +47,31 @@ absl::string_view HeaderOf(const grpc::CallbackServerContext& context, const cha
   return {found->second.data(), found->second.size()};
 }
 
-// "ipv4:10.0.0.7" of "ipv4:10.0.0.7:51002", so that one machine is one caller.
-std::string AddressOf(const grpc::CallbackServerContext& context) {
-  const std::string peer = context.peer();
-  return peer.substr(0, peer.rfind(':'));
-}
-
 std::string NameOf(const grpc::CallbackServerContext& context) {
   const auto authentication = context.auth_context();
   if (authentication != nullptr && authentication->IsPeerAuthenticated()) {
     const std::vector<grpc::string_ref> names = authentication->FindPropertyValues("x509_common_name");
     if (!names.empty()) return std::string(names.front().data(), names.front().size());
   }
-  return AddressOf(context);
+  return AddressOfPeer(context.peer());
 }
 
 }  // namespace
 
-absl::StatusOr<Caller> Entrance::Admit(const grpc::CallbackServerContext& context, Metrics::Rpc rpc) const {
-  Caller caller{"", Role::kReferences};
+std::string AddressOfPeer(const std::string& peer) { return peer.substr(0, peer.rfind(':')); }
+
+absl::StatusOr<Entrance::Admission> Entrance::Admit(const grpc::CallbackServerContext& context, Metrics::Rpc rpc,
+                                                    std::string& name) {
+  Caller caller{"", Role::kReferences, {}, {}};
   if (access_ != nullptr) {
     C3PO_ASSIGN_OR_RETURN(caller, access_->Authenticate(HeaderOf(context, "authorization")));
+    name = caller.name;
     if (caller.role < LeastRole(rpc)) {
       return absl::PermissionDeniedError(absl::StrCat("the method needs the role ", RoleName(LeastRole(rpc)), "; \"",
                                                       caller.name, "\" has ", RoleName(caller.role)));
     }
   } else {
-    caller.name = NameOf(context);
+    caller.name = name = NameOf(context);
   }
   switch (state()) {
     case State::kLoading:
@@ -82,7 +81,8 @@ absl::StatusOr<Caller> Entrance::Admit(const grpc::CallbackServerContext& contex
     case State::kOpen:
       break;
   }
-  return caller;
+  C3PO_ASSIGN_OR_RETURN(std::shared_ptr<RateLimiter::Call> call, rates_->Admit(caller.name, caller.rates));
+  return Admission{std::move(caller), std::move(call)};
 }
 
 }  // namespace c3po

@@ -5,21 +5,34 @@
 
 #include <atomic>
 #include <memory>
+#include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "server/admission/access_control.h"
+#include "server/admission/rate_limiter.h"
 #include "server/metrics/metrics.h"
 
 namespace c3po {
 
-// What every call passes before anything of it is read: is the server open, who calls, and may they call this method?
-// Health checks and reflection do not pass here. Thread-safe.
+// "ipv4:10.0.0.7" of "ipv4:10.0.0.7:51002": one machine is one caller.
+std::string AddressOfPeer(const std::string& peer);
+
+// What every call passes before anything of it is read: is the server open, who calls, may they call this method, and have
+// they calls left? Health checks and reflection do not pass here. Thread-safe.
 class Entrance {
  public:
   enum class State { kLoading, kOpen, kDraining };
 
-  // `access` null: there are no tokens, and everyone may call every method.
-  explicit Entrance(std::unique_ptr<AccessControl> access) : access_(std::move(access)) {}
+  // A call that was let in.
+  struct Admission {
+    Caller caller;
+    std::shared_ptr<RateLimiter::Call> call;  // Hold it for as long as the call runs.
+  };
+
+  // `access` null: there are no tokens, and everyone may call every method. `metrics` may be null, and outlives it.
+  Entrance(std::unique_ptr<AccessControl> access, const RateLimits& limits, Metrics* metrics)
+      : access_(std::move(access)), rates_(RateLimiter::Make(limits, metrics)) {}
 
   void Set(State state) { state_.store(state); }
   State state() const { return state_.load(); }
@@ -27,12 +40,14 @@ class Entrance {
   bool guarded() const { return access_ != nullptr; }
 
   // Who calls: the token's name; without tokens, the common name of the client's certificate, or its address without
-  // the port, with the role kReferences. Unavailable: loading, or draining. Unauthenticated: see AccessControl.
-  // PermissionDenied: the caller's role does not reach to `rpc`.
-  absl::StatusOr<Caller> Admit(const grpc::CallbackServerContext& context, Metrics::Rpc rpc) const;
+  // the port, with the role kReferences and every collection. Also of calls that are not let in, where it is known, in
+  // `name`. Unavailable: loading, or draining. Unauthenticated: see AccessControl. PermissionDenied: the caller's role does
+  // not reach to `rpc`. ResourceExhausted: see RateLimiter::Admit.
+  absl::StatusOr<Admission> Admit(const grpc::CallbackServerContext& context, Metrics::Rpc rpc, std::string& name);
 
  private:
   const std::unique_ptr<AccessControl> access_;
+  const std::shared_ptr<RateLimiter> rates_;
   std::atomic<State> state_{State::kLoading};
 };
 

@@ -95,7 +95,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     C3PO_ASSIGN_OR_RETURN(generate.sampling,
                           SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
     generate.max_tokens_given = request.sampling().has_max_tokens();
-    C3PO_ASSIGN_OR_RETURN(generate.optimization, parts_.profiles->Resolve(request.optimization()));
+    C3PO_ASSIGN_OR_RETURN(generate.optimization, parts_.profiles->Resolve(request.optimization(), call().collections()));
     call().NoteCollection(generate.optimization.collection);
     return parts_.pipeline->Generate(std::move(generate), std::move(listener));
   }
@@ -108,7 +108,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     C3PO_ASSIGN_OR_RETURN(choose.context.priority, PriorityOf(request.priority(), call()));
     C3PO_ASSIGN_OR_RETURN(choose.input, InputFromProto(request));
     choose.continuations.assign(request.choices().begin(), request.choices().end());
-    C3PO_ASSIGN_OR_RETURN(choose.optimization, parts_.profiles->Resolve(request.optimization()));
+    C3PO_ASSIGN_OR_RETURN(choose.optimization, parts_.profiles->Resolve(request.optimization(), call().collections()));
     call().NoteCollection(choose.optimization.collection);
     if (choose.optimization.method == Method::kOracle) {
       return absl::InvalidArgumentError(
@@ -172,7 +172,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     C3PO_ASSIGN_OR_RETURN(call.context.priority, PriorityOf(request.priority(), call_));
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
     call.continuations.assign(request.continuations().begin(), request.continuations().end());
-    C3PO_ASSIGN_OR_RETURN(call.optimization, parts_.profiles->Resolve(request.optimization()));
+    C3PO_ASSIGN_OR_RETURN(call.optimization, parts_.profiles->Resolve(request.optimization(), call_.collections()));
     call_.NoteCollection(call.optimization.collection);
     if (request.has_oracle_answer()) call.oracle_answer = request.oracle_answer();
     return parts_.pipeline->Score(std::move(call), std::move(listener));

@@ -3,7 +3,6 @@
 #include <google/protobuf/stubs/logging.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
-#include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 
 #include <algorithm>
@@ -12,10 +11,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/metrics/logging.h"
 #include "server/process/descriptor_limit.h"
 #include "server/process/periodic.h"
 #include "server/rpc/connection_listener.h"
 #include "server/rpc/generation_service.h"
+#include "server/rpc/health_service.h"
 #include "server/rpc/reference_service.h"
 #include "server/rpc/server_service.h"
 #include "server/rpc/tls_credentials.h"
@@ -25,6 +26,10 @@ namespace {
 
 constexpr absl::Duration kLookAtFilesEvery = absl::Seconds(1);
 constexpr int kKeepaliveSeconds = 60, kKeepaliveTimeoutSeconds = 20;
+
+constexpr char kPlaintextWarning[] =
+    "--auth-tokens: tokens cross the network unencrypted (--insecure): whoever can listen can take them; serve TLS, or let "
+    "only a proxy of this machine connect";
 
 constexpr int kHandshakeSeconds = 10;  // From the connection to HTTP/2's first frame, TLS included.
 constexpr int kIdleSeconds = 900;      // Without a call; clients of gRPC connect again by themselves.
@@ -42,6 +47,10 @@ ConnectionLimits LimitsOf(const ServerConfig& config) {
   }
   limits.per_address_max = config.address_connections_max;
   return limits;
+}
+
+RateLimits RatesOf(const ServerConfig& config) {
+  return {config.caller_calls_per_minute_max, config.caller_tokens_per_minute_max, config.caller_calls_max};
 }
 
 // What a connection may cost before anybody is known.
@@ -63,10 +72,13 @@ struct GrpcServer::Impl {
        Metrics* metrics)
       : access(access_control.get()),
         tls(std::move(tls_files)),
-        entrance(std::move(access_control)),
+        entrance(std::move(access_control), RatesOf(config), metrics),
+        tokens_in_plaintext(config.TokensInPlaintext()),
         generation(parts),
         reference(parts),
-        server(parts, config.Limits()) {
+        server(parts, config.Limits()),
+        health({"c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService"},
+               {config.watches_max, config.address_watches_max}, metrics) {
     parts.entrance = &entrance;
     parts.call_log = &call_log;
     parts.metrics = metrics;
@@ -81,6 +93,7 @@ struct GrpcServer::Impl {
     };
     if (tls != nullptr) add(tls->refusal(), "");
     if (access != nullptr) add(access->refusal(), "--auth-tokens: ");
+    if (tokens_in_plaintext) warnings.emplace_back(kPlaintextWarning);
     return warnings;
   }
 
@@ -93,11 +106,13 @@ struct GrpcServer::Impl {
   const std::shared_ptr<TlsFiles> tls;                   // Null: no TLS.
   std::shared_ptr<grpc::ServerCredentials> credentials;  // Asked at each handshake, as long as `grpc_server` lives.
   Entrance entrance;
+  const bool tokens_in_plaintext;
   CallLog call_log;
   ServiceParts parts;
   GenerationService generation;
   ReferenceService reference;
   ServerService server;
+  HealthService health;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
   std::unique_ptr<grpc::Server> grpc_server;
   std::unique_ptr<ConnectionListener> listener;
@@ -123,7 +138,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   if (!config.auth_tokens.empty()) {
     C3PO_ASSIGN_OR_RETURN(access, AccessControl::Load(config.auth_tokens, metrics));
   }
-  grpc::EnableDefaultHealthCheckService(true);
+  grpc::EnableDefaultHealthCheckService(false);  // HealthService takes its place.
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto impl = std::make_unique<Impl>(std::move(access), tls, config, metrics);
   grpc::ServerBuilder builder;
@@ -145,6 +160,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   builder.RegisterService(&impl->generation);
   builder.RegisterService(&impl->reference);
   builder.RegisterService(&impl->server);
+  builder.RegisterService(&impl->health);
   impl->grpc_server = builder.BuildAndStart();
   if (!impl->grpc_server) return absl::InternalError("gRPC: the server cannot be started");
   impl->listener->Open([acceptor = impl->acceptor.get()](int listening, int connection) {
@@ -154,9 +170,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
     acceptor->HandleNewConnection(&parameters);
   });
   impl->watch = std::make_unique<Periodic>(kLookAtFilesEvery, [watched = impl.get()] { watched->ReadFilesAgain(); });
-  std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(impl)));
-  server->SetServing(false);
-  return server;
+  if (config.TokensInPlaintext()) Log(LogLevel::kWarning, "tokens_in_plaintext", "", {{"reason", kPlaintextWarning}});
+  return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(impl)));
 }
 
 int GrpcServer::port() const { return impl_->listener->port(); }
@@ -174,15 +189,11 @@ void GrpcServer::Open(const LoadedParts& parts) {
 
 void GrpcServer::CloseEntrance() { impl_->entrance.Set(Entrance::State::kDraining); }
 
-void GrpcServer::SetServing(bool serving) {
-  grpc::HealthCheckServiceInterface* health = impl_->grpc_server->GetHealthCheckService();
-  for (const char* service : {"", "c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService"}) {
-    health->SetServingStatus(service, serving);
-  }
-}
+void GrpcServer::SetServing(bool serving) { impl_->health.SetServing(serving); }
 
 void GrpcServer::Shutdown(absl::Duration limit) {
   impl_->listener->Close();
+  impl_->health.EndWatches();
   impl_->grpc_server->Shutdown(
       gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(absl::ToInt64Milliseconds(limit), GPR_TIMESPAN)));
   impl_->grpc_server->Wait();

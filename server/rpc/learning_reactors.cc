@@ -49,6 +49,7 @@ class TunePriorReactor final : public LearningReactor {
     C3PO_ASSIGN_OR_RETURN(TuneRequest tune, TuneFromProto(request, parts_.profiles->defaults()));
     C3PO_RETURN_IF_ERROR(ValidateCollectionName(tune.collection));
     call().NoteCollection(tune.collection);
+    C3PO_RETURN_IF_ERROR(call().collections().CheckWrite("collection", tune.collection));
     tune.context = call().Context("");
     const auto self = std::static_pointer_cast<TunePriorReactor>(shared_from_this());
     return parts_.learning->TunePrior(
@@ -91,9 +92,11 @@ class AmortizeReactor final : public LearningReactor {
     C3PO_ASSIGN_OR_RETURN(const v1::AmortizeShiftsRequest request, ParseRequest<v1::AmortizeShiftsRequest>(bytes));
     v1::OptimizationOptions options = request.optimization();
     if (!request.collection().empty()) options.set_collection(request.collection());
+    const std::string name = options.has_collection() ? options.collection() : parts_.profiles->defaults().collection;
+    call().NoteCollection(name);
+    C3PO_RETURN_IF_ERROR(call().collections().CheckWrite("collection", name));
     AmortizeRequest amortize;
-    C3PO_ASSIGN_OR_RETURN(amortize.settings, parts_.profiles->Resolve(options));
-    call().NoteCollection(amortize.settings.collection);
+    C3PO_ASSIGN_OR_RETURN(amortize.settings, parts_.profiles->Resolve(options, call().collections()));
     amortize.context = call().Context("");
     const auto self = std::static_pointer_cast<AmortizeReactor>(shared_from_this());
     return parts_.learning->Amortize(

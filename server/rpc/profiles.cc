@@ -59,7 +59,25 @@ absl::Status Profiles::BindOldOnes(const std::vector<std::string>& collections) 
   return absl::OkStatus();
 }
 
-absl::StatusOr<OptimizationSettings> Profiles::Resolve(const v1::OptimizationOptions& options) {
+absl::StatusOr<OptimizationSettings> Profiles::Resolve(const v1::OptimizationOptions& options,
+                                                       const CollectionAccess& access) {
+  if (options.has_collection()) {
+    C3PO_RETURN_IF_ERROR(access.CheckRead("optimization.collection", options.collection()));
+    return ResolveReadable(options);
+  }
+  if (access.MayRead(defaults_.collection)) return ResolveReadable(options);
+  v1::OptimizationOptions without_profile = options;
+  if (!options.has_preset()) without_profile.set_use_profile(false);
+  C3PO_ASSIGN_OR_RETURN(OptimizationSettings settings, ResolveReadable(without_profile));
+  settings.use_prior = false;
+  if (settings.method == Method::kOracle) return settings;
+  settings.method = Method::kNone;
+  settings.warnings.emplace_back(
+      "the request names no collection, and its caller may not read the server's default one: the model answers alone");
+  return settings;
+}
+
+absl::StatusOr<OptimizationSettings> Profiles::ResolveReadable(const v1::OptimizationOptions& options) {
   if (options.preset() == v1::PRESET_PAPER) {
     OptimizationSettings paper = PaperSettings(shape_);
     paper.collection = defaults_.collection;

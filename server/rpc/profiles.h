@@ -12,6 +12,7 @@
 #include "c3po/v1/options.pb.h"
 #include "index/base/mutex.h"
 #include "index/store/reference_store.h"
+#include "server/admission/collection_access.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/learned_shifts.h"
 #include "server/pipeline/optimization_settings.h"
@@ -53,7 +54,12 @@ class Profiles {
   // Server defaults, then the profile of the collection asked for (unless use_profile is false, or it is ignored), or
   // in place of both the preset asked for; then the request's own. InvalidArgument "optimization.FIELD: ...", also of
   // what the request makes of the profile.
-  absl::StatusOr<OptimizationSettings> Resolve(const v1::OptimizationOptions& options);
+  //
+  // Only of a collection that `access` may read: PermissionDenied "optimization.collection: ..." where the request names
+  // another, whether it exists or not. A request that names none, of a caller who may not read the server's default
+  // collection, is left to the model alone (but for the method ORACLE), with a warning.
+  absl::StatusOr<OptimizationSettings> Resolve(const v1::OptimizationOptions& options,
+                                               const CollectionAccess& access = CollectionAccess());
 
   // Null: none.
   absl::StatusOr<std::shared_ptr<const Profile>> Find(absl::string_view collection);
@@ -72,6 +78,7 @@ class Profiles {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BindOldOnes(const std::vector<std::string>& collections) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string WhyIgnored(const Profile& profile) const;
+  absl::StatusOr<OptimizationSettings> ResolveReadable(const v1::OptimizationOptions& options);
   absl::StatusOr<OptimizationSettings> Over(const OptimizationSettings& base,
                                             const v1::OptimizationOptions& options) const;
   void Report() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);  // The gauge of ignored profiles.

@@ -1,6 +1,7 @@
 #include "server/rpc/reference_service.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -30,6 +31,27 @@ void StatsToProto(const CollectionStats& stats, v1::CollectionStats* out) {
   out->set_usable(static_cast<uint64_t>(stats.usable));
 }
 
+// The store's own words for an id that it does not hold.
+absl::Status NoReference(absl::string_view id) {
+  return absl::NotFoundError(absl::StrCat("reference \"", id, "\" does not exist"));
+}
+
+// Where List goes on. A page token is the last id, behind its collection and a newline (which is in no collection's name)
+// where a caller lists all collections that it may read.
+struct ListPosition {
+  std::string collection, after_id;
+};
+
+ListPosition PositionOf(const std::string& token) {
+  const size_t newline = token.find('\n');
+  if (newline == std::string::npos) return {"", token};
+  return {token.substr(0, newline), token.substr(newline + 1)};
+}
+
+std::string TokenOf(const ListPosition& position) {
+  return position.collection.empty() ? position.after_id : absl::StrCat(position.collection, "\n", position.after_id);
+}
+
 // Hears the one scored token that carries a prompt's mean hidden state out of the engine.
 class SearchReactor final : public grpc::ServerUnaryReactor {
  public:
@@ -45,6 +67,9 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
   absl::Status Begin(const grpc::ByteBuffer& bytes) {
     C3PO_RETURN_IF_ERROR(call_.entry());
     C3PO_RETURN_IF_ERROR(ParseInto(bytes, request_));
+    collection_ = request_.collection().empty() ? "default" : request_.collection();
+    call_.NoteCollection(collection_);
+    C3PO_RETURN_IF_ERROR(call_.collections().CheckRead("collection", collection_));
     const auto on_embedding = [this](absl::StatusOr<std::vector<float>> embedding) {
       Finish(call_.End(Answer(std::move(embedding))));
     };
@@ -53,8 +78,6 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
 
   absl::Status Answer(absl::StatusOr<std::vector<float>> embedding) {
     C3PO_RETURN_IF_ERROR(embedding.status());
-    const std::string collection = request_.collection().empty() ? "default" : request_.collection();
-    call_.NoteCollection(collection);
     size_t first = 0;
     if (!request_.page_token().empty() && !absl::SimpleAtoi(request_.page_token(), &first))
       return absl::InvalidArgumentError("page_token: is not one of an earlier answer");
@@ -63,7 +86,7 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
       return absl::InvalidArgumentError(absl::StrCat("k: is ", k, ", must be in [1, ", kPageSizeMax, "]"));
     const ReferenceCatalog& catalog = *parts_.pipeline_parts.catalog;
     C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found,
-                          catalog.Search(collection, *embedding, static_cast<int>(k), request_.successful_only()));
+                          catalog.Search(collection_, *embedding, static_cast<int>(k), request_.successful_only()));
     v1::SearchReferencesResponse message;
     size_t bytes = 0;
     for (size_t i = first; i < found.size(); ++i) {
@@ -86,6 +109,7 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
   const ServiceParts& parts_;
   CallState call_;
   v1::SearchReferencesRequest request_;
+  std::string collection_;
   grpc::ByteBuffer* const response_;
 };
 
@@ -104,9 +128,11 @@ grpc::ServerUnaryReactor* ReferenceService::Search(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* ReferenceService::Get(grpc::CallbackServerContext* context,
                                                 const v1::GetReferenceRequest* request,
                                                 v1::GetReferenceResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGet, [this, request, response](CallState&) -> absl::Status {
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGet, [this, request, response](CallState& call) -> absl::Status {
     if (request->id().empty()) return absl::InvalidArgumentError("id: must not be empty");
     C3PO_ASSIGN_OR_RETURN(const ReferenceRecord record, parts_.store->Get(request->id()));
+    // An id may have its collection's name in it: of one that the caller may not read there is nothing to learn.
+    if (!call.collections().MayRead(record.collection)) return NoReference(request->id());
     *response->mutable_reference() = RecordToProto(record, request->include_pathway());
     return absl::OkStatus();
   });
@@ -117,30 +143,46 @@ grpc::ServerUnaryReactor* ReferenceService::List(grpc::CallbackServerContext* co
                                                  v1::ListReferencesResponse* response) {
   const auto list = [this, request, response](CallState& call) -> absl::Status {
     call.NoteCollection(request->collection());
+    const CollectionAccess& access = call.collections();
+    const bool every = request->collection().empty();
+    if (!every) C3PO_RETURN_IF_ERROR(access.CheckRead("collection", request->collection()));
     const uint32_t size = request->has_page_size() ? request->page_size() : kPageSizeDefault;
     if (size < 1 || size > kPageSizeMax) {
       return absl::InvalidArgumentError(absl::StrCat("page_size: is ", size, ", must be in [1, ", kPageSizeMax, "]"));
     }
-    std::string after = request->page_token();
+    ListPosition position = PositionOf(request->page_token());
+    // "" is the store's word for all of them.
+    std::vector<std::string> names = {request->collection()};
+    if (every && !access.ReadsEverything()) names = access.Readable();
+    uint32_t listed = 0;
     size_t bytes = 0;
-    for (uint32_t listed = 0; listed < size;) {
-      const auto wanted = static_cast<int>(std::min(kListAtOnce, size - listed));
-      C3PO_ASSIGN_OR_RETURN(const std::vector<ReferenceRecord> records,
-                            parts_.store->List(request->collection(), after, wanted));
-      for (const ReferenceRecord& record : records) {
-        v1::Reference reference = RecordToProto(record, /*with_pathway=*/false);
-        bytes += reference.ByteSizeLong();
-        if (bytes > kAnswerBytesMax && listed > 0) {
-          response->set_next_page_token(after);
+    for (const std::string& name : names) {
+      if (names.size() > 1) {
+        if (name < position.collection) continue;
+        if (name != position.collection) position = {name, ""};
+      }
+      for (bool more = true; more;) {
+        if (listed == size) {
+          response->set_next_page_token(TokenOf(position));
           return absl::OkStatus();
         }
-        *response->add_references() = std::move(reference);
-        after = record.id;
-        ++listed;
+        const auto wanted = static_cast<int>(std::min(kListAtOnce, size - listed));
+        C3PO_ASSIGN_OR_RETURN(const std::vector<ReferenceRecord> records,
+                              parts_.store->List(name, position.after_id, wanted));
+        for (const ReferenceRecord& record : records) {
+          v1::Reference reference = RecordToProto(record, /*with_pathway=*/false);
+          bytes += reference.ByteSizeLong();
+          if (bytes > kAnswerBytesMax && listed > 0) {
+            response->set_next_page_token(TokenOf(position));
+            return absl::OkStatus();
+          }
+          *response->add_references() = std::move(reference);
+          position.after_id = record.id;
+          ++listed;
+        }
+        more = records.size() == static_cast<size_t>(wanted);
       }
-      if (records.size() < static_cast<size_t>(wanted)) return absl::OkStatus();  // The end.
     }
-    response->set_next_page_token(after);
     return absl::OkStatus();
   };
   return OnWorker(context, parts_, Metrics::Rpc::kReferencesList, list);
@@ -155,18 +197,27 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
     if (request->ids().empty() == request->collection().empty()) {
       return absl::InvalidArgumentError("ids: give either ids or a collection");
     }
-    const std::vector<std::string> ids(request->ids().begin(), request->ids().end());
-    for (const std::string& id : ids) {
-      if (!catalog.Holds(id)) response->add_not_found(id);
+    if (!request->collection().empty())
+      C3PO_RETURN_IF_ERROR(call.collections().CheckWrite("collection", request->collection()));
+    std::vector<std::string> ids;
+    for (const std::string& id : request->ids()) {
+      const std::optional<std::string> collection = catalog.CollectionOf(id);
+      if (!collection || !call.collections().MayRead(*collection)) {
+        response->add_not_found(id);
+        continue;
+      }
+      C3PO_RETURN_IF_ERROR(call.collections().CheckWrite("ids", *collection));
+      ids.push_back(id);
     }
+    const bool whole_collection = request->ids().empty();
     C3PO_ASSIGN_OR_RETURN(const int64_t deleted,
-                          ids.empty() ? catalog.EraseCollection(request->collection()) : catalog.Erase(ids));
+                          whole_collection ? catalog.EraseCollection(request->collection()) : catalog.Erase(ids));
     // What was learned of them went with them.
     parts_.pipeline_parts.shifts->Forget(request->collection());
-    if (ids.empty()) parts_.profiles->Forget(request->collection());
+    if (whole_collection) parts_.profiles->Forget(request->collection());
     ReportReferences(catalog, parts_.pipeline_parts.metrics);
     response->set_deleted(static_cast<uint64_t>(deleted));
-    call.Audit("delete", {{"whole_collection", ids.empty()}, {"deleted", deleted}});
+    call.Audit("delete", {{"whole_collection", whole_collection}, {"deleted", deleted}});
     return absl::OkStatus();
   };
   return OnWorker(context, parts_, Metrics::Rpc::kReferencesDelete, erase);
@@ -174,14 +225,16 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
 
 grpc::ServerUnaryReactor* ReferenceService::GetStats(grpc::CallbackServerContext* context, const v1::GetStatsRequest*,
                                                      v1::GetStatsResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetStats, [this, response](CallState&) -> absl::Status {
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetStats, [this, response](CallState& call) -> absl::Status {
     const PipelineParts& parts = parts_.pipeline_parts;
     response->set_model_digest(parts.model->shape().digest);
     response->set_embedder_digest(parts.embedding->digest());
     response->set_index_generation(static_cast<uint64_t>(parts.catalog->generation()));
     C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all,
                           parts_.store->Stats(parts.model->shape().digest, parts.embedding->digest()));
-    for (const CollectionStats& stats : all) StatsToProto(stats, response->add_collections());
+    for (const CollectionStats& stats : all) {
+      if (call.collections().MayRead(stats.collection)) StatsToProto(stats, response->add_collections());
+    }
     return absl::OkStatus();
   });
 }
@@ -193,6 +246,7 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
     const PipelineParts& parts = parts_.pipeline_parts;
     const std::string name = request->collection().empty() ? "default" : request->collection();
     call.NoteCollection(name);
+    C3PO_RETURN_IF_ERROR(call.collections().CheckRead("collection", name));
     C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all,
                           parts_.store->Stats(parts.model->shape().digest, parts.embedding->digest()));
     const auto found =
@@ -201,7 +255,7 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
     StatsToProto(*found, response->mutable_stats());
     v1::OptimizationOptions asked;
     asked.set_collection(name);
-    C3PO_ASSIGN_OR_RETURN(const OptimizationSettings effective, parts_.profiles->Resolve(asked));
+    C3PO_ASSIGN_OR_RETURN(const OptimizationSettings effective, parts_.profiles->Resolve(asked, call.collections()));
     *response->mutable_effective_optimization() = SettingsToProto(effective);
     C3PO_ASSIGN_OR_RETURN(const auto profile, parts_.profiles->Find(name));
     if (profile) {
@@ -227,6 +281,7 @@ grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerConte
     const std::string name = request.collection().empty() ? "default" : request.collection();
     C3PO_RETURN_IF_ERROR(ValidateCollectionName(name));
     call.NoteCollection(name);
+    C3PO_RETURN_IF_ERROR(call.collections().CheckWrite("collection", name));
     v1::SetProfileResponse outcome;
     if (!request.has_profile()) {
       C3PO_ASSIGN_OR_RETURN(const auto held, parts_.profiles->Find(name));

@@ -16,12 +16,12 @@ grpc::ServerUnaryReactor* ServerService::GetServerInfo(grpc::CallbackServerConte
                                                        v1::GetServerInfoResponse* response) {
   CallState call(context, parts_, Metrics::Rpc::kGetServerInfo);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  if (call.entry().ok()) Fill(response);
+  if (call.entry().ok()) Fill(call.collections(), response);
   reactor->Finish(call.End(call.entry()));
   return reactor;
 }
 
-void ServerService::Fill(v1::GetServerInfoResponse* response) const {
+void ServerService::Fill(const CollectionAccess& collections, v1::GetServerInfoResponse* response) const {
   const PipelineParts& parts = parts_.pipeline_parts;
   const ModelShape& shape = parts.model->shape();
   response->set_version(parts_.version);
@@ -47,6 +47,8 @@ void ServerService::Fill(v1::GetServerInfoResponse* response) const {
   embedder->set_digest(parts.embedding->digest());
   embedder->set_dimension(static_cast<uint32_t>(parts.embedding->dimension()));
   *response->mutable_default_optimization() = SettingsToProto(parts_.profiles->defaults());
+  if (!collections.MayRead(parts_.profiles->defaults().collection))
+    response->mutable_default_optimization()->clear_collection();
   for (const auto& [name, value] : limits_) (*response->mutable_limits())[name] = value;
   for (const std::string& warning : parts_.warnings()) response->add_warnings(warning);
   response->set_uptime_seconds(absl::ToDoubleSeconds(SteadyNow() - started_));

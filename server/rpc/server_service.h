@@ -18,7 +18,7 @@ class ServerService final : public v1::ServerService::CallbackService {
                                           v1::GetServerInfoResponse* response) override;
 
  private:
-  void Fill(v1::GetServerInfoResponse* response) const;
+  void Fill(const CollectionAccess& collections, v1::GetServerInfoResponse* response) const;
 
   const ServiceParts& parts_;
   const std::map<std::string, uint64_t> limits_;

@@ -20,6 +20,9 @@ namespace c3po {
 inline constexpr absl::string_view kReasonPayload = "c3po/reason";
 inline constexpr absl::string_view kRetryAfterPayload = "c3po/retry_after_ms";
 
+// The reason of a ResourceExhausted for what the caller itself has used up, whoever else calls.
+inline constexpr absl::string_view kRateReason = "RATE";
+
 // One of the reasons of proto/c3po/v1/errors.md, where the code alone does not give it. No effect on OK.
 inline absl::Status WithReason(absl::Status status, absl::string_view reason) {
   status.SetPayload(kReasonPayload, absl::Cord(reason));

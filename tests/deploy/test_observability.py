@@ -43,6 +43,9 @@ QUIET = {
     'sum by (instance,files) (c3po_reload_failed{job="$job",instance=~"$instance"})': "no file is replaced",
     'sum by (instance) (rate(c3po_log_lines_lost_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "the log is read",
     'sum by (instance,limit) (rate(c3po_connections_refused_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "few connect",
+    'sum by (instance,limit) (rate(c3po_calls_refused_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "few call",
+    'sum by (instance) (c3po_health_watches{job="$job",instance=~"$instance"})': "nobody watches",
+    'sum by (instance,limit) (rate(c3po_health_watches_refused_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "nobody watches",
 }
 
 

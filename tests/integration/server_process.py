@@ -48,6 +48,13 @@ def make_stubs() -> dict:
     return {name.rsplit(".", 1)[1]: importlib.import_module(name) for name in names}
 
 
+def token_line(name: str, role: str, token: str, fields: str = "") -> str:
+    """A line of the tokens file, made as server/README.md says."""
+    digest = subprocess.run(["sh", "-c", f"printf %s {token} | sha256sum | cut -d' ' -f1"], capture_output=True,
+                            text=True, check=True).stdout.strip()
+    return f"{name} {role} {digest} {fields}\n"
+
+
 class ServerProcess:
     """Its lines on stderr are read as they come, into `log`: nobody reading, the pipe would fill and the server wait."""
 

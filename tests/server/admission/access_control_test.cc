@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -42,6 +43,78 @@ TEST(AccessControl, ATokenGivesItsNameAndRoleAndNothingElseIsLetIn) {
        {std::string(), std::string("t-1"), std::string("Basic t-1"), std::string("Bearer "), std::string("Bearer t-"),
         std::string("Bearer t-11"), absl::StrCat("Bearer ", Sha256::HexOf("t-1"))}) {
     EXPECT_TRUE(absl::IsUnauthenticated((*access)->Authenticate(wrong).status())) << wrong;
+  }
+}
+
+TEST(AccessControl, ALineNamesCollectionsAndRates) {
+  const auto line = [](const std::string& name, const std::string& fields) {
+    return absl::StrCat(name, " references ", Sha256::HexOf(name), " ", fields, "\n");
+  };
+  const std::string path = Write(
+      "fields", line("all", "") + line("some", "write=c read=a,b%20c") + line("writer", "write=c\tcalls/min=600") +
+                    line("free", "tokens/min=unlimited calls/min=7") + line("none", "read=a"));
+  const auto access = AccessControl::Load(path);
+  ASSERT_TRUE(access.ok()) << access.status();
+  const auto caller = [&](const std::string& name) { return *(*access)->Authenticate("Bearer " + name); };
+  EXPECT_TRUE(caller("all").collections.Everything());
+  EXPECT_FALSE(caller("all").rates.calls_per_minute.has_value());
+  const CollectionAccess some = caller("some").collections;
+  EXPECT_EQ(some.Readable(), (std::vector<std::string>{"a", "b c", "c"}));
+  EXPECT_TRUE(some.MayWrite("c"));
+  EXPECT_FALSE(some.MayWrite("a"));
+  EXPECT_FALSE(caller("writer").collections.MayRead("a"));
+  EXPECT_EQ(caller("writer").rates.calls_per_minute, 600);
+  EXPECT_FALSE(caller("writer").rates.tokens_per_minute.has_value());
+  EXPECT_EQ(caller("free").rates.tokens_per_minute, 0);
+  EXPECT_EQ(caller("free").rates.calls_per_minute, 7);
+  EXPECT_TRUE(caller("free").collections.Everything());
+  EXPECT_FALSE(caller("none").collections.MayWrite("a"));
+}
+
+TEST(AccessControl, AWrongFieldIsNamedWithItsLineAndNotRepeated) {
+  const std::string digest = Sha256::HexOf("t");
+  for (const auto& [fields, says] : std::vector<std::pair<std::string, std::string>>{
+           {"reads=a", "then any of read="},
+           {"s3cret", "then any of read="},
+           {"read=", "read=: every name"},
+           {"write=a,,s3cret", "write=: every name"},
+           {"read=s3cret%", "read=: a %"},
+           {"read=a read=s3cret", "read= is there twice"},
+           {"calls/min=0", "calls/min=: must be"},
+           {"calls/min=s3cret", "calls/min=: must be"},
+           {"tokens/min=-1", "tokens/min=: must be"},
+           {"tokens/min=1000000000001", "tokens/min=: must be"}}) {
+    const std::string path = Write("wrong_field", absl::StrCat("ann generate ", digest, " ", fields, "\n"));
+    const absl::Status status = AccessControl::Load(path).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << fields;
+    EXPECT_NE(std::string(status.message()).find(absl::StrCat(path, ":1: ")), std::string::npos) << status;
+    EXPECT_NE(std::string(status.message()).find(says), std::string::npos) << status;
+    EXPECT_EQ(std::string(status.message()).find("s3cret"), std::string::npos) << status;
+  }
+}
+
+TEST(AccessControl, ANameHasOneRate) {
+  const auto load = [](const std::string& second) {
+    const std::string path = Write("rates", absl::StrCat("ann generate ", Sha256::HexOf("old"), " calls/min=5\n", "ann generate ",
+                                                         Sha256::HexOf("new"), second, "\n"));
+    return AccessControl::Load(path).status();
+  };
+  EXPECT_TRUE(load(" calls/min=5 read=a").ok());
+  for (const char* other : {"", " calls/min=6", " calls/min=5 tokens/min=9"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(load(other))) << other;
+  }
+}
+
+TEST(AccessControl, AnEmptiedFileIsToldAndLeavesTheOldOneInForce) {
+  const std::string path = Write("emptied_tokens", Line("alice", "generate", "old"));
+  const auto access = AccessControl::Load(path);
+  ASSERT_TRUE(access.ok());
+  for (const char* emptied : {"", "\n", "# nobody any more\n"}) {
+    std::ofstream(path) << emptied;
+    (*access)->LookAgain();
+    EXPECT_EQ((*access)->refusal().message(), absl::StrCat(path, ":1: holds no token")) << emptied;
+    EXPECT_TRUE((*access)->Authenticate("Bearer old").ok());
+    EXPECT_TRUE(absl::IsUnauthenticated((*access)->Authenticate("").status()));
   }
 }
 

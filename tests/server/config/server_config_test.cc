@@ -142,6 +142,21 @@ TEST(ServerConfig, WhoMayCallIsToldInWords) {
             "anyone with a certificate signed by ca who reaches 0.0.0.0:1");
 }
 
+TEST(ServerConfig, TokensInPlaintextAreKnown) {
+  const auto plaintext = [](Texts arguments) {
+    ServerConfig config;
+    const auto parsed = Parse(std::move(arguments), config);
+    EXPECT_TRUE(parsed.ok()) << parsed.status();
+    return config.TokensInPlaintext();
+  };
+  EXPECT_TRUE(plaintext({"--auth-tokens", "t", "--listen", "0.0.0.0:1", "--insecure"}));
+  EXPECT_TRUE(plaintext({"--auth-tokens", "t", "--listen", "[::]:1", "--insecure"}));
+  EXPECT_FALSE(plaintext({"--listen", "0.0.0.0:1", "--insecure"}));
+  EXPECT_FALSE(plaintext({"--auth-tokens", "t", "--insecure"}));
+  EXPECT_FALSE(plaintext({"--auth-tokens", "t", "--listen", "unix:/run/c3po"}));
+  EXPECT_FALSE(plaintext({"--auth-tokens", "t", "--listen", "0.0.0.0:1", "--tls-cert", "c", "--tls-key", "k"}));
+}
+
 TEST(ServerConfig, TheCommandLineWinsOverTheEnvironmentAndTheLastFlagOverTheFirst) {
   setenv("C3PO_NEIGHBORS", "7", 1);
   ServerConfig config;

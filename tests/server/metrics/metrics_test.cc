@@ -82,6 +82,9 @@ void TouchEverything(Metrics& metrics) {
   metrics.SetReferencesUsable(7);
   metrics.SetConnections(3);
   for (int i = 0; i < 3; ++i) metrics.CountRefusedConnection(static_cast<Metrics::RefusedConnection>(i));
+  for (int i = 0; i < 3; ++i) metrics.CountRefusedCall(static_cast<Metrics::RefusedCall>(i));
+  metrics.SetHealthWatches(2);
+  for (int i = 0; i < 2; ++i) metrics.CountRefusedWatch(static_cast<Metrics::RefusedWatch>(i));
   for (int i = 0; i < 3; ++i) metrics.SetLearnedIgnored(static_cast<Metrics::Learned>(i), i);
   for (int i = 0; i < 6; ++i) metrics.SetMemoryPlanned(static_cast<Metrics::MemoryPart>(i), int64_t{1} << (20 + i));
   metrics.SetMemoryLimit(int64_t{1} << 34);
@@ -100,6 +103,9 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_embedding_seconds", "histogram"},
       {"c3po_connections", "gauge"},
       {"c3po_connections_refused_total", "counter"},
+      {"c3po_calls_refused_total", "counter"},
+      {"c3po_health_watches", "gauge"},
+      {"c3po_health_watches_refused_total", "counter"},
       {"c3po_engine_step_seconds", "histogram"},
       {"c3po_engine_steps_total", "counter"},
       {"c3po_gate_total", "counter"},

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_split.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
@@ -51,12 +52,15 @@ TEST_F(CallLogTest, ALineHoldsWhatIsKnownAndNothingElse) {
   log.Ended({Metrics::Rpc::kGetServerInfo, "", "", "unix:", "", "", -1, -1},
             absl::UnauthenticatedError("the call brings no token"), absl::ZeroDuration());
   const std::vector<Json> lines = Lines();
-  ASSERT_EQ(lines.size(), 2u);
+  ASSERT_EQ(lines.size(), 3u);
   EXPECT_EQ(lines[0],
             Json::parse(R"({"level":"info","event":"call","request_id":"r-1","method":"GenerationService/Score",
       "caller":"ann","peer":"ipv4:10.0.0.7:51002","collection":"science","prompt_tokens":17,"completion_tokens":2,
       "gate":"applied","status":"OK","milliseconds":125.0})"));
-  EXPECT_EQ(lines[1], Json::parse(R"({"level":"info","event":"call","method":"ServerService/GetServerInfo",
+  EXPECT_EQ(lines[1], Json::parse(R"({"level":"warning","event":"audit","action":"call",
+      "method":"ServerService/GetServerInfo","peer":"unix:","outcome":"refused","status":"UNAUTHENTICATED",
+      "message":"the call brings no token"})"));
+  EXPECT_EQ(lines[2], Json::parse(R"({"level":"info","event":"call","method":"ServerService/GetServerInfo",
       "peer":"unix:","status":"UNAUTHENTICATED","milliseconds":0.0,"message":"the call brings no token"})"));
 }
 
@@ -70,6 +74,33 @@ TEST_F(CallLogTest, WhatAClientMakesUpIsCut) {
   EXPECT_EQ(lines[0].at("collection"), std::string(128, 'n'));
   EXPECT_EQ(lines[0].at("message").get<std::string>().size(), 1024u);
   EXPECT_EQ(lines[1].at("collection"), std::string(128, 'n'));
+}
+
+TEST_F(CallLogTest, RefusalsAreAuditedAndACrowdOfThemIsSampled) {
+  CallLog log(3);
+  const absl::Status full = absl::ResourceExhaustedError("the queue is full");
+  for (int i = 0; i < 50; ++i) {
+    log.Ended(call_, absl::PermissionDeniedError("collection: no"), absl::ZeroDuration());
+    log.Ended(call_, WithReason(full, kRateReason), absl::ZeroDuration());
+    log.Ended(call_, full, absl::ZeroDuration());  // Whoever else calls may be to blame: no refusal of this caller.
+    log.Ended(call_, absl::NotFoundError(""), absl::ZeroDuration());
+  }
+  CallLog::Audit(call_, "add", {{"added", 1}});
+  std::vector<Json> refused;
+  int64_t told = 0;
+  for (const Json& line : Lines()) {
+    if (line.at("event") != "audit" || line.at("outcome") != "refused") continue;
+    refused.push_back(line);
+    told += 1 + line.value("refusals_passed_over", 0);
+  }
+  ASSERT_GE(refused.size(), 3u);
+  EXPECT_LT(refused.size(), 100u);  // The loop may cross a second.
+  EXPECT_LE(told, 100);
+  EXPECT_EQ(refused[0], Json::parse(R"({"level":"warning","event":"audit","request_id":"r-1","action":"call",
+      "method":"GenerationService/Score","caller":"ann","peer":"ipv4:10.0.0.7:51002","collection":"science",
+      "outcome":"refused","status":"PERMISSION_DENIED","message":"collection: no"})"));
+  EXPECT_EQ(refused[1].at("status"), "RESOURCE_EXHAUSTED");
+  EXPECT_EQ(Lines().back().at("outcome"), "done");
 }
 
 TEST_F(CallLogTest, ACrowdIsSampledButForTheServersOwnFaultsAndEachKindByItself) {

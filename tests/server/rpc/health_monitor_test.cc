@@ -220,5 +220,14 @@ TEST_F(HealthMonitorTest, DrainingIsNotServingForGoodAndNewCallsAreTurnedAway) {
   EXPECT_NE(status.error_details().find("SHUTTING_DOWN"), std::string::npos);
 }
 
+// An hour would be the time that an open stream may take, were it not ended.
+TEST_F(HealthMonitorTest, OpenWatchesDoNotHoldUpTheEnd) {
+  StartMonitor();
+  Watch watch(channel_);
+  EXPECT_EQ(watch.Next(), kServing);
+  server_->Shutdown(absl::Hours(1));
+  EXPECT_EQ(watch.Next(), 0) << "the stream has ended";
+}
+
 }  // namespace
 }  // namespace c3po

@@ -197,5 +197,49 @@ TEST_F(ProfilesTest, AnErrorOfRequestAndProfileTogetherNamesTheProfile) {
   EXPECT_TRUE(profiles.Resolve(options).ok());
 }
 
+CollectionNames Only(const std::string& name) { return {false, {name}}; }
+
+TEST_F(ProfilesTest, AnotherCallersCollectionIsRefusedWhetherItExistsOrNot) {
+  Profiles& profiles = Start({});
+  ASSERT_TRUE(profiles.Set("set", ProfileOf({3})).ok());
+  AddReference(1, {});
+  const CollectionAccess access(Only("mine"), {});
+  for (const char* name : {"set", "nowhere", "default", ""}) {
+    for (const v1::Method method : {v1::METHOD_UNSPECIFIED, v1::METHOD_NONE, v1::METHOD_COLLECTION_PRIOR}) {
+      v1::OptimizationOptions options;
+      options.set_collection(name);
+      options.set_method(method);
+      const absl::Status refused = profiles.Resolve(options, access).status();
+      EXPECT_TRUE(absl::IsPermissionDenied(refused)) << name << ": " << refused;
+      EXPECT_EQ(refused.message(),
+                std::string("optimization.collection: the caller may not read the collection \"") + name + "\"");
+    }
+  }
+  v1::OptimizationOptions mine;
+  mine.set_collection("mine");
+  EXPECT_EQ(profiles.Resolve(mine, access)->collection, "mine");
+}
+
+TEST_F(ProfilesTest, WhoMayNotReadTheDefaultCollectionGetsTheModelAloneWhereNoneIsNamed) {
+  Profiles& profiles = Start({});
+  ASSERT_TRUE(profiles.Set("default", ProfileOf({3})).ok());
+  const CollectionAccess access(Only("mine"), {});
+  for (const bool paper : {false, true}) {
+    v1::OptimizationOptions options;
+    if (paper) options.set_preset(v1::PRESET_PAPER);
+    options.set_use_prior(true);
+    const auto settings = profiles.Resolve(options, access);
+    ASSERT_TRUE(settings.ok()) << settings.status();
+    EXPECT_EQ(settings->method, Method::kNone);
+    EXPECT_FALSE(settings->use_prior);
+    EXPECT_THAT(settings->warnings, ElementsAre(HasSubstr("the model answers alone")));
+    EXPECT_EQ(profiles.Resolve(options)->method, Method::kNeighborhoodGradientDescent);
+  }
+  v1::OptimizationOptions oracle;
+  oracle.set_method(v1::METHOD_ORACLE);
+  EXPECT_EQ(profiles.Resolve(oracle, access)->method, Method::kOracle);
+  EXPECT_NE(profiles.Resolve(oracle, access)->critical_layers, std::vector<int>{3}) << "not by the profile either";
+}
+
 }  // namespace
 }  // namespace c3po

@@ -1,0 +1,285 @@
+"""What tokens say beside a role, through a real channel: collections and rates; and what callers may hold at once.
+usage: callers_test.py C3POD"""
+
+import json
+import sys
+import threading
+import time
+import unittest
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+import server_process
+
+BINARY = sys.argv.pop(1)
+pb = server_process.make_stubs()
+gen, ref, opt, srv = pb["generation_pb2"], pb["reference_pb2"], pb["options_pb2"], pb["server_pb2"]
+
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+SERVING = b"\x08\x01"
+
+
+def as_caller(name):
+    return {"metadata": [("authorization", f"Bearer token-{name}")], "timeout": 30}
+
+
+def refusal(made):
+    """(code, message, reason, seconds to wait or None) of a call that must fail."""
+    try:
+        made()
+    except grpc.RpcError as error:
+        trailing = dict(error.trailing_metadata() or ())
+        reason = pause = None
+        for detail in status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b"")).details:
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                reason = info.reason
+            if detail.Unpack(retry):
+                pause = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
+        return error.code(), error.details(), reason, pause
+    raise AssertionError("the call was let in")
+
+
+class CallersTest(unittest.TestCase):
+    """What tokens say beside a role: collections and rates. Over loopback, without TLS."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = server_process.fresh_folder()
+        lines = [("root", "administer", ""), ("reader", "references", "read=open"), ("writer", "references", "read=open write=mine,new%20one"),
+                 ("asker", "generate", "read=mine"), ("chief", "administer", "read=* write=mine"),
+                 ("few", "generate", "calls/min=3"), ("short", "references", "tokens/min=200 write=slow")]
+        (cls.folder / "tokens").write_text("".join(server_process.token_line(name, role, f"token-{name}", fields) for name, role, fields in lines))
+        cls.server = server_process.ServerProcess(BINARY, cls.folder, "--auth-tokens", str(cls.folder / "tokens"),
+                                                  "--caller-calls-max", "6", "--watches-max", "5", "--address-watches-max", "3")
+        cls.channel = cls.server.channel()
+        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
+        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
+        cls.ids = {}
+        for collection in ("open", "mine", "secret"):
+            cls.ids[collection] = cls.add("root", collection, f"text of {collection}")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.channel.close()
+        code = cls.server.stop()
+        server_process.remove_folder(cls.folder)
+        if code != 0:
+            raise AssertionError(f"c3pod exited with {code}: {cls.server.log}")
+
+    @classmethod
+    def add(cls, caller, collection, text, count=3):
+        requests = [ref.AddReferencesRequest(collection=collection, sequence=i,
+                                             sample=ref.ReferenceSample(prompt=f"{text} {i}", answer=" 1", choices=[" 1", " 2"]))
+                    for i in range(count)]
+        answers = list(cls.references.Add(iter(requests), **as_caller(caller)))
+        return [verdict.id for answer in answers for verdict in answer.verdicts]
+
+    def calls_with(self, name):
+        """Every call that names a collection, by method: those that read, and those that change."""
+        chosen = opt.OptimizationOptions(collection=name, k=1, steps=1)
+        reads = {
+            "Generate": lambda c: list(self.generation.Generate(gen.GenerateRequest(
+                prompt="text of", sampling=gen.SamplingOptions(max_tokens=1), optimization=chosen), **as_caller(c))),
+            "Generate choices": lambda c: list(self.generation.Generate(gen.GenerateRequest(
+                prompt="text of", choices=[" 1", " 2"], optimization=chosen), **as_caller(c))),
+            "Score": lambda c: self.generation.Score(gen.ScoreRequest(
+                prompt="text of", continuations=[" 1"], optimization=chosen), **as_caller(c)),
+            "Search": lambda c: self.references.Search(ref.SearchReferencesRequest(collection=name, text="text"), **as_caller(c)),
+            "List": lambda c: self.references.List(ref.ListReferencesRequest(collection=name), **as_caller(c)),
+            "GetCollection": lambda c: self.references.GetCollection(ref.GetCollectionRequest(collection=name), **as_caller(c)),
+        }
+        writes = {
+            "Add": lambda c: self.add(c, name, "intruder"),
+            "Delete": lambda c: self.references.Delete(ref.DeleteReferencesRequest(collection=name), **as_caller(c)),
+            "SetProfile": lambda c: self.references.SetProfile(ref.SetProfileRequest(
+                collection=name, profile=opt.OptimizationOptions(k=2)), **as_caller(c)),
+            "TunePrior": lambda c: list(self.references.TunePrior(ref.TunePriorRequest(collection=name), **as_caller(c))),
+            "AmortizeShifts": lambda c: list(self.references.AmortizeShifts(
+                ref.AmortizeShiftsRequest(collection=name), **as_caller(c))),
+        }
+        return reads, writes
+
+    def test_another_callers_collection_looks_as_one_that_does_not_exist(self):
+        seen = {}
+        for name in ("secret", "nowhere"):
+            reads, writes = self.calls_with(name)
+            for method, made in {**reads, **writes}.items():
+                with self.subTest(method=method, collection=name):
+                    code, message, reason, _ = refusal(lambda: made("reader"))
+                    self.assertEqual((code, reason), (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION"))
+                    self.assertIn(f'"{name}"', message)
+                    self.assertEqual(seen.setdefault(method, message.replace(name, "?")), message.replace(name, "?"))
+        self.assertEqual(len(seen), 11)
+        found = [hit.reference.id for hit in self.references.Search(
+            ref.SearchReferencesRequest(collection="secret", text="intruder", k=100), **as_caller("root")).hits]
+        self.assertEqual(sorted(found), sorted(self.ids["secret"]))
+
+    def test_who_may_read_reads_and_may_not_change(self):
+        reads, writes = self.calls_with("open")
+        for method, made in reads.items():
+            with self.subTest(method=method):
+                made("reader")
+        for method, made in writes.items():
+            with self.subTest(method=method):
+                self.assertEqual(refusal(lambda: made("reader"))[0], grpc.StatusCode.PERMISSION_DENIED)
+        report = next(iter(self.generation.Generate(gen.GenerateRequest(
+            prompt="text of open 1", optimization=opt.OptimizationOptions(collection="open", k=2)), **as_caller("reader")))).optimization
+        self.assertTrue(report.neighbors)
+        self.assertTrue(all(n.prompt.startswith("text of open") for n in report.neighbors))
+
+    def test_who_may_write_reads_and_changes_also_what_is_new(self):
+        added = self.add("writer", "new one", "fresh")
+        self.assertEqual(len(added), 3)
+        self.assertEqual(len(self.references.List(ref.ListReferencesRequest(collection="new one"), **as_caller("writer")).references), 3)
+        self.assertEqual(self.references.Delete(ref.DeleteReferencesRequest(collection="new one"), **as_caller("writer")).deleted, 3)
+
+    def test_nobody_learns_names_or_ids_of_others(self):
+        stats = lambda c: {s.collection for s in self.references.GetStats(ref.GetStatsRequest(), **as_caller(c)).collections}
+        self.assertEqual(stats("reader"), {"open"})
+        self.assertEqual(stats("asker"), {"mine"})
+        self.assertTrue({"open", "mine", "secret"} <= stats("root"))
+        self.assertEqual(stats("chief"), stats("root"))
+        for unknown in (self.ids["secret"][0], "secret:1", "0" * 32):
+            code, message, reason, _ = refusal(lambda: self.references.Get(ref.GetReferenceRequest(id=unknown), **as_caller("reader")))
+            self.assertEqual((code, message, reason), (grpc.StatusCode.NOT_FOUND, f'reference "{unknown}" does not exist', "NOT_FOUND"))
+        self.assertEqual(self.references.Get(ref.GetReferenceRequest(id=self.ids["open"][0]), **as_caller("reader")).reference.collection,
+                         "open")
+        both = [self.ids["secret"][0], "0" * 32]
+        deleted = self.references.Delete(ref.DeleteReferencesRequest(ids=both), **as_caller("writer"))
+        self.assertEqual((deleted.deleted, list(deleted.not_found)), (0, both))
+        self.assertEqual(refusal(lambda: self.references.Delete(ref.DeleteReferencesRequest(ids=[self.ids["open"][0]]), **as_caller("writer")))[0],
+                         grpc.StatusCode.PERMISSION_DENIED)
+
+    def test_a_list_of_all_holds_what_the_caller_may_read_page_by_page(self):
+        listed, token = [], ""
+        while True:
+            page = self.references.List(ref.ListReferencesRequest(page_size=2, page_token=token), **as_caller("writer"))
+            self.assertLessEqual(len(page.references), 2)
+            listed += [r.id for r in page.references]
+            token = page.next_page_token
+            if not token:
+                break
+        self.assertEqual(sorted(listed), sorted(self.ids["open"] + self.ids["mine"]))
+
+    def test_without_the_default_collection_the_model_answers_alone(self):
+        self.add("root", "default", "text of default")
+        request = gen.ScoreRequest(prompt="text of default 1", continuations=[" 1", " 2"])
+        for caller, alone in (("asker", True), ("root", False)):
+            report = self.generation.Score(request, **as_caller(caller)).optimization
+            self.assertEqual(report.method == opt.METHOD_NONE, alone)
+            self.assertEqual(any("the model answers alone" in w for w in report.warnings), alone)
+            self.assertEqual(len(report.neighbors) == 0, alone)
+        info = pb["server_pb2_grpc"].ServerServiceStub(self.channel)
+        collection = lambda c: info.GetServerInfo(srv.GetServerInfoRequest(), **as_caller(c)).default_optimization.collection
+        self.assertEqual((collection("asker"), collection("root")), ("", "default"))
+
+    def test_a_backup_is_for_who_may_use_every_collection(self):
+        backup = lambda c: list(self.references.BackupStore(ref.BackupStoreRequest(), **as_caller(c)))
+        self.assertEqual(refusal(lambda: backup("chief"))[0], grpc.StatusCode.PERMISSION_DENIED)
+        self.assertTrue(backup("root"))
+
+    def test_calls_a_minute_are_bounded_and_say_when_to_come_back(self):
+        tokenize = lambda: self.generation.Tokenize(gen.TokenizeRequest(text="a"), **as_caller("few"))
+        for _ in range(3):
+            tokenize()
+        code, _, reason, pause = refusal(tokenize)
+        self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
+        self.assertTrue(0 < pause <= 20, pause)
+        self.generation.Tokenize(gen.TokenizeRequest(text="a"), **as_caller("root"))
+        self.assertRegex(self.server.http("/metrics"), r'c3po_calls_refused_total\{limit="calls_per_minute"\} [1-9]')
+        line = self.audited("few", "RESOURCE_EXHAUSTED")
+        self.assertEqual((line["action"], line["outcome"], line["method"]), ("call", "refused", "GenerationService/Tokenize"))
+
+    def test_tokens_a_minute_are_charged(self):
+        score = lambda words: self.generation.Score(gen.ScoreRequest(
+            prompt="a " * words, continuations=[" 1"], optimization=opt.OptimizationOptions(method=opt.METHOD_NONE)), **as_caller("short"))
+        used = score(20).usage
+        each, let_in = used.prompt_tokens + used.completion_tokens, 1
+        self.assertTrue(10 < each < 200, each)
+        for _ in range(200):
+            try:
+                score(20)
+                let_in += 1
+            except grpc.RpcError:
+                break
+        self.assertGreaterEqual(let_in, 200 // each)
+        code, _, reason, pause = refusal(lambda: score(20))
+        self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
+        self.assertTrue(0 < pause <= each * 60 / 200, pause)
+        self.assertRegex(self.server.http("/metrics"), r'c3po_calls_refused_total\{limit="tokens_per_minute"\} [1-9]')
+
+    def test_every_refusal_leaves_a_line_with_who_was_refused(self):
+        refusal(lambda: self.references.List(ref.ListReferencesRequest(collection="secret"), **as_caller("reader")))
+        line = self.audited("reader", "PERMISSION_DENIED", method="ReferenceService/List", collection="secret")
+        self.assertEqual(line["outcome"], "refused")
+        self.assertRegex(line["peer"], r"^ipv4:127\.0\.0\.1:\d+$")
+        refusal(lambda: self.references.GetStats(ref.GetStatsRequest(), **as_caller("nobody")))
+        self.assertNotIn("caller", self.audited(None, "UNAUTHENTICATED", method="ReferenceService/GetStats"))
+
+    def audited(self, caller, status, **fields):
+        wanted = {"event": "audit", "status": status, **({"caller": caller} if caller else {}), **fields}
+        for _ in range(250):
+            for line in list(self.server.log):
+                told = json.loads(line) if line.startswith("{") else {}
+                if wanted.items() <= told.items():
+                    return told
+            time.sleep(0.02)
+        raise AssertionError(f"no line of the log has {wanted}")
+
+    def test_calls_in_flight_are_bounded(self):
+        never = threading.Event()
+        self.addCleanup(never.set)
+
+        def unending():
+            never.wait(60)
+            yield from ()
+
+        held = [self.references.Add(unending(), **as_caller("writer")) for _ in range(6)]
+        self.addCleanup(lambda: [call.cancel() for call in held])
+        tokenize = lambda c: self.generation.Tokenize(gen.TokenizeRequest(text="a"), **as_caller(c))
+        for _ in range(250):  # Until all of them have arrived.
+            try:
+                tokenize("writer")
+            except grpc.RpcError:
+                break
+            time.sleep(0.02)
+        self.assertEqual(refusal(lambda: tokenize("writer"))[::2], (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
+        tokenize("root")
+        never.set()
+        for call in held:
+            call.cancel()
+        for _ in range(250):
+            try:
+                return tokenize("writer")
+            except grpc.RpcError:
+                time.sleep(0.02)
+        self.fail("the calls in flight have ended, and still count")
+
+    def test_watches_are_bounded_by_address_and_told(self):
+        watch = self.channel.unary_stream(WATCH, request_serializer=lambda raw: raw,
+                                          response_deserializer=lambda raw: raw)
+        held = [watch(b"", timeout=60) for _ in range(3)]
+        self.assertEqual([next(stream) for stream in held], [SERVING] * 3)
+        code, message, reason, _ = refusal(lambda: next(watch(b"", timeout=20)))
+        self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
+        self.assertIn("--address-watches-max", message)
+        check = self.channel.unary_unary(CHECK, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
+        self.assertEqual(check(b"", timeout=5), SERVING)
+        metrics = self.server.http("/metrics")
+        self.assertIn("c3po_health_watches 3\n", metrics)
+        self.assertRegex(metrics, r'c3po_health_watches_refused_total\{limit="address"\} [1-9]')
+        for stream in held:
+            stream.cancel()
+        for _ in range(250):
+            if "c3po_health_watches 0\n" in self.server.http("/metrics"):
+                break
+            time.sleep(0.02)
+        again = watch(b"", timeout=60)
+        self.assertEqual(next(again), SERVING)
+        again.cancel()
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
