@@ -1,5 +1,6 @@
 #include "client/c3po_client.h"
 
+#include <arpa/inet.h>
 #include <google/protobuf/empty.pb.h>
 #include <google/protobuf/unknown_field_set.h>
 #include <grpcpp/completion_queue.h>
@@ -30,7 +31,7 @@ namespace {
 constexpr int kReceivedBytesMax = 64 << 20;
 
 // The two messages of grpc.health.v1 hold one field each, and the empty request means the whole server; an empty
-// message that keeps unknown fields reads them, which spares a copy of that .proto file.
+// message that keeps unknown fields reads them.
 using HealthStub = grpc::TemplatedGenericStub<google::protobuf::Empty, google::protobuf::Empty>;
 constexpr int kHealthStatusField = 1;
 constexpr uint64_t kServing = 1;
@@ -59,13 +60,6 @@ absl::string_view ServingStatusName(uint64_t serving_status) {
   }
 }
 
-bool IsLoopback(absl::string_view address) {
-  for (const absl::string_view prefix : {"127.", "localhost:", "[::1]:", "unix:"}) {
-    if (absl::StartsWith(address, prefix)) return true;
-  }
-  return false;
-}
-
 grpc::ChannelArguments ArgumentsFor(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kReceivedBytesMax);
@@ -74,7 +68,7 @@ grpc::ChannelArguments ArgumentsFor(const std::string& address) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   // The retries are this client's own, so that they are counted, bounded and reported in one place.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  if (IsLoopback(address)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  if (IsThisMachine(address)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return arguments;
 }
 
@@ -87,6 +81,15 @@ absl::Status ReadInto(const std::string& path, std::string* content) {
 }
 
 }  // namespace
+
+bool IsThisMachine(absl::string_view address) {
+  if (absl::StartsWith(address, "unix:") || absl::StartsWith(address, "unix-abstract:")) return true;
+  if (absl::StartsWith(address, "[")) return absl::StartsWith(address, "[::1]");
+  const std::string host(address.substr(0, address.find(':')));
+  in_addr number;
+  const bool is_number = inet_pton(AF_INET, host.c_str(), &number) == 1;  // A host's name may begin with 127 as well.
+  return host == "localhost" || (is_number && absl::StartsWith(host, "127."));
+}
 
 std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), ArgumentsFor(address));

@@ -22,6 +22,10 @@
 namespace c3po {
 
 // A channel without transport security, with room for messages far above gRPC's default of 4 MiB.
+// Whether an address, as gRPC reads it, can only be this machine's: a unix socket, "localhost", or a number of loopback
+// (127.0.0.0/8, [::1]), each with a port or without.
+bool IsThisMachine(absl::string_view address);
+
 // `address` is anything gRPC resolves: "host:port", "unix:/path". Connects when first used; an address of this machine
 // is never looked for behind the proxy of the `http_proxy` variables.
 std::shared_ptr<grpc::Channel> InsecureChannel(const std::string& address);

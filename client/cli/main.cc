@@ -41,6 +41,9 @@ void AddConnectionFlags(CLI::App& app, c3po::Session& session) {
       ->envname("C3PO_TLS_CERT");
   app.add_option("--tls-key", session.tls_files.key, "PEM file of its private key")->envname("C3PO_TLS_KEY");
   app.add_option("--token-file", session.token_file, "File with the token to call with; default: $C3PO_TOKEN");
+  app.add_flag("--insecure-token", session.insecure_token,
+               "Send the token without TLS to another machine: whoever listens on the way can take it")
+      ->envname("C3PO_INSECURE_TOKEN");
   const char* token = std::getenv("C3PO_TOKEN");
   session.token = token != nullptr ? token : "";
 }
@@ -78,6 +81,11 @@ absl::Status Connect(c3po::Session& session) {
       !session.tls_files.key.empty()) {
     C3PO_ASSIGN_OR_RETURN(channel, c3po::TlsChannel(session.server, session.tls_files));
   } else {
+    if (!options.token.empty() && !session.insecure_token && !c3po::IsThisMachine(session.server)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--server: ", session.server, " is another machine, and without TLS the token could be read on the "
+                       "way: give --tls or --tls-ca, or --insecure-token to send it all the same"));
+    }
     channel = c3po::InsecureChannel(session.server);
   }
   session.client = std::make_unique<c3po::Client>(std::move(channel), options);

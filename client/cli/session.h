@@ -22,6 +22,7 @@ struct Session {
   bool tls = false;  // Also implied by any of the files.
   TlsFiles tls_files;
   std::string token_file;
+  bool insecure_token = false;            // send it unencrypted beyond this machine
   std::string token;                      // of the environment; `token_file` wins
   std::optional<double> timeout_seconds;  // Of each call; 0: none; not set: the command's default.
   std::string command_line;               // as it could be typed again

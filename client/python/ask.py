@@ -7,6 +7,7 @@ Exit codes are those of the `c3po` command (1 other, 2 usage, 3 unavailable, 4 i
 
 import argparse
 import importlib
+import ipaddress
 import os
 import pathlib
 import sys
@@ -69,6 +70,8 @@ def parse_arguments():
     parser.add_argument("--server", default=os.environ.get("C3PO_SERVER", "127.0.0.1:50051"))
     parser.add_argument("--tls-ca", default=os.environ.get("C3PO_TLS_CA"), help="PEM file of who signs the server's certificate")
     parser.add_argument("--token-file", help="file with the token to call with; default: $C3PO_TOKEN")
+    parser.add_argument("--insecure-token", action="store_true", default=bool(os.environ.get("C3PO_INSECURE_TOKEN")),
+                        help="send the token without TLS to another machine: whoever listens on the way can take it")
     parser.add_argument("--timeout", type=float, default=300, help="seconds")
     parser.add_argument("--method", choices=METHODS)
     parser.add_argument("--k", type=int, help="number of neighbors")
@@ -114,9 +117,20 @@ def print_event(event, as_json):
         print(flush=True)
 
 
+def is_this_machine(server):
+    """Whether an address, as gRPC reads it, can only be this machine's."""
+    if server.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = server[1:].partition("]")[0] if server.startswith("[") else server.partition(":")[0]
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def open_channel(arguments):
     # A server on this machine is not to be looked for behind a proxy.
-    loopback = arguments.server.startswith(("127.", "localhost:", "[::1]:", "unix:"))
+    loopback = is_this_machine(arguments.server)
     options = [("grpc.enable_http_proxy", 0 if loopback else 1)]
     if not arguments.tls_ca:
         return grpc.insecure_channel(arguments.server, options)
@@ -129,6 +143,9 @@ def authorization(arguments):
     if arguments.token_file:
         with open(arguments.token_file, encoding="ascii") as file:
             token = file.read().strip()
+    if token and not arguments.tls_ca and not arguments.insecure_token and not is_this_machine(arguments.server):
+        raise ValueError(f"--server: {arguments.server} is another machine, and without TLS the token could be read on the way: "
+                         "give --tls-ca, or --insecure-token to send it all the same")
     return [("authorization", f"Bearer {token}")] if token else []
 
 

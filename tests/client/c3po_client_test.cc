@@ -428,6 +428,17 @@ TEST_F(ClientTest, AServerThatRepeatsAPageTokenDoesNotTrapTheClient) {
   EXPECT_TRUE(absl::IsInternal(client_.ForEachReference({}, [](const v1::Reference&) { return true; })));
 }
 
+TEST(IsThisMachine, OnlyWhatCannotBeAnother) {
+  for (const char* local : {"unix:/run/c3po", "unix-abstract:c3po", "localhost", "localhost:50051", "127.0.0.1:50051",
+                            "127.255.0.3:1", "[::1]:50051"}) {
+    EXPECT_TRUE(IsThisMachine(local)) << local;
+  }
+  for (const char* other : {"", "10.0.0.7:50051", "127.example.org:50051", "127.0.0.1.example.org:1", "localhost.example.org:1",
+                            "[::2]:1", "[::ffff:10.0.0.7]:1", "dns:///c3pod:50051", "c3pod:50051", "0.0.0.0:50051"}) {
+    EXPECT_FALSE(IsThisMachine(other)) << other;
+  }
+}
+
 TEST_F(ClientTest, WaitUntilServingReturnsWhenTheServerServes) {
   EXPECT_TRUE(client_.WaitUntilServing(absl::Seconds(20)).ok());
 }

@@ -387,6 +387,22 @@ TEST_F(CliTest, ConnectionFlagsAreNamedWithWhatIsWrong) {
               HasSubstr("--token-file: /nonexistent: cannot be read"));
 }
 
+TEST_F(CliTest, ATokenIsNotSentInPlaintextToAnotherMachine) {
+  const auto run = [](std::vector<std::string> arguments, const char* more, const char* value) {
+    arguments.insert(arguments.begin(), C3PO_CLI_BINARY);
+    return ChildProcess(arguments, "", {{"C3PO_TOKEN", "secret"}, {more, value}}).Wait();
+  };
+  const std::vector<std::string> info = {"--server", "192.0.2.1:1", "--timeout", "0.2", "info"};
+  const ChildResult refused = run(info, "C3PO_UNUSED", "");
+  EXPECT_EQ(refused.exit_code, 2) << refused.err;
+  EXPECT_THAT(refused.err, HasSubstr("--server: 192.0.2.1:1 is another machine"));
+  EXPECT_THAT(refused.err, HasSubstr("--insecure-token"));
+  EXPECT_EQ(refused.err.find("secret"), std::string::npos);
+  // Asked for, it is sent: the call is made, and finds nobody.
+  EXPECT_THAT(run(info, "C3PO_INSECURE_TOKEN", "true").exit_code, ::testing::AnyOf(3, 8));
+  EXPECT_EQ(run({"--server", server_.address(), "info"}, "C3PO_UNUSED", "").exit_code, 0) << "of this machine";
+}
+
 TEST_F(CliTest, AskTellsThatTheChoicesTookThePrompt) {
   const ChildResult result = Run({"ask", "--choices", " no", " yes", "Question: why?"});
   EXPECT_EQ(result.exit_code, 4);

@@ -52,6 +52,22 @@ TEST_F(PythonAskTest, PrintsTheSameEventsAsTheCli) {
   EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(requests[0], requests[1]));
 }
 
+TEST_F(PythonAskTest, ATokenIsNotSentInPlaintextToAnotherMachine) {
+  const auto run = [](const std::string& server, std::vector<std::string> more) {
+    more.insert(more.begin(), {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py", "hi", "--server", server});
+    return ChildProcess(more, "", {{"C3PO_TOKEN", "secret"}}).Wait();
+  };
+  for (const char* server : {"192.0.2.1:1", "127.0.0.1.example.org:1"}) {
+    const ChildResult refused = run(server, {});
+    EXPECT_EQ(refused.exit_code, 2) << refused.err;
+    EXPECT_NE(refused.err.find("is another machine"), std::string::npos) << refused.err;
+    EXPECT_EQ(refused.err.find("secret"), std::string::npos);
+  }
+  const ChildResult asked_for = run("192.0.2.1:1", {"--insecure-token", "--timeout", "0.2"});
+  EXPECT_TRUE(asked_for.exit_code == 3 || asked_for.exit_code == 8) << asked_for.err;
+  EXPECT_EQ(run(server_.address(), {}).exit_code, 0);
+}
+
 TEST_F(PythonAskTest, AFailedCallPrintsOneLineAndExitsWithItsCode) {
   const ChildResult result = Run({"hi", "--k", "0"});
   EXPECT_EQ(result.exit_code, 4);

@@ -1,5 +1,6 @@
 """Calls to one c3po server: retried while it is full or away, and failing with one line that says what and where."""
 
+import ipaddress
 import math
 import os
 import pathlib
@@ -19,12 +20,23 @@ SAME_TEXT_DISTANCE_MAX = 1e-4  # Embeddings this near are of one text, up to rou
 RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
+def is_this_machine(target: str) -> bool:
+    """Whether an address, as gRPC reads it, can only be this machine's: a unix socket, "localhost", or a number of loopback."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = target[1:].partition("]")[0] if target.startswith("[") else target.partition(":")[0]
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Connection:
     """Thread-safe. Every method raises C3poError when the call fails."""
 
     def __init__(self, target: str, timeout_seconds: float):
         # A server on this machine is not to be looked for behind a proxy.
-        loopback = target.startswith(("127.", "localhost:", "[::1]:", "unix:"))
+        loopback = is_this_machine(target)
         self._target = target
         options = [("grpc.enable_http_proxy", 0 if loopback else 1), ("grpc.max_receive_message_length", -1)]
         authority, token = os.environ.get("C3PO_TLS_CA"), os.environ.get("C3PO_TOKEN")  # As the command line takes them.
@@ -32,6 +44,9 @@ class Connection:
             credentials = grpc.ssl_channel_credentials(pathlib.Path(authority).read_bytes())
             self._channel = grpc.secure_channel(target, credentials, options)
         else:
+            if token and not loopback and not os.environ.get("C3PO_INSECURE_TOKEN"):
+                raise C3poError(f"{target} is another machine, and without TLS the token of C3PO_TOKEN could be read on the way: "
+                                "set C3PO_TLS_CA, or C3PO_INSECURE_TOKEN=1 to send it all the same")
             self._channel = grpc.insecure_channel(target, options)
         self._call_options = {"timeout": timeout_seconds, "metadata": [("authorization", f"Bearer {token}")] if token else []}
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)

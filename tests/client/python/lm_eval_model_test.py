@@ -29,6 +29,24 @@ def parsed(text):
     return optimization_from_args(key_val_to_dict(text))
 
 
+class ConnectionTest(unittest.TestCase):
+    def test_a_token_is_not_sent_in_plaintext_to_another_machine(self):
+        def connect(target, **environment):
+            with unittest.mock.patch.dict("os.environ", {"C3PO_TOKEN": "secret", **environment}):
+                return Connection(target, 1)
+
+        for target in ("192.0.2.1:1", "c3pod:50051", "127.0.0.1.example.org:1", "[::2]:1", "dns:///localhost:1"):
+            with self.subTest(target=target), self.assertRaises(C3poError) as caught:
+                connect(target)
+            self.assertIn("is another machine", str(caught.exception))
+            self.assertNotIn("secret", str(caught.exception))
+        for target in ("127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/run/c3po"):
+            connect(target)
+        connect("192.0.2.1:1", C3PO_INSECURE_TOKEN="1")
+        with unittest.mock.patch.dict("os.environ"):
+            Connection("192.0.2.1:1", 1)  # Without a token there is nothing to lose.
+
+
 class OptimizationArgsTest(unittest.TestCase):
     def test_only_what_is_given_is_set(self):
         self.assertEqual(parsed(""), opt.OptimizationOptions())

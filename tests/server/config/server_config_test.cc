@@ -110,7 +110,7 @@ TEST(ServerConfig, AVariableNamesTheFileAndWrongOnesAreNamed) {
 }
 
 TEST(ServerConfig, VariablesThatNoSettingReadsAreWarnedAboutButThoseOfOthersAreNot) {
-  const Texts silent = {"C3PO_TOKEN", "C3PO_CACHE_DIR", "C3PO_SERVICE_HOST", "C3PO_PORT_50051_TCP_ADDR"};
+  const Texts silent = {"C3PO_TOKEN", "C3PO_INSECURE_TOKEN", "C3PO_CACHE_DIR", "C3PO_SERVICE_HOST", "C3PO_PORT_50051_TCP_ADDR"};
   for (const std::string& name : silent) setenv(name.c_str(), "10.0.0.7", 1);
   setenv("C3PO_AUTH_TOKEN", "/etc/c3po/tokens", 1);
   ServerConfig config;
