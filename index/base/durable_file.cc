@@ -48,15 +48,15 @@ absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
   return absl::OkStatus();
 }
 
-absl::Status NotRegular(const std::string& path, mode_t mode) {
+}  // namespace
+
+absl::Status NotRegularFile(const std::string& path, mode_t mode) {
   const absl::string_view kind = S_ISDIR(mode)    ? "a folder"
                                  : S_ISFIFO(mode) ? "a FIFO"
                                  : S_ISSOCK(mode) ? "a socket"
                                                   : "a device";
   return absl::InvalidArgumentError(absl::StrCat(path, ": is ", kind, ", not a regular file"));
 }
-
-}  // namespace
 
 absl::Status FileError(absl::string_view path, absl::string_view action, int error_number) {
   const std::string message = absl::StrCat(path, ": ", action, ": ", strerror(error_number));
@@ -102,11 +102,11 @@ absl::Status WriteFileDurably(const std::string& path, absl::string_view content
 absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t bytes_max) {
   // O_NONBLOCK: opening a FIFO returns at once. O_NOCTTY: a terminal does not become that of the process.
   FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
-  if (file.get() < 0 && errno == ENXIO) return NotRegular(path, S_IFSOCK);
+  if (file.get() < 0 && errno == ENXIO) return NotRegularFile(path, S_IFSOCK);
   if (file.get() < 0) return FileError(path, "cannot open", errno);
   struct stat info;
   if (fstat(file.get(), &info) != 0) return FileError(path, "cannot stat", errno);
-  if (!S_ISREG(info.st_mode)) return NotRegular(path, info.st_mode);
+  if (!S_ISREG(info.st_mode)) return NotRegularFile(path, info.st_mode);
   if (info.st_size > bytes_max) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": has ", info.st_size, " bytes, at most ", bytes_max, " are taken"));

@@ -1,6 +1,8 @@
 #ifndef C3PO_INDEX_BASE_DURABLE_FILE_H_
 #define C3PO_INDEX_BASE_DURABLE_FILE_H_
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <string>
 
@@ -23,6 +25,9 @@ absl::Status WriteFileDurably(const std::string& path, absl::string_view content
 // InvalidArgument: a folder, FIFO, socket or device, or more than `bytes_max` bytes; the message says which. A file that
 // is cut while it is read gives what was left of it.
 absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t bytes_max);
+
+// The InvalidArgument that says what a file of this st_mode is: "PATH: is a FIFO, not a regular file".
+absl::Status NotRegularFile(const std::string& path, mode_t mode);
 
 // Makes the names in the folder that holds `path` survive a power cut.
 absl::Status SyncFolderOf(const std::string& path);

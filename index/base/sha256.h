@@ -18,7 +18,8 @@ class Sha256 {
   Sha256& operator=(const Sha256&) = delete;
 
   void Update(absl::string_view bytes);
-  // Lowercase hexadecimal, 64 characters. Call once, last.
+  // 32 bytes; or as lowercase hexadecimal, 64 characters. Call one of them, once, last.
+  std::string Digest();
   std::string HexDigest();
 
   static std::string HexOf(absl::string_view bytes);

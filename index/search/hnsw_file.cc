@@ -6,7 +6,6 @@
 #include <limits>
 #include <unordered_set>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
@@ -58,7 +57,11 @@ std::vector<T> Take(absl::string_view& bytes, size_t count) {
   return values;
 }
 
-std::string DigestBytes(absl::string_view bytes) { return absl::HexStringToBytes(Sha256::HexOf(bytes)); }
+std::string DigestBytes(absl::string_view bytes) {
+  Sha256 hash;
+  hash.Update(bytes);
+  return hash.Digest();
+}
 
 absl::Status CheckSizes(const HnswGraph& graph) {
   const size_t nodes = graph.labels.size();

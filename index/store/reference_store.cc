@@ -7,11 +7,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sqlite3.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
+#include <optional>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,14 +21,16 @@
 #include "index/base/mutex.h"
 #include "index/base/status_macros.h"
 #include "index/store/row_codec.h"
+#include "index/store/store_file.h"
 #include "index/types/reference_id.h"
 
 namespace c3po {
 namespace {
 
 constexpr int64_t kApplicationId = 0x6333706f;  // "c3po"
-constexpr int64_t kSchemaVersion = 2;
+constexpr int64_t kSchemaVersion = 3;
 constexpr size_t kArtifactNameMax = 256, kArtifactValueMax = size_t{16} << 20;
+constexpr size_t kStampsMax = 1000;  // Of changes that a reader keeps out of the file.
 
 constexpr char kSchema[] = R"sql(
   CREATE TABLE reference (
@@ -51,7 +55,7 @@ constexpr char kSchema[] = R"sql(
   PRAGMA application_id = 0x6333706f;
 )sql";
 
-// What version 2 adds to version 1. A new file gets both.
+// What version 2 adds to version 1, and 3 to 2. A new file gets all of them.
 constexpr char kSchemaOfVersion2[] = R"sql(
   CREATE TABLE artifact (
     collection TEXT NOT NULL,
@@ -61,18 +65,31 @@ constexpr char kSchemaOfVersion2[] = R"sql(
   PRAGMA user_version = 2;
 )sql";
 
+constexpr char kSchemaOfVersion3[] = R"sql(
+  ALTER TABLE reference ADD COLUMN checksum BLOB;
+  ALTER TABLE artifact ADD COLUMN checksum BLOB;
+  ALTER TABLE store_state ADD COLUMN stamp BLOB;
+  UPDATE store_state SET stamp = randomblob(16);
+  PRAGMA user_version = 3;
+)sql";
+constexpr char kStampPage[] = "SELECT rootpage FROM sqlite_master WHERE name = 'store_state'";
+
+// The last one is the checksum of those before it.
 #define C3PO_REFERENCE_COLUMNS                                                                                \
   "id, collection, prompt, answer, choices, metadata, successful, model_digest, embedder_digest, embedding, " \
-  "pathway_layers, pathway_experts, pathway, created_unix_seconds"
+  "pathway_layers, pathway_experts, pathway, created_unix_seconds, checksum"
+constexpr int kChecksumColumn = 14;
+constexpr bool IsInteger(int column) { return column == 6 || column == 10 || column == 11 || column == 13; }
 
 constexpr char kInsert[] =
     "INSERT INTO reference (" C3PO_REFERENCE_COLUMNS
-    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT (id) DO UPDATE SET "
-    "prompt = ?3, answer = ?4, choices = ?5, metadata = ?6, successful = ?7, model_digest = ?8, embedder_digest = ?9, "
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) ON CONFLICT (id) DO UPDATE SET "
+    "collection = ?2, prompt = ?3, answer = ?4, choices = ?5, metadata = ?6, successful = ?7, model_digest = ?8, embedder_digest = ?9, "
     "embedding = ?10, pathway_layers = ?11, "
-    "pathway_experts = ?12, pathway = ?13, created_unix_seconds = ?14";
+    "pathway_experts = ?12, pathway = ?13, created_unix_seconds = ?14, checksum = ?15";
 constexpr char kSelectById[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id = ?1";
 constexpr char kSelectAll[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference ORDER BY sequence";
+constexpr char kSelectAllNumbered[] = "SELECT " C3PO_REFERENCE_COLUMNS ", sequence FROM reference";
 constexpr char kListAll[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id > ?1 ORDER BY id LIMIT ?2";
 constexpr char kListCollection[] =
     "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id > ?1 AND collection = ?3 ORDER BY id LIMIT ?2";
@@ -82,37 +99,15 @@ constexpr char kDeleteArtifactsOf[] =
     "DELETE FROM artifact WHERE collection = (SELECT collection FROM reference WHERE id = ?1) AND "
     "name >= 'reference/' || ?1 || '/' AND name < 'reference/' || ?1 || '0'";
 
-class FileLock {
- public:
-  static absl::StatusOr<FileLock> Take(const std::string& path) {
-    // Two spellings of one path, or a link to it, must meet at one lock file.
-    std::error_code error;
-    std::filesystem::path canonical = std::filesystem::weakly_canonical(path, error);
-    const std::string lock_path = absl::StrCat(error ? path : canonical.string(), ".lock");
-    FileLock lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-    if (lock.fd_ < 0) return FileError(lock_path, "cannot open the store's lock file", errno);
-    if (flock(lock.fd_, LOCK_EX | LOCK_NB) == 0) return lock;
-    if (errno == EWOULDBLOCK) {
-      return absl::FailedPreconditionError(absl::StrCat("store ", path, " is locked by another process"));
-    }
-    return FileError(lock_path, "cannot lock", errno);
-  }
+std::string ArtifactChecksum(absl::string_view collection, absl::string_view name, absl::string_view value) {
+  RowChecksum checksum;
+  checksum.Add(collection);
+  checksum.Add(name);
+  checksum.Add(value);
+  return checksum.Digest();
+}
 
-  FileLock() = default;
-  FileLock(FileLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  FileLock& operator=(FileLock&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  // The lock file stays: removing it would let a third process lock a new file while a second waits for the old one.
-  ~FileLock() {
-    if (fd_ >= 0) close(fd_);
-  }
-
- private:
-  explicit FileLock(int fd) : fd_(fd) {}
-  int fd_ = -1;
-};
+constexpr char kCure[] = "; write it anew (import it, calibrate, learn), delete it, or restore the store from a backup";
 
 }  // namespace
 
@@ -131,9 +126,30 @@ struct ReferenceStore::Impl {
 
   absl::Status OpenDatabase(const StoreOptions& options) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   absl::Status CreateOrCheckSchema() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  absl::Status AddChecksums() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   absl::Status CheckPages() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  absl::StatusOr<std::string> PageProblem(const char* pragma) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);  // Empty: none.
+  absl::Status CheckArtifacts() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
-  // Runs `body` in a transaction. `body` returns how many records it changed; any: the generation is raised.
+  // What is wrong with a row, or nothing; a wrong one is noted in `damaged`.
+  std::optional<ReferenceRecord> Whole(Statement& select) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  bool IsWhole(const Artifact& artifact, absl::string_view checksum) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // Forgets what a change has put right.
+  absl::Status LookAtDamagedAgain() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // Takes rows that cannot be trusted out of what SQL counted.
+  absl::Status LeaveDamagedOut(absl::string_view model_digest, absl::string_view embedder_digest,
+                               std::vector<CollectionStats>& stats) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
+  absl::Status LearnStamp() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // StoreFile::Check while no change is under way.
+  absl::Status CheckFile() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  absl::Status CheckFileAsKnown();
+
+  // Runs `body` in a transaction.
+  absl::Status Transaction(absl::string_view action, absl::FunctionRef<absl::Status()> body)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // The same for what users change, refused where the file is no longer at its path. `body` returns how many records it
+  // changed; any: the generation is raised. Whatever it changed gets a new stamp.
   absl::StatusOr<int64_t> Change(absl::string_view action, absl::FunctionRef<absl::StatusOr<int64_t>()> body)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   absl::StatusOr<AddOutcome> AddOne(const ReferenceRecord& record, Statement& find, Statement& insert,
@@ -141,10 +157,20 @@ struct ReferenceStore::Impl {
 
   const std::string path;
   StoreOptions options;
-  FileLock lock;
+  std::unique_ptr<StoreFile> file;  // Closed after the connection.
   Mutex mutex;
   sqlite3* db = nullptr;
   int64_t generation ABSL_GUARDED_BY(mutex) = 0;
+  std::string index_problem ABSL_GUARDED_BY(mutex);
+  using RowKey = std::tuple<DamagedRow::Kind, std::string, std::string>;       // Kind, collection, name.
+  std::map<RowKey, std::string> damaged ABSL_GUARDED_BY(mutex);                // And what is wrong.
+
+  // Where the stamp lies in the file, and which ones may be there: that of the last change, and those before it that a
+  // reader may have kept in the log. None: it is not known. Taken after `mutex`.
+  Mutex stamp_mutex ABSL_ACQUIRED_AFTER(mutex);
+  int64_t stamp_page ABSL_GUARDED_BY(stamp_mutex) = 0;
+  std::vector<std::string> stamps ABSL_GUARDED_BY(stamp_mutex);
+  absl::Status fault ABSL_GUARDED_BY(stamp_mutex);
 };
 
 // A prepared statement. Texts bound to it must outlive the next Step or Reset. Parameters and columns count as SQLite's
@@ -191,14 +217,21 @@ class ReferenceStore::Impl::Statement {
   }
   std::string Text(int column) { return std::string(Bytes(column)); }
 
-  // The row at which a SELECT of C3PO_REFERENCE_COLUMNS stands.
+  // The row at which a SELECT of C3PO_REFERENCE_COLUMNS stands. DataLoss, without the row's name: it is damaged.
   absl::StatusOr<ReferenceRecord> Record() {
+    if (Bytes(kChecksumColumn) != Checksum()) return absl::DataLossError("it does not match its checksum");
     ReferenceRecord record;
     record.id = Text(0);
-    const absl::Status status = DecodeInto(record);
-    if (status.ok()) return record;
-    return absl::DataLossError(
-        absl::StrCat("store ", impl_.path, ": reference \"", record.id, "\": ", status.message()));
+    C3PO_RETURN_IF_ERROR(DecodeInto(record));
+    return record;
+  }
+  // Of that row, as its columns are now.
+  std::string Checksum() {
+    RowChecksum checksum;
+    for (int column = 0; column < kChecksumColumn; ++column) {
+      IsInteger(column) ? checksum.Add(Integer(column)) : checksum.Add(Bytes(column));
+    }
+    return checksum.Digest();
   }
 
  private:
@@ -289,11 +322,14 @@ absl::Status ReferenceStore::Impl::OpenDatabase(const StoreOptions& store_option
   }
   sqlite3_busy_timeout(db, 5000);  // Milliseconds; someone may look into the file with the sqlite3 command.
   C3PO_RETURN_IF_ERROR(CreateOrCheckSchema());
-  C3PO_RETURN_IF_ERROR(CheckPages());
+  C3PO_RETURN_IF_ERROR(CheckArtifacts());
   if (options.pages_max > 0) {
     C3PO_RETURN_IF_ERROR(QueryInteger(absl::StrCat("PRAGMA max_page_count = ", options.pages_max).c_str()).status());
   }
   C3PO_ASSIGN_OR_RETURN(generation, QueryInteger("SELECT generation FROM store_state"));
+  file->NoteLog();
+  C3PO_RETURN_IF_ERROR(LearnStamp());
+  C3PO_RETURN_IF_ERROR(CheckFile());  // It may have been replaced between its locking and its opening.
   return SyncFolderOf(path);
 }
 
@@ -318,39 +354,235 @@ absl::Status ReferenceStore::Impl::CreateOrCheckSchema() {
               "cannot set up the write-ahead log"));
   // What a process that was killed left in the log. Where somebody reads the file it waits for the next change.
   sqlite3_wal_checkpoint_v2(db, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+  if (!blank) C3PO_RETURN_IF_ERROR(CheckPages());
   if (version == kSchemaVersion) return absl::OkStatus();
-  return Change("cannot create the schema",
-                [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) -> absl::StatusOr<int64_t> {
-                  if (blank) C3PO_RETURN_IF_ERROR(Execute(kSchema, "cannot create the schema"));
-                  C3PO_RETURN_IF_ERROR(Execute(kSchemaOfVersion2, "cannot create the schema"));
-                  return 0;
-                })
-      .status();
+  // One transaction: a process that is killed leaves the old version or the new one.
+  const auto upgrade = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) -> absl::Status {
+    constexpr absl::string_view kAction = "cannot create the schema";
+    if (blank) C3PO_RETURN_IF_ERROR(Execute(kSchema, kAction));
+    if (version < 2) C3PO_RETURN_IF_ERROR(Execute(kSchemaOfVersion2, kAction));
+    C3PO_RETURN_IF_ERROR(Execute(kSchemaOfVersion3, kAction));
+    return AddChecksums();
+  };
+  C3PO_RETURN_IF_ERROR(Transaction("cannot create the schema", upgrade));
+  // An upgrade writes every row: its log is as large as the file.
+  sqlite3_wal_checkpoint_v2(db, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr);
+  return absl::OkStatus();
 }
 
-absl::Status ReferenceStore::Impl::CheckPages() {
+// Rows of a version that had none get the checksum of what they hold now.
+absl::Status ReferenceStore::Impl::AddChecksums() {
+  constexpr absl::string_view kAction = "cannot add checksums";
+  {
+    std::vector<std::pair<int64_t, std::string>> checksums;
+    Statement select(*this), update(*this);
+    C3PO_RETURN_IF_ERROR(select.Prepare(kSelectAllNumbered));
+    C3PO_RETURN_IF_ERROR(update.Prepare("UPDATE reference SET checksum = ?1 WHERE sequence = ?2"));
+    while (true) {
+      C3PO_ASSIGN_OR_RETURN(const bool row, select.Step(kAction));
+      if (!row) break;
+      checksums.emplace_back(select.Integer(kChecksumColumn + 1), select.Checksum());
+    }
+    for (const auto& [sequence, checksum] : checksums) {
+      update.Reset();
+      update.BindBlob(1, checksum);
+      update.Bind(2, sequence);
+      C3PO_RETURN_IF_ERROR(update.Step(kAction).status());
+    }
+  }
+  std::vector<std::tuple<std::string, std::string, std::string>> checksums;
+  Statement select(*this), update(*this);
+  C3PO_RETURN_IF_ERROR(select.Prepare("SELECT collection, name, value FROM artifact"));
+  C3PO_RETURN_IF_ERROR(update.Prepare("UPDATE artifact SET checksum = ?1 WHERE collection = ?2 AND name = ?3"));
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step(kAction));
+    if (!row) break;
+    checksums.emplace_back(select.Text(0), select.Text(1),
+                           ArtifactChecksum(select.Bytes(0), select.Bytes(1), select.Bytes(2)));
+  }
+  for (const auto& [collection, name, checksum] : checksums) {
+    update.Reset();
+    update.BindBlob(1, checksum);
+    update.Bind(2, collection);
+    update.Bind(3, name);
+    C3PO_RETURN_IF_ERROR(update.Step(kAction).status());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReferenceStore::Impl::PageProblem(const char* pragma) {
   Statement check(*this);
-  C3PO_RETURN_IF_ERROR(check.Prepare("PRAGMA quick_check(1)"));
+  C3PO_RETURN_IF_ERROR(check.Prepare(pragma));
   C3PO_ASSIGN_OR_RETURN(const bool row, check.Step("cannot check the pages"));
-  if (row && check.Bytes(0) == "ok") return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat("store ", path, ": corrupt: ", check.Bytes(0)));
+  return row && check.Bytes(0) == "ok" ? "" : absl::StrCat("corrupt: ", check.Bytes(0));
+}
+
+// Indexes hold nothing that the tables do not: where only they are wrong, they are made anew. Rows are looked at when
+// they are read.
+absl::Status ReferenceStore::Impl::CheckPages() {
+  const auto lost = [&](absl::string_view problem) {
+    return absl::DataLossError(absl::StrCat("store ", path, ": ", problem));
+  };
+  C3PO_ASSIGN_OR_RETURN(index_problem, PageProblem("PRAGMA integrity_check(1)"));
+  if (index_problem.empty()) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const std::string table_problem, PageProblem("PRAGMA quick_check(1)"));
+  if (!table_problem.empty()) return lost(table_problem);
+  const absl::Status rebuilt = Transaction("cannot rebuild the indexes", [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    return Execute("REINDEX", "cannot rebuild the indexes");
+  });
+  if (absl::IsInternal(rebuilt)) return lost(absl::StrCat(index_problem, "; ", rebuilt.message()));
+  C3PO_RETURN_IF_ERROR(rebuilt);
+  C3PO_ASSIGN_OR_RETURN(const std::string left, PageProblem("PRAGMA integrity_check(1)"));
+  return left.empty() ? absl::OkStatus() : lost(left);
+}
+
+absl::Status ReferenceStore::Impl::CheckArtifacts() {
+  Statement select(*this);
+  C3PO_RETURN_IF_ERROR(select.Prepare("SELECT collection, name, value, checksum FROM artifact"));
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read artifacts"));
+    if (!row) return absl::OkStatus();
+    IsWhole({select.Text(0), select.Text(1), select.Text(2)}, select.Bytes(3));
+  }
+}
+
+std::optional<ReferenceRecord> ReferenceStore::Impl::Whole(Statement& select) {
+  absl::StatusOr<ReferenceRecord> record = select.Record();
+  if (record.ok()) return *std::move(record);
+  damaged[{DamagedRow::Kind::kReference, select.Text(1), select.Text(0)}] = std::string(record.status().message());
+  return std::nullopt;
+}
+
+bool ReferenceStore::Impl::IsWhole(const Artifact& artifact, absl::string_view checksum) {
+  if (checksum == ArtifactChecksum(artifact.collection, artifact.name, artifact.value)) return true;
+  damaged[{DamagedRow::Kind::kArtifact, artifact.collection, artifact.name}] = "it does not match its checksum";
+  return false;
+}
+
+absl::Status ReferenceStore::Impl::LookAtDamagedAgain() {
+  if (damaged.empty()) return absl::OkStatus();
+  const auto before = std::exchange(damaged, {});
+  Statement reference(*this), artifact(*this);
+  C3PO_RETURN_IF_ERROR(reference.Prepare(kSelectById));
+  C3PO_RETURN_IF_ERROR(artifact.Prepare("SELECT value, checksum FROM artifact WHERE collection = ?1 AND name = ?2"));
+  for (const auto& [key, problem] : before) {
+    const auto& [kind, collection, name] = key;
+    const bool is_reference = kind == DamagedRow::Kind::kReference;
+    Statement& select = is_reference ? reference : artifact;
+    select.Reset();
+    select.Bind(1, is_reference ? name : collection);
+    if (!is_reference) select.Bind(2, name);
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read a damaged row"));
+    if (!row) continue;
+    is_reference ? static_cast<void>(Whole(select))
+                 : static_cast<void>(IsWhole({collection, name, select.Text(0)}, select.Bytes(1)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceStore::Impl::LeaveDamagedOut(absl::string_view model_digest, absl::string_view embedder_digest,
+                                                   std::vector<CollectionStats>& stats) {
+  Statement counted(*this);
+  C3PO_RETURN_IF_ERROR(
+      counted.Prepare("SELECT collection, successful, model_digest = ?1 AND embedder_digest = ?2 FROM reference WHERE "
+                      "id = ?3"));
+  for (const auto& [key, problem] : damaged) {
+    if (std::get<0>(key) != DamagedRow::Kind::kReference) continue;
+    counted.Reset();
+    counted.Bind(1, model_digest);
+    counted.Bind(2, embedder_digest);
+    counted.Bind(3, std::get<2>(key));
+    C3PO_ASSIGN_OR_RETURN(const bool row, counted.Step("cannot count references"));
+    if (!row) continue;
+    for (CollectionStats& each : stats) {
+      if (each.collection != counted.Bytes(0)) continue;
+      --each.references;
+      each.successful -= counted.Integer(1);
+      each.usable -= counted.Integer(2);
+    }
+  }
+  std::erase_if(stats, [](const CollectionStats& each) { return each.references <= 0; });
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceStore::Impl::LearnStamp() {
+  C3PO_ASSIGN_OR_RETURN(const int64_t page, QueryInteger(kStampPage));
+  Statement select(*this);
+  C3PO_RETURN_IF_ERROR(select.Prepare("SELECT stamp FROM store_state"));
+  C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read the stamp"));
+  const std::string stamp = row ? select.Text(0) : "";
+  MutexLock held(stamp_mutex);
+  stamp_page = page;
+  // Where a reader keeps the last change in the log, the file holds another stamp, which is not known.
+  if (stamp.size() == StoreFile::kStampBytes && file->Holds(page, stamp)) stamps = {stamp};
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceStore::Impl::CheckFileAsKnown() {
+  int64_t page = 0;
+  std::vector<std::string> known;
+  {
+    MutexLock held(stamp_mutex);
+    page = stamp_page;
+    known = stamps;
+  }
+  absl::Status found = file->Check(page, known);
+  MutexLock held(stamp_mutex);
+  fault = found;
+  return found;
+}
+
+absl::Status ReferenceStore::Impl::CheckFile() {
+  if (CheckFileAsKnown().ok()) return absl::OkStatus();
+  // Another program that vacuums the file, as SQLite lets it, may have moved the stamp.
+  if (const auto page = QueryInteger(kStampPage); page.ok()) {
+    MutexLock held(stamp_mutex);
+    stamp_page = *page;
+  }
+  return CheckFileAsKnown();
+}
+
+absl::Status ReferenceStore::Impl::Transaction(absl::string_view action, absl::FunctionRef<absl::Status()> body) {
+  C3PO_RETURN_IF_ERROR(Execute("BEGIN IMMEDIATE", action));
+  absl::Status status = body();
+  if (status.ok()) status = Execute("COMMIT", action);
+  // Some errors (disk full, I/O) have SQLite roll back by itself; then there is nothing left to do.
+  if (!status.ok() && sqlite3_get_autocommit(db) == 0) sqlite3_exec(db, "ROLLBACK", nullptr, nullptr, nullptr);
+  return status;
 }
 
 absl::StatusOr<int64_t> ReferenceStore::Impl::Change(absl::string_view action,
                                                      absl::FunctionRef<absl::StatusOr<int64_t>()> body) {
-  C3PO_RETURN_IF_ERROR(Execute("BEGIN IMMEDIATE", action));
-  absl::StatusOr<int64_t> changed = body();
-  absl::Status status = changed.status();
-  if (status.ok() && *changed > 0) {
-    status = Execute("UPDATE store_state SET generation = generation + 1", action);
+  C3PO_RETURN_IF_ERROR(CheckFile());
+  int64_t changed = 0;
+  std::string stamp;
+  const auto stamped = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) -> absl::Status {
+    const int64_t rows_before = sqlite3_total_changes64(db);
+    C3PO_ASSIGN_OR_RETURN(changed, body());
+    if (sqlite3_total_changes64(db) == rows_before) return absl::OkStatus();
+    Statement update(*this);
+    C3PO_RETURN_IF_ERROR(update.Prepare(
+        "UPDATE store_state SET generation = generation + ?1, stamp = randomblob(16) RETURNING stamp"));
+    update.Bind(1, int64_t{changed > 0});
+    C3PO_ASSIGN_OR_RETURN(const bool row, update.Step(action));
+    if (row) stamp = update.Text(0);
+    C3PO_RETURN_IF_ERROR(update.Step(action).status());
+    MutexLock held(stamp_mutex);
+    if (!stamps.empty()) stamps.push_back(stamp);
+    return absl::OkStatus();
+  };
+  C3PO_RETURN_IF_ERROR(Transaction(action, stamped));
+  if (changed > 0) ++generation;
+  if (!stamp.empty()) {
+    MutexLock held(stamp_mutex);
+    if (file->Holds(stamp_page, stamp)) {
+      stamps = {stamp};
+    } else if (stamps.size() > kStampsMax) {
+      stamps.clear();
+    }
   }
-  if (status.ok()) status = Execute("COMMIT", action);
-  if (!status.ok()) {
-    // Some errors (disk full, I/O) have SQLite roll back by itself; then there is nothing left to do.
-    if (sqlite3_get_autocommit(db) == 0) sqlite3_exec(db, "ROLLBACK", nullptr, nullptr, nullptr);
-    return status;
-  }
-  if (*changed > 0) ++generation;
+  C3PO_RETURN_IF_ERROR(LookAtDamagedAgain());
+  C3PO_RETURN_IF_ERROR(CheckFile());
   return changed;
 }
 
@@ -361,10 +593,12 @@ absl::StatusOr<AddOutcome> ReferenceStore::Impl::AddOne(const ReferenceRecord& r
   find.Reset();
   find.Bind(1, record.id);
   C3PO_ASSIGN_OR_RETURN(const bool exists, find.Step("cannot look up a reference"));
-  const bool same_makers = exists && find.Bytes(0) == record.model_digest && find.Bytes(1) == record.embedder_digest;
+  // Of a damaged row nothing is known: it is written anew.
+  const bool whole = exists && find.Record().ok();
+  const bool same_makers = whole && find.Bytes(7) == record.model_digest && find.Bytes(8) == record.embedder_digest;
   // An id made of the sample says that prompt, answer and choices are the same; the first metadata stay.
   const bool same_content = record.sample.id.empty() ||
-                            (exists && find.Bytes(2) == record.sample.prompt && find.Bytes(3) == record.sample.answer &&
+                            (whole && find.Bytes(2) == record.sample.prompt && find.Bytes(3) == record.sample.answer &&
                              find.Bytes(4) == choices && find.Bytes(5) == metadata);
   find.Reset();
   if (same_makers && same_content) return AddOutcome::kDuplicate;
@@ -377,20 +611,32 @@ absl::StatusOr<AddOutcome> ReferenceStore::Impl::AddOne(const ReferenceRecord& r
 
   const std::string embedding = EncodeFloats(record.embedding);
   const std::string pathway = EncodeFloats(record.pathway.weights);
-  insert.Bind(1, record.id);
-  insert.Bind(2, record.collection);
-  insert.Bind(3, record.sample.prompt);
-  insert.Bind(4, record.sample.answer);
-  insert.Bind(5, choices);
-  insert.Bind(6, metadata);
-  insert.Bind(7, int64_t{record.successful});
-  insert.Bind(8, record.model_digest);
-  insert.Bind(9, record.embedder_digest);
-  insert.BindBlob(10, embedding);
-  insert.Bind(11, int64_t{record.pathway.layers});
-  insert.Bind(12, int64_t{record.pathway.experts});
-  insert.BindBlob(13, pathway);
-  insert.Bind(14, record.created_unix_seconds);
+  RowChecksum checksum;
+  int parameter = 0;
+  const auto bind = [&](const auto& value) {
+    insert.Bind(++parameter, value);
+    checksum.Add(value);
+  };
+  const auto bind_blob = [&](absl::string_view bytes) {
+    insert.BindBlob(++parameter, bytes);
+    checksum.Add(bytes);
+  };
+  bind(absl::string_view(record.id));
+  bind(absl::string_view(record.collection));
+  bind(absl::string_view(record.sample.prompt));
+  bind(absl::string_view(record.sample.answer));
+  bind(absl::string_view(choices));
+  bind(absl::string_view(metadata));
+  bind(int64_t{record.successful});
+  bind(absl::string_view(record.model_digest));
+  bind(absl::string_view(record.embedder_digest));
+  bind_blob(embedding);
+  bind(int64_t{record.pathway.layers});
+  bind(int64_t{record.pathway.experts});
+  bind_blob(pathway);
+  bind(record.created_unix_seconds);
+  const std::string digest = checksum.Digest();
+  insert.BindBlob(++parameter, digest);
   const absl::Status status = insert.Step("cannot add a reference").status();
   insert.Reset();
   C3PO_RETURN_IF_ERROR(status);
@@ -409,11 +655,8 @@ absl::StatusOr<std::unique_ptr<ReferenceStore>> ReferenceStore::Open(const std::
   if (!folder.empty() && !std::filesystem::is_directory(folder, error)) {
     return absl::NotFoundError(absl::StrCat("store ", path, ": folder ", folder.string(), " does not exist"));
   }
-  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
-    return absl::InvalidArgumentError(absl::StrCat("store ", path, ": not a regular file"));
-  }
   auto impl = std::make_unique<Impl>(path);
-  C3PO_ASSIGN_OR_RETURN(impl->lock, FileLock::Take(path));
+  C3PO_ASSIGN_OR_RETURN(impl->file, StoreFile::Lock(path));
   std::filesystem::remove(absl::StrCat(path, ".backup"), error);
   {
     MutexLock held(impl->mutex);
@@ -433,8 +676,7 @@ absl::StatusOr<std::vector<AddOutcome>> ReferenceStore::Add(absl::Span<const Ref
   Impl::Statement find(*impl_);
   Impl::Statement insert(*impl_);
   Impl::Statement forget(*impl_);
-  C3PO_RETURN_IF_ERROR(find.Prepare(
-      "SELECT model_digest, embedder_digest, prompt, answer, choices, metadata FROM reference WHERE id = ?1"));
+  C3PO_RETURN_IF_ERROR(find.Prepare(kSelectById));
   C3PO_RETURN_IF_ERROR(forget.Prepare(kDeleteArtifactsOf));
   C3PO_RETURN_IF_ERROR(insert.Prepare(kInsert));
   const auto add_all = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(impl_->mutex) -> absl::StatusOr<int64_t> {
@@ -453,8 +695,13 @@ absl::StatusOr<std::vector<AddOutcome>> ReferenceStore::Add(absl::Span<const Ref
 absl::StatusOr<ReferenceRecord> ReferenceStore::Get(absl::string_view id) const {
   const std::string wanted(id);
   C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> found, GetMany({wanted}));
-  if (found.empty()) return absl::NotFoundError(absl::StrCat("reference \"", id, "\" does not exist"));
-  return std::move(found[0]);
+  if (!found.empty()) return std::move(found[0]);
+  MutexLock held(impl_->mutex);
+  for (const auto& [key, problem] : impl_->damaged) {
+    if (std::get<0>(key) != DamagedRow::Kind::kReference || std::get<2>(key) != id) continue;
+    return absl::DataLossError(absl::StrCat("store ", impl_->path, ": reference \"", id, "\": ", problem, kCure));
+  }
+  return absl::NotFoundError(absl::StrCat("reference \"", id, "\" does not exist"));
 }
 
 absl::StatusOr<std::vector<ReferenceRecord>> ReferenceStore::GetMany(absl::Span<const std::string> ids) const {
@@ -467,7 +714,7 @@ absl::StatusOr<std::vector<ReferenceRecord>> ReferenceStore::GetMany(absl::Span<
     select.Bind(1, id);
     C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read a reference"));
     if (!row) continue;
-    C3PO_ASSIGN_OR_RETURN(records.emplace_back(), select.Record());
+    if (auto record = impl_->Whole(select)) records.push_back(*std::move(record));
   }
   return records;
 }
@@ -479,14 +726,24 @@ absl::StatusOr<std::vector<ReferenceRecord>> ReferenceStore::List(absl::string_v
   MutexLock held(impl_->mutex);
   Impl::Statement select(*impl_);
   C3PO_RETURN_IF_ERROR(select.Prepare(collection.empty() ? kListAll : kListCollection));
-  select.Bind(1, after_id);
-  select.Bind(2, int64_t{limit});
-  if (!collection.empty()) select.Bind(3, collection);
-  while (true) {
-    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot list references"));
-    if (!row) return records;
-    C3PO_ASSIGN_OR_RETURN(records.emplace_back(), select.Record());
+  // Once, and again for as many as were left out.
+  std::string after(after_id);
+  for (int64_t rows = limit; rows == limit && records.size() < static_cast<size_t>(limit);) {
+    select.Reset();
+    select.Bind(1, after);
+    select.Bind(2, int64_t{limit});
+    if (!collection.empty()) select.Bind(3, collection);
+    std::string last;
+    for (rows = 0; records.size() < static_cast<size_t>(limit); ++rows) {
+      C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot list references"));
+      if (!row) break;
+      last = select.Text(0);
+      if (auto record = impl_->Whole(select)) records.push_back(*std::move(record));
+    }
+    select.Reset();
+    after = std::move(last);
   }
+  return records;
 }
 
 absl::StatusOr<int64_t> ReferenceStore::Delete(absl::Span<const std::string> ids) {
@@ -543,7 +800,8 @@ absl::Status ReferenceStore::PutArtifacts(absl::Span<const Artifact> artifacts) 
   }
   MutexLock held(impl_->mutex);
   Impl::Statement put(*impl_), remove(*impl_);
-  C3PO_RETURN_IF_ERROR(put.Prepare("INSERT OR REPLACE INTO artifact (collection, name, value) VALUES (?1, ?2, ?3)"));
+  C3PO_RETURN_IF_ERROR(
+      put.Prepare("INSERT OR REPLACE INTO artifact (collection, name, value, checksum) VALUES (?1, ?2, ?3, ?4)"));
   C3PO_RETURN_IF_ERROR(remove.Prepare("DELETE FROM artifact WHERE collection = ?1 AND name = ?2"));
   const auto put_all = [&]() -> absl::StatusOr<int64_t> {
     for (const Artifact& artifact : artifacts) {
@@ -551,7 +809,11 @@ absl::Status ReferenceStore::PutArtifacts(absl::Span<const Artifact> artifacts) 
       statement.Reset();
       statement.Bind(1, artifact.collection);
       statement.Bind(2, artifact.name);
-      if (!artifact.value.empty()) statement.BindBlob(3, artifact.value);
+      const std::string checksum = ArtifactChecksum(artifact.collection, artifact.name, artifact.value);
+      if (!artifact.value.empty()) {
+        statement.BindBlob(3, artifact.value);
+        statement.BindBlob(4, checksum);
+      }
       C3PO_RETURN_IF_ERROR(statement.Step("cannot store an artifact").status());
       statement.Reset();
     }
@@ -566,14 +828,15 @@ absl::StatusOr<std::vector<Artifact>> ReferenceStore::Artifacts(absl::string_vie
   MutexLock held(impl_->mutex);
   Impl::Statement select(*impl_);
   C3PO_RETURN_IF_ERROR(
-      select.Prepare("SELECT name, value FROM artifact WHERE collection = ?1 AND name >= ?2 AND "
+      select.Prepare("SELECT name, value, checksum FROM artifact WHERE collection = ?1 AND name >= ?2 AND "
                      "substr(name, 1, length(?2)) = ?2 ORDER BY name"));
   select.Bind(1, collection);
   select.Bind(2, prefix);
   while (true) {
     C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read artifacts"));
     if (!row) return artifacts;
-    artifacts.push_back({std::string(collection), select.Text(0), select.Text(1)});
+    Artifact artifact{std::string(collection), select.Text(0), select.Text(1)};
+    if (impl_->IsWhole(artifact, select.Bytes(2))) artifacts.push_back(std::move(artifact));
   }
 }
 
@@ -581,12 +844,14 @@ absl::StatusOr<std::vector<std::string>> ReferenceStore::CollectionsWith(absl::s
   std::vector<std::string> collections;
   MutexLock held(impl_->mutex);
   Impl::Statement select(*impl_);
-  C3PO_RETURN_IF_ERROR(select.Prepare("SELECT collection FROM artifact WHERE name = ?1 ORDER BY collection"));
+  C3PO_RETURN_IF_ERROR(
+      select.Prepare("SELECT collection, name, value, checksum FROM artifact WHERE name = ?1 ORDER BY collection"));
   select.Bind(1, artifact_name);
   while (true) {
     C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot list artifacts"));
     if (!row) return collections;
-    collections.push_back(select.Text(0));
+    const Artifact artifact{select.Text(0), select.Text(1), select.Text(2)};
+    if (impl_->IsWhole(artifact, select.Bytes(3))) collections.push_back(artifact.collection);
   }
 }
 
@@ -602,9 +867,11 @@ absl::StatusOr<std::vector<CollectionStats>> ReferenceStore::Stats(absl::string_
   select.Bind(2, embedder_digest);
   while (true) {
     C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot count references"));
-    if (!row) return stats;
+    if (!row) break;
     stats.push_back({select.Text(0), select.Integer(1), select.Integer(2), select.Integer(3)});
   }
+  C3PO_RETURN_IF_ERROR(impl_->LeaveDamagedOut(model_digest, embedder_digest, stats));
+  return stats;
 }
 
 absl::Status ReferenceStore::ForEach(absl::FunctionRef<absl::Status(ReferenceRecord)> callback) const {
@@ -614,8 +881,7 @@ absl::Status ReferenceStore::ForEach(absl::FunctionRef<absl::Status(ReferenceRec
   while (true) {
     C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read references"));
     if (!row) return absl::OkStatus();
-    C3PO_ASSIGN_OR_RETURN(ReferenceRecord record, select.Record());
-    C3PO_RETURN_IF_ERROR(callback(std::move(record)));
+    if (auto record = impl_->Whole(select)) C3PO_RETURN_IF_ERROR(callback(*std::move(record)));
   }
 }
 
@@ -699,6 +965,31 @@ absl::StatusOr<std::unique_ptr<StoreBackup>> ReferenceStore::StartBackup(const s
 int64_t ReferenceStore::generation() const {
   MutexLock held(impl_->mutex);
   return impl_->generation;
+}
+
+std::vector<DamagedRow> ReferenceStore::Damaged() const {
+  std::vector<DamagedRow> rows;
+  MutexLock held(impl_->mutex);
+  for (const auto& [key, problem] : impl_->damaged) {
+    rows.push_back({std::get<0>(key), std::get<1>(key), std::get<2>(key), absl::StrCat(problem, kCure)});
+  }
+  return rows;
+}
+
+std::string ReferenceStore::index_problem() const {
+  MutexLock held(impl_->mutex);
+  return impl_->index_problem;
+}
+
+absl::Status ReferenceStore::CheckFile() {
+  if (impl_->CheckFileAsKnown().ok()) return absl::OkStatus();
+  MutexLock held(impl_->mutex);  // A change that was under way is done.
+  return impl_->CheckFile();
+}
+
+absl::Status ReferenceStore::fault() const {
+  MutexLock held(impl_->stamp_mutex);
+  return impl_->fault;
 }
 
 const std::string& ReferenceStore::path() const { return impl_->path; }

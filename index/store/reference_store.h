@@ -43,6 +43,16 @@ struct CollectionStats {
   int64_t usable = 0;      // Of `references`, made with the model and the embedder asked about.
 };
 
+// A row that is not as it was written, so that nothing of it is served. The bytes of its names may be what is damaged:
+// they need not be UTF-8.
+struct DamagedRow {
+  enum class Kind { kReference, kArtifact };
+  Kind kind = Kind::kReference;
+  std::string collection;
+  std::string name;     // The reference's id, or the artifact's name.
+  std::string problem;  // What is wrong, and what puts it right.
+};
+
 class ReferenceStore;
 
 // A copy of a store under way, made a few pages at a time while the store is read and changed: SQLite's online backup.
@@ -77,19 +87,28 @@ class StoreBackup {
 // fails changes nothing and the store goes on working, also when the disk is full.
 //
 // On disk: table `reference`, one row per record in insertion order; choices and metadata as JSON; embedding and
-// pathway as little-endian float32; table `store_state` with the generation. application_id is "c3po", user_version the
-// schema's; table `artifact` (since version 2; a file of version 1 gets it when it is opened). PATH.lock is locked
-// (flock) as long as the store is open. PATH.backup, which a process that was killed may have left of a copy under way,
-// is removed when the store is opened.
+// pathway as little-endian float32; table `store_state` with the generation, and a stamp that each change draws anew.
+// application_id is "c3po", user_version the schema's: 2 adds table `artifact`, 3 a checksum to each row of `reference`
+// and `artifact` (RowChecksum) and the stamp. A file of an earlier version is brought to this one when it is opened, in
+// one transaction, for which the disk needs room for a second one. PATH.lock and the file itself are locked as long as
+// the store is open (StoreFile). PATH.backup, which a process that was killed may have left of a copy under way, is
+// removed when the store is opened.
+//
+// Damage: a row that does not match its checksum is never returned. It is left out, as if it were absent, counted, and
+// listed by Damaged(); Get of its id says DataLoss. Add and PutArtifacts write it anew, whatever it holds. Artifacts are
+// all looked at when the store is opened, references by ForEach, every row again when it is read. Indexes that disagree
+// with their tables are made anew when the store is opened. What no checksum covers is SQLite's own structure, which
+// Open checks.
 //
 // Every method is thread-safe; one call runs at a time. Errors name the path: ResourceExhausted (disk full, pages_max),
-// DataLoss (corrupt), Unavailable (another program holds the database busy), Internal (anything else).
+// DataLoss (corrupt; or the file was deleted, replaced, cut or written over while it was open, then nothing is changed
+// until it is back), Unavailable (another program holds the database busy), Internal (anything else).
 class ReferenceStore {
  public:
-  // Opens `path`, created if absent, and checks it (SQLite's quick_check: reads the whole file). Errors, besides the
+  // Opens `path`, created if absent, and checks it (SQLite's integrity_check: reads the whole file). Errors, besides the
   // above:
   //   FailedPrecondition "store PATH is locked by another process"; or a schema of another version;
-  //   InvalidArgument: the file is something else than a c3po reference store;
+  //   InvalidArgument: the file, or one beside it that SQLite would open, is something else than a c3po reference store;
   //   NotFound: its folder does not exist;  PermissionDenied.
   static absl::StatusOr<std::unique_ptr<ReferenceStore>> Open(const std::string& path,
                                                               const StoreOptions& options = StoreOptions());
@@ -137,6 +156,17 @@ class ReferenceStore {
 
   // Begins a copy in a new file `path`. The store outlives it. AlreadyExists: a file is there.
   absl::StatusOr<std::unique_ptr<StoreBackup>> StartBackup(const std::string& path) const;
+
+  // Damage found since the store was opened, and not put right since; references by collection and id, then artifacts.
+  std::vector<DamagedRow> Damaged() const;
+  // Why the indexes were made anew when the store was opened; empty: they were not.
+  std::string index_problem() const;
+
+  // Looks whether the open file is still what path() leads to; see StoreFile::Check. Changes look by themselves, before
+  // and after. Waits for a call under way only where something seems wrong.
+  absl::Status CheckFile();
+  // What the last look found. Never waits.
+  absl::Status fault() const;
 
   // 0 for a new store, raised by one with each committed change; a call that changes no record does not raise it.
   // Durable.

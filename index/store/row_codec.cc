@@ -10,7 +10,7 @@
 namespace c3po {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "floats are stored as the machine holds them");
+static_assert(std::endian::native == std::endian::little, "numbers are stored as the machine holds them");
 
 template <typename T>
 absl::StatusOr<T> DecodeJson(absl::string_view json) {
@@ -45,6 +45,16 @@ absl::StatusOr<std::vector<float>> DecodeFloats(absl::string_view bytes) {
   }
   return values;
 }
+
+void RowChecksum::Add(absl::string_view bytes) {
+  const auto size = static_cast<uint64_t>(bytes.size());
+  hash_.Update(absl::string_view(reinterpret_cast<const char*>(&size), sizeof(size)));
+  hash_.Update(bytes);
+}
+
+void RowChecksum::Add(int64_t value) { Add(absl::string_view(reinterpret_cast<const char*>(&value), sizeof(value))); }
+
+std::string RowChecksum::Digest() { return hash_.Digest(); }
 
 std::string EncodeTexts(const std::vector<std::string>& texts) { return Dump(nlohmann::json(texts)); }
 

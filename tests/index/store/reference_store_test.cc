@@ -226,16 +226,18 @@ TEST_F(ReferenceStoreTest, FilesThatAreNoStoreAreRefusedByNameAndLeftAlone) {
 
 TEST_F(ReferenceStoreTest, SchemaOfAnotherVersionIsRefused) {
   store_.reset();
-  RunSql(path_, "PRAGMA user_version = 3");
+  RunSql(path_, "PRAGMA user_version = 4");
   const absl::Status status = ReferenceStore::Open(path_).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 3"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 4"));
 }
 
 TEST_F(ReferenceStoreTest, FileOfVersion1GetsItsArtifactTableAndKeepsItsReferences) {
   ASSERT_TRUE(store_->Add(MakeReferences("math", 0, 3)).ok());
   store_.reset();
-  RunSql(path_, "DROP TABLE artifact; PRAGMA user_version = 1");
+  RunSql(path_,
+         "DROP TABLE artifact; ALTER TABLE reference DROP COLUMN checksum; ALTER TABLE store_state DROP COLUMN stamp; "
+         "PRAGMA user_version = 1");
   Reopen();
   EXPECT_EQ(AllIds().size(), 3u);
   ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", "x"}}).ok());
