@@ -267,7 +267,17 @@ absl::StatusOr<v1::DeleteReferencesResponse> Client::DeleteReferences(const v1::
 }
 
 absl::StatusOr<v1::GetStatsResponse> Client::GetStats(const CallOptions& options) {
-  return impl_->Unary(*impl_->reference, &v1::ReferenceService::Stub::GetStats, v1::GetStatsRequest(), options);
+  v1::GetStatsResponse all;
+  v1::GetStatsRequest request;
+  do {
+    C3PO_ASSIGN_OR_RETURN(v1::GetStatsResponse page,
+                          impl_->Unary(*impl_->reference, &v1::ReferenceService::Stub::GetStats, request, options));
+    if (page.next_page_token() == request.page_token()) page.clear_next_page_token();  // No way on: the end.
+    request.set_page_token(page.next_page_token());
+    all.MergeFrom(page);
+  } while (!request.page_token().empty());
+  all.clear_next_page_token();
+  return all;
 }
 
 absl::StatusOr<v1::GetServerInfoResponse> Client::GetServerInfo(const CallOptions& options) {

@@ -12,7 +12,6 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -21,6 +20,7 @@
 #include "absl/time/clock.h"
 #include "index/base/cgroup_limits.h"
 #include "index/base/code_pages.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/standard_streams.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
@@ -30,6 +30,7 @@
 #include "server/config/server_config.h"
 #include "server/embed/sentence_encoder.h"
 #include "server/inspect/model_card.h"
+#include "server/metrics/escaped_log.h"
 #include "server/metrics/http_server.h"
 #include "server/metrics/logging.h"
 #include "server/metrics/metrics.h"
@@ -375,9 +376,11 @@ int Main(int argc, char** argv) {
   ProcessSignals signals([] { FlushLog(kLastLines); });
   WriteLogInBackground(kLogLinesMax);
   LogForGrpc();
+  LogEscapedExceptions();
   LogConfiguration(config, origins, RaiseDescriptorLimit());
   Server server;
-  if (const absl::Status status = StartAll(config, server); !status.ok()) {
+  const auto start = [&] { return StartAll(config, server); };
+  if (const absl::Status status = CatchEscaped(ThreadKind::kMain, start); !status.ok()) {
     FlushLog(kLastLines);
     std::cerr << "c3pod: " << status.message() << "\n";
     return 1;

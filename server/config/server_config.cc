@@ -41,7 +41,8 @@ void VisitFields(Config& c, Visit visit) {
   visit("tls-key", c.tls_key, "private key (PEM) of --tls-cert");
   visit("tls-client-ca", c.tls_client_ca, "certificates (PEM) that sign clients' certificates: mutual TLS");
   visit("insecure", c.insecure, "listen beyond this machine without TLS");
-  visit("auth-tokens", c.auth_tokens, "file of callers: NAME ROLE SHA256 a line, then collections and rates; see server/README.md");
+  visit("auth-tokens", c.auth_tokens,
+        "file of callers: NAME ROLE SHA256 a line, then collections and rates; see server/README.md");
   visit("metrics-address", c.metrics_address, "address of the HTTP door");
   visit("metrics-port", c.metrics_port, "port of /metrics, /healthz, /readyz; 0 chooses one, -1: none");
   visit("pending-requests-max", c.pending_requests_max, "requests waiting or running; beyond: RESOURCE_EXHAUSTED");
@@ -66,6 +67,11 @@ void VisitFields(Config& c, Visit visit) {
         "tokens a minute, of prompts and answers, of a caller whose token does not say tokens/min=; 0: no limit");
   visit("watches-max", c.watches_max, "Watch streams of grpc.health.v1 at once");
   visit("address-watches-max", c.address_watches_max, "of these from one address");
+  visit("call-memory-mb", c.call_memory_mb,
+        "MiB of requests and unread answers that calls may hold together, half of it for one caller");
+  visit("import-streams-max", c.import_streams_max, "Add streams at once, half of them for one caller");
+  visit("unread-seconds-max", c.unread_seconds_max,
+        "seconds that a client may leave a chunk of a backup unread before it is cut off");
   visit("connections-max", c.connections_max, "connections to the gRPC port at once");
   visit("address-connections-max", c.address_connections_max, "of these from one address");
   visit("transport-memory-mb", c.transport_memory_mb, "MiB that gRPC may hold for connections and messages");
@@ -310,6 +316,9 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("caller-tokens-per-minute-max", caller_tokens_per_minute_max, 0, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("watches-max", watches_max, 0, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("address-watches-max", address_watches_max, 0, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("call-memory-mb", call_memory_mb, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("import-streams-max", import_streams_max, 1, 4096));
+  C3PO_RETURN_IF_ERROR(CheckRange("unread-seconds-max", unread_seconds_max, 1, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("connections-max", connections_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("address-connections-max", address_connections_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("transport-memory-mb", transport_memory_mb, 16, 1 << 20));

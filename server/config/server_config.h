@@ -38,7 +38,7 @@ struct ServerConfig {
   std::string tls_key;                     // Its private key.
   std::string tls_client_ca;               // Clients need a certificate signed by one of these.
   bool insecure = false;                   // Listen beyond this machine without TLS.
-  std::string auth_tokens;  // File of callers (admission/access_control.h); empty: everyone may call.
+  std::string auth_tokens;                 // File of callers (admission/access_control.h); empty: everyone may call.
   std::string metrics_address = "127.0.0.1";
   int metrics_port = 9464;  // HTTP: /metrics, /healthz, /readyz; 0 chooses one, -1: none.
 
@@ -63,6 +63,9 @@ struct ServerConfig {
   int caller_tokens_per_minute_max = 0;       // Of prompts and answers, the same.
   int watches_max = 1024;                     // Watch streams of grpc.health.v1 at once; beyond: RESOURCE_EXHAUSTED.
   int address_watches_max = 64;               // Of these from one address.
+  int call_memory_mb = 512;                   // Of requests and answers that calls hold; half of it for one caller.
+  int import_streams_max = 16;                // Add streams at once; half of them for one caller.
+  int unread_seconds_max = 60;                // A chunk of a backup that its client does not read; then it is cut off.
   int connections_max = 1024;                 // To the gRPC port, at once.
   int address_connections_max = 256;          // Of these from one address.
   int transport_memory_mb = 512;              // That gRPC may hold for connections and messages.

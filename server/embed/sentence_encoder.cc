@@ -27,6 +27,7 @@
 #include "index/base/status_macros.h"
 #include "server/embed/bert_config.h"
 #include "server/model/cpu/matrix_products.h"
+#include "server/types/status_details.h"
 #include "server/weights/checkpoint.h"
 
 namespace c3po {
@@ -238,8 +239,8 @@ absl::Status SentenceEncoder::Model::EmbedBatch(absl::Span<const std::vector<int
     for (int j = 0; j < config.hidden; ++j) square += static_cast<double>(values[j]) * values[j];
     const double length = std::sqrt(square);
     if (!std::isfinite(length) || length == 0) {
-      return absl::InternalError(absl::StrCat(name, ": the embedding of texts[", batch[i],
-                                              "] is zero or not finite: are the weights damaged?"));
+      return NotANumberError(absl::StrCat(name, ": the embedding of texts[", batch[i],
+                                          "] is zero or not finite: are the weights damaged?"));
     }
     rows[batch[i]].resize(config.hidden);
     for (int j = 0; j < config.hidden; ++j) rows[batch[i]][j] = static_cast<float>(values[j] / length);

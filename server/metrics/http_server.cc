@@ -27,6 +27,7 @@
 #include "boost/asio/steady_timer.hpp"
 #include "boost/beast/core.hpp"
 #include "boost/beast/http.hpp"
+#include "index/base/escaped_exception.h"
 #include "server/metrics/logging.h"
 #include "server/metrics/metrics.h"
 
@@ -150,12 +151,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
       return Write({http::status::bad_request, "not HTTP\n"});
     }
     if (error) return Close();
-    try {
-      Write(paths_.AnswerTo(parser_.get().method(), parser_.get().target()));
-    } catch (const std::exception& failure) {
-      Log(LogLevel::kError, "metrics_http_failed", "", {{"error", failure.what()}});
-      Close();
-    }
+    const auto answer = [this] { Write(paths_.AnswerTo(parser_.get().method(), parser_.get().target())); };
+    if (!CatchEscapedIn(ThreadKind::kHttp, answer).ok()) Close();
   }
 
   void Write(Answer answer) {
@@ -278,13 +275,8 @@ struct HttpServer::State {
   }
 
   void Run() {
-    for (;;) {
-      try {
-        loop.run();
-        return;
-      } catch (const std::exception& failure) {  // Of one connection; the others go on.
-        Log(LogLevel::kError, "metrics_http_failed", "", {{"error", failure.what()}});
-      }
+    // An exception is of one connection; the others go on.
+    while (!CatchEscapedIn(ThreadKind::kHttp, [this] { loop.run(); }).ok()) {
     }
   }
 

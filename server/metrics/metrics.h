@@ -48,9 +48,9 @@ class Metrics {
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
   enum class Learned { kProfile, kPrior, kShift };  // Kept beside a collection's references.
   enum class MemoryPart { kWeights, kKvCache, kNeighborCache, kEncoder, kIndex, kOther };
-  enum class RefusedConnection { kAll, kAddress, kDescriptors };  // Which limit it met.
+  enum class RefusedConnection { kAll, kAddress, kDescriptors };               // Which limit it met.
   enum class RefusedCall { kCallsAtOnce, kCallsPerMinute, kTokensPerMinute };  // Which limit of its caller's.
-  enum class RefusedWatch { kAll, kAddress };  // Health's Watch streams: which limit.
+  enum class RefusedWatch { kAll, kAddress };                                  // Health's Watch streams: which limit.
   enum class WatchedFile { kTls, kTokens };  // What is read again when it has changed.
   enum class Rpc {
     kGenerate,
@@ -111,6 +111,10 @@ class Metrics {
   void SetHealthWatches(int64_t streams);      // c3po_health_watches: open Watch streams of grpc.health.v1
   void CountRefusedWatch(RefusedWatch limit);  // c3po_health_watches_refused_total{limit}
 
+  // --- What calls hold ---
+  void SetMessageBytes(int64_t bytes);     // c3po_call_message_bytes: of requests and answers beyond 64 KiB of a call
+  void SetImportStreams(int64_t streams);  // c3po_import_streams: open Add streams
+
   // --- Files that may be replaced while the server runs ---
   // c3po_reloads_total{files,result}: result "loaded" or "refused"; the old contents stay in force.
   void CountReload(WatchedFile files, bool loaded);
@@ -168,7 +172,9 @@ class Metrics {
   // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version},
   // process_start_time_seconds (of this object's construction), and from the kernel, read anew by each call:
   // process_cpu_seconds_total, process_resident_memory_bytes, process_virtual_memory_bytes, process_threads,
-  // process_open_fds, process_max_fds. And c3po_log_lines_lost_total, of the log (logging.h). Where the kernel cannot be asked, these keep their last values.
+  // process_open_fds, process_max_fds. And c3po_log_lines_lost_total, of
+  // the log (logging.h), and c3po_escaped_exceptions_total{thread} (index/base/escaped_exception.h). Where the kernel
+  // cannot be asked, these keep their last values.
   std::string PrometheusText() const;
 
   // The name of a gRPC code as label: "OK", "CANCELLED", ... for the codes that the service documents, and "OTHER" for

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/synchronization/mutex.h"
+#include "index/base/escaped_exception.h"
 #include "prometheus/counter.h"
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
@@ -304,6 +305,9 @@ struct Metrics::Series {
   CounterArray<kRefusedWatches.size()> refused_watches =
       AddCounters(registry, "c3po_health_watches_refused_total", "Watch streams refused, by the limit that they met",
                   "limit", kRefusedWatches);
+  Gauge& message_bytes = AddGauge(registry, "c3po_call_message_bytes",
+                                  "Bytes of requests and answers that calls hold, beyond the first 64 KiB of each");
+  Gauge& import_streams = AddGauge(registry, "c3po_import_streams", "Open Add streams");
   std::array<CounterArray<kReloadResults.size()>, kWatchedFiles.size()> reloads = AddReloads(registry);
   std::array<Gauge*, kWatchedFiles.size()> reload_failed =
       AddGauges(registry, "c3po_reload_failed", "1 while replaced files are refused and the old ones in force", "files",
@@ -375,6 +379,11 @@ struct Metrics::Series {
   Gauge& threads = AddGauge(registry, "process_threads", "Threads of the process");
   Gauge& open_files = AddGauge(registry, "process_open_fds", "Open file descriptors");
   Gauge& open_files_max = AddGauge(registry, "process_max_fds", "Most file descriptors that may be open");
+  CounterArray<kThreadKindNames.size()> escaped_exceptions =
+      AddCounters(registry, "c3po_escaped_exceptions_total",
+                  "Exceptions that left a call's code and were caught at the top of a thread, by what it runs",
+                  "thread", kThreadKindNames);
+  std::array<double, kThreadKindNames.size()> escaped_exported ABSL_GUARDED_BY(process_mu) = {};
   double log_lines_lost_exported ABSL_GUARDED_BY(process_mu) = 0;
   Counter& log_lines_lost =
       AddCounter(registry, "c3po_log_lines_lost_total", "Log lines that gave way because their reader did not keep up");
@@ -385,6 +394,11 @@ struct Metrics::Series {
     const double lost = static_cast<double>(LogLinesLost());
     log_lines_lost.Increment(lost - log_lines_lost_exported);
     log_lines_lost_exported = lost;
+    for (size_t i = 0; i < kThreadKindNames.size(); ++i) {
+      const double caught = static_cast<double>(EscapedExceptions(static_cast<ThreadKind>(i)));
+      escaped_exceptions[i]->Increment(caught - escaped_exported[i]);
+      escaped_exported[i] = caught;
+    }
     if (!usage.ok()) return;
     if (usage->cpu_seconds > cpu_seconds_exported) {
       cpu_seconds.Increment(usage->cpu_seconds - cpu_seconds_exported);
@@ -434,6 +448,10 @@ void Metrics::ObserveStage(Stage stage, double seconds) {
 }
 void Metrics::ObserveCancelToRelease(double seconds) { ObserveNonNegative(series_->cancel_to_release, seconds); }
 
+void Metrics::SetMessageBytes(int64_t bytes) { series_->message_bytes.Set(static_cast<double>(bytes)); }
+
+void Metrics::SetImportStreams(int64_t streams) { series_->import_streams.Set(static_cast<double>(streams)); }
+
 void Metrics::SetConnections(int64_t connections) { series_->connections.Set(static_cast<double>(connections)); }
 void Metrics::CountRefusedConnection(RefusedConnection limit) {
   series_->refused_connections[static_cast<size_t>(limit)]->Increment();
@@ -441,9 +459,7 @@ void Metrics::CountRefusedConnection(RefusedConnection limit) {
 absl::string_view Metrics::RefusedConnectionName(RefusedConnection limit) {
   return kRefusedConnections[static_cast<size_t>(limit)];
 }
-void Metrics::CountRefusedCall(RefusedCall limit) {
-  series_->refused_calls[static_cast<size_t>(limit)]->Increment();
-}
+void Metrics::CountRefusedCall(RefusedCall limit) { series_->refused_calls[static_cast<size_t>(limit)]->Increment(); }
 void Metrics::SetHealthWatches(int64_t streams) { series_->health_watches.Set(static_cast<double>(streams)); }
 void Metrics::CountRefusedWatch(RefusedWatch limit) {
   series_->refused_watches[static_cast<size_t>(limit)]->Increment();

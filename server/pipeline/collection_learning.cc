@@ -105,9 +105,9 @@ absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t
 absl::Status CollectionLearning::TunePrior(TuneRequest request, OnEpoch on_epoch, OnTuned on_done) {
   C3PO_RETURN_IF_ERROR(Check(request, parts_.model->shape()));
   auto shared = std::make_shared<TuneRequest>(std::move(request));
-  const bool taken = parts_.workers->Submit([this, shared, on_epoch, on_done] {
-    if (const absl::Status status = StartTuning(*shared, on_epoch, on_done); !status.ok()) on_done(status);
-  });
+  const bool taken =
+      parts_.workers->Submit([this, shared, on_epoch, on_done] { return StartTuning(*shared, on_epoch, on_done); },
+                             [on_done](const absl::Status& status) { on_done(status); });
   return taken ? absl::OkStatus() : absl::ResourceExhaustedError("the queue is full: too many requests wait");
 }
 
@@ -134,20 +134,19 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
   const int32_t token = training.front().prompt.front();
   auto tuner =
       std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), request.tuner, on_epoch);
-  const auto store = [parts = parts_, collection = request.collection, tuner, on_done, apart = std::move(apart)] {
+  const auto store = [parts = parts_, collection = request.collection, tuner, on_done,
+                      apart = std::move(apart)]() -> absl::Status {
     std::optional<CollectionPrior> prior = tuner->result();
-    absl::Status status;
     if (prior) prior->validation_reference_ids = apart;
-    if (prior) status = parts.shifts->PutPrior(collection, *prior);
-    if (status.ok()) {
-      on_done(prior);
-    } else {
-      on_done(status);
-    }
+    if (prior) C3PO_RETURN_IF_ERROR(parts.shifts->PutPrior(collection, *prior));
+    on_done(prior);
+    return absl::OkStatus();
   };
   return RunOnEngine(request.context, token, tuner, [parts = parts_, store, on_done](const absl::Status& status) {
     if (!status.ok()) return on_done(status);
-    if (!parts.workers->Submit(store)) on_done(absl::ResourceExhaustedError("the queue is full: nothing was stored"));
+    const auto failed = [on_done](const absl::Status& reason) { on_done(reason); };
+    if (!parts.workers->Submit(store, failed))
+      on_done(absl::ResourceExhaustedError("the queue is full: nothing was stored"));
   });
 }
 
@@ -160,12 +159,13 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
         on_progress_(std::move(on_progress)),
         on_done_(std::move(on_done)) {}
 
-  // On a worker.
-  void Begin() {
-    if (const absl::Status status = Read(); !status.ok()) return on_done_(status);
+  // On a worker, as the steps below; what they return other than OK ends the call.
+  absl::Status Begin() {
+    C3PO_RETURN_IF_ERROR(Read());
     on_progress_(progress_);
-    Continue();
+    return Continue();
   }
+  void End(const absl::Status& status) { on_done_(status); }
 
  private:
   absl::Status Read() {
@@ -186,8 +186,11 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
     return absl::OkStatus();
   }
 
-  void Continue() {
-    if (next_ >= todo_.size()) return on_done_(absl::OkStatus());
+  absl::Status Continue() {
+    if (next_ >= todo_.size()) {
+      on_done_(absl::OkStatus());
+      return absl::OkStatus();
+    }
     const size_t end = std::min(todo_.size(), next_ + kAmortizeAtOnce);
     const auto at = [this](size_t i) { return todo_.begin() + static_cast<std::ptrdiff_t>(i); };
     std::vector<ShiftAmortizer::Reference> references(at(next_), at(end));
@@ -199,23 +202,21 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
                                                    self->found_.push_back(std::move(shift));
                                                    return absl::OkStatus();
                                                  });
-    const absl::Status submitted =
-        learning_.RunOnEngine(request_.context, token, task, [self](const absl::Status& status) {
-          if (!status.ok()) return self->on_done_(status);
-          const auto commit = [self] { self->Commit(); };
-          if (!self->learning_.parts_.workers->Submit(commit))
-            self->on_done_(absl::ResourceExhaustedError("the queue is full: the last shifts were not stored"));
-        });
-    if (!submitted.ok()) on_done_(submitted);
+    return learning_.RunOnEngine(request_.context, token, task, [self](const absl::Status& status) {
+      if (!status.ok()) return self->End(status);
+      const auto commit = [self] { return self->Commit(); };
+      const auto failed = [self](const absl::Status& reason) { self->End(reason); };
+      if (!self->learning_.parts_.workers->Submit(commit, failed))
+        self->End(absl::ResourceExhaustedError("the queue is full: the last shifts were not stored"));
+    });
   }
 
-  void Commit() {
-    const absl::Status status = learning_.parts_.shifts->PutShifts(request_.settings.collection, found_);
-    if (!status.ok()) return on_done_(status);
+  absl::Status Commit() {
+    C3PO_RETURN_IF_ERROR(learning_.parts_.shifts->PutShifts(request_.settings.collection, found_));
     progress_.done += static_cast<int64_t>(found_.size());
     found_.clear();
     on_progress_(progress_);
-    Continue();
+    return Continue();
   }
 
   const CollectionLearning& learning_;
@@ -231,7 +232,8 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
 absl::Status CollectionLearning::Amortize(AmortizeRequest request, OnProgress on_progress, OnDone on_done) {
   C3PO_RETURN_IF_ERROR(ValidateSettings(request.settings, parts_.model->shape()));
   auto run = std::make_shared<AmortizeRun>(*this, std::move(request), std::move(on_progress), std::move(on_done));
-  const bool taken = parts_.workers->Submit([run] { run->Begin(); });
+  const bool taken =
+      parts_.workers->Submit([run] { return run->Begin(); }, [run](const absl::Status& status) { run->End(status); });
   return taken ? absl::OkStatus() : absl::ResourceExhaustedError("the queue is full: too many requests wait");
 }
 

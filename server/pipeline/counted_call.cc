@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "index/base/escaped_exception.h"
 #include "index/base/steady_time.h"
 
 namespace c3po {
@@ -33,7 +34,11 @@ CountedCall::CountedCall(Metrics* metrics, absl::Time arrival, std::shared_ptr<G
   if (metrics_ != nullptr) metrics_->RequestStarted();
 }
 
-CountedCall::~CountedCall() { CountEnd(absl::UnavailableError("the server is shutting down"), CallSummary()); }
+CountedCall::~CountedCall() {
+  if (ended_.load()) return;
+  (void)CatchEscapedIn(ThreadKind::kWorker,
+                       [this] { OnDone(absl::InternalError("the call was lost"), CallSummary()); });
+}
 
 void CountedCall::CountEnd(const absl::Status& status, const CallSummary& summary) {
   if (ended_.exchange(true) || metrics_ == nullptr) return;

@@ -10,13 +10,13 @@
 
 namespace c3po {
 
-// The accounting of one call that was let in: begun once, ended once, whichever way it ends. Passes everything on to the
-// call's listener, which hears of the end after it was counted. Events as GenerationListener's.
+// The accounting of one call that was let in: begun once, ended once, whichever way it ends. Passes everything on to
+// the call's listener, which hears of the end after it was counted. Events as GenerationListener's.
 class CountedCall final : public GenerationListener {
  public:
   // Counts the call as begun. `metrics` may be null, and outlives this.
   CountedCall(Metrics* metrics, absl::Time arrival, std::shared_ptr<GenerationListener> listener);
-  // A call that nobody ended, as one that waits for a worker at shutdown, is counted as an error.
+  // A call that nobody ended, as where an exception lost it, is counted as an error, and its listener hears Internal.
   ~CountedCall() override;
   CountedCall(const CountedCall&) = delete;
   CountedCall& operator=(const CountedCall&) = delete;

@@ -213,9 +213,7 @@ absl::Status GenerationPipeline::EmbedWithModel(const CallContext& context, cons
 
 absl::Status GenerationPipeline::OnWorker(std::function<absl::Status()> job,
                                           std::function<void(const absl::Status&)> failed) const {
-  const bool taken = parts_.workers->Submit([job = std::move(job), failed = std::move(failed)] {
-    if (const absl::Status status = job(); !status.ok()) failed(status);
-  });
+  const bool taken = parts_.workers->Submit(std::move(job), std::move(failed));
   return taken ? absl::OkStatus()
                : absl::ResourceExhaustedError("the queue is full: too many requests wait to be prepared");
 }

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 
@@ -30,7 +31,7 @@ absl::StatusOr<std::vector<float>> QueryEmbedding::OfStates(std::vector<float> m
   double square = 0;
   for (float x : mean_hidden) square += double{x} * x;
   if (!(square > 0) || !std::isfinite(square))
-    return absl::InternalError("the prompt's mean hidden state has no direction");
+    return NotANumberError("the prompt's mean hidden state has no direction");
   const double scale = 1 / std::sqrt(square);
   for (float& x : mean_hidden) x = static_cast<float>(x * scale);
   return mean_hidden;

@@ -11,6 +11,7 @@
 #include "index/base/status_macros.h"
 #include "index/types/reference_id.h"
 #include "index/types/reference_validation.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
@@ -39,7 +40,14 @@ Metrics::Verdict VerdictMetric(SampleOutcome outcome) {
 
 // Whether the sample is what is wrong: malformed, or one that the model or the encoder computes nonsense for. The
 // others go on; any other error would meet them too.
-bool IsOfSample(const absl::Status& status) { return absl::IsInvalidArgument(status) || absl::IsInternal(status); }
+bool IsOfSample(const absl::Status& status) { return absl::IsInvalidArgument(status) || IsNotANumber(status); }
+
+size_t BytesOf(const ReferenceSample& sample) {
+  size_t bytes = sizeof(sample) + sample.prompt.size() + sample.answer.size() + sample.id.size();
+  for (const std::string& choice : sample.choices) bytes += sizeof(choice) + choice.size();
+  for (const auto& [key, value] : sample.metadata) bytes += 2 * sizeof(key) + key.size() + value.size();
+  return bytes;
+}
 
 bool SameContent(const ReferenceSample& a, const ReferenceSample& b) {
   return a.prompt == b.prompt && a.answer == b.answer && a.choices == b.choices && a.metadata == b.metadata;
@@ -99,32 +107,53 @@ class ReferenceImport::JudgeSink final : public SequenceSink {
   absl::BlockingCounter* const remaining_;
 };
 
-ReferenceImport::ReferenceImport(const PipelineParts& parts, ImportSettings settings,
+ReferenceImport::ReferenceImport(const PipelineParts& parts, ImportSettings settings, WorkerPool* pool,
                                  std::shared_ptr<const std::atomic<bool>> cancelled, Events events)
     : parts_(parts),
       settings_(std::move(settings)),
+      pool_(pool),
       cancelled_(std::move(cancelled)),
-      events_(std::move(events)),
-      thread_([this] { Run(); }) {}
+      events_(std::move(events)) {}
 
-ReferenceImport::~ReferenceImport() {
-  {
-    const absl::MutexLock lock(&mu_);
-    closed_ = abandoned_ = true;
-  }
-  thread_.join();
+std::shared_ptr<ReferenceImport> ReferenceImport::Start(const PipelineParts& parts, ImportSettings settings,
+                                                        WorkerPool* pool,
+                                                        std::shared_ptr<const std::atomic<bool>> cancelled,
+                                                        Events events) {
+  return std::shared_ptr<ReferenceImport>(
+      new ReferenceImport(parts, std::move(settings), pool, std::move(cancelled), std::move(events)));
 }
 
 bool ReferenceImport::Push(uint64_t sequence, ReferenceSample sample) {
+  const size_t bytes = BytesOf(sample);
   const absl::MutexLock lock(&mu_);
-  queue_.push_back({sequence, std::move(sample)});
-  room_wanted_ = queue_.size() >= kQueueSamples;
+  if (ended_) return false;
+  queue_.push_back({sequence, std::move(sample), bytes});
+  queue_bytes_ += bytes;
+  room_wanted_ = queue_.size() >= kQueueSamples || queue_bytes_ >= kQueueBytes;
+  Schedule();
   return !room_wanted_;
 }
 
 void ReferenceImport::Close() {
   const absl::MutexLock lock(&mu_);
   closed_ = true;
+  Schedule();
+}
+
+void ReferenceImport::Schedule() {
+  if (scheduled_ || ended_) return;
+  const auto self = shared_from_this();
+  scheduled_ =
+      pool_->Submit([self] { return self->RunOnce(); }, [self](const absl::Status& status) { self->End(status); });
+}
+
+void ReferenceImport::End(const absl::Status& status) {
+  {
+    const absl::MutexLock lock(&mu_);
+    if (std::exchange(ended_, true)) return;
+    queue_.clear();
+  }
+  events_.on_end(status);
 }
 
 std::vector<ReferenceImport::Item> ReferenceImport::NextBatch() {
@@ -132,10 +161,8 @@ std::vector<ReferenceImport::Item> ReferenceImport::NextBatch() {
   bool room = false;
   {
     const absl::MutexLock lock(&mu_);
-    const auto awake = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return closed_ || !queue_.empty(); };
-    mu_.Await(absl::Condition(&awake));
-    if (abandoned_) return {};
     while (!queue_.empty() && batch.size() < kBatchSamples) {
+      queue_bytes_ -= queue_.front().bytes;
       batch.push_back(std::move(queue_.front()));
       queue_.pop_front();
     }
@@ -145,20 +172,31 @@ std::vector<ReferenceImport::Item> ReferenceImport::NextBatch() {
   return batch;
 }
 
-void ReferenceImport::Run() {
+void ReferenceImport::LearnStyles() {
+  if (std::exchange(styles_known_, true)) return;
   for (const auto& record : parts_.catalog->Some(settings_.collection, kStyleReferences)) {
     const bool with_choices = !record->sample.choices.empty();
     const auto tokens = parts_.text->NeighborTokens(*record, with_choices);
     if (tokens.ok()) styles_.Count(StyleOf(*parts_.text->tokenizer(), FirstTokens(*tokens)));
   }
-  while (true) {
-    const std::vector<Item> batch = NextBatch();
-    if (batch.empty()) {
-      ReportRecall(*parts_.catalog, parts_.metrics);
-      return events_.on_end(absl::OkStatus());
-    }
-    if (const absl::Status status = RunBatch(batch); !status.ok()) return events_.on_end(status);
+}
+
+// One batch; the next one is a job of its own, so that imports take turns.
+absl::Status ReferenceImport::RunOnce() {
+  LearnStyles();
+  const std::vector<Item> batch = NextBatch();
+  if (!batch.empty()) C3PO_RETURN_IF_ERROR(RunBatch(batch));
+  bool ends = false;
+  {
+    const absl::MutexLock lock(&mu_);
+    ends = closed_ && queue_.empty();
+    scheduled_ = ends;  // Nothing follows its end.
+    if (!queue_.empty()) Schedule();
   }
+  if (!ends) return absl::OkStatus();
+  ReportRecall(*parts_.catalog, parts_.metrics);
+  End(absl::OkStatus());
+  return absl::OkStatus();
 }
 
 // With the same model and embedder: to run it again would change nothing. An id that the sample brought says nothing of

@@ -6,7 +6,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -15,6 +14,7 @@
 #include "index/types/reference_record.h"
 #include "server/pipeline/choice_style.h"
 #include "server/pipeline/generation_pipeline.h"
+#include "server/pipeline/worker_pool.h"
 
 namespace c3po {
 
@@ -46,24 +46,28 @@ struct ImportSettings {
 // One stream of samples on its way into the store. Each sample is run through the model: with choices it is successful
 // when the answer has the largest length-normalized log-likelihood of all; without, when the model's greedy tokens
 // after the prompt are the answer's tokens. A sample that the model or the encoder computes nonsense for (NaN) is
-// malformed, and the import goes on. Samples go in batches: judged side by side by the engine, committed in one
-// transaction, and only then are their verdicts reported. A thread of its own does the waiting.
+// malformed, and the import goes on; any other failure ends it. Samples go in batches: judged side by side by the
+// engine, committed in one transaction, and only then are their verdicts reported. A batch is one job of a pool that
+// imports share: one that waits for samples takes no thread. At most 64 samples wait, and no more once those that do
+// are kQueueBytes.
 //
-// What a sample replaces for its prompt is deleted after the sample was committed, so that a crash between the two loses
-// nothing; the same import deletes it when it comes again. Of samples with one prompt the last one of the stream stays.
-class ReferenceImport {
+// What a sample replaces for its prompt is deleted after the sample was committed, so that a crash between the two
+// loses nothing; the same import deletes it when it comes again. Of samples with one prompt the last one of the stream
+// stays.
+class ReferenceImport : public std::enable_shared_from_this<ReferenceImport> {
  public:
+  static constexpr size_t kQueueBytes = size_t{4} << 20;
+
   struct Events {
     std::function<void()> on_room;                             // Push would take a sample again
     std::function<void(std::vector<SampleVerdict>)> on_batch;  // committed
     std::function<void(const absl::Status&)> on_end;           // last; an error means that uncommitted samples are lost
   };
 
-  // `cancelled` set: ends soon with Cancelled. Events come from the import's thread.
-  ReferenceImport(const PipelineParts& parts, ImportSettings settings,
-                  std::shared_ptr<const std::atomic<bool>> cancelled, Events events);
-  // Cancels what is not committed and waits for the thread. Not from an event.
-  ~ReferenceImport();
+  // `cancelled` set: ends soon with Cancelled. Events come from threads of `pool`, one at a time; after on_end nothing
+  // that they touch is used. `pool` outlives the last job, and its queue has room for one job per import.
+  static std::shared_ptr<ReferenceImport> Start(const PipelineParts& parts, ImportSettings settings, WorkerPool* pool,
+                                                std::shared_ptr<const std::atomic<bool>> cancelled, Events events);
 
   // Never blocks. False: the queue is now full; wait for on_room before the next one.
   bool Push(uint64_t sequence, ReferenceSample sample);
@@ -74,11 +78,17 @@ class ReferenceImport {
   struct Item {
     uint64_t sequence;
     ReferenceSample sample;
+    size_t bytes;
   };
   struct Judged;
   class JudgeSink;
 
-  void Run();
+  ReferenceImport(const PipelineParts& parts, ImportSettings settings, WorkerPool* pool,
+                  std::shared_ptr<const std::atomic<bool>> cancelled, Events events);
+  void Schedule() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status RunOnce();
+  void LearnStyles();
+  void End(const absl::Status& status);
   absl::Status Complete(Judged& judged) const;
   absl::Status RunBatch(const std::vector<Item>& batch);
   void JudgeBatch(const std::vector<Item>& batch, std::vector<Judged>& judged, std::vector<SampleVerdict>& verdicts);
@@ -92,15 +102,18 @@ class ReferenceImport {
 
   const PipelineParts parts_;
   const ImportSettings settings_;
-  ChoiceStyles styles_;  // of the collection's references, and of the samples so far; of the import's thread
+  WorkerPool* const pool_;
+  ChoiceStyles styles_;  // of the collection's references, and of the samples so far; of the job that runs
+  bool styles_known_ = false;
   const std::shared_ptr<const std::atomic<bool>> cancelled_;
   const Events events_;
   absl::Mutex mu_;
   std::deque<Item> queue_ ABSL_GUARDED_BY(mu_);
+  size_t queue_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
-  bool abandoned_ ABSL_GUARDED_BY(mu_) = false;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
+  bool scheduled_ ABSL_GUARDED_BY(mu_) = false;  // A job waits or runs.
   bool room_wanted_ ABSL_GUARDED_BY(mu_) = false;
-  std::thread thread_;
 };
 
 }  // namespace c3po

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "index/base/escaped_exception.h"
+
 namespace c3po {
 
 Periodic::Periodic(absl::Duration every, std::function<void()> look)
@@ -22,7 +24,7 @@ void Periodic::Run() {
       std::unique_lock<std::mutex> lock(mu_);
       if (ending_changed_.wait_for(lock, absl::ToChronoNanoseconds(every_), [this] { return ending_; })) return;
     }
-    look_();
+    (void)CatchEscapedIn(ThreadKind::kPeriodic, look_);
   }
 }
 

@@ -11,7 +11,7 @@
 namespace c3po {
 
 // Calls `look` every so often, by the steady clock, on a thread of its own. The destructor returns once `look` is not
-// running and will not run again.
+// running and will not run again. An exception of `look` is caught (escaped_exception.h), and it is called again.
 class Periodic {
  public:
   Periodic(absl::Duration every, std::function<void()> look);

@@ -7,6 +7,8 @@
 #include <initializer_list>
 #include <utility>
 
+#include "index/base/escaped_exception.h"
+
 namespace c3po {
 namespace {
 
@@ -76,7 +78,7 @@ void ProcessSignals::Run() {
       continue;
     }
     const absl::MutexLock lock(&reload_mu_);
-    if (reload_) reload_();
+    if (reload_) (void)CatchEscapedIn(ThreadKind::kSignals, reload_);
   }
 }
 

@@ -1,9 +1,9 @@
 #include "server/rpc/add_references_reactor.h"
 
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
 #include "server/rpc/convert.h"
@@ -13,11 +13,15 @@ namespace c3po {
 
 AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
     : QueuedStream(context, parts, Metrics::Rpc::kReferencesAdd), parts_(parts) {
-  if (call().entry().ok()) {
-    StartRead(&incoming_);
-  } else {
-    End(call().entry());
-  }
+  const absl::Status status = CatchEscaped(ThreadKind::kTransport, [this] { return Begin(); });
+  if (!status.ok()) End(status);
+}
+
+absl::Status AddReferencesReactor::Begin() {
+  C3PO_RETURN_IF_ERROR(call().entry());
+  C3PO_ASSIGN_OR_RETURN(place_, parts_.import_places->TakePlace(call().caller()));
+  StartRead(&incoming_);
+  return absl::OkStatus();
 }
 
 absl::Status AddReferencesReactor::BeginImport(const v1::AddReferencesRequest& first) {
@@ -29,8 +33,8 @@ absl::Status AddReferencesReactor::BeginImport(const v1::AddReferencesRequest& f
   events.on_room = [this] { StartRead(&incoming_); };
   events.on_batch = [this](std::vector<SampleVerdict> verdicts) { OnBatch(std::move(verdicts)); };
   events.on_end = [this](const absl::Status& status) { OnImportEnd(status); };
-  import_ = std::make_unique<ReferenceImport>(parts_.pipeline_parts, ImportSettings{collection_, first.replace(), call().rates()},
-                                              call().cancelled(), std::move(events));
+  import_ = ReferenceImport::Start(parts_.pipeline_parts, ImportSettings{collection_, first.replace(), call().rates()},
+                                   parts_.imports, call().cancelled(), std::move(events));
   return absl::OkStatus();
 }
 
@@ -56,7 +60,7 @@ absl::Status AddReferencesReactor::TakeSample() {
 
 void AddReferencesReactor::OnReadDone(bool ok) {
   if (ok) {
-    const absl::Status status = TakeSample();
+    const absl::Status status = CatchEscaped(ThreadKind::kTransport, [this] { return TakeSample(); });
     if (status.ok()) return;
     if (!import_) return End(status);
     call().Cancel();  // The import ends with what it has committed, then this status.
@@ -91,15 +95,9 @@ void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
     *response.add_verdicts() = VerdictToProto(verdict);
   }
   *response.mutable_progress() = progress_;
-  Send(ToBytes(response));
+  Send(response);
 }
 
-// Joining the import's thread must not happen on that thread itself, which may be the one that called Finish.
-void AddReferencesReactor::OnDone() {
-  std::thread([this] {
-    import_.reset();  // Joined before what its events touch is gone.
-    delete this;
-  }).detach();
-}
+void AddReferencesReactor::OnDone() { delete this; }
 
 }  // namespace c3po

@@ -11,7 +11,8 @@
 namespace c3po {
 
 // One ReferenceService.Add stream: samples are read as fast as the import takes them, and each committed batch is
-// answered with its verdicts and the counts so far. Deletes itself when gRPC is done with it.
+// answered with its verdicts and the counts so far. Takes no thread while it waits. ResourceExhausted: the places for
+// imports are taken, or the caller's share of them is. Deletes itself when gRPC is done with it.
 class AddReferencesReactor final : public QueuedStream<grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>> {
  public:
   AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts);
@@ -20,6 +21,7 @@ class AddReferencesReactor final : public QueuedStream<grpc::ServerBidiReactor<g
   void OnDone() override;
 
  private:
+  absl::Status Begin();
   absl::Status BeginImport(const v1::AddReferencesRequest& first);
   absl::Status TakeSample();
   void OnBatch(std::vector<SampleVerdict> verdicts);
@@ -28,8 +30,9 @@ class AddReferencesReactor final : public QueuedStream<grpc::ServerBidiReactor<g
   const ServiceParts& parts_;
   grpc::ByteBuffer incoming_;
   std::string collection_;
-  std::unique_ptr<ReferenceImport> import_;  // null before the first sample
-  v1::AddProgress progress_;                 // of the import's thread, as `replaced_`
+  std::unique_ptr<SharedAmount::Held> place_;
+  std::shared_ptr<ReferenceImport> import_;  // null before the first sample
+  v1::AddProgress progress_;                 // of the import's job, as `replaced_`
   uint64_t replaced_ = 0;                    // references that went for samples of this stream
 };
 

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "c3po/v1/reference.pb.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/wire.h"
@@ -22,18 +23,23 @@ constexpr size_t kChunkBytes = 256 << 10;
 }  // namespace
 
 BackupReactor::BackupReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
-    : parts_(parts), call_(context, parts, Metrics::Rpc::kReferencesBackupStore) {
-  absl::Status entry = call_.entry();
-  if (entry.ok() && !call_.collections().Everything())
-    entry = absl::PermissionDeniedError("a backup holds every collection, and the caller may use some of them only");
-  if (!entry.ok()) {
-    Finish(call_.End(entry));
-    return;
-  }
-  thread_ = std::thread([this] {
-    const absl::Status status = CopyAndSend();
-    Finish(call_.End(status));
-  });
+    : parts_(parts), call_(context, parts, Metrics::Rpc::kReferencesBackupStore), context_(context) {
+  const absl::Status status = CatchEscaped(ThreadKind::kTransport, [this] { return Submit(); });
+  if (!status.ok()) Finish(call_.End(status));
+}
+
+absl::Status BackupReactor::Submit() {
+  C3PO_RETURN_IF_ERROR(call_.entry());
+  if (!call_.collections().Everything())
+    return absl::PermissionDeniedError("a backup holds every collection, and the caller may use some of them only");
+  C3PO_ASSIGN_OR_RETURN(place_, parts_.backup_places->TakePlace(call_.caller()));
+  const auto run = [this] {
+    const absl::Status status = CatchEscaped(ThreadKind::kWorker, [this] { return CopyAndSend(); });
+    Finish(call_.End(status));  // It may be gone then.
+    return absl::OkStatus();
+  };
+  return parts_.backups->Submit(run, nullptr) ? absl::OkStatus()
+                                              : absl::ResourceExhaustedError("too many backups are being made");
 }
 
 absl::Status BackupReactor::CopyAndSend() {
@@ -67,7 +73,7 @@ absl::Status BackupReactor::CopyAndSend() {
     message.set_chunk(bytes);
     message.set_total_bytes(total);
     if (sent + bytes.size() == total) message.set_sha256(digest.HexDigest());
-    C3PO_RETURN_IF_ERROR(Write(ToBytes(message)));
+    C3PO_RETURN_IF_ERROR(Write(message));
   }
   call_.Audit("backup_store", {{"bytes", total}});
   return absl::OkStatus();
@@ -78,31 +84,33 @@ absl::Status BackupReactor::CheckCancelled() const {
                                    : absl::OkStatus();
 }
 
-absl::Status BackupReactor::Write(grpc::ByteBuffer message) {
-  outgoing_ = std::move(message);
+absl::Status BackupReactor::Write(const google::protobuf::Message& message) {
+  C3PO_ASSIGN_OR_RETURN(outgoing_, ToBytes(message));
   {
-    const absl::MutexLock lock(&mu_);
+    const std::lock_guard<std::mutex> lock(mu_);
     writing_ = true;
   }
   StartWrite(&outgoing_);
-  const absl::MutexLock lock(&mu_);
-  const auto written = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !writing_; };
-  mu_.Await(absl::Condition(&written));
+  std::unique_lock<std::mutex> lock(mu_);
+  const auto written = [this] { return !writing_; };
+  const bool in_time = written_.wait_for(lock, absl::ToChronoNanoseconds(parts_.unread_max), written);
+  if (!in_time) {
+    lock.unlock();
+    context_->TryCancel();  // Which ends the write.
+    lock.lock();
+    written_.wait(lock, written);
+    return absl::ResourceExhaustedError("the client does not read the backup");
+  }
   return broken_ ? absl::CancelledError("the client left before the backup was whole") : absl::OkStatus();
 }
 
 void BackupReactor::OnWriteDone(bool ok) {
-  const absl::MutexLock lock(&mu_);
+  const std::lock_guard<std::mutex> lock(mu_);
   writing_ = false;
   broken_ = broken_ || !ok;
+  written_.notify_all();  // Under the lock: the thread may end the call, and this with it, as soon as it can have it.
 }
 
-// The thread that called Finish may be the one that runs this.
-void BackupReactor::OnDone() {
-  std::thread([this] {
-    if (thread_.joinable()) thread_.join();
-    delete this;
-  }).detach();
-}
+void BackupReactor::OnDone() { delete this; }
 
 }  // namespace c3po

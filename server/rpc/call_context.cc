@@ -1,10 +1,13 @@
 #include "server/rpc/call_context.h"
 
+#include <algorithm>
 #include <chrono>
 #include <mutex>
 #include <random>
 
 #include "absl/strings/str_format.h"
+#include "index/base/escaped_exception.h"
+#include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "index/base/utf8.h"
 #include "server/pipeline/optimization_metrics.h"
@@ -40,13 +43,44 @@ CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& p
       admission_(parts.entrance->Admit(*context, rpc, record_.caller)),
       metrics_(parts.metrics),
       log_(parts.call_log),
-      administers_(admission_.ok() &&
-                   (!parts.entrance->guarded() || admission_->caller.role == Role::kAdminister)),
+      administers_(admission_.ok() && (!parts.entrance->guarded() || admission_->caller.role == Role::kAdminister)),
       may_use_oracle_(administers_ && (parts.entrance->guarded() || parts.pipeline_parts.allow_oracle)),
       arrival_(SteadyNow()),
-      cancelled_(std::make_shared<std::atomic<bool>>(false)) {
+      cancelled_(std::make_shared<std::atomic<bool>>(false)),
+      message_bytes_(parts.message_bytes) {
   record_.rpc = rpc;
   record_.peer = context->peer();
+}
+
+CallState::~CallState() {
+  if (message_bytes_ != nullptr && bytes_counted_ > 0) message_bytes_->Give(caller(), bytes_counted_);
+}
+
+absl::Status CallState::HoldBytes(size_t bytes) {
+  if (message_bytes_ == nullptr) return absl::OkStatus();
+  const MutexLock lock(bytes_mutex_);
+  const int64_t held = bytes_ + static_cast<int64_t>(bytes);
+  const int64_t more = std::max<int64_t>(0, held - kFreeBytes) - bytes_counted_;
+  if (more > 0) {
+    C3PO_RETURN_IF_ERROR(message_bytes_->Take(caller(), more));
+    bytes_counted_ += more;
+  }
+  bytes_ = held;
+  return absl::OkStatus();
+}
+
+void CallState::ReleaseBytes(size_t bytes) {
+  if (message_bytes_ == nullptr) return;
+  const MutexLock lock(bytes_mutex_);
+  bytes_ -= std::min(bytes_, static_cast<int64_t>(bytes));
+  const int64_t less = bytes_counted_ - std::max<int64_t>(0, bytes_ - kFreeBytes);
+  if (less <= 0) return;
+  message_bytes_->Give(caller(), less);
+  bytes_counted_ -= less;
+}
+
+absl::Status CallState::CheckCancelled() const {
+  return cancelled_->load() ? absl::CancelledError("the client cancelled the request") : absl::OkStatus();
 }
 
 CallContext CallState::Context(const std::string& request_id) {
@@ -88,11 +122,15 @@ void CallState::Released() {
     metrics_->ObserveCancelToRelease(static_cast<double>(absl::ToUnixNanos(SteadyNow()) - cancelled_at) * 1e-9);
 }
 
-grpc::Status CallState::End(const absl::Status& status) {
+grpc::Status CallState::End(const absl::Status& status) noexcept {
   Released();
   if (metrics_ != nullptr) metrics_->CountRpc(record_.rpc, status.code());
-  log_->Ended(record_, status, SteadyNow() - arrival_);
-  return ToGrpcStatus(status, context_);
+  const auto log = [&] { log_->Ended(record_, status, SteadyNow() - arrival_); };
+  (void)CatchEscapedIn(ThreadKind::kTransport, log);
+  grpc::Status result(static_cast<grpc::StatusCode>(status.code()), "");
+  const auto with_details = [&] { result = ToGrpcStatus(status, context_); };
+  (void)CatchEscapedIn(ThreadKind::kTransport, with_details);
+  return result;
 }
 
 }  // namespace c3po

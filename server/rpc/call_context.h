@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "index/base/mutex.h"
+#include "server/admission/shared_amount.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
@@ -36,8 +38,14 @@ struct ServiceParts : LoadedParts {
   Entrance* entrance = nullptr;
   CallLog* call_log = nullptr;
   Metrics* metrics = nullptr;  // of every call, those that the entrance turns away too; may be null
-  std::function<std::vector<std::string>()> warnings;  // what needs an operator
-  size_t unread_messages_max = 0;                      // of a stream, before its client is cut off
+  std::function<std::vector<std::string>()> warnings;    // what needs an operator
+  size_t unread_messages_max = 0;                        // of a stream, before its client is cut off
+  absl::Duration unread_max = absl::InfiniteDuration();  // that a client may leave a chunk of a backup unread
+  SharedAmount* message_bytes = nullptr;  // of requests and answers that calls hold; null: as many as come
+  SharedAmount* import_places = nullptr;  // Add streams
+  SharedAmount* backup_places = nullptr;  // BackupStore calls
+  WorkerPool* imports = nullptr;          // judges and commits their batches
+  WorkerPool* backups = nullptr;
 };
 
 // One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended. What is
@@ -45,6 +53,9 @@ struct ServiceParts : LoadedParts {
 class CallState {
  public:
   CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc);
+  ~CallState();
+  CallState(const CallState&) = delete;
+  CallState& operator=(const CallState&) = delete;
 
   // Other than OK: the call is not let in, and must end with this before its request is read.
   absl::Status entry() const { return admission_.status(); }
@@ -55,6 +66,18 @@ class CallState {
 
   // What the call's tokens are charged to. Of a call that was let in.
   std::shared_ptr<RateLimiter::Call> rates() const { return admission_->call; }
+
+  // Who calls, as AccessControl or the transport names it; empty where the call is not let in.
+  const std::string& caller() const { return record_.caller; }
+
+  // Counts `bytes` of the call's request, or of an answer that its client has not taken, against what all calls may
+  // hold. They are given back by ReleaseBytes, or when this goes. The first kFreeBytes of a call are not counted, so
+  // that small calls are served whatever large ones hold. ResourceExhausted: ServiceParts::message_bytes. Thread-safe.
+  static constexpr int64_t kFreeBytes = 64 << 10;
+  absl::Status HoldBytes(size_t bytes);
+  void ReleaseBytes(size_t bytes);
+  // Cancelled: the client left, or was cut off. Thread-safe.
+  absl::Status CheckCancelled() const;
 
   // A context for the pipeline. `request_id` empty: one is made.
   CallContext Context(const std::string& request_id);
@@ -71,8 +94,9 @@ class CallState {
   void Cancel();
   // The call's work has ended, and what it held is free; answers may still be on their way to the client.
   void Released();
-  // The status for the wire, counted and logged; call once, last.
-  grpc::Status End(const absl::Status& status);
+  // The status for the wire, counted and logged; call once, last. Where there is no memory for that, the status has its
+  // code alone.
+  grpc::Status End(const absl::Status& status) noexcept;
 
  private:
   grpc::CallbackServerContext* const context_;
@@ -85,6 +109,10 @@ class CallState {
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};
   std::atomic<bool> released_{false};
+  SharedAmount* const message_bytes_;  // may be null
+  Mutex bytes_mutex_;
+  int64_t bytes_ ABSL_GUARDED_BY(bytes_mutex_) = 0;          // held
+  int64_t bytes_counted_ ABSL_GUARDED_BY(bytes_mutex_) = 0;  // of them, taken of message_bytes_
 };
 
 // A fresh seed, and a fresh request id of 16 hexadecimal digits.

@@ -23,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 
@@ -241,7 +242,9 @@ void ConnectionListener::Run() {
     }
     if (ready <= 0) continue;
     for (size_t i = 0; i < sockets_.size(); ++i) {
-      if (watched[i].revents != 0) AcceptOne(sockets_[i]);
+      if (watched[i].revents == 0) continue;
+      const absl::Status accepted = CatchEscapedIn(ThreadKind::kListener, [&] { AcceptOne(sockets_[i]); });
+      if (!accepted.ok()) absl::SleepFor(kPauseWithoutDescriptors);
     }
   }
 }

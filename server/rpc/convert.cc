@@ -432,13 +432,31 @@ absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, c
   return result;
 }
 
+void StatsPage(const std::map<std::string, v1::CollectionStats>& all, const std::string& page_token, size_t bytes_max,
+               v1::GetStatsResponse* out) {
+  size_t bytes = 0;
+  for (auto stats = all.upper_bound(page_token); stats != all.end(); ++stats) {
+    bytes += stats->second.ByteSizeLong();
+    if (bytes > bytes_max && !out->collections().empty()) {
+      out->set_next_page_token(out->collections().rbegin()->collection());
+      return;
+    }
+    *out->add_collections() = stats->second;
+  }
+}
+
+constexpr int kApartToldMax = 10000;  // ids: of a large collection they would be more than a message may hold
+
 v1::PriorInfo PriorToProto(const CollectionPrior& prior, absl::string_view model_digest) {
   v1::PriorInfo info;
   for (int layer : prior.routing.layers) info.add_critical_layers(static_cast<uint32_t>(layer));
   info.set_prompt_positions(static_cast<uint32_t>(prior.prompt_positions));
   info.set_references(static_cast<uint64_t>(prior.references));
   info.set_validation_references(static_cast<uint64_t>(prior.validation_references));
-  for (const std::string& id : prior.validation_reference_ids) info.add_validation_reference_ids(id);
+  for (const std::string& id : prior.validation_reference_ids) {
+    if (info.validation_reference_ids_size() == kApartToldMax) break;
+    info.add_validation_reference_ids(id);
+  }
   info.set_validation_loss_before(prior.validation_loss_before);
   info.set_validation_loss_after(prior.validation_loss_after);
   if (prior.validation_accuracy_before) info.set_validation_accuracy_before(*prior.validation_accuracy_before);

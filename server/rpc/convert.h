@@ -5,6 +5,9 @@
 // what it sets wrongly is InvalidArgument "FIELD: ...". Ranges are the pipeline's business, except where the conversion
 // itself would lose a value.
 
+#include <map>
+#include <string>
+
 #include "absl/status/statusor.h"
 #include "c3po/v1/generation.pb.h"
 #include "c3po/v1/options.pb.h"
@@ -36,6 +39,11 @@ v1::StageTimings TimingsToProto(const StageTimings& timings);
 v1::Provenance ProvenanceToProto(const Provenance& provenance, const std::string& version);
 
 absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, const OptimizationSettings& defaults);
+// The collections after `page_token`, by name, as many as `bytes_max` hold, at least one; and the token of the next
+// page where there are more.
+void StatsPage(const std::map<std::string, v1::CollectionStats>& all, const std::string& page_token, size_t bytes_max,
+               v1::GetStatsResponse* out);
+
 // Usable: of the model with this digest.
 v1::PriorInfo PriorToProto(const CollectionPrior& prior, absl::string_view model_digest);
 

@@ -1,8 +1,10 @@
 #include "server/rpc/generation_service.h"
 
+#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/on_worker.h"
@@ -45,8 +47,9 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
                                 const ServiceParts& parts) {
     auto reactor = std::shared_ptr<GenerateReactor>(new GenerateReactor(context, parts));
     reactor->self_ = reactor;
-    if (const absl::Status status = reactor->Submit(request, reactor); !status.ok())
-      reactor->OnDone(status, CallSummary());
+    const auto submit = [&] { return reactor->Submit(request, reactor); };
+    const absl::Status status = CatchEscaped(ThreadKind::kTransport, submit);
+    if (!status.ok()) reactor->OnDone(status, CallSummary());
     return reactor.get();
   }
 
@@ -54,27 +57,22 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     call().NoteReport(report);
     v1::GenerateResponse message;
     *message.mutable_optimization() = ReportToProto(report);
-    Send(ToBytes(message));
+    Send(message);
   }
 
   void OnChunk(TextChunk chunk) override {
     v1::GenerateResponse message;
     *message.mutable_delta() = ChunkToProto(chunk, *parts_.pipeline_parts.text->tokenizer(), with_logprobs_);
-    Send(ToBytes(message));
+    Send(message);
   }
 
   void OnScores(std::vector<ContinuationScore> scores) override { scores_ = std::move(scores); }
 
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
     call().NoteUsage(summary.usage);
-    if (status.ok()) {
-      v1::GenerateResponse message;
-      *message.mutable_summary() = SummaryToProto(summary, call().request_id(), parts_.version);
-      for (const ContinuationScore& score : scores_)
-        *message.mutable_summary()->add_choice_scores() = ScoreToProto(score);
-      Send(ToBytes(message));
-    }
-    End(status, /*drop_queue=*/!status.ok());
+    absl::Status end = status;
+    if (status.ok()) end = CatchEscapedIn(ThreadKind::kEngine, [&] { SendSummary(summary); });
+    End(end, /*drop_queue=*/!end.ok());
   }
 
   void OnDone() override { self_.reset(); }
@@ -83,8 +81,17 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
   GenerateReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
       : QueuedStream(context, parts, Metrics::Rpc::kGenerate), parts_(parts) {}
 
+  void SendSummary(const CallSummary& summary) {
+    v1::GenerateResponse message;
+    *message.mutable_summary() = SummaryToProto(summary, call().request_id(), parts_.version);
+    for (const ContinuationScore& score : scores_)
+      *message.mutable_summary()->add_choice_scores() = ScoreToProto(score);
+    Send(message);
+  }
+
   absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
     C3PO_RETURN_IF_ERROR(call().entry());
+    C3PO_RETURN_IF_ERROR(call().HoldBytes(BytesOf(bytes)));
     C3PO_ASSIGN_OR_RETURN(const v1::GenerateRequest request, ParseRequest<v1::GenerateRequest>(bytes));
     if (request.choices_size() > 0) return SubmitChoice(request, std::move(listener));
     with_logprobs_ = request.sampling().has_logprobs();
@@ -95,7 +102,8 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     C3PO_ASSIGN_OR_RETURN(generate.sampling,
                           SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
     generate.max_tokens_given = request.sampling().has_max_tokens();
-    C3PO_ASSIGN_OR_RETURN(generate.optimization, parts_.profiles->Resolve(request.optimization(), call().collections()));
+    C3PO_ASSIGN_OR_RETURN(generate.optimization,
+                          parts_.profiles->Resolve(request.optimization(), call().collections()));
     call().NoteCollection(generate.optimization.collection);
     return parts_.pipeline->Generate(std::move(generate), std::move(listener));
   }
@@ -129,8 +137,9 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
                              grpc::ByteBuffer* response, const ServiceParts& parts) {
     auto reactor = std::shared_ptr<ScoreReactor>(new ScoreReactor(context, response, parts));
     reactor->self_ = reactor;
-    if (const absl::Status status = reactor->Submit(request, reactor); !status.ok())
-      reactor->OnDone(status, CallSummary());
+    const auto submit = [&] { return reactor->Submit(request, reactor); };
+    const absl::Status status = CatchEscaped(ThreadKind::kTransport, submit);
+    if (!status.ok()) reactor->OnDone(status, CallSummary());
     return reactor.get();
   }
 
@@ -143,9 +152,11 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     for (const ContinuationScore& score : scores) *message_.add_scores() = ScoreToProto(score);
   }
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
+    if (ended_.exchange(true)) return;
     call_.NoteUsage(summary.usage);
-    if (status.ok()) Fill(summary);
-    Finish(call_.End(status));
+    absl::Status end = status;
+    if (status.ok()) end = CatchEscaped(ThreadKind::kEngine, [&] { return Fill(summary); });
+    Finish(call_.End(end));
   }
 
   void OnCancel() override { call_.Cancel(); }
@@ -155,17 +166,19 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   ScoreReactor(grpc::CallbackServerContext* context, grpc::ByteBuffer* response, const ServiceParts& parts)
       : parts_(parts), call_(context, parts, Metrics::Rpc::kScore), response_(response) {}
 
-  void Fill(const CallSummary& summary) {
+  absl::Status Fill(const CallSummary& summary) {
     *message_.mutable_timings() = TimingsToProto(summary.timings);
     *message_.mutable_provenance() = ProvenanceToProto(summary.provenance, parts_.version);
     message_.mutable_usage()->set_prompt_tokens(static_cast<uint32_t>(summary.usage.prompt_tokens));
     message_.mutable_usage()->set_completion_tokens(static_cast<uint32_t>(summary.usage.completion_tokens));
     message_.set_request_id(call_.request_id());
-    *response_ = ToBytes(message_);
+    C3PO_ASSIGN_OR_RETURN(*response_, ToBytes(message_));
+    return call_.HoldBytes(BytesOf(*response_));
   }
 
   absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
     C3PO_RETURN_IF_ERROR(call_.entry());
+    C3PO_RETURN_IF_ERROR(call_.HoldBytes(BytesOf(bytes)));
     C3PO_ASSIGN_OR_RETURN(const v1::ScoreRequest request, ParseRequest<v1::ScoreRequest>(bytes));
     ScoreCall call;
     call.context = call_.Context(request.request_id());
@@ -182,6 +195,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   CallState call_;
   v1::ScoreResponse message_;
   grpc::ByteBuffer* const response_;
+  std::atomic<bool> ended_{false};
   std::shared_ptr<ScoreReactor> self_;
 };
 
@@ -211,10 +225,10 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
       message.add_pieces(std::string(tokenizer.Piece(id)));
     }
     if (message.ByteSizeLong() > kAnswerBytesMax) message.clear_pieces();
-    *response = ToBytes(message);
+    C3PO_ASSIGN_OR_RETURN(*response, ToBytes(message));
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kTokenize, tokenize);
+  return OnWorker(context, parts_, Metrics::Rpc::kTokenize, *bytes, response, tokenize);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
@@ -234,7 +248,7 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
     response->set_text(text.tokenizer()->Decode(ids, skip_special_tokens));
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kDetokenize, detokenize);
+  return OnWorker(context, parts_, Metrics::Rpc::kDetokenize, *request, response, detokenize);
 }
 
 }  // namespace c3po

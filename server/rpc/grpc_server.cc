@@ -11,7 +11,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/admission/shared_amount.h"
 #include "server/metrics/logging.h"
+#include "server/pipeline/worker_pool.h"
 #include "server/process/descriptor_limit.h"
 #include "server/process/periodic.h"
 #include "server/rpc/connection_listener.h"
@@ -28,10 +30,13 @@ constexpr absl::Duration kLookAtFilesEvery = absl::Seconds(1);
 constexpr int kKeepaliveSeconds = 60, kKeepaliveTimeoutSeconds = 20;
 
 constexpr char kPlaintextWarning[] =
-    "--auth-tokens: tokens cross the network unencrypted (--insecure): whoever can listen can take them; serve TLS, or let "
+    "--auth-tokens: tokens cross the network unencrypted (--insecure): whoever can listen can take them; serve TLS, or "
+    "let "
     "only a proxy of this machine connect";
 
 constexpr int kHandshakeSeconds = 10;  // From the connection to HTTP/2's first frame, TLS included.
+constexpr int kImportThreads = 4;      // That judge and commit batches; the engine takes turns between them anyway.
+constexpr int kBackupsMax = 4;         // One is copied at a time; the others are being sent.
 constexpr int kIdleSeconds = 900;      // Without a call; clients of gRPC connect again by themselves.
 // For what is no connection: model files, the store, the HTTP port, libraries.
 constexpr int64_t kOtherDescriptors = 256;
@@ -74,6 +79,15 @@ struct GrpcServer::Impl {
         tls(std::move(tls_files)),
         entrance(std::move(access_control), RatesOf(config), metrics),
         tokens_in_plaintext(config.TokensInPlaintext()),
+        message_bytes(int64_t{config.call_memory_mb} << 20, "bytes for messages of calls (--call-memory-mb)",
+                      [metrics](int64_t held) {
+                        if (metrics != nullptr) metrics->SetMessageBytes(held);
+                      }),
+        import_places(config.import_streams_max, "places for imports (--import-streams-max)",
+                      [metrics](int64_t held) {
+                        if (metrics != nullptr) metrics->SetImportStreams(held);
+                      }),
+        imports(kImportThreads, config.import_streams_max),
         generation(parts),
         reference(parts),
         server(parts, config.Limits()),
@@ -84,6 +98,12 @@ struct GrpcServer::Impl {
     parts.metrics = metrics;
     parts.warnings = [this] { return Warnings(); };
     parts.unread_messages_max = static_cast<size_t>(config.unread_messages_max);
+    parts.unread_max = absl::Seconds(config.unread_seconds_max);
+    parts.message_bytes = &message_bytes;
+    parts.import_places = &import_places;
+    parts.backup_places = &backup_places;
+    parts.imports = &imports;
+    parts.backups = &backups;
   }
 
   std::vector<std::string> Warnings() const {
@@ -108,6 +128,9 @@ struct GrpcServer::Impl {
   Entrance entrance;
   const bool tokens_in_plaintext;
   CallLog call_log;
+  SharedAmount message_bytes, import_places;
+  SharedAmount backup_places{kBackupsMax, "places for backups"};
+  WorkerPool imports, backups{kBackupsMax, kBackupsMax};
   ServiceParts parts;
   GenerationService generation;
   ReferenceService reference;

@@ -3,6 +3,7 @@
 #include <memory>
 #include <utility>
 
+#include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
 #include "server/rpc/convert.h"
@@ -22,8 +23,11 @@ class LearningReactor : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteB
 
   static LearningReactor* Start(std::shared_ptr<LearningReactor> reactor, const grpc::ByteBuffer& request) {
     reactor->self_ = reactor;
-    absl::Status status = reactor->call().entry();
-    if (status.ok()) status = reactor->Begin(request);
+    const absl::Status status = CatchEscaped(ThreadKind::kTransport, [&] {
+      C3PO_RETURN_IF_ERROR(reactor->call().entry());
+      C3PO_RETURN_IF_ERROR(reactor->call().HoldBytes(BytesOf(request)));
+      return reactor->Begin(request);
+    });
     if (!status.ok()) reactor->End(status);
     return reactor.get();
   }
@@ -63,7 +67,7 @@ class TunePriorReactor final : public LearningReactor {
     last_.set_validation_loss(epoch.validation_loss);
     if (epoch.validation_accuracy) last_.set_validation_accuracy(*epoch.validation_accuracy);
     last_.set_seconds(epoch.seconds);
-    Send(ToBytes(last_));
+    Send(last_);
   }
 
   void OnTuned(const absl::StatusOr<std::optional<CollectionPrior>>& prior) {
@@ -75,7 +79,7 @@ class TunePriorReactor final : public LearningReactor {
                                   {"validation_loss_after", (*prior)->validation_loss_after}});
     }
     if (*prior) *last_.mutable_stored() = PriorToProto(**prior, (*prior)->model_digest);
-    Send(ToBytes(last_));
+    Send(last_);
     End(absl::OkStatus());
   }
 
@@ -117,7 +121,7 @@ class AmortizeReactor final : public LearningReactor {
     message.set_done(static_cast<uint64_t>(progress.done));
     message.set_skipped(static_cast<uint64_t>(progress.skipped));
     message.set_total(static_cast<uint64_t>(progress.total));
-    Send(ToBytes(message));
+    Send(message);
   }
 
   int64_t done_ = 0;

@@ -1,23 +1,73 @@
 #include "server/rpc/on_worker.h"
 
+#include <atomic>
 #include <memory>
 #include <utility>
 
-namespace c3po {
+#include "index/base/escaped_exception.h"
+#include "index/base/status_macros.h"
 
-grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc,
-                                   std::function<absl::Status(CallState&)> work) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  auto call = std::make_shared<CallState>(context, parts, rpc);
-  if (!call->entry().ok()) {
-    reactor->Finish(call->End(call->entry()));
-    return reactor;
+namespace c3po {
+namespace {
+
+// Holds itself until OnDone; its job holds it as well.
+class WorkerReactor final : public grpc::ServerUnaryReactor {
+ public:
+  WorkerReactor(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc, WorkerJob job)
+      : parts_(parts), call_(context, parts, rpc), job_(std::move(job)) {}
+
+  void Start(size_t request_bytes, const std::shared_ptr<WorkerReactor>& self) {
+    self_ = self;
+    const absl::Status status = CatchEscaped(ThreadKind::kTransport, [&] { return Submit(request_bytes, self); });
+    if (!status.ok()) End(status);
   }
-  const bool taken = parts.pipeline_parts.workers->Submit(
-      [reactor, call, work = std::move(work)] { reactor->Finish(call->End(work(*call))); });
-  if (!taken)
-    reactor->Finish(call->End(absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker")));
-  return reactor;
+  void OnCancel() override { call_.Cancel(); }
+  void OnDone() override { self_.reset(); }
+
+ private:
+  absl::Status Submit(size_t request_bytes, const std::shared_ptr<WorkerReactor>& self) {
+    C3PO_RETURN_IF_ERROR(call_.entry());
+    C3PO_RETURN_IF_ERROR(call_.HoldBytes(request_bytes));
+    if (parts_.pipeline_parts.admission != nullptr) {
+      C3PO_ASSIGN_OR_RETURN(permit_, parts_.pipeline_parts.admission->Enter(call_.caller()));
+    }
+    const bool taken = parts_.pipeline_parts.workers->Submit([self] { return self->Work(); },
+                                                             [self](const absl::Status& status) { self->End(status); });
+    return taken ? absl::OkStatus()
+                 : absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker");
+  }
+
+  absl::Status Work() {
+    C3PO_RETURN_IF_ERROR(call_.CheckCancelled());
+    C3PO_RETURN_IF_ERROR(job_.work(call_));
+    const size_t bytes = job_.answer_bytes();
+    C3PO_RETURN_IF_ERROR(CheckMessageBytes(bytes));
+    C3PO_RETURN_IF_ERROR(call_.HoldBytes(bytes));
+    End(absl::OkStatus());
+    return absl::OkStatus();
+  }
+
+  void End(const absl::Status& status) {
+    if (ended_.exchange(true)) return;
+    permit_ = nullptr;
+    Finish(call_.End(status));
+  }
+
+  const ServiceParts& parts_;
+  CallState call_;
+  const WorkerJob job_;
+  std::unique_ptr<AdmissionController::Permit> permit_;
+  std::atomic<bool> ended_{false};
+  std::shared_ptr<WorkerReactor> self_;
+};
+
+}  // namespace
+
+grpc::ServerUnaryReactor* StartOnWorker(grpc::CallbackServerContext* context, const ServiceParts& parts,
+                                        Metrics::Rpc rpc, size_t request_bytes, WorkerJob job) {
+  const auto reactor = std::make_shared<WorkerReactor>(context, parts, rpc, std::move(job));
+  reactor->Start(request_bytes, reactor);
+  return reactor.get();
 }
 
 }  // namespace c3po

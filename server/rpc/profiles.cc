@@ -178,6 +178,13 @@ void Profiles::Report() {
                                             [](const auto& entry) { return !entry.second->why_ignored.empty(); }));
 }
 
+std::vector<std::string> Profiles::Collections() {
+  const MutexLock lock(mutex_);
+  std::vector<std::string> names;
+  for (const auto& [name, profile] : known_) names.push_back(name);
+  return names;
+}
+
 absl::Status Profiles::Set(absl::string_view collection, Profile profile) {
   const v1::OptimizationOptions& options = profile.options;
   if (options.has_collection()) return absl::InvalidArgumentError("profile.collection: must not be set");
@@ -193,6 +200,8 @@ absl::Status Profiles::Set(absl::string_view collection, Profile profile) {
   // A message without a field would serialize to nothing, which removes the artifact: the method is always written.
   if (!profile.options.has_method()) profile.options.set_method(v1::METHOD_UNSPECIFIED);
   const MutexLock lock(mutex_);
+  if (known_.size() >= kProfilesMax && known_.find(collection) == known_.end())
+    return absl::ResourceExhaustedError(absl::StrCat(kProfilesMax, " profiles are stored; remove some"));
   C3PO_RETURN_IF_ERROR(
       store_->PutArtifacts({{std::string(collection), kProfileName, profile.options.SerializeAsString()},
                             {std::string(collection), kNotesName, profile.notes},

@@ -28,6 +28,8 @@ namespace c3po {
 // a warning in their reports. Thread-safe.
 class Profiles {
  public:
+  static constexpr size_t kProfilesMax = 10000;
+
   struct Profile {
     v1::OptimizationOptions options;
     std::string notes;  // JSON of whoever stored it
@@ -55,16 +57,18 @@ class Profiles {
   // in place of both the preset asked for; then the request's own. InvalidArgument "optimization.FIELD: ...", also of
   // what the request makes of the profile.
   //
-  // Only of a collection that `access` may read: PermissionDenied "optimization.collection: ..." where the request names
-  // another, whether it exists or not. A request that names none, of a caller who may not read the server's default
-  // collection, is left to the model alone (but for the method ORACLE), with a warning.
+  // Only of a collection that `access` may read: PermissionDenied "optimization.collection: ..." where the request
+  // names another, whether it exists or not. A request that names none, of a caller who may not read the server's
+  // default collection, is left to the model alone (but for the method ORACLE), with a warning.
   absl::StatusOr<OptimizationSettings> Resolve(const v1::OptimizationOptions& options,
                                                const CollectionAccess& access = CollectionAccess());
 
   // Null: none.
   absl::StatusOr<std::shared_ptr<const Profile>> Find(absl::string_view collection);
+  // By ascending name, those that have one.
+  std::vector<std::string> Collections();
   // InvalidArgument: "profile.FIELD: ..." what requests could not use, or what belongs to a single request; "notes:
-  // ...".
+  // ...". ResourceExhausted: kProfilesMax are stored.
   absl::Status Set(absl::string_view collection, Profile profile);
   absl::Status Remove(absl::string_view collection);
   // Call after a collection was deleted.

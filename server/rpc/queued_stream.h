@@ -9,13 +9,15 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "server/rpc/call_context.h"
+#include "server/rpc/wire.h"
 
 namespace c3po {
 
 // A reactor's sending half: messages wait in a queue, one write is in flight, the final status follows the last
 // message. A client that leaves ServiceParts::unread_messages_max messages waiting is cut off with the next one: the
-// call is cancelled and ends with ResourceExhausted. Base: grpc::ServerWriteReactor or ServerBidiReactor of
-// ByteBuffers. Thread-safe; nothing here blocks.
+// call is cancelled and ends with ResourceExhausted; so is one whose messages are more bytes than CallState::HoldBytes
+// gives, and one whose message does not serialize ends with that error. Base: grpc::ServerWriteReactor or
+// ServerBidiReactor of ByteBuffers. Thread-safe; nothing here blocks.
 template <typename Base>
 class QueuedStream : public Base {
  public:
@@ -23,6 +25,7 @@ class QueuedStream : public Base {
     if (!ok) call_.Cancel();
     const absl::MutexLock lock(&mu_);
     writing_ = false;
+    call_.ReleaseBytes(queue_.front().bytes);
     queue_.pop_front();
     if (!ok) queue_.clear();
     Advance();
@@ -37,15 +40,21 @@ class QueuedStream : public Base {
   CallState& call() { return call_; }
   const CallState& call() const { return call_; }
 
-  void Send(grpc::ByteBuffer message) {
+  void Send(const google::protobuf::Message& message) {
+    absl::StatusOr<grpc::ByteBuffer> bytes = ToBytes(message);
+    absl::Status status = bytes.status();
+    const size_t length = status.ok() ? bytes->Length() : 0;
     const absl::MutexLock lock(&mu_);
-    if (overflowed_) return;
-    if (queue_.size() >= queued_max_) {
-      overflowed_ = true;
+    if (!failure_.ok() || ended_) return;
+    if (status.ok() && queue_.size() >= queued_max_)
+      status = absl::ResourceExhaustedError("the client does not read its answer");
+    if (status.ok()) status = call_.HoldBytes(length);
+    if (!status.ok()) {
+      failure_ = status;
       call_.Cancel();
       return;
     }
-    queue_.push_back(std::move(message));
+    queue_.push_back({*std::move(bytes), length});
     Advance();
   }
 
@@ -56,14 +65,16 @@ class QueuedStream : public Base {
   }
 
   // The call ends with `status` (or the final status set before) once the queue is sent. `drop_queue`: what waits is
-  // not sent. Call once, last.
+  // not sent. Comes last; of several the first counts.
   void End(const absl::Status& status, bool drop_queue = false) {
     call_.Released();
     const absl::MutexLock lock(&mu_);
-    if (final_status_.ok()) final_status_ = status;
-    if (overflowed_) final_status_ = absl::ResourceExhaustedError("the client does not read its answer");
+    if (ended_) return;
     ended_ = true;
-    if (overflowed_ || drop_queue) queue_.resize(writing_ ? 1 : 0);  // What is being written stays until it is done.
+    if (final_status_.ok()) final_status_ = status;
+    if (!failure_.ok()) final_status_ = failure_;
+    // What is being written stays until it is done.
+    if (!failure_.ok() || drop_queue) queue_.erase(queue_.begin() + (writing_ ? 1 : 0), queue_.end());
     Advance();
   }
 
@@ -73,7 +84,7 @@ class QueuedStream : public Base {
     if (writing_ || finished_) return;
     if (!queue_.empty()) {
       writing_ = true;
-      this->StartWrite(&queue_.front());
+      this->StartWrite(&queue_.front().message);
     } else if (ended_) {
       finished_ = true;
       this->Finish(call_.End(final_status_));
@@ -83,11 +94,15 @@ class QueuedStream : public Base {
   CallState call_;
   const size_t queued_max_;
   absl::Mutex mu_;
-  std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
+  struct Outgoing {
+    grpc::ByteBuffer message;
+    size_t bytes;
+  };
+  std::deque<Outgoing> queue_ ABSL_GUARDED_BY(mu_);  // The front is being written while writing_.
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
-  bool overflowed_ ABSL_GUARDED_BY(mu_) = false;
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status failure_ ABSL_GUARDED_BY(mu_);  // of sending
   absl::Status final_status_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -1,11 +1,15 @@
 #include "server/rpc/reference_service.h"
 
 #include <algorithm>
+#include <atomic>
+#include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
 #include "server/pipeline/reference_importer.h"
@@ -21,8 +25,24 @@ namespace c3po {
 namespace {
 
 constexpr uint32_t kPageSizeDefault = 100, kPageSizeMax = 1000;
-constexpr uint32_t kListAtOnce = 32;  // Records read at once, so that few are in memory that a page has no room for.
+constexpr uint32_t kListAtOnce = 8;  // Records read at once, so that few are in memory that a page has no room for.
+constexpr int kDeletedMax = 10000;   // ids of one Delete: what does not exist is told, id by id
+// Of the longest collection's name, a colon and the longest id of a sample's own.
+constexpr size_t kIdBytesMax = 128 + 1 + 64;
 constexpr int kSearchDefault = 3;
+
+absl::Status CheckId(absl::string_view field, absl::string_view id) {
+  if (id.empty()) return absl::InvalidArgumentError(absl::StrCat(field, ": must not be empty"));
+  if (id.size() > kIdBytesMax)
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": has ", id.size(), " bytes; no id has more than ", kIdBytesMax));
+  return absl::OkStatus();
+}
+
+bool HasReferences(const ReferenceCatalog& catalog, absl::string_view collection) {
+  const std::vector<CatalogCollection> all = catalog.Collections();
+  return std::any_of(all.begin(), all.end(), [&](const CatalogCollection& one) { return one.name == collection; });
+}
 
 void StatsToProto(const CollectionStats& stats, v1::CollectionStats* out) {
   out->set_collection(stats.collection);
@@ -36,8 +56,8 @@ absl::Status NoReference(absl::string_view id) {
   return absl::NotFoundError(absl::StrCat("reference \"", id, "\" does not exist"));
 }
 
-// Where List goes on. A page token is the last id, behind its collection and a newline (which is in no collection's name)
-// where a caller lists all collections that it may read.
+// Where List goes on. A page token is the last id, behind its collection and a newline (which is in no collection's
+// name) where a caller lists all collections that it may read.
 struct ListPosition {
   std::string collection, after_id;
 };
@@ -58,7 +78,8 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
   SearchReactor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response,
                 const ServiceParts& parts)
       : parts_(parts), call_(context, parts, Metrics::Rpc::kReferencesSearch), response_(response) {
-    if (const absl::Status status = Begin(bytes); !status.ok()) Finish(call_.End(status));
+    const absl::Status status = CatchEscaped(ThreadKind::kTransport, [&] { return Begin(bytes); });
+    if (!status.ok()) End(status);
   }
   void OnCancel() override { call_.Cancel(); }
   void OnDone() override { delete this; }
@@ -66,14 +87,24 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
  private:
   absl::Status Begin(const grpc::ByteBuffer& bytes) {
     C3PO_RETURN_IF_ERROR(call_.entry());
+    C3PO_RETURN_IF_ERROR(call_.HoldBytes(BytesOf(bytes)));
     C3PO_RETURN_IF_ERROR(ParseInto(bytes, request_));
     collection_ = request_.collection().empty() ? "default" : request_.collection();
     call_.NoteCollection(collection_);
     C3PO_RETURN_IF_ERROR(call_.collections().CheckRead("collection", collection_));
+    if (parts_.pipeline_parts.admission != nullptr) {
+      C3PO_ASSIGN_OR_RETURN(permit_, parts_.pipeline_parts.admission->Enter(call_.caller()));
+    }
     const auto on_embedding = [this](absl::StatusOr<std::vector<float>> embedding) {
-      Finish(call_.End(Answer(std::move(embedding))));
+      End(CatchEscaped(ThreadKind::kWorker, [&] { return Answer(std::move(embedding)); }));
     };
     return parts_.pipeline->Embed(call_.Context(""), request_.text(), on_embedding);
+  }
+
+  void End(const absl::Status& status) {
+    if (ended_.exchange(true)) return;
+    permit_ = nullptr;
+    Finish(call_.End(status));
   }
 
   absl::Status Answer(absl::StatusOr<std::vector<float>> embedding) {
@@ -90,6 +121,7 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
     v1::SearchReferencesResponse message;
     size_t bytes = 0;
     for (size_t i = first; i < found.size(); ++i) {
+      C3PO_RETURN_IF_ERROR(call_.CheckCancelled());
       const auto record = catalog.GetRecord(found[i].reference_id);
       if (!record.ok()) continue;  // Deleted since the search.
       v1::SearchReferencesResponse::Hit hit;
@@ -102,8 +134,8 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
       }
       *message.add_hits() = std::move(hit);
     }
-    *response_ = ToBytes(message);
-    return absl::OkStatus();
+    C3PO_ASSIGN_OR_RETURN(*response_, ToBytes(message));
+    return call_.HoldBytes(BytesOf(*response_));
   }
 
   const ServiceParts& parts_;
@@ -111,6 +143,8 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
   v1::SearchReferencesRequest request_;
   std::string collection_;
   grpc::ByteBuffer* const response_;
+  std::unique_ptr<AdmissionController::Permit> permit_;
+  std::atomic<bool> ended_{false};
 };
 
 }  // namespace
@@ -128,14 +162,15 @@ grpc::ServerUnaryReactor* ReferenceService::Search(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* ReferenceService::Get(grpc::CallbackServerContext* context,
                                                 const v1::GetReferenceRequest* request,
                                                 v1::GetReferenceResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGet, [this, request, response](CallState& call) -> absl::Status {
-    if (request->id().empty()) return absl::InvalidArgumentError("id: must not be empty");
+  const auto get = [this, request, response](CallState& call) -> absl::Status {
+    C3PO_RETURN_IF_ERROR(CheckId("id", request->id()));
     C3PO_ASSIGN_OR_RETURN(const ReferenceRecord record, parts_.store->Get(request->id()));
     // An id may have its collection's name in it: of one that the caller may not read there is nothing to learn.
     if (!call.collections().MayRead(record.collection)) return NoReference(request->id());
     *response->mutable_reference() = RecordToProto(record, request->include_pathway());
     return absl::OkStatus();
-  });
+  };
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGet, *request, response, get);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::List(grpc::CallbackServerContext* context,
@@ -162,6 +197,7 @@ grpc::ServerUnaryReactor* ReferenceService::List(grpc::CallbackServerContext* co
         if (name != position.collection) position = {name, ""};
       }
       for (bool more = true; more;) {
+        C3PO_RETURN_IF_ERROR(call.CheckCancelled());
         if (listed == size) {
           response->set_next_page_token(TokenOf(position));
           return absl::OkStatus();
@@ -185,7 +221,7 @@ grpc::ServerUnaryReactor* ReferenceService::List(grpc::CallbackServerContext* co
     }
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesList, list);
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesList, *request, response, list);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* context,
@@ -197,6 +233,10 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
     if (request->ids().empty() == request->collection().empty()) {
       return absl::InvalidArgumentError("ids: give either ids or a collection");
     }
+    if (request->ids_size() > kDeletedMax)
+      return absl::InvalidArgumentError(absl::StrCat("ids: ", request->ids_size(), " are more than ", kDeletedMax));
+    for (int i = 0; i < request->ids_size(); ++i)
+      C3PO_RETURN_IF_ERROR(CheckId(absl::StrCat("ids[", i, "]"), request->ids(i)));
     if (!request->collection().empty())
       C3PO_RETURN_IF_ERROR(call.collections().CheckWrite("collection", request->collection()));
     std::vector<std::string> ids;
@@ -220,23 +260,41 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
     call.Audit("delete", {{"whole_collection", whole_collection}, {"deleted", deleted}});
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesDelete, erase);
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesDelete, *request, response, erase);
 }
 
-grpc::ServerUnaryReactor* ReferenceService::GetStats(grpc::CallbackServerContext* context, const v1::GetStatsRequest*,
+grpc::ServerUnaryReactor* ReferenceService::GetStats(grpc::CallbackServerContext* context,
+                                                     const v1::GetStatsRequest* request,
                                                      v1::GetStatsResponse* response) {
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetStats, [this, response](CallState& call) -> absl::Status {
+  const auto get = [this, request, response](CallState& call) -> absl::Status {
     const PipelineParts& parts = parts_.pipeline_parts;
     response->set_model_digest(parts.model->shape().digest);
     response->set_embedder_digest(parts.embedding->digest());
     response->set_index_generation(static_cast<uint64_t>(parts.catalog->generation()));
-    C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all,
-                          parts_.store->Stats(parts.model->shape().digest, parts.embedding->digest()));
-    for (const CollectionStats& stats : all) {
-      if (call.collections().MayRead(stats.collection)) StatsToProto(stats, response->add_collections());
-    }
+    C3PO_ASSIGN_OR_RETURN(const auto all, AllStats(call.collections()));
+    C3PO_RETURN_IF_ERROR(call.CheckCancelled());
+    StatsPage(all, request->page_token(), kAnswerBytesMax, response);
     return absl::OkStatus();
-  });
+  };
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetStats, *request, response, get);
+}
+
+absl::StatusOr<std::map<std::string, v1::CollectionStats>> ReferenceService::AllStats(
+    const CollectionAccess& access) const {
+  const PipelineParts& parts = parts_.pipeline_parts;
+  C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> stored,
+                        parts_.store->Stats(parts.model->shape().digest, parts.embedding->digest()));
+  std::map<std::string, v1::CollectionStats> all;
+  for (const CollectionStats& stats : stored) {
+    if (access.MayRead(stats.collection)) StatsToProto(stats, &all[stats.collection]);
+  }
+  for (const std::string& collection : parts_.profiles->Collections()) {
+    if (!access.MayRead(collection)) continue;
+    v1::CollectionStats& stats = all[collection];
+    stats.set_collection(collection);
+    stats.set_profile(true);
+  }
+  return all;
 }
 
 grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerContext* context,
@@ -247,12 +305,10 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
     const std::string name = request->collection().empty() ? "default" : request->collection();
     call.NoteCollection(name);
     C3PO_RETURN_IF_ERROR(call.collections().CheckRead("collection", name));
-    C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all,
-                          parts_.store->Stats(parts.model->shape().digest, parts.embedding->digest()));
-    const auto found =
-        std::find_if(all.begin(), all.end(), [&](const CollectionStats& stats) { return stats.collection == name; });
+    C3PO_ASSIGN_OR_RETURN(const auto all, AllStats(call.collections()));
+    const auto found = all.find(name);
     if (found == all.end()) return absl::NotFoundError(absl::StrCat("collection \"", name, "\" does not exist"));
-    StatsToProto(*found, response->mutable_stats());
+    *response->mutable_stats() = found->second;
     v1::OptimizationOptions asked;
     asked.set_collection(name);
     C3PO_ASSIGN_OR_RETURN(const OptimizationSettings effective, parts_.profiles->Resolve(asked, call.collections()));
@@ -271,7 +327,7 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
     response->set_foreign_shifts(static_cast<uint64_t>(foreign));
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, get);
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, *request, response, get);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerContext* context,
@@ -283,7 +339,11 @@ grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerConte
     call.NoteCollection(name);
     C3PO_RETURN_IF_ERROR(call.collections().CheckWrite("collection", name));
     v1::SetProfileResponse outcome;
-    if (!request.has_profile()) {
+    if (request.has_profile()) {
+      // Names that anybody may make up would fill the store unseen.
+      if (!HasReferences(*parts_.pipeline_parts.catalog, name))
+        return absl::NotFoundError(absl::StrCat("collection \"", name, "\" does not exist; add references first"));
+    } else {
       C3PO_ASSIGN_OR_RETURN(const auto held, parts_.profiles->Find(name));
       outcome.set_removed(held != nullptr);
     }
@@ -291,10 +351,10 @@ grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerConte
                                                : parts_.profiles->Remove(name));
     call.Audit(request.has_profile() ? "set_profile" : "remove_profile",
                {{"profile", request.profile().ShortDebugString()}});
-    *response = ToBytes(outcome);
+    C3PO_ASSIGN_OR_RETURN(*response, ToBytes(outcome));
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesSetProfile, set);
+  return OnWorker(context, parts_, Metrics::Rpc::kReferencesSetProfile, *bytes, response, set);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::TunePrior(grpc::CallbackServerContext* context,

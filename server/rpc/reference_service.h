@@ -1,13 +1,17 @@
 #ifndef C3PO_SERVER_RPC_REFERENCE_SERVICE_H_
 #define C3PO_SERVER_RPC_REFERENCE_SERVICE_H_
 
+#include <map>
+#include <string>
+
+#include "absl/status/statusor.h"
 #include "c3po/v1/reference.grpc.pb.h"
 #include "server/rpc/call_context.h"
 
 namespace c3po {
 
-// c3po.v1.ReferenceService. Reads and changes of the store run on the worker pool, imports on a thread of their own;
-// reactors never wait.
+// c3po.v1.ReferenceService. Reads and changes of the store run on the worker pool, under admission; batches of imports
+// and backups on pools of their own. Reactors never wait.
 class ReferenceService final
     : public v1::ReferenceService::WithRawCallbackMethod_Add<v1::ReferenceService::WithRawCallbackMethod_Search<
           v1::ReferenceService::WithCallbackMethod_Get<v1::ReferenceService::WithCallbackMethod_List<
@@ -45,6 +49,9 @@ class ReferenceService final
                                                           const grpc::ByteBuffer* request) override;
 
  private:
+  // By name: every collection that has references or a profile, and that the caller may read.
+  absl::StatusOr<std::map<std::string, v1::CollectionStats>> AllStats(const CollectionAccess& access) const;
+
   const ServiceParts& parts_;
 };
 

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "index/base/escaped_exception.h"
+#include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/profiles.h"
@@ -16,8 +18,12 @@ grpc::ServerUnaryReactor* ServerService::GetServerInfo(grpc::CallbackServerConte
                                                        v1::GetServerInfoResponse* response) {
   CallState call(context, parts_, Metrics::Rpc::kGetServerInfo);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  if (call.entry().ok()) Fill(call.collections(), response);
-  reactor->Finish(call.End(call.entry()));
+  const absl::Status status = CatchEscaped(ThreadKind::kTransport, [&] {
+    C3PO_RETURN_IF_ERROR(call.entry());
+    Fill(call.collections(), response);
+    return absl::OkStatus();
+  });
+  reactor->Finish(call.End(status));
   return reactor;
 }
 

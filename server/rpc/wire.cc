@@ -63,9 +63,21 @@ absl::Status ParseInto(const grpc::ByteBuffer& bytes, google::protobuf::Message&
   return absl::InvalidArgumentError(absl::StrCat("request: is not a ", message.GetDescriptor()->full_name()));
 }
 
-grpc::ByteBuffer ToBytes(const google::protobuf::Message& message) {
-  const grpc::Slice slice(message.SerializeAsString());
+absl::Status CheckMessageBytes(size_t bytes, size_t bytes_max) {
+  if (bytes <= bytes_max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the answer has ", bytes, " bytes, more than ", bytes_max, "; ask for less at once"));
+}
+
+absl::StatusOr<grpc::ByteBuffer> ToBytes(const google::protobuf::Message& message, size_t bytes_max) {
+  if (const absl::Status status = CheckMessageBytes(message.ByteSizeLong(), bytes_max); !status.ok()) return status;
+  std::string text;
+  if (!message.SerializeToString(&text))
+    return absl::InternalError(absl::StrCat("a ", message.GetDescriptor()->full_name(), " does not serialize"));
+  const grpc::Slice slice(text);
   return grpc::ByteBuffer(&slice, 1);
 }
+
+size_t BytesOf(const grpc::ByteBuffer& bytes) { return bytes.Valid() ? bytes.Length() : 0; }
 
 }  // namespace c3po

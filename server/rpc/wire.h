@@ -24,11 +24,21 @@ absl::StatusOr<Request> ParseRequest(const grpc::ByteBuffer& bytes) {
   return request;
 }
 
-// An answer that could be larger is sent in parts, or without what can be left out: many clients, Python's by default, take
-// messages of 4 MiB.
+// An answer that could be larger is sent in parts, or without what can be left out: many clients, Python's by default,
+// take messages of 4 MiB.
 inline constexpr size_t kAnswerBytesMax = size_t{3} << 20;
 
-grpc::ByteBuffer ToBytes(const google::protobuf::Message& message);
+// No answer is larger. Protobuf serializes nothing beyond 2 GiB, and gRPC aborts the process on what did not serialize.
+inline constexpr size_t kMessageBytesMax = size_t{64} << 20;
+
+// InvalidArgument: an answer of so many bytes is more than kMessageBytesMax.
+absl::Status CheckMessageBytes(size_t bytes, size_t bytes_max = kMessageBytesMax);
+
+// InvalidArgument: CheckMessageBytes. Internal: it does not serialize.
+absl::StatusOr<grpc::ByteBuffer> ToBytes(const google::protobuf::Message& message, size_t bytes_max = kMessageBytesMax);
+
+inline size_t BytesOf(const google::protobuf::Message& message) { return message.ByteSizeLong(); }
+size_t BytesOf(const grpc::ByteBuffer& bytes);  // 0 where there is no message
 
 }  // namespace c3po
 

@@ -19,6 +19,7 @@
 #include "index/base/status_macros.h"
 #include "server/sampling/philox.h"
 #include "server/sampling/softmax.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
@@ -248,7 +249,7 @@ void AddLogprobs(absl::Span<const float> logits, int count, SampledToken& token)
 absl::Status CheckLogits(absl::Span<const float> logits) {
   if (AllFinite(logits)) return absl::OkStatus();
   const auto* bad = std::find_if(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); });
-  return absl::InternalError(
+  return NotANumberError(
       absl::StrCat("logits[", bad - logits.begin(), "] is ", *bad, ": the model's output is not finite"));
 }
 

@@ -12,6 +12,7 @@
 #include "server/scheduler/admission_order.h"
 #include "server/scheduler/optimization_unit.h"
 #include "server/scheduler/sequence_blocks.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 
@@ -74,6 +75,7 @@ bool ContinuousBatcher::Step() {
 }
 
 void ContinuousBatcher::AbortAll(const absl::Status& status) {
+  to_sample_.clear();  // An exception may have left some there.
   for (SequencePtr& sequence : waiting_) Finish(*sequence, status, FinishReason::kLength);
   for (SequencePtr& sequence : running_) Finish(*sequence, status, FinishReason::kLength);
   DropEnded();
@@ -369,8 +371,8 @@ void ContinuousBatcher::TakeScore(Sequence& sequence, size_t continuation, const
   for (float logprob : output.target_logprobs) score.log_likelihood += logprob;
   if (!std::isfinite(score.log_likelihood)) {
     return Finish(sequence,
-                  absl::InternalError(absl::StrCat("continuations[", continuation, "]: its log-likelihood is ",
-                                                   score.log_likelihood, ": the model's output is not finite")),
+                  NotANumberError(absl::StrCat("continuations[", continuation, "]: its log-likelihood is ",
+                                               score.log_likelihood, ": the model's output is not finite")),
                   FinishReason::kLength);
   }
   score.is_greedy = score.is_greedy && output.targets_greedy;

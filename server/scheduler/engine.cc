@@ -2,26 +2,89 @@
 
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/steady_time.h"
 
 namespace c3po {
 
-// Passes everything on, and gives the request's place back when it ends.
+namespace {
+
+// An exception of a task ends its own request.
+class GuardedTask final : public OptimizationTask {
+ public:
+  explicit GuardedTask(std::shared_ptr<OptimizationTask> task) : task_(std::move(task)) {}
+  absl::StatusOr<bool> Step() override {
+    return CatchEscapedOr<bool>(ThreadKind::kEngine, [this] { return task_->Step(); });
+  }
+  std::optional<Evaluation> Ask() const override {
+    std::optional<Evaluation> asked;
+    const absl::Status status = CatchEscapedIn(ThreadKind::kEngine, [&] { asked = task_->Ask(); });
+    return status.ok() ? asked : std::nullopt;  // Step is called instead, and may say why.
+  }
+  absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override {
+    return CatchEscapedOr<bool>(ThreadKind::kEngine, [&] { return task_->Tell(result, seconds); });
+  }
+  std::shared_ptr<const RoutingOverride> routing() const override { return task_->routing(); }
+  bool AcceptLogits(absl::Span<const float> logits) override {
+    return Accepts([&] { return task_->AcceptLogits(logits); });
+  }
+  bool AcceptScores(absl::Span<const ContinuationScore> scores) override {
+    return Accepts([&] { return task_->AcceptScores(scores); });
+  }
+
+ private:
+  static bool Accepts(absl::FunctionRef<bool()> asks) {
+    bool accepted = false;
+    return CatchEscapedIn(ThreadKind::kEngine, [&] { accepted = asks(); }).ok() && accepted;
+  }
+
+  const std::shared_ptr<OptimizationTask> task_;
+};
+
+}  // namespace
+
+// Passes everything on, and gives the request's place back when it ends. An exception of the sink ends its request.
 class Engine::CountedSink final : public SequenceSink {
  public:
   CountedSink(std::shared_ptr<SequenceSink> sink, std::atomic<int>& pending)
       : sink_(std::move(sink)), pending_(pending) {}
-  bool OnToken(const SampledToken& token) override { return sink_->OnToken(token); }
-  void OnScores(std::vector<ContinuationScore> scores) override { sink_->OnScores(std::move(scores)); }
+  ~CountedSink() override {
+    // An exception lost it on its way.
+    if (!finished_) OnFinished(absl::InternalError("the request was lost"), FinishReason::kLength, SequenceTimings());
+  }
+  bool OnToken(const SampledToken& token) override {
+    bool wants_more = false;
+    Note(CatchEscapedIn(ThreadKind::kEngine, [&] { wants_more = sink_->OnToken(token); }));
+    return failure_.ok() && wants_more;
+  }
+  void OnScores(std::vector<ContinuationScore> scores) override {
+    Note(CatchEscapedIn(ThreadKind::kEngine, [&] { sink_->OnScores(std::move(scores)); }));
+  }
   void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) override {
+    finished_ = true;
     pending_.fetch_sub(1);
-    sink_->OnFinished(status, reason, timings);
+    if (status.ok()) {
+      Note(CatchEscapedIn(ThreadKind::kEngine, [&] {
+        if (failure_.ok()) sink_->OnFinished(status, reason, timings);
+      }));
+      if (failure_.ok()) return;
+    }
+    // Also a sink that did not get through its end hears of one: with a failure it has less to do.
+    const absl::Status end = status.ok() ? failure_ : status;
+    (void)CatchEscapedIn(ThreadKind::kEngine, [&] { sink_->OnFinished(end, reason, timings); });
   }
 
  private:
+  void Note(const absl::Status& status) {
+    if (failure_.ok()) failure_ = status;
+  }
+
   const std::shared_ptr<SequenceSink> sink_;
   std::atomic<int>& pending_;
+  absl::Status failure_;  // An exception of the sink's.
+  bool finished_ = false;
 };
 
 Engine::Engine(ModelRunner* model, const BatcherLimits& limits, int pending_max, Metrics* metrics)
@@ -45,6 +108,16 @@ void Engine::Continue(SequenceRequest request) { batcher_.Add(Counted(std::move(
 SequenceRequest Engine::Counted(SequenceRequest request) {
   if (pending_.fetch_add(1) == 0) progress_nanoseconds_ = absl::ToUnixNanos(SteadyNow());
   request.sink = std::make_shared<CountedSink>(std::move(request.sink), pending_);
+  using TaskOrError = absl::StatusOr<std::shared_ptr<OptimizationTask>>;
+  if (request.on_prefilled) {
+    request.on_prefilled = [inner = std::move(request.on_prefilled)](const PromptCapture& capture,
+                                                                     absl::Span<const float> logits) -> TaskOrError {
+      TaskOrError task = CatchEscapedOr<std::shared_ptr<OptimizationTask>>(ThreadKind::kEngine,
+                                                                           [&] { return inner(capture, logits); });
+      if (task.ok() && *task != nullptr) task = std::make_shared<GuardedTask>(*std::move(task));
+      return task;
+    };
+  }
   return request;
 }
 
@@ -75,9 +148,18 @@ void Engine::Run() {
       stopping = stopping_;
       abort = SteadyNow() >= abort_at_;
     }
-    for (SequenceRequest& request : arrived) batcher_.Add(std::move(request));
-    if (abort) batcher_.AbortAll(absl::UnavailableError("the server is shutting down"));
-    busy = batcher_.Step();
+    const absl::Status escaped = CatchEscapedIn(ThreadKind::kEngine, [&] {
+      for (SequenceRequest& request : arrived) batcher_.Add(std::move(request));
+      if (abort) batcher_.AbortAll(absl::UnavailableError("the server is shutting down"));
+      busy = batcher_.Step();
+    });
+    if (!escaped.ok()) {
+      // Whose fault it was is not known, nor how far the step came: what is in hand ends, what comes next is served.
+      for (SequenceRequest& request : arrived) {
+        if (request.sink) request.sink->OnFinished(escaped, FinishReason::kLength, SequenceTimings());
+      }
+      busy = !CatchEscapedIn(ThreadKind::kEngine, [&] { batcher_.AbortAll(escaped); }).ok();
+    }
     progress_nanoseconds_ = absl::ToUnixNanos(SteadyNow());
     if (stopping && !busy) return;
   }

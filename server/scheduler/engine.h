@@ -12,7 +12,8 @@
 namespace c3po {
 
 // The thread that owns the device. Requests from any thread land in an inbox; the thread moves them into the batcher
-// and steps it while there is work, and sleeps otherwise. Thread-safe.
+// and steps it while there is work, and sleeps otherwise. An exception of a request's sink or task, std::bad_alloc too,
+// ends that request (Internal, ResourceExhausted); one of a step itself ends all that are in hand. Thread-safe.
 class Engine {
  public:
   // `model` and `metrics` are not owned and outlive the engine. pending_max: requests waiting or running; beyond it

@@ -19,6 +19,17 @@ namespace c3po {
 
 inline constexpr absl::string_view kReasonPayload = "c3po/reason";
 inline constexpr absl::string_view kRetryAfterPayload = "c3po/retry_after_ms";
+inline constexpr absl::string_view kNotANumberPayload = "c3po/not_a_number";
+
+// The model or the encoder computes no numbers for this one text; others are served. Any other Internal is a fault of
+// the server's, which would meet others too.
+inline absl::Status NotANumberError(absl::string_view message) {
+  absl::Status status = absl::InternalError(message);
+  status.SetPayload(kNotANumberPayload, absl::Cord());
+  return status;
+}
+
+inline bool IsNotANumber(const absl::Status& status) { return status.GetPayload(kNotANumberPayload).has_value(); }
 
 // The reason of a ResourceExhausted for what the caller itself has used up, whoever else calls.
 inline constexpr absl::string_view kRateReason = "RATE";

@@ -35,12 +35,14 @@ WINDOW = "30s"  # What Grafana's $__rate_interval stands for here.
 
 # Expressions of dashboards that are zero, or empty, all through the load below. The test fails when one of them is not.
 # Gauges of the moment: on a fast machine nothing may be running whenever Prometheus looks, so that they have data is all there is to ask.
-MOMENTARY = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+MOMENTARY = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "c3po_import_streams",
+             "c3po_call_message_bytes")
 QUIET = {
     'sum by (instance) (c3po_kv_cache_leaked_blocks{job="$job",instance=~"$instance"})': "not 0 is a bug of the scheduler",
     'sum by (instance,kind) (c3po_learned_ignored{job="$job",instance=~"$instance"})': "everything is of the one model",
     'sum by (files,result) (rate(c3po_reloads_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "no file is replaced",
     'sum by (instance,files) (c3po_reload_failed{job="$job",instance=~"$instance"})': "no file is replaced",
+    'sum by (instance,thread) (rate(c3po_escaped_exceptions_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "none escapes",
     'sum by (instance) (rate(c3po_log_lines_lost_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "the log is read",
     'sum by (instance,limit) (rate(c3po_connections_refused_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "few connect",
     'sum by (instance,limit) (rate(c3po_calls_refused_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "few call",

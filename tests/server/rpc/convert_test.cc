@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "index/base/utf8.h"
 #include "server/rpc/wire.h"
@@ -32,6 +35,54 @@ TEST(ReportToProto, IsNoLargerThanMessagesMayBeWhateverItsNeighborsHold) {
     EXPECT_EQ(text.substr(text.size() - 3), "…");
   }
   EXPECT_EQ(proto.neighbors(63).answer(), " short");
+}
+
+TEST(StatsPage, PagesHoldEveryCollectionOnceAndNoMoreBytesThanTheyMay) {
+  std::map<std::string, v1::CollectionStats> all;
+  for (int i = 0; i < 1000; ++i) {
+    const std::string name = std::to_string(i) + std::string(static_cast<size_t>(i % 120), 'x');
+    all[name].set_collection(name);
+    all[name].set_references(static_cast<uint64_t>(i) + 1);
+  }
+  std::vector<std::string> seen;
+  std::string token;
+  int pages = 0;
+  do {
+    v1::GetStatsResponse page;
+    StatsPage(all, token, 4096, &page);
+    size_t bytes = 0;
+    for (const v1::CollectionStats& stats : page.collections()) {
+      seen.push_back(stats.collection());
+      bytes += stats.ByteSizeLong();
+    }
+    EXPECT_GT(page.collections_size(), 0);
+    EXPECT_LE(bytes, 4096U);
+    token = page.next_page_token();
+    ++pages;
+  } while (!token.empty());
+  EXPECT_GT(pages, 10);
+  ASSERT_EQ(seen.size(), all.size());
+  EXPECT_TRUE(std::equal(seen.begin(), seen.end(), all.begin(),
+                         [](const std::string& name, const auto& entry) { return name == entry.first; }));
+}
+
+TEST(StatsPage, OneThatIsLargerThanAPageIsAPage) {
+  std::map<std::string, v1::CollectionStats> all;
+  for (const std::string name : {"a", "b"}) all[name].set_collection(name);
+  v1::GetStatsResponse page;
+  StatsPage(all, "", 1, &page);
+  ASSERT_EQ(page.collections_size(), 1);
+  EXPECT_EQ(page.next_page_token(), "a");
+}
+
+TEST(PriorToProto, TellsTheFirstOfManyReferencesThatWereHeldApart) {
+  CollectionPrior prior;
+  prior.validation_references = 20000;
+  for (int i = 0; i < 20000; ++i) prior.validation_reference_ids.push_back(std::string(64, 'x') + std::to_string(i));
+  const v1::PriorInfo info = PriorToProto(prior, "");
+  EXPECT_EQ(info.validation_references(), 20000U);
+  EXPECT_EQ(info.validation_reference_ids_size(), 10000);
+  EXPECT_LE(info.ByteSizeLong(), kAnswerBytesMax);
 }
 
 }  // namespace

@@ -1,0 +1,197 @@
+"""What one client can make a server hold: streams and threads of imports, bytes of requests and answers, places for backups; and what
+a profile may be stored for. usage: bounds_test.py C3POD"""
+
+import json
+import pathlib
+import queue
+import socket
+import sys
+import time
+import unittest
+
+import grpc
+
+import server_process
+from service_calls import details, gen, opt, pb, ref, samples
+
+sys.path.insert(0, str(pathlib.Path(server_process.SOURCE) / "deploy" / "attack"))
+import http2_frames as h2  # noqa: E402
+
+BINARY = sys.argv.pop(1)
+LIST, BACKUP = "/c3po.v1.ReferenceService/List", "/c3po.v1.ReferenceService/BackupStore"
+KIB = 1 << 10
+
+
+class Import:
+    """An Add stream that stays open."""
+
+    def __init__(self, references, collection):
+        self.requests, self.collection = queue.SimpleQueue(), collection
+        self.stream = references.Add(iter(self.requests.get, None))
+
+    def add(self, sample):
+        """The sample's verdict."""
+        self.requests.put(ref.AddReferencesRequest(collection=self.collection, sample=sample))
+        return next(self.stream).verdicts[0].verdict
+
+    def end(self):
+        self.requests.put(None)
+        return list(self.stream)
+
+
+class BoundsTest(unittest.TestCase):
+    FLAGS = ("--import-streams-max", "100", "--call-memory-mb", "8", "--unread-seconds-max", "1")
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = server_process.fresh_folder()
+        cls.server = server_process.ServerProcess(BINARY, cls.folder, *cls.FLAGS)
+        cls.channel = cls.server.channel()
+        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
+        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.channel.close()
+        code = cls.server.stop()
+        server_process.remove_folder(cls.folder)
+        if code != 0:
+            raise AssertionError(f"c3pod exited with {code}: {cls.server.log[-20:]}")
+
+    def metric(self, name):
+        for line in self.server.http("/metrics").splitlines():
+            if line.startswith(name + " "):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"no metric {name}")
+
+    def wait_until(self, holds, what, seconds=20):
+        end = time.monotonic() + seconds
+        while not holds():
+            self.assertLess(time.monotonic(), end, what)
+            time.sleep(0.05)
+
+    def refused(self, call):
+        with self.assertRaises(grpc.RpcError) as caught:
+            call()
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.RESOURCE_EXHAUSTED, caught.exception.details())
+        self.assertEqual(details(caught.exception)[0], "CAPACITY")
+        return caught.exception.details()
+
+    def raw_calls(self, path, payload, count):
+        """A connection whose client reads nothing of `count` calls, and never says that it has."""
+        made = socket.create_connection(("127.0.0.1", self.server.port), timeout=10)
+        self.addCleanup(made.close)
+        made.sendall(h2.PREFACE + h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.SETTINGS, h2.ACK, 0))
+        for i in range(count):
+            made.sendall(h2.headers(2 * i + 1, h2.call_fields(path)) + h2.data(2 * i + 1, h2.message(payload)))
+        return made
+
+    # --- Imports ---
+
+    def test_an_import_that_waits_takes_no_thread(self):
+        some = list(samples(42))
+        first = Import(self.references, "threads")
+        first.add(some[0])
+        before = self.metric("process_threads")
+        others = [Import(self.references, "threads") for _ in range(40)]
+        for stream, sample in zip(others, some[1:]):
+            self.assertIn(stream.add(sample), (ref.VERDICT_SUCCESSFUL, ref.VERDICT_FAILED))
+        self.assertEqual(self.metric("c3po_import_streams"), 41)
+        self.assertLess(self.metric("process_threads") - before, 20)  # gRPC makes some.
+        for stream in (first, *others):  # Each goes on where it was.
+            self.assertEqual(stream.add(some[0]), ref.VERDICT_DUPLICATE)
+            stream.end()
+        self.wait_until(lambda: self.metric("c3po_import_streams") == 0, "their places are given back")
+
+    def test_a_caller_has_half_of_the_places_for_imports(self):
+        sample = next(samples(1))
+        streams = [Import(self.references, "places") for _ in range(50)]
+        for stream in streams:
+            stream.add(sample)
+        beyond = Import(self.references, "places")
+        self.assertIn("--import-streams-max", self.refused(lambda: beyond.add(sample)))
+        for stream in streams:
+            stream.end()
+        self.wait_until(lambda: self.metric("c3po_import_streams") == 0, "their places are given back")
+        again = Import(self.references, "places")
+        self.assertEqual(again.add(sample), ref.VERDICT_DUPLICATE)
+        again.end()
+
+    def test_a_cancelled_import_gives_its_place_back(self):
+        stream = Import(self.references, "cancelled")
+        stream.add(next(samples(1)))
+        stream.stream.cancel()
+        self.wait_until(lambda: self.metric("c3po_import_streams") == 0, "its place is given back")
+
+    # --- Bytes ---
+
+    def test_requests_are_held_up_to_a_callers_share_and_small_ones_always(self):
+        text = "a" * (5 << 20)  # Of 8 MiB half are one caller's.
+        self.assertIn("--call-memory-mb", self.refused(lambda: self.generation.Tokenize(gen.TokenizeRequest(text=text))))
+        self.assertGreater(len(self.generation.Tokenize(gen.TokenizeRequest(text="Hello")).ids), 0)
+        self.wait_until(lambda: self.metric("c3po_call_message_bytes") == 0, "nothing is held")
+
+    def test_answers_that_nobody_reads_are_bounded_and_others_are_served(self):
+        large = [ref.ReferenceSample(prompt=f"What is {i}?", answer=" 1", metadata={"text": "x" * 15_000}) for i in range(240)]
+        stream = Import(self.references, "large")
+        for sample in large:
+            stream.requests.put(ref.AddReferencesRequest(collection="large", sample=sample))
+        stream.end()
+        self.wait_until(lambda: self.metric("c3po_call_message_bytes") == 0, "nothing is held")
+        request = ref.ListReferencesRequest(collection="large", page_size=1000)
+        connection = self.raw_calls(LIST, request.SerializeToString(), 30)  # 90 MiB of answers.
+        self.wait_until(lambda: self.rpcs("List", "RESOURCE_EXHAUSTED") == 29, "all but one are refused")
+        self.assertGreater(self.metric("c3po_call_message_bytes"), 2 << 20)
+        self.assertLessEqual(self.metric("c3po_call_message_bytes"), 4 << 20)
+        self.assertGreater(len(self.generation.Tokenize(gen.TokenizeRequest(text="Hello")).ids), 0)
+        connection.close()
+        self.wait_until(lambda: self.metric("c3po_call_message_bytes") == 0, "what nobody read is given back")
+        self.assertGreater(len(self.references.List(request).references), 100)
+
+    def rpcs(self, method, code):
+        return self.metric(f'c3po_rpc_total{{code="{code}",method="{method}",service="ReferenceService"}}')
+
+    def test_the_ids_of_one_delete_are_bounded(self):
+        for field, ids in (("ids", ["x"] * 10_001), ("ids[1]", ["x", "x" * 200])):
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.references.Delete(ref.DeleteReferencesRequest(ids=ids))
+            self.assertEqual(details(caught.exception)[:2], ("INVALID_FIELD", [field]))
+
+    # --- Backups ---
+
+    def test_a_backup_that_nobody_reads_is_cut_off(self):
+        stream = Import(self.references, "backed-up")  # 64 KiB are the client's to take without a word.
+        for sample in samples(100):
+            stream.requests.put(ref.AddReferencesRequest(collection="backed-up", sample=sample))
+        stream.end()
+        self.raw_calls(BACKUP, b"", 1)
+        def cut_off():
+            calls = [json.loads(line) for line in list(self.server.log) if '"BackupStore"' in line or "/BackupStore" in line]
+            return any(call.get("status") == "RESOURCE_EXHAUSTED" and "does not read" in call.get("message", "") for call in calls)
+        self.wait_until(cut_off, "the backup is cut off")
+        self.assertGreater(len(list(self.references.BackupStore(ref.BackupStoreRequest(), timeout=60))), 0)
+
+    # --- Profiles ---
+
+    def test_a_profile_needs_references_and_is_listed_when_they_are_gone(self):
+        profile = opt.OptimizationOptions(k=2)
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.references.SetProfile(ref.SetProfileRequest(collection="made-up", profile=profile))
+        self.assertEqual(details(caught.exception)[0], "NOT_FOUND")
+        self.assertIn("made-up", caught.exception.details())
+        stream = Import(self.references, "gone")
+        stream.add(next(samples(1)))
+        stream.end()
+        self.references.SetProfile(ref.SetProfileRequest(collection="gone", profile=profile))
+        stats = lambda: {c.collection: c for c in self.references.GetStats(ref.GetStatsRequest()).collections}
+        self.assertEqual((stats()["gone"].references, stats()["gone"].profile), (1, True))
+        listed = self.references.List(ref.ListReferencesRequest(collection="gone")).references
+        self.references.Delete(ref.DeleteReferencesRequest(ids=[one.id for one in listed]))
+        self.assertEqual((stats()["gone"].references, stats()["gone"].profile), (0, True))
+        self.assertEqual(self.references.GetCollection(ref.GetCollectionRequest(collection="gone")).profile, profile)
+        self.assertTrue(self.references.SetProfile(ref.SetProfileRequest(collection="gone")).removed)
+        self.assertNotIn("gone", stats())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,133 @@
+// What a request's own code throws on the engine thread ends that request, and no other.
+#include "server/scheduler/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "index/base/escaped_exception.h"
+#include "tests/server/scheduler/scheduler_fakes.h"
+
+namespace c3po {
+namespace {
+
+// Throws at the moment named, and hears of its end all the same.
+class ThrowingSink final : public SequenceSink {
+ public:
+  enum class At { kToken, kScores, kFirstEnd };
+  explicit ThrowingSink(At at) : at_(at) {}
+  bool OnToken(const SampledToken&) override {
+    if (at_ == At::kToken) throw std::bad_alloc();
+    return true;
+  }
+  void OnScores(std::vector<ContinuationScore>) override {
+    if (at_ == At::kScores) throw std::runtime_error("of the scores");
+  }
+  void OnFinished(const absl::Status& end, FinishReason, const SequenceTimings&) override {
+    if (at_ == At::kFirstEnd && ends_++ == 0) throw std::bad_alloc();
+    status = end;
+    done.Notify();
+  }
+  absl::Status status;
+  absl::Notification done;
+
+ private:
+  const At at_;
+  int ends_ = 0;
+};
+
+class ThrowingTask final : public OptimizationTask {
+ public:
+  absl::StatusOr<bool> Step() override { throw std::runtime_error("of the step"); }
+  std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
+};
+
+SequenceRequest RequestFor(std::shared_ptr<SequenceSink> sink, bool scores) {
+  SequenceRequest request;
+  request.prompt = {1, 2, 3};
+  request.sampling.max_tokens = 5;
+  request.sampling.ignore_eos = true;
+  if (scores) request.continuations = {{4, 5}};
+  request.sink = std::move(sink);
+  return request;
+}
+
+class EngineTest : public testing::Test {
+ protected:
+  // Another request, begun first, ends well.
+  void ExpectThatOthersAreServed() {
+    const auto other = std::make_shared<RecordingSink>();
+    ASSERT_TRUE(engine_.Submit(RequestFor(other, /*scores=*/false)).ok());
+    other->done.WaitForNotification();
+    EXPECT_TRUE(other->status.ok()) << other->status;
+    EXPECT_EQ(other->tokens.size(), 5U);
+    EXPECT_EQ(engine_.pending(), 0);
+  }
+
+  HashModel model_;
+  Engine engine_{&model_, BatcherLimits(), 16, nullptr};
+};
+
+TEST_F(EngineTest, WhatASinkThrowsEndsItsRequestAlone) {
+  const int64_t before = EscapedExceptions(ThreadKind::kEngine);
+  for (const auto at : {ThrowingSink::At::kToken, ThrowingSink::At::kScores, ThrowingSink::At::kFirstEnd}) {
+    const auto sink = std::make_shared<ThrowingSink>(at);
+    ASSERT_TRUE(engine_.Submit(RequestFor(sink, at == ThrowingSink::At::kScores)).ok());
+    sink->done.WaitForNotification();
+    EXPECT_EQ(absl::IsInternal(sink->status), at == ThrowingSink::At::kScores) << sink->status;
+    EXPECT_EQ(absl::IsResourceExhausted(sink->status), at != ThrowingSink::At::kScores) << sink->status;
+    ExpectThatOthersAreServed();
+  }
+  EXPECT_EQ(EscapedExceptions(ThreadKind::kEngine), before + 3);
+}
+
+TEST_F(EngineTest, WhatATaskOrItsBeginningThrowsEndsItsRequestAlone) {
+  for (const bool at_beginning : {true, false}) {
+    const auto sink = std::make_shared<RecordingSink>();
+    SequenceRequest request = RequestFor(sink, /*scores=*/false);
+    request.on_prefilled = [at_beginning](
+                               const PromptCapture&,
+                               absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+      if (at_beginning) throw std::runtime_error("of the beginning");
+      return std::make_shared<ThrowingTask>();
+    };
+    ASSERT_TRUE(engine_.Submit(std::move(request)).ok());
+    sink->done.WaitForNotification();
+    EXPECT_TRUE(absl::IsInternal(sink->status)) << sink->status;
+    ExpectThatOthersAreServed();
+  }
+}
+
+// Whose fault it is nobody knows: all that are in hand end, and those that come later are served.
+class ThrowingModel final : public PartialModel {
+ public:
+  ThrowingModel() { shape_ = HashModel().shape(); }
+  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+    if (throws.exchange(false)) throw std::bad_alloc();
+    return model_.Forward(segments);
+  }
+  void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override { model_.ForEach(count, work); }
+  std::atomic<bool> throws{true};
+
+ private:
+  HashModel model_;
+};
+
+TEST(EngineOfAModelThatThrows, EndsWhatIsInHandAndServesWhatComesLater) {
+  ThrowingModel model;
+  Engine engine(&model, BatcherLimits(), 16, nullptr);
+  const auto first = std::make_shared<RecordingSink>(), second = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(engine.Submit(RequestFor(first, /*scores=*/false)).ok());
+  first->done.WaitForNotification();
+  EXPECT_TRUE(absl::IsResourceExhausted(first->status)) << first->status;
+  ASSERT_TRUE(engine.Submit(RequestFor(second, /*scores=*/false)).ok());
+  second->done.WaitForNotification();
+  EXPECT_TRUE(second->status.ok()) << second->status;
+}
+
+}  // namespace
+}  // namespace c3po
