@@ -15,6 +15,7 @@
 #include "absl/strings/strip.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "index/types/reference_validation.h"
 #include "server/config/setting_sources.h"
 #include "server/config/toml_settings.h"
 
@@ -343,7 +344,10 @@ absl::Status ServerConfig::Validate() const {
   }
   C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));
   C3PO_RETURN_IF_ERROR(CheckRange("core-experts", core_experts, 0, 4096));
-  if (!(learning_rate > 0)) return Wrong("learning-rate", "must be above 0");
+  if (!(learning_rate > 0 && learning_rate <= 10))
+    return Wrong("learning-rate", absl::StrCat("is ", NumberText(learning_rate), ", must be in (0, 10]"));
+  if (const absl::Status name = ValidateCollectionName(collection); !name.ok())
+    return Wrong("collection", absl::StripPrefix(name.message(), "collection: "));
   return absl::OkStatus();
 }
 

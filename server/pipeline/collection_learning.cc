@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 #include "server/pipeline/seeded_shuffle.h"
 
@@ -15,6 +16,7 @@ namespace {
 constexpr int kReadAtOnce = 500;        // records
 constexpr size_t kAmortizeAtOnce = 32;  // references per engine task and commit
 constexpr size_t kTuneReferencesMin = 10;
+constexpr double kWeightDecayMax = 100;
 
 absl::Status Wrong(absl::string_view field, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", what));
@@ -35,11 +37,13 @@ absl::Status Check(const TuneRequest& request, const ModelShape& shape) {
   if (tuner.prompt_positions < 1 || tuner.prompt_positions > positions_max)
     return Wrong("prompt_positions",
                  absl::StrCat("must be in [1, ", positions_max, "] for a batch_size of ", tuner.batch_size));
-  if (!(tuner.learning_rate > 0 && std::isfinite(tuner.learning_rate)))
-    return Wrong("learning_rate", "must be a finite number above 0");
-  if (!(tuner.weight_decay >= 0 && std::isfinite(tuner.weight_decay)))
-    return Wrong("weight_decay", "must be a finite number, at least 0");
-  if (tuner.patience < 1) return Wrong("patience", "must be at least 1");
+  if (!(tuner.learning_rate > 0 && tuner.learning_rate <= kLearningRateMax))
+    return Wrong("learning_rate",
+                 absl::StrCat("is ", NumberText(tuner.learning_rate), ", must be in (0, ", kLearningRateMax, "]"));
+  if (!(tuner.weight_decay >= 0 && tuner.weight_decay <= kWeightDecayMax))
+    return Wrong("weight_decay",
+                 absl::StrCat("is ", NumberText(tuner.weight_decay), ", must be in [0, ", kWeightDecayMax, "]"));
+  if (tuner.patience < 1 || tuner.patience > 1000) return Wrong("patience", "must be in [1, 1000]");
   if (!(request.validation_fraction > 0 && request.validation_fraction <= 0.5))
     return Wrong("validation_fraction", "must be in (0, 0.5]");
   if (request.max_references != 0 && request.max_references < static_cast<int>(kTuneReferencesMin))

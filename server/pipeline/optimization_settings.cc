@@ -4,7 +4,9 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "index/types/reference_validation.h"
 
 namespace c3po {
 namespace {
@@ -18,8 +20,9 @@ absl::Status FieldError(absl::string_view field, const Parts&... parts) {
 }
 
 absl::Status ValidateGate(const GateOptions& gate) {
-  if (gate.max_neighbor_distance && !(*gate.max_neighbor_distance >= 0)) {
-    return FieldError("gate.max_neighbor_distance", "must be at least 0");
+  if (gate.max_neighbor_distance && !(*gate.max_neighbor_distance >= 0 && *gate.max_neighbor_distance <= 2)) {
+    return FieldError("gate.max_neighbor_distance", "is ", NumberText(*gate.max_neighbor_distance),
+                      ", must be in [0, 2]");
   }
   if (!(gate.neighbor_distance_quantile > 0 && gate.neighbor_distance_quantile <= 1)) {
     return FieldError("gate.neighbor_distance_quantile", "must be in (0, 1]");
@@ -68,8 +71,9 @@ absl::Status ValidateDescent(const OptimizationSettings& settings) {
   if (settings.steps < 0 || settings.steps > kStepsMax) {
     return FieldError("steps", "is ", settings.steps, ", must be in [0, ", kStepsMax, "]");
   }
-  if (!(settings.learning_rate > 0 && std::isfinite(settings.learning_rate))) {
-    return FieldError("learning_rate", "must be a finite number above 0");
+  if (!(settings.learning_rate > 0 && settings.learning_rate <= kLearningRateMax)) {
+    return FieldError("learning_rate", "is ", NumberText(settings.learning_rate), ", must be in (0, ", kLearningRateMax,
+                      "]");
   }
   if (settings.patience < 0 || settings.patience > kStepsMax) {
     return FieldError("patience", "is ", settings.patience, ", must be in [0, ", kStepsMax, "]");
@@ -140,8 +144,9 @@ absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelS
   } else if (settings.k < 1 || settings.k > kNeighborsMax) {
     return FieldError("k", "is ", settings.k, ", must be in [1, ", kNeighborsMax, "]");
   }
-  if (settings.bandwidth && !(*settings.bandwidth > 0 && std::isfinite(*settings.bandwidth))) {
-    return FieldError("bandwidth", "must be a finite number above 0");
+  if (settings.bandwidth && !(*settings.bandwidth >= kBandwidthMin && *settings.bandwidth <= kBandwidthMax)) {
+    return FieldError("bandwidth", "is ", NumberText(*settings.bandwidth), ", must be in [", NumberText(kBandwidthMin),
+                      ", ", NumberText(kBandwidthMax), "]");
   }
   C3PO_RETURN_IF_ERROR(ValidateDescent(settings));
   C3PO_RETURN_IF_ERROR(ValidatePromptPositions(settings));
@@ -151,7 +156,8 @@ absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelS
   }
   if (settings.alpha && !(*settings.alpha >= 0 && *settings.alpha <= 1))
     return FieldError("alpha", "must be in [0, 1]");
-  if (settings.collection.empty()) return FieldError("collection", "must not be empty");
+  if (const absl::Status name = ValidateCollectionName(settings.collection); !name.ok())
+    return absl::InvalidArgumentError(absl::StrCat("optimization.", name.message()));
   if (settings.exclude_reference_ids.size() > static_cast<size_t>(kExcludedMax)) {
     return FieldError("exclude_reference_ids", settings.exclude_reference_ids.size(), " are more than ", kExcludedMax);
   }

@@ -30,9 +30,9 @@ struct OptimizationSettings {
   int k = 3;                      // neighbors, [1, kNeighborsMax]
   std::optional<double> epsilon;  // instead of k: all within this distance, (0, 2], at most kNeighborsMax
   Kernel kernel = Kernel::kGaussian;
-  std::optional<double> bandwidth;   // > 0; unset: the farthest neighbor's distance
+  std::optional<double> bandwidth;   // [kBandwidthMin, kBandwidthMax]; unset: the farthest neighbor's distance
   int steps = 10;                    // [0, kStepsMax]
-  double learning_rate = 0.1;        // > 0
+  double learning_rate = 0.1;        // (0, kLearningRateMax]
   std::vector<int> critical_layers;  // ascending MoE layers; never empty once resolved
   int core_experts = 20;             // [0, experts]; 0: all
   ApplicationRule rule = ApplicationRule::kEveryNewToken;
@@ -61,6 +61,11 @@ struct OptimizationSettings {
 inline constexpr int kNeighborsMax = 64;
 inline constexpr int kExcludedMax = 1000;
 inline constexpr int kStepsMax = 1000;
+// A hundred times what any method was measured with. Steps of 1000 take mixing weights where a model computes no
+// numbers.
+inline constexpr double kLearningRateMax = 10;
+// Distances are in [0, 2]: outside, a kernel tells nothing apart.
+inline constexpr double kBandwidthMin = 1e-6, kBandwidthMax = 1e6;
 // A step runs so many positions of one prompt, and of all neighbors' together, at most: others wait for it, and their
 // attention is kept until the way back.
 inline constexpr int kPromptPositionsMax = 512;

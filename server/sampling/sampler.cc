@@ -255,15 +255,13 @@ absl::Status CheckLogits(absl::Span<const float> logits) {
 
 absl::Status ValidateSamplingParams(const SamplingParams& params) {
   // Comparisons are written so that NaN fails them.
-  if (!(params.temperature >= 0 && std::isfinite(params.temperature))) {
-    return OutOfRange("temperature", params.temperature, "[0, inf)");
-  }
+  if (!(params.temperature >= 0 && params.temperature <= kTemperatureMax))
+    return OutOfRange("temperature", params.temperature, "[0, 100]");
   if (params.top_k < 0) return OutOfRange("top_k", params.top_k, "[0, inf)");
   if (!(params.top_p > 0 && params.top_p <= 1)) return OutOfRange("top_p", params.top_p, "(0, 1]");
   if (!(params.min_p >= 0 && params.min_p < 1)) return OutOfRange("min_p", params.min_p, "[0, 1)");
-  if (!(params.repetition_penalty > 0 && std::isfinite(params.repetition_penalty))) {
-    return OutOfRange("repetition_penalty", params.repetition_penalty, "(0, inf)");
-  }
+  if (!(params.repetition_penalty >= kRepetitionPenaltyMin && params.repetition_penalty <= kRepetitionPenaltyMax))
+    return OutOfRange("repetition_penalty", params.repetition_penalty, "[0.01, 100]");
   if (params.n < 1) return OutOfRange("n", params.n, "[1, inf)");
   if (params.n > 1 && params.temperature == 0) {
     return absl::InvalidArgumentError(

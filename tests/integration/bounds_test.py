@@ -193,5 +193,66 @@ class BoundsTest(unittest.TestCase):
         self.assertNotIn("gone", stats())
 
 
+    # --- Numbers ---
+
+    def ask(self, sampling=None, **options):
+        options.setdefault("collection", "numbers")
+        options.setdefault("gate", opt.GateOptions(enabled=False))
+        return list(self.generation.Generate(gen.GenerateRequest(
+            prompt="What is 5 modulo seven?", sampling=gen.SamplingOptions(max_tokens=2, **(sampling or {})),
+            optimization=opt.OptimizationOptions(reference_selection=opt.REFERENCE_SELECTION_ALL, **options)), timeout=60))
+
+    def invalid(self, field, call):
+        with self.assertRaises(grpc.RpcError) as caught:
+            call()
+        self.assertEqual(details(caught.exception)[:2], ("INVALID_FIELD", [field]), caught.exception.details())
+        return caught.exception.details()
+
+    def test_numbers_beyond_what_a_model_can_compute_with_are_refused_by_their_name(self):
+        stream = Import(self.references, "numbers")
+        for sample in samples(12):
+            stream.add(sample)
+        stream.end()
+        inf, nan = float("inf"), float("nan")
+        beyond = {"learning_rate": (0, -1, 10.5, 1e308, inf, nan), "bandwidth": (0, 1e-7, 1e7, 1e308, inf, nan),
+                  "epsilon": (0, 2.5, inf, nan), "alpha": (-0.1, 1.1, inf, nan), "step_scale": (0, 1.1, inf, nan)}
+        of_gate = {"max_neighbor_distance": (-1, 2.5, inf, nan), "neighbor_distance_quantile": (0, 1.1, nan),
+                   "max_base_confidence": (0, 1.1, nan), "min_loss_reduction": (-0.1, 1, nan),
+                   "min_validation_loss_reduction": (-0.1, 1, nan), "min_optimized_confidence": (0, 1.1, nan)}
+        cases = [(name, {name: value}) for name, values in beyond.items() for value in values]
+        cases += [(f"gate.{name}", {"gate": opt.GateOptions(**{name: value})}) for name, values in of_gate.items() for value in values]
+        for name, options in cases:
+            with self.subTest(field=name, options=str(options)):
+                self.invalid(f"optimization.{name}", lambda: self.ask(**options))
+                self.invalid(f"profile.{name}", lambda: self.references.SetProfile(
+                    ref.SetProfileRequest(collection="numbers", profile=opt.OptimizationOptions(**options))))
+        self.assertIn("1e+308, must be in (0, 10]", self.invalid("optimization.learning_rate", lambda: self.ask(learning_rate=1e308)))
+        for name, values in {"temperature": (-1, 101, inf, nan), "repetition_penalty": (0, 0.001, 101, inf, nan),
+                             "top_p": (0, 1.0000001, nan), "min_p": (-0.1, 1, nan)}.items():
+            for value in values:
+                self.invalid(f"sampling.{name}", lambda: self.ask(sampling={name: value}))
+        self.assertIn("1.0000001 is not in (0, 1]", self.invalid("sampling.top_p", lambda: self.ask(sampling={"top_p": 1.0000001})))
+        for name, values in {"learning_rate": (0, 11, inf, nan), "weight_decay": (-1, 101, inf, nan), "patience": (0, 1001)}.items():
+            for value in values:
+                self.invalid(name, lambda: list(self.references.TunePrior(ref.TunePriorRequest(collection="numbers", **{name: value}))))
+
+    def test_requests_are_answered_at_the_ends_of_the_ranges(self):
+        stream = Import(self.references, "ends")
+        for sample in samples(12):
+            stream.add(sample)
+        stream.end()
+        for rule in (opt.APPLICATION_RULE_LAST_PROMPT_TOKEN, opt.APPLICATION_RULE_EVERY_NEW_TOKEN, opt.APPLICATION_RULE_ROUTER_SHIFT):
+            for step_rule in (opt.STEP_RULE_GRADIENT, opt.STEP_RULE_NORMALIZED, opt.STEP_RULE_ADAM):
+                for rate in (1e-300, 10):
+                    profile = opt.OptimizationOptions(learning_rate=rate, application_rule=rule, step_rule=step_rule, steps=30, k=2)
+                    self.references.SetProfile(ref.SetProfileRequest(collection="ends", profile=profile))
+                    self.assertTrue(self.ask(collection="ends")[-1].HasField("summary"))
+        for bandwidth in (1e-6, 1e6):
+            for kernel in (opt.KERNEL_GAUSSIAN, opt.KERNEL_MATERN, opt.KERNEL_LINEAR, opt.KERNEL_POLYNOMIAL):
+                for method in (opt.METHOD_MODE_FINDING, opt.METHOD_KERNEL_REGRESSION):
+                    self.assertTrue(self.ask(collection="ends", bandwidth=bandwidth, kernel=kernel, method=method)[-1].HasField("summary"))
+        self.assertTrue(self.ask(sampling=dict(temperature=100, repetition_penalty=0.01), method=opt.METHOD_NONE)[-1].HasField("summary"))
+
+
 if __name__ == "__main__":
     unittest.main()

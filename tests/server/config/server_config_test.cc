@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -110,7 +111,8 @@ TEST(ServerConfig, AVariableNamesTheFileAndWrongOnesAreNamed) {
 }
 
 TEST(ServerConfig, VariablesThatNoSettingReadsAreWarnedAboutButThoseOfOthersAreNot) {
-  const Texts silent = {"C3PO_TOKEN", "C3PO_INSECURE_TOKEN", "C3PO_CACHE_DIR", "C3PO_SERVICE_HOST", "C3PO_PORT_50051_TCP_ADDR"};
+  const Texts silent = {"C3PO_TOKEN", "C3PO_INSECURE_TOKEN", "C3PO_CACHE_DIR", "C3PO_SERVICE_HOST",
+                        "C3PO_PORT_50051_TCP_ADDR"};
   for (const std::string& name : silent) setenv(name.c_str(), "10.0.0.7", 1);
   setenv("C3PO_AUTH_TOKEN", "/etc/c3po/tokens", 1);
   ServerConfig config;
@@ -223,6 +225,15 @@ TEST(ServerConfig, AQuantileJustAboveOneIsToldInFull) {
   EXPECT_NE(config.Validate().message().find("is 1.0000001, must be in (0, 1]"), absl::string_view::npos);
 }
 
+TEST(ServerConfig, WhatIsWrongIsToldWithTheValue) {
+  ServerConfig config;
+  config.learning_rate = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(config.Validate().message(), "--learning-rate: is inf, must be in (0, 10]");
+  config = ServerConfig();
+  config.collection = "";
+  EXPECT_EQ(config.Validate().message(), "--collection: must not be empty");
+}
+
 TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
   const std::vector<std::vector<std::string>> wrong = {{"--model", ""},
                                                        {"--device", "tpu"},
@@ -231,6 +242,13 @@ TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
                                                        {"--steps", "-1"},
                                                        {"--neighbors", "0"},
                                                        {"--learning-rate", "nan"},
+                                                       {"--learning-rate", "inf"},
+                                                       {"--learning-rate", "1e308"},
+                                                       {"--collection", ""},
+                                                       {"--collection", "two\nlines"},
+                                                       {"--import-streams-max", "0"},
+                                                       {"--call-memory-mb", "0"},
+                                                       {"--unread-seconds-max", "0"},
                                                        {"--gate-distance-quantile", "1.5"},
                                                        {"--metrics-port", "70000"},
                                                        {"--workers", "0"},

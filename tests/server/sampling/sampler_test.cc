@@ -206,7 +206,7 @@ TEST(Sampler, LogprobsMayBeAbsentOrOfTheChosenTokenOnly) {
 }
 
 TEST(Sampler, ExtremeValuesStayDefined) {
-  SamplingParams hot = WithTemperature(std::numeric_limits<double>::max());
+  SamplingParams hot = WithTemperature(kTemperatureMax);
   hot.top_k = std::numeric_limits<int>::max();
   hot.seed = std::numeric_limits<uint64_t>::max();
   hot.logprobs = 1;
@@ -216,9 +216,9 @@ TEST(Sampler, ExtremeValuesStayDefined) {
   EXPECT_EQ(MustSample({kFloatMax, -kFloatMax}, WithTemperature(1)), 0);
   EXPECT_EQ(MustSample({7}, WithTemperature(1)), 0);
   SamplingParams penalty = WithTemperature(1);
-  penalty.repetition_penalty = std::numeric_limits<double>::min();
+  penalty.repetition_penalty = kRepetitionPenaltyMin;
   EXPECT_EQ(MustSample({1, -1}, penalty, {0, 1}), 0);
-  penalty.repetition_penalty = std::numeric_limits<double>::max();
+  penalty.repetition_penalty = kRepetitionPenaltyMax;
   EXPECT_EQ(MustSample({1, -1}, penalty, {0, 1}), 0);
 }
 
@@ -281,7 +281,12 @@ TEST(ValidateSamplingParams, NamesTheFieldThatIsOutOfRange) {
     cases.emplace_back("top_p", [bad](SamplingParams& p) { p.top_p = bad; });
     cases.emplace_back("min_p", [bad](SamplingParams& p) { p.min_p = bad; });
   }
-  cases.emplace_back("repetition_penalty", [](SamplingParams& p) { p.repetition_penalty = 0; });
+  for (const double bad : {0.0, 0.009, 100.1, 1e308}) {
+    cases.emplace_back("repetition_penalty", [bad](SamplingParams& p) { p.repetition_penalty = bad; });
+  }
+  for (const double bad : {100.1, 1e308}) {
+    cases.emplace_back("temperature", [bad](SamplingParams& p) { p.temperature = bad; });
+  }
   cases.emplace_back("n: 0", [](SamplingParams& p) { p.n = 0; });
   cases.emplace_back("logit_bias[7]: 100.5", [](SamplingParams& p) { p.logit_bias = {{3, 100}, {7, 100.5f}}; });
   cases.emplace_back("logit_bias[1]: nan", [](SamplingParams& p) { p.logit_bias = {{1, std::nanf("")}}; });
