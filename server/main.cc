@@ -49,6 +49,7 @@
 #include "server/rpc/grpc_server.h"
 #include "server/rpc/health_monitor.h"
 #include "server/rpc/profiles.h"
+#include "server/rpc/store_watch.h"
 #include "server/scheduler/engine.h"
 
 namespace c3po {
@@ -70,6 +71,7 @@ struct Server {
   std::unique_ptr<ReferenceCatalog> catalog;
   std::unique_ptr<LearnedShifts> shifts;
   std::unique_ptr<Profiles> profiles;
+  std::unique_ptr<StoreWatch> store_watch;
   std::unique_ptr<AdmissionController> admission;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<GenerationPipeline> pipeline;
@@ -209,6 +211,10 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   server.profiles = std::make_unique<Profiles>(server.store.get(), server.shifts.get(), server.metrics.get(), shape,
                                                server.embedding->digest(), defaults);
   C3PO_RETURN_IF_ERROR(server.profiles->Open());
+  if (const std::string problem = server.store->index_problem(); !problem.empty()) {
+    Log(LogLevel::kWarning, "store_indexes_rebuilt", "", {{"store", config.store}, {"reason", problem}});
+  }
+  server.store_watch = std::make_unique<StoreWatch>(server.store.get(), server.metrics.get());
   for (const std::string& refused : server.catalog->startup().refused_files) {
     Log(LogLevel::kWarning, "graph_refused", "", {{"reason", refused}});
   }
@@ -304,12 +310,13 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   parts.learning = server.learning.get();
   parts.profiles = server.profiles.get();
   parts.store = server.store.get();
+  parts.store_watch = server.store_watch.get();
   parts.default_sampling.max_tokens = config.max_tokens_default;
   parts.version = kVersion;
   server.grpc->Open(parts);
   server.health = std::make_unique<HealthMonitor>(
       server.grpc.get(), [engine = server.engine.get()] { return engine->StalledFor(); },
-      absl::Seconds(config.stall_seconds_max));
+      absl::Seconds(config.stall_seconds_max), [watch = server.store_watch.get()] { return watch->lost(); });
   server.known_health = server.health.get();
   // What loading needed and serving does not.
   malloc_trim(0);

@@ -127,6 +127,9 @@ REFERENCES = [
           description="Usable: made with the server's own model and embedder. The others are ignored until they are imported again."),
     panel("Learned on another model, ignored", "short", [(gauge("c3po_learned_ignored", "instance,kind"), "{{kind}} {{instance}}")],
           description="Profiles, priors and shifts. Requests get the server's defaults instead; calibrate and tune again."),
+    panel("Damage of the store", "short", [(gauge("c3po_store_damaged_rows", "instance,kind"), "damaged {{kind}} {{instance}}"),
+                                           (gauge("c3po_store_lost"), "file lost {{instance}}")],
+          description="Rows that do not match their checksum are left out. Lost: the file is no longer in its place, and nothing can be stored."),
     panel("Neighbor cache hit rate", "percentunit", [
         (f"{rate('c3po_neighbor_cache_hits_total')} / ({rate('c3po_neighbor_cache_hits_total')} + "
          f"{rate('c3po_neighbor_cache_misses_total')})", "hits")],

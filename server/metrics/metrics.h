@@ -51,6 +51,7 @@ class Metrics {
   enum class RefusedConnection { kAll, kAddress, kDescriptors };               // Which limit it met.
   enum class RefusedCall { kCallsAtOnce, kCallsPerMinute, kTokensPerMinute };  // Which limit of its caller's.
   enum class RefusedWatch { kAll, kAddress };                                  // Health's Watch streams: which limit.
+  enum class StoredRow { kReference, kArtifact };                              // Kinds of rows of the store.
   enum class WatchedFile { kTls, kTokens };  // What is read again when it has changed.
   enum class Rpc {
     kGenerate,
@@ -157,6 +158,10 @@ class Metrics {
   // c3po_learned_ignored{kind}: stored, and made for another model (profiles also: or another embedder).
   void SetLearnedIgnored(Learned kind, int64_t count);
   void SetIndexGeneration(int64_t generation);  // c3po_index_generation
+  // c3po_store_lost: 1 while the store's file is not in its place (StoreFile::Check), so that nothing can be stored.
+  void SetStoreLost(bool lost);
+  // c3po_store_damaged_rows{kind}: rows that do not match their checksum, and are left out.
+  void SetDamagedRows(StoredRow kind, int64_t rows);
   void CountReferenceVerdict(Verdict verdict);  // c3po_references_added_total{verdict}
   void SetRecallAtK(double fraction);         // c3po_recall_at_k: of graph search, measured at start and after imports
   void CountNeighborCacheHit();               // c3po_neighbor_cache_hits_total

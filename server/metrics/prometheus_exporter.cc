@@ -59,6 +59,7 @@ constexpr std::array<const char*, 3> kRefusedCalls = {"calls_at_once", "calls_pe
 constexpr std::array<const char*, 2> kRefusedWatches = {"all", "address"};
 constexpr std::array<const char*, 2> kWatchedFiles = {"tls", "tokens"};
 constexpr std::array<const char*, 2> kReloadResults = {"loaded", "refused"};
+constexpr std::array<const char*, 2> kStoredRows = {"reference", "artifact"};
 constexpr std::array<const char*, 3> kLearned = {"profile", "prior", "shift"};
 struct NamedRpc {
   const char* name;  // service/method
@@ -355,6 +356,10 @@ struct Metrics::Series {
   std::array<Gauge*, kLearned.size()> learned_ignored =
       AddGauges(registry, "c3po_learned_ignored", "Profiles, priors and shifts stored and made for another model",
                 "kind", kLearned);
+  Gauge& store_lost = AddGauge(registry, "c3po_store_lost", "1 while the store's file is deleted, replaced or cut");
+  std::array<Gauge*, kStoredRows.size()> damaged_rows =
+      AddGauges(registry, "c3po_store_damaged_rows", "Rows of the store that do not match their checksum, left out",
+                "kind", kStoredRows);
   Gauge& index_generation = AddGauge(registry, "c3po_index_generation", "Generation of the neighbor index in use");
   CounterArray<kVerdicts.size()> verdicts =
       AddCounters(registry, "c3po_references_added_total", "Samples offered, by verdict", "verdict", kVerdicts);
@@ -502,6 +507,12 @@ void Metrics::SetReferences(int64_t references) { series_->references.Set(static
 void Metrics::SetReferencesUsable(int64_t references) {
   series_->references_usable.Set(static_cast<double>(references));
 }
+void Metrics::SetStoreLost(bool lost) { series_->store_lost.Set(lost ? 1 : 0); }
+
+void Metrics::SetDamagedRows(StoredRow kind, int64_t rows) {
+  series_->damaged_rows[static_cast<size_t>(kind)]->Set(static_cast<double>(rows));
+}
+
 void Metrics::SetLearnedIgnored(Learned kind, int64_t count) {
   series_->learned_ignored[static_cast<size_t>(kind)]->Set(static_cast<double>(count));
 }

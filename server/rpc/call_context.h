@@ -21,6 +21,7 @@
 namespace c3po {
 
 class Profiles;
+class StoreWatch;
 
 // What the services work with once the server is open; nothing is owned, all outlives the server.
 struct LoadedParts {
@@ -29,6 +30,7 @@ struct LoadedParts {
   CollectionLearning* learning = nullptr;
   Profiles* profiles = nullptr;  // what requests get that set nothing
   const ReferenceStore* store = nullptr;
+  const StoreWatch* store_watch = nullptr;  // null: nobody looks at the store
   SamplingParams default_sampling;
   std::string version;
 };

@@ -6,6 +6,7 @@
 #include <grpcpp/resource_quota.h>
 
 #include <algorithm>
+#include <atomic>
 #include <climits>
 #include <utility>
 
@@ -21,6 +22,7 @@
 #include "server/rpc/health_service.h"
 #include "server/rpc/reference_service.h"
 #include "server/rpc/server_service.h"
+#include "server/rpc/store_watch.h"
 #include "server/rpc/tls_credentials.h"
 
 namespace c3po {
@@ -114,6 +116,9 @@ struct GrpcServer::Impl {
     if (tls != nullptr) add(tls->refusal(), "");
     if (access != nullptr) add(access->refusal(), "--auth-tokens: ");
     if (tokens_in_plaintext) warnings.emplace_back(kPlaintextWarning);
+    if (const StoreWatch* watch = store_watch.load()) {
+      for (std::string& warning : watch->Warnings()) warnings.push_back(std::move(warning));
+    }
     return warnings;
   }
 
@@ -140,6 +145,7 @@ struct GrpcServer::Impl {
   std::unique_ptr<grpc::Server> grpc_server;
   std::unique_ptr<ConnectionListener> listener;
   std::unique_ptr<Periodic> watch;  // Of the files of both.
+  std::atomic<const StoreWatch*> store_watch{nullptr};  // Null: the store is not open yet. Probes ask before it is.
 };
 
 absl::StatusOr<std::shared_ptr<TlsFiles>> LoadTls(const ServerConfig& config, Metrics* metrics) {
@@ -207,6 +213,7 @@ void GrpcServer::ReadFilesAgain() { impl_->ReadFilesAgain(); }
 
 void GrpcServer::Open(const LoadedParts& parts) {
   static_cast<LoadedParts&>(impl_->parts) = parts;
+  impl_->store_watch = parts.store_watch;
   impl_->entrance.Set(Entrance::State::kOpen);
 }
 

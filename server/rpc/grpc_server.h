@@ -26,7 +26,8 @@ class GrpcServer {
   int port() const;
   // Whether connections get through; see ConnectionListener. Thread-safe.
   bool accepting() const;
-  // Files of TLS and tokens that were replaced by wrong ones, one line each; empty: what they hold is in force.
+  // Files of TLS and tokens that were replaced by wrong ones, and what is wrong with the store, one line each; empty:
+  // nothing is.
   // Thread-safe.
   std::vector<std::string> Warnings() const;
   // Reads the files of TLS and tokens again now. They are looked at every second anyway. Thread-safe.

@@ -11,8 +11,12 @@ constexpr absl::Duration kLookEvery = absl::Milliseconds(100);
 
 }  // namespace
 
-HealthMonitor::HealthMonitor(GrpcServer* server, std::function<absl::Duration()> stalled_for, absl::Duration stall_max)
-    : server_(server), stalled_for_(std::move(stalled_for)), stall_max_(stall_max) {
+HealthMonitor::HealthMonitor(GrpcServer* server, std::function<absl::Duration()> stalled_for, absl::Duration stall_max,
+                             std::function<bool()> store_lost)
+    : server_(server),
+      stalled_for_(std::move(stalled_for)),
+      stall_max_(stall_max),
+      store_lost_(std::move(store_lost)) {
   const auto look = [this] {
     const absl::MutexLock lock(&mu_);
     Look();
@@ -34,7 +38,7 @@ void HealthMonitor::Look() {
     Log(stalled ? LogLevel::kError : LogLevel::kInfo, stalled ? "engine_stalled" : "engine_recovered", "",
         {{"seconds_without_a_step", absl::ToDoubleSeconds(stalled_for)}});
   }
-  const bool serving = !stalled && !draining_;
+  const bool serving = !stalled && !draining_ && !store_lost_();
   if (serving != serving_.exchange(serving)) server_->SetServing(serving);
 }
 

@@ -14,14 +14,16 @@
 namespace c3po {
 
 // Sets the server's health by its progress: SERVING from the start of the monitor on, NOT_SERVING while the engine has
-// had work for longer than a limit without ending a step, and for good once draining. An idle engine is healthy, and so
+// had work for longer than a limit without ending a step, or the store is lost, and for good once draining. An idle engine is healthy, and so
 // is one with a long prompt, which it reads in many steps. Looks every tenth of a second on a thread of its own.
 // Thread-safe.
 class HealthMonitor {
  public:
   // `stalled_for` says for how long there has been work without a step that ended; called from the monitor's thread.
-  // `server` is not owned, outlives the monitor, and is open.
-  HealthMonitor(GrpcServer* server, std::function<absl::Duration()> stalled_for, absl::Duration stall_max);
+  // `store_lost` says whether the store's file is gone; likewise. `server` is not owned, outlives the monitor, and is
+  // open.
+  HealthMonitor(GrpcServer* server, std::function<absl::Duration()> stalled_for, absl::Duration stall_max,
+                std::function<bool()> store_lost);
 
   bool serving() const { return serving_.load(); }
   bool stalled() const { return stalled_.load(); }
@@ -34,6 +36,7 @@ class HealthMonitor {
   GrpcServer* const server_;
   const std::function<absl::Duration()> stalled_for_;
   const absl::Duration stall_max_;
+  const std::function<bool()> store_lost_;
   absl::Mutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   std::atomic<bool> serving_{false}, stalled_{false};

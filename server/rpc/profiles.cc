@@ -89,7 +89,15 @@ absl::StatusOr<OptimizationSettings> Profiles::ResolveReadable(const v1::Optimiz
   }
   if (options.has_use_profile() && !options.use_profile()) return Over(defaults_, options);
   const std::string& collection = options.has_collection() ? options.collection() : defaults_.collection;
-  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Profile> profile, Find(collection));
+  const absl::StatusOr<std::shared_ptr<const Profile>> found = Find(collection);
+  if (!found.ok() && options.method() == v1::METHOD_NONE) {  // It needs nothing of the store.
+    C3PO_ASSIGN_OR_RETURN(OptimizationSettings settings, Over(defaults_, options));
+    settings.warnings.push_back(absl::StrCat("the profile of collection \"", collection, "\" cannot be read: ",
+                                             found.status().message()));
+    return settings;
+  }
+  C3PO_RETURN_IF_ERROR(found.status());
+  const std::shared_ptr<const Profile> profile = *found;
   if (!profile) return Over(defaults_, options);
   std::string why = profile->why_ignored;
   OptimizationSettings settings;

@@ -40,6 +40,8 @@ MOMENTARY = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_
 QUIET = {
     'sum by (instance) (c3po_kv_cache_leaked_blocks{job="$job",instance=~"$instance"})': "not 0 is a bug of the scheduler",
     'sum by (instance,kind) (c3po_learned_ignored{job="$job",instance=~"$instance"})': "everything is of the one model",
+    'sum by (instance,kind) (c3po_store_damaged_rows{job="$job",instance=~"$instance"})': "the store is whole",
+    'sum by (instance) (c3po_store_lost{job="$job",instance=~"$instance"})': "the store is in its place",
     'sum by (files,result) (rate(c3po_reloads_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "no file is replaced",
     'sum by (instance,files) (c3po_reload_failed{job="$job",instance=~"$instance"})': "no file is replaced",
     'sum by (instance,thread) (rate(c3po_escaped_exceptions_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "none escapes",

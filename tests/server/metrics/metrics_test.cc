@@ -88,6 +88,8 @@ void TouchEverything(Metrics& metrics) {
   for (int i = 0; i < 3; ++i) metrics.SetLearnedIgnored(static_cast<Metrics::Learned>(i), i);
   for (int i = 0; i < 6; ++i) metrics.SetMemoryPlanned(static_cast<Metrics::MemoryPart>(i), int64_t{1} << (20 + i));
   metrics.SetMemoryLimit(int64_t{1} << 34);
+  metrics.SetStoreLost(true);
+  for (int i = 0; i < 2; ++i) metrics.SetDamagedRows(static_cast<Metrics::StoredRow>(i), 3 + i);
   metrics.SetCertificateExpiry(1.8e9);
   for (int i = 0; i < 2; ++i) {
     metrics.CountReload(static_cast<Metrics::WatchedFile>(i), i == 0);
@@ -136,6 +138,8 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_requests_started_total", "counter"},
       {"c3po_retrieval_seconds", "histogram"},
       {"c3po_rpc_total", "counter"},
+      {"c3po_store_damaged_rows", "gauge"},
+      {"c3po_store_lost", "gauge"},
       {"c3po_surrogate_loss", "histogram"},
       {"c3po_surrogate_loss_reduction", "histogram"},
       {"c3po_tls_certificate_expiry_timestamp_seconds", "gauge"},

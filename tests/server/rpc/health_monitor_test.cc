@@ -7,6 +7,7 @@
 #include <grpcpp/security/credentials.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <vector>
@@ -136,7 +137,7 @@ class HealthMonitorTest : public testing::Test {
   void StartMonitor() {
     server_->Open(LoadedParts());
     monitor_ = std::make_unique<HealthMonitor>(
-        server_.get(), [this] { return engine_.StalledFor(); }, kStallMax);
+        server_.get(), [this] { return engine_.StalledFor(); }, kStallMax, [this] { return store_lost_.load(); });
   }
 
   std::shared_ptr<WaitingSink> Submit(int prompt_tokens) {
@@ -151,6 +152,7 @@ class HealthMonitorTest : public testing::Test {
 
   HeldModel model_;
   Engine engine_{&model_, BatcherLimits{4, 100000, 10}, 16, nullptr};
+  std::atomic<bool> store_lost_{false};
   std::unique_ptr<GrpcServer> server_;
   std::unique_ptr<HealthMonitor> monitor_;
   std::shared_ptr<grpc::Channel> channel_;
@@ -184,6 +186,18 @@ TEST_F(HealthMonitorTest, AFrozenEngineIsNotServingUntilItMovesAgain) {
   EXPECT_EQ(watch.Next(), kServing);
   sink->done.WaitForNotification();
   EXPECT_FALSE(monitor_->stalled());
+}
+
+TEST_F(HealthMonitorTest, AServerWhoseStoreIsLostIsNotServingUntilItIsBack) {
+  StartMonitor();
+  Watch watch(channel_);
+  EXPECT_EQ(watch.Next(), kServing);
+  store_lost_ = true;
+  EXPECT_EQ(watch.Next(), kNotServing);
+  EXPECT_FALSE(monitor_->serving());
+  EXPECT_FALSE(monitor_->stalled()) << "a restart would not bring it back";
+  store_lost_ = false;
+  EXPECT_EQ(watch.Next(), kServing);
 }
 
 TEST_F(HealthMonitorTest, IdlenessAndALongPromptStayServing) {

@@ -241,5 +241,18 @@ TEST_F(ProfilesTest, WhoMayNotReadTheDefaultCollectionGetsTheModelAloneWhereNone
   EXPECT_NE(profiles.Resolve(oracle, access)->critical_layers, std::vector<int>{3}) << "not by the profile either";
 }
 
+TEST_F(ProfilesTest, WhereAProfileCannotBeReadOnlyCallsWithoutOptimizationGoOn) {
+  Profiles& profiles = Start(Runs());
+  ASSERT_TRUE(store_->PutArtifacts({{"set", "profile", "\xff\xff"}}).ok());
+  v1::OptimizationOptions options;
+  options.set_collection("set");
+  EXPECT_EQ(profiles.Resolve(options).status().code(), absl::StatusCode::kDataLoss);
+  options.set_method(v1::METHOD_NONE);
+  const auto settings = profiles.Resolve(options);
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->method, Method::kNone);
+  EXPECT_THAT(settings->warnings, ElementsAre(HasSubstr("the profile of collection \"set\" cannot be read")));
+}
+
 }  // namespace
 }  // namespace c3po

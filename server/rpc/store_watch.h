@@ -1,0 +1,50 @@
+#ifndef C3PO_SERVER_RPC_STORE_WATCH_H_
+#define C3PO_SERVER_RPC_STORE_WATCH_H_
+
+#include <atomic>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "index/store/reference_store.h"
+#include "server/metrics/metrics.h"
+#include "server/process/periodic.h"
+
+namespace c3po {
+
+// Tells an operator what has become of the store under a running server. It looks every second, on a thread of its own:
+// whether the file is still in its place (ReferenceStore::CheckFile; log events store_lost and store_back), and which
+// rows are damaged (one event row_damaged for each, the first kLinesMax of a look). Metrics count both. Thread-safe.
+class StoreWatch {
+ public:
+  static constexpr size_t kLinesMax = 20;
+
+  // Has looked once when it returns. `store` and `metrics` outlive the watch; `metrics` may be null.
+  StoreWatch(ReferenceStore* store, Metrics* metrics, absl::Duration every = absl::Seconds(1));
+
+  // Whether the file is gone: nothing can be stored. Never waits.
+  bool lost() const { return lost_.load(); }
+  // One line for a lost file, one for damaged rows. Never waits for the store.
+  std::vector<std::string> Warnings() const;
+
+ private:
+  void Look();
+  void TellDamage(const std::vector<DamagedRow>& rows) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  ReferenceStore* const store_;
+  Metrics* const metrics_;
+  std::atomic<bool> lost_{false};
+  mutable absl::Mutex mu_;
+  std::string fault_ ABSL_GUARDED_BY(mu_);
+  std::string damage_ ABSL_GUARDED_BY(mu_);
+  std::set<std::string> told_ ABSL_GUARDED_BY(mu_);  // Damaged rows that the log has.
+  std::unique_ptr<Periodic> looks_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_STORE_WATCH_H_
