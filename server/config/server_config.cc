@@ -68,11 +68,9 @@ void VisitFields(Config& c, Visit visit) {
         "tokens a minute, of prompts and answers, of a caller whose token does not say tokens/min=; 0: no limit");
   visit("watches-max", c.watches_max, "Watch streams of grpc.health.v1 at once");
   visit("address-watches-max", c.address_watches_max, "of these from one address");
-  visit("call-memory-mb", c.call_memory_mb,
-        "MiB of requests and unread answers that calls may hold together, half of it for one caller");
+  visit("call-memory-mb", c.call_memory_mb, "MiB of requests and unread answers of all calls; half for one caller");
   visit("import-streams-max", c.import_streams_max, "Add streams at once, half of them for one caller");
-  visit("unread-seconds-max", c.unread_seconds_max,
-        "seconds that a client may leave a chunk of a backup unread before it is cut off");
+  visit("unread-seconds-max", c.unread_seconds_max, "seconds that the client of a backup may read nothing");
   visit("connections-max", c.connections_max, "connections to the gRPC port at once");
   visit("address-connections-max", c.address_connections_max, "of these from one address");
   visit("transport-memory-mb", c.transport_memory_mb, "MiB that gRPC may hold for connections and messages");
