@@ -1,6 +1,8 @@
 #include "server/pipeline/generation_pipeline.h"
 
 #include <algorithm>
+#include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +11,7 @@
 #include "server/pipeline/answer_set.h"
 #include "server/pipeline/counted_call.h"
 #include "server/pipeline/request_admission.h"
+#include "server/pipeline/score_tokens.h"
 #include "server/sampling/sampler.h"
 
 namespace c3po {
@@ -63,12 +66,9 @@ absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
 
-// How the client knows the continuations.
-const char* ContinuationsField(const ScoreCall& call) { return call.choose ? "choices" : "continuations"; }
-
 absl::Status CheckContinuations(const ScoreCall& call, const RequestLimits& limits) {
   const std::vector<std::string>& all = call.continuations;
-  const char* field = ContinuationsField(call);
+  const absl::string_view field = ContinuationsField(call);
   const size_t least = call.choose ? 2 : 1;
   if (all.size() < least) {
     return absl::InvalidArgumentError(absl::StrCat(field, ": must name at least ", call.choose ? "two" : "one"));
@@ -77,12 +77,13 @@ absl::Status CheckContinuations(const ScoreCall& call, const RequestLimits& limi
     return absl::InvalidArgumentError(
         absl::StrCat(field, ": ", all.size(), " are more than ", limits.continuations_max));
   }
+  std::unordered_map<std::string_view, size_t> seen;
   for (size_t i = 0; i < all.size(); ++i) {
     const std::string name = absl::StrCat(field, "[", i, "]: ");
     if (all[i].empty()) return absl::InvalidArgumentError(absl::StrCat(name, "must not be empty"));
-    const auto first = std::find(all.begin(), all.end(), all[i]) - all.begin();
-    if (call.choose && static_cast<size_t>(first) < i)
-      return absl::InvalidArgumentError(absl::StrCat(name, "is choices[", first, "] again"));
+    if (!call.choose) continue;
+    if (const auto [first, is_new] = seen.emplace(all[i], i); !is_new)
+      return absl::InvalidArgumentError(absl::StrCat(name, "is choices[", first->second, "] again"));
   }
   return absl::OkStatus();
 }
@@ -165,8 +166,8 @@ absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<Generatio
   C3PO_RETURN_IF_ERROR(CheckOracle(call));
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
-  auto shared = std::make_shared<ScoreCall>(std::move(call));
-  return OnWorker(counted, [this, shared, permit, counted] { return RunScore(*shared, permit, counted); });
+  const auto tokens = std::make_shared<ScoreTokens>(parts_.text, std::move(call), parts_.limits.output_tokens_max);
+  return OnWorker(counted, [this, tokens, permit, counted] { return Tokenize(tokens, permit, counted); });
 }
 
 absl::Status GenerationPipeline::OnWorker(const std::shared_ptr<CountedCall>& counted,
@@ -187,6 +188,7 @@ absl::Status GenerationPipeline::Embed(CallContext context, std::string text, Em
   if (text.empty()) return absl::InvalidArgumentError("text: must not be empty");
   return OnWorker(
       [this, context = std::move(context), text = std::move(text), done]() -> absl::Status {
+        C3PO_RETURN_IF_ERROR(CheckCancelled(context));
         if (parts_.embedding->from_model()) return EmbedWithModel(context, text, done);
         done(parts_.embedding->OfText(text));
         return absl::OkStatus();
@@ -265,26 +267,27 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   return parts_.engine->Submit(std::move(request));
 }
 
-absl::Status GenerationPipeline::RunScore(const ScoreCall& call, const PermitPtr& permit,
-                                          const std::shared_ptr<GenerationListener>& listener) const {
-  C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
-  const absl::Time start = SteadyNow();
-  C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(call.input, 1));
-  if (!prompt.spelling.has_value()) prompt.spelling = parts_.text->FindSpelling(prompt.tokens);
-  SequenceRequest request = RequestOf(call.context);
-  size_t longest = 0;
-  CallSummary summary;
-  for (size_t i = 0; i < call.continuations.size(); ++i) {
-    auto tokens = parts_.text->EncodeContinuation(prompt, call.continuations[i]);
-    const std::string field = absl::StrCat(ContinuationsField(call), "[", i, "]");
-    C3PO_RETURN_IF_ERROR(InField(absl::StrCat(field, ": "), tokens.status()));
-    longest = std::max(longest, tokens->size());
-    C3PO_RETURN_IF_ERROR(CheckTokens(field, tokens->size(), parts_.limits.output_tokens_max));
-    summary.usage.completion_tokens += static_cast<int>(tokens->size());
-    request.continuations.push_back(*std::move(tokens));
+absl::Status GenerationPipeline::Tokenize(const std::shared_ptr<ScoreTokens>& tokens, const PermitPtr& permit,
+                                          const std::shared_ptr<CountedCall>& counted) const {
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool whole, tokens->Next());
+    if (whole) return RunScore(*tokens, permit, counted);
+    // The jobs of others go first. Where there is no place behind them, this one goes on.
+    const auto go_on = [this, tokens, permit, counted] { return Tokenize(tokens, permit, counted); };
+    const auto failed = [counted](const absl::Status& status) { counted->OnDone(status, CallSummary()); };
+    if (OnWorker(go_on, failed).ok()) return absl::OkStatus();
   }
-  C3PO_RETURN_IF_ERROR(parts_.text->CheckLength(FieldOf(call.input), prompt, static_cast<int>(longest)));
-  summary.timings.tokenize_seconds = SecondsSince(start);
+}
+
+absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& permit,
+                                          const std::shared_ptr<GenerationListener>& listener) const {
+  const ScoreCall& call = tokens.call();
+  PromptText::Prompt& prompt = tokens.prompt();
+  SequenceRequest request = RequestOf(call.context);
+  request.continuations = std::move(tokens.continuations());
+  CallSummary summary;
+  summary.usage.completion_tokens = tokens.completion_tokens();
+  summary.timings.tokenize_seconds = tokens.seconds();
   summary.usage.prompt_tokens = static_cast<int>(prompt.tokens.size());
   summary.provenance = MakeProvenance(0);
   PathwayQuery query{call.optimization, {}, {}, std::nullopt};

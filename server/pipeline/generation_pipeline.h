@@ -21,6 +21,7 @@
 namespace c3po {
 
 class CountedCall;
+class ScoreTokens;
 
 // What the pipeline and the importer work with; nothing is owned, all outlives them.
 struct PipelineParts {
@@ -64,7 +65,10 @@ class GenerationPipeline {
   absl::StatusOr<PermitPtr> Enter(const CallContext& context) const;
   absl::Status RunGenerate(const GenerateCall& call, const PermitPtr& permit,
                            const std::shared_ptr<GenerationListener>& listener) const;
-  absl::Status RunScore(const ScoreCall& call, const PermitPtr& permit,
+  // Tokenizes a slice of a Score call at a time, each as a job of its own, and then runs it.
+  absl::Status Tokenize(const std::shared_ptr<ScoreTokens>& tokens, const PermitPtr& permit,
+                        const std::shared_ptr<CountedCall>& counted) const;
+  absl::Status RunScore(ScoreTokens& tokens, const PermitPtr& permit,
                         const std::shared_ptr<GenerationListener>& listener) const;
   absl::Status EmbedWithModel(const CallContext& context, const std::string& text, const EmbeddingCallback& done) const;
   // Queues `job`; what it returns other than OK goes to `failed`, or ends the call.
