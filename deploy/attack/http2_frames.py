@@ -3,7 +3,7 @@
 import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING = 0, 1, 3, 4, 6
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
 
 
@@ -25,6 +25,15 @@ def literal(text: bytes) -> bytes:
 def headers(stream: int, fields: list[tuple[bytes, bytes]], end_stream: bool = False) -> bytes:
     block = b"".join(b"\x00" + literal(name) + literal(value) for name, value in fields)
     return frame(HEADERS, END_HEADERS | (END_STREAM if end_stream else 0), stream, block)
+
+
+def split_headers(stream: int, fields: list[tuple[bytes, bytes]], chunk: int = 16384) -> bytes:
+    """As `headers`, in frames of a size that every peer takes."""
+    block = b"".join(b"\x00" + literal(name) + literal(value) for name, value in fields)
+    parts = [block[i:i + chunk] for i in range(0, len(block), chunk)]
+    last = len(parts) - 1
+    return b"".join(frame(CONTINUATION if i else HEADERS, END_HEADERS if i == last else 0, stream, part)
+                    for i, part in enumerate(parts))
 
 
 def call_fields(path: str, *more: tuple[bytes, bytes], scheme: bytes = b"http") -> list[tuple[bytes, bytes]]:

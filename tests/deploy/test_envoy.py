@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(SOURCE / "tests" / "integration"), str(SOURCE / "deploy" / "envoy")]
+sys.path[:0] = [str(SOURCE / "tests" / "integration"), str(SOURCE / "deploy" / "envoy"), str(SOURCE / "deploy" / "attack")]
+import http2_frames as h2
 import make_descriptor
 import server_process
 from google.api import annotations_pb2
@@ -118,6 +119,7 @@ def test_descriptor_holds_its_imports_and_the_details_of_errors(tmp_path: pathli
 @dataclasses.dataclass
 class Proxied:
     port: int
+    admin_port: int
     certificate: pathlib.Path
     servers: list[server_process.ServerProcess]
     pb: dict
@@ -132,6 +134,27 @@ class Proxied:
         with pytest.raises(urllib.error.HTTPError) as caught:
             self.json(path, body)
         return caught.value.code, json.loads(caught.value.read() or "{}")
+
+    def counter(self, name: str) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/stats?filter=^{name}$", timeout=10) as response:
+            return int(response.read().split()[-1])
+
+    def frames(self, *parts: bytes) -> bytes:
+        """What a connection of HTTP/2 answers to these frames, until it is closed or has been silent for two seconds."""
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        context.set_alpn_protocols(["h2"])
+        received = b""
+        with socket.create_connection(("localhost", self.port), timeout=2) as plain, \
+                context.wrap_socket(plain, server_hostname="localhost") as made:
+            try:
+                made.sendall(h2.PREFACE + h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.SETTINGS, h2.ACK, 0) + b"".join(parts))
+                while chunk := made.recv(1 << 16):
+                    received += chunk
+            except TimeoutError:
+                return received
+            except OSError:
+                pass
+        return received + b"closed"
 
     def channel(self) -> grpc.Channel:
         return grpc.secure_channel(f"localhost:{self.port}", grpc.ssl_channel_credentials(self.certificate.read_bytes()))
@@ -160,7 +183,7 @@ def proxied(folder: pathlib.Path):
         (folder / "envoy.yaml").write_text(yaml.safe_dump(configuration))
         log = open(folder / "envoy.log", "w+", encoding="utf-8")
         envoy = subprocess.Popen([ENVOY, "-c", folder / "envoy.yaml", "--disable-hot-restart", "--concurrency", "1"], stdout=log, stderr=log)
-        made = Proxied(port, folder / "tls.crt", servers, server_process.make_stubs())
+        made = Proxied(port, configuration["admin"]["address"]["socket_address"]["port_value"], folder / "tls.crt", servers, server_process.make_stubs())
         end = time.monotonic() + 20
         while True:
             try:
@@ -224,6 +247,52 @@ def test_grpc_goes_through_tls_and_over_all_servers(proxied: Proxied) -> None:
         request.optimization.method = proxied.pb["options_pb2"].METHOD_NONE
         assert list(stub.Generate(request, timeout=20))[-1].summary.usage.completion_tokens == 3
     assert all(calls(server) > count for server, count in zip(proxied.servers, before)), "one connection, and both servers were asked"
+
+
+def test_rapid_resets_close_their_connection_and_cost_nobody_else_a_call(proxied: Proxied) -> None:
+    most = shipped(proxied.certificate.parent)["layered_runtime"]["layers"][0]["static_layer"]["overload.premature_reset_total_stream_count"]
+    path, premature = "/c3po.v1.GenerationService/Tokenize", "http.c3po.downstream_rq_too_many_premature_resets"
+
+    def opened_and_reset(count: int) -> list[bytes]:
+        return [h2.headers(2 * i + 1, h2.call_fields(path, scheme=b"https")) + h2.frame(h2.RST_STREAM, 0, 2 * i + 1, b"\0\0\0\x08")
+                for i in range(count)]
+
+    assert not proxied.frames(*opened_and_reset(most // 4)).endswith(b"closed"), "a client may change its mind"
+    assert proxied.counter(premature) == 0
+    assert proxied.frames(*opened_and_reset(2 * most)).endswith(b"closed")
+    assert proxied.counter(premature) >= 1
+    assert proxied.json("/v1/tokenize", {"text": "seven"})["ids"]
+
+
+def test_headers_beyond_the_limits_are_refused_before_a_server_sees_them(proxied: Proxied) -> None:
+    for more in ([(f"x-{i}".encode(), b"1") for i in range(100)], [(b"x-long", b"1" * 20_000)]):
+        call = h2.split_headers(1, h2.call_fields("/c3po.v1.ServerService/GetServerInfo", *more, scheme=b"https"))
+        before = proxied.counter("cluster.c3pod.upstream_rq_total")
+        proxied.frames(call, h2.data(1, h2.message(b"")))
+        assert proxied.counter("cluster.c3pod.upstream_rq_total") == before, more[0]
+    proxied.frames(h2.headers(1, h2.call_fields("/c3po.v1.ServerService/GetServerInfo", (b"x-one", b"1"), scheme=b"https")),
+                   h2.data(1, h2.message(b"")))
+    assert proxied.counter("cluster.c3pod.upstream_rq_total") == before + 1
+
+
+def test_what_hostile_clients_may_hold_is_bounded() -> None:
+    configuration = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
+    monitors = {m["name"].rpartition(".")[2]: m["typed_config"] for m in configuration["overload_manager"]["resource_monitors"]}
+    assert 0 < monitors["global_downstream_max_connections"]["max_active_downstream_connections"] <= 10_000
+    assert monitors["fixed_heap"]["max_heap_size_bytes"] > 0
+    actions = {action["name"].rpartition(".")[2]: action["triggers"] for action in configuration["overload_manager"]["actions"]}
+    assert {"stop_accepting_requests", "reset_high_memory_stream"} <= set(actions)
+    assert {trigger["name"] for triggers in actions.values() for trigger in triggers} <= {
+        m["name"] for m in configuration["overload_manager"]["resource_monitors"]}
+    listener, manager = resources()["listeners"][0], connection_manager()
+    for limited in (listener, resources()["clusters"][0]):
+        assert 0 < limited["per_connection_buffer_limit_bytes"] <= 4 << 20
+    assert all("transport_socket_connect_timeout" in chain for chain in listener["filter_chains"])
+    common = manager["common_http_protocol_options"]
+    assert common["max_requests_per_connection"] > 0 and common["max_headers_count"] <= 100 and "idle_timeout" in common
+    assert manager["max_request_headers_kb"] <= 60 and "request_headers_timeout" in manager
+    assert manager["http2_protocol_options"]["max_concurrent_streams"] <= 256
+    assert "circuit_breakers" in resources()["clusters"][0]
 
 
 def test_server_that_leaves_costs_no_call(proxied: Proxied) -> None:

@@ -20,6 +20,7 @@ def containers(pod: dict) -> list[dict]:
 def test_objects_are_of_known_kinds_in_one_namespace() -> None:
     versions = {"Namespace": "v1", "PersistentVolumeClaim": "v1", "Service": "v1", "Deployment": "apps/v1", "Job": "batch/v1",
                 "HorizontalPodAutoscaler": "autoscaling/v2", "PodDisruptionBudget": "policy/v1",
+                "NetworkPolicy": "networking.k8s.io/v1",
                 "ServiceMonitor": "monitoring.coreos.com/v1", "PrometheusRule": "monitoring.coreos.com/v1"}
     assert {kind for kind, _ in objects()} == set(versions)
     for (kind, name), item in objects().items():
@@ -37,7 +38,7 @@ def test_kustomization_lists_files_that_are_there() -> None:
     kustomization = read(KUBERNETES / "kustomization.yaml")[0]
     assert all((KUBERNETES / name).is_file() for name in kustomization["resources"])
     kinds = {document["kind"] for name in kustomization["resources"] for document in read(KUBERNETES / name)}
-    assert kinds == {"Namespace", "PersistentVolumeClaim", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
+    assert kinds == {"Namespace", "PersistentVolumeClaim", "Deployment", "Service", "NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
     images = {image["name"] for image in kustomization["images"]}
     assert images <= {container["image"] for pod in pods() for container in containers(pod)}
 
@@ -73,6 +74,42 @@ def test_ports_have_one_name_and_number_everywhere() -> None:
     assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(ports["metrics"])
     endpoints = objects()["ServiceMonitor", "c3pod"]["spec"]["endpoints"]
     assert {endpoint["port"] for endpoint in endpoints} <= {port["name"] for port in service["ports"]}
+
+
+def lets_in(namespace: dict, pod: dict, port: str, target: dict) -> bool:
+    """Whether the policies let a pod with these labels, in a namespace with these, connect to a port of a pod with the labels
+    `target`, as Kubernetes defines it: any rule of any policy that selects the target is enough; no such policy, and all may."""
+    def selects(selector: dict, labels: dict) -> bool:
+        assert set(selector) <= {"matchLabels"}
+        return selector.get("matchLabels", {}).items() <= labels.items()
+
+    def is_peer(peer: dict) -> bool:
+        if "namespaceSelector" not in peer and namespace.get("kubernetes.io/metadata.name") != "c3po":
+            return False
+        return selects(peer.get("namespaceSelector", {}), namespace) and selects(peer.get("podSelector", {}), pod)
+
+    policies = [item["spec"] for (kind, _), item in objects().items() if kind == "NetworkPolicy"]
+    selected = [policy for policy in policies if "Ingress" in policy["policyTypes"] and selects(policy["podSelector"], target)]
+    rules = [rule for policy in selected for rule in policy.get("ingress", [])]
+    return not selected or any(any(is_peer(peer) for peer in rule["from"]) and port in [p["port"] for p in rule["ports"]] for rule in rules)
+
+
+def test_network_lets_clients_call_and_prometheus_scrape_and_nobody_else() -> None:
+    template = objects()["Deployment", "c3pod"]["spec"]["template"]
+    server = template["metadata"]["labels"]
+    own, monitoring, clients, others = ({"kubernetes.io/metadata.name": name} for name in ("c3po", "monitoring", "clients", "others"))
+    clients["c3po-client"] = "true"
+    expected = {"grpc": [(own, {"c3po-client": "true"}), (clients, {}), (clients, {"c3po-client": "true"})], "metrics": [(monitoring, {})]}
+    assert set(expected) == {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+    sources = [(namespace, pod) for namespace in (own, monitoring, clients, others) for pod in ({}, {"c3po-client": "true"})]
+    for port, allowed in expected.items():
+        for namespace, pod in sources:
+            may = (namespace, pod) in allowed or (port == "metrics" and namespace is monitoring)
+            assert lets_in(namespace, pod, port, server) == may, (port, namespace, pod)
+    for job in (item for (kind, _), item in objects().items() if kind == "Job"):
+        assert not any(lets_in(*source, "grpc", job["spec"]["template"]["metadata"]["labels"]) for source in sources)
+    out = [item["spec"] for (kind, _), item in objects().items() if kind == "NetworkPolicy" and "Egress" in item["spec"]["policyTypes"]]
+    assert any(policy["podSelector"] == {} and not policy.get("egress") for policy in out), "no pod of ours calls anybody"
 
 
 def test_pod_has_time_to_drain() -> None:
