@@ -1,6 +1,6 @@
 # c3pod and c3po for CPU (the default) and for NVIDIA GPUs, and an image that carries the default model:
 #   docker build --target cpu -t c3po .    docker build --target cuda -t c3po:cuda .    docker build --target models -t c3po-models .
-# The steps are scripts of deploy/, which run as well without a container engine.
+# Each image has its bill of materials, /opt/c3po/sbom.cdx.json. The steps are scripts of deploy/, which run as well without a container engine.
 
 FROM debian:bookworm-slim AS build
 ENV C3PO_CACHE_DIR=/opt/c3po-cache
@@ -11,10 +11,12 @@ COPY . .
 RUN deploy/docker/build.sh
 
 FROM build AS stage-cpu
-RUN deploy/docker/stage.sh build/release/bin /stage cpu
+COPY --from=debian:bookworm-slim /var/lib/dpkg/status /base-status
+RUN BASE_STATUS=/base-status deploy/docker/stage.sh build/release/bin /stage cpu
 
 FROM build AS stage-cuda
-RUN deploy/docker/stage.sh build/release/bin /stage cuda
+COPY --from=debian:bookworm-slim /var/lib/dpkg/status /base-status
+RUN BASE_STATUS=/base-status deploy/docker/stage.sh build/release/bin /stage cuda
 
 FROM build AS model-folders
 RUN deploy/fetch_models.sh

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Collects c3pod, c3po and every shared library they need into ROOT/opt/c3po, so that they run on a bare Debian 12: only
 # glibc is left to it. With `cuda`, also what c3pod opens for --device cuda (3 GB), all but the driver's libcuda.
-# usage: stage.sh BIN_DIR ROOT [cpu|cuda]
+# Beside them it writes opt/c3po/sbom.cdx.json (sbom.py); BASE_STATUS names /var/lib/dpkg/status of the image that ROOT is for.
+# usage: [BASE_STATUS=FILE] stage.sh BIN_DIR ROOT [cpu|cuda]
 set -euo pipefail
 BIN_DIR=$1 ROOT=$2 DEVICE=${3:-cpu}
 HERE=$(dirname "$0")
 LIB=$ROOT/opt/c3po/lib
 BIN=$ROOT/opt/c3po/bin
+SOURCES=$(mktemp)
+trap 'rm -f "$SOURCES"' EXIT
 GLIBC='^(ld-linux.*|lib(c|m|dl|pthread|rt|util|resolv|nsl|mvec|anl|BrokenLocale))\.so'
 
 die() { echo "stage.sh: $*" >&2; exit 1; }
@@ -25,6 +28,7 @@ libraries_of() {
 take() {
   local target
   target=$LIB/$(basename "$1")
+  [ -e "$target" ] || printf '%s\t%s\n' "$(basename "$1")" "$1" >>"$SOURCES"
   [ -e "$target" ] || ln "$(readlink -f "$1")" "$target" 2>/dev/null || cp -L "$1" "$target"
 }
 
@@ -48,4 +52,6 @@ if [ "$DEVICE" = cuda ]; then
   done
   libraries_of "$TORCH/libtorch_cuda.so" | while read -r path; do take "$path"; done
 fi
+python3 "$HERE/sbom.py" --stage "$ROOT" --sources "$SOURCES" --output "$ROOT/opt/c3po/sbom.cdx.json" \
+  ${BASE_STATUS:+--base-status "$BASE_STATUS"}
 du -shL "$ROOT/opt/c3po" >&2

@@ -25,7 +25,7 @@ def test_stages_come_from_pinned_images_or_earlier_stages() -> None:
         assert parent in earlier or parent == "debian:bookworm-slim", name
         for _, rest in instructions:
             copied = re.match(r"--from=(\S+)", rest)
-            assert copied is None or copied.group(1) in earlier, name
+            assert copied is None or copied.group(1) in earlier | {"debian:bookworm-slim"}, name
         earlier.add(name)
     assert list(stages())[-1] == "cpu", "what is built without --target"
 
@@ -37,6 +37,21 @@ def test_scripts_that_the_images_run_are_there_and_parse() -> None:
     for script in scripts:
         assert os.access(SOURCE / script, os.X_OK), script
         assert subprocess.run(["bash", "-n", SOURCE / script]).returncode == 0, script
+
+
+def test_security_paper_names_flags_files_and_limits_that_are_there() -> None:
+    text = (SOURCE / "SECURITY.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (SOURCE / target).exists(), target
+    for anchor in re.findall(r"server/README\.md#([\w-]+)", text):
+        headings = re.findall(r"^## (.+)$", (SOURCE / "server" / "README.md").read_text(encoding="utf-8"), re.M)
+        assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, anchor
+    flags = set(re.findall(r"`(--[a-z][a-z-]+)`", text))
+    assert flags and flags <= server_flags(), flags - server_flags()
+    envoy = (DEPLOY / "envoy" / "envoy.yaml").read_text(encoding="utf-8")
+    for setting in ("premature_reset_total_stream_count: 200", "max_request_headers_kb: 16", "request_headers_timeout: 10s", "hpack_table_size: 0",
+                    "max_concurrent_streams: 128"):
+        assert setting in envoy, setting
 
 
 @pytest.mark.parametrize("target", ("cpu", "cuda"))

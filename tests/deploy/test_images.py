@@ -68,6 +68,70 @@ def test_staged_libraries_are_all_needed(staged: pathlib.Path) -> None:
     assert {path.name for path in (staged / "lib").iterdir()} == {name for name in needed if not GLIBC.match(name)}
 
 
+def bill_of(output: pathlib.Path) -> dict:
+    bill = json.loads(output.read_text(encoding="utf-8"))
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
+    references = [component["bom-ref"] for component in bill["components"]]
+    assert len(set(references)) == len(references)
+    assert bill["dependencies"] == [{"ref": "c3po", "dependsOn": references}]
+    for component in bill["components"]:
+        if component["type"] == "library":
+            assert component["version"] and component["purl"].startswith(("pkg:deb/debian/", "pkg:pypi/")), component
+    return bill
+
+
+def test_bill_of_materials_holds_every_staged_file_and_its_package(staged: pathlib.Path) -> None:
+    bill = bill_of(staged / "sbom.cdx.json")
+    listed = {file["name"]: file["hashes"][0]["content"] for component in bill["components"] for file in component.get("components", [])}
+    listed |= {component["name"]: component["hashes"][0]["content"] for component in bill["components"] if component["type"] == "application"}
+    files = [*(staged / "lib").iterdir(), *(staged / "bin").iterdir()]
+    sums = subprocess.run(["sha256sum", *files], capture_output=True, text=True, check=True).stdout
+    assert {pathlib.Path(line.split()[1]).name: line.split()[0] for line in sums.splitlines()} == listed
+    packages = {component["name"]: component for component in bill["components"]}
+    for name, file in (("libgrpc29", "libgrpc.so.29"), ("libssl3", "libssl.so.3"), ("torch", "libtorch_cpu.so"), ("libsqlite3-0", "libsqlite3.so.0")):
+        assert file in [part["name"] for part in packages[name]["components"]], name
+    version = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "libgrpc29"], capture_output=True, text=True, check=True).stdout
+    assert packages["libgrpc29"]["version"] == version
+    needed = (SOURCE / "deploy" / "install_deps.sh").read_text(encoding="utf-8")
+    compiled_in = {name for name, component in packages.items() if {"name": "c3po:use", "value": "compiled in"} in component.get("properties", [])}
+    assert {"libhnswlib-dev", "nlohmann-json3-dev", "libcli11-dev"} <= compiled_in
+    assert all(re.sub(r"1\.74", "", name) in needed for name in compiled_in)
+    assert {"name": "c3po:base", "value": "left out"} in bill["metadata"]["properties"]
+
+
+def test_bill_of_materials_lists_the_base_is_reproducible_and_has_no_holes(staged: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    sources, status = tmp_path / "sources", tmp_path / "status"
+    taken = loaded(staged / "bin" / "c3pod")
+    assert all(pathlib.Path(path).parent.resolve() == (staged / "lib").resolve() for name, path in taken.items() if not GLIBC.match(name))
+    original = dict(re.findall(r"(\S+) => (\S+)", subprocess.run(["ldd", os.environ["C3POD"]], capture_output=True, text=True, check=True).stdout))
+    original |= dict(re.findall(r"(\S+) => (\S+)", subprocess.run(["ldd", pathlib.Path(os.environ["C3POD"]).parent / "c3po"], capture_output=True,
+                                                                  text=True, check=True).stdout))
+    lines = [f"{path.name}\t{original[path.name]}\n" for path in (staged / "lib").iterdir()]
+    sources.write_text("".join(lines))
+    status.write_text("Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.36-9\nDescription: C library\n x\n\n"
+                      "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n\n"
+                      "Package: zlib1g\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1:1.0\n")
+
+    def make(output: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, DOCKER / "sbom.py", "--stage", staged.parents[1], "--sources", sources, "--base-status", status,
+                               "--output", tmp_path / output], capture_output=True, text=True)
+
+    assert make("one").returncode == 0 == make("two").returncode
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    bill = bill_of(tmp_path / "one")
+    base = {component["name"]: component["version"] for component in bill["components"]
+            if {"name": "c3po:use", "value": "base image"} in component.get("properties", [])}
+    assert base == {"libc6": "2.36-9", "zlib1g": "1:1.0"}
+    assert {"name": "c3po:base", "value": "listed"} in bill["metadata"]["properties"]
+    sources.write_text("".join(lines[1:]))
+    lost = make("holed")
+    assert lost.returncode != 0 and lines[0].split("\t")[0] in lost.stderr
+    (tmp_path / "stray.so").write_bytes(b"")
+    sources.write_text("".join(lines[1:]) + f"{lines[0].split(chr(9))[0]}\t{tmp_path / 'stray.so'}\n")
+    stray = make("holed")
+    assert stray.returncode != 0 and "of no package" in stray.stderr and not (tmp_path / "holed").exists()
+
+
 def test_cuda_image_also_has_what_is_opened_on_demand() -> None:
     with tempfile.TemporaryDirectory(dir=server_process.cache_folder()) as root:
         library = stage(pathlib.Path(root), "cuda") / "lib"
