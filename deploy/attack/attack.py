@@ -2,15 +2,17 @@
 """Attacks a c3pod from outside, one kind after another, beside a victim that asks it simple questions: what the victim waits, what
 memory the server takes, and whether all is as before.
 
-  attack.py C3POD MODEL [--scale S] [--only NAME,...] [--descriptors N]
+  attack.py C3POD MODEL [--scale S] [--only NAME,...] [--descriptors N] [--seed N]
 
-Starts a server of its own on loopback with a limit of file descriptors. --scale 1 (default) is the full size; CI takes 0.05. Prints
+Starts a server of its own on loopback with a limit of file descriptors and with tokens: the victim's, and one of a hostile caller
+who may read one collection and has a rate. --scale 1 (default) is the full size; CI takes 0.05. Prints
 a table in Markdown. Exit code 1 where the server ended, a victim's call failed after the attack, or memory did not come back to within
 200 MiB. Python 3.11 and grpcio; the stubs are made from the .proto files as tests/integration does it."""
 
 import argparse
 import json
 import pathlib
+import random
 import resource
 import socket
 import sys
@@ -26,6 +28,10 @@ import server_process  # noqa: E402
 
 GROWTH_MAX_MIB = 200
 LINES_MAX = 1000  # Ten a second, for as long as this takes.
+WATCHES_MAX, CALLS_PER_MINUTE = 40, 300
+SECRET = "what nobody else may read"
+HOSTILE = {"metadata": [("authorization", "Bearer token-mallory")], "timeout": 30}
+VICTIM = {"metadata": [("authorization", "Bearer token-victim")], "timeout": 30}
 WATCH, TOKENIZE = "/grpc.health.v1.Health/Watch", "/c3po.v1.GenerationService/Tokenize"
 
 
@@ -37,10 +43,11 @@ def memory_mib(pid: int, field: str) -> float:
 
 
 class Attacker:
-    """The connections of one attack."""
+    """The connections of one attack, and what it got that it should not."""
 
-    def __init__(self, port: int, scale: float):
-        self.port, self.scale, self.sockets = port, scale, []
+    def __init__(self, port: int, pb: dict, scale: float, seed: int):
+        self.port, self.pb, self.scale, self.sockets, self.faults = port, pb, scale, [], []
+        self.random = random.Random(seed)
 
     def many(self, number: int) -> int:
         return max(1, int(number * self.scale))
@@ -131,6 +138,103 @@ class Attacker:
                 yield h2.headers(2 * i + 1, h2.call_fields(TOKENIZE, scheme=forged))
         self.together(1, parts)
 
+    def wrong_headers_beyond_the_limit(self) -> None:
+        """A wrong `te` or `:scheme`, then more headers than gRPC takes (CVE-2023-1428), in one frame or in many."""
+        greeting = h2.PREFACE + h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.SETTINGS, h2.ACK, 0)
+        many = [(f"x-{i}".encode(), b"v" * 1000) for i in range(15)]
+        for _ in range(self.many(100)):
+            name, value = self.random.choice([(b"te", b"x"), (b"grpclb_client_stats", b"x"), (b"te", b"trailers")])
+            scheme = self.random.choice([b"http", b"gopher"])
+            fields = h2.call_fields(TOKENIZE, (name, value), *self.random.sample(many, 10), scheme=scheme)
+            try:
+                self.connect(greeting + h2.split_headers(1, fields, chunk=self.random.choice([500, 16384])))
+            except OSError:
+                pass
+
+    def endless_header(self) -> None:
+        """One header that does not end, in a frame after the other (CVE-2023-33953)."""
+        def parts():
+            yield h2.PREFACE + h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.SETTINGS, h2.ACK, 0)
+            length = b"\x7f" + b"\xff" * 3 + b"\x7f"  # 256 MiB.
+            yield h2.frame(h2.HEADERS, 0, 1, b"\x00" + h2.literal(b"x-long") + length)
+            for _ in range(self.many(800)):
+                yield h2.frame(h2.CONTINUATION, 0, 1, b"v" * 16384)
+        self.together(2, parts)
+
+    def watches_beyond_the_limit(self) -> None:
+        """Watches of health by a client that behaves, many more than one address may have."""
+        channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", [("grpc.use_local_subchannel_pool", 1)])
+        watch = channel.unary_stream(WATCH, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
+        streams, taken, refused = [], 0, 0
+        for _ in range(max(2 * WATCHES_MAX, self.many(200))):
+            streams.append(watch(b"", timeout=60))
+            try:
+                next(streams[-1])
+                taken += 1
+            except grpc.RpcError as error:
+                refused += error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        if taken > WATCHES_MAX or taken + refused != len(streams):
+            self.faults.append(f"watches_beyond_the_limit: {taken} of {len(streams)} are open, {refused} refused")
+        channel.close()
+
+    def others_collections(self) -> None:
+        """A caller who may read `mine` alone asks for what is in `secret`, in every way there is, and for what does not exist."""
+        gen, ref, opt = self.pb["generation_pb2"], self.pb["reference_pb2"], self.pb["options_pb2"]
+        channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", [("grpc.use_local_subchannel_pool", 1)])
+        generation = self.pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+        references = self.pb["reference_pb2_grpc"].ReferenceServiceStub(channel)
+
+        def ways(name: str) -> list:
+            chosen = opt.OptimizationOptions(collection=name, k=1, steps=1)
+            return [lambda: list(generation.Generate(gen.GenerateRequest(
+                        prompt=SECRET, sampling=gen.SamplingOptions(max_tokens=1), optimization=chosen), **HOSTILE)),
+                    lambda: generation.Score(gen.ScoreRequest(prompt=SECRET, continuations=[" 1"], optimization=chosen), **HOSTILE),
+                    lambda: references.Search(ref.SearchReferencesRequest(collection=name, text=SECRET, k=100), **HOSTILE),
+                    lambda: references.List(ref.ListReferencesRequest(collection=name), **HOSTILE),
+                    lambda: references.GetCollection(ref.GetCollectionRequest(collection=name), **HOSTILE),
+                    lambda: references.Get(ref.GetReferenceRequest(id=f"{name}:1"), **HOSTILE),
+                    lambda: references.Delete(ref.DeleteReferencesRequest(collection=name), **HOSTILE),
+                    lambda: references.SetProfile(ref.SetProfileRequest(collection=name), **HOSTILE),
+                    lambda: list(references.Add(iter([ref.AddReferencesRequest(
+                        collection=name, sample=ref.ReferenceSample(prompt="x", answer=" y"))]), **HOSTILE)),
+                    lambda: list(references.BackupStore(ref.BackupStoreRequest(), **HOSTILE))]
+
+        answers: dict[int, set] = {}
+        for number in self.random.choices(range(len(ways(""))), k=self.many(60)) + list(range(len(ways("")))):
+            for name in ("secret", "nowhere"):
+                try:
+                    got = str(ways(name)[number]())
+                    self.faults.append(f"others_collections: way {number} into {name} is open: {got[:100]!r}")
+                except grpc.RpcError as error:
+                    said = (error.code(), (error.details() or "").replace(name, "?"))
+                    if said[0] not in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND):
+                        self.faults.append(f"others_collections: way {number} into {name}: {error.code()}: {error.details()}")
+                    answers.setdefault(number, set()).add(said)
+        self.faults += [f"others_collections: way {number} tells what exists: {said}" for number, said in answers.items() if len(said) > 1]
+        for told in (references.GetStats(ref.GetStatsRequest(), **HOSTILE), references.List(ref.ListReferencesRequest(), **HOSTILE)):
+            if "secret" in str(told) or SECRET in str(told):
+                self.faults.append(f"others_collections: {type(told).__name__} tells of it")
+        kept = references.List(ref.ListReferencesRequest(collection="secret"), **VICTIM).references
+        if [reference.sample.prompt for reference in kept] != [SECRET]:
+            self.faults.append(f"others_collections: {len(kept)} references are left of one")
+        channel.close()
+
+    def calls_beyond_the_rate(self) -> None:
+        """One caller asks as fast as it can."""
+        channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", [("grpc.use_local_subchannel_pool", 1)])
+        stub = self.pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+        start, let_in, said = time.monotonic(), 0, set()
+        for _ in range(CALLS_PER_MINUTE + self.many(4000)):
+            try:
+                stub.Tokenize(self.pb["generation_pb2"].TokenizeRequest(text="a"), metadata=[("authorization", "Bearer token-eager")], timeout=30)
+                let_in += 1
+            except grpc.RpcError as error:
+                said.add(error.code())
+        may = CALLS_PER_MINUTE * (1 + (time.monotonic() - start) / 60) + 1
+        if let_in > may or said != {grpc.StatusCode.RESOURCE_EXHAUSTED}:
+            self.faults.append(f"calls_beyond_the_rate: {let_in} were let in of {may:.0f}, the others: {said}")
+        channel.close()
+
     def together(self, connections: int, parts) -> None:
         floods = [threading.Thread(target=self.flood, args=(self.connect(), parts())) for _ in range(connections)]
         for flood in floods:
@@ -139,7 +243,8 @@ class Attacker:
             flood.join()
 
 
-ATTACKS = ("silent_connections", "streams_opened_and_reset", "inflating_messages", "watches_without_settings", "forged_log_lines")
+ATTACKS = ("silent_connections", "streams_opened_and_reset", "inflating_messages", "watches_without_settings", "forged_log_lines",
+           "wrong_headers_beyond_the_limit", "endless_header", "watches_beyond_the_limit", "others_collections", "calls_beyond_the_rate")
 
 
 class Victim:
@@ -158,7 +263,7 @@ class Victim:
     def ask(self) -> bool:
         start = time.monotonic()
         try:
-            self.stub.GetServerInfo(self.request, timeout=30)
+            self.stub.GetServerInfo(self.request, **VICTIM)
         except grpc.RpcError:
             self.failed += 1
             return False
@@ -176,16 +281,25 @@ class Victim:
         self.channel.close()
 
 
-def attack(name: str, server, pb: dict, scale: float) -> tuple[str, list[str]]:
+def keep_a_secret(port: int, pb: dict) -> None:
+    ref = pb["reference_pb2"]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = pb["reference_pb2_grpc"].ReferenceServiceStub(channel)
+        sample = ref.ReferenceSample(prompt=SECRET, answer=" 1", choices=[" 1", " 2"], id="1")
+        list(stub.Add(iter([ref.AddReferencesRequest(collection="secret", sample=sample)]), **VICTIM))
+
+
+def attack(name: str, server, pb: dict, scale: float, seed: int) -> tuple[str, list[str]]:
     """A row of the table, and what was wrong."""
     pid, wrong = server.process.pid, []
     before = memory_mib(pid, "VmRSS")
     pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM begins anew.
-    victim, attacker = Victim(server.port, pb), Attacker(server.port, scale)
+    victim, attacker = Victim(server.port, pb), Attacker(server.port, pb, scale, seed)
     try:
         getattr(attacker, name)()
     except OSError as error:
         wrong.append(f"{name}: the attacker could not go on: {error}")
+    wrong += attacker.faults
     peak = memory_mib(pid, "VmHWM")
     attacker.close()
     victim.end()
@@ -219,6 +333,7 @@ def main() -> int:
     parser.add_argument("model", nargs="?", default=str(server_process.TINY_MODEL))
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--only", default=",".join(ATTACKS))
+    parser.add_argument("--seed", type=int, default=1, help="of what attacks draw")
     parser.add_argument("--descriptors", type=int, default=1024, help="the server's limit, soft and hard")
     arguments = parser.parse_args()
     pb = server_process.make_stubs()
@@ -226,12 +341,18 @@ def main() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     launcher = ("prlimit", f"--nofile={arguments.descriptors}:{arguments.descriptors}")
-    server = server_process.ServerProcess(arguments.c3pod, folder, model=pathlib.Path(arguments.model), launcher=launcher)
+    (folder / "tokens").write_text(
+        server_process.token_line("victim", "administer", "token-victim")
+        + server_process.token_line("mallory", "administer", "token-mallory", "read=mine")
+        + server_process.token_line("eager", "generate", "token-eager", f"calls/min={CALLS_PER_MINUTE}"))
+    server = server_process.ServerProcess(arguments.c3pod, folder, "--auth-tokens", str(folder / "tokens"), "--address-watches-max",
+                                          str(WATCHES_MAX), model=pathlib.Path(arguments.model), launcher=launcher)
     wrong = []
     print("| attack | MiB before | at most | after | victim's longest ms | failed |\n|---|---:|---:|---:|---:|---:|", flush=True)
     try:
+        keep_a_secret(server.port, pb)
         for name in arguments.only.split(","):
-            row, faults = attack(name, server, pb, arguments.scale)
+            row, faults = attack(name, server, pb, arguments.scale, arguments.seed)
             print(row, flush=True)
             wrong += faults
         start = time.monotonic()
