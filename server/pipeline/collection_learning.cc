@@ -63,6 +63,16 @@ class TaskSink final : public SequenceSink {
   const std::function<void(const absl::Status&)> done_;
 };
 
+// That one pass over the cases reads.
+int64_t TokensOf(absl::Span<const NeighborCase> cases) {
+  size_t tokens = 0;
+  for (const NeighborCase& one : cases) {
+    tokens += one.prompt.size();
+    for (const auto& continuation : one.continuations) tokens += continuation.size();
+  }
+  return static_cast<int64_t>(tokens);
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<ReferenceRecord>> CollectionLearning::Usable(const std::string& collection,
@@ -135,6 +145,8 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
     (i < held_apart ? validation : training).push_back(std::move(neighbor));
     if (i < held_apart) apart.push_back(records[i].id);
   }
+  const int64_t tokens = TokensOf(training) + TokensOf(validation);
+  C3PO_RETURN_IF_ERROR(request.context.Charge(tokens * request.tuner.epochs));
   const int32_t token = training.front().prompt.front();
   auto tuner =
       std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), request.tuner, on_epoch);
@@ -178,6 +190,7 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
     C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> records, learning_.Usable(settings.collection, false));
     progress_.total = static_cast<int64_t>(records.size());
     const bool with_choices = settings.objective == SurrogateLoss::kChoices;
+    int64_t tokens = 0;
     for (ReferenceRecord& record : records) {
       C3PO_ASSIGN_OR_RETURN(const auto known, learning_.parts_.shifts->Shift(settings.collection, record.id));
       if (known && known->settings == wanted) {
@@ -185,9 +198,10 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
         continue;
       }
       C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, learning_.parts_.text->NeighborTokens(record, with_choices));
+      tokens += TokensOf({&neighbor, 1});
       todo_.push_back({std::move(neighbor), std::move(record.pathway)});
     }
-    return absl::OkStatus();
+    return request_.context.Charge(tokens * std::max(1, settings.steps));
   }
 
   absl::Status Continue() {

@@ -122,12 +122,6 @@ absl::Status CheckCancelled(const CallContext& context) {
   return cancelled ? absl::CancelledError("the client cancelled the request") : absl::OkStatus();
 }
 
-// What the caller has left of its tokens a minute. Other than TakePlace's, this does not depend on who else calls.
-absl::Status ChargeTokens(const CallContext& context, size_t prompt_tokens, int64_t output_tokens) {
-  if (context.rates == nullptr) return absl::OkStatus();
-  return context.rates->Charge(static_cast<int64_t>(prompt_tokens) + output_tokens);
-}
-
 SequenceRequest RequestOf(const CallContext& context) {
   SequenceRequest request;
   request.request_id = context.request_id;
@@ -199,6 +193,7 @@ absl::Status GenerationPipeline::Embed(CallContext context, std::string text, Em
 absl::Status GenerationPipeline::EmbedWithModel(const CallContext& context, const std::string& text,
                                                 const EmbeddingCallback& done) const {
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(text, 1));
+  C3PO_RETURN_IF_ERROR(context.Charge(static_cast<int64_t>(prompt.tokens.size())));
   auto sink = std::make_shared<EmbedSink>(done);
   SequenceRequest request = RequestOf(context);
   request.continuations = {{prompt.tokens.front()}};  // Scored only because a sequence has to end in something.
@@ -248,7 +243,7 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   C3PO_RETURN_IF_ERROR(TakePlace(permit.get(), prompt.tokens.size(), request.sampling.max_tokens * call.sampling.n,
                                  call.context.deadline, query));
   C3PO_RETURN_IF_ERROR(
-      ChargeTokens(call.context, prompt.tokens.size(), int64_t{request.sampling.max_tokens} * call.sampling.n));
+      call.context.Charge(summary.usage.prompt_tokens + int64_t{request.sampling.max_tokens} * call.sampling.n));
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
                         AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
@@ -296,7 +291,7 @@ absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& 
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
   C3PO_RETURN_IF_ERROR(
       TakePlace(permit.get(), prompt.tokens.size(), summary.usage.completion_tokens, call.context.deadline, query));
-  C3PO_RETURN_IF_ERROR(ChargeTokens(call.context, prompt.tokens.size(), summary.usage.completion_tokens));
+  C3PO_RETURN_IF_ERROR(call.context.Charge(int64_t{summary.usage.prompt_tokens} + summary.usage.completion_tokens));
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
                         AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));

@@ -49,7 +49,8 @@ class CallersTest(unittest.TestCase):
         cls.folder = server_process.fresh_folder()
         lines = [("root", "administer", ""), ("reader", "references", "read=open"), ("writer", "references", "read=open write=mine,new%20one"),
                  ("asker", "generate", "read=mine"), ("chief", "administer", "read=* write=mine"),
-                 ("few", "generate", "calls/min=3"), ("short", "references", "tokens/min=200 write=slow")]
+                 ("few", "generate", "calls/min=3"), ("short", "references", "tokens/min=200"),
+                 ("learner", "references", "tokens/min=200 write=slow")]
         (cls.folder / "tokens").write_text("".join(server_process.token_line(name, role, f"token-{name}", fields) for name, role, fields in lines))
         cls.server = server_process.ServerProcess(BINARY, cls.folder, "--auth-tokens", str(cls.folder / "tokens"),
                                                   "--caller-calls-max", "6", "--watches-max", "5", "--address-watches-max", "3")
@@ -209,6 +210,16 @@ class CallersTest(unittest.TestCase):
         self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
         self.assertTrue(0 < pause <= each * 60 / 200, pause)
         self.assertRegex(self.server.http("/metrics"), r'c3po_calls_refused_total\{limit="tokens_per_minute"\} [1-9]')
+
+    def test_learning_is_charged_for_its_epochs(self):
+        self.add("root", "slow", "text of slow", count=12)
+        tuned = list(self.references.TunePrior(ref.TunePriorRequest(collection="slow", critical_layers=[0, 1], epochs=8, batch_size=8),
+                                               metadata=as_caller("learner")["metadata"], timeout=120))
+        self.assertTrue(tuned[-1].finished)
+        # Taken when nothing else was used for a minute; 12 references of several tokens, eight times, are more than 200.
+        code, _, reason, pause = refusal(lambda: self.generation.Tokenize(gen.TokenizeRequest(text="a"), **as_caller("learner")))
+        self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
+        self.assertGreater(pause, 0)
 
     def test_every_refusal_leaves_a_line_with_who_was_refused(self):
         refusal(lambda: self.references.List(ref.ListReferencesRequest(collection="secret"), **as_caller("reader")))
