@@ -263,6 +263,7 @@ absl::StatusOr<std::unique_ptr<AnswerJournal>> OpenJournal(const CalibrateFlags&
   absl::StatusOr<std::unique_ptr<AnswerJournal>> journal = AnswerJournal::Open(path, identity);
   if (journal.ok() && flags.fresh) {
     (*journal)->Remove();
+    journal->reset();
     journal = AnswerJournal::Open(path, identity);
   }
   if (!journal.ok() && flags.state.empty()) {
@@ -271,8 +272,9 @@ absl::StatusOr<std::unique_ptr<AnswerJournal>> OpenJournal(const CalibrateFlags&
   }
   C3PO_RETURN_IF_ERROR(journal.status());
   if ((*journal)->resumed() > 0) {
-    absl::PrintF("%s holds %d answers of a calibration that was ended: it goes on (--fresh begins anew)\n", path,
-                 (*journal)->resumed());
+    absl::PrintF(
+        "%s holds %d answers of a calibration that was ended, or stored nothing: it goes on (--fresh begins anew)\n",
+        path, (*journal)->resumed());
   }
   return journal;
 }
@@ -341,7 +343,8 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
   if (result->ended) {
     return absl::CancelledError(absl::StrCat("ended by a signal before every point was tried", goes_on));
   }
-  if (journal != nullptr && !result->budget_spent) journal->Remove();
+  // A dry run is often followed by the same without --dry-run, which asks nothing again.
+  if (journal != nullptr && !result->budget_spent && !flags.dry_run) journal->Remove();
   return absl::OkStatus();
 }
 
@@ -380,7 +383,7 @@ void AddCalibrateCommand(CLI::App& app, Session* session) {
                       "Keep the answers in this file until the search is complete; a search that was ended, or whose "
                       "budget was spent, goes on from it. Default: in ~/.cache/c3po/calibrations");
   command->add_flag("--fresh", flags->fresh, "Begin anew, whatever such a file holds");
-  command->add_flag("--dry-run", flags->dry_run, "Store nothing");
+  command->add_flag("--dry-run", flags->dry_run, "Store nothing, and keep the answers for a run that does");
   AddOptimizationFlags(*command, &flags->fixed);
   for (const char* other : {"--collection", "--return-pathways"}) command->remove_option(command->get_option(other));
   command->add_option("--collection", flags->collection, "The collection")->check(NotEmpty())->required();

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -28,6 +29,8 @@ struct ImportFlags {
 };
 
 constexpr uint64_t kToldWarningsMax = 10;  // The rest are counted.
+constexpr size_t kToldUnreadMax = 20;      // names of fields
+constexpr size_t kKeyBytesMax = 64;
 
 // One run of `refs import`.
 class Import {
@@ -48,6 +51,7 @@ class Import {
         ReportMalformed(line->number, std::string(line->status.message()));
         continue;
       }
+      WarnOfUnread(*line);
       ++sent_;
       return NumberedSample{line->number, std::move(line->sample)};
     }
@@ -125,6 +129,18 @@ class Import {
     malformed_.Report(line, why);
   }
 
+  // Each name once: "anwser" may be a mistake, and what is in it is lost.
+  void WarnOfUnread(const SampleLine& line) {
+    for (const std::string& key : line.unread) {
+      if (told_unread_.size() >= kToldUnreadMax || !told_unread_.insert(key).second) continue;
+      progress_.Clear();
+      absl::FPrintF(stderr,
+                    "%s:%d: warning: \"%s\" is no field of a sample and is not imported; \"metadata\" may hold it\n",
+                    flags_.path, line.number, WithoutControls(key.substr(0, kKeyBytesMax)));
+      if (told_unread_.size() == kToldUnreadMax) absl::FPrintF(stderr, "further such fields are not told\n");
+    }
+  }
+
   void Warn(uint64_t line, uint64_t told_before, const std::string& what) {
     if (told_before > kToldWarningsMax) return;
     progress_.Clear();
@@ -153,6 +169,7 @@ class Import {
   MalformedLines malformed_;
   ProgressLine progress_;
   const absl::Time start_;
+  std::set<std::string> told_unread_;  // fields that are no sample's
   uint64_t sent_ = 0;
   uint64_t successful_ = 0;
   uint64_t failed_ = 0;

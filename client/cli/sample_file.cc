@@ -40,7 +40,7 @@ absl::StatusOr<std::optional<SampleLine>> SampleFile::Next() {
     if (IsBlank(line)) continue;
     SampleLine read;
     read.number = number_;
-    absl::StatusOr<v1::ReferenceSample> sample = ParseSampleLine(line);
+    absl::StatusOr<v1::ReferenceSample> sample = ParseSampleLine(line, &read.unread);
     if (sample.ok()) {
       read.sample = *std::move(sample);
     } else {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -20,10 +21,11 @@ struct SampleLine {
   uint64_t number = 0;  // Counted from 1.
   absl::Status status;  // InvalidArgument: why the line is malformed.
   v1::ReferenceSample sample;
+  std::vector<std::string> unread;  // Keys of a well-formed line that are ignored (ParseSampleLine).
 };
 
-// Reads one sample per line, as ParseSampleLine does; blank lines are passed over. Whether a sample makes sense (an empty
-// prompt, choices without the answer) is the server's to judge. Used by one thread.
+// Reads one sample per line, as ParseSampleLine does; blank lines are passed over. Whether a sample makes sense (an
+// empty prompt, choices without the answer) is the server's to judge. Used by one thread.
 class SampleFile {
  public:
   // "-" is stdin. NotFound when the file cannot be opened.

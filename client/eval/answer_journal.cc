@@ -1,5 +1,6 @@
 #include "client/eval/answer_journal.h"
 
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -68,10 +69,14 @@ absl::StatusOr<std::unique_ptr<AnswerJournal>> AnswerJournal::Open(const std::st
   }
   std::unique_ptr<AnswerJournal> journal(new AnswerJournal(path));
   absl::MutexLock lock(&journal->mu_);
+  // Opened before it is read, for the lock: another calibration may be writing it.
+  journal->file_ = std::fopen(path.c_str(), "ab");
+  if (journal->file_ == nullptr) return NotWritten(path);
+  if (flock(fileno(journal->file_), LOCK_EX | LOCK_NB) != 0)
+    return absl::FailedPreconditionError(absl::StrCat(path, ": another calibration keeps its answers there now"));
   C3PO_ASSIGN_OR_RETURN(const bool goes_on, journal->Read(identity));
   if (!goes_on) journal->answers_.clear();
-  journal->file_ = std::fopen(path.c_str(), goes_on ? "ab" : "wb");
-  if (journal->file_ == nullptr) return NotWritten(path);
+  if (!goes_on && ftruncate(fileno(journal->file_), 0) != 0) return NotWritten(path);
   if (!goes_on && (std::fprintf(journal->file_, "%s\n", identity.c_str()) < 0 || std::fflush(journal->file_) != 0)) {
     return NotWritten(path);
   }
@@ -132,10 +137,10 @@ absl::Status AnswerJournal::Append(const v1::OptimizationOptions& options, const
 
 void AnswerJournal::Remove() {
   absl::MutexLock lock(&mu_);
+  std::error_code error;
+  std::filesystem::remove(path_, error);  // Under the lock: a file of that name is another's as soon as it is free.
   if (file_ != nullptr) std::fclose(file_);
   file_ = nullptr;
-  std::error_code error;
-  std::filesystem::remove(path_, error);
 }
 
 absl::StatusOr<std::vector<ItemResult>> RememberingScorer::Score(const v1::OptimizationOptions& options,

@@ -38,8 +38,9 @@ class AnswerJournal {
  public:
   // Goes on with the file, or begins it anew where it is absent, of another `identity`, or damaged. `identity`: one
   // line of JSON, whose "kept_by" tells journals from other files. Its folder is made. A last line that a kill cut
-  // short is taken off. FailedPrecondition: the file holds something else, and is left as it is. Unavailable: it cannot
-  // be written.
+  // short is taken off. The file is locked (flock) as long as this object lives, or until Remove. FailedPrecondition:
+  // the file holds something else, and is left as it is; or another journal has it open. Unavailable: it cannot be
+  // written.
   static absl::StatusOr<std::unique_ptr<AnswerJournal>> Open(const std::string& path, const std::string& identity);
   ~AnswerJournal();
   AnswerJournal(const AnswerJournal&) = delete;

@@ -1,6 +1,8 @@
 #include "client/eval/sample_line.h"
 
+#include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -14,6 +16,7 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr absl::string_view kKeys[] = {"prompt", "answer", "choices", "metadata", "reference_id", "id"};
 constexpr size_t kLineBytesMax = 3 << 20;  // gRPC servers take messages up to 4 MiB by default.
 
 absl::Status ReadText(const Json& object, const char* key, std::string* text) {
@@ -59,7 +62,7 @@ std::string SampleLineText(const v1::ReferenceSample& sample) {
   return line.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
 }
 
-absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line) {
+absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line, std::vector<std::string>* unread) {
   if (line.size() > kLineBytesMax) {
     return absl::InvalidArgumentError(absl::StrCat("longer than ", kLineBytesMax, " bytes"));
   }
@@ -69,7 +72,12 @@ absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line) {
   // nlohmann throws; nothing of it leaves this function.
   try {
     v1::ReferenceSample sample;
-    C3PO_RETURN_IF_ERROR(ReadSample(Json::parse(line.begin(), line.end()), &sample));
+    const Json object = Json::parse(line.begin(), line.end());
+    C3PO_RETURN_IF_ERROR(ReadSample(object, &sample));
+    for (const auto& [key, value] : object.items()) {
+      const bool known = std::find(std::begin(kKeys), std::end(kKeys), key) != std::end(kKeys);
+      if (unread != nullptr && !known) unread->push_back(key);
+    }
     return sample;
   } catch (const Json::exception& error) {
     // "[json.exception.parse_error.101] parse error at ...": the code in brackets says nothing to the reader.

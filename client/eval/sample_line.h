@@ -13,8 +13,9 @@ namespace c3po {
 // Reads {"prompt": text, "answer": text, "choices": [texts], "metadata": {name: value}, "reference_id": text}, the last
 // three optional; other keys are ignored ("id" too, which data sets use for much else). Metadata that is not text is
 // kept as its JSON. Whether the sample makes sense (an empty prompt, choices without the answer) is not judged.
-// InvalidArgument says what is wrong with the line. Pure and thread-safe.
-absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line);
+// `unread`, which may be null, is given the names of keys that were ignored, but for "id". InvalidArgument says what is
+// wrong with the line. Thread-safe.
+absl::StatusOr<v1::ReferenceSample> ParseSampleLine(absl::string_view line, std::vector<std::string>* unread = nullptr);
 
 // The line, without its end, that ParseSampleLine reads as the same sample. Pure and thread-safe.
 std::string SampleLineText(const v1::ReferenceSample& sample);

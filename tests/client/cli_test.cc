@@ -559,6 +559,26 @@ TEST_F(CliTest, ImportStopsAtItsLimitAndPrintsJson) {
   EXPECT_EQ(server_.add_requests().size(), 2);
 }
 
+TEST_F(CliTest, ImportNamesEachFieldThatItDoesNotReadOnce) {
+  const ChildResult result = Run({"refs", "import", "-"},
+                                 "{\"prompt\": \"p\", \"answer\": \"a\", \"id\": 1}\n"
+                                 "{\"prompt\": \"q\", \"answer\": \"a\", \"topic\": 1, \"choises\": [\"a\", \"b\"]}\n"
+                                 "{\"prompt\": \"r\", \"answer\": \"a\", \"topic\": 2}\n");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(server_.add_requests().size(), 3);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("-:2: warning: \"choises\" is no field of a sample"),
+                                HasSubstr("-:2: warning: \"topic\" is no field of a sample"), Not(HasSubstr("-:3:")),
+                                Not(HasSubstr("\"id\""))));
+}
+
+TEST_F(CliTest, ImportTellsSoManyFieldsAndNoMore) {
+  std::string line = "{\"prompt\": \"p\", \"answer\": \"a\"";
+  for (int i = 0; i < 50; ++i) line += ", \"field" + std::to_string(i) + "\": 1";
+  const ChildResult result = Run({"refs", "import", "-"}, line + "}\n");
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 21);
+  EXPECT_THAT(result.err, HasSubstr("further such fields are not told\n"));
+}
+
 TEST_F(CliTest, ImportReadsStdin) {
   EXPECT_EQ(Run({"refs", "import", "-"}, "{\"prompt\": \"p\", \"answer\": \"a\"}\n").exit_code, 0);
   EXPECT_EQ(server_.add_requests().size(), 1);

@@ -153,6 +153,19 @@ TEST_F(JournalTest, OfAnotherModelOrDamagedItBeginsAnew) {
   EXPECT_EQ(AnswerJournal::Open("/proc/none/state.jsonl", "{}").status().code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_F(JournalTest, OneCalibrationHasTheFileAtATime) {
+  {
+    const auto journal = Open();
+    ASSERT_NE(journal, nullptr);
+    const auto second = AnswerJournal::Open(path_, "{\"model\":\"a\"}");
+    EXPECT_TRUE(absl::IsFailedPrecondition(second.status())) << second.status();
+    EXPECT_NE(std::string(second.status().message()).find("another calibration"), std::string::npos);
+    // Nor one of another model, which would begin it anew.
+    EXPECT_FALSE(AnswerJournal::Open(path_, "{\"model\":\"b\"}").ok());
+  }
+  EXPECT_NE(Open(), nullptr);
+}
+
 TEST_F(JournalTest, AFileOfAnotherKindIsLeftAsItIs) {
   Open();  // Makes the folder.
   const std::string identity = "{\"kept_by\":\"c3po calibrate\",\"model\":\"a\"}";

@@ -477,9 +477,26 @@ TEST_F(EvalCliTest, CalibrateBeginsAnewWhereAReferenceSaysSomethingElse) {
       "calibrate", "--collection",           "science",  "--questions", "20", "--budget-seconds", "0.000001",
       "--state",   folder_ + "/state.jsonl", "--dry-run"};
   ASSERT_EQ(Run(command).exit_code, 0);
-  EXPECT_THAT(Run(command).out, HasSubstr("of a calibration that was ended: it goes on"));
+  EXPECT_THAT(Run(command).out, HasSubstr("it goes on"));
   answer = " a";
   EXPECT_THAT(Run(command).out, Not(HasSubstr("it goes on")));
+}
+
+TEST_F(EvalCliTest, CalibrateGoesOnFromTheAnswersOfADryRunAndThenRemovesThem) {
+  ServeReferences(&server_, 30);
+  const std::string state = folder_ + "/state.jsonl";
+  std::vector<std::string> command = {"calibrate", "--collection", "science", "--questions",
+                                      "8",         "--state",      state,     "--dry-run"};
+  ASSERT_EQ(Run(command).exit_code, 0);
+  EXPECT_TRUE(std::filesystem::exists(state));
+  const size_t asked = server_.score_requests().size();
+  command.pop_back();
+  const ChildResult stored = Run(command);
+  EXPECT_EQ(stored.exit_code, 0) << stored.err;
+  EXPECT_THAT(stored.out, HasSubstr("it goes on"));
+  EXPECT_EQ(server_.score_requests().size(), asked);
+  EXPECT_EQ(server_.profile_requests().size(), 1);
+  EXPECT_FALSE(std::filesystem::exists(state));
 }
 
 TEST_F(EvalCliTest, CalibrateKeepsItsAnswersInNoFileOfAnotherKind) {
