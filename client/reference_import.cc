@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "client/request_text.h"
+#include "index/base/escaped_exception.h"
 
 namespace c3po {
 
@@ -19,7 +20,13 @@ class ReferenceImport::Reader {
  public:
   using Stream = grpc::ClientReaderWriter<v1::AddReferencesRequest, v1::AddReferencesResponse>;
 
-  explicit Reader(Stream* stream) : thread_([this, stream] { ReadAll(stream); }) {}
+  // An exception of the thread, such as for want of memory, ends the call.
+  Reader(Stream* stream, grpc::ClientContext* context)
+      : thread_([this, stream, context] {
+          if (!CatchEscapedIn(ThreadKind::kWorker, [&] { ReadAll(stream); }).ok()) context->TryCancel();
+          absl::MutexLock lock(&mu_);
+          ended_ = true;
+        }) {}
   ~Reader() { thread_.join(); }
 
   // What has been read since the last call, without waiting. *ended: nothing will follow.
@@ -43,8 +50,6 @@ class ReferenceImport::Reader {
       absl::MutexLock lock(&mu_);
       responses_.push_back(std::move(response));
     }
-    absl::MutexLock lock(&mu_);
-    ended_ = true;
   }
 
   absl::Mutex mu_;
@@ -102,7 +107,7 @@ grpc::Status ReferenceImport::RunAttempt(v1::ReferenceService::Stub& stub, grpc:
   const auto stream = stub.Add(context);
   bool wanted = true;
   {
-    Reader reader(stream.get());
+    Reader reader(stream.get(), context);
     v1::AddReferencesRequest request = first_request();
     std::optional<uint64_t> sent_through;  // A number, as a server may give a verdict on a sample not yet sent again.
     bool half_closed = false;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "index/base/escaped_exception.h"
 
 namespace c3po {
 namespace {
@@ -30,13 +31,19 @@ class Evaluation {
 
   EvaluationOutcome Run() {
     std::vector<std::thread> threads;
-    for (int i = 0; i < options_.concurrency; ++i) threads.emplace_back([this] { Work(); });
+    for (int i = 0; i < options_.concurrency; ++i) threads.emplace_back([this] { WorkOrFail(); });
     for (std::thread& thread : threads) thread.join();
     absl::MutexLock lock(&mu_);
     return outcome_;
   }
 
  private:
+  void WorkOrFail() {
+    const absl::Status caught = CatchEscapedIn(ThreadKind::kWorker, [this] { Work(); });
+    absl::MutexLock lock(&mu_);
+    if (outcome_.status.ok()) outcome_.status = caught;
+  }
+
   void Work() {
     while (true) {
       size_t question = 0;

@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -100,8 +101,14 @@ absl::StatusOr<std::vector<bool>> FindKnownQuestions(Client& client, const Task&
       on_progress(++done);
     }
   };
+  const auto work_or_fail = [&] {
+    const absl::Status caught = CatchEscapedIn(ThreadKind::kWorker, work);
+    absl::MutexLock lock(&mu);
+    if (status.ok()) status = caught;
+  };
   std::vector<std::thread> threads;
-  for (int i = 0; i < std::min<int>(concurrency, static_cast<int>(task.items.size())); ++i) threads.emplace_back(work);
+  const int count = std::min<int>(concurrency, static_cast<int>(task.items.size()));
+  for (int i = 0; i < count; ++i) threads.emplace_back(work_or_fail);
   for (std::thread& thread : threads) thread.join();
   if (!status.ok()) return status;
   return known;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/synchronization/mutex.h"
+#include "index/base/escaped_exception.h"
 
 namespace c3po {
 
@@ -39,8 +40,14 @@ absl::StatusOr<std::vector<ItemResult>> TaskScorer::Score(const v1::Optimization
       if (on_answer_) on_answer_(options, task_.items[questions[index]], results[index]);
     }
   };
+  const auto work_or_fail = [&] {
+    const absl::Status caught = CatchEscapedIn(ThreadKind::kWorker, work);
+    absl::MutexLock lock(&mu);
+    if (status.ok()) status = caught;
+  };
   std::vector<std::thread> threads;
-  for (int i = 0; i < std::min<int>(concurrency_, static_cast<int>(questions.size())); ++i) threads.emplace_back(work);
+  const int count = std::min<int>(concurrency_, static_cast<int>(questions.size()));
+  for (int i = 0; i < count; ++i) threads.emplace_back(work_or_fail);
   for (std::thread& thread : threads) thread.join();
   if (!status.ok()) return status;
   return results;

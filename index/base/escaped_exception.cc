@@ -44,8 +44,7 @@ absl::Status CatchEscaped(ThreadKind thread, absl::FunctionRef<absl::Status()> w
     return work();
   } catch (const std::bad_alloc&) {
     Note(thread, "out of memory");
-    return StatusWith(absl::StatusCode::kResourceExhausted,
-                      [] { return absl::string_view("the server is out of memory"); });
+    return StatusWith(absl::StatusCode::kResourceExhausted, [] { return absl::string_view("out of memory"); });
   } catch (const std::exception& error) {
     return Escaped(thread, error.what());
   } catch (...) {

@@ -19,7 +19,7 @@ inline constexpr std::array<const char*, 8> kThreadKindNames = {"worker",   "eng
                                                                 "listener", "http",   "signals",   "main"};
 
 // What `work` returns. An exception of `work` becomes a status, is counted, and is told to the reporter:
-//   std::bad_alloc: ResourceExhausted "the server is out of memory"
+//   std::bad_alloc: ResourceExhausted "out of memory"
 //   anything else:  Internal "an exception escaped: WHAT"
 // Nothing leaves it, also where there is no memory for a message: the status then has none. Thread-safe.
 absl::Status CatchEscaped(ThreadKind thread, absl::FunctionRef<absl::Status()> work) noexcept;

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <new>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -50,6 +51,7 @@ class FakeRunner : public ItemRunner {
     absl::MutexLock lock(&mu);
     asked.push_back(absl::StrCat(item.id, "/", method.label));
     if (cancel_after > 0 && static_cast<int>(asked.size()) == cancel_after) cancellation.Cancel();
+    if (throws) throw std::bad_alloc();
     if (method.label == broken) return absl::InternalError("broken");
     if (method.label == forbidden) return absl::PermissionDeniedError("not allowed");
     ItemResult result;
@@ -62,6 +64,7 @@ class FakeRunner : public ItemRunner {
   }
   absl::Mutex mu;
   std::vector<std::string> asked;
+  bool throws = false;
   std::string broken, forbidden, not_a_number;
   int cancel_after = 0;
   Cancellation cancellation;
@@ -112,6 +115,15 @@ TEST_F(EvalRunTest, AllMethodsOfAQuestionBeforeTheNext) {
   EXPECT_THAT(runner_.asked, ElementsAre("q0/none", "q0/ngd", "q1/none", "q1/ngd"));
   EXPECT_EQ(MissingAnswers(run, *folder), 0);
   EXPECT_EQ(counter_.results, 4);
+}
+
+TEST_F(EvalRunTest, AnExceptionOfAThreadEndsTheRunWithAStatus) {
+  const RunDescription run = RunOf(2);
+  const auto folder = Open(run);
+  runner_.throws = true;
+  EXPECT_EQ(Evaluate1(run, *folder).status, absl::ResourceExhaustedError("out of memory"));
+  runner_.throws = false;
+  EXPECT_EQ(Evaluate1(run, *folder).answered, 4);
 }
 
 TEST_F(EvalRunTest, TheFolderIsReadableAsAReport) {

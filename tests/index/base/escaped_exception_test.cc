@@ -22,7 +22,7 @@ TEST(EscapedException, BecomesAStatusAndIsCountedAndTold) {
   EXPECT_EQ(wrong, absl::InternalError("an exception escaped: wrong"));
   EXPECT_EQ(Told(), "wrong");
   const absl::Status memory = CatchEscapedIn(ThreadKind::kWorker, [] { throw std::bad_alloc(); });
-  EXPECT_EQ(memory, absl::ResourceExhaustedError("the server is out of memory"));
+  EXPECT_EQ(memory, absl::ResourceExhaustedError("out of memory"));
   EXPECT_EQ(Told(), "out of memory");
   EXPECT_TRUE(absl::IsInternal(CatchEscapedIn(ThreadKind::kWorker, [] { throw 7; })));
   EXPECT_EQ(EscapedExceptions(ThreadKind::kWorker), before + 3);
