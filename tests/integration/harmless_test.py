@@ -2,8 +2,10 @@
 answers, and a request that names its choices is answered by one of them.
 usage: harmless_test.py C3POD C3PO"""
 
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import unittest
@@ -19,6 +21,8 @@ NGD, PRIOR = opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, opt.METHOD_COLLECTION_PRI
 FAR = opt.GATE_DECISION_SKIPPED_NEIGHBORS_FAR
 OFF_TOPIC = "}}}}{{{{ <<<<>>>> ####"
 ON_TOPIC = "What is 3 modulo seven?"
+CHAT_ML = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
 
 class HarmlessTest(unittest.TestCase):
@@ -180,6 +184,29 @@ class HarmlessTest(unittest.TestCase):
         self.assertIn('collection "default" has no reference', asked.stdout)
         example = run([sys.executable, str(ask_py), ON_TOPIC, "--max-tokens", "8"])
         self.assertEqual(example.returncode, 0, example.stderr)
+
+    def test_chat_answers_plainly_without_references(self):
+        model = self.folder / "chatting"
+        shutil.copytree(server_process.TINY_MODEL, model)
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        config["chat_template"] = CHAT_ML
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
+        (self.folder / "chat-store").mkdir()
+        server = server_process.ServerProcess(BINARY, self.folder / "chat-store", model=model)
+        self.addCleanup(lambda: self.assertEqual(server.stop(), 0))
+        run = lambda *flags: subprocess.run(
+            [CLI, "chat", "--max-tokens", "8", *flags], env={**os.environ, "C3PO_SERVER": f"127.0.0.1:{server.port}"},
+            input="What is 50 modulo seven?\nAnd 51?\n", capture_output=True, text=True, timeout=60)
+        told, plain = run(), run("--method", "none")
+        self.assertEqual((told.returncode, told.stderr), (0, ""))
+        self.assertEqual((plain.returncode, plain.stderr), (0, ""))
+        self.assertGreater(len(told.stdout), 2)
+        self.assertEqual(told.stdout, plain.stdout)  # The model's own answers to both turns.
+        explained = run("--explain")
+        self.assertEqual(explained.stdout.count('collection "default" has no reference'), 2, explained.stdout)
+        wrong = run("--collection", "nowhere")  # A name that was made up is an error of the first turn.
+        self.assertNotEqual(wrong.returncode, 0)
+        self.assertIn("nowhere", wrong.stderr)
 
     # --- Choices ---
 
