@@ -6,23 +6,21 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
 
 constexpr double kSecondsPerMinute = 60;
+// Who comes back when it was told to must not fail for the last bit of a level.
+constexpr double kRounding = 1e-6;
 // When a call in flight ends is not known.
 constexpr absl::Duration kPauseInFlight = absl::Seconds(1);
 
 // The time after which a bucket that holds `level` and fills by `per_minute` holds `wanted`.
 absl::Duration TimeUntil(double wanted, double level, int64_t per_minute) {
   return absl::Seconds(std::max(0.0, wanted - level) * kSecondsPerMinute / static_cast<double>(per_minute));
-}
-
-absl::Status UsedUp(absl::string_view what, absl::Duration pause) {
-  const absl::Status status = absl::ResourceExhaustedError(absl::StrCat(what, " are used up"));
-  return WithRetryAfter(WithReason(status, kRateReason), pause);
 }
 
 }  // namespace
@@ -34,24 +32,26 @@ RateLimiter::Call::~Call() {
 }
 
 absl::Status RateLimiter::Call::Charge(int64_t tokens) {
-  const absl::Status status = TryCharge(tokens);
-  if (!status.ok()) limiter_->Count(Metrics::RefusedCall::kTokensPerMinute);
-  return status;
-}
-
-absl::Status RateLimiter::Call::TryCharge(int64_t tokens) {
-  const int64_t per_minute = limits_.tokens_per_minute;
-  if (per_minute == 0 || tokens <= 0) return absl::OkStatus();
+  if (limits_.tokens_per_minute == 0 || tokens <= 0) return absl::OkStatus();
   const absl::MutexLock lock(&limiter_->mu_);
   State& state = limiter_->Filled(caller_, limits_);
-  const auto wanted = static_cast<double>(std::min(tokens, per_minute));
-  if (state.tokens < wanted) {
-    return UsedUp(absl::StrCat("the caller's ", per_minute, " tokens a minute"),
-                  TimeUntil(wanted, state.tokens, per_minute));
-  }
+  C3PO_RETURN_IF_ERROR(
+      limiter_->CheckTokens(state, limits_, static_cast<double>(std::min(tokens, limits_.tokens_per_minute))));
   state.tokens -= static_cast<double>(tokens);
   charged_ += tokens;
   return absl::OkStatus();
+}
+
+void RateLimiter::Call::Owe(int64_t tokens) {
+  if (limits_.tokens_per_minute == 0) return;
+  const absl::MutexLock lock(&limiter_->mu_);
+  limiter_->Filled(caller_, limits_).tokens -= static_cast<double>(std::max<int64_t>(0, tokens));
+}
+
+absl::Status RateLimiter::Call::CheckPaid() {
+  if (limits_.tokens_per_minute == 0) return absl::OkStatus();
+  const absl::MutexLock lock(&limiter_->mu_);
+  return limiter_->CheckTokens(limiter_->Filled(caller_, limits_), limits_, 0);
 }
 
 void RateLimiter::Call::Used(int64_t tokens) {
@@ -75,16 +75,12 @@ absl::StatusOr<std::shared_ptr<RateLimiter::Call>> RateLimiter::Admit(const std:
     return Refuse(Metrics::RefusedCall::kCallsAtOnce, absl::StrCat("the caller's ", limits.calls_at_once, " calls at once"),
                   kPauseInFlight);
   }
-  if (limits.calls_per_minute > 0 && state.calls < 1) {
+  if (limits.calls_per_minute > 0 && state.calls < 1 - kRounding) {
     return Refuse(Metrics::RefusedCall::kCallsPerMinute,
                   absl::StrCat("the caller's ", limits.calls_per_minute, " calls a minute"),
                   TimeUntil(1, state.calls, limits.calls_per_minute));
   }
-  if (limits.tokens_per_minute > 0 && state.tokens < 0) {
-    return Refuse(Metrics::RefusedCall::kTokensPerMinute,
-                  absl::StrCat("the caller's ", limits.tokens_per_minute, " tokens a minute"),
-                  TimeUntil(0, state.tokens, limits.tokens_per_minute));
-  }
+  if (limits.tokens_per_minute > 0) C3PO_RETURN_IF_ERROR(CheckTokens(state, limits, 0));
   if (limits.calls_per_minute > 0) state.calls -= 1;
   ++state.in_flight;
   return std::shared_ptr<Call>(new Call(shared_from_this(), caller, limits));
@@ -122,13 +118,17 @@ void RateLimiter::MakeRoom() {
   for (size_t i = 0; i < leaving; ++i) callers_.erase(idle[i].second);
 }
 
-absl::Status RateLimiter::Refuse(Metrics::RefusedCall limit, absl::string_view what, absl::Duration pause) const {
-  Count(limit);
-  return UsedUp(what, pause);
+absl::Status RateLimiter::CheckTokens(const State& state, const RateLimits& limits, double wanted) const {
+  if (state.tokens >= wanted - kRounding) return absl::OkStatus();
+  return Refuse(Metrics::RefusedCall::kTokensPerMinute,
+                absl::StrCat("the caller's ", limits.tokens_per_minute, " tokens a minute"),
+                TimeUntil(wanted, state.tokens, limits.tokens_per_minute));
 }
 
-void RateLimiter::Count(Metrics::RefusedCall limit) const {
+absl::Status RateLimiter::Refuse(Metrics::RefusedCall limit, absl::string_view what, absl::Duration pause) const {
   if (metrics_ != nullptr) metrics_->CountRefusedCall(limit);
+  const absl::Status status = absl::ResourceExhaustedError(absl::StrCat(what, " are used up"));
+  return WithRetryAfter(WithReason(status, kRateReason), pause);
 }
 
 size_t RateLimiter::callers() const {

@@ -58,8 +58,10 @@ class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
 
     // Takes `tokens` of the caller's. ResourceExhausted, with the time after which there will be enough: nothing is taken.
     absl::Status Charge(int64_t tokens);
-    // The same for who waits and tries again: what is not taken does not count as refused.
-    absl::Status TryCharge(int64_t tokens);
+    // Takes tokens that are used in any case; what is missing is owed.
+    void Owe(int64_t tokens);
+    // ResourceExhausted, with the time after which nothing is owed any more: something is.
+    absl::Status CheckPaid();
     // What the call has really used, of what Charge took: the rest is given back. Has an effect once.
     void Used(int64_t tokens);
 
@@ -94,7 +96,8 @@ class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
   State& Filled(const std::string& caller, const RateLimits& limits) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void MakeRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Refuse(Metrics::RefusedCall limit, absl::string_view what, absl::Duration pause) const;
-  void Count(Metrics::RefusedCall limit) const;
+  // Refuses where there are fewer than `wanted`.
+  absl::Status CheckTokens(const State& state, const RateLimits& limits, double wanted) const;
 
   const RateLimits defaults_;
   Metrics* const metrics_;

@@ -260,11 +260,11 @@ absl::Status ReferenceImport::Complete(Judged& judged) const {
   return ValidateRecord(record);
 }
 
-absl::Status ReferenceImport::Charge(const SequenceRequest& request) const {
-  if (settings_.rates == nullptr) return absl::OkStatus();
+void ReferenceImport::Charge(const SequenceRequest& request) const {
+  if (settings_.rates == nullptr) return;
   size_t tokens = request.prompt.size();
   for (const auto& continuation : request.continuations) tokens += continuation.size();
-  return settings_.rates->TryCharge(static_cast<int64_t>(tokens));
+  settings_.rates->Owe(static_cast<int64_t>(tokens));
 }
 
 // Side by side, until all have been run.
@@ -287,17 +287,12 @@ void ReferenceImport::JudgeBatch(const std::vector<Item>& batch, std::vector<Jud
       continue;
     }
     request->sink = std::make_shared<JudgeSink>(&judged[i], &remaining);
-    // Interactive requests have filled the queue, or the caller's tokens of the minute are used up: an import can wait.
-    const auto patiently = [this](auto attempt) -> absl::Status {
-      absl::Status status = attempt();
-      while (absl::IsResourceExhausted(status) && !(cancelled_ && cancelled_->load())) {
-        absl::SleepFor(kRetryWhenFull);
-        status = attempt();
-      }
-      return status;
-    };
-    absl::Status submitted = patiently([&] { return Charge(*request); });
-    if (submitted.ok()) submitted = patiently([&] { return parts_.engine->Submit(*request); });
+    Charge(*request);
+    absl::Status submitted = parts_.engine->Submit(*request);
+    while (absl::IsResourceExhausted(submitted) && !(cancelled_ && cancelled_->load())) {
+      absl::SleepFor(kRetryWhenFull);  // Interactive requests have filled the queue; an import can wait.
+      submitted = parts_.engine->Submit(*request);
+    }
     if (!submitted.ok()) {
       judged[i].status = submitted;
       remaining.DecrementCount();
@@ -371,6 +366,7 @@ absl::Status ReferenceImport::SettlePrompts(const std::vector<Item>& batch,
 }
 
 absl::Status ReferenceImport::RunBatch(const std::vector<Item>& batch) {
+  if (settings_.rates != nullptr) C3PO_RETURN_IF_ERROR(settings_.rates->CheckPaid());
   std::vector<Judged> judged(batch.size());
   std::vector<SampleVerdict> verdicts(batch.size());
   JudgeBatch(batch, judged, verdicts);

@@ -39,7 +39,8 @@ struct SampleVerdict {
 struct ImportSettings {
   std::string collection;
   bool replace = false;  // A stored sample takes the place of the collection's other references with its prompt.
-  // What the samples' tokens are charged to; an import waits until there are enough. Null: nothing.
+  // What the samples' tokens are charged to: an import ends with ResourceExhausted before a batch for which nothing is left.
+  // Null: nothing.
   std::shared_ptr<RateLimiter::Call> rates = nullptr;
 };
 
@@ -97,7 +98,7 @@ class ReferenceImport : public std::enable_shared_from_this<ReferenceImport> {
   absl::Status SettlePrompts(const std::vector<Item>& batch, std::vector<SampleVerdict>& verdicts) const;
   bool IsStored(const std::string& id, const ReferenceSample& sample) const;
   absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, Judged& judged, SampleVerdict& verdict);
-  absl::Status Charge(const SequenceRequest& request) const;
+  void Charge(const SequenceRequest& request) const;
   std::vector<Item> NextBatch();
 
   const PipelineParts parts_;

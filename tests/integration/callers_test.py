@@ -50,7 +50,7 @@ class CallersTest(unittest.TestCase):
         lines = [("root", "administer", ""), ("reader", "references", "read=open"), ("writer", "references", "read=open write=mine,new%20one"),
                  ("asker", "generate", "read=mine"), ("chief", "administer", "read=* write=mine"),
                  ("few", "generate", "calls/min=3"), ("short", "references", "tokens/min=200"),
-                 ("learner", "references", "tokens/min=200 write=slow")]
+                 ("importer", "references", "tokens/min=200 write=slow"), ("learner", "references", "tokens/min=200 write=slow")]
         (cls.folder / "tokens").write_text("".join(server_process.token_line(name, role, f"token-{name}", fields) for name, role, fields in lines))
         cls.server = server_process.ServerProcess(BINARY, cls.folder, "--auth-tokens", str(cls.folder / "tokens"),
                                                   "--caller-calls-max", "6", "--watches-max", "5", "--address-watches-max", "3")
@@ -220,6 +220,19 @@ class CallersTest(unittest.TestCase):
         code, _, reason, pause = refusal(lambda: self.generation.Tokenize(gen.TokenizeRequest(text="a"), **as_caller("learner")))
         self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
         self.assertGreater(pause, 0)
+
+    def test_imports_are_charged_and_end_with_what_was_committed(self):
+        requests = [ref.AddReferencesRequest(collection="slow", sequence=i, sample=ref.ReferenceSample(
+            prompt=f"a long text that is number {i} of many", answer=" 1", choices=[" 1", " 2"])) for i in range(200)]
+        verdicts = []
+        with self.assertRaises(grpc.RpcError) as caught:
+            for answer in self.references.Add(iter(requests), **as_caller("importer")):
+                verdicts += answer.verdicts
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        self.assertIn("tokens a minute are used up", caught.exception.details())
+        self.assertTrue(0 < len(verdicts) < 200, len(verdicts))
+        for verdict in verdicts:
+            self.references.Get(ref.GetReferenceRequest(id=verdict.id), **as_caller("root"))
 
     def test_every_refusal_leaves_a_line_with_who_was_refused(self):
         refusal(lambda: self.references.List(ref.ListReferencesRequest(collection="secret"), **as_caller("reader")))
