@@ -69,7 +69,7 @@ class CallState {
   // What the call's tokens are charged to. Of a call that was let in.
   std::shared_ptr<RateLimiter::Call> rates() const { return admission_->call; }
 
-  // Who calls, as AccessControl or the transport names it; empty where the call is not let in.
+  // Who calls, as AccessControl or the transport names it; empty where that is not known.
   const std::string& caller() const { return record_.caller; }
 
   // Counts `bytes` of the call's request, or of an answer that its client has not taken, against what all calls may

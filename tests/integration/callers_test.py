@@ -252,6 +252,30 @@ class CallersTest(unittest.TestCase):
             time.sleep(0.02)
         raise AssertionError(f"no line of the log has {wanted}")
 
+    def test_tokens_over_plaintext_and_an_emptied_file_are_never_silent(self):
+        folder = server_process.fresh_folder()
+        self.addCleanup(server_process.remove_folder, folder)
+        (folder / "tokens").write_text(server_process.token_line("root", "administer", "token-root"))
+        server = server_process.ServerProcess(BINARY, folder, "--auth-tokens", str(folder / "tokens"), "--listen", "0.0.0.0:0", "--insecure")
+        self.addCleanup(server.process.kill)
+        self.assertTrue(any('"event":"tokens_in_plaintext"' in line and '"level":"warning"' in line for line in server.log))
+        self.assertFalse(any("tokens_in_plaintext" in line for line in self.server.log), "over loopback there is nothing to say")
+        with server.channel() as channel:
+            info = pb["server_pb2_grpc"].ServerServiceStub(channel)
+            warnings = lambda: list(info.GetServerInfo(srv.GetServerInfoRequest(), **as_caller("root")).warnings)
+            self.assertEqual(len(warnings()), 1)
+            self.assertIn("unencrypted", warnings()[0])
+            self.assertIn("unencrypted", server.http("/readyz"))
+            (folder / "tokens").write_text("")
+            for _ in range(500):
+                if len(warnings()) == 2:
+                    break
+                time.sleep(0.02)
+            self.assertIn("holds no token", " ".join(warnings()))
+            self.assertIn("holds no token", server.http("/readyz"))
+            self.assertEqual(refusal(lambda: info.GetServerInfo(srv.GetServerInfoRequest(), timeout=20))[0], grpc.StatusCode.UNAUTHENTICATED)
+        self.assertEqual(server.stop(), 0)
+
     def test_calls_in_flight_are_bounded(self):
         never = threading.Event()
         self.addCleanup(never.set)
