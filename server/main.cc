@@ -279,7 +279,7 @@ void ReportMemory(const ServerConfig& config, const Server& server) {
        {"limit_bytes", limit}});
 }
 
-absl::Status StartServing(const ServerConfig& config, Server& server) {
+absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSignals& signals) {
   const ModelShape& shape = server.model->shape();
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   server.metrics->SetPendingMax(config.pending_requests_max);
@@ -313,6 +313,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server) {
   parts.store_watch = server.store_watch.get();
   parts.default_sampling.max_tokens = config.max_tokens_default;
   parts.version = kVersion;
+  signals.Serving();  // From the first call on, a signal to stop drains.
   server.grpc->Open(parts);
   server.health = std::make_unique<HealthMonitor>(
       server.grpc.get(), [engine = server.engine.get()] { return engine->StalledFor(); },
@@ -344,12 +345,12 @@ void Drain(const ServerConfig& config, Server& server) {
   Log(LogLevel::kInfo, "stopped", "");
 }
 
-absl::Status StartAll(const ServerConfig& config, Server& server) {
+absl::Status StartAll(const ServerConfig& config, Server& server, ProcessSignals& signals) {
   C3PO_RETURN_IF_ERROR(StartListening(config, server));
   C3PO_RETURN_IF_ERROR(LoadModel(config, server));
   C3PO_RETURN_IF_ERROR(LoadEmbedder(config, server));
   C3PO_RETURN_IF_ERROR(OpenReferences(config, server));
-  return StartServing(config, server);
+  return StartServing(config, server, signals);
 }
 
 // The first line: what was asked for, by whom, and who may call.
@@ -386,14 +387,13 @@ int Main(int argc, char** argv) {
   LogEscapedExceptions();
   LogConfiguration(config, origins, RaiseDescriptorLimit());
   Server server;
-  const auto start = [&] { return StartAll(config, server); };
+  const auto start = [&] { return StartAll(config, server, signals); };
   if (const absl::Status status = CatchEscaped(ThreadKind::kMain, start); !status.ok()) {
     FlushLog(kLastLines);
     std::cerr << "c3pod: " << status.message() << "\n";
     return 1;
   }
   signals.OnReload([&server] { server.grpc->ReadFilesAgain(); });
-  signals.Serving();
   signals.AwaitStop();
   Drain(config, server);
   signals.OnReload(nullptr);
