@@ -328,6 +328,26 @@ class CallersTest(unittest.TestCase):
         self.assertEqual(next(again), SERVING)
         again.cancel()
 
+    def test_watches_are_bounded_in_all(self):
+        folder = server_process.fresh_folder()
+        self.addCleanup(server_process.remove_folder, folder)
+        server = server_process.ServerProcess(BINARY, folder, "--watches-max", "2")
+        self.addCleanup(server.process.kill)
+        with server.channel() as channel:
+            watch = channel.unary_stream(WATCH, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
+            held = [watch(b"", timeout=60), watch(b"\x0a\x07nowhere", timeout=60)]
+            self.assertEqual([next(stream) for stream in held], [SERVING, b"\x08\x03"], "the second: SERVICE_UNKNOWN")
+            self.assertIn("--watches-max", refusal(lambda: next(watch(b"", timeout=20)))[1])
+            self.assertRegex(server.http("/metrics"), r'c3po_health_watches_refused_total\{limit="all"\} [1-9]')
+            check = channel.unary_unary(CHECK, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
+            self.assertEqual(refusal(lambda: check(b"\x0a\x07nowhere", timeout=5))[::2], (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"))
+            # The end of the server does not wait for who watches.
+            start = time.monotonic()
+            self.assertEqual(server.stop(), 0)
+            with self.assertRaises(grpc.RpcError):
+                while time.monotonic() < start + 60:
+                    next(held[0])
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)
