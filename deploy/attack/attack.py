@@ -24,6 +24,7 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(SOURCE / "tests" / "integration"), str(pathlib.Path(__file__).resolve().parent)]
 import grpc  # noqa: E402
 import http2_frames as h2  # noqa: E402
+import machine  # noqa: E402
 import server_process  # noqa: E402
 
 GROWTH_MAX_MIB = 200
@@ -42,11 +43,13 @@ def memory_mib(pid: int, field: str) -> float:
     raise RuntimeError(field)
 
 
-class Attacker:
+class Attacker(machine.MachineAttacks):
     """The connections of one attack, and what it got that it should not."""
+    ADMINISTERS = VICTIM
 
-    def __init__(self, port: int, pb: dict, scale: float, seed: int):
-        self.port, self.pb, self.scale, self.sockets, self.faults = port, pb, scale, [], []
+    def __init__(self, server, folder: pathlib.Path, command: tuple, pb: dict, scale: float, seed: int):
+        self.server, self.folder, self.command = server, folder, command
+        self.port, self.pb, self.scale, self.sockets, self.faults = server.port, pb, scale, [], []
         self.random = random.Random(seed)
 
     def many(self, number: int) -> int:
@@ -244,7 +247,8 @@ class Attacker:
 
 
 ATTACKS = ("silent_connections", "streams_opened_and_reset", "inflating_messages", "watches_without_settings", "forged_log_lines",
-           "wrong_headers_beyond_the_limit", "endless_header", "watches_beyond_the_limit", "others_collections", "calls_beyond_the_rate")
+           "wrong_headers_beyond_the_limit", "endless_header", "watches_beyond_the_limit", "others_collections", "calls_beyond_the_rate",
+           *machine.MACHINE_ATTACKS)
 
 
 class Victim:
@@ -289,12 +293,12 @@ def keep_a_secret(port: int, pb: dict) -> None:
         list(stub.Add(iter([ref.AddReferencesRequest(collection="secret", sample=sample)]), **VICTIM))
 
 
-def attack(name: str, server, pb: dict, scale: float, seed: int) -> tuple[str, list[str]]:
+def attack(name: str, server, pb: dict, attacker: Attacker) -> tuple[str, list[str]]:
     """A row of the table, and what was wrong."""
     pid, wrong = server.process.pid, []
     before = memory_mib(pid, "VmRSS")
     pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM begins anew.
-    victim, attacker = Victim(server.port, pb), Attacker(server.port, pb, scale, seed)
+    victim = Victim(server.port, pb)
     try:
         getattr(attacker, name)()
     except OSError as error:
@@ -352,7 +356,8 @@ def main() -> int:
     try:
         keep_a_secret(server.port, pb)
         for name in arguments.only.split(","):
-            row, faults = attack(name, server, pb, arguments.scale, arguments.seed)
+            command = (arguments.c3pod, pathlib.Path(arguments.model))
+            row, faults = attack(name, server, pb, Attacker(server, folder, command, pb, arguments.scale, arguments.seed))
             print(row, flush=True)
             wrong += faults
         start = time.monotonic()
