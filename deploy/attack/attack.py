@@ -5,7 +5,7 @@ memory the server takes, and whether all is as before.
   attack.py C3POD MODEL [--scale S] [--only NAME,...] [--descriptors N] [--seed N]
 
 Starts a server of its own on loopback with a limit of file descriptors and with tokens: the victim's, and one of a hostile caller
-who may read one collection and has a rate. --scale 1 (default) is the full size; CI takes 0.05. Prints
+who may read one collection and has a rate, and one of a caller who may do all and does too much of it. --scale 1 (default) is the full size; CI takes 0.05. Prints
 a table in Markdown. Exit code 1 where the server ended, a victim's call failed after the attack, or memory did not come back to within
 200 MiB. Python 3.11 and grpcio; the stubs are made from the .proto files as tests/integration does it."""
 
@@ -26,6 +26,7 @@ import grpc  # noqa: E402
 import http2_frames as h2  # noqa: E402
 import machine  # noqa: E402
 import server_process  # noqa: E402
+from legal_calls import LEGAL, LegalCalls  # noqa: E402
 
 GROWTH_MAX_MIB = 200
 LINES_MAX = 1000  # Ten a second, for as long as this takes.
@@ -43,7 +44,7 @@ def memory_mib(pid: int, field: str) -> float:
     raise RuntimeError(field)
 
 
-class Attacker(machine.MachineAttacks):
+class Attacker(LegalCalls, machine.MachineAttacks):
     """The connections of one attack, and what it got that it should not."""
     ADMINISTERS = VICTIM
 
@@ -248,7 +249,7 @@ class Attacker(machine.MachineAttacks):
 
 ATTACKS = ("silent_connections", "streams_opened_and_reset", "inflating_messages", "watches_without_settings", "forged_log_lines",
            "wrong_headers_beyond_the_limit", "endless_header", "watches_beyond_the_limit", "others_collections", "calls_beyond_the_rate",
-           *machine.MACHINE_ATTACKS)
+           *LEGAL, *machine.MACHINE_ATTACKS)
 
 
 class Victim:
@@ -348,6 +349,7 @@ def main() -> int:
     (folder / "tokens").write_text(
         server_process.token_line("victim", "administer", "token-victim")
         + server_process.token_line("mallory", "administer", "token-mallory", "read=mine")
+        + server_process.token_line("glutton", "administer", "token-glutton")
         + server_process.token_line("eager", "generate", "token-eager", f"calls/min={CALLS_PER_MINUTE}"))
     server = server_process.ServerProcess(arguments.c3pod, folder, "--auth-tokens", str(folder / "tokens"), "--address-watches-max",
                                           str(WATCHES_MAX), model=pathlib.Path(arguments.model), launcher=launcher)
