@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/time/clock.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "index/types/reference_id.h"
 #include "index/types/reference_validation.h"
@@ -92,12 +93,17 @@ struct ReferenceImport::Judged {
   }
 };
 
+// Counts down once: at its sequence's end, or when it goes without one, which an exception may bring about.
 class ReferenceImport::JudgeSink final : public SequenceSink {
  public:
   JudgeSink(Judged* judged, absl::BlockingCounter* remaining) : judged_(judged), remaining_(remaining) {}
+  ~JudgeSink() override {
+    if (!finished_) remaining_->DecrementCount();
+  }
   bool OnToken(const SampledToken&) override { return true; }
   void OnScores(std::vector<ContinuationScore> scores) override { judged_->scores = std::move(scores); }
   void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings&) override {
+    if (std::exchange(finished_, true)) return;
     judged_->status = status;
     remaining_->DecrementCount();
   }
@@ -105,6 +111,7 @@ class ReferenceImport::JudgeSink final : public SequenceSink {
  private:
   Judged* const judged_;
   absl::BlockingCounter* const remaining_;
+  bool finished_ = false;
 };
 
 ReferenceImport::ReferenceImport(const PipelineParts& parts, ImportSettings settings, WorkerPool* pool,
@@ -267,36 +274,37 @@ void ReferenceImport::Charge(const SequenceRequest& request) const {
   settings_.rates->Owe(static_cast<int64_t>(tokens));
 }
 
-// Side by side, until all have been run.
+// AlreadyExists: it is stored. OK: the engine has it, and its sink.
+absl::Status ReferenceImport::Judge(const Item& item, Judged& judged, SampleVerdict& verdict,
+                                    absl::BlockingCounter& remaining, bool& has_sink) {
+  verdict.sequence = item.sequence;
+  if (const std::string id = ReferenceId(settings_.collection, item.sample); IsStored(id, item.sample)) {
+    verdict.id = id;
+    verdict.outcome = SampleOutcome::kDuplicate;
+    return absl::AlreadyExistsError(id);
+  }
+  C3PO_ASSIGN_OR_RETURN(SequenceRequest request, MakeRequest(item, judged, verdict));
+  request.sink = std::make_shared<JudgeSink>(&judged, &remaining);
+  has_sink = true;
+  Charge(request);
+  absl::Status submitted = parts_.engine->Submit(request);
+  while (absl::IsResourceExhausted(submitted) && !(cancelled_ && cancelled_->load())) {
+    absl::SleepFor(kRetryWhenFull);  // Interactive requests have filled the queue; an import can wait.
+    submitted = parts_.engine->Submit(request);
+  }
+  return submitted;
+}
+
+// Side by side, until all have been run. An exception must not leave it while the engine still has some.
 void ReferenceImport::JudgeBatch(const std::vector<Item>& batch, std::vector<Judged>& judged,
                                  std::vector<SampleVerdict>& verdicts) {
   absl::BlockingCounter remaining(static_cast<int>(batch.size()));
   for (size_t i = 0; i < batch.size(); ++i) {
-    verdicts[i].sequence = batch[i].sequence;
-    if (const std::string id = ReferenceId(settings_.collection, batch[i].sample); IsStored(id, batch[i].sample)) {
-      verdicts[i].id = id;
-      verdicts[i].outcome = SampleOutcome::kDuplicate;
-      judged[i].status = absl::AlreadyExistsError(id);
-      remaining.DecrementCount();
-      continue;
-    }
-    auto request = MakeRequest(batch[i], judged[i], verdicts[i]);
-    if (!request.ok()) {
-      judged[i].status = request.status();
-      remaining.DecrementCount();
-      continue;
-    }
-    request->sink = std::make_shared<JudgeSink>(&judged[i], &remaining);
-    Charge(*request);
-    absl::Status submitted = parts_.engine->Submit(*request);
-    while (absl::IsResourceExhausted(submitted) && !(cancelled_ && cancelled_->load())) {
-      absl::SleepFor(kRetryWhenFull);  // Interactive requests have filled the queue; an import can wait.
-      submitted = parts_.engine->Submit(*request);
-    }
-    if (!submitted.ok()) {
-      judged[i].status = submitted;
-      remaining.DecrementCount();
-    }
+    bool has_sink = false;
+    const absl::Status status =
+        CatchEscaped(ThreadKind::kWorker, [&] { return Judge(batch[i], judged[i], verdicts[i], remaining, has_sink); });
+    if (!status.ok()) judged[i].status = status;
+    if (!has_sink) remaining.DecrementCount();
   }
   remaining.Wait();
 }

@@ -10,6 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/mutex.h"
 #include "index/types/reference_record.h"
 #include "server/pipeline/choice_style.h"
@@ -39,8 +40,8 @@ struct SampleVerdict {
 struct ImportSettings {
   std::string collection;
   bool replace = false;  // A stored sample takes the place of the collection's other references with its prompt.
-  // What the samples' tokens are charged to: an import ends with ResourceExhausted before a batch for which nothing is left.
-  // Null: nothing.
+  // What the samples' tokens are charged to: an import ends with ResourceExhausted before a batch for which nothing is
+  // left. Null: nothing.
   std::shared_ptr<RateLimiter::Call> rates = nullptr;
 };
 
@@ -92,6 +93,8 @@ class ReferenceImport : public std::enable_shared_from_this<ReferenceImport> {
   void End(const absl::Status& status);
   absl::Status Complete(Judged& judged) const;
   absl::Status RunBatch(const std::vector<Item>& batch);
+  absl::Status Judge(const Item& item, Judged& judged, SampleVerdict& verdict, absl::BlockingCounter& remaining,
+                     bool& has_sink);
   void JudgeBatch(const std::vector<Item>& batch, std::vector<Judged>& judged, std::vector<SampleVerdict>& verdicts);
   void CheckStyle(const NeighborCase& tokens, bool has_choices, SampleVerdict& verdict);
   absl::Status Commit(std::vector<Judged>& judged, std::vector<SampleVerdict>& verdicts) const;

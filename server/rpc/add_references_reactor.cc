@@ -41,7 +41,8 @@ absl::Status AddReferencesReactor::BeginImport(const v1::AddReferencesRequest& f
 // What was committed before a failure is stored.
 void AddReferencesReactor::OnImportEnd(const absl::Status& status) {
   const uint64_t added = progress_.successful() + progress_.failed();
-  if (added + replaced_ > 0) call().Audit("add", {{"added", added}, {"replaced", replaced_}});
+  const auto audit = [&] { call().Audit("add", {{"added", added}, {"replaced", replaced_}}); };
+  if (added + replaced_ > 0) (void)CatchEscapedIn(ThreadKind::kWorker, audit);  // The call ends all the same.
   End(status);
 }
 

@@ -40,13 +40,13 @@ struct ServiceParts : LoadedParts {
   Entrance* entrance = nullptr;
   CallLog* call_log = nullptr;
   Metrics* metrics = nullptr;  // of every call, those that the entrance turns away too; may be null
-  std::function<std::vector<std::string>()> warnings;    // what needs an operator
-  size_t unread_messages_max = 0;                        // of a stream, before its client is cut off
-  absl::Duration unread_max = absl::InfiniteDuration();  // that a client may leave a chunk of a backup unread
-  SharedAmount* message_bytes = nullptr;  // of requests and answers that calls hold; null: as many as come
-  SharedAmount* import_places = nullptr;  // Add streams
-  SharedAmount* backup_places = nullptr;  // BackupStore calls
-  WorkerPool* imports = nullptr;          // judges and commits their batches
+  std::function<std::vector<std::string>()> warnings;  // what needs an operator
+  size_t unread_messages_max = 0;                      // of a stream, before its client is cut off
+  absl::Duration unread_max = absl::Minutes(1);        // that a client may leave a chunk of a backup unread
+  SharedAmount* message_bytes = nullptr;               // of requests and answers that calls hold; null: as many as come
+  SharedAmount* import_places = nullptr;               // Add streams
+  SharedAmount* backup_places = nullptr;               // BackupStore calls
+  WorkerPool* imports = nullptr;                       // judges and commits their batches
   WorkerPool* backups = nullptr;
 };
 

@@ -111,7 +111,8 @@ class AmortizeReactor final : public LearningReactor {
 
   // What was done before a failure is stored.
   void OnAmortized(const absl::Status& status) {
-    if (done_ > 0) call().Audit("amortize_shifts", {{"references", done_}});
+    const auto audit = [&] { call().Audit("amortize_shifts", {{"references", done_}}); };
+    if (done_ > 0) (void)CatchEscapedIn(ThreadKind::kWorker, audit);  // The call ends all the same.
     End(status);
   }
 
