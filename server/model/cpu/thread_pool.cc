@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -85,7 +86,12 @@ bool ThreadPool::RunOneChunk() {
   do {
     if (left <= 0) return false;
   } while (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel));
-  job_.call(job_.context, left - 1);
+  try {
+    job_.call(job_.context, left - 1);
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(failure_mutex_);
+    if (!failure_) failure_ = std::current_exception();
+  }
   if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
   return true;
 }
@@ -109,7 +115,13 @@ void ThreadPool::RunJob(int64_t chunks, Job job) {
   while (RunOneChunk()) {
   }
   for (int32_t left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) WaitWhile(unfinished_, left);
+  std::exception_ptr failure;
+  {
+    const std::lock_guard<std::mutex> lock(failure_mutex_);
+    failure = std::exchange(failure_, nullptr);
+  }
   busy_.store(false, std::memory_order_release);
+  if (failure) std::rethrow_exception(failure);
 }
 
 void ThreadPool::SetThreads(int threads, bool pinned) {

@@ -3,6 +3,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -25,8 +27,9 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls work(i) once for each i in [0, chunks), in any order, and returns when all have returned. `work` must not
-  // throw.
+  // Calls work(i) once for each i in [0, chunks), in any order, and returns when all have returned. What `work`
+  // throws, such as std::bad_alloc, is thrown here once no thread is in it: the first of several, and then not all
+  // chunks need have been called.
   template <typename Work>
   void Run(int64_t chunks, const Work& work) {
     RunJob(chunks, {[](const void* context, int64_t i) { (*static_cast<const Work*>(context))(i); }, &work});
@@ -52,7 +55,9 @@ class ThreadPool {
   std::atomic<int32_t> unclaimed_{0};   // Chunks of the job that no thread has taken.
   std::atomic<int32_t> unfinished_{0};  // Chunks that have not returned.
   std::atomic<bool> stop_{false};
-  Job job_{};  // Read only by a thread that holds a chunk, hence never while it is replaced.
+  std::mutex failure_mutex_;
+  std::exception_ptr failure_;  // Of the job; under failure_mutex_.
+  Job job_{};                   // Read only by a thread that holds a chunk, hence never while it is replaced.
   std::vector<std::thread> workers_;
 };
 

@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 
+#include <atomic>
 #include <chrono>
+#include <new>
 #include <numeric>
+#include <thread>
 
 namespace c3po::cpu {
 namespace {
@@ -16,6 +19,26 @@ TEST(ThreadPool, CallsEveryChunkOnceJobAfterJob) {
     std::vector<std::atomic<int>> calls(chunks);
     pool.Run(chunks, [&](int64_t i) { ++calls[i]; });
     for (const auto& count : calls) ASSERT_EQ(count.load(), 1) << chunks << " chunks";
+  }
+}
+
+TEST(ThreadPool, WhatAChunkThrowsIsThrownToTheCallerWhenNoThreadIsInIt) {
+  for (const int threads : {1, 4}) {
+    ThreadPool pool(threads);
+    for (int64_t bad = 0; bad < 20; ++bad) {
+      std::atomic<int> inside{0};
+      const auto work = [&](int64_t i) {
+        ++inside;
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+        --inside;
+        if (i == bad) throw std::bad_alloc();
+      };
+      EXPECT_THROW(pool.Run(20, work), std::bad_alloc);
+      EXPECT_EQ(inside, 0);
+      std::atomic<int> called{0};
+      pool.Run(20, [&](int64_t) { ++called; });  // And the pool is as before.
+      EXPECT_EQ(called, 20);
+    }
   }
 }
 
