@@ -22,8 +22,8 @@ namespace c3po {
 absl::Status WriteFileDurably(const std::string& path, absl::string_view contents);
 
 // The whole of a regular file, behind a link or not. Never waits, and allocates nothing before kind and size are known:
-// InvalidArgument: a folder, FIFO, socket or device, or more than `bytes_max` bytes; the message says which. A file that
-// is cut while it is read gives what was left of it.
+// InvalidArgument: a folder, FIFO, socket or device, or more than `bytes_max` bytes; the message says which. A file
+// that is cut while it is read gives what was left of it.
 absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t bytes_max);
 
 // The InvalidArgument that says what a file of this st_mode is: "PATH: is a FIFO, not a regular file".

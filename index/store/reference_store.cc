@@ -84,7 +84,8 @@ constexpr bool IsInteger(int column) { return column == 6 || column == 10 || col
 constexpr char kInsert[] =
     "INSERT INTO reference (" C3PO_REFERENCE_COLUMNS
     ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) ON CONFLICT (id) DO UPDATE SET "
-    "collection = ?2, prompt = ?3, answer = ?4, choices = ?5, metadata = ?6, successful = ?7, model_digest = ?8, embedder_digest = ?9, "
+    "collection = ?2, prompt = ?3, answer = ?4, choices = ?5, metadata = ?6, successful = ?7, model_digest = ?8, "
+    "embedder_digest = ?9, "
     "embedding = ?10, pathway_layers = ?11, "
     "pathway_experts = ?12, pathway = ?13, created_unix_seconds = ?14, checksum = ?15";
 constexpr char kSelectById[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id = ?1";
@@ -162,8 +163,8 @@ struct ReferenceStore::Impl {
   sqlite3* db = nullptr;
   int64_t generation ABSL_GUARDED_BY(mutex) = 0;
   std::string index_problem ABSL_GUARDED_BY(mutex);
-  using RowKey = std::tuple<DamagedRow::Kind, std::string, std::string>;       // Kind, collection, name.
-  std::map<RowKey, std::string> damaged ABSL_GUARDED_BY(mutex);                // And what is wrong.
+  using RowKey = std::tuple<DamagedRow::Kind, std::string, std::string>;  // Kind, collection, name.
+  std::map<RowKey, std::string> damaged ABSL_GUARDED_BY(mutex);           // And what is wrong.
 
   // Where the stamp lies in the file, and which ones may be there: that of the last change, and those before it that a
   // reader may have kept in the log. None: it is not known. Taken after `mutex`.
@@ -561,8 +562,8 @@ absl::StatusOr<int64_t> ReferenceStore::Impl::Change(absl::string_view action,
     C3PO_ASSIGN_OR_RETURN(changed, body());
     if (sqlite3_total_changes64(db) == rows_before) return absl::OkStatus();
     Statement update(*this);
-    C3PO_RETURN_IF_ERROR(update.Prepare(
-        "UPDATE store_state SET generation = generation + ?1, stamp = randomblob(16) RETURNING stamp"));
+    C3PO_RETURN_IF_ERROR(
+        update.Prepare("UPDATE store_state SET generation = generation + ?1, stamp = randomblob(16) RETURNING stamp"));
     update.Bind(1, int64_t{changed > 0});
     C3PO_ASSIGN_OR_RETURN(const bool row, update.Step(action));
     if (row) stamp = update.Text(0);

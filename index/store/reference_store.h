@@ -95,21 +95,21 @@ class StoreBackup {
 // removed when the store is opened.
 //
 // Damage: a row that does not match its checksum is never returned. It is left out, as if it were absent, counted, and
-// listed by Damaged(); Get of its id says DataLoss. Add and PutArtifacts write it anew, whatever it holds. Artifacts are
-// all looked at when the store is opened, references by ForEach, every row again when it is read. Indexes that disagree
-// with their tables are made anew when the store is opened. What no checksum covers is SQLite's own structure, which
-// Open checks.
+// listed by Damaged(); Get of its id says DataLoss. Add and PutArtifacts write it anew, whatever it holds. Artifacts
+// are all looked at when the store is opened, references by ForEach, every row again when it is read. Indexes that
+// disagree with their tables are made anew when the store is opened. What no checksum covers is SQLite's own structure,
+// which Open checks.
 //
 // Every method is thread-safe; one call runs at a time. Errors name the path: ResourceExhausted (disk full, pages_max),
 // DataLoss (corrupt; or the file was deleted, replaced, cut or written over while it was open, then nothing is changed
 // until it is back), Unavailable (another program holds the database busy), Internal (anything else).
 class ReferenceStore {
  public:
-  // Opens `path`, created if absent, and checks it (SQLite's integrity_check: reads the whole file). Errors, besides the
-  // above:
+  // Opens `path`, created if absent, and checks it (SQLite's integrity_check: reads the whole file). Errors, besides
+  // the above:
   //   FailedPrecondition "store PATH is locked by another process"; or a schema of another version;
-  //   InvalidArgument: the file, or one beside it that SQLite would open, is something else than a c3po reference store;
-  //   NotFound: its folder does not exist;  PermissionDenied.
+  //   InvalidArgument: the file, or one beside it that SQLite would open, is something else than a c3po reference
+  //   store; NotFound: its folder does not exist;  PermissionDenied.
   static absl::StatusOr<std::unique_ptr<ReferenceStore>> Open(const std::string& path,
                                                               const StoreOptions& options = StoreOptions());
   ~ReferenceStore();

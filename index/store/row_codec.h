@@ -28,8 +28,8 @@ std::string EncodeTextMap(const std::map<std::string, std::string>& texts);
 absl::StatusOr<std::map<std::string, std::string>> DecodeTextMap(absl::string_view json);
 
 // The checksum of a row: SHA-256 over its values in the order of the table's columns, each preceded by its length as
-// eight bytes, little-endian; an integer is eight bytes, little-endian. It is over the bytes as they lie in the row, so a
-// row can be checked whose contents cannot be decoded.
+// eight bytes, little-endian; an integer is eight bytes, little-endian. It is over the bytes as they lie in the row, so
+// a row can be checked whose contents cannot be decoded.
 class RowChecksum {
  public:
   void Add(absl::string_view bytes);

@@ -116,9 +116,7 @@ std::string StoreFile::PageBytes(int64_t page) const {
   return size == 0 || page < 1 ? "" : ReadAt(file_, (page - 1) * size, static_cast<size_t>(size));
 }
 
-bool StoreFile::Holds(int64_t page, absl::string_view stamp) const {
-  return absl::StrContains(PageBytes(page), stamp);
-}
+bool StoreFile::Holds(int64_t page, absl::string_view stamp) const { return absl::StrContains(PageBytes(page), stamp); }
 
 absl::Status StoreFile::Check(int64_t page, absl::Span<const std::string> stamps) const {
   constexpr absl::string_view kRestart = "; stop the server, put the store in its place, and start it again";

@@ -17,8 +17,8 @@ namespace c3po {
 // The file of a store, held beside SQLite: locked, so that one process has it open, and compared with what its path
 // leads to. Thread-safe, except NoteLog.
 //
-// The lock is flock(2) on the file itself: a hard link, another spelling of the path and a symbolic link all meet at it.
-// SQLite locks ranges of the same file by fcntl(2). On Linux the two kinds do not see each other. But closing any
+// The lock is flock(2) on the file itself: a hard link, another spelling of the path and a symbolic link all meet at
+// it. SQLite locks ranges of the same file by fcntl(2). On Linux the two kinds do not see each other. But closing any
 // descriptor of a file drops all fcntl locks that the process has on it, so this object has to outlive the connection.
 // PATH.lock is locked as well: versions before this one lock nothing else.
 class StoreFile {

@@ -58,7 +58,8 @@ absl::Status ReadFields(absl::Span<const absl::string_view> words, Caller& calle
   std::map<absl::string_view, absl::string_view> fields;
   for (const absl::string_view word : words) {
     const std::pair<absl::string_view, absl::string_view> field = absl::StrSplit(word, absl::MaxSplits('=', 1));
-    if (!absl::StrContains(word, '=') || std::find(std::begin(kKeys), std::end(kKeys), field.first) == std::end(kKeys)) {
+    if (!absl::StrContains(word, '=') ||
+        std::find(std::begin(kKeys), std::end(kKeys), field.first) == std::end(kKeys)) {
       return absl::InvalidArgumentError(
           "must be NAME ROLE SHA256, then any of read=A,B write=C calls/min=N tokens/min=N");
     }
@@ -146,8 +147,8 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
     Entry entry{digest, {std::string(words[0]), *role, {}, {}}};
     if (const absl::Status fields = ReadFields(absl::MakeConstSpan(words).subspan(3), entry.caller); !fields.ok())
       return wrong(fields.message());
-    const auto namesake =
-        std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.caller.name == entry.caller.name; });
+    const auto namesake = std::find_if(entries.begin(), entries.end(),
+                                       [&](const Entry& e) { return e.caller.name == entry.caller.name; });
     if (namesake != entries.end() && !SameRates(namesake->caller.rates, entry.caller.rates))
       return wrong("calls/min= and tokens/min= must be those of the name's other lines");
     entries.push_back(std::move(entry));

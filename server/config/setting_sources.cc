@@ -22,7 +22,7 @@ constexpr int64_t kConfigFileBytesMax = int64_t{1} << 20;
 
 // The client and the scripts read these.
 constexpr const char* kVariablesOfOthers[] = {"C3PO_CACHE_DIR", "C3PO_TOKEN", "C3PO_SERVER", "C3PO_TLS_CA",
-                                             "C3PO_INSECURE_TOKEN"};
+                                              "C3PO_INSECURE_TOKEN"};
 
 // What Kubernetes and Docker set for a service called c3po: C3PO_SERVICE_HOST, C3PO_PORT_50051_TCP, ....
 bool IsServiceLink(absl::string_view name, absl::string_view value) {

@@ -13,10 +13,7 @@ constexpr absl::Duration kLookEvery = absl::Milliseconds(100);
 
 HealthMonitor::HealthMonitor(GrpcServer* server, std::function<absl::Duration()> stalled_for, absl::Duration stall_max,
                              std::function<bool()> store_lost)
-    : server_(server),
-      stalled_for_(std::move(stalled_for)),
-      stall_max_(stall_max),
-      store_lost_(std::move(store_lost)) {
+    : server_(server), stalled_for_(std::move(stalled_for)), stall_max_(stall_max), store_lost_(std::move(store_lost)) {
   const auto look = [this] {
     const absl::MutexLock lock(&mu_);
     Look();

@@ -14,9 +14,9 @@
 namespace c3po {
 
 // Sets the server's health by its progress: SERVING from the start of the monitor on, NOT_SERVING while the engine has
-// had work for longer than a limit without ending a step, or the store is lost, and for good once draining. An idle engine is healthy, and so
-// is one with a long prompt, which it reads in many steps. Looks every tenth of a second on a thread of its own.
-// Thread-safe.
+// had work for longer than a limit without ending a step, or the store is lost, and for good once draining. An idle
+// engine is healthy, and so is one with a long prompt, which it reads in many steps. Looks every tenth of a second on a
+// thread of its own. Thread-safe.
 class HealthMonitor {
  public:
   // `stalled_for` says for how long there has been work without a step that ended; called from the monitor's thread.

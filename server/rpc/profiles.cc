@@ -92,8 +92,8 @@ absl::StatusOr<OptimizationSettings> Profiles::ResolveReadable(const v1::Optimiz
   const absl::StatusOr<std::shared_ptr<const Profile>> found = Find(collection);
   if (!found.ok() && options.method() == v1::METHOD_NONE) {  // It needs nothing of the store.
     C3PO_ASSIGN_OR_RETURN(OptimizationSettings settings, Over(defaults_, options));
-    settings.warnings.push_back(absl::StrCat("the profile of collection \"", collection, "\" cannot be read: ",
-                                             found.status().message()));
+    settings.warnings.push_back(
+        absl::StrCat("the profile of collection \"", collection, "\" cannot be read: ", found.status().message()));
     return settings;
   }
   C3PO_RETURN_IF_ERROR(found.status());

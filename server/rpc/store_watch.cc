@@ -14,7 +14,8 @@ constexpr size_t kNameBytesMax = 200;
 
 // The bytes of a damaged name may be anything.
 std::string Shown(const std::string& name) {
-  return IsValidUtf8(name) ? std::string(Utf8Prefix(name, kNameBytesMax)) : absl::CHexEscape(name.substr(0, kNameBytesMax));
+  return IsValidUtf8(name) ? std::string(Utf8Prefix(name, kNameBytesMax))
+                           : absl::CHexEscape(name.substr(0, kNameBytesMax));
 }
 
 absl::string_view KindName(DamagedRow::Kind kind) {
@@ -47,8 +48,8 @@ void StoreWatch::Look() {
 }
 
 void StoreWatch::TellDamage(const std::vector<DamagedRow>& rows) {
-  const int64_t references =
-      std::count_if(rows.begin(), rows.end(), [](const DamagedRow& row) { return row.kind == DamagedRow::Kind::kReference; });
+  const int64_t references = std::count_if(
+      rows.begin(), rows.end(), [](const DamagedRow& row) { return row.kind == DamagedRow::Kind::kReference; });
   const int64_t artifacts = static_cast<int64_t>(rows.size()) - references;
   if (metrics_ != nullptr) {
     metrics_->SetDamagedRows(Metrics::StoredRow::kReference, references);
@@ -73,8 +74,9 @@ void StoreWatch::TellDamage(const std::vector<DamagedRow>& rows) {
   told_ = std::move(now);
   damage_.clear();
   if (rows.empty()) return;
-  damage_ = absl::StrCat("store ", store_->path(), ": ", references, " references and ", artifacts,
-                         " artifacts are damaged and left out, such as ", NameOf(rows.front()), ": ", rows.front().problem);
+  damage_ =
+      absl::StrCat("store ", store_->path(), ": ", references, " references and ", artifacts,
+                   " artifacts are damaged and left out, such as ", NameOf(rows.front()), ": ", rows.front().problem);
 }
 
 std::vector<std::string> StoreWatch::Warnings() const {

@@ -115,7 +115,8 @@ absl::StatusOr<std::string> TemplateFile(const std::string& config_path) {
   const std::filesystem::path path = std::filesystem::path(config_path).parent_path() / "chat_template.jinja";
   absl::StatusOr<std::string> text = ReadWholeFile(path.string(), kTemplateBytesMax);
   if (absl::IsNotFound(text.status())) return "";
-  if (text.ok() && !IsValidUtf8(*text)) return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is not valid UTF-8"));
+  if (text.ok() && !IsValidUtf8(*text))
+    return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is not valid UTF-8"));
   return text;
 }
 

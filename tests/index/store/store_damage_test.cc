@@ -55,7 +55,8 @@ class StoreDamageTest : public ::testing::Test {
     records_.insert(records_.end(), others.begin(), others.end());
     ASSERT_TRUE(store_->Add(records_).ok());
     for (const ReferenceRecord& record : records_) {
-      if (record.collection == "math") artifacts_.push_back({"math", "reference/" + record.id + "/shift", "shift of it"});
+      if (record.collection == "math")
+        artifacts_.push_back({"math", "reference/" + record.id + "/shift", "shift of it"});
     }
     artifacts_.push_back({"law", "prior", std::string(9000, 'p')});
     artifacts_.push_back({"law", "profile", "k = 3"});
@@ -77,10 +78,12 @@ class StoreDamageTest : public ::testing::Test {
   }
   std::set<std::string> Served() {
     std::set<std::string> ids;
-    EXPECT_TRUE(store_->ForEach([&](ReferenceRecord record) {
-                        ids.insert(record.id);
-                        return absl::OkStatus();
-                      }).ok());
+    EXPECT_TRUE(store_
+                    ->ForEach([&](ReferenceRecord record) {
+                      ids.insert(record.id);
+                      return absl::OkStatus();
+                    })
+                    .ok());
     return ids;
   }
 
@@ -184,7 +187,9 @@ TEST_F(StoreDamageTest, DeletingPutsDamageRight) {
 }
 
 TEST_F(StoreDamageTest, ArtifactsAreLookedAtWhenTheStoreIsOpened) {
-  RunSql("UPDATE artifact SET value = 'k = 4' WHERE name = 'profile'; UPDATE artifact SET checksum = NULL WHERE name = 'prior'");
+  RunSql(
+      "UPDATE artifact SET value = 'k = 4' WHERE name = 'profile'; UPDATE artifact SET checksum = NULL WHERE name = "
+      "'prior'");
   Reopen();
   ASSERT_THAT(store_->Damaged(), SizeIs(2));
   EXPECT_EQ(store_->Damaged()[0].kind, DamagedRow::Kind::kArtifact);
@@ -276,7 +281,8 @@ TEST_F(StoreDamageTest, AnUpgradeThatIsCutLeavesTheOldVersionOrTheNewOne) {
     int status = 0;
     ASSERT_EQ(waitpid(child, &status, 0), child);
     if (by_limit) {
-      ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 11) << "status " << status << ", limit " << limit << ": the log needs more than that";
+      ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 11)
+          << "status " << status << ", limit " << limit << ": the log needs more than that";
     }
     Reopen();
     EXPECT_EQ(Served().size(), all);

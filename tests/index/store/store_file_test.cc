@@ -137,7 +137,8 @@ TEST_F(StoreFileTest, WhatLeavesTheStoreWholeIsNoFault) {
   ExpectSound();
   ASSERT_NO_FATAL_FAILURE(RunSql(path_, "DELETE FROM reference WHERE sequence < 10; PRAGMA wal_checkpoint(TRUNCATE)"));
   ExpectSound();
-  ASSERT_NO_FATAL_FAILURE(RunSql(path_, "DELETE FROM reference WHERE sequence < 40; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)"));
+  ASSERT_NO_FATAL_FAILURE(
+      RunSql(path_, "DELETE FROM reference WHERE sequence < 40; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)"));
   ExpectSound();
   // A reader keeps changes in the log, out of the file.
   sqlite3* reader = nullptr;

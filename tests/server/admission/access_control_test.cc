@@ -1,6 +1,7 @@
 #include "server/admission/access_control.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <chrono>
 #include <filesystem>
@@ -175,6 +176,11 @@ TEST(AccessControl, AChangedFileIsReadAgainAndAWrongOneChangesNothing) {
   (*access)->LookAgain();
   EXPECT_TRUE((*access)->Authenticate("Bearer new").ok());
   EXPECT_NE(std::string((*access)->refusal().message()).find("cannot be read"), std::string::npos);
+  // What would make the reading wait is refused.
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  (*access)->LookAgain();
+  EXPECT_TRUE((*access)->Authenticate("Bearer new").ok());
+  EXPECT_NE(std::string((*access)->refusal().message()).find(path + ": is a FIFO"), std::string::npos);
 }
 
 }  // namespace

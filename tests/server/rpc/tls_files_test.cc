@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <openssl/ec.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
@@ -132,6 +133,10 @@ TEST_F(TlsFilesTest, WhatIsNotWholeIsRefusedAndNamed) {
   std::filesystem::remove(paths_.key);
   EXPECT_EQ(InForce(), "old");
   EXPECT_THAT(Refusal(), HasSubstr("cannot be read"));
+  ASSERT_EQ(mkfifo(paths_.key.c_str(), 0600), 0);
+  EXPECT_EQ(InForce(), "old");
+  EXPECT_THAT(Refusal(), HasSubstr("is a FIFO"));
+  std::filesystem::remove(paths_.key);
   // The old ones again: nothing is wrong any more.
   Write(paths_.certificates, old_.certificate);
   Write(paths_.key, old_.key);
