@@ -139,11 +139,11 @@ absl::Status Delete(Session& session, const RefsFlags& flags) {
 absl::Status Stats(Session& session, const RefsFlags& flags) {
   C3PO_ASSIGN_OR_RETURN(const v1::GetStatsResponse response, session.client->GetStats(session.call_options()));
   if (flags.json) return PrintJsonLine(response);
-  Table table("lrrr");
-  table.AddRow({"collection", "references", "successful", "usable"});
+  Table table("lrrrl");
+  table.AddRow({"collection", "references", "successful", "usable", "profile"});
   for (const v1::CollectionStats& stats : response.collections()) {
     table.AddRow({Snippet(stats.collection(), 40), absl::StrCat(stats.references()), absl::StrCat(stats.successful()),
-                  absl::StrCat(stats.usable())});
+                  absl::StrCat(stats.usable()), stats.profile() ? "yes" : ""});
   }
   absl::PrintF("%sindex generation %d\n", table.Render(session.terminal), response.index_generation());
   return absl::OkStatus();

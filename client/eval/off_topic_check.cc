@@ -79,7 +79,7 @@ absl::StatusOr<std::vector<std::string>> PromptsOfOthers(Client& client, const s
   std::vector<std::string> prompts;
   size_t collections = 0;
   for (const v1::CollectionStats& other : stats.collections()) {
-    if (other.collection() == collection) continue;
+    if (other.collection() == collection || other.references() == 0) continue;
     if (collections == collections_max) break;
     v1::ListReferencesRequest request;
     request.set_collection(other.collection());

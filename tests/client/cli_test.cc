@@ -722,6 +722,11 @@ TEST_F(CliTest, RefsSearchGetAndStats) {
   EXPECT_EQ(missing.exit_code, 5);
   EXPECT_EQ(missing.err, "c3po: NOT_FOUND: id: no reference nobody\n");
   EXPECT_THAT(Run({"refs", "stats"}).out, HasSubstr("science            300         180     300"));
+  server_.stats_have_a_second_page = true;
+  EXPECT_THAT(Run({"refs", "stats"}).out,
+              AllOf(HasSubstr("science"), HasSubstr("without-references"), HasSubstr("yes")));
+  EXPECT_EQ(JsonLines(Run({"refs", "stats", "--json"}).out).at(0).at("collections").size(), 2);
+  server_.stats_have_a_second_page = false;
   EXPECT_EQ(JsonLines(Run({"refs", "stats", "--json"}).out).at(0).at("collections")[0].at("collection"), "science");
 }
 

@@ -308,8 +308,15 @@ class FakeServer::References : public v1::ReferenceService::Service {
     if (fake_.on_backup) return fake_.on_backup(context, writer);
     return grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "no backup");
   }
-  grpc::Status GetStats(grpc::ServerContext*, const v1::GetStatsRequest*, v1::GetStatsResponse* response) override {
+  grpc::Status GetStats(grpc::ServerContext*, const v1::GetStatsRequest* request,
+                        v1::GetStatsResponse* response) override {
     v1::CollectionStats& stats = *response->add_collections();
+    if (request->page_token() == "science") {
+      stats.set_collection("without-references");
+      stats.set_profile(true);
+      return grpc::Status::OK;
+    }
+    if (fake_.stats_have_a_second_page) response->set_next_page_token("science");
     stats.set_collection("science");
     stats.set_references(300);
     stats.set_successful(180);

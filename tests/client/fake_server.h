@@ -62,6 +62,7 @@ class FakeServer {
   std::function<grpc::Status(grpc::ServerContext*, const v1::SearchReferencesRequest&, v1::SearchReferencesResponse*)>
       on_search;
   // Default: UNIMPLEMENTED.
+  bool stats_have_a_second_page = false;  // of GetStats: a collection that has a profile and no references
   std::function<grpc::Status(grpc::ServerContext*, grpc::ServerWriter<v1::BackupStoreResponse>*)> on_backup;
 
  private:
