@@ -582,7 +582,8 @@ absl::StatusOr<int64_t> ReferenceStore::Impl::Change(absl::string_view action,
       stamps.clear();
     }
   }
-  C3PO_RETURN_IF_ERROR(LookAtDamagedAgain());
+  // The change is made: rows that cannot be looked at now stay on the list.
+  if (const auto before = damaged; !LookAtDamagedAgain().ok()) damaged = before;
   C3PO_RETURN_IF_ERROR(CheckFile());
   return changed;
 }

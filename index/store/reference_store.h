@@ -84,7 +84,8 @@ class StoreBackup {
 //
 // A call that changes the store returns OK only once the change is committed and synced: after a crash or a power cut
 // at any moment the store opens with everything that was acknowledged, and with each batch whole or absent. A call that
-// fails changes nothing and the store goes on working, also when the disk is full.
+// fails changes nothing and the store goes on working, also when the disk is full. (Where the file is taken away in the
+// midst of a change, the call fails, and the file that was taken away may hold it.)
 //
 // On disk: table `reference`, one row per record in insertion order; choices and metadata as JSON; embedding and
 // pathway as little-endian float32; table `store_state` with the generation, and a stamp that each change draws anew.
