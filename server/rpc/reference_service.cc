@@ -72,20 +72,25 @@ std::string TokenOf(const ListPosition& position) {
   return position.collection.empty() ? position.after_id : absl::StrCat(position.collection, "\n", position.after_id);
 }
 
-// Hears the one scored token that carries a prompt's mean hidden state out of the engine.
+// Hears the one scored token that carries a prompt's mean hidden state out of the engine. It holds itself until OnDone.
+// The embedding's callback holds it as well, and may come twice where an exception lost the first.
 class SearchReactor final : public grpc::ServerUnaryReactor {
  public:
-  SearchReactor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response,
-                const ServiceParts& parts)
-      : parts_(parts), call_(context, parts, Metrics::Rpc::kReferencesSearch), response_(response) {
-    const absl::Status status = CatchEscaped(ThreadKind::kTransport, [&] { return Begin(bytes); });
-    if (!status.ok()) End(status);
+  static SearchReactor* Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes,
+                              grpc::ByteBuffer* response, const ServiceParts& parts) {
+    const auto reactor = std::make_shared<SearchReactor>(context, response, parts);
+    reactor->self_ = reactor;
+    const absl::Status status = CatchEscaped(ThreadKind::kTransport, [&] { return reactor->Begin(bytes, reactor); });
+    if (!status.ok()) reactor->End(status);
+    return reactor.get();
   }
+  SearchReactor(grpc::CallbackServerContext* context, grpc::ByteBuffer* response, const ServiceParts& parts)
+      : parts_(parts), call_(context, parts, Metrics::Rpc::kReferencesSearch), response_(response) {}
   void OnCancel() override { call_.Cancel(); }
-  void OnDone() override { delete this; }
+  void OnDone() override { self_.reset(); }
 
  private:
-  absl::Status Begin(const grpc::ByteBuffer& bytes) {
+  absl::Status Begin(const grpc::ByteBuffer& bytes, const std::shared_ptr<SearchReactor>& self) {
     C3PO_RETURN_IF_ERROR(call_.entry());
     C3PO_RETURN_IF_ERROR(call_.HoldBytes(BytesOf(bytes)));
     C3PO_RETURN_IF_ERROR(ParseInto(bytes, request_));
@@ -95,8 +100,8 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
     if (parts_.pipeline_parts.admission != nullptr) {
       C3PO_ASSIGN_OR_RETURN(permit_, parts_.pipeline_parts.admission->Enter(call_.caller()));
     }
-    const auto on_embedding = [this](absl::StatusOr<std::vector<float>> embedding) {
-      End(CatchEscaped(ThreadKind::kWorker, [&] { return Answer(std::move(embedding)); }));
+    const auto on_embedding = [self](absl::StatusOr<std::vector<float>> embedding) {
+      self->End(CatchEscaped(ThreadKind::kWorker, [&] { return self->Answer(std::move(embedding)); }));
     };
     return parts_.pipeline->Embed(call_.Context(""), request_.text(), on_embedding);
   }
@@ -145,6 +150,7 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
   grpc::ByteBuffer* const response_;
   std::unique_ptr<AdmissionController::Permit> permit_;
   std::atomic<bool> ended_{false};
+  std::shared_ptr<SearchReactor> self_;
 };
 
 }  // namespace
@@ -156,7 +162,7 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ReferenceService::A
 
 grpc::ServerUnaryReactor* ReferenceService::Search(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  return new SearchReactor(context, *request, response, parts_);
+  return SearchReactor::Start(context, *request, response, parts_);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::Get(grpc::CallbackServerContext* context,
