@@ -255,12 +255,14 @@ void ReportMemory(const ServerConfig& config, const Server& server) {
   const bool on_host = config.device == "cpu";
   const int64_t other = std::max<int64_t>(0, resident - index - (on_host ? weights + server.encoder_bytes : 0));
   const int64_t kv_cache = server.model->kv_cache_bytes(), neighbor_cache = int64_t{config.neighbor_cache_mb} << 20;
-  const int64_t at_most = resident + (on_host ? kv_cache + neighbor_cache : 0);
+  const int64_t work = int64_t{config.work_memory_mb} << 20;
+  const int64_t at_most = resident + (on_host ? kv_cache + neighbor_cache + work : 0);
   const int64_t machine = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
   const int64_t limit = std::min(machine, ReadCgroupLimits().memory_bytes.value_or(machine));
   for (const auto& [part, bytes] : {std::pair(Part::kWeights, weights),
                                     {Part::kKvCache, kv_cache},
                                     {Part::kNeighborCache, neighbor_cache},
+                                    {Part::kWork, work},
                                     {Part::kEncoder, server.encoder_bytes},
                                     {Part::kIndex, index},
                                     {Part::kOther, other}}) {
@@ -275,6 +277,7 @@ void ReportMemory(const ServerConfig& config, const Server& server) {
        {"resident_bytes", resident},
        {"kv_cache_bytes_max", kv_cache},
        {"neighbor_cache_bytes_max", neighbor_cache},
+       {"work_bytes_max", work},
        {"bytes_at_most", at_most},
        {"limit_bytes", limit}});
 }
@@ -284,7 +287,9 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   server.metrics->SetPendingMax(config.pending_requests_max);
   C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(config.kv_cache_tokens));
-  const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step};
+  const int64_t work_memory = (int64_t{config.work_memory_mb} << 20) / 2;  // The other half is for learning.
+  const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step,
+                             work_memory};
   server.admission = std::make_unique<AdmissionController>(
       AdmissionLimits{config.pending_requests_max, config.pending_tokens_max, config.running_sequences_max});
   server.engine =
@@ -301,9 +306,11 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
                           .metrics = server.metrics.get(),
                           .admission = server.admission.get(),
                           .limits = LimitsFrom(config),
+                          .work_memory_bytes = work_memory,
                           .allow_oracle = config.allow_oracle};
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
-  server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get());
+  server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get(),
+                                                         config.learning_calls_max);
   ReportReferences(*server.catalog, server.metrics.get());
   ReportRecall(*server.catalog, server.metrics.get());
   parts.pipeline = server.pipeline.get();

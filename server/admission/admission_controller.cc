@@ -15,6 +15,9 @@ constexpr double kPlannedShare = 0.8;  // Of the time left: estimates are means,
 constexpr absl::Duration kPauseUnknown = absl::Milliseconds(500);  // Until something has been measured.
 constexpr absl::Duration kPauseMin = absl::Milliseconds(100), kPauseMax = absl::Seconds(30);
 
+// What is kept for callers that hold none.
+int64_t Kept(int64_t all) { return all / 8; }
+
 std::string Text(absl::Duration duration) { return absl::FormatDuration(absl::Ceil(duration, absl::Milliseconds(1))); }
 
 }  // namespace
@@ -25,15 +28,16 @@ absl::StatusOr<std::unique_ptr<AdmissionController::Permit>> AdmissionController
     return Refuse(absl::StrCat("the queue is full: ", limits_.requests_max, " requests are waiting or running"));
   }
   const auto found = by_caller_.find(caller);
-  const int held = found == by_caller_.end() ? 0 : found->second;
+  const int held = found == by_caller_.end() ? 0 : found->second.requests;
   const int callers = static_cast<int>(by_caller_.size()) + (held == 0 ? 1 : 0);
-  const int share = std::max(1, limits_.requests_max / callers);
-  if (2 * pending_ >= limits_.requests_max && held >= share) {
+  const int open = limits_.requests_max - static_cast<int>(Kept(limits_.requests_max));
+  const int share = std::max(1, open / callers);
+  if (held > 0 && (pending_ >= open || (2 * pending_ >= limits_.requests_max && held >= share))) {
     return Refuse(absl::StrCat("the caller's share of the queue is full: ", held, " of its requests are waiting or ",
                                "running, beside those of ", callers - 1, " others"));
   }
   ++pending_;
-  ++by_caller_[caller];
+  ++by_caller_[caller].requests;
   return std::unique_ptr<Permit>(new Permit(this, caller));
 }
 
@@ -51,24 +55,34 @@ absl::Status AdmissionController::Refuse(std::string message) const {
   return WithRetryAfter(absl::ResourceExhaustedError(std::move(message)), pause);
 }
 
-// Those that do not run yet leave one by one, as places come free; the last of them is the request that asks.
-absl::Duration AdmissionController::QueueEstimate() const {
-  const int waiting = std::max(0, pending_ - limits_.running_max);
-  return estimates_.Service() * waiting / limits_.running_max;
+// Those that do not run yet leave one by one, as places come free; the last of them is the request that asks. Of each
+// other caller the engine takes as many as of this one before that.
+absl::Duration AdmissionController::QueueEstimate(const std::string& caller) const {
+  const int own = by_caller_.at(caller).requests;
+  int before = own;
+  for (const auto& [other, held] : by_caller_) {
+    if (other != caller) before += std::min(own, held.requests);
+  }
+  const int waiting = std::max(0, before - limits_.running_max);
+  // Where all places are taken, even the next one waits for the first of them that comes free.
+  const int full = pending_ > limits_.running_max ? 1 : 0;
+  return estimates_.Service() * std::max(waiting, full) / limits_.running_max;
 }
 
 void AdmissionController::Leave(const Permit& permit) {
   const absl::MutexLock lock(&mu_);
   --pending_;
-  tokens_ -= permit.tokens_;
+  cost_ -= permit.cost_;
   const auto found = by_caller_.find(permit.caller_);
-  if (--found->second == 0) by_caller_.erase(found);
+  found->second.cost -= permit.cost_;
+  if (--found->second.requests == 0) by_caller_.erase(found);
 }
 
 AdmissionController::Permit::~Permit() { controller_->Leave(*this); }
 
-absl::Status AdmissionController::FitToDeadline(RequestWork& work, absl::Duration left) const {
-  const absl::Duration queue = QueueEstimate(), fixed = estimates_.WithoutSteps(work), step = estimates_.PerStep();
+absl::Status AdmissionController::FitToDeadline(const std::string& caller, RequestWork& work,
+                                                absl::Duration left) const {
+  const absl::Duration queue = QueueEstimate(caller), fixed = estimates_.WithoutSteps(work), step = estimates_.PerStep();
   const absl::Duration at_least = fixed + step * std::min(work.steps, 1);
   if (at_least > left) {
     return absl::DeadlineExceededError(absl::StrCat("the deadline cannot be met: the first result takes about ",
@@ -88,20 +102,33 @@ absl::Status AdmissionController::FitToDeadline(RequestWork& work, absl::Duratio
   return absl::OkStatus();
 }
 
+// A request that costs more than all of the room goes alone.
+absl::Status AdmissionController::FindRoom(const Permit& permit, int64_t cost) const {
+  const int64_t held = by_caller_.at(permit.caller_).cost, open = limits_.cost_max - Kept(limits_.cost_max);
+  if (cost_ == 0) return absl::OkStatus();
+  if (cost_ + cost > (held > 0 ? open : limits_.cost_max)) {
+    return Refuse(absl::StrCat("the queue is full: its requests cost ", cost_, " tokens of ", limits_.cost_max,
+                               ", and this one ", cost));
+  }
+  const auto callers = static_cast<int64_t>(by_caller_.size());
+  if (held > 0 && 2 * cost_ >= limits_.cost_max && held + cost > open / callers) {
+    return Refuse(absl::StrCat("the caller's share of the queue is full: its requests cost ", held, " tokens of ",
+                               limits_.cost_max, ", and this one ", cost));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status AdmissionController::Permit::Take(RequestWork& work, absl::Time deadline) {
   AdmissionController& c = *controller_;
   const absl::Time now = SteadyNow();
   const absl::MutexLock lock(&c.mu_);
-  const int64_t tokens = int64_t{work.prompt_tokens} + work.output_tokens;
-  if (c.tokens_ > 0 && c.tokens_ + tokens > c.limits_.tokens_max) {
-    return c.Refuse(absl::StrCat("the queue is full: its requests hold ", c.tokens_, " tokens of ",
-                                 c.limits_.tokens_max, ", and this one needs ", tokens));
-  }
+  C3PO_RETURN_IF_ERROR(c.FindRoom(*this, work.Cost()));
   if (deadline != absl::InfiniteFuture() && c.estimates_.fresh(now)) {
-    C3PO_RETURN_IF_ERROR(c.FitToDeadline(work, deadline - now));
+    C3PO_RETURN_IF_ERROR(c.FitToDeadline(caller_, work, deadline - now));
   }
-  c.tokens_ += tokens;
-  tokens_ = tokens;
+  cost_ = work.Cost();  // Of what is left of it.
+  c.cost_ += cost_;
+  c.by_caller_[caller_].cost += cost_;
   work_ = work;
   return absl::OkStatus();
 }
@@ -109,6 +136,11 @@ absl::Status AdmissionController::Permit::Take(RequestWork& work, absl::Time dea
 void AdmissionController::Permit::Observe(const MeasuredStages& stages) {
   const absl::MutexLock lock(&controller_->mu_);
   controller_->estimates_.Observe(work_, stages, SteadyNow());
+}
+
+void AdmissionController::Permit::ObserveLate(double seconds) {
+  const absl::MutexLock lock(&controller_->mu_);
+  controller_->estimates_.ObserveAtLeast(work_, seconds, SteadyNow());
 }
 
 }  // namespace c3po

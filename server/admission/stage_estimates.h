@@ -1,6 +1,8 @@
 #ifndef C3PO_SERVER_ADMISSION_STAGE_ESTIMATES_H_
 #define C3PO_SERVER_ADMISSION_STAGE_ESTIMATES_H_
 
+#include <cstdint>
+
 #include "absl/time/time.h"
 
 namespace c3po {
@@ -12,6 +14,13 @@ struct RequestWork {
   int prepared_cases = 0;  // neighbors whose states an optimization needs
   int steps = 0;           // of the optimization
   bool retrieves = false;
+  int positions = 1;       // of each neighbor, that a step moves
+  double moving_share = 1;  // of the layers, those that a step goes through; (0, 1]
+
+  // All of it in tokens that go up through the model once. A neighbor is taken to be as long as the prompt, which it is
+  // like, and a step goes up and, twice as long, down:
+  //   prompt + output + cases * prompt + 3 * steps * cases * positions * moving_share
+  int64_t Cost() const;
 };
 
 // What a request took, in seconds of the wall clock.
@@ -30,6 +39,9 @@ struct MeasuredStages {
 class StageEstimates {
  public:
   void Observe(const RequestWork& work, const MeasuredStages& stages, absl::Time now);
+  // A request that was ended when it had taken `seconds` on the engine, which says no more than that it takes longer:
+  // estimates below that grow.
+  void ObserveAtLeast(const RequestWork& work, double seconds, absl::Time now);
 
   // False until the first measurement, and again when the last is older than a minute: what is refused measures
   // nothing, so old figures must not go on refusing.

@@ -47,7 +47,7 @@ void VisitFields(Config& c, Visit visit) {
   visit("metrics-address", c.metrics_address, "address of the HTTP door");
   visit("metrics-port", c.metrics_port, "port of /metrics, /healthz, /readyz; 0 chooses one, -1: none");
   visit("pending-requests-max", c.pending_requests_max, "requests waiting or running; beyond: RESOURCE_EXHAUSTED");
-  visit("pending-tokens-max", c.pending_tokens_max, "tokens of those requests, prompts and room for answers");
+  visit("pending-tokens-max", c.pending_tokens_max, "tokens that those requests cost: prompts, room for answers, and what their optimizations compute");
   visit("prompt-tokens-max", c.prompt_tokens_max, "tokens of one prompt; 0: what the context window holds");
   visit("output-tokens-max", c.output_tokens_max, "tokens of one answer; 0: what the context window leaves");
   visit("stop-strings-max", c.stop_strings_max, "stop strings of one request");
@@ -79,6 +79,8 @@ void VisitFields(Config& c, Visit visit) {
         "age (+-10 %) at which a connection is closed once its calls have ended; 0: none");
   visit("connection-age-grace-seconds-max", c.connection_age_grace_seconds_max, "seconds for those calls to end");
   visit("neighbor-cache-mb", c.neighbor_cache_mb, "MiB for the fixed states of references");
+  visit("work-memory-mb", c.work_memory_mb, "MiB: half for requests that optimize at once, half for learning");
+  visit("learning-calls-max", c.learning_calls_max, "TunePrior and AmortizeShifts calls at once");
   visit("workers", c.workers, "threads that tokenize, embed and search");
   visit("drain-seconds-max", c.drain_seconds_max, "seconds for running streams after SIGTERM");
   visit("stall-seconds-max", c.stall_seconds_max, "seconds of work without progress, then NOT_SERVING");
@@ -330,6 +332,8 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("max-tokens-default", max_tokens_default, 1, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("message-bytes-max", message_bytes_max, 1024, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("neighbor-cache-mb", neighbor_cache_mb, 0, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("work-memory-mb", work_memory_mb, 2, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("learning-calls-max", learning_calls_max, 1, 64));
   C3PO_RETURN_IF_ERROR(CheckRange("workers", workers, 1, 256));
   C3PO_RETURN_IF_ERROR(CheckRange("drain-seconds-max", drain_seconds_max, 0, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("stall-seconds-max", stall_seconds_max, 1, 86400));

@@ -44,7 +44,7 @@ struct ServerConfig {
 
   // Limits
   int pending_requests_max = 256;             // Waiting or running; beyond: RESOURCE_EXHAUSTED.
-  int pending_tokens_max = 262144;            // Of their prompts and the answers they have room for; beyond: the same.
+  int pending_tokens_max = 1 << 20;           // That these cost: prompts, room for answers, optimizations; beyond: the same.
   int prompt_tokens_max = 0;                  // Of one request; beyond: INVALID_ARGUMENT. 0: the context window.
   int output_tokens_max = 0;                  // max_tokens of one request; the same.
   int stop_strings_max = 16;                  // Of one request.
@@ -73,6 +73,8 @@ struct ServerConfig {
   int connection_age_seconds_max = 0;         // Then a connection is closed in peace, +-10 %; 0: never.
   int connection_age_grace_seconds_max = 60;  // For the calls that still run on it.
   int neighbor_cache_mb = 256;                // Fixed states of references.
+  int work_memory_mb = 512;                   // Half of it that optimizations of requests take at once, half for learning.
+  int learning_calls_max = 2;                 // TunePrior and AmortizeShifts calls at once.
   int workers = 2;                            // Threads that tokenize, embed and search.
   int drain_seconds_max = 30;                 // After SIGTERM, for running streams.
   int stall_seconds_max = 60;                 // With work, and no step of the engine ended: NOT_SERVING.

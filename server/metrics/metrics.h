@@ -47,7 +47,7 @@ class Metrics {
   enum class Work { kPrefill, kDecode, kOptimization };  // What an engine step ran.
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
   enum class Learned { kProfile, kPrior, kShift };  // Kept beside a collection's references.
-  enum class MemoryPart { kWeights, kKvCache, kNeighborCache, kEncoder, kIndex, kOther };
+  enum class MemoryPart { kWeights, kKvCache, kNeighborCache, kWork, kEncoder, kIndex, kOther };
   enum class RefusedConnection { kAll, kAddress, kDescriptors };               // Which limit it met.
   enum class RefusedCall { kCallsAtOnce, kCallsPerMinute, kTokensPerMinute };  // Which limit of its caller's.
   enum class RefusedWatch { kAll, kAddress };                                  // Health's Watch streams: which limit.
@@ -167,6 +167,8 @@ class Metrics {
   void CountNeighborCacheHit();               // c3po_neighbor_cache_hits_total
   void CountNeighborCacheMiss();              // c3po_neighbor_cache_misses_total
   void SetNeighborCacheBytes(int64_t bytes);  // c3po_neighbor_cache_bytes
+  // c3po_work_memory_bytes: what the optimizations that run take at most, as they were estimated.
+  void SetWorkMemory(int64_t bytes);
 
   // --- Memory, as it is planned at the start ---
   // c3po_memory_planned_bytes{part}: what the part takes, caches when they are full.

@@ -52,7 +52,7 @@ constexpr std::array<const char*, 8> kGates = {
 constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
 constexpr std::array<const char*, 2> kMoments = {"before", "after"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
-constexpr std::array<const char*, 6> kMemoryParts = {"weights", "kv_cache", "neighbor_cache",
+constexpr std::array<const char*, 7> kMemoryParts = {"weights", "kv_cache", "neighbor_cache", "work",
                                                      "encoder", "index",    "other"};
 constexpr std::array<const char*, 3> kRefusedConnections = {"all", "address", "descriptors"};
 constexpr std::array<const char*, 3> kRefusedCalls = {"calls_at_once", "calls_per_minute", "tokens_per_minute"};
@@ -368,6 +368,8 @@ struct Metrics::Series {
   Counter& cache_hits = AddCounter(registry, "c3po_neighbor_cache_hits_total", "Neighbor states found in memory");
   Counter& cache_misses = AddCounter(registry, "c3po_neighbor_cache_misses_total", "Neighbor states computed anew");
   Gauge& cache_bytes = AddGauge(registry, "c3po_neighbor_cache_bytes", "Memory of the kept neighbor states");
+  Gauge& work_memory = AddGauge(registry, "c3po_work_memory_bytes",
+                                "Memory that the optimizations which run take at most, as estimated");
 
   std::array<Gauge*, kMemoryParts.size()> memory_planned =
       AddGauges(registry, "c3po_memory_planned_bytes", "Memory planned at the start, by part; caches when full", "part",
@@ -522,6 +524,7 @@ void Metrics::SetRecallAtK(double fraction) { SetFinite(series_->recall_at_k, fr
 void Metrics::CountNeighborCacheHit() { series_->cache_hits.Increment(); }
 void Metrics::CountNeighborCacheMiss() { series_->cache_misses.Increment(); }
 void Metrics::SetNeighborCacheBytes(int64_t bytes) { series_->cache_bytes.Set(static_cast<double>(bytes)); }
+void Metrics::SetWorkMemory(int64_t bytes) { series_->work_memory.Set(static_cast<double>(bytes)); }
 
 void Metrics::SetMemoryPlanned(MemoryPart part, int64_t bytes) {
   series_->memory_planned[static_cast<size_t>(part)]->Set(static_cast<double>(bytes));

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <future>
 #include <initializer_list>
@@ -15,6 +16,7 @@
 #include "server/model/generation_config.h"
 #include "server/model/matrix_product.h"
 #include "server/model/neighbor_loss.h"
+#include "server/model/objective_memory.h"
 #include "server/model/tensor_plan.h"
 
 namespace c3po {
@@ -101,6 +103,15 @@ at::Tensor MoeModel::Embed(const std::vector<int64_t>& tokens) const {
   return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
 }
 
+int64_t MoeModel::head_layers() const {
+  const int64_t d = config_.hidden_size, q = int64_t{config_.heads} * config_.head_dim;
+  const int64_t kv = int64_t{config_.kv_heads} * (config_.head_dim + config_.value_dim);
+  const int64_t attention = d * (q + kv + int64_t{config_.heads} * config_.value_dim);
+  const int64_t neurons =
+      int64_t{config_.experts_per_token} * config_.intermediate_size + config_.shared_intermediate_size;
+  return std::max<int64_t>(1, d * config_.vocabulary_size / (attention + 3 * d * neurons));
+}
+
 absl::Status MoeModel::AllocateKvCache(int64_t slots) {
   if (slots < 1) return absl::InvalidArgumentError(absl::StrCat("a cache of ", slots, " positions"));
   try {
@@ -143,8 +154,14 @@ absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(co
   return std::unique_ptr<NeighborhoodObjective>(std::move(loss));
 }
 
-std::vector<absl::StatusOr<LossAndGradient>> MoeModel::EvaluateTogether(absl::Span<const Evaluation> evaluations) {
-  return NeighborLoss::EvaluateTogether(*this, evaluations);
+int64_t MoeModel::ObjectiveBytes(const ObjectiveSpec& spec, int prompt_positions) const {
+  const at::TensorOptions options = tensor_options();
+  const auto element_bytes = static_cast<int64_t>(options.dtype().itemsize());
+  return ObjectiveMemory(config_, spec, prompt_positions, element_bytes, !options.device().is_cpu());
+}
+
+std::unique_ptr<EvaluationRun> MoeModel::NewEvaluationRun(std::vector<Evaluation> evaluations) {
+  return NeighborLoss::NewRun(*this, std::move(evaluations));
 }
 
 void MoeModel::ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) {

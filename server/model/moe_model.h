@@ -48,6 +48,8 @@ class MoeModel final : public ModelRunner {
   at::TensorOptions tensor_options() const;
   // The rows of the embedding, [tokens, d], as activations, times the embedding multiplier.
   at::Tensor Embed(const std::vector<int64_t>& tokens) const;
+  // As many layers cost a row about what the LM head does, by the weights that are read; at least 1.
+  int64_t head_layers() const;
 
   // Of the weights as they lie in memory, and of all slots of the KV cache, touched or not.
   int64_t weight_bytes() const;
@@ -55,10 +57,11 @@ class MoeModel final : public ModelRunner {
 
   absl::Status AllocateKvCache(int64_t slots) override;
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override;
-  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
-                                                                       const MovingPart& moving) override;
+  absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase& neighbor,
+                                                                      const MovingPart& moving) override;
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override;
-  std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(absl::Span<const Evaluation> evaluations) override;
+  int64_t ObjectiveBytes(const ObjectiveSpec& spec, int prompt_positions) const override;
+  std::unique_ptr<EvaluationRun> NewEvaluationRun(std::vector<Evaluation> evaluations) override;
   void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override;
 
   NeighborCacheStats neighbor_cache_stats() const override {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <map>
 #include <utility>
 
@@ -161,77 +162,174 @@ absl::Status NeighborLoss::Check(const RoutingOverride& routing) const {
   return absl::OkStatus();
 }
 
+// Evaluations of one pass, piece by piece: layers up, the LM head, and where a gradient is wanted layers down.
+class NeighborLoss::Pass {
+ public:
+  // An evaluation that takes part, and where its result goes.
+  struct Member {
+    NeighborLoss* loss;
+    const Evaluation* evaluation;
+    absl::StatusOr<LossAndGradient>* result;
+  };
+
+  Pass(const MoeModel& model, std::vector<Member> members)
+      : members_(std::move(members)),
+        with_gradient_(members_.front().evaluation->want_gradient),
+        head_layers_(model.head_layers()),
+        rows_(model, RowsOf(members_)),
+        head_(model, HeadsOf(members_)) {}
+
+  // One piece; true when all results are there.
+  bool Advance() {
+    switch (next_) {
+      case Piece::kUp:
+        if (rows_.ForwardLayer()) next_ = Piece::kHead;
+        return false;
+      case Piece::kHead:
+        return RunHead();
+      case Piece::kDown:
+        if (!rows_.BackwardLayer()) return false;
+        Deliver();
+        return true;
+    }
+    return true;
+  }
+
+  int64_t spent() const { return rows_.spent() + head_spent_; }
+
+ private:
+  enum class Piece { kUp, kHead, kDown };
+
+  static std::vector<NeighborPass::Member> RowsOf(const std::vector<Member>& members) {
+    std::vector<NeighborPass::Member> rows;
+    for (const Member& member : members) rows.push_back({&member.loss->rows_, &member.evaluation->routing});
+    return rows;
+  }
+  static std::vector<const TargetHead*> HeadsOf(const std::vector<Member>& members) {
+    std::vector<const TargetHead*> heads;
+    for (const Member& member : members) heads.push_back(&member.loss->head_);
+    return heads;
+  }
+
+  bool RunHead() {
+    const std::vector<std::vector<float>> logprobs = head_.Forward(rows_.hidden(), with_gradient_);
+    head_spent_ = rows_.rows() * head_layers_;
+    std::vector<std::vector<float>> dlogprobs(members_.size());
+    for (size_t i = 0; i < members_.size(); ++i)
+      losses_.push_back(members_[i].loss->Loss(logprobs[i], dlogprobs[i]));
+    if (with_gradient_) {
+      rows_.BeginBackward(head_.Backward(dlogprobs));
+      next_ = Piece::kDown;
+      return false;
+    }
+    Deliver();
+    return true;
+  }
+
+  void Deliver() {
+    for (size_t i = 0; i < members_.size(); ++i) {
+      if (std::isfinite(losses_[i])) {
+        *members_[i].result =
+            LossAndGradient{losses_[i], with_gradient_ ? std::move(rows_.gradients()[i]) : Pathway()};
+      } else {
+        *members_[i].result = absl::InternalError("the neighbors' loss is not finite");
+      }
+    }
+  }
+
+  const std::vector<Member> members_;
+  const bool with_gradient_;
+  const int64_t head_layers_;
+  NeighborPass rows_;
+  TargetHeadPass head_;
+  Piece next_ = Piece::kUp;
+  int64_t head_spent_ = 0;
+  std::vector<double> losses_;
+};
+
+// Passes one after the other.
+class NeighborLoss::Run final : public EvaluationRun {
+ public:
+  Run(const MoeModel& model, std::vector<Evaluation> evaluations)
+      : model_(model), evaluations_(std::move(evaluations)), results_(evaluations_.size()) {
+    std::vector<Pass::Member> members[2];  // without and with a gradient
+    for (size_t i = 0; i < evaluations_.size(); ++i) {
+      const Evaluation& evaluation = evaluations_[i];
+      auto* loss = dynamic_cast<NeighborLoss*>(evaluation.objective);
+      if (loss == nullptr || &loss->model_ != &model) {
+        results_[i] = evaluation.Run();
+      } else if (const absl::Status status = loss->Check(evaluation.routing); !status.ok()) {
+        results_[i] = status;
+      } else {
+        members[evaluation.want_gradient ? 1 : 0].push_back({loss, &evaluation, &results_[i]});
+      }
+    }
+    for (std::vector<Pass::Member>& pass : members) {
+      const auto joins_before = [](const Pass::Member& a, const Pass::Member& b) {
+        return a.loss->rows_.entry() < b.loss->rows_.entry();
+      };
+      std::stable_sort(pass.begin(), pass.end(), joins_before);
+      if (!pass.empty()) passes_.push_back(std::move(pass));
+    }
+  }
+
+  absl::StatusOr<bool> Advance(int64_t row_layers) override {
+    const c10::InferenceMode inference;
+    const int64_t start = spent_;
+    while (!passes_.empty() && spent_ - start < row_layers) {
+      try {
+        if (!current_) current_ = std::make_unique<Pass>(model_, passes_.front());
+        const int64_t before = current_->spent();
+        const bool done = current_->Advance();
+        spent_ += current_->spent() - before;
+        if (done) Next();
+      } catch (const std::exception& error) {
+        Fail(ErrorOf(error));
+      }
+    }
+    return passes_.empty();
+  }
+
+  int64_t spent() const override { return spent_; }
+  std::vector<absl::StatusOr<LossAndGradient>> TakeResults() override { return std::move(results_); }
+
+ private:
+  void Next() {
+    current_.reset();
+    passes_.pop_front();
+  }
+
+  // What all together have no memory for, one alone may.
+  void Fail(const absl::Status& status) {
+    const std::vector<Pass::Member> members = std::move(passes_.front());
+    Next();
+    if (members.size() == 1) {
+      *members.front().result = status;
+      return;
+    }
+    for (const Pass::Member& member : members) passes_.push_back({member});
+  }
+
+  const MoeModel& model_;
+  const std::vector<Evaluation> evaluations_;
+  std::vector<absl::StatusOr<LossAndGradient>> results_;
+  std::deque<std::vector<Pass::Member>> passes_;  // that are not done; the first is `current_`
+  std::unique_ptr<Pass> current_;                 // null: it has not begun
+  int64_t spent_ = 0;
+};
+
+std::unique_ptr<EvaluationRun> NeighborLoss::NewRun(const MoeModel& model, std::vector<Evaluation> evaluations) {
+  return std::make_unique<Run>(model, std::move(evaluations));
+}
+
 absl::StatusOr<double> NeighborLoss::Evaluate(const RoutingOverride& routing, Pathway* gradient) {
   const Evaluation alone{this, routing, gradient != nullptr};
-  absl::StatusOr<LossAndGradient> result = std::move(EvaluateTogether(model_, {alone}).front());
+  Run run(model_, {alone});
+  C3PO_RETURN_IF_ERROR(run.Advance(PiecewiseWork::kToTheEnd).status());
+  absl::StatusOr<LossAndGradient> result = std::move(run.TakeResults().front());
   C3PO_RETURN_IF_ERROR(result.status());
   if (gradient != nullptr) *gradient = std::move(result->gradient);
   return result->loss;
-}
-
-std::vector<absl::StatusOr<LossAndGradient>> NeighborLoss::EvaluateTogether(const MoeModel& model,
-                                                                            absl::Span<const Evaluation> evaluations) {
-  std::vector<absl::StatusOr<LossAndGradient>> results(evaluations.size());
-  std::vector<Member> members[2];  // without and with a gradient
-  for (size_t i = 0; i < evaluations.size(); ++i) {
-    auto* loss = dynamic_cast<NeighborLoss*>(evaluations[i].objective);
-    if (loss == nullptr || &loss->model_ != &model) {
-      results[i] = evaluations[i].Run();
-    } else if (const absl::Status status = loss->Check(evaluations[i].routing); !status.ok()) {
-      results[i] = status;
-    } else {
-      members[evaluations[i].want_gradient ? 1 : 0].push_back({loss, &evaluations[i], &results[i]});
-    }
-  }
-  for (const bool with_gradient : {false, true}) {
-    std::vector<Member>& pass = members[with_gradient ? 1 : 0];
-    const auto joins_before = [](const Member& a, const Member& b) {
-      return a.loss->rows_.entry() < b.loss->rows_.entry();
-    };
-    std::stable_sort(pass.begin(), pass.end(), joins_before);
-    if (!pass.empty()) RunPassOrEachAlone(model, pass, with_gradient);
-  }
-  return results;
-}
-
-// What all together have no memory for, one alone may.
-void NeighborLoss::RunPassOrEachAlone(const MoeModel& model, absl::Span<const Member> members, bool with_gradient) {
-  absl::Status status;
-  try {
-    const c10::InferenceMode inference;
-    return RunPass(model, members, with_gradient);
-  } catch (const std::exception& error) {
-    status = ErrorOf(error);
-  }
-  if (members.size() == 1) {
-    *members.front().result = status;
-    return;
-  }
-  for (size_t i = 0; i < members.size(); ++i) RunPassOrEachAlone(model, members.subspan(i, 1), with_gradient);
-}
-
-void NeighborLoss::RunPass(const MoeModel& model, absl::Span<const Member> members, bool with_gradient) {
-  std::vector<NeighborPass::Member> rows;
-  std::vector<const TargetHead*> heads;
-  for (const Member& member : members) {
-    rows.push_back({&member.loss->rows_, &member.evaluation->routing});
-    heads.push_back(&member.loss->head_);
-  }
-  NeighborPass pass(model, std::move(rows));
-  TargetHeadPass head(model, std::move(heads));
-  const std::vector<std::vector<float>> logprobs = head.Forward(pass.Forward(), with_gradient);
-  std::vector<std::vector<float>> dlogprobs(members.size());
-  std::vector<double> losses;
-  for (size_t i = 0; i < members.size(); ++i) losses.push_back(members[i].loss->Loss(logprobs[i], dlogprobs[i]));
-  std::vector<Pathway> gradients(members.size());
-  if (with_gradient) gradients = pass.Backward(head.Backward(dlogprobs));
-  for (size_t i = 0; i < members.size(); ++i) {
-    if (std::isfinite(losses[i])) {
-      *members[i].result = LossAndGradient{losses[i], std::move(gradients[i])};
-    } else {
-      *members[i].result = absl::InternalError("the neighbors' loss is not finite");
-    }
-  }
 }
 
 }  // namespace c3po

@@ -26,8 +26,7 @@ class NeighborLoss final : public NeighborhoodObjective {
 
   // See ModelRunner. Those that want a gradient are one pass, those that do not are another, which has no way back;
   // objectives that are not NeighborLosses of `model` run alone.
-  static std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(const MoeModel& model,
-                                                                       absl::Span<const Evaluation> evaluations);
+  static std::unique_ptr<EvaluationRun> NewRun(const MoeModel& model, std::vector<Evaluation> evaluations);
 
   absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override;
   int64_t correct_choices() const override { return correct_choices_; }
@@ -39,19 +38,13 @@ class NeighborLoss final : public NeighborhoodObjective {
     int case_index;
     int continuation;
   };
-  // An evaluation that takes part in a pass, and where its result goes.
-  struct Member {
-    NeighborLoss* loss;
-    const Evaluation* evaluation;
-    absl::StatusOr<LossAndGradient>* result;
-  };
+  class Pass;
+  class Run;
 
   NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec);
 
   void ChooseTargets(const ObjectiveSpec& spec);
   absl::Status Check(const RoutingOverride& routing) const;
-  static void RunPass(const MoeModel& model, absl::Span<const Member> members, bool with_gradient);
-  static void RunPassOrEachAlone(const MoeModel& model, absl::Span<const Member> members, bool with_gradient);
   // From log-probabilities of the targets: J, and dJ/dlogp of each. What several continuations share stands at the
   // first of their targets, and is 0 where it cancels.
   double Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs);

@@ -20,6 +20,8 @@ NeighborPass::NeighborPass(const MoeModel& model, std::vector<Member> members)
       entry_(members_.front().rows->entry()),
       first_row_{0},
       tapes_(model.config().layers - entry_),
+      layer_(entry_),
+      moe_layer_(members_.front().rows->first_layer()),
       first_mixings_(members_.size()) {
   std::vector<at::Tensor> cos, sin;
   for (const Member& member : members_) {
@@ -30,21 +32,16 @@ NeighborPass::NeighborPass(const MoeModel& model, std::vector<Member> members)
   rope_ = {Join(cos), Join(sin)};
 }
 
-at::Tensor NeighborPass::Forward() {
-  const ModelConfig& config = model_.config();
-  at::Tensor hidden;
-  size_t joined = 0;
-  int moe = members_.front().rows->first_layer();
-  for (int l = entry_; l < config.layers; ++l) {
-    std::vector<at::Tensor> parts;
-    if (joined > 0) parts.push_back(RunLayer(l, moe, joined, hidden, tapes_[l - entry_]));
-    for (; joined < members_.size() && members_[joined].rows->entry() == l; ++joined) {
-      parts.push_back(members_[joined].rows->RunFirstLayer(*members_[joined].routing, first_mixings_[joined]));
-    }
-    hidden = Join(parts);
-    if (model_.weights().layers[l].router.defined()) ++moe;
+bool NeighborPass::ForwardLayer() {
+  std::vector<at::Tensor> parts;
+  if (joined_ > 0) parts.push_back(RunLayer(layer_, moe_layer_, joined_, hidden_, tapes_[layer_ - entry_]));
+  for (; joined_ < members_.size() && members_[joined_].rows->entry() == layer_; ++joined_) {
+    parts.push_back(members_[joined_].rows->RunFirstLayer(*members_[joined_].routing, first_mixings_[joined_]));
   }
-  return hidden;
+  hidden_ = Join(parts);
+  spent_ += RowsOf(joined_);
+  if (model_.weights().layers[layer_].router.defined()) ++moe_layer_;
+  return ++layer_ == model_.config().layers;
 }
 
 RopeTable NeighborPass::RopeOf(size_t count) const {
@@ -101,29 +98,35 @@ at::Tensor NeighborPass::RunLayer(int layer, int moe_layer, size_t count, const 
   return AddBlock(tape.middle, RunFeedForward(tape.normed, tape.mixing, weights, &tape.feed_forward), config);
 }
 
-std::vector<Pathway> NeighborPass::Backward(at::Tensor dhidden) {
-  const ModelConfig& config = model_.config();
-  std::vector<Pathway> gradients;
+void NeighborPass::BeginBackward(at::Tensor dhidden) {
+  dhidden_ = std::move(dhidden);
   for (const Member& member : members_)
-    gradients.emplace_back(member.routing->values.layers, member.routing->values.experts);
-  size_t left = members_.size();
-  int moe = model_.shape().moe_layers - 1;
-  for (int l = config.layers - 1; l >= entry_; --l) {
-    for (; left > 0 && members_[left - 1].rows->entry() == l; --left) {
-      const size_t i = left - 1;
-      const at::Tensor dweights = members_[i].rows->FirstLayerGradient(Slice(dhidden, i), first_mixings_[i]);
-      const at::Tensor dprobabilities = MixingBackward(dweights, first_mixings_[i], config);
-      TakeGradient(i, moe, dprobabilities, SoftmaxBackward(dprobabilities, first_mixings_[i], config), gradients[i]);
-    }
-    if (left == 0) break;
-    dhidden = LayerBackward(l, moe, left, dhidden.narrow(0, 0, RowsOf(left)), tapes_[l - entry_], gradients);
-    if (model_.weights().layers[l].router.defined()) --moe;
+    gradients_.emplace_back(member.routing->values.layers, member.routing->values.experts);
+  layer_ = model_.config().layers - 1;
+  moe_layer_ = model_.shape().moe_layers - 1;
+}
+
+bool NeighborPass::BackwardLayer() {
+  const ModelConfig& config = model_.config();
+  spent_ += 2 * RowsOf(joined_);
+  for (; joined_ > 0 && members_[joined_ - 1].rows->entry() == layer_; --joined_) {
+    const size_t i = joined_ - 1;
+    const at::Tensor dweights = members_[i].rows->FirstLayerGradient(Slice(dhidden_, i), first_mixings_[i]);
+    const at::Tensor dprobabilities = MixingBackward(dweights, first_mixings_[i], config);
+    const at::Tensor dlogits = SoftmaxBackward(dprobabilities, first_mixings_[i], config);
+    TakeGradient(i, moe_layer_, dprobabilities, dlogits, gradients_[i]);
   }
-  return gradients;
+  if (joined_ == 0) return true;
+  LayerTape& tape = tapes_[layer_ - entry_];
+  dhidden_ = LayerBackward(layer_, moe_layer_, joined_, dhidden_.narrow(0, 0, RowsOf(joined_)), tape);
+  tape = LayerTape();  // Nobody reads it again.
+  if (model_.weights().layers[layer_].router.defined()) --moe_layer_;
+  --layer_;
+  return false;
 }
 
 at::Tensor NeighborPass::LayerBackward(int layer, int moe_layer, size_t count, const at::Tensor& dhidden,
-                                       const LayerTape& tape, std::vector<Pathway>& gradients) const {
+                                       const LayerTape& tape) {
   const ModelConfig& config = model_.config();
   const LayerWeights& weights = model_.weights().layers[layer];
   at::Tensor dweights;
@@ -133,7 +136,7 @@ at::Tensor NeighborPass::LayerBackward(int layer, int moe_layer, size_t count, c
     const at::Tensor dprobabilities = MixingBackward(dweights, tape.mixing, config);
     at::Tensor dlogits = SoftmaxBackward(dprobabilities, tape.mixing, config);
     for (size_t i = 0; i < count; ++i) {
-      TakeGradient(i, moe_layer, Slice(dprobabilities, i), Slice(dlogits, i), gradients[i]);
+      TakeGradient(i, moe_layer, Slice(dprobabilities, i), Slice(dlogits, i), gradients_[i]);
     }
     // Replaced weights do not look at the router.
     if (tape.routing.weights.defined()) dlogits = dlogits * tape.routing.weights_rows.logical_not();

@@ -32,10 +32,18 @@ class NeighborPass {
   // At least one member, ascending by NeighborRows::entry(). What they point to outlives the pass.
   NeighborPass(const MoeModel& model, std::vector<Member> members);
 
-  // [R, d] after the last layer; R rows of all members, in their order. Once.
-  at::Tensor Forward();
-  // Of each member dJ/d(routing.values), from dJ/d of what Forward returned. Once, after it.
-  std::vector<Pathway> Backward(at::Tensor dhidden);
+  // Runs the next layer on the way up; true when it was the last. Then hidden() is [R, d] after it, R rows of all
+  // members, in their order.
+  bool ForwardLayer();
+  const at::Tensor& hidden() const { return hidden_; }
+  // After that, on the way down from dJ/dhidden, likewise; then gradients() are each member's dJ/d(routing.values).
+  void BeginBackward(at::Tensor dhidden);
+  bool BackwardLayer();
+  std::vector<Pathway>& gradients() { return gradients_; }
+
+  // Of the layers that have run, in row-layers (server/types/piecewise_work.h).
+  int64_t spent() const { return spent_; }
+  int64_t rows() const { return first_row_.back(); }
 
  private:
   // One layer's activations that the backward sweep reads, of the members that joined below it.
@@ -58,8 +66,7 @@ class NeighborPass {
   RopeTable RopeOf(size_t count) const;
   LayerRouting JoinRoutings(size_t count, int moe_layer) const;
   at::Tensor RunLayer(int layer, int moe_layer, size_t count, const at::Tensor& hidden, LayerTape& tape) const;
-  at::Tensor LayerBackward(int layer, int moe_layer, size_t count, const at::Tensor& dhidden, const LayerTape& tape,
-                           std::vector<Pathway>& gradients) const;
+  at::Tensor LayerBackward(int layer, int moe_layer, size_t count, const at::Tensor& dhidden, const LayerTape& tape);
   void TakeGradient(size_t member, int moe_layer, const at::Tensor& dprobabilities, const at::Tensor& dlogits,
                     Pathway& gradient) const;
 
@@ -69,6 +76,12 @@ class NeighborPass {
   std::vector<int64_t> first_row_;     // [members + 1]
   RopeTable rope_;                     // of all rows
   std::vector<LayerTape> tapes_;       // per layer from entry_
+  int layer_;                          // the next one
+  int moe_layer_;                      // likewise, by its number among MoE layers
+  size_t joined_ = 0;                  // members that have joined, and on the way down have not left
+  at::Tensor hidden_, dhidden_;
+  std::vector<Pathway> gradients_;
+  int64_t spent_ = 0;
   std::vector<Mixing> first_mixings_;  // per member, of its first critical layer
 };
 

@@ -6,7 +6,11 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
@@ -47,71 +51,124 @@ absl::Status CheckCase(const NeighborCase& neighbor, const MovingPart& moving, c
   return absl::OkStatus();
 }
 
+class Preparation final : public NeighborPreparation {
+ public:
+  Preparation(const MoeModel& model, NeighborCache& cache, std::string key, const NeighborCase& neighbor,
+              const MovingPart& moving)
+      : model_(model), cache_(cache), key_(std::move(key)), reference_id_(neighbor.reference_id) {
+    const c10::InferenceMode inference;
+    const ModelConfig& config = model.config();
+    const absl::Span<const int32_t> prompt(neighbor.prompt);
+    const size_t moved = std::min(prompt.size(), static_cast<size_t>(moving.prompt_positions));
+    prefix_ = static_cast<int64_t>(prompt.size() - moved);
+    entry_ = config.moe_layers[moving.first_layer];
+    state_->first_layer = moving.first_layer;
+    state_->prefix_length = static_cast<int>(prefix_);
+    state_->tree = AnswerTree::Build(prompt.subspan(prompt.size() - moved), neighbor.continuations);
+    const at::TensorOptions options = model.tensor_options();
+    std::vector<int64_t> positions(prefix_), tokens(prompt.begin(), prompt.begin() + prefix_);
+    std::iota(positions.begin(), positions.end(), int64_t{0});
+    tokens.insert(tokens.end(), state_->tree.tokens.begin(), state_->tree.tokens.end());
+    for (int depth : state_->tree.depths) positions.push_back(prefix_ + depth);
+    rope_ =
+        model.rope().Select(at::tensor(positions, at::kLong).to(options.device()), options.dtype().toScalarType());
+    const AnswerTree* tree = &state_->tree;
+    attention_ = std::make_unique<TreeAttention>(absl::MakeConstSpan(&tree, 1),
+                                                 std::vector<int>{static_cast<int>(prefix_)}, config, options);
+    const int64_t upper = config.layers - entry_;
+    state_->keys = at::empty({upper, config.kv_heads, prefix_, config.head_dim}, options);
+    state_->values = at::empty({upper, config.kv_heads, prefix_, config.value_dim}, options);
+    hidden_ = model.Embed(tokens);
+  }
+
+  absl::StatusOr<bool> Advance(int64_t row_layers) override {
+    try {
+      const c10::InferenceMode inference;
+      for (const int64_t before = spent_; spent_ - before < row_layers;) {
+        spent_ += hidden_.size(0);
+        if (!RunLayer()) continue;
+        hidden_ = at::Tensor();
+        attention_.reset();
+        cache_.Insert(key_, state_);
+        return true;
+      }
+      return false;
+    } catch (const std::exception& error) {
+      return absl::InternalError(absl::StrCat("preparing reference ", reference_id_, ": ", error.what()));
+    }
+  }
+
+  int64_t spent() const override { return spent_; }
+  std::shared_ptr<const NeighborState> state() const override { return state_; }
+
+ private:
+  // The tree's rows stop where they enter the first critical layer; the prompt's go on alone.
+  void LeaveTree() {
+    state_->entry_hidden = hidden_.narrow(0, prefix_, state_->tree.rows()).clone();
+    if (prefix_ == 0) return;
+    hidden_ = hidden_.narrow(0, 0, prefix_).contiguous();
+    rope_ = {rope_.cos.narrow(0, 0, prefix_), rope_.sin.narrow(0, 0, prefix_)};
+  }
+
+  // True when nobody reads further.
+  bool RunLayer() {
+    const ModelConfig& config = model_.config();
+    if (layer_ == entry_) LeaveTree();
+    if (layer_ == entry_ && prefix_ == 0) return true;
+    const LayerWeights& layer = model_.weights().layers[layer_];
+    const Projections rows =
+        ProjectAttention(RmsNorm(hidden_, layer.attention_norm, config.rms_norm_eps), layer, config, rope_);
+    at::Tensor keys = rows.k.narrow(0, 0, prefix_).transpose(0, 1).contiguous();
+    at::Tensor values = rows.v.narrow(0, 0, prefix_).transpose(0, 1).contiguous();
+    if (layer_ >= entry_) {
+      state_->keys.select(0, layer_ - entry_).copy_(keys);
+      state_->values.select(0, layer_ - entry_).copy_(values);
+      if (layer_ + 1 == config.layers) return true;
+    }
+    std::vector<at::Tensor> contexts;
+    if (prefix_ > 0) contexts.push_back(CausalAttention(rows.q.narrow(0, 0, prefix_), keys, values, 0, config));
+    if (layer_ < entry_) {
+      const int64_t tree_rows = state_->tree.rows();
+      const Projections own{rows.q.narrow(0, prefix_, tree_rows),
+                            rows.k.narrow(0, prefix_, tree_rows),
+                            rows.v.narrow(0, prefix_, tree_rows),
+                            {}};
+      contexts.push_back(attention_->Forward(own, keys.unsqueeze(0), values.unsqueeze(0), nullptr));
+    }
+    const at::Tensor context = contexts.size() == 1 ? contexts[0] : at::cat(contexts);
+    hidden_ = AddBlock(hidden_, Project(context, layer.output, layer.output_bias), config);
+    const at::Tensor normed = RmsNorm(hidden_, layer.moe_norm, config.rms_norm_eps);
+    const Mixing mixing = layer.router.defined() ? MixExperts(normed, layer, config, {}) : Mixing();
+    hidden_ = AddBlock(hidden_, RunFeedForward(normed, mixing, layer, nullptr), config);
+    ++layer_;
+    return false;
+  }
+
+  const MoeModel& model_;
+  NeighborCache& cache_;
+  const std::string key_, reference_id_;
+  int64_t prefix_ = 0;
+  int entry_ = 0;  // decoder layer of the first critical one
+  int layer_ = 0;  // the next
+  int64_t spent_ = 0;
+  RopeTable rope_;
+  std::unique_ptr<TreeAttention> attention_;
+  at::Tensor hidden_;
+  const std::shared_ptr<MoeNeighborState> state_ = std::make_shared<MoeNeighborState>();
+};
+
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const NeighborState>> MoeModel::PrepareNeighbor(const NeighborCase& neighbor,
-                                                                               const MovingPart& moving) {
+absl::StatusOr<std::unique_ptr<NeighborPreparation>> MoeModel::NewPreparation(const NeighborCase& neighbor,
+                                                                              const MovingPart& moving) {
   C3PO_RETURN_IF_ERROR(CheckCase(neighbor, moving, shape_));
-  const std::string key = NeighborCache::KeyOf(neighbor, moving);
-  if (auto known = neighbor_cache_.Find(key)) return std::shared_ptr<const NeighborState>(std::move(known));
-
-  const absl::Span<const int32_t> prompt(neighbor.prompt);
-  const size_t moved = std::min(prompt.size(), static_cast<size_t>(moving.prompt_positions));
-  const auto prefix = static_cast<int64_t>(prompt.size() - moved);
-  const int entry = config_.moe_layers[moving.first_layer];
+  std::string key = NeighborCache::KeyOf(neighbor, moving);
+  if (auto known = neighbor_cache_.Find(key)) {
+    return std::unique_ptr<NeighborPreparation>(std::make_unique<KnownNeighbor>(std::move(known)));
+  }
   try {
-    const c10::InferenceMode inference;
-    auto state = std::make_shared<MoeNeighborState>();
-    state->first_layer = moving.first_layer;
-    state->prefix_length = static_cast<int>(prefix);
-    state->tree = AnswerTree::Build(prompt.subspan(prompt.size() - moved), neighbor.continuations);
-    const at::TensorOptions options = tensor_options();
-    const int64_t tree_rows = state->tree.rows(), upper = config_.layers - entry;
-    std::vector<int64_t> positions(prefix), tokens(prompt.begin(), prompt.begin() + prefix);
-    std::iota(positions.begin(), positions.end(), int64_t{0});
-    tokens.insert(tokens.end(), state->tree.tokens.begin(), state->tree.tokens.end());
-    for (int depth : state->tree.depths) positions.push_back(prefix + depth);
-    RopeTable rope =
-        rope_.Select(at::tensor(positions, at::kLong).to(options.device()), options.dtype().toScalarType());
-    const AnswerTree* tree = &state->tree;
-    const TreeAttention attention({tree}, {static_cast<int>(prefix)}, config_, options);
-    state->keys = at::empty({upper, config_.kv_heads, prefix, config_.head_dim}, options);
-    state->values = at::empty({upper, config_.kv_heads, prefix, config_.value_dim}, options);
-    at::Tensor hidden = Embed(tokens);
-    for (int l = 0; l < config_.layers; ++l) {
-      if (l == entry) {
-        state->entry_hidden = hidden.narrow(0, prefix, tree_rows).clone();
-        if (prefix == 0) break;
-        hidden = hidden.narrow(0, 0, prefix).contiguous();
-        rope = {rope.cos.narrow(0, 0, prefix), rope.sin.narrow(0, 0, prefix)};
-      }
-      const LayerWeights& layer = weights_.layers[l];
-      const Projections rows =
-          ProjectAttention(RmsNorm(hidden, layer.attention_norm, config_.rms_norm_eps), layer, config_, rope);
-      at::Tensor keys = rows.k.narrow(0, 0, prefix).transpose(0, 1).contiguous();
-      at::Tensor values = rows.v.narrow(0, 0, prefix).transpose(0, 1).contiguous();
-      if (l >= entry) {
-        state->keys.select(0, l - entry).copy_(keys);
-        state->values.select(0, l - entry).copy_(values);
-        if (l + 1 == config_.layers) break;  // Nobody reads further.
-      }
-      std::vector<at::Tensor> contexts;
-      if (prefix > 0) contexts.push_back(CausalAttention(rows.q.narrow(0, 0, prefix), keys, values, 0, config_));
-      if (l < entry) {
-        const Projections own{rows.q.narrow(0, prefix, tree_rows),
-                              rows.k.narrow(0, prefix, tree_rows),
-                              rows.v.narrow(0, prefix, tree_rows),
-                              {}};
-        contexts.push_back(attention.Forward(own, keys.unsqueeze(0), values.unsqueeze(0), nullptr));
-      }
-      const at::Tensor context = contexts.size() == 1 ? contexts[0] : at::cat(contexts);
-      hidden = AddBlock(hidden, Project(context, layer.output, layer.output_bias), config_);
-      const at::Tensor normed = RmsNorm(hidden, layer.moe_norm, config_.rms_norm_eps);
-      const Mixing mixing = layer.router.defined() ? MixExperts(normed, layer, config_, {}) : Mixing();
-      hidden = AddBlock(hidden, RunFeedForward(normed, mixing, layer, nullptr), config_);
-    }
-    neighbor_cache_.Insert(key, state);
-    return std::shared_ptr<const NeighborState>(std::move(state));
+    return std::unique_ptr<NeighborPreparation>(
+        std::make_unique<Preparation>(*this, neighbor_cache_, std::move(key), neighbor, moving));
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("preparing reference ", neighbor.reference_id, ": ", error.what()));
   }

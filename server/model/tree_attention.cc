@@ -17,22 +17,11 @@ TreeAttention::TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Sp
       shape_{config.heads, config.kv_heads, config.head_dim, config.value_dim, config.attention_scale} {
   for (const AnswerTree* tree : trees) rows_max_ = std::max<int64_t>(rows_max_, tree->rows());
   for (int length : prefix_lengths) prefix_max_ = std::max<int64_t>(prefix_max_, length);
-  const int64_t width = prefix_max_ + rows_max_;
   std::vector<int64_t> slots;
-  at::Tensor mask = at::full({cases_, rows_max_, width}, -std::numeric_limits<float>::infinity(), at::kFloat);
-  float* cell = mask.mutable_data_ptr<float>();
   for (int64_t s = 0; s < cases_; ++s) {
-    const AnswerTree& tree = *trees[s];
-    for (int64_t m = 0; m < rows_max_; ++m, cell += width) {
-      cell[prefix_max_ + m] = 0;  // Itself; also in padded rows, which would otherwise divide zero by zero.
-      if (m >= tree.rows()) continue;
-      slots.push_back(s * rows_max_ + m);
-      std::fill(cell, cell + prefix_lengths[s], 0.0f);
-      for (int row = tree.parents[m]; row >= 0; row = tree.parents[row]) cell[prefix_max_ + row] = 0;
-    }
+    for (int64_t m = 0; m < trees[s]->rows(); ++m) slots.push_back(s * rows_max_ + m);
   }
   slots_ = at::tensor(slots, at::kLong).to(options.device());
-  mask_ = mask.to(options).view({cases_, 1, 1, rows_max_, width});
 
   packed_.prefix_max = prefix_max_;
   packed_.case_begin = packed_.ancestor_begin = {0};
@@ -47,6 +36,25 @@ TreeAttention::TreeAttention(absl::Span<const AnswerTree* const> trees, absl::Sp
     }
     packed_.case_begin.push_back(first + tree->rows());
   }
+}
+
+at::Tensor TreeAttention::Mask(at::TensorOptions options) const {
+  if (mask_.defined()) return mask_;
+  const int64_t width = prefix_max_ + rows_max_;
+  at::Tensor mask = at::full({cases_, rows_max_, width}, -std::numeric_limits<float>::infinity(), at::kFloat);
+  float* cell = mask.mutable_data_ptr<float>();
+  for (int64_t s = 0; s < cases_; ++s) {
+    const int64_t first = packed_.case_begin[s], rows = packed_.case_begin[s + 1] - first;
+    for (int64_t m = 0; m < rows_max_; ++m, cell += width) {
+      cell[prefix_max_ + m] = 0;  // Itself; also in padded rows, which would otherwise divide zero by zero.
+      if (m >= rows) continue;
+      std::fill(cell, cell + packed_.prefix_lengths[s], 0.0f);
+      for (int64_t a = packed_.ancestor_begin[first + m]; a < packed_.ancestor_begin[first + m + 1]; ++a)
+        cell[prefix_max_ + packed_.ancestors[a] - first] = 0;
+    }
+  }
+  mask_ = mask.to(options).view({cases_, 1, 1, rows_max_, width});
+  return mask_;
 }
 
 at::Tensor TreeAttention::PadQueries(const at::Tensor& rows) const {
@@ -103,7 +111,7 @@ at::Tensor TreeAttention::Forward(const Projections& rows, const at::Tensor& pre
   const at::Tensor keys = at::cat({prefix_k, t.k}, 2), values = at::cat({prefix_v, t.v}, 2);
   const at::Tensor scores = at::matmul(t.q, keys.transpose(2, 3)) * shape_.scale;
   const int64_t width = prefix_max_ + rows_max_;
-  const at::Tensor masked = scores.view({cases_, kv_heads_, group_, rows_max_, width}) + mask_;
+  const at::Tensor masked = scores.view({cases_, kv_heads_, group_, rows_max_, width}) + Mask(scores.options());
   t.probabilities = at::softmax(masked, -1, at::kFloat).to(scores.scalar_type()).view(scores.sizes());
   return UnpadQueries(at::matmul(t.probabilities, values)).reshape({slots_.size(0), shape_.heads * shape_.value_dim});
 }

@@ -35,6 +35,9 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
     const double optimization = timings.optimized ? all.optimization_seconds + all.optimization_wait_seconds : 0;
     permit_->Observe({prepared + retrieved_later, timings.prefill_seconds, optimization, all.decode_seconds});
   }
+  // Of a call that never ran, its wait was the others' work.
+  const double on_engine = timings.prefill_seconds + timings.optimization_seconds + timings.optimization_wait_seconds;
+  if (permit_ && absl::IsDeadlineExceeded(status) && on_engine > 0) permit_->ObserveLate(on_engine);
   permit_.reset();
   search_.reset();
   listener_->OnDone(status, summary_);

@@ -98,6 +98,22 @@ absl::StatusOr<std::vector<ReferenceRecord>> CollectionLearning::Usable(const st
   return usable;
 }
 
+absl::StatusOr<std::shared_ptr<void>> CollectionLearning::TakePlace() {
+  if (calls_->fetch_add(1) < calls_max_)
+    return std::shared_ptr<void>(calls_.get(), [calls = calls_](void*) { calls->fetch_sub(1); });
+  calls_->fetch_sub(1);
+  return absl::ResourceExhaustedError(
+      absl::StrCat(calls_max_, " calls learn already (--learning-calls-max); try again once one has ended"));
+}
+
+absl::Status CollectionLearning::CheckMemory(const char* what, const OptimizationTask& task) const {
+  const int64_t needed = task.memory_bytes(), limit = parts_.work_memory_bytes / calls_max_;
+  if (needed <= limit) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(what, " needs about ", (needed >> 20) + 1,
+                                                 " MiB of working memory, and a call may have ", limit >> 20,
+                                                 " (--work-memory-mb); ask for less, or for fewer prompt_positions"));
+}
+
 absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t some_token,
                                              std::shared_ptr<OptimizationTask> task,
                                              std::function<void(const absl::Status&)> done) const {
@@ -106,6 +122,8 @@ absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t
   request.arrival = context.arrival;
   request.deadline = context.deadline;
   request.cancelled = context.cancelled;
+  request.caller = context.caller;
+  request.learning = true;
   request.prompt = {some_token};  // A sequence has to begin with something, and to end in something.
   request.continuations = {{some_token}};
   request.on_prefilled = [task](const PromptCapture&,
@@ -118,6 +136,10 @@ absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t
 
 absl::Status CollectionLearning::TunePrior(TuneRequest request, OnEpoch on_epoch, OnTuned on_done) {
   C3PO_RETURN_IF_ERROR(Check(request, parts_.model->shape()));
+  C3PO_ASSIGN_OR_RETURN(std::shared_ptr<void> place, TakePlace());
+  on_done = [place = std::move(place), told = std::move(on_done)](absl::StatusOr<std::optional<CollectionPrior>> prior) {
+    told(std::move(prior));
+  };
   auto shared = std::make_shared<TuneRequest>(std::move(request));
   const bool taken =
       parts_.workers->Submit([this, shared, on_epoch, on_done] { return StartTuning(*shared, on_epoch, on_done); },
@@ -150,6 +172,7 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
   const int32_t token = training.front().prompt.front();
   auto tuner =
       std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), request.tuner, on_epoch);
+  C3PO_RETURN_IF_ERROR(CheckMemory("batch_size: a minibatch", *tuner));
   const auto store = [parts = parts_, collection = request.collection, tuner, on_done,
                       apart = std::move(apart)]() -> absl::Status {
     std::optional<CollectionPrior> prior = tuner->result();
@@ -220,6 +243,7 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
                                                    self->found_.push_back(std::move(shift));
                                                    return absl::OkStatus();
                                                  });
+    C3PO_RETURN_IF_ERROR(learning_.CheckMemory("optimization.prompt_positions: a reference", *task));
     return learning_.RunOnEngine(request_.context, token, task, [self](const absl::Status& status) {
       if (!status.ok()) return self->End(status);
       const auto commit = [self] { return self->Commit(); };
@@ -249,6 +273,8 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
 
 absl::Status CollectionLearning::Amortize(AmortizeRequest request, OnProgress on_progress, OnDone on_done) {
   C3PO_RETURN_IF_ERROR(ValidateSettings(request.settings, parts_.model->shape()));
+  C3PO_ASSIGN_OR_RETURN(std::shared_ptr<void> place, TakePlace());
+  on_done = [place = std::move(place), told = std::move(on_done)](const absl::Status& status) { told(status); };
   auto run = std::make_shared<AmortizeRun>(*this, std::move(request), std::move(on_progress), std::move(on_done));
   const bool taken =
       parts_.workers->Submit([run] { return run->Begin(); }, [run](const absl::Status& status) { run->End(status); });

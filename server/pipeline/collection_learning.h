@@ -1,6 +1,7 @@
 #ifndef C3PO_SERVER_PIPELINE_COLLECTION_LEARNING_H_
 #define C3PO_SERVER_PIPELINE_COLLECTION_LEARNING_H_
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/prior_tuner.h"
 #include "server/pipeline/shift_amortizer.h"
@@ -34,13 +36,15 @@ struct AmortizeRequest {
 class CollectionLearning {
  public:
   // `store` and what parts point to outlive it.
-  CollectionLearning(const PipelineParts& parts, const ReferenceStore* store) : parts_(parts), store_(store) {}
+  // At most `calls_max` calls learn at once, each in an equal part of parts.work_memory_bytes.
+  CollectionLearning(const PipelineParts& parts, const ReferenceStore* store, int calls_max)
+      : parts_(parts), store_(store), calls_max_(calls_max) {}
 
   using OnEpoch = std::function<void(const PriorTuner::Epoch&)>;
   // The prior that was stored, or nothing when none was better than no shift.
   using OnTuned = std::function<void(absl::StatusOr<std::optional<CollectionPrior>>)>;
   // InvalidArgument "FIELD: ..."; NotFound, FailedPrecondition: see ReferenceCatalog::Search; at least 10 usable
-  // references are needed.
+  // references are needed. ResourceExhausted: as many calls learn as may.
   absl::Status TunePrior(TuneRequest request, OnEpoch on_epoch, OnTuned on_done);
 
   struct AmortizeProgress {
@@ -60,8 +64,14 @@ class CollectionLearning {
                            std::function<void(const absl::Status&)> done) const;
   absl::Status StartTuning(const TuneRequest& request, const OnEpoch& on_epoch, const OnTuned& on_done) const;
 
+  // A call's place, until it goes.
+  absl::StatusOr<std::shared_ptr<void>> TakePlace();
+  absl::Status CheckMemory(const char* what, const OptimizationTask& task) const;
+
   const PipelineParts parts_;
   const ReferenceStore* const store_;
+  const int calls_max_;
+  const std::shared_ptr<std::atomic<int>> calls_ = std::make_shared<std::atomic<int>>(0);
 };
 
 }  // namespace c3po

@@ -41,6 +41,7 @@ std::string GateReason(const OptimizationReport& report) {
       if (report.settings.method == Method::kAmortizedShift && !report.neighbors.empty()) {
         return "no neighbor has an amortized shift for these critical layers";
       }
+      if (!report.neighbors.empty()) return "not even the nearest neighbor fits into the server's --work-memory-mb";
       return absl::StrCat("collection \"", report.settings.collection, "\" has no reference that counts as a neighbor");
     case GateDecision::kSkippedNeighborsFar:
       return FarReason(report);

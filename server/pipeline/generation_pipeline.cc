@@ -23,7 +23,7 @@ double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(SteadyNow()
 class KnownPathway final : public OptimizationTask {
  public:
   explicit KnownPathway(std::shared_ptr<const RoutingOverride> routing) : routing_(std::move(routing)) {}
-  absl::StatusOr<bool> Step() override { return true; }
+  absl::StatusOr<bool> Step(int64_t) override { return true; }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
 
  private:
@@ -241,7 +241,7 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
   PathwayQuery query{call.optimization, {}, {}, std::nullopt};
   C3PO_RETURN_IF_ERROR(TakePlace(permit.get(), prompt.tokens.size(), request.sampling.max_tokens * call.sampling.n,
-                                 call.context.deadline, query));
+                                 call.context.deadline, parts_.model->shape().moe_layers, query));
   C3PO_RETURN_IF_ERROR(
       call.context.Charge(summary.usage.prompt_tokens + int64_t{request.sampling.max_tokens} * call.sampling.n));
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
@@ -289,8 +289,8 @@ absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& 
   for (const auto& continuation : request.continuations) query.choice_tokens.push_back(continuation.front());
   if (call.oracle_answer) query.oracle = OracleCase(call, prompt, request.continuations);
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
-  C3PO_RETURN_IF_ERROR(
-      TakePlace(permit.get(), prompt.tokens.size(), summary.usage.completion_tokens, call.context.deadline, query));
+  C3PO_RETURN_IF_ERROR(TakePlace(permit.get(), prompt.tokens.size(), summary.usage.completion_tokens,
+                                 call.context.deadline, parts_.model->shape().moe_layers, query));
   C3PO_RETURN_IF_ERROR(call.context.Charge(int64_t{summary.usage.prompt_tokens} + summary.usage.completion_tokens));
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
                         AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
@@ -333,7 +333,8 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
   request.rule = query.settings.rule;
   request.prompt_positions = query.settings.prompt_positions;
   query.timings = timings;
-  const SearchContext context{parts_.model, parts_.catalog, parts_.text, parts_.shifts, parts_.metrics};
+  const SearchContext context{parts_.model,  parts_.catalog, parts_.text,
+                              parts_.shifts, parts_.metrics, parts_.work_memory_bytes};
   auto search = std::make_shared<PathwaySearch>(
       context, std::move(query), [listener](const OptimizationReport& report) { listener->OnOptimization(report); });
   if (retrieve_now) C3PO_RETURN_IF_ERROR(search->Retrieve(embedding));

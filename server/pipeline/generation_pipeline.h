@@ -35,6 +35,7 @@ struct PipelineParts {
   Metrics* metrics = nullptr;
   AdmissionController* admission = nullptr;
   RequestLimits limits;
+  int64_t work_memory_bytes = int64_t{512} << 20;  // --work-memory-mb
   bool allow_oracle = false;  // requests may bring their own answer, for evaluation
 };
 

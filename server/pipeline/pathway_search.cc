@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "server/pipeline/choice_style.h"
@@ -11,6 +12,7 @@
 #include "server/pipeline/gate_reason.h"
 #include "server/pipeline/optimization_metrics.h"
 #include "server/pipeline/pathway_changes.h"
+#include "server/pipeline/prepare_next.h"
 
 namespace c3po {
 namespace {
@@ -138,7 +140,9 @@ absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Sp
     std::string warning = CompareStyles(*context_.text->tokenizer(), choice_tokens_, fitted_.spec.cases);
     if (!warning.empty()) report_.warnings.push_back(std::move(warning));
   }
-  return true;
+  C3PO_ASSIGN_OR_RETURN(const bool fits, FitIntoMemory());
+  if (!fits) Skip(GateDecision::kSkippedNoNeighbors);
+  return fits;
 }
 
 absl::Status PathwaySearch::AddCases(const std::vector<WeightedReference>& references, Fit& fit) const {
@@ -150,6 +154,42 @@ absl::Status PathwaySearch::AddCases(const std::vector<WeightedReference>& refer
     fit.spec.cases.push_back(std::move(neighbor));
   }
   return absl::OkStatus();
+}
+
+int64_t PathwaySearch::EstimateMemory() const {
+  int64_t bytes = 0;
+  for (const Fit* fit : {&fitted_, &held_out_}) {
+    if (!fit->spec.cases.empty())
+      bytes += context_.model->ObjectiveBytes(fit->spec, report_.settings.prompt_positions);
+  }
+  return bytes;
+}
+
+// A request that asks for many positions is refused, since with fewer of them it could be served. One that asks for
+// none beyond the last token has not made its neighbors long.
+absl::StatusOr<bool> PathwaySearch::FitIntoMemory() {
+  const int64_t limit = context_.work_memory_bytes;
+  const size_t all = fitted_.spec.cases.size() + held_out_.spec.cases.size();
+  memory_bytes_ = EstimateMemory();
+  if (memory_bytes_ <= limit) return true;
+  const std::string needed = absl::StrCat("needs about ", (memory_bytes_ >> 20) + 1, " MiB of working memory, and the ",
+                                          "server allows ", limit >> 20, " (--work-memory-mb)");
+  if (oracle_ && report_.settings.prompt_positions == 1)
+    return absl::InvalidArgumentError(absl::StrCat("continuations: the method ORACLE over them ", needed));
+  if (report_.settings.prompt_positions > 1) {
+    return absl::InvalidArgumentError(absl::StrCat("optimization.prompt_positions: optimizing ",
+                                                   report_.settings.prompt_positions, " positions of ", all,
+                                                   " neighbors ", needed, "; ask for fewer positions, layers or neighbors"));
+  }
+  while (memory_bytes_ > limit && (fitted_.spec.cases.size() > 1 || !held_out_.spec.cases.empty())) {
+    (held_out_.spec.cases.empty() ? fitted_ : held_out_).spec.cases.pop_back();
+    memory_bytes_ = EstimateMemory();
+  }
+  const bool fits = memory_bytes_ <= limit;
+  const size_t left = fits ? fitted_.spec.cases.size() + held_out_.spec.cases.size() : 0;
+  report_.warnings.push_back(
+      absl::StrCat(all - left, " of ", all, " neighbors were left out: optimizing over all of them ", needed));
+  return fits;
 }
 
 // The prior as it is, or the kernel-weighted mean of the neighbors' own shifts, those that have one for these layers.
@@ -181,24 +221,24 @@ absl::Status PathwaySearch::TakeLearnedShift() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> PathwaySearch::Step() {
+absl::StatusOr<bool> PathwaySearch::Step(int64_t row_layers) {
   if (learned_) {
     ConcludeLearnedShift();
     return true;
   }
   const absl::Time start = SteadyNow();
-  C3PO_ASSIGN_OR_RETURN(const bool finished, Advance());
+  C3PO_ASSIGN_OR_RETURN(const bool finished, Advance(row_layers));
   report_.timings.optimization_seconds += SecondsSince(start);
   if (finished) ConcludeOptimizer();
   return finished;
 }
 
-absl::StatusOr<bool> PathwaySearch::Advance() {
+absl::StatusOr<bool> PathwaySearch::Advance(int64_t row_layers) {
   if (optimizer_) return optimizer_->Step();
   if (!fitted_.prepared()) {
-    C3PO_RETURN_IF_ERROR(PrepareNext(fitted_));
+    C3PO_RETURN_IF_ERROR(Prepare(fitted_, row_layers));
   } else if (!held_out_.prepared()) {
-    C3PO_RETURN_IF_ERROR(PrepareNext(held_out_));
+    C3PO_RETURN_IF_ERROR(Prepare(held_out_, row_layers));
   } else {
     C3PO_RETURN_IF_ERROR(StartOptimizer());
   }
@@ -215,12 +255,10 @@ absl::StatusOr<bool> PathwaySearch::Tell(const LossAndGradient& result, double s
   return finished;
 }
 
-absl::Status PathwaySearch::PrepareNext(Fit& fit) {
+absl::Status PathwaySearch::Prepare(Fit& fit, int64_t row_layers) {
   const NeighborCacheStats before = context_.model->neighbor_cache_stats();
-  const NeighborCase& neighbor = fit.spec.cases[fit.spec.states.size()];
   const MovingPart moving{fit.spec.critical_layers.front(), report_.settings.prompt_positions};
-  C3PO_ASSIGN_OR_RETURN(auto state, context_.model->PrepareNeighbor(neighbor, moving));
-  fit.spec.states.push_back(std::move(state));
+  C3PO_RETURN_IF_ERROR(PrepareNext(*context_.model, moving, row_layers, fit.spec, preparation_));
   if (context_.metrics) {
     const NeighborCacheStats after = context_.model->neighbor_cache_stats();
     if (after.hits > before.hits) context_.metrics->CountNeighborCacheHit();
@@ -336,6 +374,7 @@ void PathwaySearch::ConcludeOptimizer() {
     context_.metrics->ObserveSurrogateLoss(fitted.before, fitted.after);
   }
   optimizer_.reset();
+  memory_bytes_ = 0;
   for (Fit* fit : {&fitted_, &held_out_}) {
     fit->objective.reset();
     fit->spec.states.clear();

@@ -27,6 +27,7 @@ struct SearchContext {
   const PromptText* text = nullptr;
   LearnedShifts* shifts = nullptr;
   Metrics* metrics = nullptr;
+  int64_t work_memory_bytes = int64_t{512} << 20;  // that one search may take, as ModelRunner::ObjectiveBytes has it
 };
 
 // What one request searches a pathway for.
@@ -65,12 +66,13 @@ class PathwaySearch final : public OptimizationTask {
   // Looks at the prompt's capture and logits, and says whether there is anything to do. False: the gate skipped.
   absl::StatusOr<bool> Begin(const PromptCapture& capture, absl::Span<const float> logits);
 
-  absl::StatusOr<bool> Step() override;
+  absl::StatusOr<bool> Step(int64_t row_layers) override;
   std::optional<Evaluation> Ask() const override;
   absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override;
   bool AcceptLogits(absl::Span<const float> logits) override;
   bool AcceptScores(absl::Span<const ContinuationScore> scores) override;
   double retrieval_seconds() const { return report_.timings.retrieval_seconds; }
+  int64_t memory_bytes() const override { return memory_bytes_; }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
 
  private:
@@ -81,13 +83,16 @@ class PathwaySearch final : public OptimizationTask {
     bool prepared() const { return spec.states.size() == spec.cases.size(); }
   };
 
-  absl::StatusOr<bool> Advance();
+  absl::StatusOr<bool> Advance(int64_t row_layers);
   absl::Status MeasureDistances();
   GateDecision Gate() const;
   absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;
+  int64_t EstimateMemory() const;
+  // Leaves out the farthest neighbors until the rest fits. False: not even the nearest does.
+  absl::StatusOr<bool> FitIntoMemory();
   absl::Status TakeLearnedShift();
   absl::StatusOr<Pathway> PriorShift() const;
-  absl::Status PrepareNext(Fit& fit);
+  absl::Status Prepare(Fit& fit, int64_t row_layers);
   absl::Status StartOptimizer();
   absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeOptimizer(OptimizationProblem problem);
   Pathway CriticalRows(const Pathway& all_layers) const;
@@ -103,10 +108,12 @@ class PathwaySearch final : public OptimizationTask {
   const std::optional<NeighborCase> oracle_;
   const OnReport on_report_;
   OptimizationReport report_;
+  int64_t memory_bytes_ = 0;
   absl::Time began_;                                                  // when its turns could begin
   double loss_reduction_ = std::numeric_limits<double>::quiet_NaN();  // of the neighbors, as a fraction
   Neighborhood neighborhood_;
   Fit fitted_, held_out_;
+  std::unique_ptr<NeighborPreparation> preparation_;  // of the next state of one of them
   std::shared_ptr<const RoutingOverride> learned_;  // of methods that optimize nothing
   std::unique_ptr<PathwayOptimizer> optimizer_;
   std::shared_ptr<const RoutingOverride> routing_;

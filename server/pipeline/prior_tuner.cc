@@ -1,11 +1,13 @@
 #include "server/pipeline/prior_tuner.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <utility>
 
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
+#include "server/pipeline/prepare_next.h"
 #include "server/pipeline/seeded_shuffle.h"
 
 namespace c3po {
@@ -15,6 +17,7 @@ PriorTuner::PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, s
       training_(std::move(training)),
       validation_(std::move(validation)),
       options_(std::move(options)),
+      memory_bytes_(LargestBatchBytes()),
       on_epoch_(std::move(on_epoch)),
       random_(options_.seed),
       epoch_start_(SteadyNow()),
@@ -22,6 +25,24 @@ PriorTuner::PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, s
       best_shift_(shift_),
       adam_(shift_.size()) {
   BeginPass(/*training=*/false);
+}
+
+// As though the references that take the most by themselves were one minibatch.
+int64_t PriorTuner::LargestBatchBytes() const {
+  ObjectiveSpec spec;
+  spec.critical_layers = options_.critical_layers;
+  std::vector<std::pair<int64_t, const NeighborCase*>> alone;
+  for (const std::vector<NeighborCase>* cases : {&training_, &validation_}) {
+    for (const NeighborCase& neighbor : *cases) {
+      spec.cases = {neighbor};
+      alone.emplace_back(model_->ObjectiveBytes(spec, options_.prompt_positions), &neighbor);
+    }
+  }
+  const size_t count = std::min(alone.size(), static_cast<size_t>(options_.batch_size));
+  std::partial_sort(alone.begin(), alone.begin() + static_cast<std::ptrdiff_t>(count), alone.end(), std::greater<>());
+  spec.cases.clear();
+  for (size_t i = 0; i < count; ++i) spec.cases.push_back(*alone[i].second);
+  return model_->ObjectiveBytes(spec, options_.prompt_positions);
 }
 
 size_t PriorTuner::BatchEnd() const {
@@ -35,17 +56,17 @@ void PriorTuner::BeginPass(bool training) {
   if (training) SeededShuffle(random_, training_);
 }
 
-absl::StatusOr<bool> PriorTuner::Step() {
-  const size_t prepared = pass_.next + batch_.states.size();
-  if (prepared < BatchEnd()) {
-    batch_.cases.push_back(cases()[prepared]);
-    const MovingPart moving{options_.critical_layers.front(), options_.prompt_positions};
-    C3PO_ASSIGN_OR_RETURN(auto state, model_->PrepareNeighbor(batch_.cases.back(), moving));
-    batch_.states.push_back(std::move(state));
-    return false;
+absl::StatusOr<bool> PriorTuner::Step(int64_t row_layers) {
+  if (objective_) {
+    C3PO_ASSIGN_OR_RETURN(const LossAndGradient result, Ask()->Run());
+    return Tell(result, 0);
   }
-  C3PO_RETURN_IF_ERROR(EvaluateBatch());
-  return pass_.next < cases().size() ? false : EndPass();
+  const size_t prepared = pass_.next + batch_.states.size();
+  if (batch_.cases.size() == batch_.states.size()) batch_.cases.push_back(cases()[prepared]);
+  const MovingPart moving{options_.critical_layers.front(), options_.prompt_positions};
+  C3PO_RETURN_IF_ERROR(PrepareNext(*model_, moving, row_layers, batch_, preparation_));
+  if (pass_.next + batch_.states.size() == BatchEnd()) C3PO_RETURN_IF_ERROR(BeginBatch());
+  return false;
 }
 
 RoutingOverride PriorTuner::Routing() const {
@@ -54,20 +75,28 @@ RoutingOverride PriorTuner::Routing() const {
   return {RoutingOverride::Kind::kLogitShift, options_.critical_layers, std::move(values)};
 }
 
-absl::Status PriorTuner::EvaluateBatch() {
+absl::Status PriorTuner::BeginBatch() {
   batch_.critical_layers = options_.critical_layers;
   batch_.rule = ApplicationRule::kRouterShift;
   batch_.loss = options_.loss;
-  C3PO_ASSIGN_OR_RETURN(const auto objective, model_->NewObjective(batch_));
-  Pathway gradient;
-  C3PO_ASSIGN_OR_RETURN(const double loss, objective->Evaluate(Routing(), pass_.training ? &gradient : nullptr));
-  pass_.loss_sum += loss * static_cast<double>(batch_.cases.size());
-  pass_.correct += std::max<int64_t>(0, objective->correct_choices());
-  pass_.counted = pass_.counted && objective->correct_choices() >= 0;
-  if (pass_.training) Move(gradient);
+  C3PO_ASSIGN_OR_RETURN(objective_, model_->NewObjective(batch_));
+  return absl::OkStatus();
+}
+
+std::optional<Evaluation> PriorTuner::Ask() const {
+  if (!objective_) return std::nullopt;
+  return Evaluation{objective_.get(), Routing(), pass_.training};
+}
+
+absl::StatusOr<bool> PriorTuner::Tell(const LossAndGradient& result, double /*seconds*/) {
+  pass_.loss_sum += result.loss * static_cast<double>(batch_.cases.size());
+  pass_.correct += std::max<int64_t>(0, objective_->correct_choices());
+  pass_.counted = pass_.counted && objective_->correct_choices() >= 0;
+  if (pass_.training) Move(result.gradient);
   pass_.next += batch_.cases.size();
   batch_ = ObjectiveSpec();
-  return absl::OkStatus();
+  objective_.reset();
+  return pass_.next < cases().size() ? false : EndPass();
 }
 
 void PriorTuner::Move(const Pathway& gradient) {

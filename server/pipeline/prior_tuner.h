@@ -33,7 +33,8 @@ struct PriorTunerOptions {
 // Learns one shift s of the router's logits over a set of labeled references (ours, "collection prior"):
 //   s = argmin_s sum_i l(f(x_i, router logits + s), y_i)
 // by Adam on minibatches, the shift with the least loss on the validation references kept, zero included. A task of the
-// engine: each step prepares one reference or evaluates one minibatch. Used by the engine thread alone.
+// engine: each step prepares one reference, or a part of it, or evaluates one minibatch, which can be asked for and told.
+// Used by the engine thread alone.
 class PriorTuner final : public OptimizationTask {
  public:
   struct Epoch {
@@ -47,7 +48,10 @@ class PriorTuner final : public OptimizationTask {
   PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, std::vector<NeighborCase> validation,
              PriorTunerOptions options, std::function<void(const Epoch&)> on_epoch);
 
-  absl::StatusOr<bool> Step() override;
+  absl::StatusOr<bool> Step(int64_t row_layers) override;
+  std::optional<Evaluation> Ask() const override;
+  absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override;
+  int64_t memory_bytes() const override { return memory_bytes_; }
   std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
 
   // Once finished; nothing when no epoch lowered the validation loss. model_digest is set.
@@ -63,7 +67,7 @@ class PriorTuner final : public OptimizationTask {
     bool counted = true;
   };
 
-  absl::Status EvaluateBatch();
+  absl::Status BeginBatch();
   absl::StatusOr<bool> EndPass();
   void BeginPass(bool training);
   void Move(const Pathway& gradient);
@@ -71,15 +75,20 @@ class PriorTuner final : public OptimizationTask {
   size_t BatchEnd() const;
   RoutingOverride Routing() const;
 
+  int64_t LargestBatchBytes() const;
+
   ModelRunner* const model_;
   std::vector<NeighborCase> training_;
   const std::vector<NeighborCase> validation_;
   const PriorTunerOptions options_;
+  const int64_t memory_bytes_;  // of the largest minibatch that the order may give
   const std::function<void(const Epoch&)> on_epoch_;
   std::mt19937_64 random_;
   absl::Time epoch_start_;
   Pass pass_;
   ObjectiveSpec batch_;
+  std::unique_ptr<NeighborPreparation> preparation_;
+  std::unique_ptr<NeighborhoodObjective> objective_;  // of the batch, once all of it is prepared
   Epoch epoch_;
   Epoch first_, best_;
   int worse_epochs_ = 0;

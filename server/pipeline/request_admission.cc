@@ -7,7 +7,7 @@ namespace c3po {
 namespace {
 
 // What admission is told of a request. Kernel regression tries a fixed grid; learned shifts take one step.
-RequestWork WorkOf(const OptimizationSettings& settings, size_t prompt_tokens, int output_tokens) {
+RequestWork WorkOf(const OptimizationSettings& settings, size_t prompt_tokens, int output_tokens, int moe_layers) {
   RequestWork work;
   work.prompt_tokens = static_cast<int>(prompt_tokens);
   work.output_tokens = output_tokens;
@@ -17,6 +17,9 @@ RequestWork WorkOf(const OptimizationSettings& settings, size_t prompt_tokens, i
   if (iterates || settings.method == Method::kKernelRegression)
     work.prepared_cases = work.retrieves ? settings.k + settings.validation_neighbors : 1;
   if (iterates) work.steps = settings.steps;
+  work.positions = settings.prompt_positions;
+  if (!settings.critical_layers.empty())
+    work.moving_share = static_cast<double>(moe_layers - settings.critical_layers.front()) / moe_layers;
   return work;
 }
 
@@ -65,9 +68,9 @@ absl::string_view FieldOf(const PromptInput& input) {
 }
 
 absl::Status TakePlace(AdmissionController::Permit* permit, size_t prompt_tokens, int output_tokens,
-                       absl::Time deadline, PathwayQuery& query) {
+                       absl::Time deadline, int moe_layers, PathwayQuery& query) {
   if (permit == nullptr) return absl::OkStatus();
-  RequestWork work = WorkOf(query.settings, prompt_tokens, output_tokens);
+  RequestWork work = WorkOf(query.settings, prompt_tokens, output_tokens, moe_layers);
   const int wanted = work.steps;
   C3PO_RETURN_IF_ERROR(permit->Take(work, deadline));
   if (work.steps < wanted) {

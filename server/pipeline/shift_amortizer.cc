@@ -1,11 +1,13 @@
 #include "server/pipeline/shift_amortizer.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/prepare_next.h"
 
 namespace c3po {
 
@@ -21,19 +23,31 @@ ShiftAmortizer::ShiftAmortizer(ModelRunner* model, std::vector<Reference> refere
     : model_(model),
       references_(std::move(references)),
       settings_(std::move(settings)),
-      on_shift_(std::move(on_shift)) {}
+      on_shift_(std::move(on_shift)) {
+  ObjectiveSpec spec;
+  spec.critical_layers = settings_.critical_layers;
+  for (const Reference& reference : references_) {
+    spec.cases = {reference.neighbor};
+    memory_bytes_ = std::max(memory_bytes_, model_->ObjectiveBytes(spec, settings_.prompt_positions));
+  }
+}
+
+absl::Status ShiftAmortizer::Prepare(int64_t row_layers) {
+  if (spec_.cases.empty()) {
+    spec_.cases = {references_[next_].neighbor};
+    spec_.critical_layers = settings_.critical_layers;
+    spec_.rule = ApplicationRule::kRouterShift;
+    spec_.loss = settings_.objective;
+  }
+  const MovingPart moving{settings_.critical_layers.front(), settings_.prompt_positions};
+  C3PO_RETURN_IF_ERROR(PrepareNext(*model_, moving, row_layers, spec_, preparation_));
+  return spec_.states.empty() ? absl::OkStatus() : Begin();
+}
 
 absl::Status ShiftAmortizer::Begin() {
   const Reference& reference = references_[next_];
-  ObjectiveSpec spec;
-  spec.cases = {reference.neighbor};
-  spec.critical_layers = settings_.critical_layers;
-  spec.rule = ApplicationRule::kRouterShift;
-  spec.loss = settings_.objective;
-  const MovingPart moving{settings_.critical_layers.front(), settings_.prompt_positions};
-  C3PO_ASSIGN_OR_RETURN(auto state, model_->PrepareNeighbor(reference.neighbor, moving));
-  spec.states.push_back(std::move(state));
-  C3PO_ASSIGN_OR_RETURN(objective_, model_->NewObjective(spec));
+  C3PO_ASSIGN_OR_RETURN(objective_, model_->NewObjective(spec_));
+  spec_ = ObjectiveSpec();
   OptimizationProblem problem;
   problem.initial = reference.pathway.Rows(settings_.critical_layers);
   problem.critical_layers = settings_.critical_layers;
@@ -45,10 +59,10 @@ absl::Status ShiftAmortizer::Begin() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> ShiftAmortizer::Step() {
+absl::StatusOr<bool> ShiftAmortizer::Step(int64_t row_layers) {
   if (next_ >= references_.size()) return true;
   if (!optimizer_) {
-    C3PO_RETURN_IF_ERROR(Begin());
+    C3PO_RETURN_IF_ERROR(Prepare(row_layers));
     return false;
   }
   C3PO_ASSIGN_OR_RETURN(const bool found, optimizer_->Step());

@@ -21,8 +21,8 @@ std::string ShiftSettingsText(const OptimizationSettings& settings);
 
 // Finds, for each of some references, the router shift that gradient descent on its own loss gives (ours, "amortized"):
 // one problem of a single neighbor each, from a zero shift. Which experts are core is judged by the reference's stored
-// pathway. A task of the engine: each step prepares a reference or takes one gradient step, which can be asked for and
-// told. Used by the engine thread.
+// pathway. A task of the engine: each step prepares a reference, or a part of it, or takes one gradient step, which can
+// be asked for and told. Used by the engine thread.
 class ShiftAmortizer final : public OptimizationTask {
  public:
   struct Reference {
@@ -33,12 +33,14 @@ class ShiftAmortizer final : public OptimizationTask {
   ShiftAmortizer(ModelRunner* model, std::vector<Reference> references, OptimizationSettings settings,
                  std::function<absl::Status(ReferenceShift)> on_shift);
 
-  absl::StatusOr<bool> Step() override;
+  absl::StatusOr<bool> Step(int64_t row_layers) override;
   std::optional<Evaluation> Ask() const override;
   absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override;
+  int64_t memory_bytes() const override { return memory_bytes_; }
   std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
 
  private:
+  absl::Status Prepare(int64_t row_layers);
   absl::Status Begin();
   absl::StatusOr<bool> Conclude();
 
@@ -46,7 +48,10 @@ class ShiftAmortizer final : public OptimizationTask {
   const std::vector<Reference> references_;
   const OptimizationSettings settings_;
   const std::function<absl::Status(ReferenceShift)> on_shift_;
+  int64_t memory_bytes_ = 0;  // of the reference that takes the most
   size_t next_ = 0;
+  ObjectiveSpec spec_;  // of the next one
+  std::unique_ptr<NeighborPreparation> preparation_;
   std::unique_ptr<NeighborhoodObjective> objective_;
   std::unique_ptr<PathwayOptimizer> optimizer_;
 };

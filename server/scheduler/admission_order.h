@@ -26,6 +26,8 @@ class AdmissionOrder {
 
   // The index offered with the best of them; 0 before any was.
   size_t next() const { return next_; }
+  // Sequences of its caller that run.
+  int running() const { return best_.running; }
 
  private:
   struct Rank {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -9,8 +10,6 @@
 #include "absl/time/clock.h"
 #include "server/sampling/sampler.h"
 #include "server/sampling/softmax.h"
-#include "server/scheduler/admission_order.h"
-#include "server/scheduler/optimization_unit.h"
 #include "server/scheduler/sequence_blocks.h"
 #include "server/types/status_details.h"
 
@@ -101,22 +100,60 @@ void ContinuousBatcher::DropEnded() {
   running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());
 }
 
-// What was preempted stands in front, and goes first.
-size_t ContinuousBatcher::NextToAdmit() const {
-  if (waiting_.front()->admitted_before) return 0;
+// What was preempted stands in front.
+AdmissionOrder ContinuousBatcher::OrderOfWaiting() const {
   AdmissionOrder order;
-  for (const SequencePtr& sequence : running_) order.CountRunning(sequence->request.caller);
-  for (size_t i = 0; i < waiting_.size(); ++i) order.Offer(i, waiting_[i]->request);
-  return order.next();
+  for (const SequencePtr& sequence : running_) {
+    if (!sequence->request.learning) order.CountRunning(sequence->request.caller);
+  }
+  for (size_t i = 0; i < waiting_.size(); ++i) {
+    if (!waiting_[i]->request.learning) order.Offer(i, waiting_[i]->request);
+  }
+  return order;
 }
 
 void ContinuousBatcher::Admit() {
-  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.sequences_max) {
-    const auto next = waiting_.begin() + static_cast<std::ptrdiff_t>(NextToAdmit());
-    if (!Begin(**next)) return;  // Nobody overtakes what is too large.
+  const auto learns = [](const SequencePtr& s) { return s->request.learning; };
+  const auto admit = [this](std::deque<SequencePtr>::iterator next) {
     running_.push_back(std::move(*next));
     waiting_.erase(next);
+  };
+  while (true) {
+    const auto next = std::find_if(waiting_.begin(), waiting_.end(), learns);
+    if (next == waiting_.end() || !Begin(**next)) break;
+    admit(next);
   }
+  while (true) {
+    const auto learning = std::count_if(running_.begin(), running_.end(), learns);
+    const int free = limits_.sequences_max - static_cast<int>(running_.size() - static_cast<size_t>(learning));
+    if (std::all_of(waiting_.begin(), waiting_.end(), learns)) return;
+    const AdmissionOrder order = OrderOfWaiting();
+    if (free <= (order.running() == 0 ? -kKeptPlaces : 0)) return;
+    Sequence* const chosen = waiting_[order.next()].get();
+    while (!Begin(*chosen)) {  // Nobody overtakes what is too large.
+      if (order.running() > 0 || !TakeBackBlocks(chosen->request.caller)) return;
+    }
+    const auto is_chosen = [chosen](const SequencePtr& s) { return s.get() == chosen; };
+    admit(std::find_if(waiting_.begin(), waiting_.end(), is_chosen));
+  }
+}
+
+// From the caller that holds the most, if that is more than its part beside the others and `for_caller`, the last of
+// its sequences gives its blocks back. False: nobody holds more.
+bool ContinuousBatcher::TakeBackBlocks(const std::string& for_caller) {
+  std::map<absl::string_view, int64_t> held;
+  held[for_caller] = 0;
+  for (const SequencePtr& s : running_) held[s->request.caller] += static_cast<int64_t>(s->blocks.size());
+  const auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
+  const auto most = std::max_element(held.begin(), held.end(), less);
+  if (most->first == for_caller || most->second <= pool_.blocks() / static_cast<int64_t>(held.size())) return false;
+  for (size_t i = running_.size(); i > 0; --i) {
+    const Sequence& s = *running_[i - 1];
+    if (s.request.caller != most->first || s.blocks.empty()) continue;
+    Preempt(i - 1);
+    return true;
+  }
+  return false;
 }
 
 // Takes what others left of its beginning, if the rest of it fits beside one block more for each that runs.
@@ -152,17 +189,19 @@ void ContinuousBatcher::ReserveRows() {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& s = *running_[i];
     while (pool_.available() < BlocksMissing(s)) {
-      PreemptLast();
+      Preempt(running_.size() - 1);
       if (i >= running_.size()) return;
     }
     Reserve(s, s.reserved(), pool_);
   }
 }
 
-void ContinuousBatcher::PreemptLast() {
-  GiveBack(*running_.back(), pool_);
-  waiting_.push_front(std::move(running_.back()));
-  running_.pop_back();
+void ContinuousBatcher::Preempt(size_t index) {
+  const auto place = running_.begin() + static_cast<std::ptrdiff_t>(index);
+  GiveBack(**place, pool_);
+  units_.Leave(place->get());
+  waiting_.push_front(std::move(*place));
+  running_.erase(place);
   ++preemptions_;
   if (metrics_) metrics_->CountPreemption();
 }
@@ -195,7 +234,8 @@ bool ContinuousBatcher::RunForward() {
 
 void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output) {
   Sequence& sequence = *owner.sequence;
-  if (sequence.stage == Stage::kScore && !owner.catching_up) return TakeScore(sequence, owner.continuation, output);
+  if (sequence.stage == Stage::kScore && !owner.catching_up)
+    return TakeScore(sequence, owner.continuation, segment.start - sequence.prompt_length(), output);
   sequence.cached = std::max(sequence.cached, segment.start + static_cast<int>(segment.tokens.size()));
   NameBlocks(sequence, pool_);
   if (owner.catching_up) return;
@@ -255,17 +295,41 @@ void ContinuousBatcher::OptimizeBeside(double forward_seconds) {
   }
 }
 
-// One unit; false: there is none.
+// Tasks work while what they hold fits together, first come first granted; the first even if it does not. What was
+// preempted holds its own still. Learning was given memory of its own.
+void ContinuousBatcher::GrantWork() {
+  int64_t granted = 0, learning = 0;
+  const auto count = [&](const SequencePtr& s) {
+    if (s->stage != Stage::kOptimizing || !s->work_granted) return;
+    (s->request.learning ? learning : granted) += s->task->memory_bytes();
+  };
+  std::for_each(running_.begin(), running_.end(), count);
+  std::for_each(waiting_.begin(), waiting_.end(), count);
+  bool full = false;
+  for (const SequencePtr& s : running_) {
+    if (s->stage != Stage::kOptimizing || s->work_granted) continue;
+    const int64_t needed = s->task->memory_bytes();
+    full = full || (!s->request.learning && granted > 0 && granted + needed > limits_.work_memory_bytes);
+    if (full && !s->request.learning) continue;
+    s->work_granted = true;
+    (s->request.learning ? learning : granted) += needed;
+  }
+  if (metrics_) metrics_->SetWorkMemory(granted + learning);
+}
+
+// A part of one unit; false: there is none.
 bool ContinuousBatcher::OptimizeOnce() {
-  const OptimizationUnit unit = NextOptimizationUnit(running_, next_to_optimize_);
-  if (unit.sequences.empty()) return false;
+  GrantWork();
+  OptimizationUnit* const unit = units_.Next(running_);
+  if (unit == nullptr) return false;
   if (metrics_) metrics_->CountEngineStep(Metrics::Work::kOptimization);
-  const std::vector<absl::StatusOr<bool>> finished = RunOptimizationUnit(unit, *model_, now_);
-  for (size_t i = 0; i < unit.sequences.size(); ++i) {
-    Sequence& sequence = *unit.sequences[i];
-    if (!finished[i].ok()) {
-      Finish(sequence, finished[i].status(), FinishReason::kLength);
-    } else if (*finished[i]) {
+  const int64_t full_pass = int64_t{limits_.prefill_tokens_per_step} * model_->shape().layers;
+  for (const OptimizationUnits::Outcome& outcome : units_.Advance(unit, full_pass, *model_, now_)) {
+    Sequence& sequence = *outcome.sequence;
+    if (!outcome.finished.ok()) {
+      Finish(sequence, outcome.finished.status(), FinishReason::kLength);
+    } else if (*outcome.finished) {
+      sequence.work_granted = false;
       sequence.routing = sequence.task->routing();
       AfterOptimization(sequence, now_());
     }
@@ -366,9 +430,13 @@ void ContinuousBatcher::StartScoring(Sequence& sequence, const std::vector<float
   if (sequence.scored == sequence.scores.size()) FinishScoring(sequence);
 }
 
-void ContinuousBatcher::TakeScore(Sequence& sequence, size_t continuation, const SegmentOutput& output) {
+// Rows of it that had to run again, since their blocks were given back, say what is known.
+void ContinuousBatcher::TakeScore(Sequence& sequence, size_t continuation, int first_row, const SegmentOutput& output) {
   ContinuationScore& score = sequence.scores[continuation];
-  for (float logprob : output.target_logprobs) score.log_likelihood += logprob;
+  const auto known = score.token_logprobs.size() - 1 - static_cast<size_t>(first_row);
+  if (known >= output.target_logprobs.size()) return;
+  const absl::Span<const float> gained = absl::MakeConstSpan(output.target_logprobs).subspan(known);
+  for (float logprob : gained) score.log_likelihood += logprob;
   if (!std::isfinite(score.log_likelihood)) {
     return Finish(sequence,
                   NotANumberError(absl::StrCat("continuations[", continuation, "]: its log-likelihood is ",
@@ -376,7 +444,8 @@ void ContinuousBatcher::TakeScore(Sequence& sequence, size_t continuation, const
                   FinishReason::kLength);
   }
   score.is_greedy = score.is_greedy && output.targets_greedy;
-  score.token_logprobs.insert(score.token_logprobs.end(), output.target_logprobs.begin(), output.target_logprobs.end());
+  score.token_logprobs.insert(score.token_logprobs.end(), gained.begin(), gained.end());
+  if (score.token_logprobs.size() < sequence.request.continuations[continuation].size()) return;
   if (++sequence.scored == sequence.scores.size()) FinishScoring(sequence);
 }
 
@@ -391,6 +460,7 @@ void ContinuousBatcher::Finish(Sequence& sequence, const absl::Status& status, F
   const absl::Time now = now_();
   if (sequence.ready != absl::Time()) sequence.timings.decode_seconds = SecondsBetween(sequence.ready, now);
   sequence.stage = Stage::kEnded;
+  units_.Leave(&sequence);
   sequence.task.reset();
   GiveBack(sequence, pool_);
   sequence.request.sink->OnFinished(status, reason, sequence.timings);

@@ -11,7 +11,9 @@
 #include "absl/time/time.h"
 #include "index/base/steady_time.h"
 #include "server/metrics/metrics.h"
+#include "server/scheduler/admission_order.h"
 #include "server/scheduler/kv_block_pool.h"
+#include "server/scheduler/optimization_unit.h"
 #include "server/scheduler/sequence.h"
 #include "server/scheduler/step_plan.h"
 #include "server/types/model_runner.h"
@@ -20,17 +22,25 @@
 
 namespace c3po {
 
+// Places beyond BatcherLimits::sequences_max, for callers of whom nothing runs.
+inline constexpr int kKeptPlaces = 2;
+
 struct BatcherLimits {
-  int sequences_max = 32;             // Sequences that run at once.
+  int sequences_max = 32;             // Sequences that run at once, learning and kKeptPlaces not counted.
   int64_t kv_tokens_max = 32768;      // Positions of the model's cache: what AllocateKvCache was told.
   int prefill_tokens_per_step = 512;  // Prompt tokens in one forward pass: bounds the pause of running streams.
+  // Of the tasks that optimize at once, by their own estimates, learning not counted; a task that needs more waits, or
+  // runs alone.
+  int64_t work_memory_bytes = int64_t{1} << 30;
 };
 
 // Continuous batching: sequences join and leave at every step. One step is one forward pass over the decode rows of all
 // generating sequences, prompt chunks and continuations to score under a token budget, and tokens resumed under a new
 // pathway; then units of pathway optimization, in turn, for a share of the pass's time: evaluations that several
-// sequences wait for are one unit and one pass over the model. Of those that wait, what was preempted is admitted
-// first, then the highest priority, among equals the caller with the fewest sequences running, then the first come.
+// sequences wait for are one unit and one pass over the model. A unit that costs more than a full pass of prompt tokens
+// is cut into parts of that cost, and what runs goes on between them. Of those that wait, the highest priority is
+// admitted first, among equals the caller with the fewest sequences running, then what was preempted, then the first
+// come. Of the prompt tokens of a pass, and of the time for optimization, each caller has the same part.
 // Each sequence goes
 //   waiting ▶ prefill ▶ [optimizing ▶ resume] ▶ decode, or score ▶ finished
 // and once more from resume, without the new pathway, where its task does not accept what came of it; it leaves at the
@@ -65,11 +75,12 @@ class ContinuousBatcher {
   using Stage = Sequence::Stage;
 
   void DropEnded();
-  size_t NextToAdmit() const;  // index into waiting_, which is not empty
+  AdmissionOrder OrderOfWaiting() const;
   void Admit();
   bool Begin(Sequence& sequence);
+  bool TakeBackBlocks(const std::string& for_caller);
   void ReserveRows();
-  void PreemptLast();
+  void Preempt(size_t index);
   bool RunForward();
   void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output);
   void FinishPrefill(Sequence& sequence, SegmentOutput output);
@@ -77,9 +88,10 @@ class ContinuousBatcher {
   void SampleTogether();
   void TakeToken(Sequence& sequence, const absl::StatusOr<SampledToken>& token);
   void StartScoring(Sequence& sequence, const std::vector<float>& logits);
-  void TakeScore(Sequence& sequence, size_t continuation, const SegmentOutput& output);
+  void TakeScore(Sequence& sequence, size_t continuation, int first_row, const SegmentOutput& output);
   void FinishScoring(Sequence& sequence);
   void OptimizeBeside(double forward_seconds);
+  void GrantWork();
   bool OptimizeOnce();
   void AfterOptimization(Sequence& sequence, absl::Time ready);
   void TakeResumed(Sequence& sequence, std::vector<float> logits);
@@ -102,7 +114,7 @@ class ContinuousBatcher {
   std::vector<TokenToSample> to_sample_;  // in this step
   KvBlockPool pool_;
   int64_t preemptions_ = 0, prefix_hit_tokens_ = 0;
-  size_t next_to_optimize_ = 0;     // round robin over running_
+  OptimizationUnits units_;
   double optimization_credit_ = 0;  // seconds
 };
 

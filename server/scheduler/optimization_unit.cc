@@ -1,62 +1,152 @@
 #include "server/scheduler/optimization_unit.h"
 
-#include <numeric>
+#include <algorithm>
 #include <optional>
 #include <utility>
 
 namespace c3po {
+namespace {
 
-OptimizationUnit NextOptimizationUnit(absl::Span<const std::unique_ptr<Sequence>> running, size_t& next) {
-  OptimizationUnit unit;
-  int64_t rows = 0;
+double SecondsBetween(absl::Time a, absl::Time b) { return absl::ToDoubleSeconds(b - a); }
+
+bool MayWork(const Sequence& sequence) {
+  return sequence.stage == Sequence::Stage::kOptimizing && sequence.work_granted;
+}
+
+}  // namespace
+
+bool OptimizationUnit::Holds(const Sequence* sequence) const {
+  return std::any_of(members.begin(), members.end(), [&](const Member& m) { return m.sequence == sequence; });
+}
+
+OptimizationUnit* OptimizationUnits::Begun(const Sequence* sequence) {
+  const auto holds = [&](const std::unique_ptr<OptimizationUnit>& unit) { return unit->Holds(sequence); };
+  const auto found = std::find_if(units_.begin(), units_.end(), holds);
+  return found == units_.end() ? nullptr : found->get();
+}
+
+// Adds a sequence that waits for an evaluation, if all of them together keep to their rows; the first always.
+bool OptimizationUnits::Join(Sequence& sequence, OptimizationUnit& unit) const {
+  std::optional<Evaluation> wanted = sequence.task->Ask();
+  if (!wanted) return false;
+  int64_t rows = wanted->objective->rows();
+  for (const OptimizationUnit::Member& member : unit.members) rows += member.rows;
+  if (!unit.members.empty() && rows > kEvaluationRowsMax) return false;
+  unit.members.push_back({&sequence, sequence.task, wanted->objective->rows(), 0});
+  unit.evaluations.push_back(*std::move(wanted));
+  return true;
+}
+
+void OptimizationUnits::Charge(const OptimizationUnit::Member& member, double seconds) {
+  constexpr double kLeast = 1e-9;  // So that turns are taken where the clock is too coarse.
+  if (member.sequence == nullptr) return;
+  const auto found = seconds_.find(member.sequence->request.caller);
+  if (found != seconds_.end()) found->second += std::max(seconds, kLeast);
+}
+
+// One that has come anew begins with what the least of the others has had: it has no claim on the time before.
+absl::string_view OptimizationUnits::CallerInTurn(absl::Span<const std::unique_ptr<Sequence>> running) {
+  std::map<std::string, double, std::less<>> here;
+  std::vector<absl::string_view> anew;
+  double least = 0;
+  for (const auto& sequence : running) {
+    if (!MayWork(*sequence)) continue;
+    const std::string& caller = sequence->request.caller;
+    const auto known = seconds_.find(caller);
+    if (known == seconds_.end()) {
+      anew.push_back(caller);
+    } else if (here.emplace(*known).second) {
+      least = here.size() == 1 ? known->second : std::min(least, known->second);
+    }
+  }
+  for (const absl::string_view caller : anew) here.emplace(caller, least);
+  seconds_ = std::move(here);
+  const auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
+  const auto first = std::min_element(seconds_.begin(), seconds_.end(), less);
+  return first == seconds_.end() ? absl::string_view() : absl::string_view(first->first);
+}
+
+OptimizationUnit* OptimizationUnits::Next(absl::Span<const std::unique_ptr<Sequence>> running) {
+  auto unit = std::make_unique<OptimizationUnit>();
   std::optional<size_t> passed_over;
-  const size_t begin = next;
+  if (next_ >= running.size()) next_ = 0;
+  const size_t begin = next_;
+  const std::string caller(CallerInTurn(running));
   for (size_t i = 0; i < running.size(); ++i) {
     const size_t index = (begin + i) % running.size();
     Sequence& sequence = *running[index];
-    if (sequence.stage != Sequence::Stage::kOptimizing) continue;
-    const bool first = unit.sequences.empty();
-    if (first) next = (index + 1) % running.size();
-    std::optional<Evaluation> wanted;
-    if (first || !unit.evaluations.empty()) wanted = sequence.task->Ask();
-    if (wanted && (first || rows + wanted->objective->rows() <= kEvaluationRowsMax)) {
-      rows += wanted->objective->rows();
-      unit.sequences.push_back(&sequence);
-      unit.evaluations.push_back(*std::move(wanted));
-    } else if (first) {
-      unit.sequences.push_back(&sequence);
-    } else if (!passed_over) {
-      passed_over = index;
+    if (!MayWork(sequence)) continue;
+    OptimizationUnit* const begun = Begun(&sequence);
+    if (unit->members.empty()) {
+      if (sequence.request.caller != caller) {
+        if (!passed_over) passed_over = index;
+        continue;
+      }
+      next_ = (index + 1) % running.size();
+      if (begun != nullptr) return begun;
+      if (!Join(sequence, *unit)) unit->members.push_back({&sequence, sequence.task, 0, 0});
+      continue;
     }
+    const bool joins = begun == nullptr && !unit->evaluations.empty() && Join(sequence, *unit);
+    if (!joins && !passed_over) passed_over = index;
   }
-  if (passed_over) next = *passed_over;
-  return unit;
+  if (passed_over) next_ = *passed_over;
+  if (unit->members.empty()) return nullptr;
+  units_.push_back(std::move(unit));
+  return units_.back().get();
 }
 
-std::vector<absl::StatusOr<bool>> RunOptimizationUnit(const OptimizationUnit& unit, ModelRunner& model,
-                                                      const std::function<absl::Time()>& now) {
-  std::vector<absl::StatusOr<bool>> finished;
+std::vector<OptimizationUnits::Outcome> OptimizationUnits::Advance(OptimizationUnit* unit, int64_t row_layers,
+                                                                   ModelRunner& model,
+                                                                   const std::function<absl::Time()>& now) {
+  const auto is_unit = [unit](const std::unique_ptr<OptimizationUnit>& u) { return u.get() == unit; };
+  const auto place = std::find_if(units_.begin(), units_.end(), is_unit);
+  std::vector<Outcome> outcomes;
+  if (unit->evaluations.empty()) {
+    const OptimizationUnit::Member& member = unit->members.front();
+    const absl::Time start = now();
+    outcomes.push_back({member.sequence, member.task->Step(row_layers)});
+    const double seconds = SecondsBetween(start, now());
+    member.sequence->timings.optimization_seconds += seconds;
+    Charge(member, seconds);
+    units_.erase(place);
+    return outcomes;
+  }
   const absl::Time start = now();
-  if (unit.evaluations.empty()) {
-    Sequence& sequence = *unit.sequences.front();
-    finished.push_back(sequence.task->Step());
-    sequence.timings.optimization_seconds += absl::ToDoubleSeconds(now() - start);
-    return finished;
+  if (!unit->run) unit->run = model.NewEvaluationRun(unit->evaluations);
+  const absl::StatusOr<bool> done = unit->run->Advance(row_layers);
+  const double seconds = SecondsBetween(start, now());
+  int64_t all_rows = 0;
+  for (const OptimizationUnit::Member& member : unit->members) all_rows += member.rows;
+  for (OptimizationUnit::Member& member : unit->members) {
+    const double share = seconds * static_cast<double>(member.rows) / static_cast<double>(all_rows);
+    member.seconds += share;
+    Charge(member, share);
   }
-  const auto results = model.EvaluateTogether(unit.evaluations);
-  const double seconds = absl::ToDoubleSeconds(now() - start);
-  std::vector<int64_t> rows;  // Asked before anything is told: an objective may end with its task.
-  for (const Evaluation& evaluation : unit.evaluations) rows.push_back(evaluation.objective->rows());
-  const double all_rows = static_cast<double>(std::accumulate(rows.begin(), rows.end(), int64_t{0}));
-  for (size_t i = 0; i < unit.sequences.size(); ++i) {
-    Sequence& sequence = *unit.sequences[i];
-    const double share = seconds * static_cast<double>(rows[i]) / all_rows;
+  if (done.ok() && !*done) return outcomes;
+  std::vector<absl::StatusOr<LossAndGradient>> results(unit->members.size(), done.status());
+  if (done.ok()) results = unit->run->TakeResults();
+  for (size_t i = 0; i < unit->members.size(); ++i) {
+    const OptimizationUnit::Member& member = unit->members[i];
+    if (member.sequence == nullptr) continue;
     const absl::Time told = now();
-    finished.push_back(results[i].ok() ? sequence.task->Tell(*results[i], share)
-                                       : absl::StatusOr<bool>(results[i].status()));
-    sequence.timings.optimization_seconds += share + absl::ToDoubleSeconds(now() - told);
+    outcomes.push_back({member.sequence, results[i].ok() ? member.task->Tell(*results[i], member.seconds)
+                                                         : absl::StatusOr<bool>(results[i].status())});
+    member.sequence->timings.optimization_seconds += member.seconds + SecondsBetween(told, now());
   }
-  return finished;
+  units_.erase(place);
+  return outcomes;
+}
+
+void OptimizationUnits::Leave(const Sequence* sequence) {
+  const auto left = [&](const std::unique_ptr<OptimizationUnit>& unit) {
+    for (OptimizationUnit::Member& member : unit->members) {
+      if (member.sequence == sequence) member.sequence = nullptr;
+    }
+    return unit->Holds(nullptr) && std::all_of(unit->members.begin(), unit->members.end(),
+                                               [](const auto& member) { return member.sequence == nullptr; });
+  };
+  units_.erase(std::remove_if(units_.begin(), units_.end(), left), units_.end());
 }
 
 }  // namespace c3po

@@ -4,10 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/scheduler/sequence.h"
@@ -23,19 +26,53 @@ inline constexpr int64_t kEvaluationRowsMax = 32;
 // What optimization does next: the evaluations that several sequences wait for, in one pass, or what the task of a
 // single one does itself.
 struct OptimizationUnit {
-  std::vector<Sequence*> sequences;     // none: nothing to do
-  std::vector<Evaluation> evaluations;  // one per sequence; none: OptimizationTask::Step of the only one
+  struct Member {
+    Sequence* sequence = nullptr;            // null: it has left, and nobody waits for its result
+    std::shared_ptr<OptimizationTask> task;  // holds what the evaluation reads
+    int64_t rows = 0;
+    double seconds = 0;  // of the evaluation so far, its share by rows
+  };
+  std::vector<Member> members;            // none: nothing to do
+  std::vector<Evaluation> evaluations;    // one per member; none: OptimizationTask::Step of the only one
+  std::unique_ptr<EvaluationRun> run;     // of the evaluations, once begun
+  bool Holds(const Sequence* sequence) const;
 };
 
-// Of those that are optimizing, in turn from running[next] on: the first, and with it, if it waits for an evaluation,
-// all that wait for one too and fit; the first whatever its rows. `next` becomes the first that was passed over, so
-// that each has a turn at least once in as many units as there are sequences.
-OptimizationUnit NextOptimizationUnit(absl::Span<const std::unique_ptr<Sequence>> running, size_t& next);
+// The units that have begun, of evaluations that cost more than streams may wait for. Between two parts of one, streams
+// and other units run.
+class OptimizationUnits {
+ public:
+  // Of those that are optimizing and have been granted their memory, and whose caller has had the least time, in turn:
+  // the first, and with it, if it waits for an evaluation, all that wait for one
+  // too and fit; the first whatever its rows. Where the first is of a unit that has begun, that one. Each has a turn at
+  // least once in as many calls as there are sequences. Null: there is nothing to do. Holds until the next call.
+  OptimizationUnit* Next(absl::Span<const std::unique_ptr<Sequence>> running);
 
-// Runs it: of each of its sequences whether the task is finished, or what failed, which is no other's failure. Of a
-// pass over several evaluations each sequence's timings get its share by rows.
-std::vector<absl::StatusOr<bool>> RunOptimizationUnit(const OptimizationUnit& unit, ModelRunner& model,
-                                                      const std::function<absl::Time()>& now);
+  struct Outcome {
+    Sequence* sequence;
+    absl::StatusOr<bool> finished;  // whether its task is, or what failed, which is no other's failure
+  };
+  // Runs as much of it as costs about `row_layers`. Outcomes, in the order of its members, once it is done; none before.
+  // Of a pass over several evaluations each sequence's timings get its share by rows.
+  std::vector<Outcome> Advance(OptimizationUnit* unit, int64_t row_layers, ModelRunner& model,
+                               const std::function<absl::Time()>& now);
+
+  // The sequence has ended, or gave its place back; what it waits for is found again when it asks again.
+  void Leave(const Sequence* sequence);
+
+  size_t begun() const { return units_.size(); }
+
+ private:
+  OptimizationUnit* Begun(const Sequence* sequence);
+  bool Join(Sequence& sequence, OptimizationUnit& unit) const;
+
+  void Charge(const OptimizationUnit::Member& member, double seconds);
+  absl::string_view CallerInTurn(absl::Span<const std::unique_ptr<Sequence>> running);
+
+  std::vector<std::unique_ptr<OptimizationUnit>> units_;
+  std::map<std::string, double, std::less<>> seconds_;  // that each caller with a sequence there has had
+  size_t next_ = 0;  // round robin over the running sequences
+};
 
 }  // namespace c3po
 

@@ -33,8 +33,17 @@ struct Sequence {
   std::vector<float> prompt_logits;
   std::shared_ptr<OptimizationTask> task;
   std::shared_ptr<const RoutingOverride> routing;
+  bool work_granted = false;              // the task may take the memory that it needs
   std::vector<ContinuationScore> scores;  // of the continuations, once scoring began
   size_t scored = 0;                      // continuations whose score is whole
+  // A continuation that is longer than one pass may be: as many of its rows have run, and lie in these blocks. What is
+  // in `scores` stays where they are given back: the rows that run again give the same.
+  struct PartialScore {
+    size_t continuation = 0;
+    int rows = 0;
+    std::vector<int32_t> blocks;
+  };
+  PartialScore partial;
 
   absl::Time submitted, admitted, prefill_done, ready, last_token;
   SequenceTimings timings;

@@ -24,7 +24,7 @@ int64_t BlocksNeeded(const SequenceRequest& request) {
 int64_t BlocksMissing(const Sequence& sequence) {
   int64_t blocks = KvBlockPool::BlocksFor(sequence.reserved());
   if (sequence.stage == Sequence::Stage::kScore) {
-    blocks += BlocksOfLongest(sequence.request.continuations);
+    blocks += BlocksOfLongest(sequence.request.continuations) - static_cast<int64_t>(sequence.partial.blocks.size());
   }
   return blocks - static_cast<int64_t>(sequence.blocks.size());
 }
@@ -41,6 +41,8 @@ bool Reserve(Sequence& sequence, int positions, KvBlockPool& pool) {
 void GiveBack(Sequence& sequence, KvBlockPool& pool) {
   for (size_t i = sequence.blocks.size(); i > 0; --i) pool.Release(sequence.blocks[i - 1]);
   sequence.blocks.clear();
+  for (const int32_t block : sequence.partial.blocks) pool.Release(block);
+  sequence.partial = {};
   sequence.hidden_sum.clear();
   sequence.chain = 0;
   sequence.cached = sequence.named = 0;

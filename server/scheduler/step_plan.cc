@@ -1,12 +1,60 @@
 #include "server/scheduler/step_plan.h"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 #include <utility>
+
+#include "absl/strings/string_view.h"
 
 namespace c3po {
 namespace {
 
 using Stage = Sequence::Stage;
+
+struct Budget {
+  int rows;   // that a sequence may have
+  int uncut;  // beyond, of the whole pass
+};
+
+bool CaughtUp(const Sequence& s) { return s.cached >= s.wanted(); }
+
+// Rows of prompts and continuations that a sequence could run now.
+int64_t RowsWanted(const Sequence& s) {
+  int64_t rows = std::max(0, s.wanted() - s.cached);
+  if (s.stage != Stage::kScore) return rows;
+  const auto& continuations = s.request.continuations;
+  for (size_t c = 0; c < continuations.size(); ++c)
+    rows += static_cast<int64_t>(continuations[c].size() - s.scores[c].token_logprobs.size());
+  return rows;
+}
+
+// What each sequence may have of `all` rows: every caller the same part, and of what a caller leaves the others more;
+// within a caller, the first come what it wants.
+std::vector<int> Shares(absl::Span<const std::unique_ptr<Sequence>> running, int all) {
+  std::vector<int> shares(running.size());
+  std::map<absl::string_view, int64_t> wanted;  // by callers that want more than they have
+  for (const auto& s : running) {
+    if (const int64_t rows = RowsWanted(*s); rows > 0) wanted[s->request.caller] += rows;
+  }
+  std::map<absl::string_view, int64_t> given;
+  while (all > 0 && !wanted.empty()) {
+    const int64_t part = std::max<int64_t>(1, all / static_cast<int64_t>(wanted.size()));
+    for (auto it = wanted.begin(); it != wanted.end() && all > 0;) {
+      const int64_t more = std::min({part, it->second, int64_t{all}});
+      given[it->first] += more;
+      all -= static_cast<int>(more);
+      it->second -= more;
+      it = it->second == 0 ? wanted.erase(it) : std::next(it);
+    }
+  }
+  for (size_t i = 0; i < running.size(); ++i) {
+    int64_t& left = given[running[i]->request.caller];
+    shares[i] = static_cast<int>(std::min(left, RowsWanted(*running[i])));
+    left -= shares[i];
+  }
+  return shares;
+}
 
 // The row of a generating sequence's last token, or of a prompt's last token under the new pathway.
 void PlanOwnRow(Sequence& sequence, StepPlan& plan) {
@@ -31,10 +79,10 @@ void PlanOwnRow(Sequence& sequence, StepPlan& plan) {
 // The next chunk of what has to be in the cache: a prompt, what a new pathway governs of it but its last token, or all
 // that was lost when the sequence gave its blocks back.
 // Only the end of a prompt that runs for the first time is looked at.
-void PlanPrompt(Sequence& sequence, int& budget, StepPlan& plan) {
-  const int count = std::min(budget, sequence.wanted() - sequence.cached);
+void PlanPrompt(Sequence& sequence, Budget& budget, StepPlan& plan) {
+  const int count = std::min(budget.rows, sequence.wanted() - sequence.cached);
   if (count <= 0) return;
-  budget -= count;
+  budget.rows -= count;
   const bool first_time = sequence.stage == Stage::kPrefill;
   const bool last_chunk = sequence.cached + count == sequence.wanted();
   Segment segment;
@@ -54,27 +102,53 @@ void PlanPrompt(Sequence& sequence, int& budget, StepPlan& plan) {
   plan.owners.push_back({&sequence, 0, !first_time, {}});
 }
 
+// The next rows of a continuation, `count` of them, after those that have run.
+Segment ContinuationSegment(const Sequence& sequence, size_t continuation, int from, int count,
+                            const std::vector<int32_t>& blocks) {
+  const std::vector<int32_t>& tokens = sequence.request.continuations[continuation];
+  Segment segment;
+  segment.start = sequence.prompt_length() + from;
+  segment.tokens.assign(tokens.begin() + from, tokens.begin() + from + count);
+  segment.targets.assign(tokens.begin() + from + 1, tokens.begin() + from + count + 1);
+  sequence.Route(segment);
+  KvBlockPool::AppendRuns(sequence.blocks, sequence.prompt_length(), segment.kv);
+  KvBlockPool::AppendRuns(blocks, from + count, segment.kv);
+  return segment;
+}
+
+// One continuation, or as much of it as the budget allows; that is the sequence's `partial` until the rest has run.
+// False: there is no room for it.
+bool PlanScore(Sequence& sequence, size_t continuation, Budget& budget, KvBlockPool& pool, StepPlan& plan) {
+  Sequence::PartialScore& partial = sequence.partial;
+  const bool goes_on = partial.rows > 0 && partial.continuation == continuation;
+  const int from = goes_on ? partial.rows : 0;
+  const int rest = static_cast<int>(sequence.request.continuations[continuation].size()) - 1 - from;
+  SegmentOwner owner{&sequence, continuation, false, goes_on ? std::move(partial.blocks) : std::vector<int32_t>()};
+  const auto held = static_cast<int64_t>(owner.blocks.size());
+  if (budget.rows <= 0 || pool.available() < KvBlockPool::BlocksFor(from + rest) - held) {
+    if (goes_on) partial.blocks = std::move(owner.blocks);
+    return false;
+  }
+  const int count = rest <= budget.rows + budget.uncut ? rest : budget.rows;
+  budget.uncut -= std::max(0, count - budget.rows);
+  budget.rows -= count;
+  while (static_cast<int64_t>(owner.blocks.size()) < KvBlockPool::BlocksFor(from + count)) {
+    owner.blocks.push_back(*pool.Take(owner.blocks.empty() ? -1 : owner.blocks.back()));
+  }
+  plan.segments.push_back(ContinuationSegment(sequence, continuation, from, count, owner.blocks));
+  partial = {};
+  if (count < rest) partial = {continuation, from + count, std::move(owner.blocks)};
+  if (count < rest) owner.blocks.clear();
+  plan.owners.push_back(std::move(owner));
+  return true;
+}
+
 // The continuations that are not scored yet, beside each other behind the one prompt.
-void PlanScores(Sequence& sequence, int& budget, KvBlockPool& pool, StepPlan& plan) {
+void PlanScores(Sequence& sequence, Budget& budget, KvBlockPool& pool, StepPlan& plan) {
   const auto& continuations = sequence.request.continuations;
   for (size_t c = 0; c < continuations.size(); ++c) {
-    const auto rows = static_cast<int64_t>(continuations[c].size()) - 1;
     if (sequence.scores[c].token_logprobs.size() == continuations[c].size()) continue;
-    if (budget <= 0 || pool.available() < KvBlockPool::BlocksFor(rows)) return;
-    budget -= static_cast<int>(rows);
-    SegmentOwner owner{&sequence, c, false, {}};
-    while (static_cast<int64_t>(owner.blocks.size()) < KvBlockPool::BlocksFor(rows)) {
-      owner.blocks.push_back(*pool.Take(owner.blocks.empty() ? -1 : owner.blocks.back()));
-    }
-    Segment segment;
-    segment.start = sequence.prompt_length();
-    segment.tokens.assign(continuations[c].begin(), continuations[c].end() - 1);
-    segment.targets.assign(continuations[c].begin() + 1, continuations[c].end());
-    sequence.Route(segment);
-    KvBlockPool::AppendRuns(sequence.blocks, sequence.prompt_length(), segment.kv);
-    KvBlockPool::AppendRuns(owner.blocks, rows, segment.kv);
-    plan.segments.push_back(std::move(segment));
-    plan.owners.push_back(std::move(owner));
+    if (!PlanScore(sequence, c, budget, pool, plan)) return;
   }
 }
 
@@ -82,14 +156,16 @@ void PlanScores(Sequence& sequence, int& budget, KvBlockPool& pool, StepPlan& pl
 
 StepPlan PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefill_tokens, KvBlockPool& pool) {
   StepPlan plan;
-  int budget = prefill_tokens;
-  const auto caught_up = [](const Sequence& s) { return s.cached >= s.wanted(); };
   for (const auto& s : running) {
-    if (caught_up(*s) && (s->stage == Stage::kDecode || s->stage == Stage::kResume)) PlanOwnRow(*s, plan);
+    if (CaughtUp(*s) && (s->stage == Stage::kDecode || s->stage == Stage::kResume)) PlanOwnRow(*s, plan);
   }
-  for (const auto& s : running) {
-    if (!caught_up(*s)) PlanPrompt(*s, budget, plan);
-    if (caught_up(*s) && s->stage == Stage::kScore) PlanScores(*s, budget, pool, plan);
+  const std::vector<int> shares = Shares(running, prefill_tokens);
+  Budget budget{0, kUncutRows};  // What one cannot use, as where blocks lack, goes on to the next.
+  for (size_t i = 0; i < running.size(); ++i) {
+    Sequence& s = *running[i];
+    budget.rows = std::max(0, budget.rows) + shares[i];
+    if (!CaughtUp(s)) PlanPrompt(s, budget, plan);
+    if (CaughtUp(s) && s.stage == Stage::kScore) PlanScores(s, budget, pool, plan);
   }
   return plan;
 }

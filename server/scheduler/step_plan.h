@@ -17,7 +17,7 @@ struct SegmentOwner {
   Sequence* sequence = nullptr;
   size_t continuation = 0;      // that is scored
   bool catching_up = false;     // Its rows only fill the cache; nothing of the output is looked at.
-  std::vector<int32_t> blocks;  // of the continuation's own, held; the caller releases them after the pass
+  std::vector<int32_t> blocks;  // of a continuation that ends with this pass, held; the caller releases them after it
 };
 
 // One forward pass: segments, and for each of them whose it is.
@@ -26,9 +26,13 @@ struct StepPlan {
   std::vector<SegmentOwner> owners;
 };
 
-// The rows of running streams first; then prompts and continuations to score, in the order of `running`, until they are
-// `prefill_tokens` rows (the last continuation may pass it). Every sequence holds the blocks that its own rows need;
-// continuations take theirs from `pool`, and wait where there are none.
+// Rows by which a pass may be longer than its budget, so that a short continuation is not cut.
+inline constexpr int kUncutRows = 16;
+
+// The rows of running streams first; then prompts and continuations to score, every caller's part the same and each one's
+// in the order of `running`, until they are `prefill_tokens` rows, and kUncutRows more where these end a continuation. What does not fit waits for the next pass.
+// Every sequence holds the blocks that its own rows need; continuations take theirs from `pool`, and wait where there
+// are none.
 StepPlan PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefill_tokens, KvBlockPool& pool);
 
 }  // namespace c3po

@@ -13,6 +13,7 @@
 #include "index/types/pathway.h"
 #include "server/types/kv_run.h"
 #include "server/types/neighborhood_objective.h"
+#include "server/types/piecewise_work.h"
 #include "server/types/routing_override.h"
 
 namespace c3po {
@@ -95,22 +96,41 @@ class ModelRunner {
   virtual absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) = 0;
 
   // The neighbor's fixed states for an optimization that moves `moving` of it; from a bounded cache, or computed by one
-  // forward pass over its prompt and continuations.
-  virtual absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
-                                                                               const MovingPart& moving) = 0;
+  // forward pass over its prompt and continuations. InvalidArgument: the neighbor is not one of this model.
+  virtual absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase& neighbor,
+                                                                              const MovingPart& moving) = 0;
+  // All of it at once.
+  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
+                                                                       const MovingPart& moving) {
+    auto preparation = NewPreparation(neighbor, moving);
+    if (!preparation.ok()) return preparation.status();
+    const absl::StatusOr<bool> done = (*preparation)->Advance(PiecewiseWork::kToTheEnd);
+    if (!done.ok()) return done.status();
+    return (*preparation)->state();
+  }
 
-  // Of the cache behind PrepareNeighbor, since the start.
+  // Of the cache behind NewPreparation, since the start.
   virtual NeighborCacheStats neighbor_cache_stats() const = 0;
 
   virtual absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) = 0;
 
-  // Runs evaluations of several objectives, results in their order, each what it is alone: bitwise where the model is
+  // An estimate of the bytes that preparing spec.cases, the last `prompt_positions` of each prompt
+  // moving, and evaluating their objective take at most at
+  // once; 0: little. The cases are of the model's tokens. Any thread.
+  virtual int64_t ObjectiveBytes(const ObjectiveSpec& /*spec*/, int /*prompt_positions*/) const { return 0; }
+
+  // Evaluations of several objectives, results in their order, each what it is alone: bitwise where the model is
   // batch invariant. A model that can runs them as one pass, which reads a weight once for all of them. One that fails
-  // leaves the others as they are.
-  virtual std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(absl::Span<const Evaluation> evaluations) {
-    std::vector<absl::StatusOr<LossAndGradient>> results;
-    for (const Evaluation& evaluation : evaluations) results.push_back(evaluation.Run());
-    return results;
+  // leaves the others as they are. The objectives outlive the run.
+  virtual std::unique_ptr<EvaluationRun> NewEvaluationRun(std::vector<Evaluation> evaluations) {
+    return std::make_unique<SeparateEvaluations>(std::move(evaluations));
+  }
+  // All of it at once.
+  std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(absl::Span<const Evaluation> evaluations) {
+    const auto run = NewEvaluationRun({evaluations.begin(), evaluations.end()});
+    const absl::StatusOr<bool> done = run->Advance(PiecewiseWork::kToTheEnd);
+    if (!done.ok()) return std::vector<absl::StatusOr<LossAndGradient>>(evaluations.size(), done.status());
+    return run->TakeResults();
   }
 
   // Calls work(i) once for each i in [0, count), in any order, and returns when all have returned: on the threads that

@@ -57,12 +57,13 @@ class SequenceSink {
 
 // A pathway search that the scheduler advances one unit of work at a time between its other steps. A unit that is one
 // evaluation of an objective can be run from outside, together with those of other tasks:
-//   Ask ▶ ModelRunner::EvaluateTogether ▶ Tell     does what     Step     does
+//   Ask ▶ ModelRunner::NewEvaluationRun ▶ Tell     does what     Step     does
 class OptimizationTask {
  public:
   virtual ~OptimizationTask() = default;
-  // Does the next unit, whatever it is. True when the task is finished; nothing is called then but what is named below.
-  virtual absl::StatusOr<bool> Step() = 0;
+  // Does the next unit, whatever it is, or of a longer one as much as costs about `row_layers`
+  // (server/types/piecewise_work.h). True when the task is finished; nothing is called then but what is named below.
+  virtual absl::StatusOr<bool> Step(int64_t row_layers) = 0;
   // The evaluation that is the next unit; nothing where the unit is something else. Changes nothing.
   virtual std::optional<Evaluation> Ask() const { return std::nullopt; }
   // Takes what was last asked for, in place of Step and with its result; `seconds` of the evaluation are the task's
@@ -70,6 +71,8 @@ class OptimizationTask {
   virtual absl::StatusOr<bool> Tell(const LossAndGradient& /*result*/, double /*seconds*/) {
     return absl::InternalError("the task asked for nothing");
   }
+  // An estimate of what it holds at most at once, beside caches.
+  virtual int64_t memory_bytes() const { return 0; }
   // After the last step: null when the pathway stays as it was.
   virtual std::shared_ptr<const RoutingOverride> routing() const = 0;
   // Where there is a routing, asked once what it gave: the last prompt token's logits of a sequence that generates, the
@@ -99,6 +102,7 @@ struct SequenceRequest {
   // Of those that wait, the highest priority goes first; among equals, the caller with the fewest sequences running.
   Priority priority = Priority::kNormal;
   std::string caller;
+  bool learning = false;  // It takes none of the places of requests; whoever starts it bounds how many there are.
 
   absl::Time arrival = absl::InfinitePast();
   absl::Time deadline = absl::InfiniteFuture();

@@ -142,7 +142,7 @@ class RestartTest(unittest.TestCase):
             self.assertEqual(copy.stop(), 0)
 
     def test_memory_is_told_by_part_in_the_log_and_in_the_metrics(self):
-        server = self.run_server("--neighbor-cache-mb", "7", "--kv-cache-tokens", "1000")
+        server = self.run_server("--neighbor-cache-mb", "7", "--work-memory-mb", "9", "--kv-cache-tokens", "1000")
         line = next(json.loads(line) for line in server.log if '"event":"memory' in line)
         metrics = server.http("/metrics")
         for part in ("weights", "kv_cache", "neighbor_cache", "encoder", "index", "other"):
@@ -153,7 +153,8 @@ class RestartTest(unittest.TestCase):
         position = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 4
         self.assertEqual(line["kv_cache_bytes_max"], 1000 * position)
         self.assertEqual(line["neighbor_cache_bytes_max"], 7 << 20)
-        self.assertEqual(line["bytes_at_most"], line["resident_bytes"] + line["kv_cache_bytes_max"] + (7 << 20))
+        self.assertEqual(line["work_bytes_max"], 9 << 20)
+        self.assertEqual(line["bytes_at_most"], line["resident_bytes"] + line["kv_cache_bytes_max"] + (7 << 20) + (9 << 20))
         self.assertGreater(line["weights_bytes"], 0)
         self.assertGreater(line["limit_bytes"], 0)
         self.assertEqual(server.stop(), 0)

@@ -17,8 +17,7 @@ class PartialModel : public ModelRunner {
   absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment>) override {
     return absl::UnimplementedError("the test expects no forward pass");
   }
-  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase&,
-                                                                       const MovingPart&) override {
+  absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase&, const MovingPart&) override {
     return absl::UnimplementedError("the test expects no neighbor");
   }
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec&) override {

@@ -44,16 +44,54 @@ TEST(AdmissionController, ACallerGetsItsShareOnceHalfThePlacesAreTaken) {
   AdmissionController controller({8, 1000, 2});
   Permits permits;
   EXPECT_EQ(Enter(controller, "ben", 1, permits), 1);
-  EXPECT_EQ(Enter(controller, "ann", 8, permits), 4);
-  EXPECT_EQ(Enter(controller, "ben", 8, permits), 3);
-  EXPECT_EQ(controller.pending(), 8);
+  EXPECT_EQ(Enter(controller, "ann", 8, permits), 3);  // Seven places, two callers.
+  EXPECT_EQ(Enter(controller, "ben", 8, permits), 2);
+  EXPECT_EQ(controller.pending(), 6);
+  EXPECT_EQ(Enter(controller, "cleo", 8, permits), 1);  // The last place is for who has none.
+  EXPECT_EQ(Enter(controller, "dan", 8, permits), 1);
+  EXPECT_EQ(Enter(controller, "eve", 1, permits), 0);
   permits.clear();
-  // Alone, a caller may have everything; who comes then finds no place, but the next ones that come free.
-  EXPECT_EQ(Enter(controller, "ann", 9, permits), 8);
-  EXPECT_EQ(Enter(controller, "ben", 1, permits), 0);
-  permits.pop_back();
-  EXPECT_EQ(Enter(controller, "ben", 1, permits), 1);
+  // Alone, a caller may have all but what is kept; who comes then finds that, and the next ones that come free.
+  EXPECT_EQ(Enter(controller, "ann", 9, permits), 7);
+  EXPECT_EQ(Enter(controller, "ben", 2, permits), 1);
+  permits.erase(permits.begin(), permits.begin() + 2);
   EXPECT_EQ(Enter(controller, "ann", 1, permits), 0);
+  EXPECT_EQ(Enter(controller, "ben", 1, permits), 1);
+}
+
+// However often one caller asks again, another one that asks one thing at a time is always let in.
+TEST(AdmissionController, ACallerWithoutAPlaceIsLetInBesideOneThatNeverStopsAsking) {
+  AdmissionController controller({16, 100000, 2});
+  Permits crowd;
+  for (int round = 0; round < 200; ++round) {
+    Enter(controller, "ann", 50, crowd);
+    Permits own;
+    ASSERT_EQ(Enter(controller, "ben", 1, own), 1) << "round " << round;
+    RequestWork work{10, 10};
+    ASSERT_TRUE(own[0]->Take(work, absl::InfiniteFuture()).ok());
+    if (round % 3 == 0) crowd.erase(crowd.begin());
+  }
+}
+
+TEST(AdmissionController, WhatOptimizationsComputeIsPartOfWhatARequestCosts) {
+  RequestWork plain{100, 20};
+  EXPECT_EQ(plain.Cost(), 120);
+  // 24 neighbors like the prompt; 8 steps up and down half of the layers at 4 positions of each.
+  RequestWork optimizing{100, 20, 24, 8, true, 4, 0.5};
+  EXPECT_EQ(optimizing.Cost(), 120 + 24 * 100 + 3 * 8 * 24 * 4 / 2);
+  AdmissionController controller({64, 12000, 2});
+  Permits permits;
+  Enter(controller, "ann", 8, permits);
+  int taken = 0;
+  for (const auto& permit : permits) {
+    RequestWork work = optimizing;
+    taken += permit->Take(work, absl::InfiniteFuture()).ok();
+  }
+  EXPECT_EQ(taken, 2);  // A third would be beyond seven eighths of 12,000.
+  Permits other;
+  Enter(controller, "ben", 2, other);
+  EXPECT_TRUE(other[0]->Take(optimizing, absl::InfiniteFuture()).ok());
+  EXPECT_FALSE(other[1]->Take(optimizing, absl::InfiniteFuture()).ok());
 }
 
 TEST(AdmissionController, TokensAreBoundedButARequestAloneIsLeftToTheEngine) {
@@ -111,13 +149,40 @@ TEST_F(DeadlineTest, WhatCannotMakeItIsRefusedAtOnceWithTheRightBlame) {
   EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, 0.1)));
   EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, -1)));
   Permits permits;
-  Enter(controller_, "ben", 20, permits);  // Two run, 18 wait and so will ours: 19 / 2 times 0.3 s.
+  Enter(controller_, "ann", 20, permits);  // Two run, 18 wait and so will ours: 19 / 2 times 0.3 s.
   const absl::Status queue = Take(work, 1);
   EXPECT_TRUE(absl::IsResourceExhausted(queue)) << queue;
   EXPECT_GT(RetryAfterOf(queue).value_or(absl::ZeroDuration()), absl::Seconds(2));
   RequestWork patient = Work(100);
   EXPECT_TRUE(Take(patient, 20).ok());
   EXPECT_EQ(patient.steps, 100);
+}
+
+// Not what waits, but what the engine takes before it: of a caller with a hundred requests one for each of this one's.
+TEST_F(DeadlineTest, TheQueueIsWhatGoesBeforeInFairOrder) {
+  Permits crowd;
+  Enter(controller_, "ben", 50, crowd);
+  for (int i = 0; i < 10; ++i) {
+    auto permit = controller_.Enter("ann");
+    ASSERT_TRUE(permit.ok());
+    RequestWork work = Work(7);
+    EXPECT_TRUE((*permit)->Take(work, SteadyNow() + absl::Seconds(1)).ok()) << "0.2 s of work, and one before it";
+  }
+  Permits own;
+  Enter(controller_, "ann", 8, own);
+  RequestWork work = Work(7);
+  EXPECT_TRUE(absl::IsResourceExhausted(own.back()->Take(work, SteadyNow() + absl::Seconds(1))));
+}
+
+// Calls that end at their deadline teach too: else the estimates of a server that got slower would stay what they were.
+TEST_F(DeadlineTest, CallsEndedAtTheirDeadlineRaiseTheEstimates) {
+  RequestWork work = Work(7);
+  for (int i = 0; i < 12; ++i) {
+    auto permit = controller_.Enter("ann");
+    RequestWork own = Work(7);
+    if ((*permit)->Take(own, SteadyNow() + absl::Seconds(5)).ok()) (*permit)->ObserveLate(5);
+  }
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, 1))) << "it took more than 5 s twelve times";
 }
 
 TEST(StageEstimates, AreMovingAveragesAndGrowOld) {

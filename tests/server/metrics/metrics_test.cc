@@ -79,6 +79,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.CountNeighborCacheHit();
   metrics.CountNeighborCacheMiss();
   metrics.SetNeighborCacheBytes(int64_t{5} << 30);
+  metrics.SetWorkMemory(int64_t{3} << 28);
   metrics.SetReferencesUsable(7);
   metrics.SetConnections(3);
   for (int i = 0; i < 3; ++i) metrics.CountRefusedConnection(static_cast<Metrics::RefusedConnection>(i));
@@ -86,7 +87,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.SetHealthWatches(2);
   for (int i = 0; i < 2; ++i) metrics.CountRefusedWatch(static_cast<Metrics::RefusedWatch>(i));
   for (int i = 0; i < 3; ++i) metrics.SetLearnedIgnored(static_cast<Metrics::Learned>(i), i);
-  for (int i = 0; i < 6; ++i) metrics.SetMemoryPlanned(static_cast<Metrics::MemoryPart>(i), int64_t{1} << (20 + i));
+  for (int i = 0; i < 7; ++i) metrics.SetMemoryPlanned(static_cast<Metrics::MemoryPart>(i), int64_t{1} << (20 + i));
   metrics.SetMemoryLimit(int64_t{1} << 34);
   metrics.SetStoreLost(true);
   for (int i = 0; i < 2; ++i) metrics.SetDamagedRows(static_cast<Metrics::StoredRow>(i), 3 + i);
@@ -122,6 +123,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_memory_planned_bytes", "gauge"},
       {"c3po_model_info", "gauge"},
       {"c3po_neighbor_cache_bytes", "gauge"},
+      {"c3po_work_memory_bytes", "gauge"},
       {"c3po_neighbor_cache_hits_total", "counter"},
       {"c3po_neighbor_cache_misses_total", "counter"},
       {"c3po_neighbor_distance", "histogram"},
@@ -244,6 +246,7 @@ TEST(Metrics, EachEventMovesItsSeries) {
   ExpectSample(exposition, 1, "c3po_neighbor_cache_hits_total");
   ExpectSample(exposition, 1, "c3po_neighbor_cache_misses_total");
   ExpectSample(exposition, 5368709120.0, "c3po_neighbor_cache_bytes");
+  ExpectSample(exposition, 805306368.0, "c3po_work_memory_bytes");
 }
 
 TEST(Metrics, RpcCodesOutsideTheDocumentedListShareOneLabel) {

@@ -24,7 +24,7 @@ class TokenSink final : public SequenceSink {
 
 class RevertedTask final : public OptimizationTask {
  public:
-  absl::StatusOr<bool> Step() override { return true; }
+  absl::StatusOr<bool> Step(int64_t) override { return true; }
   std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
 };
 
@@ -38,7 +38,7 @@ class RejectedTask final : public OptimizationTask {
     for (size_t i = 0; i < routing_->values.weights.size(); ++i)
       routing_->values.weights[i] = i % 3 == 0 ? 4.0f : -1.0f;
   }
-  absl::StatusOr<bool> Step() override { return true; }
+  absl::StatusOr<bool> Step(int64_t) override { return true; }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
   bool AcceptLogits(absl::Span<const float>) override { return false; }
 

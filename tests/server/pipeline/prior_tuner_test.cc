@@ -18,10 +18,9 @@ class BowlModel final : public PartialModel {
     shape_.experts = 4;
     shape_.moe_layers = shape_.layers = 3;
   }
-  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase&,
-                                                                       const MovingPart&) override {
+  absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase&, const MovingPart&) override {
     ++prepared;
-    return std::make_shared<NeighborState>();
+    return std::make_unique<KnownNeighbor>(std::make_shared<NeighborState>());
   }
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override {
     EXPECT_EQ(spec.cases.size(), spec.states.size());
@@ -72,7 +71,7 @@ std::vector<NeighborCase> Cases(std::vector<int> tenths) {
 
 void RunToEnd(PriorTuner& tuner) {
   for (int i = 0; i < 100000; ++i) {
-    const auto finished = tuner.Step();
+    const auto finished = tuner.Step(PiecewiseWork::kToTheEnd);
     ASSERT_TRUE(finished.ok()) << finished.status();
     if (*finished) return;
   }
@@ -142,7 +141,7 @@ TEST(PriorTuner, SameSeedSameShift) {
     BowlModel model;
     PriorTuner tuner(&model, Cases({1, 2, 3, 4, 5, 6, 7, 8, 9}), Cases({5}), Options(),
                      [](const PriorTuner::Epoch&) {});
-    while (!*tuner.Step()) {
+    while (!*tuner.Step(PiecewiseWork::kToTheEnd)) {
     }
     shift = tuner.result()->routing.values.weights;
   }

@@ -23,7 +23,7 @@ namespace {
 // Sequences join, leave, are cancelled, share beginnings, run out of blocks and are preempted, generate and score, with
 // and without a pathway that is found alone or together with others': what comes of each is what comes of it alone.
 TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone) {
-  int64_t preemptions = 0, shared = 0, joint_passes = 0;
+  int64_t preemptions = 0, shared = 0, joint_passes = 0, cut_evaluations = 0;
   for (uint32_t seed = 1; seed <= 200; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
@@ -51,7 +51,7 @@ TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone
       w.optimization_steps = 1 + static_cast<int>(rng() % 5);
       w.accepts = rng() % 4 > 0;
       w.asks = rng() % 4 > 0;
-      w.rows = 1 + static_cast<int64_t>(rng() % 20);
+      w.rows = 1 + static_cast<int64_t>(rng() % (rng() % 4 == 0 ? 400 : 20));
       if (rng() % 3 == 0) w.prompt_positions = 1 + static_cast<int>(rng() % 150);
       for (uint32_t c = 0; rng() % 3 == 0 && c < 3; ++c) {
         w.continuations.emplace_back();
@@ -83,7 +83,10 @@ TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone
     preemptions += batcher.preemptions();
     shared += batcher.prefix_hit_tokens();
     for (const auto& pass : model.passes) joint_passes += pass.size() > 1;
+    cut_evaluations += model.parts.size() > model.passes.size();
+    EXPECT_LE(model.most_rows, limits.prefill_tokens_per_step + kUncutRows + limits.sequences_max);
   }
+  EXPECT_GT(cut_evaluations, 50);
   EXPECT_GT(joint_passes, 100);
   EXPECT_GT(preemptions, 50);
   EXPECT_GT(shared, 10000);
@@ -301,6 +304,29 @@ TEST(ContinuousBatcher, PrefillKeepsToItsTokenBudget) {
   }
   EXPECT_LE(model.most_rows, 16 + 3);
   for (const auto& sink : sinks) EXPECT_EQ(sink->tokens.size(), 3u);
+}
+
+// However long a continuation is, a pass is no longer for it, and its score is that of one pass.
+TEST(ContinuousBatcher, ALongContinuationIsScoredInParts) {
+  Wanted wanted{{1, 2, 3}, 8, nullptr};
+  wanted.continuations = {{4}, {5, 6}, std::vector<int32_t>(900, 7), {8, 9, 10}};
+  BatcherLimits limits;
+  limits.prefill_tokens_per_step = 16;
+  HashModel model;
+  ContinuousBatcher batcher(&model, limits, nullptr);
+  const auto sink = std::make_shared<RecordingSink>(), stream = std::make_shared<RecordingSink>();
+  batcher.Add(MakeRequest({{11, 12}, 1000, nullptr}, stream));
+  batcher.Add(MakeRequest(wanted, sink));
+  size_t longest_gap = 0, gap = 0;
+  for (size_t before = 0; sink->finished_count == 0 && batcher.Step(); before = stream->tokens.size()) {
+    gap = stream->tokens.size() > before ? 0 : gap + 1;
+    longest_gap = std::max(longest_gap, gap);
+  }
+  EXPECT_LE(longest_gap, 1u);
+  EXPECT_LE(model.most_rows, 1 + 16 + kUncutRows);
+  EXPECT_EQ(LogprobsOf(*sink), LogprobsOf(*RunAlone(wanted)));
+  batcher.AbortAll(absl::CancelledError("the test ends"));
+  EXPECT_EQ(batcher.kv_tokens_used(), 0);
 }
 
 TEST(ContinuousBatcher, CancelledSequenceFreesItsCacheBeforeTheNextForward) {

@@ -42,7 +42,7 @@ class ThrowingSink final : public SequenceSink {
 
 class ThrowingTask final : public OptimizationTask {
  public:
-  absl::StatusOr<bool> Step() override { throw std::runtime_error("of the step"); }
+  absl::StatusOr<bool> Step(int64_t) override { throw std::runtime_error("of the step"); }
   std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
 };
 

@@ -99,34 +99,123 @@ TEST(OptimizationUnit, EachSequenceHasItsTurn) {
       } else {
         const auto task = std::make_shared<AskingTask>(1, *Routing(1));
         task->objective.row_count = 1 + static_cast<int64_t>(rng() % (2 * kEvaluationRowsMax));
-        ASSERT_FALSE(*task->Step());
+        ASSERT_FALSE(*task->Step(PiecewiseWork::kToTheEnd));
         sequence->task = task;
       }
+      sequence->work_granted = true;
     }
+    OptimizationUnits units;
     std::map<const Sequence*, int> waited;
-    size_t next = rng() % running.size();
     for (int i = 0; i < 40; ++i) {
-      const OptimizationUnit unit = NextOptimizationUnit(running, next);
-      ASSERT_LT(next, running.size());
+      const OptimizationUnit* unit = units.Next(running);
       int64_t rows = 0;
-      for (const Evaluation& evaluation : unit.evaluations) rows += evaluation.objective->rows();
-      if (unit.evaluations.size() > 1) {
-        EXPECT_LE(rows, kEvaluationRowsMax);
+      std::vector<const Sequence*> members;
+      if (unit != nullptr) {
+        for (const Evaluation& evaluation : unit->evaluations) rows += evaluation.objective->rows();
+        if (unit->evaluations.size() > 1) {
+          EXPECT_LE(rows, kEvaluationRowsMax);
+        }
+        EXPECT_EQ(unit->members.size(), std::max<size_t>(1, unit->evaluations.size()));
+        joint += unit->evaluations.size() > 1;
+        for (const OptimizationUnit::Member& member : unit->members) members.push_back(member.sequence);
       }
-      EXPECT_EQ(unit.sequences.size(),
-                unit.evaluations.empty() ? std::min<size_t>(1, unit.sequences.size()) : unit.evaluations.size());
-      joint += unit.evaluations.size() > 1;
       for (const auto& sequence : running) {
         if (sequence->stage == Sequence::Stage::kOptimizing) ++waited[sequence.get()];
       }
-      for (const Sequence* sequence : unit.sequences) {
+      for (const Sequence* sequence : members) {
         EXPECT_EQ(sequence->stage, Sequence::Stage::kOptimizing);
         waited[sequence] = 0;
+        if (rng() % 4 > 0) units.Leave(sequence);  // Else it stays begun, as though it was long.
       }
-      for (const auto& [sequence, units] : waited) EXPECT_LT(units, static_cast<int>(running.size()));
+      for (const auto& [sequence, turns] : waited) EXPECT_LT(turns, static_cast<int>(running.size()));
     }
   }
   EXPECT_GT(joint, 100);
+}
+
+// A stream goes on between the parts of a long evaluation, a short one has its turns beside it, and what comes of both
+// is what comes of each alone.
+TEST(OptimizationUnit, ALongEvaluationIsCutAndOthersGoOnBetweenItsParts) {
+  BatcherLimits limits;
+  limits.prefill_tokens_per_step = 16;  // A full pass costs 32 row-layers.
+  HashModel model;
+  model.per_forward = absl::Milliseconds(10);
+  model.per_evaluation = absl::Milliseconds(640);
+  ContinuousBatcher batcher(&model, limits, nullptr, [&] { return model.now; });
+  const Wanted stream{{1, 2}, 2000, nullptr};
+  Wanted heavy{{3}, 4, Routing(2)}, light{{4}, 4, Routing(3)};
+  heavy.asks = light.asks = true;
+  heavy.rows = 640;
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (const Wanted& wanted : {stream, heavy, light}) {
+    sinks.push_back(std::make_shared<RecordingSink>());
+    batcher.Add(MakeRequest(wanted, sinks.back()));
+  }
+  while (sinks[1]->finished_count == 0 && batcher.Step()) {
+  }
+  ASSERT_EQ(model.passes.size(), 6u);
+  EXPECT_EQ(sinks[2]->finished_count, 1) << "the light one waited for the heavy one";
+  ASSERT_GE(model.parts.size(), 3u * 1280 / 32);
+  for (size_t i = 0; i < model.parts.size(); ++i) {
+    EXPECT_LE(model.parts[i].row_layers, 32);
+    if (i > 0) {
+      EXPECT_GT(model.parts[i].forwards, model.parts[i - 1].forwards) << "two parts without a pass between them";
+    }
+  }
+  batcher.AbortAll(absl::CancelledError("the test ends"));
+  for (const size_t i : {1, 2}) EXPECT_EQ(sinks[i]->tokens, RunAlone(i == 1 ? heavy : light)->tokens);
+}
+
+TEST(OptimizationUnit, ASequenceCancelledAmidItsEvaluationLeavesAtTheNextStep) {
+  Optimizing run(2);
+  run.tasks[0]->objective.row_count = 100000;
+  run.RunUntilPasses(1);
+  const size_t parts = run.model.parts.size();
+  ASSERT_EQ(run.sinks[0]->finished_count, 0);
+  *run.cancelled[0] = true;
+  while (run.batcher.Step()) {
+  }
+  EXPECT_EQ(run.sinks[0]->status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(run.sinks[1]->tokens, run.alone[1]);
+  EXPECT_LE(run.model.parts.size(), parts + 4);
+}
+
+// What several optimizations hold together keeps to the limit; whoever came first goes first, and all are served.
+TEST(OptimizationUnit, OptimizationsWaitUntilTheirMemoryFits) {
+  BatcherLimits limits;
+  limits.work_memory_bytes = 100;
+  HashModel model;
+  ContinuousBatcher batcher(&model, limits, nullptr, [&] { return model.now; });
+  int64_t held = 0, most = 0;
+  std::vector<int> order;
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  const std::vector<int64_t> needs = {60, 60, 30, 400, 10, 10};
+  for (size_t i = 0; i < needs.size(); ++i) {
+    Wanted wanted{{10 + static_cast<int32_t>(i)}, 2, Routing(static_cast<float>(i + 1))};
+    sinks.push_back(std::make_shared<RecordingSink>());
+    SequenceRequest request = MakeRequest(wanted, sinks.back());
+    request.on_prefilled = [&, i](const PromptCapture&, absl::Span<const float>)
+        -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+      auto task = std::make_shared<CountdownTask>(5, Routing(static_cast<float>(i + 1)));
+      task->bytes = needs[i];
+      task->on_step = [&, i, steps = 0]() mutable {
+        if (++steps == 1) {
+          order.push_back(static_cast<int>(i));
+          held += needs[i];
+          most = std::max(most, needs[i] > 100 ? held - needs[i] : held);
+        }
+        if (steps == 5) held -= needs[i];
+      };
+      return task;
+    };
+    batcher.Add(std::move(request));
+  }
+  while (batcher.Step()) {
+  }
+  for (const auto& sink : sinks) EXPECT_TRUE(sink->status.ok()) << sink->status;
+  EXPECT_LE(most, 100);
+  EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(held, 0);
 }
 
 }  // namespace

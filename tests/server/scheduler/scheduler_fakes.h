@@ -76,12 +76,35 @@ class HashModel final : public PartialModel {
     return outputs;
   }
 
-  std::vector<absl::StatusOr<LossAndGradient>> EvaluateTogether(absl::Span<const Evaluation> evaluations) override {
+  std::unique_ptr<EvaluationRun> NewEvaluationRun(std::vector<Evaluation> evaluations) override {
     passes.emplace_back();
     for (const Evaluation& evaluation : evaluations) passes.back().push_back(evaluation.objective);
-    now += per_evaluation;
-    return PartialModel::EvaluateTogether(evaluations);
+    return std::make_unique<InPieces>(*this, std::move(evaluations));
   }
+
+  // An evaluation costs its rows in each of two layers; its results come with the last piece.
+  class InPieces final : public EvaluationRun {
+   public:
+    InPieces(HashModel& model, std::vector<Evaluation> evaluations)
+        : model_(model), inner_(evaluations) {
+      for (const Evaluation& evaluation : evaluations) all_ += 2 * evaluation.objective->rows();
+      left_ = all_;
+    }
+    absl::StatusOr<bool> Advance(int64_t row_layers) override {
+      const int64_t part = std::min(left_, row_layers);
+      model_.parts.push_back({part, model_.forwards});
+      model_.now += model_.per_evaluation * (static_cast<double>(part) / static_cast<double>(all_));
+      left_ -= part;
+      return left_ > 0 ? false : inner_.Advance(kToTheEnd);
+    }
+    int64_t spent() const override { return all_ - left_; }
+    std::vector<absl::StatusOr<LossAndGradient>> TakeResults() override { return inner_.TakeResults(); }
+
+   private:
+    HashModel& model_;
+    SeparateEvaluations inner_;
+    int64_t all_ = 0, left_ = 0;
+  };
 
   // Backward, and the upper half on a thread of its own.
   void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override {
@@ -96,6 +119,11 @@ class HashModel final : public PartialModel {
 
   int forwards = 0;
   std::vector<std::vector<const NeighborhoodObjective*>> passes;  // of evaluations
+  struct Part {
+    int64_t row_layers;
+    int forwards;  // passes before it
+  };
+  std::vector<Part> parts;  // of evaluations
   absl::Duration per_evaluation;
   absl::Time now = absl::UnixEpoch();  // a clock that only the work moves
   absl::Duration per_forward;
@@ -141,7 +169,7 @@ class CountdownTask final : public OptimizationTask {
  public:
   CountdownTask(int steps, std::shared_ptr<const RoutingOverride> routing, absl::Status error = absl::OkStatus())
       : steps_(steps), routing_(std::move(routing)), error_(std::move(error)) {}
-  absl::StatusOr<bool> Step() override {
+  absl::StatusOr<bool> Step(int64_t) override {
     if (!error_.ok()) return error_;
     if (on_step) on_step();
     return --steps_ == 0;
@@ -155,8 +183,10 @@ class CountdownTask final : public OptimizationTask {
     ++trials;
     return accepts;
   }
+  int64_t memory_bytes() const override { return bytes; }
   bool accepts = true;
   int trials = 0;
+  int64_t bytes = 0;
   std::function<void()> on_step;
 
  private:
@@ -180,7 +210,7 @@ class AskingTask final : public OptimizationTask {
   AskingTask(int steps, const RoutingOverride& start) : steps_(steps), routing_(start) {
     objective.factor = 1.5 + std::fmod(start.values.weights[0], 7);
   }
-  absl::StatusOr<bool> Step() override {
+  absl::StatusOr<bool> Step(int64_t) override {
     EXPECT_FALSE(prepared_) << "a step where an evaluation was asked for";
     prepared_ = true;
     return false;

@@ -1,0 +1,88 @@
+#include "server/model/objective_memory.h"
+
+#include <algorithm>
+
+#include "absl/types/span.h"
+#include "server/model/answer_tree.h"
+
+namespace c3po {
+namespace {
+
+// What the rows of some neighbors are.
+struct Sizes {
+  int64_t cases = 0, rows = 0;
+  int64_t prefix_sum = 0, prefix_max = 0;     // prompt tokens before what moves
+  int64_t case_rows_max = 0, chain_max = 0;   // rows of a case; rows on the way to its deepest one
+};
+
+Sizes SizesOf(const ObjectiveSpec& spec, int prompt_positions) {
+  Sizes sizes;
+  for (const NeighborCase& neighbor : spec.cases) {
+    const absl::Span<const int32_t> prompt(neighbor.prompt);
+    const size_t moved = std::min(prompt.size(), static_cast<size_t>(prompt_positions));
+    const AnswerTree tree = AnswerTree::Build(prompt.subspan(prompt.size() - moved), neighbor.continuations);
+    const auto prefix = static_cast<int64_t>(prompt.size() - moved);
+    ++sizes.cases;
+    sizes.rows += tree.rows();
+    sizes.prefix_sum += prefix;
+    sizes.prefix_max = std::max(sizes.prefix_max, prefix);
+    sizes.case_rows_max = std::max<int64_t>(sizes.case_rows_max, tree.rows());
+    const int deepest = tree.depths.empty() ? 0 : *std::max_element(tree.depths.begin(), tree.depths.end());
+    sizes.chain_max = std::max<int64_t>(sizes.chain_max, deepest + 1);
+  }
+  return sizes;
+}
+
+// Numbers of one row.
+struct Widths {
+  int64_t hidden, experts;
+  int64_t heads;
+  int64_t projections;  // queries, keys and values, and the same before norm and rotation
+  int64_t context;
+  int64_t keys_and_values;
+  int64_t neurons;  // of all networks that a row takes
+};
+
+Widths WidthsOf(const ModelConfig& config) {
+  const int64_t q = int64_t{config.heads} * config.head_dim;
+  const int64_t kv = int64_t{config.kv_heads} * (config.head_dim + config.value_dim);
+  const int64_t latent = config.latent ? config.latent->query_rank + config.latent->kv_rank + config.rope_dim : 0;
+  const int64_t routed = int64_t{config.experts_per_token} * config.intermediate_size;
+  const int64_t neurons = std::max<int64_t>(routed + config.shared_intermediate_size, config.dense_intermediate_size);
+  const int64_t context = int64_t{config.heads} * config.value_dim;
+  return {config.hidden_size, config.experts, config.heads, 2 * (q + kv) + latent, context, kv, neurons};
+}
+
+}  // namespace
+
+int64_t ObjectiveMemory(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_positions,
+                        int64_t element_bytes, bool padded) {
+  const Sizes sizes = SizesOf(spec, prompt_positions);
+  const Widths w = WidthsOf(config);
+  const int64_t rows = padded ? sizes.cases * sizes.case_rows_max : sizes.rows;
+  const int64_t attended = sizes.prefix_max + (padded ? sizes.case_rows_max : sizes.chain_max);
+  const int entry = config.moe_layers[static_cast<size_t>(spec.critical_layers.front())];
+  const int64_t upper = config.layers - entry;
+
+  const int64_t states = upper * sizes.prefix_sum * w.keys_and_values + sizes.rows * w.hidden;
+  // One neighbor's pass over its prompt, beside what stays of it.
+  const int64_t preparing_row = 4 * w.hidden + w.projections + 2 * w.context + 4 * w.experts + 4 * w.neurons;
+  const int64_t preparing = (sizes.prefix_max + sizes.case_rows_max) * preparing_row +
+                            sizes.case_rows_max * w.heads * (sizes.prefix_max + sizes.chain_max);
+
+  const int64_t packed = upper * sizes.cases * sizes.prefix_max * w.keys_and_values;
+  const int64_t of_first_layer = rows * (4 * w.hidden + 2 * w.neurons + 5 * w.experts);
+  const int64_t outputs = sizes.rows * w.experts * w.hidden;
+  const int64_t remembered = outputs * element_bytes <= spec.remembered_bytes_max ? outputs : 0;
+  const int64_t probabilities = w.heads * attended * (padded ? 3 : 1);
+  const int64_t tape_row = 3 * w.hidden + w.projections + probabilities + 6 * w.experts + 3 * w.neurons;
+  const int64_t tapes = (upper - 1) * rows * tape_row;
+  // Of the layer that runs: what is passed on, and on the way down the derivative of what its tape holds.
+  const int64_t working = rows * (6 * w.hidden + 2 * w.projections + 2 * w.context + 4 * w.experts + 4 * w.neurons +
+                                  (padded ? probabilities : 0));
+  const int64_t head = rows * (3 * w.hidden + (padded ? 3 * int64_t{config.vocabulary_size} : 0));
+  const int64_t evaluating = packed + of_first_layer + remembered + tapes + std::max(working, head);
+  return (states + std::max(preparing, evaluating)) * element_bytes;
+}
+
+}  // namespace c3po

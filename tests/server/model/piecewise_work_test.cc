@@ -1,0 +1,128 @@
+// Work in pieces: what comes of it is bitwise what comes of it at once, and it takes no more memory than was estimated.
+
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+
+#include "server/model/objective_memory.h"
+#include "tests/server/model/neighbor_scenario.h"
+
+namespace c3po {
+namespace {
+
+const char* const kFamilies[] = {"olmoe_tiny",    "mixtral_tiny",          "qwen2_moe_tiny",   "qwen3_moe_tiny",
+                                 "deepseek_tiny", "deepseek_v2_lite_tiny", "granite_moe_tiny"};
+
+class PiecewiseWorkTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(PiecewiseWorkTest, PiecesGiveWhatAllAtOnceGives) {
+  const std::unique_ptr<MoeModel> whole = LoadTiny(GetParam()), parts = LoadTiny(GetParam());
+  const Scenario scenario{GetParam(), ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 2};
+  std::mt19937 rng(7);
+  const ObjectiveSpec expected_spec = MakeSpec(rng, *whole, scenario);
+  ObjectiveSpec spec = expected_spec;
+  spec.states.clear();
+  int pieces = 0;
+  for (const NeighborCase& neighbor : spec.cases) {
+    auto preparation = parts->NewPreparation(neighbor, {1, 2});
+    ASSERT_TRUE(preparation.ok()) << preparation.status();
+    while (!*(*preparation)->Advance(1)) {
+      ++pieces;
+      // Another's pass between two pieces changes nothing.
+      ASSERT_TRUE(parts->Forward({PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
+    }
+    EXPECT_GT((*preparation)->spent(), 0);
+    spec.states.push_back((*preparation)->state());
+  }
+  EXPECT_GE(pieces, 2 * (parts->shape().layers - 1));
+  const auto expected_objective = *whole->NewObjective(expected_spec), objective = *parts->NewObjective(spec);
+  const RoutingOverride routing = MakeRouting(rng, *whole, scenario);
+  for (const bool want_gradient : {false, true}) {
+    const auto expected = whole->EvaluateTogether({{expected_objective.get(), routing, want_gradient}});
+    const auto run = parts->NewEvaluationRun({{objective.get(), routing, want_gradient}});
+    pieces = 1;
+    while (!*run->Advance(1)) {
+      ++pieces;
+      ASSERT_TRUE(parts->Forward({PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
+    }
+    const int layers = parts->shape().layers - parts->config().moe_layers[1];
+    EXPECT_EQ(pieces, layers * (want_gradient ? 2 : 1) + 1);
+    const int64_t up = layers * objective->rows();
+    EXPECT_EQ(run->spent(), up * (want_gradient ? 3 : 1) + objective->rows() * parts->head_layers());
+    const auto results = run->TakeResults();
+    ASSERT_TRUE(results[0].ok() && expected[0].ok()) << results[0].status();
+    EXPECT_EQ(results[0]->loss, expected[0]->loss);
+    EXPECT_EQ(results[0]->gradient.weights, expected[0]->gradient.weights);
+  }
+}
+
+// Counts what tensors on the CPU hold.
+class HeldBytes final : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void* address, int64_t change, size_t, size_t, c10::Device) override {
+    if (change > 0) {
+      blocks_[address] = change;
+      held_ += change;
+    } else if (const auto found = blocks_.find(address); found != blocks_.end()) {
+      held_ -= found->second;
+      blocks_.erase(found);
+    }
+    most_ = std::max(most_, held_);
+  }
+  bool memoryProfilingEnabled(c10::Device) const override { return true; }
+  int64_t most() const { return most_; }
+
+ private:
+  std::map<void*, int64_t> blocks_;
+  int64_t held_ = 0, most_ = 0;
+};
+
+TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
+  for (uint32_t seed = 1; seed <= 12; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    std::mt19937 rng(seed);
+    const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
+    const int vocabulary = model->shape().vocabulary_size, window = model->shape().context_window;
+    ObjectiveSpec spec;
+    spec.critical_layers = seed % 2 == 0 ? std::vector<int>{2, 3} : std::vector<int>{1, 2, 3};
+    spec.rule = ApplicationRule::kRouterShift;
+    spec.loss = seed % 3 == 0 ? SurrogateLoss::kAnswer : SurrogateLoss::kChoices;
+    if (seed % 4 == 0) spec.remembered_bytes_max = 0;
+    const int positions = 1 + static_cast<int>(rng() % (window / 2));
+    for (uint32_t i = 0; i < 1 + rng() % 6; ++i) {
+      NeighborCase neighbor{std::string(1, static_cast<char>('a' + i)), RandomTokens(rng, 1 + int(rng() % (window / 2)), vocabulary), {}, 0, 1};
+      for (uint32_t c = 0; c < 1 + rng() % 4; ++c)
+        neighbor.continuations.push_back(RandomTokens(rng, 1 + static_cast<int>(rng() % (window / 2)), vocabulary));
+      spec.cases.push_back(std::move(neighbor));
+    }
+    const int64_t estimate = model->ObjectiveBytes(spec, positions);
+    const auto held = std::make_shared<HeldBytes>();
+    {
+      const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, held);
+      for (const NeighborCase& neighbor : spec.cases) {
+        auto state = model->PrepareNeighbor(neighbor, {spec.critical_layers.front(), positions});
+        ASSERT_TRUE(state.ok()) << state.status();
+        spec.states.push_back(*std::move(state));
+      }
+      auto objective = model->NewObjective(spec);
+      ASSERT_TRUE(objective.ok()) << objective.status();
+      RoutingOverride routing{RoutingOverride::Kind::kLogitShift, spec.critical_layers,
+                              Pathway(static_cast<int>(spec.critical_layers.size()), model->shape().experts)};
+      for (int step = 0; step < 2; ++step) {
+        const auto result = model->EvaluateTogether({{objective->get(), routing, true}});
+        ASSERT_TRUE(result[0].ok()) << result[0].status();
+      }
+    }
+    EXPECT_LE(held->most(), estimate);
+    EXPECT_GT(3 * held->most(), estimate) << "so much is never taken";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, PiecewiseWorkTest, testing::ValuesIn(kFamilies));
+
+}  // namespace
+}  // namespace c3po

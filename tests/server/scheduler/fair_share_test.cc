@@ -1,0 +1,135 @@
+// What one caller asks for, however much it is, leaves others their part of places, cache, passes and optimization.
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "server/scheduler/continuous_batcher.h"
+#include "tests/server/scheduler/scheduler_fakes.h"
+
+namespace c3po {
+namespace {
+
+class FairShare : public testing::Test {
+ protected:
+  std::shared_ptr<RecordingSink> Add(const std::string& caller, const Wanted& wanted) {
+    auto sink = std::make_shared<RecordingSink>();
+    SequenceRequest request = MakeRequest(wanted, sink);
+    request.caller = caller;
+    batcher().Add(std::move(request));
+    return sink;
+  }
+  void Steps(int count) {
+    for (int i = 0; i < count; ++i) batcher().Step();
+  }
+  ContinuousBatcher& batcher() {
+    if (!batcher_) {
+      model_ = std::make_unique<HashModel>();
+      batcher_ = std::make_unique<ContinuousBatcher>(model_.get(), limits, nullptr, [this] { return model_->now; });
+    }
+    return *batcher_;
+  }
+  HashModel& model() {
+    batcher();
+    return *model_;
+  }
+  void TearDown() override {
+    batcher().AbortAll(absl::CancelledError("the test ends"));
+    EXPECT_EQ(batcher().kv_tokens_used(), 0);
+  }
+  BatcherLimits limits;
+
+ private:
+  std::unique_ptr<HashModel> model_;
+  std::unique_ptr<ContinuousBatcher> batcher_;
+};
+
+TEST_F(FairShare, APlaceIsKeptForACallerThatHasNone) {
+  limits.sequences_max = 3;
+  for (int i = 0; i < 20; ++i) Add("ann", {{1, 2}, 1000, nullptr});
+  Steps(3);
+  EXPECT_EQ(batcher().running(), 3);
+  const auto ben = Add("ben", {{3}, 5, nullptr});
+  const auto second = Add("ben", {{4}, 5, nullptr});
+  Steps(5);
+  EXPECT_EQ(ben->finished_count, 1);
+  Steps(6);
+  EXPECT_EQ(second->finished_count, 1);
+  EXPECT_EQ(batcher().running(), 3);
+}
+
+TEST_F(FairShare, ACallerThatHasNoneGetsCacheBackFromOneThatHoldsTooMuch) {
+  limits.kv_tokens_max = 20 * KvBlockPool::kPositions;
+  std::vector<std::shared_ptr<RecordingSink>> crowd;
+  const Wanted large{std::vector<int32_t>(4 * KvBlockPool::kPositions, 1), 30, nullptr};
+  for (int i = 0; i < 8; ++i) {
+    Wanted own = large;
+    own.prompt[0] = i;
+    crowd.push_back(Add("ann", own));
+  }
+  Steps(3);
+  const auto preempted = batcher().preemptions();
+  const auto ben = Add("ben", {std::vector<int32_t>(6 * KvBlockPool::kPositions, 7), 4, nullptr});
+  Steps(6);
+  EXPECT_EQ(ben->finished_count, 1);
+  EXPECT_GT(batcher().preemptions(), preempted);
+  while (batcher().Step()) {
+  }
+  for (int i = 0; i < 8; ++i) {
+    Wanted own = large;
+    own.prompt[0] = i;
+    EXPECT_EQ(crowd[static_cast<size_t>(i)]->tokens, RunAlone(own)->tokens);
+  }
+}
+
+TEST_F(FairShare, EachCallerHasThePartOfAPassThatItNeeds) {
+  limits.prefill_tokens_per_step = 64;
+  for (int i = 0; i < 10; ++i) Add("ann", {std::vector<int32_t>(600, i), 1, nullptr});
+  Steps(2);
+  const auto ben = Add("ben", {std::vector<int32_t>(30, 20), 1, nullptr});
+  Steps(1);
+  EXPECT_EQ(ben->finished_count, 1) << "30 tokens of 64 are less than half";
+  // And what ben does not need is ann's again: 6,000 tokens in all.
+  int steps = 3;
+  for (; batcher().Step(); ++steps) {
+  }
+  EXPECT_LE(steps, (6000 + 30) / 64 + 6);
+}
+
+TEST_F(FairShare, EachCallerHasThePartOfTheOptimization) {
+  model().per_evaluation = absl::Milliseconds(10);
+  Wanted heavy{{1}, 1, Routing(2), ApplicationRule::kEveryNewToken, 50};
+  heavy.asks = true;
+  heavy.rows = kEvaluationRowsMax;  // No two in one pass.
+  for (int i = 0; i < 10; ++i) Add("ann", heavy);
+  Steps(30);
+  const size_t before = model().passes.size();
+  heavy.optimization_steps = 10;
+  const auto ben = Add("ben", heavy);
+  while (ben->finished_count == 0 && batcher().Step()) {
+  }
+  EXPECT_LE(model().passes.size() - before, 10u * 2 + 3);
+}
+
+TEST_F(FairShare, LearningTakesNoPlaceOfRequests) {
+  limits.sequences_max = 1;
+  std::vector<std::shared_ptr<RecordingSink>> learning;
+  for (int i = 0; i < 3; ++i) {
+    learning.push_back(std::make_shared<RecordingSink>());
+    SequenceRequest request = MakeRequest({{1}, 1, Routing(1), ApplicationRule::kEveryNewToken, 500}, learning.back());
+    request.learning = true;
+    request.caller = "ann";
+    batcher().Add(std::move(request));
+  }
+  Steps(4);
+  EXPECT_EQ(batcher().running(), 3);
+  const auto request = Add("ann", {{5}, 4, nullptr});
+  Steps(6);
+  EXPECT_EQ(request->finished_count, 1);
+  for (const auto& sink : learning) EXPECT_EQ(sink->finished_count, 0);
+}
+
+}  // namespace
+}  // namespace c3po
