@@ -15,8 +15,8 @@ namespace {
 class GuardedTask final : public OptimizationTask {
  public:
   explicit GuardedTask(std::shared_ptr<OptimizationTask> task) : task_(std::move(task)) {}
-  absl::StatusOr<bool> Step() override {
-    return CatchEscapedOr<bool>(ThreadKind::kEngine, [this] { return task_->Step(); });
+  absl::StatusOr<bool> Step(int64_t row_layers) override {
+    return CatchEscapedOr<bool>(ThreadKind::kEngine, [&] { return task_->Step(row_layers); });
   }
   std::optional<Evaluation> Ask() const override {
     std::optional<Evaluation> asked;
@@ -26,6 +26,7 @@ class GuardedTask final : public OptimizationTask {
   absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override {
     return CatchEscapedOr<bool>(ThreadKind::kEngine, [&] { return task_->Tell(result, seconds); });
   }
+  int64_t memory_bytes() const override { return task_->memory_bytes(); }
   std::shared_ptr<const RoutingOverride> routing() const override { return task_->routing(); }
   bool AcceptLogits(absl::Span<const float> logits) override {
     return Accepts([&] { return task_->AcceptLogits(logits); });
