@@ -26,6 +26,7 @@ import grpc  # noqa: E402
 import http2_frames as h2  # noqa: E402
 import machine  # noqa: E402
 import server_process  # noqa: E402
+from costly_calls import COSTLY, CostlyCalls  # noqa: E402
 from legal_calls import LEGAL, LegalCalls  # noqa: E402
 
 GROWTH_MAX_MIB = 200
@@ -44,7 +45,7 @@ def memory_mib(pid: int, field: str) -> float:
     raise RuntimeError(field)
 
 
-class Attacker(LegalCalls, machine.MachineAttacks):
+class Attacker(LegalCalls, CostlyCalls, machine.MachineAttacks):
     """The connections of one attack, and what it got that it should not."""
     ADMINISTERS = VICTIM
 
@@ -249,7 +250,7 @@ class Attacker(LegalCalls, machine.MachineAttacks):
 
 ATTACKS = ("silent_connections", "streams_opened_and_reset", "inflating_messages", "watches_without_settings", "forged_log_lines",
            "wrong_headers_beyond_the_limit", "endless_header", "watches_beyond_the_limit", "others_collections", "calls_beyond_the_rate",
-           *LEGAL, *machine.MACHINE_ATTACKS)
+           *LEGAL, *COSTLY, *machine.MACHINE_ATTACKS)
 
 
 class Victim:
