@@ -309,8 +309,8 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
                           .work_memory_bytes = work_memory,
                           .allow_oracle = config.allow_oracle};
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);
-  server.learning = std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get(),
-                                                         config.learning_calls_max);
+  server.learning =
+      std::make_unique<CollectionLearning>(parts.pipeline_parts, server.store.get(), config.learning_calls_max);
   ReportReferences(*server.catalog, server.metrics.get());
   ReportRecall(*server.catalog, server.metrics.get());
   parts.pipeline = server.pipeline.get();

@@ -83,7 +83,8 @@ absl::Status Connect(c3po::Session& session) {
   } else {
     if (!options.token.empty() && !session.insecure_token && !c3po::IsThisMachine(session.server)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("--server: ", session.server, " is another machine, and without TLS the token could be read on the "
+          absl::StrCat("--server: ", session.server,
+                       " is another machine, and without TLS the token could be read on the "
                        "way: give --tls or --tls-ca, or --insecure-token to send it all the same"));
     }
     channel = c3po::InsecureChannel(session.server);

@@ -136,9 +136,8 @@ ReferenceCatalog::IndexPtr ReferenceCatalog::LoadOrBuildIndex(absl::string_view 
   if (members.size() <= static_cast<size_t>(options_.exact_references_max)) return BuildIndex(members);
   if (!options_.graph_cache_folder.empty()) {
     const std::string path = GraphPath(collection, kind);
-    absl::StatusOr<std::unique_ptr<HnswIndex>> graph =
-        HnswIndex::Load(path, options_.embedding_dimension, options_.hnsw, generation,
-                        NodesMax(static_cast<int64_t>(members.size())));
+    absl::StatusOr<std::unique_ptr<HnswIndex>> graph = HnswIndex::Load(
+        path, options_.embedding_dimension, options_.hnsw, generation, NodesMax(static_cast<int64_t>(members.size())));
     // Equal generations of two different stores, or a store restored from a backup, are found out here.
     const bool same = graph.ok() && (*graph)->size() == members.size() &&
                       std::all_of(members.begin(), members.end(), [&](const Labeled& member) {

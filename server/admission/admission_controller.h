@@ -15,9 +15,9 @@
 namespace c3po {
 
 struct AdmissionLimits {
-  int requests_max = 256;                // waiting or running
+  int requests_max = 256;               // waiting or running
   int64_t cost_max = int64_t{1} << 20;  // of them together: RequestWork::Cost
-  int running_max = 32;                  // that the engine runs at once
+  int running_max = 32;                 // that the engine runs at once
 };
 
 // Decides which requests the server takes on. A request comes in two steps: Enter, when it arrives, and Take, when its

@@ -19,15 +19,15 @@ struct CollectionNames {
   std::set<std::string, std::less<>> names;
 };
 
-// Names with commas between them, such as "a,b"; "*" is all of them. A byte may be written as % and two hexadecimal digits:
-// a space is %20, a comma %2C, a collection called * is %2A. InvalidArgument says what is wrong, without the text: a token
-// that lost its place on the line must not get into a log.
+// Names with commas between them, such as "a,b"; "*" is all of them. A byte may be written as % and two hexadecimal
+// digits: a space is %20, a comma %2C, a collection called * is %2A. InvalidArgument says what is wrong, without the
+// text: a token that lost its place on the line must not get into a log.
 absl::StatusOr<CollectionNames> ParseCollectionNames(absl::string_view text);
 
 // The collections that a caller may read (their references, profile, statistics, and answers made with them) and write
 // (add, delete, learn, set the profile). Who may write may read. What is allowed follows from the caller's line alone,
-// never from what the store holds, so that a refusal does not tell whether a collection exists. Copies share their names.
-// Immutable and thread-safe.
+// never from what the store holds, so that a refusal does not tell whether a collection exists. Copies share their
+// names. Immutable and thread-safe.
 class CollectionAccess {
  public:
   // Every collection.

@@ -59,8 +59,7 @@ void RateLimiter::Call::Used(int64_t tokens) {
   const absl::MutexLock lock(&limiter_->mu_);
   State& state = limiter_->Filled(caller_, limits_);
   const int64_t unused = std::max<int64_t>(0, charged_ - std::max<int64_t>(0, tokens));
-  state.tokens =
-      std::min(static_cast<double>(limits_.tokens_per_minute), state.tokens + static_cast<double>(unused));
+  state.tokens = std::min(static_cast<double>(limits_.tokens_per_minute), state.tokens + static_cast<double>(unused));
   charged_ = 0;
 }
 
@@ -72,8 +71,8 @@ absl::StatusOr<std::shared_ptr<RateLimiter::Call>> RateLimiter::Admit(const std:
   const absl::MutexLock lock(&mu_);
   State& state = Filled(caller, limits);
   if (limits.calls_at_once > 0 && state.in_flight >= limits.calls_at_once) {
-    return Refuse(Metrics::RefusedCall::kCallsAtOnce, absl::StrCat("the caller's ", limits.calls_at_once, " calls at once"),
-                  kPauseInFlight);
+    return Refuse(Metrics::RefusedCall::kCallsAtOnce,
+                  absl::StrCat("the caller's ", limits.calls_at_once, " calls at once"), kPauseInFlight);
   }
   if (limits.calls_per_minute > 0 && state.calls < 1 - kRounding) {
     return Refuse(Metrics::RefusedCall::kCallsPerMinute,

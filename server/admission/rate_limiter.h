@@ -32,12 +32,12 @@ struct RateLimits {
   int calls_at_once = 0;          // in flight of one caller; 0: no limit
 };
 
-// How much each caller uses, by name: calls in flight, and two token buckets (calls, and tokens of text). A bucket holds a
-// minute's worth at most and fills evenly. A charge of more than a minute's worth is taken when the bucket is full; the
-// bucket then owes the rest, and nothing more is taken until that is paid. By the steady clock. Thread-safe.
+// How much each caller uses, by name: calls in flight, and two token buckets (calls, and tokens of text). A bucket
+// holds a minute's worth at most and fills evenly. A charge of more than a minute's worth is taken when the bucket is
+// full; the bucket then owes the rest, and nothing more is taken until that is paid. By the steady clock. Thread-safe.
 //
-// Callers without a token are as many as there are addresses. Beyond kCallersMax those are forgotten that have no call in
-// flight and were seen the longest ago.
+// Callers without a token are as many as there are addresses. Beyond kCallersMax those are forgotten that have no call
+// in flight and were seen the longest ago.
 class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
  public:
   static constexpr size_t kCallersMax = 16384;
@@ -56,7 +56,8 @@ class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
 
-    // Takes `tokens` of the caller's. ResourceExhausted, with the time after which there will be enough: nothing is taken.
+    // Takes `tokens` of the caller's. ResourceExhausted, with the time after which there will be enough: nothing is
+    // taken.
     absl::Status Charge(int64_t tokens);
     // Takes tokens that are used in any case; what is missing is owed.
     void Owe(int64_t tokens);
@@ -76,8 +77,8 @@ class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
     int64_t charged_ = 0;  // guarded by the limiter's mutex
   };
 
-  // A call of `caller`. ResourceExhausted: its calls in flight, or those of the minute, are used up; or it owes tokens. Says
-  // when to come back. A refused call takes nothing.
+  // A call of `caller`. ResourceExhausted: its calls in flight, or those of the minute, are used up; or it owes tokens.
+  // Says when to come back. A refused call takes nothing.
   absl::StatusOr<std::shared_ptr<Call>> Admit(const std::string& caller, const CallerRates& rates);
 
   size_t callers() const;  // that are remembered

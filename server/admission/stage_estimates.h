@@ -14,7 +14,7 @@ struct RequestWork {
   int prepared_cases = 0;  // neighbors whose states an optimization needs
   int steps = 0;           // of the optimization
   bool retrieves = false;
-  int positions = 1;       // of each neighbor, that a step moves
+  int positions = 1;        // of each neighbor, that a step moves
   double moving_share = 1;  // of the layers, those that a step goes through; (0, 1]
 
   // All of it in tokens that go up through the model once. A neighbor is taken to be as long as the prompt, which it is
@@ -34,8 +34,9 @@ struct MeasuredStages {
 // Moving averages of what stages took, each m <- m + (x - m) / 5 from its first measurement on:
 //   seconds per prompt token; per unit of optimization, a unit being a prepared neighbor or a step (the engine gives
 //   every optimizing request one unit a step); per retrieval; per decoded token; and of a whole request on the engine.
-// Measured under whatever load there was, so what other requests cost is in them. They begin anew after a minute without
-// a measurement: what was measured while the process was frozen must not refuse others for long. Not thread-safe.
+// Measured under whatever load there was, so what other requests cost is in them. They begin anew after a minute
+// without a measurement: what was measured while the process was frozen must not refuse others for long. Not
+// thread-safe.
 class StageEstimates {
  public:
   void Observe(const RequestWork& work, const MeasuredStages& stages, absl::Time now);

@@ -47,7 +47,8 @@ void VisitFields(Config& c, Visit visit) {
   visit("metrics-address", c.metrics_address, "address of the HTTP door");
   visit("metrics-port", c.metrics_port, "port of /metrics, /healthz, /readyz; 0 chooses one, -1: none");
   visit("pending-requests-max", c.pending_requests_max, "requests waiting or running; beyond: RESOURCE_EXHAUSTED");
-  visit("pending-tokens-max", c.pending_tokens_max, "tokens that those requests cost: prompts, room for answers, and what their optimizations compute");
+  visit("pending-tokens-max", c.pending_tokens_max,
+        "tokens that those requests cost: prompts, room for answers, and what their optimizations compute");
   visit("prompt-tokens-max", c.prompt_tokens_max, "tokens of one prompt; 0: what the context window holds");
   visit("output-tokens-max", c.output_tokens_max, "tokens of one answer; 0: what the context window leaves");
   visit("stop-strings-max", c.stop_strings_max, "stop strings of one request");

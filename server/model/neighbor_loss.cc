@@ -215,8 +215,7 @@ class NeighborLoss::Pass {
     const std::vector<std::vector<float>> logprobs = head_.Forward(rows_.hidden(), with_gradient_);
     head_spent_ = rows_.rows() * head_layers_;
     std::vector<std::vector<float>> dlogprobs(members_.size());
-    for (size_t i = 0; i < members_.size(); ++i)
-      losses_.push_back(members_[i].loss->Loss(logprobs[i], dlogprobs[i]));
+    for (size_t i = 0; i < members_.size(); ++i) losses_.push_back(members_[i].loss->Loss(logprobs[i], dlogprobs[i]));
     if (with_gradient_) {
       rows_.BeginBackward(head_.Backward(dlogprobs));
       next_ = Piece::kDown;
@@ -229,8 +228,7 @@ class NeighborLoss::Pass {
   void Deliver() {
     for (size_t i = 0; i < members_.size(); ++i) {
       if (std::isfinite(losses_[i])) {
-        *members_[i].result =
-            LossAndGradient{losses_[i], with_gradient_ ? std::move(rows_.gradients()[i]) : Pathway()};
+        *members_[i].result = LossAndGradient{losses_[i], with_gradient_ ? std::move(rows_.gradients()[i]) : Pathway()};
       } else {
         *members_[i].result = absl::InternalError("the neighbors' loss is not finite");
       }

@@ -72,13 +72,13 @@ class NeighborPass {
 
   const MoeModel& model_;
   const std::vector<Member> members_;
-  const int entry_;                    // of the first member
-  std::vector<int64_t> first_row_;     // [members + 1]
-  RopeTable rope_;                     // of all rows
-  std::vector<LayerTape> tapes_;       // per layer from entry_
-  int layer_;                          // the next one
-  int moe_layer_;                      // likewise, by its number among MoE layers
-  size_t joined_ = 0;                  // members that have joined, and on the way down have not left
+  const int entry_;                 // of the first member
+  std::vector<int64_t> first_row_;  // [members + 1]
+  RopeTable rope_;                  // of all rows
+  std::vector<LayerTape> tapes_;    // per layer from entry_
+  int layer_;                       // the next one
+  int moe_layer_;                   // likewise, by its number among MoE layers
+  size_t joined_ = 0;               // members that have joined, and on the way down have not left
   at::Tensor hidden_, dhidden_;
   std::vector<Pathway> gradients_;
   int64_t spent_ = 0;

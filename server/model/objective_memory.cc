@@ -11,8 +11,8 @@ namespace {
 // What the rows of some neighbors are.
 struct Sizes {
   int64_t cases = 0, rows = 0;
-  int64_t prefix_sum = 0, prefix_max = 0;     // prompt tokens before what moves
-  int64_t case_rows_max = 0, chain_max = 0;   // rows of a case; rows on the way to its deepest one
+  int64_t prefix_sum = 0, prefix_max = 0;    // prompt tokens before what moves
+  int64_t case_rows_max = 0, chain_max = 0;  // rows of a case; rows on the way to its deepest one
 };
 
 Sizes SizesOf(const ObjectiveSpec& spec, int prompt_positions) {

@@ -70,8 +70,7 @@ class Preparation final : public NeighborPreparation {
     std::iota(positions.begin(), positions.end(), int64_t{0});
     tokens.insert(tokens.end(), state_->tree.tokens.begin(), state_->tree.tokens.end());
     for (int depth : state_->tree.depths) positions.push_back(prefix_ + depth);
-    rope_ =
-        model.rope().Select(at::tensor(positions, at::kLong).to(options.device()), options.dtype().toScalarType());
+    rope_ = model.rope().Select(at::tensor(positions, at::kLong).to(options.device()), options.dtype().toScalarType());
     const AnswerTree* tree = &state_->tree;
     attention_ = std::make_unique<TreeAttention>(absl::MakeConstSpan(&tree, 1),
                                                  std::vector<int>{static_cast<int>(prefix_)}, config, options);

@@ -47,7 +47,7 @@ class TreeAttention {
   at::Tensor UnpadQueries(const at::Tensor& x) const;   // and back
   at::Tensor UnpadKeys(const at::Tensor& x) const;
 
-  at::Tensor Mask(at::TensorOptions options) const;     // [S, 1, 1, M, P+M]: 0 or -infinity
+  at::Tensor Mask(at::TensorOptions options) const;  // [S, 1, 1, M, P+M]: 0 or -infinity
 
   at::Tensor slots_;         // int64 [R]: s * M + m of each packed row
   mutable at::Tensor mask_;  // made when it is first wanted; the CPU's kernels never want it

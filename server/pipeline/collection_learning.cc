@@ -137,9 +137,8 @@ absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t
 absl::Status CollectionLearning::TunePrior(TuneRequest request, OnEpoch on_epoch, OnTuned on_done) {
   C3PO_RETURN_IF_ERROR(Check(request, parts_.model->shape()));
   C3PO_ASSIGN_OR_RETURN(std::shared_ptr<void> place, TakePlace());
-  on_done = [place = std::move(place), told = std::move(on_done)](absl::StatusOr<std::optional<CollectionPrior>> prior) {
-    told(std::move(prior));
-  };
+  on_done = [place = std::move(place), told = std::move(on_done)](
+                absl::StatusOr<std::optional<CollectionPrior>> prior) { told(std::move(prior)); };
   auto shared = std::make_shared<TuneRequest>(std::move(request));
   const bool taken =
       parts_.workers->Submit([this, shared, on_epoch, on_done] { return StartTuning(*shared, on_epoch, on_done); },

@@ -36,7 +36,7 @@ struct PipelineParts {
   AdmissionController* admission = nullptr;
   RequestLimits limits;
   int64_t work_memory_bytes = int64_t{512} << 20;  // --work-memory-mb
-  bool allow_oracle = false;  // requests may bring their own answer, for evaluation
+  bool allow_oracle = false;                       // requests may bring their own answer, for evaluation
 };
 
 // The way of a request, in order:

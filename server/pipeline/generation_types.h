@@ -42,8 +42,8 @@ struct CallContext {
   bool may_use_oracle = false;
   std::shared_ptr<RateLimiter::Call> rates;  // what its tokens are charged to; null: nothing
 
-  // Takes tokens of what the caller has left of the minute (RateLimiter::Call::Charge). Other than a place in the queue, this
-  // does not depend on who else calls.
+  // Takes tokens of what the caller has left of the minute (RateLimiter::Call::Charge). Other than a place in the
+  // queue, this does not depend on who else calls.
   absl::Status Charge(int64_t tokens) const { return rates == nullptr ? absl::OkStatus() : rates->Charge(tokens); }
 };
 

@@ -164,4 +164,13 @@ absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelS
   return ValidateGate(settings.gate);
 }
 
+bool NeedsNeighbors(const OptimizationSettings& settings) {
+  return settings.method != Method::kNone && settings.method != Method::kCollectionPrior &&
+         settings.method != Method::kOracle;
+}
+
+bool Retrieves(const OptimizationSettings& settings) {
+  return NeedsNeighbors(settings) || (settings.method == Method::kCollectionPrior && settings.gate.enabled);
+}
+
 }  // namespace c3po

@@ -87,6 +87,11 @@ OptimizationSettings PaperSettings(const ModelShape& shape);
 // InvalidArgument "optimization.FIELD: what is wrong" for the first field out of range.
 absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelShape& shape);
 
+// Whether the method of `settings` looks at neighbors.
+bool NeedsNeighbors(const OptimizationSettings& settings);
+// Whether a request with them needs its embedding: for neighbors, or for the gate, which compares their distance.
+bool Retrieves(const OptimizationSettings& settings);
+
 }  // namespace c3po
 
 #endif  // C3PO_SERVER_PIPELINE_OPTIMIZATION_SETTINGS_H_

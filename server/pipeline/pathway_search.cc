@@ -4,12 +4,12 @@
 #include <cmath>
 #include <limits>
 
-#include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "server/pipeline/choice_style.h"
 #include "server/pipeline/confidence.h"
 #include "server/pipeline/gate_reason.h"
+#include "server/pipeline/memory_fit.h"
 #include "server/pipeline/optimization_metrics.h"
 #include "server/pipeline/pathway_changes.h"
 #include "server/pipeline/prepare_next.h"
@@ -33,15 +33,6 @@ OptimizationSettings Retrieved(OptimizationSettings settings) {
 }
 
 }  // namespace
-
-bool NeedsNeighbors(const OptimizationSettings& settings) {
-  return settings.method != Method::kNone && settings.method != Method::kCollectionPrior &&
-         settings.method != Method::kOracle;
-}
-
-bool Retrieves(const OptimizationSettings& settings) {
-  return NeedsNeighbors(settings) || (settings.method == Method::kCollectionPrior && settings.gate.enabled);
-}
 
 absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings) {
   if (settings.method == Method::kAmortizedShift || settings.method == Method::kCollectionPrior) {
@@ -140,9 +131,13 @@ absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Sp
     std::string warning = CompareStyles(*context_.text->tokenizer(), choice_tokens_, fitted_.spec.cases);
     if (!warning.empty()) report_.warnings.push_back(std::move(warning));
   }
-  C3PO_ASSIGN_OR_RETURN(const bool fits, FitIntoMemory());
-  if (!fits) Skip(GateDecision::kSkippedNoNeighbors);
-  return fits;
+  C3PO_ASSIGN_OR_RETURN(MemoryFit memory,
+                        FitIntoMemory(*context_.model, context_.work_memory_bytes, settings.prompt_positions,
+                                      oracle_.has_value(), fitted_.spec, held_out_.spec));
+  memory_bytes_ = memory.bytes;
+  if (!memory.warning.empty()) report_.warnings.push_back(std::move(memory.warning));
+  if (!memory.fits) Skip(GateDecision::kSkippedNoNeighbors);
+  return memory.fits;
 }
 
 absl::Status PathwaySearch::AddCases(const std::vector<WeightedReference>& references, Fit& fit) const {
@@ -154,42 +149,6 @@ absl::Status PathwaySearch::AddCases(const std::vector<WeightedReference>& refer
     fit.spec.cases.push_back(std::move(neighbor));
   }
   return absl::OkStatus();
-}
-
-int64_t PathwaySearch::EstimateMemory() const {
-  int64_t bytes = 0;
-  for (const Fit* fit : {&fitted_, &held_out_}) {
-    if (!fit->spec.cases.empty())
-      bytes += context_.model->ObjectiveBytes(fit->spec, report_.settings.prompt_positions);
-  }
-  return bytes;
-}
-
-// A request that asks for many positions is refused, since with fewer of them it could be served. One that asks for
-// none beyond the last token has not made its neighbors long.
-absl::StatusOr<bool> PathwaySearch::FitIntoMemory() {
-  const int64_t limit = context_.work_memory_bytes;
-  const size_t all = fitted_.spec.cases.size() + held_out_.spec.cases.size();
-  memory_bytes_ = EstimateMemory();
-  if (memory_bytes_ <= limit) return true;
-  const std::string needed = absl::StrCat("needs about ", (memory_bytes_ >> 20) + 1, " MiB of working memory, and the ",
-                                          "server allows ", limit >> 20, " (--work-memory-mb)");
-  if (oracle_ && report_.settings.prompt_positions == 1)
-    return absl::InvalidArgumentError(absl::StrCat("continuations: the method ORACLE over them ", needed));
-  if (report_.settings.prompt_positions > 1) {
-    return absl::InvalidArgumentError(absl::StrCat("optimization.prompt_positions: optimizing ",
-                                                   report_.settings.prompt_positions, " positions of ", all,
-                                                   " neighbors ", needed, "; ask for fewer positions, layers or neighbors"));
-  }
-  while (memory_bytes_ > limit && (fitted_.spec.cases.size() > 1 || !held_out_.spec.cases.empty())) {
-    (held_out_.spec.cases.empty() ? fitted_ : held_out_).spec.cases.pop_back();
-    memory_bytes_ = EstimateMemory();
-  }
-  const bool fits = memory_bytes_ <= limit;
-  const size_t left = fits ? fitted_.spec.cases.size() + held_out_.spec.cases.size() : 0;
-  report_.warnings.push_back(
-      absl::StrCat(all - left, " of ", all, " neighbors were left out: optimizing over all of them ", needed));
-  return fits;
 }
 
 // The prior as it is, or the kernel-weighted mean of the neighbors' own shifts, those that have one for these layers.

@@ -14,6 +14,7 @@
 #include "server/pipeline/generation_types.h"
 #include "server/pipeline/learned_shifts.h"
 #include "server/pipeline/neighborhood.h"
+#include "server/pipeline/optimization_settings.h"
 #include "server/pipeline/prompt_text.h"
 #include "server/types/model_runner.h"
 #include "server/types/sequence_request.h"
@@ -40,10 +41,6 @@ struct PathwayQuery {
   bool shortened = false;              // settings.steps was cut to meet the deadline
 };
 
-// Whether the method of `settings` looks at neighbors.
-bool NeedsNeighbors(const OptimizationSettings& settings);
-// Whether a request with them needs its embedding: for neighbors, or for the gate, which compares their distance.
-bool Retrieves(const OptimizationSettings& settings);
 // Puts the prior's layers into settings that begin at it. NotFound: the collection has no prior.
 absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings);
 
@@ -87,9 +84,6 @@ class PathwaySearch final : public OptimizationTask {
   absl::Status MeasureDistances();
   GateDecision Gate() const;
   absl::Status AddCases(const std::vector<WeightedReference>& references, Fit& fit) const;
-  int64_t EstimateMemory() const;
-  // Leaves out the farthest neighbors until the rest fits. False: not even the nearest does.
-  absl::StatusOr<bool> FitIntoMemory();
   absl::Status TakeLearnedShift();
   absl::StatusOr<Pathway> PriorShift() const;
   absl::Status Prepare(Fit& fit, int64_t row_layers);
@@ -114,7 +108,7 @@ class PathwaySearch final : public OptimizationTask {
   Neighborhood neighborhood_;
   Fit fitted_, held_out_;
   std::unique_ptr<NeighborPreparation> preparation_;  // of the next state of one of them
-  std::shared_ptr<const RoutingOverride> learned_;  // of methods that optimize nothing
+  std::shared_ptr<const RoutingOverride> learned_;    // of methods that optimize nothing
   std::unique_ptr<PathwayOptimizer> optimizer_;
   std::shared_ptr<const RoutingOverride> routing_;
 };

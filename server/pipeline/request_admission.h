@@ -31,8 +31,8 @@ absl::Status CheckTokens(absl::string_view field, size_t tokens, int tokens_max)
 // The request's field that `input` came in.
 absl::string_view FieldOf(const PromptInput& input);
 
-// Takes the request's place in a model of so many MoE layers (AdmissionController::Permit::Take); where the deadline asks for it, with fewer steps in
-// query.settings, and query.shortened set. `permit` may be null: nothing is asked.
+// Takes the request's place in a model of so many MoE layers (AdmissionController::Permit::Take); where the deadline
+// asks for it, with fewer steps in query.settings, and query.shortened set. `permit` may be null: nothing is asked.
 absl::Status TakePlace(AdmissionController::Permit* permit, size_t prompt_tokens, int output_tokens,
                        absl::Time deadline, int moe_layers, PathwayQuery& query);
 

@@ -29,11 +29,11 @@ struct CallRecord {
 //     told at level info, beside how many were passed over since (`calls_passed_over`); level debug tells all. What is
 //     a defect of the server (INTERNAL, DATA_LOSS) is always told, at level error.
 //   event "audit", with action, method, caller, peer, collection and outcome:
-//     outcome "done": one line for every change that a call made to what the server keeps, never passed over, with what was
-//     changed. Action: "add", "delete", ...
-//     outcome "refused": one line for every call that its caller might not make (UNAUTHENTICATED, PERMISSION_DENIED), or for
-//     which a limit of its caller's was used up (RESOURCE_EXHAUSTED, reason RATE). Action "call", with status and message. So
-//     many a second are told, beside how many were passed over since (`refusals_passed_over`).
+//     outcome "done": one line for every change that a call made to what the server keeps, never passed over, with what
+//     was changed. Action: "add", "delete", ... outcome "refused": one line for every call that its caller might not
+//     make (UNAUTHENTICATED, PERMISSION_DENIED), or for which a limit of its caller's was used up (RESOURCE_EXHAUSTED,
+//     reason RATE). Action "call", with status and message. So many a second are told, beside how many were passed over
+//     since (`refusals_passed_over`).
 // Prompts and answers are in neither. A collection's name is cut at 128 bytes, a message at 1024. Thread-safe.
 class CallLog {
  public:

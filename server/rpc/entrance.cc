@@ -14,8 +14,8 @@
 namespace c3po {
 namespace {
 
-// The least role that may call a method. Which collections it may then name is CollectionAccess's to say: what answers and
-// Search show of the references of a collection that a caller may read is not hidden from it.
+// The least role that may call a method. Which collections it may then name is CollectionAccess's to say: what answers
+// and Search show of the references of a collection that a caller may read is not hidden from it.
 Role LeastRole(Metrics::Rpc rpc) {
   switch (rpc) {
     case Metrics::Rpc::kGenerate:

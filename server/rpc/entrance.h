@@ -18,8 +18,8 @@ namespace c3po {
 // "ipv4:10.0.0.7" of "ipv4:10.0.0.7:51002": one machine is one caller.
 std::string AddressOfPeer(const std::string& peer);
 
-// What every call passes before anything of it is read: is the server open, who calls, may they call this method, and have
-// they calls left? Health checks and reflection do not pass here. Thread-safe.
+// What every call passes before anything of it is read: is the server open, who calls, may they call this method, and
+// have they calls left? Health checks and reflection do not pass here. Thread-safe.
 class Entrance {
  public:
   enum class State { kLoading, kOpen, kDraining };
@@ -41,8 +41,8 @@ class Entrance {
 
   // Who calls: the token's name; without tokens, the common name of the client's certificate, or its address without
   // the port, with the role kReferences and every collection. Also of calls that are not let in, where it is known, in
-  // `name`. Unavailable: loading, or draining. Unauthenticated: see AccessControl. PermissionDenied: the caller's role does
-  // not reach to `rpc`. ResourceExhausted: see RateLimiter::Admit.
+  // `name`. Unavailable: loading, or draining. Unauthenticated: see AccessControl. PermissionDenied: the caller's role
+  // does not reach to `rpc`. ResourceExhausted: see RateLimiter::Admit.
   absl::StatusOr<Admission> Admit(const grpc::CallbackServerContext& context, Metrics::Rpc rpc, std::string& name);
 
  private:

@@ -144,7 +144,7 @@ struct GrpcServer::Impl {
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
   std::unique_ptr<grpc::Server> grpc_server;
   std::unique_ptr<ConnectionListener> listener;
-  std::unique_ptr<Periodic> watch;  // Of the files of both.
+  std::unique_ptr<Periodic> watch;                      // Of the files of both.
   std::atomic<const StoreWatch*> store_watch{nullptr};  // Null: the store is not open yet. Probes ask before it is.
 };
 

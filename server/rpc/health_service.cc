@@ -32,8 +32,8 @@ class RefusedWatch final : public grpc::ServerWriteReactor<HealthCheckResponse> 
 
 }  // namespace
 
-// One stream. Want and End are called with the service's mutex held, which guards everything here. One write is in flight at
-// most.
+// One stream. Want and End are called with the service's mutex held, which guards everything here. One write is in
+// flight at most.
 class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheckResponse> {
  public:
   Watcher(HealthService* service, std::string address, bool known)

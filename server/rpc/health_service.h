@@ -19,13 +19,13 @@ struct WatchLimits {
   int per_address_max = 64;  // of these from one address
 };
 
-// grpc.health.v1 for a server and its services, which serve and cease to serve together; NOT_SERVING at first. In place of
-// gRPC's own, whose Watch streams nothing bounds. A Watch beyond a limit ends with ResourceExhausted, reason RATE. A stream
-// keeps the latest status only, however slowly its client reads. Thread-safe.
+// grpc.health.v1 for a server and its services, which serve and cease to serve together; NOT_SERVING at first. In place
+// of gRPC's own, whose Watch streams nothing bounds. A Watch beyond a limit ends with ResourceExhausted, reason RATE. A
+// stream keeps the latest status only, however slowly its client reads. Thread-safe.
 class HealthService final : public grpc::health::v1::Health::CallbackService {
  public:
-  // `services`: their full names; the server itself, "", is one of them always. `metrics` may be null. Both the metrics and
-  // this outlive the gRPC server.
+  // `services`: their full names; the server itself, "", is one of them always. `metrics` may be null. Both the metrics
+  // and this outlive the gRPC server.
   HealthService(const std::vector<std::string>& services, const WatchLimits& limits, Metrics* metrics);
 
   void SetServing(bool serving);

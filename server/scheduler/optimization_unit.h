@@ -32,9 +32,9 @@ struct OptimizationUnit {
     int64_t rows = 0;
     double seconds = 0;  // of the evaluation so far, its share by rows
   };
-  std::vector<Member> members;            // none: nothing to do
-  std::vector<Evaluation> evaluations;    // one per member; none: OptimizationTask::Step of the only one
-  std::unique_ptr<EvaluationRun> run;     // of the evaluations, once begun
+  std::vector<Member> members;          // none: nothing to do
+  std::vector<Evaluation> evaluations;  // one per member; none: OptimizationTask::Step of the only one
+  std::unique_ptr<EvaluationRun> run;   // of the evaluations, once begun
   bool Holds(const Sequence* sequence) const;
 };
 
@@ -52,8 +52,8 @@ class OptimizationUnits {
     Sequence* sequence;
     absl::StatusOr<bool> finished;  // whether its task is, or what failed, which is no other's failure
   };
-  // Runs as much of it as costs about `row_layers`. Outcomes, in the order of its members, once it is done; none before.
-  // Of a pass over several evaluations each sequence's timings get its share by rows.
+  // Runs as much of it as costs about `row_layers`. Outcomes, in the order of its members, once it is done; none
+  // before. Of a pass over several evaluations each sequence's timings get its share by rows.
   std::vector<Outcome> Advance(OptimizationUnit* unit, int64_t row_layers, ModelRunner& model,
                                const std::function<absl::Time()>& now);
 
@@ -71,7 +71,7 @@ class OptimizationUnits {
 
   std::vector<std::unique_ptr<OptimizationUnit>> units_;
   std::map<std::string, double, std::less<>> seconds_;  // that each caller with a sequence there has had
-  size_t next_ = 0;  // round robin over the running sequences
+  size_t next_ = 0;                                     // round robin over the running sequences
 };
 
 }  // namespace c3po

@@ -29,10 +29,10 @@ struct StepPlan {
 // Rows by which a pass may be longer than its budget, so that a short continuation is not cut.
 inline constexpr int kUncutRows = 16;
 
-// The rows of running streams first; then prompts and continuations to score, every caller's part the same and each one's
-// in the order of `running`, until they are `prefill_tokens` rows, and kUncutRows more where these end a continuation. What does not fit waits for the next pass.
-// Every sequence holds the blocks that its own rows need; continuations take theirs from `pool`, and wait where there
-// are none.
+// The rows of running streams first; then prompts and continuations to score, every caller's part the same and each
+// one's in the order of `running`, until they are `prefill_tokens` rows, and kUncutRows more where these end a
+// continuation. What does not fit waits for the next pass. Every sequence holds the blocks that its own rows need;
+// continuations take theirs from `pool`, and wait where there are none.
 StepPlan PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefill_tokens, KvBlockPool& pool);
 
 }  // namespace c3po

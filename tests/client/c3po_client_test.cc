@@ -433,8 +433,9 @@ TEST(IsThisMachine, OnlyWhatCannotBeAnother) {
                             "127.255.0.3:1", "[::1]:50051"}) {
     EXPECT_TRUE(IsThisMachine(local)) << local;
   }
-  for (const char* other : {"", "10.0.0.7:50051", "127.example.org:50051", "127.0.0.1.example.org:1", "localhost.example.org:1",
-                            "[::2]:1", "[::ffff:10.0.0.7]:1", "dns:///c3pod:50051", "c3pod:50051", "0.0.0.0:50051"}) {
+  for (const char* other :
+       {"", "10.0.0.7:50051", "127.example.org:50051", "127.0.0.1.example.org:1", "localhost.example.org:1", "[::2]:1",
+        "[::ffff:10.0.0.7]:1", "dns:///c3pod:50051", "c3pod:50051", "0.0.0.0:50051"}) {
     EXPECT_FALSE(IsThisMachine(other)) << other;
   }
 }

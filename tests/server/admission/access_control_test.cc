@@ -74,17 +74,17 @@ TEST(AccessControl, ALineNamesCollectionsAndRates) {
 
 TEST(AccessControl, AWrongFieldIsNamedWithItsLineAndNotRepeated) {
   const std::string digest = Sha256::HexOf("t");
-  for (const auto& [fields, says] : std::vector<std::pair<std::string, std::string>>{
-           {"reads=a", "then any of read="},
-           {"s3cret", "then any of read="},
-           {"read=", "read=: every name"},
-           {"write=a,,s3cret", "write=: every name"},
-           {"read=s3cret%", "read=: a %"},
-           {"read=a read=s3cret", "read= is there twice"},
-           {"calls/min=0", "calls/min=: must be"},
-           {"calls/min=s3cret", "calls/min=: must be"},
-           {"tokens/min=-1", "tokens/min=: must be"},
-           {"tokens/min=1000000000001", "tokens/min=: must be"}}) {
+  for (const auto& [fields, says] :
+       std::vector<std::pair<std::string, std::string>>{{"reads=a", "then any of read="},
+                                                        {"s3cret", "then any of read="},
+                                                        {"read=", "read=: every name"},
+                                                        {"write=a,,s3cret", "write=: every name"},
+                                                        {"read=s3cret%", "read=: a %"},
+                                                        {"read=a read=s3cret", "read= is there twice"},
+                                                        {"calls/min=0", "calls/min=: must be"},
+                                                        {"calls/min=s3cret", "calls/min=: must be"},
+                                                        {"tokens/min=-1", "tokens/min=: must be"},
+                                                        {"tokens/min=1000000000001", "tokens/min=: must be"}}) {
     const std::string path = Write("wrong_field", absl::StrCat("ann generate ", digest, " ", fields, "\n"));
     const absl::Status status = AccessControl::Load(path).status();
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << fields;
@@ -96,8 +96,8 @@ TEST(AccessControl, AWrongFieldIsNamedWithItsLineAndNotRepeated) {
 
 TEST(AccessControl, ANameHasOneRate) {
   const auto load = [](const std::string& second) {
-    const std::string path = Write("rates", absl::StrCat("ann generate ", Sha256::HexOf("old"), " calls/min=5\n", "ann generate ",
-                                                         Sha256::HexOf("new"), second, "\n"));
+    const std::string path = Write("rates", absl::StrCat("ann generate ", Sha256::HexOf("old"), " calls/min=5\n",
+                                                         "ann generate ", Sha256::HexOf("new"), second, "\n"));
     return AccessControl::Load(path).status();
   };
   EXPECT_TRUE(load(" calls/min=5 read=a").ok());

@@ -57,7 +57,8 @@ TEST_F(RateLimiterTest, CallsOfAMinuteComeBackEvenlyAndEachCallerHasItsOwn) {
   EXPECT_EQ(LetIn(*limiter, "ann", 100), 10);
   now_ += absl::Hours(100);
   EXPECT_EQ(LetIn(*limiter, "ann", 100), 60) << "a minute's worth at most";
-  EXPECT_TRUE(Says(absl::StrCat("c3po_calls_refused_total{limit=\"calls_per_minute\"} ", 40 + 1 + 40 + 1 + 99 + 90 + 40)));
+  EXPECT_TRUE(
+      Says(absl::StrCat("c3po_calls_refused_total{limit=\"calls_per_minute\"} ", 40 + 1 + 40 + 1 + 99 + 90 + 40)));
 }
 
 TEST_F(RateLimiterTest, ATokensLineGoesBeforeTheServersDefault) {

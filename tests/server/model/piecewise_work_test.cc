@@ -14,7 +14,7 @@
 namespace c3po {
 namespace {
 
-const char* const kFamilies[] = {"olmoe_tiny",    "mixtral_tiny",          "qwen2_moe_tiny",   "qwen3_moe_tiny",
+const char* const kFamilies[] = {"olmoe_tiny",    "mixtral_tiny",          "qwen2_moe_tiny",  "qwen3_moe_tiny",
                                  "deepseek_tiny", "deepseek_v2_lite_tiny", "granite_moe_tiny"};
 
 class PiecewiseWorkTest : public testing::TestWithParam<const char*> {};
@@ -94,7 +94,11 @@ TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
     if (seed % 4 == 0) spec.remembered_bytes_max = 0;
     const int positions = 1 + static_cast<int>(rng() % (window / 2));
     for (uint32_t i = 0; i < 1 + rng() % 6; ++i) {
-      NeighborCase neighbor{std::string(1, static_cast<char>('a' + i)), RandomTokens(rng, 1 + int(rng() % (window / 2)), vocabulary), {}, 0, 1};
+      NeighborCase neighbor{std::string(1, static_cast<char>('a' + i)),
+                            RandomTokens(rng, 1 + int(rng() % (window / 2)), vocabulary),
+                            {},
+                            0,
+                            1};
       for (uint32_t c = 0; c < 1 + rng() % 4; ++c)
         neighbor.continuations.push_back(RandomTokens(rng, 1 + static_cast<int>(rng() % (window / 2)), vocabulary));
       spec.cases.push_back(std::move(neighbor));

@@ -173,14 +173,17 @@ class Hostile {
     settings.prompt_positions = 1 + static_cast<int>(rng_() % 60);
     std::vector<ShiftAmortizer::Reference> references;
     for (NeighborCase& neighbor : Cases(2))
-      references.push_back({std::move(neighbor), RandomPathway(rng_, model_.shape().moe_layers, model_.shape().experts)});
+      references.push_back(
+          {std::move(neighbor), RandomPathway(rng_, model_.shape().moe_layers, model_.shape().experts)});
     return std::make_shared<ShiftAmortizer>(&model_, std::move(references), settings,
                                             [](ReferenceShift) { return absl::OkStatus(); });
   }
   static SequenceRequest WithTask(SequenceRequest request, std::shared_ptr<OptimizationTask> task) {
     request.continuations = {{1}};
-    request.on_prefilled = [task](const PromptCapture&, absl::Span<const float>)
-        -> absl::StatusOr<std::shared_ptr<OptimizationTask>> { return task; };
+    request.on_prefilled = [task](const PromptCapture&,
+                                  absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+      return task;
+    };
     return request;
   }
 

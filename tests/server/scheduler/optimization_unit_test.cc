@@ -194,8 +194,8 @@ TEST(OptimizationUnit, OptimizationsWaitUntilTheirMemoryFits) {
     Wanted wanted{{10 + static_cast<int32_t>(i)}, 2, Routing(static_cast<float>(i + 1))};
     sinks.push_back(std::make_shared<RecordingSink>());
     SequenceRequest request = MakeRequest(wanted, sinks.back());
-    request.on_prefilled = [&, i](const PromptCapture&, absl::Span<const float>)
-        -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    request.on_prefilled = [&, i](const PromptCapture&,
+                                  absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
       auto task = std::make_shared<CountdownTask>(5, Routing(static_cast<float>(i + 1)));
       task->bytes = needs[i];
       task->on_step = [&, i, steps = 0]() mutable {

@@ -85,8 +85,7 @@ class HashModel final : public PartialModel {
   // An evaluation costs its rows in each of two layers; its results come with the last piece.
   class InPieces final : public EvaluationRun {
    public:
-    InPieces(HashModel& model, std::vector<Evaluation> evaluations)
-        : model_(model), inner_(evaluations) {
+    InPieces(HashModel& model, std::vector<Evaluation> evaluations) : model_(model), inner_(evaluations) {
       for (const Evaluation& evaluation : evaluations) all_ += 2 * evaluation.objective->rows();
       left_ = all_;
     }

@@ -1,0 +1,44 @@
+#include "server/pipeline/memory_fit.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace c3po {
+namespace {
+
+int64_t Mebibytes(int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; }
+
+}  // namespace
+
+absl::StatusOr<MemoryFit> FitIntoMemory(const ModelRunner& model, int64_t limit, int prompt_positions, bool oracle,
+                                        ObjectiveSpec& fitted, ObjectiveSpec& held_out) {
+  const auto estimate = [&] {
+    int64_t bytes = 0;
+    for (const ObjectiveSpec* spec : {&fitted, &held_out}) {
+      if (!spec->cases.empty()) bytes += model.ObjectiveBytes(*spec, prompt_positions);
+    }
+    return bytes;
+  };
+  MemoryFit fit;
+  fit.bytes = estimate();
+  if (fit.bytes <= limit) return fit;
+  const size_t all = fitted.cases.size() + held_out.cases.size();
+  const std::string needed =
+      absl::StrCat("needs about ", Mebibytes(fit.bytes), " MiB of working memory, and a request ", "may have ",
+                   Mebibytes(limit), " (--work-memory-mb)");
+  if (prompt_positions > 1) {
+    return absl::InvalidArgumentError(absl::StrCat("optimization.prompt_positions: optimizing ", prompt_positions,
+                                                   " positions of ", all, " neighbors ", needed,
+                                                   "; ask for fewer positions, layers or neighbors"));
+  }
+  if (oracle) return absl::InvalidArgumentError(absl::StrCat("continuations: the method ORACLE over them ", needed));
+  while (fit.bytes > limit && fitted.cases.size() + held_out.cases.size() > 1) {
+    (held_out.cases.empty() ? fitted : held_out).cases.pop_back();
+    fit.bytes = estimate();
+  }
+  fit.fits = fit.bytes <= limit;
+  const size_t left = fit.fits ? fitted.cases.size() + held_out.cases.size() : 0;
+  fit.warning = absl::StrCat(all - left, " of ", all, " neighbors were left out: optimizing over all of them ", needed);
+  return fit;
+}
+
+}  // namespace c3po

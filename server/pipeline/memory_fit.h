@@ -1,0 +1,27 @@
+#ifndef C3PO_SERVER_PIPELINE_MEMORY_FIT_H_
+#define C3PO_SERVER_PIPELINE_MEMORY_FIT_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "server/types/model_runner.h"
+
+namespace c3po {
+
+struct MemoryFit {
+  int64_t bytes = 0;    // that the optimization over what is left takes at most
+  bool fits = true;     // false: not even the nearest neighbor does
+  std::string warning;  // where neighbors were left out
+};
+
+// Leaves out neighbors until the optimization over the rest takes no more than `limit` bytes: those that are held out
+// first, and the farthest first, which stand last. InvalidArgument "optimization.prompt_positions: ..." where more than
+// one position is asked for, since with fewer it could be served; "continuations: ..." for the request that is its own
+// neighbor (`oracle`).
+absl::StatusOr<MemoryFit> FitIntoMemory(const ModelRunner& model, int64_t limit, int prompt_positions, bool oracle,
+                                        ObjectiveSpec& fitted, ObjectiveSpec& held_out);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PIPELINE_MEMORY_FIT_H_
