@@ -124,8 +124,12 @@ std::vector<OptimizationUnits::Outcome> OptimizationUnits::Advance(OptimizationU
     Charge(member, share);
   }
   if (done.ok() && !*done) return outcomes;
-  std::vector<absl::StatusOr<LossAndGradient>> results(unit->members.size(), done.status());
-  if (done.ok()) results = unit->run->TakeResults();
+  std::vector<absl::StatusOr<LossAndGradient>> results;
+  if (done.ok()) {
+    results = unit->run->TakeResults();
+  } else {
+    results.assign(unit->members.size(), done.status());
+  }
   for (size_t i = 0; i < unit->members.size(); ++i) {
     const OptimizationUnit::Member& member = unit->members[i];
     if (member.sequence == nullptr) continue;
