@@ -171,8 +171,8 @@ void AccessControl::LookAgain() {
   const absl::MutexLock lock(&mu_);
   if (text == text_) return;
   text_ = std::move(text);
-  absl::StatusOr<std::vector<Entry>> entries = text_.status();
-  if (text_.ok()) entries = Parse(path_, *text_);
+  absl::StatusOr<std::vector<Entry>> entries =
+      text_.ok() ? Parse(path_, *text_) : absl::StatusOr<std::vector<Entry>>(text_.status());
   refusal_ = entries.status();
   if (metrics_ != nullptr) {
     metrics_->SetReloadFailed(Metrics::WatchedFile::kTokens, !entries.ok());
