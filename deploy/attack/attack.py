@@ -26,7 +26,7 @@ import grpc  # noqa: E402
 import http2_frames as h2  # noqa: E402
 import machine  # noqa: E402
 import server_process  # noqa: E402
-from costly_calls import COSTLY, CostlyCalls  # noqa: E402
+from costly_calls import COSTLY, PLACES, CostlyCalls  # noqa: E402
 from legal_calls import LEGAL, LegalCalls  # noqa: E402
 
 GROWTH_MAX_MIB = 200
@@ -353,7 +353,7 @@ def main() -> int:
         + server_process.token_line("glutton", "administer", "token-glutton")
         + server_process.token_line("eager", "generate", "token-eager", f"calls/min={CALLS_PER_MINUTE}"))
     server = server_process.ServerProcess(arguments.c3pod, folder, "--auth-tokens", str(folder / "tokens"), "--address-watches-max",
-                                          str(WATCHES_MAX), model=pathlib.Path(arguments.model), launcher=launcher)
+                                          str(WATCHES_MAX), "--pending-requests-max", str(PLACES), "--running-sequences-max", "4", model=pathlib.Path(arguments.model), launcher=launcher)
     wrong = []
     print("| attack | MiB before | at most | after | victim's longest ms | failed |\n|---|---:|---:|---:|---:|---:|", flush=True)
     try:

@@ -8,6 +8,7 @@ from legal_calls import GLUTTON, OTHER
 
 COSTLY = ("crowd_of_one_caller", "learning_that_never_ends", "heaviest_requests")
 LEARNING_MAX = 2  # --learning-calls-max
+PLACES = 48  # --pending-requests-max
 
 
 class CostlyCalls:
@@ -33,7 +34,7 @@ class CostlyCalls:
                     refused.append(code)
                     over.wait(0.01)
 
-        crowd = [threading.Thread(target=ask_for_ever) for _ in range(max(20, self.many(300)))]
+        crowd = [threading.Thread(target=ask_for_ever) for _ in range(max(2 * PLACES, self.many(300)))]
         for thread in crowd:
             thread.start()
         self.ask_beside("crowd_of_one_caller", self.stubs()[1], max(5, self.many(50)))
