@@ -73,7 +73,7 @@ class HeldBytes final : public c10::MemoryReportingInfoBase {
     }
     most_ = std::max(most_, held_);
   }
-  bool memoryProfilingEnabled(c10::Device) const override { return true; }
+  bool memoryProfilingEnabled() const override { return true; }
   int64_t most() const { return most_; }
 
  private:
