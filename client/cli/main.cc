@@ -21,6 +21,7 @@
 #include "client/cli/interrupt.h"
 #include "client/cli/session.h"
 #include "client/cli/unknown_argument.h"
+#include "index/base/host_port.h"
 #include "index/base/standard_streams.h"
 #include "index/base/status_macros.h"
 
@@ -48,21 +49,13 @@ void AddConnectionFlags(CLI::App& app, c3po::Session& session) {
   session.token = token != nullptr ? token : "";
 }
 
-// What gRPC would read as something else: it takes a port modulo 65536, and "http:" for a host's name.
 absl::Status CheckServer(const std::string& server) {
-  if (server.empty()) return absl::InvalidArgumentError("--server: is empty; it is host:port");
   for (const char* scheme : {"http://", "https://"}) {
-    if (absl::StartsWithIgnoreCase(server, scheme)) {
+    if (absl::StartsWithIgnoreCase(server, scheme))
       return absl::InvalidArgumentError(absl::StrCat("--server: ", server, ": is host:port, without ", scheme));
-    }
   }
-  const size_t colon = server.rfind(':');
-  if (absl::StartsWith(server, "unix") || colon == std::string::npos) return absl::OkStatus();
-  const absl::string_view port = absl::string_view(server).substr(colon + 1);
-  if (port.empty() || port.find_first_not_of("0123456789") != absl::string_view::npos) return absl::OkStatus();
-  uint64_t number = 0;
-  if (absl::SimpleAtoi(port, &number) && number <= 65535) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("--server: ", server, ": the port is above 65535"));
+  const absl::Status status = c3po::CheckHostPort(server);
+  return status.ok() ? status : absl::InvalidArgumentError(absl::StrCat("--server: ", status.message()));
 }
 
 absl::Status Connect(c3po::Session& session) {

@@ -23,7 +23,7 @@ uint64_t Mix(uint64_t value) {
 
 absl::Status CheckShare(absl::string_view name, double share) {
   if (share >= 0 && share <= 1) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(name, ": ", share, " is not in [0, 1]"));
+  return absl::InvalidArgumentError(absl::StrCat(name, ": ", NumberText(share), " is not in [0, 1]"));
 }
 
 absl::Status CheckNotNegative(absl::string_view name, absl::Duration duration) {

@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "index/base/host_port.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
@@ -127,23 +128,9 @@ bool IsLocal(absl::string_view listen) {
   return false;
 }
 
-// gRPC takes an address without a port to mean port 443.
 absl::Status CheckListen(absl::string_view listen) {
-  if (absl::ConsumePrefix(&listen, "unix:") || absl::ConsumePrefix(&listen, "unix-abstract:")) {
-    return listen.empty() ? Wrong("listen", "names no socket after unix:") : absl::OkStatus();
-  }
-  const size_t colon = listen.rfind(':');
-  const size_t bracket = listen.rfind(']');  // Of an IPv6 address, whose colons are no port's.
-  const bool bare_ipv6 = bracket == absl::string_view::npos && colon != listen.find(':') &&
-                         listen.find_first_not_of("0123456789abcdefABCDEF:.") == absl::string_view::npos;
-  const bool has_port =
-      colon != absl::string_view::npos && !bare_ipv6 && (bracket == absl::string_view::npos || colon > bracket);
-  int port = -1;
-  if (has_port && absl::SimpleAtoi(listen.substr(colon + 1), &port) && port >= 0 && port <= 65535) {
-    return absl::OkStatus();
-  }
-  return Wrong("listen", absl::StrCat("\"", listen, "\" is not ADDRESS:PORT with a port of 0 to 65535",
-                                      bare_ipv6 ? "; an IPv6 address stands in brackets: [::1]:50051" : ""));
+  const absl::Status status = CheckHostPort(listen);
+  return status.ok() ? status : Wrong("listen", status.message());
 }
 
 absl::Status CheckTransport(const ServerConfig& config) {

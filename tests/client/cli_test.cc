@@ -381,7 +381,10 @@ TEST_F(CliTest, ConnectionFlagsAreNamedWithWhatIsWrong) {
   EXPECT_THAT(Run({"ask", "hi", "--timeout", "inf"}).err, HasSubstr("\"inf\" is not a finite number at least 0"));
   // gRPC would take the port modulo 65536 and call another server.
   EXPECT_EQ(Run({"--server", "127.0.0.1:65536", "info"}).err,
-            "c3po: --server: 127.0.0.1:65536: the port is above 65535\n");
+            "c3po: --server: \"127.0.0.1:65536\" is not ADDRESS:PORT with a port of 0 to 65535\n");
+  // gRPC would go to port 443.
+  EXPECT_EQ(Run({"--server", "c3po.example.org", "info"}).err,
+            "c3po: --server: \"c3po.example.org\" is not ADDRESS:PORT with a port of 0 to 65535\n");
   EXPECT_THAT(Run({"--server", absl::StrCat("http://", server_.address()), "info"}).err, HasSubstr("without http://"));
   EXPECT_THAT(Run({"--token-file", "/nonexistent", "info"}).err,
               HasSubstr("--token-file: /nonexistent: cannot be read"));
