@@ -44,7 +44,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> dict:
         process.stderr.close()
         process.wait(timeout=60)
     parts = re.findall(r'^c3po_memory_planned_bytes\{part="\w+"\} (\S+)$', metrics, re.M)
-    assert len(parts) == 6
+    assert len(parts) == 7
     memory = events.get("memory") or events["memory_short"]  # This machine may have less than the pods.
     return {"metrics": sum(map(float, parts)), "log": memory["bytes_at_most"], "settings": settings}
 

@@ -96,8 +96,11 @@ class LimitsTest(ServingCase):
         self.assertEqual(len(tokens_of(high(self.CLEO)())), 5)
 
     def test_a_full_queue_says_when_to_come_back_and_empties(self):
-        streams = self.held((8, self.ANN))
-        self.assertIn("8 requests", self.refused())
+        streams = self.held((7, self.ANN))
+        self.assertIn("7 of its requests", self.refused())
+        self.clear(streams)
+        streams = self.held((7, self.ANN), (1, self.BEN))  # The last place is for a caller that has none.
+        self.assertIn("8 requests", self.refused(self.BEN))
         self.clear(streams)
         self.assertEqual(len(tokens_of(list(self.stream(10, metadata=self.ANN)))), 10)
 
@@ -127,10 +130,10 @@ class LimitsTest(ServingCase):
             self.assertRegex(error.details(), "worker|requests")  # Of the workers' queue, or of all requests.
 
     def test_a_caller_gets_its_share(self):
-        streams = self.held((1, self.BEN), (4, self.ANN))
+        streams = self.held((1, self.BEN), (3, self.ANN))
         self.assertIn("share", self.refused(self.ANN))
         self.clear(streams)
-        self.clear(self.held((1, self.BEN), (4, self.ANN), (3, self.BEN)))
+        self.clear(self.held((1, self.BEN), (3, self.ANN), (2, self.BEN)))
 
     def test_a_deadline_shortens_the_optimization_or_refuses_at_once(self):
         references = pb["reference_pb2_grpc"].ReferenceServiceStub(self.channel)

@@ -339,8 +339,12 @@ class OperationsTest(unittest.TestCase):
     def test_deleting_what_is_not_there_fails_at_the_command_line(self):
         self.assertEqual(self.cli("refs", "delete", "--collection", "nobody", "--yes").returncode, 5)
         self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "nobody").returncode, 5)
-        # A profile may be there before the first reference is.
-        self.cli("refs", "profile", "set", "--collection", "early", "--set", "k=3")
+        # A profile may be there when no reference is any more.
+        path = self.folder / "early.jsonl"
+        path.write_text(json.dumps({"prompt": "What is early?", "answer": " this", "id": "early-1"}) + "\n")
+        self.assertEqual(self.cli("refs", "import", path, "--collection", "early").returncode, 0)
+        self.assertEqual(self.cli("refs", "profile", "set", "--collection", "early", "--set", "k=3").returncode, 0)
+        self.assertEqual(self.cli("refs", "delete", "--collection", "early", "--yes").returncode, 0)
         self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "early").returncode, 0)
         self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "early").returncode, 5)
         self.assertEqual(self.cli("refs", "delete", "nobody").returncode, 5)

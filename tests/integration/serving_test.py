@@ -157,7 +157,7 @@ class DrainTest(ServingCase):
 
 class ErrorsTest(unittest.TestCase):
     def test_every_reason_in_the_source_is_on_the_closed_list(self):
-        self.assertEqual(len(DOCUMENTED), 12)
+        self.assertEqual(len(DOCUMENTED), 13)
         used = set()
         for path in (server_process.SOURCE / "server").rglob("*.cc"):
             text = path.read_text()

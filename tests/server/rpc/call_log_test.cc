@@ -134,7 +134,7 @@ TEST_F(CallLogTest, AnAuditLineNamesTheChangeAndWhoMadeIt) {
   CallLog::Audit(call_, "delete", {{"whole_collection", true}, {"deleted", 300}});
   EXPECT_EQ(Lines().at(0), Json::parse(R"({"level":"info","event":"audit","request_id":"r-1","action":"delete",
       "method":"ReferenceService/Delete","caller":"ann","peer":"ipv4:10.0.0.7:51002","collection":"science",
-      "whole_collection":true,"deleted":300})"));
+      "whole_collection":true,"deleted":300,"outcome":"done"})"));
 }
 
 }  // namespace

