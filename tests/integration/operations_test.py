@@ -344,7 +344,7 @@ class OperationsTest(unittest.TestCase):
         path.write_text(json.dumps({"prompt": "What is early?", "answer": " this", "id": "early-1"}) + "\n")
         self.assertEqual(self.cli("refs", "import", path, "--collection", "early").returncode, 0)
         self.assertEqual(self.cli("refs", "profile", "set", "--collection", "early", "--set", "k=3").returncode, 0)
-        self.assertEqual(self.cli("refs", "delete", "early-1").returncode, 0)
+        self.assertEqual(self.cli("refs", "delete", "early:early-1").returncode, 0)
         self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "early").returncode, 0)
         self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "early").returncode, 5)
         self.assertEqual(self.cli("refs", "delete", "nobody").returncode, 5)
