@@ -341,10 +341,11 @@ class OperationsTest(unittest.TestCase):
         self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "nobody").returncode, 5)
         # A profile may be there when no reference is any more.
         path = self.folder / "early.jsonl"
-        path.write_text(json.dumps({"prompt": "What is early?", "answer": " this", "id": "early-1"}) + "\n")
+        path.write_text(json.dumps({"prompt": "What is early?", "answer": " this"}) + "\n")
         self.assertEqual(self.cli("refs", "import", path, "--collection", "early").returncode, 0)
         self.assertEqual(self.cli("refs", "profile", "set", "--collection", "early", "--set", "k=3").returncode, 0)
-        self.assertEqual(self.cli("refs", "delete", "early:early-1").returncode, 0)
+        (one,) = self.references.List(ref.ListReferencesRequest(collection="early")).references
+        self.assertEqual(self.cli("refs", "delete", one.id).returncode, 0)
         self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "early").returncode, 0)
         self.assertEqual(self.cli("refs", "profile", "clear", "--collection", "early").returncode, 5)
         self.assertEqual(self.cli("refs", "delete", "nobody").returncode, 5)
