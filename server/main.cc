@@ -247,6 +247,12 @@ absl::Status StartListening(const ServerConfig& config, Server& server) {
   return absl::OkStatus();
 }
 
+// For optimizations. A larger model has larger states, and a machine that it fits has more to spare.
+int64_t WorkMemory(const ServerConfig& config, const Server& server) {
+  if (config.work_memory_mb > 0) return int64_t{config.work_memory_mb} << 20;
+  return std::max<int64_t>(int64_t{512} << 20, server.model->weight_bytes() / 4);
+}
+
 // Once everything is loaded and no cache is used: what it takes, and what it will take when the caches are full.
 void ReportMemory(const ServerConfig& config, const Server& server) {
   using Part = Metrics::MemoryPart;
@@ -255,7 +261,7 @@ void ReportMemory(const ServerConfig& config, const Server& server) {
   const bool on_host = config.device == "cpu";
   const int64_t other = std::max<int64_t>(0, resident - index - (on_host ? weights + server.encoder_bytes : 0));
   const int64_t kv_cache = server.model->kv_cache_bytes(), neighbor_cache = int64_t{config.neighbor_cache_mb} << 20;
-  const int64_t work = int64_t{config.work_memory_mb} << 20;
+  const int64_t work = WorkMemory(config, server);
   const int64_t at_most = resident + (on_host ? kv_cache + neighbor_cache + work : 0);
   const int64_t machine = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
   const int64_t limit = std::min(machine, ReadCgroupLimits().memory_bytes.value_or(machine));
@@ -287,7 +293,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   server.metrics->SetPendingMax(config.pending_requests_max);
   C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(config.kv_cache_tokens));
-  const int64_t work_memory = (int64_t{config.work_memory_mb} << 20) / 2;  // The other half is for learning.
+  const int64_t work_memory = WorkMemory(config, server) / 2;  // The other half is for learning.
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step,
                              work_memory};
   server.admission = std::make_unique<AdmissionController>(

@@ -81,7 +81,8 @@ void VisitFields(Config& c, Visit visit) {
         "age (+-10 %) at which a connection is closed once its calls have ended; 0: none");
   visit("connection-age-grace-seconds-max", c.connection_age_grace_seconds_max, "seconds for those calls to end");
   visit("neighbor-cache-mb", c.neighbor_cache_mb, "MiB for the fixed states of references");
-  visit("work-memory-mb", c.work_memory_mb, "MiB: half for requests that optimize at once, half for learning");
+  visit("work-memory-mb", c.work_memory_mb,
+        "MiB: half for requests that optimize at once, half for learning; 0: a quarter of the weights, at least 512");
   visit("learning-calls-max", c.learning_calls_max, "TunePrior and AmortizeShifts calls at once");
   visit("workers", c.workers, "threads that tokenize, embed and search");
   visit("drain-seconds-max", c.drain_seconds_max, "seconds for running streams after SIGTERM");
@@ -320,7 +321,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("max-tokens-default", max_tokens_default, 1, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("message-bytes-max", message_bytes_max, 1024, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("neighbor-cache-mb", neighbor_cache_mb, 0, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("work-memory-mb", work_memory_mb, 2, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("work-memory-mb", work_memory_mb, 0, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("learning-calls-max", learning_calls_max, 1, 64));
   C3PO_RETURN_IF_ERROR(CheckRange("workers", workers, 1, 256));
   C3PO_RETURN_IF_ERROR(CheckRange("drain-seconds-max", drain_seconds_max, 0, 86400));
