@@ -128,7 +128,15 @@ def is_this_machine(server):
         return False
 
 
+def check_address(server):
+    """ValueError: gRPC would take the address for one with port 443."""
+    _, colon, port = server.rpartition("]")[2].rpartition(":")
+    if not server.startswith(("unix:", "unix-abstract:")) and not (colon and port.isdecimal()):
+        raise ValueError(f"--server: {server!r} is not ADDRESS:PORT")
+
+
 def open_channel(arguments):
+    check_address(arguments.server)
     # A server on this machine is not to be looked for behind a proxy.
     loopback = is_this_machine(arguments.server)
     options = [("grpc.enable_http_proxy", 0 if loopback else 1)]

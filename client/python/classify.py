@@ -21,6 +21,11 @@ def main():
     parser.add_argument("--server", default=os.environ.get("C3PO_SERVER", "127.0.0.1:50051"))
     parser.add_argument("--collection", default="default")
     arguments = parser.parse_args()
+    try:
+        ask.check_address(arguments.server)
+    except ValueError as error:
+        print(f"classify.py: {error}", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         _, generation_pb2, generation_pb2_grpc = ask.import_stubs(folder)
     request = generation_pb2.ScoreRequest(prompt=arguments.prompt, continuations=arguments.labels)

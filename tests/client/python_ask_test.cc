@@ -68,6 +68,16 @@ TEST_F(PythonAskTest, ATokenIsNotSentInPlaintextToAnotherMachine) {
   EXPECT_EQ(run(server_.address(), {}).exit_code, 0);
 }
 
+// gRPC would go to port 443.
+TEST_F(PythonAskTest, AnAddressNeedsItsPort) {
+  for (const char* server : {"c3pod", "[::1]", "c3pod:https"}) {
+    const ChildResult refused =
+        ChildProcess({C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py", "hi", "--server", server}).Wait();
+    EXPECT_EQ(refused.exit_code, 2) << refused.err;
+    EXPECT_EQ(refused.err, std::string("ask.py: --server: '") + server + "' is not ADDRESS:PORT\n");
+  }
+}
+
 TEST_F(PythonAskTest, AFailedCallPrintsOneLineAndExitsWithItsCode) {
   const ChildResult result = Run({"hi", "--k", "0"});
   EXPECT_EQ(result.exit_code, 4);

@@ -35,6 +35,9 @@ class Connection:
     """Thread-safe. Every method raises C3poError when the call fails."""
 
     def __init__(self, target: str, timeout_seconds: float):
+        _, colon, port = target.rpartition("]")[2].rpartition(":")
+        if not target.startswith(("unix:", "unix-abstract:")) and not (colon and port.isdecimal()):
+            raise C3poError(f"{target!r} is not ADDRESS:PORT")  # gRPC would go to port 443.
         # A server on this machine is not to be looked for behind a proxy.
         loopback = is_this_machine(target)
         self._target = target
