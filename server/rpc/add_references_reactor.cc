@@ -11,11 +11,16 @@
 
 namespace c3po {
 
-AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
-    : QueuedStream(context, parts, Metrics::Rpc::kReferencesAdd), parts_(parts) {
-  const absl::Status status = CatchEscaped(ThreadKind::kTransport, [this] { return Begin(); });
-  if (!status.ok()) End(status);
+AddReferencesReactor* AddReferencesReactor::Start(grpc::CallbackServerContext* context, const ServiceParts& parts) {
+  const auto reactor = std::make_shared<AddReferencesReactor>(context, parts);
+  reactor->self_ = reactor;
+  const absl::Status status = CatchEscaped(ThreadKind::kTransport, [&] { return reactor->Begin(); });
+  if (!status.ok()) reactor->End(status);
+  return reactor.get();
 }
+
+AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
+    : QueuedStream(context, parts, Metrics::Rpc::kReferencesAdd), parts_(parts) {}
 
 absl::Status AddReferencesReactor::Begin() {
   C3PO_RETURN_IF_ERROR(call().entry());
@@ -29,10 +34,11 @@ absl::Status AddReferencesReactor::BeginImport(const v1::AddReferencesRequest& f
   C3PO_RETURN_IF_ERROR(ValidateCollectionName(collection_));
   call().NoteCollection(collection_);
   C3PO_RETURN_IF_ERROR(call().collections().CheckWrite("collection", collection_));
+  const auto self = shared_from_this();
   ReferenceImport::Events events;
-  events.on_room = [this] { StartRead(&incoming_); };
-  events.on_batch = [this](std::vector<SampleVerdict> verdicts) { OnBatch(std::move(verdicts)); };
-  events.on_end = [this](const absl::Status& status) { OnImportEnd(status); };
+  events.on_room = [self] { self->StartRead(&self->incoming_); };
+  events.on_batch = [self](std::vector<SampleVerdict> verdicts) { self->OnBatch(std::move(verdicts)); };
+  events.on_end = [self](const absl::Status& status) { self->OnImportEnd(status); };
   import_ = ReferenceImport::Start(parts_.pipeline_parts, ImportSettings{collection_, first.replace(), call().rates()},
                                    parts_.imports, call().cancelled(), std::move(events));
   return absl::OkStatus();
@@ -99,6 +105,10 @@ void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
   Send(response);
 }
 
-void AddReferencesReactor::OnDone() { delete this; }
+// The import goes first: its events hold this.
+void AddReferencesReactor::OnDone() {
+  import_.reset();
+  self_.reset();
+}
 
 }  // namespace c3po

@@ -12,9 +12,12 @@ namespace c3po {
 
 // One ReferenceService.Add stream: samples are read as fast as the import takes them, and each committed batch is
 // answered with its verdicts and the counts so far. Takes no thread while it waits. ResourceExhausted: the places for
-// imports are taken, or the caller's share of them is. Deletes itself when gRPC is done with it.
-class AddReferencesReactor final : public QueuedStream<grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>> {
+// imports are taken, or the caller's share of them is. Holds itself until OnDone. The import's events hold it as well:
+// gRPC may be done with the call while the event that ended it still runs.
+class AddReferencesReactor final : public QueuedStream<grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>>,
+                                   public std::enable_shared_from_this<AddReferencesReactor> {
  public:
+  static AddReferencesReactor* Start(grpc::CallbackServerContext* context, const ServiceParts& parts);
   AddReferencesReactor(grpc::CallbackServerContext* context, const ServiceParts& parts);
 
   void OnReadDone(bool ok) override;
@@ -31,9 +34,10 @@ class AddReferencesReactor final : public QueuedStream<grpc::ServerBidiReactor<g
   grpc::ByteBuffer incoming_;
   std::string collection_;
   std::unique_ptr<SharedAmount::Held> place_;
-  std::shared_ptr<ReferenceImport> import_;  // null before the first sample
+  std::shared_ptr<ReferenceImport> import_;  // null before the first sample, and after OnDone
   v1::AddProgress progress_;                 // of the import's job, as `replaced_`
   uint64_t replaced_ = 0;                    // references that went for samples of this stream
+  std::shared_ptr<AddReferencesReactor> self_;
 };
 
 }  // namespace c3po

@@ -157,7 +157,7 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ReferenceService::Add(
     grpc::CallbackServerContext* context) {
-  return new AddReferencesReactor(context, parts_);
+  return AddReferencesReactor::Start(context, parts_);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::Search(grpc::CallbackServerContext* context,

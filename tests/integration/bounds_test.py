@@ -4,8 +4,10 @@ a profile may be stored for. usage: bounds_test.py C3POD"""
 import json
 import pathlib
 import queue
+import random
 import socket
 import sys
+import threading
 import time
 import unittest
 
@@ -122,6 +124,35 @@ class BoundsTest(unittest.TestCase):
         stream.add(next(samples(1)))
         stream.stream.cancel()
         self.wait_until(lambda: self.metric("c3po_import_streams") == 0, "its place is given back")
+
+    def test_imports_may_end_at_any_moment(self):
+        # gRPC may be done with a call before the event that ended it has returned.
+        ended = []
+
+        def import_and_leave(number):
+            pick = random.Random(number)
+            for stream in range(150):
+                requests = [ref.AddReferencesRequest(collection="moments", sample=ref.ReferenceSample(
+                    prompt=f"{number} {stream} {i}", answer=" 1")) for i in range(pick.choice([0, 1, 2, 5]))]
+                call = self.references.Add(iter(requests), timeout=60)
+                if pick.random() < 0.5:
+                    time.sleep(pick.random() * 0.01)
+                    call.cancel()
+                try:
+                    list(call)
+                    ended.append(grpc.StatusCode.OK)
+                except grpc.RpcError as error:
+                    ended.append(error.code())
+
+        threads = [threading.Thread(target=import_and_leave, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertIsNone(self.server.process.poll(), self.server.log[-3:])
+        self.assertEqual(len(ended), 8 * 150)
+        self.assertEqual(set(ended), {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED})
+        self.wait_until(lambda: self.metric("c3po_import_streams") == 0, "their places are given back")
 
     # --- Bytes ---
 
