@@ -39,7 +39,8 @@ constexpr char kPlaintextWarning[] =
 constexpr int kHandshakeSeconds = 10;  // From the connection to HTTP/2's first frame, TLS included.
 constexpr int kImportThreads = 4;      // That judge and commit batches; the engine takes turns between them anyway.
 constexpr int kBackupsMax = 4;         // One is copied at a time; the others are being sent.
-constexpr int kIdleSeconds = 900;      // Without a call; clients of gRPC connect again by themselves.
+constexpr int kReflectionStreamsMax = 16;
+constexpr int kIdleSeconds = 900;  // Without a call; clients of gRPC connect again by themselves.
 // For what is no connection: model files, the store, the HTTP port, libraries.
 constexpr int64_t kOtherDescriptors = 256;
 
@@ -62,8 +63,11 @@ RateLimits RatesOf(const ServerConfig& config) {
 
 // What a connection may cost before anybody is known.
 void LimitTransport(const ServerConfig& config, grpc::ServerBuilder& builder) {
-  builder.SetResourceQuota(
-      grpc::ResourceQuota("transport").Resize(static_cast<size_t>(config.transport_memory_mb) << 20));
+  grpc::ResourceQuota quota("transport");
+  quota.Resize(static_cast<size_t>(config.transport_memory_mb) << 20);
+  // Reflection is gRPC's own service, the one here that takes a thread for each open stream. Two more threads listen.
+  quota.SetMaxThreads(kReflectionStreamsMax + 2);
+  builder.SetResourceQuota(quota);
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(kHandshakeSeconds));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(kIdleSeconds));
   // A MiB of gzip can be a GiB of message, and is inflated before its size counts. Prompts are short: none is taken.

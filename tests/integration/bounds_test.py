@@ -21,6 +21,8 @@ import http2_frames as h2  # noqa: E402
 
 BINARY = sys.argv.pop(1)
 LIST, BACKUP = "/c3po.v1.ReferenceService/List", "/c3po.v1.ReferenceService/BackupStore"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+LIST_SERVICES = b"\x3a\x00"  # ServerReflectionRequest.list_services, field 7: empty.
 KIB = 1 << 10
 
 
@@ -181,6 +183,32 @@ class BoundsTest(unittest.TestCase):
 
     def rpcs(self, method, code):
         return self.metric(f'c3po_rpc_total{{code="{code}",method="{method}",service="ReferenceService"}}')
+
+    def test_reflection_streams_are_bounded_and_others_are_served(self):
+        reflect = self.channel.stream_stream(REFLECTION, request_serializer=bytes, response_deserializer=bytes)
+        left = threading.Event()
+        self.addCleanup(left.set)
+
+        def silent():
+            left.wait(60)
+            yield from ()
+
+        before = self.metric("process_threads")
+        held = [reflect(silent()) for _ in range(80)]
+        self.wait_until(lambda: sum(call.done() for call in held) >= 50, "those that find no thread end")
+        self.assertEqual({call.code() for call in held if call.done()}, {grpc.StatusCode.RESOURCE_EXHAUSTED})
+        self.assertLess(self.metric("process_threads") - before, 30)
+        self.generation.Tokenize(gen.TokenizeRequest(text="a"), timeout=60)
+        for call in held:
+            call.cancel()
+
+        def reflects():
+            try:
+                return b"ServerReflection" in next(reflect(iter([LIST_SERVICES]), timeout=60))
+            except grpc.RpcError:
+                return False
+
+        self.wait_until(reflects, "a thread is free again")
 
     def test_the_ids_of_one_delete_are_bounded(self):
         for field, ids in (("ids", ["x"] * 10_001), ("ids[1]", ["x", "x" * 200])):
