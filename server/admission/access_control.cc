@@ -128,6 +128,8 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
                                                                        const std::string& text) {
   std::istringstream file(text);
   std::vector<Entry> entries;
+  std::map<std::string, std::string> name_of_digest;
+  std::map<std::string, CallerRates> rates_of_name;
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
     const absl::string_view content = absl::StripAsciiWhitespace(line);
@@ -142,14 +144,14 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
     if (!role) return wrong(absl::StrCat("role \"", words[1], "\" is not one of generate, references, administer"));
     if (!IsDigest(words[2])) return wrong("the third word must be the token's SHA-256, 64 hexadecimal digits");
     const std::string digest = absl::AsciiStrToLower(words[2]);
-    const auto same = std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.digest == digest; });
-    if (same != entries.end()) return wrong(absl::StrCat("the same token as ", same->caller.name, "'s"));
+    if (entries.size() == kTokensMax) return wrong(absl::StrCat("holds more than ", kTokensMax, " tokens"));
+    const auto [same, is_new] = name_of_digest.emplace(digest, words[0]);
+    if (!is_new) return wrong(absl::StrCat("the same token as ", same->second, "'s"));
     Entry entry{digest, {std::string(words[0]), *role, {}, {}}};
     if (const absl::Status fields = ReadFields(absl::MakeConstSpan(words).subspan(3), entry.caller); !fields.ok())
       return wrong(fields.message());
-    const auto namesake = std::find_if(entries.begin(), entries.end(),
-                                       [&](const Entry& e) { return e.caller.name == entry.caller.name; });
-    if (namesake != entries.end() && !SameRates(namesake->caller.rates, entry.caller.rates))
+    const auto namesake = rates_of_name.emplace(entry.caller.name, entry.caller.rates).first;
+    if (!SameRates(namesake->second, entry.caller.rates))
       return wrong("calls/min= and tokens/min= must be those of the name's other lines");
     entries.push_back(std::move(entry));
   }
@@ -159,6 +161,7 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
 
 absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::string& path, Metrics* metrics) {
   auto access = std::unique_ptr<AccessControl>(new AccessControl(path, metrics));
+  const absl::MutexLock reading(&access->reading_);
   const absl::MutexLock lock(&access->mu_);
   access->text_ = TextOf(path);
   C3PO_RETURN_IF_ERROR(access->text_.status());
@@ -167,12 +170,13 @@ absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::st
 }
 
 void AccessControl::LookAgain() {
+  const absl::MutexLock reading(&reading_);
   absl::StatusOr<std::string> text = TextOf(path_);
-  const absl::MutexLock lock(&mu_);
   if (text == text_) return;
   text_ = std::move(text);
   absl::StatusOr<std::vector<Entry>> entries =
       text_.ok() ? Parse(path_, *text_) : absl::StatusOr<std::vector<Entry>>(text_.status());
+  const absl::MutexLock lock(&mu_);
   refusal_ = entries.status();
   if (metrics_ != nullptr) {
     metrics_->SetReloadFailed(Metrics::WatchedFile::kTokens, !entries.ok());

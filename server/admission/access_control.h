@@ -49,8 +49,11 @@ struct Caller {
 // before stays in force. Thread-safe.
 class AccessControl {
  public:
-  // InvalidArgument "PATH:LINE: what is wrong"; also for a file without a token. NotFound: it cannot be read. `metrics`
-  // (null: nothing is counted) outlives it.
+  // Each call is compared with all of them.
+  static constexpr size_t kTokensMax = 10000;
+
+  // InvalidArgument "PATH:LINE: what is wrong"; also for a file without a token, or with more than kTokensMax.
+  // NotFound: it cannot be read. `metrics` (null: nothing is counted) outlives it.
   static absl::StatusOr<std::unique_ptr<AccessControl>> Load(const std::string& path, Metrics* metrics = nullptr);
 
   // Of the value of the `authorization` header, "Bearer TOKEN" (the scheme in any case). Every stored hash is compared
@@ -73,10 +76,11 @@ class AccessControl {
 
   const std::string path_;
   Metrics* const metrics_;
+  absl::Mutex reading_;  // Held while the file is read, before `mu_`: calls are let in meanwhile.
   mutable absl::Mutex mu_;
   std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_);
   // What the file held when it was last read, or why it could not be.
-  absl::StatusOr<std::string> text_ ABSL_GUARDED_BY(mu_) = absl::UnknownError("");
+  absl::StatusOr<std::string> text_ ABSL_GUARDED_BY(reading_) = absl::UnknownError("");
   absl::Status refusal_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -138,6 +138,19 @@ TEST(AccessControl, AWrongFileIsNamedWithItsLine) {
   EXPECT_TRUE(absl::IsNotFound(AccessControl::Load(testing::TempDir() + "/no_such_tokens").status()));
 }
 
+TEST(AccessControl, AFileOfTooManyTokensIsRefusedAndOneOfTheMostIsTaken) {
+  std::string text;
+  for (size_t i = 0; i < AccessControl::kTokensMax; ++i) text += Line("caller", "generate", absl::StrCat("t", i));
+  const std::string path = Write("many_tokens", text);
+  const auto access = AccessControl::Load(path);
+  ASSERT_TRUE(access.ok()) << access.status();
+  EXPECT_TRUE((*access)->Authenticate(absl::StrCat("Bearer t", AccessControl::kTokensMax - 1)).ok());
+  Write("many_tokens", text + "# one more\n" + Line("caller", "generate", "more"));
+  (*access)->LookAgain();
+  EXPECT_EQ((*access)->refusal().message(), absl::StrCat(path, ":10002: holds more than 10000 tokens"));
+  EXPECT_TRUE((*access)->Authenticate("Bearer t0").ok());
+}
+
 TEST(AccessControl, TheSameTokenTwiceIsRefused) {
   const std::string path = Write("twice", Line("alice", "generate", "t") + "# between\n" +
                                               absl::AsciiStrToUpper(Line("", "", "t")).insert(0, "bob administer"));
