@@ -56,6 +56,15 @@ absl::Status NoReference(absl::string_view id) {
   return absl::NotFoundError(absl::StrCat("reference \"", id, "\" does not exist"));
 }
 
+// The collections of damaged references by their ids. The catalog has none of these.
+std::map<std::string, std::string> CollectionsOfDamaged(const ReferenceStore& store) {
+  std::map<std::string, std::string> result;
+  for (DamagedRow& row : store.Damaged()) {
+    if (row.kind == DamagedRow::Kind::kReference) result.emplace(std::move(row.name), std::move(row.collection));
+  }
+  return result;
+}
+
 // Where List goes on. A page token is the last id, behind its collection and a newline (which is in no collection's
 // name) where a caller lists all collections that it may read.
 struct ListPosition {
@@ -170,10 +179,16 @@ grpc::ServerUnaryReactor* ReferenceService::Get(grpc::CallbackServerContext* con
                                                 v1::GetReferenceResponse* response) {
   const auto get = [this, request, response](CallState& call) -> absl::Status {
     C3PO_RETURN_IF_ERROR(CheckId("id", request->id()));
-    C3PO_ASSIGN_OR_RETURN(const ReferenceRecord record, parts_.store->Get(request->id()));
+    const absl::StatusOr<ReferenceRecord> record = parts_.store->Get(request->id());
     // An id may have its collection's name in it: of one that the caller may not read there is nothing to learn.
-    if (!call.collections().MayRead(record.collection)) return NoReference(request->id());
-    *response->mutable_reference() = RecordToProto(record, request->include_pathway());
+    if (absl::IsDataLoss(record.status())) {
+      const std::map<std::string, std::string> damaged = CollectionsOfDamaged(*parts_.store);
+      const auto found = damaged.find(request->id());
+      if (found != damaged.end() && !call.collections().MayRead(found->second)) return NoReference(request->id());
+    }
+    C3PO_RETURN_IF_ERROR(record.status());
+    if (!call.collections().MayRead(record->collection)) return NoReference(request->id());
+    *response->mutable_reference() = RecordToProto(*record, request->include_pathway());
     return absl::OkStatus();
   };
   return OnWorker(context, parts_, Metrics::Rpc::kReferencesGet, *request, response, get);
@@ -246,8 +261,10 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
     if (!request->collection().empty())
       C3PO_RETURN_IF_ERROR(call.collections().CheckWrite("collection", request->collection()));
     std::vector<std::string> ids;
+    const std::map<std::string, std::string> damaged = CollectionsOfDamaged(*parts_.store);
     for (const std::string& id : request->ids()) {
-      const std::optional<std::string> collection = catalog.CollectionOf(id);
+      std::optional<std::string> collection = catalog.CollectionOf(id);
+      if (const auto found = damaged.find(id); !collection && found != damaged.end()) collection = found->second;
       if (!collection || !call.collections().MayRead(*collection)) {
         response->add_not_found(id);
         continue;

@@ -74,9 +74,9 @@ void StoreWatch::TellDamage(const std::vector<DamagedRow>& rows) {
   told_ = std::move(now);
   damage_.clear();
   if (rows.empty()) return;
-  damage_ =
-      absl::StrCat("store ", store_->path(), ": ", references, " references and ", artifacts,
-                   " artifacts are damaged and left out, such as ", NameOf(rows.front()), ": ", rows.front().problem);
+  // Without names: every caller sees it, and so does whoever asks the probes.
+  damage_ = absl::StrCat("store ", store_->path(), ": ", references, " references and ", artifacts,
+                         " artifacts are damaged and left out; the log names them (row_damaged)");
 }
 
 std::vector<std::string> StoreWatch::Warnings() const {

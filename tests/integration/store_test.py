@@ -144,6 +144,38 @@ class StoreTest(unittest.TestCase):
         self.assertNotIn("damaged", self.probe(server, "/readyz")[1])
         self.assertEqual(server.stop(), 0)
 
+    def test_a_damaged_row_is_told_to_who_may_read_it_and_deleted_by_its_id(self):
+        tokens = self.folder / "tokens"
+        tokens.write_text(server_process.token_line("root", "administer", "token-root")
+                          + server_process.token_line("other", "references", "token-other", "write=open"))
+        as_caller = lambda name: {"metadata": [("authorization", f"Bearer token-{name}")], "timeout": 60}
+        server = self.start("--auth-tokens", str(tokens))
+        sample = ref.ReferenceSample(id="bid", prompt="A prompt of its own.", answer=" 1")
+        (answer,) = self.references.Add(iter([ref.AddReferencesRequest(collection="secret plan", sample=sample)]), **as_caller("root"))
+        self.assertEqual(answer.verdicts[0].id, "secret plan:bid")
+        self.assertEqual(server.stop(), 0)
+        contents = self.store.read_bytes()
+        self.assertEqual(contents.count(b"A prompt of its own."), 1)
+        self.store.write_bytes(contents.replace(b"A prompt of its own.", b"A prompt of its oWn."))
+
+        server = self.start("--auth-tokens", str(tokens))
+        info = pb["server_pb2_grpc"].ServerServiceStub(self.channel)
+        for said in (*info.GetServerInfo(srv.GetServerInfoRequest(), **as_caller("other")).warnings, self.probe(server, "/readyz")[1]):
+            self.assertIn("1 references and 0 artifacts are damaged", said)
+            self.assertNotIn("secret", said)
+            self.assertNotIn("bid", said)
+        for caller, code in (("other", grpc.StatusCode.NOT_FOUND), ("root", grpc.StatusCode.DATA_LOSS)):
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.references.Get(ref.GetReferenceRequest(id="secret plan:bid"), **as_caller(caller))
+            self.assertEqual(caught.exception.code(), code)
+        erase = lambda caller: self.references.Delete(ref.DeleteReferencesRequest(ids=["secret plan:bid"]), **as_caller(caller))
+        answer = erase("other")
+        self.assertEqual((answer.deleted, list(answer.not_found)), (0, ["secret plan:bid"]))
+        answer = erase("root")
+        self.assertEqual((answer.deleted, list(answer.not_found)), (1, []))
+        self.wait_until(lambda: self.probe(server, "/readyz")[1] == "ready\n", "nothing is damaged any more", seconds=60)
+        self.assertEqual(server.stop(), 0)
+
     def test_what_is_no_graph_neither_hangs_nor_ends_the_start(self):
         flags = ("--exact-references-max", "5")
         server = self.start(*flags)
