@@ -210,7 +210,8 @@ absl::Status ReferenceImport::RunOnce() {
 // its content.
 bool ReferenceImport::IsStored(const std::string& id, const ReferenceSample& sample) const {
   const auto stored = parts_.catalog->GetRecord(id);
-  return stored.ok() && (*stored)->model_digest == parts_.model->shape().digest &&
+  return stored.ok() && (*stored)->collection == settings_.collection &&
+         (*stored)->model_digest == parts_.model->shape().digest &&
          (*stored)->embedder_digest == parts_.embedding->digest() &&
          (sample.id.empty() || SameContent((*stored)->sample, sample));
 }

@@ -153,6 +153,15 @@ class CallersTest(unittest.TestCase):
         self.assertEqual(refusal(lambda: self.references.Delete(ref.DeleteReferencesRequest(ids=[self.ids["open"][0]]), **as_caller("writer")))[0],
                          grpc.StatusCode.PERMISSION_DENIED)
 
+    def test_an_id_that_another_collections_reference_has_tells_nothing_of_it(self):
+        same = {"prompt": "told to nobody", "answer": " 1"}
+        add = lambda caller, collection, own: next(self.references.Add(iter([ref.AddReferencesRequest(
+            collection=collection, sample=ref.ReferenceSample(id=own, **same))]), **as_caller(caller))).verdicts[0]
+        self.assertEqual(add("root", "mine:b", "c").id, "mine:b:c")
+        for own in ("b:c", "b:d"):  # Of "mine" the first would be that reference's id.
+            verdict = add("writer", "mine", own)
+            self.assertEqual((verdict.verdict, verdict.id), (ref.VERDICT_MALFORMED, ""))
+
     def test_a_list_of_all_holds_what_the_caller_may_read_page_by_page(self):
         listed, token = [], ""
         while True:
