@@ -51,11 +51,11 @@ TEST(HttpServer, ServesAnExpositionThatAStrictReaderAccepts) {
 
 TEST(HttpServer, ReadinessFollowsTheFunctionAndLivenessDoesNotAndBothTellWarnings) {
   Metrics metrics("tiny", "0.1.0");
-  std::atomic<bool> ready{false};
-  std::vector<std::string> warnings;
+  std::atomic<bool> ready{false}, warns{false};
+  const std::vector<std::string> warnings = {"--tls-key: not the certificate's", "another"};
   auto server = HttpServer::Start(
       kLoopback, 0, &metrics, [&ready] { return ready.load(); }, [] { return true; }, HttpLimits(),
-      [&warnings] { return warnings; });
+      [&] { return warns ? warnings : std::vector<std::string>(); });
   ASSERT_TRUE(server.ok()) << server.status();
   httplib::Client client(kLoopback, (*server)->port());
   EXPECT_EQ(client.Get("/readyz")->status, 503);
@@ -63,7 +63,7 @@ TEST(HttpServer, ReadinessFollowsTheFunctionAndLivenessDoesNotAndBothTellWarning
   ready = true;
   EXPECT_EQ(client.Get("/readyz")->status, 200);
   EXPECT_EQ(client.Get("/readyz")->body, "ready\n");
-  warnings = {"--tls-key: not the certificate's", "another"};
+  warns = true;
   EXPECT_EQ(client.Get("/readyz")->status, 200);
   EXPECT_EQ(client.Get("/readyz")->body, "ready\nwarning: --tls-key: not the certificate's\nwarning: another\n");
   EXPECT_EQ(client.Get("/healthz")->body, "alive\nwarning: --tls-key: not the certificate's\nwarning: another\n");
