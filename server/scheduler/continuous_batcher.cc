@@ -138,18 +138,29 @@ void ContinuousBatcher::Admit() {
   }
 }
 
-// From the caller that holds the most, if that is more than its part beside the others and `for_caller`, the last of
-// its sequences gives its blocks back. False: nobody holds more.
+// Of the callers with several sequences, from the one that holds the most, if that is more than its part beside the
+// others and `for_caller`, the last sequence gives its blocks back. A caller's only one keeps them: else its caller,
+// who would have none then, took them back in turn, and neither got on. False: nobody holds more.
 bool ContinuousBatcher::TakeBackBlocks(const std::string& for_caller) {
-  std::map<absl::string_view, int64_t> held;
-  held[for_caller] = 0;
-  for (const SequencePtr& s : running_) held[s->request.caller] += static_cast<int64_t>(s->blocks.size());
-  const auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
+  struct Held {
+    int64_t blocks = 0;
+    int sequences = 0;  // that hold any
+  };
+  std::map<absl::string_view, Held> held;
+  held[for_caller] = {};
+  for (const SequencePtr& s : running_) {
+    if (s->request.learning) continue;
+    Held& own = held[s->request.caller];
+    own.blocks += static_cast<int64_t>(s->blocks.size());
+    own.sequences += s->blocks.empty() ? 0 : 1;
+  }
+  const auto takeable = [](const Held& h) { return h.sequences > 1 ? h.blocks : 0; };
+  const auto less = [&](const auto& a, const auto& b) { return takeable(a.second) < takeable(b.second); };
   const auto most = std::max_element(held.begin(), held.end(), less);
-  if (most->first == for_caller || most->second <= pool_.blocks() / static_cast<int64_t>(held.size())) return false;
+  if (takeable(most->second) <= pool_.blocks() / static_cast<int64_t>(held.size())) return false;
   for (size_t i = running_.size(); i > 0; --i) {
     const Sequence& s = *running_[i - 1];
-    if (s.request.caller != most->first || s.blocks.empty()) continue;
+    if (s.request.learning || s.request.caller != most->first || s.blocks.empty()) continue;
     Preempt(i - 1);
     return true;
   }

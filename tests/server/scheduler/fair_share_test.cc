@@ -24,6 +24,7 @@ class FairShare : public testing::Test {
   void Steps(int count) {
     for (int i = 0; i < count; ++i) batcher().Step();
   }
+  void NewBatcher() { batcher_.reset(); }
   ContinuousBatcher& batcher() {
     if (!batcher_) {
       model_ = std::make_unique<HashModel>();
@@ -81,6 +82,33 @@ TEST_F(FairShare, ACallerThatHasNoneGetsCacheBackFromOneThatHoldsTooMuch) {
     Wanted own = large;
     own.prompt[0] = i;
     EXPECT_EQ(crowd[static_cast<size_t>(i)]->tokens, RunAlone(own)->tokens);
+  }
+}
+
+// Where not all fit, the one that came takes the blocks of the one that runs, who takes them back, and so on.
+TEST_F(FairShare, CallersOfOneSequenceEachDoNotTakeTheCacheFromOneAnother) {
+  limits.kv_tokens_max = 10 * KvBlockPool::kPositions;
+  limits.prefill_tokens_per_step = 32;
+  for (const int callers : {2, 3, 5, 9}) {
+    for (const int blocks : {3, 5, 6, 9}) {
+      NewBatcher();
+      const size_t length = static_cast<size_t>(blocks) * KvBlockPool::kPositions - 4;
+      std::vector<Wanted> wanted;
+      std::vector<std::shared_ptr<RecordingSink>> sinks;
+      for (int i = 0; i < callers; ++i) {
+        wanted.push_back({std::vector<int32_t>(length, i), 20, nullptr});
+        sinks.push_back(Add(std::string(1, static_cast<char>('a' + i)), wanted.back()));
+      }
+      // One after the other: a step for every 32 tokens and every token, and some more.
+      const int steps_max = callers * (blocks + 20 + 10);
+      Steps(steps_max);
+      for (size_t i = 0; i < sinks.size(); ++i) {
+        EXPECT_EQ(sinks[i]->finished_count, 1) << callers << " callers of " << blocks << " blocks each";
+        if (blocks != 9) continue;
+        EXPECT_EQ(sinks[i]->tokens, RunAlone(wanted[i])->tokens);
+      }
+      batcher().AbortAll(absl::CancelledError("the next ones come"));
+    }
   }
 }
 
