@@ -39,7 +39,6 @@ bool OptimizationUnits::Join(Sequence& sequence, OptimizationUnit& unit) const {
 
 void OptimizationUnits::Charge(const OptimizationUnit::Member& member, double seconds) {
   constexpr double kLeast = 1e-9;  // So that turns are taken where the clock is too coarse.
-  if (member.sequence == nullptr) return;
   const auto found = seconds_.find(member.sequence->request.caller);
   if (found != seconds_.end()) found->second += std::max(seconds, kLeast);
 }
@@ -67,33 +66,29 @@ absl::string_view OptimizationUnits::CallerInTurn(absl::Span<const std::unique_p
 }
 
 OptimizationUnit* OptimizationUnits::Next(absl::Span<const std::unique_ptr<Sequence>> running) {
-  auto unit = std::make_unique<OptimizationUnit>();
-  std::optional<size_t> passed_over;
-  if (next_ >= running.size()) next_ = 0;
-  const size_t begin = next_;
   const std::string caller(CallerInTurn(running));
-  for (size_t i = 0; i < running.size(); ++i) {
-    const size_t index = (begin + i) % running.size();
-    Sequence& sequence = *running[index];
-    if (!MayWork(sequence)) continue;
-    OptimizationUnit* const begun = Begun(&sequence);
-    if (unit->members.empty()) {
-      if (sequence.request.caller != caller) {
-        if (!passed_over) passed_over = index;
-        continue;
-      }
-      next_ = (index + 1) % running.size();
-      if (begun != nullptr) return begun;
-      if (!Join(sequence, *unit)) unit->members.push_back({&sequence, sequence.task, 0, 0});
-      continue;
-    }
-    const bool joins = begun == nullptr && !unit->evaluations.empty() && Join(sequence, *unit);
-    if (!joins && !passed_over) passed_over = index;
+  std::vector<Sequence*> waiting;
+  for (const auto& sequence : running) {
+    if (!MayWork(*sequence)) continue;
+    if (sequence->turn == 0) sequence->turn = ++turn_;
+    waiting.push_back(sequence.get());
   }
-  if (passed_over) next_ = *passed_over;
-  if (unit->members.empty()) return nullptr;
-  units_.push_back(std::move(unit));
-  return units_.back().get();
+  std::stable_sort(waiting.begin(), waiting.end(),
+                   [](const Sequence* a, const Sequence* b) { return a->turn < b->turn; });
+  const auto of_caller = [&](const Sequence* sequence) { return sequence->request.caller == caller; };
+  const auto first = std::find_if(waiting.begin(), waiting.end(), of_caller);
+  if (first == waiting.end()) return nullptr;
+  OptimizationUnit* unit = Begun(*first);
+  if (unit == nullptr) {
+    unit = units_.emplace_back(std::make_unique<OptimizationUnit>()).get();
+    if (!Join(**first, *unit)) unit->members.push_back({*first, (*first)->task, 0, 0});
+    for (Sequence* const other : waiting) {
+      if (!unit->evaluations.empty() && Begun(other) == nullptr) Join(*other, *unit);
+    }
+  }
+  ++turn_;
+  for (const OptimizationUnit::Member& member : unit->members) member.sequence->turn = turn_;
+  return unit;
 }
 
 std::vector<OptimizationUnits::Outcome> OptimizationUnits::Advance(OptimizationUnit* unit, int64_t row_layers,
@@ -132,7 +127,6 @@ std::vector<OptimizationUnits::Outcome> OptimizationUnits::Advance(OptimizationU
   }
   for (size_t i = 0; i < unit->members.size(); ++i) {
     const OptimizationUnit::Member& member = unit->members[i];
-    if (member.sequence == nullptr) continue;
     const absl::Time told = now();
     outcomes.push_back({member.sequence, results[i].ok() ? member.task->Tell(*results[i], member.seconds)
                                                          : absl::StatusOr<bool>(results[i].status())});
@@ -143,14 +137,19 @@ std::vector<OptimizationUnits::Outcome> OptimizationUnits::Advance(OptimizationU
 }
 
 void OptimizationUnits::Leave(const Sequence* sequence) {
-  const auto left = [&](const std::unique_ptr<OptimizationUnit>& unit) {
-    for (OptimizationUnit::Member& member : unit->members) {
-      if (member.sequence == sequence) member.sequence = nullptr;
-    }
-    return unit->Holds(nullptr) && std::all_of(unit->members.begin(), unit->members.end(),
-                                               [](const auto& member) { return member.sequence == nullptr; });
-  };
-  units_.erase(std::remove_if(units_.begin(), units_.end(), left), units_.end());
+  const auto holds = [&](const std::unique_ptr<OptimizationUnit>& unit) { return unit->Holds(sequence); };
+  const auto place = std::find_if(units_.begin(), units_.end(), holds);
+  if (place == units_.end()) return;
+  OptimizationUnit& unit = **place;
+  if (unit.members.size() == 1) {
+    units_.erase(place);
+    return;
+  }
+  const auto is_left = [&](const OptimizationUnit::Member& member) { return member.sequence == sequence; };
+  const auto member = std::find_if(unit.members.begin(), unit.members.end(), is_left);
+  unit.run.reset();
+  unit.evaluations.erase(unit.evaluations.begin() + (member - unit.members.begin()));
+  unit.members.erase(member);
 }
 
 }  // namespace c3po

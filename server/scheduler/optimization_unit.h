@@ -27,7 +27,7 @@ inline constexpr int64_t kEvaluationRowsMax = 32;
 // single one does itself.
 struct OptimizationUnit {
   struct Member {
-    Sequence* sequence = nullptr;            // null: it has left, and nobody waits for its result
+    Sequence* sequence = nullptr;
     std::shared_ptr<OptimizationTask> task;  // holds what the evaluation reads
     int64_t rows = 0;
     double seconds = 0;  // of the evaluation so far, its share by rows
@@ -42,10 +42,10 @@ struct OptimizationUnit {
 // and other units run.
 class OptimizationUnits {
  public:
-  // Of those that are optimizing and have been granted their memory, and whose caller has had the least time, in turn:
-  // the first, and with it, if it waits for an evaluation, all that wait for one
-  // too and fit; the first whatever its rows. Where the first is of a unit that has begun, that one. Each has a turn at
-  // least once in as many calls as there are sequences. Null: there is nothing to do. Holds until the next call.
+  // Of those that are optimizing and have been granted their memory: the one that has waited the longest for a turn, of
+  // the caller that has had the least time; and with it, if it waits for an evaluation, all that wait for one too and
+  // fit; the first whatever its rows. Where the first is of a unit that has begun, that one. Each has a turn at least
+  // once in as many of its caller's as that has sequences. Null: there is nothing to do. Holds until the next call.
   OptimizationUnit* Next(absl::Span<const std::unique_ptr<Sequence>> running);
 
   struct Outcome {
@@ -57,7 +57,8 @@ class OptimizationUnits {
   std::vector<Outcome> Advance(OptimizationUnit* unit, int64_t row_layers, ModelRunner& model,
                                const std::function<absl::Time()>& now);
 
-  // The sequence has ended, or gave its place back; what it waits for is found again when it asks again.
+  // The sequence has ended, or gave its place back; what it waits for is found again when it asks again. A unit that it
+  // shared begins anew for the others: its objective is not evaluated for nobody while it asks it for something else.
   void Leave(const Sequence* sequence);
 
   size_t begun() const { return units_.size(); }
@@ -71,7 +72,7 @@ class OptimizationUnits {
 
   std::vector<std::unique_ptr<OptimizationUnit>> units_;
   std::map<std::string, double, std::less<>> seconds_;  // that each caller with a sequence there has had
-  size_t next_ = 0;                                     // round robin over the running sequences
+  int64_t turn_ = 0;                                    // units that were chosen, and sequences that came
 };
 
 }  // namespace c3po

@@ -34,6 +34,7 @@ struct Sequence {
   std::shared_ptr<OptimizationTask> task;
   std::shared_ptr<const RoutingOverride> routing;
   bool work_granted = false;              // the task may take the memory that it needs
+  int64_t turn = 0;                       // when optimization last turned to it; 0: never
   std::vector<ContinuationScore> scores;  // of the continuations, once scoring began
   size_t scored = 0;                      // continuations whose score is whole
   // A continuation that is longer than one pass may be: as many of its rows have run, and lie in these blocks. What is

@@ -134,6 +134,62 @@ TEST(OptimizationUnit, EachSequenceHasItsTurn) {
   EXPECT_GT(joint, 100);
 }
 
+// Also where another caller's units take longer, so that its own sequences have most of the turns.
+TEST(OptimizationUnit, TheSequencesOfACallerHaveTheirTurnsAlike) {
+  absl::Time time = absl::UnixEpoch();
+  std::vector<std::unique_ptr<Sequence>> running;
+  std::map<const Sequence*, int> turns;
+  for (const char* const caller : {"ann", "ben", "ann"}) {
+    running.push_back(std::make_unique<Sequence>());
+    Sequence& sequence = *running.back();
+    sequence.request.caller = caller;
+    sequence.stage = Sequence::Stage::kOptimizing;
+    sequence.work_granted = true;
+    const auto task = std::make_shared<CountdownTask>(1000, nullptr);
+    task->on_step = [&, own = &sequence] {
+      ++turns[own];
+      time += own->request.caller == "ben" ? absl::Milliseconds(100) : absl::Milliseconds(1);
+    };
+    sequence.task = task;
+  }
+  HashModel model;
+  OptimizationUnits units;
+  for (int i = 0; i < 300; ++i) units.Advance(units.Next(running), 1, model, [&] { return time; });
+  EXPECT_NEAR(turns[running[0].get()], turns[running[2].get()], 1);
+  EXPECT_GT(turns[running[1].get()], 0);
+}
+
+// What it asked for is not evaluated any more: it may ask the same objective for something else meanwhile.
+TEST(OptimizationUnit, AUnitBeginsAnewWithoutASequenceThatLeft) {
+  std::vector<std::unique_ptr<Sequence>> running;
+  std::vector<std::shared_ptr<AskingTask>> tasks;
+  for (int i = 0; i < 3; ++i) {
+    tasks.push_back(std::make_shared<AskingTask>(2, *Routing(1)));
+    ASSERT_FALSE(*tasks.back()->Step(1));
+    running.push_back(std::make_unique<Sequence>());
+    running.back()->stage = Sequence::Stage::kOptimizing;
+    running.back()->work_granted = true;
+    running.back()->task = tasks.back();
+  }
+  HashModel model;
+  OptimizationUnits units;
+  const auto now = [] { return absl::UnixEpoch(); };
+  OptimizationUnit* const begun = units.Next(running);
+  ASSERT_EQ(begun->members.size(), 3u);
+  EXPECT_TRUE(units.Advance(begun, 1, model, now).empty());
+  units.Leave(running[1].get());
+  running.erase(running.begin() + 1);
+  OptimizationUnit* const rest = units.Next(running);
+  EXPECT_EQ(units.begun(), 1u);
+  const auto outcomes = units.Advance(rest, PiecewiseWork::kToTheEnd, model, now);
+  ASSERT_EQ(outcomes.size(), 2u);
+  EXPECT_EQ(outcomes[0].sequence, running[0].get());
+  EXPECT_EQ(outcomes[1].sequence, running[1].get());
+  ASSERT_EQ(model.passes.size(), 2u);
+  EXPECT_EQ(model.passes[1], (std::vector<const NeighborhoodObjective*>{&tasks[0]->objective, &tasks[2]->objective}));
+  EXPECT_EQ(units.begun(), 0u);
+}
+
 // A stream goes on between the parts of a long evaluation, a short one has its turns beside it, and what comes of both
 // is what comes of each alone.
 TEST(OptimizationUnit, ALongEvaluationIsCutAndOthersGoOnBetweenItsParts) {
