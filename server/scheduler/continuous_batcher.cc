@@ -118,6 +118,13 @@ void ContinuousBatcher::Admit() {
     running_.push_back(std::move(*next));
     waiting_.erase(next);
   };
+  // What was preempted amid its optimization holds memory that others wait for, and needs no cache: it goes on.
+  const auto holds_memory = [](const SequencePtr& s) { return s->work_granted; };
+  while (true) {
+    const auto next = std::find_if(waiting_.begin(), waiting_.end(), holds_memory);
+    if (next == waiting_.end() || !Begin(**next)) break;
+    admit(next);
+  }
   while (true) {
     const auto next = std::find_if(waiting_.begin(), waiting_.end(), learns);
     if (next == waiting_.end() || !Begin(**next)) break;
@@ -167,8 +174,10 @@ bool ContinuousBatcher::TakeBackBlocks(const std::string& for_caller) {
   return false;
 }
 
-// Takes what others left of its beginning, if the rest of it fits beside one block more for each that runs.
+// Takes what others left of its beginning, if the rest of it fits beside one block more for each that runs. One that
+// was preempted amid its optimization takes nothing: it needs its cache when that has ended.
 bool ContinuousBatcher::Begin(Sequence& sequence) {
+  if (sequence.stage == Stage::kOptimizing) return true;
   const int64_t wanted =
       KvBlockPool::BlocksFor(std::max(sequence.reserved(), sequence.wanted() + (sequence.scoring() ? 0 : 1)));
   KvBlockPool::Prefix prefix;
@@ -195,15 +204,19 @@ bool ContinuousBatcher::Begin(Sequence& sequence) {
 }
 
 // Room for what each sequence writes in this step, in the order of admission: the last ones give theirs back until it
-// is there.
+// is there. One that optimizes and has nothing to give goes on.
 void ContinuousBatcher::ReserveRows() {
-  for (size_t i = 0; i < running_.size(); ++i) {
+  const auto gives = [](const Sequence& s) { return s.stage != Stage::kOptimizing || !s.blocks.empty(); };
+  for (size_t i = 0; i < running_.size();) {
     Sequence& s = *running_[i];
-    while (pool_.available() < BlocksMissing(s)) {
-      Preempt(running_.size() - 1);
-      if (i >= running_.size()) return;
+    if (pool_.available() >= BlocksMissing(s)) {
+      Reserve(s, s.reserved(), pool_);
+      ++i;
+      continue;
     }
-    Reserve(s, s.reserved(), pool_);
+    size_t last = running_.size() - 1;
+    while (last > i && !gives(*running_[last])) --last;
+    Preempt(last);
   }
 }
 

@@ -19,14 +19,16 @@ struct Budget {
 
 bool CaughtUp(const Sequence& s) { return s.cached >= s.wanted(); }
 
-// Rows of prompts and continuations that a sequence could run now.
+// Rows of prompts and continuations that a sequence has to run, also again where their blocks were given back.
 int64_t RowsWanted(const Sequence& s) {
   int64_t rows = std::max(0, s.wanted() - s.cached);
   if (s.stage != Stage::kScore) return rows;
   const auto& continuations = s.request.continuations;
-  for (size_t c = 0; c < continuations.size(); ++c)
-    rows += static_cast<int64_t>(continuations[c].size() - s.scores[c].token_logprobs.size());
-  return rows;
+  for (size_t c = 0; c < continuations.size(); ++c) {
+    if (s.scores[c].token_logprobs.size() == continuations[c].size()) continue;
+    rows += static_cast<int64_t>(continuations[c].size()) - 1;
+  }
+  return rows - s.partial.rows;
 }
 
 // What each sequence may have of `all` rows: every caller the same part, and of what a caller leaves the others more;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "server/scheduler/continuous_batcher.h"
+#include "server/scheduler/step_plan.h"
 #include "tests/server/scheduler/scheduler_fakes.h"
 
 namespace c3po {
@@ -139,6 +140,58 @@ TEST_F(FairShare, EachCallerHasThePartOfTheOptimization) {
   while (ben->finished_count == 0 && batcher().Step()) {
   }
   EXPECT_LE(model().passes.size() - before, 10u * 2 + 3);
+}
+
+// What waits for the memory of a sequence that was preempted must not keep it from its place.
+TEST_F(FairShare, WhatWasPreemptedWithItsMemoryGoesOnBeforeWhatWaitsForThat) {
+  limits.sequences_max = 1;
+  limits.kv_tokens_max = 6 * KvBlockPool::kPositions;
+  limits.work_memory_bytes = 100;
+  model().per_forward = absl::Milliseconds(10);
+  const auto add = [&](Priority priority) {
+    auto sink = std::make_shared<RecordingSink>();
+    SequenceRequest request =
+        MakeRequest({std::vector<int32_t>(3 * KvBlockPool::kPositions - 4, 1), 4, Routing(1)}, sink);
+    request.caller = "ann";
+    request.priority = priority;
+    request.on_prefilled = [this](const PromptCapture&, absl::Span<const float>) {
+      auto task = std::make_shared<CountdownTask>(100, Routing(1));
+      task->bytes = 80;
+      task->on_step = [this] { model().now += absl::Seconds(1); };
+      return absl::StatusOr<std::shared_ptr<OptimizationTask>>(task);
+    };
+    batcher().Add(std::move(request));
+    return sink;
+  };
+  const Wanted grows{{3}, 5 * KvBlockPool::kPositions, nullptr};
+  const auto stream = Add("ben", grows);
+  const auto preempted = add(Priority::kNormal);
+  Steps(5);
+  EXPECT_EQ(batcher().running(), 2);
+  const auto waits = add(Priority::kHigh);
+  Steps(1000);
+  EXPECT_GT(batcher().preemptions(), 0);
+  EXPECT_EQ(stream->finished_count, 1);
+  EXPECT_EQ(preempted->finished_count, 1);
+  EXPECT_EQ(waits->finished_count, 1);
+}
+
+// Rows of which the results are known run again where their keys and values were given back.
+TEST(FairShareOfAPass, AContinuationThatRunsAgainHasAllTheRowsThatItNeeds) {
+  KvBlockPool pool(64);
+  std::vector<std::unique_ptr<Sequence>> running;
+  running.push_back(std::make_unique<Sequence>());
+  Sequence& sequence = *running.back();
+  sequence.request.prompt = sequence.tokens = {1, 2};
+  sequence.request.continuations = {std::vector<int32_t>(300, 5)};
+  sequence.stage = Sequence::Stage::kScore;
+  sequence.cached = 2;
+  sequence.blocks = {*pool.Take(-1)};
+  sequence.scores.resize(1);
+  sequence.scores[0].token_logprobs.assign(299, -1.0f);
+  const StepPlan plan = PlanStep(running, 100, pool);
+  ASSERT_EQ(plan.segments.size(), 1u);
+  EXPECT_EQ(plan.segments[0].tokens.size(), 100u);
 }
 
 TEST_F(FairShare, LearningTakesNoPlaceOfRequests) {
