@@ -103,7 +103,11 @@ absl::Status AdmissionController::FitToDeadline(const std::string& caller, Reque
   return absl::OkStatus();
 }
 
-// A request that costs more than all of the room goes alone.
+// A request that costs more than a caller may hold counts as all of that, so that others find what is kept for them.
+int64_t AdmissionController::Charged(const RequestWork& work) const {
+  return std::min(work.Cost(), limits_.cost_max - Kept(limits_.cost_max));
+}
+
 absl::Status AdmissionController::FindRoom(const Permit& permit, int64_t cost) const {
   const int64_t held = by_caller_.at(permit.caller_).cost, open = limits_.cost_max - Kept(limits_.cost_max);
   if (cost_ == 0) return absl::OkStatus();
@@ -123,11 +127,11 @@ absl::Status AdmissionController::Permit::Take(RequestWork& work, absl::Time dea
   AdmissionController& c = *controller_;
   const absl::Time now = SteadyNow();
   const absl::MutexLock lock(&c.mu_);
-  C3PO_RETURN_IF_ERROR(c.FindRoom(*this, work.Cost()));
+  C3PO_RETURN_IF_ERROR(c.FindRoom(*this, c.Charged(work)));
   if (deadline != absl::InfiniteFuture() && c.estimates_.fresh(now)) {
     C3PO_RETURN_IF_ERROR(c.FitToDeadline(caller_, work, deadline - now));
   }
-  cost_ = work.Cost();  // Of what is left of it.
+  cost_ = c.Charged(work);  // Of what is left of it.
   c.cost_ += cost_;
   c.by_caller_[caller_].cost += cost_;
   work_ = work;

@@ -25,8 +25,8 @@ struct AdmissionLimits {
 //
 // Fair share: an eighth of the places, and of the cost, is kept for callers that hold none. While more than half of the
 // places are taken, a caller may hold its part of the others, divided by the callers that hold any (at least 1); and so
-// with the cost. Refusals are ResourceExhausted with the time after which a place should be free
-// (server/types/status_details.h). Thread-safe.
+// with the cost, of which a request counts as no more than a caller may hold. Refusals are ResourceExhausted with the
+// time after which a place should be free (server/types/status_details.h). Thread-safe.
 class AdmissionController {
  public:
   explicit AdmissionController(const AdmissionLimits& limits) : limits_(limits) {}
@@ -72,6 +72,7 @@ class AdmissionController {
   absl::Status FitToDeadline(const std::string& caller, RequestWork& work, absl::Duration left) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Duration QueueEstimate(const std::string& caller) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  int64_t Charged(const RequestWork& work) const;
   absl::Status FindRoom(const Permit& permit, int64_t cost) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Leave(const Permit& permit);
 

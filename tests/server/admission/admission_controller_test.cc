@@ -111,6 +111,20 @@ TEST(AdmissionController, TokensAreBoundedButARequestAloneIsLeftToTheEngine) {
   EXPECT_TRUE(permits[0]->Take(large, absl::InfiniteFuture()).ok());
 }
 
+TEST(AdmissionController, BesideARequestBeyondAllRoomOthersFindWhatIsKeptForThem) {
+  AdmissionController controller({8, 800, 2});
+  Permits permits;
+  EXPECT_EQ(Enter(controller, "ann", 2, permits), 2);
+  EXPECT_EQ(Enter(controller, "ben", 1, permits), 1);
+  RequestWork large{4000, 30, 0, 0, false}, small{70, 10, 0, 0, false};
+  EXPECT_TRUE(permits[0]->Take(large, absl::InfiniteFuture()).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(permits[1]->Take(small, absl::InfiniteFuture())));
+  EXPECT_TRUE(permits[2]->Take(small, absl::InfiniteFuture()).ok());
+  permits.clear();
+  EXPECT_EQ(Enter(controller, "cleo", 1, permits), 1);
+  EXPECT_TRUE(permits[0]->Take(large, absl::InfiniteFuture()).ok()) << "all was given back";
+}
+
 // A controller that has seen requests of 100 prompt tokens in 100 ms, 3 neighbors and 7 steps in 100 ms, 10 answer
 // tokens in 100 ms, and a retrieval of 20 ms.
 class DeadlineTest : public testing::Test {
