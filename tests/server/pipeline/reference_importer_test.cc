@@ -78,7 +78,7 @@ class ReferenceImportTest : public testing::Test {
     events.on_batch = [this](std::vector<SampleVerdict> verdicts) {
       if (on_batch) on_batch();
       for (SampleVerdict& verdict : verdicts) verdicts_.push_back(std::move(verdict));
-      if (batch_ != nullptr) batch_->Notify();
+      if (absl::Notification* const batch = batch_; batch != nullptr) batch->Notify();
     };
     events.on_end = [this](const absl::Status& status) {
       status_ = status;
@@ -106,7 +106,7 @@ class ReferenceImportTest : public testing::Test {
   std::unique_ptr<ReferenceCatalog> catalog_;
   PipelineParts parts_;
   std::function<void()> on_batch;
-  absl::Notification* batch_ = nullptr;
+  std::atomic<absl::Notification*> batch_{nullptr};
   std::vector<SampleVerdict> verdicts_;
   absl::Status status_;
   absl::Notification ended_;

@@ -22,7 +22,7 @@ int64_t ResidentMib() {
 }
 
 TEST(HeapTrim, GivesBackWhatAFloodOfSmallPiecesLeft) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef C3PO_SANITIZED
   GTEST_SKIP() << "a sanitizer's allocator keeps what it likes";
 #endif
   const HeapTrim trim;
