@@ -1,7 +1,7 @@
 // c3pod: reads its configuration, loads model, embedder and references, serves until SIGTERM or SIGINT, drains, exits
 // 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line; 130, 143 ended by a second SIGINT or SIGTERM while
-// it drained. SIGHUP reads certificates and tokens again. `c3pod inspect FOLDER` says what a model folder is and
-// whether it would load, instead (server/inspect).
+// it drained; 3 calls were lost, and the end did not come. SIGHUP reads certificates and tokens again. `c3pod inspect
+// FOLDER` says what a model folder is and whether it would load, instead (server/inspect).
 
 #include <malloc.h>
 #include <unistd.h>
@@ -42,6 +42,7 @@
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/process/descriptor_limit.h"
+#include "server/process/end_bound.h"
 #include "server/process/heap_settings.h"
 #include "server/process/process_signals.h"
 #include "server/process/process_usage.h"
@@ -57,6 +58,7 @@ namespace {
 
 constexpr char kVersion[] = C3PO_VERSION;
 constexpr absl::Duration kDrainPoll = absl::Milliseconds(10);
+constexpr absl::Duration kEndMax = absl::Seconds(20);    // for gRPC to end once the calls have
 constexpr size_t kLogLinesMax = 8192;                    // that wait for their reader
 constexpr absl::Duration kLastLines = absl::Seconds(1);  // that the end waits for them
 
@@ -351,7 +353,13 @@ void Drain(const ServerConfig& config, Server& server) {
   const absl::Time deadline = SteadyNow() + absl::Seconds(config.drain_seconds_max);
   while (server.admission->pending() > 0 && SteadyNow() < deadline) absl::SleepFor(kDrainPoll);
   server.engine->Stop(deadline - SteadyNow());
-  server.grpc->Shutdown(absl::Seconds(1));
+  {
+    const EndBound bound(kEndMax, [] {
+      Log(LogLevel::kError, "end_forced", "", {{"reason", "calls were lost, and gRPC waits for them without end"}});
+      FlushLog(kLastLines);
+    });
+    server.grpc->Shutdown(absl::Seconds(1));
+  }
   if (const absl::Status saved = server.catalog->SaveGraphs(); !saved.ok()) {
     Log(LogLevel::kWarning, "graphs_not_saved", "", {{"reason", saved.message()}});
   }
