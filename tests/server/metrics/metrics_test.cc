@@ -402,5 +402,23 @@ TEST(ExpositionParser, RejectsWhatAStrictReaderMust) {
   EXPECT_TRUE(ParseExposition(head + "a_total{x=\"v\",y=\"\"} 1\n").ok());
 }
 
+// Times of a stage are of its own work or of its waiting, and of one call or of one step: HELP says which.
+TEST(Metrics, HelpSaysWhatATimeIsOf) {
+  const Metrics metrics("tiny", "0.1.0");
+  const std::string text = metrics.PrometheusText();
+  const std::pair<const char*, const char*> expected[] = {
+      {"c3po_optimization_seconds", "own work, its waiting for turns left out"},
+      {"c3po_optimization_wait_seconds", "waiting for its turns, between its steps"},
+      {"c3po_call_stage_seconds_total", "the stages of a call add up to its whole time"},
+      {"c3po_engine_step_seconds", "one engine step"},
+  };
+  for (const auto& [name, words] : expected) {
+    const size_t begin = text.find(std::string("# HELP ") + name + " ");
+    ASSERT_NE(begin, std::string::npos) << name;
+    const std::string help = text.substr(begin, text.find('\n', begin) - begin);
+    EXPECT_NE(help.find(words), std::string::npos) << help;
+  }
+}
+
 }  // namespace
 }  // namespace c3po
