@@ -42,14 +42,14 @@ class ConnectionTest(unittest.TestCase):
             self.assertNotIn("secret", str(caught.exception))
         for target in ("127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/run/c3po"):
             connect(target)
+        connect("192.0.2.1:1", C3PO_INSECURE_TOKEN="1")
+        with unittest.mock.patch.dict("os.environ"):
+            Connection("192.0.2.1:1", 1)  # Without a token there is nothing to lose.
 
     def test_an_address_needs_its_port(self):
         for target in ("c3pod", "127.0.0.1:", "[::1]", "c3pod:https"):
             with self.subTest(target=target), self.assertRaisesRegex(C3poError, "is not ADDRESS:PORT"):
                 Connection(target, 1)
-        connect("192.0.2.1:1", C3PO_INSECURE_TOKEN="1")
-        with unittest.mock.patch.dict("os.environ"):
-            Connection("192.0.2.1:1", 1)  # Without a token there is nothing to lose.
 
 
 class OptimizationArgsTest(unittest.TestCase):
