@@ -14,6 +14,7 @@ import unittest
 import grpc
 
 import server_process
+from server_case import ServerCase
 from service_calls import details, gen, opt, pb, ref, samples
 
 sys.path.insert(0, str(pathlib.Path(server_process.SOURCE) / "deploy" / "attack"))
@@ -43,24 +44,9 @@ class Import:
         return list(self.stream)
 
 
-class BoundsTest(unittest.TestCase):
+class BoundsTest(ServerCase):
+    binary = BINARY
     FLAGS = ("--import-streams-max", "100", "--call-memory-mb", "8", "--unread-seconds-max", "1")
-
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = server_process.fresh_folder()
-        cls.server = server_process.ServerProcess(BINARY, cls.folder, *cls.FLAGS)
-        cls.channel = cls.server.channel()
-        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
-        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.channel.close()
-        code = cls.server.stop()
-        server_process.remove_folder(cls.folder)
-        if code != 0:
-            raise AssertionError(f"c3pod exited with {code}: {cls.server.log[-20:]}")
 
     def metric(self, name):
         for line in self.server.http("/metrics").splitlines():

@@ -8,13 +8,12 @@ import time
 import unittest
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
 
 import server_process
+from server_case import ServerCase
+from service_calls import details, gen, opt, pb, ref, srv
 
 BINARY = sys.argv.pop(1)
-pb = server_process.make_stubs()
-gen, ref, opt, srv = pb["generation_pb2"], pb["reference_pb2"], pb["options_pb2"], pb["server_pb2"]
 
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 SERVING = b"\x08\x01"
@@ -29,45 +28,30 @@ def refusal(made):
     try:
         made()
     except grpc.RpcError as error:
-        trailing = dict(error.trailing_metadata() or ())
-        reason = pause = None
-        for detail in status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b"")).details:
-            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-            if detail.Unpack(info):
-                reason = info.reason
-            if detail.Unpack(retry):
-                pause = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
+        reason, _, pause = details(error)
         return error.code(), error.details(), reason, pause
     raise AssertionError("the call was let in")
 
 
-class CallersTest(unittest.TestCase):
+class CallersTest(ServerCase):
     """What tokens say beside a role: collections and rates. Over loopback, without TLS."""
 
     @classmethod
-    def setUpClass(cls):
-        cls.folder = server_process.fresh_folder()
+    def started(cls):
         lines = [("root", "administer", ""), ("reader", "references", "read=open"), ("writer", "references", "read=open write=mine,new%20one"),
                  ("asker", "generate", "read=mine"), ("chief", "administer", "read=* write=mine"),
                  ("few", "generate", "calls/min=3"), ("short", "references", "tokens/min=200"),
                  ("importer", "references", "tokens/min=200 write=slow"), ("learner", "references", "tokens/min=200 write=slow")]
         (cls.folder / "tokens").write_text("".join(server_process.token_line(name, role, f"token-{name}", fields) for name, role, fields in lines))
-        cls.server = server_process.ServerProcess(BINARY, cls.folder, "--auth-tokens", str(cls.folder / "tokens"),
-                                                  "--caller-calls-max", "6", "--watches-max", "5", "--address-watches-max", "3")
-        cls.channel = cls.server.channel()
-        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
-        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
+        return server_process.ServerProcess(BINARY, cls.folder, "--auth-tokens", str(cls.folder / "tokens"),
+                                            "--caller-calls-max", "6", "--watches-max", "5", "--address-watches-max", "3")
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
         cls.ids = {}
         for collection in ("open", "mine", "secret"):
             cls.ids[collection] = cls.add("root", collection, f"text of {collection}")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.channel.close()
-        code = cls.server.stop()
-        server_process.remove_folder(cls.folder)
-        if code != 0:
-            raise AssertionError(f"c3pod exited with {code}: {cls.server.log}")
 
     @classmethod
     def add(cls, caller, collection, text, count=3):

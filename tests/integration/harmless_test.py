@@ -13,6 +13,7 @@ import unittest
 import grpc
 
 import server_process
+from server_case import ServerCase
 from service_calls import details, gen, opt, pb, ref, samples, tokens_of
 
 CLI, BINARY = sys.argv.pop(), sys.argv.pop()
@@ -25,30 +26,15 @@ CHAT_ML = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\
            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
 
-class HarmlessTest(unittest.TestCase):
+class HarmlessTest(ServerCase):
+    binary = BINARY
+
     @classmethod
     def setUpClass(cls):
-        cls.folder = server_process.fresh_folder()
-        cls.server = server_process.ServerProcess(BINARY, cls.folder)
-        cls.channel = cls.server.channel()
-        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
-        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
+        super().setUpClass()
         cls.add("set", samples(40))
         tune = ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=2, learning_rate=0.3)
         assert list(cls.references.TunePrior(tune, timeout=120))[-1].HasField("stored")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.channel.close()
-        code = cls.server.stop()
-        server_process.remove_folder(cls.folder)
-        if code != 0:
-            raise AssertionError(f"c3pod exited with {code}: {cls.server.log}")
-
-    @classmethod
-    def add(cls, collection, all_samples):
-        requests = (ref.AddReferencesRequest(collection=collection, sample=sample) for sample in all_samples)
-        return [verdict for response in cls.references.Add(requests, timeout=120) for verdict in response.verdicts]
 
     def ask(self, prompt, choices=(), gate=None, **options):
         optimization = opt.OptimizationOptions(gate=gate, **options) if options or gate else None

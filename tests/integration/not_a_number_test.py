@@ -13,6 +13,7 @@ import unittest
 import grpc
 
 import server_process
+from server_case import ServerCase
 from service_calls import details, gen, opt, pb, ref
 
 BINARY, CLI = sys.argv.pop(1), sys.argv.pop(1)
@@ -51,23 +52,15 @@ def question(prompt):
     return {"prompt": prompt, "answer": " no", "choices": [" no", " yes"]}
 
 
-class NotANumberTest(unittest.TestCase):
+class NotANumberTest(ServerCase):
     @classmethod
-    def setUpClass(cls):
-        cls.folder = server_process.fresh_folder()
-        cls.server = server_process.ServerProcess(BINARY, cls.folder, model=model_with_a_bad_token(cls.folder))
-        cls.channel = cls.server.channel()
-        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
-        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
-        cls.verdicts = cls.add("set", [question(prompt) for prompt in ("one?", f"bad {BAD}?", "two?", "three?")])
+    def started(cls):
+        return server_process.ServerProcess(BINARY, cls.folder, model=model_with_a_bad_token(cls.folder))
 
     @classmethod
-    def tearDownClass(cls):
-        cls.channel.close()
-        code = cls.server.stop()
-        server_process.remove_folder(cls.folder)
-        if code != 0:
-            raise AssertionError(f"c3pod exited with {code}: {cls.server.log[-20:]}")
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.verdicts = cls.add("set", [question(prompt) for prompt in ("one?", f"bad {BAD}?", "two?", "three?")])
 
     @classmethod
     def add(cls, collection, questions):

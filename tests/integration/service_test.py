@@ -11,6 +11,7 @@ import urllib.error
 import grpc
 
 import server_process
+from server_case import ServerCase
 from service_calls import details, gen, opt, pb, ref, samples, srv, tokens_of
 
 BINARY = sys.argv.pop(1)
@@ -18,30 +19,14 @@ BINARY = sys.argv.pop(1)
 ALL_METHODS = (opt.METHOD_NONE, opt.METHOD_MODE_FINDING, opt.METHOD_KERNEL_REGRESSION, opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT)
 
 
-class ServiceTest(unittest.TestCase):
+class ServiceTest(ServerCase):
+    binary, FLAGS = BINARY, server_process.FEW_STEPS
+
     @classmethod
     def setUpClass(cls):
-        cls.folder = server_process.fresh_folder()
-        cls.server = server_process.ServerProcess(BINARY, cls.folder, *server_process.FEW_STEPS)
-        cls.channel = cls.server.channel()
-        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
-        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
+        super().setUpClass()
         cls.info = pb["server_pb2_grpc"].ServerServiceStub(cls.channel)
         cls.verdicts = cls.add("set", samples(40))
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.channel.close()
-        code = cls.server.stop()
-        server_process.remove_folder(cls.folder)
-        if code != 0:
-            raise AssertionError(f"c3pod exited with {code}: {cls.server.log}")
-
-    @classmethod
-    def add(cls, collection, all_samples):
-        requests = (ref.AddReferencesRequest(collection=collection, sequence=i, sample=sample)
-                    for i, sample in enumerate(all_samples))
-        return [verdict for response in cls.references.Add(requests, timeout=120) for verdict in response.verdicts]
 
     @staticmethod
     def optimization(options):

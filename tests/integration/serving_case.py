@@ -3,12 +3,12 @@
 import json
 import os
 import time
-import unittest
 
 import grpc
 
 import server_process
-from service_calls import details, gen, opt, pb
+from server_case import ServerCase
+from service_calls import details, gen, opt
 
 WINDOW = 100_000  # Positions: answers and prompts that take seconds.
 SLOWDOWN = int(os.environ.get("C3PO_TEST_SLOWDOWN", "1"))  # By which bounds of time are longer: deploy/sanitize.sh.
@@ -27,26 +27,14 @@ def long_model(folder):
     return copy
 
 
-class ServingCase(unittest.TestCase):
+class ServingCase(ServerCase):
     """Tests of one class share a server of the long tiny model, started with FLAGS. `binary` and `cli` are set by who runs them."""
-    FLAGS = ()
-    binary = cli = None
+    cli = None
 
     @classmethod
-    def setUpClass(cls):
-        cls.folder = server_process.fresh_folder()
+    def started(cls):
         cls.model = long_model(cls.folder)
-        cls.server = cls.start(*cls.FLAGS)
-        cls.channel = cls.server.channel()
-        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.channel.close()
-        code = cls.server.stop()
-        server_process.remove_folder(cls.folder)
-        if code != 0:
-            raise AssertionError(f"c3pod exited with {code}: {cls.server.log[-20:]}")
+        return cls.start(*cls.FLAGS)
 
     @classmethod
     def start(cls, *flags, store="a"):

@@ -7,39 +7,23 @@ import unittest
 
 import grpc
 
-import server_process
+from server_case import ServerCase
 from service_calls import details, gen, opt, pb, ref, samples
 
 BINARY = sys.argv.pop(1)
 NO_NEIGHBORS = opt.GATE_DECISION_SKIPPED_NO_NEIGHBORS
 
 
-class WorkTest(unittest.TestCase):
+class WorkTest(ServerCase):
+    binary = BINARY
     # A MiB for requests, a MiB for the one learning call.
     FLAGS = ("--work-memory-mb", "2", "--learning-calls-max", "1", "--running-sequences-max", "2")
 
     @classmethod
     def setUpClass(cls):
-        cls.folder = server_process.fresh_folder()
-        cls.server = server_process.ServerProcess(BINARY, cls.folder, *cls.FLAGS)
-        cls.channel = cls.server.channel()
-        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
-        cls.references = pb["reference_pb2_grpc"].ReferenceServiceStub(cls.channel)
-        cls.add("short", samples(40))
-        cls.add("long", (ref.ReferenceSample(prompt=f"Count from {i}.", answer=" " + " ".join(map(str, range(i, i + 60)))) for i in range(12)))
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.channel.close()
-        code = cls.server.stop()
-        server_process.remove_folder(cls.folder)
-        if code != 0:
-            raise AssertionError(f"c3pod exited with {code}: {cls.server.log[-20:]}")
-
-    @classmethod
-    def add(cls, collection, all_samples):
-        requests = (ref.AddReferencesRequest(collection=collection, sample=sample) for sample in all_samples)
-        verdicts = [v for response in cls.references.Add(requests, timeout=120) for v in response.verdicts]
+        super().setUpClass()
+        verdicts = cls.add("short", samples(40))
+        verdicts += cls.add("long", (ref.ReferenceSample(prompt=f"Count from {i}.", answer=" " + " ".join(map(str, range(i, i + 60)))) for i in range(12)))
         assert not any(v.verdict == ref.VERDICT_MALFORMED for v in verdicts), verdicts
 
     def events(self, prompt, **options):
