@@ -125,8 +125,8 @@ absl::Status StoreFile::Check(int64_t page, absl::Span<const std::string> stamps
   };
   struct stat info;
   if (fstat(file_, &info) != 0) return FileError(absl::StrCat("store ", path_), "cannot stat", errno);
-  const Identity there = IdentityOf(path_);
-  if (info.st_nlink == 0 || there == Identity()) return lost("was deleted or moved while it was open");
+  const Identity there = IdentityOf(path_);  // Before links: a file that was replaced has none either.
+  if (there == Identity()) return lost("was deleted or moved while it was open");
   if (there != identity_) return lost("was replaced by another file while it was open");
   if (log_ != Identity() && IdentityOf(log_path_) != log_) {
     return lost("its write-ahead log ", log_path_, " was deleted or replaced while it was open");
