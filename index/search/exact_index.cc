@@ -8,6 +8,11 @@
 #include "index/search/nearest_list.h"
 
 namespace c3po {
+namespace {
+
+constexpr size_t kBlockBytes = 64 * 1024;  // Of rows: a part of a core's second-level cache.
+
+}  // namespace
 
 absl::Status ExactIndex::Add(int64_t label, absl::Span<const float> vector) {
   C3PO_RETURN_IF_ERROR(CheckVector("vector", vector, dimension_));
@@ -40,15 +45,36 @@ absl::Status ExactIndex::Remove(int64_t label) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<LabeledDistance>> ExactIndex::Search(absl::Span<const float> query, int k) const {
-  C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
-  C3PO_RETURN_IF_ERROR(CheckVector("query", query, dimension_));
+// A block of rows is compared with every query while it is in the processor's cache. Each query meets the rows in their
+// order, as it does alone.
+absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ExactIndex::FindNearest(absl::Span<const float> queries,
+                                                                                  int k) const {
+  const auto dimension = static_cast<size_t>(dimension_);
+  const size_t count = queries.size() / dimension;
+  const size_t rows_at_once = std::max<size_t>(1, kBlockBytes / (dimension * sizeof(float)));
   ReaderLock lock(mutex_);
-  NearestList nearest(std::min(labels_.size(), static_cast<size_t>(k)));
-  for (size_t row = 0; row < labels_.size(); ++row) {
-    nearest.Offer(SquaredDistance(query.data(), rows_.data() + row * dimension_, query.size()), labels_[row]);
+  const size_t rows = labels_.size();
+  std::vector<NearestList> nearest;
+  nearest.reserve(count);
+  for (size_t i = 0; i < count; ++i) nearest.emplace_back(std::min(rows, static_cast<size_t>(k)));
+  for (size_t first = 0; first < rows; first += rows_at_once) {
+    const size_t end = std::min(rows, first + rows_at_once);
+    for (size_t i = 0; i < count; ++i) {
+      const float* query = queries.data() + i * dimension;
+      for (size_t row = first; row < end; ++row) {
+        nearest[i].Offer(SquaredDistance(query, rows_.data() + row * dimension, dimension), labels_[row]);
+      }
+    }
   }
-  return nearest.Take();
+  std::vector<std::vector<LabeledDistance>> found;
+  found.reserve(count);
+  for (NearestList& each : nearest) found.push_back(each.Take());
+  return found;
+}
+
+int64_t ExactIndex::MemoryBytes() const {
+  ReaderLock lock(mutex_);
+  return static_cast<int64_t>(rows_.size() * sizeof(float));
 }
 
 size_t ExactIndex::size() const {

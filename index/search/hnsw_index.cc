@@ -49,7 +49,8 @@ class SquaredDistanceSpace : public hnswlib::SpaceInterface<float> {
   size_t dimension_;
 };
 
-constexpr size_t kFirstCapacity = 1024;  // Nodes.
+constexpr size_t kFirstCapacity = 1024;   // Nodes.
+constexpr int64_t kTombstonesMin = 1024;  // Fewer are not worth a new graph.
 
 // Runs `call` under the locks that its caller holds: clang checks the body of `call`, and cannot see through to them
 // here.
@@ -90,6 +91,13 @@ struct HnswIndex::Impl {
   }
   // Offers the live ones among the `candidates` nearest nodes that the graph finds; returns how many there were.
   size_t OfferLive(const float* query, size_t candidates, NearestList& nearest) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
+  // The `wanted` nearest to one query as the graph finds them, into `found`. False: what would be left to compare is
+  // nearly every node, and `found` is unchanged. 1 <= wanted <= live nodes.
+  absl::StatusOr<bool> SearchGraph(const float* query, size_t wanted, std::vector<LabeledDistance>& found) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex);
+  // The same by comparing all nodes with the queries of these numbers.
+  void CompareAll(absl::Span<const float> queries, absl::Span<const size_t> numbers, size_t wanted,
+                  std::vector<std::vector<LabeledDistance>>& found) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
   HnswGraph CopyOut(int64_t generation) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
   // `image` has passed CheckHnswGraph.
   absl::Status CopyIn(const HnswGraph& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
@@ -122,6 +130,40 @@ size_t HnswIndex::Impl::OfferLive(const float* query, size_t candidates, Nearest
     ++offered;
   }
   return offered;
+}
+
+// As many candidates as hold max(k, ef_search) live ones when tombstones lie evenly; where they crowd, the search
+// widens. All candidates are offered, so that ties at the k-th place are resolved by label, not by the library.
+absl::StatusOr<bool> HnswIndex::Impl::SearchGraph(const float* query, size_t wanted,
+                                                  std::vector<LabeledDistance>& found) const {
+  const size_t nodes = label_of_node.size();
+  size_t candidates = std::max(wanted, static_cast<size_t>(options.ef_search)) * nodes / node_of_label.size();
+  for (; candidates < nodes; candidates *= 2) {
+    NearestList nearest(wanted);
+    size_t offered = 0;
+    C3PO_RETURN_IF_ERROR(Guarded(
+        "cannot search", [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex) { offered = OfferLive(query, candidates, nearest); }));
+    if (offered < wanted) continue;
+    found = nearest.Take();
+    return true;
+  }
+  return false;
+}
+
+// Where nearly every node is wanted, comparing them all is as fast, and does not depend on what links reach.
+void HnswIndex::Impl::CompareAll(absl::Span<const float> queries, absl::Span<const size_t> numbers, size_t wanted,
+                                 std::vector<std::vector<LabeledDistance>>& found) const {
+  const auto size = static_cast<size_t>(dimension);
+  std::vector<NearestList> nearest;
+  nearest.reserve(numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) nearest.emplace_back(wanted);
+  for (size_t node = 0; !numbers.empty() && node < label_of_node.size(); ++node) {
+    if (removed[node] != 0) continue;
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      nearest[i].Offer(SquaredDistance(&queries[numbers[i] * size], VectorOf(node), size), label_of_node[node]);
+    }
+  }
+  for (size_t i = 0; i < numbers.size(); ++i) found[numbers[i]] = nearest[i].Take();
 }
 
 HnswGraph HnswIndex::Impl::CopyOut(int64_t generation) const {
@@ -268,34 +310,39 @@ absl::Status HnswIndex::Remove(int64_t label) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<LabeledDistance>> HnswIndex::Search(absl::Span<const float> query, int k) const {
-  C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
-  C3PO_RETURN_IF_ERROR(CheckVector("query", query, impl_->dimension));
+// All queries are searched under one lock. Those that the graph does not answer are compared with every node, in one
+// pass over the nodes.
+absl::StatusOr<std::vector<std::vector<LabeledDistance>>> HnswIndex::FindNearest(absl::Span<const float> queries,
+                                                                                 int k) const {
+  const auto dimension = static_cast<size_t>(impl_->dimension);
+  std::vector<std::vector<LabeledDistance>> found(queries.size() / dimension);
   ReaderLock lock(impl_->mutex);
   C3PO_RETURN_IF_ERROR(impl_->CheckUsable());
-  const size_t nodes = impl_->label_of_node.size();
-  const size_t live = impl_->node_of_label.size();
-  const size_t wanted = std::min(static_cast<size_t>(k), live);
-  if (wanted == 0) return std::vector<LabeledDistance>();
-  // As many candidates as hold max(k, ef_search) live ones when tombstones lie evenly; where they crowd, the search
-  // widens. All candidates are offered, so that ties at the k-th place are resolved by label, not by the library.
-  size_t candidates = std::max(wanted, static_cast<size_t>(impl_->options.ef_search)) * nodes / live;
-  while (candidates < nodes) {
-    NearestList nearest(wanted);
-    size_t offered = 0;
-    C3PO_RETURN_IF_ERROR(Guarded("cannot search", [&]() ABSL_SHARED_LOCKS_REQUIRED(impl_->mutex) {
-      offered = impl_->OfferLive(query.data(), candidates, nearest);
-    }));
-    if (offered >= wanted) return nearest.Take();
-    candidates *= 2;
+  const size_t wanted = std::min(static_cast<size_t>(k), impl_->node_of_label.size());
+  if (wanted == 0) return found;
+  std::vector<size_t> unanswered;
+  for (size_t i = 0; i < found.size(); ++i) {
+    C3PO_ASSIGN_OR_RETURN(const bool answered, impl_->SearchGraph(&queries[i * dimension], wanted, found[i]));
+    if (!answered) unanswered.push_back(i);
   }
-  // Nearly every node is wanted: comparing them all is as fast, and does not depend on what links reach.
-  NearestList nearest(wanted);
-  for (size_t node = 0; node < nodes; ++node) {
-    if (impl_->removed[node] != 0) continue;
-    nearest.Offer(SquaredDistance(query.data(), impl_->VectorOf(node), query.size()), impl_->label_of_node[node]);
-  }
-  return nearest.Take();
+  impl_->CompareAll(queries, unanswered, wanted, found);
+  return found;
+}
+
+int64_t HnswIndex::NodesMax(int64_t size) { return size + std::max(kTombstonesMin, size); }
+
+bool HnswIndex::WantsRebuilding() const {
+  ReaderLock lock(impl_->mutex);
+  return static_cast<int64_t>(impl_->label_of_node.size()) >
+         NodesMax(static_cast<int64_t>(impl_->node_of_label.size()));
+}
+
+int64_t HnswIndex::MemoryBytes() const {
+  constexpr size_t kOfNode = 150;
+  const size_t of_each =
+      sizeof(float) * static_cast<size_t>(impl_->dimension) + 8 * static_cast<size_t>(impl_->options.m) + kOfNode;
+  ReaderLock lock(impl_->mutex);
+  return static_cast<int64_t>(of_each * impl_->label_of_node.size());
 }
 
 size_t HnswIndex::size() const {

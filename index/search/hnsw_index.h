@@ -19,8 +19,8 @@ struct HnswOptions {
 // An approximate index: a navigable small-world graph searched by hnswlib. Results may miss true neighbors (recall,
 // measured in tests/index/search); the distances of those found are exact and equal ExactIndex's.
 //
-// A removed vector leaves a tombstone that searches still pass through, and ask for more candidates because of it: once
-// tombstones() outnumber size(), build a new index.
+// A removed vector leaves a tombstone that searches still pass through, and ask for more candidates because of it. Once
+// tombstones() outnumber size(), and are 1024 at least, the index WantsRebuilding.
 // Memory: 4 * dimension + 8 * m + about 150 bytes per node, tombstones included; it grows by doubling.
 // Add takes the index exclusively, for about as long as two searches. An Internal status (the library threw: out of
 // memory) leaves an index that answers Internal from then on.
@@ -38,15 +38,18 @@ class HnswIndex : public NeighborIndex {
                                                          const HnswOptions& options, int64_t generation,
                                                          int64_t nodes_max);
 
-  // Replaces `path` atomically (see WriteFileDurably); needs twice the graph's size in memory for the time of writing.
-  // `generation` is that of the store that the vectors come from.
-  absl::Status Save(const std::string& path, int64_t generation) const;
-
   ~HnswIndex() override;
+
+  // The nodes, tombstones included, of an index of so many vectors that does not want rebuilding: so many at most.
+  static int64_t NodesMax(int64_t size);
 
   absl::Status Add(int64_t label, absl::Span<const float> vector) override;
   absl::Status Remove(int64_t label) override;
-  absl::StatusOr<std::vector<LabeledDistance>> Search(absl::Span<const float> query, int k) const override;
+  bool approximate() const override { return true; }
+  bool WantsRebuilding() const override;
+  // Replaces `path` atomically (see WriteFileDurably); needs twice the graph's size in memory for the time of writing.
+  absl::Status Save(const std::string& path, int64_t generation) const override;
+  int64_t MemoryBytes() const override;  // By the formula above.
   size_t size() const override;
   int dimension() const override;
 
@@ -55,6 +58,9 @@ class HnswIndex : public NeighborIndex {
   bool Holds(int64_t label, absl::Span<const float> vector) const;
 
  private:
+  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries,
+                                                                        int k) const override;
+
   struct Impl;
   explicit HnswIndex(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

@@ -1,12 +1,36 @@
 #include "index/search/neighbor_index.h"
 
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
+
+absl::StatusOr<std::vector<LabeledDistance>> NeighborIndex::Search(absl::Span<const float> query, int k) const {
+  C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
+  C3PO_RETURN_IF_ERROR(CheckVector("query", query, dimension()));
+  C3PO_ASSIGN_OR_RETURN(std::vector<std::vector<LabeledDistance>> found, FindNearest(query, k));
+  return std::move(found.front());
+}
+
+absl::StatusOr<std::vector<std::vector<LabeledDistance>>> NeighborIndex::SearchMany(absl::Span<const float> queries,
+                                                                                    int k) const {
+  C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
+  const auto size = static_cast<size_t>(dimension());
+  if (queries.size() % size != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("queries: ", queries.size(), " numbers, must be whole vectors of ", size));
+  }
+  for (size_t i = 0; i < queries.size(); ++i) {
+    if (std::isfinite(queries[i])) continue;
+    return absl::InvalidArgumentError(absl::StrCat("queries[", i / size, "][", i % size, "]: not finite"));
+  }
+  if (queries.empty()) return std::vector<std::vector<LabeledDistance>>();
+  return FindNearest(queries, k);
+}
 
 absl::StatusOr<std::vector<LabeledDistance>> NeighborIndex::SearchWithin(absl::Span<const float> query, float epsilon,
                                                                          int k_max) const {

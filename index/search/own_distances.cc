@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "index/search/distance.h"
 
@@ -10,15 +11,19 @@ namespace c3po {
 OwnDistances OwnDistances::Refreshed(const OwnDistances& before, absl::Span<const Member> sample,
                                      absl::Span<const Member> arrivals,
                                      absl::FunctionRef<bool(const Member&)> is_member,
-                                     absl::FunctionRef<Nearest(const Member&)> search) {
+                                     absl::FunctionRef<std::vector<Nearest>(absl::Span<const Member>)> search) {
   OwnDistances after;
+  std::vector<Member> searched;
+  std::vector<size_t> places;  // Of these, in `after`.
   after.entries_.reserve(sample.size());
   for (const Member& member : sample) {
     const auto old = std::lower_bound(before.entries_.begin(), before.entries_.end(), member.label,
                                       [](const Entry& entry, int64_t label) { return entry.member.label < label; });
     const bool known = old != before.entries_.end() && old->member.record == member.record;
     if (!known || (old->nearest.member.record != nullptr && !is_member(old->nearest.member))) {
-      after.entries_.push_back({member, search(member)});
+      searched.push_back(member);
+      places.push_back(after.entries_.size());
+      after.entries_.push_back({member, {}});
       continue;
     }
     Entry entry = *old;
@@ -33,6 +38,9 @@ OwnDistances OwnDistances::Refreshed(const OwnDistances& before, absl::Span<cons
     }
     after.entries_.push_back(std::move(entry));
   }
+  if (searched.empty()) return after;
+  std::vector<Nearest> nearest = search(searched);
+  for (size_t i = 0; i < places.size(); ++i) after.entries_[places[i]].nearest = std::move(nearest[i]);
   return after;
 }
 

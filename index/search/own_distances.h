@@ -36,11 +36,12 @@ class OwnDistances {
 
   // The distances after a change, from those before it. `sample`: the kSampleMax members with the smallest labels, or
   // all of fewer. `arrivals`: what the change added. `is_member`: whether a member of before still is one. `search`
-  // finds a member's nearest other among all; it is called for new members of the sample and for those whose nearest
-  // other is gone. Every other one is compared with the arrivals: kSampleMax * arrivals distances in all.
+  // finds the nearest other of each of its members among all, in their order. It is called once, with the new members
+  // of the sample and those whose nearest other is gone, or not at all where there are none. Every other one is
+  // compared with the arrivals: kSampleMax * arrivals distances in all.
   static OwnDistances Refreshed(const OwnDistances& before, absl::Span<const Member> sample,
                                 absl::Span<const Member> arrivals, absl::FunctionRef<bool(const Member&)> is_member,
-                                absl::FunctionRef<Nearest(const Member&)> search);
+                                absl::FunctionRef<std::vector<Nearest>(absl::Span<const Member>)> search);
 
   // The least distance d such that at least the share `quantile`, in (0, 1], of the sampled members have their nearest
   // other within d. Nothing where no member has one.

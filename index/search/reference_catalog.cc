@@ -14,7 +14,6 @@
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "index/search/distance.h"
-#include "index/search/exact_index.h"
 #include "index/search/nearest_list.h"
 
 namespace c3po {
@@ -34,7 +33,7 @@ absl::Status CheckOptions(const CatalogOptions& options) {
   if (options.exact_references_max < 0) {
     return absl::InvalidArgumentError("catalog.exact_references_max: must not be negative");
   }
-  return HnswIndex::Create(options.embedding_dimension, options.hnsw).status();
+  return absl::OkStatus();
 }
 
 absl::Status CheckLayers(absl::Span<const int> layers, int moe_layers) {
@@ -55,6 +54,7 @@ absl::Status CheckLayers(absl::Span<const int> layers, int moe_layers) {
 absl::StatusOr<std::unique_ptr<ReferenceCatalog>> ReferenceCatalog::Open(ReferenceStore* store,
                                                                          const CatalogOptions& options) {
   C3PO_RETURN_IF_ERROR(CheckOptions(options));
+  C3PO_RETURN_IF_ERROR(IndexBuilder::Check(OptionsOfIndexes(options)));
   std::unique_ptr<ReferenceCatalog> catalog(new ReferenceCatalog(store, options));
   C3PO_RETURN_IF_ERROR(catalog->LoadAll());
   return catalog;
@@ -115,42 +115,24 @@ std::string ReferenceCatalog::GraphPath(absl::string_view collection, ViewKind k
   return (std::filesystem::path(options_.graph_cache_folder) / name).string();
 }
 
-// A graph that cannot be built (the library ran out of memory) leaves exact search: slower, and right.
-ReferenceCatalog::IndexPtr ReferenceCatalog::BuildIndex(absl::Span<const Labeled> members) const {
-  if (members.size() > static_cast<size_t>(options_.exact_references_max)) {
-    absl::StatusOr<std::unique_ptr<HnswIndex>> graph = HnswIndex::Create(options_.embedding_dimension, options_.hnsw);
-    absl::Status status = graph.status();
-    for (size_t i = 0; status.ok() && i < members.size(); ++i) {
-      status = (*graph)->Add(members[i].label, members[i].record->embedding);
-    }
-    if (status.ok()) return *std::move(graph);
-  }
-  auto exact = std::make_shared<ExactIndex>(options_.embedding_dimension);
-  // Adding cannot fail: usable records have checked embeddings, and AssignLabels gave them different labels.
-  for (const Labeled& member : members) exact->Add(member.label, member.record->embedding).IgnoreError();
-  return exact;
+std::vector<LabeledVector> ReferenceCatalog::VectorsOf(absl::Span<const Labeled> members) {
+  std::vector<LabeledVector> vectors;
+  vectors.reserve(members.size());
+  for (const Labeled& member : members) vectors.push_back({member.label, member.record->embedding});
+  return vectors;
 }
 
 ReferenceCatalog::IndexPtr ReferenceCatalog::LoadOrBuildIndex(absl::string_view collection, ViewKind kind,
                                                               absl::Span<const Labeled> members, int64_t generation) {
-  if (members.size() <= static_cast<size_t>(options_.exact_references_max)) return BuildIndex(members);
+  if (!builder_.Saved(static_cast<int64_t>(members.size()))) return BuildIndex(members);
   if (!options_.graph_cache_folder.empty()) {
-    const std::string path = GraphPath(collection, kind);
-    absl::StatusOr<std::unique_ptr<HnswIndex>> graph = HnswIndex::Load(
-        path, options_.embedding_dimension, options_.hnsw, generation, NodesMax(static_cast<int64_t>(members.size())));
-    // Equal generations of two different stores, or a store restored from a backup, are found out here.
-    const bool same = graph.ok() && (*graph)->size() == members.size() &&
-                      std::all_of(members.begin(), members.end(), [&](const Labeled& member) {
-                        return (*graph)->Holds(member.label, member.record->embedding);
-                      });
-    if (same) {
+    absl::StatusOr<IndexPtr> loaded = builder_.Load(GraphPath(collection, kind), generation, VectorsOf(members));
+    if (loaded.ok()) {
       ++startup_.graphs_loaded;
-      return *std::move(graph);
+      return *std::move(loaded);
     }
-    if (graph.ok()) {
-      startup_.refused_files.push_back(absl::StrCat("graph file ", path, ": holds other embeddings than the store"));
-    } else if (!absl::IsNotFound(graph.status())) {
-      startup_.refused_files.push_back(std::string(graph.status().message()));
+    if (!absl::IsNotFound(loaded.status())) {
+      startup_.refused_files.push_back(std::string(loaded.status().message()));
     }
   }
   ++startup_.graphs_built;
@@ -171,20 +153,18 @@ absl::StatusOr<const ReferenceCatalog::Collection*> ReferenceCatalog::FindSearch
                                                     "; import them again"));
 }
 
-absl::StatusOr<std::vector<LabeledDistance>> ReferenceCatalog::SearchVisible(const Collection& collection,
-                                                                             ViewKind kind,
-                                                                             absl::Span<const float> embedding,
-                                                                             int k) const {
-  C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
-  C3PO_RETURN_IF_ERROR(CheckVector("embedding", embedding, options_.embedding_dimension));
+// NeighborIndex::SearchMany among what searches may return.
+absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ReferenceCatalog::SearchVisible(
+    const Collection& collection, ViewKind kind, absl::Span<const float> queries, int k) const {
   const View& view = collection.views[kind];
   const int wanted = k > INT_MAX - view.hidden ? INT_MAX : k + view.hidden;
-  C3PO_ASSIGN_OR_RETURN(std::vector<LabeledDistance> found, view.index->Search(embedding, wanted));
-  found.erase(std::remove_if(found.begin(), found.end(),
-                             [&](const LabeledDistance& each) { return !collection.usable.contains(each.label); }),
-              found.end());
-  if (found.size() > static_cast<size_t>(k)) found.resize(static_cast<size_t>(k));
-  return found;
+  C3PO_ASSIGN_OR_RETURN(std::vector<std::vector<LabeledDistance>> all, view.index->SearchMany(queries, wanted));
+  const auto hidden = [&](const LabeledDistance& each) { return !collection.usable.contains(each.label); };
+  for (std::vector<LabeledDistance>& found : all) {
+    found.erase(std::remove_if(found.begin(), found.end(), hidden), found.end());
+    if (found.size() > static_cast<size_t>(k)) found.resize(static_cast<size_t>(k));
+  }
+  return all;
 }
 
 namespace {
@@ -204,9 +184,11 @@ absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::Search(absl::string_view
                                                                bool successful_only) const {
   ReaderLock lock(mutex_);
   C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
-  C3PO_ASSIGN_OR_RETURN(const std::vector<LabeledDistance> found,
+  C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
+  C3PO_RETURN_IF_ERROR(CheckVector("embedding", embedding, options_.embedding_dimension));
+  C3PO_ASSIGN_OR_RETURN(const std::vector<std::vector<LabeledDistance>> found,
                         SearchVisible(*searched, successful_only ? kSuccessful : kAll, embedding, k));
-  return NamedNeighbors(searched->usable, found);
+  return NamedNeighbors(searched->usable, found.front());
 }
 
 absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchWithin(absl::string_view collection,
@@ -321,61 +303,8 @@ absl::Status ReferenceCatalog::SaveGraphs() const {
       for (ViewKind kind : kViewKinds) files.emplace_back(GraphPath(name, kind), collection.views[kind].index);
     }
   }
-  for (const auto& [path, index] : files) {
-    const auto* graph = dynamic_cast<const HnswIndex*>(index.get());
-    if (graph != nullptr) C3PO_RETURN_IF_ERROR(graph->Save(path, generation()));
-  }
+  for (const auto& [path, index] : files) C3PO_RETURN_IF_ERROR(index->Save(path, generation()));
   return absl::OkStatus();
-}
-
-// The k nearest others of one member, exactly and by its view's graph. Zeros when it is gone, or searched exactly.
-ReferenceCatalog::Found ReferenceCatalog::CompareWithExact(const std::string& name, ViewKind kind, int64_t label,
-                                                           int k) const {
-  ReaderLock lock(mutex_);
-  const auto collection = collections_.find(name);
-  if (collection == collections_.end()) return {};
-  const auto& usable = collection->second.usable;
-  const auto query = usable.find(label);
-  if (query == usable.end()) return {};
-  if (dynamic_cast<const HnswIndex*>(collection->second.views[kind].index.get()) == nullptr) return {};
-  const std::vector<float>& embedding = query->second->embedding;
-  NearestList nearest(static_cast<size_t>(k));
-  for (const auto& [other, record] : usable) {
-    if (other == label || !IsIn(kind, *record)) continue;
-    nearest.Offer(SquaredDistance(embedding.data(), record->embedding.data(), embedding.size()), other);
-  }
-  const std::vector<LabeledDistance> exact = nearest.Take();
-  const auto found = SearchVisible(collection->second, kind, embedding, k + 1);
-  if (exact.empty() || !found.ok()) return {};
-  Found counts{static_cast<int64_t>(exact.size()), 0};
-  for (const LabeledDistance& each : *found) {
-    if (each.label != label && each.distance <= exact.back().distance) ++counts.by_graph;
-  }
-  counts.by_graph = std::min(counts.by_graph, counts.exact);
-  return counts;
-}
-
-double ReferenceCatalog::MeasureRecall(int k, int queries) const {
-  Found all;
-  for (const CatalogCollection& collection : Collections()) {
-    for (ViewKind kind : kViewKinds) {
-      std::vector<int64_t> labels;
-      {
-        ReaderLock lock(mutex_);
-        const auto found = collections_.find(collection.name);
-        if (found == collections_.end()) continue;
-        for (const Labeled& member : MembersOf(found->second, kind)) labels.push_back(member.label);
-      }
-      std::sort(labels.begin(), labels.end());
-      const size_t stride = labels.size() / static_cast<size_t>(queries) + 1;
-      for (size_t i = 0; i < labels.size(); i += stride) {
-        const Found one = CompareWithExact(collection.name, kind, labels[i], k);
-        all.exact += one.exact;
-        all.by_graph += one.by_graph;
-      }
-    }
-  }
-  return all.exact == 0 ? 1.0 : static_cast<double>(all.by_graph) / static_cast<double>(all.exact);
 }
 
 int64_t ReferenceCatalog::generation() const {

@@ -1,7 +1,6 @@
 #ifndef C3PO_INDEX_SEARCH_REFERENCE_CATALOG_H_
 #define C3PO_INDEX_SEARCH_REFERENCE_CATALOG_H_
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
@@ -17,9 +16,11 @@
 #include "absl/types/span.h"
 #include "index/base/mutex.h"
 #include "index/search/hnsw_index.h"
+#include "index/search/index_builder.h"
 #include "index/search/neighbor_index.h"
 #include "index/search/own_distances.h"
 #include "index/search/prompt_index.h"
+#include "index/search/recall.h"
 #include "index/store/reference_store.h"
 #include "index/types/neighbor.h"
 #include "index/types/pathway.h"
@@ -35,7 +36,7 @@ struct CatalogOptions {
   int moe_layers = 0;
   int experts = 0;
 
-  int exact_references_max = 2000;  // Of a view; larger ones are searched through an HnswIndex.
+  int exact_references_max = 2000;  // Of a view; larger ones are searched through a graph (IndexBuilder).
   HnswOptions hnsw;
   std::string graph_cache_folder;  // Where SaveGraphs writes and Open looks; created if absent. Empty: none.
 };
@@ -64,7 +65,7 @@ struct CatalogCollection {
 // every search begun later. Changes are made one after the other; searches go on while an index takes a batch in.
 //
 // Memory per usable reference: its texts, 4 * (dimension + moe_layers * experts) bytes for the record, 4 * dimension
-// for each of the one or two views it is in (and 8 * hnsw.m + 150 in a graph), and about 600 for the maps: some 9 KB
+// for each of the one or two views it is in (in a graph more: HnswIndex), and about 600 for the maps: some 9 KB
 // for 384 dimensions and 30 layers of 32 experts. A view's own distances take 40 KB at most.
 //
 // Thread-safe. InvalidArgument names the argument: k < 1, an embedding of another dimension, a number that is not
@@ -136,23 +137,22 @@ class ReferenceCatalog {
   absl::Status SaveGraphs() const;
 
   // Recall of the graphs: of up to `queries` members of each view that a graph searches, spread over the view, the
-  // share of their k exact nearest other members that Search finds, in [0, 1]; as near as those counts as found. 1
-  // where every view is searched exactly. k, queries >= 1. Reads every embedding of such a view `queries` times (16 of
-  // 100,000 references of 384 dimensions: about half a second); changes wait for one query at most.
+  // share of their k exact nearest other members that Search finds, in [0, 1] (recall.h). 1 where every view is
+  // searched exactly. k, queries >= 1. Compares every embedding of such a view with `queries` others; changes and
+  // searches do not wait for that, only for the view's list of members to be copied and the graph to be searched.
   double MeasureRecall(int k, int queries) const;
 
   // The store's generation that searches reflect.
   int64_t generation() const;
   // By ascending name.
   std::vector<CatalogCollection> Collections() const;
-  // Of the usable references and their indexes, by the formula above: an estimate.
+  // Of the usable references and their indexes (NeighborIndex::MemoryBytes), by the formula above: an estimate.
   int64_t MemoryBytes() const;
   const CatalogStartup& startup() const { return startup_; }
 
  private:
   enum ViewKind { kAll = 0, kSuccessful = 1 };
   static constexpr std::array<ViewKind, 2> kViewKinds = {kAll, kSuccessful};
-  static constexpr int64_t kTombstonesMin = 1024;  // Fewer are not worth a new graph.
   using RecordPtr = std::shared_ptr<const ReferenceRecord>;
   using IndexPtr = std::shared_ptr<NeighborIndex>;
 
@@ -195,32 +195,30 @@ class ReferenceCatalog {
   using LabeledByCollection = std::map<std::string, std::vector<Labeled>>;
   using IndexesByCollection = std::map<std::string, std::array<IndexPtr, 2>>;  // Null: as it was.
 
-  ReferenceCatalog(ReferenceStore* store, const CatalogOptions& options) : store_(store), options_(options) {}
+  ReferenceCatalog(ReferenceStore* store, const CatalogOptions& options)
+      : store_(store), options_(options), builder_(OptionsOfIndexes(options)) {}
 
   static bool IsIn(ViewKind kind, const ReferenceRecord& record) { return kind == kAll || record.successful; }
-  // How many nodes the graph of a view of so many members has at most: more tombstones have it built anew.
-  static int64_t NodesMax(int64_t members) { return members + std::max(kTombstonesMin, members); }
+  static IndexOptions OptionsOfIndexes(const CatalogOptions& options) {
+    return {options.embedding_dimension, options.exact_references_max, options.hnsw};
+  }
   static std::vector<Labeled> MembersOf(const Collection& collection, ViewKind kind);
   // The members with the `count` smallest labels, or all of fewer, by ascending label.
   static std::vector<Labeled> SmallestLabels(const Collection& collection, ViewKind kind, size_t count);
   std::string WhyUnusable(const ReferenceRecord& record) const;
   std::string GraphPath(absl::string_view collection, ViewKind kind) const;
-  IndexPtr BuildIndex(absl::Span<const Labeled> members) const;
+  static std::vector<LabeledVector> VectorsOf(absl::Span<const Labeled> members);
+  IndexPtr BuildIndex(absl::Span<const Labeled> members) const { return builder_.Build(VectorsOf(members)); }
   IndexPtr LoadOrBuildIndex(absl::string_view collection, ViewKind kind, absl::Span<const Labeled> members,
                             int64_t generation);
   absl::Status LoadAll();
 
   absl::StatusOr<const Collection*> FindSearchable(absl::string_view collection) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<std::vector<LabeledDistance>> SearchVisible(const Collection& collection, ViewKind kind,
-                                                             absl::Span<const float> embedding, int k) const
+  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> SearchVisible(const Collection& collection, ViewKind kind,
+                                                                          absl::Span<const float> queries, int k) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-
-  struct Found {
-    int64_t exact = 0;
-    int64_t by_graph = 0;
-  };
-  Found CompareWithExact(const std::string& name, ViewKind kind, int64_t label, int k) const;
+  RecallCount RecallOf(absl::string_view collection, ViewKind kind, int k, int queries) const;
 
   // The steps of a change; each is explained at its definition.
   LabeledByCollection AssignLabels(absl::Span<const Candidate> candidates) const;
@@ -235,12 +233,14 @@ class ReferenceCatalog {
   void RefreshDistances(const LabeledByCollection& arrivals, const LabeledByCollection& departed);
   OwnDistances DistancesAfter(const std::string& name, ViewKind kind,
                               absl::Span<const OwnDistances::Member> added) const;
-  OwnDistances::Nearest NearestOther(const Collection& collection, ViewKind kind,
-                                     const OwnDistances::Member& member) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  std::vector<OwnDistances::Nearest> NearestOthers(const Collection& collection, ViewKind kind,
+                                                   absl::Span<const OwnDistances::Member> members) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   Collection& CollectionNamed(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   ReferenceStore* const store_;
   const CatalogOptions options_;
+  const IndexBuilder builder_;
   CatalogStartup startup_;
 
   // Taken before mutex_. Whoever holds it is the only one to change what mutex_ guards.

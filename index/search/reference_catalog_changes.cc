@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <climits>
 #include <filesystem>
+#include <numeric>
 #include <set>
 #include <system_error>
 #include <utility>
@@ -21,7 +22,6 @@
 #include "absl/strings/numbers.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
-#include "index/search/exact_index.h"
 #include "index/search/reference_catalog.h"
 
 namespace c3po {
@@ -110,7 +110,7 @@ ReferenceCatalog::LabeledByCollection ReferenceCatalog::AssignLabels(absl::Span<
 ReferenceCatalog::Collection& ReferenceCatalog::CollectionNamed(const std::string& name) {
   Collection& collection = collections_[name];
   for (View& view : collection.views) {
-    if (view.index == nullptr) view.index = std::make_shared<ExactIndex>(options_.embedding_dimension);
+    if (view.index == nullptr) view.index = BuildIndex({});
   }
   return collection;
 }
@@ -151,7 +151,7 @@ std::vector<ReferenceCatalog::Labeled> ReferenceCatalog::SmallestLabels(const Co
 }
 
 // Adds the arrivals to the indexes of their views. What it returns are new indexes that replace those: of a view that
-// has outgrown exact search, or whose graph failed.
+// has outgrown its index, or whose index failed.
 ReferenceCatalog::IndexesByCollection ReferenceCatalog::FillIndexes(const LabeledByCollection& arrivals) {
   IndexesByCollection replacements;
   for (const auto& [name, labeled] : arrivals) {
@@ -173,8 +173,7 @@ ReferenceCatalog::IndexPtr ReferenceCatalog::FillIndex(const std::string& collec
     ReaderLock lock(mutex_);
     view = collections_.find(collection)->second.views[kind];
   }
-  const bool is_graph = dynamic_cast<const HnswIndex*>(view.index.get()) != nullptr;
-  if (is_graph || view.references + static_cast<int64_t>(arrivals.size()) <= options_.exact_references_max) {
+  if (!builder_.Outgrown(*view.index, view.references + static_cast<int64_t>(arrivals.size()))) {
     absl::Status status;
     for (size_t i = 0; status.ok() && i < arrivals.size(); ++i) {
       status = view.index->Add(arrivals[i].label, arrivals[i].record->embedding);
@@ -271,7 +270,7 @@ void ReferenceCatalog::Withdraw(absl::Span<const std::string> ids, int64_t gener
   RefreshDistances({}, departed);
 }
 
-// The end of an erasure: nothing hidden is left. A graph with more tombstones than references is built anew.
+// The end of an erasure: nothing hidden is left.
 void ReferenceCatalog::RemoveFromIndexes(const LabeledByCollection& departed) {
   for (const auto& [name, labeled] : departed) {
     for (ViewKind kind : kViewKinds) {
@@ -284,9 +283,7 @@ void ReferenceCatalog::RemoveFromIndexes(const LabeledByCollection& departed) {
       for (const Labeled& each : labeled) {
         if (IsIn(kind, *each.record) && !index->Remove(each.label).ok()) broken = true;
       }
-      const auto* graph = dynamic_cast<const HnswIndex*>(index.get());
-      const auto nodes = [&] { return static_cast<int64_t>(graph->size() + graph->tombstones()); };
-      if (broken || (graph != nullptr && nodes() > NodesMax(static_cast<int64_t>(graph->size())))) {
+      if (broken || index->WantsRebuilding()) {
         std::vector<Labeled> members;
         {
           ReaderLock lock(mutex_);
@@ -337,23 +334,47 @@ OwnDistances ReferenceCatalog::DistancesAfter(const std::string& name, ViewKind 
     const auto now = collection.usable.find(member.label);
     return now != collection.usable.end() && now->second == member.record;
   };
-  const auto search = [&](const OwnDistances::Member& member)
-                          ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return NearestOther(collection, kind, member); };
+  const auto search = [&](absl::Span<const OwnDistances::Member> members)
+                          ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return NearestOthers(collection, kind, members); };
   return OwnDistances::Refreshed(collection.views[kind].own, sample, added, is_member, search);
 }
 
-// As the view's index finds it: exact, or by its graph. Asks for more until one of another embedding is among them.
-OwnDistances::Nearest ReferenceCatalog::NearestOther(const Collection& collection, ViewKind kind,
-                                                     const OwnDistances::Member& member) const {
-  for (int k = 4;; k *= 8) {
-    const auto found = SearchVisible(collection, kind, member.record->embedding, k);
-    if (!found.ok()) return {};
-    for (const LabeledDistance& each : *found) {
-      if (each.label == member.label || !(each.distance > OwnDistances::kSameEmbedding)) continue;
-      return {{each.label, collection.usable.at(each.label)}, each.distance};
+// As the view's index finds them: exact, or by its graph; all members in one search, in so many at once that what is
+// found takes 16 MB at most. Of those with none of another embedding among what was found, more is asked for.
+std::vector<OwnDistances::Nearest> ReferenceCatalog::NearestOthers(
+    const Collection& collection, ViewKind kind, absl::Span<const OwnDistances::Member> members) const {
+  constexpr size_t kFoundMax = 1 << 20;
+  std::vector<OwnDistances::Nearest> nearest(members.size());
+  std::vector<size_t> open(members.size());
+  std::iota(open.begin(), open.end(), size_t{0});
+  for (int k = 4; !open.empty(); k *= 8) {
+    std::vector<size_t> still_open;
+    const size_t at_once = std::max<size_t>(1, kFoundMax / static_cast<size_t>(k));
+    for (size_t first = 0; first < open.size(); first += at_once) {
+      const auto part = absl::MakeConstSpan(open).subspan(first, at_once);
+      std::vector<float> queries;
+      for (const size_t i : part) {
+        const std::vector<float>& embedding = members[i].record->embedding;
+        queries.insert(queries.end(), embedding.begin(), embedding.end());
+      }
+      const auto found = SearchVisible(collection, kind, queries, k);
+      if (!found.ok()) return nearest;
+      for (size_t j = 0; j < part.size(); ++j) {
+        const auto is_other = [&](const LabeledDistance& each) {
+          return each.label != members[part[j]].label && each.distance > OwnDistances::kSameEmbedding;
+        };
+        const auto other = std::find_if((*found)[j].begin(), (*found)[j].end(), is_other);
+        if (other != (*found)[j].end()) {
+          nearest[part[j]] = {{other->label, collection.usable.at(other->label)}, other->distance};
+        } else if ((*found)[j].size() == static_cast<size_t>(k)) {
+          still_open.push_back(part[j]);
+        }
+      }
     }
-    if (found->size() < static_cast<size_t>(k) || k > INT_MAX / 8) return {};
+    if (k > INT_MAX / 8) break;
+    open = std::move(still_open);
   }
+  return nearest;
 }
 
 }  // namespace c3po

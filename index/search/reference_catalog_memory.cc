@@ -6,7 +6,7 @@
 namespace c3po {
 
 int64_t ReferenceCatalog::MemoryBytes() const {
-  constexpr size_t kMaps = 600, kGraphNode = 150;
+  constexpr size_t kMaps = 600;
   const size_t vector = sizeof(float) * static_cast<size_t>(options_.embedding_dimension);
   size_t bytes = 0;
   ReaderLock lock(mutex_);
@@ -16,11 +16,7 @@ int64_t ReferenceCatalog::MemoryBytes() const {
                record->sample.answer.size();
       for (const std::string& choice : record->sample.choices) bytes += choice.size();
     }
-    for (const View& view : collection.views) {
-      const bool graph = view.references > options_.exact_references_max;
-      const size_t of_each = vector + (graph ? 8 * static_cast<size_t>(options_.hnsw.m) + kGraphNode : 0);
-      bytes += of_each * static_cast<size_t>(view.references);
-    }
+    for (const View& view : collection.views) bytes += static_cast<size_t>(view.index->MemoryBytes());
   }
   return static_cast<int64_t>(bytes);
 }

@@ -119,6 +119,76 @@ TEST_P(NeighborIndexTest, RemovedLabelsAreNotFoundUntilAddedAgain) {
   EXPECT_TRUE(index->Search(vectors[0], 5)->empty());
 }
 
+// Row-major, as SearchMany takes them.
+std::vector<float> Matrix(const Vectors& rows) {
+  std::vector<float> matrix;
+  for (const auto& row : rows) matrix.insert(matrix.end(), row.begin(), row.end());
+  return matrix;
+}
+
+// Over more vectors than an exact scan takes at a time, with tombstones, and for counts at which a graph compares all.
+TEST_P(NeighborIndexTest, ManyQueriesAtOnceFindWhatEachFindsAlone) {
+  for (const int dimension : {1, 7, 96, 300}) {
+    constexpr int kCount = 700;
+    SCOPED_TRACE(testing::Message() << "dimension " << dimension);
+    auto index = Make(dimension);
+    const Vectors vectors = RandomUnitVectors(40 + dimension, kCount, dimension);
+    for (int i = 0; i < kCount; ++i) ASSERT_TRUE(index->Add(i, vectors[i]).ok());
+    Vectors queries = RandomUnitVectors(90 + dimension, 23, dimension);
+    for (int i = 0; i < kCount; i += 50) queries.push_back(vectors[i]);
+    for (const int removed : {0, 300, kCount}) {
+      for (int i = 0; i < removed; ++i) static_cast<void>(index->Remove(i));
+      for (const int k : {1, 10, 300, 2000}) {
+        const auto together = index->SearchMany(Matrix(queries), k);
+        ASSERT_TRUE(together.ok()) << together.status();
+        ASSERT_EQ(together->size(), queries.size());
+        for (size_t i = 0; i < queries.size(); ++i) {
+          ASSERT_EQ((*together)[i].size(), std::min<size_t>(k, kCount - removed));
+          ASSERT_EQ((*together)[i], *index->Search(queries[i], k)) << "query " << i << ", k " << k;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(NeighborIndexTest, NoQueriesFindNothingAndBadOnesAreNamed) {
+  auto index = Make(3);
+  ASSERT_TRUE(index->Add(1, {1, 0, 0}).ok());
+  EXPECT_TRUE(index->SearchMany({}, 4)->empty());
+  const auto message = [](const auto& result) {
+    EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(result.status().message());
+  };
+  EXPECT_EQ(message(index->SearchMany({1, 0, 0, 0, 1}, 1)), "queries: 5 numbers, must be whole vectors of 3");
+  EXPECT_EQ(message(index->SearchMany({1, 0, 0, 0, INFINITY, 1}, 1)), "queries[1][1]: not finite");
+  EXPECT_EQ(message(index->SearchMany({1, 0, 0}, 0)), "k: 0, must be at least 1");
+}
+
+// A label comes and goes: equal queries of one search agree on whether it is there.
+TEST_P(NeighborIndexTest, ManyQueriesSeeOneStateOfTheIndex) {
+  constexpr int kDimension = 16, kQueries = 12;
+  auto index = Make(kDimension);
+  const Vectors vectors = RandomUnitVectors(6, 40, kDimension);
+  for (int i = 1; i < 40; ++i) ASSERT_TRUE(index->Add(i, vectors[i]).ok());
+  const std::vector<float> queries = Matrix(Vectors(kQueries, vectors[0]));
+  std::atomic<bool> changed = false;
+  int failures = 0;
+  std::thread changing([&] {
+    for (int round = 0; round < 1000; ++round) {
+      if (!index->Add(0, vectors[0]).ok() || !index->Remove(0).ok()) ++failures;
+    }
+    changed = true;
+  });
+  int torn = 0;
+  while (!changed) {
+    const auto found = *index->SearchMany(queries, 1);
+    torn += std::any_of(found.begin(), found.end(), [&](const auto& each) { return each != found[0]; });
+  }
+  changing.join();
+  EXPECT_EQ(torn, 0);
+  EXPECT_EQ(failures, 0);
+}
+
 TEST_P(NeighborIndexTest, BadArgumentsAreNamedAndChangeNothing) {
   auto index = Make(3);
   const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -236,6 +306,42 @@ TEST(HnswIndex, FindsTheRestWhenTheWholeNeighborhoodOfAQueryIsRemoved) {
   ASSERT_TRUE(found.ok()) << found.status();
   ASSERT_EQ(found->size(), 20u);
   for (const LabeledDistance& each : *found) EXPECT_GE(each.label, 600);
+}
+
+// Some queries are answered by the graph, and some by comparing all nodes.
+TEST(HnswIndex, QueriesBesideARemovedNeighborhoodAndWithinItFindWhatEachFindsAlone) {
+  constexpr int kDimension = 16, kEach = 600;
+  auto graph = *HnswIndex::Create(kDimension, HnswOptions());
+  const Vectors noise = RandomUnitVectors(8, 2 * kEach, kDimension);
+  const auto near = [&](float sign, int i) {
+    std::vector<float> vector(kDimension);
+    for (int j = 0; j < kDimension; ++j) vector[j] = sign * 0.25f + 0.05f * noise[i][j];
+    return vector;
+  };
+  for (int i = 0; i < 2 * kEach; ++i) ASSERT_TRUE(graph->Add(i, near(i < kEach ? 1.0f : -1.0f, i)).ok());
+  for (int i = 0; i < kEach; ++i) ASSERT_TRUE(graph->Remove(i).ok());
+  Vectors queries;
+  for (int i = 0; i < 20; ++i) queries.push_back(near(i % 3 == 0 ? 1.0f : -1.0f, i * 7));
+  const auto together = *graph->SearchMany(Matrix(queries), 20);
+  for (size_t i = 0; i < queries.size(); ++i) {
+    ASSERT_EQ(together[i].size(), 20u);
+    EXPECT_EQ(together[i], *graph->Search(queries[i], 20)) << i;
+  }
+}
+
+TEST(HnswIndex, WantsRebuildingOnceTombstonesOutnumberWhatIsLeft) {
+  constexpr int kCount = 2100, kDimension = 2;
+  auto graph = *HnswIndex::Create(kDimension, {/*m=*/2, /*ef_construction=*/2, /*ef_search=*/1, /*seed=*/7});
+  const Vectors vectors = RandomUnitVectors(9, kCount, kDimension);
+  for (int i = 0; i < kCount; ++i) ASSERT_TRUE(graph->Add(i, vectors[i]).ok());
+  EXPECT_FALSE(graph->WantsRebuilding());
+  const int64_t bytes = graph->MemoryBytes();
+  EXPECT_EQ(bytes, kCount * (4 * kDimension + 8 * 2 + 150));
+  for (int i = 0; i < kCount / 2; ++i) ASSERT_TRUE(graph->Remove(i).ok());
+  EXPECT_FALSE(graph->WantsRebuilding()) << "as many";
+  ASSERT_TRUE(graph->Remove(kCount / 2).ok());
+  EXPECT_TRUE(graph->WantsRebuilding()) << "one more";
+  EXPECT_EQ(graph->MemoryBytes(), bytes) << "tombstones take room";
 }
 
 TEST(HnswIndex, OptionsOutOfRangeAreNamed) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -126,6 +127,44 @@ TEST_F(OwnDistancesTest, StayTrueAsACollectionGrowsAndShrinks) {
   ExpectTheNaiveDistances();
 }
 
+// What a change needs searched is asked for at once: a device runs it as one.
+TEST(OwnDistances, AskForAllThatHasToBeSearchedInOneCall) {
+  std::vector<OwnDistances::Member> members;
+  for (int i = 0; i < 30; ++i) {
+    members.push_back({i, std::make_shared<const ReferenceRecord>(MakeReference("math", i))});
+  }
+  int calls = 0;
+  size_t asked = 0;
+  std::set<int64_t> gone;
+  const auto refresh = [&](const OwnDistances& before, absl::Span<const OwnDistances::Member> sample) {
+    calls = 0;
+    asked = 0;
+    return OwnDistances::Refreshed(
+        before, sample, {}, [&](const OwnDistances::Member& member) { return !gone.contains(member.label); },
+        [&](absl::Span<const OwnDistances::Member> searched) {
+          ++calls;
+          asked = searched.size();
+          // The nearest of every third is the last member, of the others the first.
+          std::vector<OwnDistances::Nearest> nearest;
+          for (const auto& member : searched) {
+            nearest.push_back(
+                {member.label % 3 == 0 ? members.back() : members.front(), static_cast<float>(member.label + 1)});
+          }
+          return nearest;
+        });
+  };
+  const OwnDistances first = refresh({}, members);
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(asked, 30u);
+  for (int i = 0; i < 30; ++i) EXPECT_EQ(*first.Quantile((i + 0.5) / 30), i + 1) << "each is given its own";
+  refresh(first, members);
+  EXPECT_EQ(calls, 0);
+  gone.insert(29);
+  refresh(first, absl::MakeSpan(members).first(29));
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(asked, 10u) << "those whose nearest other is gone";
+}
+
 TEST_F(OwnDistancesTest, LeaveOutAReferenceThatIsReplacedByAnotherModels) {
   Add(MakeReferences("math", 0, 12));
   ReferenceRecord foreign = held_[4];
@@ -167,6 +206,13 @@ TEST_F(OwnDistancesTest, APromptThatIsThereTwiceDoesNotMakeTheCollectionLookDens
     Add({again});
   }
   EXPECT_NEAR(*Quantile(1), alone, 1e-6);
+  ExpectTheNaiveDistances();
+}
+
+TEST_F(OwnDistancesTest, AskForMoreUntilOneOfAnotherEmbeddingIsFound) {
+  std::vector<ReferenceRecord> records = MakeReferences("math", 0, 200);
+  for (int i = 0; i < 150; ++i) records[i].embedding = records[i % 3].embedding;  // Three prompts, fifty times each.
+  Add(records);
   ExpectTheNaiveDistances();
 }
 
