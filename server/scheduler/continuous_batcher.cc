@@ -35,32 +35,34 @@ ContinuousBatcher::ContinuousBatcher(ModelRunner* model, const BatcherLimits& li
       limits_(limits),
       metrics_(metrics),
       now_(std::move(now)),
-      pool_(limits.kv_tokens_max / KvBlockPool::kPositions) {}
+      places_({limits.sequences_max, limits.kv_tokens_max / KvBlockPool::kPositions}, metrics, now_,
+              [this](const Sequence& sequence) { units_.Leave(&sequence); }) {}
 
 ContinuousBatcher::~ContinuousBatcher() = default;
 
 void ContinuousBatcher::Add(SequenceRequest request) {
   auto sequence = std::make_unique<Sequence>();
+  const bool fits = places_.Fits(request);
   const int64_t needed = BlocksNeeded(request);
   sequence->tokens = request.prompt;
   sequence->request = std::move(request);
   sequence->submitted = now_();
   if (sequence->request.arrival == absl::InfinitePast()) sequence->request.arrival = sequence->submitted;
-  if (needed > pool_.blocks()) {
+  if (!fits) {
     const std::string message =
         absl::StrCat("the request needs ", needed * KvBlockPool::kPositions, " cache positions; the server has ",
-                     pool_.blocks() * KvBlockPool::kPositions);
+                     places_.pool().blocks() * KvBlockPool::kPositions);
     return Finish(*sequence, absl::ResourceExhaustedError(message), FinishReason::kLength);
   }
-  waiting_.push_back(std::move(sequence));
+  places_.Wait(std::move(sequence));
 }
 
 bool ContinuousBatcher::Step() {
   const absl::Time start = now_();
   DropEnded();
-  Admit();
+  places_.Admit();
   ReportGauges();
-  if (running_.empty()) return !waiting_.empty();
+  if (places_.running().empty()) return !places_.waiting().empty();
   const absl::Time forward = now_();
   if (RunForward()) {
     OptimizeBeside(SecondsBetween(forward, now_()));
@@ -70,13 +72,13 @@ bool ContinuousBatcher::Step() {
   DropEnded();
   ReportGauges();
   if (metrics_) metrics_->ObserveEngineStep(SecondsBetween(start, now_()));
-  return !running_.empty() || !waiting_.empty();
+  return !places_.running().empty() || !places_.waiting().empty();
 }
 
 void ContinuousBatcher::AbortAll(const absl::Status& status) {
   to_sample_.clear();  // An exception may have left some there.
-  for (SequencePtr& sequence : waiting_) Finish(*sequence, status, FinishReason::kLength);
-  for (SequencePtr& sequence : running_) Finish(*sequence, status, FinishReason::kLength);
+  for (const SequencePtr& sequence : places_.waiting()) Finish(*sequence, status, FinishReason::kLength);
+  for (const SequencePtr& sequence : places_.running()) Finish(*sequence, status, FinishReason::kLength);
   DropEnded();
   ReportGauges();
 }
@@ -93,146 +95,14 @@ void ContinuousBatcher::DropEnded() {
              FinishReason::kLength);
     }
   };
-  const auto ended = [](const SequencePtr& sequence) { return sequence->stage == Stage::kEnded; };
-  for (SequencePtr& sequence : waiting_) check(*sequence);
-  for (SequencePtr& sequence : running_) check(*sequence);
-  waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), ended), waiting_.end());
-  running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());
-}
-
-// What was preempted stands in front.
-AdmissionOrder ContinuousBatcher::OrderOfWaiting() const {
-  AdmissionOrder order;
-  for (const SequencePtr& sequence : running_) {
-    if (!sequence->request.learning) order.CountRunning(sequence->request.caller);
-  }
-  for (size_t i = 0; i < waiting_.size(); ++i) {
-    if (!waiting_[i]->request.learning) order.Offer(i, waiting_[i]->request);
-  }
-  return order;
-}
-
-void ContinuousBatcher::Admit() {
-  const auto learns = [](const SequencePtr& s) { return s->request.learning; };
-  const auto admit = [this](std::deque<SequencePtr>::iterator next) {
-    running_.push_back(std::move(*next));
-    waiting_.erase(next);
-  };
-  // What was preempted amid its optimization holds memory that others wait for, and needs no cache: it goes on.
-  const auto holds_memory = [](const SequencePtr& s) { return s->work_granted; };
-  while (true) {
-    const auto next = std::find_if(waiting_.begin(), waiting_.end(), holds_memory);
-    if (next == waiting_.end() || !Begin(**next)) break;
-    admit(next);
-  }
-  while (true) {
-    const auto next = std::find_if(waiting_.begin(), waiting_.end(), learns);
-    if (next == waiting_.end() || !Begin(**next)) break;
-    admit(next);
-  }
-  while (true) {
-    const auto learning = std::count_if(running_.begin(), running_.end(), learns);
-    const int free = limits_.sequences_max - static_cast<int>(running_.size() - static_cast<size_t>(learning));
-    if (std::all_of(waiting_.begin(), waiting_.end(), learns)) return;
-    const AdmissionOrder order = OrderOfWaiting();
-    if (free <= (order.running() == 0 ? -kKeptPlaces : 0)) return;
-    Sequence* const chosen = waiting_[order.next()].get();
-    while (!Begin(*chosen)) {  // Nobody overtakes what is too large.
-      if (order.running() > 0 || !TakeBackBlocks(chosen->request.caller)) return;
-    }
-    const auto is_chosen = [chosen](const SequencePtr& s) { return s.get() == chosen; };
-    admit(std::find_if(waiting_.begin(), waiting_.end(), is_chosen));
-  }
-}
-
-// Of the callers with several sequences, from the one that holds the most, if that is more than its part beside the
-// others and `for_caller`, the last sequence gives its blocks back. A caller's only one keeps them: else its caller,
-// who would have none then, took them back in turn, and neither got on. False: nobody holds more.
-bool ContinuousBatcher::TakeBackBlocks(const std::string& for_caller) {
-  struct Held {
-    int64_t blocks = 0;
-    int sequences = 0;  // that hold any
-  };
-  std::map<absl::string_view, Held> held;
-  held[for_caller] = {};
-  for (const SequencePtr& s : running_) {
-    if (s->request.learning) continue;
-    Held& own = held[s->request.caller];
-    own.blocks += static_cast<int64_t>(s->blocks.size());
-    own.sequences += s->blocks.empty() ? 0 : 1;
-  }
-  const auto takeable = [](const Held& h) { return h.sequences > 1 ? h.blocks : 0; };
-  const auto less = [&](const auto& a, const auto& b) { return takeable(a.second) < takeable(b.second); };
-  const auto most = std::max_element(held.begin(), held.end(), less);
-  if (takeable(most->second) <= pool_.blocks() / static_cast<int64_t>(held.size())) return false;
-  for (size_t i = running_.size(); i > 0; --i) {
-    const Sequence& s = *running_[i - 1];
-    if (s.request.learning || s.request.caller != most->first || s.blocks.empty()) continue;
-    Preempt(i - 1);
-    return true;
-  }
-  return false;
-}
-
-// Takes what others left of its beginning, if the rest of it fits beside one block more for each that runs. One that
-// was preempted amid its optimization takes nothing: it needs its cache when that has ended.
-bool ContinuousBatcher::Begin(Sequence& sequence) {
-  if (sequence.stage == Stage::kOptimizing) return true;
-  const int64_t wanted =
-      KvBlockPool::BlocksFor(std::max(sequence.reserved(), sequence.wanted() + (sequence.scoring() ? 0 : 1)));
-  KvBlockPool::Prefix prefix;
-  if (sequence.request.mean_layer < 0) {  // A mean over the prompt needs all of its states.
-    const int known = std::min(sequence.shareable(), sequence.wanted() - 1);
-    prefix = pool_.TakePrefix(absl::MakeSpan(sequence.tokens).subspan(0, std::max(0, known)));
-  }
-  const auto shared = static_cast<int64_t>(prefix.blocks.size());
-  if (pool_.available() < wanted - shared + running()) {
-    for (size_t i = prefix.blocks.size(); i > 0; --i) pool_.Release(prefix.blocks[i - 1]);
-    return false;
-  }
-  sequence.blocks = std::move(prefix.blocks);
-  sequence.chain = prefix.chain;
-  sequence.named = static_cast<int>(shared);
-  sequence.cached = sequence.named * KvBlockPool::kPositions;
-  prefix_hit_tokens_ += sequence.cached;
-  if (metrics_) metrics_->CountPrefixCache(sequence.wanted(), sequence.cached);
-  if (sequence.admitted_before) return true;
-  sequence.admitted_before = true;
-  sequence.admitted = now_();
-  sequence.timings.before_batch_seconds = SecondsBetween(sequence.request.arrival, sequence.admitted);
-  return true;
-}
-
-// Room for what each sequence writes in this step, in the order of admission: the last ones give theirs back until it
-// is there. One that optimizes and has nothing to give goes on.
-void ContinuousBatcher::ReserveRows() {
-  const auto gives = [](const Sequence& s) { return s.stage != Stage::kOptimizing || !s.blocks.empty(); };
-  for (size_t i = 0; i < running_.size();) {
-    Sequence& s = *running_[i];
-    if (pool_.available() >= BlocksMissing(s)) {
-      Reserve(s, s.reserved(), pool_);
-      ++i;
-      continue;
-    }
-    size_t last = running_.size() - 1;
-    while (last > i && !gives(*running_[last])) --last;
-    Preempt(last);
-  }
-}
-
-void ContinuousBatcher::Preempt(size_t index) {
-  const auto place = running_.begin() + static_cast<std::ptrdiff_t>(index);
-  GiveBack(**place, pool_);
-  units_.Leave(place->get());
-  waiting_.push_front(std::move(*place));
-  running_.erase(place);
-  ++preemptions_;
-  if (metrics_) metrics_->CountPreemption();
+  for (const SequencePtr& sequence : places_.waiting()) check(*sequence);
+  for (const SequencePtr& sequence : places_.running()) check(*sequence);
+  places_.RemoveEnded();
 }
 
 bool ContinuousBatcher::RunForward() {
-  ReserveRows();
-  StepPlan plan = PlanStep(running_, limits_.prefill_tokens_per_step, pool_);
+  places_.ReserveRows();
+  StepPlan plan = PlanStep(places_.running(), limits_.prefill_tokens_per_step, places_.pool());
   if (plan.segments.empty()) return false;
   if (metrics_) {
     for (const auto stage : {Stage::kPrefill, Stage::kDecode}) {
@@ -245,7 +115,7 @@ bool ContinuousBatcher::RunForward() {
   auto outputs = model_->Forward(plan.segments);
   for (size_t i = 0; i < plan.owners.size(); ++i) {
     SegmentOwner& owner = plan.owners[i];
-    for (const int32_t block : owner.blocks) pool_.Release(block);
+    for (const int32_t block : owner.blocks) places_.pool().Release(block);
     if (!outputs.ok()) {
       Finish(*owner.sequence, outputs.status(), FinishReason::kLength);
     } else if (owner.sequence->stage != Stage::kEnded) {
@@ -261,7 +131,7 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
   if (sequence.stage == Stage::kScore && !owner.catching_up)
     return TakeScore(sequence, owner.continuation, segment.start - sequence.prompt_length(), output);
   sequence.cached = std::max(sequence.cached, segment.start + static_cast<int>(segment.tokens.size()));
-  NameBlocks(sequence, pool_);
+  NameBlocks(sequence, places_.pool());
   if (owner.catching_up) return;
   switch (sequence.stage) {
     case Stage::kPrefill:
@@ -308,8 +178,8 @@ void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput output) 
 // Optimization gets a share of the time that forward passes take, small beside running streams. What a long unit took
 // too much is made up for in the steps that follow; what was not needed is not saved up.
 void ContinuousBatcher::OptimizeBeside(double forward_seconds) {
-  const bool streams =
-      std::any_of(running_.begin(), running_.end(), [](const SequencePtr& s) { return s->stage == Stage::kDecode; });
+  const bool streams = std::any_of(places_.running().begin(), places_.running().end(),
+                                   [](const SequencePtr& s) { return s->stage == Stage::kDecode; });
   optimization_credit_ += (streams ? kShareBesideStreams : kShareBesidePrompts) * forward_seconds;
   while (optimization_credit_ > 0) {
     const absl::Time start = now_();
@@ -327,10 +197,10 @@ void ContinuousBatcher::GrantWork() {
     if (s->stage != Stage::kOptimizing || !s->work_granted) return;
     (s->request.learning ? learning : granted) += s->task->memory_bytes();
   };
-  std::for_each(running_.begin(), running_.end(), count);
-  std::for_each(waiting_.begin(), waiting_.end(), count);
+  std::for_each(places_.running().begin(), places_.running().end(), count);
+  std::for_each(places_.waiting().begin(), places_.waiting().end(), count);
   bool full = false;
-  for (const SequencePtr& s : running_) {
+  for (const SequencePtr& s : places_.running()) {
     if (s->stage != Stage::kOptimizing || s->work_granted) continue;
     const int64_t needed = s->task->memory_bytes();
     full = full || (!s->request.learning && granted > 0 && granted + needed > limits_.work_memory_bytes);
@@ -344,7 +214,7 @@ void ContinuousBatcher::GrantWork() {
 // A part of one unit; false: there is none.
 bool ContinuousBatcher::OptimizeOnce() {
   GrantWork();
-  OptimizationUnit* const unit = units_.Next(running_);
+  OptimizationUnit* const unit = units_.Next(places_.running());
   if (unit == nullptr) return false;
   if (metrics_) metrics_->CountEngineStep(Metrics::Work::kOptimization);
   const int64_t full_pass = int64_t{limits_.prefill_tokens_per_step} * model_->shape().layers;
@@ -486,7 +356,7 @@ void ContinuousBatcher::Finish(Sequence& sequence, const absl::Status& status, F
   sequence.stage = Stage::kEnded;
   units_.Leave(&sequence);
   sequence.task.reset();
-  GiveBack(sequence, pool_);
+  GiveBack(sequence, places_.pool());
   sequence.request.sink->OnFinished(status, reason, sequence.timings);
 }
 
@@ -494,10 +364,10 @@ void ContinuousBatcher::ReportGauges() {
   if (!metrics_) return;
   metrics_->SetRunning(running());
   metrics_->SetWaiting(waiting());
-  metrics_->SetKvCacheUsage(static_cast<double>(pool_.held()) /
-                            static_cast<double>(std::max<int64_t>(1, pool_.blocks())));
+  metrics_->SetKvCacheUsage(static_cast<double>(places_.pool().held()) /
+                            static_cast<double>(std::max<int64_t>(1, places_.pool().blocks())));
   // With nobody running nobody may hold a block.
-  if (running_.empty()) metrics_->SetKvCacheLeakedBlocks(pool_.held());
+  if (places_.running().empty()) metrics_->SetKvCacheLeakedBlocks(places_.pool().held());
 }
 
 }  // namespace c3po

@@ -2,28 +2,23 @@
 #define C3PO_SERVER_SCHEDULER_CONTINUOUS_BATCHER_H_
 
 #include <cstdint>
-#include <deque>
 #include <functional>
-#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "index/base/steady_time.h"
 #include "server/metrics/metrics.h"
-#include "server/scheduler/admission_order.h"
 #include "server/scheduler/kv_block_pool.h"
 #include "server/scheduler/optimization_unit.h"
 #include "server/scheduler/sequence.h"
+#include "server/scheduler/sequence_places.h"
 #include "server/scheduler/step_plan.h"
 #include "server/types/model_runner.h"
 #include "server/types/sampled_token.h"
 #include "server/types/sequence_request.h"
 
 namespace c3po {
-
-// Places beyond BatcherLimits::sequences_max, for callers of whom nothing runs.
-inline constexpr int kKeptPlaces = 2;
 
 struct BatcherLimits {
   int sequences_max = 32;             // Sequences that run at once, learning and kKeptPlaces not counted.
@@ -64,23 +59,17 @@ class ContinuousBatcher {
   // Ends every sequence with `status`.
   void AbortAll(const absl::Status& status);
 
-  int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
-  int64_t running() const { return static_cast<int64_t>(running_.size()); }
-  int64_t kv_tokens_used() const { return pool_.held() * KvBlockPool::kPositions; }
-  int64_t preemptions() const { return preemptions_; }
-  int64_t prefix_hit_tokens() const { return prefix_hit_tokens_; }
+  int64_t waiting() const { return static_cast<int64_t>(places_.waiting().size()); }
+  int64_t running() const { return static_cast<int64_t>(places_.running().size()); }
+  int64_t kv_tokens_used() const { return places_.pool().held() * KvBlockPool::kPositions; }
+  int64_t preemptions() const { return places_.preemptions(); }
+  int64_t prefix_hit_tokens() const { return places_.prefix_hit_tokens(); }
 
  private:
-  using SequencePtr = std::unique_ptr<Sequence>;
+  using SequencePtr = SequencePlaces::SequencePtr;
   using Stage = Sequence::Stage;
 
   void DropEnded();
-  AdmissionOrder OrderOfWaiting() const;
-  void Admit();
-  bool Begin(Sequence& sequence);
-  bool TakeBackBlocks(const std::string& for_caller);
-  void ReserveRows();
-  void Preempt(size_t index);
   bool RunForward();
   void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output);
   void FinishPrefill(Sequence& sequence, SegmentOutput output);
@@ -105,17 +94,14 @@ class ContinuousBatcher {
   const BatcherLimits limits_;
   Metrics* const metrics_;
   const Clock now_;
-  std::deque<SequencePtr> waiting_;
-  std::vector<SequencePtr> running_;  // in order of admission
+  OptimizationUnits units_;
+  SequencePlaces places_;  // tells units_ what it preempts
   struct TokenToSample {
     Sequence* sequence;
     std::vector<float> logits;
   };
   std::vector<TokenToSample> to_sample_;  // in this step
-  KvBlockPool pool_;
-  int64_t preemptions_ = 0, prefix_hit_tokens_ = 0;
-  OptimizationUnits units_;
-  double optimization_credit_ = 0;  // seconds
+  double optimization_credit_ = 0;        // seconds
 };
 
 }  // namespace c3po
