@@ -57,8 +57,9 @@ absl::Status RateLimiter::Call::CheckPaid() {
 void RateLimiter::Call::Used(int64_t tokens) {
   if (limits_.tokens_per_minute == 0) return;
   const absl::MutexLock lock(&limiter_->mu_);
+  if (charged_ == 0) return;
   State& state = limiter_->Filled(caller_, limits_);
-  const int64_t unused = std::max<int64_t>(0, charged_ - std::max<int64_t>(0, tokens));
+  const int64_t unused = charged_ - std::max<int64_t>(0, tokens);
   state.tokens = std::min(static_cast<double>(limits_.tokens_per_minute), state.tokens + static_cast<double>(unused));
   charged_ = 0;
 }
@@ -120,7 +121,7 @@ void RateLimiter::MakeRoom() {
 absl::Status RateLimiter::CheckTokens(const State& state, const RateLimits& limits, double wanted) const {
   if (state.tokens >= wanted - kRounding) return absl::OkStatus();
   return Refuse(Metrics::RefusedCall::kTokensPerMinute,
-                absl::StrCat("the caller's ", limits.tokens_per_minute, " tokens a minute"),
+                absl::StrCat("the caller's ", limits.tokens_per_minute, " tokens through the model a minute"),
                 TimeUntil(wanted, state.tokens, limits.tokens_per_minute));
 }
 

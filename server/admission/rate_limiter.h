@@ -23,7 +23,7 @@ namespace c3po {
 // What one caller may ask for in a minute. Nothing: as the server's own default; 0: no limit.
 struct CallerRates {
   std::optional<int64_t> calls_per_minute;
-  std::optional<int64_t> tokens_per_minute;  // of prompts, and of answers and continuations
+  std::optional<int64_t> tokens_per_minute;  // through the model: RequestWork::Cost
 };
 
 struct RateLimits {
@@ -32,9 +32,10 @@ struct RateLimits {
   int calls_at_once = 0;          // in flight of one caller; 0: no limit
 };
 
-// How much each caller uses, by name: calls in flight, and two token buckets (calls, and tokens of text). A bucket
-// holds a minute's worth at most and fills evenly. A charge of more than a minute's worth is taken when the bucket is
-// full; the bucket then owes the rest, and nothing more is taken until that is paid. By the steady clock. Thread-safe.
+// How much each caller uses, by name: calls in flight, and two token buckets (calls, and tokens through the
+// model, the unit of admission: RequestWork::Cost). A bucket holds a minute's worth at most and fills evenly. A charge
+// of more than a minute's worth is taken when the bucket is full; the bucket then owes the rest, and nothing more is
+// taken until that is paid. By the steady clock. Thread-safe.
 //
 // Callers without a token are as many as there are addresses. Beyond kCallersMax those are forgotten that have no call
 // in flight and were seen the longest ago.
@@ -63,7 +64,8 @@ class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
     void Owe(int64_t tokens);
     // ResourceExhausted, with the time after which nothing is owed any more: something is.
     absl::Status CheckPaid();
-    // What the call has really used, of what Charge took: the rest is given back. Has an effect once.
+    // What the call has really used, of what Charge took: the rest is given back, and what is missing is owed. Has an
+    // effect once for each charge.
     void Used(int64_t tokens);
 
    private:

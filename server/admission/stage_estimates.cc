@@ -15,7 +15,8 @@ void Blend(double measured, double& mean) { mean = mean == 0 ? measured : mean +
 
 int64_t RequestWork::Cost() const {
   const int64_t cases = prepared_cases;
-  const double moved = 3.0 * steps * static_cast<double>(cases) * positions * moving_share;
+  const double passes = static_cast<double>(passes_per_step) * steps + trials;
+  const double moved = passes * static_cast<double>(cases) * positions * moving_share;
   return prompt_tokens + int64_t{output_tokens} + cases * prompt_tokens + static_cast<int64_t>(std::ceil(moved));
 }
 

@@ -17,9 +17,12 @@ struct RequestWork {
   int positions = 1;        // of each neighbor, that a step moves
   double moving_share = 1;  // of the layers, those that a step goes through; (0, 1]
 
-  // All of it in tokens that go up through the model once. A neighbor is taken to be as long as the prompt, which it is
-  // like, and a step goes up and, twice as long, down:
-  //   prompt + output + cases * prompt + 3 * steps * cases * positions * moving_share
+  int passes_per_step = 3;  // through these layers: up, and down for twice as long; 0 where a step is arithmetic alone
+  int trials = 0;           // passes up that are not a step's, such as those of a grid
+
+  // All of it in tokens that go up through the model once: the unit of admission, and of rates (RateLimiter). A
+  // neighbor is taken to be as long as the prompt, which it is like:
+  //   prompt + output + cases * prompt + (passes_per_step * steps + trials) * cases * positions * moving_share
   int64_t Cost() const;
 };
 

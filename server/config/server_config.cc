@@ -67,7 +67,8 @@ void VisitFields(Config& c, Visit visit) {
   visit("caller-calls-per-minute-max", c.caller_calls_per_minute_max,
         "calls a minute of a caller whose token does not say calls/min=; 0: no limit");
   visit("caller-tokens-per-minute-max", c.caller_tokens_per_minute_max,
-        "tokens a minute, of prompts and answers, of a caller whose token does not say tokens/min=; 0: no limit");
+        "tokens through the model a minute (prompts, answers, choices, neighbors, steps, epochs) of a caller whose "
+        "token does not say tokens/min=; 0: no limit");
   visit("watches-max", c.watches_max, "Watch streams of grpc.health.v1 at once");
   visit("address-watches-max", c.address_watches_max, "of these from one address");
   visit("call-memory-mb", c.call_memory_mb, "MiB of requests and unread answers of all calls; half for one caller");

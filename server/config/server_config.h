@@ -60,7 +60,7 @@ struct ServerConfig {
   int unread_messages_max = 8192;        // That a call's client has not read; beyond, the call is cut off.
   int caller_calls_max = 1024;           // In flight of one caller; beyond: RESOURCE_EXHAUSTED. 0: no limit.
   int caller_calls_per_minute_max = 0;   // Of one caller whose token says nothing else. 0: no limit.
-  int caller_tokens_per_minute_max = 0;  // Of prompts and answers, the same.
+  int caller_tokens_per_minute_max = 0;  // Through the model (RequestWork::Cost), the same.
   int watches_max = 1024;                // Watch streams of grpc.health.v1 at once; beyond: RESOURCE_EXHAUSTED.
   int address_watches_max = 64;          // Of these from one address.
   int call_memory_mb = 512;              // Of requests and answers that calls hold; half of it for one caller.

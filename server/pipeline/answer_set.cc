@@ -9,18 +9,21 @@
 namespace c3po {
 
 CallEnd::CallEnd(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
-                 CallSummary summary, absl::Time arrival, std::shared_ptr<const PathwaySearch> search)
+                 CallSummary summary, absl::Time arrival, std::shared_ptr<const PathwaySearch> search,
+                 const RequestWork& work)
     : listener_(std::move(listener)),
       permit_(std::move(permit)),
       summary_(std::move(summary)),
       arrival_(arrival),
-      search_(std::move(search)) {}
+      search_(std::move(search)),
+      work_(work) {}
 
 void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings) {
   StageTimings& all = summary_.timings;
   const double prepared = all.tokenize_seconds + all.embed_seconds + all.retrieval_seconds;
   // Neighbors that were found after prefill: the scheduler took that for optimization.
-  const double retrieved_later = search_ == nullptr ? 0 : search_->retrieval_seconds();
+  const double retrieved_later =
+      search_ == nullptr ? 0 : std::max(0.0, search_->retrieval_seconds() - all.retrieval_seconds);
   all.retrieval_seconds += retrieved_later;
   all.queue_seconds = std::max(0.0, timings.before_batch_seconds - prepared);
   all.prefill_seconds = timings.prefill_seconds;
@@ -38,6 +41,8 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
   // Of a call that never ran, its wait was the others' work.
   const double on_engine = timings.prefill_seconds + timings.optimization_seconds + timings.optimization_wait_seconds;
   if (permit_ && absl::IsDeadlineExceeded(status) && on_engine > 0) permit_->ObserveLate(on_engine);
+  if (search_ != nullptr) search_->NoteDone(work_);
+  summary_.cost = work_.Cost();
   permit_.reset();
   search_.reset();
   listener_->OnDone(status, summary_);
@@ -128,6 +133,7 @@ void AnswerSet::TakeEnd(int index, const absl::Status& status, FinishReason reas
     summary.answers.push_back({ended.reason, ended.tokens});
     summary.usage.completion_tokens += ended.tokens;
   }
+  end_.NoteGenerated(summary.usage.completion_tokens);
   end_.Finish(status_, timings_);
 }
 

@@ -23,12 +23,15 @@ class PathwaySearch;
 // it.
 class CallEnd {
  public:
-  // `permit` is null without an admission controller. `search`: where neighbors were looked for after prefill, or null.
+  // `permit` is null without an admission controller, `search` without an optimization. `work`: what the call asked
+  // for.
   CallEnd(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
-          CallSummary summary, absl::Time arrival, std::shared_ptr<const PathwaySearch> search);
+          CallSummary summary, absl::Time arrival, std::shared_ptr<const PathwaySearch> search, const RequestWork& work);
 
   GenerationListener& listener() { return *listener_; }
   CallSummary& summary() { return summary_; }
+  // So many tokens were generated, of the room that the call asked for. What is scored was all asked for.
+  void NoteGenerated(int tokens) { work_.output_tokens = tokens; }
   // Once, last. `timings` are what the scheduler saw of the first answer; what is left of the call's time is decoding.
   void Finish(const absl::Status& status, const SequenceTimings& timings);
 
@@ -38,6 +41,7 @@ class CallEnd {
   CallSummary summary_;
   const absl::Time arrival_;
   std::shared_ptr<const PathwaySearch> search_;
+  RequestWork work_;
 };
 
 // Carries one Score call's results to its listener.

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/request_admission.h"
 #include "server/pipeline/seeded_shuffle.h"
 
 namespace c3po {
@@ -63,15 +64,8 @@ class TaskSink final : public SequenceSink {
   const std::function<void(const absl::Status&)> done_;
 };
 
-// That one pass over the cases reads.
-int64_t TokensOf(absl::Span<const NeighborCase> cases) {
-  size_t tokens = 0;
-  for (const NeighborCase& one : cases) {
-    tokens += one.prompt.size();
-    for (const auto& continuation : one.continuations) tokens += continuation.size();
-  }
-  return static_cast<int64_t>(tokens);
-}
+// A step goes up, and down for twice as long.
+constexpr int kStepPasses = 3;
 
 }  // namespace
 
@@ -166,12 +160,21 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
     (i < held_apart ? validation : training).push_back(std::move(neighbor));
     if (i < held_apart) apart.push_back(records[i].id);
   }
-  const int64_t tokens = TokensOf(training) + TokensOf(validation);
-  C3PO_RETURN_IF_ERROR(request.context.Charge(tokens * request.tuner.epochs));
+  // What is tried before the first epoch, and what each epoch costs, which prepares its references anew.
+  const double share = MovingShare(request.tuner.critical_layers, parts_.model->shape().moe_layers);
+  const int positions = request.tuner.prompt_positions;
+  const int64_t first = PassesCost(validation, 1, positions, share);
+  const int64_t each = PassesCost(training, kStepPasses, positions, share) + first;
   const int32_t token = training.front().prompt.front();
+  const auto ended = std::make_shared<std::atomic<int>>(0);  // Epochs; those under way at a failure count.
+  const auto note_epoch = [ended, on_epoch](const PriorTuner::Epoch& epoch) {
+    ended->store(epoch.number);
+    on_epoch(epoch);
+  };
   auto tuner =
-      std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), request.tuner, on_epoch);
+      std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), request.tuner, note_epoch);
   C3PO_RETURN_IF_ERROR(CheckMemory("batch_size: a minibatch", *tuner));
+  C3PO_RETURN_IF_ERROR(request.context.Charge(first + each * request.tuner.epochs));
   const auto store = [parts = parts_, collection = request.collection, tuner, on_done,
                       apart = std::move(apart)]() -> absl::Status {
     std::optional<CollectionPrior> prior = tuner->result();
@@ -180,7 +183,11 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
     on_done(prior);
     return absl::OkStatus();
   };
-  return RunOnEngine(request.context, token, tuner, [parts = parts_, store, on_done](const absl::Status& status) {
+  const auto settle = [context = request.context, ended, first, each](bool whole) {
+    context.Used(first + each * (ended->load() + (whole ? 0 : 1)));
+  };
+  return RunOnEngine(request.context, token, tuner, [parts = parts_, store, on_done, settle](const absl::Status& status) {
+    settle(status.ok());
     if (!status.ok()) return on_done(status);
     const auto failed = [on_done](const absl::Status& reason) { on_done(reason); };
     if (!parts.workers->Submit(store, failed))
@@ -203,7 +210,10 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
     on_progress_(progress_);
     return Continue();
   }
-  void End(const absl::Status& status) { on_done_(status); }
+  void End(const absl::Status& status) {
+    request_.context.Used(next_ == 0 ? 0 : cost_until_[next_ - 1]);  // Of all that the engine was given.
+    on_done_(status);
+  }
 
  private:
   absl::Status Read() {
@@ -212,7 +222,8 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
     C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> records, learning_.Usable(settings.collection, false));
     progress_.total = static_cast<int64_t>(records.size());
     const bool with_choices = settings.objective == SurrogateLoss::kChoices;
-    int64_t tokens = 0;
+    const double share = MovingShare(settings.critical_layers, learning_.parts_.model->shape().moe_layers);
+    int64_t cost = 0;
     for (ReferenceRecord& record : records) {
       C3PO_ASSIGN_OR_RETURN(const auto known, learning_.parts_.shifts->Shift(settings.collection, record.id));
       if (known && known->settings == wanted) {
@@ -220,21 +231,21 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
         continue;
       }
       C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, learning_.parts_.text->NeighborTokens(record, with_choices));
-      tokens += TokensOf({&neighbor, 1});
+      cost += PassesCost({&neighbor, 1}, kStepPasses * settings.steps, settings.prompt_positions, share);
+      cost_until_.push_back(cost);
       todo_.push_back({std::move(neighbor), std::move(record.pathway)});
     }
-    return request_.context.Charge(tokens * std::max(1, settings.steps));
+    return request_.context.Charge(cost);
   }
 
   absl::Status Continue() {
     if (next_ >= todo_.size()) {
-      on_done_(absl::OkStatus());
+      End(absl::OkStatus());
       return absl::OkStatus();
     }
     const size_t end = std::min(todo_.size(), next_ + kAmortizeAtOnce);
     const auto at = [this](size_t i) { return todo_.begin() + static_cast<std::ptrdiff_t>(i); };
     std::vector<ShiftAmortizer::Reference> references(at(next_), at(end));
-    next_ = end;
     const int32_t token = references.front().neighbor.prompt.front();
     auto self = shared_from_this();
     auto task = std::make_shared<ShiftAmortizer>(learning_.parts_.model, std::move(references), request_.settings,
@@ -243,6 +254,7 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
                                                    return absl::OkStatus();
                                                  });
     C3PO_RETURN_IF_ERROR(learning_.CheckMemory("optimization.prompt_positions: a reference", *task));
+    next_ = end;
     return learning_.RunOnEngine(request_.context, token, task, [self](const absl::Status& status) {
       if (!status.ok()) return self->End(status);
       const auto commit = [self] { return self->Commit(); };
@@ -266,7 +278,8 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
   const OnDone on_done_;
   AmortizeProgress progress_;
   std::vector<ShiftAmortizer::Reference> todo_;
-  size_t next_ = 0;
+  std::vector<int64_t> cost_until_;  // of each of todo_, with those before it
+  size_t next_ = 0;                  // of todo_, to be given to the engine
   std::vector<ReferenceShift> found_;
 };
 

@@ -240,10 +240,10 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   }
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
   PathwayQuery query{call.optimization, {}, {}, std::nullopt};
-  C3PO_RETURN_IF_ERROR(TakePlace(permit.get(), prompt.tokens.size(), request.sampling.max_tokens * call.sampling.n,
-                                 call.context.deadline, parts_.model->shape().moe_layers, query));
-  C3PO_RETURN_IF_ERROR(
-      call.context.Charge(summary.usage.prompt_tokens + int64_t{request.sampling.max_tokens} * call.sampling.n));
+  C3PO_RETURN_IF_ERROR(ResolveQuery(query));
+  C3PO_ASSIGN_OR_RETURN(const RequestWork work, TakePlace(call.context, permit.get(), prompt.tokens.size(),
+                                                          request.sampling.max_tokens * call.sampling.n,
+                                                          parts_.model->shape().moe_layers, query));
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
                         AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
@@ -256,7 +256,7 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
       engine->Continue(std::move(other));
     };
   }
-  CallEnd end(listener, permit, std::move(summary), call.context.arrival, SearchAfterPrefill(search));
+  CallEnd end(listener, permit, std::move(summary), call.context.arrival, search, work);
   const auto answers = std::make_shared<AnswerSet>(std::move(end), std::move(detokenizers), std::move(start_other));
   request.sink = answers->FirstSink();
   return parts_.engine->Submit(std::move(request));
@@ -289,20 +289,28 @@ absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& 
   for (const auto& continuation : request.continuations) query.choice_tokens.push_back(continuation.front());
   if (call.oracle_answer) query.oracle = OracleCase(call, prompt, request.continuations);
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
-  C3PO_RETURN_IF_ERROR(TakePlace(permit.get(), prompt.tokens.size(), summary.usage.completion_tokens,
-                                 call.context.deadline, parts_.model->shape().moe_layers, query));
-  C3PO_RETURN_IF_ERROR(call.context.Charge(int64_t{summary.usage.prompt_tokens} + summary.usage.completion_tokens));
+  C3PO_RETURN_IF_ERROR(ResolveQuery(query));
+  C3PO_ASSIGN_OR_RETURN(const RequestWork work,
+                        TakePlace(call.context, permit.get(), prompt.tokens.size(), summary.usage.completion_tokens,
+                                  parts_.model->shape().moe_layers, query));
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
                         AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
-  CallEnd end(listener, permit, std::move(summary), call.context.arrival, SearchAfterPrefill(search));
+  CallEnd end(listener, permit, std::move(summary), call.context.arrival, search, work);
   if (call.choose) {
     request.sink = std::make_shared<ChoiceSink>(std::move(end), call.continuations, request.continuations);
   } else {
     request.sink = std::make_shared<ScoreSink>(std::move(end));
   }
   return parts_.engine->Submit(std::move(request));
+}
+
+// Before the call is admitted, as a prior's layers and positions are part of its cost.
+absl::Status GenerationPipeline::ResolveQuery(PathwayQuery& query) const {
+  if (query.settings.method == Method::kNone) return absl::OkStatus();
+  C3PO_RETURN_IF_ERROR(InField("optimization.collection: ", ResolvePrior(*parts_.shifts, query.settings)));
+  return query.settings.use_prior ? ValidateSettings(query.settings, parts_.model->shape()) : absl::OkStatus();
 }
 
 absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathwaySearch(
@@ -316,8 +324,6 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     listener->OnOptimization(report);
     return nullptr;
   }
-  C3PO_RETURN_IF_ERROR(InField("optimization.collection: ", ResolvePrior(*parts_.shifts, query.settings)));
-  if (query.settings.use_prior) C3PO_RETURN_IF_ERROR(ValidateSettings(query.settings, parts_.model->shape()));
   const bool retrieve = Retrieves(query.settings);
   const bool retrieve_after_prefill = retrieve && parts_.embedding->from_model();
   const bool retrieve_now = retrieve && !retrieve_after_prefill;
@@ -350,11 +356,6 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     return worthwhile ? std::shared_ptr<OptimizationTask>(search) : nullptr;
   };
   return search;
-}
-
-std::shared_ptr<const PathwaySearch> GenerationPipeline::SearchAfterPrefill(
-    const std::shared_ptr<PathwaySearch>& search) const {
-  return parts_.embedding->from_model() ? search : nullptr;
 }
 
 Provenance GenerationPipeline::MakeProvenance(uint64_t seed) const {

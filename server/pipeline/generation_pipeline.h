@@ -57,6 +57,8 @@ class GenerationPipeline {
   absl::Status Embed(CallContext context, std::string text, EmbeddingCallback done);
 
  private:
+  // Puts what the collection's prior says into the query's settings, where they begin at it.
+  absl::Status ResolveQuery(PathwayQuery& query) const;
   // The query's settings ask for a pathway search of `prompt`: sets the request's capture and callbacks. Adds to
   // `timings` what was spent here. Null where the method is none.
   absl::StatusOr<std::shared_ptr<PathwaySearch>> AttachPathwaySearch(
@@ -75,8 +77,6 @@ class GenerationPipeline {
   // Queues `job`; what it returns other than OK goes to `failed`, or ends the call.
   absl::Status OnWorker(std::function<absl::Status()> job, std::function<void(const absl::Status&)> failed) const;
   absl::Status OnWorker(const std::shared_ptr<CountedCall>& counted, std::function<absl::Status()> job) const;
-  // `search` where it finds its neighbors after prefill, else null.
-  std::shared_ptr<const PathwaySearch> SearchAfterPrefill(const std::shared_ptr<PathwaySearch>& search) const;
   Provenance MakeProvenance(uint64_t seed) const;
 
   const PipelineParts parts_;

@@ -40,11 +40,15 @@ struct CallContext {
   std::string caller;                                  // whose fair share it counts against
   Priority priority = Priority::kNormal;
   bool may_use_oracle = false;
-  std::shared_ptr<RateLimiter::Call> rates;  // what its tokens are charged to; null: nothing
+  std::shared_ptr<RateLimiter::Call> rates;  // what its cost is charged to; null: nothing
 
-  // Takes tokens of what the caller has left of the minute (RateLimiter::Call::Charge). Other than a place in the
-  // queue, this does not depend on who else calls.
+  // Takes tokens through the model of what the caller has left of the minute (RateLimiter::Call::Charge). Other than a
+  // place in the queue, this does not depend on who else calls.
   absl::Status Charge(int64_t tokens) const { return rates == nullptr ? absl::OkStatus() : rates->Charge(tokens); }
+  // What of it was really used; the rest is given back (RateLimiter::Call::Used).
+  void Used(int64_t tokens) const {
+    if (rates != nullptr) rates->Used(tokens);
+  }
 };
 
 struct GenerateCall {
@@ -130,6 +134,7 @@ struct CallSummary {
   std::vector<AnswerEnd> answers;                    // Generate calls: by index
   std::optional<int> chosen;                         // of a Score call that chooses: the index of its answer
   Usage usage;                                       // of all answers
+  int64_t cost = 0;  // in tokens through the model, RequestWork::Cost of what was done; 0: the engine never had it
   StageTimings timings;
   Provenance provenance;
 };

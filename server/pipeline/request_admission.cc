@@ -1,12 +1,18 @@
 #include "server/pipeline/request_admission.h"
 
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
 namespace {
 
-// What admission is told of a request. Kernel regression tries a fixed grid; learned shifts take one step.
+// Evaluations of kernel regression's grid, and of a fixed blend and its start; of mode finding, at its start and end.
+constexpr int kGridTrials = 11, kBlendTrials = 2, kModeTrials = 2;
+
+// What admission is told of a request. Kernel regression tries a fixed grid, mode finding's steps search and average
+// pathways, and learned shifts take one step.
 RequestWork WorkOf(const OptimizationSettings& settings, size_t prompt_tokens, int output_tokens, int moe_layers) {
   RequestWork work;
   work.prompt_tokens = static_cast<int>(prompt_tokens);
@@ -17,13 +23,35 @@ RequestWork WorkOf(const OptimizationSettings& settings, size_t prompt_tokens, i
   if (iterates || settings.method == Method::kKernelRegression)
     work.prepared_cases = work.retrieves ? settings.k + settings.validation_neighbors : 1;
   if (iterates) work.steps = settings.steps;
+  if (settings.method == Method::kModeFinding) {
+    work.passes_per_step = 0;
+    work.trials = kModeTrials;
+  }
+  if (settings.method == Method::kKernelRegression) work.trials = settings.alpha ? kBlendTrials : kGridTrials;
   work.positions = settings.prompt_positions;
-  if (!settings.critical_layers.empty())
-    work.moving_share = static_cast<double>(moe_layers - settings.critical_layers.front()) / moe_layers;
+  work.moving_share = MovingShare(settings.critical_layers, moe_layers);
   return work;
 }
 
 }  // namespace
+
+double MovingShare(const std::vector<int>& critical_layers, int moe_layers) {
+  if (critical_layers.empty()) return 1;
+  return static_cast<double>(moe_layers - critical_layers.front()) / moe_layers;
+}
+
+int64_t PassesCost(absl::Span<const NeighborCase> cases, int passes, int positions, double moving_share) {
+  double tokens = 0, rows = 0;
+  for (const NeighborCase& one : cases) {
+    tokens += static_cast<double>(one.prompt.size());
+    rows += positions;
+    for (const auto& continuation : one.continuations) {
+      tokens += static_cast<double>(continuation.size());
+      rows += static_cast<double>(continuation.size()) - 1;
+    }
+  }
+  return static_cast<int64_t>(std::ceil(tokens + passes * rows * moving_share));
+}
 
 absl::Status CheckStops(const std::vector<std::string>& stop, const RequestLimits& limits) {
   if (stop.size() > static_cast<size_t>(limits.stop_strings_max)) {
@@ -67,17 +95,17 @@ absl::string_view FieldOf(const PromptInput& input) {
   return std::holds_alternative<std::vector<int32_t>>(input) ? "token_ids" : "chat";
 }
 
-absl::Status TakePlace(AdmissionController::Permit* permit, size_t prompt_tokens, int output_tokens,
-                       absl::Time deadline, int moe_layers, PathwayQuery& query) {
-  if (permit == nullptr) return absl::OkStatus();
+absl::StatusOr<RequestWork> TakePlace(const CallContext& call, AdmissionController::Permit* permit,
+                                      size_t prompt_tokens, int output_tokens, int moe_layers, PathwayQuery& query) {
   RequestWork work = WorkOf(query.settings, prompt_tokens, output_tokens, moe_layers);
   const int wanted = work.steps;
-  C3PO_RETURN_IF_ERROR(permit->Take(work, deadline));
+  if (permit != nullptr) C3PO_RETURN_IF_ERROR(permit->Take(work, call.deadline));
   if (work.steps < wanted) {
     query.settings.steps = work.steps;
     query.shortened = true;
   }
-  return absl::OkStatus();
+  C3PO_RETURN_IF_ERROR(call.Charge(work.Cost()));
+  return work;
 }
 
 }  // namespace c3po

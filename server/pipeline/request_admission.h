@@ -3,16 +3,19 @@
 
 // What a request must pass before the engine gets it: the operator's limits, and the admission controller.
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "server/admission/admission_controller.h"
 #include "server/admission/request_limits.h"
 #include "server/pipeline/generation_types.h"
 #include "server/pipeline/pathway_search.h"
+#include "server/types/model_runner.h"
 
 namespace c3po {
 
@@ -33,8 +36,18 @@ absl::string_view FieldOf(const PromptInput& input);
 
 // Takes the request's place in a model of so many MoE layers (AdmissionController::Permit::Take); where the deadline
 // asks for it, with fewer steps in query.settings, and query.shortened set. `permit` may be null: nothing is asked.
-absl::Status TakePlace(AdmissionController::Permit* permit, size_t prompt_tokens, int output_tokens,
-                       absl::Time deadline, int moe_layers, PathwayQuery& query);
+// Then charges the caller what all of that costs (CallContext::Charge). Returns what was asked and charged for.
+absl::StatusOr<RequestWork> TakePlace(const CallContext& call, AdmissionController::Permit* permit,
+                                      size_t prompt_tokens, int output_tokens, int moe_layers, PathwayQuery& query);
+
+// Of `moe_layers`, the share that lies from the first of `critical_layers` on: what a moving row goes through. 1 where
+// none is critical.
+double MovingShare(const std::vector<int>& critical_layers, int moe_layers);
+
+// In the unit of RequestWork::Cost, `passes` through the layers of `moving_share`, with references prepared once: their
+// tokens, and for each pass the rows that move, which are `positions` of the prompt and all but the last token of each
+// continuation.
+int64_t PassesCost(absl::Span<const NeighborCase> cases, int passes, int positions, double moving_share);
 
 }  // namespace c3po
 

@@ -102,11 +102,11 @@ void CallState::NoteReport(const OptimizationReport& report) {
   record_.gate = std::string(Metrics::GateName(GateMetric(report.gate)));
 }
 
-void CallState::NoteUsage(const Usage& usage) {
+void CallState::NoteUsage(const Usage& usage, int64_t cost) {
+  if (admission_.ok()) admission_->call->Used(cost);
   if (usage.prompt_tokens == 0) return;  // The call ended before they were counted.
   record_.prompt_tokens = usage.prompt_tokens;
   record_.completion_tokens = usage.completion_tokens;
-  if (admission_.ok()) admission_->call->Used(int64_t{usage.prompt_tokens} + usage.completion_tokens);
 }
 
 void CallState::Cancel() {

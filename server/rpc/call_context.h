@@ -66,7 +66,7 @@ class CallState {
   // Whether the caller may do what is for administrators; everyone may where callers have no roles.
   bool administers() const { return administers_; }
 
-  // What the call's tokens are charged to. Of a call that was let in.
+  // What the call's cost is charged to. Of a call that was let in.
   std::shared_ptr<RateLimiter::Call> rates() const { return admission_->call; }
 
   // Who calls, as AccessControl or the transport names it; empty where that is not known.
@@ -87,7 +87,8 @@ class CallState {
   // For the log.
   void NoteCollection(absl::string_view collection) { record_.collection = std::string(collection); }
   void NoteReport(const OptimizationReport& report);
-  void NoteUsage(const Usage& usage);
+  // And what of the call's cost was used, in tokens through the model; the rest is given back.
+  void NoteUsage(const Usage& usage, int64_t cost);
   // A line of the log for a change that the call made (CallLog).
   void Audit(absl::string_view action, std::initializer_list<LogField> what) const {
     CallLog::Audit(record_, action, what);

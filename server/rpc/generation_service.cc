@@ -69,7 +69,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
   void OnScores(std::vector<ContinuationScore> scores) override { scores_ = std::move(scores); }
 
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
-    call().NoteUsage(summary.usage);
+    call().NoteUsage(summary.usage, summary.cost);
     absl::Status end = status;
     if (status.ok()) end = CatchEscapedIn(ThreadKind::kEngine, [&] { SendSummary(summary); });
     End(end, /*drop_queue=*/!end.ok());
@@ -153,7 +153,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
   }
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
     if (ended_.exchange(true)) return;
-    call_.NoteUsage(summary.usage);
+    call_.NoteUsage(summary.usage, summary.cost);
     absl::Status end = status;
     if (status.ok()) end = CatchEscaped(ThreadKind::kEngine, [&] { return Fill(summary); });
     Finish(call_.End(end));

@@ -41,7 +41,8 @@ class CallersTest(ServerCase):
         lines = [("root", "administer", ""), ("reader", "references", "read=open"), ("writer", "references", "read=open write=mine,new%20one"),
                  ("asker", "generate", "read=mine"), ("chief", "administer", "read=* write=mine"),
                  ("few", "generate", "calls/min=3"), ("short", "references", "tokens/min=200"),
-                 ("importer", "references", "tokens/min=200 write=slow"), ("learner", "references", "tokens/min=200 write=slow")]
+                 ("importer", "references", "tokens/min=200 write=slow"), ("learner", "references", "tokens/min=200 write=slow"),
+                 ("optimizer", "generate", "tokens/min=3000"), ("spared", "generate", "tokens/min=3000")]
         (cls.folder / "tokens").write_text("".join(server_process.token_line(name, role, f"token-{name}", fields) for name, role, fields in lines))
         return server_process.ServerProcess(BINARY, cls.folder, "--auth-tokens", str(cls.folder / "tokens"),
                                             "--caller-calls-max", "6", "--watches-max", "5", "--address-watches-max", "3")
@@ -204,12 +205,41 @@ class CallersTest(ServerCase):
         self.assertTrue(0 < pause <= each * 60 / 200, pause)
         self.assertRegex(self.server.http("/metrics"), r'c3po_calls_refused_total\{limit="tokens_per_minute"\} [1-9]')
 
+    def optimized(self, caller, **gate):
+        """A Score call of some dozen tokens with 200 steps over three neighbors: 600 rows up, and down for twice as long."""
+        return self.generation.Score(gen.ScoreRequest(prompt="text of open 1", continuations=[" 1", " 2"], optimization=opt.OptimizationOptions(
+            collection="open", k=3, steps=200, patience=0, backtrack=False, validation_neighbors=0, prompt_positions=1, critical_layers=[0, 1], gate=opt.GateOptions(**gate))), **as_caller(caller))
+
+    def test_optimization_is_charged_as_admission_counts_it(self):
+        plain = gen.ScoreRequest(prompt="text of open 1", continuations=[" 1", " 2"], optimization=opt.OptimizationOptions(method=opt.METHOD_NONE))
+        for _ in range(20):  # Twenty of these cost less than one that optimizes.
+            self.generation.Score(plain, **as_caller("optimizer"))
+        report = self.optimized("optimizer", enabled=False).optimization
+        self.assertEqual((len(report.neighbors), len(report.losses)), (3, 201))
+        with self.assertRaises(grpc.RpcError) as caught:
+            for _ in range(20):
+                self.optimized("optimizer", enabled=False)
+        reason, _, pause = details(caught.exception)
+        self.assertEqual((caught.exception.code(), reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
+        self.assertGreater(pause, 0)
+        self.assertIn("tokens through the model a minute", caught.exception.details())
+
+    def test_what_the_gate_leaves_out_is_given_back(self):
+        for _ in range(20):  # Each asks for more than half of the minute's worth.
+            report = self.optimized("spared", max_base_confidence=1e-9).optimization
+            self.assertEqual(len(report.losses), 0)
+        # What fails before it is optimized costs no optimization.
+        for _ in range(20):
+            code = refusal(lambda: self.generation.Score(gen.ScoreRequest(prompt="text of", continuations=[" 1"], optimization=opt.OptimizationOptions(
+                collection="nowhere", k=3, steps=200, validation_neighbors=0, prompt_positions=1)), **as_caller("spared")))[0]
+            self.assertEqual(code, grpc.StatusCode.NOT_FOUND)
+
     def test_learning_is_charged_for_its_epochs(self):
         self.add("root", "slow", "text of slow", count=12)
         tuned = list(self.references.TunePrior(ref.TunePriorRequest(collection="slow", critical_layers=[0, 1], epochs=8, batch_size=8),
                                                metadata=as_caller("learner")["metadata"], timeout=120))
         self.assertTrue(tuned[-1].finished)
-        # Taken when nothing else was used for a minute; 12 references of several tokens, eight times, are more than 200.
+        # Taken when nothing else was used for a minute; 12 references of several tokens, in two epochs, are more than 200.
         code, _, reason, pause = refusal(lambda: self.generation.Tokenize(gen.TokenizeRequest(text="a"), **as_caller("learner")))
         self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
         self.assertGreater(pause, 0)
@@ -222,7 +252,7 @@ class CallersTest(ServerCase):
             for answer in self.references.Add(iter(requests), **as_caller("importer")):
                 verdicts += answer.verdicts
         self.assertEqual(caught.exception.code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
-        self.assertIn("tokens a minute are used up", caught.exception.details())
+        self.assertIn("tokens through the model a minute are used up", caught.exception.details())
         self.assertTrue(0 < len(verdicts) < 200, len(verdicts))
         for verdict in verdicts:
             self.references.Get(ref.GetReferenceRequest(id=verdict.id), **as_caller("root"))

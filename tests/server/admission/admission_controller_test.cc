@@ -79,6 +79,10 @@ TEST(AdmissionController, WhatOptimizationsComputeIsPartOfWhatARequestCosts) {
   // 24 neighbors like the prompt; 8 steps up and down half of the layers at 4 positions of each.
   RequestWork optimizing{100, 20, 24, 8, true, 4, 0.5};
   EXPECT_EQ(optimizing.Cost(), 120 + 24 * 100 + 3 * 8 * 24 * 4 / 2);
+  // A grid of 11 trials goes up only; steps of arithmetic cost nothing.
+  const RequestWork grid{100, 20, 3, 0, true, 1, 0.5, 3, 11}, averaging{100, 20, 3, 8, true, 1, 0.5, 0, 2};
+  EXPECT_EQ(grid.Cost(), 120 + 3 * 100 + 17);  // 11 * 3 / 2, rounded up.
+  EXPECT_EQ(averaging.Cost(), 120 + 3 * 100 + 3);
   AdmissionController controller({64, 12000, 2});
   Permits permits;
   Enter(controller, "ann", 8, permits);

@@ -83,6 +83,16 @@ TEST_F(RateLimiterTest, TokensAreChargedAndWhatWasNotUsedIsGivenBack) {
   EXPECT_TRUE(Says("c3po_calls_refused_total{limit=\"tokens_per_minute\"} 2"));
 }
 
+// What a call costs is an estimate: more neighbors may be found than were charged for.
+TEST_F(RateLimiterTest, WhatWasUsedBeyondTheChargeIsOwed) {
+  const auto limiter = Make({0, 600, 0});
+  const CallPtr call = *limiter->Admit("ann", {});
+  EXPECT_TRUE(call->Charge(500).ok());
+  call->Used(700);
+  call->Used(700);  // Only the first time counts.
+  ExpectPause(limiter->Admit("ann", {}).status(), absl::Seconds(10));
+}
+
 TEST_F(RateLimiterTest, WhatIsUsedInAnyCaseIsOwedUntilItIsPaid) {
   const auto limiter = Make({0, 600, 0});
   const CallPtr call = *limiter->Admit("ann", {});

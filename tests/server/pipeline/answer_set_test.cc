@@ -49,7 +49,7 @@ class AnswerSetTest : public ::testing::Test {
       detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(*std::move(detokenizer)));
     }
     const auto set =
-        std::make_shared<AnswerSet>(CallEnd(listener_, nullptr, summary_, arrival_, nullptr), std::move(detokenizers),
+        std::make_shared<AnswerSet>(CallEnd(listener_, nullptr, summary_, arrival_, nullptr, {7, 30}), std::move(detokenizers),
                                     [this](int index, std::shared_ptr<SequenceSink> sink) {
                                       started_.push_back(index);
                                       sinks_.push_back(std::move(sink));
@@ -88,6 +88,7 @@ TEST_F(AnswerSetTest, StartsTheOthersOnceAtTheFirstTokenAndEndsWithTheLast) {
   ASSERT_EQ(listener_->ends, 1);
   EXPECT_TRUE(listener_->status.ok());
   EXPECT_EQ(listener_->tokens, (std::map<int, int>{{0, 2}, {2, 1}}));
+  EXPECT_EQ(listener_->summary.cost, 7 + 3) << "the prompt, and of the room for 30 tokens what was generated";
   const CallSummary& summary = listener_->summary;
   ASSERT_EQ(summary.answers.size(), 3u);
   EXPECT_EQ(summary.answers[0].completion_tokens, 2);
@@ -170,8 +171,8 @@ TEST_F(AnswerSetTest, OneAnswerIsASetOfOne) {
 
 TEST(ChoiceSink, AnswersWithTheLikeliestPerTokenAndTheFirstOfEquals) {
   const auto choose = [](std::vector<ContinuationScore> scores, std::shared_ptr<RecordingListener> listener) {
-    ChoiceSink sink(CallEnd(listener, nullptr, CallSummary(), SteadyNow(), nullptr), {" no", " yes indeed", " so"},
-                    {{1}, {2, 3}, {4}});
+    ChoiceSink sink(CallEnd(listener, nullptr, CallSummary(), SteadyNow(), nullptr, {7, 4}),
+                    {" no", " yes indeed", " so"}, {{1}, {2, 3}, {4}});
     sink.OnScores(std::move(scores));
     EXPECT_EQ(listener->ends, 0);
     sink.OnFinished(absl::OkStatus(), FinishReason::kStop, {});
@@ -184,6 +185,7 @@ TEST(ChoiceSink, AnswersWithTheLikeliestPerTokenAndTheFirstOfEquals) {
   EXPECT_EQ(listener->tokens[0], 2);
   EXPECT_EQ(listener->summary.chosen, 1);
   EXPECT_EQ(listener->summary.usage.completion_tokens, 2);
+  EXPECT_EQ(listener->summary.cost, 7 + 4) << "all choices were scored";
   ASSERT_EQ(listener->summary.answers.size(), 1u);
   EXPECT_EQ(listener->summary.answers[0].completion_tokens, 2);
   EXPECT_EQ(listener->scores.size(), 3u);
