@@ -184,8 +184,9 @@ class Metrics {
   // cannot be asked, these keep their last values.
   std::string PrometheusText() const;
 
-  // The name of a gRPC code as label: "OK", "CANCELLED", ... for the codes that the service documents, and "OTHER" for
-  // the rest (UNKNOWN, ALREADY_EXISTS, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED, DATA_LOSS and numbers outside the enum).
+  // As label, the name of the code that a client is told for `code` (server/rpc/grpc_status.h): "OK", "CANCELLED", ...
+  // OUT_OF_RANGE is told as INVALID_ARGUMENT. Codes that the service does not document are its own defects, INTERNAL:
+  // UNKNOWN, ALREADY_EXISTS, ABORTED, UNIMPLEMENTED, and numbers outside the enum.
   static absl::string_view RpcCodeName(absl::StatusCode code);
   // "GenerationService/Generate", ...
   static absl::string_view RpcName(Rpc rpc);

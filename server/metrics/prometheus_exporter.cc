@@ -1,6 +1,7 @@
 // Metrics on prometheus-cpp's registry and text serializer: the only file that knows prometheus types. The library's
 // own HTTP exposer is not used: its small-stack threads cannot start in a process that links CUDA libraries
 // (http_server.h serves).
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
@@ -88,7 +89,7 @@ struct CodeName {
   absl::StatusCode code;
   const char* name;
 };
-// The codes that the service documents. Everything else shares one label: twelve codes times sixteen methods is the
+// The codes that clients are told (server/rpc/grpc_status.h), no others: twelve codes times sixteen methods is the
 // largest family of the exposition, and the series budget is fixed.
 constexpr std::array<CodeName, 12> kCodes = {{
     {absl::StatusCode::kOk, "OK"},
@@ -102,14 +103,18 @@ constexpr std::array<CodeName, 12> kCodes = {{
     {absl::StatusCode::kInternal, "INTERNAL"},
     {absl::StatusCode::kUnavailable, "UNAVAILABLE"},
     {absl::StatusCode::kUnauthenticated, "UNAUTHENTICATED"},
-    {absl::StatusCode::kUnknown, "OTHER"},
+    {absl::StatusCode::kDataLoss, "DATA_LOSS"},
 }};
 
 size_t CodeIndex(absl::StatusCode code) {
-  for (size_t i = 0; i < kCodes.size(); ++i) {
-    if (kCodes[i].code == code) return i;
-  }
-  return kCodes.size() - 1;
+  const auto index_of = [](absl::StatusCode wanted) {
+    return static_cast<size_t>(std::find_if(kCodes.begin(), kCodes.end(),
+                                            [&](const CodeName& each) { return each.code == wanted; }) -
+                               kCodes.begin());
+  };
+  if (code == absl::StatusCode::kOutOfRange) code = absl::StatusCode::kInvalidArgument;
+  const size_t index = index_of(code);
+  return index < kCodes.size() ? index : index_of(absl::StatusCode::kInternal);
 }
 
 // Bucket bounds. Few on purpose: each costs a series per label value.

@@ -24,7 +24,8 @@ void AddWho(const CallRecord& call, std::vector<LogField>& fields) {
 
 void CallLog::Ended(const CallRecord& call, const absl::Status& status, absl::Duration took) {
   AuditRefusal(call, status);
-  const bool defect = absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status);
+  const absl::string_view told = Metrics::RpcCodeName(status.code());
+  const bool defect = told == "INTERNAL" || told == "DATA_LOSS";
   const bool well = status.ok() || absl::IsCancelled(status);
   const std::optional<int64_t> passed_over = defect ? 0 : (well ? ended_well_ : failed_).Admit(SteadyNow());
   const LogLevel level = defect ? LogLevel::kError : passed_over ? LogLevel::kInfo : LogLevel::kDebug;
@@ -33,7 +34,7 @@ void CallLog::Ended(const CallRecord& call, const absl::Status& status, absl::Du
   if (call.prompt_tokens >= 0) fields.push_back({"prompt_tokens", call.prompt_tokens});
   if (call.completion_tokens >= 0) fields.push_back({"completion_tokens", call.completion_tokens});
   if (!call.gate.empty()) fields.push_back({"gate", call.gate});
-  fields.push_back({"status", Metrics::RpcCodeName(status.code())});
+  fields.push_back({"status", told});
   fields.push_back({"milliseconds", absl::ToDoubleMilliseconds(took)});
   if (!status.ok()) fields.push_back({"message", Utf8Prefix(status.message(), kMessageBytesMax)});
   if (passed_over && *passed_over > 0) fields.push_back({"calls_passed_over", *passed_over});

@@ -249,16 +249,19 @@ TEST(Metrics, EachEventMovesItsSeries) {
   ExpectSample(exposition, 805306368.0, "c3po_work_memory_bytes");
 }
 
-TEST(Metrics, RpcCodesOutsideTheDocumentedListShareOneLabel) {
+TEST(Metrics, EveryDocumentedRpcCodeHasALabelAndTheRestAreDefects) {
   Metrics metrics("tiny", "0.1.0");
   metrics.CountRpc(Metrics::Rpc::kReferencesSearch, absl::StatusCode::kNotFound);
   metrics.CountRpc(Metrics::Rpc::kReferencesSearch, absl::StatusCode::kDataLoss);
+  metrics.CountRpc(Metrics::Rpc::kReferencesSearch, absl::StatusCode::kAlreadyExists);
   metrics.CountRpc(Metrics::Rpc::kReferencesSearch, static_cast<absl::StatusCode>(99));
   const Exposition exposition = Parse(metrics);
   std::map<std::string, std::string> labels = {
       {"service", "ReferenceService"}, {"method", "Search"}, {"code", "NOT_FOUND"}};
   ExpectSample(exposition, 1, "c3po_rpc_total", labels);
-  labels["code"] = "OTHER";
+  labels["code"] = "DATA_LOSS";
+  ExpectSample(exposition, 1, "c3po_rpc_total", labels);
+  labels["code"] = "INTERNAL";
   ExpectSample(exposition, 2, "c3po_rpc_total", labels);
   EXPECT_EQ(Metrics::RpcCodeName(absl::StatusCode::kCancelled), "CANCELLED");
 }

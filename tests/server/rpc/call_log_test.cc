@@ -137,5 +137,20 @@ TEST_F(CallLogTest, AnAuditLineNamesTheChangeAndWhoMadeIt) {
       "whole_collection":true,"deleted":300,"outcome":"done"})"));
 }
 
+TEST_F(CallLogTest, DefectsAreErrorsUnderTheCodeThatTheClientIsTold) {
+  CallLog log;
+  log.Ended(call_, absl::DataLossError("the store is lost"), absl::ZeroDuration());
+  log.Ended(call_, absl::AlreadyExistsError("a defect"), absl::ZeroDuration());
+  log.Ended(call_, absl::OutOfRangeError("k: 7"), absl::ZeroDuration());
+  const std::vector<Json> lines = Lines();
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_EQ(lines[0]["status"], "DATA_LOSS");
+  EXPECT_EQ(lines[0]["level"], "error");
+  EXPECT_EQ(lines[1]["status"], "INTERNAL");
+  EXPECT_EQ(lines[1]["level"], "error");
+  EXPECT_EQ(lines[2]["status"], "INVALID_ARGUMENT");
+  EXPECT_EQ(lines[2]["level"], "info");
+}
+
 }  // namespace
 }  // namespace c3po

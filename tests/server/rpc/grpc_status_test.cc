@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "server/metrics/metrics.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
@@ -105,6 +106,28 @@ TEST(ToGrpcStatus, AFieldAtTheBeginningOfTheMessageBecomesAViolation) {
             std::vector<std::string>{"optimization.critical_layers[2]"});
   EXPECT_TRUE(fields("The whole request: is wrong").empty());
   EXPECT_TRUE(fields("no field").empty());
+}
+
+// What metrics and the call log name is the code that the client was told.
+TEST(GrpcStatus, MetricsAndLogNameTheCodeOnTheWire) {
+  const std::map<int, std::string> names = {{0, "OK"},
+                                            {1, "CANCELLED"},
+                                            {3, "INVALID_ARGUMENT"},
+                                            {4, "DEADLINE_EXCEEDED"},
+                                            {5, "NOT_FOUND"},
+                                            {7, "PERMISSION_DENIED"},
+                                            {8, "RESOURCE_EXHAUSTED"},
+                                            {9, "FAILED_PRECONDITION"},
+                                            {13, "INTERNAL"},
+                                            {14, "UNAVAILABLE"},
+                                            {15, "DATA_LOSS"},
+                                            {16, "UNAUTHENTICATED"}};
+  for (int code = 0; code <= 17; ++code) {
+    const absl::Status status(static_cast<absl::StatusCode>(code), "text");
+    const auto told = static_cast<int>(ToGrpcStatus(status, nullptr).error_code());
+    ASSERT_TRUE(names.contains(told)) << code << " is told as " << told << ", which errors.md does not have";
+    EXPECT_EQ(Metrics::RpcCodeName(status.code()), names.at(told)) << code;
+  }
 }
 
 }  // namespace
