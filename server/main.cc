@@ -195,7 +195,13 @@ absl::Status LoadEmbedder(const ServerConfig& config, Server& server) {
 }
 
 absl::Status OpenReferences(const ServerConfig& config, Server& server) {
-  C3PO_ASSIGN_OR_RETURN(server.store, ReferenceStore::Open(config.store));
+  const std::string graphs = config.graph_cache.empty() ? config.store + ".graphs" : config.graph_cache;
+  StoreOptions store_options;
+  store_options.trace_folders = {graphs};
+  C3PO_ASSIGN_OR_RETURN(server.store, ReferenceStore::Open(config.store, store_options));
+  if (const std::string problem = server.store->empty_problem(); !problem.empty()) {
+    Log(LogLevel::kWarning, "store_empty", "", {{"store", config.store}, {"reason", problem}});
+  }
   const ModelShape& shape = server.model->shape();
   CatalogOptions options;
   options.model_digest = shape.digest;
@@ -204,7 +210,7 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   options.moe_layers = shape.moe_layers;
   options.experts = shape.experts;
   options.exact_references_max = config.exact_references_max;
-  options.graph_cache_folder = config.graph_cache.empty() ? config.store + ".graphs" : config.graph_cache;
+  options.graph_cache_folder = graphs;
   C3PO_ASSIGN_OR_RETURN(server.catalog, ReferenceCatalog::Open(server.store.get(), options));
   server.shifts = std::make_unique<LearnedShifts>(server.store.get(), shape.digest, server.metrics.get());
   C3PO_RETURN_IF_ERROR(server.shifts->ReadPriors());

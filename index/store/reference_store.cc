@@ -108,6 +108,36 @@ std::string ArtifactChecksum(absl::string_view collection, absl::string_view nam
   return checksum.Digest();
 }
 
+// Of a store that was here: its log or one of the folders, where they hold something. Empty: there is none.
+std::string TraceOf(const std::string& path, const std::vector<std::string>& folders) {
+  std::error_code error;
+  const std::string log = std::filesystem::weakly_canonical(path, error).string() + "-wal";  // SQLite follows links.
+  if (const auto bytes = std::filesystem::file_size(log, error); !error && bytes > 0) return log;
+  for (const std::string& folder : folders) {
+    const std::filesystem::directory_iterator entry(folder, error);
+    if (!error && entry != std::filesystem::directory_iterator()) return folder;
+  }
+  return "";
+}
+
+// Before the file is opened, and made where it is absent: why the new store may not be what was meant. DataLoss: a store
+// was cut.
+absl::StatusOr<std::string> LookForCutStore(const std::string& path, const std::vector<std::string>& trace_folders) {
+  std::error_code error;
+  const bool exists = std::filesystem::is_regular_file(path, error);
+  if (exists && (std::filesystem::file_size(path, error) > 0 || error)) return std::string();
+  const std::string trace = TraceOf(path, trace_folders);
+  if (!exists) {
+    return trace.empty() ? "" : absl::StrCat("there was no file, and ", trace, " is left of a store: it begins empty");
+  }
+  if (!trace.empty()) {
+    return absl::DataLossError(absl::StrCat("store ", path, ": has 0 bytes, but ", trace,
+                                            " is left of a store: the file was cut. Restore it from a backup; to begin "
+                                            "with an empty store, remove both"));
+  }
+  return "the file had 0 bytes: if it held a store, it was cut. It begins empty";
+}
+
 constexpr char kCure[] = "; write it anew (import it, calibrate, learn), delete it, or restore the store from a backup";
 
 }  // namespace
@@ -162,6 +192,7 @@ struct ReferenceStore::Impl {
   Mutex mutex;
   sqlite3* db = nullptr;
   int64_t generation ABSL_GUARDED_BY(mutex) = 0;
+  std::string empty_problem;  // Set once, before others see it.
   std::string index_problem ABSL_GUARDED_BY(mutex);
   using RowKey = std::tuple<DamagedRow::Kind, std::string, std::string>;  // Kind, collection, name.
   std::map<RowKey, std::string> damaged ABSL_GUARDED_BY(mutex);           // And what is wrong.
@@ -658,7 +689,9 @@ absl::StatusOr<std::unique_ptr<ReferenceStore>> ReferenceStore::Open(const std::
     return absl::NotFoundError(absl::StrCat("store ", path, ": folder ", folder.string(), " does not exist"));
   }
   auto impl = std::make_unique<Impl>(path);
-  C3PO_ASSIGN_OR_RETURN(impl->file, StoreFile::Lock(path));
+  absl::StatusOr<std::string> empty_problem = LookForCutStore(path, options.trace_folders);
+  C3PO_ASSIGN_OR_RETURN(impl->file, StoreFile::Lock(path));  // Whose errors go first: another process may be at work.
+  C3PO_ASSIGN_OR_RETURN(impl->empty_problem, std::move(empty_problem));
   std::filesystem::remove(absl::StrCat(path, ".backup"), error);
   {
     MutexLock held(impl->mutex);
@@ -977,6 +1010,8 @@ std::vector<DamagedRow> ReferenceStore::Damaged() const {
   }
   return rows;
 }
+
+std::string ReferenceStore::empty_problem() const { return impl_->empty_problem; }
 
 std::string ReferenceStore::index_problem() const {
   MutexLock held(impl_->mutex);

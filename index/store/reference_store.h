@@ -19,6 +19,8 @@ namespace c3po {
 struct StoreOptions {
   int64_t pages_max = 0;  // Of 4 KiB, for the database as a whole; 0: what the disk holds. Beyond: ResourceExhausted.
   SampleLimits sample_limits;
+  // Folders that a store in use leaves something in, such as that of the index graphs.
+  std::vector<std::string> trace_folders;
 };
 
 enum class AddOutcome {
@@ -110,7 +112,9 @@ class ReferenceStore {
   // the above:
   //   FailedPrecondition "store PATH is locked by another process"; or a schema of another version;
   //   InvalidArgument: the file, or one beside it that SQLite would open, is something else than a c3po reference
-  //   store; NotFound: its folder does not exist;  PermissionDenied.
+  //   store; NotFound: its folder does not exist;  PermissionDenied;
+  //   DataLoss: the file has 0 bytes, and PATH-wal or one of options.trace_folders is not empty, so that it held a
+  //   store and was cut. SQLite takes 0 bytes for a new database, and removes the log beside it.
   static absl::StatusOr<std::unique_ptr<ReferenceStore>> Open(const std::string& path,
                                                               const StoreOptions& options = StoreOptions());
   ~ReferenceStore();
@@ -160,6 +164,9 @@ class ReferenceStore {
 
   // Damage found since the store was opened, and not put right since; references by collection and id, then artifacts.
   std::vector<DamagedRow> Damaged() const;
+  // Why it is doubtful that the store was to begin empty, as it did when it was opened: a file of 0 bytes, or no file
+  // beside what a store leaves. Empty: it held something, or there was nothing.
+  std::string empty_problem() const;
   // Why the indexes were made anew when the store was opened; empty: they were not.
   std::string index_problem() const;
 

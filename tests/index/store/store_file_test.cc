@@ -165,5 +165,50 @@ TEST_F(StoreFileTest, NothingBesideTheStoreMakesItsOpeningWait) {
   EXPECT_EQ(ReferenceStore::Open(folder_.File("sparse.db")).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+class EmptyStore : public ::testing::Test {
+ protected:
+  EmptyStore() { options_.trace_folders = {graphs_}; }
+  absl::StatusOr<std::string> Problem() const {
+    const auto store = ReferenceStore::Open(path_, options_);
+    if (!store.ok()) return store.status();
+    return (*store)->empty_problem();
+  }
+  void ExpectCut(const std::string& trace) const {
+    const absl::Status refused = Problem().status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kDataLoss) << refused;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("store " + path_ + ": has 0 bytes, but " + trace + " is left"));
+    EXPECT_EQ(fs::file_size(path_), 0u) << "nothing was made of it";
+  }
+  const ScratchFolder folder_;
+  const std::string path_ = folder_.File("store.db"), graphs_ = folder_.File("graphs");
+  StoreOptions options_;
+};
+
+TEST_F(EmptyStore, AFileThatIsAbsentBeginsAStoreWithoutAWord) {
+  EXPECT_EQ(Problem().value(), "");
+  EXPECT_EQ(Problem().value(), "") << "now it holds an empty store";
+}
+
+TEST_F(EmptyStore, AFileOfNoBytesIsTold) {
+  std::ofstream(path_).close();
+  fs::create_directory(graphs_);
+  EXPECT_THAT(Problem().value(), HasSubstr("0 bytes"));
+  EXPECT_EQ(Problem().value(), "");
+}
+
+TEST_F(EmptyStore, AStoreThatWasCutIsRefusedForWhatIsLeftOfIt) {
+  ASSERT_TRUE(ReferenceStore::Open(path_, options_).value()->Add(MakeReferences("math", 0, 5)).ok());
+  fs::create_directory(graphs_);
+  std::ofstream(graphs_ + "/a.hnsw") << "graph";
+  EXPECT_EQ(Problem().value(), "");
+  fs::resize_file(path_, 0);
+  ExpectCut(graphs_);
+  fs::remove_all(graphs_);
+  std::ofstream(path_ + "-wal") << "log";
+  ExpectCut(path_ + "-wal");
+  fs::remove(path_);
+  EXPECT_THAT(Problem().value(), HasSubstr("there was no file, and " + path_ + "-wal is left"));
+}
+
 }  // namespace
 }  // namespace c3po
