@@ -9,6 +9,7 @@
 #include <sqlite3.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -30,6 +31,7 @@ namespace {
 constexpr int64_t kApplicationId = 0x6333706f;  // "c3po"
 constexpr int64_t kSchemaVersion = 3;
 constexpr size_t kArtifactNameMax = 256, kArtifactValueMax = size_t{16} << 20;
+constexpr absl::string_view kPartialBackup = ".backup.partial";  // No name that somebody gives a copy of his own.
 constexpr size_t kStampsMax = 1000;  // Of changes that a reader keeps out of the file.
 
 constexpr char kSchema[] = R"sql(
@@ -193,6 +195,7 @@ struct ReferenceStore::Impl {
   sqlite3* db = nullptr;
   int64_t generation ABSL_GUARDED_BY(mutex) = 0;
   std::string empty_problem;  // Set once, before others see it.
+  std::atomic<bool> backup_under_way{false};
   std::string index_problem ABSL_GUARDED_BY(mutex);
   using RowKey = std::tuple<DamagedRow::Kind, std::string, std::string>;  // Kind, collection, name.
   std::map<RowKey, std::string> damaged ABSL_GUARDED_BY(mutex);           // And what is wrong.
@@ -692,7 +695,8 @@ absl::StatusOr<std::unique_ptr<ReferenceStore>> ReferenceStore::Open(const std::
   absl::StatusOr<std::string> empty_problem = LookForCutStore(path, options.trace_folders);
   C3PO_ASSIGN_OR_RETURN(impl->file, StoreFile::Lock(path));  // Whose errors go first: another process may be at work.
   C3PO_ASSIGN_OR_RETURN(impl->empty_problem, std::move(empty_problem));
-  std::filesystem::remove(absl::StrCat(path, ".backup"), error);
+  const std::string left_over = path + std::string(kPartialBackup);
+  if (std::filesystem::is_regular_file(left_over, error)) std::filesystem::remove(left_over, error);
   {
     MutexLock held(impl->mutex);
     C3PO_RETURN_IF_ERROR(impl->OpenDatabase(options));
@@ -921,10 +925,12 @@ absl::Status ReferenceStore::ForEach(absl::FunctionRef<absl::Status(ReferenceRec
 }
 
 struct StoreBackup::Impl {
+  // Holds the store's one place for a copy, which the caller has taken.
   Impl(ReferenceStore::Impl& from, std::string to) : source(from), path(std::move(to)) {}
   ~Impl() {
     Close();
-    if (!whole) unlink(path.c_str());
+    if (created && !whole) unlink(path.c_str());
+    source.backup_under_way = false;
   }
 
   // The source's lock is held: the backup reads through its connection.
@@ -947,7 +953,7 @@ struct StoreBackup::Impl {
   const std::string path;
   sqlite3* target = nullptr;
   sqlite3_backup* backup = nullptr;
-  bool whole = false;
+  bool created = false, whole = false;
 };
 
 StoreBackup::StoreBackup(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -978,11 +984,18 @@ absl::StatusOr<bool> StoreBackup::Step(int pages) {
 }
 
 absl::StatusOr<std::unique_ptr<StoreBackup>> ReferenceStore::StartBackup(const std::string& path) const {
+  if (impl_->backup_under_way.exchange(true)) {
+    return absl::ResourceExhaustedError("another backup is being made; ask again when it is done");
+  }
+  auto impl = std::make_unique<StoreBackup::Impl>(*impl_, path);
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (fd < 0 && errno == EEXIST) return absl::AlreadyExistsError(absl::StrCat("backup ", path, ": is there already"));
+  if (fd < 0 && errno == EEXIST) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("backup ", path, ": a file is there that no backup under way has made; move it away"));
+  }
   if (fd < 0) return FileError(path, "cannot create", errno);
   close(fd);
-  auto impl = std::make_unique<StoreBackup::Impl>(*impl_, path);
+  impl->created = true;
   const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
   int rc = sqlite3_open_v2(path.c_str(), &impl->target, flags, nullptr);
   // Nothing else reads the copy before it is whole; then it is synced once.
@@ -996,6 +1009,8 @@ absl::StatusOr<std::unique_ptr<StoreBackup>> ReferenceStore::StartBackup(const s
   if (rc != SQLITE_OK) return impl->Error(rc);
   return std::unique_ptr<StoreBackup>(new StoreBackup(std::move(impl)));
 }
+
+std::string ReferenceStore::partial_backup_path() const { return path() + std::string(kPartialBackup); }
 
 int64_t ReferenceStore::generation() const {
   MutexLock held(impl_->mutex);

@@ -94,8 +94,8 @@ class StoreBackup {
 // application_id is "c3po", user_version the schema's: 2 adds table `artifact`, 3 a checksum to each row of `reference`
 // and `artifact` (RowChecksum) and the stamp. A file of an earlier version is brought to this one when it is opened, in
 // one transaction, for which the disk needs room for a second one. PATH.lock and the file itself are locked as long as
-// the store is open (StoreFile). PATH.backup, which a process that was killed may have left of a copy under way, is
-// removed when the store is opened.
+// the store is open (StoreFile). PATH.backup.partial, which a process that was killed may have left of a copy under way,
+// is removed when the store is opened.
 //
 // Damage: a row that does not match its checksum is never returned. It is left out, as if it were absent, counted, and
 // listed by Damaged(); Get of its id says DataLoss. Add and PutArtifacts write it anew, whatever it holds. Artifacts
@@ -159,8 +159,11 @@ class ReferenceStore {
   // error and returns that. The callback must not call this store.
   absl::Status ForEach(absl::FunctionRef<absl::Status(ReferenceRecord)> callback) const;
 
-  // Begins a copy in a new file `path`. The store outlives it. AlreadyExists: a file is there.
+  // Begins a copy in a new file `path`. The store outlives it. ResourceExhausted: another copy is under way.
+  // AlreadyExists: a file is there, which is left as it is.
   absl::StatusOr<std::unique_ptr<StoreBackup>> StartBackup(const std::string& path) const;
+  // Where a copy may lie that is to be removed once it was read: PATH.backup.partial.
+  std::string partial_backup_path() const;
 
   // Damage found since the store was opened, and not put right since; references by collection and id, then artifacts.
   std::vector<DamagedRow> Damaged() const;

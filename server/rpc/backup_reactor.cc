@@ -43,12 +43,11 @@ absl::Status BackupReactor::Submit() {
 }
 
 absl::Status BackupReactor::CopyAndSend() {
-  const std::string path = absl::StrCat(parts_.store->path(), ".backup");
+  const std::string path = parts_.store->partial_backup_path();
   std::ifstream file;
   {
     auto backup = parts_.store->StartBackup(path);
-    if (absl::IsAlreadyExists(backup.status()))
-      return absl::ResourceExhaustedError("another backup is being made; ask again when it is done");
+    if (absl::IsAlreadyExists(backup.status())) return absl::FailedPreconditionError(backup.status().message());
     C3PO_RETURN_IF_ERROR(backup.status());
     for (bool whole = false; !whole;) {
       C3PO_RETURN_IF_ERROR(CheckCancelled());

@@ -171,6 +171,23 @@ class RestartTest(unittest.TestCase):
         self.assertEqual(server.stop(), 0)
         self.assertEqual(list(self.folder.glob("*.backup*")), [])
 
+    def test_a_backup_minds_no_file_of_others_and_names_one_in_its_place(self):
+        own_copy = self.folder / "store.db.backup"
+        own_copy.write_bytes(b"an operator's own")
+        server = self.run_server()
+        refs = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+        self.assertGreater(len(list(refs.BackupStore(ref.BackupStoreRequest(), timeout=60))), 0)
+        foreign = self.folder / "store.db.backup.partial"
+        foreign.write_bytes(b"foreign")
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(refs.BackupStore(ref.BackupStoreRequest(), timeout=60))
+        self.assertEqual((caught.exception.code(), details(caught.exception)[0]), (grpc.StatusCode.FAILED_PRECONDITION, "PRECONDITION"))
+        self.assertIn(str(foreign), caught.exception.details())
+        self.assertEqual((own_copy.read_bytes(), foreign.read_bytes()), (b"an operator's own", b"foreign"))
+        foreign.unlink()
+        self.assertGreater(len(list(refs.BackupStore(ref.BackupStoreRequest(), timeout=60))), 0)
+        self.assertEqual(server.stop(), 0)
+
     def test_the_sentence_encoder_finds_questions_of_the_same_kind(self):
         server = self.run_server("--embedder", str(server_process.cache_folder() / "models" / "all-minilm-l6-v2"))
         stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())

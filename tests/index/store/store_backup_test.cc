@@ -140,9 +140,15 @@ TEST_F(StoreBackupTest, WhatIsNotFinishedLeavesNoFile) {
     auto backup = store_->StartBackup(copy);
     ASSERT_TRUE(backup.ok()) << backup.status();
     ASSERT_TRUE((*backup)->Step(2).ok());
-    EXPECT_EQ(store_->StartBackup(copy).status().code(), absl::StatusCode::kAlreadyExists);
+    for (const std::string& other : {copy, folder_.File("other.db")}) {
+      const absl::Status busy = store_->StartBackup(other).status();
+      EXPECT_EQ(busy.code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_THAT(std::string(busy.message()), HasSubstr("another backup is being made"));
+    }
+    EXPECT_TRUE(std::filesystem::exists(copy));
   }
   EXPECT_FALSE(std::filesystem::exists(copy));
+  EXPECT_FALSE(std::filesystem::exists(folder_.File("other.db")));
   ASSERT_TRUE(store_->Add({MakeReference("math", 1000)}).ok());  // The store is not held.
   const absl::Status nowhere = store_->StartBackup(folder_.File("no/folder/copy.db")).status();
   EXPECT_EQ(nowhere.code(), absl::StatusCode::kNotFound);
@@ -151,9 +157,30 @@ TEST_F(StoreBackupTest, WhatIsNotFinishedLeavesNoFile) {
 
 TEST_F(StoreBackupTest, WhatAKilledProcessLeftIsRemovedAtTheNextOpening) {
   store_.reset();
-  std::ofstream(path_ + ".backup") << "half";
+  std::ofstream(path_ + ".backup.partial") << "half";
   store_ = ReferenceStore::Open(path_).value();
-  EXPECT_FALSE(std::filesystem::exists(path_ + ".backup"));
+  EXPECT_EQ(store_->partial_backup_path(), path_ + ".backup.partial");
+  EXPECT_FALSE(std::filesystem::exists(path_ + ".backup.partial"));
+}
+
+TEST_F(StoreBackupTest, FilesOfOthersAreLeftAsTheyAreAndToldFromABackupUnderWay) {
+  store_.reset();
+  const std::string own_copy = path_ + ".backup";  // As an operator would call it.
+  std::filesystem::copy_file(path_, own_copy);
+  const auto size = std::filesystem::file_size(own_copy);
+  store_ = ReferenceStore::Open(path_).value();
+  EXPECT_EQ(std::filesystem::file_size(own_copy), size);
+  const std::string path = store_->partial_backup_path();
+  std::ofstream(path) << "foreign";
+  const absl::Status taken = store_->StartBackup(path).status();
+  EXPECT_EQ(taken.code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(std::string(taken.message()), HasSubstr(path));
+  EXPECT_EQ(std::filesystem::file_size(path), 7u);
+  std::filesystem::remove(path);
+  auto backup = store_->StartBackup(path);
+  ASSERT_TRUE(backup.ok()) << backup.status();
+  ASSERT_NO_FATAL_FAILURE(Finish(**backup, 5));
+  EXPECT_EQ(std::filesystem::file_size(own_copy), size);
 }
 
 TEST_F(StoreBackupTest, CollectionsWithAnArtifactAreListed) {
