@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/memory_fit.h"
 #include "server/pipeline/request_admission.h"
 #include "server/pipeline/seeded_shuffle.h"
 
@@ -103,9 +104,8 @@ absl::StatusOr<std::shared_ptr<void>> CollectionLearning::TakePlace() {
 absl::Status CollectionLearning::CheckMemory(const char* what, const OptimizationTask& task) const {
   const int64_t needed = task.memory_bytes(), limit = parts_.work_memory_bytes / calls_max_;
   if (needed <= limit) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(what, " needs about ", (needed >> 20) + 1,
-                                                 " MiB of working memory, and a call may have ", limit >> 20,
-                                                 " (--work-memory-mb); ask for less, or for fewer prompt_positions"));
+  return absl::InvalidArgumentError(absl::StrCat(what, " ", MemoryNeed(needed, "a call that learns", limit),
+                                                 "; ask for less, or for fewer prompt_positions"));
 }
 
 absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t some_token,

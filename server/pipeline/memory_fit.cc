@@ -3,11 +3,12 @@
 #include "absl/strings/str_cat.h"
 
 namespace c3po {
-namespace {
 
-int64_t Mebibytes(int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; }
-
-}  // namespace
+std::string MemoryNeed(int64_t needed_bytes, absl::string_view who, int64_t limit_bytes) {
+  constexpr int64_t kMebibyte = 1 << 20;
+  return absl::StrCat("needs about ", (needed_bytes + kMebibyte - 1) / kMebibyte, " MiB of working memory, and ", who,
+                      " may have ", limit_bytes / kMebibyte, " (--work-memory-mb)");
+}
 
 absl::StatusOr<MemoryFit> FitIntoMemory(const ModelRunner& model, int64_t limit, int prompt_positions, bool oracle,
                                         ObjectiveSpec& fitted, ObjectiveSpec& held_out) {
@@ -22,9 +23,7 @@ absl::StatusOr<MemoryFit> FitIntoMemory(const ModelRunner& model, int64_t limit,
   fit.bytes = estimate();
   if (fit.bytes <= limit) return fit;
   const size_t all = fitted.cases.size() + held_out.cases.size();
-  const std::string needed =
-      absl::StrCat("needs about ", Mebibytes(fit.bytes), " MiB of working memory, and a request ", "may have ",
-                   Mebibytes(limit), " (--work-memory-mb)");
+  const std::string needed = MemoryNeed(fit.bytes, "a request", limit);
   if (prompt_positions > 1) {
     return absl::InvalidArgumentError(absl::StrCat("optimization.prompt_positions: optimizing ", prompt_positions,
                                                    " positions of ", all, " neighbors ", needed,

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/types/model_runner.h"
 
 namespace c3po {
@@ -14,6 +15,10 @@ struct MemoryFit {
   bool fits = true;     // false: not even the nearest neighbor does
   std::string warning;  // where neighbors were left out
 };
+
+// "needs about 12 MiB of working memory, and WHO may have 8 (--work-memory-mb)". Needs are rounded up and limits down,
+// so that a need above its limit never reads as one that is not.
+std::string MemoryNeed(int64_t needed_bytes, absl::string_view who, int64_t limit_bytes);
 
 // Leaves out neighbors until the optimization over the rest takes no more than `limit` bytes: those that are held out
 // first, and the farthest first, which stand last. InvalidArgument "optimization.prompt_positions: ..." where more than

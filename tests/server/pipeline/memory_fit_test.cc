@@ -68,5 +68,12 @@ TEST(MemoryFit, WhatTheRequestAskedForIsRefusedByItsField) {
   EXPECT_THAT(own.message(), HasSubstr("continuations: "));
 }
 
+TEST(MemoryNeed, RoundsNeedsUpAndLimitsDown) {
+  EXPECT_EQ(MemoryNeed(9 * kMebibyte, "a request", 8 * kMebibyte),
+            "needs about 9 MiB of working memory, and a request may have 8 (--work-memory-mb)");
+  EXPECT_EQ(MemoryNeed(8 * kMebibyte + 1, "a call that learns", 9 * kMebibyte - 1),
+            "needs about 9 MiB of working memory, and a call that learns may have 8 (--work-memory-mb)");
+}
+
 }  // namespace
 }  // namespace c3po
