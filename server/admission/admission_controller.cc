@@ -138,9 +138,9 @@ absl::Status AdmissionController::Permit::Take(RequestWork& work, absl::Time dea
   return absl::OkStatus();
 }
 
-void AdmissionController::Permit::Observe(const MeasuredStages& stages) {
+void AdmissionController::Permit::Observe(const RequestWork& done, const MeasuredStages& stages) {
   const absl::MutexLock lock(&controller_->mu_);
-  controller_->estimates_.Observe(work_, stages, SteadyNow());
+  controller_->estimates_.Observe(done, stages, SteadyNow());
 }
 
 void AdmissionController::Permit::ObserveLate(double seconds) {

@@ -45,8 +45,8 @@ class AdmissionController {
     // when it could not make it on an idle server either, and ResourceExhausted when the queue is to blame. Without
     // fresh measurements nothing is refused for its deadline. Call at most once.
     absl::Status Take(RequestWork& work, absl::Time deadline);
-    // The request has ended well, and took this. Call at most once, after Take.
-    void Observe(const MeasuredStages& stages);
+    // The request has ended well, did this of its work, and took so long. Call at most once, after Take.
+    void Observe(const RequestWork& done, const MeasuredStages& stages);
     // The request was ended at its deadline, `seconds` after the engine had begun with it. Likewise.
     void ObserveLate(double seconds);
 

@@ -9,6 +9,8 @@ namespace {
 constexpr double kWeight = 0.2;
 constexpr absl::Duration kFresh = absl::Minutes(1);
 
+int UnitsWithoutSteps(const RequestWork& work) { return work.prepared_cases + work.trials; }
+
 void Blend(double measured, double& mean) { mean = mean == 0 ? measured : mean + kWeight * (measured - mean); }
 
 }  // namespace
@@ -20,13 +22,23 @@ int64_t RequestWork::Cost() const {
   return prompt_tokens + int64_t{output_tokens} + cases * prompt_tokens + static_cast<int64_t>(std::ceil(moved));
 }
 
-void StageEstimates::Observe(const RequestWork& work, const MeasuredStages& stages, absl::Time now) {
+void StageEstimates::Rate::Blend(double measured_seconds, double measured_amount) {
+  if (measured_amount <= 0) return;
+  if (amount == 0) {
+    seconds = measured_seconds;
+    amount = measured_amount;
+    return;
+  }
+  seconds += kWeight * (measured_seconds - seconds);
+  amount += kWeight * (measured_amount - amount);
+}
+
+void StageEstimates::Observe(const RequestWork& done, const MeasuredStages& stages, absl::Time now) {
   if (!fresh(now)) *this = StageEstimates();
-  if (work.retrieves) Blend(stages.retrieval_seconds, retrieval_);
-  if (work.prompt_tokens > 0) Blend(stages.prefill_seconds / work.prompt_tokens, per_prompt_token_);
-  const int units = work.prepared_cases + work.steps;
-  if (units > 0 && stages.optimization_seconds > 0) Blend(stages.optimization_seconds / units, per_unit_);
-  if (work.output_tokens > 0) Blend(stages.decode_seconds / work.output_tokens, per_token_);
+  if (done.retrieves) Blend(stages.retrieval_seconds, retrieval_);
+  prompt_token_.Blend(stages.prefill_seconds, done.prompt_tokens);
+  if (stages.optimization_seconds > 0) unit_.Blend(stages.optimization_seconds, UnitsWithoutSteps(done) + done.steps);
+  token_.Blend(stages.decode_seconds, done.output_tokens);
   Blend(stages.prefill_seconds + stages.optimization_seconds + stages.decode_seconds, service_);
   measured_ = now;
 }
@@ -37,12 +49,12 @@ void StageEstimates::ObserveAtLeast(const RequestWork& work, double seconds, abs
   const double expected = absl::ToDoubleSeconds(WithoutSteps(work) + PerStep() * work.steps);
   if (expected > 0 && expected < seconds) {
     const double growth = 1 + kWeight * std::min(seconds / expected - 1, 1.0 / kWeight);
-    for (double* part : {&per_prompt_token_, &per_unit_, &per_token_}) *part *= growth;
+    for (Rate* part : {&prompt_token_, &unit_, &token_}) part->seconds *= growth;
   } else if (expected == 0) {
-    const int units = work.prepared_cases + work.steps;
+    const int units = UnitsWithoutSteps(work) + work.steps;
     const double each = seconds / (units > 0 ? 2 : 1);
-    if (work.prompt_tokens > 0) per_prompt_token_ = each / work.prompt_tokens;
-    if (units > 0) per_unit_ = each / units;
+    if (work.prompt_tokens > 0) prompt_token_ = {each, static_cast<double>(work.prompt_tokens)};
+    if (units > 0) unit_ = {each, static_cast<double>(units)};
   }
   Blend(std::max(seconds, service_), service_);
   measured_ = now;
@@ -52,8 +64,8 @@ bool StageEstimates::fresh(absl::Time now) const { return now - measured_ < kFre
 
 absl::Duration StageEstimates::WithoutSteps(const RequestWork& work) const {
   const double retrieval = work.retrieves ? retrieval_ : 0;
-  return absl::Seconds(retrieval + per_prompt_token_ * work.prompt_tokens + per_unit_ * work.prepared_cases +
-                       per_token_);
+  return absl::Seconds(retrieval + prompt_token_.each() * work.prompt_tokens +
+                       unit_.each() * UnitsWithoutSteps(work) + token_.each());
 }
 
 }  // namespace c3po

@@ -35,14 +35,17 @@ struct MeasuredStages {
 };
 
 // Moving averages of what stages took, each m <- m + (x - m) / 5 from its first measurement on:
-//   seconds per prompt token; per unit of optimization, a unit being a prepared neighbor or a step (the engine gives
-//   every optimizing request one unit a step); per retrieval; per decoded token; and of a whole request on the engine.
+//   seconds per prompt token; per unit of optimization, a unit being a prepared neighbor, a step or a trial (the engine
+//   gives every optimizing request one unit a step); per decoded token; per retrieval; and of a whole request on the
+//   engine. The first three are the mean of the seconds over the mean of the tokens or units. A mean of each request's
+//   own ratio would give the pass of a one-token prompt the weight of a thousand tokens.
 // Measured under whatever load there was, so what other requests cost is in them. They begin anew after a minute
 // without a measurement: what was measured while the process was frozen must not refuse others for long. Not
 // thread-safe.
 class StageEstimates {
  public:
-  void Observe(const RequestWork& work, const MeasuredStages& stages, absl::Time now);
+  // `done`: of what the request asked for, what it did.
+  void Observe(const RequestWork& done, const MeasuredStages& stages, absl::Time now);
   // A request that was ended when it had taken `seconds` on the engine, which says no more than that it takes longer:
   // estimates below that grow.
   void ObserveAtLeast(const RequestWork& work, double seconds, absl::Time now);
@@ -53,12 +56,20 @@ class StageEstimates {
 
   // Retrieval, prefill, preparing neighbors and the first token; the steps not included.
   absl::Duration WithoutSteps(const RequestWork& work) const;
-  absl::Duration PerStep() const { return absl::Seconds(per_unit_); }
+  absl::Duration PerStep() const { return absl::Seconds(unit_.each()); }
   // Of a request on the engine, from its first forward pass to its end.
   absl::Duration Service() const { return absl::Seconds(service_); }
 
  private:
-  double per_prompt_token_ = 0, per_unit_ = 0, retrieval_ = 0, per_token_ = 0, service_ = 0;  // seconds; 0: unknown
+  // Seconds over an amount, both as moving averages; 0: unknown.
+  struct Rate {
+    double seconds = 0, amount = 0;
+    void Blend(double measured_seconds, double measured_amount);
+    double each() const { return amount > 0 ? seconds / amount : 0; }
+  };
+
+  Rate prompt_token_, unit_, token_;
+  double retrieval_ = 0, service_ = 0;  // seconds; 0: unknown
   absl::Time measured_ = absl::InfinitePast();
 };
 

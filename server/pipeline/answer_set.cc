@@ -34,15 +34,15 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
   const double before_decode = timings.before_batch_seconds + timings.prefill_seconds + timings.optimization_seconds +
                                timings.optimization_wait_seconds;
   all.decode_seconds = std::max(0.0, absl::ToDoubleSeconds(SteadyNow() - arrival_) - before_decode);
+  if (search_ != nullptr) search_->NoteDone(work_);
+  summary_.cost = work_.Cost();
   if (permit_ && status.ok()) {
     const double optimization = timings.optimized ? all.optimization_seconds + all.optimization_wait_seconds : 0;
-    permit_->Observe({prepared + retrieved_later, timings.prefill_seconds, optimization, all.decode_seconds});
+    permit_->Observe(work_, {prepared + retrieved_later, timings.prefill_seconds, optimization, all.decode_seconds});
   }
   // Of a call that never ran, its wait was the others' work.
   const double on_engine = timings.prefill_seconds + timings.optimization_seconds + timings.optimization_wait_seconds;
   if (permit_ && absl::IsDeadlineExceeded(status) && on_engine > 0) permit_->ObserveLate(on_engine);
-  if (search_ != nullptr) search_->NoteDone(work_);
-  summary_.cost = work_.Cost();
   permit_.reset();
   search_.reset();
   listener_->OnDone(status, summary_);

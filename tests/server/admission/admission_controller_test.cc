@@ -137,7 +137,7 @@ class DeadlineTest : public testing::Test {
     auto permit = controller_.Enter("ann");
     RequestWork work = Work(7);
     EXPECT_TRUE((*permit)->Take(work, SteadyNow()).ok()) << "nothing has been measured yet";
-    (*permit)->Observe({0.02, 0.1, 0.1, 0.1});
+    (*permit)->Observe(work, {0.02, 0.1, 0.1, 0.1});
   }
   static RequestWork Work(int steps) { return {100, 10, 3, steps, true}; }
 
@@ -217,6 +217,34 @@ TEST(StageEstimates, AreMovingAveragesAndGrowOld) {
   estimates.Observe(work, {0.5, 6, 2, 3}, now);
   EXPECT_NEAR(absl::ToDoubleSeconds(estimates.Service()), 7, 1e-9);
   EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(work)), 0.5 + 2 + 0.4 + 0.3, 1e-9);
+}
+
+// The pass of a short prompt takes as long as that of one of many tokens; a mean of ratios would make of it 10 ms a token,
+// and refuse long prompts for deadlines that they meet.
+TEST(StageEstimates, OneTokenPromptsDoNotMakeLongOnesLookSlow) {
+  StageEstimates estimates;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  const RequestWork single{1, 1, 0, 0, false}, large{1000, 1, 0, 0, false};
+  for (int i = 0; i < 10; ++i) {
+    estimates.Observe(large, {0, 0.1, 0, 0.001}, now);
+    estimates.Observe(single, {0, 0.01, 0, 0.001}, now);
+  }
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(large)), 0.1 + 0.001, 0.02);
+}
+
+// Of the same kind: units and answer tokens count by what was done, in the mean of both.
+TEST(StageEstimates, ARequestThatDidLittleDoesNotMakeStepsLookSlowOrFast) {
+  StageEstimates estimates;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  const RequestWork few{10, 1, 1, 0, true}, many{10, 100, 9, 90, true}, grid{10, 1, 1, 0, true, 1, 1, 3, 9};
+  for (int i = 0; i < 20; ++i) {
+    estimates.Observe(many, {0, 1, 9.9, 1}, now);
+    estimates.Observe(few, {0, 1, 2, 0.5}, now);
+    estimates.Observe(grid, {0, 1, 1, 0.01}, now);
+  }
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep()), 0.12, 0.02);
+  const double prompt = 1, units = 10 * 0.12;
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(grid)), prompt + units + 0.015, 0.2);
 }
 
 // A process that was frozen for an hour measured a request of an hour.
