@@ -17,6 +17,7 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "index/base/durable_file.h"
 #include "index/base/mutex.h"
@@ -32,7 +33,7 @@ constexpr int64_t kApplicationId = 0x6333706f;  // "c3po"
 constexpr int64_t kSchemaVersion = 3;
 constexpr size_t kArtifactNameMax = 256, kArtifactValueMax = size_t{16} << 20;
 constexpr absl::string_view kPartialBackup = ".backup.partial";  // No name that somebody gives a copy of his own.
-constexpr size_t kStampsMax = 1000;  // Of changes that a reader keeps out of the file.
+constexpr size_t kStampsMax = 1000;                              // Of changes that a reader keeps out of the file.
 
 constexpr char kSchema[] = R"sql(
   CREATE TABLE reference (
@@ -74,6 +75,8 @@ constexpr char kSchemaOfVersion3[] = R"sql(
   UPDATE store_state SET stamp = randomblob(16);
   PRAGMA user_version = 3;
 )sql";
+constexpr char kSelectState[] = "SELECT generation, stamp FROM store_state";
+constexpr char kSelectArtifacts[] = "SELECT collection, name, value, checksum FROM artifact";
 constexpr char kStampPage[] = "SELECT rootpage FROM sqlite_master WHERE name = 'store_state'";
 
 // The last one is the checksum of those before it.
@@ -122,8 +125,8 @@ std::string TraceOf(const std::string& path, const std::vector<std::string>& fol
   return "";
 }
 
-// Before the file is opened, and made where it is absent: why the new store may not be what was meant. DataLoss: a store
-// was cut.
+// Before the file is opened, and made where it is absent: why the new store may not be what was meant. DataLoss: a
+// store was cut.
 absl::StatusOr<std::string> LookForCutStore(const std::string& path, const std::vector<std::string>& trace_folders) {
   std::error_code error;
   const bool exists = std::filesystem::is_regular_file(path, error);
@@ -174,9 +177,12 @@ struct ReferenceStore::Impl {
                                std::vector<CollectionStats>& stats) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
   absl::Status LearnStamp() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
-  // StoreFile::Check while no change is under way.
+  // StoreFile::Check and CheckTables while no change is under way.
   absl::Status CheckFile() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // What is known of the tables, where nothing is wrong with the file.
   absl::Status CheckFileAsKnown();
+  // Whether another program has dropped or altered a table; notes it for CheckFileAsKnown.
+  void CheckTables() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
   // Runs `body` in a transaction.
   absl::Status Transaction(absl::string_view action, absl::FunctionRef<absl::Status()> body)
@@ -194,7 +200,8 @@ struct ReferenceStore::Impl {
   Mutex mutex;
   sqlite3* db = nullptr;
   int64_t generation ABSL_GUARDED_BY(mutex) = 0;
-  std::string empty_problem;  // Set once, before others see it.
+  int64_t sound_schema ABSL_GUARDED_BY(mutex) = -1;  // SQLite's count of changes, at which the tables were sound.
+  std::string empty_problem;                         // Set once, before others see it.
   std::atomic<bool> backup_under_way{false};
   std::string index_problem ABSL_GUARDED_BY(mutex);
   using RowKey = std::tuple<DamagedRow::Kind, std::string, std::string>;  // Kind, collection, name.
@@ -205,6 +212,7 @@ struct ReferenceStore::Impl {
   Mutex stamp_mutex ABSL_ACQUIRED_AFTER(mutex);
   int64_t stamp_page ABSL_GUARDED_BY(stamp_mutex) = 0;
   std::vector<std::string> stamps ABSL_GUARDED_BY(stamp_mutex);
+  absl::Status table_fault ABSL_GUARDED_BY(stamp_mutex);
   absl::Status fault ABSL_GUARDED_BY(stamp_mutex);
 };
 
@@ -306,8 +314,8 @@ class ReferenceStore::Impl::Statement {
 absl::Status ReferenceStore::Impl::Error(int rc, absl::string_view action) const {
   // sqlite3_system_errno() stays 0 when COMMIT fails to write, so errno is asked, which was cleared before the call.
   const int system_error = errno;
-  const std::string message =
-      absl::StrCat("store ", path, ": ", action, ": ", db == nullptr ? sqlite3_errstr(rc) : sqlite3_errmsg(db));
+  const absl::string_view reason = db == nullptr ? sqlite3_errstr(rc) : sqlite3_errmsg(db);
+  const std::string message = absl::StrCat("store ", path, ": ", action, ": ", reason);
   switch (rc & 0xff) {  // The primary code of an extended one.
     case SQLITE_FULL:
     case SQLITE_NOMEM:
@@ -328,6 +336,14 @@ absl::Status ReferenceStore::Impl::Error(int rc, absl::string_view action) const
     case SQLITE_IOERR:
       if (system_error == ENOSPC || system_error == EDQUOT || system_error == EFBIG) {
         return absl::ResourceExhaustedError(absl::StrCat(message, " (no space left)"));
+      }
+      return absl::InternalError(message);
+    case SQLITE_ERROR:
+      // The statements are constants that fit the tables: these are others.
+      if (absl::StrContains(reason, "no such table") || absl::StrContains(reason, "no such column") ||
+          absl::StrContains(reason, "has no column named")) {
+        return absl::DataLossError(absl::StrCat("store ", path, ": another program has altered its tables: ", reason,
+                                                "; stop the server, put the store in its place, and start it again"));
       }
       return absl::InternalError(message);
     default:
@@ -473,7 +489,7 @@ absl::Status ReferenceStore::Impl::CheckPages() {
 
 absl::Status ReferenceStore::Impl::CheckArtifacts() {
   Statement select(*this);
-  C3PO_RETURN_IF_ERROR(select.Prepare("SELECT collection, name, value, checksum FROM artifact"));
+  C3PO_RETURN_IF_ERROR(select.Prepare(kSelectArtifacts));
   while (true) {
     C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read artifacts"));
     if (!row) return absl::OkStatus();
@@ -563,11 +579,31 @@ absl::Status ReferenceStore::Impl::CheckFileAsKnown() {
   }
   absl::Status found = file->Check(page, known);
   MutexLock held(stamp_mutex);
+  if (found.ok()) found = table_fault;
   fault = found;
   return found;
 }
 
+void ReferenceStore::Impl::CheckTables() {
+  const auto version = QueryInteger("PRAGMA schema_version");
+  if (!version.ok() || *version == sound_schema) return;  // What is wrong with the file is said by others.
+  // A statement that runs has SQLite read its schema anew; one that is prepared is held against the one it knew.
+  if (!QueryInteger("SELECT count(*) FROM sqlite_master").ok()) return;
+  absl::Status found;
+  for (const char* statement : {kInsert, kSelectById, kSelectArtifacts, kSelectState}) {
+    if (found.ok()) found = Statement(*this).Prepare(statement);
+  }
+  if (found.ok()) {
+    sound_schema = *version;
+  } else if (!absl::IsDataLoss(found)) {
+    return;
+  }
+  MutexLock held(stamp_mutex);
+  table_fault = found;
+}
+
 absl::Status ReferenceStore::Impl::CheckFile() {
+  CheckTables();
   if (CheckFileAsKnown().ok()) return absl::OkStatus();
   // Another program that vacuums the file, as SQLite lets it, may have moved the stamp.
   if (const auto page = QueryInteger(kStampPage); page.ok()) {
@@ -1034,6 +1070,10 @@ std::string ReferenceStore::index_problem() const {
 }
 
 absl::Status ReferenceStore::CheckFile() {
+  if (impl_->mutex.TryLock()) {
+    impl_->CheckTables();
+    impl_->mutex.Unlock();
+  }
   if (impl_->CheckFileAsKnown().ok()) return absl::OkStatus();
   MutexLock held(impl_->mutex);  // A change that was under way is done.
   return impl_->CheckFile();

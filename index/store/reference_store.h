@@ -94,8 +94,8 @@ class StoreBackup {
 // application_id is "c3po", user_version the schema's: 2 adds table `artifact`, 3 a checksum to each row of `reference`
 // and `artifact` (RowChecksum) and the stamp. A file of an earlier version is brought to this one when it is opened, in
 // one transaction, for which the disk needs room for a second one. PATH.lock and the file itself are locked as long as
-// the store is open (StoreFile). PATH.backup.partial, which a process that was killed may have left of a copy under way,
-// is removed when the store is opened.
+// the store is open (StoreFile). PATH.backup.partial, which a process that was killed may have left of a copy under
+// way, is removed when the store is opened.
 //
 // Damage: a row that does not match its checksum is never returned. It is left out, as if it were absent, counted, and
 // listed by Damaged(); Get of its id says DataLoss. Add and PutArtifacts write it anew, whatever it holds. Artifacts
@@ -104,8 +104,9 @@ class StoreBackup {
 // which Open checks.
 //
 // Every method is thread-safe; one call runs at a time. Errors name the path: ResourceExhausted (disk full, pages_max),
-// DataLoss (corrupt; or the file was deleted, replaced, cut or written over while it was open, then nothing is changed
-// until it is back), Unavailable (another program holds the database busy), Internal (anything else).
+// DataLoss (corrupt; or, while it was open, the file was deleted, replaced, cut or written over, or another program
+// dropped or altered a table, then nothing is changed until it is back), Unavailable (another program holds the
+// database busy), Internal (anything else).
 class ReferenceStore {
  public:
   // Opens `path`, created if absent, and checks it (SQLite's integrity_check: reads the whole file). Errors, besides
@@ -173,8 +174,9 @@ class ReferenceStore {
   // Why the indexes were made anew when the store was opened; empty: they were not.
   std::string index_problem() const;
 
-  // Looks whether the open file is still what path() leads to; see StoreFile::Check. Changes look by themselves, before
-  // and after. Waits for a call under way only where something seems wrong.
+  // Looks whether the open file is still what path() leads to (StoreFile::Check), and its tables those that this store
+  // works with. Changes look by themselves, before and after. Waits for a call under way only where something seems
+  // wrong with the file; the tables are looked at when there is none.
   absl::Status CheckFile();
   // What the last look found. Never waits.
   absl::Status fault() const;

@@ -42,8 +42,9 @@ struct Caller {
 //
 // read=, write=: the collections that the caller may use, as far as its role reaches (collection_access.h). A line with
 // neither may use all. Who may write may read; with write= alone nothing else may be read.
-// calls/min=, tokens/min=: the caller's rates, of calls and of tokens through the model (rate_limiter.h), 1 to 10^12, or "unlimited"; left out, the server's own
-// default. They are the name's: other lines of the same name must not say otherwise.
+// calls/min=, tokens/min=: the caller's rates, of calls and of tokens through the model (rate_limiter.h), 1 to 10^12,
+// or "unlimited"; left out, the server's own default. They are the name's: other lines of the same name must not say
+// otherwise.
 //
 // LookAgain takes what the file holds by then; one that has become unreadable or wrong is logged, and what was known
 // before stays in force. Thread-safe.

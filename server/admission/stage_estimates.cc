@@ -64,8 +64,8 @@ bool StageEstimates::fresh(absl::Time now) const { return now - measured_ < kFre
 
 absl::Duration StageEstimates::WithoutSteps(const RequestWork& work) const {
   const double retrieval = work.retrieves ? retrieval_ : 0;
-  return absl::Seconds(retrieval + prompt_token_.each() * work.prompt_tokens +
-                       unit_.each() * UnitsWithoutSteps(work) + token_.each());
+  return absl::Seconds(retrieval + prompt_token_.each() * work.prompt_tokens + unit_.each() * UnitsWithoutSteps(work) +
+                       token_.each());
 }
 
 }  // namespace c3po

@@ -108,9 +108,9 @@ constexpr std::array<CodeName, 12> kCodes = {{
 
 size_t CodeIndex(absl::StatusCode code) {
   const auto index_of = [](absl::StatusCode wanted) {
-    return static_cast<size_t>(std::find_if(kCodes.begin(), kCodes.end(),
-                                            [&](const CodeName& each) { return each.code == wanted; }) -
-                               kCodes.begin());
+    return static_cast<size_t>(
+        std::find_if(kCodes.begin(), kCodes.end(), [&](const CodeName& each) { return each.code == wanted; }) -
+        kCodes.begin());
   };
   if (code == absl::StatusCode::kOutOfRange) code = absl::StatusCode::kInvalidArgument;
   const size_t index = index_of(code);

@@ -26,7 +26,8 @@ class CallEnd {
   // `permit` is null without an admission controller, `search` without an optimization. `work`: what the call asked
   // for.
   CallEnd(std::shared_ptr<GenerationListener> listener, std::shared_ptr<AdmissionController::Permit> permit,
-          CallSummary summary, absl::Time arrival, std::shared_ptr<const PathwaySearch> search, const RequestWork& work);
+          CallSummary summary, absl::Time arrival, std::shared_ptr<const PathwaySearch> search,
+          const RequestWork& work);
 
   GenerationListener& listener() { return *listener_; }
   CallSummary& summary() { return summary_; }

@@ -186,13 +186,14 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
   const auto settle = [context = request.context, ended, first, each](bool whole) {
     context.Used(first + each * (ended->load() + (whole ? 0 : 1)));
   };
-  return RunOnEngine(request.context, token, tuner, [parts = parts_, store, on_done, settle](const absl::Status& status) {
-    settle(status.ok());
-    if (!status.ok()) return on_done(status);
-    const auto failed = [on_done](const absl::Status& reason) { on_done(reason); };
-    if (!parts.workers->Submit(store, failed))
-      on_done(absl::ResourceExhaustedError("the queue is full: nothing was stored"));
-  });
+  return RunOnEngine(request.context, token, tuner,
+                     [parts = parts_, store, on_done, settle](const absl::Status& status) {
+                       settle(status.ok());
+                       if (!status.ok()) return on_done(status);
+                       const auto failed = [on_done](const absl::Status& reason) { on_done(reason); };
+                       if (!parts.workers->Submit(store, failed))
+                         on_done(absl::ResourceExhaustedError("the queue is full: nothing was stored"));
+                     });
 }
 
 // One Amortize call: tasks of a few references each, one after the other, each committed before the next.

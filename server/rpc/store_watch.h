@@ -17,8 +17,9 @@
 namespace c3po {
 
 // Tells an operator what has become of the store under a running server. It looks every second, on a thread of its own:
-// whether the file is still in its place (ReferenceStore::CheckFile; log events store_lost and store_back), and which
-// rows are damaged (one event row_damaged for each, the first kLinesMax of a look). Metrics count both. Thread-safe.
+// whether the file is still in its place, and its tables in it (ReferenceStore::CheckFile; log events store_lost and
+// store_back), and which rows are damaged (one event row_damaged for each, the first kLinesMax of a look). Metrics
+// count both. Thread-safe.
 class StoreWatch {
  public:
   static constexpr size_t kLinesMax = 20;
@@ -26,7 +27,7 @@ class StoreWatch {
   // Has looked once when it returns. `store` and `metrics` outlive the watch; `metrics` may be null.
   StoreWatch(ReferenceStore* store, Metrics* metrics, absl::Duration every = absl::Seconds(1));
 
-  // Whether the file is gone: nothing can be stored. Never waits.
+  // Whether the file or a table is gone: nothing can be stored. Never waits.
   bool lost() const { return lost_.load(); }
   // One line for a lost file, one for damaged rows. Never waits for the store.
   std::vector<std::string> Warnings() const;

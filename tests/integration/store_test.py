@@ -1,7 +1,9 @@
 """The store's file in other hands: taken away, replaced or cut under a running server, damaged between two runs. usage: store_test.py C3POD"""
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import unittest
@@ -110,6 +112,36 @@ class StoreTest(unittest.TestCase):
         os.truncate(self.store, 4096)
         self.expect_lost(server, "was cut or written over")
         self.assertEqual(server.stop(), 0)
+
+    def test_a_table_that_another_program_drops_is_told(self):
+        server = self.start()
+        self.add(20)
+        with contextlib.closing(sqlite3.connect(self.store)) as other:
+            other.execute("DROP TABLE reference")
+            other.commit()
+        self.expect_lost(server, "no such table: reference")
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.listed()
+        self.assertEqual((caught.exception.code(), details(caught.exception)[0]), (grpc.StatusCode.DATA_LOSS, "DATA_LOSS"))
+        self.assertIn('"status":"DATA_LOSS"', "".join(server.log))
+        self.assertEqual(server.stop(), 0)
+
+    def test_a_store_that_is_cut_to_nothing_is_told_from_a_new_one(self):
+        server = self.start()
+        self.add(20)
+        self.assertNotIn("store_empty", self.events(server))
+        self.assertEqual(server.stop(), 0)
+        os.truncate(self.store, 0)
+        server = self.start()
+        self.assertTrue(any('"event":"store_empty"' in line and str(self.store) in line for line in server.log))
+        self.assertEqual(server.stop(), 0)
+        os.truncate(self.store, 0)
+        graphs = self.folder / "store.db.graphs"
+        graphs.mkdir(exist_ok=True)
+        (graphs / "left.hnsw").write_bytes(b"graph")
+        refused = subprocess.run(server.command, capture_output=True, text=True, timeout=60)
+        self.assertNotEqual(refused.returncode, 0)
+        self.assertIn(f"store {self.store}: has 0 bytes, but {graphs} is left of a store", refused.stdout + refused.stderr)
 
     def test_a_damaged_row_is_told_and_never_served_until_it_is_imported_again(self):
         server = self.start()

@@ -165,6 +165,29 @@ TEST_F(StoreFileTest, NothingBesideTheStoreMakesItsOpeningWait) {
   EXPECT_EQ(ReferenceStore::Open(folder_.File("sparse.db")).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(StoreFileTest, ATableThatAnotherProgramDropsOrAltersIsNoticedUntilItIsBack) {
+  RunSql(path_, "CREATE TABLE beside (x); CREATE INDEX own ON reference (prompt); VACUUM");
+  ExpectSound();  // What others add is theirs.
+  for (const auto& [away, back, what] : std::vector<std::tuple<std::string, std::string, std::string>>{
+           {"ALTER TABLE reference RENAME TO kept", "ALTER TABLE kept RENAME TO reference", "no such table: reference"},
+           {"ALTER TABLE artifact RENAME TO kept", "ALTER TABLE kept RENAME TO artifact", "no such table: artifact"},
+           {"ALTER TABLE reference RENAME COLUMN answer TO said", "ALTER TABLE reference RENAME COLUMN said TO answer",
+            "answer"},
+           {"ALTER TABLE store_state RENAME TO kept", "ALTER TABLE kept RENAME TO store_state", "store_state"}}) {
+    RunSql(path_, away);
+    ExpectLost("another program has altered its tables");
+    ExpectLost(what);
+    RunSql(path_, back);
+    ExpectSound();
+  }
+  RunSql(path_, "DROP TABLE reference");
+  ExpectLost("no such table: reference");
+  EXPECT_EQ(store_->Get(MakeReference("math", 7).id).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(store_->List("math", "", 10).status().code(), absl::StatusCode::kDataLoss);
+  store_.reset();
+  EXPECT_EQ(ReferenceStore::Open(path_).status().code(), absl::StatusCode::kDataLoss);
+}
+
 class EmptyStore : public ::testing::Test {
  protected:
   EmptyStore() { options_.trace_folders = {graphs_}; }
@@ -176,7 +199,8 @@ class EmptyStore : public ::testing::Test {
   void ExpectCut(const std::string& trace) const {
     const absl::Status refused = Problem().status();
     EXPECT_EQ(refused.code(), absl::StatusCode::kDataLoss) << refused;
-    EXPECT_THAT(std::string(refused.message()), HasSubstr("store " + path_ + ": has 0 bytes, but " + trace + " is left"));
+    EXPECT_THAT(std::string(refused.message()),
+                HasSubstr("store " + path_ + ": has 0 bytes, but " + trace + " is left"));
     EXPECT_EQ(fs::file_size(path_), 0u) << "nothing was made of it";
   }
   const ScratchFolder folder_;

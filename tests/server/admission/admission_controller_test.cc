@@ -219,8 +219,8 @@ TEST(StageEstimates, AreMovingAveragesAndGrowOld) {
   EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(work)), 0.5 + 2 + 0.4 + 0.3, 1e-9);
 }
 
-// The pass of a short prompt takes as long as that of one of many tokens; a mean of ratios would make of it 10 ms a token,
-// and refuse long prompts for deadlines that they meet.
+// The pass of a short prompt takes as long as that of one of many tokens; a mean of ratios would make of it 10 ms a
+// token, and refuse long prompts for deadlines that they meet.
 TEST(StageEstimates, OneTokenPromptsDoNotMakeLongOnesLookSlow) {
   StageEstimates estimates;
   const absl::Time now = absl::FromUnixSeconds(1000);

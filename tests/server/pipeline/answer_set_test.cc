@@ -49,8 +49,8 @@ class AnswerSetTest : public ::testing::Test {
       detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(*std::move(detokenizer)));
     }
     const auto set =
-        std::make_shared<AnswerSet>(CallEnd(listener_, nullptr, summary_, arrival_, nullptr, {7, 30}), std::move(detokenizers),
-                                    [this](int index, std::shared_ptr<SequenceSink> sink) {
+        std::make_shared<AnswerSet>(CallEnd(listener_, nullptr, summary_, arrival_, nullptr, {7, 30}),
+                                    std::move(detokenizers), [this](int index, std::shared_ptr<SequenceSink> sink) {
                                       started_.push_back(index);
                                       sinks_.push_back(std::move(sink));
                                     });

@@ -110,18 +110,10 @@ TEST(ToGrpcStatus, AFieldAtTheBeginningOfTheMessageBecomesAViolation) {
 
 // What metrics and the call log name is the code that the client was told.
 TEST(GrpcStatus, MetricsAndLogNameTheCodeOnTheWire) {
-  const std::map<int, std::string> names = {{0, "OK"},
-                                            {1, "CANCELLED"},
-                                            {3, "INVALID_ARGUMENT"},
-                                            {4, "DEADLINE_EXCEEDED"},
-                                            {5, "NOT_FOUND"},
-                                            {7, "PERMISSION_DENIED"},
-                                            {8, "RESOURCE_EXHAUSTED"},
-                                            {9, "FAILED_PRECONDITION"},
-                                            {13, "INTERNAL"},
-                                            {14, "UNAVAILABLE"},
-                                            {15, "DATA_LOSS"},
-                                            {16, "UNAUTHENTICATED"}};
+  const std::map<int, std::string> names = {
+      {0, "OK"},        {1, "CANCELLED"},         {3, "INVALID_ARGUMENT"},   {4, "DEADLINE_EXCEEDED"},
+      {5, "NOT_FOUND"}, {7, "PERMISSION_DENIED"}, {8, "RESOURCE_EXHAUSTED"}, {9, "FAILED_PRECONDITION"},
+      {13, "INTERNAL"}, {14, "UNAVAILABLE"},      {15, "DATA_LOSS"},         {16, "UNAUTHENTICATED"}};
   for (int code = 0; code <= 17; ++code) {
     const absl::Status status(static_cast<absl::StatusCode>(code), "text");
     const auto told = static_cast<int>(ToGrpcStatus(status, nullptr).error_code());
