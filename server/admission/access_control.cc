@@ -124,19 +124,26 @@ absl::string_view RoleName(Role role) {
   return "";
 }
 
-absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std::string& path,
-                                                                       const std::string& text) {
+absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std::string& path, const std::string& text,
+                                                                       const std::vector<Entry>& known) {
   std::istringstream file(text);
   std::vector<Entry> entries;
-  std::map<std::string, std::string> name_of_digest;
-  std::map<std::string, CallerRates> rates_of_name;
+  struct Line {
+    int number;
+    Caller caller;
+  };
+  std::map<std::string, Line> line_of_digest, line_of_name;
+  const auto is_known = [&](const auto& same) {
+    return std::any_of(known.begin(), known.end(), [&](const Entry& entry) { return same(entry); });
+  };
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
     const absl::string_view content = absl::StripAsciiWhitespace(line);
     if (content.empty() || content.front() == '#') continue;
-    const auto wrong = [&](absl::string_view what) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ":", number, ": ", what));
+    const auto wrong_at = [&](int at, const auto&... what) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ":", at, ": ", what...));
     };
+    const auto wrong = [&](absl::string_view what) { return wrong_at(number, what); };
     const std::vector<absl::string_view> words = absl::StrSplit(content, absl::ByAnyChar(" \t"), absl::SkipEmpty());
     if (words.size() < 3) return wrong("must be NAME ROLE SHA256");
     if (!IsName(words[0])) return wrong("the name must be 1 to 64 of letters, digits and ._-");
@@ -145,14 +152,31 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
     if (!IsDigest(words[2])) return wrong("the third word must be the token's SHA-256, 64 hexadecimal digits");
     const std::string digest = absl::AsciiStrToLower(words[2]);
     if (entries.size() == kTokensMax) return wrong(absl::StrCat("holds more than ", kTokensMax, " tokens"));
-    const auto [same, is_new] = name_of_digest.emplace(digest, words[0]);
-    if (!is_new) return wrong(absl::StrCat("the same token as ", same->second, "'s"));
     Entry entry{digest, {std::string(words[0]), *role, {}, {}}};
     if (const absl::Status fields = ReadFields(absl::MakeConstSpan(words).subspan(3), entry.caller); !fields.ok())
-      return wrong(fields.message());
-    const auto namesake = rates_of_name.emplace(entry.caller.name, entry.caller.rates).first;
-    if (!SameRates(namesake->second, entry.caller.rates))
-      return wrong("calls/min= and tokens/min= must be those of the name's other lines");
+      return wrong(absl::StrCat("\"", words[0], "\": ", fields.message()));
+    const Line here{number, entry.caller};
+    const auto [same, is_new] = line_of_digest.emplace(digest, here);
+    if (!is_new) {
+      const auto in_force = [&](const Line& one) {
+        return is_known([&](const Entry& e) { return e.digest == digest && e.caller.name == one.caller.name; });
+      };
+      const bool earlier = in_force(here) && !in_force(same->second);
+      const Line &wrong_one = earlier ? same->second : here, &other = earlier ? here : same->second;
+      return wrong_at(wrong_one.number, "\"", wrong_one.caller.name, "\" has the same token as \"", other.caller.name,
+                      "\" on line ", other.number);
+    }
+    const Line& namesake = line_of_name.emplace(entry.caller.name, here).first->second;
+    if (!SameRates(namesake.caller.rates, entry.caller.rates)) {
+      const auto in_force = [&](const Line& one) {
+        return is_known([&](const Entry& e) {
+          return e.caller.name == one.caller.name && SameRates(e.caller.rates, one.caller.rates);
+        });
+      };
+      const bool earlier = in_force(here) && !in_force(namesake);
+      return wrong_at(earlier ? namesake.number : number, "\"", entry.caller.name,
+                      "\": calls/min= and tokens/min= must be those of its line ", earlier ? number : namesake.number);
+    }
     entries.push_back(std::move(entry));
   }
   if (entries.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ":1: holds no token"));
@@ -165,7 +189,7 @@ absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Load(const std::st
   const absl::MutexLock lock(&access->mu_);
   access->text_ = TextOf(path);
   C3PO_RETURN_IF_ERROR(access->text_.status());
-  C3PO_ASSIGN_OR_RETURN(access->entries_, Parse(path, *access->text_));
+  C3PO_ASSIGN_OR_RETURN(access->entries_, Parse(path, *access->text_, {}));
   return access;
 }
 
@@ -174,8 +198,13 @@ void AccessControl::LookAgain() {
   absl::StatusOr<std::string> text = TextOf(path_);
   if (text == text_) return;
   text_ = std::move(text);
+  std::vector<Entry> known;
+  {
+    const absl::MutexLock lock(&mu_);
+    known = entries_;
+  }
   absl::StatusOr<std::vector<Entry>> entries =
-      text_.ok() ? Parse(path_, *text_) : absl::StatusOr<std::vector<Entry>>(text_.status());
+      text_.ok() ? Parse(path_, *text_, known) : absl::StatusOr<std::vector<Entry>>(text_.status());
   const absl::MutexLock lock(&mu_);
   refusal_ = entries.status();
   if (metrics_ != nullptr) {

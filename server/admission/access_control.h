@@ -53,8 +53,9 @@ class AccessControl {
   // Each call is compared with all of them.
   static constexpr size_t kTokensMax = 10000;
 
-  // InvalidArgument "PATH:LINE: what is wrong"; also for a file without a token, or with more than kTokensMax.
-  // NotFound: it cannot be read. `metrics` (null: nothing is counted) outlives it.
+  // InvalidArgument "PATH:LINE: what is wrong", with both names where two lines contradict each other; also for a file
+  // without a token, or with more than kTokensMax. NotFound: it cannot be read. `metrics` (null: nothing is counted)
+  // outlives it.
   static absl::StatusOr<std::unique_ptr<AccessControl>> Load(const std::string& path, Metrics* metrics = nullptr);
 
   // Of the value of the `authorization` header, "Bearer TOKEN" (the scheme in any case). Every stored hash is compared
@@ -72,8 +73,10 @@ class AccessControl {
     Caller caller;
   };
   AccessControl(std::string path, Metrics* metrics) : path_(std::move(path)), metrics_(metrics) {}
-  // `text`: of the file at `path`.
-  static absl::StatusOr<std::vector<Entry>> Parse(const std::string& path, const std::string& text);
+  // `text`: of the file at `path`; `known`: what is in force. Where two lines contradict each other, the error is of
+  // the one that `known` does not have, else of the later one, and names both.
+  static absl::StatusOr<std::vector<Entry>> Parse(const std::string& path, const std::string& text,
+                                                  const std::vector<Entry>& known);
 
   const std::string path_;
   Metrics* const metrics_;

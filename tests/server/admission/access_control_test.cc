@@ -156,7 +156,33 @@ TEST(AccessControl, TheSameTokenTwiceIsRefused) {
                                               absl::AsciiStrToUpper(Line("", "", "t")).insert(0, "bob administer"));
   const auto access = AccessControl::Load(path);
   EXPECT_TRUE(absl::IsInvalidArgument(access.status()));
-  EXPECT_EQ(access.status().message(), absl::StrCat(path, ":3: the same token as alice's"));
+  EXPECT_EQ(access.status().message(), absl::StrCat(path, ":3: \"bob\" has the same token as \"alice\" on line 1"));
+}
+
+// At a reload the line that is new is at fault, wherever it stands.
+TEST(AccessControl, OfTwoLinesThatContradictEachOtherTheNewOneIsNamedFirst) {
+  const std::string path = Write("contradicting", Line("alice", "generate", "t"));
+  const auto access = AccessControl::Load(path);
+  ASSERT_TRUE(access.ok());
+  const auto refusal = [&](const std::string& text) {
+    Write("contradicting", text);
+    (*access)->LookAgain();
+    return std::string((*access)->refusal().message());
+  };
+  const std::string alice = Line("alice", "generate", "t"), bob = Line("bob", "generate", "t");
+  EXPECT_EQ(refusal(alice + bob), path + ":2: \"bob\" has the same token as \"alice\" on line 1");
+  EXPECT_EQ(refusal(bob + alice), path + ":1: \"bob\" has the same token as \"alice\" on line 2");
+  EXPECT_EQ(refusal(bob + Line("bob", "generate", "t")), path + ":2: \"bob\" has the same token as \"bob\" on line 1");
+  const auto with_rate = [](const std::string& token, int rate) {
+    return absl::StrCat("carol generate ", Sha256::HexOf(token), " calls/min=", rate, "\n");
+  };
+  const std::string said = "\"carol\": calls/min= and tokens/min= must be those of its line ";
+  EXPECT_EQ(refusal(with_rate("a", 5) + with_rate("b", 6)), path + ":2: " + said + "1");
+  EXPECT_EQ(refusal(with_rate("a", 5)), "");
+  EXPECT_EQ(refusal(with_rate("a", 5) + with_rate("b", 6)), path + ":2: " + said + "1");
+  EXPECT_EQ(refusal(with_rate("b", 6) + with_rate("a", 5)), path + ":1: " + said + "2");
+  EXPECT_EQ(refusal(with_rate("a", 5) + "carol generate 0\n").find("carol"), std::string::npos)
+      << "a word that lost its place may be a token";
 }
 
 TEST(AccessControl, AChangedFileIsReadAgainAndAWrongOneChangesNothing) {
