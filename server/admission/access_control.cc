@@ -86,6 +86,10 @@ absl::Status ReadFields(absl::Span<const absl::string_view> words, Caller& calle
   return absl::OkStatus();
 }
 
+bool SameExceptRates(const Caller& a, const Caller& b) {
+  return a.name == b.name && a.role == b.role && a.collections.SameAs(b.collections);
+}
+
 bool SameRates(const CallerRates& a, const CallerRates& b) {
   return a.calls_per_minute == b.calls_per_minute && a.tokens_per_minute == b.tokens_per_minute;
 }
@@ -152,7 +156,7 @@ absl::StatusOr<std::vector<AccessControl::Entry>> AccessControl::Parse(const std
     if (!IsDigest(words[2])) return wrong("the third word must be the token's SHA-256, 64 hexadecimal digits");
     const std::string digest = absl::AsciiStrToLower(words[2]);
     if (entries.size() == kTokensMax) return wrong(absl::StrCat("holds more than ", kTokensMax, " tokens"));
-    Entry entry{digest, {std::string(words[0]), *role, {}, {}}};
+    Entry entry{digest, {std::string(words[0]), *role, {}, {}, std::make_shared<Grant>()}};
     if (const absl::Status fields = ReadFields(absl::MakeConstSpan(words).subspan(3), entry.caller); !fields.ok())
       return wrong(absl::StrCat("\"", words[0], "\": ", fields.message()));
     const Line here{number, entry.caller};
@@ -205,18 +209,43 @@ void AccessControl::LookAgain() {
   }
   absl::StatusOr<std::vector<Entry>> entries =
       text_.ok() ? Parse(path_, *text_, known) : absl::StatusOr<std::vector<Entry>>(text_.status());
-  const absl::MutexLock lock(&mu_);
-  refusal_ = entries.status();
   if (metrics_ != nullptr) {
     metrics_->SetReloadFailed(Metrics::WatchedFile::kTokens, !entries.ok());
     metrics_->CountReload(Metrics::WatchedFile::kTokens, entries.ok());
   }
+  {
+    const absl::MutexLock lock(&mu_);
+    refusal_ = entries.status();
+  }
   if (!entries.ok()) {
-    Log(LogLevel::kWarning, "tokens_refused", "", {{"reason", refusal_.message()}});
+    Log(LogLevel::kWarning, "tokens_refused", "", {{"reason", entries.status().message()}});
     return;
   }
-  entries_ = *std::move(entries);
-  Log(LogLevel::kInfo, "tokens_loaded", "", {{"tokens", entries_.size()}});
+  const std::vector<std::shared_ptr<Grant>> revoked = KeepGrants(known, *entries);
+  const size_t tokens = entries->size();
+  {
+    const absl::MutexLock lock(&mu_);
+    entries_.swap(*entries);
+  }
+  // Once nobody is let in by them any more. Who was meanwhile asks a grant that is revoked.
+  for (const std::shared_ptr<Grant>& grant : revoked) grant->Revoke();
+  Log(LogLevel::kInfo, "tokens_loaded", "", {{"tokens", tokens}, {"revoked", revoked.size()}});
+}
+
+std::vector<std::shared_ptr<Grant>> AccessControl::KeepGrants(const std::vector<Entry>& known,
+                                                              std::vector<Entry>& entries) {
+  std::map<absl::string_view, Entry*> by_digest;
+  for (Entry& entry : entries) by_digest.emplace(entry.digest, &entry);
+  std::vector<std::shared_ptr<Grant>> revoked;
+  for (const Entry& before : known) {
+    const auto found = by_digest.find(before.digest);
+    if (found != by_digest.end() && SameExceptRates(found->second->caller, before.caller)) {
+      found->second->caller.grant = before.caller.grant;
+    } else {
+      revoked.push_back(before.caller.grant);
+    }
+  }
+  return revoked;
 }
 
 absl::Status AccessControl::refusal() const {

@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "server/admission/collection_access.h"
+#include "server/admission/grant.h"
 #include "server/admission/rate_limiter.h"
 #include "server/metrics/metrics.h"
 
@@ -31,6 +32,7 @@ struct Caller {
   Role role = Role::kGenerate;
   CollectionAccess collections;
   CallerRates rates;
+  std::shared_ptr<Grant> grant = nullptr;  // Of the token; null where there are none.
 };
 
 // Who may call, from a file of bearer tokens, one a line:
@@ -47,7 +49,8 @@ struct Caller {
 // otherwise.
 //
 // LookAgain takes what the file holds by then; one that has become unreadable or wrong is logged, and what was known
-// before stays in force. Thread-safe.
+// before stays in force. The grant of a token that is gone, or whose name, role or collections are others, is revoked
+// then. Thread-safe.
 class AccessControl {
  public:
   // Each call is compared with all of them.
@@ -77,6 +80,9 @@ class AccessControl {
   // the one that `known` does not have, else of the later one, and names both.
   static absl::StatusOr<std::vector<Entry>> Parse(const std::string& path, const std::string& text,
                                                   const std::vector<Entry>& known);
+
+  // Gives tokens that allow what they did the grants that they had; returns the others of `known`.
+  static std::vector<std::shared_ptr<Grant>> KeepGrants(const std::vector<Entry>& known, std::vector<Entry>& entries);
 
   const std::string path_;
   Metrics* const metrics_;

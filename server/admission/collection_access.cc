@@ -62,6 +62,11 @@ absl::StatusOr<CollectionNames> ParseCollectionNames(absl::string_view text) {
 CollectionAccess::CollectionAccess(CollectionNames read, CollectionNames write)
     : names_(std::make_shared<const Names>(Names{std::move(read), std::move(write)})) {}
 
+bool CollectionAccess::SameAs(const CollectionAccess& other) const {
+  if (names_ == nullptr || other.names_ == nullptr) return names_ == other.names_;
+  return *names_ == *other.names_;
+}
+
 bool CollectionAccess::MayRead(absl::string_view collection) const {
   return MayWrite(collection) || Holds(names_->read, collection);
 }

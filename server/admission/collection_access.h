@@ -17,6 +17,7 @@ namespace c3po {
 struct CollectionNames {
   bool all = false;
   std::set<std::string, std::less<>> names;
+  bool operator==(const CollectionNames&) const = default;
 };
 
 // Names with commas between them, such as "a,b"; "*" is all of them. A byte may be written as % and two hexadecimal
@@ -40,6 +41,8 @@ class CollectionAccess {
   bool ReadsEverything() const { return Everything() || names_->read.all; }
   bool MayRead(absl::string_view collection) const;
   bool MayWrite(absl::string_view collection) const;
+  // Whether the same was said of both.
+  bool SameAs(const CollectionAccess& other) const;
   // Unless ReadsEverything: those that may be read, by ascending name. They need not exist.
   std::vector<std::string> Readable() const;
 
@@ -50,6 +53,7 @@ class CollectionAccess {
  private:
   struct Names {
     CollectionNames read, write;
+    bool operator==(const Names&) const = default;
   };
   std::shared_ptr<const Names> names_;  // null: everything
 };

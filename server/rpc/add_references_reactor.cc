@@ -26,7 +26,25 @@ absl::Status AddReferencesReactor::Begin() {
   C3PO_RETURN_IF_ERROR(call().entry());
   C3PO_ASSIGN_OR_RETURN(place_, parts_.import_places->TakePlace(call().caller()));
   StartRead(&incoming_);
+  if (call().grant() != nullptr) {
+    hold_ = call().grant()->Watch([weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->OnRevoked();
+    });
+  }
   return absl::OkStatus();
+}
+
+// A stream that waits for its client's next sample would not notice that it is cancelled.
+void AddReferencesReactor::OnRevoked() {
+  const MutexLock lock(reading_);
+  revoked_ = true;
+  call().Cancel();
+  SetFinalStatus(RevokedError());
+  if (import_) {
+    import_->Close();
+  } else {
+    End(RevokedError());
+  }
 }
 
 absl::Status AddReferencesReactor::BeginImport(const v1::AddReferencesRequest& first) {
@@ -66,8 +84,14 @@ absl::Status AddReferencesReactor::TakeSample() {
 }
 
 void AddReferencesReactor::OnReadDone(bool ok) {
+  const MutexLock lock(reading_);
+  if (!revoked_) TakeRead(ok);
+}
+
+void AddReferencesReactor::TakeRead(bool ok) {
   if (ok) {
-    const absl::Status status = CatchEscaped(ThreadKind::kTransport, [this] { return TakeSample(); });
+    const auto take = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(reading_) { return TakeSample(); };
+    const absl::Status status = CatchEscaped(ThreadKind::kTransport, take);
     if (status.ok()) return;
     if (!import_) return End(status);
     call().Cancel();  // The import ends with what it has committed, then this status.
@@ -107,7 +131,12 @@ void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
 
 // The import goes first: its events hold this.
 void AddReferencesReactor::OnDone() {
-  import_.reset();
+  std::shared_ptr<ReferenceImport> import;
+  {
+    const MutexLock lock(reading_);
+    import.swap(import_);
+  }
+  import.reset();
   self_.reset();
 }
 

@@ -25,19 +25,25 @@ class AddReferencesReactor final : public QueuedStream<grpc::ServerBidiReactor<g
 
  private:
   absl::Status Begin();
-  absl::Status BeginImport(const v1::AddReferencesRequest& first);
-  absl::Status TakeSample();
+  absl::Status BeginImport(const v1::AddReferencesRequest& first) ABSL_EXCLUSIVE_LOCKS_REQUIRED(reading_);
+  absl::Status TakeSample() ABSL_EXCLUSIVE_LOCKS_REQUIRED(reading_);
+  void TakeRead(bool ok) ABSL_EXCLUSIVE_LOCKS_REQUIRED(reading_);
+  void OnRevoked();
   void OnBatch(std::vector<SampleVerdict> verdicts);
   void OnImportEnd(const absl::Status& status);
 
   const ServiceParts& parts_;
   grpc::ByteBuffer incoming_;
+  Mutex reading_;  // A read and the token's end come from different threads.
+  bool revoked_ ABSL_GUARDED_BY(reading_) = false;
   std::string collection_;
   std::unique_ptr<SharedAmount::Held> place_;
-  std::shared_ptr<ReferenceImport> import_;  // null before the first sample, and after OnDone
-  v1::AddProgress progress_;                 // of the import's job, as `replaced_`
-  uint64_t replaced_ = 0;                    // references that went for samples of this stream
+  // Null before the first sample, and after OnDone.
+  std::shared_ptr<ReferenceImport> import_ ABSL_GUARDED_BY(reading_);
+  v1::AddProgress progress_;  // of the import's job, as `replaced_`
+  uint64_t replaced_ = 0;     // references that went for samples of this stream
   std::shared_ptr<AddReferencesReactor> self_;
+  std::unique_ptr<Grant::Hold> hold_;  // Goes first.
 };
 
 }  // namespace c3po

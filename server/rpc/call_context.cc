@@ -28,6 +28,10 @@ absl::Time DeadlineOf(grpc::CallbackServerContext* context) {
 
 }  // namespace
 
+absl::Status RevokedError() {
+  return absl::UnauthenticatedError("the token was revoked, or what it allows was changed, while the call ran");
+}
+
 uint64_t DrawSeed() {
   static std::mutex mutex;
   static std::mt19937_64 generator([] {
@@ -50,6 +54,11 @@ CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& p
       message_bytes_(parts.message_bytes) {
   record_.rpc = rpc;
   record_.peer = context->peer();
+  if (!admission_.ok() || grant() == nullptr) return;
+  hold_ = grant()->Watch([this] {
+    revoked_.store(true);
+    Cancel();
+  });
 }
 
 CallState::~CallState() {
@@ -122,8 +131,11 @@ void CallState::Released() {
     metrics_->ObserveCancelToRelease(static_cast<double>(absl::ToUnixNanos(SteadyNow()) - cancelled_at) * 1e-9);
 }
 
-grpc::Status CallState::End(const absl::Status& status) noexcept {
+grpc::Status CallState::End(const absl::Status& with) noexcept {
   Released();
+  absl::Status status = with;
+  if (revoked_.load() && absl::IsCancelled(with))
+    (void)CatchEscapedIn(ThreadKind::kTransport, [&] { status = RevokedError(); });
   if (metrics_ != nullptr) metrics_->CountRpc(record_.rpc, status.code());
   const auto log = [&] { log_->Ended(record_, status, SteadyNow() - arrival_); };
   (void)CatchEscapedIn(ThreadKind::kTransport, log);

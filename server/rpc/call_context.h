@@ -61,6 +61,8 @@ class CallState {
 
   // Other than OK: the call is not let in, and must end with this before its request is read.
   absl::Status entry() const { return admission_.status(); }
+  // Of the token by which the call was let in; null where there are none.
+  const std::shared_ptr<Grant>& grant() const { return admission_->caller.grant; }
   // Which collections the caller may use. Of a call that was let in.
   const CollectionAccess& collections() const { return admission_->caller.collections; }
   // Whether the caller may do what is for administrators; everyone may where callers have no roles.
@@ -98,7 +100,7 @@ class CallState {
   // The call's work has ended, and what it held is free; answers may still be on their way to the client.
   void Released();
   // The status for the wire, counted and logged; call once, last. Where there is no memory for that, the status has its
-  // code alone.
+  // code alone. A call that was cancelled as its token was revoked ends with RevokedError.
   grpc::Status End(const absl::Status& status) noexcept;
 
  private:
@@ -111,12 +113,17 @@ class CallState {
   const absl::Time arrival_;
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};
-  std::atomic<bool> released_{false};
+  std::atomic<bool> released_{false}, revoked_{false};
   SharedAmount* const message_bytes_;  // may be null
   Mutex bytes_mutex_;
   int64_t bytes_ ABSL_GUARDED_BY(bytes_mutex_) = 0;          // held
   int64_t bytes_counted_ ABSL_GUARDED_BY(bytes_mutex_) = 0;  // of them, taken of message_bytes_
+  // Cancels the call when its token is revoked. Goes first.
+  std::unique_ptr<Grant::Hold> hold_;
 };
+
+// Unauthenticated: the token allows no longer what it did when the call was let in.
+absl::Status RevokedError();
 
 // A fresh seed, and a fresh request id of 16 hexadecimal digits.
 uint64_t DrawSeed();

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -183,6 +184,36 @@ TEST(AccessControl, OfTwoLinesThatContradictEachOtherTheNewOneIsNamedFirst) {
   EXPECT_EQ(refusal(with_rate("b", 6) + with_rate("a", 5)), path + ":1: " + said + "2");
   EXPECT_EQ(refusal(with_rate("a", 5) + "carol generate 0\n").find("carol"), std::string::npos)
       << "a word that lost its place may be a token";
+}
+
+TEST(AccessControl, TheGrantOfATokenEndsWithWhatItAllowed) {
+  const auto line = [](const std::string& token, const std::string& role, const std::string& fields) {
+    return absl::StrCat("ann ", role, " ", Sha256::HexOf(token), " ", fields, "\n");
+  };
+  const std::string path = Write("granting", "");
+  for (const auto& [before, after, ends] : std::vector<std::tuple<std::string, std::string, bool>>{
+           {line("t", "references", "read=a write=b"), "# moved\n" + line("t", "references", "write=b read=a"), false},
+           {line("t", "references", "calls/min=5"), line("t", "references", "calls/min=6"), false},
+           {line("t", "references", ""), line("t", "generate", ""), true},
+           {line("t", "references", ""), line("t", "references", "read=*"), true},
+           {line("t", "references", "read=a"), line("t", "references", "read=b"), true},
+           {line("t", "references", ""), line("other", "references", ""), true},
+           {line("t", "references", ""), absl::StrCat("ben references ", Sha256::HexOf("t"), "\n"), true},
+           {line("t", "references", ""), "not a line\n", false}}) {
+    Write("granting", before);
+    const auto access = AccessControl::Load(path);
+    ASSERT_TRUE(access.ok()) << access.status();
+    int told = 0;
+    const auto hold = (*access)->Authenticate("Bearer t")->grant->Watch([&] { ++told; });
+    (*access)->LookAgain();
+    EXPECT_EQ(told, 0) << "nothing has changed";
+    Write("granting", after);
+    (*access)->LookAgain();
+    EXPECT_EQ(told, ends ? 1 : 0) << before << after;
+    Write("granting", line("other", "generate", ""));
+    (*access)->LookAgain();
+    EXPECT_EQ(told, 1) << "the grant was kept";
+  }
 }
 
 TEST(AccessControl, AChangedFileIsReadAgainAndAWrongOneChangesNothing) {
