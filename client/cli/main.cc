@@ -21,6 +21,7 @@
 #include "client/cli/interrupt.h"
 #include "client/cli/session.h"
 #include "client/cli/unknown_argument.h"
+#include "index/base/environment_names.h"
 #include "index/base/host_port.h"
 #include "index/base/standard_streams.h"
 #include "index/base/status_macros.h"
@@ -131,6 +132,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? c3po::kExitOk : c3po::kExitUsage;
   }
 
+  for (const std::string& line : c3po::MisspelledClientVariables()) std::cerr << "c3po: warning: " << line << std::endl;
   c3po::InterruptWatcher watcher(&session.cancellation);
   absl::Status status = Connect(session);
   if (!status.ok()) {

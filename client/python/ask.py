@@ -6,6 +6,7 @@ Exit codes are those of the `c3po` command (1 other, 2 usage, 3 unavailable, 4 i
 """
 
 import argparse
+import difflib
 import importlib
 import ipaddress
 import os
@@ -29,6 +30,9 @@ METHODS = {
     "kernel": "METHOD_KERNEL_REGRESSION",
     "ngd": "METHOD_NEIGHBORHOOD_GRADIENT_DESCENT",
 }
+
+PREFIX = "C3PO_"
+VARIABLES = ["CACHE_DIR", "SERVER", "TOKEN", "TLS_CA", "TLS_CERT", "TLS_KEY", "INSECURE_TOKEN"]  # Of all clients.
 
 EXIT_CODES = {
     grpc.StatusCode.UNAVAILABLE: 3,
@@ -62,6 +66,15 @@ def import_stubs(folder):
         importlib.import_module("c3po.v1.generation_pb2"),
         importlib.import_module("c3po.v1.generation_pb2_grpc"),
     )
+
+
+def warn_of_misspelled_variables(program):
+    """Of variables that are nearly called as one that a client reads. Others with the prefix are the server's or a script's."""
+    for name in sorted(os.environ):
+        prefix, ending = name[:len(PREFIX)], name[len(PREFIX):]
+        nearest = difflib.get_close_matches(ending, VARIABLES, 1, cutoff=0.75)
+        if prefix == PREFIX and nearest and ending not in VARIABLES:
+            print(f"{program}: warning: {name} is set, and nothing reads it here; did you mean {PREFIX}{nearest[0]}?", file=sys.stderr)
 
 
 def parse_arguments():
@@ -159,6 +172,7 @@ def authorization(arguments):
 
 def main():
     arguments = parse_arguments()
+    warn_of_misspelled_variables("ask.py")
     with tempfile.TemporaryDirectory() as folder:
         options_pb2, generation_pb2, generation_pb2_grpc = import_stubs(folder)
     try:

@@ -21,6 +21,7 @@ def main():
     parser.add_argument("--server", default=os.environ.get("C3PO_SERVER", "127.0.0.1:50051"))
     parser.add_argument("--collection", default="default")
     arguments = parser.parse_args()
+    ask.warn_of_misspelled_variables("classify.py")
     try:
         ask.check_address(arguments.server)
     except ValueError as error:

@@ -1,35 +1,21 @@
 #include "server/config/setting_sources.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <limits>
 #include <utility>
 #include <variant>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
-#include "absl/strings/str_split.h"
 #include "index/base/durable_file.h"
+#include "index/base/environment_names.h"
 #include "index/base/nearest_name.h"
 
 namespace c3po {
 namespace {
 
 constexpr int64_t kConfigFileBytesMax = int64_t{1} << 20;
-
-// The client and the scripts read these.
-constexpr const char* kVariablesOfOthers[] = {"C3PO_CACHE_DIR", "C3PO_TOKEN", "C3PO_SERVER", "C3PO_TLS_CA",
-                                              "C3PO_INSECURE_TOKEN"};
-
-// What Kubernetes and Docker set for a service called c3po: C3PO_SERVICE_HOST, C3PO_PORT_50051_TCP, ....
-bool IsServiceLink(absl::string_view name, absl::string_view value) {
-  return absl::StrContains(name, "_SERVICE_HOST") || absl::StrContains(name, "_SERVICE_PORT") ||
-         absl::StrContains(name, "_TCP") || absl::StrContains(name, "_UDP") || absl::StartsWith(value, "tcp://") ||
-         absl::StartsWith(value, "udp://");
-}
 
 }  // namespace
 
@@ -92,17 +78,13 @@ std::string EnvironmentName(absl::string_view setting) {
 }
 
 std::vector<std::string> UnreadVariables(const std::vector<std::string>& names) {
-  std::vector<std::string> known(std::begin(kVariablesOfOthers), std::end(kVariablesOfOthers)), warnings;
+  std::vector<std::string> known = ClientVariables(), warnings;
   known.push_back(EnvironmentName("config"));
   for (const std::string& flag : names) known.push_back(EnvironmentName(flag));
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::pair<absl::string_view, absl::string_view> variable = absl::StrSplit(*entry, absl::MaxSplits('=', 1));
-    const std::string name(variable.first);
-    if (!absl::StartsWith(name, "C3PO_") || std::find(known.begin(), known.end(), name) != known.end()) continue;
-    if (IsServiceLink(name, variable.second)) continue;
+  for (const std::string& name : VariablesSet()) {
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
     warnings.push_back(absl::StrCat(name, " is set, and no setting reads it", NameSuggestion(name, known)));
   }
-  std::sort(warnings.begin(), warnings.end());
   return warnings;
 }
 

@@ -406,6 +406,26 @@ TEST_F(CliTest, ATokenIsNotSentInPlaintextToAnotherMachine) {
   EXPECT_EQ(run({"--server", server_.address(), "info"}, "C3PO_UNUSED", "").exit_code, 0) << "of this machine";
 }
 
+TEST_F(CliTest, AMisspelledVariableIsToldWithTheNearestNameAndOthersAreNot) {
+  const auto info = [&](const std::string& name) {
+    return ChildProcess(Arguments({"--server", server_.address(), "info"}), "", {{name, "value"}}).Wait();
+  };
+  for (const auto& [wrong, right] :
+       std::map<std::string, std::string>{{"C3PO_TOKENS", "C3PO_TOKEN"},
+                                          {"C3PO_SEVER", "C3PO_SERVER"},
+                                          {"C3PO_TLS_CAS", "C3PO_TLS_CA"},
+                                          {"C3PO_INSECURE_TOKENS", "C3PO_INSECURE_TOKEN"}}) {
+    const ChildResult result = info(wrong);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(result.err, HasSubstr(absl::StrCat("c3po: warning: ", wrong,
+                                                   " is set, and nothing reads it here; did you mean ", right, "?\n")));
+  }
+  for (const char* other :
+       {"C3PO_STORE", "C3PO_AUTH_TOKENS", "C3PO_MODEL", "C3PO_CACHE_DIR", "C3PO_SERVER_SERVICE_HOST"}) {
+    EXPECT_THAT(info(other).err, Not(HasSubstr(other))) << "of the server, read, or of Kubernetes";
+  }
+}
+
 TEST_F(CliTest, AskTellsThatTheChoicesTookThePrompt) {
   const ChildResult result = Run({"ask", "--choices", " no", " yes", "Question: why?"});
   EXPECT_EQ(result.exit_code, 4);

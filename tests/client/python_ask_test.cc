@@ -52,6 +52,21 @@ TEST_F(PythonAskTest, PrintsTheSameEventsAsTheCli) {
   EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(requests[0], requests[1]));
 }
 
+TEST_F(PythonAskTest, AMisspelledVariableIsToldWithTheNearestNameAndOthersAreNot) {
+  const auto run = [&](const std::string& name) {
+    return ChildProcess(
+               {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py", "hi", "--server", server_.address()}, "",
+               {{name, "value"}})
+        .Wait();
+  };
+  const ChildResult wrong = run("C3PO_TOKENS");
+  EXPECT_EQ(wrong.exit_code, 0) << wrong.err;
+  EXPECT_EQ(wrong.out, "Hello world\n");
+  EXPECT_THAT(wrong.err, ::testing::HasSubstr("ask.py: warning: C3PO_TOKENS is set, and nothing reads it here; did you "
+                                              "mean C3PO_TOKEN?\n"));
+  EXPECT_THAT(run("C3PO_STORE").err, ::testing::Not(::testing::HasSubstr("C3PO_STORE")));
+}
+
 TEST_F(PythonAskTest, ATokenIsNotSentInPlaintextToAnotherMachine) {
   const auto run = [](const std::string& server, std::vector<std::string> more) {
     more.insert(more.begin(), {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py", "hi", "--server", server});

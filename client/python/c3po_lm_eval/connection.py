@@ -1,6 +1,8 @@
 """Calls to one c3po server: retried while it is full or away, and failing with one line that says what and where."""
 
+import difflib
 import ipaddress
+import logging
 import math
 import os
 import pathlib
@@ -12,6 +14,9 @@ from c3po_lm_eval.errors import C3poError
 from c3po_lm_eval.stubs import (generation_pb2, generation_pb2_grpc, reference_pb2, reference_pb2_grpc, server_pb2,
                                 server_pb2_grpc)
 
+LOGGER = logging.getLogger(__name__)
+PREFIX = "C3PO_"
+VARIABLES = ["CACHE_DIR", "SERVER", "TOKEN", "TLS_CA", "TLS_CERT", "TLS_KEY", "INSECURE_TOKEN"]  # Of all clients.
 ATTEMPTS = 4  # As the C++ client's.
 FIRST_PAUSE_SECONDS = 0.5  # Doubled with each attempt; the server's own wish, where it has one, counts more.
 # A search may fail so where nothing is known of a question: no such collection, or a prompt that cannot be embedded.
@@ -31,6 +36,17 @@ def is_this_machine(target: str) -> bool:
         return False
 
 
+def misspelled_variables() -> list[str]:
+    """A line for each variable that is nearly called as one that a client reads. Others with the prefix are the server's or a script's."""
+    lines = []
+    for name in sorted(os.environ):
+        prefix, ending = name[:len(PREFIX)], name[len(PREFIX):]
+        nearest = difflib.get_close_matches(ending, VARIABLES, 1, cutoff=0.75)
+        if prefix == PREFIX and nearest and ending not in VARIABLES:
+            lines.append(f"{name} is set, and nothing reads it here; did you mean {PREFIX}{nearest[0]}?")
+    return lines
+
+
 class Connection:
     """Thread-safe. Every method raises C3poError when the call fails."""
 
@@ -38,6 +54,8 @@ class Connection:
         _, colon, port = target.rpartition("]")[2].rpartition(":")
         if not target.startswith(("unix:", "unix-abstract:")) and not (colon and port.isdecimal()):
             raise C3poError(f"{target!r} is not ADDRESS:PORT")  # gRPC would go to port 443.
+        for line in misspelled_variables():
+            LOGGER.warning("%s", line)
         # A server on this machine is not to be looked for behind a proxy.
         loopback = is_this_machine(target)
         self._target = target

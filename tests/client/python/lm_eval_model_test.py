@@ -3,6 +3,7 @@ oracle of what it defines."""
 
 import pathlib
 import random
+import re
 import sys
 import unittest
 import unittest.mock
@@ -45,6 +46,20 @@ class ConnectionTest(unittest.TestCase):
         connect("192.0.2.1:1", C3PO_INSECURE_TOKEN="1")
         with unittest.mock.patch.dict("os.environ"):
             Connection("192.0.2.1:1", 1)  # Without a token there is nothing to lose.
+
+    def test_misspelled_variables_are_told_with_the_nearest_name_and_others_are_not(self):
+        source = pathlib.Path(__file__).resolve().parents[3] / "server" / "config" / "server_config.cc"
+        settings = ["C3PO_" + flag.upper().replace("-", "_") for flag in re.findall(r'visit\("([a-z-]+)"', source.read_text())]
+        self.assertGreater(len(settings), 50)
+        others = dict.fromkeys([*settings, "C3PO_TOKEN", "C3PO_CONFIG", "C3PO_PORT", "C3PO_DATA_DIR", "C3PO_STUDIES"], "1")
+        with unittest.mock.patch.dict("os.environ", others), self.assertNoLogs("c3po_lm_eval"):
+            Connection("127.0.0.1:1", 1)
+        wrong = {"C3PO_TOKENS": "1", "C3PO_SEVER": "1", "C3PO_TLS_CAFILE": "1"}
+        with unittest.mock.patch.dict("os.environ", wrong), self.assertLogs("c3po_lm_eval", "WARNING") as told:
+            Connection("127.0.0.1:1", 1)
+        self.assertEqual([record.getMessage() for record in told.records],
+                         [f"C3PO_{is_set} is set, and nothing reads it here; did you mean C3PO_{meant}?"
+                          for is_set, meant in (("SEVER", "SERVER"), ("TLS_CAFILE", "TLS_CA"), ("TOKENS", "TOKEN"))])
 
     def test_an_address_needs_its_port(self):
         for target in ("c3pod", "127.0.0.1:", "[::1]", "c3pod:https"):

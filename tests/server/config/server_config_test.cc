@@ -3,11 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "index/base/environment_names.h"
+#include "server/config/setting_sources.h"
 
 namespace c3po {
 namespace {
@@ -107,6 +112,23 @@ TEST(ServerConfig, AVariableNamesTheFileAndWrongOnesAreNamed) {
     const std::string refusal(Parse({}, config).status().message());
     unsetenv(variable.c_str());
     EXPECT_NE(refusal.find(variable), std::string::npos) << variable << ": " << refusal;
+  }
+}
+
+// `c3po` and the Python clients may run where the server's and the scripts' variables are set.
+TEST(ServerConfig, NoSettingsVariableIsTakenForAMisspelledOneOfTheClients) {
+  Texts names = {"C3PO_CONFIG", "C3PO_PORT", "C3PO_METRICS_PORT", "C3PO_DATA_DIR", "C3PO_PRESET", "C3PO_STUDIES"};
+  std::istringstream lines(ServerConfig().ToText());
+  for (std::string line; std::getline(lines, line);) {
+    if (line.front() != '#') names.push_back(EnvironmentName(line.substr(0, line.find(' '))));
+  }
+  EXPECT_GT(names.size(), 50u);
+  for (const std::string& name : names) {
+    if (getenv(name.c_str()) != nullptr) continue;  // By whoever runs this test.
+    setenv(name.c_str(), "1", 1);
+    for (const std::string& line : MisspelledClientVariables())
+      EXPECT_EQ(line.find(name + " "), std::string::npos) << line;
+    unsetenv(name.c_str());
   }
 }
 
