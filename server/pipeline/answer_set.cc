@@ -34,7 +34,7 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
   const double before_decode = timings.before_batch_seconds + timings.prefill_seconds + timings.optimization_seconds +
                                timings.optimization_wait_seconds;
   all.decode_seconds = std::max(0.0, absl::ToDoubleSeconds(SteadyNow() - arrival_) - before_decode);
-  if (search_ != nullptr) search_->NoteDone(work_);
+  if (search_ != nullptr) search_->done().PutInto(work_);
   summary_.cost = work_.Cost();
   if (permit_ && status.ok()) {
     const double optimization = timings.optimized ? all.optimization_seconds + all.optimization_wait_seconds : 0;

@@ -193,11 +193,7 @@ absl::StatusOr<bool> PathwaySearch::Step(int64_t row_layers) {
 }
 
 absl::StatusOr<bool> PathwaySearch::Advance(int64_t row_layers) {
-  if (optimizer_) {
-    const std::optional<Evaluation> asked = optimizer_->Ask();
-    NoteUnit(!asked || asked->want_gradient);
-    return optimizer_->Step();
-  }
+  if (optimizer_) return done_.StepOf(*optimizer_);
   if (!fitted_.prepared()) {
     C3PO_RETURN_IF_ERROR(Prepare(fitted_, row_layers));
   } else if (!held_out_.prepared()) {
@@ -212,7 +208,7 @@ std::optional<Evaluation> PathwaySearch::Ask() const { return optimizer_ ? optim
 
 absl::StatusOr<bool> PathwaySearch::Tell(const LossAndGradient& result, double seconds) {
   const absl::Time start = SteadyNow();
-  NoteUnit(!result.gradient.weights.empty());
+  done_.NoteEvaluation(!result.gradient.weights.empty());
   C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->Tell(result));
   report_.timings.optimization_seconds += seconds + SecondsSince(start);
   if (finished) ConcludeOptimizer();
@@ -222,7 +218,7 @@ absl::StatusOr<bool> PathwaySearch::Tell(const LossAndGradient& result, double s
 absl::Status PathwaySearch::Prepare(Fit& fit, int64_t row_layers) {
   const NeighborCacheStats before = context_.model->neighbor_cache_stats();
   const MovingPart moving{fit.spec.critical_layers.front(), report_.settings.prompt_positions};
-  if (!preparation_) ++prepared_;
+  if (!preparation_) ++done_.prepared_cases;
   C3PO_RETURN_IF_ERROR(PrepareNext(*context_.model, moving, row_layers, fit.spec, preparation_));
   if (context_.metrics) {
     const NeighborCacheStats after = context_.model->neighbor_cache_stats();
@@ -302,16 +298,6 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> PathwaySearch::MakeOptimizer(O
   GradientDescentOptions options{settings.steps,      settings.learning_rate, settings.step_rule,
                                  settings.step_scale, settings.backtrack,     settings.patience};
   return MakeGradientDescent(std::move(problem), options);
-}
-
-void PathwaySearch::NoteUnit(bool is_step) { ++(is_step ? steps_ : trials_); }
-
-// Losses that a descent looks at beside its steps are in the price of these. Within `epsilon` there may be more
-// neighbors than the request was admitted for.
-void PathwaySearch::NoteDone(RequestWork& work) const {
-  work.prepared_cases = prepared_;
-  work.steps = steps_;
-  if (work.trials > 0) work.trials = trials_;
 }
 
 // What of the time since Begin was not its own work.

@@ -10,13 +10,13 @@
 
 #include "absl/status/statusor.h"
 #include "index/search/reference_catalog.h"
-#include "server/admission/stage_estimates.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/generation_types.h"
 #include "server/pipeline/learned_shifts.h"
 #include "server/pipeline/neighborhood.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/pipeline/prompt_text.h"
+#include "server/pipeline/search_work.h"
 #include "server/types/model_runner.h"
 #include "server/types/sequence_request.h"
 
@@ -70,9 +70,8 @@ class PathwaySearch final : public OptimizationTask {
   bool AcceptLogits(absl::Span<const float> logits) override;
   bool AcceptScores(absl::Span<const ContinuationScore> scores) override;
   double retrieval_seconds() const { return report_.timings.retrieval_seconds; }
-  // Puts what was done so far into `work`, in the place of what was asked for: neighbors prepared or begun, steps,
-  // trials.
-  void NoteDone(RequestWork& work) const;
+  // So far; engine thread only.
+  const SearchWork& done() const { return done_; }
   int64_t memory_bytes() const override { return memory_bytes_; }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
 
@@ -97,7 +96,6 @@ class PathwaySearch final : public OptimizationTask {
   void ConcludeOptimizer();
   void ConcludeLearnedShift();
   void NoteWait();
-  void NoteUnit(bool is_step);
   bool Accept(std::optional<double> confidence);
   void Deliver();
   void Skip(GateDecision decision);
@@ -108,7 +106,7 @@ class PathwaySearch final : public OptimizationTask {
   const OnReport on_report_;
   OptimizationReport report_;
   int64_t memory_bytes_ = 0;
-  int prepared_ = 0, steps_ = 0, trials_ = 0;                         // done so far
+  SearchWork done_;
   absl::Time began_;                                                  // when its turns could begin
   double loss_reduction_ = std::numeric_limits<double>::quiet_NaN();  // of the neighbors, as a fraction
   Neighborhood neighborhood_;
