@@ -1,6 +1,6 @@
 // One connection, one mutex. A statement is prepared for each call and finalized when the call ends, so that none keeps
-// a read transaction open: with a reader always open, SQLite could never empty the write-ahead log. SQLite is
-// seen by this one file only, hence its length.
+// a read transaction open: with a reader always open, SQLite could never empty the write-ahead log.
+// Long because all SQL of the store is here: SQLite is seen by one file only.
 
 #include "index/store/reference_store.h"
 

@@ -24,6 +24,7 @@ namespace c3po {
 namespace {
 
 // Calls visit(flag name, field, help) for every field: flags, the printed file and its tests cannot drift apart.
+// Long because every setting is one line of it.
 template <typename Config, typename Visit>
 void VisitFields(Config& c, Visit visit) {
   visit("model", c.model, "Hugging Face folder of the model");

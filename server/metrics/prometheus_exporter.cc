@@ -1,6 +1,6 @@
-// Metrics on prometheus-cpp's registry and text serializer: the only file that knows prometheus types. The library's
-// own HTTP exposer is not used: its small-stack threads cannot start in a process that links CUDA libraries
-// (http_server.h serves).
+// Metrics on prometheus-cpp's registry and text serializer. Long because every series is declared, set and read by the
+// only file that knows prometheus types. The library's own HTTP exposer is not used: its small-stack threads cannot
+// start in a process that links CUDA libraries (http_server.h serves).
 #include <algorithm>
 #include <array>
 #include <chrono>

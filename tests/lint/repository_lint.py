@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Checks the rules of the house over the files that git tracks: who may include whom, where third parties may be seen, names, one
-type per name, header guards, machine paths, file lengths. Prints one line per violation, `path:line: [rule] what`, and exits 1 if
+type per name, header guards, machine paths, lengths of files and functions. Prints one line per violation, `path:line: [rule] what`, and exits 1 if
 there are any.
 
     repository_lint.py [--root DIR]
@@ -16,8 +16,8 @@ import subprocess
 import sys
 from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-LINES_MAX = 400
-SOURCE_SUFFIXES = (".h", ".cc", ".cu", ".cuh", ".py", ".sh", ".proto", ".cmake")
+import lengths
+
 CPP_SUFFIXES = (".h", ".cc", ".cu", ".cuh")
 HEADER_SUFFIXES = (".h", ".cuh")
 SKIPPED_FOLDERS = {".git", "build", ".cache", "__pycache__"}  # Where there is no git to ask.
@@ -301,11 +301,17 @@ def check_file_reads(path: str, text: str) -> List[Violation]:
             for number, line in enumerate(text.splitlines(), 1) for match in FILE_STREAM.finditer(line.split("//")[0])]
 
 
-def check_length(path: str, text: str) -> List[Violation]:
-    lines = len(text.splitlines())
-    if lines <= LINES_MAX or not (path.endswith(SOURCE_SUFFIXES) or os.path.basename(path) == "CMakeLists.txt"):
+def check_lengths(path: str, text: str) -> List[Violation]:
+    return ([Violation("file-length", path, *fault) for fault in lengths.file_faults(path, text)] +
+            [Violation("function-length", path, *fault) for fault in lengths.function_faults(path, text)])
+
+
+def check_index_kinds(path: str, text: str) -> List[Violation]:
+    """Which kind an index is, IndexBuilder alone knows; others ask NeighborIndex what it can."""
+    if not path.startswith("index/") or not path.endswith(CPP_SUFFIXES):
         return []
-    return [Violation("file-length", path, lines, f"{lines} lines are more than {LINES_MAX}: split it, or enter a reason")]
+    return [Violation("index-kind", path, number, "dynamic_cast: ask by a method of the interface")
+            for number, line in enumerate(text.splitlines(), 1) if "dynamic_cast" in line.split("//")[0]]
 
 
 def read_exceptions(root: str, path: str) -> Tuple[List[Exemption], List[Violation]]:
@@ -346,7 +352,8 @@ def lint(root: str, exceptions: str = "tests/lint/exceptions.txt") -> List[Viola
         found += check_machine_paths(path, text)
         found += check_wall_clock(path, text)
         found += check_file_reads(path, text)
-        found += check_length(path, text)
+        found += check_lengths(path, text)
+        found += check_index_kinds(path, text)
         if path.endswith(CPP_SUFFIXES):
             includes += includes_of(path, text)
         if path.endswith(HEADER_SUFFIXES):

@@ -7,6 +7,7 @@ import tempfile
 import unittest
 from typing import Dict, List, Optional, Tuple
 
+import cpp_functions
 import repository_lint
 
 # Machine paths are put together here, or this file would break the rule itself.
@@ -20,6 +21,10 @@ def header(path: str, body: str = "") -> str:
 
 def include(*names: str) -> str:
     return "".join(f'#include "{name}"\n' for name in names)
+
+
+def function(lines: int) -> str:
+    return "void Long() {\n" + "  Do();\n" * (lines - 2) + "}\n"
 
 
 BASE = {
@@ -127,14 +132,44 @@ CASES: List[Tuple[str, Dict[str, Optional[str]], Tuple[str, str, str]]] = [
     ("a home folder", {"deploy/run.py": 'p = "' + SLASH + 'home/me/x"\n'}, ("machine-path", "deploy/run.py", "home")),
     ("root's folder for a compiler", {"deploy/cmake/a.cmake": "-I" + SLASH + "root/include\n"},
      ("machine-path", "deploy/cmake/a.cmake", "root")),
-    ("a long file", {"server/text/a.cc": "\n" * 401}, ("file-length", "server/text/a.cc", "401 lines")),
-    ("a long CMake file", {"server/text/CMakeLists.txt": "\n" * 401}, ("file-length", "server/text/CMakeLists.txt", "401")),
+    ("a long file", {"client/a.cc": "\n" * 401}, ("file-length", "client/a.cc", "401 lines")),
+    ("a long CMake file", {"tests/CMakeLists.txt": "\n" * 401}, ("file-length", "tests/CMakeLists.txt", "401")),
+    ("a long file of the server", {"server/text/a.cc": "\n" * 451}, ("file-length", "server/text/a.cc", "451 lines")),
+    ("a long file with a word in place of a reason", {"index/base/a.cc": "// Long because needed.\n" + "\n" * 450},
+     ("file-length", "index/base/a.cc", "451 lines")),
+    ("a long file whose reason is not in front", {"index/base/a.cc": "int a;\n// Long because it is a table.\n" + "\n" * 450},
+     ("file-length", "index/base/a.cc", "452 lines")),
+    ("a reason that nothing needs", {"server/text/a.cc": "// Long because it is a table.\n"},
+     ("file-length", "server/text/a.cc", "need no")),
+    ("a long function", {"server/text/a.cc": "\n" + function(71)}, ("function-length", "server/text/a.cc", "71 lines")),
+    ("a long function whose reason is another's",
+     {"index/base/a.h": header("index/base/a.h", "int a;\n// Long because it is a table.\n" + function(3) + function(71))},
+     ("function-length", "index/base/a.h", "71 lines")),
+    ("a cast to a kind of index", {"index/search/a.cc": "auto* graph = dynamic_cast<HnswIndex*>(index);  // No.\n"},
+     ("index-kind", "index/search/a.cc", "dynamic_cast")),
     ("an exception without a reason", {"server/text/a.cc": "\n",
                                        "tests/lint/exceptions.txt": "file-length server/text/a.cc\n"},
      ("exceptions", "tests/lint/exceptions.txt", "rule path reason")),
     ("an exception that nothing needs", {"server/text/a.cc": "\n" * 400,
                                          "tests/lint/exceptions.txt": "file-length server/text/a.cc it was long once\n"},
      ("exceptions", "tests/lint/exceptions.txt", "does not need")),
+]
+
+# Definitions, and the first line and length of each; other braces and quotes are between them.
+FUNCTIONS = [
+    ("int a() {\n  return 1;\n}\n", [(1, 3)]),
+    ("namespace x {\nnamespace {\n\nint a(int b,\n      int c) {\n  if (b) {\n  }\n}\n\n}  // namespace\n}  // namespace x\n", [(4, 5)]),
+    ("struct A {\n  int b = 1;\n\n  A() : c_{1}, d_(2) {\n  }\n  int c_, d_;\n};\nint e() { return 1; }\n", [(4, 2), (8, 1)]),
+    ("class A : public B {\n public:\n  int size() const override {\n    return 1;\n  }\n};\n", [(3, 3)]),
+    ("const int kTable[] = {\n  1,\n  2};\nconst B kB = Make({\n  1});\nvoid a() {\n}\n", [(6, 2)]),
+    ("const auto kA = [](int b) {\n  return b;\n};\nvoid a() {}\n", [(1, 3), (4, 1)]),
+    ("void a() {\n  const char c = '{', *t = \"{\\\"{\";\n  // {\n  /* {\n */\n}\nvoid b() {}\n", [(1, 6), (7, 1)]),
+    ("constexpr char kSql[] = R\"sql(\n  {{\n)sql\";\nvoid a() {\n  int b = 1'000'000;\n}\n", [(4, 3)]),
+    ("#define A(x) \\\n  { x\n#if B\nvoid a() {\n  auto b = [] {\n  };\n}\n#endif\n", [(4, 4)]),
+    ("PUSH(\"a,b\")\nnamespace c {\nvoid a() {\n}\n}\n", [(3, 2)]),
+    ("template <typename T>\nbool operator==(const T& a, const T& b) {\n  return true;\n}\n", [(1, 4)]),
+    ("enum class E { kA, kB };\nextern \"C\" {\nint a(void) {\n  struct B {\n    int c() { return 1; }\n  };\n}\n}\n", [(3, 5)]),
+    ("auto a() -> std::vector<int> {\n  for (;;) {\n  }\n}\nvoid b() try {\n} catch (...) {\n}\n", [(1, 4), (5, 2)]),
 ]
 
 
@@ -189,11 +224,23 @@ class RepositoryLintTest(unittest.TestCase):
                 self.assertLessEqual({"server/text/a.cc", "server/model/b.cc"}, {v.path for v in found})
 
     def test_an_exception_lifts_its_rule_for_its_file_only(self):
-        reason = "file-length server/text/a.cc a table of the Unicode standard\n"
+        reason = "file-length client/a.cc a table of the Unicode standard\n"
         long = "\n" * 401
-        self.assertEqual(lint({"server/text/a.cc": long, "tests/lint/exceptions.txt": reason}), [])
-        found = lint({"server/text/a.cc": long, "server/text/b.cc": long, "tests/lint/exceptions.txt": reason})
-        self.assertEqual([v.path for v in found], ["server/text/b.cc"])
+        self.assertEqual(lint({"client/a.cc": long, "tests/lint/exceptions.txt": reason}), [])
+        found = lint({"client/a.cc": long, "client/b.cc": long, "tests/lint/exceptions.txt": reason})
+        self.assertEqual([v.path for v in found], ["client/b.cc"])
+
+    def test_functions_are_found_and_measured(self):
+        for text, expected in FUNCTIONS:
+            with self.subTest(text):
+                self.assertEqual([tuple(found) for found in cpp_functions.functions_of(text)], expected)
+
+    def test_what_is_long_for_a_reason_passes(self):
+        self.assertEqual(lint({"server/text/a.cc": "// A table.\n// Long because it has a line for each character.\n" + "\n" * 500}), [])
+        self.assertEqual(lint({"server/text/a.cc": '#include "server/types/params.h"\n// Long because it is a table.\n' + "\n" * 500}), [])
+        self.assertEqual(lint({"server/text/a.cc": "\n" * 380 + function(70)}), [])
+        self.assertEqual(lint({"server/text/a.cc": "int a;\n// All of it.\n// Long because it has a line for each flag.\n" + function(90)}), [])
+        self.assertEqual(lint({"client/a.cc": function(90), "tests/a_test.cc": function(90)}), [])
 
     def test_line_numbers_are_those_of_the_fault(self):
         found = lint({"index/base/a.cc": "// One.\n\n" + include("server/types/params.h")})
