@@ -105,21 +105,16 @@ std::string ModelNameOf(const std::string& folder) {
 
 OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& shape) {
   OptimizationSettings settings = DefaultSettings(shape);
-  settings.method = config.method == "none"     ? Method::kNone
-                    : config.method == "mode"   ? Method::kModeFinding
-                    : config.method == "kernel" ? Method::kKernelRegression
-                                                : Method::kNeighborhoodGradientDescent;
+  settings.method = TermOfFlag<Method>(config.method)->value;  // Validate has seen all words.
   settings.k = config.neighbors;
   settings.steps = config.steps;
   settings.learning_rate = config.learning_rate;
   settings.validation_neighbors = config.validation_neighbors;
   if (config.critical_layers > 0) settings.critical_layers = LastLayers(config.critical_layers, shape);
   settings.core_experts = std::min(config.core_experts, shape.experts);
-  settings.rule = config.application_rule == "last"    ? ApplicationRule::kLastPromptToken
-                  : config.application_rule == "shift" ? ApplicationRule::kRouterShift
-                                                       : ApplicationRule::kEveryNewToken;
-  settings.successful_only = config.references == "successful";
-  settings.objective = config.objective == "choices" ? SurrogateLoss::kChoices : SurrogateLoss::kAnswer;
+  settings.rule = TermOfFlag<ApplicationRule>(config.application_rule)->value;
+  settings.references = TermOfFlag<ReferenceSelection>(config.references)->value;
+  settings.objective = TermOfFlag<SurrogateLoss>(config.objective)->value;
   settings.collection = config.collection;
   settings.gate.neighbor_distance_quantile = config.gate_distance_quantile;
   return settings;

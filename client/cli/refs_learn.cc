@@ -14,6 +14,7 @@
 #include "client/cli/request_flags.h"
 #include "client/eval/option_setting.h"
 #include "index/base/status_macros.h"
+#include "index/types/optimization_terms.h"
 
 namespace c3po {
 namespace {
@@ -119,11 +120,13 @@ void AddTune(CLI::App& refs, Session* session) {
   Field<uint32_t>(*command, "--prompt-positions",
                   "Last tokens of a prompt that are shifted, besides the answer's; default 1",
                   [=](uint32_t v) { request->set_prompt_positions(v); });
+  std::vector<std::string> objectives;
+  for (const Term<SurrogateLoss>& term : TermsOf<SurrogateLoss>()) objectives.emplace_back(term.flag);
   Field<std::string>(*command, "--objective", "Loss of a reference: answer or choices (default)",
                      [=](const std::string& value) {
-                       request->set_objective(value == "answer" ? v1::OBJECTIVE_ANSWER : v1::OBJECTIVE_CHOICES);
+                       request->set_objective(static_cast<v1::Objective>(TermOfFlag<SurrogateLoss>(value)->number));
                      })
-      ->check(CLI::IsMember({"answer", "choices"}));
+      ->check(CLI::IsMember(objectives));
   Field<uint32_t>(*command, "--epochs", "Passes at most; default 8", [=](uint32_t v) { request->set_epochs(v); });
   Field<uint32_t>(*command, "--batch-size", "References per step; default 16",
                   [=](uint32_t v) { request->set_batch_size(v); });

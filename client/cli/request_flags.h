@@ -9,8 +9,9 @@
 
 namespace c3po {
 
-// Adds a flag for each field of the message; a flag that is given sets its field in *options while the command line is
-// read, one that is not leaves it unset, so that the server's default holds. `options` outlives `command`.
+// Adds a flag for each field of the message, for OptimizationOptions as index/types/optimization_options.h lists them;
+// a flag that is given sets its field in *options while the command line is read, one that is not leaves it unset, so
+// that the server's default holds. `options` outlives `command`.
 void AddOptimizationFlags(CLI::App& command, v1::OptimizationOptions* options);
 void AddSamplingFlags(CLI::App& command, v1::SamplingOptions* options);
 

@@ -1,31 +1,21 @@
 #include "client/eval/method.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "client/eval/option_setting.h"
+#include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "index/types/optimization_options.h"
 
 namespace c3po {
 namespace {
 
 constexpr uint32_t kPaperLayers = 5;
 constexpr uint32_t kPaperCoreExperts = 20;
-
-struct NamedMethod {
-  const char* name;
-  v1::Method method;
-};
-constexpr NamedMethod kOptimizing[] = {
-    {"ngd", v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT},
-    {"mode", v1::METHOD_MODE_FINDING},
-    {"kernel", v1::METHOD_KERNEL_REGRESSION},
-    {"amortized", v1::METHOD_AMORTIZED_SHIFT},
-    {"prior", v1::METHOD_COLLECTION_PRIOR},
-    {"oracle", v1::METHOD_ORACLE},
-};
 
 // What the paper's method and the public code share. Nothing is left to the server's defaults.
 v1::OptimizationOptions PaperOptions(const v1::ModelInfo& model) {
@@ -37,12 +27,15 @@ v1::OptimizationOptions PaperOptions(const v1::ModelInfo& model) {
   }
   options.set_reference_selection(v1::REFERENCE_SELECTION_SUCCESSFUL);
   options.set_objective(v1::OBJECTIVE_ANSWER);
-  options.set_step_scale(1);
-  options.set_backtrack(false);
-  options.set_patience(0);
-  options.set_validation_neighbors(0);
-  options.set_prompt_positions(1);
-  options.set_use_prior(false);
+  // What is ours is named as it is by default, which is off.
+  const OptimizationSettings off;
+  VisitOptions(off, [&options](const OptimizationOption& option, const auto& value) {
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(value)>>) {
+      if (!option.is_ours) return;
+      // Tests set every one.
+      SetOption(option.name, NumberText(static_cast<double>(value)), &options).IgnoreError();
+    }
+  });
   options.mutable_gate()->set_enabled(false);
   options.set_use_profile(false);
   return options;
@@ -103,7 +96,9 @@ const char* MethodKindName(MethodKind kind) {
 
 std::vector<std::string> MethodNames() {
   std::vector<std::string> names = {"none"};
-  for (const NamedMethod& named : kOptimizing) names.push_back(named.name);
+  for (const Term<Method>& term : TermsOf<Method>()) {
+    if (term.value != Method::kNone) names.emplace_back(term.flag);
+  }
   for (const char* name : {"icl", "knn", "profile", "paper", "public-code"}) names.push_back(name);
   return names;
 }
@@ -114,15 +109,9 @@ absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContex
   const absl::string_view base = equals == absl::string_view::npos ? name : name.substr(equals + 1);
   if (label.empty()) return absl::InvalidArgumentError(absl::StrCat("method \"", name, "\" has no label"));
   EvalMethod method;
-  bool known = false;
-  for (const NamedMethod& named : kOptimizing) {
-    if (base != named.name) continue;
-    known = true;
-    method.optimization = context.common;
-    method.optimization.set_method(named.method);
-  }
-  if (base == "none") {
-    method.optimization.set_method(v1::METHOD_NONE);
+  if (const Term<Method>* term = TermOfFlag<Method>(base); term != nullptr) {
+    if (term->value != Method::kNone) method.optimization = context.common;
+    method.optimization.set_method(static_cast<v1::Method>(term->number));
   } else if (base == "profile") {
     method.optimization.set_use_profile(true);
   } else if (base == "paper") {
@@ -136,7 +125,7 @@ absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContex
   } else if (base == "knn") {
     method.kind = MethodKind::kNeighborVote;
     method.optimization = NeighborOptions(context.common);
-  } else if (!known) {
+  } else {
     return absl::InvalidArgumentError(
         absl::StrCat("method \"", base, "\" is none of ", absl::StrJoin(MethodNames(), ", ")));
   }

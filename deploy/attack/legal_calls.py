@@ -8,6 +8,7 @@ import time
 
 import grpc
 import http2_frames as h2
+from google.protobuf.descriptor import FieldDescriptor
 
 LEGAL = ("open_imports", "answers_that_nobody_reads", "backups_that_nobody_reads", "long_continuations", "extreme_numbers",
          "profiles_of_nothing")
@@ -15,10 +16,6 @@ IMPORTS_MAX = 16  # --import-streams-max; half of them for one caller.
 GLUTTON = {"metadata": [("authorization", "Bearer token-glutton")], "timeout": 120}
 OTHER = {"metadata": [("authorization", "Bearer token-victim")], "timeout": 60}
 EXTREME = (1e308, -1e308, math.inf, -math.inf, math.nan, 5e-324, -5e-324, 0.0, 1e-300, 3.4e38, 1.0000001, 2147483647.0)
-NUMBERS = ("learning_rate", "bandwidth", "epsilon", "alpha", "step_scale")
-GATE_NUMBERS = ("max_neighbor_distance", "max_base_confidence", "min_loss_reduction", "min_validation_loss_reduction",
-                "min_optimized_confidence", "neighbor_distance_quantile")
-COUNTS = ("k", "steps", "core_experts", "validation_neighbors", "patience", "prompt_positions")
 REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
@@ -128,14 +125,17 @@ class LegalCalls:
         channel, generation, references = self.stubs()
         self.fill(references, "mine-own", 12)
 
+        def numbers(message, kind) -> list:
+            return [field.name for field in message.DESCRIPTOR.fields if field.cpp_type == kind and field.label != field.LABEL_REPEATED]
+
         def draw():
             options = opt.OptimizationOptions(method=self.random.choice([1, 2, 3, 4]), application_rule=self.random.choice([1, 2, 3]),
                                               step_rule=self.random.choice([1, 2, 3]), gate=opt.GateOptions(enabled=self.random.random() < 0.5))
-            for name in self.random.sample(NUMBERS, self.random.choice([1, 1, 2])):
+            for name in self.random.sample(numbers(options, FieldDescriptor.CPPTYPE_DOUBLE), self.random.choice([1, 1, 2])):
                 setattr(options, name, self.random.choice(EXTREME))
-            for name in self.random.sample(GATE_NUMBERS, self.random.choice([0, 0, 1])):
+            for name in self.random.sample(numbers(options.gate, FieldDescriptor.CPPTYPE_DOUBLE), self.random.choice([0, 0, 1])):
                 setattr(options.gate, name, self.random.choice(EXTREME))
-            for name in self.random.sample(COUNTS, self.random.choice([0, 0, 1])):
+            for name in self.random.sample(numbers(options, FieldDescriptor.CPPTYPE_UINT32), self.random.choice([0, 0, 1])):
                 setattr(options, name, self.random.choice([0, 1, 2147483647, 4294967295]))
             return options
 

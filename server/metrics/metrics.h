@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "index/types/optimization_terms.h"
 
 namespace c3po {
 
@@ -14,9 +15,9 @@ namespace c3po {
 //
 // Methods are named after events; the comment of each gives the series it moves. Names with the prefix `vllm:` are
 // those that dashboards of language-model servers already know, and carry the label model_name; ours start with `c3po_`
-// and end in their unit. Every label value comes from an enum below or from the server's own configuration, never from
-// a request, and every series exists from the start (at zero): the exposition has the same number of series, fewer than
-// 600, for the life of the process.
+// and end in their unit. Every label value comes from an enum below, from optimization_terms.h or from the server's own
+// configuration, never from a request, and every series exists from the start (at zero): the exposition has the same
+// number of series, fewer than 600, for the life of the process.
 //
 // Thread-safe. A call takes an atomic addition (counters, gauges) or a short uncontended lock (histograms): well under
 // a microsecond, no allocation. Observations that are not finite, and negative ones of quantities that cannot be
@@ -26,24 +27,6 @@ class Metrics {
   enum class FinishedReason { kStop, kLength, kAbort, kError };  // kAbort: cancelled or past its deadline.
   // What an answered call spent its time in, one after the other: StageTimings (generation.proto) says what each is.
   enum class Stage { kQueue, kTokenize, kEmbed, kRetrieval, kPrefill, kOptimization, kOptimizationWait, kDecode };
-  enum class Method {
-    kModeFinding,
-    kKernelRegression,
-    kNeighborhoodGradientDescent,
-    kAmortizedShift,
-    kCollectionPrior,
-    kOracle
-  };
-  enum class Gate {
-    kApplied,
-    kNotRequested,
-    kSkippedNoNeighbors,
-    kSkippedNeighborsFar,
-    kSkippedBaseConfident,
-    kRevertedLossNotReduced,
-    kRevertedValidationLossNotReduced,
-    kRevertedNotConfident
-  };
   enum class Work { kPrefill, kDecode, kOptimization };  // What an engine step ran.
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
   enum class Learned { kProfile, kPrior, kShift };  // Kept beside a collection's references.
@@ -144,12 +127,13 @@ class Metrics {
   void ObserveOptimizationWait(double seconds);
   // c3po_optimization_seconds{method}, its own work only; c3po_surrogate_loss_reduction: (before - after) / before of
   // the neighbors' loss, at most 1, negative when the loss rose. Pass NaN where a method has no loss: it is left out.
+  // Method::kNone optimizes nothing and has no series.
   void ObserveOptimization(Method method, double seconds, double loss_reduction);
   // c3po_surrogate_loss{moment="before"|"after"}: the neighbors' kernel-weighted loss (nats per token) under the
   // query's own pathway and under the best one found. Not finite or negative, either one: both are left out.
   void ObserveSurrogateLoss(double before, double after);
   void CountOptimizationSteps(int64_t steps);  // c3po_optimization_steps_total
-  void CountGate(Gate decision);               // c3po_gate_total{decision}
+  void CountGate(GateDecision decision);       // c3po_gate_total{decision}
 
   // --- References and their caches ---
   void SetReferences(int64_t references);  // c3po_references: of all collections together
@@ -190,8 +174,6 @@ class Metrics {
   static absl::string_view RpcCodeName(absl::StatusCode code);
   // "GenerationService/Generate", ...
   static absl::string_view RpcName(Rpc rpc);
-  // The value of the label `decision`: "applied", ...
-  static absl::string_view GateName(Gate decision);
 
  private:
   struct Series;

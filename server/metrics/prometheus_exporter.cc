@@ -33,23 +33,20 @@ using Buckets = Histogram::BucketBoundaries;
 template <size_t N>
 using CounterArray = std::array<Counter*, N>;
 
+// The names of a choice's rows from the row `first` on.
+template <typename Value, size_t N>
+constexpr std::array<const char*, N> NamesFrom(size_t first) {
+  std::array<const char*, N> names = {};
+  for (size_t i = 0; i < N; ++i) names[i] = TermsOf<Value>()[first + i].name;
+  return names;
+}
+static_assert(TermIndex(Method::kNone) == 0, "the first row optimizes nothing, and has no series");
+constexpr std::array kMethods = NamesFrom<Method, TermsOf<Method>().size() - 1>(1);
+constexpr std::array kGates = NamesFrom<GateDecision, TermsOf<GateDecision>().size()>(0);
 // In the order of the enums of Metrics.
 constexpr std::array<const char*, 4> kFinishedReasons = {"stop", "length", "abort", "error"};
 constexpr std::array<const char*, 8> kStages = {"queue",        "tokenize",          "embed", "retrieval", "prefill",
                                                 "optimization", "optimization_wait", "decode"};
-constexpr std::array<const char*, 6> kMethods = {
-    "mode_finding",    "kernel_regression", "neighborhood_gradient_descent",
-    "amortized_shift", "collection_prior",  "oracle"};
-constexpr std::array<const char*, 8> kGates = {
-    "applied",
-    "not_requested",
-    "skipped_no_neighbors",
-    "skipped_neighbors_far",
-    "skipped_base_confident",
-    "reverted_loss_not_reduced",
-    "reverted_validation_loss_not_reduced",
-    "reverted_not_confident",
-};
 constexpr std::array<const char*, 3> kWorks = {"prefill", "decode", "optimization"};
 constexpr std::array<const char*, 2> kMoments = {"before", "after"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
@@ -499,7 +496,8 @@ void Metrics::ObserveRetrieval(double seconds) { ObserveNonNegative(series_->ret
 void Metrics::ObserveNeighborDistance(double nearest) { ObserveNonNegative(series_->neighbor_distance, nearest); }
 void Metrics::ObserveOptimizationWait(double seconds) { ObserveNonNegative(series_->optimization_wait, seconds); }
 void Metrics::ObserveOptimization(Method method, double seconds, double loss_reduction) {
-  ObserveNonNegative(*series_->optimization[static_cast<size_t>(method)], seconds);
+  if (method == Method::kNone) return;
+  ObserveNonNegative(*series_->optimization[TermIndex(method) - 1], seconds);
   if (std::isfinite(loss_reduction)) series_->loss_reduction.Observe(loss_reduction);
 }
 void Metrics::ObserveSurrogateLoss(double before, double after) {
@@ -508,7 +506,7 @@ void Metrics::ObserveSurrogateLoss(double before, double after) {
   series_->losses[1]->Observe(after);
 }
 void Metrics::CountOptimizationSteps(int64_t steps) { Add(series_->optimization_steps, steps); }
-void Metrics::CountGate(Gate decision) { series_->gates[static_cast<size_t>(decision)]->Increment(); }
+void Metrics::CountGate(GateDecision decision) { series_->gates[TermIndex(decision)]->Increment(); }
 
 void Metrics::SetReferences(int64_t references) { series_->references.Set(static_cast<double>(references)); }
 void Metrics::SetReferencesUsable(int64_t references) {
@@ -543,6 +541,4 @@ std::string Metrics::PrometheusText() const {
 
 absl::string_view Metrics::RpcCodeName(absl::StatusCode code) { return kCodes[CodeIndex(code)].name; }
 absl::string_view Metrics::RpcName(Rpc rpc) { return kRpcs[static_cast<size_t>(rpc)].name; }
-absl::string_view Metrics::GateName(Gate decision) { return kGates[static_cast<size_t>(decision)]; }
-
 }  // namespace c3po

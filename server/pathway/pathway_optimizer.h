@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "index/types/optimization_options.h"
 #include "index/types/pathway.h"
 #include "server/pathway/kernels.h"
 #include "server/types/neighborhood_objective.h"
@@ -79,12 +80,6 @@ class PathwayOptimizer {
   std::optional<int> selected_step_;
 };
 
-enum class StepRule {
-  kGradient,    // theta -= rate * g
-  kNormalized,  // theta -= rate * g / ||g||, the norm over all layers and experts
-  kAdam,        // Adam, beta 0.9 and 0.999, epsilon 1e-8
-};
-
 // Neighborhood gradient descent, on w = softmax(log w0 + theta) with theta = 0 at the start and outside the core set:
 //   dJ/dtheta_e = w_e (dJ/dw_e - sum_j w_j dJ/dw_j)
 // where the sum is 0 if the objective's weights are normalized. Under ROUTER_SHIFT theta itself is the shift, begins at
@@ -94,14 +89,6 @@ enum class StepRule {
 // far, in the same direction, and the rate is halved from there on; losses() are those of the iterates kept. With
 // `patience` above 0 it ends after so many steps in a row whose loss is not below the least so far. InvalidArgument:
 // negative steps, rate or patience, a scale outside (0, 1], an initial shift of another shape or rule.
-struct GradientDescentOptions {
-  int steps = 10;
-  double learning_rate = 0.1;
-  StepRule step_rule = StepRule::kAdam;
-  double step_scale = 1;
-  bool backtrack = false;
-  int patience = 0;
-};
 absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(OptimizationProblem problem,
                                                                       GradientDescentOptions options);
 

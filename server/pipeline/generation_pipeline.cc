@@ -317,7 +317,7 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
     const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const {
   if (query.settings.method == Method::kNone) {
-    if (parts_.metrics) parts_.metrics->CountGate(Metrics::Gate::kNotRequested);
+    if (parts_.metrics) parts_.metrics->CountGate(GateDecision::kNotRequested);
     OptimizationReport report;
     report.settings = query.settings;
     report.timings = timings;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "index/base/status_macros.h"
+#include "server/pathway/kernels.h"
 
 namespace c3po {
 namespace {
@@ -12,10 +13,10 @@ absl::StatusOr<std::vector<Neighbor>> Search(const ReferenceCatalog& catalog, co
   const int excluded = static_cast<int>(settings.exclude_reference_ids.size());
   if (settings.epsilon) {
     return catalog.SearchWithin(settings.collection, embedding, static_cast<float>(*settings.epsilon),
-                                kNeighborsMax + excluded, settings.successful_only);
+                                kNeighborsMax + excluded, settings.successful_only());
   }
   return catalog.Search(settings.collection, embedding, settings.k + settings.validation_neighbors + excluded,
-                        settings.successful_only);
+                        settings.successful_only());
 }
 
 // How many of so many neighbors, at least one, are fitted: k, or the same share of fewer than were asked for.

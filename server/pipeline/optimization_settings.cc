@@ -1,7 +1,9 @@
 #include "server/pipeline/optimization_settings.h"
 
 #include <algorithm>
-#include <cmath>
+#include <optional>
+#include <string>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/number_text.h"
@@ -19,27 +21,32 @@ absl::Status FieldError(absl::string_view field, const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat("optimization.", field, ": ", parts...));
 }
 
-absl::Status ValidateGate(const GateOptions& gate) {
-  if (gate.max_neighbor_distance && !(*gate.max_neighbor_distance >= 0 && *gate.max_neighbor_distance <= 2)) {
-    return FieldError("gate.max_neighbor_distance", "is ", NumberText(*gate.max_neighbor_distance),
-                      ", must be in [0, 2]");
-  }
-  if (!(gate.neighbor_distance_quantile > 0 && gate.neighbor_distance_quantile <= 1)) {
-    return FieldError("gate.neighbor_distance_quantile", "must be in (0, 1]");
-  }
-  if (gate.max_base_confidence && !(*gate.max_base_confidence > 0 && *gate.max_base_confidence <= 1)) {
-    return FieldError("gate.max_base_confidence", "must be in (0, 1]");
-  }
-  if (!(gate.min_loss_reduction >= 0 && gate.min_loss_reduction < 1)) {
-    return FieldError("gate.min_loss_reduction", "must be in [0, 1)");
-  }
-  if (!(gate.min_validation_loss_reduction >= 0 && gate.min_validation_loss_reduction < 1)) {
-    return FieldError("gate.min_validation_loss_reduction", "must be in [0, 1)");
-  }
-  if (gate.min_optimized_confidence && !(*gate.min_optimized_confidence > 0 && *gate.min_optimized_confidence <= 1)) {
-    return FieldError("gate.min_optimized_confidence", "must be in (0, 1]");
-  }
-  return absl::OkStatus();
+std::string RangeText(const OptionRange& range) {
+  return absl::StrCat(range.low_is_open ? "(" : "[", NumberText(range.low), ", ", NumberText(range.high),
+                      range.high_is_open ? ")" : "]");
+}
+
+std::string ValueText(int value) { return absl::StrCat(value); }
+std::string ValueText(double value) { return NumberText(value); }
+
+template <typename Number>
+absl::Status CheckRange(const OptimizationOption& option, Number value) {
+  if (option.range.Holds(value)) return absl::OkStatus();
+  return FieldError(option.name, "is ", ValueText(value), ", must be in ", RangeText(option.range));
+}
+
+absl::Status CheckRanges(const OptimizationSettings& settings) {
+  absl::Status status;
+  VisitOptions(settings, [&](const OptimizationOption& option, const auto& value) {
+    using Value = std::decay_t<decltype(value)>;
+    if (!status.ok() || (settings.epsilon && option.name == absl::string_view("k"))) return;  // k is not read then.
+    if constexpr (std::is_same_v<Value, std::optional<double>>) {
+      if (value) status = CheckRange(option, *value);
+    } else if constexpr (std::is_same_v<Value, int> || std::is_same_v<Value, double>) {
+      status = CheckRange(option, value);
+    }
+  });
+  return status;
 }
 
 absl::Status ValidateLayers(const OptimizationSettings& settings, const ModelShape& shape) {
@@ -66,32 +73,6 @@ absl::Status ValidatePromptPositions(const OptimizationSettings& settings) {
                     neighbors, " neighbors");
 }
 
-// What gradient descent alone reads.
-absl::Status ValidateDescent(const OptimizationSettings& settings) {
-  if (settings.steps < 0 || settings.steps > kStepsMax) {
-    return FieldError("steps", "is ", settings.steps, ", must be in [0, ", kStepsMax, "]");
-  }
-  if (!(settings.learning_rate > 0 && settings.learning_rate <= kLearningRateMax)) {
-    return FieldError("learning_rate", "is ", NumberText(settings.learning_rate), ", must be in (0, ", kLearningRateMax,
-                      "]");
-  }
-  if (settings.patience < 0 || settings.patience > kStepsMax) {
-    return FieldError("patience", "is ", settings.patience, ", must be in [0, ", kStepsMax, "]");
-  }
-  if (!(settings.step_scale > 0 && settings.step_scale <= 1)) return FieldError("step_scale", "must be in (0, 1]");
-  if (settings.validation_neighbors < 0 || settings.validation_neighbors > kNeighborsMax) {
-    return FieldError("validation_neighbors", "is ", settings.validation_neighbors, ", must be in [0, ", kNeighborsMax,
-                      "]");
-  }
-  if (settings.validation_neighbors > 0 && settings.epsilon) {
-    return FieldError("validation_neighbors", "needs k; with epsilon no neighbor is left to hold out");
-  }
-  if (settings.use_prior && settings.rule != ApplicationRule::kRouterShift) {
-    return FieldError("use_prior", "needs the application rule ROUTER_SHIFT");
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 std::vector<int> LastLayers(int count, const ModelShape& shape) {
@@ -105,7 +86,7 @@ std::vector<int> LastLayers(int count, const ModelShape& shape) {
 OptimizationSettings DefaultSettings(const ModelShape& shape) {
   OptimizationSettings settings;
   settings.k = 12;
-  settings.successful_only = false;
+  settings.references = ReferenceSelection::kAll;
   settings.objective = SurrogateLoss::kChoices;
   settings.rule = ApplicationRule::kRouterShift;
   settings.core_experts = 0;
@@ -130,7 +111,7 @@ OptimizationSettings PaperSettings(const ModelShape& shape) {
   settings.critical_layers = LastLayers(kPaperCriticalLayers, shape);
   settings.core_experts = std::min(kPaperCoreExperts, shape.experts);
   settings.rule = ApplicationRule::kLastPromptToken;
-  settings.successful_only = true;
+  settings.references = ReferenceSelection::kSuccessful;
   settings.objective = SurrogateLoss::kAnswer;
   settings.gate.enabled = false;
   return settings;
@@ -139,29 +120,24 @@ OptimizationSettings PaperSettings(const ModelShape& shape) {
 int PromptPositionsMax(int prompts) { return std::min(kPromptPositionsMax, kGovernedRowsMax / prompts); }
 
 absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelShape& shape) {
-  if (settings.epsilon) {
-    if (!(*settings.epsilon > 0 && *settings.epsilon <= 2)) return FieldError("epsilon", "must be in (0, 2]");
-  } else if (settings.k < 1 || settings.k > kNeighborsMax) {
-    return FieldError("k", "is ", settings.k, ", must be in [1, ", kNeighborsMax, "]");
+  C3PO_RETURN_IF_ERROR(CheckRanges(settings));
+  if (settings.validation_neighbors > 0 && settings.epsilon) {
+    return FieldError("validation_neighbors", "needs k; with epsilon no neighbor is left to hold out");
   }
-  if (settings.bandwidth && !(*settings.bandwidth >= kBandwidthMin && *settings.bandwidth <= kBandwidthMax)) {
-    return FieldError("bandwidth", "is ", NumberText(*settings.bandwidth), ", must be in [", NumberText(kBandwidthMin),
-                      ", ", NumberText(kBandwidthMax), "]");
+  if (settings.use_prior && settings.rule != ApplicationRule::kRouterShift) {
+    return FieldError("use_prior", "needs the application rule ROUTER_SHIFT");
   }
-  C3PO_RETURN_IF_ERROR(ValidateDescent(settings));
   C3PO_RETURN_IF_ERROR(ValidatePromptPositions(settings));
   C3PO_RETURN_IF_ERROR(ValidateLayers(settings, shape));
   if (settings.core_experts < 0 || settings.core_experts > shape.experts) {
     return FieldError("core_experts", "is ", settings.core_experts, ", must be in [0, ", shape.experts, "]");
   }
-  if (settings.alpha && !(*settings.alpha >= 0 && *settings.alpha <= 1))
-    return FieldError("alpha", "must be in [0, 1]");
   if (const absl::Status name = ValidateCollectionName(settings.collection); !name.ok())
     return absl::InvalidArgumentError(absl::StrCat("optimization.", name.message()));
   if (settings.exclude_reference_ids.size() > static_cast<size_t>(kExcludedMax)) {
     return FieldError("exclude_reference_ids", settings.exclude_reference_ids.size(), " are more than ", kExcludedMax);
   }
-  return ValidateGate(settings.gate);
+  return absl::OkStatus();
 }
 
 bool NeedsNeighbors(const OptimizationSettings& settings) {

@@ -10,7 +10,6 @@
 #include "server/pipeline/confidence.h"
 #include "server/pipeline/gate_reason.h"
 #include "server/pipeline/memory_fit.h"
-#include "server/pipeline/optimization_metrics.h"
 #include "server/pipeline/pathway_changes.h"
 #include "server/pipeline/prepare_next.h"
 
@@ -28,7 +27,7 @@ OptimizationSettings Retrieved(OptimizationSettings settings) {
   if (settings.method != Method::kCollectionPrior) return settings;
   settings.k = 1;
   settings.epsilon.reset();
-  settings.successful_only = false;
+  settings.references = ReferenceSelection::kAll;
   return settings;
 }
 
@@ -88,7 +87,7 @@ absl::Status PathwaySearch::MeasureDistances() {
   report_.max_neighbor_distance = settings.gate.max_neighbor_distance;
   if (report_.max_neighbor_distance) return absl::OkStatus();
   C3PO_ASSIGN_OR_RETURN(const std::optional<double> own,
-                        context_.catalog->OwnDistanceQuantile(settings.collection, settings.successful_only,
+                        context_.catalog->OwnDistanceQuantile(settings.collection, settings.successful_only(),
                                                               settings.gate.neighbor_distance_quantile));
   report_.max_neighbor_distance = std::max<double>(own.value_or(0), OwnDistances::kSameEmbedding);
   return absl::OkStatus();
@@ -282,7 +281,7 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> PathwaySearch::MakeOptimizer(O
       const int excluded = static_cast<int>(s.exclude_reference_ids.size());
       C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found,
                             context_.catalog->SearchPathways(s.collection, w.weights, s.critical_layers, s.k + excluded,
-                                                             s.successful_only));
+                                                             s.successful_only()));
       std::vector<PathwayAtDistance> near;
       for (const Neighbor& neighbor : found) {
         const auto& ids = s.exclude_reference_ids;
@@ -295,9 +294,7 @@ absl::StatusOr<std::unique_ptr<PathwayOptimizer>> PathwaySearch::MakeOptimizer(O
     };
     return MakeModeFinding(std::move(problem), std::move(options));
   }
-  GradientDescentOptions options{settings.steps,      settings.learning_rate, settings.step_rule,
-                                 settings.step_scale, settings.backtrack,     settings.patience};
-  return MakeGradientDescent(std::move(problem), options);
+  return MakeGradientDescent(std::move(problem), settings);
 }
 
 // What of the time since Begin was not its own work.
@@ -382,9 +379,9 @@ bool PathwaySearch::Accept(std::optional<double> confidence) {
 void PathwaySearch::Deliver() {
   report_.gate_reason = GateReason(report_);
   if (context_.metrics) {
-    context_.metrics->ObserveOptimization(MethodMetric(report_.settings.method), report_.timings.optimization_seconds,
+    context_.metrics->ObserveOptimization(report_.settings.method, report_.timings.optimization_seconds,
                                           loss_reduction_);
-    context_.metrics->CountGate(GateMetric(report_.gate));
+    context_.metrics->CountGate(report_.gate);
   }
   on_report_(report_);
 }
@@ -393,7 +390,7 @@ void PathwaySearch::Skip(GateDecision decision) {
   report_.gate = decision;
   report_.gate_reason = GateReason(report_);
   report_.after = report_.before;
-  if (context_.metrics) context_.metrics->CountGate(GateMetric(decision));
+  if (context_.metrics) context_.metrics->CountGate(decision);
   on_report_(report_);
 }
 

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "index/search/reference_catalog.h"
 #include "server/metrics/metrics.h"
+#include "server/pathway/pathway_optimizer.h"
 #include "server/pipeline/generation_types.h"
 #include "server/pipeline/learned_shifts.h"
 #include "server/pipeline/neighborhood.h"

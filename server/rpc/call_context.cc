@@ -10,7 +10,6 @@
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "index/base/utf8.h"
-#include "server/pipeline/optimization_metrics.h"
 #include "server/rpc/grpc_status.h"
 
 namespace c3po {
@@ -108,7 +107,7 @@ CallContext CallState::Context(const std::string& request_id) {
 
 void CallState::NoteReport(const OptimizationReport& report) {
   record_.collection = report.settings.collection;
-  record_.gate = std::string(Metrics::GateName(GateMetric(report.gate)));
+  record_.gate = TermOf(report.gate).name;
 }
 
 void CallState::NoteUsage(const Usage& usage, int64_t cost) {

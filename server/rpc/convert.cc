@@ -1,11 +1,11 @@
 #include "server/rpc/convert.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "index/base/utf8.h"
+#include "server/rpc/message_fields.h"
 
 namespace c3po {
 namespace {
@@ -15,62 +15,12 @@ absl::Status FieldError(const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat(parts...));
 }
 
-absl::Status ToInt(absl::string_view field, uint32_t value, int& out) {
-  if (value > static_cast<uint32_t>(std::numeric_limits<int32_t>::max()))
-    return FieldError(field, ": ", value, " is too large");
-  out = static_cast<int>(value);
-  return absl::OkStatus();
-}
-
-// Ascending, whatever the order in the message.
-absl::Status ReadLayers(absl::string_view field, const google::protobuf::RepeatedField<uint32_t>& layers,
-                        std::vector<int>& out) {
-  out.clear();
-  for (int i = 0; i < layers.size(); ++i) {
-    C3PO_RETURN_IF_ERROR(ToInt(absl::StrCat(field, "[", i, "]"), layers.Get(i), out.emplace_back()));
-  }
-  std::sort(out.begin(), out.end());
-  return absl::OkStatus();
-}
-
 // One row per enum pair: the two directions cannot drift apart.
 template <typename Ours, typename Proto>
 struct EnumPair {
   Ours ours;
   Proto proto;
 };
-constexpr EnumPair<Method, v1::Method> kMethods[] = {
-    {Method::kNone, v1::METHOD_NONE},
-    {Method::kModeFinding, v1::METHOD_MODE_FINDING},
-    {Method::kKernelRegression, v1::METHOD_KERNEL_REGRESSION},
-    {Method::kNeighborhoodGradientDescent, v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT},
-    {Method::kAmortizedShift, v1::METHOD_AMORTIZED_SHIFT},
-    {Method::kCollectionPrior, v1::METHOD_COLLECTION_PRIOR},
-    {Method::kOracle, v1::METHOD_ORACLE}};
-constexpr EnumPair<Kernel, v1::Kernel> kKernels[] = {{Kernel::kGaussian, v1::KERNEL_GAUSSIAN},
-                                                     {Kernel::kMatern, v1::KERNEL_MATERN},
-                                                     {Kernel::kLinear, v1::KERNEL_LINEAR},
-                                                     {Kernel::kPolynomial, v1::KERNEL_POLYNOMIAL}};
-constexpr EnumPair<ApplicationRule, v1::ApplicationRule> kRules[] = {
-    {ApplicationRule::kLastPromptToken, v1::APPLICATION_RULE_LAST_PROMPT_TOKEN},
-    {ApplicationRule::kEveryNewToken, v1::APPLICATION_RULE_EVERY_NEW_TOKEN},
-    {ApplicationRule::kRouterShift, v1::APPLICATION_RULE_ROUTER_SHIFT}};
-constexpr EnumPair<SurrogateLoss, v1::Objective> kObjectives[] = {{SurrogateLoss::kAnswer, v1::OBJECTIVE_ANSWER},
-                                                                  {SurrogateLoss::kChoices, v1::OBJECTIVE_CHOICES}};
-constexpr EnumPair<StepRule, v1::StepRule> kStepRules[] = {{StepRule::kGradient, v1::STEP_RULE_GRADIENT},
-                                                           {StepRule::kNormalized, v1::STEP_RULE_NORMALIZED},
-                                                           {StepRule::kAdam, v1::STEP_RULE_ADAM}};
-constexpr EnumPair<bool, v1::ReferenceSelection> kSelections[] = {{true, v1::REFERENCE_SELECTION_SUCCESSFUL},
-                                                                  {false, v1::REFERENCE_SELECTION_ALL}};
-constexpr EnumPair<GateDecision, v1::GateDecision> kDecisions[] = {
-    {GateDecision::kApplied, v1::GATE_DECISION_APPLIED},
-    {GateDecision::kNotRequested, v1::GATE_DECISION_NOT_REQUESTED},
-    {GateDecision::kSkippedNoNeighbors, v1::GATE_DECISION_SKIPPED_NO_NEIGHBORS},
-    {GateDecision::kSkippedNeighborsFar, v1::GATE_DECISION_SKIPPED_NEIGHBORS_FAR},
-    {GateDecision::kSkippedBaseConfident, v1::GATE_DECISION_SKIPPED_BASE_CONFIDENT},
-    {GateDecision::kRevertedLossNotReduced, v1::GATE_DECISION_REVERTED_LOSS_NOT_REDUCED},
-    {GateDecision::kRevertedValidationLossNotReduced, v1::GATE_DECISION_REVERTED_VALIDATION_LOSS_NOT_REDUCED},
-    {GateDecision::kRevertedNotConfident, v1::GATE_DECISION_REVERTED_NOT_CONFIDENT}};
 constexpr EnumPair<SampleOutcome, v1::Verdict> kVerdicts[] = {{SampleOutcome::kSuccessful, v1::VERDICT_SUCCESSFUL},
                                                               {SampleOutcome::kFailed, v1::VERDICT_FAILED},
                                                               {SampleOutcome::kMalformed, v1::VERDICT_MALFORMED},
@@ -82,29 +32,6 @@ Proto ToProto(const EnumPair<Ours, Proto> (&pairs)[N], Ours value) {
     if (pair.ours == value) return pair.proto;
   }
   return Proto();
-}
-
-// UNSPECIFIED (0) leaves `out` as it is.
-template <typename Ours, typename Proto, size_t N>
-absl::Status FromProto(absl::string_view field, const EnumPair<Ours, Proto> (&pairs)[N], Proto value, Ours& out) {
-  if (static_cast<int>(value) == 0) return absl::OkStatus();
-  for (const auto& pair : pairs) {
-    if (pair.proto == value) {
-      out = pair.ours;
-      return absl::OkStatus();
-    }
-  }
-  return FieldError(field, ": ", static_cast<int>(value), " is not a value of the enumeration");
-}
-
-absl::Status ReadEnums(const v1::OptimizationOptions& options, OptimizationSettings& settings) {
-  C3PO_RETURN_IF_ERROR(FromProto("optimization.method", kMethods, options.method(), settings.method));
-  C3PO_RETURN_IF_ERROR(FromProto("optimization.kernel", kKernels, options.kernel(), settings.kernel));
-  C3PO_RETURN_IF_ERROR(FromProto("optimization.application_rule", kRules, options.application_rule(), settings.rule));
-  C3PO_RETURN_IF_ERROR(FromProto("optimization.reference_selection", kSelections, options.reference_selection(),
-                                 settings.successful_only));
-  C3PO_RETURN_IF_ERROR(FromProto("optimization.objective", kObjectives, options.objective(), settings.objective));
-  return FromProto("optimization.step_rule", kStepRules, options.step_rule(), settings.step_rule);
 }
 
 absl::StatusOr<PromptInput> TokenInput(const v1::TokenIds& proto) {
@@ -142,101 +69,6 @@ std::string CutText(const std::string& text) {
 }
 
 }  // namespace
-
-absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOptions& options,
-                                                       const OptimizationSettings& defaults) {
-  OptimizationSettings settings = defaults;
-  C3PO_RETURN_IF_ERROR(ReadEnums(options, settings));
-  if (options.has_k()) {
-    C3PO_RETURN_IF_ERROR(ToInt("optimization.k", options.k(), settings.k));
-    settings.epsilon.reset();
-  }
-  if (options.has_epsilon()) {
-    settings.epsilon = options.epsilon();
-    settings.validation_neighbors = 0;  // A default's: all within epsilon are fitted.
-  }
-  if (options.has_bandwidth()) settings.bandwidth = options.bandwidth();
-  if (options.has_steps()) C3PO_RETURN_IF_ERROR(ToInt("optimization.steps", options.steps(), settings.steps));
-  if (options.has_learning_rate()) settings.learning_rate = options.learning_rate();
-  if (options.critical_layers_size() > 0) {
-    C3PO_RETURN_IF_ERROR(
-        ReadLayers("optimization.critical_layers", options.critical_layers(), settings.critical_layers));
-  }
-  if (options.has_core_experts())
-    C3PO_RETURN_IF_ERROR(ToInt("optimization.core_experts", options.core_experts(), settings.core_experts));
-  if (options.has_collection()) settings.collection = options.collection();
-  if (options.has_alpha()) settings.alpha = options.alpha();
-  if (options.has_return_pathways()) settings.return_pathways = options.return_pathways();
-  if (options.has_use_prior()) settings.use_prior = options.use_prior();
-  if (options.has_validation_neighbors()) {
-    C3PO_RETURN_IF_ERROR(
-        ToInt("optimization.validation_neighbors", options.validation_neighbors(), settings.validation_neighbors));
-  }
-  if (options.has_step_scale()) settings.step_scale = options.step_scale();
-  if (options.has_backtrack()) settings.backtrack = options.backtrack();
-  if (options.has_patience())
-    C3PO_RETURN_IF_ERROR(ToInt("optimization.patience", options.patience(), settings.patience));
-  if (options.has_prompt_positions()) {
-    C3PO_RETURN_IF_ERROR(ToInt("optimization.prompt_positions", options.prompt_positions(), settings.prompt_positions));
-  }
-  settings.exclude_reference_ids.assign(options.exclude_reference_ids().begin(), options.exclude_reference_ids().end());
-  if (options.has_gate()) {
-    const v1::GateOptions& gate = options.gate();
-    if (gate.has_enabled()) settings.gate.enabled = gate.enabled();
-    if (gate.has_neighbor_distance_quantile()) {
-      settings.gate.neighbor_distance_quantile = gate.neighbor_distance_quantile();
-      settings.gate.max_neighbor_distance.reset();  // A profile's.
-    }
-    if (gate.has_max_neighbor_distance()) settings.gate.max_neighbor_distance = gate.max_neighbor_distance();
-    if (gate.has_max_base_confidence()) settings.gate.max_base_confidence = gate.max_base_confidence();
-    if (gate.has_min_loss_reduction()) settings.gate.min_loss_reduction = gate.min_loss_reduction();
-    if (gate.has_min_validation_loss_reduction()) {
-      settings.gate.min_validation_loss_reduction = gate.min_validation_loss_reduction();
-    }
-    if (gate.has_min_optimized_confidence()) settings.gate.min_optimized_confidence = gate.min_optimized_confidence();
-  }
-  return settings;
-}
-
-v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings) {
-  v1::OptimizationOptions options;
-  options.set_method(ToProto(kMethods, settings.method));
-  if (settings.epsilon) {
-    options.set_epsilon(*settings.epsilon);
-  } else {
-    options.set_k(static_cast<uint32_t>(settings.k));
-  }
-  options.set_kernel(ToProto(kKernels, settings.kernel));
-  if (settings.bandwidth) options.set_bandwidth(*settings.bandwidth);
-  options.set_steps(static_cast<uint32_t>(settings.steps));
-  options.set_learning_rate(settings.learning_rate);
-  for (int layer : settings.critical_layers) options.add_critical_layers(static_cast<uint32_t>(layer));
-  options.set_core_experts(static_cast<uint32_t>(settings.core_experts));
-  options.set_application_rule(ToProto(kRules, settings.rule));
-  options.set_collection(settings.collection);
-  v1::GateOptions* gate = options.mutable_gate();
-  gate->set_enabled(settings.gate.enabled);
-  gate->set_neighbor_distance_quantile(settings.gate.neighbor_distance_quantile);
-  if (settings.gate.max_neighbor_distance) gate->set_max_neighbor_distance(*settings.gate.max_neighbor_distance);
-  if (settings.gate.max_base_confidence) gate->set_max_base_confidence(*settings.gate.max_base_confidence);
-  gate->set_min_loss_reduction(settings.gate.min_loss_reduction);
-  gate->set_min_validation_loss_reduction(settings.gate.min_validation_loss_reduction);
-  if (settings.gate.min_optimized_confidence) {
-    gate->set_min_optimized_confidence(*settings.gate.min_optimized_confidence);
-  }
-  options.set_reference_selection(ToProto(kSelections, settings.successful_only));
-  options.set_objective(ToProto(kObjectives, settings.objective));
-  options.set_step_rule(ToProto(kStepRules, settings.step_rule));
-  if (settings.alpha) options.set_alpha(*settings.alpha);
-  options.set_return_pathways(settings.return_pathways);
-  options.set_use_prior(settings.use_prior);
-  options.set_validation_neighbors(static_cast<uint32_t>(settings.validation_neighbors));
-  options.set_step_scale(settings.step_scale);
-  options.set_backtrack(settings.backtrack);
-  options.set_patience(static_cast<uint32_t>(settings.patience));
-  options.set_prompt_positions(static_cast<uint32_t>(settings.prompt_positions));
-  return options;
-}
 
 absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& options, const SamplingParams& defaults,
                                                  uint64_t drawn_seed) {
@@ -321,8 +153,8 @@ v1::Provenance ProvenanceToProto(const Provenance& provenance, const std::string
 
 v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
   v1::OptimizationReport proto;
-  proto.set_method(ToProto(kMethods, report.settings.method));
-  proto.set_gate(ToProto(kDecisions, report.gate));
+  proto.set_method(static_cast<v1::Method>(TermOf(report.settings.method).number));
+  proto.set_gate(static_cast<v1::GateDecision>(TermOf(report.gate).number));
   *proto.mutable_timings() = TimingsToProto(report.timings);
   for (const std::string& warning : report.settings.warnings) proto.add_warnings(warning);
   if (report.settings.method == Method::kNone) return proto;
@@ -359,7 +191,7 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
   if (report.alpha) proto.set_alpha(*report.alpha);
   for (int layer : report.settings.critical_layers) proto.add_critical_layers(static_cast<uint32_t>(layer));
   proto.set_core_experts(static_cast<uint32_t>(report.settings.core_experts));
-  proto.set_application_rule(ToProto(kRules, report.settings.rule));
+  proto.set_application_rule(static_cast<v1::ApplicationRule>(TermOf(report.settings.rule).number));
   proto.set_collection(report.settings.collection);
   return proto;
 }
@@ -419,7 +251,7 @@ absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, c
     C3PO_RETURN_IF_ERROR(ReadLayers("critical_layers", request.critical_layers(), tuner.critical_layers));
   if (request.has_prompt_positions())
     C3PO_RETURN_IF_ERROR(ToInt("prompt_positions", request.prompt_positions(), tuner.prompt_positions));
-  C3PO_RETURN_IF_ERROR(FromProto("objective", kObjectives, request.objective(), tuner.loss));
+  C3PO_RETURN_IF_ERROR(ReadChoice("objective", request.objective(), tuner.loss));
   if (request.has_epochs()) C3PO_RETURN_IF_ERROR(ToInt("epochs", request.epochs(), tuner.epochs));
   if (request.has_batch_size()) C3PO_RETURN_IF_ERROR(ToInt("batch_size", request.batch_size(), tuner.batch_size));
   if (request.has_learning_rate()) tuner.learning_rate = request.learning_rate();

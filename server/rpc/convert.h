@@ -15,13 +15,10 @@
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_types.h"
 #include "server/pipeline/reference_importer.h"
+#include "server/rpc/settings_message.h"
 #include "server/text/tokenizer.h"
 
 namespace c3po {
-
-absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOptions& options,
-                                                       const OptimizationSettings& defaults);
-v1::OptimizationOptions SettingsToProto(const OptimizationSettings& settings);
 
 // `drawn_seed` is used when the client gives none.
 absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& options, const SamplingParams& defaults,

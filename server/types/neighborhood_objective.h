@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "index/types/optimization_terms.h"
 #include "server/types/routing_override.h"
 
 namespace c3po {
@@ -58,12 +59,6 @@ struct NeighborCase {
   std::vector<std::vector<int32_t>> continuations;  // the answer alone, or all choices; none empty
   int gold = 0;                                     // index of the answer among continuations
   double kernel_weight = 1;                         // K_i > 0, not normalized
-};
-
-enum class SurrogateLoss {
-  kAnswer,   // mean negative log-likelihood of the answer's tokens
-  kChoices,  // cross-entropy over the choices' length-normalized log-likelihoods; kAnswer for a case with one
-             // continuation
 };
 
 // What a pathway moves of a neighbor.

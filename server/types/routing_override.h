@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "index/types/optimization_terms.h"
 #include "index/types/pathway.h"
 
 namespace c3po {
@@ -17,13 +18,6 @@ struct RoutingOverride {
   Kind kind = Kind::kWeights;
   std::vector<int> layers;  // MoE layer indices, ascending, distinct.
   Pathway values;           // [layers.size(), experts]; row i belongs to layers[i].
-};
-
-// Which positions an optimized pathway governs (METHOD: "application rule").
-enum class ApplicationRule {
-  kLastPromptToken,  // Weights at the last prompt token only.
-  kEveryNewToken,    // The same weights also at each token fed back while decoding.
-  kRouterShift,      // Logit shift at the last prompt token and each token fed back.
 };
 
 inline RoutingOverride::Kind OverrideKindOf(ApplicationRule rule) {

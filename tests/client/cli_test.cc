@@ -13,13 +13,16 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "index/types/optimization_options.h"
 #include "tests/client/child_process.h"
 #include "tests/client/fake_server.h"
 
@@ -83,6 +86,35 @@ TEST_F(CliTest, AskReadsStdinWithoutItsLastNewline) {
   EXPECT_EQ(Run({"ask", "-"}, "dash").exit_code, 0);
   EXPECT_EQ(server_.generate_requests().at(0).prompt(), "line one\nline two");
   EXPECT_EQ(server_.generate_requests().at(1).prompt(), "dash");
+}
+
+TEST_F(CliTest, EveryOptionOfTheListHasAFlagThatSetsItsFieldAlone) {
+  const auto expect = [&](std::vector<std::string> flags, absl::string_view field, const std::string& value) {
+    flags.insert(flags.begin(), {"ask", "hi"});
+    const ChildResult result = Run(flags);
+    ASSERT_EQ(result.exit_code, 0) << flags[2] << ": " << result.err;
+    const bool in_gate = absl::ConsumePrefix(&field, "gate.");
+    const std::string text = absl::StrCat(field, ": ", value);
+    ExpectEqual(server_.generate_requests().back().optimization(),
+                in_gate ? absl::StrCat("gate { ", text, " }") : text);
+  };
+  const OptimizationSettings settings;
+  VisitOptions(settings, [&](const OptimizationOption& option, const auto& value) {
+    using Value = std::decay_t<decltype(value)>;
+    const std::vector<std::string> spellings = absl::StrSplit(option.flag, ',');
+    const std::string& flag = spellings[0];
+    if constexpr (std::is_enum_v<Value>) {
+      for (const Term<Value>& term : TermsOf<Value>())
+        expect({flag, term.flag}, option.name, absl::StrCat(term.number));
+    } else if constexpr (std::is_same_v<Value, bool>) {
+      expect({flag}, option.name, "true");
+      if (spellings.size() > 1) expect({spellings[1].substr(1)}, option.name, "false");
+    } else if constexpr (std::is_same_v<Value, std::string> || std::is_same_v<Value, std::vector<std::string>>) {
+      expect({flag, "1,2"}, option.name, "'1,2'");
+    } else {
+      expect({flag, "1"}, option.name, "1");
+    }
+  });
 }
 
 TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {

@@ -61,7 +61,9 @@ void TouchEverything(Metrics& metrics) {
     metrics.ObserveEmbedding(seconds);
     metrics.ObserveRetrieval(seconds);
     metrics.ObserveNeighborDistance(seconds);
-    for (int i = 0; i < 6; ++i) metrics.ObserveOptimization(static_cast<Metrics::Method>(i), seconds, 0.25);
+    for (const Term<Method>& term : TermsOf<Method>()) {
+      if (term.value != Method::kNone) metrics.ObserveOptimization(term.value, seconds, 0.25);
+    }
   }
   metrics.SetPendingMax(256);
   metrics.ObserveSurrogateLoss(2.0, 0.5);
@@ -71,7 +73,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.CountPreemption();
   for (int i = 0; i < 3; ++i) metrics.CountEngineStep(static_cast<Metrics::Work>(i));
   metrics.CountOptimizationSteps(10);
-  for (int i = 0; i < 8; ++i) metrics.CountGate(static_cast<Metrics::Gate>(i));
+  for (const Term<GateDecision>& term : TermsOf<GateDecision>()) metrics.CountGate(term.value);
   metrics.SetReferences(2369);
   metrics.SetIndexGeneration(4);
   for (int i = 0; i < 4; ++i) metrics.CountReferenceVerdict(static_cast<Metrics::Verdict>(i));
@@ -287,8 +289,8 @@ TEST(Metrics, BadObservationsAreDropped) {
     metrics.ObserveSurrogateLoss(bad, 1.0);
     metrics.ObserveSurrogateLoss(1.0, bad);
   }
-  metrics.ObserveOptimization(Metrics::Method::kModeFinding, 0.5, nan);
-  metrics.ObserveOptimization(Metrics::Method::kModeFinding, 0.5, -2.0);  // A loss may rise.
+  metrics.ObserveOptimization(Method::kModeFinding, 0.5, nan);
+  metrics.ObserveOptimization(Method::kModeFinding, 0.5, -2.0);  // A loss may rise.
   const Exposition exposition = Parse(metrics);
   ExpectSample(exposition, 0, "c3po_retrieval_seconds_count");
   ExpectSample(exposition, 0, "vllm:kv_cache_usage_perc", {{"model_name", "tiny"}});
