@@ -13,99 +13,22 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "absl/types/span.h"
 #include "index/base/host_port.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "index/types/optimization_options.h"
 #include "index/types/reference_validation.h"
+#include "server/config/setting_list.h"
 #include "server/config/setting_sources.h"
 #include "server/config/toml_settings.h"
 
 namespace c3po {
 namespace {
 
-// Calls visit(flag name, field, help) for every field: flags, the printed file and its tests cannot drift apart.
-// Long because every setting is one line of it.
-template <typename Config, typename Visit>
-void VisitFields(Config& c, Visit visit) {
-  visit("model", c.model, "Hugging Face folder of the model");
-  visit("device", c.device, "cpu or cuda");
-  visit("dtype", c.dtype, "auto, float32 or bfloat16");
-  visit("arithmetic", c.arithmetic,
-        "of products on the CPU: float32; bfloat16, where the processor has a unit for it; auto: where it has one");
-  visit("embedder", c.embedder, "folder of a sentence encoder, or \"model\" for the model's own hidden states");
-  visit("threads", c.threads,
-        "threads that the model computes on; 0: one per processor that affinity and the cgroup's quota allow");
-  visit("pin-threads", c.pin_threads, "keep each of them on a core of its own");
-  visit("store", c.store, "SQLite file of the references");
-  visit("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");
-  visit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");
-  visit("listen", c.listen, "gRPC address:port, port 0 chooses one; or unix:PATH");
-  visit("tls-cert", c.tls_cert, "certificate chain (PEM) to serve TLS with; read again when it changes");
-  visit("tls-key", c.tls_key, "private key (PEM) of --tls-cert");
-  visit("tls-client-ca", c.tls_client_ca, "certificates (PEM) that sign clients' certificates: mutual TLS");
-  visit("insecure", c.insecure, "listen beyond this machine without TLS");
-  visit("auth-tokens", c.auth_tokens,
-        "file of callers: NAME ROLE SHA256 a line, then collections and rates; see server/README.md");
-  visit("metrics-address", c.metrics_address, "address of the HTTP door");
-  visit("metrics-port", c.metrics_port, "port of /metrics, /healthz, /readyz; 0 chooses one, -1: none");
-  visit("pending-requests-max", c.pending_requests_max, "requests waiting or running; beyond: RESOURCE_EXHAUSTED");
-  visit("pending-tokens-max", c.pending_tokens_max,
-        "tokens that those requests cost: prompts, room for answers, and what their optimizations compute");
-  visit("prompt-tokens-max", c.prompt_tokens_max, "tokens of one prompt; 0: what the context window holds");
-  visit("output-tokens-max", c.output_tokens_max, "tokens of one answer; 0: what the context window leaves");
-  visit("stop-strings-max", c.stop_strings_max, "stop strings of one request");
-  visit("stop-string-bytes-max", c.stop_string_bytes_max, "bytes of one stop string");
-  visit("continuations-max", c.continuations_max, "continuations of one Score request");
-  visit("answers-max", c.answers_max, "answers (sampling.n) of one Generate request");
-  visit("logit-bias-max", c.logit_bias_max, "entries of one request's sampling.logit_bias");
-  visit("running-sequences-max", c.running_sequences_max, "sequences in one batch");
-  visit("kv-cache-tokens", c.kv_cache_tokens, "positions of all sequences together");
-  visit("prefill-tokens-per-step", c.prefill_tokens_per_step, "prompt tokens in one engine step");
-  visit("max-tokens-default", c.max_tokens_default, "max_tokens of a request that sets none");
-  visit("message-bytes-max", c.message_bytes_max, "bytes of one gRPC message");
-  visit("unread-messages-max", c.unread_messages_max, "messages a client may leave unread before it is cut off");
-  visit("caller-calls-max", c.caller_calls_max, "calls in flight of one caller; 0: no limit");
-  visit("caller-calls-per-minute-max", c.caller_calls_per_minute_max,
-        "calls a minute of a caller whose token does not say calls/min=; 0: no limit");
-  visit("caller-tokens-per-minute-max", c.caller_tokens_per_minute_max,
-        "tokens through the model a minute (prompts, answers, choices, neighbors, steps, epochs) of a caller whose "
-        "token does not say tokens/min=; 0: no limit");
-  visit("watches-max", c.watches_max, "Watch streams of grpc.health.v1 at once");
-  visit("address-watches-max", c.address_watches_max, "of these from one address");
-  visit("call-memory-mb", c.call_memory_mb, "MiB of requests and unread answers of all calls; half for one caller");
-  visit("import-streams-max", c.import_streams_max, "Add streams at once, half of them for one caller");
-  visit("unread-seconds-max", c.unread_seconds_max, "seconds that the client of a backup may read nothing");
-  visit("connections-max", c.connections_max, "connections to the gRPC port at once");
-  visit("address-connections-max", c.address_connections_max, "of these from one address");
-  visit("transport-memory-mb", c.transport_memory_mb, "MiB that gRPC may hold for connections and messages");
-  visit("connection-streams-max", c.connection_streams_max, "calls at once on one connection");
-  visit("connection-age-seconds-max", c.connection_age_seconds_max,
-        "age (+-10 %) at which a connection is closed once its calls have ended; 0: none");
-  visit("connection-age-grace-seconds-max", c.connection_age_grace_seconds_max, "seconds for those calls to end");
-  visit("neighbor-cache-mb", c.neighbor_cache_mb, "MiB for the fixed states of references");
-  visit("work-memory-mb", c.work_memory_mb,
-        "MiB: half for requests that optimize at once, half for learning; 0: a quarter of the weights, at least 512");
-  visit("learning-calls-max", c.learning_calls_max, "TunePrior and AmortizeShifts calls at once");
-  visit("workers", c.workers, "threads that tokenize, embed and search");
-  visit("drain-seconds-max", c.drain_seconds_max, "seconds for running streams after SIGTERM");
-  visit("stall-seconds-max", c.stall_seconds_max, "seconds of work without progress, then NOT_SERVING");
-  visit("method", c.method, "default method: none, mode, kernel or ngd");
-  visit("neighbors", c.neighbors, "default k");
-  visit("validation-neighbors", c.validation_neighbors, "default number of further neighbors held out; 0: none");
-  visit("steps", c.steps, "default gradient steps");
-  visit("learning-rate", c.learning_rate, "default learning rate");
-  visit("critical-layers", c.critical_layers,
-        "default critical layers: the last so many; 0: a quarter of them, 5 to 8");
-  visit("core-experts", c.core_experts, "default core experts per layer; 0: all");
-  visit("application-rule", c.application_rule, "default rule: last, every or shift");
-  visit("references", c.references, "default references: successful or all");
-  visit("objective", c.objective, "default loss: answer or choices");
-  visit("collection", c.collection, "default collection");
-  visit("gate-distance-quantile", c.gate_distance_quantile,
-        "default: leave alone what is farther from its nearest reference than this share of the references are");
-  visit("allow-oracle", c.allow_oracle, "let evaluations use the method ORACLE, which sees the answer");
-  visit("log-level", c.log_level, "debug, info, warning or error");
-}
+// Methods that need nothing but references, of a collection that nobody has learned over.
+constexpr Method kDefaultMethods[] = {Method::kNone, Method::kModeFinding, Method::kKernelRegression,
+                                      Method::kNeighborhoodGradientDescent};
 
 absl::Status Wrong(absl::string_view flag, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", what));
@@ -116,8 +39,22 @@ absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int6
   return Wrong(flag, absl::StrCat("is ", value, ", must be in [", low, ", ", high, "]"));
 }
 
-absl::Status CheckWord(absl::string_view flag, const std::string& value, std::initializer_list<const char*> words) {
-  for (const char* word : words) {
+// The flag's words of a choice.
+template <typename Value>
+std::vector<std::string> FlagsOf(absl::Span<const Value> values) {
+  std::vector<std::string> flags;
+  for (const Value value : values) flags.emplace_back(TermOf(value).flag);
+  return flags;
+}
+template <typename Value>
+std::vector<std::string> FlagsOfAll() {
+  std::vector<Value> values;
+  for (const Term<Value>& term : TermsOf<Value>()) values.push_back(term.value);
+  return FlagsOf<Value>(values);
+}
+
+absl::Status CheckWord(absl::string_view flag, const std::string& value, const std::vector<std::string>& words) {
+  for (const std::string& word : words) {
     if (value == word) return absl::OkStatus();
   }
   return Wrong(flag, absl::StrCat("\"", value, "\" is not one of ", absl::StrJoin(words, ", ")));
@@ -152,7 +89,7 @@ absl::Status CheckTransport(const ServerConfig& config) {
 std::vector<std::string> FlagNames() {
   std::vector<std::string> names;
   const ServerConfig config;
-  VisitFields(config, [&names](const char* flag, const auto&, const char*) { names.push_back(flag); });
+  VisitSettings(config, [&names](const Setting& setting, const auto&) { names.push_back(setting.flag); });
   return names;
 }
 
@@ -175,15 +112,15 @@ class CommandLine {
             "c3pod: serves a Mixture-of-Experts language model over gRPC and re-mixes its experts per request (C3PO)") {
     file_ = app_.add_option("--config", path_, "TOML file with any of these options");
     app_.add_flag("--print-config", print_config_, "print the configuration in force and exit");
-    VisitFields(config_, [this](const char* flag, auto& field, const char* help) {
-      const std::string name = absl::StrCat("--", flag);
+    VisitSettings(config_, [this](const Setting& setting, auto& field) {
+      const std::string name = absl::StrCat("--", setting.flag);
       CLI::Option* option = nullptr;
       if constexpr (std::is_same_v<std::decay_t<decltype(field)>, bool>) {
-        option = app_.add_flag(name, field, help);
+        option = app_.add_flag(name, field, setting.help);
       } else {
-        option = app_.add_option(name, field, help)->capture_default_str();
+        option = app_.add_option(name, field, setting.help)->capture_default_str();
       }
-      options_[flag] = option->take_last();
+      options_[setting.flag] = option->take_last();
     });
   }
 
@@ -218,8 +155,9 @@ class CommandLine {
       C3PO_ASSIGN_OR_RETURN(settings, ReadConfigFile(path_, FlagNames()));
     }
     absl::Status status;
-    VisitFields(config_, [&](const char* flag, auto& field, const char*) {
+    VisitSettings(config_, [&](const Setting& row, auto& field) {
       if (!status.ok()) return;
+      const std::string flag = row.flag;
       auto from_file = field;
       const auto setting = settings.find(flag);
       if (setting != settings.end()) {
@@ -285,10 +223,10 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckWord("device", device, {"cpu", "cuda"}));
   C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("arithmetic", arithmetic, {"auto", "float32", "bfloat16"}));
-  C3PO_RETURN_IF_ERROR(CheckWord("method", method, {"none", "mode", "kernel", "ngd"}));
-  C3PO_RETURN_IF_ERROR(CheckWord("application-rule", application_rule, {"last", "every", "shift"}));
-  C3PO_RETURN_IF_ERROR(CheckWord("references", references, {"successful", "all"}));
-  C3PO_RETURN_IF_ERROR(CheckWord("objective", objective, {"answer", "choices"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("method", method, FlagsOf<Method>(kDefaultMethods)));
+  C3PO_RETURN_IF_ERROR(CheckWord("application-rule", application_rule, FlagsOfAll<ApplicationRule>()));
+  C3PO_RETURN_IF_ERROR(CheckWord("references", references, FlagsOfAll<ReferenceSelection>()));
+  C3PO_RETURN_IF_ERROR(CheckWord("objective", objective, FlagsOfAll<SurrogateLoss>()));
   C3PO_RETURN_IF_ERROR(CheckWord("log-level", log_level, {"debug", "info", "warning", "error"}));
   C3PO_RETURN_IF_ERROR(CheckRange("threads", threads, 0, 1024));
   C3PO_RETURN_IF_ERROR(CheckRange("metrics-port", metrics_port, -1, 65535));
@@ -328,17 +266,19 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("workers", workers, 1, 256));
   C3PO_RETURN_IF_ERROR(CheckRange("drain-seconds-max", drain_seconds_max, 0, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("stall-seconds-max", stall_seconds_max, 1, 86400));
-  C3PO_RETURN_IF_ERROR(CheckRange("neighbors", neighbors, 1, 64));
-  C3PO_RETURN_IF_ERROR(CheckRange("validation-neighbors", validation_neighbors, 0, 64));
-  C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, 1000));
+  C3PO_RETURN_IF_ERROR(CheckRange("neighbors", neighbors, 1, kNeighborsMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("validation-neighbors", validation_neighbors, 0, kNeighborsMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, kStepsMax));
   if (!(gate_distance_quantile > 0 && gate_distance_quantile <= 1)) {
     return Wrong("gate-distance-quantile",
                  absl::StrCat("is ", NumberText(gate_distance_quantile), ", must be in (0, 1]"));
   }
   C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));
   C3PO_RETURN_IF_ERROR(CheckRange("core-experts", core_experts, 0, 4096));
-  if (!(learning_rate > 0 && learning_rate <= 10))
-    return Wrong("learning-rate", absl::StrCat("is ", NumberText(learning_rate), ", must be in (0, 10]"));
+  if (!(learning_rate > 0 && learning_rate <= kLearningRateMax)) {
+    return Wrong("learning-rate", absl::StrCat("is ", NumberText(learning_rate), ", must be in (0, ",
+                                               NumberText(kLearningRateMax), "]"));
+  }
   if (const absl::Status name = ValidateCollectionName(collection); !name.ok())
     return Wrong("collection", absl::StripPrefix(name.message(), "collection: "));
   return absl::OkStatus();
@@ -346,8 +286,8 @@ absl::Status ServerConfig::Validate() const {
 
 std::string ServerConfig::ToText() const {
   std::string text;
-  VisitFields(*this, [&text](const char* flag, const auto& field, const char* help) {
-    absl::StrAppend(&text, "# ", help, "\n", flag, " = ", ValueText(field), "\n");
+  VisitSettings(*this, [&text](const Setting& setting, const auto& field) {
+    absl::StrAppend(&text, "# ", setting.help, "\n", setting.flag, " = ", ValueText(field), "\n");
   });
   return text;
 }
@@ -372,12 +312,10 @@ std::string ServerConfig::Callers() const {
 
 std::map<std::string, uint64_t> ServerConfig::Limits() const {
   std::map<std::string, uint64_t> limits;
-  VisitFields(*this, [&limits](const char* flag, const auto& field, const char*) {
-    const std::string name = absl::StrReplaceAll(flag, {{"-", "_"}});
+  VisitSettings(*this, [&limits](const Setting& setting, const auto& field) {
     if constexpr (std::is_same_v<std::decay_t<decltype(field)>, int>) {
-      if (absl::StrContains(name, "max") || absl::StrContains(name, "cache") || absl::StrContains(name, "per_step")) {
-        limits[name] = static_cast<uint64_t>(field);
-      }
+      if (!setting.is_limit) return;
+      limits[absl::StrReplaceAll(setting.flag, {{"-", "_"}})] = static_cast<uint64_t>(field);
     }
   });
   return limits;

@@ -107,7 +107,7 @@ struct ServerConfig {
   bool TokensInPlaintext() const;
   // Who may call, in words: "anyone on loopback", "who holds a token of FILE who reaches 0.0.0.0:50051".
   std::string Callers() const;
-  // The numeric limits, for GetServerInfo.
+  // The fields that the list of settings marks as limits, by name, for GetServerInfo.
   std::map<std::string, uint64_t> Limits() const;
 };
 

@@ -13,12 +13,13 @@ from lm_eval._cli.utils import key_val_to_dict
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "client" / "python"))
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "client" / "python"))
 
 from c3po_lm_eval.connection import Connection
 from c3po_lm_eval.errors import C3poError
 from c3po_lm_eval.model import C3poLM
-from c3po_lm_eval.optimization_args import argument_names, optimization_from_args
+from c3po_lm_eval.optimization_args import SHORT_VALUES, argument_names, optimization_from_args
 from c3po_lm_eval.questions import group_into_questions
 from c3po_lm_eval.rolling_windows import rolling_windows
 from c3po_lm_eval.sampling_args import ALWAYS, DRAWING, sampling_from_kwargs
@@ -48,8 +49,8 @@ class ConnectionTest(unittest.TestCase):
             Connection("192.0.2.1:1", 1)  # Without a token there is nothing to lose.
 
     def test_misspelled_variables_are_told_with_the_nearest_name_and_others_are_not(self):
-        source = pathlib.Path(__file__).resolve().parents[3] / "server" / "config" / "server_config.cc"
-        settings = ["C3PO_" + flag.upper().replace("-", "_") for flag in re.findall(r'visit\("([a-z-]+)"', source.read_text())]
+        source = (ROOT / "server" / "config" / "setting_list.h").read_text()
+        settings = ["C3PO_" + flag.upper().replace("-", "_") for flag in re.findall(r'(?:setting|limit)\("([a-z-]+)"', source)]
         self.assertGreater(len(settings), 50)
         others = dict.fromkeys([*settings, "C3PO_TOKEN", "C3PO_CONFIG", "C3PO_PORT", "C3PO_DATA_DIR", "C3PO_STUDIES"], "1")
         with unittest.mock.patch.dict("os.environ", others), self.assertNoLogs("c3po_lm_eval"):
@@ -91,6 +92,13 @@ class OptimizationArgsTest(unittest.TestCase):
         self.assertEqual(unset - {"core_experts", "return_pathways", "use_profile"}, {"k"})  # k excludes epsilon.
         self.assertIn("k", argument_names())
         self.assertEqual(parsed("k=12").k, 12)
+
+    def test_short_values_are_the_words_of_the_commands_flags(self):
+        terms = (ROOT / "index" / "types" / "optimization_terms.h").read_text()
+        rows = re.findall(r'\{\w+::k\w+, \d+, "(\w+)", "(\w*)"\}', terms)
+        words = {flag: name for name, flag in rows if flag not in ("", name)}
+        self.assertGreaterEqual(len(rows), 20)
+        self.assertEqual(words, {word: name for values in SHORT_VALUES.values() for word, name in values.items()})
 
     def test_none_is_a_method_however_the_harness_parses_it(self):
         for arguments in (key_val_to_dict("method=none"), simple_parse_args_string("method=none"), {"method": None}):

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <limits>
+#include <set>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -239,6 +240,44 @@ TEST(ServerConfig, EveryLimitIsPrinted) {
     std::replace(flag.begin(), flag.end(), '_', '-');
     EXPECT_NE(text.find("\n" + flag + " = " + std::to_string(value) + "\n"), std::string::npos) << flag;
   }
+}
+
+// A limit is what the list marks as one, whatever its name: max_tokens_default bounds nothing.
+TEST(ServerConfig, ClientsAreToldTheSettingsThatAreMarkedAsLimits) {
+  const std::set<std::string> expected = {"address_connections_max",
+                                          "address_watches_max",
+                                          "answers_max",
+                                          "caller_calls_max",
+                                          "caller_calls_per_minute_max",
+                                          "caller_tokens_per_minute_max",
+                                          "connection_age_grace_seconds_max",
+                                          "connection_age_seconds_max",
+                                          "connection_streams_max",
+                                          "connections_max",
+                                          "continuations_max",
+                                          "drain_seconds_max",
+                                          "exact_references_max",
+                                          "import_streams_max",
+                                          "kv_cache_tokens",
+                                          "learning_calls_max",
+                                          "logit_bias_max",
+                                          "message_bytes_max",
+                                          "neighbor_cache_mb",
+                                          "output_tokens_max",
+                                          "pending_requests_max",
+                                          "pending_tokens_max",
+                                          "prefill_tokens_per_step",
+                                          "prompt_tokens_max",
+                                          "running_sequences_max",
+                                          "stall_seconds_max",
+                                          "stop_string_bytes_max",
+                                          "stop_strings_max",
+                                          "unread_messages_max",
+                                          "unread_seconds_max",
+                                          "watches_max"};
+  std::set<std::string> told;
+  for (const auto& [name, value] : ServerConfig().Limits()) told.insert(name);
+  EXPECT_EQ(told, expected);
 }
 
 TEST(ServerConfig, AQuantileJustAboveOneIsToldInFull) {
