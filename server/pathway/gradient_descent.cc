@@ -92,19 +92,7 @@ class GradientDescent final : public PathwayOptimizer {
     return true;
   }
 
-  // softmax(log w0 + theta) per row, in double: w0 e^theta / sum.
-  Pathway Weights() const {
-    Pathway weights = problem_.initial;
-    for (int l = 0; l < weights.layers; ++l) {
-      const size_t begin = size_t(l) * weights.experts;
-      double sum = 0;
-      for (size_t i = begin; i < begin + weights.experts; ++i) sum += problem_.initial.weights[i] * std::exp(theta_[i]);
-      for (size_t i = begin; i < begin + weights.experts; ++i) {
-        weights.weights[i] = static_cast<float>(problem_.initial.weights[i] * std::exp(theta_[i]) / sum);
-      }
-    }
-    return weights;
-  }
+  Pathway Weights() const { return Shifted(problem_.initial, theta_); }
 
   RoutingOverride Routing(const Pathway& weights) const {
     if (OverrideKindOf(problem_.rule) == RoutingOverride::Kind::kWeights) return OverrideFor(weights);

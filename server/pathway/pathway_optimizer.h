@@ -1,6 +1,8 @@
 #ifndef C3PO_SERVER_PATHWAY_PATHWAY_OPTIMIZER_H_
 #define C3PO_SERVER_PATHWAY_PATHWAY_OPTIMIZER_H_
 
+#include <cmath>
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -124,6 +126,20 @@ Pathway RestrictToCore(const Pathway& initial, const Pathway& candidate, const s
 Pathway KernelMean(const std::vector<WeightedPathway>& neighbors);
 // a w + (1 - a) v.
 Pathway Blend(double a, const Pathway& w, const Pathway& v);
+// softmax(log w + shift) per row, in double: w_e exp(shift_e) / sum_j w_j exp(shift_j). `shift` has the entries of w.
+template <typename Number>
+Pathway Shifted(const Pathway& w, const std::vector<Number>& shift) {
+  Pathway result = w;
+  for (int l = 0; l < w.layers; ++l) {
+    const size_t begin = static_cast<size_t>(l) * static_cast<size_t>(w.experts), end = begin + w.experts;
+    double sum = 0;
+    for (size_t i = begin; i < end; ++i) sum += w.weights[i] * std::exp(double{shift[i]});
+    for (size_t i = begin; i < end; ++i) {
+      result.weights[i] = static_cast<float>(w.weights[i] * std::exp(double{shift[i]}) / sum);
+    }
+  }
+  return result;
+}
 
 }  // namespace c3po
 

@@ -25,16 +25,4 @@ std::vector<ExpertChange> LargestChanges(const Pathway& before, const Pathway& a
   return changes;
 }
 
-Pathway Shifted(const Pathway& w, const Pathway& shift) {
-  Pathway result = w;
-  for (int l = 0; l < w.layers; ++l) {
-    double sum = 0;
-    for (int e = 0; e < w.experts; ++e) sum += w.Row(l)[e] * std::exp(double{shift.Row(l)[e]});
-    for (int e = 0; e < w.experts; ++e) {
-      result.Row(l)[e] = static_cast<float>(w.Row(l)[e] * std::exp(double{shift.Row(l)[e]}) / sum);
-    }
-  }
-  return result;
-}
-
 }  // namespace c3po

@@ -11,9 +11,6 @@ namespace c3po {
 // The mixing weights that differ between two pathways over `layers`, at most 8, largest change first.
 std::vector<ExpertChange> LargestChanges(const Pathway& before, const Pathway& after, const std::vector<int>& layers);
 
-// softmax(log w + shift), per row. Both of one shape.
-Pathway Shifted(const Pathway& w, const Pathway& shift);
-
 }  // namespace c3po
 
 #endif  // C3PO_SERVER_PIPELINE_PATHWAY_CHANGES_H_

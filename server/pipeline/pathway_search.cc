@@ -345,7 +345,7 @@ void PathwaySearch::ConcludeLearnedShift() {
   NoteWait();
   routing_ = learned_;
   report_.gate = GateDecision::kApplied;
-  report_.after = Shifted(report_.before, learned_->values);
+  report_.after = Shifted(report_.before, learned_->values.weights);
   report_.largest_changes = LargestChanges(report_.before, report_.after, report_.settings.critical_layers);
 }
 
