@@ -32,7 +32,10 @@ class GradientDescent final : public PathwayOptimizer {
     return Evaluation{problem_.objective, Routing(weights_), /*want_gradient=*/!last()};
   }
 
-  absl::StatusOr<bool> Tell(const LossAndGradient& result) override {
+  RoutingOverride Override() const override { return Routing(pathway_); }
+
+ private:
+  absl::StatusOr<bool> Take(const LossAndGradient& result) override {
     if (measured_) {
       const LossAndGradient at_iterate = *std::move(measured_);
       measured_.reset();
@@ -47,9 +50,6 @@ class GradientDescent final : public PathwayOptimizer {
     return false;
   }
 
-  RoutingOverride Override() const override { return Routing(pathway_); }
-
- private:
   bool last() const { return steps_done_ == options_.steps; }
 
   // At the iterate that was measured last.

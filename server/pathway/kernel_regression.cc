@@ -20,8 +20,9 @@ class KernelRegression final : public PathwayOptimizer {
   // a fixed alpha: the start, then the fixed blend, which is taken.
   std::optional<Evaluation> Ask() const override { return LossAt(Candidate()); }
 
-  absl::StatusOr<bool> Tell(const LossAndGradient& result) override {
-    if (fixed_alpha_) return TellFixed(result.loss);
+ private:
+  absl::StatusOr<bool> Take(const LossAndGradient& result) override {
+    if (fixed_alpha_) return TakeFixed(result.loss);
     const Pathway candidate = Candidate();
     if (next_ == 0) losses_.push_back(result.loss);
     if (Consider(candidate, result.loss)) alpha_ = Alpha();
@@ -30,14 +31,13 @@ class KernelRegression final : public PathwayOptimizer {
     return true;
   }
 
- private:
   double Alpha() const {
     if (fixed_alpha_) return next_ == 0 ? 1 : *fixed_alpha_;
     return 1 - static_cast<double>(next_) / kGridSteps;
   }
   Pathway Candidate() const { return Blend(Alpha(), problem_.initial, regressed_); }
 
-  bool TellFixed(double loss) {
+  bool TakeFixed(double loss) {
     losses_.push_back(loss);
     if (next_++ == 0) return false;
     alpha_ = fixed_alpha_;

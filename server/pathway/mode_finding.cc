@@ -16,19 +16,23 @@ class ModeFinding final : public PathwayOptimizer {
 
   // The loss is measured at the start and, if anything moved since, at the end.
   std::optional<Evaluation> Ask() const override {
-    if (!losses_.empty() && iterations_done_ < options_.iterations) return std::nullopt;
+    if (Moves()) return std::nullopt;
     return LossAt(pathway_);
   }
 
-  absl::StatusOr<bool> Tell(const LossAndGradient& result) override {
+ private:
+  absl::StatusOr<bool> Take(const LossAndGradient& result) override {
+    if (Moves()) return absl::InternalError("the next unit needs no evaluation");
     best_loss_ = result.loss;
     losses_.push_back(result.loss);
     return iterations_done_ == options_.iterations;
   }
 
- private:
-  // One iteration.
+  // Whether the next unit is an iteration.
+  bool Moves() const { return !losses_.empty() && iterations_done_ < options_.iterations; }
+
   absl::Status Advance() override {
+    if (!Moves()) return PathwayOptimizer::Advance();
     ++iterations_done_;
     C3PO_ASSIGN_OR_RETURN(std::vector<PathwayAtDistance> near, options_.nearest(pathway_));
     if (near.empty()) return absl::OkStatus();

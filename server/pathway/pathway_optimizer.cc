@@ -38,14 +38,10 @@ Evaluation PathwayOptimizer::LossAt(const Pathway& w) const {
   return {problem_.objective, OverrideFor(w), /*want_gradient=*/false};
 }
 
-absl::StatusOr<bool> PathwayOptimizer::Step() {
-  const std::optional<Evaluation> wanted = Ask();
-  if (!wanted) {
-    C3PO_RETURN_IF_ERROR(Advance());
-    return false;
-  }
-  C3PO_ASSIGN_OR_RETURN(const LossAndGradient result, wanted->Run());
-  return Tell(result);
+absl::StatusOr<bool> PathwayOptimizer::Tell(const LossAndGradient* result) {
+  if (result != nullptr) return Take(*result);
+  C3PO_RETURN_IF_ERROR(Advance());
+  return false;
 }
 
 bool PathwayOptimizer::Consider(const Pathway& w, double loss) {

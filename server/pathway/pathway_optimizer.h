@@ -38,19 +38,19 @@ struct OptimizationProblem {
 };
 
 // A surrogate of C3PO section 3, advanced one unit of work at a time so that a scheduler can interleave it with other
-// requests. A unit is one evaluation of an objective, or a step that needs none (mode finding's). Whoever runs
-// evaluations of several requests together asks for them and tells what came of them; Step does both. Weights of
-// experts outside the core set keep their initial value up to the row's normalization; rows stay on the simplex within
-// 1e-5. Not thread-safe.
+// requests. A unit is one evaluation of an objective, or a step that needs none (mode finding's). The optimizer is host
+// arithmetic and evaluates nothing itself:
+//   Ask ▶ Evaluation::Run, or ModelRunner::EvaluateTogether with those of others ▶ Tell, until Tell says true
+// Weights of experts outside the core set keep their initial value up to the row's normalization; rows stay on the
+// simplex within 1e-5. Not thread-safe.
 class PathwayOptimizer {
  public:
   virtual ~PathwayOptimizer() = default;
   // The evaluation that comes next; nothing where the next unit needs none. Changes nothing. Not once finished.
   virtual std::optional<Evaluation> Ask() const = 0;
-  // Takes the result of what Ask says. True when finished.
-  virtual absl::StatusOr<bool> Tell(const LossAndGradient& result) = 0;
-  // One unit, whatever it is, with its evaluation. True when finished; do not call again then.
-  absl::StatusOr<bool> Step();
+  // Does the unit: with the result of what Ask says, or null where it says nothing. True when finished; do not call
+  // again then. Internal: the one was given and the other is due; nothing has changed.
+  absl::StatusOr<bool> Tell(const LossAndGradient* result);
 
   // The best pathway seen by the neighbors' loss, as weights and as the override that the application rule wants.
   const Pathway& pathway() const { return pathway_; }
@@ -65,6 +65,8 @@ class PathwayOptimizer {
 
  protected:
   explicit PathwayOptimizer(OptimizationProblem problem);
+  // A unit that is an evaluation, with its result. True when finished.
+  virtual absl::StatusOr<bool> Take(const LossAndGradient& result) = 0;
   // A unit that needs no evaluation; never finishes.
   virtual absl::Status Advance() { return absl::InternalError("the next unit is an evaluation"); }
   // J at weights `w`, under the application rule.

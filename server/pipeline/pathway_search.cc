@@ -192,7 +192,10 @@ absl::StatusOr<bool> PathwaySearch::Step(int64_t row_layers) {
 }
 
 absl::StatusOr<bool> PathwaySearch::Advance(int64_t row_layers) {
-  if (optimizer_) return done_.StepOf(*optimizer_);
+  if (optimizer_) {
+    done_.NoteEvaluation(/*with_gradient=*/true);  // A step of arithmetic alone counts as one.
+    return optimizer_->Tell(nullptr);
+  }
   if (!fitted_.prepared()) {
     C3PO_RETURN_IF_ERROR(Prepare(fitted_, row_layers));
   } else if (!held_out_.prepared()) {
@@ -208,7 +211,7 @@ std::optional<Evaluation> PathwaySearch::Ask() const { return optimizer_ ? optim
 absl::StatusOr<bool> PathwaySearch::Tell(const LossAndGradient& result, double seconds) {
   const absl::Time start = SteadyNow();
   done_.NoteEvaluation(!result.gradient.weights.empty());
-  C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->Tell(result));
+  C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->Tell(&result));
   report_.timings.optimization_seconds += seconds + SecondsSince(start);
   if (finished) ConcludeOptimizer();
   return finished;

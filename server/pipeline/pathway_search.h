@@ -48,8 +48,8 @@ absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings)
 
 // One request's C3PO, from neighbors to a routing override:
 //   Retrieve (any thread) ▶ Begin (engine thread, after prefill) ▶ Step ... Step ▶ report, routing
-// A step prepares one neighbor's states, makes the objectives of them, or is one unit of the optimizer, which can be
-// asked for and told; shifts learned before need one step in all.
+// A unit prepares one neighbor's states, makes the objectives of them, or is one unit of the optimizer; shifts learned
+// before need one in all.
 // The report is delivered once: by Begin when the gate skips, by the last step when it reverts, else with the verdict
 // on what the request itself gave under the new pathway.
 class PathwaySearch final : public OptimizationTask {

@@ -57,10 +57,7 @@ void PriorTuner::BeginPass(bool training) {
 }
 
 absl::StatusOr<bool> PriorTuner::Step(int64_t row_layers) {
-  if (objective_) {
-    C3PO_ASSIGN_OR_RETURN(const LossAndGradient result, Ask()->Run());
-    return Tell(result, 0);
-  }
+  if (objective_) return absl::InternalError("the next unit is an evaluation");
   const size_t prepared = pass_.next + batch_.states.size();
   if (batch_.cases.size() == batch_.states.size()) batch_.cases.push_back(cases()[prepared]);
   const MovingPart moving{options_.critical_layers.front(), options_.prompt_positions};

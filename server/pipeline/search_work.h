@@ -1,11 +1,7 @@
 #ifndef C3PO_SERVER_PIPELINE_SEARCH_WORK_H_
 #define C3PO_SERVER_PIPELINE_SEARCH_WORK_H_
 
-#include <optional>
-
-#include "absl/status/statusor.h"
 #include "server/admission/stage_estimates.h"
-#include "server/pathway/pathway_optimizer.h"
 
 namespace c3po {
 
@@ -16,13 +12,6 @@ struct SearchWork {
   int trials = 0;  // evaluations without a gradient
 
   void NoteEvaluation(bool with_gradient) { ++(with_gradient ? steps : trials); }
-
-  // The optimizer's next unit: an evaluation, or a step of arithmetic alone.
-  absl::StatusOr<bool> StepOf(PathwayOptimizer& optimizer) {
-    const std::optional<Evaluation> asked = optimizer.Ask();
-    NoteEvaluation(!asked || asked->want_gradient);
-    return optimizer.Step();
-  }
 
   // In the place of what was asked for. Within `epsilon` there may be more neighbors than the request was admitted for.
   // Losses that a descent looks at beside its steps are in the price of these.

@@ -65,14 +65,13 @@ absl::StatusOr<bool> ShiftAmortizer::Step(int64_t row_layers) {
     C3PO_RETURN_IF_ERROR(Prepare(row_layers));
     return false;
   }
-  C3PO_ASSIGN_OR_RETURN(const bool found, optimizer_->Step());
-  return found ? Conclude() : false;
+  return optimizer_->Tell(nullptr);
 }
 
 std::optional<Evaluation> ShiftAmortizer::Ask() const { return optimizer_ ? optimizer_->Ask() : std::nullopt; }
 
 absl::StatusOr<bool> ShiftAmortizer::Tell(const LossAndGradient& result, double /*seconds*/) {
-  C3PO_ASSIGN_OR_RETURN(const bool found, optimizer_->Tell(result));
+  C3PO_ASSIGN_OR_RETURN(const bool found, optimizer_->Tell(&result));
   return found ? Conclude() : false;
 }
 

@@ -21,8 +21,8 @@ std::string ShiftSettingsText(const OptimizationSettings& settings);
 
 // Finds, for each of some references, the router shift that gradient descent on its own loss gives (ours, "amortized"):
 // one problem of a single neighbor each, from a zero shift. Which experts are core is judged by the reference's stored
-// pathway. A task of the engine: each step prepares a reference, or a part of it, or takes one gradient step, which can
-// be asked for and told. Used by the engine thread.
+// pathway. A task of the engine: a unit prepares a reference, or a part of it, or is the evaluation of one gradient
+// step. Used by the engine thread.
 class ShiftAmortizer final : public OptimizationTask {
  public:
   struct Reference {

@@ -16,12 +16,13 @@ class GuardedTask final : public OptimizationTask {
  public:
   explicit GuardedTask(std::shared_ptr<OptimizationTask> task) : task_(std::move(task)) {}
   absl::StatusOr<bool> Step(int64_t row_layers) override {
+    if (!asking_.ok()) return asking_;
     return CatchEscapedOr<bool>(ThreadKind::kEngine, [&] { return task_->Step(row_layers); });
   }
   std::optional<Evaluation> Ask() const override {
     std::optional<Evaluation> asked;
-    const absl::Status status = CatchEscapedIn(ThreadKind::kEngine, [&] { asked = task_->Ask(); });
-    return status.ok() ? asked : std::nullopt;  // Step is called instead, and may say why.
+    asking_ = CatchEscapedIn(ThreadKind::kEngine, [&] { asked = task_->Ask(); });
+    return asking_.ok() ? asked : std::nullopt;  // Step is called instead, and says why.
   }
   absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override {
     return CatchEscapedOr<bool>(ThreadKind::kEngine, [&] { return task_->Tell(result, seconds); });
@@ -42,6 +43,7 @@ class GuardedTask final : public OptimizationTask {
   }
 
   const std::shared_ptr<OptimizationTask> task_;
+  mutable absl::Status asking_;  // what Ask threw
 };
 
 }  // namespace

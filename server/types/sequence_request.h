@@ -55,19 +55,19 @@ class SequenceSink {
   virtual void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) = 0;
 };
 
-// A pathway search that the scheduler advances one unit of work at a time between its other steps. A unit that is one
-// evaluation of an objective can be run from outside, together with those of other tasks:
-//   Ask ▶ ModelRunner::NewEvaluationRun ▶ Tell     does what     Step     does
+// A pathway search that the scheduler advances one unit of work at a time between its other steps. A unit is one
+// evaluation of an objective, which the scheduler runs together with those of other tasks, or work of the task's own:
+//   Ask says an evaluation: ModelRunner::NewEvaluationRun ▶ Tell
+//   Ask says nothing:       Step
 class OptimizationTask {
  public:
   virtual ~OptimizationTask() = default;
-  // Does the next unit, whatever it is, or of a longer one as much as costs about `row_layers`
-  // (server/types/piecewise_work.h). True when the task is finished; nothing is called then but what is named below.
-  virtual absl::StatusOr<bool> Step(int64_t row_layers) = 0;
   // The evaluation that is the next unit; nothing where the unit is something else. Changes nothing.
   virtual std::optional<Evaluation> Ask() const { return std::nullopt; }
-  // Takes what was last asked for, in place of Step and with its result; `seconds` of the evaluation are the task's
-  // own.
+  // Does the next unit, one that Ask says nothing of, or of a longer one as much as costs about `row_layers`
+  // (server/types/piecewise_work.h). True when the task is finished; nothing is called then but what is named below.
+  virtual absl::StatusOr<bool> Step(int64_t row_layers) = 0;
+  // Does the next unit with the result of what Ask says; `seconds` of the evaluation are the task's own. True as Step.
   virtual absl::StatusOr<bool> Tell(const LossAndGradient& /*result*/, double /*seconds*/) {
     return absl::InternalError("the task asked for nothing");
   }

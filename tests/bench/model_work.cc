@@ -5,6 +5,7 @@
 
 #include "server/pathway/pathway_optimizer.h"
 #include "tests/bench/value_or_exit.h"
+#include "tests/server/pathway/one_unit.h"
 
 namespace c3po {
 
@@ -67,7 +68,7 @@ std::vector<double> Descend(MoeModel& model, const ObjectiveSpec& neighbors, con
   problem.initial = initial.Rows(neighbors.critical_layers);
   problem.objective = objective.get();
   const auto optimizer = ValueOrExit(MakeGradientDescent(problem, {steps, 0.1, StepRule::kAdam}));
-  while (!ValueOrExit(optimizer->Step())) {
+  while (!ValueOrExit(OneUnit(*optimizer))) {
   }
   return optimizer->losses();
 }

@@ -22,6 +22,7 @@
 #include "server/pathway/pathway_optimizer.h"
 #include "tests/bench/model_work.h"
 #include "tests/bench/timing.h"
+#include "tests/server/pathway/one_unit.h"
 
 namespace c3po {
 namespace {
@@ -138,7 +139,7 @@ std::vector<double> Optimize(NeighborhoodObjective* objective, const Pathway& in
   problem.core_experts = kCoreExperts;
   problem.objective = objective;
   auto optimizer = *MakeGradientDescent(problem, {steps, 0.1, StepRule::kAdam});
-  while (!*optimizer->Step()) {
+  while (!*OneUnit(*optimizer)) {
   }
   return optimizer->losses();
 }

@@ -14,6 +14,7 @@
 #include "server/weights/checkpoint.h"
 #include "tests/server/model/neighbor_scenario.h"
 #include "tests/server/model/reference_loss.h"
+#include "tests/server/pathway/one_unit.h"
 
 namespace c3po {
 namespace {
@@ -105,7 +106,7 @@ struct Outcome {
 // As the server does it.
 Outcome Descend(MoeModel& model, const Problem& problem, const DescentCase& c) {
   auto optimizer = *MakeGradientDescent(problem.optimization, {kSteps, c.rate, c.step_rule});
-  while (!*optimizer->Step()) {
+  while (!*OneUnit(*optimizer)) {
   }
   Segment segment = PromptSegment({{0, 64}}, problem.prompt);
   segment.tokens.insert(segment.tokens.end(), problem.answer.begin(), problem.answer.end() - 1);

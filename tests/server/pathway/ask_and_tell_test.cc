@@ -62,10 +62,10 @@ TEST(PathwayOptimizer, AskedAndToldBesideOthersItFindsWhatItsStepsFind) {
         results.emplace_back(side.get(), wanted->Run());
         EXPECT_EQ(results.back().second->gradient.weights.empty(), !wanted->want_gradient);
       } else {
-        EXPECT_FALSE(*side->optimizer->Step());
+        EXPECT_FALSE(*side->optimizer->Tell(nullptr));
       }
     }
-    for (auto& [side, result] : results) side->finished = *side->optimizer->Tell(*result);
+    for (auto& [side, result] : results) side->finished = *side->optimizer->Tell(&*result);
   }
   for (size_t i = 0; i < told.size(); ++i) {
     SCOPED_TRACE(testing::Message() << "optimizer " << i);
@@ -80,6 +80,27 @@ TEST(PathwayOptimizer, AskedAndToldBesideOthersItFindsWhatItsStepsFind) {
     EXPECT_EQ(told[i]->validation.evaluations > 0, i % 6 == 3 || i % 6 == 4);
   }
   EXPECT_LT(told[3]->validation.evaluations, told[3]->objective.evaluations);
+}
+
+// The unit is what Ask says: what is told against it is refused and changes nothing.
+TEST(PathwayOptimizer, ToldWhatItDidNotAskForItSaysSoAndGoesOn) {
+  for (int kind = 0; kind < 6; ++kind) {
+    SCOPED_TRACE(testing::Message() << "kind " << kind);
+    std::mt19937 rng(29);
+    const Pathway target = RandomPathway(rng, 3, 8), held_out = RandomPathway(rng, 3, 8);
+    Quadratic objective(target), validation(held_out), alone_objective(target), alone_validation(held_out);
+    const auto alone = MakeKind(kind, 3, &alone_objective, &alone_validation);
+    RunToEnd(*alone);
+    const auto optimizer = MakeKind(kind, 3, &objective, &validation);
+    for (bool finished = false; !finished;) {
+      const LossAndGradient wrong{-1, target};
+      const auto refused = optimizer->Tell(optimizer->Ask() ? nullptr : &wrong);
+      EXPECT_EQ(refused.status().code(), absl::StatusCode::kInternal);
+      finished = *OneUnit(*optimizer);
+    }
+    EXPECT_EQ(optimizer->losses(), alone->losses());
+    EXPECT_EQ(optimizer->Override().values.weights, alone->Override().values.weights);
+  }
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "server/pathway/pathway_optimizer.h"
+#include "tests/server/pathway/one_unit.h"
 
 namespace c3po {
 
@@ -56,7 +57,7 @@ inline OptimizationProblem MakeProblem(std::mt19937& rng, NeighborhoodObjective*
 
 inline void RunToEnd(PathwayOptimizer& optimizer) {
   for (int i = 0; i < 1000; ++i) {
-    const auto finished = optimizer.Step();
+    const auto finished = OneUnit(optimizer);
     ASSERT_TRUE(finished.ok()) << finished.status();
     if (*finished) return;
   }

@@ -69,9 +69,16 @@ std::vector<NeighborCase> Cases(std::vector<int> tenths) {
   return cases;
 }
 
+absl::StatusOr<bool> OneUnit(PriorTuner& tuner) {
+  const std::optional<Evaluation> wanted = tuner.Ask();
+  if (!wanted) return tuner.Step(PiecewiseWork::kToTheEnd);
+  const absl::StatusOr<LossAndGradient> result = wanted->Run();
+  return result.ok() ? tuner.Tell(*result, 0) : result.status();
+}
+
 void RunToEnd(PriorTuner& tuner) {
   for (int i = 0; i < 100000; ++i) {
-    const auto finished = tuner.Step(PiecewiseWork::kToTheEnd);
+    const auto finished = OneUnit(tuner);
     ASSERT_TRUE(finished.ok()) << finished.status();
     if (*finished) return;
   }
@@ -141,7 +148,7 @@ TEST(PriorTuner, SameSeedSameShift) {
     BowlModel model;
     PriorTuner tuner(&model, Cases({1, 2, 3, 4, 5, 6, 7, 8, 9}), Cases({5}), Options(),
                      [](const PriorTuner::Epoch&) {});
-    while (!*tuner.Step(PiecewiseWork::kToTheEnd)) {
+    while (!*OneUnit(tuner)) {
     }
     shift = tuner.result()->routing.values.weights;
   }

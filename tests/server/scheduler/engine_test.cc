@@ -46,6 +46,14 @@ class ThrowingTask final : public OptimizationTask {
   std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
 };
 
+// Its Step would hide what its Ask threw.
+class TaskThatThrowsWhenAsked final : public OptimizationTask {
+ public:
+  std::optional<Evaluation> Ask() const override { throw std::bad_alloc(); }
+  absl::StatusOr<bool> Step(int64_t) override { return true; }
+  std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
+};
+
 SequenceRequest RequestFor(std::shared_ptr<SequenceSink> sink, bool scores) {
   SequenceRequest request;
   request.prompt = {1, 2, 3};
@@ -100,6 +108,19 @@ TEST_F(EngineTest, WhatATaskOrItsBeginningThrowsEndsItsRequestAlone) {
     EXPECT_TRUE(absl::IsInternal(sink->status)) << sink->status;
     ExpectThatOthersAreServed();
   }
+}
+
+TEST_F(EngineTest, WhatATaskThrowsWhenItIsAskedEndsItsRequestAlone) {
+  const auto sink = std::make_shared<RecordingSink>();
+  SequenceRequest request = RequestFor(sink, /*scores=*/false);
+  request.on_prefilled = [](const PromptCapture&,
+                            absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    return std::make_shared<TaskThatThrowsWhenAsked>();
+  };
+  ASSERT_TRUE(engine_.Submit(std::move(request)).ok());
+  sink->done.WaitForNotification();
+  EXPECT_TRUE(absl::IsResourceExhausted(sink->status)) << sink->status;
+  ExpectThatOthersAreServed();
 }
 
 // Whose fault it is nobody knows: all that are in hand end, and those that come later are served.
