@@ -10,6 +10,7 @@
 #include "index/base/steady_time.h"
 #include "server/pipeline/answer_set.h"
 #include "server/pipeline/counted_call.h"
+#include "server/pipeline/learned_override.h"
 #include "server/pipeline/request_admission.h"
 #include "server/pipeline/score_tokens.h"
 #include "server/sampling/sampler.h"

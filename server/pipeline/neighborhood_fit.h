@@ -1,0 +1,71 @@
+#ifndef C3PO_SERVER_PIPELINE_NEIGHBORHOOD_FIT_H_
+#define C3PO_SERVER_PIPELINE_NEIGHBORHOOD_FIT_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "index/types/optimization_options.h"
+#include "server/metrics/metrics.h"
+#include "server/pipeline/memory_fit.h"
+#include "server/pipeline/neighborhood.h"
+#include "server/pipeline/prompt_text.h"
+#include "server/types/model_runner.h"
+
+namespace c3po {
+
+// The neighbors of one request on their way to the objectives that its pathway is fitted to and judged by:
+//   TakeNeighbors or TakeOracle ▶ KeepWithin ▶ Prepare ... Prepare, until prepared ▶ MakeObjectives ▶ Release
+// Engine thread only.
+class NeighborhoodFit {
+ public:
+  // `model` and `metrics` (which may be null) outlive it.
+  NeighborhoodFit(ModelRunner* model, Metrics* metrics) : model_(model), metrics_(metrics) {}
+
+  // Tokenizes both lists; those whose kernel value underflowed are left out. Errors: PromptText::NeighborTokens.
+  absl::Status TakeNeighbors(const OptimizationSettings& settings, const Neighborhood& neighborhood,
+                             const PromptText& text);
+  // The request itself with its answer, for Method::kOracle.
+  void TakeOracle(const OptimizationSettings& settings, NeighborCase oracle);
+
+  const std::vector<NeighborCase>& fitted_cases() const { return fitted_.spec.cases; }
+
+  // See FitIntoMemory.
+  absl::StatusOr<MemoryFit> KeepWithin(int64_t bytes);
+
+  bool prepared() const { return fitted_.prepared() && held_out_.prepared(); }
+  // Goes on with the next neighbor's states, by about `row_layers`; the fitted ones first.
+  absl::Status Prepare(int64_t row_layers);
+  // Neighbors whose states were prepared or begun, for what a request is charged.
+  int begun_cases() const { return begun_cases_; }
+
+  absl::Status MakeObjectives();
+  NeighborhoodObjective* fitted() const { return fitted_.objective.get(); }
+  NeighborhoodObjective* held_out() const { return held_out_.objective.get(); }  // null: no neighbor is held out
+
+  // Frees objectives and states; the cases stay.
+  void Release();
+
+ private:
+  // A list of cases with the states and the objective that are made of them.
+  struct List {
+    ObjectiveSpec spec;
+    std::unique_ptr<NeighborhoodObjective> objective;
+    bool prepared() const { return spec.states.size() == spec.cases.size(); }
+  };
+
+  void Begin(const OptimizationSettings& settings);
+
+  ModelRunner* const model_;
+  Metrics* const metrics_;
+  int prompt_positions_ = 1;
+  bool is_oracle_ = false;
+  int begun_cases_ = 0;
+  List fitted_, held_out_;
+  std::unique_ptr<NeighborPreparation> preparation_;  // of the next state of one of them
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_PIPELINE_NEIGHBORHOOD_FIT_H_
