@@ -59,10 +59,13 @@ void PriorTuner::BeginPass(bool training) {
 absl::StatusOr<bool> PriorTuner::Step(int64_t row_layers) {
   if (objective_) return absl::InternalError("the next unit is an evaluation");
   const size_t prepared = pass_.next + batch_.states.size();
+  if (prepared == BatchEnd()) {
+    C3PO_RETURN_IF_ERROR(BeginBatch());
+    return false;
+  }
   if (batch_.cases.size() == batch_.states.size()) batch_.cases.push_back(cases()[prepared]);
   const MovingPart moving{options_.critical_layers.front(), options_.prompt_positions};
   C3PO_RETURN_IF_ERROR(PrepareNext(*model_, moving, row_layers, batch_, preparation_));
-  if (pass_.next + batch_.states.size() == BatchEnd()) C3PO_RETURN_IF_ERROR(BeginBatch());
   return false;
 }
 

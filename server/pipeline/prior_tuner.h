@@ -33,8 +33,8 @@ struct PriorTunerOptions {
 // Learns one shift s of the router's logits over a set of labeled references (ours, "collection prior"):
 //   s = argmin_s sum_i l(f(x_i, router logits + s), y_i)
 // by Adam on minibatches, the shift with the least loss on the validation references kept, zero included. A task of the
-// engine: a unit prepares one reference, or a part of it, or is the evaluation of one minibatch. Used by the engine
-// thread alone.
+// engine: a unit prepares one reference, or a part of it; or makes the objective of a minibatch, which costs no more than
+// a layer of its rows; or is the evaluation of that minibatch. Used by the engine thread alone.
 class PriorTuner final : public OptimizationTask {
  public:
   struct Epoch {

@@ -40,8 +40,7 @@ absl::Status ShiftAmortizer::Prepare(int64_t row_layers) {
     spec_.loss = settings_.objective;
   }
   const MovingPart moving{settings_.critical_layers.front(), settings_.prompt_positions};
-  C3PO_RETURN_IF_ERROR(PrepareNext(*model_, moving, row_layers, spec_, preparation_));
-  return spec_.states.empty() ? absl::OkStatus() : Begin();
+  return PrepareNext(*model_, moving, row_layers, spec_, preparation_);
 }
 
 absl::Status ShiftAmortizer::Begin() {
@@ -62,7 +61,7 @@ absl::Status ShiftAmortizer::Begin() {
 absl::StatusOr<bool> ShiftAmortizer::Step(int64_t row_layers) {
   if (next_ >= references_.size()) return true;
   if (!optimizer_) {
-    C3PO_RETURN_IF_ERROR(Prepare(row_layers));
+    C3PO_RETURN_IF_ERROR(spec_.states.empty() ? Prepare(row_layers) : Begin());
     return false;
   }
   return optimizer_->Tell(nullptr);

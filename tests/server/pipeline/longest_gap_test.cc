@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <random>
 #include <utility>
 #include <vector>
@@ -27,6 +28,8 @@ class CountingModel final : public ModelRunner {
   explicit CountingModel(std::unique_ptr<MoeModel> model) : model_(std::move(model)) {}
 
   int64_t spent = 0;
+  int64_t spent_on_neighbors = 0;  // Of these.
+  int objectives = 0;              // Made.
 
   const ModelShape& shape() const override { return model_->shape(); }
   const MoeModel& model() const { return *model_; }
@@ -42,11 +45,15 @@ class CountingModel final : public ModelRunner {
                                                                       const MovingPart& moving) override {
     auto preparation = model_->NewPreparation(neighbor, moving);
     if (!preparation.ok()) return preparation.status();
-    return std::unique_ptr<NeighborPreparation>(std::make_unique<CountedPreparation>(*std::move(preparation), spent));
+    return std::unique_ptr<NeighborPreparation>(std::make_unique<CountedPreparation>(*std::move(preparation), *this));
   }
   NeighborCacheStats neighbor_cache_stats() const override { return model_->neighbor_cache_stats(); }
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override {
-    return model_->NewObjective(spec);
+    auto objective = model_->NewObjective(spec);
+    if (!objective.ok()) return objective.status();
+    ++objectives;
+    spent += (*objective)->rows();  // Attention and the shared expert of one layer.
+    return objective;
   }
   std::unique_ptr<EvaluationRun> NewEvaluationRun(std::vector<Evaluation> evaluations) override {
     return std::make_unique<CountedRun>(model_->NewEvaluationRun(std::move(evaluations)), spent);
@@ -61,15 +68,20 @@ class CountingModel final : public ModelRunner {
   }
   class CountedPreparation final : public NeighborPreparation {
    public:
-    CountedPreparation(std::unique_ptr<NeighborPreparation> work, int64_t& spent)
-        : work_(std::move(work)), spent_(spent) {}
-    absl::StatusOr<bool> Advance(int64_t n) override { return CountingModel::Advance(*work_, n, spent_); }
+    CountedPreparation(std::unique_ptr<NeighborPreparation> work, CountingModel& model)
+        : work_(std::move(work)), model_(model) {}
+    absl::StatusOr<bool> Advance(int64_t n) override {
+      const int64_t before = model_.spent;
+      const absl::StatusOr<bool> done = CountingModel::Advance(*work_, n, model_.spent);
+      model_.spent_on_neighbors += model_.spent - before;
+      return done;
+    }
     int64_t spent() const override { return work_->spent(); }
     std::shared_ptr<const NeighborState> state() const override { return work_->state(); }
 
    private:
     const std::unique_ptr<NeighborPreparation> work_;
-    int64_t& spent_;
+    CountingModel& model_;
   };
   class CountedRun final : public EvaluationRun {
    public:
@@ -149,19 +161,6 @@ class Hostile {
     }
   }
 
- private:
-  int Window() const { return model_.shape().context_window; }
-  std::vector<int32_t> Tokens(int count_max) {
-    return RandomTokens(rng_, 1 + static_cast<int>(rng_() % count_max), model_.shape().vocabulary_size);
-  }
-  NeighborCase Case() { return {"a", Tokens(Window() / 2), {Tokens(Window() / 2), Tokens(Window() / 2)}, 0, 1}; }
-  std::vector<NeighborCase> Cases(int count) {
-    std::vector<NeighborCase> cases;
-    for (int i = 0; i < count; ++i) cases.push_back(Case());
-    return cases;
-  }
-  std::vector<int> Layers() { return rng_() % 2 == 0 ? std::vector<int>{0, 1, 2, 3} : std::vector<int>{2, 3}; }
-
   std::shared_ptr<OptimizationTask> Tuner() {
     PriorTunerOptions options;
     options.critical_layers = Layers();
@@ -182,6 +181,20 @@ class Hostile {
     return std::make_shared<ShiftAmortizer>(&model_, std::move(references), settings,
                                             [](ReferenceShift) { return absl::OkStatus(); });
   }
+
+ private:
+  int Window() const { return model_.shape().context_window; }
+  std::vector<int32_t> Tokens(int count_max) {
+    return RandomTokens(rng_, 1 + static_cast<int>(rng_() % count_max), model_.shape().vocabulary_size);
+  }
+  NeighborCase Case() { return {"a", Tokens(Window() / 2), {Tokens(Window() / 2), Tokens(Window() / 2)}, 0, 1}; }
+  std::vector<NeighborCase> Cases(int count) {
+    std::vector<NeighborCase> cases;
+    for (int i = 0; i < count; ++i) cases.push_back(Case());
+    return cases;
+  }
+  std::vector<int> Layers() { return rng_() % 2 == 0 ? std::vector<int>{0, 1, 2, 3} : std::vector<int>{2, 3}; }
+
   static SequenceRequest WithTask(SequenceRequest request, std::shared_ptr<OptimizationTask> task) {
     request.continuations = {{1}};
     request.on_prefilled = [task](const PromptCapture&,
@@ -225,6 +238,33 @@ TEST(LongestGap, BesideAnyValidRequestIsFourOrdinarySteps) {
     batcher.AbortAll(absl::OkStatus());
   }
   EXPECT_GT(heaviest, int64_t{kPassTokens} * 4) << "nothing heavy ran beside the stream";
+}
+
+// Making an objective costs up to a layer of its rows, and is not cut: it is a unit by itself, not the end of one that
+// has spent its budget already.
+TEST(LongestGap, AnObjectiveIsMadeInAStepOfItsOwn) {
+  for (uint32_t seed = 1; seed <= 2; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    CountingModel model(LoadTiny("olmoe_tiny"));
+    Hostile hostile(seed, model);
+    for (const auto& task : {hostile.Tuner(), hostile.Amortizer()}) {
+      const int before = model.objectives;
+      bool finished = false;
+      for (int64_t budget = 1; !finished; budget = budget % 700 + 90) {
+        const int64_t on_neighbors = model.spent_on_neighbors;
+        const int objectives = model.objectives;
+        if (const std::optional<Evaluation> asked = task->Ask()) {
+          finished = *task->Tell(*model.EvaluateTogether({*asked}).front(), 0);
+        } else {
+          finished = *task->Step(budget);
+        }
+        const int made = model.objectives - objectives;
+        EXPECT_LE(made, 1);
+        EXPECT_TRUE(made == 0 || model.spent_on_neighbors == on_neighbors);
+      }
+      EXPECT_GT(model.objectives - before, 1);
+    }
+  }
 }
 
 }  // namespace
