@@ -13,6 +13,12 @@ absl::Status InField(absl::string_view field, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(field, ": ", status.message()));
 }
 
+// What CheckIds says of the tokens of a text.
+absl::Status OfTheText(const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat("its token ", status.message()));
+}
+
 }  // namespace
 
 PromptText::PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<ChatFormat> chat, int context_window,
@@ -22,20 +28,18 @@ PromptText::PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusO
       context_window_(context_window),
       vocabulary_size_(vocabulary_size) {}
 
-absl::Status PromptText::CheckIds(absl::Span<const int32_t> ids) const {
+absl::Status PromptText::CheckIds(absl::Span<const int32_t> ids, size_t first) const {
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] >= 0 && ids[i] < vocabulary_size_) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat("[", i, "]: ", ids[i], " is outside the model's vocabulary of ", vocabulary_size_));
+        absl::StrCat("[", first + i, "]: ", ids[i], " is outside the model's vocabulary of ", vocabulary_size_));
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptText::EncodeSpelling(const Spelling& spelling) const {
   C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer_->Encode(spelling.text, spelling.add_special_tokens));
-  if (const absl::Status status = CheckIds(ids); !status.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat("its token ", status.message()));
-  }
+  C3PO_RETURN_IF_ERROR(OfTheText(CheckIds(ids)));
   return ids;
 }
 
@@ -61,8 +65,8 @@ std::optional<PromptText::Spelling> PromptText::FindSpelling(const std::vector<i
   return std::nullopt;
 }
 
-absl::Status PromptText::CheckLength(absl::string_view field, const Prompt& prompt, int tokens_after) const {
-  const auto length = static_cast<int64_t>(prompt.tokens.size());
+absl::Status PromptText::CheckLength(absl::string_view field, size_t prompt_tokens, int tokens_after) const {
+  const auto length = static_cast<int64_t>(prompt_tokens);
   if (length + tokens_after <= context_window_) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(field, ": has ", length, " tokens and ", tokens_after,
                                                  " are to follow; the context window holds ", context_window_));
@@ -96,29 +100,40 @@ absl::StatusOr<PromptText::Prompt> PromptText::Encode(const PromptInput& input, 
     prompt.tokens = *std::move(tokens);
   }
   if (prompt.tokens.empty()) return absl::InvalidArgumentError(absl::StrCat(field, ": has no tokens"));
-  C3PO_RETURN_IF_ERROR(CheckLength(field, prompt, tokens_after));
+  C3PO_RETURN_IF_ERROR(CheckLength(field, prompt.tokens.size(), tokens_after));
   return prompt;
+}
+
+void PromptText::FindSeam(Prompt& prompt) const {
+  if (!prompt.spelling.has_value()) return;
+  prompt.seam = tokenizer_->FindSeam(prompt.spelling->text, prompt.spelling->add_special_tokens, prompt.tokens);
+}
+
+size_t PromptText::BytesBefore(const Prompt& prompt) {
+  if (prompt.seam.has_value()) return prompt.seam->bytes();
+  return prompt.spelling.has_value() ? prompt.spelling->text.size() : 0;
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptText::EncodeContinuation(const Prompt& prompt,
                                                                     const std::string& continuation) const {
   if (prompt.spelling.has_value()) {
-    C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> whole, EncodeSpelling({absl::StrCat(prompt.spelling->text, continuation),
-                                                                      prompt.spelling->add_special_tokens}));
-    const bool prompt_kept =
-        whole.size() > prompt.tokens.size() && std::equal(prompt.tokens.begin(), prompt.tokens.end(), whole.begin());
-    if (prompt_kept) {
-      whole.erase(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(prompt.tokens.size()));
-      return whole;
+    const size_t kept = prompt.seam.has_value() ? prompt.seam->ids_kept : 0;
+    auto encoded = prompt.seam.has_value() ? tokenizer_->EncodeAfter(*prompt.seam, continuation)
+                                           : tokenizer_->Encode(absl::StrCat(prompt.spelling->text, continuation),
+                                                                prompt.spelling->add_special_tokens);
+    C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> rest, std::move(encoded));
+    C3PO_RETURN_IF_ERROR(OfTheText(CheckIds(rest, kept)));
+    const absl::Span<const int32_t> prompts = absl::MakeConstSpan(prompt.tokens).subspan(kept);
+    if (rest.size() > prompts.size() && std::equal(prompts.begin(), prompts.end(), rest.begin())) {
+      rest.erase(rest.begin(), rest.begin() + static_cast<ptrdiff_t>(prompts.size()));
+      return rest;
     }
   }
   // A prompt of special tokens alone has no text: the continuation starts it.
   C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> alone, prompt.text.empty() ? tokenizer_->Encode(continuation, false)
                                                                         : tokenizer_->EncodeContinuing(continuation));
   if (alone.empty()) return absl::InvalidArgumentError("has no tokens");
-  if (const absl::Status status = CheckIds(alone); !status.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat("its token ", status.message()));
-  }
+  C3PO_RETURN_IF_ERROR(OfTheText(CheckIds(alone)));
   return alone;
 }
 
@@ -126,13 +141,19 @@ absl::StatusOr<NeighborCase> PromptText::NeighborTokens(const ReferenceRecord& r
   const ReferenceSample& sample = record.sample;
   NeighborCase neighbor;
   neighbor.reference_id = record.id;
-  Prompt prompt{sample.prompt, {}, Spelling{sample.prompt, true}};
-  C3PO_ASSIGN_OR_RETURN(prompt.tokens, EncodeSpelling(*prompt.spelling));
+  Prompt prompt{sample.prompt, {}, Spelling{sample.prompt, true}, std::nullopt};
+  auto prompt_tokens = EncodeSpelling(*prompt.spelling);
+  C3PO_RETURN_IF_ERROR(InField("prompt", prompt_tokens.status()));
+  prompt.tokens = *std::move(prompt_tokens);
+  if (prompt.tokens.empty()) return absl::InvalidArgumentError("prompt: has no tokens");
+  const bool are_choices = with_choices && !sample.choices.empty();
   const std::vector<std::string> answer_alone = {sample.answer};
-  const std::vector<std::string>& texts = with_choices && !sample.choices.empty() ? sample.choices : answer_alone;
+  const std::vector<std::string>& texts = are_choices ? sample.choices : answer_alone;
+  if (texts.size() > 1) FindSeam(prompt);  // Which costs as much as it saves of one.
   for (size_t i = 0; i < texts.size(); ++i) {
-    C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, EncodeContinuation(prompt, texts[i]));
-    neighbor.continuations.push_back(std::move(tokens));
+    auto tokens = EncodeContinuation(prompt, texts[i]);
+    C3PO_RETURN_IF_ERROR(InField(are_choices ? absl::StrCat("choices[", i, "]") : "answer", tokens.status()));
+    neighbor.continuations.push_back(*std::move(tokens));
     if (texts[i] == sample.answer) neighbor.gold = static_cast<int>(i);
   }
   neighbor.prompt = std::move(prompt.tokens);

@@ -39,7 +39,8 @@ class PromptText {
   struct Prompt {
     std::string text;  // what is embedded
     std::vector<int32_t> tokens;
-    std::optional<Spelling> spelling;  // not of token ids, where FindSpelling has to look for it
+    std::optional<Spelling> spelling;     // not of token ids, where FindSpelling has to look for it
+    std::optional<Tokenizer::Seam> seam;  // once FindSeam has looked for it
   };
   // InvalidArgument names the field: prompt, token_ids, chat.messages[...]: empty, not UTF-8, outside the model's
   // vocabulary, or with `tokens_after` more (at least 1) beyond the context window.
@@ -47,8 +48,8 @@ class PromptText {
 
   // The tokens of `continuation` after `prompt`, such that the text of prompt and tokens is that of the prompt and
   // `continuation`. They are encoded together, so that a word across the seam is cut as the model knows it. Where that
-  // changes the prompt's own tokens, `continuation` is encoded as the middle of a text. InvalidArgument: not UTF-8, or
-  // no tokens.
+  // changes the prompt's own tokens, `continuation` is encoded as the middle of a text. With prompt.seam only what can
+  // differ there is encoded, with the same result. InvalidArgument: not UTF-8, or no tokens.
   absl::StatusOr<std::vector<int32_t>> EncodeContinuation(const Prompt& prompt, const std::string& continuation) const;
 
   // The prompt of token ids. InvalidArgument: ids outside the model's vocabulary, as "[3]: ...".
@@ -56,14 +57,22 @@ class PromptText {
   // A text of these token ids. nullopt: they have none, as a context that lost its beginning in mid-word.
   std::optional<Spelling> FindSpelling(const std::vector<int32_t>& tokens) const;
 
-  // InvalidArgument names `field`: the prompt and `tokens_after` more do not fit the context window.
-  absl::Status CheckLength(absl::string_view field, const Prompt& prompt, int tokens_after) const;
+  // Makes EncodeContinuation of this prompt cost what the continuation costs, wherever the tokenizer has a safe cut
+  // (Tokenizer::FindSeam). Costs one encoding. A prompt without a spelling has no seam.
+  void FindSeam(Prompt& prompt) const;
+  // Bytes of the prompt that EncodeContinuation encodes anew.
+  static size_t BytesBefore(const Prompt& prompt);
 
-  // A reference as the objective wants it: its answer alone, or all its choices with the answer marked.
+  // InvalidArgument names `field`: the prompt and `tokens_after` more do not fit the context window.
+  absl::Status CheckLength(absl::string_view field, size_t prompt_tokens, int tokens_after) const;
+
+  // A reference as the objective wants it: its answer alone, or all its choices with the answer marked. InvalidArgument
+  // names the field, as Encode and EncodeContinuation; the context window is not looked at.
   absl::StatusOr<NeighborCase> NeighborTokens(const ReferenceRecord& record, bool with_choices) const;
 
  private:
-  absl::Status CheckIds(absl::Span<const int32_t> ids) const;
+  // first: the place of ids[0], for the message.
+  absl::Status CheckIds(absl::Span<const int32_t> ids, size_t first = 0) const;
   absl::StatusOr<std::vector<int32_t>> EncodeSpelling(const Spelling& spelling) const;
 
   const std::shared_ptr<const Tokenizer> tokenizer_;

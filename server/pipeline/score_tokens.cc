@@ -12,9 +12,10 @@ namespace c3po {
 
 absl::string_view ContinuationsField(const ScoreCall& call) { return call.choose ? "choices" : "continuations"; }
 
+size_t ScoreTokens::PromptBytes() const { return prompt_.spelling.has_value() ? prompt_.spelling->text.size() : 0; }
+
 size_t ScoreTokens::BytesOf(size_t continuation) const {
-  const size_t before = prompt_.spelling.has_value() ? prompt_.spelling->text.size() : 0;
-  return before + call_.continuations[continuation].size();
+  return PromptText::BytesBefore(prompt_) + call_.continuations[continuation].size();
 }
 
 absl::Status ScoreTokens::CheckStillWanted() const {
@@ -30,13 +31,15 @@ absl::Status ScoreTokens::Begin() {
   C3PO_RETURN_IF_ERROR(CheckStillWanted());
   C3PO_ASSIGN_OR_RETURN(prompt_, text_->Encode(call_.input, 1));
   if (!prompt_.spelling.has_value()) prompt_.spelling = text_->FindSpelling(prompt_.tokens);
+  text_->FindSeam(prompt_);
   begun_ = true;
-  size_t bytes = 0;
+  size_t bytes = PromptBytes();
   for (size_t i = 0; i < call_.continuations.size(); ++i) bytes += BytesOf(i);
   if (bytes <= kTextBytesMax) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(ContinuationsField(call_), ": ", call_.continuations.size(), " of them, each after the prompt, are ",
-                   bytes, " bytes to tokenize, more than ", kTextBytesMax, "; score fewer at once"));
+  return absl::InvalidArgumentError(absl::StrCat(ContinuationsField(call_), ": ", call_.continuations.size(),
+                                                 " of them, each with ", PromptText::BytesBefore(prompt_),
+                                                 " bytes of the prompt, are ", bytes, " bytes to tokenize, more than ",
+                                                 kTextBytesMax, "; score fewer at once"));
 }
 
 absl::Status ScoreTokens::EncodeOne() {
@@ -54,15 +57,18 @@ absl::Status ScoreTokens::EncodeOne() {
 
 absl::StatusOr<bool> ScoreTokens::Next() {
   const absl::Time start = SteadyNow();
-  if (!begun_) C3PO_RETURN_IF_ERROR(Begin());
   size_t bytes = 0;
+  if (!begun_) {
+    C3PO_RETURN_IF_ERROR(Begin());
+    bytes = PromptBytes();
+  }
   while (continuations_.size() < call_.continuations.size() && bytes < kSliceBytes) {
     bytes += BytesOf(continuations_.size());
     C3PO_RETURN_IF_ERROR(EncodeOne());
   }
   seconds_ += absl::ToDoubleSeconds(SteadyNow() - start);
   if (continuations_.size() < call_.continuations.size()) return false;
-  C3PO_RETURN_IF_ERROR(text_->CheckLength(FieldOf(call_.input), prompt_, static_cast<int>(longest_)));
+  C3PO_RETURN_IF_ERROR(text_->CheckLength(FieldOf(call_.input), prompt_.tokens.size(), static_cast<int>(longest_)));
   return true;
 }
 

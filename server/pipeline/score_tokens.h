@@ -17,13 +17,14 @@ namespace c3po {
 // The field that the client knows the continuations by.
 absl::string_view ContinuationsField(const ScoreCall& call);
 
-// The tokens of one Score call, made a slice at a time: each continuation is encoded together with the prompt's text
-// (PromptText::EncodeContinuation), which takes seconds where both are many. Between two slices a worker can do
-// something for others. Not thread-safe; slices may run on different threads.
+// The tokens of one Score call, made a slice at a time. The prompt is encoded once, and each continuation with what of
+// the prompt it may change (PromptText::FindSeam). That is a word or two, or all of the prompt where its tokenizer has
+// no safe cut, which takes seconds where both are many. Between two slices a worker can do something for others. Not
+// thread-safe; slices may run on different threads.
 class ScoreTokens {
  public:
-  static constexpr size_t kSliceBytes = size_t{256} << 10;   // One continuation at least.
-  static constexpr size_t kTextBytesMax = size_t{32} << 20;  // Of prompt and continuation, over all continuations.
+  static constexpr size_t kSliceBytes = size_t{256} << 10;   // The prompt or one continuation at least.
+  static constexpr size_t kTextBytesMax = size_t{32} << 20;  // Encoded, over the prompt and all continuations.
 
   // `text` outlives it. tokens_max: of one continuation; 0: no limit.
   ScoreTokens(const PromptText* text, ScoreCall call, int tokens_max)
@@ -45,6 +46,7 @@ class ScoreTokens {
   absl::Status Begin();
   absl::Status EncodeOne();
   absl::Status CheckStillWanted() const;
+  size_t PromptBytes() const;
   size_t BytesOf(size_t continuation) const;
 
   const PromptText* const text_;

@@ -62,33 +62,57 @@ absl::StatusOr<AddedToken> ReadToken(const JsonField& json) {
 
 }  // namespace
 
-PatternTrie::PatternTrie() : values_(1, -1) { first_bytes_.fill(false); }
+PatternTrie::PatternTrie() : values_(1, -1), goes_on_(1, false) { first_bytes_.fill(false); }
 
 void PatternTrie::Insert(absl::string_view pattern, int value) {
   first_bytes_[static_cast<uint8_t>(pattern.front())] = true;
   int node = 0;
   for (const char byte : pattern) {
     const auto [edge, is_new] = edges_.try_emplace(EdgeKey(node, byte), static_cast<int>(values_.size()));
+    goes_on_[node] = true;
     node = edge->second;
-    if (is_new) values_.push_back(-1);
+    if (!is_new) continue;
+    values_.push_back(-1);
+    goes_on_.push_back(false);
   }
   if (values_[node] < 0) values_[node] = value;
 }
 
+std::optional<PatternTrie::Match> PatternTrie::MatchAt(absl::string_view text, size_t begin, bool* reaches_end) const {
+  std::optional<Match> longest;
+  int node = 0;
+  size_t end = begin;
+  while (end < text.size()) {
+    const auto edge = edges_.find(EdgeKey(node, text[end]));
+    if (edge == edges_.end()) break;
+    node = edge->second;
+    ++end;
+    if (values_[node] >= 0) longest = Match{begin, end, values_[node]};
+  }
+  *reaches_end = end == text.size() && goes_on_[node];
+  return longest;
+}
+
 std::optional<PatternTrie::Match> PatternTrie::Find(absl::string_view text, size_t from) const {
+  bool reaches_end = false;
   for (size_t begin = from; begin < text.size(); ++begin) {
     if (!first_bytes_[static_cast<uint8_t>(text[begin])]) continue;
-    std::optional<Match> longest;
-    int node = 0;
-    for (size_t end = begin; end < text.size();) {
-      const auto edge = edges_.find(EdgeKey(node, text[end]));
-      if (edge == edges_.end()) break;
-      node = edge->second;
-      ++end;
-      if (values_[node] >= 0) longest = Match{begin, end, values_[node]};
-    }
-    if (longest.has_value()) return longest;
+    if (const std::optional<Match> match = MatchAt(text, begin, &reaches_end); match.has_value()) return match;
   }
+  return std::nullopt;
+}
+
+std::optional<PatternTrie::Match> PatternTrie::FindSure(absl::string_view text, size_t from, size_t* open) const {
+  for (size_t begin = from; begin < text.size(); ++begin) {
+    if (!first_bytes_[static_cast<uint8_t>(text[begin])]) continue;
+    bool reaches_end = false;
+    const std::optional<Match> match = MatchAt(text, begin, &reaches_end);
+    if (match.has_value() && !reaches_end) return match;
+    if (!reaches_end) continue;
+    *open = begin;
+    return std::nullopt;
+  }
+  *open = text.size();
   return std::nullopt;
 }
 
@@ -119,7 +143,10 @@ absl::StatusOr<AddedTokens> AddedTokens::FromJson(const std::optional<JsonField>
   }));
   for (int i = 0; i < static_cast<int>(added.tokens_.size()); ++i) {
     const AddedToken& token = added.tokens_[i];
-    if (!token.pattern.empty()) (token.normalized ? added.normalized_ : added.raw_).Insert(token.pattern, i);
+    if (token.pattern.empty()) continue;
+    (token.normalized ? added.normalized_ : added.raw_).Insert(token.pattern, i);
+    added.strips_left_[token.normalized] |= token.lstrip;
+    added.single_word_[token.normalized] |= token.single_word;
   }
   return added;
 }
@@ -142,6 +169,40 @@ std::vector<AddedTokens::Part> AddedTokens::Split(absl::string_view text, bool n
   }
   if (done < text.size()) parts.push_back({done, text.size(), nullptr});
   return parts;
+}
+
+AddedTokens::OpenPart AddedTokens::SplitOpen(absl::string_view text, bool normalized) const {
+  const PatternTrie& trie = normalized ? normalized_ : raw_;
+  OpenPart part = {0, text.size(), 0, true};
+  const auto ends_with_neighbor = [&](size_t end) {
+    size_t unused = 0;
+    return end > 0 && IsSingleWordNeighbor(CharacterBefore(text, end, &unused));
+  };
+  for (size_t from = 0;;) {
+    const std::optional<PatternTrie::Match> match = trie.FindSure(text, from, &part.end);
+    if (!match.has_value()) break;
+    from = match->end;
+    const AddedToken& token = tokens_[match->value];
+    // What follows it decides whether it is one, or how far it reaches.
+    const bool is_open =
+        (token.single_word && match->end == text.size()) || (token.rstrip && SpaceEnd(text, match->end) == text.size());
+    if (is_open) {
+      part.end = match->begin;
+      break;
+    }
+    part.restarts_from = match->end;  // A search begins behind a token that does not stand alone, too.
+    if (token.single_word && !StandsAlone(text, match->begin, match->end)) {
+      if (match->begin < part.begin) part.restarts_at_begin = false;
+      continue;
+    }
+    part.begin = token.rstrip ? SpaceEnd(text, match->end) : match->end;
+    part.restarts_at_begin = !single_word_[normalized] || !ends_with_neighbor(part.begin);
+  }
+  if (part.end < part.begin) part.restarts_at_begin = false;
+  if (strips_left_[normalized]) part.end = SpaceBegin(text, part.end);
+  part.end = std::max(part.end, part.begin);
+  part.restarts_from = std::min(std::max(part.restarts_from, part.begin), part.end);
+  return part;
 }
 
 }  // namespace c3po

@@ -41,11 +41,17 @@ class PatternTrie {
   };
   // The first match at or after `from`.
   std::optional<Match> Find(absl::string_view text, size_t from) const;
+  // The same in text + R, for every R. nullopt: none, and the first that there may be begins at *open or after it.
+  std::optional<Match> FindSure(absl::string_view text, size_t from, size_t* open) const;
 
  private:
+  // The longest pattern at `begin`. *reaches_end: text after this one may make it another.
+  std::optional<Match> MatchAt(absl::string_view text, size_t begin, bool* reaches_end) const;
+
   std::array<bool, 256> first_bytes_;
   absl::flat_hash_map<uint64_t, int> edges_;  // (node << 8 | byte) to node; node 0 is the root.
   std::vector<int> values_;                   // By node; -1: no pattern ends here.
+  std::vector<bool> goes_on_;                 // By node: it has edges.
 };
 
 // The field `added_tokens`. Immutable and thread-safe.
@@ -65,12 +71,26 @@ class AddedTokens {
   // Cuts `text` at the added tokens whose `normalized` flag is as asked.
   std::vector<Part> Split(absl::string_view text, bool normalized) const;
 
+  // The last part of Split(text + R) that is plain, as far as it is the same for every R: it begins at `begin`, behind
+  // the last token that is sure, and [begin, end) belongs to it. White space at the end that a token with lstrip might
+  // take is none of it.
+  struct OpenPart {
+    size_t begin;
+    size_t end;
+    // From here to `end` Split restarts (open_text.h): no pattern begins there, whatever precedes it.
+    size_t restarts_from;
+    bool restarts_at_begin;  // Whatever `end` is.
+  };
+  OpenPart SplitOpen(absl::string_view text, bool normalized) const;
+
   const std::vector<AddedToken>& tokens() const { return tokens_; }
 
  private:
   std::vector<AddedToken> tokens_;
   PatternTrie raw_;  // Values are indices into tokens_.
   PatternTrie normalized_;
+  std::array<bool, 2> strips_left_ = {false, false};  // By `normalized`: a token has lstrip,
+  std::array<bool, 2> single_word_ = {false, false};  // or single_word.
 };
 
 }  // namespace c3po

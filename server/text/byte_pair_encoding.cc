@@ -17,6 +17,15 @@ uint64_t PairKey(int32_t left, int32_t right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
 }
 
+uint64_t SeamKey(char32_t left, char32_t right) { return static_cast<uint64_t>(left) << 32 | right; }
+
+// Of a piece, which is not empty.
+char32_t LastCharacter(absl::string_view piece) {
+  size_t begin = piece.size() - 1;
+  while (begin > 0 && (static_cast<uint8_t>(piece[begin]) & 0xC0) == 0x80) --begin;
+  return NextCodePoint(piece, &begin);
+}
+
 absl::Status CheckUnsupportedOptions(const JsonField& model) {
   C3PO_RETURN_IF_ERROR(
       model.ExpectOnly({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
@@ -94,10 +103,19 @@ absl::Status BytePairEncoding::ReadMerges(const JsonField& merges) {
         return merge.Error(absl::StrCat("piece \"", piece, "\" is not in model.vocab"));
       }
     }
+    if (!pair.first.empty() && !pair.second.empty()) {
+      size_t begin = 0;
+      seams_.insert(SeamKey(LastCharacter(pair.first), NextCodePoint(pair.second, &begin)));
+    }
     merges_[PairKey(*vocabulary_.Find(pair.first), *vocabulary_.Find(pair.second))] =
         Merge{rank++, *vocabulary_.Find(joined)};
     return absl::OkStatus();
   });
+}
+
+bool BytePairEncoding::NeverJoins(char32_t left, char32_t right) const {
+  return !ignore_merges_ && character_ids_.contains(left) && character_ids_.contains(right) &&
+         !seams_.contains(SeamKey(left, right));
 }
 
 const BytePairEncoding::Merge* BytePairEncoding::FindMerge(int32_t left, int32_t right) const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/container/inlined_vector.h"
 #include "server/text/token_model.h"
 
@@ -25,6 +26,12 @@ class BytePairEncoding final : public TokenModel {
   static absl::StatusOr<std::unique_ptr<const TokenModel>> FromJson(const JsonField& model);
 
   void Tokenize(absl::string_view word, std::vector<int32_t>* ids) const override;
+  // True of two characters that have pieces and at which no merge joins, which is to say that the left one ends the
+  // left piece of no merge whose right piece begins with the right one. For the pieces on both sides of a place always
+  // spell the text there, so that none ever reaches over it. What is joined on one side does not depend on the other
+  // side, in which joins only come in between. Nothing else is kept from one side to the other: an unknown piece that
+  // is held is added before the next character with a piece. With ignore_merges a word may be a piece: always false.
+  bool NeverJoins(char32_t left, char32_t right) const override;
   const Vocabulary& vocabulary() const override { return vocabulary_; }
 
  private:
@@ -48,6 +55,7 @@ class BytePairEncoding final : public TokenModel {
 
   Vocabulary vocabulary_;
   absl::flat_hash_map<uint64_t, Merge> merges_;           // By left id << 32 | right id.
+  absl::flat_hash_set<uint64_t> seams_;                   // Of merges: last character left << 32 | first one right.
   absl::flat_hash_map<char32_t, int32_t> character_ids_;  // Pieces of one character.
   std::array<std::optional<int32_t>, 256> byte_ids_;      // Of "<0x00>" to "<0xFF>", when byte_fallback is set.
   std::optional<int32_t> unknown_id_;

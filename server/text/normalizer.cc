@@ -14,7 +14,10 @@ namespace c3po {
 class Normalizer::Step {
  public:
   virtual ~Step() = default;
-  virtual bool starts_text() const { return false; }  // It only puts something before a text.
+  virtual bool starts_text() const { return false; }      // It only puts something before a text.
+  virtual bool is_by_character() const { return false; }  // A text becomes what its characters become.
+  // As Normalizer's, of this step alone.
+  virtual bool SplitsBefore(char32_t) const { return is_by_character(); }
   virtual absl::Status Apply(std::string* text) const = 0;
 };
 
@@ -29,6 +32,7 @@ class UnicodeForm final : public Normalizer::Step {
     *text = NormalizeUnicode(*text, form_);
     return absl::OkStatus();
   }
+  bool SplitsBefore(char32_t c) const override { return StartsNormalization(c, form_); }
 
  private:
   NormalizationForm form_;
@@ -42,6 +46,7 @@ class Prepend final : public Normalizer::Step {
     return absl::OkStatus();
   }
   bool starts_text() const override { return true; }
+  bool SplitsBefore(char32_t) const override { return true; }
 
  private:
   std::string prefix_;
@@ -49,7 +54,10 @@ class Prepend final : public Normalizer::Step {
 
 class Replace final : public Normalizer::Step {
  public:
-  Replace(Regex pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
+  // is_by_character: the pattern is one character.
+  Replace(Regex pattern, std::string content, bool is_by_character)
+      : pattern_(std::move(pattern)), content_(std::move(content)), is_by_character_(is_by_character) {}
+  bool is_by_character() const override { return is_by_character_; }
   absl::Status Apply(std::string* text) const override {
     C3PO_ASSIGN_OR_RETURN(*text, ReplaceAll(pattern_, content_, *text));
     return absl::OkStatus();
@@ -58,10 +66,12 @@ class Replace final : public Normalizer::Step {
  private:
   Regex pattern_;
   std::string content_;
+  bool is_by_character_;
 };
 
 class Lowercase final : public Normalizer::Step {
  public:
+  bool is_by_character() const override { return true; }
   absl::Status Apply(std::string* text) const override {
     std::string lower;
     lower.reserve(text->size());
@@ -155,6 +165,12 @@ class BertNormalizer final : public Normalizer::Step {
   bool lowercase_ = true;
 };
 
+// What a pattern matches that is given as a string; "" for a regular expression.
+absl::StatusOr<std::string> LiteralPattern(const JsonField& json) {
+  C3PO_ASSIGN_OR_RETURN(const JsonField pattern, json.Member("pattern"));
+  return pattern.StringMember("String", "");
+}
+
 using Steps = std::vector<std::shared_ptr<const Normalizer::Step>>;
 
 absl::Status AppendSteps(const JsonField& json, int depth, Steps* steps) {
@@ -192,7 +208,11 @@ absl::Status AppendSteps(const JsonField& json, int depth, Steps* steps) {
     C3PO_RETURN_IF_ERROR(json.ExpectOnly({"type", "pattern", "content"}));
     C3PO_ASSIGN_OR_RETURN(Regex pattern, ReadPattern(json));
     C3PO_ASSIGN_OR_RETURN(std::string content, json.StringMember("content"));
-    steps->push_back(std::make_shared<Replace>(std::move(pattern), std::move(content)));
+    C3PO_ASSIGN_OR_RETURN(const std::string literal, LiteralPattern(json));
+    size_t character = 0;
+    if (!literal.empty()) NextCodePoint(literal, &character);
+    const bool is_by_character = character > 0 && character == literal.size();
+    steps->push_back(std::make_shared<Replace>(std::move(pattern), std::move(content), is_by_character));
   } else if (type == "BertNormalizer") {
     C3PO_ASSIGN_OR_RETURN(std::shared_ptr<const Normalizer::Step> step, BertNormalizer::FromJson(json));
     steps->push_back(std::move(step));
@@ -208,6 +228,21 @@ absl::StatusOr<Normalizer> Normalizer::FromJson(const std::optional<JsonField>& 
   Normalizer normalizer;
   if (json.has_value()) C3PO_RETURN_IF_ERROR(AppendSteps(*json, 0, &normalizer.steps_));
   return normalizer;
+}
+
+bool Normalizer::SplitsBefore(char32_t c) const {
+  std::string begin;  // Of the text from `c` on, as it comes to the step.
+  AppendCodePoint(c, &begin);
+  bool is_certain = true;  // Else what follows `c` may have changed it.
+  for (const auto& step : steps_) {
+    if (step->starts_text()) continue;
+    if (begin.empty()) return false;
+    size_t position = 0;
+    if (!(is_certain || step->is_by_character()) || !step->SplitsBefore(NextCodePoint(begin, &position))) return false;
+    if (!step->is_by_character()) is_certain = false;
+    if (!step->Apply(&begin).ok()) return false;
+  }
+  return true;
 }
 
 absl::Status Normalizer::Normalize(std::string* text, bool continues) const {

@@ -24,6 +24,12 @@ class Normalizer {
   // ResourceExhausted: a pattern backtracks without end.
   absl::Status Normalize(std::string* text, bool continues = false) const;
 
+  // Whether, for every X that ends before `c` and every Y that begins with it, the normal form of X + Y is that of X
+  // followed by that of Y as what `continues`. True of steps that rewrite character by character (Prepend, Lowercase, a
+  // Replace of one character), and of Unicode's forms by StartsNormalization. All others, and a second form behind
+  // characters that the first one may have composed, look across.
+  bool SplitsBefore(char32_t c) const;
+
   // One rewriting; internal to normalizer.cc.
   class Step;
 

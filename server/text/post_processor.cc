@@ -1,5 +1,6 @@
 #include "server/text/post_processor.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -85,6 +86,13 @@ PostProcessor PostProcessor::Around(const std::vector<int32_t>& before, const st
   PostProcessor post_processor;
   post_processor.templates_.push_back({{std::nullopt, before}, {0, {}}, {std::nullopt, after}});
   return post_processor;
+}
+
+PostProcessor::Surroundings PostProcessor::AroundSequence() const {
+  constexpr int32_t kNoId = -1;
+  const std::vector<int32_t> whole = AddSpecialTokens({kNoId});
+  const auto sequence = std::find(whole.begin(), whole.end(), kNoId);
+  return {{whole.begin(), sequence}, {sequence + 1, whole.end()}};
 }
 
 std::vector<int32_t> PostProcessor::AddSpecialTokens(std::vector<int32_t> ids) const {

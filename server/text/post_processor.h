@@ -26,6 +26,13 @@ class PostProcessor {
 
   std::vector<int32_t> AddSpecialTokens(std::vector<int32_t> ids) const;
 
+  // What it puts before and after every sequence, which stays in one piece.
+  struct Surroundings {
+    std::vector<int32_t> before;
+    std::vector<int32_t> after;
+  };
+  Surroundings AroundSequence() const;
+
  private:
   // Either special tokens, or a part of what came before: 0 is $A, 1 is $B.
   struct Item {

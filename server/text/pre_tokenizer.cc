@@ -1,12 +1,14 @@
 #include "server/text/pre_tokenizer.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/text/byte_level.h"
+#include "server/text/delimiter.h"
 #include "server/text/metaspace.h"
 #include "server/text/pattern_field.h"
 #include "server/text/regex.h"
@@ -20,73 +22,15 @@ class PreTokenizer::Step {
   virtual ~Step() = default;
   // Appends the parts of `segment` (not empty) to *parts; empty parts are dropped by the caller.
   virtual absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const = 0;
+  // The same for a segment of which only the beginning is known (not empty).
+  virtual absl::Status Narrow(OpenText* open) const = 0;
+  // It puts something before each segment that is not the middle of a text.
+  virtual bool puts_prefix() const { return false; }
 };
 
 namespace {
 
 constexpr int kSequenceDepthMax = 8;
-
-// What becomes of the stretches that a delimiter pattern matches.
-enum class DelimiterBehavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
-
-// Text cut at matches: the stretches cover it without gaps.
-struct Stretch {
-  TextRange range;
-  bool is_match;
-};
-
-std::vector<Stretch> CutAtMatches(const std::vector<TextRange>& matches, size_t text_size) {
-  std::vector<Stretch> stretches;
-  stretches.reserve(matches.size() * 2 + 1);
-  size_t end = 0;
-  for (const TextRange& match : matches) {
-    if (match.begin != end) stretches.push_back({{end, match.begin}, false});
-    stretches.push_back({match, true});
-    end = match.end;
-  }
-  if (end != text_size) stretches.push_back({{end, text_size}, false});
-  return stretches;
-}
-
-std::vector<TextRange> ApplyBehavior(std::vector<Stretch> stretches, DelimiterBehavior behavior) {
-  std::vector<TextRange> parts;
-  bool previous_match = false;
-  switch (behavior) {
-    case DelimiterBehavior::kRemoved:
-      for (const Stretch& stretch : stretches) {
-        if (!stretch.is_match) parts.push_back(stretch.range);
-      }
-      break;
-    case DelimiterBehavior::kIsolated:
-      for (const Stretch& stretch : stretches) parts.push_back(stretch.range);
-      break;
-    case DelimiterBehavior::kContiguous:
-    case DelimiterBehavior::kMergedWithPrevious:
-      for (const Stretch& stretch : stretches) {
-        const bool joins = behavior == DelimiterBehavior::kContiguous ? stretch.is_match == previous_match
-                                                                      : stretch.is_match && !previous_match;
-        if (joins && !parts.empty()) {
-          parts.back().end = stretch.range.end;
-        } else {
-          parts.push_back(stretch.range);
-        }
-        previous_match = stretch.is_match;
-      }
-      break;
-    case DelimiterBehavior::kMergedWithNext:
-      for (auto stretch = stretches.rbegin(); stretch != stretches.rend(); ++stretch) {
-        if (stretch->is_match && !previous_match && !parts.empty()) {
-          parts.back().begin = stretch->range.begin;
-        } else {
-          parts.push_back(stretch->range);
-        }
-        previous_match = stretch->is_match;
-      }
-      std::reverse(parts.begin(), parts.end());
-      break;
-  }
-  return parts;
-}
 
 void AppendParts(const TextSegment& segment, const std::vector<TextRange>& ranges, std::vector<TextSegment>* parts) {
   for (const TextRange& range : ranges) {
@@ -98,14 +42,41 @@ void AppendParts(const TextSegment& segment, const std::vector<TextRange>& range
 
 // Each character for which `matches` holds is a match of its own.
 template <typename Predicate>
+std::vector<TextRange> RangesByCharacter(absl::string_view text, DelimiterBehavior behavior, Predicate matches) {
+  std::vector<TextRange> found;
+  for (size_t position = 0; position < text.size();) {
+    const size_t begin = position;
+    if (matches(NextCodePoint(text, &position))) found.push_back({begin, position});
+  }
+  return ApplyBehavior(CutAtMatches(found, text.size()), behavior);
+}
+
+template <typename Predicate>
 void SplitByCharacter(const TextSegment& segment, DelimiterBehavior behavior, Predicate matches,
                       std::vector<TextSegment>* parts) {
-  std::vector<TextRange> found;
-  for (size_t position = 0; position < segment.text.size();) {
-    const size_t begin = position;
-    if (matches(NextCodePoint(segment.text, &position))) found.push_back({begin, position});
+  AppendParts(segment, RangesByCharacter(segment.text, behavior, matches), parts);
+}
+
+// Whether there is a cut at a place depends on the characters on its two sides alone, whatever the behavior, so that
+// all cuts within the known text are sure, and the step restarts everywhere.
+template <typename Predicate>
+void NarrowByCharacter(DelimiterBehavior behavior, Predicate matches, OpenText* open) {
+  open->Narrow(RangesByCharacter(open->text, behavior, matches), {}, open->text.size());
+}
+
+// Whether there is a cut at an end of a match or of what lies between two depends on what stretches are on its two
+// sides alone, whatever the behavior. These are sure before the place where the next match may begin, and the step
+// restarts at every place in no match (Regex::restarts).
+absl::Status NarrowByPattern(const Regex& pattern, DelimiterBehavior behavior, bool invert, OpenText* open) {
+  if (!pattern.restarts()) {
+    open->Close();
+    return absl::OkStatus();
   }
-  AppendParts(segment, ApplyBehavior(CutAtMatches(found, segment.text.size()), behavior), parts);
+  C3PO_ASSIGN_OR_RETURN(const Regex::SureMatches found, pattern.FindSure(open->text));
+  std::vector<Stretch> stretches = CutAtMatches(found.matches, open->text.size());
+  for (Stretch& stretch : stretches) stretch.is_match ^= invert;
+  open->Narrow(ApplyBehavior(std::move(stretches), behavior), found.matches, found.sure);
+  return absl::OkStatus();
 }
 
 class SplitPattern final : public PreTokenizer::Step {
@@ -120,6 +91,7 @@ class SplitPattern final : public PreTokenizer::Step {
     AppendParts(segment, ApplyBehavior(std::move(stretches), behavior_), parts);
     return absl::OkStatus();
   }
+  absl::Status Narrow(OpenText* open) const override { return NarrowByPattern(pattern_, behavior_, invert_, open); }
 
  private:
   Regex pattern_;
@@ -149,6 +121,15 @@ class ByteLevel final : public PreTokenizer::Step {
     for (size_t i = first_new; i < parts->size(); ++i) (*parts)[i].text = BytesToAlphabet((*parts)[i].text);
     return absl::OkStatus();
   }
+  absl::Status Narrow(OpenText* open) const override {
+    if (add_prefix_space_ && !open->continues && open->text.front() != ' ') open->Insert(" ");
+    if (pattern_.has_value()) {
+      C3PO_RETURN_IF_ERROR(NarrowByPattern(*pattern_, DelimiterBehavior::kIsolated, /*invert=*/false, open));
+    }
+    open->Rewrite([](char byte) { return BytesToAlphabet(absl::string_view(&byte, 1)); });
+    return absl::OkStatus();
+  }
+  bool puts_prefix() const override { return add_prefix_space_; }
 
  private:
   bool add_prefix_space_;
@@ -162,6 +143,10 @@ class Digits final : public PreTokenizer::Step {
 
   absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
     SplitByCharacter(segment, behavior_, IsNumeric, parts);
+    return absl::OkStatus();
+  }
+  absl::Status Narrow(OpenText* open) const override {
+    NarrowByCharacter(behavior_, IsNumeric, open);
     return absl::OkStatus();
   }
 
@@ -185,14 +170,26 @@ class Metaspace final : public PreTokenizer::Step {
       parts->push_back(std::move(segment));
       return absl::OkStatus();
     }
-    size_t position = 0;
-    const char32_t mark = NextCodePoint(options_.mark, &position);
-    SplitByCharacter(
-        segment, DelimiterBehavior::kMergedWithNext, [mark](char32_t c) { return c == mark; }, parts);
+    SplitByCharacter(segment, DelimiterBehavior::kMergedWithNext, IsMark(), parts);
     return absl::OkStatus();
   }
+  absl::Status Narrow(OpenText* open) const override {
+    open->Rewrite([this](char c) { return c == ' ' ? options_.mark : std::string(1, c); });
+    const bool prepend = options_.prepend == MetaspaceOptions::Prepend::kAlways ||
+                         (options_.prepend == MetaspaceOptions::Prepend::kFirst && open->starts_input);
+    if (prepend && !open->continues && !absl::StartsWith(open->text, options_.mark)) open->Insert(options_.mark);
+    if (options_.split) NarrowByCharacter(DelimiterBehavior::kMergedWithNext, IsMark(), open);
+    return absl::OkStatus();
+  }
+  // With "first" only the segment that starts the input, and no cut lies before it.
+  bool puts_prefix() const override { return options_.prepend == MetaspaceOptions::Prepend::kAlways; }
 
  private:
+  std::function<bool(char32_t)> IsMark() const {
+    size_t position = 0;
+    return [mark = NextCodePoint(options_.mark, &position)](char32_t c) { return c == mark; };
+  }
+
   MetaspaceOptions options_;
 };
 
@@ -204,6 +201,11 @@ class BertPreTokenizer final : public PreTokenizer::Step {
     for (const TextSegment& word : words) SplitByCharacter(word, DelimiterBehavior::kIsolated, IsPunctuation, parts);
     return absl::OkStatus();
   }
+  absl::Status Narrow(OpenText* open) const override {
+    NarrowByCharacter(DelimiterBehavior::kRemoved, IsWhiteSpace, open);
+    NarrowByCharacter(DelimiterBehavior::kIsolated, IsPunctuation, open);
+    return absl::OkStatus();
+  }
 };
 
 class Punctuation final : public PreTokenizer::Step {
@@ -212,6 +214,10 @@ class Punctuation final : public PreTokenizer::Step {
 
   absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
     SplitByCharacter(segment, behavior_, IsPunctuation, parts);
+    return absl::OkStatus();
+  }
+  absl::Status Narrow(OpenText* open) const override {
+    NarrowByCharacter(behavior_, IsPunctuation, open);
     return absl::OkStatus();
   }
 
@@ -225,12 +231,23 @@ class Whitespace final : public PreTokenizer::Step {
   explicit Whitespace(bool cuts_at_words) : cuts_at_words_(cuts_at_words) {}
 
   absl::Status Split(TextSegment segment, std::vector<TextSegment>* parts) const override {
+    AppendParts(segment, Words(segment.text), parts);
+    return absl::OkStatus();
+  }
+  // As NarrowByCharacter.
+  absl::Status Narrow(OpenText* open) const override {
+    open->Narrow(Words(open->text), {}, open->text.size());
+    return absl::OkStatus();
+  }
+
+ private:
+  std::vector<TextRange> Words(absl::string_view text) const {
     enum class Kind { kSpace, kWord, kOther };
     std::vector<TextRange> words;
     Kind previous = Kind::kSpace;
-    for (size_t position = 0; position < segment.text.size();) {
+    for (size_t position = 0; position < text.size();) {
       const size_t begin = position;
-      const char32_t c = NextCodePoint(segment.text, &position);
+      const char32_t c = NextCodePoint(text, &position);
       const Kind kind = IsWhiteSpace(c)                          ? Kind::kSpace
                         : !cuts_at_words_ || !IsWordCharacter(c) ? Kind::kOther
                                                                  : Kind::kWord;
@@ -241,11 +258,9 @@ class Whitespace final : public PreTokenizer::Step {
       }
       previous = kind;
     }
-    AppendParts(segment, words, parts);
-    return absl::OkStatus();
+    return words;
   }
 
- private:
   bool cuts_at_words_;
 };
 
@@ -333,6 +348,14 @@ absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const std::optional<JsonFiel
   PreTokenizer pre_tokenizer;
   if (json.has_value()) C3PO_RETURN_IF_ERROR(AppendSteps(*json, 0, &pre_tokenizer.steps_));
   return pre_tokenizer;
+}
+
+absl::Status PreTokenizer::Narrow(OpenText* open) const {
+  for (const StepPtr& step : steps_) {
+    if (step->puts_prefix()) open->MeetPrefix();
+    if (!open->text.empty()) C3PO_RETURN_IF_ERROR(step->Narrow(open));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<TextSegment>> PreTokenizer::Split(TextSegment segment) const {

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/text/json_field.h"
+#include "server/text/open_text.h"
 
 namespace c3po {
 
@@ -30,6 +31,9 @@ class PreTokenizer {
 
   // The words of `segment`, none empty, each valid UTF-8. ResourceExhausted: a pattern backtracks without end.
   absl::StatusOr<std::vector<TextSegment>> Split(TextSegment segment) const;
+
+  // Finds the last safe cut, and what is known of the last word (open_text.h). Errors as Split.
+  absl::Status Narrow(OpenText* open) const;
 
   // One way of cutting; internal to pre_tokenizer.cc.
   class Step;

@@ -37,6 +37,23 @@ class Regex {
   // valid UTF-8. ResourceExhausted: the pattern backtracks beyond PCRE2's limits on this text.
   absl::StatusOr<std::vector<TextRange>> FindAll(absl::string_view text) const;
 
+  // What is known of the matches in a text of which only the beginning is.
+  struct SureMatches {
+    std::vector<TextRange> matches;  // The first ones, whatever follows.
+    size_t sure;                     // The next one does not begin before this place.
+  };
+  // The matches of FindAll(text + R) that are the same for every R. PCRE2 tells them by its hard partial matching
+  // (pcre2partial(3), "for multi-segment matching"): an attempt that looks at the text's end, in whatever branch or
+  // lookahead, gives neither a match nor a failure but PCRE2_ERROR_PARTIAL, with the place where it began. So attempts
+  // before that place failed, or matched, without looking at what follows.
+  absl::StatusOr<SureMatches> FindSure(absl::string_view text) const;
+
+  // Whether the matches of FindAll behind a place that lies in no match are those of the text from there on alone. The
+  // next match begins at the first place where an attempt succeeds, and an attempt looks ahead only; the exceptions are
+  // patterns that look behind (lookbehind, ^, \A), and those that match the empty text, since an empty match counts
+  // or not by what was found before it.
+  bool restarts() const;
+
  private:
   struct Code;
   explicit Regex(std::shared_ptr<const Code> code);

@@ -24,6 +24,10 @@ class TokenModel {
   // Appends the ids of `word` (valid UTF-8, not empty) to *ids.
   virtual void Tokenize(absl::string_view word, std::vector<int32_t>* ids) const = 0;
 
+  // Whether, for every X that ends with `left` and every Y that begins with `right`, the ids of the word X + Y are
+  // those of X followed by those of Y.
+  virtual bool NeverJoins(char32_t left, char32_t right) const = 0;
+
   virtual const Vocabulary& vocabulary() const = 0;
 };
 

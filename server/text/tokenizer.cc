@@ -1,6 +1,7 @@
 #include "server/text/tokenizer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "server/text/decoder.h"
 #include "server/text/json_field.h"
 #include "server/text/normalizer.h"
+#include "server/text/open_text.h"
 #include "server/text/post_processor.h"
 #include "server/text/pre_tokenizer.h"
 #include "server/text/token_model.h"
@@ -19,6 +21,29 @@
 #include "server/text/utf8.h"
 
 namespace c3po {
+
+namespace {
+
+absl::Status CheckUtf8(absl::string_view text) {
+  for (size_t position = 0; position < text.size();) {
+    const Utf8Step step = ScanUtf8(text, position);
+    if (step.kind != Utf8Step::Kind::kCharacter) {
+      return absl::InvalidArgumentError(absl::StrCat("text is not valid UTF-8 at byte ", position));
+    }
+    position += step.length;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+// Where a text to encode begins: `normalized` precedes it, and belongs to the segment that starts there. starts_input
+// and continues are TextSegment's.
+struct Tokenizer::Segment {
+  std::string normalized;
+  bool starts_input;
+  bool continues;
+};
 
 struct Tokenizer::Impl {
   struct Entry {
@@ -36,9 +61,15 @@ struct Tokenizer::Impl {
   std::vector<std::optional<Entry>> entries;  // By id.
   absl::flat_hash_map<std::string, int32_t> added_ids;
 
+  mutable std::atomic<int64_t> bytes_encoded = 0;
+
   void FillEntries();
-  // `text` is a part between added tokens; starts_input and continues are those of TextSegment.
-  absl::Status EncodeNormalized(std::string text, bool starts_input, bool continues, std::vector<int32_t>* ids) const;
+  // `text` is a part between added tokens, normalized.
+  absl::Status EncodeNormalized(Segment start, std::vector<int32_t>* ids) const;
+  // A seam with all but ids_kept and after; nullopt: it is the whole text.
+  std::optional<Seam> CutText(absl::string_view text) const;
+  std::optional<Seam> CutNormalized(std::string normalized, bool starts_input) const;
+  size_t LastNeverJoined(const OpenText& open) const;
   std::optional<int32_t> IdOf(absl::string_view piece) const {
     const auto added = added_ids.find(piece);
     return added != added_ids.end() ? added->second : model->vocabulary().Find(piece);
@@ -84,9 +115,8 @@ void Tokenizer::Impl::FillEntries() {
   }
 }
 
-absl::Status Tokenizer::Impl::EncodeNormalized(std::string text, bool starts_input, bool continues,
-                                               std::vector<int32_t>* ids) const {
-  C3PO_RETURN_IF_ERROR(normalizer.Normalize(&text, continues));
+absl::Status Tokenizer::Impl::EncodeNormalized(Segment start, std::vector<int32_t>* ids) const {
+  const absl::string_view text = start.normalized;
   for (const AddedTokens::Part& part : added_tokens.Split(text, /*normalized=*/true)) {
     if (part.token != nullptr) {
       ids->push_back(part.token->id);
@@ -94,11 +124,67 @@ absl::Status Tokenizer::Impl::EncodeNormalized(std::string text, bool starts_inp
     }
     const bool first = part.begin == 0;
     C3PO_ASSIGN_OR_RETURN(const std::vector<TextSegment> words,
-                          pre_tokenizer.Split({text.substr(part.begin, part.end - part.begin), starts_input && first,
-                                               continues && first}));
+                          pre_tokenizer.Split({std::string(text.substr(part.begin, part.end - part.begin)),
+                                               start.starts_input && first, start.continues && first}));
     for (const TextSegment& word : words) model->Tokenize(word.text, ids);
   }
   return absl::OkStatus();
+}
+
+std::optional<Tokenizer::Seam> Tokenizer::Impl::CutText(absl::string_view text) const {
+  const AddedTokens::OpenPart part = added_tokens.SplitOpen(text, /*normalized=*/false);
+  // The part that is normalized now, and from `raw` on with what follows.
+  const size_t raw_min = std::max(part.begin + 1, part.restarts_from);
+  for (size_t raw = part.end; raw-- > raw_min;) {
+    if ((static_cast<uint8_t>(text[raw]) & 0xC0) == 0x80) continue;
+    size_t position = raw;
+    if (!normalizer.SplitsBefore(NextCodePoint(text, &position))) continue;
+    std::string normalized(text.substr(part.begin, raw - part.begin));
+    if (!normalizer.Normalize(&normalized).ok()) break;
+    std::optional<Seam> seam = CutNormalized(std::move(normalized), part.begin == 0);
+    if (seam.has_value()) seam->raw = std::string(text.substr(raw));
+    if (seam.has_value()) return seam;
+    break;
+  }
+  if (part.begin == 0 || !part.restarts_at_begin) return std::nullopt;
+  Seam seam;  // From the last added token on.
+  seam.raw = std::string(text.substr(part.begin));
+  seam.starts_input = false;
+  return seam;
+}
+
+std::optional<Tokenizer::Seam> Tokenizer::Impl::CutNormalized(std::string normalized, bool starts_input) const {
+  const AddedTokens::OpenPart part = added_tokens.SplitOpen(normalized, /*normalized=*/true);
+  OpenText open(normalized.substr(part.begin, part.end - part.begin), starts_input && part.begin == 0,
+                /*continues=*/false);
+  std::fill_n(open.places.begin(), part.restarts_from - part.begin, OpenText::kNowhere);
+  if (!pre_tokenizer.Narrow(&open).ok()) return std::nullopt;
+  if (const size_t place = LastNeverJoined(open); place != OpenText::kNowhere) open.cut = OpenText::Cut{place, false};
+  Seam seam;
+  seam.starts_input = false;
+  if (open.cut.has_value()) {
+    seam.normalized = normalized.substr(part.begin + open.cut->place);
+    seam.continues = !open.cut->is_start;
+  } else {
+    if (part.begin == 0 || !part.restarts_at_begin) return std::nullopt;
+    seam.normalized = normalized.substr(part.begin);
+  }
+  return seam;
+}
+
+// The last place within the last word where the model's ids are those of the two sides.
+size_t Tokenizer::Impl::LastNeverJoined(const OpenText& open) const {
+  char32_t right = 0;
+  size_t right_place = OpenText::kNowhere;
+  for (size_t i = open.text.size(); i-- > 0;) {
+    if ((static_cast<uint8_t>(open.text[i]) & 0xC0) == 0x80) continue;
+    size_t position = i;
+    const char32_t left = NextCodePoint(open.text, &position);
+    if (right_place != OpenText::kNowhere && model->NeverJoins(left, right)) return right_place;
+    right = left;
+    right_place = open.places[i];
+  }
+  return OpenText::kNowhere;
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
@@ -154,31 +240,67 @@ absl::StatusOr<std::unique_ptr<Tokenizer::Impl>> Tokenizer::ReadImpl(const std::
 }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view utf8, bool add_special_tokens) const {
-  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodeFrom(Start::kNothing, utf8));
+  C3PO_RETURN_IF_ERROR(CheckUtf8(utf8));
+  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodeFrom({"", /*starts_input=*/true, /*continues=*/false}, utf8));
   return add_special_tokens ? impl_->post_processor.AddSpecialTokens(std::move(ids)) : std::move(ids);
 }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeContinuing(absl::string_view utf8) const {
-  return EncodeFrom(Start::kOtherText, utf8);
+  C3PO_RETURN_IF_ERROR(CheckUtf8(utf8));
+  return EncodeFrom({"", /*starts_input=*/false, /*continues=*/true}, utf8);
 }
 
-absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeFrom(Start start, absl::string_view utf8) const {
-  for (size_t position = 0; position < utf8.size();) {
-    const Utf8Step step = ScanUtf8(utf8, position);
-    if (step.kind != Utf8Step::Kind::kCharacter) {
-      return absl::InvalidArgumentError(absl::StrCat("text is not valid UTF-8 at byte ", position));
+Tokenizer::Seam Tokenizer::FindSeam(absl::string_view text, bool add_special_tokens,
+                                    absl::Span<const int32_t> ids) const {
+  PostProcessor::Surroundings around;
+  if (add_special_tokens) around = impl_->post_processor.AroundSequence();
+  impl_->bytes_encoded += static_cast<int64_t>(text.size());
+  if (std::optional<Seam> seam = impl_->CutText(text); seam.has_value()) {
+    seam->after = around.after;
+    const auto rest = EncodeAfter(*seam, "");
+    // What a safe cut means for no continuation. Were it not so, the slow way would still be right.
+    if (rest.ok() && rest->size() + around.before.size() <= ids.size() &&
+        std::equal(rest->begin(), rest->end(), ids.end() - static_cast<ptrdiff_t>(rest->size()))) {
+      seam->ids_kept = ids.size() - rest->size();
+      return *std::move(seam);
     }
-    position += step.length;
   }
+  Seam whole;
+  whole.ids_kept = around.before.size();
+  whole.raw = std::string(text);
+  whole.after = std::move(around.after);
+  return whole;
+}
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeAfter(const Seam& seam, absl::string_view continuation) const {
+  C3PO_RETURN_IF_ERROR(CheckUtf8(continuation));
+  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodeFrom({seam.normalized, seam.starts_input, seam.continues},
+                                                             absl::StrCat(seam.raw, continuation)));
+  ids.insert(ids.end(), seam.after.begin(), seam.after.end());
+  return ids;
+}
+
+int64_t Tokenizer::bytes_encoded() const { return impl_->bytes_encoded; }
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeFrom(Segment start, absl::string_view utf8) const {
+  impl_->bytes_encoded += static_cast<int64_t>(start.normalized.size() + utf8.size());
+  const bool normalized_before = !start.normalized.empty();
   std::vector<int32_t> ids;
-  for (const AddedTokens::Part& part : impl_->added_tokens.Split(utf8, /*normalized=*/false)) {
+  std::vector<AddedTokens::Part> parts = impl_->added_tokens.Split(utf8, /*normalized=*/false);
+  // What precedes has a part of its own if an added token, or nothing, follows.
+  if (normalized_before && (parts.empty() || parts.front().token != nullptr))
+    parts.insert(parts.begin(), {0, 0, nullptr});
+  for (const AddedTokens::Part& part : parts) {
     if (part.token != nullptr) {
       ids.push_back(part.token->id);
       continue;
     }
-    C3PO_RETURN_IF_ERROR(impl_->EncodeNormalized(std::string(utf8.substr(part.begin, part.end - part.begin)),
-                                                 part.begin == 0 && start == Start::kNothing,
-                                                 part.begin == 0 && start == Start::kOtherText, &ids));
+    Segment segment = {std::string(utf8.substr(part.begin, part.end - part.begin)), false, false};
+    const bool first = part.begin == 0;
+    C3PO_RETURN_IF_ERROR(
+        impl_->normalizer.Normalize(&segment.normalized, first && (normalized_before || start.continues)));
+    if (first) segment = {start.normalized + segment.normalized, start.starts_input, start.continues};
+    C3PO_RETURN_IF_ERROR(impl_->EncodeNormalized(std::move(segment), &ids));
   }
   return ids;
 }

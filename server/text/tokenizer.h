@@ -62,6 +62,40 @@ class Tokenizer {
   // first bad byte. ResourceExhausted: the file's regular expression backtracks without end on this text.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view utf8, bool add_special_tokens) const;
 
+  // What is kept of a text so that texts which begin with it can be encoded without encoding it again. Only what can
+  // differ at the seam is, and what follows it. Holds no reference to the text or the tokenizer; immutable.
+  struct Seam {
+    size_t ids_kept = 0;  // Of the text's ids, those that are the same whatever follows.
+    // The rest of the text, from a safe cut on: its beginning normalized, its end as given.
+    std::string normalized;
+    std::string raw;
+    bool starts_input = true;    // The text from the cut on is a segment (pre_tokenizer.h) that starts the input,
+    bool continues = false;      // or the middle of one.
+    std::vector<int32_t> after;  // The special tokens at the end.
+
+    size_t bytes() const { return normalized.size() + raw.size(); }  // Encoded with each text that follows.
+  };
+
+  // `ids`: what Encode gave for `text`. The cut is the last one known to be safe, from what each stage looks at:
+  //   added tokens    No token begins before it and ends behind it. What the text's end may become, and white space
+  //                   that a token with lstrip may take, lies behind it (AddedTokens::SplitOpen).
+  //   normalizer      Its form of the whole is that of the two sides (Normalizer::SplitsBefore).
+  //   pre_tokenizer   Its words are those of the two sides (OpenText), or
+  //   model           the ids of the word that is cut are those of the two sides (TokenModel::NeverJoins).
+  //   post_processor  puts its tokens around the ids.
+  // Where there is none the seam is the whole text: a normalizer that looks across (Strip, BertNormalizer, Replace of
+  // more than a character), a pattern that looks behind, a word that the model might join anywhere. O(n), as one Encode
+  // without the model.
+  Seam FindSeam(absl::string_view text, bool add_special_tokens, absl::Span<const int32_t> ids) const;
+
+  // The ids of Encode(text + continuation, add_special_tokens) from ids_kept on, in the time that the seam's bytes and
+  // the continuation's take. Errors as Encode, with the offset in the continuation.
+  absl::StatusOr<std::vector<int32_t>> EncodeAfter(const Seam& seam, absl::string_view continuation) const;
+
+  // Bytes of text that have been given to this tokenizer's stages since it was loaded: what encoding cost, whatever the
+  // machine. FindSeam counts as one encoding.
+  int64_t bytes_encoded() const;
+
   // The ids of text that goes on in the middle of another, without special tokens. What a tokenizer puts before a text,
   // such as Metaspace's mark, is left out; white space of its own at the start of `utf8` stays. Errors as Encode.
   absl::StatusOr<std::vector<int32_t>> EncodeContinuing(absl::string_view utf8) const;
@@ -95,9 +129,8 @@ class Tokenizer {
   struct Impl;
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
   static absl::StatusOr<std::unique_ptr<Impl>> ReadImpl(const std::string& tokenizer_json_path);
-  // What precedes a text to encode.
-  enum class Start { kNothing, kOtherText };
-  absl::StatusOr<std::vector<int32_t>> EncodeFrom(Start start, absl::string_view utf8) const;
+  struct Segment;
+  absl::StatusOr<std::vector<int32_t>> EncodeFrom(Segment start, absl::string_view utf8) const;
 
   std::unique_ptr<const Impl> impl_;
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "server/text/code_point_set.h"
 #include "server/text/unicode_tables.h"
 #include "server/text/utf8.h"
@@ -81,6 +82,12 @@ class Normalization {
     }
   }
 
+  // Neither Reorder nor Compose brings `c` together with what stands before it.
+  bool StandsApart(char32_t c) const {
+    const bool joins = Between(c, kVowels, kVowels + kVowelCount - 1) || Between(c, kTrails, kTrails + kTrailCount - 1);
+    return CombiningClass(c) == 0 && !joins && !seconds_.contains(c);
+  }
+
   // Joins each starter with what follows it, unless something of the same or a greater class stands between.
   void Compose(Characters* text) const {
     size_t size = 0;
@@ -132,6 +139,7 @@ class Normalization {
       const char32_t first = head.size() == 1 ? head[0] : by_decomposition.at(head);
       by_decomposition[decomposition] = c;
       pairs_[Key(first, decomposition.back())] = c;
+      seconds_.insert(decomposition.back());
     }
   }
 
@@ -153,6 +161,7 @@ class Normalization {
   Mapping compatibility_;
   absl::flat_hash_map<char32_t, uint32_t> classes_;
   absl::flat_hash_map<uint64_t, char32_t> pairs_;
+  absl::flat_hash_set<char32_t> seconds_;  // Of pairs_.
 };
 
 }  // namespace
@@ -199,6 +208,14 @@ void AppendLowercase(char32_t c, std::string* text) {
   } else {
     AppendCodePoint(c, text);
   }
+}
+
+bool StartsNormalization(char32_t c, NormalizationForm form) {
+  if (c < 0x80) return true;
+  const bool compatibility = form == NormalizationForm::kNfkc || form == NormalizationForm::kNfkd;
+  Characters decomposition;
+  Normalization::Shared().Decompose(c, compatibility, &decomposition);
+  return Normalization::Shared().StandsApart(decomposition.front());
 }
 
 std::string NormalizeUnicode(absl::string_view text, NormalizationForm form) {

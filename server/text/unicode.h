@@ -24,6 +24,11 @@ void AppendLowercase(char32_t c, std::string* text);
 
 enum class NormalizationForm { kNfc, kNfd, kNfkc, kNfkd };
 
+// Whether the normal form of any text that begins with `c` is, behind any other text, what it is alone: no character of
+// `c`'s decomposition is reordered or composed with one before it, as the first has combining class 0 and ends no
+// composite.
+bool StartsNormalization(char32_t c, NormalizationForm form);
+
 // Unicode normalization (UAX 15), O(n log n) in the text's length. `text` is valid UTF-8.
 std::string NormalizeUnicode(absl::string_view text, NormalizationForm form);
 

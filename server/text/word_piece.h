@@ -20,6 +20,7 @@ class WordPiece final : public TokenModel {
   static absl::StatusOr<std::unique_ptr<const TokenModel>> FromJson(const JsonField& model);
 
   void Tokenize(absl::string_view word, std::vector<int32_t>* ids) const override;
+  bool NeverJoins(char32_t, char32_t) const override { return false; }  // The longest piece is sought in all of a word.
   const Vocabulary& vocabulary() const override { return vocabulary_; }
 
  private:

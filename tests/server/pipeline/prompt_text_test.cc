@@ -42,6 +42,10 @@ TEST(PromptText, ContinuationsAreCutAsTheGoldensSay) {
       const auto ids = text.EncodeContinuation(*prompt, continuation);
       ASSERT_TRUE(ids.ok()) << ids.status();
       EXPECT_EQ(*ids, row[2].get<Ids>()) << line["case"] << " " << row;
+      PromptText::Prompt with_seam = *prompt;
+      text.FindSeam(with_seam);
+      EXPECT_EQ(with_seam.seam.has_value(), with_seam.spelling.has_value());
+      EXPECT_EQ(*text.EncodeContinuation(with_seam, continuation), *ids) << line["case"] << " " << row;
       // The definition, whatever the goldens say.
       Ids whole = prompt->tokens;
       whole.insert(whole.end(), ids->begin(), ids->end());
@@ -74,6 +78,27 @@ TEST(PromptText, AnIdThatOnlyTheModelHasIsAPromptsTokenAndReadsAsNothing) {
       text.Encode(Ids{letter, tokenizers + 24}, 1).status().message(),
       absl::StrCat("token_ids.ids[1]: ", tokenizers + 24, " is outside the model's vocabulary of ", tokenizers + 24));
   EXPECT_THAT(std::string(text.Encode(Ids{-1}, 1).status().message()), HasSubstr("token_ids.ids[0]: -1"));
+}
+
+// The slow way for each choice by itself, on prompts with and without a seam.
+TEST(PromptText, AReferencesChoicesHaveTheTokensOfEachByItself) {
+  for (const char* name : {"byte_level.json", "metaspace.json", "qwen.json", "deepseek.json", "word_piece.json"}) {
+    const PromptText text = OfGolden(name);
+    for (const char* question : {"Which of these is a tree?\nAnswer:", "1 + 1 = ", "th", "e\xCC\x81"}) {
+      ReferenceRecord record;
+      record.sample.prompt = question;
+      record.sample.choices = {" oak", "2", "\nx", "\xCC\x81x", " 's tree."};
+      record.sample.answer = "2";
+      const auto neighbor = text.NeighborTokens(record, /*with_choices=*/true);
+      ASSERT_TRUE(neighbor.ok()) << neighbor.status();
+      const auto prompt = text.Encode(PromptInput(std::string(question)), 1);
+      EXPECT_EQ(neighbor->prompt, prompt->tokens);
+      EXPECT_EQ(neighbor->gold, 1);
+      ASSERT_FALSE(prompt->seam.has_value());
+      for (size_t i = 0; i < record.sample.choices.size(); ++i)
+        EXPECT_EQ(neighbor->continuations[i], *text.EncodeContinuation(*prompt, record.sample.choices[i])) << name << i;
+    }
+  }
 }
 
 // A tokenizer that was given tokens its model never learned.

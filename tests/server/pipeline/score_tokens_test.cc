@@ -31,6 +31,16 @@ class ScoreTokensTest : public testing::Test {
     return call;
   }
 
+  // A prompt of one long word in which the model may join any two pieces.
+  static ScoreCall UncutCallOf(size_t prompt_bytes, int continuations) {
+    ScoreCall call = CallOf(0, continuations);
+    std::string prompt;
+    while (prompt.size() < prompt_bytes) prompt += "ther";
+    call.input = prompt;
+    for (std::string& continuation : call.continuations) continuation = "ther" + continuation;
+    return call;
+  }
+
   const PromptText text_;
 };
 
@@ -45,7 +55,7 @@ TEST_F(ScoreTokensTest, SlicesGiveWhatEachContinuationGivesByItself) {
     ASSERT_TRUE(next.ok()) << next.status();
     whole = *next;
   }
-  EXPECT_GE(slices, 5);  // 20 x 70 KiB, 256 KiB and a bit each.
+  EXPECT_EQ(slices, 1);
   EXPECT_EQ(tokens.prompt().tokens, prompt->tokens);
   ASSERT_EQ(tokens.continuations().size(), 20U);
   for (size_t i = 0; i < 20; ++i) {
@@ -56,17 +66,50 @@ TEST_F(ScoreTokensTest, SlicesGiveWhatEachContinuationGivesByItself) {
 }
 
 TEST_F(ScoreTokensTest, ACancelIsNoticedBetweenContinuations) {
-  ScoreCall call = CallOf(300 << 10, 3);  // Each is a slice.
+  ScoreCall call = UncutCallOf(300 << 10, 3);  // The prompt is a slice, and so is each continuation with it.
   const auto cancelled = std::make_shared<std::atomic<bool>>(false);
   call.context.cancelled = cancelled;
   ScoreTokens tokens(&text_, std::move(call), 0);
-  const auto first = tokens.Next();
-  ASSERT_TRUE(first.ok()) << first.status();
-  EXPECT_FALSE(*first);
-  EXPECT_EQ(tokens.continuations().size(), 1U);
+  for (const size_t done : {0U, 1U}) {
+    const auto next = tokens.Next();
+    ASSERT_TRUE(next.ok()) << next.status();
+    EXPECT_FALSE(*next);
+    EXPECT_EQ(tokens.continuations().size(), done);
+  }
   cancelled->store(true);
   EXPECT_TRUE(absl::IsCancelled(tokens.Next().status()));
   EXPECT_EQ(tokens.continuations().size(), 1U);
+}
+
+// Encoded anew with each continuation, the prompt alone would be 123 MB.
+TEST_F(ScoreTokensTest, ManyContinuationsCostAboutOnePrompt) {
+  const ScoreCall call = CallOf(481 << 10, 256);
+  const auto prompt_bytes = static_cast<int64_t>(std::get<std::string>(call.input).size());
+  const int64_t before = text_.tokenizer()->bytes_encoded();
+  ScoreTokens tokens(&text_, call, 0);
+  for (bool whole = false; !whole;) {
+    const auto next = tokens.Next();
+    ASSERT_TRUE(next.ok()) << next.status();
+    whole = *next;
+  }
+  EXPECT_EQ(tokens.continuations().size(), 256U);
+  const int64_t encoded = text_.tokenizer()->bytes_encoded() - before;
+  EXPECT_LT(encoded, 2 * prompt_bytes + 256 * 100);  // The prompt, its seam, and 256 times a word and a continuation.
+  const auto slow = text_.Encode(call.input, 1);
+  for (const size_t i : {size_t{0}, size_t{255}})
+    EXPECT_EQ(tokens.continuations()[i], *text_.EncodeContinuation(*slow, call.continuations[i]));
+}
+
+// The prompt is one word, to which each continuation may add.
+TEST_F(ScoreTokensTest, APromptWithoutACutIsEncodedWithEachContinuation) {
+  const ScoreCall call = UncutCallOf(70 << 10, 20);
+  const auto prompt = text_.Encode(call.input, 1);
+  ScoreTokens tokens(&text_, call, 0);
+  int slices = 0;
+  for (bool whole = false; !whole; ++slices) whole = *tokens.Next();
+  EXPECT_GE(slices, 5);  // 21 x 70 KiB, 256 KiB and a bit each.
+  for (size_t i = 0; i < 20; ++i)
+    EXPECT_EQ(tokens.continuations()[i], *text_.EncodeContinuation(*prompt, call.continuations[i])) << i;
 }
 
 TEST_F(ScoreTokensTest, ADeadlineIsNoticedToo) {
@@ -77,7 +120,7 @@ TEST_F(ScoreTokensTest, ADeadlineIsNoticedToo) {
 }
 
 TEST_F(ScoreTokensTest, MoreTextThanMayBeTokenizedIsRefusedBeforeTheFirstContinuation) {
-  ScoreTokens tokens(&text_, CallOf(481 << 10, 256), 0);
+  ScoreTokens tokens(&text_, UncutCallOf(481 << 10, 256), 0);
   const absl::Status refused = tokens.Next().status();
   EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
   EXPECT_THAT(std::string(refused.message()), HasSubstr("continuations: 256 of them"));
