@@ -40,6 +40,7 @@
 #include "server/model/tensor_plan.h"
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
+#include "server/pipeline/reference_gauges.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/process/descriptor_limit.h"
 #include "server/process/end_bound.h"

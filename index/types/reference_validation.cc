@@ -131,6 +131,10 @@ absl::Status ValidateRecord(const ReferenceRecord& record, const SampleLimits& l
   C3PO_RETURN_IF_ERROR(ValidateSample(record.sample, limits));
   const std::string id = ReferenceId(record.collection, record.sample);
   if (record.id != id) return Invalid("id", absl::StrCat("\"", record.id, "\" is not the sample's id ", id));
+  return ValidateComputed(record);
+}
+
+absl::Status ValidateComputed(const ReferenceRecord& record) {
   if (record.model_digest.empty()) return Invalid("model_digest", "must not be empty");
   if (record.embedder_digest.empty()) return Invalid("embedder_digest", "must not be empty");
   C3PO_RETURN_IF_ERROR(CheckEmbedding(record.embedding));

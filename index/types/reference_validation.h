@@ -36,6 +36,9 @@ absl::Status ValidateCollectionName(absl::string_view collection);
 // negative, each row summing to 1 within 1e-3.
 absl::Status ValidateRecord(const ReferenceRecord& record, const SampleLimits& limits = SampleLimits());
 
+// What of ValidateRecord is said of the digests, the embedding and the pathway.
+absl::Status ValidateComputed(const ReferenceRecord& record);
+
 }  // namespace c3po
 
 #endif  // C3PO_INDEX_TYPES_REFERENCE_VALIDATION_H_

@@ -16,7 +16,8 @@ class Embedder {
   virtual ~Embedder() = default;
 
   // One row per text, in the order of `texts`, each of dimension() floats and length 1 within 1e-5. A row does not
-  // depend on the other texts beyond float32 rounding. Thread-safe. InvalidArgument names the text by its index.
+  // depend on the other texts, on a CPU not by a bit, elsewhere not beyond float32 rounding. Thread-safe.
+  // InvalidArgument names the text by its index.
   virtual absl::StatusOr<std::vector<std::vector<float>>> Embed(absl::Span<const std::string> texts) = 0;
 
   virtual int dimension() const = 0;

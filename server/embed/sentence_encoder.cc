@@ -16,7 +16,6 @@
 #include <cstring>
 #include <exception>
 #include <filesystem>
-#include <numeric>
 #include <stdexcept>
 #include <utility>
 
@@ -34,9 +33,9 @@ namespace c3po {
 namespace {
 
 constexpr int64_t kTokenizerBytesMax = 256 << 20;
-// Texts run together, padded to the longest, in batches of at most this many tokens with padding. Bounds the memory of
-// a forward pass: 16 MB a layer for MiniLM's intermediate width.
-constexpr int64_t kBatchTokensMax = 4096;
+// Texts run together in batches of at most this many tokens, or of one text. Bounds the memory of a forward pass: 25 MB
+// for MiniLM's intermediate width.
+constexpr size_t kBatchTokensMax = 4096;
 
 struct LinearWeights {
   at::Tensor weight;  // [out, in]
@@ -144,13 +143,14 @@ struct SentenceEncoder::Model {
 
   absl::Status ReadWeights(const Checkpoint& checkpoint);
   absl::StatusOr<std::vector<int32_t>> Tokens(const std::string& text) const;
-  // ids: [texts, tokens] int64; mask: [texts, tokens] float, 1 for a token and 0 for padding. Returns [texts, hidden].
-  at::Tensor Forward(const at::Tensor& ids, const at::Tensor& mask) const;
+  // The texts' tokens one after the other, without padding: ids and positions [rows], int64; a text has `lengths` rows.
+  // Returns the last states [rows, hidden].
+  at::Tensor Forward(const at::Tensor& ids, const at::Tensor& positions, absl::Span<const int64_t> lengths) const;
   at::Tensor Norm(const NormWeights& norm, const at::Tensor& x) const {
     return at::layer_norm(x, {config.hidden}, norm.weight, norm.bias, config.norm_eps);
   }
-  // Embeds the texts whose indices are `batch`, longest first, into rows.
-  absl::Status EmbedBatch(absl::Span<const std::vector<int32_t>> tokens, absl::Span<const size_t> batch,
+  // Embeds the texts [begin, end) into rows.
+  absl::Status EmbedBatch(absl::Span<const std::vector<int32_t>> tokens, size_t begin, size_t end,
                           std::vector<std::vector<float>>& rows) const;
 };
 
@@ -201,49 +201,58 @@ absl::StatusOr<std::vector<int32_t>> SentenceEncoder::Model::Tokens(const std::s
   return ids;
 }
 
-at::Tensor SentenceEncoder::Model::Forward(const at::Tensor& ids, const at::Tensor& mask) const {
-  const int64_t texts = ids.size(0), tokens = ids.size(1), head = config.hidden / config.heads;
-  at::Tensor h = at::embedding(word_embeddings, ids).add(position_embeddings.narrow(0, 0, tokens));
+at::Tensor SentenceEncoder::Model::Forward(const at::Tensor& ids, const at::Tensor& positions,
+                                           absl::Span<const int64_t> lengths) const {
+  const int64_t rows = ids.size(0), head = config.hidden / config.heads;
+  at::Tensor h = at::embedding(word_embeddings, ids).add(at::embedding(position_embeddings, positions));
   h = Norm(embedding_norm, h);
-  const at::Tensor keys_seen = mask.to(at::kBool).view({texts, 1, 1, tokens}).expand({texts, 1, tokens, tokens});
   for (const LayerWeights& layer : layers) {
-    // [texts, tokens, 3, heads, head] -> [3, texts, heads, tokens, head]
-    const at::Tensor qkv =
-        Apply(layer.query_key_value, h).view({texts, tokens, 3, config.heads, head}).permute({2, 0, 3, 1, 4});
-    const at::Tensor mixed = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], keys_seen)
-                                 .transpose(1, 2)
-                                 .reshape({texts, tokens, config.hidden});
-    h = Norm(layer.attention_norm, h.add(Apply(layer.attention_output, mixed)));
+    // [rows, 3, heads, head] -> [3, heads, rows, head]
+    const at::Tensor qkv = Apply(layer.query_key_value, h).view({rows, 3, config.heads, head}).permute({1, 2, 0, 3});
+    const at::Tensor mixed = at::empty({rows, config.heads, head}, h.options());
+    int64_t begin = 0;
+    for (const int64_t length : lengths) {
+      const at::Tensor own = qkv.narrow(2, begin, length).unsqueeze(1);
+      mixed.narrow(0, begin, length)
+          .copy_(at::scaled_dot_product_attention(own[0], own[1], own[2]).squeeze(0).transpose(0, 1));
+      begin += length;
+    }
+    h = Norm(layer.attention_norm, h.add(Apply(layer.attention_output, mixed.view({rows, config.hidden}))));
     h = Norm(layer.output_norm, h.add(Apply(layer.output, at::gelu(Apply(layer.intermediate, h), "none"))));
   }
-  const at::Tensor weight = mask.unsqueeze(2);
-  return h.mul(weight).sum(1).div(weight.sum(1));
+  return h;
 }
 
-absl::Status SentenceEncoder::Model::EmbedBatch(absl::Span<const std::vector<int32_t>> tokens,
-                                                absl::Span<const size_t> batch,
+absl::Status SentenceEncoder::Model::EmbedBatch(absl::Span<const std::vector<int32_t>> tokens, size_t begin, size_t end,
                                                 std::vector<std::vector<float>>& rows) const {
-  const int64_t texts = static_cast<int64_t>(batch.size());
-  const int64_t width = static_cast<int64_t>(tokens[batch[0]].size());
-  at::Tensor ids = at::zeros({texts, width}, at::TensorOptions().dtype(at::kLong));
-  at::Tensor mask = at::zeros({texts, width}, at::TensorOptions().dtype(at::kFloat));
-  for (int64_t i = 0; i < texts; ++i) {
-    const std::vector<int32_t>& text = tokens[batch[i]];
-    std::copy(text.begin(), text.end(), ids.mutable_data_ptr<int64_t>() + i * width);
-    std::fill_n(mask.mutable_data_ptr<float>() + i * width, text.size(), 1.0f);
+  std::vector<int64_t> lengths, ids, positions;
+  for (size_t i = begin; i < end; ++i) {
+    lengths.push_back(static_cast<int64_t>(tokens[i].size()));
+    ids.insert(ids.end(), tokens[i].begin(), tokens[i].end());
+    for (int64_t position = 0; position < lengths.back(); ++position) positions.push_back(position);
   }
-  const at::Tensor mean = Forward(ids.to(device), mask.to(device)).to(at::kCPU).contiguous();
-  for (int64_t i = 0; i < texts; ++i) {
-    const float* values = mean.const_data_ptr<float>() + i * config.hidden;
-    double square = 0;
-    for (int j = 0; j < config.hidden; ++j) square += static_cast<double>(values[j]) * values[j];
-    const double length = std::sqrt(square);
-    if (!std::isfinite(length) || length == 0) {
-      return NotANumberError(absl::StrCat(name, ": the embedding of texts[", batch[i],
-                                          "] is zero or not finite: are the weights damaged?"));
+  const auto on_device = [this](const std::vector<int64_t>& numbers) {
+    at::Tensor tensor = at::empty({static_cast<int64_t>(numbers.size())}, at::TensorOptions().dtype(at::kLong));
+    std::copy(numbers.begin(), numbers.end(), tensor.mutable_data_ptr<int64_t>());
+    return tensor.to(device);
+  };
+  const at::Tensor states = Forward(on_device(ids), on_device(positions), lengths).to(at::kCPU).contiguous();
+  const float* state = states.const_data_ptr<float>();
+  std::vector<double> sum(config.hidden);
+  for (size_t i = begin; i < end; ++i) {
+    std::fill(sum.begin(), sum.end(), 0.0);
+    for (int64_t token = 0; token < lengths[i - begin]; ++token, state += config.hidden) {
+      for (int j = 0; j < config.hidden; ++j) sum[j] += state[j];
     }
-    rows[batch[i]].resize(config.hidden);
-    for (int j = 0; j < config.hidden; ++j) rows[batch[i]][j] = static_cast<float>(values[j] / length);
+    double square = 0;
+    for (const double x : sum) square += x * x;
+    const double length = std::sqrt(square);  // The mean's, but for a factor that goes out of the row.
+    if (!std::isfinite(length) || length == 0) {
+      return NotANumberError(
+          absl::StrCat(name, ": the embedding of texts[", i, "] is zero or not finite: are the weights damaged?"));
+    }
+    rows[i].resize(config.hidden);
+    for (int j = 0; j < config.hidden; ++j) rows[i][j] = static_cast<float>(sum[j] / length);
   }
   return absl::OkStatus();
 }
@@ -308,18 +317,15 @@ absl::StatusOr<std::vector<std::vector<float>>> SentenceEncoder::Embed(absl::Spa
     }
     tokens.push_back(*std::move(ids));
   }
-  // Longest first, so that a batch is padded to its first text.
-  std::vector<size_t> order(texts.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return tokens[a].size() > tokens[b].size(); });
   std::vector<std::vector<float>> rows(texts.size());
   try {
     const c10::InferenceMode inference;
-    for (size_t begin = 0; begin < order.size();) {
-      const size_t fitting = kBatchTokensMax / static_cast<int64_t>(tokens[order[begin]].size());
-      const size_t count = std::min(std::max<size_t>(fitting, 1), order.size() - begin);
-      C3PO_RETURN_IF_ERROR(model_->EmbedBatch(tokens, absl::MakeConstSpan(order).subspan(begin, count), rows));
-      begin += count;
+    for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
+      size_t rows_taken = 0;
+      do {
+        rows_taken += tokens[end++].size();
+      } while (end < tokens.size() && rows_taken + tokens[end].size() <= kBatchTokensMax);
+      C3PO_RETURN_IF_ERROR(model_->EmbedBatch(tokens, begin, end, rows));
     }
   } catch (const std::exception& error) {
     return LibtorchError(model_->name, error);

@@ -27,6 +27,10 @@ absl::StatusOr<std::vector<float>> QueryEmbedding::OfText(const std::string& tex
   return std::move(rows.front());
 }
 
+absl::StatusOr<std::vector<std::vector<float>>> QueryEmbedding::OfTexts(absl::Span<const std::string> texts) const {
+  return encoder_->Embed(texts);
+}
+
 absl::StatusOr<std::vector<float>> QueryEmbedding::OfStates(std::vector<float> mean_hidden) {
   double square = 0;
   for (float x : mean_hidden) square += double{x} * x;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "server/embed/embedder.h"
 #include "server/types/model_runner.h"
 
@@ -26,6 +27,8 @@ class QueryEmbedding {
 
   // Unit length [dimension]. Only with an encoder.
   absl::StatusOr<std::vector<float>> OfText(const std::string& text) const;
+  // Row by row what OfText gives, in one call of the encoder; its errors of one text are those of all.
+  absl::StatusOr<std::vector<std::vector<float>>> OfTexts(absl::Span<const std::string> texts) const;
   // Unit length, from PromptCapture::mean_hidden. Internal: the states are all zero or not finite.
   static absl::StatusOr<std::vector<float>> OfStates(std::vector<float> mean_hidden);
 

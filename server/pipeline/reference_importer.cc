@@ -12,6 +12,7 @@
 #include "index/base/status_macros.h"
 #include "index/types/reference_id.h"
 #include "index/types/reference_validation.h"
+#include "server/pipeline/reference_gauges.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
@@ -19,8 +20,6 @@ namespace {
 
 constexpr size_t kBatchSamples = 32;
 constexpr size_t kQueueSamples = 64;
-constexpr int kRecallNeighbors = 10;
-constexpr int kRecallQueries = 16;
 constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(20);
 constexpr size_t kStyleReferences = 64;  // Of the collection: enough to tell what most of them do.
 constexpr size_t kContradictedMax = 8;   // Ids told of one sample.
@@ -56,28 +55,13 @@ bool SameContent(const ReferenceSample& a, const ReferenceSample& b) {
 
 }  // namespace
 
-void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics) {
-  if (metrics == nullptr) return;
-  int64_t references = 0, usable = 0;
-  for (const CatalogCollection& collection : catalog.Collections()) {
-    references += collection.references;
-    usable += collection.usable;
-  }
-  metrics->SetReferences(references);
-  metrics->SetReferencesUsable(usable);
-  metrics->SetIndexGeneration(catalog.generation());
-}
-
-void ReportRecall(const ReferenceCatalog& catalog, Metrics* metrics) {
-  if (metrics != nullptr) metrics->SetRecallAtK(catalog.MeasureRecall(kRecallNeighbors, kRecallQueries));
-}
-
 // What the model said of one sample.
 struct ReferenceImport::Judged {
   ReferenceRecord record;
   bool has_choices = false;
   size_t gold = 0;
   absl::Status status = absl::UnknownError("not judged");
+  absl::Status embedded;
   std::vector<ContinuationScore> scores;
   std::vector<float> mean_hidden;
 
@@ -223,12 +207,13 @@ void ReferenceImport::CheckStyle(const NeighborCase& tokens, bool has_choices, S
   styles_.Count(style);
 }
 
-absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, Judged& judged, SampleVerdict& verdict) {
+absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, std::string id, Judged& judged,
+                                                             SampleVerdict& verdict) {
   C3PO_RETURN_IF_ERROR(ValidateSample(item.sample));
   ReferenceRecord& record = judged.record;
   record.sample = item.sample;
   record.collection = settings_.collection;
-  record.id = ReferenceId(settings_.collection, item.sample);
+  record.id = std::move(id);
   record.model_digest = parts_.model->shape().digest;
   record.embedder_digest = parts_.embedding->digest();
   record.created_unix_seconds = absl::ToUnixSeconds(absl::Now());
@@ -238,13 +223,10 @@ absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, J
   CheckStyle(tokens, judged.has_choices, verdict);
   size_t longest = 0;
   for (const auto& continuation : tokens.continuations) longest = std::max(longest, continuation.size());
-  C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(item.sample.prompt, static_cast<int>(longest)));
-  if (!parts_.embedding->from_model()) {
-    C3PO_ASSIGN_OR_RETURN(record.embedding, parts_.embedding->OfText(item.sample.prompt));
-  }
+  C3PO_RETURN_IF_ERROR(parts_.text->CheckLength("prompt", tokens.prompt.size(), static_cast<int>(longest)));
   SequenceRequest request;
   request.request_id = record.id;
-  request.prompt = std::move(prompt.tokens);
+  request.prompt = std::move(tokens.prompt);
   request.continuations = std::move(tokens.continuations);
   request.cancelled = cancelled_;
   request.priority = Priority::kLow;
@@ -263,9 +245,25 @@ absl::Status ReferenceImport::Complete(Judged& judged) const {
   ReferenceRecord& record = judged.record;
   if (parts_.embedding->from_model()) {
     C3PO_ASSIGN_OR_RETURN(record.embedding, QueryEmbedding::OfStates(std::move(judged.mean_hidden)));
+  } else {
+    C3PO_RETURN_IF_ERROR(judged.embedded);
   }
   record.successful = judged.Successful();
-  return ValidateRecord(record);
+  return ValidateComputed(record);
+}
+
+// Of the samples that the engine is running meanwhile; it does not touch what this sets.
+void ReferenceImport::Embed(absl::Span<Judged* const> running) const {
+  if (parts_.embedding->from_model() || running.empty()) return;
+  std::vector<std::string> texts;
+  for (const Judged* one : running) texts.push_back(one->record.sample.prompt);
+  auto rows = parts_.embedding->OfTexts(texts);
+  for (size_t i = 0; i < running.size(); ++i) {
+    auto row = rows.ok() ? std::move((*rows)[i]) : absl::StatusOr<std::vector<float>>(rows.status());
+    if (IsOfSample(rows.status())) row = parts_.embedding->OfText(texts[i]);  // One text's fault is not the others'.
+    running[i]->embedded = row.status();
+    if (row.ok()) running[i]->record.embedding = *std::move(row);
+  }
 }
 
 void ReferenceImport::Charge(const SequenceRequest& request) const {
@@ -279,12 +277,13 @@ void ReferenceImport::Charge(const SequenceRequest& request) const {
 absl::Status ReferenceImport::Judge(const Item& item, Judged& judged, SampleVerdict& verdict,
                                     absl::BlockingCounter& remaining, bool& has_sink) {
   verdict.sequence = item.sequence;
-  if (const std::string id = ReferenceId(settings_.collection, item.sample); IsStored(id, item.sample)) {
+  std::string id = ReferenceId(settings_.collection, item.sample);
+  if (IsStored(id, item.sample)) {
     verdict.id = id;
     verdict.outcome = SampleOutcome::kDuplicate;
     return absl::AlreadyExistsError(id);
   }
-  C3PO_ASSIGN_OR_RETURN(SequenceRequest request, MakeRequest(item, judged, verdict));
+  C3PO_ASSIGN_OR_RETURN(SequenceRequest request, MakeRequest(item, std::move(id), judged, verdict));
   request.sink = std::make_shared<JudgeSink>(&judged, &remaining);
   has_sink = true;
   Charge(request);
@@ -300,13 +299,20 @@ absl::Status ReferenceImport::Judge(const Item& item, Judged& judged, SampleVerd
 void ReferenceImport::JudgeBatch(const std::vector<Item>& batch, std::vector<Judged>& judged,
                                  std::vector<SampleVerdict>& verdicts) {
   absl::BlockingCounter remaining(static_cast<int>(batch.size()));
+  std::vector<Judged*> running;
   for (size_t i = 0; i < batch.size(); ++i) {
     bool has_sink = false;
     const absl::Status status =
         CatchEscaped(ThreadKind::kWorker, [&] { return Judge(batch[i], judged[i], verdicts[i], remaining, has_sink); });
     if (!status.ok()) judged[i].status = status;
+    if (status.ok()) running.push_back(&judged[i]);
     if (!has_sink) remaining.DecrementCount();
   }
+  const absl::Status embedded = CatchEscaped(ThreadKind::kWorker, [&] {
+    Embed(running);
+    return absl::OkStatus();
+  });
+  for (Judged* one : running) one->embedded.Update(embedded);
   remaining.Wait();
 }
 

@@ -12,18 +12,13 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include "index/types/reference_record.h"
 #include "server/pipeline/choice_style.h"
 #include "server/pipeline/generation_pipeline.h"
 #include "server/pipeline/worker_pool.h"
 
 namespace c3po {
-
-// Sets the gauges of references and of the index generation. `metrics` may be null.
-void ReportReferences(const ReferenceCatalog& catalog, Metrics* metrics);
-// Measures and sets the gauge of graph search's recall (ReferenceCatalog::MeasureRecall, k = 10). `metrics` may be
-// null.
-void ReportRecall(const ReferenceCatalog& catalog, Metrics* metrics);
 
 enum class SampleOutcome { kSuccessful, kFailed, kMalformed, kDuplicate };
 
@@ -48,10 +43,10 @@ struct ImportSettings {
 // One stream of samples on its way into the store. Each sample is run through the model: with choices it is successful
 // when the answer has the largest length-normalized log-likelihood of all; without, when the model's greedy tokens
 // after the prompt are the answer's tokens. A sample that the model or the encoder computes nonsense for (NaN) is
-// malformed, and the import goes on; any other failure ends it. Samples go in batches: judged side by side by the
-// engine, committed in one transaction, and only then are their verdicts reported. A batch is one job of a pool that
-// imports share: one that waits for samples takes no thread. At most 64 samples wait, and no more once those that do
-// are kQueueBytes.
+// malformed, and the import goes on; any other failure ends it. Samples go in batches, of which each prompt is
+// tokenized once: judged side by side by the engine while one call of the encoder embeds them all, committed in one
+// transaction, and only then are their verdicts reported. A batch is one job of a pool that imports share: one that
+// waits for samples takes no thread. At most 64 samples wait, and no more once those that do are kQueueBytes.
 //
 // What a sample replaces for its prompt is deleted after the sample was committed, so that a crash between the two
 // loses nothing; the same import deletes it when it comes again. Of samples with one prompt the last one of the stream
@@ -100,7 +95,8 @@ class ReferenceImport : public std::enable_shared_from_this<ReferenceImport> {
   absl::Status Commit(std::vector<Judged>& judged, std::vector<SampleVerdict>& verdicts) const;
   absl::Status SettlePrompts(const std::vector<Item>& batch, std::vector<SampleVerdict>& verdicts) const;
   bool IsStored(const std::string& id, const ReferenceSample& sample) const;
-  absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, Judged& judged, SampleVerdict& verdict);
+  absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, std::string id, Judged& judged, SampleVerdict& verdict);
+  void Embed(absl::Span<Judged* const> running) const;
   void Charge(const SequenceRequest& request) const;
   std::vector<Item> NextBatch();
 

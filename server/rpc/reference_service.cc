@@ -12,6 +12,7 @@
 #include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
+#include "server/pipeline/reference_gauges.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/rpc/add_references_reactor.h"
 #include "server/rpc/backup_reactor.h"

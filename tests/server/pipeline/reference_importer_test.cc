@@ -13,8 +13,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
+#include "server/types/status_details.h"
 #include "tests/index/store/random_reference.h"
 #include "tests/server/partial_model.h"
 #include "tests/server/text/golden_case.h"
@@ -24,7 +26,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-// Gives no numbers, but for the fault that is set.
+// Gives no numbers, but for the fault that is set; equal numbers if `answers`.
 class FaultyModel final : public PartialModel {
  public:
   explicit FaultyModel(int vocabulary) {
@@ -42,9 +44,36 @@ class FaultyModel final : public PartialModel {
       output.logits.assign(static_cast<size_t>(shape_.vocabulary_size), std::nanf(""));
       output.hidden_sum.assign(8, 1);
     }
+    for (size_t i = 0; answers && i < segments.size(); ++i) {
+      outputs[i].logits.assign(outputs[i].logits.size(), 0);
+      outputs[i].target_logprobs.assign(segments[i].targets.size(), -1);
+      outputs[i].capture.pathway.layers = 3;
+      outputs[i].capture.pathway.experts = 4;
+      outputs[i].capture.pathway.weights.assign(12, 0.25f);
+    }
     return outputs;
   }
   std::atomic<bool> broken{false};
+  bool answers = false;
+};
+
+// Each text's row is its length's, but for one that has none.
+class CountingEmbedder final : public Embedder {
+ public:
+  absl::StatusOr<std::vector<std::vector<float>>> Embed(absl::Span<const std::string> texts) override {
+    sizes.push_back(texts.size());
+    std::vector<std::vector<float>> rows;
+    for (const std::string& text : texts) {
+      if (absl::StrContains(text, "nan")) return NotANumberError("the embedding of a text is not finite");
+      const double angle = static_cast<double>(text.size());
+      rows.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle)), 0, 0, 0, 0, 0, 0});
+    }
+    return rows;
+  }
+  int dimension() const override { return 8; }
+  std::string digest() const override { return "counting"; }
+  std::string name() const override { return "counting"; }
+  std::vector<size_t> sizes;  // of the calls
 };
 
 class ReferenceImportTest : public testing::Test {
@@ -186,6 +215,83 @@ TEST_F(ReferenceImportTest, AFullQueueOfBytesAsksForAPause) {
   ended_.WaitForNotification();
   ASSERT_EQ(verdicts_.size(), 2U);  // Both are too long for a sample, which is theirs.
   EXPECT_EQ(verdicts_[0].outcome, SampleOutcome::kMalformed);
+}
+
+// The same, with an encoder. Its one thread is busy until all samples are there, so that they are one batch.
+class EncodedImportTest : public ReferenceImportTest {
+ protected:
+  EncodedImportTest() {
+    model_.answers = true;
+    CatalogOptions options;
+    options.model_digest = kModelDigest;
+    options.embedder_digest = encoded_.digest();
+    options.embedding_dimension = 8;
+    options.moe_layers = 3;
+    options.experts = 4;
+    catalog_ = *ReferenceCatalog::Open(store_.get(), options);
+    parts_.catalog = catalog_.get();
+    parts_.embedding = &encoded_;
+  }
+
+  void ImportAtOnce(const std::vector<ReferenceSample>& samples) {
+    absl::Notification go;
+    ASSERT_TRUE(pool_.Submit(
+        [&] {
+          go.WaitForNotification();
+          return absl::OkStatus();
+        },
+        nullptr));
+    const auto import = Start();
+    for (size_t i = 0; i < samples.size(); ++i) import->Push(i, samples[i]);
+    import->Close();
+    go.Notify();
+    ended_.WaitForNotification();
+    ASSERT_TRUE(status_.ok()) << status_;
+    ASSERT_EQ(verdicts_.size(), samples.size());
+  }
+
+  const std::shared_ptr<CountingEmbedder> embedder_ = std::make_shared<CountingEmbedder>();
+  const QueryEmbedding encoded_{embedder_, model_.shape(), 0};
+};
+
+TEST_F(EncodedImportTest, ABatchIsEmbeddedInOneCall) {
+  std::vector<ReferenceSample> samples;
+  for (int i = 0; i < 5; ++i) samples.push_back(SampleOf(i == 4 ? 100 : i));
+  samples.push_back(SampleOf(5));
+  samples.back().answer.clear();  // Not well-formed: it is not embedded.
+  ImportAtOnce(samples);
+  EXPECT_THAT(embedder_->sizes, testing::ElementsAre(5U));
+  EXPECT_EQ(verdicts_[5].outcome, SampleOutcome::kMalformed);
+  for (const int i : {0, 4}) {
+    const auto record = store_->Get(verdicts_[i].id);
+    ASSERT_TRUE(record.ok()) << record.status() << verdicts_[i].message;
+    EXPECT_EQ(record->embedding, embedder_->Embed({samples[i].prompt})->front());
+  }
+}
+
+TEST_F(EncodedImportTest, ATextWithoutAnEmbeddingIsMalformedAndTheOthersGoOn) {
+  std::vector<ReferenceSample> samples;
+  for (int i = 0; i < 3; ++i) samples.push_back(SampleOf(i));
+  samples[1].prompt = "nan";
+  ImportAtOnce(samples);
+  EXPECT_THAT(verdicts_[1].message, HasSubstr("not finite"));
+  EXPECT_EQ(verdicts_[1].outcome, SampleOutcome::kMalformed);
+  for (const int i : {0, 2}) {
+    EXPECT_NE(verdicts_[i].outcome, SampleOutcome::kMalformed) << verdicts_[i].message;
+    EXPECT_TRUE(store_->Get(verdicts_[i].id).ok());
+  }
+}
+
+TEST_F(EncodedImportTest, APromptIsEncodedOnceForAllItsChoices) {
+  ReferenceSample sample;
+  while (sample.prompt.size() < 1500) sample.prompt += "What is next? ";
+  sample.choices = {" one", " two", " three", " four"};
+  sample.answer = " two";
+  const int64_t before = tokenizer_->bytes_encoded();
+  ImportAtOnce({sample});
+  EXPECT_NE(verdicts_[0].outcome, SampleOutcome::kMalformed) << verdicts_[0].message;
+  // Once, and once more in search of the seam.
+  EXPECT_LT(tokenizer_->bytes_encoded() - before, static_cast<int64_t>(2 * sample.prompt.size() + 5 * 60));
 }
 
 }  // namespace
