@@ -24,8 +24,9 @@
 #include "index/base/durable_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
+#include "server/compute/cpu/matrix_products.h"
+#include "server/compute/device.h"
 #include "server/embed/bert_config.h"
-#include "server/model/cpu/matrix_products.h"
 #include "server/types/status_details.h"
 #include "server/weights/checkpoint.h"
 
@@ -38,14 +39,15 @@ constexpr int64_t kTokenizerBytesMax = 256 << 20;
 constexpr size_t kBatchTokensMax = 4096;
 
 struct LinearWeights {
-  at::Tensor weight;  // [out, in]
-  at::Tensor bias;    // [out]
+  at::Tensor weight;     // [out, in]
+  at::Tensor bias;       // [out]
+  bool on_host = false;  // where our own products take it
 };
 struct NormWeights {
   at::Tensor weight;  // [hidden]
   at::Tensor bias;    // [hidden]
 };
-struct LayerWeights {
+struct EncoderLayer {
   LinearWeights query_key_value;  // [3 hidden, hidden]
   LinearWeights attention_output;
   NormWeights attention_norm;
@@ -93,7 +95,7 @@ class WeightReader {
   absl::StatusOr<LinearWeights> ReadLinear(const std::string& name, int64_t out, int64_t in) const {
     C3PO_ASSIGN_OR_RETURN(at::Tensor weight, Read(name + ".weight", {out, in}));
     C3PO_ASSIGN_OR_RETURN(at::Tensor bias, Read(name + ".bias", {out}));
-    return LinearWeights{std::move(weight), std::move(bias)};
+    return LinearWeights{std::move(weight), std::move(bias), device_ == at::Device(at::kCPU)};
   }
   absl::StatusOr<NormWeights> ReadNorm(const std::string& name, int64_t hidden) const {
     C3PO_ASSIGN_OR_RETURN(at::Tensor weight, Read(name + ".weight", {hidden}));
@@ -108,9 +110,9 @@ class WeightReader {
 };
 
 // x [..., in] -> [..., out]. On the CPU by our products, which take whatever compute threads are idle and wait for none
-// that is not; libtorch has one thread in the server (server/model/device.h).
+// that is not; libtorch has one thread in the server (server/compute/device.h).
 at::Tensor Apply(const LinearWeights& linear, const at::Tensor& x) {
-  if (!x.is_cpu()) return at::linear(x, linear.weight, linear.bias);
+  if (!linear.on_host) return at::linear(x, linear.weight, linear.bias);
   const int64_t out = linear.weight.size(0), in = linear.weight.size(1);
   const at::Tensor rows = x.reshape({-1, in}).contiguous(), y = at::empty({rows.size(0), out}, rows.options());
   cpu::MultiplyTransposed({{{rows.const_data_ptr<float>(), in, rows.size(0), nullptr},
@@ -139,7 +141,7 @@ struct SentenceEncoder::Model {
   at::Tensor word_embeddings;      // [vocabulary, hidden]
   at::Tensor position_embeddings;  // [positions, hidden], with the embedding of token type 0 added
   NormWeights embedding_norm;
-  std::vector<LayerWeights> layers;
+  std::vector<EncoderLayer> layers;
 
   absl::Status ReadWeights(const Checkpoint& checkpoint);
   absl::StatusOr<std::vector<int32_t>> Tokens(const std::string& text) const;
@@ -171,9 +173,9 @@ absl::Status SentenceEncoder::Model::ReadWeights(const Checkpoint& checkpoint) {
     C3PO_ASSIGN_OR_RETURN(const LinearWeights key, reader.ReadLinear(prefix + "attention.self.key", hidden, hidden));
     C3PO_ASSIGN_OR_RETURN(const LinearWeights value,
                           reader.ReadLinear(prefix + "attention.self.value", hidden, hidden));
-    LayerWeights layer;
+    EncoderLayer layer;
     layer.query_key_value = {at::cat({query.weight, key.weight, value.weight}),
-                             at::cat({query.bias, key.bias, value.bias})};
+                             at::cat({query.bias, key.bias, value.bias}), query.on_host};
     C3PO_ASSIGN_OR_RETURN(layer.attention_output, reader.ReadLinear(prefix + "attention.output.dense", hidden, hidden));
     C3PO_ASSIGN_OR_RETURN(layer.attention_norm, reader.ReadNorm(prefix + "attention.output.LayerNorm", hidden));
     C3PO_ASSIGN_OR_RETURN(layer.intermediate,
@@ -206,7 +208,7 @@ at::Tensor SentenceEncoder::Model::Forward(const at::Tensor& ids, const at::Tens
   const int64_t rows = ids.size(0), head = config.hidden / config.heads;
   at::Tensor h = at::embedding(word_embeddings, ids).add(at::embedding(position_embeddings, positions));
   h = Norm(embedding_norm, h);
-  for (const LayerWeights& layer : layers) {
+  for (const EncoderLayer& layer : layers) {
     // [rows, 3, heads, head] -> [3, heads, rows, head]
     const at::Tensor qkv = Apply(layer.query_key_value, h).view({rows, 3, config.heads, head}).permute({1, 2, 0, 3});
     const at::Tensor mixed = at::empty({rows, config.heads, head}, h.options());
@@ -264,7 +266,7 @@ int64_t SentenceEncoder::weight_bytes() const {
   };
   add({model_->word_embeddings, model_->position_embeddings, model_->embedding_norm.weight,
        model_->embedding_norm.bias});
-  for (const LayerWeights& layer : model_->layers) {
+  for (const EncoderLayer& layer : model_->layers) {
     for (const LinearWeights* linear :
          {&layer.query_key_value, &layer.attention_output, &layer.intermediate, &layer.output}) {
       add({linear->weight, linear->bias});
@@ -291,8 +293,9 @@ absl::StatusOr<std::unique_ptr<SentenceEncoder>> SentenceEncoder::Load(const std
   model->name = (path.has_filename() ? path : path.parent_path()).filename().string();
   model->encode = std::move(encode);
   try {
-    model->device = at::Device(device);
-    if (!model->device.is_cpu() && !model->device.is_cuda()) throw std::invalid_argument("not cpu or cuda");
+    const absl::StatusOr<at::Device> opened = OpenDevice(device);
+    if (!opened.ok()) throw std::invalid_argument(std::string(opened.status().message()));
+    model->device = *opened;
     at::zeros({1}).to(model->device);
   } catch (const std::exception& error) {
     return absl::FailedPreconditionError(

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "server/model/generation_config.h"
-#include "server/model/model_config.h"
-#include "server/model/tensor_plan.h"
+#include "server/model/config/generation_config.h"
+#include "server/model/config/model_config.h"
+#include "server/model/config/tensor_plan.h"
 
 namespace c3po {
 

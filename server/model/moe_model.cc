@@ -1,23 +1,17 @@
 #include "server/model/moe_model.h"
 
-#include <ATen/ATen.h>
-#include <c10/core/InferenceMode.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <future>
-#include <initializer_list>
-#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
-#include "server/model/cpu/thread_pool.h"
-#include "server/model/device.h"
-#include "server/model/generation_config.h"
-#include "server/model/matrix_product.h"
+#include "server/compute/cpu/thread_pool.h"
+#include "server/compute/device.h"
+#include "server/model/config/generation_config.h"
+#include "server/model/config/tensor_plan.h"
 #include "server/model/neighbor_loss.h"
 #include "server/model/objective_memory.h"
-#include "server/model/tensor_plan.h"
 
 namespace c3po {
 namespace {
@@ -26,7 +20,7 @@ namespace {
 ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights) {
   ModelShape shape;
   shape.architecture = config.architecture;
-  shape.dtype = weights.embedding.scalar_type() == at::kFloat ? "float32" : "bfloat16";
+  shape.dtype = DtypeOf(weights);
   shape.layers = config.layers;
   shape.moe_layers = static_cast<int>(config.moe_layers.size());
   shape.experts = config.experts;
@@ -47,13 +41,14 @@ std::string NameOf(const std::string& folder) {
 }  // namespace
 
 MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes,
-                   cpu::WeightLayout layout)
+                   std::unique_ptr<Backend> backend)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       shape_(std::move(shape)),
-      rope_(RopeTable::Make(config_, weights_.embedding.device())),
+      rope_(RopeTable::Make(config_, weights_.device())),
+      backend_(backend ? std::move(backend) : MakeBackend(config_, weights_, rope_)),
       neighbor_cache_(neighbor_cache_bytes) {
-  PackWeights(weights_, layout);
+  shape_.batch_invariant = backend_->info().batch_invariant;
 }
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
@@ -61,25 +56,22 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   C3PO_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(*checkpoint));
   C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation,
                         GenerationConfig::Read(options.folder, config.vocabulary_size));
-  C3PO_ASSIGN_OR_RETURN(const at::Device device, OpenDevice(options.device));
-  C3PO_ASSIGN_OR_RETURN(const at::ScalarType stored, StoredDtype(*checkpoint));
-  C3PO_ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype, device, stored));
-  C3PO_ASSIGN_OR_RETURN(const cpu::WeightLayout layout, ChooseLayout(options.arithmetic, device, dtype));
-  const c10::InferenceMode inference;
+  C3PO_ASSIGN_OR_RETURN(const WeightPlacement placement,
+                        ChoosePlacement(*checkpoint, options.device, options.dtype, options.arithmetic));
   C3PO_RETURN_IF_ERROR(CheckTensors(*checkpoint, config));  // Here too, so that what does not fit is said at once:
   // the digest is taken beside the loading, so that the files are read once, and is waited for whatever comes of it.
   std::future<std::string> digest = std::async(std::launch::async, [&checkpoint] { return checkpoint->Digest(); });
-  C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, dtype, device, options.progress));
+  C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, placement, options.progress));
   ModelShape shape = ShapeOf(config, weights);
   shape.name = NameOf(options.folder);
   shape.eos_token_ids = EndTokens(config.eos_token_ids, generation);
   shape.device = options.device;
-  shape.arithmetic = device.is_cuda() ? shape.dtype : layout == cpu::WeightLayout::kPairs ? "bfloat16" : "float32";
-  shape.batch_invariant = options.device == "cpu";  // cuBLAS chooses a product's order of summation by its size.
+  shape.arithmetic = placement.arithmetic;
   shape.digest = digest.get();
   try {
+    PackWeights(weights, placement.layout);
     return std::unique_ptr<MoeModel>(
-        new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes, layout));
+        new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes, nullptr));
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(absl::StrCat("loading ", options.folder, ": ", error.what()));
   }
@@ -87,20 +79,15 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
 
 std::unique_ptr<MoeModel> MoeModel::FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes,
                                                 cpu::WeightLayout layout) {
+  PackWeights(weights, layout);
+  return OnBackend(std::move(config), std::move(weights), nullptr, neighbor_cache_bytes);
+}
+
+std::unique_ptr<MoeModel> MoeModel::OnBackend(ModelConfig config, MoeWeights weights, std::unique_ptr<Backend> backend,
+                                              int64_t neighbor_cache_bytes) {
   ModelShape shape = ShapeOf(config, weights);
   return std::unique_ptr<MoeModel>(
-      new MoeModel(std::move(config), std::move(weights), std::move(shape), neighbor_cache_bytes, layout));
-}
-
-at::TensorOptions MoeModel::tensor_options() const {
-  const at::TensorOptions options = weights_.embedding.options();
-  return weights_.embedding.is_cpu() ? options.dtype(at::kFloat) : options;
-}
-
-at::Tensor MoeModel::Embed(const std::vector<int64_t>& tokens) const {
-  const at::Tensor ids = at::tensor(tokens, at::kLong).to(weights_.embedding.device());
-  const at::Tensor rows = SelectRows(weights_.embedding, ids).to(tensor_options().dtype());
-  return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
+      new MoeModel(std::move(config), std::move(weights), std::move(shape), neighbor_cache_bytes, std::move(backend)));
 }
 
 int64_t MoeModel::head_layers() const {
@@ -115,39 +102,18 @@ int64_t MoeModel::head_layers() const {
 absl::Status MoeModel::AllocateKvCache(int64_t slots) {
   if (slots < 1) return absl::InvalidArgumentError(absl::StrCat("a cache of ", slots, " positions"));
   try {
-    const c10::InferenceMode inference;
-    const int64_t layers = config_.layers, heads = config_.kv_heads;
-    kv_cache_ = {at::empty({layers, heads, slots, config_.head_dim}, tensor_options()),
-                 at::empty({layers, heads, slots, config_.value_dim}, tensor_options()), slots};
+    kv_slots_ = 0;
+    backend_->AllocateKvCache(slots);
+    kv_slots_ = slots;
     return absl::OkStatus();
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for a cache of ", slots, " positions: ", error.what()));
   }
 }
 
-int64_t MoeModel::weight_bytes() const {
-  std::set<const void*> counted;  // A tied LM head is the embedding.
-  int64_t bytes = 0;
-  const auto add = [&](std::initializer_list<at::Tensor> tensors) {
-    for (const at::Tensor& tensor : tensors) {
-      if (tensor.defined() && counted.insert(tensor.const_data_ptr()).second)
-        bytes += static_cast<int64_t>(tensor.nbytes());
-    }
-  };
-  add({weights_.embedding, weights_.final_norm, weights_.lm_head});
-  for (const LayerWeights& layer : weights_.layers) {
-    add({layer.attention_norm, layer.qkv, layer.q_norm, layer.k_norm, layer.output, layer.moe_norm, layer.router});
-    add({layer.experts.gate_up, layer.experts.down, layer.shared.gate_up, layer.shared.down, layer.shared_gate});
-    add({layer.qkv_bias, layer.output_bias, layer.query_latent_norm, layer.query_expand, layer.kv_latent_norm});
-    add({layer.kv_expand});
-  }
-  return bytes;
-}
+int64_t MoeModel::weight_bytes() const { return BytesOf(weights_); }
 
-int64_t MoeModel::kv_cache_bytes() const {
-  if (kv_cache_.slots == 0) return 0;
-  return static_cast<int64_t>(kv_cache_.keys.nbytes() + kv_cache_.values.nbytes());
-}
+int64_t MoeModel::kv_cache_bytes() const { return backend_->kv_cache_bytes(); }
 
 absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(const ObjectiveSpec& spec) {
   C3PO_ASSIGN_OR_RETURN(std::unique_ptr<NeighborLoss> loss, NeighborLoss::Create(*this, spec));
@@ -155,9 +121,8 @@ absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(co
 }
 
 int64_t MoeModel::ObjectiveBytes(const ObjectiveSpec& spec, int prompt_positions) const {
-  const at::TensorOptions options = tensor_options();
-  const auto element_bytes = static_cast<int64_t>(options.dtype().itemsize());
-  return ObjectiveMemory(config_, spec, prompt_positions, element_bytes, !options.device().is_cpu());
+  const BackendInfo& info = backend_->info();
+  return ObjectiveMemory(config_, spec, prompt_positions, BytesOf(info.activations), info.pads);
 }
 
 std::unique_ptr<EvaluationRun> MoeModel::NewEvaluationRun(std::vector<Evaluation> evaluations) {

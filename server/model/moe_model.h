@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "server/model/kv_cache.h"
-#include "server/model/layer_math.h"
-#include "server/model/model_config.h"
-#include "server/model/moe_weights.h"
+#include "server/compute/backend.h"
+#include "server/compute/moe_weights.h"
+#include "server/compute/rope_table.h"
+#include "server/model/config/model_config.h"
 #include "server/model/neighbor_cache.h"
 #include "server/types/model_runner.h"
 
@@ -24,7 +24,7 @@ struct MoeModelOptions {
   std::function<void(int done, int total)> progress;  // Per layer loaded; may be null.
 };
 
-// A Mixture-of-Experts decoder on libtorch. Layer l, for rows x of any number of sequences:
+// A Mixture-of-Experts decoder on a backend. Layer l, for rows x of any number of sequences:
 //   x += Attention(RmsNorm(x)),   h = RmsNorm(x),   x += sum_{e in top-k(w)} w_e Expert_e(h) + Shared(h),
 //   w = softmax(router h)
 // with w replaced or shifted in rows that carry a RoutingOverride. Dense layers have Shared(h) alone; whoever names a
@@ -39,15 +39,16 @@ class MoeModel final : public ModelRunner {
   // where they lie, to `layout`.
   static std::unique_ptr<MoeModel> FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes,
                                                cpu::WeightLayout layout = cpu::WeightLayout::kPanels);
+  // The same model on another backend, which computes on these weights.
+  static std::unique_ptr<MoeModel> OnBackend(ModelConfig config, MoeWeights weights, std::unique_ptr<Backend> backend,
+                                             int64_t neighbor_cache_bytes);
 
   const ModelShape& shape() const override { return shape_; }
   const ModelConfig& config() const { return config_; }
   const MoeWeights& weights() const { return weights_; }
   const RopeTable& rope() const { return rope_; }
-  // Of activations and caches: the weights' device; float32 on the CPU, else the weights' dtype.
-  at::TensorOptions tensor_options() const;
-  // The rows of the embedding, [tokens, d], as activations, times the embedding multiplier.
-  at::Tensor Embed(const std::vector<int64_t>& tokens) const;
+  // What computes; the engine thread's alone.
+  Backend& backend() const { return *backend_; }
   // As many layers cost a row about what the LM head does, by the weights that are read; at least 1.
   int64_t head_layers() const;
 
@@ -69,14 +70,16 @@ class MoeModel final : public ModelRunner {
   }
 
  private:
+  // Null backend: the one of the weights' device.
   MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes,
-           cpu::WeightLayout layout);
+           std::unique_ptr<Backend> backend);
 
   ModelConfig config_;
   MoeWeights weights_;
   ModelShape shape_;
   RopeTable rope_;
-  KvCache kv_cache_;
+  std::unique_ptr<Backend> backend_;
+  int64_t kv_slots_ = 0;
   NeighborCache neighbor_cache_;
 };
 

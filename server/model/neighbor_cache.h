@@ -1,8 +1,6 @@
 #ifndef C3PO_SERVER_MODEL_NEIGHBOR_CACHE_H_
 #define C3PO_SERVER_MODEL_NEIGHBOR_CACHE_H_
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <list>
 #include <map>
@@ -10,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "server/compute/backend.h"
 #include "server/model/answer_tree.h"
 #include "server/types/neighborhood_objective.h"
 
@@ -21,11 +20,11 @@ struct MoeNeighborState final : public NeighborState {
   int first_layer = 0;    // MoE layer; "entering" it is entering its decoder layer F
   int prefix_length = 0;  // n: prompt tokens before the tree's
   AnswerTree tree;
-  at::Tensor entry_hidden;  // [tree.rows(), d], entering F
-  at::Tensor keys;          // [layers - F, kv_heads, n, head_dim]: of the prompt before the tree
-  at::Tensor values;        // likewise of value_dim
+  OwnedMatrix entry_hidden;              // [tree.rows(), d], entering F
+  std::shared_ptr<PromptStates> prompt;  // in layers F and above: keys and values of the prompt before the tree
 
-  int64_t bytes() const { return static_cast<int64_t>(entry_hidden.nbytes() + keys.nbytes() + values.nbytes()) + 1024; }
+  TreeShape shape() const { return {tree.parents, tree.depths, prefix_length}; }
+  int64_t bytes() const { return entry_hidden.view().bytes() + prompt->bytes() + 1024; }
 };
 
 // Least-recently-used cache of neighbor states under a byte budget. States in use outlive their eviction (shared

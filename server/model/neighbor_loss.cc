@@ -1,8 +1,5 @@
 #include "server/model/neighbor_loss.h"
 
-#include <ATen/ATen.h>
-#include <c10/core/InferenceMode.h>
-
 #include <algorithm>
 #include <cmath>
 #include <deque>
@@ -53,7 +50,6 @@ absl::Status ErrorOf(const std::exception& error) {
 absl::StatusOr<std::unique_ptr<NeighborLoss>> NeighborLoss::Create(const MoeModel& model, const ObjectiveSpec& spec) {
   C3PO_RETURN_IF_ERROR(CheckSpec(spec, model.shape()));
   try {
-    const c10::InferenceMode inference;
     return std::unique_ptr<NeighborLoss>(new NeighborLoss(model, spec));
   } catch (const std::exception& error) {
     return ErrorOf(error);
@@ -88,7 +84,7 @@ void NeighborLoss::ChooseTargets(const ObjectiveSpec& spec) {
   }
   const bool targets_only =
       loss_ == SurrogateLoss::kChoices && std::all_of(case_lengths_.begin(), case_lengths_.end(), ChoosesOneToken);
-  head_ = TargetHead::Make(model_, rows_.rows(), rows, tokens, targets_only);
+  head_ = model_.backend().NewTargets(rows_.rows(), rows, tokens, targets_only);
 }
 
 // The derivatives of a choice sum to 0. The answer's is minus the sum of the others' rather than its probability less
@@ -176,8 +172,10 @@ class NeighborLoss::Pass {
       : members_(std::move(members)),
         with_gradient_(members_.front().evaluation->want_gradient),
         head_layers_(model.head_layers()),
-        rows_(model, RowsOf(members_)),
-        head_(model, HeadsOf(members_)) {}
+        backend_(model.backend()),
+        rows_(model, RowsOf(members_), with_gradient_) {
+    for (const Member& member : members_) heads_.push_back(member.loss->head_.get());
+  }
 
   // One piece; true when all results are there.
   bool Advance() {
@@ -205,19 +203,23 @@ class NeighborLoss::Pass {
     for (const Member& member : members) rows.push_back({&member.loss->rows_, &member.evaluation->routing});
     return rows;
   }
-  static std::vector<const TargetHead*> HeadsOf(const std::vector<Member>& members) {
-    std::vector<const TargetHead*> heads;
-    for (const Member& member : members) heads.push_back(&member.loss->head_);
-    return heads;
-  }
 
   bool RunHead() {
-    const std::vector<std::vector<float>> logprobs = head_.Forward(rows_.hidden(), with_gradient_);
+    std::unique_ptr<Tape> tape;
+    const OwnedMatrix targets = backend_.TargetLogprobs(heads_, rows_.hidden(), with_gradient_ ? &tape : nullptr);
+    std::vector<float> logprobs(static_cast<size_t>(targets.view().columns)), dlogprobs;
+    backend_.Read(targets.view(), absl::MakeSpan(logprobs));
     head_spent_ = rows_.rows() * head_layers_;
-    std::vector<std::vector<float>> dlogprobs(members_.size());
-    for (size_t i = 0; i < members_.size(); ++i) losses_.push_back(members_[i].loss->Loss(logprobs[i], dlogprobs[i]));
+    auto next = logprobs.begin();
+    for (const Member& member : members_) {
+      const auto end = next + static_cast<int64_t>(member.loss->targets_.size());
+      std::vector<float> derivatives;
+      losses_.push_back(member.loss->Loss({next, end}, derivatives));
+      dlogprobs.insert(dlogprobs.end(), derivatives.begin(), derivatives.end());
+      next = end;
+    }
     if (with_gradient_) {
-      rows_.BeginBackward(head_.Backward(dlogprobs));
+      rows_.BeginBackward(backend_.TargetLogprobsBackward(heads_, *tape, dlogprobs));
       next_ = Piece::kDown;
       return false;
     }
@@ -226,9 +228,11 @@ class NeighborLoss::Pass {
   }
 
   void Deliver() {
+    std::vector<Pathway> gradients(members_.size());
+    if (with_gradient_) gradients = rows_.gradients();
     for (size_t i = 0; i < members_.size(); ++i) {
       if (std::isfinite(losses_[i])) {
-        *members_[i].result = LossAndGradient{losses_[i], with_gradient_ ? std::move(rows_.gradients()[i]) : Pathway()};
+        *members_[i].result = LossAndGradient{losses_[i], std::move(gradients[i])};
       } else {
         *members_[i].result = absl::InternalError("the neighbors' loss is not finite");
       }
@@ -238,8 +242,9 @@ class NeighborLoss::Pass {
   const std::vector<Member> members_;
   const bool with_gradient_;
   const int64_t head_layers_;
+  Backend& backend_;
   NeighborPass rows_;
-  TargetHeadPass head_;
+  std::vector<const TargetTokens*> heads_;
   Piece next_ = Piece::kUp;
   int64_t head_spent_ = 0;
   std::vector<double> losses_;
@@ -272,7 +277,6 @@ class NeighborLoss::Run final : public EvaluationRun {
   }
 
   absl::StatusOr<bool> Advance(int64_t row_layers) override {
-    const c10::InferenceMode inference;
     const int64_t start = spent_;
     while (!passes_.empty() && spent_ - start < row_layers) {
       try {

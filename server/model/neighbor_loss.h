@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "server/compute/backend.h"
 #include "server/model/moe_model.h"
 #include "server/model/neighbor_rows.h"
-#include "server/model/target_head.h"
 
 namespace c3po {
 
@@ -55,7 +55,7 @@ class NeighborLoss final : public NeighborhoodObjective {
   const MoeModel& model_;
   const SurrogateLoss loss_;
   NeighborRows rows_;
-  TargetHead head_;
+  std::shared_ptr<const TargetTokens> head_;
   int64_t correct_choices_ = -1;
   std::vector<double> case_weights_;  // normalized kernel weights
   std::vector<int> case_gold_;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "server/model/model_config.h"
+#include "server/model/config/model_config.h"
 #include "server/types/neighborhood_objective.h"
 
 namespace c3po {

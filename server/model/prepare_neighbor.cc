@@ -2,22 +2,16 @@
 // together to the first critical layer, each weight read once for both. There the tree stops; the prompt goes on to the
 // keys and values of the last layer.
 
-#include <ATen/ATen.h>
-#include <c10/core/InferenceMode.h>
-
 #include <algorithm>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
-#include "server/model/causal_attention.h"
-#include "server/model/matrix_product.h"
+#include "server/compute/backend.h"
 #include "server/model/moe_model.h"
-#include "server/model/tree_attention.h"
 
 namespace c3po {
 namespace {
@@ -55,39 +49,33 @@ class Preparation final : public NeighborPreparation {
  public:
   Preparation(const MoeModel& model, NeighborCache& cache, std::string key, const NeighborCase& neighbor,
               const MovingPart& moving)
-      : model_(model), cache_(cache), key_(std::move(key)), reference_id_(neighbor.reference_id) {
-    const c10::InferenceMode inference;
-    const ModelConfig& config = model.config();
+      : model_(model),
+        backend_(model.backend()),
+        cache_(cache),
+        key_(std::move(key)),
+        reference_id_(neighbor.reference_id),
+        entry_(model.config().moe_layers[moving.first_layer]) {
     const absl::Span<const int32_t> prompt(neighbor.prompt);
     const size_t moved = std::min(prompt.size(), static_cast<size_t>(moving.prompt_positions));
     prefix_ = static_cast<int64_t>(prompt.size() - moved);
-    entry_ = config.moe_layers[moving.first_layer];
     state_->first_layer = moving.first_layer;
     state_->prefix_length = static_cast<int>(prefix_);
     state_->tree = AnswerTree::Build(prompt.subspan(prompt.size() - moved), neighbor.continuations);
-    const at::TensorOptions options = model.tensor_options();
-    std::vector<int64_t> positions(prefix_), tokens(prompt.begin(), prompt.begin() + prefix_);
-    std::iota(positions.begin(), positions.end(), int64_t{0});
+    state_->prompt = backend_.NewPromptStates(entry_, prefix_);
+    rows_ = backend_.NewPreparationRows(state_->shape());
+    std::vector<int64_t> tokens(prompt.begin(), prompt.begin() + prefix_);
     tokens.insert(tokens.end(), state_->tree.tokens.begin(), state_->tree.tokens.end());
-    for (int depth : state_->tree.depths) positions.push_back(prefix_ + depth);
-    rope_ = model.rope().Select(at::tensor(positions, at::kLong).to(options.device()), options.dtype().toScalarType());
-    const AnswerTree* tree = &state_->tree;
-    attention_ = std::make_unique<TreeAttention>(absl::MakeConstSpan(&tree, 1),
-                                                 std::vector<int>{static_cast<int>(prefix_)}, config, options);
-    const int64_t upper = config.layers - entry_;
-    state_->keys = at::empty({upper, config.kv_heads, prefix_, config.head_dim}, options);
-    state_->values = at::empty({upper, config.kv_heads, prefix_, config.value_dim}, options);
-    hidden_ = model.Embed(tokens);
+    hidden_ = backend_.AllocateHidden(static_cast<int64_t>(tokens.size()));
+    backend_.Embed(tokens, hidden_.view());
   }
 
   absl::StatusOr<bool> Advance(int64_t row_layers) override {
     try {
-      const c10::InferenceMode inference;
       for (const int64_t before = spent_; spent_ - before < row_layers;) {
-        spent_ += hidden_.size(0);
+        spent_ += hidden_.rows();
         if (!RunLayer()) continue;
-        hidden_ = at::Tensor();
-        attention_.reset();
+        hidden_ = OwnedMatrix();
+        rows_.reset();
         cache_.Insert(key_, state_);
         return true;
       }
@@ -103,56 +91,38 @@ class Preparation final : public NeighborPreparation {
  private:
   // The tree's rows stop where they enter the first critical layer; the prompt's go on alone.
   void LeaveTree() {
-    state_->entry_hidden = hidden_.narrow(0, prefix_, state_->tree.rows()).clone();
-    if (prefix_ == 0) return;
-    hidden_ = hidden_.narrow(0, 0, prefix_).contiguous();
-    rope_ = {rope_.cos.narrow(0, 0, prefix_), rope_.sin.narrow(0, 0, prefix_)};
+    const int64_t rows = state_->tree.rows();
+    state_->entry_hidden = backend_.AllocateHidden(rows);
+    backend_.Copy(hidden_.view().Rows(prefix_, rows), state_->entry_hidden.view());
+    const OwnedMatrix prompt = backend_.AllocateHidden(prefix_);
+    backend_.Copy(hidden_.view().Rows(0, prefix_), prompt.view());
+    hidden_ = prompt;
   }
 
   // True when nobody reads further.
   bool RunLayer() {
-    const ModelConfig& config = model_.config();
     if (layer_ == entry_) LeaveTree();
     if (layer_ == entry_ && prefix_ == 0) return true;
-    const LayerWeights& layer = model_.weights().layers[layer_];
-    const Projections rows =
-        ProjectAttention(RmsNorm(hidden_, layer.attention_norm, config.rms_norm_eps), layer, config, rope_);
-    at::Tensor keys = rows.k.narrow(0, 0, prefix_).transpose(0, 1).contiguous();
-    at::Tensor values = rows.v.narrow(0, 0, prefix_).transpose(0, 1).contiguous();
-    if (layer_ >= entry_) {
-      state_->keys.select(0, layer_ - entry_).copy_(keys);
-      state_->values.select(0, layer_ - entry_).copy_(values);
-      if (layer_ + 1 == config.layers) return true;
-    }
-    std::vector<at::Tensor> contexts;
-    if (prefix_ > 0) contexts.push_back(CausalAttention(rows.q.narrow(0, 0, prefix_), keys, values, 0, config));
-    if (layer_ < entry_) {
-      const int64_t tree_rows = state_->tree.rows();
-      const Projections own{rows.q.narrow(0, prefix_, tree_rows),
-                            rows.k.narrow(0, prefix_, tree_rows),
-                            rows.v.narrow(0, prefix_, tree_rows),
-                            {}};
-      contexts.push_back(attention_->Forward(own, keys.unsqueeze(0), values.unsqueeze(0), nullptr));
-    }
-    const at::Tensor context = contexts.size() == 1 ? contexts[0] : at::cat(contexts);
-    hidden_ = AddBlock(hidden_, Project(context, layer.output, layer.output_bias), config);
-    const at::Tensor normed = RmsNorm(hidden_, layer.moe_norm, config.rms_norm_eps);
-    const Mixing mixing = layer.router.defined() ? MixExperts(normed, layer, config, {}) : Mixing();
-    hidden_ = AddBlock(hidden_, RunFeedForward(normed, mixing, layer, nullptr), config);
+    const bool is_last = layer_ + 1 == model_.config().layers;
+    const bool keeps = layer_ >= entry_;
+    backend_.PreparationAttention(layer_, *rows_, keeps ? state_->prompt.get() : nullptr, keeps && is_last,
+                                  hidden_.view());
+    if (keeps && is_last) return true;
+    backend_.FeedForward(layer_, {}, hidden_.view(), Matrix());
     ++layer_;
     return false;
   }
 
   const MoeModel& model_;
+  Backend& backend_;
   NeighborCache& cache_;
   const std::string key_, reference_id_;
+  const int entry_;  // decoder layer of the first critical one
   int64_t prefix_ = 0;
-  int entry_ = 0;  // decoder layer of the first critical one
   int layer_ = 0;  // the next
   int64_t spent_ = 0;
-  RopeTable rope_;
-  std::unique_ptr<TreeAttention> attention_;
-  at::Tensor hidden_;
+  std::unique_ptr<PreparationRows> rows_;
+  OwnedMatrix hidden_;
   const std::shared_ptr<MoeNeighborState> state_ = std::make_shared<MoeNeighborState>();
 };
 

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "server/model/device.h"
+#include "server/compute/device.h"
 #include "tests/bench/model_work.h"
 #include "tests/bench/timing.h"
 #include "tests/bench/value_or_exit.h"

@@ -18,6 +18,10 @@
 #include <random>
 #include <vector>
 
+#include "server/compute/aten/expert_selection.h"
+#include "server/compute/aten/experts.h"
+#include "server/compute/aten/projections.h"
+#include "server/compute/aten/row_operations.h"
 #include "server/model/moe_model.h"
 #include "server/pathway/pathway_optimizer.h"
 #include "tests/bench/model_work.h"
@@ -66,7 +70,7 @@ MoeWeights RandomWeights(const ModelConfig& config) {
   return weights;
 }
 
-at::Tensor CausalAttention(const Projections& rows, const ModelConfig& config) {
+at::Tensor CausalAttention(const aten::Projections& rows, const ModelConfig& config) {
   const int64_t n = rows.q.size(0);
   const at::Tensor q = rows.q.transpose(0, 1), k = rows.k.transpose(0, 1), v = rows.v.transpose(0, 1);
   const at::Tensor mask = at::full({n, n}, -std::numeric_limits<float>::infinity(), at::kFloat).triu(1);
@@ -85,19 +89,19 @@ at::Tensor NaiveLoss(const MoeModel& model, const MoeWeights& weights, const Nei
   at::Tensor x = weights.embedding.index_select(0, tokens);
   for (int l = 0; l < config.layers; ++l) {
     const LayerWeights& layer = weights.layers[l];
-    const Projections rows =
-        ProjectAttention(RmsNorm(x, layer.attention_norm, config.rms_norm_eps), layer, config, rope);
+    const aten::Projections rows =
+        aten::ProjectAttention(aten::RmsNorm(x, layer.attention_norm, config.rms_norm_eps), layer, config, rope);
     x = x + at::linear(CausalAttention(rows, config), layer.output);
-    const at::Tensor h = RmsNorm(x, layer.moe_norm, config.rms_norm_eps);
-    LayerRouting routing;
+    const at::Tensor h = aten::RmsNorm(x, layer.moe_norm, config.rms_norm_eps);
+    aten::LayerRouting routing;
     const auto found = std::find(layers.begin(), layers.end(), l);
     if (found != layers.end()) {
       routing.weights = w.select(0, found - layers.begin()).unsqueeze(0).expand({n, config.experts});
       routing.weights_rows = last;
     }
-    x = x + RunExperts(h, MixExperts(h, layer, config, routing), layer.experts, nullptr);
+    x = x + aten::RunExperts(h, aten::MixExperts(h, layer, config, routing), layer.experts, nullptr);
   }
-  const at::Tensor normed = RmsNorm(x.narrow(0, n - 1, 1), weights.final_norm, config.rms_norm_eps);
+  const at::Tensor normed = aten::RmsNorm(x.narrow(0, n - 1, 1), weights.final_norm, config.rms_norm_eps);
   const at::Tensor logits = at::linear(normed, weights.lm_head);
   return -at::log_softmax(logits, -1)[0][neighbor.continuations[0][0]];
 }

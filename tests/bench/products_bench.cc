@@ -18,10 +18,10 @@
 #include <string_view>
 #include <vector>
 
-#include "server/model/cpu/bfloat16_products.h"
-#include "server/model/cpu/matrix_products.h"
-#include "server/model/cpu/panels.h"
-#include "server/model/cpu/thread_pool.h"
+#include "server/compute/cpu/bfloat16_products.h"
+#include "server/compute/cpu/matrix_products.h"
+#include "server/compute/cpu/panels.h"
+#include "server/compute/cpu/thread_pool.h"
 #include "tests/bench/timing.h"
 
 namespace c3po {

@@ -8,8 +8,8 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "server/compute/device.h"
 #include "server/config/server_config.h"
-#include "server/model/device.h"
 #include "tests/bench/index_sweep.h"
 #include "tests/bench/reembedding.h"
 

@@ -20,8 +20,8 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "server/model/cpu/thread_pool.h"
-#include "server/model/device.h"
+#include "server/compute/cpu/thread_pool.h"
+#include "server/compute/device.h"
 #include "tests/bench/markdown_table.h"
 #include "tests/bench/model_work.h"
 #include "tests/bench/timing.h"

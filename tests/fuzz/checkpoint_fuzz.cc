@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_split.h"
-#include "server/model/tensor_plan.h"
+#include "server/model/config/tensor_plan.h"
 #include "server/weights/checkpoint.h"
 #include "tests/fuzz/fuzz_target.h"
 

@@ -1,7 +1,7 @@
 // config.json: refused, or of sizes whose arithmetic does not overflow.
 
-#include "server/model/model_config.h"
-#include "server/model/tensor_plan.h"
+#include "server/model/config/model_config.h"
+#include "server/model/config/tensor_plan.h"
 #include "tests/fuzz/fuzz_target.h"
 
 C3PO_FUZZ_TARGET(input) {

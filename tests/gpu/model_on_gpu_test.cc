@@ -9,9 +9,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "server/model/device.h"
-#include "server/model/layer_math.h"
-#include "server/model/matrix_product.h"
+#include "server/compute/aten/expert_selection.h"
+#include "server/compute/aten/experts.h"
+#include "server/compute/aten/products.h"
+#include "server/compute/device.h"
+#include "server/compute/weight_tensors.h"
 #include "server/weights/safetensors_file.h"
 #include "tests/server/model/neighbor_scenario.h"
 #include "tests/server/model/reference_model.h"
@@ -203,17 +205,18 @@ TEST_F(OnGpu, ExpertsAsOneProductAreThoseOfTheCpu) {
   config.experts_per_token = 3;
   LayerWeights layer;
   layer.router = router.to(at::kFloat);
-  const Mixing mixing = MixExperts(normed.to(at::kFloat), layer, config, {});
+  const aten::Mixing mixing = aten::MixExperts(normed.to(at::kFloat), layer, config, {});
   const auto run = [&](const ExpertWeights& networks, at::TensorOptions options) {
-    Mixing own = mixing;
+    aten::Mixing own = mixing;
     for (at::Tensor* x : {&own.selected, &own.selected_mask, &own.weights}) *x = x->to(options.device());
-    ExpertTape tape;
+    aten::ExpertTape tape;
     at::Tensor dweights;
-    const at::Tensor out = RunExperts(normed.to(options), own, networks, &tape);
-    const at::Tensor dnormed = ExpertsBackward(doutput.to(options), normed.to(options), own, networks, tape, dweights);
+    const at::Tensor out = aten::RunExperts(normed.to(options), own, networks, &tape);
+    const at::Tensor dnormed =
+        aten::ExpertsBackward(doutput.to(options), normed.to(options), own, networks, tape, dweights);
     return std::vector<at::Tensor>{out.cpu().to(at::kFloat), dnormed.cpu().to(at::kFloat), dweights.cpu()};
   };
-  ASSERT_TRUE(CanMultiplyGroups(normed.to(device_), kNeurons));
+  ASSERT_TRUE(aten::CanMultiplyGroups(normed.to(device_), kNeurons));
   const auto expected = run({gate_up.to(at::kFloat), down.to(at::kFloat)}, at::TensorOptions(at::kFloat));
   const auto got = run({gate_up.to(device_), down.to(device_)}, at::TensorOptions(at::kBFloat16).device(device_));
   for (size_t i = 0; i < got.size(); ++i) {

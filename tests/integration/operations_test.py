@@ -138,9 +138,10 @@ class OperationsTest(unittest.TestCase):
             time.sleep(0.02)
         self.assertEqual(sum(outcomes.values()), begun, outcomes)
         self.assertEqual(outcomes["error"], 2)
-        self.assertEqual(outcomes["stop"] + outcomes["length"], 2)
-        self.assertEqual(outcomes["abort"], begun - 4)
-        self.assertIn(outcomes["abort"], (1, 2))  # A call of 20 ms may not have come in at all.
+        # On a fast machine a call ends before its cancel or its deadline is seen.
+        self.assertGreaterEqual(outcomes["stop"] + outcomes["length"], 2)
+        self.assertEqual(outcomes["abort"], begun - 2 - outcomes["stop"] - outcomes["length"])
+        self.assertLessEqual(outcomes["abort"], 2)  # A call of 20 ms may not have come in at all.
 
     # --- The log ---
 

@@ -32,12 +32,13 @@ class RevokedTest(unittest.TestCase):
         with server.channel() as channel:
             references = pb["reference_pb2_grpc"].ReferenceServiceStub(channel)
             key = lambda name: {"metadata": [("authorization", f"Bearer token-{name}")], "timeout": 120}
-            self.assertEqual(len(list(references.Add((sample(i) for i in range(12)), **key("stayer")))) > 0, True)
+            self.assertEqual(len(list(references.Add((sample(i) for i in range(96)), **key("stayer")))) > 0, True)
             # A stream that waits for its client's first sample, one that waits for the next, and one at work for long.
             silent = references.Add(samples_then_silence(0), **key("leaver"))
             waiting = references.Add(samples_then_silence(1), **key("leaver"))
             self.assertEqual(next(waiting).progress.received, 1)
-            learning = references.TunePrior(ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=1000, patience=1000),
+            learning = references.TunePrior(ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=1000, patience=1000,
+                                                                       batch_size=1),
                                             **key("leaver"))
             next(learning)
             stays = references.Add(samples_then_silence(1), **key("stayer"))

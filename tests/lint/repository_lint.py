@@ -41,13 +41,16 @@ SERVER_ROOMS = {
     "server/config": set(),
     "server/process": set(),
     "server/admission": {"server/config"},
-    "server/embed": {"server/weights", "server/model/cpu"},
-    "server/model": {"server/weights", "server/model/cpu"},
-    "server/model/cpu": set(),
+    "server/embed": {"server/weights", "server/compute", "server/compute/cpu"},
+    "server/compute": {"server/compute/cpu", "server/compute/aten", "server/model/config", "server/weights"},
+    "server/compute/cpu": {"server/compute", "server/model/config"},
+    "server/compute/aten": {"server/compute", "server/model/config"},
+    "server/model": {"server/model/config", "server/weights", "server/compute", "server/compute/cpu"},
+    "server/model/config": {"server/weights"},
     "server/scheduler": {"server/sampling"},
     "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
                         "server/config", "index/search", "index/store"},
-    "server/inspect": {"server/model", "server/pipeline", "server/text", "server/weights"},
+    "server/inspect": {"server/model", "server/model/config", "server/pipeline", "server/text", "server/weights"},
     "server/rpc": {"server/pipeline", "server/process", "server/admission", "server/text", "server/config", "index/store", "proto"},
 }
 TOP_FOLDERS = ("index", "server", "client", "tests", "proto")
@@ -68,7 +71,7 @@ ONE_FILE_PARTIES = {
 PLACED_PARTIES = {
     "gRPC and protobuf": (re.compile(r"^(grpcpp|grpc|google/protobuf|google/rpc)/"),
                           ("server/rpc/", "server/main.cc", "client/", "tests/")),
-    "libtorch": (re.compile(r"^(torch|ATen|c10)/"), ("server/model/", "server/embed/", "tests/")),
+    "libtorch": (re.compile(r"^(torch|ATen|c10)/"), ("server/compute/", "server/model/", "server/embed/", "tests/")),
     "cpp-httplib": (re.compile(r"^httplib\.h$"), ("tests/",)),
 }
 SOURCE_ONLY_PARTIES = {"nlohmann": re.compile(r"^nlohmann/")}
@@ -314,6 +317,15 @@ def check_index_kinds(path: str, text: str) -> List[Violation]:
             for number, line in enumerate(text.splitlines(), 1) if "dynamic_cast" in line.split("//")[0]]
 
 
+def check_device_questions(path: str, text: str) -> List[Violation]:
+    """Where a tensor lies is the affair of the backends and of device.cc."""
+    asking = ("server/compute/aten/", "server/compute/cpu/", "server/compute/device.")
+    if not path.startswith("server/") or not path.endswith(CPP_SUFFIXES) or path.startswith(asking):
+        return []
+    return [Violation("device-question", path, number, "only a backend and device.cc ask where a tensor lies")
+            for number, line in enumerate(text.splitlines(), 1) if re.search(r"\b(is_cuda|is_cpu|OnCpuKernels)\b", line.split("//")[0])]
+
+
 def read_exceptions(root: str, path: str) -> Tuple[List[Exemption], List[Violation]]:
     text = read_text(root, path) if os.path.isfile(os.path.join(root, path)) else ""
     exemptions, found = [], []
@@ -354,6 +366,7 @@ def lint(root: str, exceptions: str = "tests/lint/exceptions.txt") -> List[Viola
         found += check_file_reads(path, text)
         found += check_lengths(path, text)
         found += check_index_kinds(path, text)
+        found += check_device_questions(path, text)
         if path.endswith(CPP_SUFFIXES):
             includes += includes_of(path, text)
         if path.endswith(HEADER_SUFFIXES):

@@ -10,6 +10,7 @@
 #include <random>
 #include <set>
 
+#include "server/compute/device.h"
 #include "server/model/moe_model.h"
 #include "server/weights/checkpoint.h"
 #include "tests/server/model/rounded_arithmetic.h"
@@ -70,7 +71,7 @@ std::unique_ptr<MoeModel> LoadInPairs(const std::string& name) {
   const MoeModelOptions options = Options(name, "bfloat16", "float32");
   const auto checkpoint = *Checkpoint::Open(options.folder);
   const ModelConfig config = *ModelConfig::Parse(checkpoint->config_json(), "config.json");
-  auto weights = LoadMoeWeights(*checkpoint, config, at::kBFloat16, at::kCPU, nullptr);
+  auto weights = LoadMoeWeights(*checkpoint, config, PlacementOn(at::kCPU, at::kBFloat16), nullptr);
   EXPECT_TRUE(weights.ok()) << weights.status();
   auto model = MoeModel::FromWeights(config, *std::move(weights), 1 << 20, cpu::WeightLayout::kPairs);
   EXPECT_TRUE(model->AllocateKvCache(64).ok());

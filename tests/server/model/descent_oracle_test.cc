@@ -10,6 +10,7 @@
 #include <optional>
 #include <random>
 
+#include "server/compute/device.h"
 #include "server/pathway/pathway_optimizer.h"
 #include "server/weights/checkpoint.h"
 #include "tests/server/model/neighbor_scenario.h"
@@ -45,7 +46,7 @@ std::unique_ptr<MoeModel> LoadNormalized(const std::string& name) {
   ModelConfig config = *ModelConfig::Parse(checkpoint->config_json(), "config.json");
   EXPECT_FALSE(config.norm_topk_prob);
   config.norm_topk_prob = true;
-  auto weights = LoadMoeWeights(*checkpoint, config, at::kFloat, at::kCPU, nullptr);
+  auto weights = LoadMoeWeights(*checkpoint, config, PlacementOn(at::kCPU, at::kFloat), nullptr);
   EXPECT_TRUE(weights.ok()) << weights.status();
   auto model = MoeModel::FromWeights(config, *std::move(weights), 1 << 20);
   EXPECT_TRUE(model->AllocateKvCache(256).ok());

@@ -1,4 +1,4 @@
-#include "server/model/model_config.h"
+#include "server/model/config/model_config.h"
 
 #include <gtest/gtest.h>
 

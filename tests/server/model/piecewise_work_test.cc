@@ -1,13 +1,10 @@
 // Work in pieces: what comes of it is bitwise what comes of it at once, and it takes no more memory than was estimated.
 
-#include <c10/core/Allocator.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <map>
 #include <random>
 
+#include "server/compute/cpu/memory.h"
 #include "server/model/objective_memory.h"
 #include "tests/server/model/neighbor_scenario.h"
 
@@ -60,27 +57,6 @@ TEST_P(PiecewiseWorkTest, PiecesGiveWhatAllAtOnceGives) {
   }
 }
 
-// Counts what tensors on the CPU hold.
-class HeldBytes final : public c10::MemoryReportingInfoBase {
- public:
-  void reportMemoryUsage(void* address, int64_t change, size_t, size_t, c10::Device) override {
-    if (change > 0) {
-      blocks_[address] = change;
-      held_ += change;
-    } else if (const auto found = blocks_.find(address); found != blocks_.end()) {
-      held_ -= found->second;
-      blocks_.erase(found);
-    }
-    most_ = std::max(most_, held_);
-  }
-  bool memoryProfilingEnabled() const override { return true; }
-  int64_t most() const { return most_; }
-
- private:
-  std::map<void*, int64_t> blocks_;
-  int64_t held_ = 0, most_ = 0;
-};
-
 TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
   for (uint32_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -104,9 +80,9 @@ TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
       spec.cases.push_back(std::move(neighbor));
     }
     const int64_t estimate = model->ObjectiveBytes(spec, positions);
-    const auto held = std::make_shared<HeldBytes>();
+    const int64_t before = cpu::HeldMemory::now();
+    cpu::HeldMemory::Restart();
     {
-      const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, held);
       for (const NeighborCase& neighbor : spec.cases) {
         auto state = model->PrepareNeighbor(neighbor, {spec.critical_layers.front(), positions});
         ASSERT_TRUE(state.ok()) << state.status();
@@ -121,8 +97,9 @@ TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
         ASSERT_TRUE(result[0].ok()) << result[0].status();
       }
     }
-    EXPECT_LE(held->most(), estimate);
-    EXPECT_GT(3 * held->most(), estimate) << "so much is never taken";
+    const int64_t most = cpu::HeldMemory::most() - before;
+    EXPECT_LE(most, estimate);
+    EXPECT_GT(3 * most, estimate) << "so much is never taken";
   }
 }
 

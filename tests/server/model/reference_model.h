@@ -9,7 +9,7 @@
 #include <optional>
 #include <vector>
 
-#include "server/model/matrix_product.h"
+#include "server/compute/weight_tensors.h"
 #include "server/model/moe_model.h"
 
 namespace c3po {

@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "server/model/cpu/bfloat16_products.h"
+#include "server/compute/cpu/bfloat16_products.h"
 
 namespace c3po {
 

@@ -9,7 +9,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "server/model/matrix_product.h"
+#include "server/compute/weight_tensors.h"
 #include "server/model/moe_model.h"
 #include "server/weights/safetensors_file.h"
 

@@ -12,8 +12,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "server/model/config/tensor_plan.h"
 #include "server/model/moe_model.h"
-#include "server/model/tensor_plan.h"
 #include "tests/server/model/tiny_model.h"
 #include "tests/server/weights/safetensors_text.h"
 

@@ -1,56 +1,83 @@
-// The LM head's loss and gradient in both ways, the CPU's kernels and ATen (which a GPU takes), against autograd over
-// the words of the definition.
-
-#include "server/model/target_head.h"
+// The LM head's loss and gradient on both backends, against autograd over the words of the definition.
 
 #include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
-#include <c10/core/InferenceMode.h>
 #include <gtest/gtest.h>
 
-#include "tests/server/model/neighbor_scenario.h"
+#include <memory>
+#include <vector>
+
+#include "server/compute/aten/aten_backend.h"
+#include "server/compute/weight_tensors.h"
+#include "tests/server/model/tiny_model.h"
 
 namespace c3po {
 namespace {
 
-struct Outcome {
-  std::vector<std::vector<float>> logprobs;
-  at::Tensor gradient;
+// Targets of some rows, as NewTargets takes them.
+struct Head {
+  int64_t row_count;
+  std::vector<int64_t> rows, tokens;
+  bool targets_only;
 };
 
-Outcome RunPass(const MoeModel& model, const std::vector<TargetHead>& heads, const at::Tensor& hidden,
-                const std::vector<std::vector<float>>& dlogprobs) {
-  std::vector<const TargetHead*> pointers;
-  for (const TargetHead& head : heads) pointers.push_back(&head);
-  TargetHeadPass pass(model, pointers);
-  Outcome outcome{pass.Forward(hidden, true), {}};
-  outcome.gradient = pass.Backward(dlogprobs);
-  TargetHeadPass bare(model, pointers);
-  EXPECT_EQ(bare.Forward(hidden, false), outcome.logprobs);
+struct Outcome {
+  std::vector<float> logprobs, gradient;
+};
+
+constexpr int64_t kRows = 9;
+
+Outcome RunOn(Backend& backend, const std::vector<Head>& heads, const std::vector<float>& hidden,
+              const std::vector<float>& dlogprobs) {
+  std::vector<std::shared_ptr<const TargetTokens>> owned;
+  std::vector<const TargetTokens*> targets;
+  for (const Head& head : heads) {
+    owned.push_back(backend.NewTargets(head.row_count, head.rows, head.tokens, head.targets_only));
+    targets.push_back(owned.back().get());
+  }
+  const auto read = [&](const OwnedMatrix& matrix) {
+    std::vector<float> values(static_cast<size_t>(matrix.view().rows * matrix.view().columns));
+    backend.Read(matrix.view(), absl::MakeSpan(values));
+    return values;
+  };
+  const OwnedMatrix x = backend.AllocateHidden(kRows);
+  backend.Write(hidden, x.view());
+  std::unique_ptr<Tape> tape;
+  Outcome outcome{read(backend.TargetLogprobs(targets, x, &tape)), {}};
+  outcome.gradient = read(backend.TargetLogprobsBackward(targets, *tape, dlogprobs));
+  EXPECT_EQ(read(backend.TargetLogprobs(targets, x, nullptr)), outcome.logprobs);
   return outcome;
 }
 
 // sum over targets of coefficient * log softmax(RmsNorm(h) W^T / divisor), by autograd.
-Outcome ByAutograd(const MoeModel& model, const std::vector<TargetHead>& heads, const at::Tensor& hidden,
-                   const std::vector<std::vector<float>>& dlogprobs) {
-  const at::Tensor h = hidden.clone().set_requires_grad(true);
+Outcome ByAutograd(const MoeModel& model, const std::vector<Head>& heads, const std::vector<float>& hidden,
+                   const std::vector<float>& dlogprobs) {
+  const at::Tensor h = at::tensor(at::ArrayRef<float>(hidden)).view({kRows, -1}).set_requires_grad(true);
   const at::Tensor variance = h.pow(2).mean(-1, true);
   const at::Tensor normed =
       h * at::rsqrt(variance + model.config().rms_norm_eps) * model.weights().final_norm.to(at::kFloat).clone();
+  const at::Tensor lm_head = RowMajor(model.weights().lm_head).to(at::kFloat).clone();
   Outcome outcome;
   at::Tensor total = at::zeros({}, at::kFloat);
   int64_t row = 0;
-  for (size_t i = 0; i < heads.size(); ++i) {
-    const at::Tensor logits =
-        normed.narrow(0, row, heads[i].row_count).matmul(heads[i].weights.to(at::kFloat).clone().t()) /
-        model.config().logits_divisor;
-    const at::Tensor logp = at::log_softmax(logits, -1).index({heads[i].rows.clone(), heads[i].tokens.clone()});
-    outcome.logprobs.push_back(ToFloats(logp.detach()));
-    total = total + (logp * at::tensor(at::ArrayRef<float>(dlogprobs[i]))).sum();
-    row += heads[i].row_count;
+  size_t target = 0;
+  for (const Head& head : heads) {
+    at::Tensor logits = normed.narrow(0, row, head.row_count).matmul(lm_head.t()) / model.config().logits_divisor;
+    if (head.targets_only) {
+      at::Tensor others = at::ones({logits.size(1)}, at::kBool);
+      for (const int64_t token : head.tokens) others[token] = false;
+      logits = logits.masked_fill(others, -std::numeric_limits<float>::infinity());
+    }
+    const at::Tensor logp = at::log_softmax(logits, -1);
+    for (size_t t = 0; t < head.rows.size(); ++t, ++target) {
+      const at::Tensor own = logp[head.rows[t]][head.tokens[t]];
+      outcome.logprobs.push_back(own.item<float>());
+      total = total + own * dlogprobs[target];
+    }
+    row += head.row_count;
   }
   total.backward();
-  outcome.gradient = h.grad();
+  const at::Tensor gradient = h.grad().contiguous();
+  outcome.gradient.assign(gradient.const_data_ptr<float>(), gradient.const_data_ptr<float>() + gradient.numel());
   return outcome;
 }
 
@@ -58,30 +85,25 @@ class TargetHeadWays : public testing::TestWithParam<const char*> {};
 
 TEST_P(TargetHeadWays, CpuKernelsAndAtenGiveTheLossAndGradientOfAutograd) {
   const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
-  const int64_t hidden_size = model->shape().hidden_size, vocabulary = model->shape().vocabulary_size;
+  const int64_t vocabulary = model->shape().vocabulary_size;
   at::manual_seed(5);
-  const at::Tensor hidden = at::randn({9, hidden_size});
+  const at::Tensor random = at::randn({kRows, model->shape().hidden_size});
+  const std::vector<float> hidden(random.const_data_ptr<float>(), random.const_data_ptr<float>() + random.numel());
   // Two that share a product, rows with two targets and with none, and one whose softmax is over its targets.
-  const std::vector<TargetHead> heads = {
-      TargetHead::Make(*model, 3, {0, 2, 2}, {5, 7, vocabulary - 1}, false),
-      TargetHead::Make(*model, 2, {0, 1}, {7, 9}, true),
-      TargetHead::Make(*model, 4, {3, 0, 1}, {0, 5, 5}, false),
-  };
-  const std::vector<std::vector<float>> dlogprobs = {{-0.5f, 0.25f, -1.0f}, {1.0f, -2.0f}, {0.125f, -0.75f, 0.5f}};
+  const std::vector<Head> heads = {
+      {3, {0, 2, 2}, {5, 7, vocabulary - 1}, false}, {2, {0, 1}, {7, 9}, true}, {4, {3, 0, 1}, {0, 5, 5}, false}};
+  const std::vector<float> dlogprobs = {-0.5f, 0.25f, -1.0f, 1.0f, -2.0f, 0.125f, -0.75f, 0.5f};
   const Outcome expected = ByAutograd(*model, heads, hidden, dlogprobs);
-  for (const bool by_aten : {false, true}) {
-    SCOPED_TRACE(by_aten ? "ATen" : "the CPU's kernels");
-    const c10::InferenceMode inference;
-    const c10::AutoGradMode kernels_off(by_aten);  // See OnCpuKernels.
-    const Outcome outcome = RunPass(*model, heads, hidden, dlogprobs);
+  aten::AtenBackend aten(model->config(), model->weights(), model->rope());
+  for (Backend* backend : {&model->backend(), static_cast<Backend*>(&aten)}) {
+    SCOPED_TRACE(backend == &aten ? "ATen" : "the CPU's kernels");
+    const Outcome outcome = RunOn(*backend, heads, hidden, dlogprobs);
     ASSERT_EQ(outcome.logprobs.size(), expected.logprobs.size());
-    for (size_t i = 0; i < heads.size(); ++i) {
-      ASSERT_EQ(outcome.logprobs[i].size(), expected.logprobs[i].size());
-      for (size_t t = 0; t < expected.logprobs[i].size(); ++t) {
-        EXPECT_NEAR(outcome.logprobs[i][t], expected.logprobs[i][t], 2e-5) << "head " << i << " target " << t;
-      }
+    for (size_t t = 0; t < expected.logprobs.size(); ++t) {
+      EXPECT_NEAR(outcome.logprobs[t], expected.logprobs[t], 2e-5) << "target " << t;
     }
-    EXPECT_LT((outcome.gradient - expected.gradient).abs().max().item<float>(), 2e-5);
+    ASSERT_EQ(outcome.gradient.size(), expected.gradient.size());
+    for (size_t i = 0; i < expected.gradient.size(); ++i) EXPECT_NEAR(outcome.gradient[i], expected.gradient[i], 2e-5);
   }
 }
 

@@ -1,4 +1,4 @@
-#include "server/model/tensor_plan.h"
+#include "server/model/config/tensor_plan.h"
 
 #include <limits>
 

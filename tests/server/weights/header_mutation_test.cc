@@ -16,7 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "index/base/status_macros.h"
-#include "server/model/tensor_plan.h"
+#include "server/model/config/tensor_plan.h"
 #include "tests/server/weights/safetensors_text.h"
 
 namespace c3po {

@@ -1,0 +1,118 @@
+// Memory, the rows of a step, the embedding and the LM head. Attention, feed-forward and targets have a file each.
+
+#include "server/compute/aten/aten_backend.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include <utility>
+#include <vector>
+
+#include "server/compute/aten/matrix_tensors.h"
+#include "server/compute/aten/products.h"
+#include "server/compute/aten/row_operations.h"
+#include "server/compute/weight_tensors.h"
+
+namespace c3po::aten {
+namespace {
+
+at::TensorOptions ActivationsOf(const at::Tensor& embedding) {
+  return embedding.is_cpu() ? embedding.options().dtype(at::kFloat) : embedding.options();
+}
+
+// Float32 rows on the host; the span outlives the tensor.
+at::Tensor HostRows(const float* data, const Matrix& shape, size_t size) {
+  TORCH_CHECK(static_cast<int64_t>(size) == shape.rows * shape.columns, "a copy's sizes differ");
+  return at::from_blob(const_cast<float*>(data), {shape.rows, shape.columns}, at::kFloat);
+}
+
+}  // namespace
+
+AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      rope_(std::move(rope)),
+      options_(ActivationsOf(weights_.embedding)),
+      info_{ElementTypeOf(options_.dtype().toScalarType()), /*batch_invariant=*/false, /*pads=*/true} {}
+
+OwnedMatrix AtenBackend::Allocate(ElementType type, int64_t rows, int64_t columns) {
+  const c10::InferenceMode inference;
+  return MatrixOf(at::empty({rows, columns}, options_.dtype(ScalarTypeOf(type))));
+}
+
+OwnedMatrix AtenBackend::AllocateHidden(int64_t rows) { return Allocate(info_.activations, rows, config_.hidden_size); }
+
+void AtenBackend::Write(absl::Span<const float> from, Matrix to) {
+  const c10::InferenceMode inference;
+  TensorOf(to, device()).copy_(Upload(HostRows(from.data(), to, from.size()), device()));
+}
+
+void AtenBackend::Read(const Matrix& from, absl::Span<float> to) {
+  const c10::InferenceMode inference;
+  HostRows(to.data(), from, to.size()).copy_(TensorOf(from, device()));
+}
+
+void AtenBackend::Copy(const Matrix& from, Matrix to) {
+  const c10::InferenceMode inference;
+  TORCH_CHECK(from.rows == to.rows && from.columns == to.columns, "a copy's shapes differ");
+  TensorOf(to, device()).copy_(TensorOf(from, device()));
+}
+
+void AtenBackend::AllocateKvCache(int64_t slots) {
+  const c10::InferenceMode inference;
+  keys_ = values_ = at::Tensor();  // Those before make room first.
+  const int64_t layers = config_.layers, heads = config_.kv_heads;
+  at::Tensor keys = at::empty({layers, heads, slots, config_.head_dim}, options_);
+  values_ = at::empty({layers, heads, slots, config_.value_dim}, options_);
+  keys_ = std::move(keys);
+}
+
+int64_t AtenBackend::kv_cache_bytes() const {
+  return keys_.defined() ? static_cast<int64_t>(keys_.nbytes() + values_.nbytes()) : 0;
+}
+
+RopeTable AtenBackend::RopeAt(absl::Span<const int64_t> positions) const {
+  return rope_.Select(Upload(positions, device()), options_.dtype().toScalarType());
+}
+
+void AtenBackend::RunStep(absl::FunctionRef<void()> enqueue) {
+  const c10::InferenceMode inference;
+  enqueue();
+}
+
+void AtenBackend::PlaceRows(absl::Span<const SequenceRows> sequences) {
+  const c10::InferenceMode inference;
+  rows_ = CachedRows::Make(sequences, device());
+  std::vector<int64_t> positions(static_cast<size_t>(rows_.slots.size(0)));
+  for (const SequenceRows& sequence : sequences) {
+    for (int64_t i = 0; i < sequence.rows; ++i) {
+      positions[static_cast<size_t>(sequence.first_row + i)] = sequence.start + i;
+    }
+  }
+  rows_rope_ = RopeAt(positions);
+}
+
+void AtenBackend::Embed(absl::Span<const int64_t> tokens, Matrix hidden) {
+  const c10::InferenceMode inference;
+  const at::Tensor rows = SelectRows(weights_.embedding, Upload(tokens, device())).to(options_.dtype());
+  TensorOf(hidden, device()).copy_(config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier);
+}
+
+void AtenBackend::Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) {
+  const c10::InferenceMode inference;
+  const at::Tensor picked = TensorOf(hidden, device()).index_select(0, Upload(rows, device()));
+  const at::Tensor normed = RmsNorm(picked, weights_.final_norm, config_.rms_norm_eps);
+  const at::Tensor all = MatMulTransposed(normed, weights_.lm_head).to(at::kFloat);
+  TensorOf(logits, device()).copy_(config_.logits_divisor == 1 ? all : all / config_.logits_divisor);
+}
+
+void AtenBackend::ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) {
+  const c10::InferenceMode inference;
+  TORCH_CHECK(static_cast<int64_t>(targets.size()) == logits.rows, "each row of logits has one target");
+  const at::Tensor rows = TensorOf(logits, device()), to = TensorOf(scores, device());
+  const at::Tensor ids = Upload(std::vector<int64_t>(targets.begin(), targets.end()), device());
+  to.select(1, 0).copy_(at::log_softmax(rows, -1).gather(1, ids.unsqueeze(1)).squeeze(1));
+  to.select(1, 1).copy_(rows.argmax(-1).eq(ids));
+}
+
+}  // namespace c3po::aten

@@ -1,0 +1,97 @@
+#ifndef C3PO_SERVER_COMPUTE_ATEN_ATEN_BACKEND_H_
+#define C3PO_SERVER_COMPUTE_ATEN_ATEN_BACKEND_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/types/span.h"
+#include "server/compute/aten/causal_attention.h"
+#include "server/compute/backend.h"
+#include "server/compute/moe_weights.h"
+#include "server/compute/rope_table.h"
+#include "server/model/config/model_config.h"
+
+namespace c3po::aten {
+
+// The blocks on libtorch's operators, on the weights' device. On a GPU activations have the weights' dtype; they are
+// float32 on the CPU, where the backend is the oracle of others. A matrix is a tensor's memory; what a call returns is
+// in the queue of libtorch's current stream. Errors are c10::Error.
+//
+// Besides Read, a GPU is waited for by a MoE block of float32, or of sizes that the grouped product does not take, and
+// by RunRemembered while it has not seen every expert selected.
+class AtenBackend final : public Backend {
+ public:
+  // `weights` are shared, not copied, and `rope` is on their device. On the CPU they may lie in any layout.
+  AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope);
+
+  const BackendInfo& info() const override { return info_; }
+
+  OwnedMatrix Allocate(ElementType type, int64_t rows, int64_t columns) override;
+  OwnedMatrix AllocateHidden(int64_t rows) override;
+  void Write(absl::Span<const float> from, Matrix to) override;
+  void Read(const Matrix& from, absl::Span<float> to) override;
+  void Copy(const Matrix& from, Matrix to) override;
+  void AllocateKvCache(int64_t slots) override;
+  int64_t kv_cache_bytes() const override;
+
+  void RunStep(absl::FunctionRef<void()> enqueue) override;
+  void PlaceRows(absl::Span<const SequenceRows> sequences) override;
+  void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
+  void Attention(int layer, Matrix hidden) override;
+  void FeedForward(int layer, absl::Span<const RoutingRows> routing, Matrix hidden, Matrix probabilities) override;
+  void Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) override;
+  void ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) override;
+
+  std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) override;
+  std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) override;
+  void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
+                            Matrix hidden) override;
+
+  std::unique_ptr<PackedTrees> PackTrees(absl::Span<const TreeCase> cases) override;
+  OwnedMatrix TreeAttention(int layer, absl::Span<const PackedTrees* const> trees, const OwnedMatrix& hidden,
+                            std::unique_ptr<Tape>* tape) override;
+  OwnedMatrix TreeAttentionBackward(int layer, absl::Span<const PackedTrees* const> trees, const Tape& tape,
+                                    const OwnedMatrix& dout) override;
+  OwnedMatrix FeedForward(int layer, absl::Span<const RoutingRows> routing, const OwnedMatrix& hidden,
+                          std::unique_ptr<Tape>* tape) override;
+  OwnedMatrix FeedForwardBackward(int layer, absl::Span<const RoutingRows> routing, const Tape& tape,
+                                  const OwnedMatrix& dout, Matrix sums) override;
+
+  std::unique_ptr<RememberedExperts> Remember(int layer, const OwnedMatrix& hidden, int64_t bytes_max) override;
+  OwnedMatrix RunRemembered(RememberedExperts& experts, absl::Span<const RoutingRows> routing,
+                            std::unique_ptr<Tape>* tape) override;
+  void RememberedBackward(const RememberedExperts& experts, absl::Span<const RoutingRows> routing, const Tape& tape,
+                          const OwnedMatrix& dout, Matrix sums) override;
+
+  std::shared_ptr<const TargetTokens> NewTargets(int64_t row_count, absl::Span<const int64_t> rows,
+                                                 absl::Span<const int64_t> tokens, bool targets_only) override;
+  OwnedMatrix TargetLogprobs(absl::Span<const TargetTokens* const> targets, const OwnedMatrix& hidden,
+                             std::unique_ptr<Tape>* tape) override;
+  OwnedMatrix TargetLogprobsBackward(absl::Span<const TargetTokens* const> targets, const Tape& tape,
+                                     absl::Span<const float> dlogprobs) override;
+
+ private:
+  at::Device device() const { return options_.device(); }
+  const LayerWeights& layer(int l) const { return weights_.layers[static_cast<size_t>(l)]; }
+  // Of rows at these positions.
+  RopeTable RopeAt(absl::Span<const int64_t> positions) const;
+
+  const ModelConfig config_;
+  const MoeWeights weights_;
+  const RopeTable rope_;
+  const at::TensorOptions options_;  // of activations, keys and values
+  const BackendInfo info_;
+
+  at::Tensor keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim; undefined before they are
+                              // allocated
+  CachedRows rows_;           // of the step
+  RopeTable rows_rope_;       // likewise
+};
+
+}  // namespace c3po::aten
+
+#endif  // C3PO_SERVER_COMPUTE_ATEN_ATEN_BACKEND_H_

@@ -1,0 +1,175 @@
+#ifndef C3PO_SERVER_COMPUTE_BACKEND_H_
+#define C3PO_SERVER_COMPUTE_BACKEND_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "server/compute/matrix.h"
+#include "server/types/routing_override.h"
+#include "server/types/sequence_rows.h"
+
+namespace c3po {
+
+// What an override says about rows [begin, end) of a matrix in one MoE layer.
+struct RoutingRows {
+  int64_t begin = 0, end = 0;
+  RoutingOverride::Kind kind = RoutingOverride::Kind::kWeights;
+  absl::Span<const float> values;  // [E], on the host, until the call returns
+  int64_t sum = -1;                // Row of the sums that takes dJ/dvalues of these rows; -1: no gradient is wanted.
+};
+
+// What the forward pass of a block leaves for the way back. Opaque; only the backend that made it reads it.
+class Tape {
+ public:
+  virtual ~Tape() = default;
+};
+
+// Keys and values of a prompt's first positions in the layers from some layer on. Opaque, but for its size.
+class PromptStates {
+ public:
+  virtual ~PromptStates() = default;
+  virtual int64_t bytes() const = 0;
+};
+
+// The rows of a tree of tokens below a prompt: row r attends to the prompt before the tree, to its ancestors and to
+// itself.
+struct TreeShape {
+  absl::Span<const int> parents;  // [rows]; -1 for row 0, else smaller than the row
+  absl::Span<const int> depths;   // [rows]; position = prefix + depth
+  int64_t prefix = 0;             // positions of the prompt before the tree
+
+  int64_t rows() const { return static_cast<int64_t>(parents.size()); }
+};
+
+// A tree whose prompt's keys and values are there already.
+struct TreeCase {
+  TreeShape shape;
+  std::shared_ptr<const PromptStates> prompt;
+};
+
+// The packed rows of several trees, those of one after those of the other. Opaque.
+class PackedTrees {
+ public:
+  virtual ~PackedTrees() = default;
+};
+
+// The rows of a prompt's beginning, and then those of the tree below it, all computed now. Opaque.
+class PreparationRows {
+ public:
+  virtual ~PreparationRows() = default;
+};
+
+// A layer's feed-forward block at rows that do not change, of which only the mixing weights do: what each expert gives
+// there is computed once, when a row first selects it. Opaque.
+class RememberedExperts {
+ public:
+  virtual ~RememberedExperts() = default;
+};
+
+// Where the LM head is read: target tokens, each after one of `rows` rows. Opaque.
+class TargetTokens {
+ public:
+  virtual ~TargetTokens() = default;
+};
+
+// What a backend is and does, told to those who plan for it.
+struct BackendInfo {
+  ElementType activations = ElementType::kFloat32;  // of hidden states, keys and values
+  bool batch_invariant = false;  // A row's result is bitwise the same whatever other rows are in the matrix.
+  bool pads = false;             // Attention and LM head of an objective take memory for rows that are short, too.
+};
+
+// A device that computes the blocks of one model. Notation: R rows, d hidden size, E experts, V vocabulary size; x is
+// the residual stream. A block includes its norm and its residual addition: x + m Block(RmsNorm(x)), m the
+// configuration's residual_multiplier. `layer` is a decoder layer; weights are the backend's own, in its own layout.
+//
+// Work is ordered: each call sees the results of those before it, and only Read waits for them. Engine thread only.
+// Misuse and a lack of memory throw.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const BackendInfo& info() const = 0;
+
+  // Memory. Rows of unknown content that live until the last copy goes.
+  virtual OwnedMatrix Allocate(ElementType type, int64_t rows, int64_t columns) = 0;
+  // Of the activations' type, [rows, d].
+  virtual OwnedMatrix AllocateHidden(int64_t rows) = 0;
+  // From the host, row-major, converted to the matrix's type.
+  virtual void Write(absl::Span<const float> from, Matrix to) = 0;
+  // To the host as float32, row-major; waits for all work before it.
+  virtual void Read(const Matrix& from, absl::Span<float> to) = 0;
+  // Of the same shape; converts.
+  virtual void Copy(const Matrix& from, Matrix to) = 0;
+
+  // Slots [0, slots) of keys and values in all layers, of unknown content, instead of those before.
+  virtual void AllocateKvCache(int64_t slots) = 0;
+  virtual int64_t kv_cache_bytes() const = 0;
+
+  // One step of running sequences. `enqueue` calls the blocks below and waits for nothing.
+  virtual void RunStep(absl::FunctionRef<void()> enqueue) = 0;
+  // The rows that Attention runs on until the next call; what `sequences` point to lives as long.
+  virtual void PlaceRows(absl::Span<const SequenceRows> sequences) = 0;
+  // [R, d], the tokens' rows of the embedding times the embedding multiplier.
+  virtual void Embed(absl::Span<const int64_t> tokens, Matrix hidden) = 0;
+  // Puts the placed rows' keys and values into their slots of the cache; x in place.
+  virtual void Attention(int layer, Matrix hidden) = 0;
+  // x in place. `probabilities`, float32 [R, E] or empty, receives softmax(router logits + shift), or the weights that
+  // replace it; of an MoE layer only. Rows that no `routing` names are routed by the model.
+  virtual void FeedForward(int layer, absl::Span<const RoutingRows> routing, Matrix hidden, Matrix probabilities) = 0;
+  // Final norm and LM head of the chosen rows: float32 [rows.size(), V].
+  virtual void Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) = 0;
+  // scores, float32 [R, 2]: log softmax(logits)[target]; 1 where the target is the likeliest token, of equals the one
+  // with the lowest id, else 0.
+  virtual void ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) = 0;
+
+  // Preparing a neighbor: the prompt's beginning and the tree of what moves climb together.
+  virtual std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) = 0;
+  virtual std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) = 0;
+  // x in place, of the prompt's rows and, where hidden has them, the tree's. `states`, unless null, receives the
+  // prompt's keys and values; with `states_only` nothing else is computed.
+  virtual void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
+                                    Matrix hidden) = 0;
+
+  // An objective's rows, layer by layer. Several PackedTrees are one matrix, packed in their order. `tape`, unless
+  // null, receives what the way back reads.
+  virtual std::unique_ptr<PackedTrees> PackTrees(absl::Span<const TreeCase> cases) = 0;
+  virtual OwnedMatrix TreeAttention(int layer, absl::Span<const PackedTrees* const> trees, const OwnedMatrix& hidden,
+                                    std::unique_ptr<Tape>* tape) = 0;
+  // dJ/dx from dJ/dy, y what TreeAttention returned.
+  virtual OwnedMatrix TreeAttentionBackward(int layer, absl::Span<const PackedTrees* const> trees, const Tape& tape,
+                                            const OwnedMatrix& dout) = 0;
+  virtual OwnedMatrix FeedForward(int layer, absl::Span<const RoutingRows> routing, const OwnedMatrix& hidden,
+                                  std::unique_ptr<Tape>* tape) = 0;
+  // dJ/dx, and dJ/dvalues of `routing`, which is what the forward pass was given: each row of `sums` (float32 [n, E])
+  // that some of it names is overwritten with the total of those. Entries outside the top-k are 0 for weights.
+  virtual OwnedMatrix FeedForwardBackward(int layer, absl::Span<const RoutingRows> routing, const Tape& tape,
+                                          const OwnedMatrix& dout, Matrix sums) = 0;
+
+  // The feed-forward block at `hidden`. Its experts' outputs are kept where they take at most `bytes_max`; else each
+  // run computes them.
+  virtual std::unique_ptr<RememberedExperts> Remember(int layer, const OwnedMatrix& hidden, int64_t bytes_max) = 0;
+  virtual OwnedMatrix RunRemembered(RememberedExperts& experts, absl::Span<const RoutingRows> routing,
+                                    std::unique_ptr<Tape>* tape) = 0;
+  // Only dJ/dvalues, as FeedForwardBackward gives it.
+  virtual void RememberedBackward(const RememberedExperts& experts, absl::Span<const RoutingRows> routing,
+                                  const Tape& tape, const OwnedMatrix& dout, Matrix sums) = 0;
+
+  // Targets [T]: tokens[t] after row rows[t] of `row_count`. With `targets_only` no other token counts: the softmax is
+  // taken over the targets.
+  virtual std::shared_ptr<const TargetTokens> NewTargets(int64_t row_count, absl::Span<const int64_t> rows,
+                                                         absl::Span<const int64_t> tokens, bool targets_only) = 0;
+  // float32 [1, sum of T]: log-probabilities of all targets, in their order. The rows of one follow those of the other.
+  virtual OwnedMatrix TargetLogprobs(absl::Span<const TargetTokens* const> targets, const OwnedMatrix& hidden,
+                                     std::unique_ptr<Tape>* tape) = 0;
+  // dJ/dhidden from dJ/dlogp of the targets, in their order.
+  virtual OwnedMatrix TargetLogprobsBackward(absl::Span<const TargetTokens* const> targets, const Tape& tape,
+                                             absl::Span<const float> dlogprobs) = 0;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_COMPUTE_BACKEND_H_

@@ -1,0 +1,211 @@
+#include "server/compute/cpu/attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "server/compute/cpu/matrix_products.h"
+#include "server/compute/cpu/row_operations.h"
+#include "server/compute/cpu/thread_pool.h"
+
+namespace c3po::cpu {
+namespace {
+
+constexpr int64_t kBlockRows = 32;  // Queries that pass over the keys together.
+
+// A block of a sequence's queries.
+struct QueryBlock {
+  const SequenceRows* sequence;
+  int64_t begin, end;  // of its rows
+};
+
+// One key-value head of a block of queries. The keys beyond a row's own position get probability 0, which leaves its
+// sums as they are. Runs are passed over in the order of positions, so that sums grow in that order too.
+void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_head, const float* q, const float* keys,
+                 const float* values, float* context) {
+  const SequenceRows& sequence = *block.sequence;
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, length = sequence.start + block.end;
+  const int64_t value_dim = shape.value_dim, count = (block.end - block.begin) * group;
+  thread_local std::vector<float> scores;
+  thread_local std::vector<int64_t> index;
+  thread_local std::vector<DotProduct> dots;
+  thread_local std::vector<OuterProduct> sums;
+  scores.resize(static_cast<size_t>(count * length));
+  index.clear();
+  for (int64_t r = block.begin; r < block.end; ++r) {
+    for (int64_t h = 0; h < group; ++h) {
+      index.push_back((sequence.first_row + r) * shape.heads + kv_head * group + h);
+    }
+  }
+  dots.clear();
+  sums.clear();
+  int64_t position = 0;
+  for (const KvRun& run : sequence.kv) {
+    const int64_t part = std::min(run.length, length - position);
+    if (part <= 0) break;
+    float* columns = scores.data() + position;
+    dots.push_back(
+        {{q, dim, count, index.data()}, {keys + run.slot * dim, false, part, dim}, {columns, length, nullptr}});
+    sums.push_back({{columns, length, count, nullptr},
+                    {values + run.slot * value_dim, false, part, value_dim},
+                    {context, value_dim, index.data()}});
+    position += part;
+  }
+  MultiplyTransposed(dots);
+  const auto scale = static_cast<float>(shape.scale);
+  for (int64_t i = 0; i < count; ++i) {
+    SoftmaxInPlace(scores.data() + i * length, sequence.start + block.begin + i / group + 1, length, scale);
+    std::fill_n(context + index[i] * value_dim, value_dim, 0.0f);
+  }
+  MultiplyAdd(sums);
+}
+
+// The key-value head's columns that a row sees: `prefix` contiguous rows, then chosen rows of the packed ones.
+struct Columns {
+  const float* prefix;
+  int64_t prefix_length;
+  const float* packed;    // of row 0, at the head
+  int64_t packed_stride;  // between packed rows
+  const int64_t* rows;
+  int64_t count;
+  int64_t dim;
+
+  const float* Prefix(int64_t j) const { return prefix + j * dim; }
+  const float* Moving(int64_t i) const { return packed + rows[i] * packed_stride; }
+};
+
+Columns ColumnsOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
+                  const std::vector<const float*>& prefixes, const float* packed, int64_t dim) {
+  return {prefixes[s] + kv_head * tree.prefix_lengths[s] * dim,
+          tree.prefix_lengths[s],
+          packed + kv_head * dim,
+          shape.kv_heads * dim,
+          tree.ancestors.data() + tree.ancestor_begin[row],
+          tree.ancestor_begin[row + 1] - tree.ancestor_begin[row],
+          dim};
+}
+
+// work(case, kv_head) for all of both.
+template <typename Work>
+void ForEachCaseAndHead(const HeadShape& shape, const TreeRows& tree, const Work& work) {
+  const auto cases = static_cast<int64_t>(tree.prefix_lengths.size());
+  const int64_t cost = tree.rows() * shape.heads * shape.head_dim * tree.width();
+  const int64_t all = cases * shape.kv_heads, grain = cost < (1 << 16) ? all : 1;
+  ParallelFor(all, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(i / shape.kv_heads, i % shape.kv_heads);
+  });
+}
+
+}  // namespace
+
+void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* q,
+                     const float* keys, const float* values, int64_t slots, float* context) {
+  thread_local std::vector<QueryBlock> kept;  // It keeps its memory from step to step.
+  std::vector<QueryBlock>& blocks = kept;     // This thread's, on whatever thread it is read.
+  blocks.clear();
+  int64_t cost = 0;
+  for (const SequenceRows& sequence : sequences) {
+    for (int64_t begin = 0; begin < sequence.rows; begin += kBlockRows) {
+      blocks.push_back({&sequence, begin, std::min(sequence.rows, begin + kBlockRows)});
+    }
+    cost += shape.heads * shape.head_dim * sequence.rows * (sequence.start + sequence.rows);
+  }
+  const int64_t all = static_cast<int64_t>(blocks.size()) * shape.kv_heads, grain = cost < (1 << 15) ? all : 1;
+  ParallelFor(all, grain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t head = i % shape.kv_heads;
+      CausalBlock(shape, blocks[i / shape.kv_heads], head, q, keys + head * slots * shape.head_dim,
+                  values + head * slots * shape.value_dim, context);
+    }
+  });
+}
+
+void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* k,
+                        const float* v, float* keys, float* values, int64_t slots) {
+  const int64_t heads = shape.kv_heads, dim = shape.head_dim, value_dim = shape.value_dim;
+  const auto key_bytes = static_cast<size_t>(dim) * sizeof(float);
+  const auto value_bytes = static_cast<size_t>(value_dim) * sizeof(float);
+  for (const SequenceRows& sequence : sequences) {
+    int64_t position = 0;
+    for (const KvRun& run : sequence.kv) {
+      const int64_t begin = std::max(sequence.start, position);
+      const int64_t end = std::min(sequence.start + sequence.rows, position + run.length);
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t row = sequence.first_row + p - sequence.start, slot = run.slot + p - position;
+        for (int64_t g = 0; g < heads; ++g) {
+          std::memcpy(keys + (g * slots + slot) * dim, k + (row * heads + g) * dim, key_bytes);
+          std::memcpy(values + (g * slots + slot) * value_dim, v + (row * heads + g) * value_dim, value_bytes);
+        }
+      }
+      position += run.length;
+    }
+  }
+}
+
+void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,
+                          const TreePrefixes& prefixes, float* probabilities, float* context) {
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
+  const int64_t value_dim = shape.value_dim;
+  const auto scale = static_cast<float>(shape.scale);
+  ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
+    for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
+      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefixes.keys, k, dim);
+      const Columns values = ColumnsOf(shape, tree, s, row, g, prefixes.values, v, value_dim);
+      for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+        const float* query = q + (row * shape.heads + h) * dim;
+        float* p = probabilities + (row * shape.heads + h) * width;
+        float* out = context + (row * shape.heads + h) * value_dim;
+        const int64_t n = keys.prefix_length;
+        for (int64_t j = 0; j < n; ++j) p[j] = Dot(query, keys.Prefix(j), dim);
+        for (int64_t i = 0; i < keys.count; ++i) p[n + i] = Dot(query, keys.Moving(i), dim);
+        SoftmaxInPlace(p, n + keys.count, width, scale);
+        std::fill_n(out, value_dim, 0.0f);
+        for (int64_t j = 0; j < n; ++j) AddScaled(p[j], values.Prefix(j), value_dim, out);
+        for (int64_t i = 0; i < keys.count; ++i) AddScaled(p[n + i], values.Moving(i), value_dim, out);
+      }
+    }
+  });
+}
+
+void TreeAttentionBackward(const HeadShape& shape, const TreeRows& tree, const float* dcontext, const float* q,
+                           const float* k, const float* v, const TreePrefixes& prefixes, const float* probabilities,
+                           float* dq, float* dk, float* dv) {
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
+  const int64_t value_dim = shape.value_dim;
+  const double scale = shape.scale;
+  ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
+    thread_local std::vector<float> ds;
+    ds.resize(static_cast<size_t>(width));
+    const auto moving = [&](float* x, int64_t row, int64_t size) { return x + (row * shape.kv_heads + g) * size; };
+    for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
+      std::fill_n(moving(dk, row, dim), dim, 0.0f);
+      std::fill_n(moving(dv, row, value_dim), value_dim, 0.0f);
+    }
+    for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
+      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefixes.keys, k, dim);
+      const Columns values = ColumnsOf(shape, tree, s, row, g, prefixes.values, v, value_dim);
+      const int64_t n = keys.prefix_length, columns = n + keys.count;
+      for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+        const float* query = q + (row * shape.heads + h) * dim;
+        const float* dout = dcontext + (row * shape.heads + h) * value_dim;
+        const float* p = probabilities + (row * shape.heads + h) * width;
+        double mean = 0;
+        for (int64_t j = 0; j < columns; ++j) {
+          ds[j] = Dot(dout, j < n ? values.Prefix(j) : values.Moving(j - n), value_dim);
+          mean += double{ds[j]} * p[j];
+        }
+        float* dquery = dq + (row * shape.heads + h) * dim;
+        std::fill_n(dquery, dim, 0.0f);
+        for (int64_t j = 0; j < columns; ++j) {
+          ds[j] = static_cast<float>(p[j] * (ds[j] - mean) * scale);
+          AddScaled(ds[j], j < n ? keys.Prefix(j) : keys.Moving(j - n), dim, dquery);
+        }
+        for (int64_t i = 0; i < keys.count; ++i) {
+          AddScaled(ds[n + i], query, dim, moving(dk, keys.rows[i], dim));
+          AddScaled(p[n + i], dout, value_dim, moving(dv, keys.rows[i], value_dim));
+        }
+      }
+    }
+  });
+}
+
+}  // namespace c3po::cpu

@@ -1,0 +1,269 @@
+// The attention blocks: of running sequences on the paged cache, of a neighbor that is prepared, and of an objective's
+// trees, up and down.
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "server/compute/cpu/cpu_backend.h"
+#include "server/compute/cpu/row_operations.h"
+
+namespace c3po::cpu {
+namespace {
+
+float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
+
+// Keys and values [layers from first_layer on, kv_heads, positions, dim].
+class CpuPromptStates final : public PromptStates {
+ public:
+  CpuPromptStates(const ModelConfig& config, int first_layer, int64_t positions)
+      : first_layer_(first_layer),
+        positions_(positions),
+        layer_keys_(int64_t{config.kv_heads} * positions * config.head_dim),
+        layer_values_(int64_t{config.kv_heads} * positions * config.value_dim),
+        bytes_((config.layers - first_layer) * (layer_keys_ + layer_values_) * static_cast<int64_t>(sizeof(float))),
+        data_(AllocateBytes(bytes_)),
+        values_(static_cast<float*>(data_.get()) + (config.layers - first_layer) * layer_keys_) {}
+
+  int64_t bytes() const override { return bytes_; }
+  int64_t positions() const { return positions_; }
+  float* Keys(int layer) const { return static_cast<float*>(data_.get()) + (layer - first_layer_) * layer_keys_; }
+  float* Values(int layer) const { return values_ + (layer - first_layer_) * layer_values_; }
+
+ private:
+  const int first_layer_;
+  const int64_t positions_, layer_keys_, layer_values_, bytes_;
+  const std::shared_ptr<void> data_;
+  float* const values_;
+};
+
+// Adds a tree's rows: case s, whose first packed row is the number of rows so far.
+void AppendTree(const TreeShape& shape, TreeRows& packed) {
+  if (packed.case_begin.empty()) {
+    packed.case_begin.push_back(0);
+    packed.ancestor_begin.push_back(0);
+  }
+  const int64_t first = packed.case_begin.back();
+  packed.prefix_lengths.push_back(shape.prefix);
+  packed.prefix_max = std::max(packed.prefix_max, shape.prefix);
+  for (int64_t m = 0; m < shape.rows(); ++m) {
+    for (int64_t a = m; a >= 0; a = shape.parents[a]) packed.ancestors.push_back(first + a);
+    const auto end = static_cast<int64_t>(packed.ancestors.size());
+    packed.ancestors_max = std::max(packed.ancestors_max, end - packed.ancestor_begin.back());
+    packed.ancestor_begin.push_back(end);
+  }
+  packed.case_begin.push_back(first + shape.rows());
+}
+
+struct CpuPreparationRows final : public PreparationRows {
+  TreeRows tree;
+  int64_t prefix = 0;
+  std::vector<float> cos, sin;  // of the prompt's rows, then of the tree's
+};
+
+struct CpuPackedTrees final : public PackedTrees {
+  TreeRows packed;
+  std::vector<std::shared_ptr<const PromptStates>> prompts;  // per case
+  std::vector<float> cos, sin;
+
+  const CpuPromptStates& prompt(size_t s) const { return static_cast<const CpuPromptStates&>(*prompts[s]); }
+};
+
+// What the way back through an attention block reads.
+struct AttentionTape final : public Tape {
+  OwnedMatrix input;
+  HeadRows rows{};
+  std::vector<float*> probabilities;  // per TreeRows
+  KeptMemory memory;
+};
+
+// The trees of one block as one matrix.
+struct Members {
+  explicit Members(absl::Span<const PackedTrees* const> trees) {
+    for (const PackedTrees* tree : trees) {
+      all.push_back(static_cast<const CpuPackedTrees*>(tree));
+      first_row.push_back(rows);
+      rows += all.back()->packed.rows();
+    }
+  }
+  Rotations JoinRotations(int64_t half, Memory& memory) const {
+    if (all.size() == 1) return {all[0]->cos.data(), all[0]->sin.data()};
+    float* const cos = memory.Floats(rows * half);
+    float* const sin = memory.Floats(rows * half);
+    for (size_t i = 0; i < all.size(); ++i) {
+      std::copy(all[i]->cos.begin(), all[i]->cos.end(), cos + first_row[i] * half);
+      std::copy(all[i]->sin.begin(), all[i]->sin.end(), sin + first_row[i] * half);
+    }
+    return {cos, sin};
+  }
+  // Of one member in a layer.
+  TreePrefixes Prefixes(size_t i, int layer) const {
+    TreePrefixes prefixes;
+    for (size_t s = 0; s < all[i]->prompts.size(); ++s) {
+      prefixes.keys.push_back(all[i]->prompt(s).Keys(layer));
+      prefixes.values.push_back(all[i]->prompt(s).Values(layer));
+    }
+    return prefixes;
+  }
+
+  std::vector<const CpuPackedTrees*> all;
+  std::vector<int64_t> first_row;
+  int64_t rows = 0;
+};
+
+void AppendRotation(const RopeTable& rope, int64_t position, std::vector<float>& cos, std::vector<float>& sin) {
+  const size_t half = static_cast<size_t>(rope.half()), begin = cos.size();
+  cos.resize(begin + half);
+  sin.resize(begin + half);
+  rope.CopyRow(position, cos.data() + begin, sin.data() + begin);
+}
+
+}  // namespace
+
+HeadShape CpuBackend::heads() const {
+  return {config_.heads, config_.kv_heads, config_.head_dim, config_.value_dim, config_.attention_scale};
+}
+
+void CpuBackend::AddOutput(const LayerViews& views, const float* x, const float* context, int64_t rows, float* out) {
+  const int64_t d = config_.hidden_size;
+  float* const block = arena_.Floats(rows * d);
+  Project({context, context_width(), rows, nullptr}, views.output, views.output_bias, block);
+  AddScaledRows(x, block, static_cast<float>(config_.residual_multiplier), rows * d, out);
+}
+
+void CpuBackend::Attention(int l, Matrix hidden) {
+  const LayerViews& views = layer(l);
+  const int64_t rows = hidden.rows, d = config_.hidden_size;
+  const Arena::Scope scope(arena_);
+  float* const normed = arena_.Floats(rows * d);
+  Norm(FloatsOf(hidden), views.attention_norm, rows, normed);
+  const HeadRows own = ProjectHeads(config_, views, normed, rows, {cos_.data(), sin_.data()}, arena_, arena_);
+  float* const keys = static_cast<float*>(keys_.get()) + int64_t{l} * config_.kv_heads * slots_ * config_.head_dim;
+  float* const values = static_cast<float*>(values_.get()) + int64_t{l} * config_.kv_heads * slots_ * config_.value_dim;
+  StoreKeysAndValues(heads(), sequences_, own.k, own.v, keys, values, slots_);
+  float* const context = arena_.Floats(rows * context_width());
+  CausalAttention(heads(), sequences_, own.q, keys, values, slots_, context);
+  AddOutput(views, FloatsOf(hidden), context, rows, FloatsOf(hidden));
+}
+
+std::shared_ptr<PromptStates> CpuBackend::NewPromptStates(int first_layer, int64_t positions) {
+  return std::make_shared<CpuPromptStates>(config_, first_layer, positions);
+}
+
+std::unique_ptr<PreparationRows> CpuBackend::NewPreparationRows(const TreeShape& tree) {
+  auto rows = std::make_unique<CpuPreparationRows>();
+  rows->prefix = tree.prefix;
+  AppendTree(tree, rows->tree);
+  for (int64_t p = 0; p < tree.prefix; ++p) AppendRotation(rope_, p, rows->cos, rows->sin);
+  for (const int depth : tree.depths) AppendRotation(rope_, tree.prefix + depth, rows->cos, rows->sin);
+  return rows;
+}
+
+void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation, PromptStates* states, bool states_only,
+                                      Matrix hidden) {
+  const auto& plan = static_cast<const CpuPreparationRows&>(preparation);
+  const LayerViews& views = layer(l);
+  const int64_t rows = hidden.rows, d = config_.hidden_size, prefix = plan.prefix;
+  const HeadShape shape = heads();
+  const int64_t kv = shape.kv_heads;
+  const Arena::Scope scope(arena_);
+  float* const normed = arena_.Floats(rows * d);
+  Norm(FloatsOf(hidden), views.attention_norm, rows, normed);
+  const HeadRows own = ProjectHeads(config_, views, normed, rows, {plan.cos.data(), plan.sin.data()}, arena_, arena_);
+  const auto* const kept = static_cast<const CpuPromptStates*>(states);
+  float* const keys = kept ? kept->Keys(l) : arena_.Floats(kv * prefix * shape.head_dim);
+  float* const values = kept ? kept->Values(l) : arena_.Floats(kv * prefix * shape.value_dim);
+  const KvRun whole{0, prefix};
+  const SequenceRows prompt{0, prefix, 0, {&whole, 1}};
+  const absl::Span<const SequenceRows> prompts(&prompt, prefix > 0 ? 1 : 0);
+  StoreKeysAndValues(shape, prompts, own.k, own.v, keys, values, prefix);
+  if (states_only) return;
+  float* const context = arena_.Floats(rows * context_width());
+  CausalAttention(shape, prompts, own.q, keys, values, prefix, context);
+  if (rows > prefix) {
+    const Arena::Scope of_tree(arena_);
+    float* const probabilities = arena_.Floats((rows - prefix) * shape.heads * plan.tree.width());
+    TreeAttentionForward(shape, plan.tree, own.q + prefix * shape.heads * shape.head_dim,
+                         own.k + prefix * kv * shape.head_dim, own.v + prefix * kv * shape.value_dim,
+                         {{keys}, {values}}, probabilities, context + prefix * context_width());
+  }
+  AddOutput(views, FloatsOf(hidden), context, rows, FloatsOf(hidden));
+}
+
+std::unique_ptr<PackedTrees> CpuBackend::PackTrees(absl::Span<const TreeCase> cases) {
+  auto rows = std::make_unique<CpuPackedTrees>();
+  for (const TreeCase& one : cases) {
+    AppendTree(one.shape, rows->packed);
+    rows->prompts.push_back(one.prompt);
+    for (const int depth : one.shape.depths) AppendRotation(rope_, one.shape.prefix + depth, rows->cos, rows->sin);
+  }
+  return rows;
+}
+
+OwnedMatrix CpuBackend::TreeAttention(int l, absl::Span<const PackedTrees* const> trees, const OwnedMatrix& hidden,
+                                      std::unique_ptr<Tape>* tape_out) {
+  const LayerViews& views = layer(l);
+  const Members members(trees);
+  const HeadShape shape = heads();
+  const int64_t rows = members.rows, d = config_.hidden_size;
+  auto tape = tape_out ? std::make_unique<AttentionTape>() : nullptr;
+  const Arena::Scope scope(arena_);
+  Memory& memory = tape ? static_cast<Memory&>(tape->memory) : arena_;
+  float* const normed = arena_.Floats(rows * d);
+  Norm(FloatsOf(hidden.view()), views.attention_norm, rows, normed);
+  const HeadRows own =
+      ProjectHeads(config_, views, normed, rows, members.JoinRotations(rope_.half(), arena_), memory, arena_);
+  float* const context = arena_.Floats(rows * context_width());
+  for (size_t i = 0; i < members.all.size(); ++i) {
+    const TreeRows& packed = members.all[i]->packed;
+    const int64_t first = members.first_row[i];
+    float* const probabilities = memory.Floats(packed.rows() * shape.heads * packed.width());
+    TreeAttentionForward(shape, packed, own.q + first * shape.heads * shape.head_dim,
+                         own.k + first * shape.kv_heads * shape.head_dim,
+                         own.v + first * shape.kv_heads * shape.value_dim, members.Prefixes(i, l), probabilities,
+                         context + first * context_width());
+    if (tape) tape->probabilities.push_back(probabilities);
+  }
+  OwnedMatrix out = AllocateHidden(rows);
+  AddOutput(views, FloatsOf(hidden.view()), context, rows, FloatsOf(out.view()));
+  if (tape) {
+    tape->input = hidden;
+    tape->rows = own;
+    *tape_out = std::move(tape);
+  }
+  return out;
+}
+
+OwnedMatrix CpuBackend::TreeAttentionBackward(int l, absl::Span<const PackedTrees* const> trees, const Tape& taped,
+                                              const OwnedMatrix& dout) {
+  const auto& tape = static_cast<const AttentionTape&>(taped);
+  const LayerViews& views = layer(l);
+  const Members members(trees);
+  const HeadShape shape = heads();
+  const int64_t rows = members.rows, d = config_.hidden_size;
+  const int64_t query = shape.heads * shape.head_dim, key = shape.kv_heads * shape.head_dim,
+                value = shape.kv_heads * shape.value_dim;
+  const Arena::Scope scope(arena_);
+  const float* const dblock = Scaled(FloatsOf(dout.view()), rows * d);
+  float* const dcontext = arena_.Floats(rows * context_width());
+  ProjectBackward({dblock, d, rows, nullptr}, views.output, arena_, dcontext);
+  float* const dq = arena_.Floats(rows * query);
+  float* const dk = arena_.Floats(rows * key);
+  float* const dv = arena_.Floats(rows * value);
+  for (size_t i = 0; i < members.all.size(); ++i) {
+    const int64_t first = members.first_row[i];
+    cpu::TreeAttentionBackward(shape, members.all[i]->packed, dcontext + first * context_width(),
+                               tape.rows.q + first * query, tape.rows.k + first * key, tape.rows.v + first * value,
+                               members.Prefixes(i, l), tape.probabilities[i], dq + first * query, dk + first * key,
+                               dv + first * value);
+  }
+  float* const dnormed = arena_.Floats(rows * d);
+  ProjectHeadsBackward(config_, views, tape.rows, dq, dk, dv, rows, members.JoinRotations(rope_.half(), arena_), arena_,
+                       dnormed);
+  OwnedMatrix dx = AllocateHidden(rows);
+  RmsNormBackwardRows(dnormed, FloatsOf(tape.input.view()), d, views.attention_norm, FloatsOf(dout.view()),
+                      config_.rms_norm_eps, rows, d, FloatsOf(dx.view()));
+  return dx;
+}
+
+}  // namespace c3po::cpu

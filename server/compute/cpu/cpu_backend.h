@@ -1,0 +1,115 @@
+#ifndef C3PO_SERVER_COMPUTE_CPU_CPU_BACKEND_H_
+#define C3PO_SERVER_COMPUTE_CPU_CPU_BACKEND_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "server/compute/backend.h"
+#include "server/compute/cpu/attention.h"
+#include "server/compute/cpu/expert_products.h"
+#include "server/compute/cpu/expert_selection.h"
+#include "server/compute/cpu/layer_views.h"
+#include "server/compute/cpu/memory.h"
+#include "server/compute/cpu/projections.h"
+#include "server/compute/rope_table.h"
+
+namespace c3po::cpu {
+
+// The blocks on the kernels of this folder, in float32 activations, on ThreadPool::Shared(). Work is done when a call
+// returns. A row's result is bitwise the same whatever rows are beside it.
+class CpuBackend final : public Backend {
+ public:
+  // `weights` are on the CPU, in any layout of the kernels; norms and biases float32. They are shared, not copied.
+  CpuBackend(ModelConfig config, MoeWeights weights, RopeTable rope);
+
+  const BackendInfo& info() const override { return info_; }
+
+  OwnedMatrix Allocate(ElementType type, int64_t rows, int64_t columns) override;
+  OwnedMatrix AllocateHidden(int64_t rows) override;
+  void Write(absl::Span<const float> from, Matrix to) override;
+  void Read(const Matrix& from, absl::Span<float> to) override;
+  void Copy(const Matrix& from, Matrix to) override;
+  void AllocateKvCache(int64_t slots) override;
+  int64_t kv_cache_bytes() const override;
+
+  void RunStep(absl::FunctionRef<void()> enqueue) override;
+  void PlaceRows(absl::Span<const SequenceRows> sequences) override;
+  void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
+  void Attention(int layer, Matrix hidden) override;
+  void FeedForward(int layer, absl::Span<const RoutingRows> routing, Matrix hidden, Matrix probabilities) override;
+  void Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) override;
+  void ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) override;
+
+  std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) override;
+  std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) override;
+  void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
+                            Matrix hidden) override;
+
+  std::unique_ptr<PackedTrees> PackTrees(absl::Span<const TreeCase> cases) override;
+  OwnedMatrix TreeAttention(int layer, absl::Span<const PackedTrees* const> trees, const OwnedMatrix& hidden,
+                            std::unique_ptr<Tape>* tape) override;
+  OwnedMatrix TreeAttentionBackward(int layer, absl::Span<const PackedTrees* const> trees, const Tape& tape,
+                                    const OwnedMatrix& dout) override;
+  OwnedMatrix FeedForward(int layer, absl::Span<const RoutingRows> routing, const OwnedMatrix& hidden,
+                          std::unique_ptr<Tape>* tape) override;
+  OwnedMatrix FeedForwardBackward(int layer, absl::Span<const RoutingRows> routing, const Tape& tape,
+                                  const OwnedMatrix& dout, Matrix sums) override;
+
+  std::unique_ptr<RememberedExperts> Remember(int layer, const OwnedMatrix& hidden, int64_t bytes_max) override;
+  OwnedMatrix RunRemembered(RememberedExperts& experts, absl::Span<const RoutingRows> routing,
+                            std::unique_ptr<Tape>* tape) override;
+  void RememberedBackward(const RememberedExperts& experts, absl::Span<const RoutingRows> routing, const Tape& tape,
+                          const OwnedMatrix& dout, Matrix sums) override;
+
+  std::shared_ptr<const TargetTokens> NewTargets(int64_t row_count, absl::Span<const int64_t> rows,
+                                                 absl::Span<const int64_t> tokens, bool targets_only) override;
+  OwnedMatrix TargetLogprobs(absl::Span<const TargetTokens* const> targets, const OwnedMatrix& hidden,
+                             std::unique_ptr<Tape>* tape) override;
+  OwnedMatrix TargetLogprobsBackward(absl::Span<const TargetTokens* const> targets, const Tape& tape,
+                                     absl::Span<const float> dlogprobs) override;
+
+ private:
+  struct FeedForwardRows;
+  struct FeedForwardTape;
+  struct Remembered;
+  struct RememberedTape;
+
+  const LayerViews& layer(int l) const { return views_.layers[static_cast<size_t>(l)]; }
+  HeadShape heads() const;
+  int64_t context_width() const { return int64_t{config_.heads} * config_.value_dim; }
+  // RmsNorm of packed rows [R, d].
+  void Norm(const float* x, const float* weight, int64_t rows, float* y) const;
+  Rotations RotationsAt(absl::Span<const int64_t> positions, Memory& memory) const;
+  // out = x + m (context W_o + bias).
+  void AddOutput(const LayerViews& views, const float* x, const float* context, int64_t rows, float* out);
+  // dcontext [R, heads * value_dim] from dJ/dout.
+  const float* OutputBackward(const LayerViews& views, const float* dout, int64_t rows);
+  // dout times m; dout itself where m is 1.
+  const float* Scaled(const float* dout, int64_t count);
+
+  // Of x [R, d], out may be x. Normed rows, mixing weights and tapes lie in `memory`.
+  FeedForwardRows RunFeedForward(const LayerViews& views, absl::Span<const RoutingRows> routing, const float* x,
+                                 int64_t rows, Memory& memory, float* out);
+  void RunShared(const LayerViews& views, const float* normed, int64_t rows, Memory& memory, FeedForwardRows& result,
+                 float* out);
+  void SharedBackward(const LayerViews& views, const FeedForwardRows& forward, const float* dout, int64_t rows,
+                      float* dnormed);
+  void MixRemembered(Remembered& experts, const MixingRows& mixing, float* out);
+
+  const ModelConfig config_;
+  const MoeWeights weights_;
+  const RopeTable rope_;
+  const ModelViews views_;
+  const BackendInfo info_{ElementType::kFloat32, true, false};
+  Arena arena_;
+
+  std::shared_ptr<void> keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim
+  int64_t slots_ = 0;
+  std::vector<SequenceRows> sequences_;  // of the step
+  std::vector<float> cos_, sin_;         // of the step's rows
+};
+
+}  // namespace c3po::cpu
+
+#endif  // C3PO_SERVER_COMPUTE_CPU_CPU_BACKEND_H_

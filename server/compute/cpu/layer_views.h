@@ -1,0 +1,60 @@
+#ifndef C3PO_SERVER_COMPUTE_CPU_LAYER_VIEWS_H_
+#define C3PO_SERVER_COMPUTE_CPU_LAYER_VIEWS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "server/compute/cpu/matrix_products.h"
+#include "server/compute/moe_weights.h"
+#include "server/model/config/model_config.h"
+
+namespace c3po::cpu {
+
+// Where a model's weights lie, as the kernels read them. Views: the MoeWeights they were made of live longer. Shapes
+// are those of LayerWeights; a pointer is null, and a view's data, where the model has no such weights.
+
+struct NetworkViews {
+  WeightView gate_up;   // [n 2f, d]: gate rows, then up rows, of each
+  WeightView down;      // [d, n f]
+  int64_t count = 0;    // n
+  int64_t neurons = 0;  // f
+
+  bool exists() const { return down.data != nullptr; }
+  WeightView GateUp(int64_t e) const { return gate_up.Rows(e * 2 * neurons, (e + 1) * 2 * neurons); }
+  WeightView Down(int64_t e) const { return down.Columns(e * neurons, (e + 1) * neurons); }
+};
+
+struct LayerViews {
+  const float* attention_norm = nullptr;
+  WeightView qkv;
+  const float* qkv_bias = nullptr;
+  const float *q_norm = nullptr, *k_norm = nullptr;
+  WeightView output;
+  const float* output_bias = nullptr;
+  const float *query_latent_norm = nullptr, *kv_latent_norm = nullptr;
+  WeightView query_expand, kv_expand;
+
+  const float* feed_forward_norm = nullptr;
+  WeightView router;  // exists in MoE layers
+  NetworkViews experts, shared;
+  WeightView shared_gate;
+
+  bool moe() const { return router.data != nullptr; }
+};
+
+struct ModelViews {
+  ModelViews(const ModelConfig& config, const MoeWeights& weights);
+
+  const ModelConfig& config;
+  WeightView embedding;  // [V, d]
+  const float* final_norm = nullptr;
+  WeightView lm_head;  // [V, d]
+  std::vector<LayerViews> layers;
+};
+
+// Row `row` of a matrix in any layout, as float32, to out [columns].
+void CopyRow(const WeightView& w, int64_t row, float* out);
+
+}  // namespace c3po::cpu
+
+#endif  // C3PO_SERVER_COMPUTE_CPU_LAYER_VIEWS_H_

@@ -1,0 +1,347 @@
+// Every block on the CPU's kernels and on libtorch, on the same rows of every family; and whole models on both.
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "server/compute/aten/aten_backend.h"
+#include "server/compute/aten/causal_attention.h"
+#include "server/compute/aten/products.h"
+#include "server/compute/aten/row_operations.h"
+#include "tests/server/model/neighbor_scenario.h"
+
+namespace c3po {
+namespace {
+
+using Values = std::vector<float>;
+
+class BackendsAgree : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    model_ = LoadTiny(GetParam());
+    aten_ = std::make_unique<aten::AtenBackend>(model_->config(), model_->weights(), model_->rope());
+    aten_->AllocateKvCache(256);
+  }
+
+  const ModelConfig& config() const { return model_->config(); }
+  int64_t d() const { return config().hidden_size; }
+
+  Values Random(int64_t count) {
+    Values values(static_cast<size_t>(count));
+    for (float& value : values) value = normal_(rng_);
+    return values;
+  }
+  Values RandomWeights() {
+    Values values = Random(config().experts);
+    double sum = 0;
+    for (float& value : values) sum += value = std::exp(value);
+    for (float& value : values) value = static_cast<float>(value / sum);
+    return values;
+  }
+
+  static OwnedMatrix Hidden(Backend& backend, const Values& values, int64_t rows) {
+    const OwnedMatrix hidden = backend.AllocateHidden(rows);
+    backend.Write(values, hidden.view());
+    return hidden;
+  }
+  static OwnedMatrix Floats(Backend& backend, int64_t rows, int64_t columns) {
+    const OwnedMatrix matrix = backend.Allocate(ElementType::kFloat32, rows, columns);
+    backend.Write(Values(static_cast<size_t>(rows * columns)), matrix.view());
+    return matrix;
+  }
+  static Values Read(Backend& backend, const OwnedMatrix& matrix) {
+    Values values(static_cast<size_t>(matrix.view().rows * matrix.view().columns));
+    backend.Read(matrix.view(), absl::MakeSpan(values));
+    return values;
+  }
+
+  // What `compute` gives on each, entry by entry.
+  void ExpectAgreement(const std::function<std::vector<Values>(Backend&)>& compute) {
+    const std::vector<Values> kernels = compute(model_->backend()), aten = compute(*aten_);
+    ASSERT_EQ(kernels.size(), aten.size());
+    for (size_t i = 0; i < kernels.size(); ++i) {
+      ASSERT_EQ(kernels[i].size(), aten[i].size()) << "result " << i;
+      double size = 0, difference = 0;
+      for (size_t j = 0; j < kernels[i].size(); ++j) {
+        size = std::max(size, std::abs(double{kernels[i][j]}));
+        difference = std::max(difference, std::abs(double{kernels[i][j]} - aten[i][j]));
+      }
+      EXPECT_LE(difference, 1e-5 * (1 + size)) << "result " << i;
+    }
+  }
+
+  std::unique_ptr<MoeModel> model_;
+  std::unique_ptr<Backend> aten_;
+  std::mt19937 rng_{1};
+  std::normal_distribution<float> normal_;
+};
+
+TEST_P(BackendsAgree, OnWhatIsWrittenCopiedAndRead) {
+  const Values values = Random(5 * d());
+  for (Backend* backend : {&model_->backend(), aten_.get()}) {
+    const OwnedMatrix from = Hidden(*backend, values, 5), to = Hidden(*backend, Values(size_t(5 * d())), 5);
+    backend->Copy(from.view().Rows(1, 3), to.view().Rows(2, 3));
+    Values expected(static_cast<size_t>(2 * d()));
+    expected.insert(expected.end(), values.begin() + d(), values.begin() + 4 * d());
+    EXPECT_EQ(Read(*backend, to), expected);
+    EXPECT_EQ(Read(*backend, from.Rows(4, 1)), Values(values.end() - d(), values.end()));
+    EXPECT_ANY_THROW(backend->Write(Values(3), from.view()));
+  }
+}
+
+TEST_P(BackendsAgree, OnEmbeddings) {
+  ExpectAgreement([&](Backend& backend) {
+    const OwnedMatrix hidden = backend.AllocateHidden(3);
+    backend.Embed({0, config().vocabulary_size - 1, 5}, hidden.view());
+    return std::vector<Values>{Read(backend, hidden)};
+  });
+}
+
+// With a shift in some rows and given weights in others, as requests of one batch have them.
+TEST_P(BackendsAgree, OnFeedForwardBlocksAndTheirGradientsUnderEveryOverride) {
+  constexpr int64_t kRows = 9;
+  const Values x = Random(kRows * d()), dout = Random(kRows * d());
+  const Values weights = RandomWeights(), others = RandomWeights(), shift = Random(config().experts);
+  using Kind = RoutingOverride::Kind;
+  const std::vector<RoutingRows> cases[] = {
+      {},
+      {{0, 4, Kind::kLogitShift, shift, 1}},
+      {{2, 3, Kind::kWeights, weights, 0}, {5, 9, Kind::kWeights, others, 2}},
+      {{0, 1, Kind::kWeights, weights, 1}, {1, 4, Kind::kLogitShift, shift, 0}, {6, 8, Kind::kLogitShift, shift, 0}},
+      {{3, 7, Kind::kWeights, weights, -1}},
+  };
+  for (int l = 0; l < config().layers; ++l) {
+    for (const std::vector<RoutingRows>& given : cases) {
+      const std::vector<RoutingRows> routing = config().IsMoeLayer(l) ? given : std::vector<RoutingRows>();
+      ExpectAgreement([&](Backend& backend) {
+        std::unique_ptr<Tape> tape;
+        const OwnedMatrix hidden = Hidden(backend, x, kRows), sums = Floats(backend, 3, config().experts);
+        const OwnedMatrix out = backend.FeedForward(l, routing, hidden, &tape);
+        const OwnedMatrix dx =
+            backend.FeedForwardBackward(l, routing, *tape, Hidden(backend, dout, kRows), sums.view());
+        const OwnedMatrix bare = backend.FeedForward(l, routing, hidden, nullptr);
+        const OwnedMatrix probabilities = Floats(backend, kRows, config().experts);
+        backend.FeedForward(l, routing, hidden.view(), config().IsMoeLayer(l) ? probabilities.view() : Matrix());
+        return std::vector<Values>{Read(backend, out),  Read(backend, dx),     Read(backend, sums),
+                                   Read(backend, bare), Read(backend, hidden), Read(backend, probabilities)};
+      });
+    }
+  }
+}
+
+TEST_P(BackendsAgree, ThatAWeightWhichIsNotANumberIsSelected) {
+  Values weights = RandomWeights();
+  weights.back() = std::numeric_limits<float>::quiet_NaN();
+  const Values x = Random(3 * d());
+  const int layer = config().moe_layers.back();
+  for (Backend* backend : {&model_->backend(), aten_.get()}) {
+    const OwnedMatrix hidden = Hidden(*backend, x, 3);
+    const RoutingRows routing{1, 2, RoutingOverride::Kind::kWeights, weights, -1};
+    backend->FeedForward(layer, {&routing, 1}, hidden.view(), Matrix());
+    const Values out = Read(*backend, hidden);
+    EXPECT_TRUE(std::isfinite(out.front()) && std::isfinite(out.back()));
+    EXPECT_TRUE(std::isnan(out[static_cast<size_t>(d())]));
+  }
+}
+
+TEST_P(BackendsAgree, OnExpertsThatAreRememberedAndOnWhatTheBlockGives) {
+  constexpr int64_t kRows = 6;
+  const Values x = Random(kRows * d()), dout = Random(kRows * d()), weights = RandomWeights();
+  const Values shift = Random(config().experts);
+  const int layer = config().moe_layers[1];
+  using Kind = RoutingOverride::Kind;
+  const std::vector<RoutingRows> cases[] = {{{0, 2, Kind::kLogitShift, shift, 1}, {3, 4, Kind::kLogitShift, shift, 1}},
+                                            {{1, 6, Kind::kWeights, weights, 0}}};
+  for (const int64_t bytes_max : {int64_t{0}, int64_t{1} << 30}) {
+    ExpectAgreement([&](Backend& backend) {
+      std::vector<Values> results;
+      const OwnedMatrix hidden = Hidden(backend, x, kRows);
+      const auto experts = backend.Remember(layer, hidden, bytes_max);
+      for (const std::vector<RoutingRows>& routing : cases) {
+        std::unique_ptr<Tape> tape, whole_tape;
+        const OwnedMatrix sums = Floats(backend, 2, config().experts), expected = Floats(backend, 2, config().experts);
+        results.push_back(Read(backend, backend.RunRemembered(*experts, routing, &tape)));
+        backend.RememberedBackward(*experts, routing, *tape, Hidden(backend, dout, kRows), sums.view());
+        results.push_back(Read(backend, sums));
+        EXPECT_EQ(Read(backend, backend.RunRemembered(*experts, routing, nullptr)), results[results.size() - 2]);
+        const Values whole = Read(backend, backend.FeedForward(layer, routing, hidden, &whole_tape));
+        backend.FeedForwardBackward(layer, routing, *whole_tape, Hidden(backend, dout, kRows), expected.view());
+        const Values gradient = Read(backend, expected);
+        for (size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(results[results.size() - 2][i], whole[i], 1e-4);
+        for (size_t i = 0; i < gradient.size(); ++i) EXPECT_NEAR(results.back()[i], gradient[i], 1e-4);
+      }
+      return results;
+    });
+  }
+}
+
+// Sequences of one row each, beside one of three; their keys lie in several runs.
+TEST_P(BackendsAgree, OnAttentionToTheCache) {
+  const std::vector<KvRun> runs[] = {{{40, 2}, {3, 1}}, {{10, 1}, {30, 9}}, {{50, 1}}, {{20, 5}, {0, 2}}};
+  const std::vector<SequenceRows> before = {{0, 2, 0, runs[0]}, {2, 9, 0, runs[1]}, {11, 3, 0, runs[3]}};
+  const std::vector<SequenceRows> now = {
+      {0, 1, 2, runs[0]}, {1, 1, 9, runs[1]}, {2, 1, 0, runs[2]}, {3, 3, 3, runs[3]}};
+  const Values first = Random(14 * d()), second = Random(6 * d());
+  ExpectAgreement([&](Backend& backend) {
+    std::vector<Values> results;
+    for (const int layer : {0, config().layers - 1}) {
+      backend.RunStep([&] {
+        const OwnedMatrix earlier = Hidden(backend, first, 14), hidden = Hidden(backend, second, 6);
+        backend.PlaceRows(before);
+        backend.Attention(layer, earlier.view());
+        backend.PlaceRows(now);
+        backend.Attention(layer, hidden.view());
+        results.push_back(Read(backend, earlier));
+        results.push_back(Read(backend, hidden));
+      });
+    }
+    return results;
+  });
+}
+
+TEST_P(BackendsAgree, OnTreesBelowPromptsAndTheirGradients) {
+  const std::vector<int> parents = {-1, 0, 0, 1, 3}, depths = {0, 1, 1, 2, 3}, one_parent = {-1}, one_depth = {0};
+  const TreeShape tree{parents, depths, 4}, alone{one_parent, one_depth, 0}, chain{one_parent, one_depth, 2};
+  const int first = 1, last = config().layers - 1;
+  const Values whole = Random(9 * d()), short_prompt = Random(2 * d()), x = Random(7 * d()), dout = Random(7 * d());
+  ExpectAgreement([&](Backend& backend) {
+    std::vector<Values> results;
+    const auto states = backend.NewPromptStates(first, 4);
+    const auto rows = backend.NewPreparationRows(tree);
+    const OwnedMatrix climbing = Hidden(backend, whole, 9);
+    backend.PreparationAttention(0, *rows, nullptr, false, climbing.view());
+    results.push_back(Read(backend, climbing));
+    for (int l = first; l <= last; ++l) {
+      backend.PreparationAttention(l, *rows, states.get(), l == last, climbing.view().Rows(0, 4));
+    }
+    results.push_back(Read(backend, climbing));
+    const auto short_states = backend.NewPromptStates(first, 2);
+    const OwnedMatrix climbing_too = Hidden(backend, short_prompt, 2);
+    for (int l = first; l <= last; ++l) {
+      backend.PreparationAttention(l, *backend.NewPreparationRows(chain), short_states.get(), false,
+                                   climbing_too.view());
+    }
+    const auto a = backend.PackTrees({{tree, states}, {alone, backend.NewPromptStates(first, 0)}});
+    const auto b = backend.PackTrees({{chain, short_states}});
+    const std::vector<const PackedTrees*> trees = {a.get(), b.get()};
+    for (int l = first; l <= last; ++l) {
+      std::unique_ptr<Tape> tape;
+      const OwnedMatrix out = backend.TreeAttention(l, trees, Hidden(backend, x, 7), &tape);
+      results.push_back(Read(backend, out));
+      results.push_back(Read(backend, backend.TreeAttention(l, trees, Hidden(backend, x, 7), nullptr)));
+      results.push_back(Read(backend, backend.TreeAttentionBackward(l, trees, *tape, Hidden(backend, dout, 7))));
+    }
+    return results;
+  });
+}
+
+TEST_P(BackendsAgree, OnTheHeadsLogitsAndScores) {
+  const Values x = Random(4 * d());
+  const int64_t vocabulary = config().vocabulary_size;
+  ExpectAgreement([&](Backend& backend) {
+    const OwnedMatrix logits = Floats(backend, 3, vocabulary), scores = Floats(backend, 3, 2);
+    backend.Logits(Hidden(backend, x, 4).view(), {3, 0, 1}, logits.view());
+    const Values values = Read(backend, logits);
+    const auto best = std::max_element(values.begin(), values.begin() + vocabulary) - values.begin();
+    backend.ScoreTargets(logits.view(), {static_cast<int32_t>(best), 2, 5}, scores.view());
+    return std::vector<Values>{values, Read(backend, scores)};
+  });
+}
+
+TEST_P(BackendsAgree, OnWholeModels) {
+  const auto other = MoeModel::OnBackend(
+      config(), model_->weights(), std::make_unique<aten::AtenBackend>(config(), model_->weights(), model_->rope()),
+      int64_t{64} << 20);
+  ASSERT_TRUE(other->AllocateKvCache(256).ok());
+  EXPECT_TRUE(model_->shape().batch_invariant);
+  EXPECT_FALSE(other->shape().batch_invariant);
+  const Scenario scenario{GetParam(), ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 2};
+  std::vector<Values> logits, targets;
+  std::vector<LossAndGradient> evaluations;
+  for (MoeModel* model : {model_.get(), other.get()}) {
+    std::mt19937 rng(3);
+    Segment prompt = PromptSegment({{0, 12}}, RandomTokens(rng, 12, model->shape().vocabulary_size));
+    prompt.targets = RandomTokens(rng, 12, model->shape().vocabulary_size);
+    prompt.want_capture = true;
+    prompt.entry_layer = 1;
+    const auto out = model->Forward({prompt});
+    ASSERT_TRUE(out.ok()) << out.status();
+    logits.push_back((*out)[0].logits);
+    targets.push_back((*out)[0].target_logprobs);
+    const auto objective = model->NewObjective(MakeSpec(rng, *model, scenario));
+    ASSERT_TRUE(objective.ok()) << objective.status();
+    const auto result = model->EvaluateTogether({{objective->get(), MakeRouting(rng, *model, scenario), true}});
+    ASSERT_TRUE(result[0].ok()) << result[0].status();
+    evaluations.push_back(*result[0]);
+  }
+  for (size_t i = 0; i < logits[0].size(); ++i) ASSERT_NEAR(logits[0][i], logits[1][i], 1e-4) << i;
+  for (size_t i = 0; i < targets[0].size(); ++i) ASSERT_NEAR(targets[0][i], targets[1][i], 1e-4) << i;
+  EXPECT_NEAR(evaluations[0].loss, evaluations[1].loss, 1e-5);
+  for (size_t i = 0; i < evaluations[0].gradient.weights.size(); ++i) {
+    EXPECT_NEAR(evaluations[0].gradient.weights[i], evaluations[1].gradient.weights[i], 1e-4) << i;
+  }
+}
+
+// ATen's two ways, with autograd and without.
+TEST_P(BackendsAgree, OnRotationWithAndWithoutAutograd) {
+  at::manual_seed(8);
+  const at::Tensor x = at::randn({4, config().heads, config().rope_dim}, at::kDouble), y = at::randn_like(x);
+  const RopeTable rope = model_->rope().Select(at::tensor({0, 1, 7, 30}, at::kLong), at::kDouble);
+  for (const bool inverse : {false, true}) {
+    const at::Tensor tracked = aten::Rotate(x, rope, inverse);
+    const c10::InferenceMode inference;
+    EXPECT_TRUE(at::allclose(aten::Rotate(x, rope, inverse), tracked, 1e-12, 1e-12));
+    const double there = (tracked * y).sum().item<double>(),
+                 back = (x * aten::Rotate(y, rope, !inverse)).sum().item<double>();
+    EXPECT_NEAR(there, back, 1e-9);  // The one is the other transposed.
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, BackendsAgree,
+                         testing::Values("olmoe_tiny", "mixtral_tiny", "mixtral_dense_tiny", "qwen2_moe_tiny",
+                                         "qwen3_moe_tiny", "deepseek_tiny", "deepseek_v2_lite_tiny", "deepseek_v2_tiny",
+                                         "granite_moe_tiny"));
+
+// Sequences of one row are padded to one length, or to two where few slots may be together.
+TEST(CachedRows, PadsTogetherWhatTakesFewSlots) {
+  const std::vector<KvRun> runs[] = {{{40, 2}, {3, 1}}, {{10, 1}, {30, 9}}, {{50, 1}}, {{20, 5}, {0, 2}}};
+  const std::vector<SequenceRows> sequences = {
+      {0, 1, 2, runs[0]}, {1, 1, 9, runs[1]}, {2, 1, 0, runs[2]}, {3, 3, 3, runs[3]}};
+  const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
+  const ModelConfig& config = model->config();
+  at::manual_seed(5);
+  const c10::InferenceMode inference;
+  const at::Tensor q = at::randn({6, config.heads, config.head_dim});
+  const at::Tensor k = at::randn({6, config.kv_heads, config.head_dim}), v = at::randn_like(k);
+  const at::Tensor keys = at::randn({config.kv_heads, 64, config.head_dim}), values = at::randn_like(keys);
+  std::vector<at::Tensor> contexts;
+  for (const int64_t slots_max : {6, 1000}) {
+    const auto rows = aten::CachedRows::Make(sequences, at::kCPU, slots_max);
+    EXPECT_EQ(rows.singles.size(), slots_max == 6 ? 2u : 1u);
+    contexts.push_back(aten::CachedAttention(q, k, v, rows, keys.clone(), values.clone(), config));
+  }
+  EXPECT_TRUE(at::allclose(contexts[0], contexts[1], 1e-5, 1e-5));
+}
+
+TEST(MultiplyGroups, IsEachGroupsProduct) {
+  at::manual_seed(6);
+  const at::Tensor x = at::randn({10, 16}), ends = at::tensor({0, 3, 3, 10}, at::kInt);
+  const at::Tensor networks = at::randn({4, 24, 16}), side_by_side = at::randn({16, 4, 24});
+  for (const at::Tensor& matrices :
+       {networks.transpose(1, 2), at::randn({4, 16, 8}), side_by_side.permute({1, 0, 2})}) {
+    const at::Tensor each = aten::MultiplyEachGroup(x, matrices, ends);
+    ASSERT_EQ(each.sizes(), (std::vector<int64_t>{10, matrices.size(2)}));
+    EXPECT_TRUE(at::allclose(each.narrow(0, 0, 3), at::matmul(x.narrow(0, 0, 3), matrices[1])));
+    EXPECT_TRUE(at::allclose(each.narrow(0, 3, 7), at::matmul(x.narrow(0, 3, 7), matrices[3])));
+    EXPECT_TRUE(at::allclose(aten::MultiplyGroups(x, matrices, ends), each, 1e-5, 1e-5));
+  }
+}
+
+}  // namespace
+}  // namespace c3po
