@@ -131,8 +131,11 @@ absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t
 absl::Status CollectionLearning::TunePrior(TuneRequest request, OnEpoch on_epoch, OnTuned on_done) {
   C3PO_RETURN_IF_ERROR(Check(request, parts_.model->shape()));
   C3PO_ASSIGN_OR_RETURN(std::shared_ptr<void> place, TakePlace());
-  on_done = [place = std::move(place), told = std::move(on_done)](
-                absl::StatusOr<std::optional<CollectionPrior>> prior) { told(std::move(prior)); };
+  on_done = [place = std::move(place), context = request.context,
+             told = std::move(on_done)](absl::StatusOr<std::optional<CollectionPrior>> prior) {
+    context.Used(0);  // Where the engine had it, that was settled before.
+    told(std::move(prior));
+  };
   auto shared = std::make_shared<TuneRequest>(std::move(request));
   const bool taken =
       parts_.workers->Submit([this, shared, on_epoch, on_done] { return StartTuning(*shared, on_epoch, on_done); },
@@ -255,14 +258,16 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
                                                    return absl::OkStatus();
                                                  });
     C3PO_RETURN_IF_ERROR(learning_.CheckMemory("optimization.prompt_positions: a reference", *task));
-    next_ = end;
-    return learning_.RunOnEngine(request_.context, token, task, [self](const absl::Status& status) {
+    const size_t begin = std::exchange(next_, end);
+    const absl::Status given = learning_.RunOnEngine(request_.context, token, task, [self](const absl::Status& status) {
       if (!status.ok()) return self->End(status);
       const auto commit = [self] { return self->Commit(); };
       const auto failed = [self](const absl::Status& reason) { self->End(reason); };
       if (!self->learning_.parts_.workers->Submit(commit, failed))
         self->End(absl::ResourceExhaustedError("the queue is full: the last shifts were not stored"));
     });
+    if (!given.ok()) next_ = begin;  // Nobody is told of the task then, and nobody pays for it.
+    return given;
   }
 
   absl::Status Commit() {

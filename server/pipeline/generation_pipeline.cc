@@ -206,7 +206,9 @@ absl::Status GenerationPipeline::EmbedWithModel(const CallContext& context, cons
   };
   request.prompt = std::move(prompt.tokens);
   request.sink = sink;
-  return parts_.engine->Submit(std::move(request));
+  const absl::Status submitted = parts_.engine->Submit(std::move(request));
+  if (!submitted.ok()) context.Used(0);
+  return submitted;
 }
 
 absl::Status GenerationPipeline::OnWorker(std::function<absl::Status()> job,
