@@ -18,8 +18,9 @@ void Blend(double measured, double& mean) { mean = mean == 0 ? measured : mean +
 int64_t RequestWork::Cost() const {
   const int64_t cases = prepared_cases;
   const double passes = static_cast<double>(passes_per_step) * steps + trials;
-  const double moved = passes * static_cast<double>(cases) * positions * moving_share;
-  return prompt_tokens + int64_t{output_tokens} + cases * prompt_tokens + static_cast<int64_t>(std::ceil(moved));
+  const double moved = passes * static_cast<double>(case_rows.value_or(cases * positions)) * moving_share;
+  return prompt_tokens + int64_t{output_tokens} + case_tokens.value_or(cases * prompt_tokens) +
+         static_cast<int64_t>(std::ceil(moved));
 }
 
 void StageEstimates::Rate::Blend(double measured_seconds, double measured_amount) {

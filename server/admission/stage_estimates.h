@@ -2,6 +2,7 @@
 #define C3PO_SERVER_ADMISSION_STAGE_ESTIMATES_H_
 
 #include <cstdint>
+#include <optional>
 
 #include "absl/time/time.h"
 
@@ -20,9 +21,12 @@ struct RequestWork {
   int passes_per_step = 3;  // through these layers: up, and down for twice as long; 0 where a step is arithmetic alone
   int trials = 0;           // passes up that are not a step's, such as those of a grid
 
-  // All of it in tokens that go up through the model once: the unit of admission, and of rates (RateLimiter). A
-  // neighbor is taken to be as long as the prompt, which it is like:
-  //   prompt + output + cases * prompt + (passes_per_step * steps + trials) * cases * positions * moving_share
+  // Of the prepared cases, once these are known: their tokens, and the rows that a step moves. Before, a neighbor is
+  // taken to be as long as the prompt, which it is like: cases * prompt_tokens, and cases * positions.
+  std::optional<int64_t> case_tokens = std::nullopt, case_rows = std::nullopt;
+
+  // All of it in tokens that go up through the model once: the unit of admission, and of rates (RateLimiter).
+  //   prompt + output + case_tokens + (passes_per_step * steps + trials) * case_rows * moving_share
   int64_t Cost() const;
 };
 

@@ -47,11 +47,11 @@ absl::StatusOr<MemoryFit> NeighborhoodFit::KeepWithin(int64_t bytes) {
   return FitIntoMemory(*model_, bytes, prompt_positions_, is_oracle_, fitted_.spec, held_out_.spec);
 }
 
-absl::Status NeighborhoodFit::Prepare(int64_t row_layers) {
+absl::Status NeighborhoodFit::Prepare(int64_t row_layers, SearchWork& work) {
   ObjectiveSpec& spec = fitted_.prepared() ? held_out_.spec : fitted_.spec;
   const NeighborCacheStats before = model_->neighbor_cache_stats();
   const MovingPart moving{spec.critical_layers.front(), prompt_positions_};
-  if (!preparation_) ++begun_cases_;
+  if (!preparation_) work.NoteCase(spec.cases[spec.states.size()], prompt_positions_);
   C3PO_RETURN_IF_ERROR(PrepareNext(*model_, moving, row_layers, spec, preparation_));
   if (metrics_ == nullptr) return absl::OkStatus();
   const NeighborCacheStats after = model_->neighbor_cache_stats();

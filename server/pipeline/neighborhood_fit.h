@@ -11,6 +11,7 @@
 #include "server/pipeline/memory_fit.h"
 #include "server/pipeline/neighborhood.h"
 #include "server/pipeline/prompt_text.h"
+#include "server/pipeline/search_work.h"
 #include "server/types/model_runner.h"
 
 namespace c3po {
@@ -35,10 +36,9 @@ class NeighborhoodFit {
   absl::StatusOr<MemoryFit> KeepWithin(int64_t bytes);
 
   bool prepared() const { return fitted_.prepared() && held_out_.prepared(); }
-  // Goes on with the next neighbor's states, by about `row_layers`; the fitted ones first.
-  absl::Status Prepare(int64_t row_layers);
-  // Neighbors whose states were prepared or begun, for what a request is charged.
-  int begun_cases() const { return begun_cases_; }
+  // Goes on with the next neighbor's states, by about `row_layers`; the fitted ones first. A neighbor that is begun is
+  // noted in `work`.
+  absl::Status Prepare(int64_t row_layers, SearchWork& work);
 
   absl::Status MakeObjectives();
   NeighborhoodObjective* fitted() const { return fitted_.objective.get(); }
@@ -61,7 +61,6 @@ class NeighborhoodFit {
   Metrics* const metrics_;
   int prompt_positions_ = 1;
   bool is_oracle_ = false;
-  int begun_cases_ = 0;
   List fitted_, held_out_;
   std::unique_ptr<NeighborPreparation> preparation_;  // of the next state of one of them
 };

@@ -81,9 +81,7 @@ absl::StatusOr<bool> PathwaySearch::Advance(int64_t row_layers) {
     done_.NoteEvaluation(/*with_gradient=*/true);  // A step of arithmetic alone counts as one.
     return optimizer_->Tell(nullptr);
   }
-  const absl::Status status = fit_.prepared() ? StartOptimizer() : fit_.Prepare(row_layers);
-  done_.prepared_cases = fit_.begun_cases();
-  C3PO_RETURN_IF_ERROR(status);
+  C3PO_RETURN_IF_ERROR(fit_.prepared() ? StartOptimizer() : fit_.Prepare(row_layers, done_));
   return false;
 }
 

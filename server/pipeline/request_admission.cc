@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/search_work.h"
 
 namespace c3po {
 namespace {
@@ -43,12 +44,8 @@ double MovingShare(const std::vector<int>& critical_layers, int moe_layers) {
 int64_t PassesCost(absl::Span<const NeighborCase> cases, int passes, int positions, double moving_share) {
   double tokens = 0, rows = 0;
   for (const NeighborCase& one : cases) {
-    tokens += static_cast<double>(one.prompt.size());
-    rows += positions;
-    for (const auto& continuation : one.continuations) {
-      tokens += static_cast<double>(continuation.size());
-      rows += static_cast<double>(continuation.size()) - 1;
-    }
+    tokens += static_cast<double>(CaseTokens(one));
+    rows += static_cast<double>(CaseRows(one, positions));
   }
   return static_cast<int64_t>(std::ceil(tokens + passes * rows * moving_share));
 }

@@ -45,8 +45,8 @@ absl::StatusOr<RequestWork> TakePlace(const CallContext& call, AdmissionControll
 double MovingShare(const std::vector<int>& critical_layers, int moe_layers);
 
 // In the unit of RequestWork::Cost, `passes` through the layers of `moving_share`, with references prepared once: their
-// tokens, and for each pass the rows that move, which are `positions` of the prompt and all but the last token of each
-// continuation.
+// tokens, and for each pass the rows that move, which are the last `positions` of the prompt and all but the last token
+// of each continuation.
 int64_t PassesCost(absl::Span<const NeighborCase> cases, int passes, int positions, double moving_share);
 
 }  // namespace c3po

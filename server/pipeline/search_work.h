@@ -1,22 +1,49 @@
 #ifndef C3PO_SERVER_PIPELINE_SEARCH_WORK_H_
 #define C3PO_SERVER_PIPELINE_SEARCH_WORK_H_
 
+#include <algorithm>
+#include <cstdint>
+
 #include "server/admission/stage_estimates.h"
+#include "server/types/model_runner.h"
 
 namespace c3po {
 
+// The tokens of a neighbor, each of which goes through the model when it is prepared.
+inline int64_t CaseTokens(const NeighborCase& one) {
+  size_t tokens = one.prompt.size();
+  for (const auto& continuation : one.continuations) tokens += continuation.size();
+  return static_cast<int64_t>(tokens);
+}
+
+// Its rows that a pass moves: the last `positions` of the prompt, and all but the last token of each continuation.
+inline int64_t CaseRows(const NeighborCase& one, int positions) {
+  size_t rows = std::min(one.prompt.size(), static_cast<size_t>(positions));
+  for (const auto& continuation : one.continuations) rows += continuation.size() - 1;
+  return static_cast<int64_t>(rows);
+}
+
 // What a pathway search has done so far, counted as RequestWork counts what was asked for. Engine thread only.
 struct SearchWork {
-  int prepared_cases = 0;  // or begun
+  int prepared_cases = 0;                 // or begun
+  int64_t case_tokens = 0, case_rows = 0;  // CaseTokens and CaseRows of them
   int steps = 0;
   int trials = 0;  // evaluations without a gradient
 
+  void NoteCase(const NeighborCase& one, int positions) {
+    ++prepared_cases;
+    case_tokens += CaseTokens(one);
+    case_rows += CaseRows(one, positions);
+  }
   void NoteEvaluation(bool with_gradient) { ++(with_gradient ? steps : trials); }
 
-  // In the place of what was asked for. Within `epsilon` there may be more neighbors than the request was admitted for.
+  // In the place of what was asked for. There may be more neighbors, within `epsilon`, and longer ones than the request
+  // was admitted for.
   // Losses that a descent looks at beside its steps are in the price of these.
   void PutInto(RequestWork& work) const {
     work.prepared_cases = prepared_cases;
+    work.case_tokens = case_tokens;
+    work.case_rows = case_rows;
     work.steps = steps;
     if (work.trials > 0) work.trials = trials;
   }

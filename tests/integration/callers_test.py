@@ -42,7 +42,8 @@ class CallersTest(ServerCase):
                  ("asker", "generate", "read=mine"), ("chief", "administer", "read=* write=mine"),
                  ("few", "generate", "calls/min=3"), ("short", "references", "tokens/min=200"),
                  ("importer", "references", "tokens/min=200 write=slow"), ("learner", "references", "tokens/min=200 write=slow"),
-                 ("optimizer", "generate", "tokens/min=3000"), ("spared", "generate", "tokens/min=3000")]
+                 ("optimizer", "generate", "tokens/min=3000"), ("spared", "generate", "tokens/min=3000"),
+                 ("brief", "generate", "tokens/min=600")]
         (cls.folder / "tokens").write_text("".join(server_process.token_line(name, role, f"token-{name}", fields) for name, role, fields in lines))
         return server_process.ServerProcess(BINARY, cls.folder, "--auth-tokens", str(cls.folder / "tokens"),
                                             "--caller-calls-max", "6", "--watches-max", "5", "--address-watches-max", "3")
@@ -222,6 +223,19 @@ class CallersTest(ServerCase):
         reason, _, pause = details(caught.exception)
         self.assertEqual((caught.exception.code(), reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
         self.assertGreater(pause, 0)
+        self.assertIn("tokens through the model a minute", caught.exception.details())
+
+    def test_neighbors_are_charged_by_their_own_length(self):
+        self.add("root", "long", "text of long " * 15)
+        ask = lambda: self.generation.Score(gen.ScoreRequest(prompt="a", continuations=[" 1"], optimization=opt.OptimizationOptions(
+            collection="long", k=3, steps=1, validation_neighbors=0, prompt_positions=1, reference_selection=opt.REFERENCE_SELECTION_ALL,
+            gate=opt.GateOptions(enabled=False))), **as_caller("brief"))
+        self.assertEqual(len(ask().optimization.neighbors), 3)
+        # Neighbors as long as this prompt would let twenty such calls pass, in a fraction of the minute's worth.
+        with self.assertRaises(grpc.RpcError) as caught:
+            for _ in range(20):
+                ask()
+        self.assertEqual((caught.exception.code(), details(caught.exception)[0]), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
         self.assertIn("tokens through the model a minute", caught.exception.details())
 
     def test_what_the_gate_leaves_out_is_given_back(self):

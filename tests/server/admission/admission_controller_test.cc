@@ -80,6 +80,10 @@ TEST(AdmissionController, WhatOptimizationsComputeIsPartOfWhatARequestCosts) {
   RequestWork optimizing{100, 20, 24, 8, true, 4, 0.5};
   EXPECT_EQ(optimizing.Cost(), 120 + 24 * 100 + 3 * 8 * 24 * 4 / 2);
   // A grid of 11 trials goes up only; steps of arithmetic cost nothing.
+  RequestWork done = optimizing;
+  done.case_tokens = 5000;  // The neighbors were longer than the prompt, and had answers of several tokens.
+  done.case_rows = 24 * 6;
+  EXPECT_EQ(done.Cost(), 120 + 5000 + 3 * 8 * 24 * 6 / 2);
   const RequestWork grid{100, 20, 3, 0, true, 1, 0.5, 3, 11}, averaging{100, 20, 3, 8, true, 1, 0.5, 0, 2};
   EXPECT_EQ(grid.Cost(), 120 + 3 * 100 + 17);  // 11 * 3 / 2, rounded up.
   EXPECT_EQ(averaging.Cost(), 120 + 3 * 100 + 3);
