@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int kPagesPerStep = 256;  // 1 MiB: others wait for the store so long.
 constexpr size_t kChunkBytes = 256 << 10;
+constexpr std::chrono::seconds kRevokedGrace(1);
 
 }  // namespace
 
@@ -32,6 +34,13 @@ absl::Status BackupReactor::Submit() {
   C3PO_RETURN_IF_ERROR(call_.entry());
   if (!call_.collections().Everything())
     return absl::PermissionDeniedError("a backup holds every collection, and the caller may use some of them only");
+  if (call_.grant() != nullptr) {
+    hold_ = call_.grant()->Watch([this] {
+      const std::lock_guard<std::mutex> lock(mu_);
+      revoked_ = true;
+      written_.notify_all();
+    });
+  }
   C3PO_ASSIGN_OR_RETURN(place_, parts_.backup_places->TakePlace(call_.caller()));
   const auto run = [this] {
     const absl::Status status = CatchEscaped(ThreadKind::kWorker, [this] { return CopyAndSend(); });
@@ -92,12 +101,15 @@ absl::Status BackupReactor::Write(const google::protobuf::Message& message) {
   StartWrite(&outgoing_);
   std::unique_lock<std::mutex> lock(mu_);
   const auto written = [this] { return !writing_; };
-  const bool in_time = written_.wait_for(lock, absl::ToChronoNanoseconds(parts_.unread_max), written);
+  const auto written_or_revoked = [this] { return !writing_ || revoked_; };
+  bool in_time = written_.wait_for(lock, absl::ToChronoNanoseconds(parts_.unread_max), written_or_revoked);
+  if (in_time && revoked_) in_time = written_.wait_for(lock, kRevokedGrace, written);
   if (!in_time) {
     lock.unlock();
     context_->TryCancel();  // Which ends the write.
     lock.lock();
     written_.wait(lock, written);
+    if (revoked_) return absl::CancelledError("the token was revoked before the backup was whole");
     return absl::ResourceExhaustedError("the client does not read the backup");
   }
   return broken_ ? absl::CancelledError("the client left before the backup was whole") : absl::OkStatus();

@@ -19,7 +19,8 @@ namespace c3po {
 // sends that file chunk by chunk, the next once the transport has taken the last. The file's name is gone before the
 // first chunk, and its room with the call. A thread of ServiceParts::backups does the reading and the waiting.
 // ResourceExhausted: another copy is being made, all places for backups are taken or the caller's share of them is, the
-// disk is full, or the client left a chunk unread for ServiceParts::unread_max. Cancelled: the client left.
+// disk is full, or the client left a chunk unread for ServiceParts::unread_max. Cancelled: the client left, or
+// its token was revoked; a chunk that it does not read holds that up for a second.
 class BackupReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   BackupReactor(grpc::CallbackServerContext* context, const ServiceParts& parts);
@@ -42,7 +43,9 @@ class BackupReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   std::condition_variable written_;
   bool writing_ = false;       // Under mu_.
   bool broken_ = false;        // Under mu_.
+  bool revoked_ = false;       // Under mu_.
   grpc::ByteBuffer outgoing_;  // The thread's; gRPC's while writing_.
+  std::unique_ptr<Grant::Hold> hold_;  // Goes first.
 };
 
 }  // namespace c3po

@@ -97,6 +97,8 @@ class CallState {
   }
   const std::shared_ptr<const std::atomic<bool>> cancelled() const { return cancelled_; }
   void Cancel();
+  // The token by which the call was let in allows no longer what it did.
+  bool revoked() const { return revoked_.load(); }
   // The call's work has ended, and what it held is free; answers may still be on their way to the client.
   void Released();
   // The status for the wire, counted and logged; call once, last. Where there is no memory for that, the status has its

@@ -1,10 +1,12 @@
 #ifndef C3PO_SERVER_RPC_QUEUED_STREAM_H_
 #define C3PO_SERVER_RPC_QUEUED_STREAM_H_
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <deque>
+#include <memory>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -18,9 +20,20 @@ namespace c3po {
 // call is cancelled and ends with ResourceExhausted; so is one whose messages are more bytes than CallState::HoldBytes
 // gives, and one whose message does not serialize ends with that error. Base: grpc::ServerWriteReactor or
 // ServerBidiReactor of ByteBuffers. Thread-safe; nothing here blocks.
+//
+// A client that does not read leaves a write under way for ever, and with it the call. Where the token is revoked, the
+// call does not wait for that: kRevokedGraceSeconds after both its work and its token have ended, it is cut off. A
+// client that reads on sees CANCELLED then.
 template <typename Base>
 class QueuedStream : public Base {
  public:
+  static constexpr int64_t kRevokedGraceSeconds = 1;
+
+  ~QueuedStream() override {
+    const MutexLock lock(life_->mutex);
+    life_->stream = nullptr;
+  }
+
   void OnWriteDone(bool ok) override {
     if (!ok) call_.Cancel();
     const absl::MutexLock lock(&mu_);
@@ -35,7 +48,17 @@ class QueuedStream : public Base {
 
  protected:
   QueuedStream(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
-      : call_(context, parts, rpc), queued_max_(parts.unread_messages_max) {}
+      : call_(context, parts, rpc), context_(context), queued_max_(parts.unread_messages_max) {
+    {
+      const MutexLock lock(life_->mutex);
+      life_->stream = this;
+    }
+    if (!call_.entry().ok() || call_.grant() == nullptr) return;
+    hold_ = call_.grant()->Watch([this] {
+      const absl::MutexLock lock(&mu_);
+      CutOffSoon();
+    });
+  }
 
   CallState& call() { return call_; }
   const CallState& call() const { return call_; }
@@ -76,22 +99,54 @@ class QueuedStream : public Base {
     // What is being written stays until it is done.
     if (!failure_.ok() || drop_queue) queue_.erase(queue_.begin() + (writing_ ? 1 : 0), queue_.end());
     Advance();
+    CutOffSoon();
   }
 
  private:
+  // Where the alarm, which may come late, finds the stream; null: it is gone.
+  struct Life {
+    Mutex mutex;
+    QueuedStream* stream ABSL_GUARDED_BY(mutex) = nullptr;
+  };
+
+  // Once the token is revoked and the work has ended, in whichever order.
+  void CutOffSoon() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (!call_.revoked() || !ended_ || finished_ || alarm_ != nullptr) return;
+    alarm_ = std::make_unique<grpc::Alarm>();
+    const gpr_timespec grace = gpr_time_from_seconds(kRevokedGraceSeconds, GPR_TIMESPAN);
+    alarm_->Set(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), grace), [life = life_](bool) {
+      const MutexLock lock(life->mutex);
+      if (life->stream != nullptr) life->stream->CutOff();
+    });
+  }
+
+  // Fails the write under way. gRPC's part of the call lives until Finish, which therefore waits.
+  void CutOff() {
+    {
+      const absl::MutexLock lock(&mu_);
+      if (finished_) return;
+      cutting_off_ = true;
+    }
+    context_->TryCancel();
+    const absl::MutexLock lock(&mu_);
+    cutting_off_ = false;
+    Advance();
+  }
+
   // Starts the next write, or the end.
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (writing_ || finished_) return;
     if (!queue_.empty()) {
       writing_ = true;
       this->StartWrite(&queue_.front().message);
-    } else if (ended_) {
+    } else if (ended_ && !cutting_off_) {
       finished_ = true;
       this->Finish(call_.End(final_status_));
     }
   }
 
   CallState call_;
+  grpc::CallbackServerContext* const context_;  // gRPC's, until Finish.
   const size_t queued_max_;
   absl::Mutex mu_;
   struct Outgoing {
@@ -102,8 +157,12 @@ class QueuedStream : public Base {
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  bool cutting_off_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);  // of sending
   absl::Status final_status_ ABSL_GUARDED_BY(mu_);
+  const std::shared_ptr<Life> life_ = std::make_shared<Life>();
+  std::unique_ptr<grpc::Alarm> alarm_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<Grant::Hold> hold_;  // Goes first.
 };
 
 }  // namespace c3po

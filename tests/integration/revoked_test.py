@@ -1,13 +1,16 @@
 """What becomes of the open streams of a token that is taken out of the file. usage: revoked_test.py C3POD"""
 
+import json
 import sys
 import threading
+import time
 import unittest
 
 import grpc
 
 import server_process
-from service_calls import details, pb, ref
+from service_calls import details, gen, pb, ref
+from serving_case import NONE, SLOWDOWN, long_model
 
 BINARY = sys.argv.pop(1)
 
@@ -54,6 +57,48 @@ class RevokedTest(unittest.TestCase):
             stays.cancel()
         never.set()
         self.assertEqual(server.stop(), 0)
+
+    def test_a_revoked_token_ends_calls_whose_clients_do_not_read(self):
+        folder = server_process.fresh_folder()
+        self.addCleanup(server_process.remove_folder, folder)
+        lines = {name: server_process.token_line(name, "administer", f"token-{name}") for name in ("leaver", "stayer")}
+        (folder / "tokens").write_text("".join(lines.values()))
+        server = server_process.ServerProcess(BINARY, folder, "--auth-tokens", str(folder / "tokens"), "--kv-cache-tokens", "250000",
+                                              "--unread-messages-max", "1000000", model=long_model(folder))
+        self.addCleanup(server.process.kill)
+        key = lambda name: {"metadata": [("authorization", f"Bearer token-{name}")]}
+        # The client's transport takes in 64 KiB of each stream, and nobody reads on.
+        channel = grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.http2.bdp_probe", 0)])
+        self.addCleanup(channel.close)
+        references = pb["reference_pb2_grpc"].ReferenceServiceStub(channel)
+        sample = lambda i: ref.AddReferencesRequest(collection="set", sequence=i, sample=ref.ReferenceSample(
+            prompt=f"text {i}", answer=" 1", metadata={"page": "x" * 16_000}))
+        self.assertGreater(len(list(references.Add((sample(i) for i in range(160)), **key("stayer")))), 0)
+        backup = references.BackupStore(ref.BackupStoreRequest(), **key("leaver"))
+        self.assertGreater(next(backup).total_bytes, 2 << 20)
+        answer = pb["generation_pb2_grpc"].GenerationServiceStub(channel).Generate(gen.GenerateRequest(
+            prompt="a", optimization=NONE, sampling=gen.SamplingOptions(max_tokens=90_000, ignore_eos=True, logprobs=20)), **key("leaver"))
+        next(answer)
+        self.wait_until(lambda: self.generated(server) > 1000, "the answer is more than 64 KiB")
+        (folder / "tokens").write_text(lines["stayer"])
+        ends = lambda: {call["method"].split("/")[-1]: call["status"] for call in map(json.loads, list(server.log))
+                        if call.get("event") == "call" and call.get("caller") == "leaver"}
+        self.wait_until(lambda: len(ends()) == 2, "both calls end")
+        self.assertEqual(ends(), {"BackupStore": "UNAUTHENTICATED", "Generate": "UNAUTHENTICATED"})
+        for stream in (backup, answer):
+            with self.assertRaises(grpc.RpcError):
+                list(stream)
+        self.assertEqual(server.stop(), 0)
+
+    def generated(self, server):
+        found = [line for line in server.http("/metrics").splitlines() if line.startswith("vllm:generation_tokens_total")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+    def wait_until(self, holds, what, seconds=90):
+        end = time.monotonic() + seconds * SLOWDOWN
+        while not holds():
+            self.assertLess(time.monotonic(), end, what)
+            time.sleep(0.05)
 
 
 if __name__ == "__main__":
