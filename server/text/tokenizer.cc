@@ -38,11 +38,12 @@ absl::Status CheckUtf8(absl::string_view text) {
 }  // namespace
 
 // Where a text to encode begins: `normalized` precedes it, and belongs to the segment that starts there. starts_input
-// and continues are TextSegment's.
+// and continues are TextSegment's, is_normalized Seam's.
 struct Tokenizer::Segment {
   std::string normalized;
   bool starts_input;
   bool continues;
+  bool is_normalized = false;
 };
 
 struct Tokenizer::Impl {
@@ -162,6 +163,7 @@ std::optional<Tokenizer::Seam> Tokenizer::Impl::CutNormalized(std::string normal
   if (const size_t place = LastNeverJoined(open); place != OpenText::kNowhere) open.cut = OpenText::Cut{place, false};
   Seam seam;
   seam.starts_input = false;
+  seam.is_normalized = true;
   if (open.cut.has_value()) {
     seam.normalized = normalized.substr(part.begin + open.cut->place);
     seam.continues = !open.cut->is_start;
@@ -274,8 +276,9 @@ Tokenizer::Seam Tokenizer::FindSeam(absl::string_view text, bool add_special_tok
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeAfter(const Seam& seam, absl::string_view continuation) const {
   C3PO_RETURN_IF_ERROR(CheckUtf8(continuation));
-  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodeFrom({seam.normalized, seam.starts_input, seam.continues},
-                                                             absl::StrCat(seam.raw, continuation)));
+  C3PO_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                        EncodeFrom({seam.normalized, seam.starts_input, seam.continues, seam.is_normalized},
+                                   absl::StrCat(seam.raw, continuation)));
   ids.insert(ids.end(), seam.after.begin(), seam.after.end());
   return ids;
 }
@@ -284,11 +287,10 @@ int64_t Tokenizer::bytes_encoded() const { return impl_->bytes_encoded; }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeFrom(Segment start, absl::string_view utf8) const {
   impl_->bytes_encoded += static_cast<int64_t>(start.normalized.size() + utf8.size());
-  const bool normalized_before = !start.normalized.empty();
   std::vector<int32_t> ids;
   std::vector<AddedTokens::Part> parts = impl_->added_tokens.Split(utf8, /*normalized=*/false);
   // What precedes has a part of its own if an added token, or nothing, follows.
-  if (normalized_before && (parts.empty() || parts.front().token != nullptr))
+  if (!start.normalized.empty() && (parts.empty() || parts.front().token != nullptr))
     parts.insert(parts.begin(), {0, 0, nullptr});
   for (const AddedTokens::Part& part : parts) {
     if (part.token != nullptr) {
@@ -298,7 +300,7 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeFrom(Segment start, absl::
     Segment segment = {std::string(utf8.substr(part.begin, part.end - part.begin)), false, false};
     const bool first = part.begin == 0;
     C3PO_RETURN_IF_ERROR(
-        impl_->normalizer.Normalize(&segment.normalized, first && (normalized_before || start.continues)));
+        impl_->normalizer.Normalize(&segment.normalized, first && (start.is_normalized || start.continues)));
     if (first) segment = {start.normalized + segment.normalized, start.starts_input, start.continues};
     C3PO_RETURN_IF_ERROR(impl_->EncodeNormalized(std::move(segment), &ids));
   }

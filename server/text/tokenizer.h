@@ -71,6 +71,7 @@ class Tokenizer {
     std::string raw;
     bool starts_input = true;    // The text from the cut on is a segment (pre_tokenizer.h) that starts the input,
     bool continues = false;      // or the middle of one.
+    bool is_normalized = false;  // What precedes `raw` is normalized with it: no normalizer puts anything before `raw`.
     std::vector<int32_t> after;  // The special tokens at the end.
 
     size_t bytes() const { return normalized.size() + raw.size(); }  // Encoded with each text that follows.

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "server/text/open_text.h"
 #include "server/text/regex.h"
 #include "server/text/unicode.h"
@@ -24,68 +25,20 @@ using Ids = std::vector<int32_t>;
 
 constexpr uint32_t kSeed = 20261129;
 
-// White space, marks, digits, cased and uncased letters, composites in parts, and what patterns look for.
+// White space, marks, digits, cased and uncased letters, composites in parts, and what patterns look for, parted by
+// "~".
+constexpr char kAtoms[] =
+    " ~ ~  ~\n~\r\n~\t~ \n ~\xC2\xA0~\xE3\x80\x80~a~e~th~The~ the~'s~'~'ll~zig~ zag~zig zag~0~7~12~345~"
+    "\xC2\xBD~\xC2\xB2~.~,~<|~|>~<~-~``~_~/~\xC3\xA9~e\xCC\x81~\xCC\x81~\xCC\xA7~\xC7\x85~\xCE\xA3~\xC4\xB0~"
+    "\xEF\xAC\x81~\xE1\x84\x80~\xE1\x85\xA1~\xE1\x86\xA8~\xEA\xB0\x80~\xE6\xB0\xB4~\xE3\x81\x8B~\xE3\x82\x99~"
+    "\xE0\xB8\x81~\xF0\x9F\x91\xA9\xE2\x80\x8D\xF0\x9F\x91\xA7~\xE2\x96\x81~\xE2\x80\x8B~\xC3\xB8~\0~x~ab~c~"
+    "\r~'RE~\xE2\x80\x8D~\xEF\xB8\x8F~\xE2\x80\xA8~\xF0\x9F\x91\x8D\xF0\x9F\x8F\xBD~\xD9\xA3~\xEF\xBC\x91~"
+    "\xEF\xBF\xBD~\xED\x9F\xBF";
+
 const std::vector<std::string>& Atoms() {
-  static const auto* const kAtoms = new std::vector<std::string>{" ",
-                                                                 " ",
-                                                                 "  ",
-                                                                 "\n",
-                                                                 "\r\n",
-                                                                 "\t",
-                                                                 " \n ",
-                                                                 "\xC2\xA0",
-                                                                 "\xE3\x80\x80",
-                                                                 "a",
-                                                                 "e",
-                                                                 "th",
-                                                                 "The",
-                                                                 " the",
-                                                                 "'s",
-                                                                 "'",
-                                                                 "'ll",
-                                                                 "zig",
-                                                                 " zag",
-                                                                 "zig zag",
-                                                                 "0",
-                                                                 "7",
-                                                                 "12",
-                                                                 "345",
-                                                                 "\xC2\xBD",
-                                                                 "\xC2\xB2",
-                                                                 ".",
-                                                                 ",",
-                                                                 "<|",
-                                                                 "|>",
-                                                                 "<",
-                                                                 "-",
-                                                                 "``",
-                                                                 "_",
-                                                                 "/",
-                                                                 "\xC3\xA9",
-                                                                 "e\xCC\x81",
-                                                                 "\xCC\x81",
-                                                                 "\xCC\xA7",
-                                                                 "\xC7\x85",
-                                                                 "\xCE\xA3",
-                                                                 "\xC4\xB0",
-                                                                 "\xEF\xAC\x81",
-                                                                 "\xE1\x84\x80",
-                                                                 "\xE1\x85\xA1",
-                                                                 "\xE1\x86\xA8",
-                                                                 "\xEA\xB0\x80",
-                                                                 "\xE6\xB0\xB4",
-                                                                 "\xE3\x81\x8B",
-                                                                 "\xE3\x82\x99",
-                                                                 "\xE0\xB8\x81",
-                                                                 "\xF0\x9F\x91\xA9\xE2\x80\x8D\xF0\x9F\x91\xA7",
-                                                                 "\xE2\x96\x81",
-                                                                 "\xE2\x80\x8B",
-                                                                 "\xC3\xB8",
-                                                                 std::string("\0", 1),
-                                                                 "x",
-                                                                 "ab",
-                                                                 "c"};
-  return *kAtoms;
+  static const auto* const kStrings =
+      new std::vector<std::string>(absl::StrSplit(absl::string_view(kAtoms, sizeof(kAtoms) - 1), '~'));
+  return *kStrings;
 }
 
 // The added tokens' contents, and the atoms.
@@ -110,8 +63,8 @@ class Texts {
 
   // Both ends of one text, cut between any two of its characters: an added token, a number, a composite is split.
   std::pair<std::string, std::string> Halves() {
-    const std::string whole =
-        Some(4 + Below(30)) + (tokens_.empty() ? "" : tokens_[Below(tokens_.size())]) + Some(Below(4));
+    const size_t atoms = 4 + Below(Below(8) == 0 ? 40 : 12);  // The seam looks at few.
+    const std::string whole = Some(atoms) + (tokens_.empty() ? "" : tokens_[Below(tokens_.size())]) + Some(Below(4));
     std::vector<size_t> places;
     for (size_t position = 0; position < whole.size(); NextCodePoint(whole, &position)) places.push_back(position);
     const size_t near_end = std::min<size_t>(places.size(), 25);
@@ -124,35 +77,34 @@ class Texts {
   std::vector<std::string> tokens_;
 };
 
-// Both ways, each with and without special tokens.
+// Both ways.
 void ExpectTheSame(const Tokenizer& tokenizer, const std::string& prompt, const std::vector<std::string>& continuations,
-                   const std::string& trace) {
-  for (const bool special : {false, true}) {
-    const auto ids = tokenizer.Encode(prompt, special);
-    if (!ids.ok()) continue;  // Its pattern backtracks without end.
-    const Tokenizer::Seam seam = tokenizer.FindSeam(prompt, special, *ids);
-    ASSERT_LE(seam.ids_kept, ids->size());
-    for (const std::string& continuation : continuations) {
-      const auto whole = tokenizer.Encode(prompt + continuation, special);
-      if (!whole.ok()) continue;
-      const auto rest = tokenizer.EncodeAfter(seam, continuation);
-      ASSERT_TRUE(rest.ok()) << rest.status();
-      Ids joined(ids->begin(), ids->begin() + static_cast<ptrdiff_t>(seam.ids_kept));
-      joined.insert(joined.end(), rest->begin(), rest->end());
-      ASSERT_EQ(joined, *whole) << trace << "\n"
-                                << json({prompt, continuation, seam.normalized, seam.raw}).dump() << " special "
-                                << special;
-    }
+                   bool special, const std::string& trace) {
+  const auto ids = tokenizer.Encode(prompt, special);
+  if (!ids.ok()) return;  // Its pattern backtracks without end.
+  const Tokenizer::Seam seam = tokenizer.FindSeam(prompt, special, *ids);
+  ASSERT_LE(seam.ids_kept, ids->size());
+  for (const std::string& continuation : continuations) {
+    const auto whole = tokenizer.Encode(prompt + continuation, special);
+    if (!whole.ok()) continue;
+    const auto rest = tokenizer.EncodeAfter(seam, continuation);
+    ASSERT_TRUE(rest.ok()) << rest.status();
+    Ids joined(ids->begin(), ids->begin() + static_cast<ptrdiff_t>(seam.ids_kept));
+    joined.insert(joined.end(), rest->begin(), rest->end());
+    ASSERT_EQ(joined, *whole) << trace << "\n"
+                              << json({prompt, continuation, seam.normalized, seam.raw}).dump() << " special "
+                              << special;
   }
 }
 
+// Every other prompt with special tokens, which depend on no text.
 void CompareManyTexts(const Tokenizer& tokenizer, const json& data, int prompts, const std::string& trace) {
   Texts texts(data, kSeed);
   for (int i = 0; i < prompts && !testing::Test::HasFatalFailure(); ++i) {
     auto [prompt, rest] = texts.Halves();
     std::vector<std::string> continuations = {"", rest, " ", "\n", "\xCC\x81", "a"};
     for (int k = 0; k < 5; ++k) continuations.push_back(texts.Some(1 + texts.Below(3)));
-    ExpectTheSame(tokenizer, prompt, continuations, trace);
+    ExpectTheSame(tokenizer, prompt, continuations, i % 2 == 1, trace);
   }
 }
 
@@ -196,7 +148,7 @@ TEST(SeamCut, EveryGoldenTokenizerGivesTheIdsOfTheWholeText) {
   for (const json& header : headers) {
     const auto tokenizer = LoadCase(header);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-    CompareManyTexts(**tokenizer, FileOf(header), 400, header["case"]);
+    CompareManyTexts(**tokenizer, FileOf(header), 200, header["case"]);
     if (HasFatalFailure()) return;
   }
 }
@@ -216,7 +168,8 @@ TEST(SeamCut, EveryStageGivesTheIdsOfTheWholeText) {
     if (stage.contains("pre_tokenizer")) pre_tokenizers.push_back(stage["pre_tokenizer"]);
     if (stage.contains("normalizer")) normalizers.push_back(stage["normalizer"]);
   }
-  for (const char* base : {"byte_level.json", "metaspace.json"}) {
+  for (const std::string base : {"byte_level.json", "metaspace.json"}) {
+    bool takes_pairs = base == "byte_level.json";  // The one base takes the even ones, the other the odd ones.
     json data = FileOf({{"case", ""}, {"base", base}});
     const json own = data["pre_tokenizer"];
     const auto compare = [&](const json& pre_tokenizer, const json& normalizer) {
@@ -224,18 +177,20 @@ TEST(SeamCut, EveryStageGivesTheIdsOfTheWholeText) {
       data["normalizer"] = normalizer;
       const auto tokenizer = LoadJson(data);
       ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-      CompareManyTexts(**tokenizer, data, 25, absl::StrCat(base, pre_tokenizer.dump(), normalizer.dump()));
+      CompareManyTexts(**tokenizer, data, 18, absl::StrCat(base, pre_tokenizer.dump(), normalizer.dump()));
     };
     for (const json& stage : pre_tokenizers) {
       const json& other = pre_tokenizers[std::uniform_int_distribution<size_t>(0, pre_tokenizers.size() - 1)(random)];
       compare(own.is_null() ? stage : sequence("pretokenizers", {stage, own}), nullptr);
-      compare(sequence("pretokenizers", {other, stage, bytes}), nullptr);
+      if (takes_pairs) compare(sequence("pretokenizers", {other, stage, bytes}), nullptr);
+      takes_pairs = !takes_pairs;
       if (HasFatalFailure()) return;
     }
     for (const json& stage : normalizers) {
       const json& other = normalizers[std::uniform_int_distribution<size_t>(0, normalizers.size() - 1)(random)];
       compare(own, stage);
-      compare(own, sequence("normalizers", {other, stage}));
+      if (takes_pairs) compare(own, sequence("normalizers", {other, stage}));
+      takes_pairs = !takes_pairs;
       if (HasFatalFailure()) return;
     }
   }
@@ -243,7 +198,7 @@ TEST(SeamCut, EveryStageGivesTheIdsOfTheWholeText) {
 
 // Where a cut is known to be there, little is encoded anew; where the stages look across, all of it.
 TEST(SeamCut, LittleOfALongTextIsEncodedWithWhatFollows) {
-  const std::string text = Words(40 << 10);
+  const std::string text = Words(12 << 10);
   for (const json& header : GoldenHeaders()) {
     const auto tokenizer = LoadCase(header);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
@@ -256,6 +211,63 @@ TEST(SeamCut, LittleOfALongTextIsEncodedWithWhatFollows) {
       EXPECT_GT(seam.ids_kept, 1000u) << name;
     }
   }
+}
+
+// Added tokens with every flag, of one character or white space alone: they begin, end and overlap anywhere.
+TEST(SeamCut, AddedTokensOfEveryKindGiveTheIdsOfTheWholeText) {
+  std::mt19937 random(kSeed);
+  const auto below = [&random](size_t n) { return std::uniform_int_distribution<size_t>(0, n - 1)(random); };
+  for (const char* base : {"byte_level.json", "metaspace.json"}) {
+    const json file = FileOf({{"case", ""}, {"base", base}});
+    for (int k = 0; k < 25; ++k) {
+      json data = file;
+      const json& vocab = data["model"]["vocab"];
+      int32_t next_id = 0;
+      for (const json& id : vocab) next_id = std::max(next_id, id.get<int32_t>() + 1);
+      for (const json& token : data["added_tokens"]) next_id = std::max(next_id, token["id"].get<int32_t>() + 1);
+      std::vector<std::string> contents;
+      for (const json& token : data["added_tokens"]) contents.push_back(token["content"]);
+      for (int i = 0; i < 5; ++i) {
+        std::string content = Atoms()[below(Atoms().size())];
+        if (below(2) == 0) content += Atoms()[below(Atoms().size())];
+        if (std::find(contents.begin(), contents.end(), content) != contents.end()) continue;
+        contents.push_back(content);
+        const int32_t id = vocab.contains(content) ? vocab[content].get<int32_t>() : next_id++;
+        data["added_tokens"].push_back({{"id", id},
+                                        {"content", content},
+                                        {"single_word", below(3) == 0},
+                                        {"lstrip", below(3) == 0},
+                                        {"rstrip", below(3) == 0},
+                                        {"normalized", below(2) == 0},
+                                        {"special", false}});
+      }
+      const auto tokenizer = LoadJson(data);
+      ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+      CompareManyTexts(**tokenizer, data, 20, absl::StrCat(base, data["added_tokens"].dump()));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// The normalizer puts its prefix before the prompt, and nothing before what follows the token.
+TEST(SeamCut, NothingIsPutBehindATokenOfNormalizedText) {
+  json data = FileOf({{"case", ""}, {"base", "metaspace.json"}});
+  data["pre_tokenizer"] = nullptr;
+  data["normalizer"] = {{"type", "Prepend"}, {"prepend", "a"}};
+  data["added_tokens"].push_back({{"id", 100000},
+                                  {"content", "<tool>"},  // In texts "a<tool>", as the normalizer makes of it.
+                                  {"single_word", false},
+                                  {"lstrip", false},
+                                  {"rstrip", false},
+                                  {"normalized", true},
+                                  {"special", false}});
+  const auto tokenizer = LoadJson(data);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const std::string text = Words(4 << 10) + "a<tool>x";
+  const Ids ids = *(*tokenizer)->Encode(text, false);
+  ASSERT_THAT(ids, testing::Contains(100000));
+  EXPECT_EQ((*tokenizer)->FindSeam(text, false, ids).raw, "x");
+  ExpectTheSame(**tokenizer, text, {"", "a", " b", "a<tool>"}, false, "");
 }
 
 TEST(SeamCut, BytesAreCounted) {
@@ -329,8 +341,16 @@ TEST(SeamCut, NormalFormsOfTwoSidesAreThatOfTheWhole) {
       "e", "\xE1\x84\x80", "\xEA\xB0\x80", "\xC3\xA9\xCC\xA7", "\xE3\x81\x8B", "a\xCC\x81"};
   for (const auto& [form, name] : forms) {
     int starts = 0, joins = 0;
+    // The sides one after the other in one text, with ASCII between, which starts a normal form.
+    std::vector<std::string> normal_lefts;
+    for (const std::string& left : before) normal_lefts.push_back(NormalizeUnicode(left, form));
     for (char32_t c = 0x80; c < 0x30000; ++c) {
       if (c >= 0xD800 && c < 0xE000) continue;
+      // Of blocks whose characters are alike every 16th: ideographs, Hangul syllables, private use, cuneiform, Tangut.
+      const bool is_plain = (c >= 0x3400 && c < 0xA000) || (c >= 0xAC00 && c < 0xD7A0) || (c >= 0xE000 && c < 0xF900) ||
+                            (c >= 0x12000 && c < 0x14400) || (c >= 0x17000 && c < 0x18B00) ||
+                            (c >= 0x20000 && c < 0x2F800);
+      if (is_plain && c % 16 != 0) continue;
       if (!StartsNormalization(c, form)) {
         ++joins;
         continue;
@@ -339,12 +359,15 @@ TEST(SeamCut, NormalFormsOfTwoSidesAreThatOfTheWhole) {
       std::string behind;
       AppendCodePoint(c, &behind);
       behind += "\xCC\x81";
-      for (const std::string& left : before) {
-        ASSERT_EQ(NormalizeUnicode(left, form) + NormalizeUnicode(behind, form), NormalizeUnicode(left + behind, form))
-            << name << " " << static_cast<uint32_t>(c);
+      const std::string normal_behind = NormalizeUnicode(behind, form);
+      std::string whole, expected;
+      for (size_t i = 0; i < before.size(); ++i) {
+        absl::StrAppend(&whole, before[i], behind, "x");
+        absl::StrAppend(&expected, normal_lefts[i], normal_behind, "x");
       }
+      ASSERT_EQ(expected, NormalizeUnicode(whole, form)) << name << " " << static_cast<uint32_t>(c);
     }
-    EXPECT_GT(starts, 100000);
+    EXPECT_GT(starts, 50000);
     EXPECT_GT(joins, 700);
   }
 }
