@@ -11,7 +11,7 @@ class Function(NamedTuple):
 
 
 # Comments, and literals, whose braces and quotes are no code.
-NO_CODE = re.compile(r"""//[^\n]*|/\*.*?\*/|R"(?P<mark>[^(\s]*)\(.*?\)(?P=mark)"|"(?:\\.|[^"\\\n])*"|(?<!\w)'(?:\\.|[^'\\\n])*'""",
+NO_CODE = re.compile(r"""//[^\n]*|/\*.*?\*/|R"(?P<mark>[^(\s]*)\(.*?\)(?P=mark)"|"(?:\\.|[^"\\\n])*"|(?<!\w)(?:u8|[LuU])?'(?:\\.|[^'\\\n])*'""",
                      re.DOTALL)
 DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 CONTROL = re.compile(r"(?:if|for|while|switch|catch|do|else|return)\b")
@@ -51,7 +51,7 @@ def functions_of(text: str) -> List[Function]:
                 continue
             if at_declaration and "(" in head and not CONTROL.match(head) and not SCOPE.search(head):
                 function = (len(open_braces) - 1, i - len(code[begin:i].lstrip()))
-            if function is None:
+            if at_declaration and function is None:  # Braces within parentheses are those of a default argument.
                 begin = i + 1
         elif character == "}" and open_braces:
             if open_braces.pop():
@@ -60,7 +60,7 @@ def functions_of(text: str) -> List[Function]:
                 first = code.count("\n", 0, function[1]) + 1
                 found.append(Function(first, code.count("\n", 0, i) + 2 - first))
                 function = None
-            if function is None:
+            if function is None and parentheses == 0:
                 begin = i + 1
         elif function is None and parentheses == 0 and (character == ";" or
                                                          (character == ":" and ACCESS.search(code[max(0, i - 9):i]))):

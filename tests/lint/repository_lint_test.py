@@ -172,6 +172,8 @@ FUNCTIONS = [
     ("PUSH(\"a,b\")\nnamespace c {\nvoid a() {\n}\n}\n", [(3, 2)]),
     ("template <typename T>\nbool operator==(const T& a, const T& b) {\n  return true;\n}\n", [(1, 4)]),
     ("enum class E { kA, kB };\nextern \"C\" {\nint a(void) {\n  struct B {\n    int c() { return 1; }\n  };\n}\n}\n", [(3, 5)]),
+    ("void a(B b = {}, std::vector<int> c = {1, 2}) {\n  c = {};\n}\nvoid d() {\n}\n", [(1, 3), (4, 2)]),
+    ("void a() {\n  const auto c = L'{', d = u'{', e = U'{', f = u8'{';\n}\nvoid b() {}\n", [(1, 3), (4, 1)]),
     ("auto a() -> std::vector<int> {\n  for (;;) {\n  }\n}\nvoid b() try {\n} catch (...) {\n}\n", [(1, 4), (5, 2)]),
 ]
 
