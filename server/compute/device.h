@@ -24,9 +24,8 @@ absl::StatusOr<at::Device> OpenDevice(const std::string& name);
 //   device      see OpenDevice
 //   dtype       of the weights: "float32", "bfloat16", or "auto": bfloat16 on CUDA and where they are stored so, else
 //               float32. In arithmetic of float32 widening is exact: bfloat16 halves what is read, and changes nothing.
-//   arithmetic  of products on the CPU: "float32"; "bfloat16", which rounds activations to bfloat16 and needs weights
-//   of
-//               it and a processor that multiplies them (server/compute/cpu/bfloat16_products.h); "auto": bfloat16
+//   arithmetic  of products on the CPU: "float32"; "bfloat16", which rounds activations to bfloat16, and needs weights
+//               of it and a processor that multiplies them (server/compute/cpu/bfloat16_products.h); "auto": bfloat16
 //               where it can be. Another device computes in the weights' dtype.
 // InvalidArgument: another name, bfloat16 with weights of float32, or asked of another device; FailedPrecondition: the
 // device is missing, or the processor cannot.

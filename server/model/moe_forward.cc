@@ -87,8 +87,11 @@ class Batch {
   void Enter() {
     backend_.PlaceRows(sequences_);
     if (spans_.front().segment->resume) {
-      for (const RowSpan& span : spans_)
-        backend_.Write(span.segment->entry_hidden, hidden_.view().Rows(span.first_row, 1));
+      std::vector<float> entries;
+      for (const RowSpan& span : spans_) {
+        entries.insert(entries.end(), span.segment->entry_hidden.begin(), span.segment->entry_hidden.end());
+      }
+      backend_.Write(entries, hidden_.view());
       return;
     }
     std::vector<int64_t> tokens;
@@ -108,35 +111,32 @@ class Batch {
     backend_.FeedForward(layer, {}, hidden_.view(), Matrix());
   }
 
-  // Final norm and LM head, for the rows that somebody reads only.
+  // Final norm and LM head, for the rows that somebody reads only: first those that are scored, then those whose logits
+  // alone are wanted. So the host reads each kind at once.
   void ReadOut() {
     std::vector<int64_t> rows;
+    std::vector<int32_t> targets;
     for (const RowSpan& span : spans_) {
-      if (!span.segment->targets.empty()) {
-        for (int64_t r = 0; r < span.rows; ++r) rows.push_back(span.first_row + r);
-      } else if (span.segment->want_logits) {
-        rows.push_back(span.last_row());
-      }
+      if (!IsScored(span)) continue;
+      for (int64_t r = 0; r < span.rows; ++r) rows.push_back(span.first_row + r);
+      targets.insert(targets.end(), span.segment->targets.begin(), span.segment->targets.end());
+    }
+    scored_ = static_cast<int64_t>(rows.size());
+    for (const RowSpan& span : spans_) {
+      if (WantsLogitsAlone(span)) rows.push_back(span.last_row());
     }
     if (rows.empty()) return;
     const auto count = static_cast<int64_t>(rows.size());
     logits_ = backend_.Allocate(ElementType::kFloat32, count, config_.vocabulary_size);
     backend_.Logits(hidden_.view(), rows, logits_.view());
-    int64_t next = 0;
-    for (const RowSpan& span : spans_) {
-      const std::vector<int32_t>& targets = span.segment->targets;
-      if (!targets.empty()) {
-        scores_.push_back(backend_.Allocate(ElementType::kFloat32, span.rows, 2));
-        backend_.ScoreTargets(logits_.view().Rows(next, span.rows), targets, scores_.back().view());
-        next += span.rows;
-      } else if (span.segment->want_logits) {
-        ++next;
-      }
-    }
+    if (scored_ == 0) return;
+    scores_ = backend_.Allocate(ElementType::kFloat32, scored_, 2);
+    backend_.ScoreTargets(logits_.view().Rows(0, scored_), targets, scores_.view());
   }
 
   // To the host.
   void Deliver() {
+    if (scored_ > 0) DeliverScores();
     DeliverLogits();
     if (captures_ > 0) DeliverCaptures();
     for (const EntryRows& entry : sums_) SumRows(entry);
@@ -194,28 +194,42 @@ class Batch {
     }
   }
 
+  static bool IsScored(const RowSpan& span) { return !span.segment->targets.empty(); }
+  static bool WantsLogitsAlone(const RowSpan& span) { return span.segment->want_logits && !IsScored(span); }
+
+  // Of spans that are not scored. Many rows are one reading, so that a device is waited for once.
   void DeliverLogits() {
-    if (logits_.empty()) return;
-    int64_t next = 0;
-    size_t scored = 0;
+    constexpr int64_t kReadMax = int64_t{8} << 20;  // Numbers that lie on the host twice for a moment.
+    const int64_t width = config_.vocabulary_size, rows_max = std::max<int64_t>(1, kReadMax / width);
+    std::vector<float> logits;
+    int64_t row = scored_, read_end = scored_;
     for (const RowSpan& span : spans_) {
-      const bool targets = !span.segment->targets.empty();
-      if (targets) DeliverScores(span, scores_[scored++]);
-      if (targets) next += span.rows - 1;
-      if (span.segment->want_logits) {
-        span.output->logits.resize(static_cast<size_t>(config_.vocabulary_size));
-        backend_.Read(logits_.view().Rows(next, 1), absl::MakeSpan(span.output->logits));
+      if (!WantsLogitsAlone(span)) continue;
+      if (row == read_end) {
+        const int64_t count = std::min(rows_max, logits_.rows() - row);
+        logits.resize(static_cast<size_t>(count * width));
+        backend_.Read(logits_.view().Rows(row, count), absl::MakeSpan(logits));
+        read_end += count;
       }
-      if (targets || span.segment->want_logits) ++next;
+      const auto end = logits.end() - (read_end - row - 1) * width;
+      span.output->logits.assign(end - width, end);
+      ++row;
     }
   }
 
-  void DeliverScores(const RowSpan& span, const OwnedMatrix& from) {
-    std::vector<float> scores(static_cast<size_t>(2 * span.rows));
-    backend_.Read(from.view(), absl::MakeSpan(scores));
-    for (size_t i = 0; i < scores.size(); i += 2) {
-      span.output->target_logprobs.push_back(scores[i]);
-      span.output->targets_greedy = span.output->targets_greedy && scores[i + 1] == 1;
+  void DeliverScores() {
+    std::vector<float> scores(static_cast<size_t>(2 * scored_));
+    backend_.Read(scores_.view(), absl::MakeSpan(scores));
+    int64_t row = 0;
+    for (const RowSpan& span : spans_) {
+      if (!IsScored(span)) continue;
+      for (const int64_t end = row + span.rows; row < end; ++row) {
+        span.output->target_logprobs.push_back(scores[static_cast<size_t>(2 * row)]);
+        span.output->targets_greedy = span.output->targets_greedy && scores[static_cast<size_t>(2 * row + 1)] == 1;
+      }
+      if (!span.segment->want_logits) continue;
+      span.output->logits.resize(static_cast<size_t>(config_.vocabulary_size));
+      backend_.Read(logits_.view().Rows(row - 1, 1), absl::MakeSpan(span.output->logits));
     }
   }
 
@@ -260,12 +274,13 @@ class Batch {
   std::vector<SequenceRows> sequences_;
   std::vector<RoutingRows> routing_;  // of the layer that runs
   int64_t rows_ = 0, captures_ = 0;
-  OwnedMatrix hidden_;               // [R, d], the residual stream
-  OwnedMatrix entries_;              // [captures, d]
-  OwnedMatrix probabilities_;        // [R, E] of the layer that ran last; empty where nobody captures
-  OwnedMatrix pathways_;             // [captures * MoE layers, E]
-  OwnedMatrix logits_;               // of the rows that are read
-  std::vector<OwnedMatrix> scores_;  // of each span with targets
+  int64_t scored_ = 0;         // rows with targets
+  OwnedMatrix hidden_;         // [R, d], the residual stream
+  OwnedMatrix entries_;        // [captures, d]
+  OwnedMatrix probabilities_;  // [R, E] of the layer that ran last; empty where nobody captures
+  OwnedMatrix pathways_;       // [captures * MoE layers, E]
+  OwnedMatrix logits_;         // of the rows that are read, the scored ones first
+  OwnedMatrix scores_;         // [scored, 2]
   std::vector<EntryRows> sums_;
 };
 

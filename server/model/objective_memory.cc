@@ -70,7 +70,8 @@ int64_t ObjectiveMemory(const ModelConfig& config, const ObjectiveSpec& spec, in
   const int64_t preparing = (sizes.prefix_max + sizes.case_rows_max) * preparing_row +
                             sizes.case_rows_max * w.heads * (sizes.prefix_max + sizes.chain_max);
 
-  const int64_t packed = upper * sizes.cases * sizes.prefix_max * w.keys_and_values;
+  // Prompts as long as the longest one. Elsewhere objectives read them where the states hold them.
+  const int64_t packed = padded ? upper * sizes.cases * sizes.prefix_max * w.keys_and_values : 0;
   const int64_t of_first_layer = rows * (4 * w.hidden + 2 * w.neurons + 5 * w.experts);
   const int64_t outputs = sizes.rows * w.experts * w.hidden;
   const int64_t remembered = outputs * element_bytes <= spec.remembered_bytes_max ? outputs : 0;

@@ -11,7 +11,8 @@ namespace c3po {
 // An estimate from above of the bytes that an objective over spec.cases takes at most at once, from the first neighbor
 // that is prepared to its last evaluation with a gradient: the neighbors' states, which a cache may hold anyway, what
 // NeighborRows keeps of the rows, and one pass up and down with its tapes. spec.states are not looked at. It is what
-// tensors of `element_bytes` hold; on a GPU attention and LM head take more, and this is counted too with `padded`.
+// matrices of `element_bytes` hold. `padded`, as BackendInfo::pads: prompts are copied, as long as the longest one, and
+// attention and LM head take more; this is counted too.
 // The spec's cases are as CheckCase wants them; critical_layers are of the model.
 int64_t ObjectiveMemory(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_positions,
                         int64_t element_bytes, bool padded);

@@ -23,7 +23,7 @@ namespace c3po::aten {
 //
 // Besides Read, a GPU is waited for by a MoE block of float32, or of sizes that the grouped product does not take, and
 // by RunRemembered while it has not seen every expert selected.
-class AtenBackend final : public Backend {
+class AtenBackend : public Backend {
  public:
   // `weights` are shared, not copied, and `rope` is on their device. On the CPU they may lie in any layout.
   AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope);

@@ -33,6 +33,7 @@ ExpertTape SortPairs(const Mixing& mixing) {
 
 // Sums of each row's pairs: parts [B, d] -> [R, d].
 at::Tensor SumPairs(const at::Tensor& parts, const ExpertTape& tape, int64_t rows) {
+  if (rows == 0) return parts;
   const at::Tensor by_row = at::empty_like(parts).index_copy_(0, tape.order, parts);
   return by_row.view({rows, parts.size(0) / rows, parts.size(1)}).sum(1);
 }

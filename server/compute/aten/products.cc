@@ -49,7 +49,7 @@ at::Tensor MultiplyEachGroup(const at::Tensor& x, const at::Tensor& matrices, co
   for (int64_t g = 0; g < host.numel(); begin = end[g++]) {
     if (begin < end[g]) parts.push_back(at::matmul(x.narrow(0, begin, end[g] - begin), matrices[g]));
   }
-  return Join(parts);
+  return parts.empty() ? at::empty({0, matrices.size(2)}, x.options()) : Join(parts);
 }
 
 }  // namespace c3po::aten

@@ -2,7 +2,7 @@
 // trees, up and down.
 
 #include <algorithm>
-#include <cstring>
+#include <stdexcept>
 #include <utility>
 
 #include "server/compute/cpu/cpu_backend.h"
@@ -12,6 +12,10 @@ namespace c3po::cpu {
 namespace {
 
 float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
+
+void Check(bool right, const char* what) {
+  if (!right) throw std::invalid_argument(what);
+}
 
 // Keys and values [layers from first_layer on, kv_heads, positions, dim].
 class CpuPromptStates final : public PromptStates {
@@ -27,10 +31,15 @@ class CpuPromptStates final : public PromptStates {
 
   int64_t bytes() const override { return bytes_; }
   int64_t positions() const { return positions_; }
-  float* Keys(int layer) const { return static_cast<float*>(data_.get()) + (layer - first_layer_) * layer_keys_; }
-  float* Values(int layer) const { return values_ + (layer - first_layer_) * layer_values_; }
+  float* Keys(int layer) const { return static_cast<float*>(data_.get()) + IndexOf(layer) * layer_keys_; }
+  float* Values(int layer) const { return values_ + IndexOf(layer) * layer_values_; }
 
  private:
+  int64_t IndexOf(int layer) const {
+    Check(layer >= first_layer_, "a prompt has no states below its first layer");
+    return layer - first_layer_;
+  }
+
   const int first_layer_;
   const int64_t positions_, layer_keys_, layer_values_, bytes_;
   const std::shared_ptr<void> data_;
@@ -134,6 +143,8 @@ void CpuBackend::AddOutput(const LayerViews& views, const float* x, const float*
 void CpuBackend::Attention(int l, Matrix hidden) {
   const LayerViews& views = layer(l);
   const int64_t rows = hidden.rows, d = config_.hidden_size;
+  Check(keys_ != nullptr, "no cache was allocated");
+  Check(static_cast<int64_t>(cos_.size()) == rows * rope_.half(), "other rows were placed");
   const Arena::Scope scope(arena_);
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden), views.attention_norm, rows, normed);
@@ -166,6 +177,8 @@ void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation,
   const int64_t rows = hidden.rows, d = config_.hidden_size, prefix = plan.prefix;
   const HeadShape shape = heads();
   const int64_t kv = shape.kv_heads;
+  Check(rows == prefix || rows == prefix + plan.tree.rows(),
+        "these are not the prompt's rows, nor the tree's with them");
   const Arena::Scope scope(arena_);
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden), views.attention_norm, rows, normed);
@@ -193,6 +206,8 @@ void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation,
 std::unique_ptr<PackedTrees> CpuBackend::PackTrees(absl::Span<const TreeCase> cases) {
   auto rows = std::make_unique<CpuPackedTrees>();
   for (const TreeCase& one : cases) {
+    const auto* const prompt = static_cast<const CpuPromptStates*>(one.prompt.get());
+    Check(prompt != nullptr && prompt->positions() == one.shape.prefix, "a prompt's states have another length");
     AppendTree(one.shape, rows->packed);
     rows->prompts.push_back(one.prompt);
     for (const int depth : one.shape.depths) AppendRotation(rope_, one.shape.prefix + depth, rows->cos, rows->sin);

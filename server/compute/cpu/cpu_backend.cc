@@ -58,8 +58,9 @@ void CpuBackend::AllocateKvCache(int64_t slots) {
   const int64_t rows = int64_t{config_.layers} * config_.kv_heads * slots;
   keys_ = values_ = nullptr;
   slots_ = 0;
-  keys_ = AllocateBytes(rows * config_.head_dim * static_cast<int64_t>(sizeof(float)));
+  std::shared_ptr<void> keys = AllocateBytes(rows * config_.head_dim * static_cast<int64_t>(sizeof(float)));
   values_ = AllocateBytes(rows * config_.value_dim * static_cast<int64_t>(sizeof(float)));
+  keys_ = std::move(keys);  // Last: without memory for both there is no cache.
   slots_ = slots;
 }
 

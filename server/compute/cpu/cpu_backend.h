@@ -80,11 +80,8 @@ class CpuBackend final : public Backend {
   int64_t context_width() const { return int64_t{config_.heads} * config_.value_dim; }
   // RmsNorm of packed rows [R, d].
   void Norm(const float* x, const float* weight, int64_t rows, float* y) const;
-  Rotations RotationsAt(absl::Span<const int64_t> positions, Memory& memory) const;
   // out = x + m (context W_o + bias).
   void AddOutput(const LayerViews& views, const float* x, const float* context, int64_t rows, float* out);
-  // dcontext [R, heads * value_dim] from dJ/dout.
-  const float* OutputBackward(const LayerViews& views, const float* dout, int64_t rows);
   // dout times m; dout itself where m is 1.
   const float* Scaled(const float* dout, int64_t count);
 

@@ -75,7 +75,7 @@ class PairProducts {
 
 // out [R, width]: sums over a row's pairs.
 void SumPairs(const ExpertRowsTape& tape, const float* parts, int64_t rows, int64_t width, float* out) {
-  SumRows(parts, tape.pairs, rows, tape.count / rows, width, out);
+  if (rows > 0) SumRows(parts, tape.pairs, rows, tape.count / rows, width, out);
 }
 
 }  // namespace

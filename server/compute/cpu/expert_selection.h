@@ -10,7 +10,7 @@
 
 namespace c3po::cpu {
 
-// MixingRows weights of R rows; all float32 rows [R, E] but where another shape is said. They lie in the memory that
+// Mixing weights of R rows; all float32 rows [R, E] but where another shape is said. They lie in the memory that
 // SelectExperts was given.
 struct MixingRows {
   int64_t rows = 0;

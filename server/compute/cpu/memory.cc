@@ -68,8 +68,12 @@ void Arena::Tidy() {
   blocks_.clear();
   bytes_ = 0;
   if (size == 0) return;
-  blocks_.push_back({AllocateUncounted(size), size});
-  bytes_ = size;
+  try {
+    blocks_.push_back({AllocateUncounted(size), size});
+    bytes_ = size;
+  } catch (const std::bad_alloc&) {
+    // A scope may end because memory is short, and must not throw then. The next Take asks for memory itself.
+  }
 }
 
 }  // namespace c3po::cpu

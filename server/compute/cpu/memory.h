@@ -52,7 +52,8 @@ class KeptMemory final : public Memory {
 };
 
 // Memory that one block after another uses anew. It grows to what the largest block needs and is then only handed out,
-// so that a steady step allocates nothing; more than kept_max is given back when the outermost scope ends.
+// so that a steady step allocates nothing; more than kept_max is given back when the outermost scope ends. Take throws
+// std::bad_alloc; then what was taken before stays valid, and scopes end as ever.
 class Arena final : public Memory {
  public:
   static constexpr int64_t kKeptMax = int64_t{96} << 20;

@@ -14,6 +14,7 @@
 #include "server/compute/aten/causal_attention.h"
 #include "server/compute/aten/products.h"
 #include "server/compute/aten/row_operations.h"
+#include "server/compute/device.h"
 #include "tests/server/model/neighbor_scenario.h"
 
 namespace c3po {
@@ -252,6 +253,48 @@ TEST_P(BackendsAgree, OnTheHeadsLogitsAndScores) {
     backend.ScoreTargets(logits.view(), {static_cast<int32_t>(best), 2, 5}, scores.view());
     return std::vector<Values>{values, Read(backend, scores)};
   });
+}
+
+// A matrix without rows is what a block of nothing gets; nothing is read beside it.
+TEST_P(BackendsAgree, OnBlocksOfNoRows) {
+  ExpectAgreement([&](Backend& backend) {
+    std::vector<Values> results;
+    for (int l = 0; l < config().layers; ++l) {
+      std::unique_ptr<Tape> tape;
+      const OwnedMatrix none = backend.AllocateHidden(0), sums = Floats(backend, 1, config().experts);
+      const OwnedMatrix out = backend.FeedForward(l, {}, none, &tape);
+      EXPECT_EQ(out.rows(), 0);
+      EXPECT_EQ(backend.FeedForwardBackward(l, {}, *tape, out, sums.view()).rows(), 0);
+      backend.FeedForward(l, {}, none.view(), Matrix());
+      results.push_back(Read(backend, sums));
+    }
+    const OwnedMatrix logits = backend.Allocate(ElementType::kFloat32, 0, config().vocabulary_size);
+    backend.Logits(backend.AllocateHidden(0).view(), {}, logits.view());
+    return results;
+  });
+}
+
+TEST_P(BackendsAgree, ThatRowsOfAnotherPlanAreMisuse) {
+  const std::vector<int> parents = {-1, 0}, depths = {0, 1};
+  const TreeShape tree{parents, depths, 3};
+  const KvRun run{0, 8};
+  for (const bool kernels : {true, false}) {
+    const std::unique_ptr<Backend> fresh =
+        kernels ? MakeBackend(config(), model_->weights(), model_->rope())
+                : std::make_unique<aten::AtenBackend>(config(), model_->weights(), model_->rope());
+    const OwnedMatrix hidden = Hidden(*fresh, Random(4 * d()), 4);
+    fresh->PlaceRows({{0, 4, 0, {&run, 1}}});
+    EXPECT_ANY_THROW(fresh->Attention(0, hidden.view())) << "no cache";
+    fresh->AllocateKvCache(8);
+    EXPECT_NO_THROW(fresh->Attention(0, hidden.view()));
+    EXPECT_ANY_THROW(fresh->Attention(0, hidden.view().Rows(0, 3))) << "other rows";
+    EXPECT_ANY_THROW(fresh->PackTrees({{tree, fresh->NewPromptStates(1, 2)}})) << "a shorter prompt";
+    const auto rows = fresh->NewPreparationRows(tree);
+    EXPECT_ANY_THROW(fresh->PreparationAttention(0, *rows, nullptr, false, hidden.view())) << "half a tree";
+    const auto trees = fresh->PackTrees({{tree, fresh->NewPromptStates(1, 3)}});
+    const PackedTrees* const packed[] = {trees.get()};
+    EXPECT_ANY_THROW(fresh->TreeAttention(0, packed, Hidden(*fresh, Random(2 * d()), 2), nullptr)) << "no states";
+  }
 }
 
 TEST_P(BackendsAgree, OnWholeModels) {

@@ -57,6 +57,27 @@ TEST_P(PiecewiseWorkTest, PiecesGiveWhatAllAtOnceGives) {
   }
 }
 
+// What the objective of `spec` is estimated to take, and what it did take at most; states are made here.
+void MeasureObjective(MoeModel& model, ObjectiveSpec spec, int positions, int64_t* estimate, int64_t* most) {
+  *estimate = model.ObjectiveBytes(spec, positions);
+  const int64_t before = cpu::HeldMemory::now();
+  cpu::HeldMemory::Restart();
+  for (const NeighborCase& neighbor : spec.cases) {
+    auto state = model.PrepareNeighbor(neighbor, {spec.critical_layers.front(), positions});
+    ASSERT_TRUE(state.ok()) << state.status();
+    spec.states.push_back(*std::move(state));
+  }
+  auto objective = model.NewObjective(spec);
+  ASSERT_TRUE(objective.ok()) << objective.status();
+  RoutingOverride routing{RoutingOverride::Kind::kLogitShift, spec.critical_layers,
+                          Pathway(static_cast<int>(spec.critical_layers.size()), model.shape().experts)};
+  for (int step = 0; step < 2; ++step) {
+    const auto result = model.EvaluateTogether({{objective->get(), routing, true}});
+    ASSERT_TRUE(result[0].ok()) << result[0].status();
+  }
+  *most = cpu::HeldMemory::most() - before;
+}
+
 TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
   for (uint32_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -79,28 +100,33 @@ TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
         neighbor.continuations.push_back(RandomTokens(rng, 1 + static_cast<int>(rng() % (window / 2)), vocabulary));
       spec.cases.push_back(std::move(neighbor));
     }
-    const int64_t estimate = model->ObjectiveBytes(spec, positions);
-    const int64_t before = cpu::HeldMemory::now();
-    cpu::HeldMemory::Restart();
-    {
-      for (const NeighborCase& neighbor : spec.cases) {
-        auto state = model->PrepareNeighbor(neighbor, {spec.critical_layers.front(), positions});
-        ASSERT_TRUE(state.ok()) << state.status();
-        spec.states.push_back(*std::move(state));
-      }
-      auto objective = model->NewObjective(spec);
-      ASSERT_TRUE(objective.ok()) << objective.status();
-      RoutingOverride routing{RoutingOverride::Kind::kLogitShift, spec.critical_layers,
-                              Pathway(static_cast<int>(spec.critical_layers.size()), model->shape().experts)};
-      for (int step = 0; step < 2; ++step) {
-        const auto result = model->EvaluateTogether({{objective->get(), routing, true}});
-        ASSERT_TRUE(result[0].ok()) << result[0].status();
-      }
-    }
-    const int64_t most = cpu::HeldMemory::most() - before;
+    int64_t estimate = 0, most = 0;
+    ASSERT_NO_FATAL_FAILURE(MeasureObjective(*model, spec, positions, &estimate, &most));
     EXPECT_LE(most, estimate);
     EXPECT_GT(3 * most, estimate) << "so much is never taken";
   }
+}
+
+// Objectives read prompts where their states hold them, each as long as it is: no copy is counted.
+TEST_P(PiecewiseWorkTest, CountsAPromptAsLongAsItIs) {
+  std::mt19937 rng(1);
+  const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
+  const int vocabulary = model->shape().vocabulary_size, window = model->shape().context_window;
+  ObjectiveSpec spec;
+  spec.critical_layers = {1, 2, 3};
+  spec.rule = ApplicationRule::kRouterShift;
+  spec.loss = SurrogateLoss::kAnswer;
+  spec.remembered_bytes_max = 0;
+  for (int i = 0; i < 24; ++i) {
+    const int length = i == 0 ? window - 2 : 2;
+    spec.cases.push_back({std::to_string(i), RandomTokens(rng, length, vocabulary), {{1}}, 0, 1});
+  }
+  int64_t estimate = 0, most = 0;
+  ASSERT_NO_FATAL_FAILURE(MeasureObjective(*model, spec, 1, &estimate, &most));
+  RecordProperty("estimate", std::to_string(estimate));
+  RecordProperty("most", std::to_string(most));
+  EXPECT_LE(most, estimate);
+  EXPECT_GT(2 * most, estimate) << "so much is never taken";
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, PiecewiseWorkTest, testing::ValuesIn(kFamilies));

@@ -1,4 +1,5 @@
-// A decode step like the one before it takes no memory from the system: counted by this program's own operator new.
+// What the CPU's blocks take of the system's memory, seen by this program's own operator new: a decode step like the
+// one before it takes none, and where there is none a pass fails alone.
 
 #include <gtest/gtest.h>
 
@@ -6,12 +7,16 @@
 #include <cstdlib>
 #include <new>
 
+#include "server/compute/cpu/memory.h"
 #include "server/compute/device.h"
 #include "tests/server/model/neighbor_scenario.h"
 
 namespace {
 
 std::atomic<int64_t> allocations{0};
+// Of memory for rows, which is aligned: so many more, and then there is none until it is set anew.
+constexpr int64_t kPlenty = int64_t{1} << 60;
+std::atomic<int64_t> aligned_left{kPlenty};
 
 void* Allocate(std::size_t size, std::size_t alignment) {
   ++allocations;
@@ -25,6 +30,7 @@ void* Allocate(std::size_t size, std::size_t alignment) {
 
 void* operator new(std::size_t size) { return Allocate(size, alignof(std::max_align_t)); }
 void* operator new(std::size_t size, std::align_val_t alignment) {
+  if (--aligned_left < 0) throw std::bad_alloc();
   return Allocate(size, static_cast<std::size_t>(alignment));
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
@@ -68,6 +74,72 @@ TEST_P(SteadyStep, TakesNoMemory) {
   EXPECT_GT(before, 0);
   for (int64_t position = 16; position < 20; ++position) step(position);
   EXPECT_EQ(allocations - before, 0);
+}
+
+// A scope also ends because memory was short.
+TEST(Arena, EndsAScopeWithoutMemoryForTheNext) {
+  cpu::Arena arena;
+  aligned_left = 2;
+  {
+    const cpu::Arena::Scope scope(arena);
+    arena.Take(2 << 20);
+    arena.Take(3 << 20);
+    EXPECT_THROW(arena.Take(8 << 20), std::bad_alloc);
+  }
+  EXPECT_EQ(arena.bytes(), 0);
+  aligned_left = kPlenty;
+  const cpu::Arena::Scope scope(arena);
+  EXPECT_NE(arena.Take(8 << 20), nullptr);
+}
+
+// Wherever memory ends within it, a pass fails with a status, holds nothing afterwards, and the next one gives what it
+// always gave.
+TEST_P(SteadyStep, AfterAPassWithoutMemoryGivesWhatItGave) {
+  SetComputeThreads(1);
+  const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
+  std::mt19937 rng(2);
+  Segment prompt = PromptSegment({{0, 40}}, RandomTokens(rng, 40, model->shape().vocabulary_size));
+  prompt.want_capture = true;
+  const Scenario scenario{GetParam(), ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 2};
+  const ObjectiveSpec spec = MakeSpec(rng, *model, scenario);
+  const RoutingOverride routing = MakeRouting(rng, *model, scenario);
+  const auto objective = *model->NewObjective(spec);
+  const std::vector<float> logits = (*model->Forward({prompt}))[0].logits;
+  const LossAndGradient loss = *model->EvaluateTogether({{objective.get(), routing, true}})[0];
+  const int64_t held = cpu::HeldMemory::now();
+  int failures = 0;
+  for (int64_t left = 0, successes = 0; successes < 2; ++left) {
+    ASSERT_LT(left, 1000);
+    aligned_left = left;
+    const auto out = model->Forward({prompt});
+    aligned_left = left;
+    const auto evaluated = model->EvaluateTogether({{objective.get(), routing, true}});
+    aligned_left = kPlenty;
+    ASSERT_EQ(cpu::HeldMemory::now(), held);
+    failures += out.ok() ? 0 : 1;
+    failures += evaluated[0].ok() ? 0 : 1;
+    if (out.ok() && evaluated[0].ok()) ++successes;
+    ASSERT_EQ((*model->Forward({prompt}))[0].logits, logits);
+    const auto again = model->EvaluateTogether({{objective.get(), routing, true}});
+    ASSERT_TRUE(again[0].ok()) << again[0].status();
+    ASSERT_EQ(again[0]->loss, loss.loss);
+    ASSERT_EQ(again[0]->gradient.weights, loss.gradient.weights);
+  }
+  EXPECT_GT(failures, 10);
+}
+
+// Memory for the keys alone is none for a cache, and is not kept.
+TEST(KvCache, IsNothingWithoutMemoryForAllOfIt) {
+  const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
+  const int64_t held = cpu::HeldMemory::now(), cache = model->kv_cache_bytes();
+  aligned_left = 1;
+  EXPECT_EQ(model->AllocateKvCache(512).code(), absl::StatusCode::kResourceExhausted);
+  aligned_left = kPlenty;
+  EXPECT_EQ(model->kv_cache_bytes(), 0);
+  EXPECT_EQ(cpu::HeldMemory::now(), held - cache);
+  EXPECT_FALSE(model->Forward({PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
+  ASSERT_TRUE(model->AllocateKvCache(256).ok());
+  EXPECT_TRUE(model->Forward({PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, SteadyStep,
