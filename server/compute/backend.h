@@ -102,6 +102,13 @@ class Backend {
   virtual void Write(absl::Span<const float> from, Matrix to) = 0;
   // To the host as float32, row-major; waits for all work before it.
   virtual void Read(const Matrix& from, absl::Span<float> to) = 0;
+  // The same numbers, of packed float32 rows: where they lie, if that is the host, until the matrix changes; else read
+  // into `staging`.
+  virtual absl::Span<const float> HostView(const Matrix& from, std::vector<float>& staging) {
+    staging.resize(static_cast<size_t>(from.rows * from.columns));
+    Read(from, absl::MakeSpan(staging));
+    return staging;
+  }
   // Of the same shape; converts.
   virtual void Copy(const Matrix& from, Matrix to) = 0;
 

@@ -201,14 +201,14 @@ class Batch {
   void DeliverLogits() {
     constexpr int64_t kReadMax = int64_t{8} << 20;  // Numbers that lie on the host twice for a moment.
     const int64_t width = config_.vocabulary_size, rows_max = std::max<int64_t>(1, kReadMax / width);
-    std::vector<float> logits;
+    std::vector<float> staging;
+    absl::Span<const float> logits;
     int64_t row = scored_, read_end = scored_;
     for (const RowSpan& span : spans_) {
       if (!WantsLogitsAlone(span)) continue;
       if (row == read_end) {
         const int64_t count = std::min(rows_max, logits_.rows() - row);
-        logits.resize(static_cast<size_t>(count * width));
-        backend_.Read(logits_.view().Rows(row, count), absl::MakeSpan(logits));
+        logits = backend_.HostView(logits_.view().Rows(row, count), staging);
         read_end += count;
       }
       const auto end = logits.end() - (read_end - row - 1) * width;

@@ -47,6 +47,11 @@ void CpuBackend::Read(const Matrix& from, absl::Span<float> to) {
   }
 }
 
+absl::Span<const float> CpuBackend::HostView(const Matrix& from, std::vector<float>& /*staging*/) {
+  CheckRows(from.stride == from.columns, "what is viewed is not packed");
+  return {FloatsOf(from), static_cast<size_t>(from.rows * from.columns)};
+}
+
 void CpuBackend::Copy(const Matrix& from, Matrix to) {
   CheckRows(from.rows == to.rows && from.columns == to.columns, "what is copied has another size");
   for (int64_t r = 0; r < from.rows; ++r) {

@@ -29,6 +29,7 @@ class CpuBackend final : public Backend {
   OwnedMatrix AllocateHidden(int64_t rows) override;
   void Write(absl::Span<const float> from, Matrix to) override;
   void Read(const Matrix& from, absl::Span<float> to) override;
+  absl::Span<const float> HostView(const Matrix& from, std::vector<float>& staging) override;
   void Copy(const Matrix& from, Matrix to) override;
   void AllocateKvCache(int64_t slots) override;
   int64_t kv_cache_bytes() const override;

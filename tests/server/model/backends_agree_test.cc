@@ -93,6 +93,11 @@ TEST_P(BackendsAgree, OnWhatIsWrittenCopiedAndRead) {
     EXPECT_EQ(Read(*backend, to), expected);
     EXPECT_EQ(Read(*backend, from.Rows(4, 1)), Values(values.end() - d(), values.end()));
     EXPECT_ANY_THROW(backend->Write(Values(3), from.view()));
+    const OwnedMatrix floats = backend->Allocate(ElementType::kFloat32, 5, d());
+    backend->Write(values, floats.view());
+    Values staging;
+    const auto view = backend->HostView(floats.view().Rows(1, 2), staging);
+    EXPECT_EQ(Values(view.begin(), view.end()), Values(values.begin() + d(), values.begin() + 3 * d()));
   }
 }
 
