@@ -67,10 +67,4 @@ cpu::WeightView WeightsOf(const at::Tensor& w) {
   return {w.const_data_ptr(), w.scalar_type() == at::kBFloat16, w.numel() / w.size(1), w.size(1), LayoutOf(w)};
 }
 
-cpu::WeightView WeightsOf(const at::Tensor& matrices, int64_t i) {
-  const cpu::WeightView all = WeightsOf(AsOne(matrices));
-  const int64_t rows = all.rows / matrices.size(0);
-  return all.Rows(i * rows, (i + 1) * rows);
-}
-
 }  // namespace c3po

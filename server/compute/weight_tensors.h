@@ -24,9 +24,8 @@ at::Tensor SelectColumns(const at::Tensor& w, int64_t begin, int64_t count);
 // Several matrices [n, ...] as one, whose rows are theirs.
 at::Tensor AsOne(const at::Tensor& matrices);
 
-// Views of contiguous weights; the tensor outlives the view. Weights are float32 or bfloat16.
+// A view of contiguous weights, float32 or bfloat16; the tensor outlives it.
 cpu::WeightView WeightsOf(const at::Tensor& w);
-cpu::WeightView WeightsOf(const at::Tensor& matrices, int64_t i);  // one of several
 
 }  // namespace c3po
 

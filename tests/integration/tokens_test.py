@@ -8,7 +8,8 @@ import sys
 import unittest
 
 import server_process
-from service_calls import gen, opt, pb, tokens_of
+from server_case import ServerCase
+from service_calls import gen, opt, tokens_of
 
 BINARY = sys.argv.pop(1)
 NONE = opt.OptimizationOptions(method=opt.METHOD_NONE)
@@ -37,22 +38,13 @@ def write_model(folder):
     return model, {piece: i for i, piece in enumerate(pieces)}
 
 
-class TokensTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = server_process.fresh_folder()
-        model, cls.ids = write_model(cls.folder)
-        cls.server = server_process.ServerProcess(BINARY, cls.folder, model=model)
-        cls.channel = cls.server.channel()
-        cls.generation = pb["generation_pb2_grpc"].GenerationServiceStub(cls.channel)
+class TokensTest(ServerCase):
+    binary = BINARY
 
     @classmethod
-    def tearDownClass(cls):
-        cls.channel.close()
-        code = cls.server.stop()
-        server_process.remove_folder(cls.folder)
-        if code != 0:
-            raise AssertionError(f"c3pod exited with {code}: {cls.server.log}")
+    def started(cls):
+        model, cls.ids = write_model(cls.folder)
+        return server_process.ServerProcess(BINARY, cls.folder, model=model)
 
     def of(self, *pieces):
         return gen.TokenIds(ids=[self.ids[piece] for piece in pieces])

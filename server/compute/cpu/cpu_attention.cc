@@ -11,8 +11,6 @@
 namespace c3po::cpu {
 namespace {
 
-float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
-
 void Check(bool right, const char* what) {
   if (!right) throw std::invalid_argument(what);
 }

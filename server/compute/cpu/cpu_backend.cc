@@ -12,8 +12,6 @@
 namespace c3po::cpu {
 namespace {
 
-float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
-
 void CheckRows(bool right, const char* what) {
   if (!right) throw std::invalid_argument(what);
 }

@@ -16,6 +16,9 @@
 
 namespace c3po::cpu {
 
+// A matrix of this backend: all are float32 in the process's own memory.
+inline float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
+
 // The blocks on the kernels of this folder, in float32 activations, on ThreadPool::Shared(). Work is done when a call
 // returns. A row's result is bitwise the same whatever rows are beside it.
 class CpuBackend final : public Backend {

@@ -9,12 +9,6 @@
 #include "server/compute/cpu/row_operations.h"
 
 namespace c3po::cpu {
-namespace {
-
-float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
-
-}  // namespace
-
 // What a run of the block has computed, for whoever goes back.
 struct CpuBackend::FeedForwardRows {
   float* normed = nullptr;  // [R, d]

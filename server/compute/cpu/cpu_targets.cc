@@ -13,8 +13,6 @@
 namespace c3po::cpu {
 namespace {
 
-float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
-
 struct CpuTargets final : public TargetTokens {
   int64_t row_count = 0;
   WeightView weights;           // [W, d]: the LM head, or the rows of it that are read
@@ -24,6 +22,17 @@ struct CpuTargets final : public TargetTokens {
 };
 
 const CpuTargets& Of(const TargetTokens* targets) { return static_cast<const CpuTargets&>(*targets); }
+
+// Where each head's rows begin among all, and its targets; then the numbers of both.
+struct Offsets {
+  explicit Offsets(absl::Span<const TargetTokens* const> heads) {
+    for (const TargetTokens* head : heads) {
+      rows.push_back(rows.back() + Of(head).row_count);
+      targets.push_back(targets.back() + static_cast<int64_t>(Of(head).rows.size()));
+    }
+  }
+  std::vector<int64_t> rows{0}, targets{0};  // [heads + 1]
+};
 
 // Heads with the same weights, their rows one after the other: S in all.
 struct Product {
@@ -99,15 +108,8 @@ OwnedMatrix CpuBackend::TargetLogprobs(absl::Span<const TargetTokens* const> tar
   Memory& memory = tape_out ? static_cast<Memory&>(tape->memory) : arena_;
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden.view()), views_.final_norm, rows, normed);
-  std::vector<int64_t> first_row, first_target;
-  int64_t row = 0, target = 0;
-  for (const TargetTokens* head : targets) {
-    first_row.push_back(row);
-    first_target.push_back(target);
-    row += Of(head).row_count;
-    target += static_cast<int64_t>(Of(head).rows.size());
-  }
-  OwnedMatrix out = Allocate(ElementType::kFloat32, 1, target);
+  const Offsets first(targets);
+  OwnedMatrix out = Allocate(ElementType::kFloat32, 1, first.targets.back());
   float* const logprobs = FloatsOf(out.view());
   tape->products = GroupByWeights(targets);
   for (Product& product : tape->products) {
@@ -115,20 +117,20 @@ OwnedMatrix CpuBackend::TargetLogprobs(absl::Span<const TargetTokens* const> tar
     float* const x = arena_.Floats(product.rows * d);
     int64_t next = 0;
     for (const size_t i : product.heads) {
-      std::copy_n(normed + first_row[i] * d, Of(targets[i]).row_count * d, x + next * d);
+      std::copy_n(normed + first.rows[i] * d, Of(targets[i]).row_count * d, x + next * d);
       next += Of(targets[i]).row_count;
     }
     product.tops = memory.Floats(product.rows);
     product.sums = static_cast<double*>(memory.Take(product.rows * static_cast<int64_t>(sizeof(double))));
     float* const means = tape_out ? memory.Floats(product.rows * d) : nullptr;
     product.means = means;
-    const CpuTargets& first = Of(targets[product.heads.front()]);
-    SoftmaxMean({x, d, product.rows, nullptr}, first.weights, static_cast<float>(config_.logits_divisor), product.tops,
+    const WeightView& weights = Of(targets[product.heads.front()]).weights;
+    SoftmaxMean({x, d, product.rows, nullptr}, weights, static_cast<float>(config_.logits_divisor), product.tops,
                 product.sums, means);
     next = 0;
     for (const size_t i : product.heads) {
       const CpuTargets& head = Of(targets[i]);
-      float* const logits = logprobs + first_target[i];
+      float* const logits = logprobs + first.targets[i];
       TargetLogits(head, x + next * d, config_.logits_divisor, logits);
       for (size_t t = 0; t < head.rows.size(); ++t) {
         const int64_t r = next + head.rows[t];
@@ -150,21 +152,14 @@ OwnedMatrix CpuBackend::TargetLogprobsBackward(absl::Span<const TargetTokens* co
   const Arena::Scope scope(arena_);
   float* const dnormed = arena_.Floats(rows * d);
   float* const weight = arena_.Floats(d);
-  std::vector<int64_t> first_row, first_target;
-  int64_t row = 0, target = 0;
-  for (const TargetTokens* head : targets) {
-    first_row.push_back(row);
-    first_target.push_back(target);
-    row += Of(head).row_count;
-    target += static_cast<int64_t>(Of(head).rows.size());
-  }
+  const Offsets first(targets);
   const auto divisor = static_cast<float>(config_.logits_divisor);
   for (const Product& product : tape.products) {
     int64_t next = 0;
     for (const size_t i : product.heads) {
       const CpuTargets& head = Of(targets[i]);
-      const float* const d_target = dlogprobs.data() + first_target[i];
-      float* const dx = dnormed + first_row[i] * d;
+      const float* const d_target = dlogprobs.data() + first.targets[i];
+      float* const dx = dnormed + first.rows[i] * d;
       std::vector<float> totals(static_cast<size_t>(head.row_count), 0.0f);
       for (size_t t = 0; t < head.rows.size(); ++t) totals[head.rows[t]] += d_target[t];
       for (int64_t r = 0; r < head.row_count; ++r) {

@@ -86,19 +86,32 @@ class ReferenceImportTest : public testing::Test {
         embedding_(nullptr, model_.shape(), 0),
         store_(*ReferenceStore::Open(folder_.File("store.db"))),
         shifts_(store_.get(), kModelDigest) {
+    OpenCatalog(embedding_.digest());
+    parts_.model = &model_;
+    parts_.engine = &engine_;
+    parts_.text = &text_;
+    parts_.embedding = &embedding_;
+    parts_.shifts = &shifts_;
+  }
+
+  void OpenCatalog(const std::string& embedder_digest) {
     CatalogOptions options;
     options.model_digest = kModelDigest;
-    options.embedder_digest = embedding_.digest();
+    options.embedder_digest = embedder_digest;
     options.embedding_dimension = 8;
     options.moe_layers = 3;
     options.experts = 4;
     catalog_ = *ReferenceCatalog::Open(store_.get(), options);
-    parts_.model = &model_;
-    parts_.engine = &engine_;
     parts_.catalog = catalog_.get();
-    parts_.text = &text_;
-    parts_.embedding = &embedding_;
-    parts_.shifts = &shifts_;
+  }
+  // The pool's one thread waits for `go`.
+  void HoldWorker(absl::Notification& go) {
+    ASSERT_TRUE(pool_.Submit(
+        [&go] {
+          go.WaitForNotification();
+          return absl::OkStatus();
+        },
+        nullptr));
   }
 
   std::shared_ptr<ReferenceImport> Start() {
@@ -199,12 +212,7 @@ TEST_F(ReferenceImportTest, OneThreadServesAnImportWhileAnotherWaits) {
 
 TEST_F(ReferenceImportTest, AFullQueueOfBytesAsksForAPause) {
   absl::Notification go;
-  ASSERT_TRUE(pool_.Submit(
-      [&] {
-        go.WaitForNotification();
-        return absl::OkStatus();
-      },
-      nullptr));
+  HoldWorker(go);
   const auto import = Start();
   ReferenceSample large = SampleOf(1);
   large.prompt.assign(ReferenceImport::kQueueBytes / 2, 'x');
@@ -222,25 +230,13 @@ class EncodedImportTest : public ReferenceImportTest {
  protected:
   EncodedImportTest() {
     model_.answers = true;
-    CatalogOptions options;
-    options.model_digest = kModelDigest;
-    options.embedder_digest = encoded_.digest();
-    options.embedding_dimension = 8;
-    options.moe_layers = 3;
-    options.experts = 4;
-    catalog_ = *ReferenceCatalog::Open(store_.get(), options);
-    parts_.catalog = catalog_.get();
+    OpenCatalog(encoded_.digest());
     parts_.embedding = &encoded_;
   }
 
   void ImportAtOnce(const std::vector<ReferenceSample>& samples) {
     absl::Notification go;
-    ASSERT_TRUE(pool_.Submit(
-        [&] {
-          go.WaitForNotification();
-          return absl::OkStatus();
-        },
-        nullptr));
+    HoldWorker(go);
     const auto import = Start();
     for (size_t i = 0; i < samples.size(); ++i) import->Push(i, samples[i]);
     import->Close();
