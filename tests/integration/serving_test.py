@@ -81,7 +81,9 @@ class CancellationTest(ServingCase):
         client = subprocess.Popen([self.cli, "bench", "--server", f"127.0.0.1:{self.server.port}", "--rate", "100", "--method", "none",
                                    "--duration", "60", "--warmup", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.addCleanup(client.kill)
-        self.wait_until(lambda: self.metric("vllm:num_requests_running{model_name=\"long_tiny\"}") > 5, "the client asks")
+        answered = 'c3po_rpc_total{code="OK",method="Generate"'
+        asked = self.metric(answered)
+        self.wait_until(lambda: self.metric(answered) > asked + 5, "the client asks")
         self.server.process.send_signal(signal.SIGSTOP)
         time.sleep(0.5)  # Calls are on their way.
         client.kill()
