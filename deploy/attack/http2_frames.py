@@ -42,6 +42,18 @@ def call_fields(path: str, *more: tuple[bytes, bytes], scheme: bytes = b"http") 
             (b"content-type", b"application/grpc"), *more]
 
 
+def stream_ended(received: bytes, stream: int) -> bool:
+    """Whether a peer that sent these bytes, from its first frame on, has ended the stream: with an answer, or by a reset."""
+    at = 0
+    while at + 9 <= len(received):
+        length = int.from_bytes(received[at:at + 3], "big")
+        kind, flags, of = received[at + 3], received[at + 4], int.from_bytes(received[at + 5:at + 9], "big")
+        at += 9 + length
+        if at <= len(received) and of == stream and (kind == RST_STREAM or kind in (DATA, HEADERS) and flags & END_STREAM):
+            return True
+    return False
+
+
 def message(payload: bytes, compressed: bool = False) -> bytes:
     """As gRPC prefixes it."""
     return bytes([compressed]) + struct.pack(">I", len(payload)) + payload
