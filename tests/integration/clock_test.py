@@ -32,8 +32,7 @@ class ClockTest(ServingCase):
         sanitizer = os.environ.get("ASAN_OPTIONS", "")
         launcher = ("env", f"LD_PRELOAD={CLOCK}", f"C3PO_TEST_CLOCK_SHIFT={shift}",
                     "ASAN_OPTIONS=" + ":".join(filter(None, (sanitizer, "verify_asan_link_order=0"))))
-        server = server_process.ServerProcess(cls.binary, folder, "--kv-cache-tokens", "250000", "--pending-tokens-max", "1000000",
-                                              *map(str, flags), model=cls.model, launcher=launcher)
+        server = server_process.ServerProcess(cls.binary, folder, *cls.ROOM, *map(str, flags), model=cls.model, launcher=launcher)
         server.shift = shift
         return server
 
@@ -81,7 +80,7 @@ class ClockTest(ServingCase):
 
     def test_running_streams_live_and_take_new_ones_beside_them(self):
         stream = self.stream(90_000, timeout=3600)
-        read = []  # As they come: what is left unread for long is cut off.
+        read = []
         ended = []
 
         def read_all():

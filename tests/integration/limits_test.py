@@ -5,7 +5,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import time
 import unittest
 
 import grpc
@@ -15,41 +14,42 @@ from serving_case import ServingCase
 
 
 class LimitsTest(ServingCase):
-    FLAGS = ("--pending-requests-max", 8, "--running-sequences-max", 2, "--pending-tokens-max", 150_000,
+    FLAGS = ("--pending-requests-max", 8, "--running-sequences-max", 2, "--pending-tokens-max", 1_000_000,
              "--prompt-tokens-max", 40_000, "--output-tokens-max", 60_000, "--stop-strings-max", 2, "--stop-string-bytes-max", 10,
              "--logit-bias-max", 3, "--continuations-max", 3, "--connection-streams-max", 20)
 
     @classmethod
     def start(cls, *flags, store="a"):
         digest = lambda token: hashlib.sha256(token.encode()).hexdigest()
-        (cls.folder / "tokens").write_text(f"ann generate {digest('a')}\nben references {digest('b')}\ncleo administer {digest('c')}\n")
-        return super().start(*flags, "--auth-tokens", cls.folder / "tokens", store=store)
+        tokens = cls.folder / "tokens"
+        if not tokens.exists():  # A server that runs looks at it, and must not find it half written.
+            tokens.write_text(f"ann generate {digest('a')}\nben references {digest('b')}\ncleo administer {digest('c')}\n")
+        return super().start(*flags, "--auth-tokens", tokens, store=store)
 
     ANN, BEN, CLEO = ([("authorization", f"Bearer {token}")] for token in "abc")
 
-    def hold(self, count, metadata, max_tokens=10_000):
-        """`count` requests that stay until they are cancelled; those that run have begun to answer."""
-        streams = [self.stream(max_tokens, metadata=metadata) for _ in range(count)]
+    def hold(self, count, metadata, generation=None):
+        """`count` requests that stay until they are cancelled: their answers take minutes."""
+        streams = [self.stream(60_000, generation, metadata=metadata) for _ in range(count)]
         for stream in streams:
             self.addCleanup(stream.cancel)
         return streams
 
     def held(self, *holds):
-        """The streams of `hold(COUNT, METADATA, ...)` for each of `holds`, all of them pending. They end by themselves after some seconds:
-        where the machine was too slow to see them all at once, they are begun again."""
+        """The streams of `hold(COUNT, METADATA)` for each of `holds`, all of them pending. They are begun again where one found no place:
+        those before give theirs back a moment after the gauges are zero."""
         for _ in range(10):
             streams = [stream for hold in holds for stream in self.hold(*hold)]
-            for _ in range(100):
-                if self.pending() == len(streams):
-                    return streams
-                time.sleep(0.02)
+            self.wait_until(lambda: self.pending() == len(streams) or any(stream.done() for stream in streams), f"{holds} are pending")
+            if not any(stream.done() for stream in streams):
+                return streams
             self.clear(streams)
         self.fail(f"{holds} were never pending at once")
 
-    def refused(self, metadata=None, max_tokens=10):
+    def refused(self, metadata=None, max_tokens=10, generation=None):
         """What a request gets that finds no place."""
         with self.assertRaises(grpc.RpcError) as caught:
-            list(self.stream(max_tokens, metadata=metadata or self.ANN, timeout=20))
+            list(self.stream(max_tokens, generation, metadata=metadata or self.ANN, timeout=120))
         error = caught.exception
         self.assertEqual(error.code(), grpc.StatusCode.RESOURCE_EXHAUSTED, error.details())
         reason, _, pause = details(error)
@@ -63,9 +63,9 @@ class LimitsTest(ServingCase):
             stream.cancel()
         self.wait_until(self.is_empty, "everything is given back")
 
-    def pending(self):
+    def pending(self, server=None):
         label = "{model_name=\"long_tiny\"}"
-        return self.metric(f"vllm:num_requests_running{label}") + self.metric(f"vllm:num_requests_waiting{label}")
+        return self.metric(f"vllm:num_requests_running{label}", server) + self.metric(f"vllm:num_requests_waiting{label}", server)
 
     def test_every_limit_is_printed_and_told_to_clients(self):
         printed = subprocess.run([self.binary, "--print-config", *map(str, self.FLAGS)], capture_output=True, text=True, check=True).stdout
@@ -112,9 +112,15 @@ class LimitsTest(ServingCase):
             self.assertIn(compression.name.lower(), caught.exception.details())
 
     def test_the_queue_is_bounded_in_tokens_too(self):
-        streams = self.held((2, self.ANN, 60_000))
-        self.assertIn("150000", self.refused(max_tokens=40_000))
-        self.clear(streams)
+        server = self.start(*self.FLAGS, "--pending-tokens-max", 150_000, store="tokens")
+        self.addCleanup(server.stop)
+        generation = pb["generation_pb2_grpc"].GenerationServiceStub(self.own_channel(server))
+        streams = self.hold(2, self.ANN, generation)
+        self.wait_until(lambda: self.pending(server) == 2, "both are pending")
+        self.assertIn("150000", self.refused(max_tokens=40_000, generation=generation))
+        for stream in streams:
+            stream.cancel()
+        self.wait_until(lambda: self.is_empty(server), "everything is given back")
 
     def test_long_texts_are_tokenized_by_workers_and_find_no_place_beyond_their_queue(self):
         # On gRPC's own threads they would all be served, and health checks and every other call wait meanwhile.
@@ -143,29 +149,39 @@ class LimitsTest(ServingCase):
             reference_selection=opt.REFERENCE_SELECTION_ALL, gate=opt.GateOptions(enabled=False))
         ask = lambda steps, timeout: list(self.stream(2, metadata=self.ANN, timeout=timeout, optimization=ngd(steps),
                                                       prompt="What is 50 modulo seven?"))
-        events = None
-        for _ in range(10):  # A machine that slows down between the measurement and the call misses the deadline: no fault of ours.
-            full = [ask(1000, 60)[0].optimization for _ in range(3)][-1]
-            self.assertEqual(len(full.losses), 1001)
-            self.assertFalse(full.shortened)
+        full = [ask(1000, 600)[0].optimization for _ in range(3)]
+        for report in full:
+            self.assertEqual(len(report.losses), 1001)
+            self.assertFalse(report.shortened)
+        # Estimates are of the past, and deadlines have room for a call's other parts: the one that fits is found.
+        events, seconds = None, 0.6 * min(report.timings.optimization_seconds for report in full) + 0.1
+        for _ in range(50):
             try:
-                events = ask(1000, 0.6 * full.timings.optimization_seconds + 0.1)
-                break
+                events = ask(1000, seconds)
+                if events[0].optimization.shortened:
+                    break
+                seconds *= 0.8
             except grpc.RpcError as error:
                 self.assertEqual(error.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
-        self.assertIsNotNone(events, "no deadline of ten was kept")
+                seconds *= 1.1
+        self.assertIsNotNone(events, "no deadline of fifty was kept")
         self.assertTrue(events[0].optimization.shortened)
         self.assertLess(len(events[0].optimization.losses), 1000)
         self.assertGreater(len(events[0].optimization.losses), 1)
         self.assertEqual(len(tokens_of(events)), 2)
         # A prompt that takes far longer to read than there is time: the server says so before the deadline passes.
-        summary = events[-1].summary
-        seconds = 40_000 * summary.timings.prefill_seconds / summary.usage.prompt_tokens
-        with self.assertRaises(grpc.RpcError) as caught:
-            list(self.stream(2, metadata=self.ANN, timeout=max(0.4, 0.3 * seconds), token_ids=gen.TokenIds(ids=[5] * 40_000)))
-        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+        # Where the machine stood still, the client gave up first, and has no reason: that is no fault of the server's.
+        summaries = [list(self.stream(2, metadata=self.ANN, prompt="What is 50 modulo seven?"))[-1].summary for _ in range(5)]
+        seconds = 40_000 * min(summary.timings.prefill_seconds / summary.usage.prompt_tokens for summary in summaries)
+        for share in 10 * (0.1, 0.2, 0.4):
+            with self.assertRaises(grpc.RpcError) as caught:
+                list(self.stream(2, metadata=self.ANN, timeout=min(5, share * seconds), token_ids=gen.TokenIds(ids=[5] * 40_000)))
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+            said = caught.exception.details()
+            if "cannot be met" in said:
+                break
+        self.assertIn("cannot be met", said)
         self.assertEqual(details(caught.exception)[0], "DEADLINE")
-        self.assertIn("cannot be met", caught.exception.details())
 
     def test_calls_beyond_the_connections_streams_wait_for_it_alone(self):
         channel = self.own_channel()
@@ -174,9 +190,10 @@ class LimitsTest(ServingCase):
         watches = [watch(b"") for _ in range(20)]
         for one in watches:
             next(one)
-        info = lambda c: pb["server_pb2_grpc"].ServerServiceStub(c).GetServerInfo(srv.GetServerInfoRequest(), metadata=self.ANN, timeout=0.5)
+        info = lambda c, timeout=60: pb["server_pb2_grpc"].ServerServiceStub(c).GetServerInfo(
+            srv.GetServerInfoRequest(), metadata=self.ANN, timeout=timeout)
         with self.assertRaises(grpc.RpcError) as caught:
-            info(channel)
+            info(channel, 0.5)
         self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
         info(self.own_channel())
         watches[0].cancel()

@@ -79,7 +79,7 @@ class ServerProcess:
         return grpc.insecure_channel(f"127.0.0.1:{self.port}")
 
     def http(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=60) as response:
             return response.read().decode()
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
@@ -89,7 +89,7 @@ class ServerProcess:
 
     def wait(self) -> int:
         """For one that was told to stop: a second signal would end it at once."""
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=120)
         self.reader.join()
         self.process.stderr.close()
         return code

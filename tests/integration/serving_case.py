@@ -30,6 +30,8 @@ def long_model(folder):
 class ServingCase(ServerCase):
     """Tests of one class share a server of the long tiny model, started with FLAGS. `binary` and `cli` are set by who runs them."""
     cli = None
+    # For answers that do not end, and that a test need not read: a fast machine makes ten thousand messages in a second.
+    ROOM = ("--kv-cache-tokens", "250000", "--pending-tokens-max", "1000000", "--unread-messages-max", "1000000")
 
     @classmethod
     def started(cls):
@@ -40,8 +42,7 @@ class ServingCase(ServerCase):
     def start(cls, *flags, store="a"):
         folder = cls.folder / f"store-{store}"
         folder.mkdir(exist_ok=True)
-        return server_process.ServerProcess(cls.binary, folder, "--kv-cache-tokens", "250000", "--pending-tokens-max", "1000000",
-                                            *map(str, flags), model=cls.model)
+        return server_process.ServerProcess(cls.binary, folder, *cls.ROOM, *map(str, flags), model=cls.model)
 
     def own_channel(self, server=None, *options):
         """A connection that no other test shares."""
@@ -70,7 +71,7 @@ class ServingCase(ServerCase):
                 return float(line.rsplit(" ", 1)[1])
         raise AssertionError(f"no metric {name}")
 
-    def wait_until(self, holds, what, seconds=15):
+    def wait_until(self, holds, what, seconds=60):
         for _ in range(seconds * 50):
             if holds():
                 return

@@ -17,8 +17,6 @@ from serving_case import SLOWDOWN, ServingCase
 
 
 class CancellationTest(ServingCase):
-    FLAGS = ("--unread-messages-max", 1024)   # More than a reader that only is slow can leave: 500 in all.
-
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -30,14 +28,24 @@ class CancellationTest(ServingCase):
         count = self.metric("c3po_cancel_to_release_seconds_count")
         return count, self.metric(f'c3po_cancel_to_release_seconds_bucket{{le="{0.5 * SLOWDOWN:g}"}}')
 
-    def check_release(self, stream, reached):
-        """Cancels `stream` once `reached` holds; everything must come back within a step."""
-        before = self.releases()
-        self.wait_until(reached, "the stage to be cancelled in")
-        stream.cancel()
-        self.wait_until(self.is_empty, "everything is given back", seconds=2)
-        self.wait_until(lambda: self.releases()[0] == before[0] + 1, "the release is counted", seconds=2)
-        self.assertEqual(self.releases()[1], before[1] + 1)
+    def ended(self):
+        lines = self.server.http("/metrics").splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("c3po_rpc_total") and 'method="Generate"' in line)
+
+    def check_release(self, begin, reached):
+        """Cancels the stream that `begin` makes once `reached` holds; everything must come back within a step. A machine that stands still
+        for a moment may need longer, or may see the stage when it is over: one of five times counts."""
+        for _ in range(5):
+            before, ended = self.releases(), self.ended()
+            stream = begin()
+            self.wait_until(reached, "the stage to be cancelled in")
+            stream.cancel()
+            self.wait_until(lambda: self.is_empty() and self.ended() == ended + 1, "everything is given back")
+            count, soon = self.releases()
+            self.assertLessEqual(count, before[0] + 1)
+            if soon == before[1] + 1:
+                return
+        self.fail(f"of five that were cancelled none was released within {0.5 * SLOWDOWN} s")
 
     def running(self):
         return self.metric("vllm:num_requests_running{model_name=\"long_tiny\"}") == 1
@@ -47,23 +55,44 @@ class CancellationTest(ServingCase):
 
     def test_during_prefill(self):
         prompts = self.metric("vllm:prompt_tokens_total")
-        before = self.steps("prefill")
-        stream = self.stream(10, token_ids=gen.TokenIds(ids=[5] * 90_000))
-        self.check_release(stream, lambda: self.steps("prefill") > before + 5)
+
+        def begin():
+            self.before = self.steps("prefill")
+            return self.stream(10, token_ids=gen.TokenIds(ids=[5] * 90_000))
+
+        self.check_release(begin, lambda: self.steps("prefill") > self.before + 5)
         self.assertEqual(self.metric("vllm:prompt_tokens_total"), prompts)  # It was not read to its end.
 
     def test_during_the_optimization(self):
-        before = self.steps("optimization")
         options = opt.OptimizationOptions(method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, collection="set", k=32, steps=1000,
                                           reference_selection=opt.REFERENCE_SELECTION_ALL, gate=opt.GateOptions(enabled=False))
-        stream = self.stream(10, optimization=options, prompt="What is 50 modulo seven?")
-        self.check_release(stream, lambda: self.steps("optimization") > before + 40)  # Its neighbors are prepared.
-        self.assertLess(self.steps("optimization"), before + 1000)
+
+        def begin():
+            self.before = self.steps("optimization")
+            return self.stream(10, optimization=options, prompt="What is 50 modulo seven?")
+
+        self.check_release(begin, lambda: self.steps("optimization") > self.before + 40)  # Its neighbors are prepared.
+        self.assertLess(self.steps("optimization"), self.before + 1000)
 
     def test_during_decoding(self):
-        stream = self.stream(90_000)
-        next(stream)
-        self.check_release(stream, self.running)
+        def begin():
+            stream = self.stream(90_000)
+            next(stream)
+            return stream
+
+        self.check_release(begin, self.running)
+
+    def test_a_deadline_ends_the_work(self):
+        for _ in range(5):  # A machine that stands still for a second begins nothing in it.
+            ended, tokens = self.ended(), self.metric("vllm:generation_tokens_total")
+            with self.assertRaises(grpc.RpcError) as caught:
+                list(self.stream(90_000, timeout=1))
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+            self.wait_until(self.is_empty, "everything is given back")
+            if self.metric("vllm:generation_tokens_total") > tokens:
+                break
+        self.assertGreater(self.metric("vllm:generation_tokens_total"), tokens)
+        self.wait_until(lambda: self.ended() > ended, "the call has ended")
 
     def test_before_and_during_retrieval_many_at_once(self):
         options = opt.OptimizationOptions(method=opt.METHOD_KERNEL_REGRESSION, collection="set", k=8)
@@ -79,13 +108,13 @@ class CancellationTest(ServingCase):
         ended = 'c3po_rpc_total{code="CANCELLED",method="Generate"'
         before, wrong = self.metric(ended), self.metric(ended.replace("CANCELLED", "INVALID_ARGUMENT"))
         client = subprocess.Popen([self.cli, "bench", "--server", f"127.0.0.1:{self.server.port}", "--rate", "100", "--method", "none",
-                                   "--duration", "60", "--warmup", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   "--duration", "3600", "--warmup", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.addCleanup(client.kill)
         answered = 'c3po_rpc_total{code="OK",method="Generate"'
         asked = self.metric(answered)
         self.wait_until(lambda: self.metric(answered) > asked + 5, "the client asks")
         self.server.process.send_signal(signal.SIGSTOP)
-        time.sleep(0.5)  # Calls are on their way.
+        self.wait_until(lambda: self.bytes_on_their_way() > 1000, "calls are on their way")
         client.kill()
         client.wait()
         self.server.process.send_signal(signal.SIGCONT)
@@ -93,14 +122,21 @@ class CancellationTest(ServingCase):
         self.wait_until(self.is_empty, "everything is given back")
         self.assertEqual(self.metric(ended.replace("CANCELLED", "INVALID_ARGUMENT")), wrong)
 
+    def bytes_on_their_way(self):
+        """What the server has not read of its connections: local address, remote address, state, and queues in hexadecimal digits."""
+        lines = [line.split() for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(int(line[4].split(":")[1], 16) for line in lines if line[1] == f"0100007F:{self.server.port:04X}" and line[3] == "01")
+
     def test_a_reader_that_stops_is_cut_off_and_slows_nobody(self):
+        server = self.start("--unread-messages-max", 1024, store="unread")  # More than a reader that only is slow can leave: 500 in all.
+        self.addCleanup(server.stop)
         # With a window that does not grow, the client's transport takes in 64 KiB; what it takes in counts as read.
-        channel = self.own_channel(None, ("grpc.http2.bdp_probe", 0))
+        channel = self.own_channel(server, ("grpc.http2.bdp_probe", 0))
         stuck = self.stream(90_000, pb["generation_pb2_grpc"].GenerationServiceStub(channel), sampling={"logprobs": 20})
         next(stuck)
-        other = list(self.stream(500, timeout=30))
+        other = list(self.stream(500, pb["generation_pb2_grpc"].GenerationServiceStub(self.own_channel(server)), timeout=120))
         self.assertEqual(len(tokens_of(other)), 500)
-        self.wait_until(self.is_empty, "the reader is cut off")
+        self.wait_until(lambda: self.is_empty(server), "the reader is cut off")
         with self.assertRaises(grpc.RpcError) as caught:
             received = list(stuck)
             self.assertLess(len(received), 90_000)
@@ -115,8 +151,8 @@ class DrainTest(ServingCase):
         self.addCleanup(server.process.kill)
         return server, server.channel()
 
-    def test_draining_says_so_turns_calls_away_and_ends_what_takes_too_long(self):
-        server, channel = self.server_for("--drain-seconds-max", f"{2 * SLOWDOWN}")
+    def test_draining_says_so_turns_calls_away_and_ends_what_it_took(self):
+        server, channel = self.server_for("--drain-seconds-max", 600)
         generation = pb["generation_pb2_grpc"].GenerationServiceStub(channel)
         watch = self.own_channel(server).unary_stream("/grpc.health.v1.Health/Watch", request_serializer=lambda raw: raw,
                                                       response_deserializer=lambda raw: raw)(b"\x0a\x19c3po.v1.GenerationService")
@@ -124,7 +160,6 @@ class DrainTest(ServingCase):
         self.assertIn("ready", server.http("/readyz"))
         endless, short = self.stream(90_000, generation), self.stream(300, generation)
         next(endless), next(short)
-        start = time.monotonic()
         server.process.terminate()
         self.assertEqual(next(watch), b"\x08\x02")
         with self.assertRaises(urllib.error.HTTPError) as unready:
@@ -135,8 +170,18 @@ class DrainTest(ServingCase):
         self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE,
                                     lambda: generation.Tokenize(gen.TokenizeRequest(text="a")))[0], "SHUTTING_DOWN")
         self.assertEqual(len(tokens_of(list(short))), 300)
+        self.assertIsNone(server.process.poll())
+        endless.cancel()
+        self.assertEqual(server.wait(), 0)
+
+    def test_draining_ends_what_takes_too_long(self):
+        server, channel = self.server_for("--drain-seconds-max", 2)
+        endless = self.stream(90_000, pb["generation_pb2_grpc"].GenerationServiceStub(channel))
+        next(endless)
+        start = time.monotonic()
+        server.process.terminate()
         self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE, lambda: list(endless))[0], "SHUTTING_DOWN")
-        self.assertGreater(time.monotonic() - start, 1.5 * SLOWDOWN)
+        self.assertGreater(time.monotonic() - start, 1.5)
         self.assertEqual(server.wait(), 0)
 
     def test_old_connections_are_closed_in_peace(self):
@@ -146,11 +191,12 @@ class DrainTest(ServingCase):
         channel.subscribe(states.append, try_to_connect=True)
         long_stream = self.stream(90_000, generation)
         next(long_stream)
-        end = time.monotonic() + 3
-        while time.monotonic() < end:
-            self.assertEqual(len(tokens_of(list(self.stream(3, generation, timeout=5)))), 3)
-            time.sleep(0.05)
-        self.assertGreaterEqual(states.count(grpc.ChannelConnectivity.READY), 2, states)
+
+        def answered_and_connected_again():
+            self.assertEqual(len(tokens_of(list(self.stream(3, generation, timeout=60)))), 3)
+            return states.count(grpc.ChannelConnectivity.READY) >= 3
+
+        self.wait_until(answered_and_connected_again, "two connections more")
         next(long_stream)  # Still runs, on its old connection.
         long_stream.cancel()
         self.wait_until(lambda: self.is_empty(server), "everything is given back")
