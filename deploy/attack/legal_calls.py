@@ -13,8 +13,8 @@ from google.protobuf.descriptor import FieldDescriptor
 LEGAL = ("open_imports", "answers_that_nobody_reads", "backups_that_nobody_reads", "long_continuations", "extreme_numbers",
          "profiles_of_nothing")
 IMPORTS_MAX = 16  # --import-streams-max; half of them for one caller.
-GLUTTON = {"metadata": [("authorization", "Bearer token-glutton")], "timeout": 120}
-OTHER = {"metadata": [("authorization", "Bearer token-victim")], "timeout": 60}
+GLUTTON = {"metadata": [("authorization", "Bearer token-glutton")], "timeout": 600}
+OTHER = {"metadata": [("authorization", "Bearer token-victim")], "timeout": 300}
 EXTREME = (1e308, -1e308, math.inf, -math.inf, math.nan, 5e-324, -5e-324, 0.0, 1e-300, 3.4e38, 1.0000001, 2147483647.0)
 REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
@@ -92,7 +92,7 @@ class LegalCalls:
         self.fill(references, "mine-own", 40)
         self.unread("/c3po.v1.ReferenceService/BackupStore", b"", max(6, self.many(40)))
         backup = lambda: list(references.BackupStore(self.pb["reference_pb2"].BackupStoreRequest(), **OTHER))
-        for _ in range(100):  # One copy is made at a time, and the others wait for it only.
+        for _ in range(600):  # One copy is made at a time, and the others wait for it only.
             code = self.code_of(backup)
             if code != grpc.StatusCode.RESOURCE_EXHAUSTED:
                 break

@@ -19,7 +19,7 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 SEARCHED = 60  # References that stay; more than EXACT_MAX, so that a graph finds them.
 EXACT_MAX = 50
 CHURNED = 25  # References added, searched and deleted in each round.
-EMPTY_SECONDS = 20  # Until the server has to hold nothing any more.
+EMPTY_SECONDS = 60  # Until the server has to hold nothing any more.
 GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "c3po_kv_cache_leaked_blocks")
 RIGHT_CODES = ("OK", "CANCELLED", "RESOURCE_EXHAUSTED")  # All that this load should get, killed clients included.
 
@@ -61,7 +61,7 @@ class Server:
 
     def metrics(self):
         """{series: value}"""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60) as response:
             lines = response.read().decode().splitlines()
         return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and not line.startswith("#")}
 
@@ -71,7 +71,7 @@ class Server:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
 
 class Soak:
