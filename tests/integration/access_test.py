@@ -59,7 +59,7 @@ def call(channel, service, method, streams_in, streams_out, token=None):
                                   response_deserializer=lambda raw: raw)
     metadata = [("authorization", f"Bearer {token}")] if token else []
     try:
-        answer = stub(iter([b""]) if streams_in else b"", metadata=metadata, timeout=20)
+        answer = stub(iter([b""]) if streams_in else b"", metadata=metadata, timeout=60)
         if streams_out:
             list(answer)
         return grpc.StatusCode.OK, None
@@ -122,7 +122,7 @@ class AccessTest(unittest.TestCase):
 
     def health(self, channel):
         check = channel.unary_unary(HEALTH, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
-        return check(b"", timeout=5)
+        return check(b"", timeout=60)
 
     def test_every_method_wants_a_token_and_health_wants_none(self):
         channel = self.channel()
@@ -156,9 +156,9 @@ class AccessTest(unittest.TestCase):
                                    optimization=opt.OptimizationOptions(method=opt.METHOD_ORACLE, steps=1))
         for token in ("token-ann", "token-ben"):
             with self.assertRaises(grpc.RpcError) as caught:
-                generation.Score(request, metadata=[("authorization", f"Bearer {token}")], timeout=20)
+                generation.Score(request, metadata=[("authorization", f"Bearer {token}")], timeout=60)
             self.assertEqual(caught.exception.code(), grpc.StatusCode.PERMISSION_DENIED)
-        response = generation.Score(request, metadata=[("authorization", "Bearer token-cleo")], timeout=20)
+        response = generation.Score(request, metadata=[("authorization", "Bearer token-cleo")], timeout=60)
         self.assertEqual(response.optimization.method, opt.METHOD_ORACLE)
 
     def test_strangers_do_not_get_through_the_handshake(self):
@@ -179,16 +179,16 @@ class AccessTest(unittest.TestCase):
             self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
         channel = self.channel(server, "client")
         self.assertEqual(self.health(channel), SERVING)
-        pb["server_pb2_grpc"].ServerServiceStub(channel).GetServerInfo(srv.GetServerInfoRequest(), timeout=5)
+        pb["server_pb2_grpc"].ServerServiceStub(channel).GetServerInfo(srv.GetServerInfoRequest(), timeout=60)
         command = [CLI, "--server", f"localhost:{server.port}", "--tls-ca", str(self.folder / "authority.pem"), "--tls-cert",
                    str(self.folder / "client.pem"), "--tls-key", str(self.folder / "client.key"), "info"]
-        self.assertEqual(subprocess.run(command, capture_output=True, timeout=30, check=False).returncode, 0)
+        self.assertEqual(subprocess.run(command, capture_output=True, timeout=120, check=False).returncode, 0)
         self.assertEqual(server.stop(), 0)
 
     def test_the_command_line_speaks_tls_and_brings_its_token(self):
         (self.folder / "token").write_text("token-ann\n")
         command = [CLI, "--server", f"localhost:{self.server.port}", "--tls-ca", str(self.folder / "authority.pem")]
-        run = lambda *more, **env: subprocess.run([*command, *more], capture_output=True, text=True, timeout=30, check=False,
+        run = lambda *more, **env: subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=False,
                                                   env={**os.environ, **env})
         self.assertEqual(run("info").returncode, 10)
         self.assertEqual(run("--token-file", str(self.folder / "token"), "info").returncode, 0)
@@ -200,23 +200,20 @@ class AccessTest(unittest.TestCase):
         script = server_process.SOURCE / "client" / "python" / "ask.py"
         ask = [sys.executable, str(script), "--server", f"localhost:{self.server.port}", "--tls-ca",
                str(self.folder / "authority.pem"), "--max-tokens", "3", "--method", "none", "a"]
-        self.assertEqual(subprocess.run(ask, capture_output=True, timeout=30, check=False).returncode, 10)
+        self.assertEqual(subprocess.run(ask, capture_output=True, timeout=120, check=False).returncode, 10)
         ask += ["--token-file", str(self.folder / "token")]
-        self.assertEqual(subprocess.run(ask, capture_output=True, timeout=30, check=False).returncode, 0)
+        self.assertEqual(subprocess.run(ask, capture_output=True, timeout=120, check=False).returncode, 0)
 
     def test_renewed_certificates_and_changed_tokens_count_without_a_restart(self):
         served = lambda: ssl.get_server_certificate(("127.0.0.1", self.server.port))
         before = served()
         self.install("renewed")
         (self.folder / "tokens").write_text((self.folder / "tokens").read_text() + server_process.token_line("dan", "generate", "token-dan"))
-        deadline = time.monotonic() + 10
-        while served() == before and time.monotonic() < deadline:
-            time.sleep(0.2)
-        self.assertNotEqual(served(), before)
+        self.wait_until(lambda: served() != before)
         channel = self.channel()
         self.assertEqual(self.health(channel), SERVING)
-        info = pb["server_pb2_grpc"].ServerServiceStub(channel)
-        info.GetServerInfo(srv.GetServerInfoRequest(), metadata=[("authorization", "Bearer token-dan")], timeout=5)
+        # Certificates and tokens may be looked at in two turns.
+        self.wait_until(lambda: call(channel, "c3po.v1.ServerService", "GetServerInfo", False, False, token="token-dan")[0] == grpc.StatusCode.OK)
 
     def test_a_backup_is_for_administrators_and_serves_again(self):
         target = self.folder / "backup.db"
@@ -256,7 +253,7 @@ class AccessTest(unittest.TestCase):
             self.assertIn('c3po_reload_failed{files="tls"} 1', server.http("/metrics"))
             self.assertEqual(served(), before)
             self.assertEqual(self.health(self.channel(server)), SERVING)
-            info = pb["server_pb2_grpc"].ServerServiceStub(self.channel(server)).GetServerInfo(srv.GetServerInfoRequest(), timeout=5)
+            info = pb["server_pb2_grpc"].ServerServiceStub(self.channel(server)).GetServerInfo(srv.GetServerInfoRequest(), timeout=60)
             self.assertIn("--tls-", info.warnings[0])
             write("cert.pem", read("server.pem"))
             self.wait_until(lambda: server.http("/readyz") == "ready\n")
@@ -271,7 +268,7 @@ class AccessTest(unittest.TestCase):
         self.assertGreaterEqual(len(events), 5)
 
     def wait_until(self, holds):
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while not holds():
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.1)

@@ -172,13 +172,15 @@ class KillTest(unittest.TestCase):
             threads = [self.in_thread(self.add, self.stub(server), client) for client in range(CLIENTS)]
             threads.append(self.in_thread(self.delete, self.stub(server), random.Random(round_number)))
             wanted = choose.randint(120, 260)
-            deadline = time.monotonic() + 60
-            while self.book.acknowledged_in_round < wanted and time.monotonic() < deadline and not self.errors:
+            deadline, deleted = time.monotonic() + 180, len(self.book.deleted)
+            enough = lambda: self.book.acknowledged_in_round >= wanted and (
+                len(self.book.deleted) >= deleted + 3 or not threads[-1].is_alive())  # Until all are deleted that may be.
+            while not enough() and time.monotonic() < deadline and not self.errors:
                 time.sleep(0.002)
             server.process.kill()
             server.stop()
             for thread in threads:
-                thread.join(timeout=30)
+                thread.join(timeout=120)
                 self.assertFalse(thread.is_alive())
             self.assertEqual(self.errors, [])
             self.assertGreaterEqual(self.book.acknowledged_in_round, wanted)

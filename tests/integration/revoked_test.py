@@ -26,27 +26,26 @@ class RevokedTest(unittest.TestCase):
         never = threading.Event()
         self.addCleanup(never.set)
         sample = lambda i: ref.AddReferencesRequest(collection="set", sequence=i, sample=ref.ReferenceSample(
-            prompt=f"text number {i}", answer=" 1", choices=[" 1", " 2"]))
+            prompt=f"text number {i} " * 14, answer=" 1", choices=[" 1", " 2"]))
 
         def samples_then_silence(count):
             yield from (sample(i) for i in range(count))
-            never.wait(120)
+            never.wait(600)
 
         with server.channel() as channel:
             references = pb["reference_pb2_grpc"].ReferenceServiceStub(channel)
-            key = lambda name: {"metadata": [("authorization", f"Bearer token-{name}")], "timeout": 120}
+            key = lambda name: {"metadata": [("authorization", f"Bearer token-{name}")], "timeout": 600}
             self.assertEqual(len(list(references.Add((sample(i) for i in range(96)), **key("stayer")))) > 0, True)
             # A stream that waits for its client's first sample, one that waits for the next, and one at work for long.
             silent = references.Add(samples_then_silence(0), **key("leaver"))
             waiting = references.Add(samples_then_silence(1), **key("leaver"))
             self.assertEqual(next(waiting).progress.received, 1)
             learning = references.TunePrior(ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=1000, patience=1000,
-                                                                       batch_size=1),
-                                            **key("leaver"))
+                                                                 batch_size=1, prompt_positions=100), **key("leaver"))
             next(learning)
             stays = references.Add(samples_then_silence(1), **key("stayer"))
             self.assertEqual(next(stays).progress.received, 1)
-            (folder / "tokens").write_text(lines["stayer"])
+            self.replace(folder / "tokens", lines["stayer"])
             for name, stream in (("silent", silent), ("waiting", waiting), ("learning", learning)):
                 with self.subTest(stream=name), self.assertRaises(grpc.RpcError) as caught:
                     for _ in stream:
@@ -80,7 +79,7 @@ class RevokedTest(unittest.TestCase):
             prompt="a", optimization=NONE, sampling=gen.SamplingOptions(max_tokens=90_000, ignore_eos=True, logprobs=20)), **key("leaver"))
         next(answer)
         self.wait_until(lambda: self.generated(server) > 1000, "the answer is more than 64 KiB")
-        (folder / "tokens").write_text(lines["stayer"])
+        self.replace(folder / "tokens", lines["stayer"])
         ends = lambda: {call["method"].split("/")[-1]: call["status"] for call in map(json.loads, list(server.log))
                         if call.get("event") == "call" and call.get("caller") == "leaver"}
         self.wait_until(lambda: len(ends()) == 2, "both calls end")
@@ -89,6 +88,13 @@ class RevokedTest(unittest.TestCase):
             with self.assertRaises(grpc.RpcError):
                 list(stream)
         self.assertEqual(server.stop(), 0)
+
+    @staticmethod
+    def replace(path, text):
+        """At once: a file that is written in its place holds no token for a moment."""
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        new.replace(path)
 
     def generated(self, server):
         found = [line for line in server.http("/metrics").splitlines() if line.startswith("vllm:generation_tokens_total")]

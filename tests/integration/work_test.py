@@ -67,13 +67,14 @@ class WorkTest(ServerCase):
 
     def test_a_minibatch_that_does_not_fit_is_refused_by_its_field(self):
         tune = ref.TunePriorRequest(collection="long", critical_layers=[0, 1], epochs=1, batch_size=8)
-        self.refused(grpc.StatusCode.INVALID_ARGUMENT, "batch_size", lambda: list(self.references.TunePrior(tune, timeout=60)))
+        self.refused(grpc.StatusCode.INVALID_ARGUMENT, "batch_size", lambda: list(self.references.TunePrior(tune, timeout=120)))
 
     def test_learning_has_its_own_places(self):
-        tune = ref.TunePriorRequest(collection="short", critical_layers=[2, 3], epochs=1000, batch_size=1, patience=1000)
-        learning = self.references.TunePrior(tune, timeout=300)
+        self.add("many", samples(400))  # A thousand epochs of these take minutes.
+        tune = ref.TunePriorRequest(collection="many", critical_layers=[2, 3], epochs=1000, batch_size=1, patience=1000)
+        learning = self.references.TunePrior(tune, timeout=600)
         next(learning)
-        self.refused(grpc.StatusCode.RESOURCE_EXHAUSTED, None, lambda: list(self.references.TunePrior(tune, timeout=60)))
+        self.refused(grpc.StatusCode.RESOURCE_EXHAUSTED, None, lambda: list(self.references.TunePrior(tune, timeout=120)))
         answers = []
         threads = [threading.Thread(target=lambda: answers.append(self.events("What is 1 modulo seven?", collection="short", k=2)))
                    for _ in range(4)]
@@ -84,13 +85,13 @@ class WorkTest(ServerCase):
         self.assertEqual(len(answers), 4)
         self.assertTrue(learning.is_active())
         learning.cancel()
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 60
         while not self.learns_again(tune):
             self.assertLess(time.monotonic(), give_up, "the cancelled call keeps its place")
             time.sleep(0.05)
 
     def learns_again(self, tune):
-        again = self.references.TunePrior(tune, timeout=60)
+        again = self.references.TunePrior(tune, timeout=120)
         try:
             next(again)
         except grpc.RpcError as error:
