@@ -164,7 +164,7 @@ def test_staged_server_serves_and_its_health_check_tells(staged: pathlib.Path, t
     server = StagedServer(staged, tmp_path)
 
     def check(*arguments: str, **settings: str) -> int:
-        return subprocess.run([staged / "bin" / "healthcheck.sh", *arguments], env=environment(**settings), capture_output=True, timeout=30).returncode
+        return subprocess.run([staged / "bin" / "healthcheck.sh", *arguments], env=environment(**settings), capture_output=True, timeout=60).returncode
 
     try:
         port = str(server.metrics_port)
@@ -189,7 +189,7 @@ def test_import_job_publishes_a_store_whole_or_not_at_all(staged: pathlib.Path, 
                                    for i in range(first, last)))
         settings = environment(C3PO_MODEL=str(model), C3PO_EMBEDDER="model", C3PO_THREADS="1", C3PO_IMPORT_PORT=str(free_port()))
         return subprocess.run([staged / "bin" / "import_references.sh", store, "numbers", samples], env=settings, capture_output=True,
-                              text=True, timeout=120)
+                              text=True, timeout=300)
 
     def count() -> int:
         copy = tmp_path / "copy.db"  # As a replica takes it.

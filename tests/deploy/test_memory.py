@@ -37,7 +37,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> dict:
             if event["event"] == "serving":
                 break
         assert "serving" in events, events
-        with urllib.request.urlopen(f"http://127.0.0.1:{events['serving']['metrics_port']}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{events['serving']['metrics_port']}/metrics", timeout=60) as response:
             metrics = response.read().decode()
     finally:
         process.terminate()

@@ -20,7 +20,7 @@ SERVING = b"\x08\x01"
 
 
 def as_caller(name):
-    return {"metadata": [("authorization", f"Bearer token-{name}")], "timeout": 30}
+    return {"metadata": [("authorization", f"Bearer token-{name}")], "timeout": 120}
 
 
 def refusal(made):
@@ -198,10 +198,10 @@ class CallersTest(ServerCase):
             try:
                 score(20)
                 let_in += 1
-            except grpc.RpcError:
+            except grpc.RpcError as error:  # The next may be let in: tokens come back every moment.
+                code, (reason, _, pause) = error.code(), details(error)
                 break
         self.assertGreaterEqual(let_in, 200 // each)
-        code, _, reason, pause = refusal(lambda: score(20))
         self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
         self.assertTrue(0 < pause <= each * 60 / 200, pause)
         self.assertRegex(self.server.http("/metrics"), r'c3po_calls_refused_total\{limit="tokens_per_minute"\} [1-9]')
@@ -281,7 +281,7 @@ class CallersTest(ServerCase):
 
     def audited(self, caller, status, **fields):
         wanted = {"event": "audit", "status": status, **({"caller": caller} if caller else {}), **fields}
-        for _ in range(250):
+        for _ in range(3000):
             for line in list(self.server.log):
                 told = json.loads(line) if line.startswith("{") else {}
                 if wanted.items() <= told.items():
@@ -304,13 +304,13 @@ class CallersTest(ServerCase):
             self.assertIn("unencrypted", warnings()[0])
             self.assertIn("unencrypted", server.http("/readyz"))
             (folder / "tokens").write_text("")
-            for _ in range(500):
+            for _ in range(3000):
                 if len(warnings()) == 2:
                     break
                 time.sleep(0.02)
             self.assertIn("holds no token", " ".join(warnings()))
             self.assertIn("holds no token", server.http("/readyz"))
-            self.assertEqual(refusal(lambda: info.GetServerInfo(srv.GetServerInfoRequest(), timeout=20))[0], grpc.StatusCode.UNAUTHENTICATED)
+            self.assertEqual(refusal(lambda: info.GetServerInfo(srv.GetServerInfoRequest(), timeout=60))[0], grpc.StatusCode.UNAUTHENTICATED)
         self.assertEqual(server.stop(), 0)
 
     def test_calls_in_flight_are_bounded(self):
@@ -318,13 +318,13 @@ class CallersTest(ServerCase):
         self.addCleanup(never.set)
 
         def unending():
-            never.wait(60)
+            never.wait(600)
             yield from ()
 
         held = [self.references.Add(unending(), **as_caller("writer")) for _ in range(6)]
         self.addCleanup(lambda: [call.cancel() for call in held])
         tokenize = lambda c: self.generation.Tokenize(gen.TokenizeRequest(text="a"), **as_caller(c))
-        for _ in range(250):  # Until all of them have arrived.
+        for _ in range(3000):  # Until all of them have arrived.
             try:
                 tokenize("writer")
             except grpc.RpcError:
@@ -335,7 +335,7 @@ class CallersTest(ServerCase):
         never.set()
         for call in held:
             call.cancel()
-        for _ in range(250):
+        for _ in range(3000):
             try:
                 return tokenize("writer")
             except grpc.RpcError:
@@ -345,19 +345,19 @@ class CallersTest(ServerCase):
     def test_watches_are_bounded_by_address_and_told(self):
         watch = self.channel.unary_stream(WATCH, request_serializer=lambda raw: raw,
                                           response_deserializer=lambda raw: raw)
-        held = [watch(b"", timeout=60) for _ in range(3)]
+        held = [watch(b"", timeout=600) for _ in range(3)]
         self.assertEqual([next(stream) for stream in held], [SERVING] * 3)
-        code, message, reason, _ = refusal(lambda: next(watch(b"", timeout=20)))
+        code, message, reason, _ = refusal(lambda: next(watch(b"", timeout=60)))
         self.assertEqual((code, reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE"))
         self.assertIn("--address-watches-max", message)
         check = self.channel.unary_unary(CHECK, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
-        self.assertEqual(check(b"", timeout=5), SERVING)
+        self.assertEqual(check(b"", timeout=60), SERVING)
         metrics = self.server.http("/metrics")
         self.assertIn("c3po_health_watches 3\n", metrics)
         self.assertRegex(metrics, r'c3po_health_watches_refused_total\{limit="address"\} [1-9]')
         for stream in held:
             stream.cancel()
-        for _ in range(250):
+        for _ in range(3000):
             if "c3po_health_watches 0\n" in self.server.http("/metrics"):
                 break
             time.sleep(0.02)
@@ -372,12 +372,12 @@ class CallersTest(ServerCase):
         self.addCleanup(server.process.kill)
         with server.channel() as channel:
             watch = channel.unary_stream(WATCH, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
-            held = [watch(b"", timeout=60), watch(b"\x0a\x07nowhere", timeout=60)]
+            held = [watch(b"", timeout=600), watch(b"\x0a\x07nowhere", timeout=600)]
             self.assertEqual([next(stream) for stream in held], [SERVING, b"\x08\x03"], "the second: SERVICE_UNKNOWN")
-            self.assertIn("--watches-max", refusal(lambda: next(watch(b"", timeout=20)))[1])
+            self.assertIn("--watches-max", refusal(lambda: next(watch(b"", timeout=60)))[1])
             self.assertRegex(server.http("/metrics"), r'c3po_health_watches_refused_total\{limit="all"\} [1-9]')
             check = channel.unary_unary(CHECK, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
-            self.assertEqual(refusal(lambda: check(b"\x0a\x07nowhere", timeout=5))[::2], (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"))
+            self.assertEqual(refusal(lambda: check(b"\x0a\x07nowhere", timeout=60))[::2], (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"))
             # The end of the server does not wait for who watches.
             start = time.monotonic()
             self.assertEqual(server.stop(), 0)

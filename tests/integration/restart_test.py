@@ -33,7 +33,7 @@ class RestartTest(unittest.TestCase):
 
     def stats(self, server):
         stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
-        return {c.collection: (c.references, c.usable) for c in stub.GetStats(ref.GetStatsRequest(), timeout=10).collections}
+        return {c.collection: (c.references, c.usable) for c in stub.GetStats(ref.GetStatsRequest(), timeout=60).collections}
 
     def test_references_survive_a_restart_and_a_graph_is_reloaded(self):
         server = self.run_server("--exact-references-max", "10")

@@ -90,7 +90,7 @@ class StoreTest(unittest.TestCase):
         self.wait_until(lambda: self.health() == SERVING, "serving again", seconds=60)
         self.add(25)
         self.assertEqual(len(self.listed()), 25)
-        self.assertIn("store_back", self.events(server))
+        self.wait_until(lambda: "store_back" in self.events(server), "the log tells")
         self.assertEqual(server.stop(), 0)
         server = self.start()
         self.assertEqual(len(self.listed()), 25)

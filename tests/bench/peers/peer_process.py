@@ -9,7 +9,7 @@ import subprocess
 import time
 
 STOP_SECONDS = 20
-PAUSE_SECONDS_MAX = 2
+PAUSE_SECONDS_MAX = 20
 
 
 class PeerFailed(Exception):
