@@ -317,6 +317,7 @@ absl::Status Client::WaitUntilServing(absl::Duration timeout, Cancellation* canc
   constexpr absl::Duration kPause = absl::Milliseconds(100);
   RetryClock& clock = impl_->retrying.clock();
   const absl::Time deadline = clock.Now() + timeout;
+  std::string last;
   while (true) {
     uint64_t serving_status = 0;
     grpc::Status status;
@@ -329,9 +330,13 @@ absl::Status Client::WaitUntilServing(absl::Duration timeout, Cancellation* canc
     if (cancellation != nullptr && cancellation->cancelled()) return absl::CancelledError("cancelled by the caller");
     if (status.ok() && serving_status == kServing) return absl::OkStatus();
     if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED) return FoldStatus(status);
+    if (status.ok()) {
+      last = absl::StrCat("it says ", ServingStatusName(serving_status));
+    } else if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED || last.empty()) {
+      // The last question may have next to no time, so that it is not answered says nothing of the server.
+      last = FoldStatus(status).ToString();
+    }
     if (clock.Now() + kPause >= deadline) {
-      const std::string last =
-          status.ok() ? absl::StrCat("it says ", ServingStatusName(serving_status)) : FoldStatus(status).ToString();
       return absl::DeadlineExceededError(
           absl::StrCat("the server is not serving after ", absl::FormatDuration(timeout), ": ", last));
     }

@@ -189,7 +189,7 @@ TEST_F(ClientTest, TheCallbackCancelsTheCallOnTheServerToo) {
   };
   const absl::Status status = client_.Generate(Ask("hi"), [](const v1::GenerateResponse&) { return false; });
   EXPECT_EQ(status.ToString(), "CANCELLED: cancelled by the caller");
-  EXPECT_TRUE(seen.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  EXPECT_TRUE(seen.WaitForNotificationWithTimeout(absl::Seconds(60)));
 }
 
 TEST_F(ClientTest, TheDeadlineEndsACallThatHangs) {
@@ -441,13 +441,14 @@ TEST(IsThisMachine, OnlyWhatCannotBeAnother) {
 }
 
 TEST_F(ClientTest, WaitUntilServingReturnsWhenTheServerServes) {
-  EXPECT_TRUE(client_.WaitUntilServing(absl::Seconds(20)).ok());
+  EXPECT_TRUE(client_.WaitUntilServing(absl::Seconds(60)).ok());
 }
 
+// Of the time, a nanosecond is left for the last question, which nobody can answer in it.
 TEST_F(ClientTest, WaitUntilServingSaysWhatTheServerSaidLast) {
   server_.SetServing(false);
-  EXPECT_EQ(client_.WaitUntilServing(absl::Seconds(1)).ToString(),
-            "DEADLINE_EXCEEDED: the server is not serving after 1s: it says NOT_SERVING");
+  EXPECT_EQ(client_.WaitUntilServing(absl::Seconds(10) + absl::Nanoseconds(1)).ToString(),
+            "DEADLINE_EXCEEDED: the server is not serving after 10.000000001s: it says NOT_SERVING");
   EXPECT_FALSE(clock_.pauses().empty());
 }
 
