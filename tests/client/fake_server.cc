@@ -362,7 +362,9 @@ FakeServer::FakeServer()
   server_ = builder.BuildAndStart();
 }
 
-FakeServer::~FakeServer() { server_->Shutdown(std::chrono::system_clock::now()); }
+FakeServer::~FakeServer() { Stop(); }
+
+void FakeServer::Stop() { server_->Shutdown(std::chrono::system_clock::now()); }
 
 std::string FakeServer::address() const { return absl::StrCat("127.0.0.1:", port_); }
 

@@ -33,6 +33,9 @@ class FakeServer {
 
   std::string address() const;
   void SetServing(bool serving);
+  // Ends every call and waits for its handler: what a test's own handler refers to may go after it. The destructor does
+  // it too.
+  void Stop();
 
   std::vector<v1::GenerateRequest> generate_requests() const;
   std::vector<v1::ScoreRequest> score_requests() const;

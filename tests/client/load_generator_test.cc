@@ -57,7 +57,7 @@ class LoadGeneratorTest : public ::testing::Test {
   FakeServer server_;
   Client client_{InsecureChannel(server_.address())};
   Cancellation interrupt_;
-  int progress_ = 0;
+  std::atomic<int> progress_{0};
 };
 
 TEST_F(LoadGeneratorTest, SendsWhatWasPlannedAndReadsTheServersFigures) {
@@ -134,15 +134,14 @@ TEST_F(LoadGeneratorTest, AClosedLoopHasAsManyCallsInFlightAsItHasCallers) {
     int seen = most;
     while (seen < running && !most.compare_exchange_weak(seen, running)) {
     }
-    absl::SleepFor(absl::Milliseconds(20));
+    while (most < 5) absl::SleepFor(absl::Milliseconds(1));  // The first five end once all of them are there.
     WriteTokens(writer, 1);
     --now;
     return grpc::Status::OK;
   };
   const LoadReport report = Run(Closed(5, 50));
   EXPECT_EQ(report.in_flight_max, 5);
-  EXPECT_LE(most, 5);
-  EXPECT_GE(most, 4);
+  EXPECT_EQ(most, 5);
 }
 
 TEST_F(LoadGeneratorTest, ARefusedCallerComesBackWhenTheServerSays) {
@@ -166,16 +165,17 @@ TEST_F(LoadGeneratorTest, PlannedCancellationsReachTheServerAndAreNoFailures) {
   };
   LoadOptions options = Closed(4, 20);
   options.cancelled_share = 1;
-  options.cancel_after_max = absl::Milliseconds(60);
+  options.cancel_after_max = absl::Milliseconds(200);
   const LoadReport report = Run(options);
   EXPECT_EQ(report.statuses.at(absl::StatusCode::kCancelled).calls, 20);
   EXPECT_EQ(report.statuses.at(absl::StatusCode::kCancelled).as_planned, 20);
   EXPECT_EQ(report.unexpected(), 0);
   EXPECT_EQ(report.end_to_end.count, 0);
   // A call that was cancelled before it was sent never arrives; none hangs on.
-  for (int i = 0; i < 1000 && ended < arrived; ++i) absl::SleepFor(absl::Milliseconds(10));
+  for (int i = 0; i < 6000 && ended < arrived; ++i) absl::SleepFor(absl::Milliseconds(10));
   EXPECT_GT(arrived, 0);
   EXPECT_EQ(ended, arrived);
+  server_.Stop();  // A call that was cancelled on its way may reach the handler only now.
 }
 
 TEST_F(LoadGeneratorTest, SlowReadersTakeTheirTimeAndStayOutOfTheLatencies) {
@@ -239,8 +239,7 @@ TEST_F(LoadGeneratorTest, AnInterruptEndsCallsInFlightAndKeepsWhatWasRecorded) {
     return grpc::Status::OK;
   };
   std::thread presser([&] {
-    while (calls < 3 + 4) absl::SleepFor(absl::Milliseconds(5));
-    absl::SleepFor(absl::Milliseconds(300));  // Time to tell of the progress.
+    while (calls < 3 + 4 || progress_ == 0) absl::SleepFor(absl::Milliseconds(5));
     interrupt_.Cancel();
   });
   LoadOptions options = Closed(4, 1000);
