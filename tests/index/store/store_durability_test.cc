@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <set>
@@ -143,11 +144,19 @@ TEST(StoreDurability, EverythingAcknowledgedSurvivesKillsAtRandomMoments) {
     }
     close(pipe_ends[1]);
     std::string lines;
+    std::atomic<int64_t> bytes{0};
+    std::atomic<bool> ended{false};
     std::thread reader([&] {
       char buffer[4096];
       ssize_t got;
-      while ((got = read(pipe_ends[0], buffer, sizeof(buffer))) > 0) lines.append(buffer, static_cast<size_t>(got));
+      while ((got = read(pipe_ends[0], buffer, sizeof(buffer))) > 0) {
+        lines.append(buffer, static_cast<size_t>(got));
+        bytes += got;
+      }
+      ended = true;
     });
+    // Every other round begins to count once the disk, however slow, has taken something: about 25 lines.
+    while (round % 2 == 1 && bytes < 1000 && !ended) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     std::this_thread::sleep_for(std::chrono::microseconds(20000 + random() % 150000));
     ASSERT_EQ(kill(child, SIGKILL), 0);
     int status = 0;
