@@ -133,15 +133,16 @@ TEST(AdmissionController, BesideARequestBeyondAllRoomOthersFindWhatIsKeptForThem
   EXPECT_TRUE(permits[0]->Take(large, absl::InfiniteFuture()).ok()) << "all was given back";
 }
 
-// A controller that has seen requests of 100 prompt tokens in 100 ms, 3 neighbors and 7 steps in 100 ms, 10 answer
-// tokens in 100 ms, and a retrieval of 20 ms.
+// A controller that has seen requests of 100 prompt tokens in 100 s, 3 neighbors and 7 steps in 100 s, 10 answer tokens
+// in 100 s, and a retrieval of 20 s. Take reads the time for itself, so what a machine may stall for must be nothing
+// beside these.
 class DeadlineTest : public testing::Test {
  protected:
   DeadlineTest() {
     auto permit = controller_.Enter("ann");
     RequestWork work = Work(7);
     EXPECT_TRUE((*permit)->Take(work, SteadyNow()).ok()) << "nothing has been measured yet";
-    (*permit)->Observe(work, {0.02, 0.1, 0.1, 0.1});
+    (*permit)->Observe(work, {20, 100, 100, 100});
   }
   static RequestWork Work(int steps) { return {100, 10, 3, steps, true}; }
 
@@ -154,29 +155,29 @@ class DeadlineTest : public testing::Test {
 };
 
 TEST_F(DeadlineTest, StepsAreCutToWhatFits) {
-  RequestWork enough = Work(100);  // 20 + 100 + 30 + 10 ms, and 10 ms a step.
-  EXPECT_TRUE(Take(enough, 1.5).ok());
+  RequestWork enough = Work(100);  // 20 + 100 + 30 + 10 s, and 10 s a step.
+  EXPECT_TRUE(Take(enough, 1500).ok());
   EXPECT_EQ(enough.steps, 100);
   RequestWork cut = Work(100);
-  EXPECT_TRUE(Take(cut, 0.665).ok());
+  EXPECT_TRUE(Take(cut, 665).ok());
   EXPECT_GE(cut.steps, 32);
   EXPECT_LE(cut.steps, 37);
   RequestWork none = Work(0);
-  EXPECT_TRUE(Take(none, 0.2).ok());
+  EXPECT_TRUE(Take(none, 200).ok());
   EXPECT_EQ(none.steps, 0);
 }
 
 TEST_F(DeadlineTest, WhatCannotMakeItIsRefusedAtOnceWithTheRightBlame) {
   RequestWork work = Work(100);
-  EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, 0.1)));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, 100)));
   EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, -1)));
   Permits permits;
-  Enter(controller_, "ann", 20, permits);  // Two run, 18 wait and so will ours: 19 / 2 times 0.3 s.
-  const absl::Status queue = Take(work, 1);
+  Enter(controller_, "ann", 20, permits);  // Two run, 18 wait and so will ours: 19 / 2 times 300 s.
+  const absl::Status queue = Take(work, 1000);
   EXPECT_TRUE(absl::IsResourceExhausted(queue)) << queue;
-  EXPECT_GT(RetryAfterOf(queue).value_or(absl::ZeroDuration()), absl::Seconds(2));
+  EXPECT_GT(RetryAfterOf(queue).value_or(absl::ZeroDuration()), absl::Seconds(2000));
   RequestWork patient = Work(100);
-  EXPECT_TRUE(Take(patient, 20).ok());
+  EXPECT_TRUE(Take(patient, 20000).ok());
   EXPECT_EQ(patient.steps, 100);
 }
 
@@ -188,12 +189,12 @@ TEST_F(DeadlineTest, TheQueueIsWhatGoesBeforeInFairOrder) {
     auto permit = controller_.Enter("ann");
     ASSERT_TRUE(permit.ok());
     RequestWork work = Work(7);
-    EXPECT_TRUE((*permit)->Take(work, SteadyNow() + absl::Seconds(1)).ok()) << "0.2 s of work, and one before it";
+    EXPECT_TRUE((*permit)->Take(work, SteadyNow() + absl::Seconds(1000)).ok()) << "200 s of work, and one before it";
   }
   Permits own;
   Enter(controller_, "ann", 8, own);
   RequestWork work = Work(7);
-  EXPECT_TRUE(absl::IsResourceExhausted(own.back()->Take(work, SteadyNow() + absl::Seconds(1))));
+  EXPECT_TRUE(absl::IsResourceExhausted(own.back()->Take(work, SteadyNow() + absl::Seconds(1000))));
 }
 
 // Calls that end at their deadline teach too: else the estimates of a server that got slower would stay what they were.
@@ -202,9 +203,9 @@ TEST_F(DeadlineTest, CallsEndedAtTheirDeadlineRaiseTheEstimates) {
   for (int i = 0; i < 12; ++i) {
     auto permit = controller_.Enter("ann");
     RequestWork own = Work(7);
-    if ((*permit)->Take(own, SteadyNow() + absl::Seconds(5)).ok()) (*permit)->ObserveLate(5);
+    if ((*permit)->Take(own, SteadyNow() + absl::Seconds(5000)).ok()) (*permit)->ObserveLate(5000);
   }
-  EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, 1))) << "it took more than 5 s twelve times";
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Take(work, 1000))) << "it took more than 5,000 s twelve times";
 }
 
 TEST(StageEstimates, AreMovingAveragesAndGrowOld) {
