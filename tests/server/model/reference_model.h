@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <random>
 #include <vector>
 
 #include "server/compute/weight_tensors.h"
@@ -16,15 +17,25 @@ namespace c3po {
 
 // The slow oracle: the whole model on one sequence in double (or float) precision, every layer and position recomputed,
 // every expert at every position, differentiable by autograd. It shares the loaded weights with the server's model and
-// nothing else.
+// nothing else. `roundings` other than 0: each weight w becomes w (1 + 2^-24 u), u even in [-1, 1] and drawn by that
+// seed, which is what one rounding to float32 may do to it.
 class ReferenceModel {
  public:
-  explicit ReferenceModel(const MoeModel& model, at::ScalarType dtype = at::kDouble)
+  explicit ReferenceModel(const MoeModel& model, at::ScalarType dtype = at::kDouble, uint32_t roundings = 0)
       : config_(model.config()),
         dtype_(dtype),
         cos_(model.rope().cos.to(at::kCPU, dtype).clone()),
         sin_(model.rope().sin.to(at::kCPU, dtype).clone()) {
-    const auto to_double = [this](const at::Tensor& x) { return x.defined() ? x.to(at::kCPU, dtype_).clone() : x; };
+    std::mt19937 draws(roundings);
+    const auto to_double = [&](const at::Tensor& x) {
+      if (!x.defined()) return x;
+      const at::Tensor copy = x.to(at::kCPU, at::kDouble).clone(at::MemoryFormat::Contiguous);
+      double* const values = copy.mutable_data_ptr<double>();
+      for (int64_t i = 0; roundings != 0 && i < copy.numel(); ++i) {
+        values[i] *= 1 + std::ldexp(static_cast<double>(draws()) / 0x80000000 - 1, -24);
+      }
+      return copy.to(dtype_);
+    };
     const auto matrix = [&](const at::Tensor& x) { return x.defined() ? to_double(RowMajor(x)) : x; };
     embedding_ = matrix(model.weights().embedding);
     final_norm_ = to_double(model.weights().final_norm);
