@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "index/store/store_backup.h"
 #include "index/types/reference_record.h"
 #include "index/types/reference_validation.h"
 
@@ -53,28 +54,6 @@ struct DamagedRow {
   std::string collection;
   std::string name;     // The reference's id, or the artifact's name.
   std::string problem;  // What is wrong, and what puts it right.
-};
-
-class ReferenceStore;
-
-// A copy of a store under way, made a few pages at a time while the store is read and changed: SQLite's online backup.
-// Not thread-safe, but its calls may come from different threads, and others may use the store meanwhile.
-class StoreBackup {
- public:
-  ~StoreBackup();
-  StoreBackup(const StoreBackup&) = delete;
-  StoreBackup& operator=(const StoreBackup&) = delete;
-
-  // Copies up to `pages` of 4 KiB more. True: the copy is whole and synced; it holds what the store did at this moment,
-  // in one file that no log belongs to. Errors name the copy's path: ResourceExhausted (disk full), Internal. After an
-  // error or true, no more calls.
-  absl::StatusOr<bool> Step(int pages);
-
- private:
-  friend class ReferenceStore;
-  struct Impl;
-  explicit StoreBackup(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
 };
 
 // The durable source of truth of reference records: one SQLite file (WAL, synchronous=FULL) that one process holds
@@ -188,7 +167,6 @@ class ReferenceStore {
   const std::string& path() const;
 
  private:
-  friend class StoreBackup;
   struct Impl;
   explicit ReferenceStore(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

@@ -1,0 +1,34 @@
+#include "index/store/artifact_row.h"
+
+#include "absl/strings/str_cat.h"
+#include "index/store/row_codec.h"
+
+namespace c3po {
+namespace {
+
+constexpr size_t kNameBytesMax = 256, kValueBytesMax = size_t{16} << 20;
+
+}  // namespace
+
+std::string ChecksumOf(const Artifact& artifact) {
+  RowChecksum checksum;
+  checksum.Add(artifact.collection);
+  checksum.Add(artifact.name);
+  checksum.Add(artifact.value);
+  return checksum.Digest();
+}
+
+absl::Status ValidateArtifacts(absl::Span<const Artifact> artifacts) {
+  for (size_t i = 0; i < artifacts.size(); ++i) {
+    const Artifact& artifact = artifacts[i];
+    const auto wrong = [&](absl::string_view what) {
+      return absl::InvalidArgumentError(absl::StrCat("artifacts[", i, "].", what));
+    };
+    if (artifact.collection.empty()) return wrong("collection: must not be empty");
+    if (artifact.name.empty() || artifact.name.size() > kNameBytesMax) return wrong("name: must have 1 to 256 bytes");
+    if (artifact.value.size() > kValueBytesMax) return wrong("value: is larger than 16 MiB");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace c3po
