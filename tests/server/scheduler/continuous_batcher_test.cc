@@ -531,13 +531,25 @@ TEST(Engine, IsStalledWhileItHasWorkAndEndsNoStep) {
   EXPECT_EQ(engine.StalledFor(), absl::ZeroDuration());
 }
 
+// Its forward passes take a millisecond: half a million tokens end in no test.
+class SlowModel final : public PartialModel {
+ public:
+  SlowModel() { shape_ = HashModel().shape(); }
+  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+    absl::SleepFor(absl::Milliseconds(1));
+    std::vector<SegmentOutput> outputs(segments.size());
+    for (SegmentOutput& output : outputs) output.logits.assign(kVocabulary, 0);
+    return outputs;
+  }
+};
+
 TEST(Engine, AFullQueueIsResourceExhaustedAndStopEndsWhatIsLeft) {
-  HashModel model;
+  SlowModel model;
   BatcherLimits limits;
-  limits.kv_tokens_max = 1 << 30;
+  limits.kv_tokens_max = 1 << 20;
   Engine engine(&model, limits, 1, nullptr);
   auto sink = std::make_shared<RecordingSink>();
-  Wanted endless{{1}, 1 << 28, nullptr};
+  Wanted endless{{1}, 1 << 19, nullptr};
   ASSERT_TRUE(engine.Submit(MakeRequest(endless, sink)).ok());
   EXPECT_EQ(engine.Submit(MakeRequest(endless, std::make_shared<RecordingSink>())).code(),
             absl::StatusCode::kResourceExhausted);
