@@ -549,7 +549,7 @@ TEST_F(CliTest, AnInterruptCancelsTheCallAndEndsTheLine) {
   EXPECT_EQ(result.exit_code, 9);
   EXPECT_EQ(result.out, "Begin\n");
   EXPECT_THAT(result.err, StartsWith("c3po: CANCELLED"));
-  EXPECT_TRUE(cancelled.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  EXPECT_TRUE(cancelled.WaitForNotificationWithTimeout(absl::Seconds(60)));
 }
 
 constexpr char kSamples[] =

@@ -280,7 +280,7 @@ TEST_F(EvalCliTest, InterruptEndsCleanlyAndKeepsTheAnswers) {
   };
   ChildProcess child(Arguments({"eval", "--suite", folder_ + "/suite", "--methods", "none", "--concurrency", "1",
                                 "--out", folder_ + "/run", "--server", server_.address()}));
-  ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(absl::Seconds(60)));
   child.Signal(SIGINT);
   const ChildResult result = child.Wait();
   EXPECT_EQ(result.exit_code, 9);

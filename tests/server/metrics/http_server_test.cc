@@ -103,7 +103,7 @@ TEST(HttpServer, RejectsBadArguments) {
 class RawConnection {
  public:
   RawConnection() : socket_(socket(AF_INET, SOCK_STREAM, 0)) {
-    const timeval limit = {.tv_sec = 20, .tv_usec = 0};
+    const timeval limit = {.tv_sec = 60, .tv_usec = 0};
     setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
   }
   explicit RawConnection(int port) : RawConnection() { EXPECT_TRUE(Connect(port)); }
