@@ -48,6 +48,14 @@ void RateLimiter::Call::Owe(int64_t tokens) {
   limiter_->Filled(caller_, limits_).tokens -= static_cast<double>(std::max<int64_t>(0, tokens));
 }
 
+void RateLimiter::Call::GiveBack(int64_t tokens) {
+  if (limits_.tokens_per_minute == 0) return;
+  const absl::MutexLock lock(&limiter_->mu_);
+  State& state = limiter_->Filled(caller_, limits_);
+  state.tokens = std::min(static_cast<double>(limits_.tokens_per_minute),
+                          state.tokens + static_cast<double>(std::max<int64_t>(0, tokens)));
+}
+
 absl::Status RateLimiter::Call::CheckPaid() {
   if (limits_.tokens_per_minute == 0) return absl::OkStatus();
   const absl::MutexLock lock(&limiter_->mu_);

@@ -62,6 +62,8 @@ class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
     absl::Status Charge(int64_t tokens);
     // Takes tokens that are used in any case; what is missing is owed.
     void Owe(int64_t tokens);
+    // Of what Owe took, these were not used after all.
+    void GiveBack(int64_t tokens);
     // ResourceExhausted, with the time after which nothing is owed any more: something is.
     absl::Status CheckPaid();
     // What the call has really used, of what Charge took: the rest is given back, and what is missing is owed. Has an

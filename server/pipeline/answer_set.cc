@@ -25,17 +25,18 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
   const double retrieved_later =
       search_ == nullptr ? 0 : std::max(0.0, search_->retrieval_seconds() - all.retrieval_seconds);
   all.retrieval_seconds += retrieved_later;
-  all.queue_seconds = std::max(0.0, timings.before_batch_seconds - prepared);
+  const double before_batch = timings.before_batch_seconds.value_or(0);
+  all.queue_seconds = std::max(0.0, before_batch - prepared);
   all.prefill_seconds = timings.prefill_seconds;
   all.optimization_seconds = std::max(0.0, timings.optimization_seconds - retrieved_later);
   all.optimization_wait_seconds = timings.optimization_wait_seconds;
   all.first_token_seconds = timings.first_token_seconds;
   all.time_to_first_token_seconds = timings.time_to_first_token_seconds;
-  const double before_decode = timings.before_batch_seconds + timings.prefill_seconds + timings.optimization_seconds +
-                               timings.optimization_wait_seconds;
+  const double before_decode =
+      before_batch + timings.prefill_seconds + timings.optimization_seconds + timings.optimization_wait_seconds;
   all.decode_seconds = std::max(0.0, absl::ToDoubleSeconds(SteadyNow() - arrival_) - before_decode);
   if (search_ != nullptr) search_->done().PutInto(work_);
-  summary_.cost = work_.Cost();
+  summary_.cost = timings.before_batch_seconds ? work_.Cost() : 0;  // Of what only waited, nothing was done.
   if (permit_ && status.ok()) {
     const double optimization = timings.optimized ? all.optimization_seconds + all.optimization_wait_seconds : 0;
     permit_->Observe(work_, {prepared + retrieved_later, timings.prefill_seconds, optimization, all.decode_seconds});

@@ -109,8 +109,7 @@ absl::Status CollectionLearning::CheckMemory(const char* what, const Optimizatio
 }
 
 absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t some_token,
-                                             std::shared_ptr<OptimizationTask> task,
-                                             std::function<void(const absl::Status&)> done) const {
+                                             std::shared_ptr<OptimizationTask> task, OnTaskDone done) const {
   SequenceRequest request;
   request.request_id = context.request_id;
   request.arrival = context.arrival;
@@ -120,11 +119,14 @@ absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t
   request.learning = true;
   request.prompt = {some_token};  // A sequence has to begin with something, and to end in something.
   request.continuations = {{some_token}};
-  request.on_prefilled = [task](const PromptCapture&,
-                                absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+  const auto begun = std::make_shared<bool>(false);  // Engine thread only.
+  request.on_prefilled = [task, begun](const PromptCapture&,
+                                       absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    *begun = true;
     return task;
   };
-  request.sink = std::make_shared<TaskSink>(std::move(done));
+  request.sink =
+      std::make_shared<TaskSink>([begun, done = std::move(done)](const absl::Status& status) { done(status, *begun); });
   return parts_.engine->Submit(std::move(request));
 }
 
@@ -186,12 +188,12 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
     on_done(prior);
     return absl::OkStatus();
   };
-  const auto settle = [context = request.context, ended, first, each](bool whole) {
-    context.Used(first + each * (ended->load() + (whole ? 0 : 1)));
+  const auto settle = [context = request.context, ended, first, each](bool begun, bool whole) {
+    context.Used(begun ? first + each * (ended->load() + (whole ? 0 : 1)) : 0);
   };
   return RunOnEngine(request.context, token, tuner,
-                     [parts = parts_, store, on_done, settle](const absl::Status& status) {
-                       settle(status.ok());
+                     [parts = parts_, store, on_done, settle](const absl::Status& status, bool begun) {
+                       settle(begun, status.ok());
                        if (!status.ok()) return on_done(status);
                        const auto failed = [on_done](const absl::Status& reason) { on_done(reason); };
                        if (!parts.workers->Submit(store, failed))
@@ -215,7 +217,7 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
     return Continue();
   }
   void End(const absl::Status& status) {
-    request_.context.Used(next_ == 0 ? 0 : cost_until_[next_ - 1]);  // Of all that the engine was given.
+    request_.context.Used(next_ == 0 ? 0 : cost_until_[next_ - 1]);  // Of all that the engine began.
     on_done_(status);
   }
 
@@ -259,13 +261,15 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
                                                  });
     C3PO_RETURN_IF_ERROR(learning_.CheckMemory("optimization.prompt_positions: a reference", *task));
     const size_t begin = std::exchange(next_, end);
-    const absl::Status given = learning_.RunOnEngine(request_.context, token, task, [self](const absl::Status& status) {
+    const auto done = [self, begin](const absl::Status& status, bool begun) {
+      if (!begun) self->next_ = begin;  // Nobody pays for it.
       if (!status.ok()) return self->End(status);
       const auto commit = [self] { return self->Commit(); };
       const auto failed = [self](const absl::Status& reason) { self->End(reason); };
       if (!self->learning_.parts_.workers->Submit(commit, failed))
         self->End(absl::ResourceExhaustedError("the queue is full: the last shifts were not stored"));
-    });
+    };
+    const absl::Status given = learning_.RunOnEngine(request_.context, token, task, done);
     if (!given.ok()) next_ = begin;  // Nobody is told of the task then, and nobody pays for it.
     return given;
   }

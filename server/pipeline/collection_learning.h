@@ -59,9 +59,10 @@ class CollectionLearning {
 
   // The usable references of a collection, in the order of their ids.
   absl::StatusOr<std::vector<ReferenceRecord>> Usable(const std::string& collection, bool successful_only) const;
-  // Has the engine run `task` to its end; `done` comes from the engine thread.
+  // Has the engine run `task` to its end; `done` comes from the engine thread. `begun`: the task did not only wait.
+  using OnTaskDone = std::function<void(const absl::Status& status, bool begun)>;
   absl::Status RunOnEngine(const CallContext& context, int32_t some_token, std::shared_ptr<OptimizationTask> task,
-                           std::function<void(const absl::Status&)> done) const;
+                           OnTaskDone done) const;
   absl::Status StartTuning(const TuneRequest& request, const OnEpoch& on_epoch, const OnTuned& on_done) const;
 
   // A call's place, until it goes.

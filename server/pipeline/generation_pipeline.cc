@@ -42,14 +42,16 @@ SequenceRequest FollowerOf(SequenceRequest first, int index, const OptimizationT
   return first;
 }
 
-// Carries a prompt's mean hidden state out of the engine.
+// Carries a prompt's mean hidden state out of the engine. What never ran there costs the call nothing.
 class EmbedSink final : public SequenceSink {
  public:
-  explicit EmbedSink(GenerationPipeline::EmbeddingCallback done) : done_(std::move(done)) {}
+  EmbedSink(const CallContext& context, GenerationPipeline::EmbeddingCallback done)
+      : context_(context), done_(std::move(done)) {}
   void TakeStates(std::vector<float> mean_hidden) { mean_hidden_ = std::move(mean_hidden); }
   bool OnToken(const SampledToken&) override { return true; }
   void OnScores(std::vector<ContinuationScore>) override {}
-  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings&) override {
+  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
+    if (!timings.before_batch_seconds) context_.Used(0);
     if (status.ok()) {
       done_(QueryEmbedding::OfStates(std::move(mean_hidden_)));
     } else {
@@ -58,6 +60,7 @@ class EmbedSink final : public SequenceSink {
   }
 
  private:
+  const CallContext context_;
   const GenerationPipeline::EmbeddingCallback done_;
   std::vector<float> mean_hidden_;
 };
@@ -195,7 +198,7 @@ absl::Status GenerationPipeline::EmbedWithModel(const CallContext& context, cons
                                                 const EmbeddingCallback& done) const {
   C3PO_ASSIGN_OR_RETURN(PromptText::Prompt prompt, parts_.text->Encode(text, 1));
   C3PO_RETURN_IF_ERROR(context.Charge(static_cast<int64_t>(prompt.tokens.size())));
-  auto sink = std::make_shared<EmbedSink>(done);
+  auto sink = std::make_shared<EmbedSink>(context, done);
   SequenceRequest request = RequestOf(context);
   request.continuations = {{prompt.tokens.front()}};  // Scored only because a sequence has to end in something.
   request.mean_layer = parts_.embedding->entry_layer();

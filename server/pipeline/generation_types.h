@@ -134,7 +134,7 @@ struct CallSummary {
   std::vector<AnswerEnd> answers;                    // Generate calls: by index
   std::optional<int> chosen;                         // of a Score call that chooses: the index of its answer
   Usage usage;                                       // of all answers
-  int64_t cost = 0;  // in tokens through the model, RequestWork::Cost of what was done; 0: the engine never had it
+  int64_t cost = 0;  // in tokens through the model, RequestWork::Cost of what was done; 0: it never ran
   StageTimings timings;
   Provenance provenance;
 };

@@ -77,24 +77,36 @@ struct ReferenceImport::Judged {
   }
 };
 
-// Counts down once: at its sequence's end, or when it goes without one, which an exception may bring about.
+// Charges the sample to `rates`, if any, and gives that back where the sample never runs. Counts down once: at its
+// sequence's end, or when it goes without one, as where the engine does not take it or an exception comes.
 class ReferenceImport::JudgeSink final : public SequenceSink {
  public:
-  JudgeSink(Judged* judged, absl::BlockingCounter* remaining) : judged_(judged), remaining_(remaining) {}
+  JudgeSink(Judged* judged, absl::BlockingCounter* remaining, std::shared_ptr<RateLimiter::Call> rates, int64_t tokens)
+      : judged_(judged), remaining_(remaining), rates_(std::move(rates)), tokens_(tokens) {
+    if (rates_ != nullptr) rates_->Owe(tokens_);
+  }
   ~JudgeSink() override {
-    if (!finished_) remaining_->DecrementCount();
+    if (!finished_) End(/*ran=*/false);
   }
   bool OnToken(const SampledToken&) override { return true; }
   void OnScores(std::vector<ContinuationScore> scores) override { judged_->scores = std::move(scores); }
-  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings&) override {
+  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
     if (std::exchange(finished_, true)) return;
     judged_->status = status;
-    remaining_->DecrementCount();
+    End(timings.before_batch_seconds.has_value());
   }
 
  private:
+  // Last: once all have ended, the import goes on, or ends its call.
+  void End(bool ran) {
+    if (!ran && rates_ != nullptr) rates_->GiveBack(tokens_);
+    remaining_->DecrementCount();
+  }
+
   Judged* const judged_;
   absl::BlockingCounter* const remaining_;
+  const std::shared_ptr<RateLimiter::Call> rates_;
+  const int64_t tokens_;
   bool finished_ = false;
 };
 
@@ -266,13 +278,6 @@ void ReferenceImport::Embed(absl::Span<Judged* const> running) const {
   }
 }
 
-void ReferenceImport::Charge(const SequenceRequest& request) const {
-  if (settings_.rates == nullptr) return;
-  size_t tokens = request.prompt.size();
-  for (const auto& continuation : request.continuations) tokens += continuation.size();
-  settings_.rates->Owe(static_cast<int64_t>(tokens));
-}
-
 // AlreadyExists: it is stored. OK: the engine has it, and its sink.
 absl::Status ReferenceImport::Judge(const Item& item, Judged& judged, SampleVerdict& verdict,
                                     absl::BlockingCounter& remaining, bool& has_sink) {
@@ -284,11 +289,12 @@ absl::Status ReferenceImport::Judge(const Item& item, Judged& judged, SampleVerd
     return absl::AlreadyExistsError(id);
   }
   C3PO_ASSIGN_OR_RETURN(SequenceRequest request, MakeRequest(item, std::move(id), judged, verdict));
-  request.sink = std::make_shared<JudgeSink>(&judged, &remaining);
+  size_t tokens = request.prompt.size();
+  for (const auto& continuation : request.continuations) tokens += continuation.size();
+  request.sink = std::make_shared<JudgeSink>(&judged, &remaining, settings_.rates, static_cast<int64_t>(tokens));
   has_sink = true;
-  Charge(request);
   absl::Status submitted = parts_.engine->Submit(request);
-  while (absl::IsResourceExhausted(submitted) && !(cancelled_ && cancelled_->load())) {
+  while (absl::IsResourceExhausted(submitted) && CheckCancelled().ok()) {
     absl::SleepFor(kRetryWhenFull);  // Interactive requests have filled the queue; an import can wait.
     submitted = parts_.engine->Submit(request);
   }
@@ -380,11 +386,19 @@ absl::Status ReferenceImport::SettlePrompts(const std::vector<Item>& batch,
   return absl::OkStatus();
 }
 
+absl::Status ReferenceImport::CheckCancelled() const {
+  const bool cancelled = cancelled_ != nullptr && cancelled_->load();
+  return cancelled ? absl::CancelledError("the client cancelled the request") : absl::OkStatus();
+}
+
+// Nothing is committed, deleted or told for who has cancelled, not even of duplicates, which the engine never sees.
 absl::Status ReferenceImport::RunBatch(const std::vector<Item>& batch) {
+  C3PO_RETURN_IF_ERROR(CheckCancelled());
   if (settings_.rates != nullptr) C3PO_RETURN_IF_ERROR(settings_.rates->CheckPaid());
   std::vector<Judged> judged(batch.size());
   std::vector<SampleVerdict> verdicts(batch.size());
   JudgeBatch(batch, judged, verdicts);
+  C3PO_RETURN_IF_ERROR(CheckCancelled());
   C3PO_RETURN_IF_ERROR(Commit(judged, verdicts));
   C3PO_RETURN_IF_ERROR(SettlePrompts(batch, verdicts));
   ReportReferences(*parts_.catalog, parts_.metrics);

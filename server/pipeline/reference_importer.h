@@ -35,8 +35,8 @@ struct SampleVerdict {
 struct ImportSettings {
   std::string collection;
   bool replace = false;  // A stored sample takes the place of the collection's other references with its prompt.
-  // What the samples' tokens are charged to: an import ends with ResourceExhausted before a batch for which nothing is
-  // left. Null: nothing.
+  // What the tokens of samples that run are charged to: an import ends with ResourceExhausted before a batch for which
+  // nothing is left. Null: nothing.
   std::shared_ptr<RateLimiter::Call> rates = nullptr;
 };
 
@@ -61,8 +61,9 @@ class ReferenceImport : public std::enable_shared_from_this<ReferenceImport> {
     std::function<void(const absl::Status&)> on_end;           // last; an error means that uncommitted samples are lost
   };
 
-  // `cancelled` set: ends soon with Cancelled. Events come from threads of `pool`, one at a time; after on_end nothing
-  // that they touch is used. `pool` outlives the last job, and its queue has room for one job per import.
+  // `cancelled` set: ends soon with Cancelled, and no batch is committed any more that is not being committed. Events
+  // come from threads of `pool`, one at a time; after on_end nothing that they touch is used. `pool` outlives the last
+  // job, and its queue has room for one job per import.
   static std::shared_ptr<ReferenceImport> Start(const PipelineParts& parts, ImportSettings settings, WorkerPool* pool,
                                                 std::shared_ptr<const std::atomic<bool>> cancelled, Events events);
 
@@ -87,6 +88,7 @@ class ReferenceImport : public std::enable_shared_from_this<ReferenceImport> {
   void LearnStyles();
   void End(const absl::Status& status);
   absl::Status Complete(Judged& judged) const;
+  absl::Status CheckCancelled() const;
   absl::Status RunBatch(const std::vector<Item>& batch);
   absl::Status Judge(const Item& item, Judged& judged, SampleVerdict& verdict, absl::BlockingCounter& remaining,
                      bool& has_sink);
@@ -97,7 +99,6 @@ class ReferenceImport : public std::enable_shared_from_this<ReferenceImport> {
   bool IsStored(const std::string& id, const ReferenceSample& sample) const;
   absl::StatusOr<SequenceRequest> MakeRequest(const Item& item, std::string id, Judged& judged, SampleVerdict& verdict);
   void Embed(absl::Span<Judged* const> running) const;
-  void Charge(const SequenceRequest& request) const;
   std::vector<Item> NextBatch();
 
   const PipelineParts parts_;

@@ -26,14 +26,14 @@ enum class Priority { kLow, kNormal, kHigh };
 // Seconds a sequence spent in each stage that the scheduler sees, one after the other:
 //   before_batch + prefill + optimization + optimization_wait + decode = from arrival to its end
 struct SequenceTimings {
-  double before_batch_seconds = 0;         // from arrival to a place in the batch
-  double prefill_seconds = 0;              // from there to the last prompt token
-  double optimization_seconds = 0;         // its own units only, not what ran between them; on_prefilled included
-  double optimization_wait_seconds = 0;    // what ran between them
-  bool optimized = false;                  // a task ran
-  double decode_seconds = 0;               // after prefill and optimization, to the end
-  double first_token_seconds = 0;          // of these, those to the first token
-  double time_to_first_token_seconds = 0;  // from arrival
+  std::optional<double> before_batch_seconds;  // from arrival to a place in the batch; nothing: it never ran
+  double prefill_seconds = 0;                  // from there to the last prompt token
+  double optimization_seconds = 0;             // its own units only, not what ran between them; on_prefilled included
+  double optimization_wait_seconds = 0;        // what ran between them
+  bool optimized = false;                      // a task ran
+  double decode_seconds = 0;                   // after prefill and optimization, to the end
+  double first_token_seconds = 0;              // of these, those to the first token
+  double time_to_first_token_seconds = 0;      // from arrival
 };
 
 struct ContinuationScore {

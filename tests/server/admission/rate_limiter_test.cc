@@ -107,6 +107,21 @@ TEST_F(RateLimiterTest, WhatIsUsedInAnyCaseIsOwedUntilItIsPaid) {
   EXPECT_TRUE(Says("c3po_calls_refused_total{limit=\"tokens_per_minute\"} 2"));
 }
 
+TEST_F(RateLimiterTest, WhatWasOwedForNothingIsGivenBackAndNeverMoreThanAMinutesWorth) {
+  const auto limiter = Make({0, 600, 0});
+  const CallPtr call = *limiter->Admit("ann", {});
+  call->Owe(800);
+  call->GiveBack(100);
+  ExpectPause(call->CheckPaid(), absl::Seconds(10));
+  call->GiveBack(100);
+  EXPECT_TRUE(call->CheckPaid().ok());
+  call->GiveBack(-100);
+  EXPECT_TRUE(call->CheckPaid().ok());
+  call->GiveBack(5000);
+  EXPECT_TRUE(call->Charge(600).ok());
+  ExpectPause(call->Charge(1), absl::Milliseconds(100));
+}
+
 TEST_F(RateLimiterTest, MoreThanAMinutesWorthIsTakenFromAFullBucketAndOwed) {
   const auto limiter = Make({0, 600, 0});
   {

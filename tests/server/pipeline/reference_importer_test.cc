@@ -17,51 +17,19 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "server/types/status_details.h"
-#include "tests/index/store/random_reference.h"
-#include "tests/server/partial_model.h"
-#include "tests/server/text/golden_case.h"
+#include "tests/server/pipeline/made_up_pipeline.h"
 
 namespace c3po {
 namespace {
 
 using ::testing::HasSubstr;
 
-// Gives no numbers, but for the fault that is set; equal numbers if `answers`.
-class FaultyModel final : public PartialModel {
- public:
-  explicit FaultyModel(int vocabulary) {
-    shape_.digest = kModelDigest;
-    shape_.vocabulary_size = vocabulary;
-    shape_.layers = shape_.moe_layers = 3;
-    shape_.experts = 4;
-    shape_.hidden_size = 8;
-    shape_.context_window = 4096;
-  }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
-    if (broken.load()) return absl::InternalError("the device is gone");
-    std::vector<SegmentOutput> outputs(segments.size());
-    for (SegmentOutput& output : outputs) {
-      output.logits.assign(static_cast<size_t>(shape_.vocabulary_size), std::nanf(""));
-      output.hidden_sum.assign(8, 1);
-    }
-    for (size_t i = 0; answers && i < segments.size(); ++i) {
-      outputs[i].logits.assign(outputs[i].logits.size(), 0);
-      outputs[i].target_logprobs.assign(segments[i].targets.size(), -1);
-      outputs[i].capture.pathway.layers = 3;
-      outputs[i].capture.pathway.experts = 4;
-      outputs[i].capture.pathway.weights.assign(12, 0.25f);
-    }
-    return outputs;
-  }
-  std::atomic<bool> broken{false};
-  bool answers = false;
-};
-
 // Each text's row is its length's, but for one that has none.
 class CountingEmbedder final : public Embedder {
  public:
   absl::StatusOr<std::vector<std::vector<float>>> Embed(absl::Span<const std::string> texts) override {
     sizes.push_back(texts.size());
+    if (on_embed) on_embed();
     std::vector<std::vector<float>> rows;
     for (const std::string& text : texts) {
       if (absl::StrContains(text, "nan")) return NotANumberError("the embedding of a text is not finite");
@@ -73,37 +41,14 @@ class CountingEmbedder final : public Embedder {
   int dimension() const override { return 8; }
   std::string digest() const override { return "counting"; }
   std::string name() const override { return "counting"; }
-  std::vector<size_t> sizes;  // of the calls
+  std::vector<size_t> sizes;       // of the calls
+  std::function<void()> on_embed;  // at each call; may be null
 };
 
-class ReferenceImportTest : public testing::Test {
+class ReferenceImportTest : public MadeUpPipelineTest {
  protected:
-  ReferenceImportTest()
-      : tokenizer_(*Tokenizer::Load(GoldenPath("byte_level.json"))),
-        text_(tokenizer_, absl::FailedPreconditionError("no chat"), 4096, tokenizer_->vocabulary_size()),
-        model_(tokenizer_->vocabulary_size()),
-        engine_(&model_, BatcherLimits(), 64, nullptr),
-        embedding_(nullptr, model_.shape(), 0),
-        store_(*ReferenceStore::Open(folder_.File("store.db"))),
-        shifts_(store_.get(), kModelDigest) {
-    OpenCatalog(embedding_.digest());
-    parts_.model = &model_;
-    parts_.engine = &engine_;
-    parts_.text = &text_;
-    parts_.embedding = &embedding_;
-    parts_.shifts = &shifts_;
-  }
+  using MadeUpPipelineTest::MadeUpPipelineTest;
 
-  void OpenCatalog(const std::string& embedder_digest) {
-    CatalogOptions options;
-    options.model_digest = kModelDigest;
-    options.embedder_digest = embedder_digest;
-    options.embedding_dimension = 8;
-    options.moe_layers = 3;
-    options.experts = 4;
-    catalog_ = *ReferenceCatalog::Open(store_.get(), options);
-    parts_.catalog = catalog_.get();
-  }
   // The pool's one thread waits for `go`.
   void HoldWorker(absl::Notification& go) {
     ASSERT_TRUE(pool_.Submit(
@@ -126,9 +71,8 @@ class ReferenceImportTest : public testing::Test {
       status_ = status;
       ended_.Notify();
     };
-    ImportSettings settings;
-    settings.collection = "set";
-    return ReferenceImport::Start(parts_, settings, &pool_, nullptr, std::move(events));
+    settings_.collection = "set";
+    return ReferenceImport::Start(parts_, settings_, &pool_, cancelled_, std::move(events));
   }
   static ReferenceSample SampleOf(int number) {
     ReferenceSample sample;
@@ -137,16 +81,8 @@ class ReferenceImportTest : public testing::Test {
     return sample;
   }
 
-  ScratchFolder folder_;
-  const std::shared_ptr<const Tokenizer> tokenizer_;
-  const PromptText text_;
-  FaultyModel model_;
-  Engine engine_;
-  const QueryEmbedding embedding_;
-  const std::unique_ptr<ReferenceStore> store_;
-  LearnedShifts shifts_;
-  std::unique_ptr<ReferenceCatalog> catalog_;
-  PipelineParts parts_;
+  ImportSettings settings_;
+  const std::shared_ptr<std::atomic<bool>> cancelled_ = std::make_shared<std::atomic<bool>>(false);
   std::function<void()> on_batch;
   std::atomic<absl::Notification*> batch_{nullptr};
   std::vector<SampleVerdict> verdicts_;
@@ -228,20 +164,25 @@ TEST_F(ReferenceImportTest, AFullQueueOfBytesAsksForAPause) {
 // The same, with an encoder. Its one thread is busy until all samples are there, so that they are one batch.
 class EncodedImportTest : public ReferenceImportTest {
  protected:
-  EncodedImportTest() {
+  explicit EncodedImportTest(const BatcherLimits& limits = BatcherLimits()) : ReferenceImportTest(limits) {
     model_.answers = true;
     OpenCatalog(encoded_.digest());
     parts_.embedding = &encoded_;
   }
 
-  void ImportAtOnce(const std::vector<ReferenceSample>& samples) {
+  // As one batch; `before` it runs and after all samples are there.
+  void RunAtOnce(const std::vector<ReferenceSample>& samples, const std::function<void()>& before = nullptr) {
     absl::Notification go;
     HoldWorker(go);
     const auto import = Start();
     for (size_t i = 0; i < samples.size(); ++i) import->Push(i, samples[i]);
     import->Close();
+    if (before) before();
     go.Notify();
     ended_.WaitForNotification();
+  }
+  void ImportAtOnce(const std::vector<ReferenceSample>& samples) {
+    RunAtOnce(samples);
     ASSERT_TRUE(status_.ok()) << status_;
     ASSERT_EQ(verdicts_.size(), samples.size());
   }
@@ -288,6 +229,92 @@ TEST_F(EncodedImportTest, APromptIsEncodedOnceForAllItsChoices) {
   EXPECT_NE(verdicts_[0].outcome, SampleOutcome::kMalformed) << verdicts_[0].message;
   // Once, and once more in search of the seam.
   EXPECT_LT(tokenizer_->bytes_encoded() - before, static_cast<int64_t>(2 * sample.prompt.size() + 5 * 60));
+}
+
+// A collection with two answers to one question, of which an import with `replace` deletes the one that it does not
+// bring. The samples that it brings are stored already, so that the engine never sees them.
+class CancelledImportTest : public EncodedImportTest {
+ protected:
+  CancelledImportTest() {
+    const auto stored = [](const char* answer) {
+      ReferenceRecord record = MakeReference("set", 1);
+      record.sample = {"What is 1?", answer, {}, {}, ""};
+      record.id = ReferenceId("set", record.sample);
+      record.embedder_digest = "counting";
+      return record;
+    };
+    EXPECT_TRUE(store_->Add({stored(" 1"), stored(" 2")}).ok());
+    OpenCatalog("counting");
+    settings_.replace = true;
+  }
+
+  void ExpectCancelledWithNothingDone() {
+    EXPECT_TRUE(absl::IsCancelled(status_)) << status_;
+    EXPECT_TRUE(verdicts_.empty());
+    EXPECT_EQ(store_->List("set", "", 10)->size(), 2U);
+    EXPECT_EQ(store_->generation(), 1);
+  }
+};
+
+TEST_F(CancelledImportTest, WhatIsNotCancelledDeletesTheOtherAnswer) {
+  ImportAtOnce({SampleOf(1)});
+  EXPECT_EQ(verdicts_[0].outcome, SampleOutcome::kDuplicate);
+  EXPECT_EQ(verdicts_[0].replaced_ids.size(), 1U);
+  EXPECT_EQ(store_->List("set", "", 10)->size(), 1U);
+}
+
+TEST_F(CancelledImportTest, DuplicatesThatWaitedAreNotSettledAfterTheCancel) {
+  RunAtOnce({SampleOf(1)}, [this] { *cancelled_ = true; });
+  ExpectCancelledWithNothingDone();
+}
+
+// Its only token is scored by the pass amid which the call is cancelled, so the sample itself is judged whole.
+TEST_F(CancelledImportTest, ABatchThatIsCancelledWhileItIsJudgedChangesNothing) {
+  model_.on_forward = [this] { *cancelled_ = true; };
+  ReferenceSample unknown = SampleOf(2);
+  unknown.answer = "1";
+  RunAtOnce({SampleOf(1), unknown});
+  ExpectCancelledWithNothingDone();
+}
+
+// One sample at a time: the others wait for its place.
+class OneAtATime : public EncodedImportTest {
+ protected:
+  static BatcherLimits OnePlace() {
+    BatcherLimits limits;
+    limits.sequences_max = 1;
+    return limits;
+  }
+  OneAtATime() : EncodedImportTest(OnePlace()) {}
+};
+
+TEST_F(OneAtATime, SamplesOfACancelledImportThatOnlyWaitedAreNotCharged) {
+  constexpr int64_t kPerMinute = 1000000;
+  const absl::Time now = absl::UnixEpoch() + absl::Hours(1);
+  const auto limiter = RateLimiter::Make({0, kPerMinute, 0}, nullptr, [now] { return now; });
+  settings_.rates = *limiter->Admit("ann", {});
+  // The engine runs the first sample until all are with it, and the call is cancelled.
+  absl::Notification runs, all_there;
+  embedder_->on_embed = [&] {
+    runs.WaitForNotification();
+    *cancelled_ = true;
+    all_there.Notify();
+  };
+  model_.on_forward = [&] {
+    if (!runs.HasBeenNotified()) runs.Notify();
+    all_there.WaitForNotification();
+  };
+  std::vector<ReferenceSample> samples;
+  for (int i = 1; i <= 5; ++i) samples.push_back(SampleOf(i));
+  ReferenceRecord record;
+  record.sample = samples[0];
+  const NeighborCase tokens = *text_.NeighborTokens(record, /*with_choices=*/false);
+  RunAtOnce(samples);
+  EXPECT_TRUE(absl::IsCancelled(status_)) << status_;
+  const auto other = *limiter->Admit("ann", {});
+  const auto cost = static_cast<int64_t>(tokens.prompt.size() + tokens.continuations[0].size());
+  EXPECT_FALSE(other->Charge(kPerMinute - cost + 1).ok()) << "the one that ran is paid";
+  EXPECT_TRUE(other->Charge(kPerMinute - cost).ok()) << "those that waited are not";
 }
 
 }  // namespace

@@ -583,7 +583,7 @@ TEST(ContinuousBatcher, StagesAddUpAndWaitingForTurnsIsOneOfThem) {
     EXPECT_GE(t.optimization_wait_seconds, 2 * 2);  // The other's turns between its own.
     EXPECT_TRUE(t.optimized);
     const double before_decode =
-        t.before_batch_seconds + t.prefill_seconds + t.optimization_seconds + t.optimization_wait_seconds;
+        *t.before_batch_seconds + t.prefill_seconds + t.optimization_seconds + t.optimization_wait_seconds;
     EXPECT_EQ(before_decode + t.first_token_seconds, t.time_to_first_token_seconds);
     last_end = std::max(last_end, before_decode + t.decode_seconds);
   }

@@ -1,0 +1,101 @@
+#ifndef C3PO_TESTS_SERVER_PIPELINE_MADE_UP_PIPELINE_H_
+#define C3PO_TESTS_SERVER_PIPELINE_MADE_UP_PIPELINE_H_
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "server/pipeline/generation_pipeline.h"
+#include "tests/index/store/random_reference.h"
+#include "tests/server/partial_model.h"
+#include "tests/server/text/golden_case.h"
+
+namespace c3po {
+
+// Gives no numbers, but for the fault that is set; equal numbers if `answers`.
+class MadeUpModel final : public PartialModel {
+ public:
+  explicit MadeUpModel(int vocabulary) {
+    shape_.digest = kModelDigest;
+    shape_.vocabulary_size = vocabulary;
+    shape_.layers = shape_.moe_layers = 3;
+    shape_.experts = 4;
+    shape_.hidden_size = 8;
+    shape_.context_window = 4096;
+  }
+  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+    if (on_forward) on_forward();
+    if (broken.load()) return absl::InternalError("the device is gone");
+    std::vector<SegmentOutput> outputs(segments.size());
+    for (SegmentOutput& output : outputs) {
+      output.logits.assign(static_cast<size_t>(shape_.vocabulary_size), std::nanf(""));
+      output.hidden_sum.assign(8, 1);
+    }
+    for (size_t i = 0; answers && i < segments.size(); ++i) {
+      outputs[i].logits.assign(outputs[i].logits.size(), 0);
+      outputs[i].target_logprobs.assign(segments[i].targets.size(), -1);
+      outputs[i].capture.mean_hidden.assign(8, 1);
+      outputs[i].capture.pathway.layers = 3;
+      outputs[i].capture.pathway.experts = 4;
+      outputs[i].capture.pathway.weights.assign(12, 0.25f);
+    }
+    return outputs;
+  }
+  std::atomic<bool> broken{false};
+  bool answers = false;
+  std::function<void()> on_forward;  // On the engine's thread, before each pass. May be null.
+};
+
+// All parts of a pipeline over a model whose answers are made up, which embeds texts too, and a store in a folder of
+// its own. `parts_` lacks workers, admission and metrics. What runs jobs or calls that use these is a member of a
+// derived fixture, and so goes first.
+class MadeUpPipelineTest : public testing::Test {
+ protected:
+  explicit MadeUpPipelineTest(const BatcherLimits& limits = BatcherLimits())
+      : tokenizer_(*Tokenizer::Load(GoldenPath("byte_level.json"))),
+        text_(tokenizer_, absl::FailedPreconditionError("no chat"), 4096, tokenizer_->vocabulary_size()),
+        model_(tokenizer_->vocabulary_size()),
+        engine_(&model_, limits, 64, nullptr),
+        embedding_(nullptr, model_.shape(), 0),
+        store_(*ReferenceStore::Open(folder_.File("store.db"))),
+        shifts_(store_.get(), kModelDigest) {
+    OpenCatalog(embedding_.digest());
+    parts_.model = &model_;
+    parts_.engine = &engine_;
+    parts_.text = &text_;
+    parts_.embedding = &embedding_;
+    parts_.shifts = &shifts_;
+  }
+
+  // Of what the store holds now.
+  void OpenCatalog(const std::string& embedder_digest) {
+    CatalogOptions options;
+    options.model_digest = kModelDigest;
+    options.embedder_digest = embedder_digest;
+    options.embedding_dimension = 8;
+    options.moe_layers = 3;
+    options.experts = 4;
+    catalog_ = *ReferenceCatalog::Open(store_.get(), options);
+    parts_.catalog = catalog_.get();
+  }
+
+  ScratchFolder folder_;
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  const PromptText text_;
+  MadeUpModel model_;
+  Engine engine_;
+  const QueryEmbedding embedding_;
+  const std::unique_ptr<ReferenceStore> store_;
+  LearnedShifts shifts_;
+  std::unique_ptr<ReferenceCatalog> catalog_;
+  PipelineParts parts_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_TESTS_SERVER_PIPELINE_MADE_UP_PIPELINE_H_
