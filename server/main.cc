@@ -28,6 +28,7 @@
 #include "index/store/reference_store.h"
 #include "server/admission/admission_controller.h"
 #include "server/compute/device.h"
+#include "server/compute/device_queue.h"
 #include "server/config/server_config.h"
 #include "server/embed/sentence_encoder.h"
 #include "server/inspect/model_card.h"
@@ -177,8 +178,9 @@ absl::Status LoadEmbedder(const ServerConfig& config, Server& server) {
     const auto encode = [tokenizer](absl::string_view text) {
       return tokenizer->Encode(text, /*add_special_tokens=*/true);
     };
+    C3PO_ASSIGN_OR_RETURN(std::unique_ptr<DeviceQueue> queue, server.model->backend().NewQueue());
     C3PO_ASSIGN_OR_RETURN(std::unique_ptr<SentenceEncoder> loaded,
-                          SentenceEncoder::Load(config.embedder, config.device, encode));
+                          SentenceEncoder::Load(config.embedder, std::move(queue), encode));
     server.encoder_bytes = loaded->weight_bytes();
     encoder = std::move(loaded);
   }
@@ -262,7 +264,7 @@ void ReportMemory(const ServerConfig& config, const Server& server) {
   using Part = Metrics::MemoryPart;
   const int64_t resident = ReadProcessUsage().value_or(ProcessUsage()).resident_bytes;
   const int64_t weights = server.model->weight_bytes(), index = server.catalog->MemoryBytes();
-  const bool on_host = config.device == "cpu";
+  const bool on_host = server.model->backend().info().host_memory;
   const int64_t other = std::max<int64_t>(0, resident - index - (on_host ? weights + server.encoder_bytes : 0));
   const int64_t kv_cache = server.model->kv_cache_bytes(), neighbor_cache = int64_t{config.neighbor_cache_mb} << 20;
   const int64_t work = WorkMemory(config, server);

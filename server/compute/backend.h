@@ -6,13 +6,15 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "server/compute/matrix.h"
 #include "server/types/routing_override.h"
 #include "server/types/sequence_rows.h"
 
 namespace c3po {
+
+class DeviceQueue;
 
 // What an override says about rows [begin, end) of a matrix in one MoE layer.
 struct RoutingRows {
@@ -81,6 +83,7 @@ struct BackendInfo {
   ElementType activations = ElementType::kFloat32;  // of hidden states, keys and values
   bool batch_invariant = false;  // A row's result is bitwise the same whatever other rows are in the matrix.
   bool pads = false;             // Attention and LM head of an objective take memory for rows that are short, too.
+  bool host_memory = false;      // Weights, matrices and caches lie in the host's memory.
 };
 
 // A device that computes the blocks of one model. Notation: R rows, d hidden size, E experts, V vocabulary size; x is
@@ -93,6 +96,10 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual const BackendInfo& info() const = 0;
+
+  // A queue of the same device for another computation than the model's (server/compute/device_queue.h). It outlives
+  // the backend. Thread-safe. FailedPrecondition: the device gives none.
+  virtual absl::StatusOr<std::unique_ptr<DeviceQueue>> NewQueue() const = 0;
 
   // Memory. Rows of unknown content that live until the last copy goes.
   virtual OwnedMatrix Allocate(ElementType type, int64_t rows, int64_t columns) = 0;

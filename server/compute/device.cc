@@ -6,18 +6,25 @@
 #include <dlfcn.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "index/base/status_macros.h"
 #include "server/compute/aten/aten_backend.h"
+#include "server/compute/aten/aten_queue.h"
 #include "server/compute/cpu/bfloat16_products.h"
 #include "server/compute/cpu/cpu_backend.h"
+#include "server/compute/cpu/cpu_queue.h"
 #include "server/compute/cpu/thread_pool.h"
 #include "server/compute/weight_tensors.h"
+#include "server/types/device_name.h"
 
 namespace c3po {
 
 absl::StatusOr<at::Device> OpenDevice(const std::string& name) {
-  if (name == "cpu") return at::Device(at::kCPU);
-  if (name != "cuda") return absl::InvalidArgumentError(absl::StrCat("device \"", name, "\" is not one of cpu, cuda"));
+  if (name == kCpuDevice) return at::Device(at::kCPU);
+  if (name != kCudaDevice) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("device \"", name, "\" is not one of ", absl::StrJoin(kDeviceNames, ", ")));
+  }
   // Its static initializers register the CUDA kernels with the dispatcher; it lies beside libtorch_cpu.so.
   static void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
   if (library == nullptr) {
@@ -119,6 +126,12 @@ void PackWeights(MoeWeights& weights, cpu::WeightLayout layout) {
 std::unique_ptr<Backend> MakeBackend(const ModelConfig& config, const MoeWeights& weights, const RopeTable& rope) {
   if (weights.embedding.is_cpu()) return std::make_unique<cpu::CpuBackend>(config, weights, rope);
   return std::make_unique<aten::AtenBackend>(config, weights, rope);
+}
+
+absl::StatusOr<std::unique_ptr<DeviceQueue>> OpenQueue(const std::string& device) {
+  C3PO_ASSIGN_OR_RETURN(const at::Device opened, OpenDevice(device));
+  if (opened.is_cpu()) return std::make_unique<cpu::CpuQueue>();
+  return aten::AtenQueue::Create(opened);
 }
 
 void SetComputeThreads(int threads, bool pinned) {

@@ -9,16 +9,20 @@
 #include "absl/status/statusor.h"
 #include "server/compute/backend.h"
 #include "server/compute/cpu/panels.h"
+#include "server/compute/device_queue.h"
 #include "server/compute/moe_weights.h"
 #include "server/compute/rope_table.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po {
 
-// "cpu" or "cuda". The CUDA half of libtorch is opened here, on first use, so that a CPU server neither loads nor needs
-// it. FailedPrecondition: cuda asked for where its libraries or a GPU are missing; the message says which.
-// InvalidArgument: another name.
+// `name`: one of kDeviceNames (server/types/device_name.h). The CUDA half of libtorch is opened here, on first use, so
+// that a CPU server neither loads nor needs it. FailedPrecondition: cuda asked for where its libraries or a GPU are
+// missing; the message says which. InvalidArgument: another name.
 absl::StatusOr<at::Device> OpenDevice(const std::string& name);
+
+// A queue of that device for who has no model there; beside a model, Backend::NewQueue. Errors are those of both.
+absl::StatusOr<std::unique_ptr<DeviceQueue>> OpenQueue(const std::string& device);
 
 // How the weights of `checkpoint` are loaded, and what they are multiplied in.
 //   device      see OpenDevice
@@ -46,6 +50,7 @@ std::unique_ptr<Backend> MakeBackend(const ModelConfig& config, const MoeWeights
 // Threads that the model computes on, for the whole process, set before the first model is loaded: those of
 // server/compute/cpu; 0: OMP_NUM_THREADS, else as many as processors may be used (index/base/cgroup_limits.h).
 // libtorch's own pool is left one thread, whose barriers would otherwise spin beside ours. `pinned`: see ThreadPool.
+// The engine and the queues of device_queue.h share these threads: no more than so many compute, and two where it is 1.
 void SetComputeThreads(int threads, bool pinned = false);
 int ComputeThreads();
 

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <iostream>
+#include <iterator>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -22,6 +23,7 @@
 #include "server/config/setting_list.h"
 #include "server/config/setting_sources.h"
 #include "server/config/toml_settings.h"
+#include "server/types/device_name.h"
 
 namespace c3po {
 namespace {
@@ -220,7 +222,8 @@ absl::Status ServerConfig::Validate() const {
   if (store.empty()) return Wrong("store", "must name a file");
   C3PO_RETURN_IF_ERROR(CheckListen(listen));
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));
-  C3PO_RETURN_IF_ERROR(CheckWord("device", device, {"cpu", "cuda"}));
+  C3PO_RETURN_IF_ERROR(
+      CheckWord("device", device, std::vector<std::string>(std::begin(kDeviceNames), std::end(kDeviceNames))));
   C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("arithmetic", arithmetic, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("method", method, FlagsOf<Method>(kDefaultMethods)));

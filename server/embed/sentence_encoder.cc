@@ -8,15 +8,13 @@
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
-#include <ATen/ops/zeros.h>
-#include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <exception>
 #include <filesystem>
-#include <stdexcept>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -24,8 +22,6 @@
 #include "index/base/durable_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
-#include "server/compute/cpu/matrix_products.h"
-#include "server/compute/device.h"
 #include "server/embed/bert_config.h"
 #include "server/types/status_details.h"
 #include "server/weights/checkpoint.h"
@@ -34,14 +30,13 @@ namespace c3po {
 namespace {
 
 constexpr int64_t kTokenizerBytesMax = 256 << 20;
-// Texts run together in batches of at most this many tokens, or of one text. Bounds the memory of a forward pass: 25 MB
-// for MiniLM's intermediate width.
-constexpr size_t kBatchTokensMax = 4096;
+// Texts run together in batches of at most this many tokens, or of one text. Bounds the memory of a forward pass, 3 MB
+// for MiniLM's intermediate width, and how long another caller waits for its turn in the queue on a CPU of few cores.
+constexpr size_t kBatchTokensMax = 512;
 
 struct LinearWeights {
-  at::Tensor weight;     // [out, in]
-  at::Tensor bias;       // [out]
-  bool on_host = false;  // where our own products take it
+  at::Tensor weight;  // [out, in]
+  at::Tensor bias;    // [out]
 };
 struct NormWeights {
   at::Tensor weight;  // [hidden]
@@ -56,12 +51,13 @@ struct EncoderLayer {
   NormWeights output_norm;
 };
 
-// Copies tensors of a checkpoint to float32 on a device, each checked against the shape that the config implies.
+// Copies tensors of a checkpoint to float32 on the queue's device, each checked against the shape that the config
+// implies.
 class WeightReader {
  public:
-  WeightReader(const Checkpoint& checkpoint, at::Device device)
+  WeightReader(const Checkpoint& checkpoint, DeviceQueue& queue)
       : checkpoint_(checkpoint),
-        device_(device),
+        queue_(queue),
         // A BertModel saved as part of a BertFor... carries the prefix.
         prefix_(checkpoint.Has("embeddings.word_embeddings.weight") ? "" : "bert.") {}
 
@@ -90,12 +86,12 @@ class WeightReader {
     }
     at::Tensor stored = at::empty(shape, at::TensorOptions().dtype(type));
     std::memcpy(stored.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
-    return stored.to(at::kFloat).to(device_);
+    return queue_.FromHost(stored.to(at::kFloat));
   }
   absl::StatusOr<LinearWeights> ReadLinear(const std::string& name, int64_t out, int64_t in) const {
     C3PO_ASSIGN_OR_RETURN(at::Tensor weight, Read(name + ".weight", {out, in}));
     C3PO_ASSIGN_OR_RETURN(at::Tensor bias, Read(name + ".bias", {out}));
-    return LinearWeights{std::move(weight), std::move(bias), device_ == at::Device(at::kCPU)};
+    return LinearWeights{std::move(weight), std::move(bias)};
   }
   absl::StatusOr<NormWeights> ReadNorm(const std::string& name, int64_t hidden) const {
     C3PO_ASSIGN_OR_RETURN(at::Tensor weight, Read(name + ".weight", {hidden}));
@@ -105,23 +101,9 @@ class WeightReader {
 
  private:
   const Checkpoint& checkpoint_;
-  const at::Device device_;
+  DeviceQueue& queue_;
   const std::string prefix_;
 };
-
-// x [..., in] -> [..., out]. On the CPU by our products, which take whatever compute threads are idle and wait for none
-// that is not; libtorch has one thread in the server (server/compute/device.h).
-at::Tensor Apply(const LinearWeights& linear, const at::Tensor& x) {
-  if (!linear.on_host) return at::linear(x, linear.weight, linear.bias);
-  const int64_t out = linear.weight.size(0), in = linear.weight.size(1);
-  const at::Tensor rows = x.reshape({-1, in}).contiguous(), y = at::empty({rows.size(0), out}, rows.options());
-  cpu::MultiplyTransposed({{{rows.const_data_ptr<float>(), in, rows.size(0), nullptr},
-                            {linear.weight.const_data_ptr(), false, out, in},
-                            {y.mutable_data_ptr<float>(), out, nullptr}}});
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = out;
-  return y.add_(linear.bias).view(shape);
-}
 
 absl::Status LibtorchError(absl::string_view what, const std::exception& error) {
   const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
@@ -133,7 +115,7 @@ absl::Status LibtorchError(absl::string_view what, const std::exception& error) 
 
 struct SentenceEncoder::Model {
   BertConfig config;
-  at::Device device = at::kCPU;
+  std::shared_ptr<DeviceQueue> queue;
   Encode encode;
   std::string digest;
   std::string name;
@@ -146,18 +128,21 @@ struct SentenceEncoder::Model {
   absl::Status ReadWeights(const Checkpoint& checkpoint);
   absl::StatusOr<std::vector<int32_t>> Tokens(const std::string& text) const;
   // The texts' tokens one after the other, without padding: ids and positions [rows], int64; a text has `lengths` rows.
-  // Returns the last states [rows, hidden].
+  // Returns the last states [rows, hidden]. Like ReadWeights, within the queue's Run.
   at::Tensor Forward(const at::Tensor& ids, const at::Tensor& positions, absl::Span<const int64_t> lengths) const;
+  at::Tensor Apply(const LinearWeights& linear, const at::Tensor& x) const {
+    return queue->Linear(x, linear.weight, linear.bias);
+  }
   at::Tensor Norm(const NormWeights& norm, const at::Tensor& x) const {
     return at::layer_norm(x, {config.hidden}, norm.weight, norm.bias, config.norm_eps);
   }
-  // Embeds the texts [begin, end) into rows.
+  // Embeds the texts [begin, end) into rows, within the queue's Run.
   absl::Status EmbedBatch(absl::Span<const std::vector<int32_t>> tokens, size_t begin, size_t end,
                           std::vector<std::vector<float>>& rows) const;
 };
 
 absl::Status SentenceEncoder::Model::ReadWeights(const Checkpoint& checkpoint) {
-  const WeightReader reader(checkpoint, device);
+  const WeightReader reader(checkpoint, *queue);
   const int64_t hidden = config.hidden;
   C3PO_ASSIGN_OR_RETURN(word_embeddings, reader.Read("embeddings.word_embeddings.weight", {config.vocabulary, hidden}));
   C3PO_ASSIGN_OR_RETURN(position_embeddings,
@@ -175,7 +160,7 @@ absl::Status SentenceEncoder::Model::ReadWeights(const Checkpoint& checkpoint) {
                           reader.ReadLinear(prefix + "attention.self.value", hidden, hidden));
     EncoderLayer layer;
     layer.query_key_value = {at::cat({query.weight, key.weight, value.weight}),
-                             at::cat({query.bias, key.bias, value.bias}), query.on_host};
+                             at::cat({query.bias, key.bias, value.bias})};
     C3PO_ASSIGN_OR_RETURN(layer.attention_output, reader.ReadLinear(prefix + "attention.output.dense", hidden, hidden));
     C3PO_ASSIGN_OR_RETURN(layer.attention_norm, reader.ReadNorm(prefix + "attention.output.LayerNorm", hidden));
     C3PO_ASSIGN_OR_RETURN(layer.intermediate,
@@ -236,9 +221,9 @@ absl::Status SentenceEncoder::Model::EmbedBatch(absl::Span<const std::vector<int
   const auto on_device = [this](const std::vector<int64_t>& numbers) {
     at::Tensor tensor = at::empty({static_cast<int64_t>(numbers.size())}, at::TensorOptions().dtype(at::kLong));
     std::copy(numbers.begin(), numbers.end(), tensor.mutable_data_ptr<int64_t>());
-    return tensor.to(device);
+    return queue->FromHost(tensor);
   };
-  const at::Tensor states = Forward(on_device(ids), on_device(positions), lengths).to(at::kCPU).contiguous();
+  const at::Tensor states = queue->ToHost(Forward(on_device(ids), on_device(positions), lengths));
   const float* state = states.const_data_ptr<float>();
   std::vector<double> sum(config.hidden);
   for (size_t i = begin; i < end; ++i) {
@@ -280,7 +265,8 @@ SentenceEncoder::SentenceEncoder(std::unique_ptr<const Model> model) : model_(st
 SentenceEncoder::~SentenceEncoder() = default;
 
 absl::StatusOr<std::unique_ptr<SentenceEncoder>> SentenceEncoder::Load(const std::string& folder,
-                                                                       const std::string& device, Encode encode) {
+                                                                       std::shared_ptr<DeviceQueue> queue,
+                                                                       Encode encode) {
   auto model = std::make_unique<Model>();
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
   C3PO_ASSIGN_OR_RETURN(model->config, ReadBertConfig(folder, checkpoint->config_json()));
@@ -292,21 +278,14 @@ absl::StatusOr<std::unique_ptr<SentenceEncoder>> SentenceEncoder::Load(const std
   const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
   model->name = (path.has_filename() ? path : path.parent_path()).filename().string();
   model->encode = std::move(encode);
+  model->queue = std::move(queue);
+  absl::Status read;
   try {
-    const absl::StatusOr<at::Device> opened = OpenDevice(device);
-    if (!opened.ok()) throw std::invalid_argument(std::string(opened.status().message()));
-    model->device = *opened;
-    at::zeros({1}).to(model->device);
-  } catch (const std::exception& error) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("device \"", device, "\" cannot be used: ", LibtorchError(folder, error).message()));
-  }
-  try {
-    const c10::InferenceMode inference;
-    C3PO_RETURN_IF_ERROR(model->ReadWeights(*checkpoint));
+    model->queue->Run([&] { read = model->ReadWeights(*checkpoint); });
   } catch (const std::exception& error) {
     return LibtorchError(folder, error);
   }
+  C3PO_RETURN_IF_ERROR(read);
   return std::unique_ptr<SentenceEncoder>(new SentenceEncoder(std::move(model)));
 }
 
@@ -322,13 +301,14 @@ absl::StatusOr<std::vector<std::vector<float>>> SentenceEncoder::Embed(absl::Spa
   }
   std::vector<std::vector<float>> rows(texts.size());
   try {
-    const c10::InferenceMode inference;
     for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
       size_t rows_taken = 0;
       do {
         rows_taken += tokens[end++].size();
       } while (end < tokens.size() && rows_taken + tokens[end].size() <= kBatchTokensMax);
-      C3PO_RETURN_IF_ERROR(model_->EmbedBatch(tokens, begin, end, rows));
+      absl::Status embedded;  // Each batch is one turn in the queue, so that a short text need not wait for many.
+      model_->queue->Run([&] { embedded = model_->EmbedBatch(tokens, begin, end, rows); });
+      C3PO_RETURN_IF_ERROR(embedded);
     }
   } catch (const std::exception& error) {
     return LibtorchError(model_->name, error);

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "server/compute/device_queue.h"
 #include "server/embed/embedder.h"
 
 namespace c3po {
@@ -18,19 +19,20 @@ namespace c3po {
 //   h = BertModel(tokens)                      post-norm encoder, erf-GELU, learned positions; arXiv 1810.04805
 //   e = mean of h over the text's tokens       [CLS] and [SEP] included; arXiv 1908.10084
 //   row = e / |e|
-// in float32, whatever dtype the folder stores (F32, F16, BF16).
+// in float32, whatever dtype the folder stores (F32, F16, BF16). Weights lie and all of this is computed where the
+// queue that it is given says, beside the engine; Embed waits for that queue's work alone.
 class SentenceEncoder : public Embedder {
  public:
   // Token ids of a text with its special tokens, unpadded and not truncated: [CLS] ... [SEP]. Must be thread-safe.
   using Encode = std::function<absl::StatusOr<std::vector<int32_t>>(absl::string_view text)>;
 
   // `folder` holds config.json and model.safetensors; sentence_bert_config.json, modules.json, the config.json of the
-  // pooling that it names (else 1_Pooling) and config_sentence_transformers.json are obeyed where they exist. `device`:
-  // "cpu", "cuda" or "cuda:N"; the weights are copied there. NotFound: a file or a tensor is missing. InvalidArgument:
-  // a damaged file, or a setting that is not implemented, by its name (anything but mean pooling, hidden_act other than
-  // "gelu", relative positions, ...). FailedPrecondition: no such device.
-  static absl::StatusOr<std::unique_ptr<SentenceEncoder>> Load(const std::string& folder, const std::string& device,
-                                                               Encode encode);
+  // pooling that it names (else 1_Pooling) and config_sentence_transformers.json are obeyed where they exist. `queue`:
+  // of the engine's backend (Backend::NewQueue), not null. NotFound: a file or a tensor is missing. InvalidArgument: a
+  // damaged file, or a setting that is not implemented, by its name (anything but mean pooling, hidden_act other than
+  // "gelu", relative positions, ...). Internal: libtorch failed, as where the device's memory runs out.
+  static absl::StatusOr<std::unique_ptr<SentenceEncoder>> Load(const std::string& folder,
+                                                               std::shared_ptr<DeviceQueue> queue, Encode encode);
   ~SentenceEncoder() override;
 
   // A text of more than max_tokens() tokens keeps its first max_tokens() - 1 and its last one, [SEP].

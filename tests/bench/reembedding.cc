@@ -14,8 +14,10 @@
 #include "index/search/exact_index.h"
 #include "index/search/hnsw_index.h"
 #include "index/search/reference_catalog.h"
+#include "server/compute/device.h"
 #include "server/embed/sentence_encoder.h"
 #include "server/text/tokenizer.h"
+#include "server/types/device_name.h"
 #include "tests/bench/markdown_table.h"
 #include "tests/bench/timing.h"
 #include "tests/bench/value_or_exit.h"
@@ -115,7 +117,8 @@ void CompareWithReembedding(const ReembeddingOptions& options) {
   const auto tokenizer =
       ValueOrExit(Tokenizer::Load((std::filesystem::path(options.embedder) / "tokenizer.json").string()));
   const auto encode = [&](absl::string_view text) { return tokenizer->Encode(text, /*add_special_tokens=*/true); };
-  const auto encoder = ValueOrExit(SentenceEncoder::Load(options.embedder, "cpu", encode));
+  const auto encoder =
+      ValueOrExit(SentenceEncoder::Load(options.embedder, ValueOrExit(OpenQueue(std::string(kCpuDevice))), encode));
   std::vector<std::string> references = ReadPrompts(options.texts);
   const size_t wanted = static_cast<size_t>(options.references) + options.queries;
   if (references.size() < wanted) {

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <random>
 #include <string>
@@ -22,6 +23,7 @@
 #include "absl/strings/str_join.h"
 #include "server/compute/cpu/thread_pool.h"
 #include "server/compute/device.h"
+#include "server/types/device_name.h"
 #include "tests/bench/markdown_table.h"
 #include "tests/bench/model_work.h"
 #include "tests/bench/timing.h"
@@ -256,7 +258,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->required()
       ->check(CLI::ExistingDirectory);
   app.add_option("--device", flags.model.device, "that computes")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->check(CLI::IsMember(std::vector<std::string>(std::begin(kDeviceNames), std::end(kDeviceNames))))
       ->capture_default_str();
   app.add_option("--dtype", flags.model.dtype, "of the weights")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))

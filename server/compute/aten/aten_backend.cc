@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "server/compute/aten/aten_queue.h"
 #include "server/compute/aten/matrix_tensors.h"
 #include "server/compute/aten/products.h"
 #include "server/compute/aten/row_operations.h"
@@ -33,7 +34,10 @@ AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
       weights_(std::move(weights)),
       rope_(std::move(rope)),
       options_(ActivationsOf(weights_.embedding)),
-      info_{ElementTypeOf(options_.dtype().toScalarType()), /*batch_invariant=*/false, /*pads=*/true} {}
+      info_{ElementTypeOf(options_.dtype().toScalarType()), /*batch_invariant=*/false, /*pads=*/true,
+            /*host_memory=*/options_.device().is_cpu()} {}
+
+absl::StatusOr<std::unique_ptr<DeviceQueue>> AtenBackend::NewQueue() const { return AtenQueue::Create(device()); }
 
 OwnedMatrix AtenBackend::Allocate(ElementType type, int64_t rows, int64_t columns) {
   const c10::InferenceMode inference;

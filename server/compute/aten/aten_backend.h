@@ -19,7 +19,8 @@ namespace c3po::aten {
 
 // The blocks on libtorch's operators, on the weights' device. On a GPU activations have the weights' dtype; they are
 // float32 on the CPU, where the backend is the oracle of others. A matrix is a tensor's memory; what a call returns is
-// in the queue of libtorch's current stream. Errors are c10::Error.
+// in the queue of the calling thread's current stream. The engine thread's is the default one, which is no AtenQueue's.
+// Errors are c10::Error.
 //
 // Besides Read, a GPU is waited for by a MoE block of float32, or of sizes that the grouped product does not take, and
 // by RunRemembered while it has not seen every expert selected.
@@ -29,6 +30,7 @@ class AtenBackend : public Backend {
   AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope);
 
   const BackendInfo& info() const override { return info_; }
+  absl::StatusOr<std::unique_ptr<DeviceQueue>> NewQueue() const override;
 
   OwnedMatrix Allocate(ElementType type, int64_t rows, int64_t columns) override;
   OwnedMatrix AllocateHidden(int64_t rows) override;

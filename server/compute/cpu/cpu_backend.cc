@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "server/compute/cpu/cpu_queue.h"
 #include "server/compute/cpu/row_operations.h"
 #include "server/compute/cpu/thread_pool.h"
 
@@ -20,6 +21,8 @@ void CheckRows(bool right, const char* what) {
 
 CpuBackend::CpuBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
     : config_(std::move(config)), weights_(std::move(weights)), rope_(std::move(rope)), views_(config_, weights_) {}
+
+absl::StatusOr<std::unique_ptr<DeviceQueue>> CpuBackend::NewQueue() const { return std::make_unique<CpuQueue>(); }
 
 OwnedMatrix CpuBackend::Allocate(ElementType type, int64_t rows, int64_t columns) {
   CheckRows(type == ElementType::kFloat32, "the CPU's activations are float32");

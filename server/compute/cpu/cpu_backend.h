@@ -27,6 +27,7 @@ class CpuBackend final : public Backend {
   CpuBackend(ModelConfig config, MoeWeights weights, RopeTable rope);
 
   const BackendInfo& info() const override { return info_; }
+  absl::StatusOr<std::unique_ptr<DeviceQueue>> NewQueue() const override;
 
   OwnedMatrix Allocate(ElementType type, int64_t rows, int64_t columns) override;
   OwnedMatrix AllocateHidden(int64_t rows) override;
@@ -102,7 +103,7 @@ class CpuBackend final : public Backend {
   const MoeWeights weights_;
   const RopeTable rope_;
   const ModelViews views_;
-  const BackendInfo info_{ElementType::kFloat32, true, false};
+  const BackendInfo info_{ElementType::kFloat32, /*batch_invariant=*/true, /*pads=*/false, /*host_memory=*/true};
   Arena arena_;
 
   std::shared_ptr<void> keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim

@@ -1,0 +1,50 @@
+#include "server/compute/device.h"
+
+#include <c10/core/InferenceMode.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <new>
+#include <string>
+
+#include "server/types/device_name.h"
+
+namespace c3po {
+namespace {
+
+TEST(Device, ANameThatNoDeviceHasIsRefusedWithThoseThatThereAre) {
+  for (const char* name : {"", "tpu", "CPU", "cpu ", "cuda:0", "cuda:63", "mkldnn"}) {
+    for (const absl::Status& status : {OpenDevice(name).status(), OpenQueue(name).status()}) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name;
+      EXPECT_EQ(status.message(), "device \"" + std::string(name) + "\" is not one of cpu, cuda");
+    }
+  }
+}
+
+TEST(Device, EachNameOfTheListOpensOrSaysWhatIsMissing) {
+  for (const absl::string_view name : kDeviceNames) {
+    const auto device = OpenDevice(std::string(name));
+    const auto queue = OpenQueue(std::string(name));
+    EXPECT_EQ(queue.status(), device.status());
+    if (device.ok()) continue;
+    EXPECT_NE(name, kCpuDevice);
+    EXPECT_EQ(device.status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(device.status().message()), testing::StartsWith("device " + std::string(name) + ": "));
+  }
+}
+
+TEST(Device, AQueueGivesTheThreadItsModeBackWhenItsWorkThrows) {
+  const auto queue = OpenQueue(std::string(kCpuDevice));
+  ASSERT_TRUE(queue.ok()) << queue.status();
+  for (int i = 0; i < 3; ++i) {  // Also its place among the guests, of which there is one at a time.
+    EXPECT_THROW((*queue)->Run([] {
+      EXPECT_TRUE(c10::InferenceMode::is_enabled());
+      throw std::bad_alloc();
+    }),
+                 std::bad_alloc);
+    EXPECT_FALSE(c10::InferenceMode::is_enabled());
+  }
+}
+
+}  // namespace
+}  // namespace c3po
