@@ -16,6 +16,7 @@ import subprocess
 import sys
 from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
+import device_questions
 import lengths
 
 CPP_SUFFIXES = (".h", ".cc", ".cu", ".cuh")
@@ -41,7 +42,7 @@ SERVER_ROOMS = {
     "server/config": set(),
     "server/process": set(),
     "server/admission": {"server/config"},
-    "server/embed": {"server/weights", "server/compute", "server/compute/cpu"},
+    "server/embed": {"server/weights", "server/compute"},
     "server/compute": {"server/compute/cpu", "server/compute/aten", "server/model/config", "server/weights"},
     "server/compute/cpu": {"server/compute", "server/model/config"},
     "server/compute/aten": {"server/compute", "server/model/config"},
@@ -318,12 +319,8 @@ def check_index_kinds(path: str, text: str) -> List[Violation]:
 
 
 def check_device_questions(path: str, text: str) -> List[Violation]:
-    """Where a tensor lies is the affair of the backends and of device.cc."""
-    asking = ("server/compute/aten/", "server/compute/cpu/", "server/compute/device.")
-    if not path.startswith("server/") or not path.endswith(CPP_SUFFIXES) or path.startswith(asking):
-        return []
-    return [Violation("device-question", path, number, "only a backend and device.cc ask where a tensor lies")
-            for number, line in enumerate(text.splitlines(), 1) if re.search(r"\b(is_cuda|is_cpu|OnCpuKernels)\b", line.split("//")[0])]
+    return ([Violation("device-question", path, *fault) for fault in device_questions.question_faults(path, text)] +
+            [Violation("device-name", path, *fault) for fault in device_questions.name_faults(path, text)])
 
 
 def read_exceptions(root: str, path: str) -> Tuple[List[Exemption], List[Violation]]:
