@@ -62,6 +62,8 @@ absl::Status CheckWord(absl::string_view flag, const std::string& value, const s
   return Wrong(flag, absl::StrCat("\"", value, "\" is not one of ", absl::StrJoin(words, ", ")));
 }
 
+std::vector<std::string> DeviceWords() { return {std::begin(kDeviceNames), std::end(kDeviceNames)}; }
+
 // Whether only this machine can reach an address as gRPC writes it.
 bool IsLocal(absl::string_view listen) {
   for (const absl::string_view prefix : {"127.", "localhost:", "[::1]:", "unix:", "unix-abstract:"}) {
@@ -222,8 +224,7 @@ absl::Status ServerConfig::Validate() const {
   if (store.empty()) return Wrong("store", "must name a file");
   C3PO_RETURN_IF_ERROR(CheckListen(listen));
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));
-  C3PO_RETURN_IF_ERROR(
-      CheckWord("device", device, std::vector<std::string>(std::begin(kDeviceNames), std::end(kDeviceNames))));
+  C3PO_RETURN_IF_ERROR(CheckWord("device", device, DeviceWords()));
   C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("arithmetic", arithmetic, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("method", method, FlagsOf<Method>(kDefaultMethods)));
