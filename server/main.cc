@@ -54,6 +54,7 @@
 #include "server/rpc/profiles.h"
 #include "server/rpc/store_watch.h"
 #include "server/scheduler/engine.h"
+#include "server/scheduler/kv_block_pool.h"
 
 namespace c3po {
 namespace {
@@ -298,7 +299,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   const ModelShape& shape = server.model->shape();
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   server.metrics->SetPendingMax(config.pending_requests_max);
-  C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(config.kv_cache_tokens));
+  C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(KvBlockPool::CacheOf(config.kv_cache_tokens)));
   const int64_t work_memory = WorkMemory(config, server) / 2;  // The other half is for learning.
   const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step,
                              work_memory};

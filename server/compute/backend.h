@@ -9,14 +9,16 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "server/compute/matrix.h"
+#include "server/compute/step_inputs.h"
+#include "server/types/kv_blocks.h"
+#include "server/types/readout.h"
 #include "server/types/routing_override.h"
-#include "server/types/sequence_rows.h"
 
 namespace c3po {
 
 class DeviceQueue;
 
-// What an override says about rows [begin, end) of a matrix in one MoE layer.
+// What an override says about rows [begin, end) of an objective's matrix in one MoE layer.
 struct RoutingRows {
   int64_t begin = 0, end = 0;
   RoutingOverride::Kind kind = RoutingOverride::Kind::kWeights;
@@ -72,6 +74,12 @@ class RememberedExperts {
   virtual ~RememberedExperts() = default;
 };
 
+// A sum of rows [d], in double precision. Opaque.
+class RowSum {
+ public:
+  virtual ~RowSum() = default;
+};
+
 // Where the LM head is read: target tokens, each after one of `rows` rows. Opaque.
 class TargetTokens {
  public:
@@ -111,42 +119,55 @@ class Backend {
   virtual void Read(const Matrix& from, absl::Span<float> to) = 0;
   // The same numbers, of packed float32 rows: where they lie, if that is the host, until the matrix changes; else read
   // into `staging`.
-  virtual absl::Span<const float> HostView(const Matrix& from, std::vector<float>& staging) {
-    staging.resize(static_cast<size_t>(from.rows * from.columns));
-    Read(from, absl::MakeSpan(staging));
-    return staging;
-  }
+  virtual absl::Span<const float> HostView(const Matrix& from, std::vector<float>& staging);
   // Of the same shape; converts.
   virtual void Copy(const Matrix& from, Matrix to) = 0;
 
-  // Slots [0, slots) of keys and values in all layers, of unknown content, instead of those before.
-  virtual void AllocateKvCache(int64_t slots) = 0;
+  // Blocks of keys and values in all layers, of unknown content, instead of those before.
+  virtual void AllocateKvCache(const KvCacheShape& cache) = 0;
   virtual int64_t kv_cache_bytes() const = 0;
 
-  // One step of running sequences. `enqueue` calls the blocks below and waits for nothing.
-  virtual void RunStep(absl::FunctionRef<void()> enqueue) = 0;
-  // The rows that Attention runs on until the next call; what `sequences` point to lives as long.
-  virtual void PlaceRows(absl::Span<const SequenceRows> sequences) = 0;
-  // [R, d], the tokens' rows of the embedding times the embedding multiplier.
-  virtual void Embed(absl::Span<const int64_t> tokens, Matrix hidden) = 0;
-  // Puts the placed rows' keys and values into their slots of the cache; x in place.
+  // One step of running sequences: its inputs are placed, then its blocks enqueued, then its results read.
+  // The inputs that the blocks below work on until the next call, and where they work.
+  virtual StepMatrices PlaceStep(const StepInputs& inputs) = 0;
+  // `enqueue` calls the blocks below with the placed step's matrices, and waits for nothing. A backend that has
+  // recorded a step of this shape at these places may replay it, and not call `enqueue`.
+  virtual void RunStep(const StepShape& shape, absl::FunctionRef<void()> enqueue) = 0;
+  // [R, d], the placed tokens' rows of the embedding times the embedding multiplier.
+  virtual void Embed(Matrix hidden) = 0;
+  // Puts the placed rows' keys and values into their blocks of the cache; x in place.
   virtual void Attention(int layer, Matrix hidden) = 0;
   // x in place. `probabilities`, float32 [R, E] or empty, receives softmax(router logits + shift), or the weights that
-  // replace it; of an MoE layer only. Rows that no `routing` names are routed by the model.
-  virtual void FeedForward(int layer, absl::Span<const RoutingRows> routing, Matrix hidden, Matrix probabilities) = 0;
-  // Final norm and LM head of the chosen rows: float32 [rows.size(), V].
-  virtual void Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) = 0;
-  // scores, float32 [R, 2]: log softmax(logits)[target]; 1 where the target is the likeliest token, of equals the one
-  // with the lowest id, else 0.
-  virtual void ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) = 0;
+  // replace it; of an MoE layer only. Rows that no placed override names are routed by the model.
+  virtual void FeedForward(int layer, Matrix hidden, Matrix probabilities) = 0;
+  // Final norm and LM head of the placed head rows: float32 [head rows, V].
+  virtual void Logits(const Matrix& hidden, Matrix logits) = 0;
+  // Of the first of these rows, which have the placed targets; scores, float32 [targets, 2]: log
+  // softmax(logits)[target]; 1 where the target is the likeliest token, of equals the one with the lowest id, else 0.
+  virtual void ScoreTargets(const Matrix& logits, Matrix scores) = 0;
+  // What each of requests [R] wants of the logits' row, one request a row; waits for all work before it. Rows are read
+  // to the host where a backend knows no better, and there side by side.
+  virtual void ReadOut(const Matrix& logits, absl::Span<const ReadoutRequest* const> requests,
+                       absl::Span<Readout* const> readouts);
+
+  // Of no rows.
+  virtual std::shared_ptr<RowSum> NewRowSum() = 0;
+  // Of [R, d]. Where the backend is batch invariant the sum is the same however the rows are cut into calls.
+  virtual void AddRows(const Matrix& rows, RowSum& sum) = 0;
+  // The sum over `count`; waits as Read does.
+  virtual void ReadMean(const RowSum& sum, int64_t count, absl::Span<float> mean) = 0;
 
   // Preparing a neighbor: the prompt's beginning and the tree of what moves climb together.
+  // [R, d], the tokens' rows of the embedding times the embedding multiplier.
+  virtual void Embed(absl::Span<const int64_t> tokens, Matrix hidden) = 0;
   virtual std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) = 0;
   virtual std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) = 0;
   // x in place, of the prompt's rows and, where hidden has them, the tree's. `states`, unless null, receives the
   // prompt's keys and values; with `states_only` nothing else is computed.
   virtual void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
                                     Matrix hidden) = 0;
+  // x in place, routed by the model.
+  virtual void PreparationFeedForward(int layer, Matrix hidden) = 0;
 
   // An objective's rows, layer by layer. Several PackedTrees are one matrix, packed in their order. `tape`, unless
   // null, receives what the way back reads.

@@ -6,10 +6,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
-#include "server/compute/cpu/thread_pool.h"
 #include "server/compute/device.h"
 #include "server/model/config/generation_config.h"
 #include "server/model/config/tensor_plan.h"
+#include "server/model/forward_step.h"
 #include "server/model/neighbor_loss.h"
 #include "server/model/objective_memory.h"
 
@@ -33,6 +33,40 @@ ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights) {
   return shape;
 }
 
+absl::Status CheckSegment(const Segment& segment, const ModelShape& shape, const KvCacheShape& cache) {
+  const int64_t end = segment.start + static_cast<int64_t>(segment.tokens.size());
+  const KvBlocks& kv = segment.kv;
+  const auto is_block = [&](int32_t block) { return block >= 0 && block < cache.blocks; };
+  const auto in_blocks = [&](absl::Span<const int32_t> blocks) {
+    return static_cast<int64_t>(blocks.size()) * cache.block_positions;
+  };
+  const bool inside = std::all_of(kv.beginning.begin(), kv.beginning.end(), is_block) &&
+                      std::all_of(kv.blocks.begin(), kv.blocks.end(), is_block) && kv.beginning_positions >= 0 &&
+                      kv.beginning_positions <= in_blocks(kv.beginning);
+  const int64_t room = kv.beginning_positions + in_blocks(kv.blocks);
+  if (!inside || segment.tokens.empty() || segment.start < 0 || end > room || end > shape.context_window) {
+    return absl::InternalError(absl::StrCat("segment [", segment.start, ", ", end, ") does not fit its ", room,
+                                            " positions of the cache's ", cache.blocks * cache.block_positions));
+  }
+  for (int32_t token : segment.tokens) {
+    if (token < 0 || token >= shape.vocabulary_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", token, " is outside the vocabulary of ", shape.vocabulary_size));
+    }
+  }
+  if (!segment.targets.empty() && segment.targets.size() != segment.tokens.size()) {
+    return absl::InternalError("a segment needs one target per token");
+  }
+  if (segment.resume && (segment.tokens.size() != 1 || segment.entry_layer < 0 ||
+                         segment.entry_layer >= shape.moe_layers || segment.entry == nullptr)) {
+    return absl::InternalError("a resumed segment has one token and its entry state");
+  }
+  if (segment.mean_layer >= 0 && (segment.state_sum == nullptr || segment.mean_layer >= shape.moe_layers)) {
+    return absl::InternalError("a segment whose states are summed needs a layer and a place for the sum");
+  }
+  return absl::OkStatus();
+}
+
 std::string NameOf(const std::string& folder) {
   const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
   return (path.has_filename() ? path : path.parent_path()).filename().string();
@@ -47,9 +81,12 @@ MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int
       shape_(std::move(shape)),
       rope_(RopeTable::Make(config_, weights_.device())),
       backend_(backend ? std::move(backend) : MakeBackend(config_, weights_, rope_)),
+      step_(std::make_unique<ForwardStep>(config_, *backend_)),
       neighbor_cache_(neighbor_cache_bytes) {
   shape_.batch_invariant = backend_->info().batch_invariant;
 }
+
+MoeModel::~MoeModel() = default;
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.folder));
@@ -99,15 +136,37 @@ int64_t MoeModel::head_layers() const {
   return std::max<int64_t>(1, d * config_.vocabulary_size / (attention + 3 * d * neurons));
 }
 
-absl::Status MoeModel::AllocateKvCache(int64_t slots) {
-  if (slots < 1) return absl::InvalidArgumentError(absl::StrCat("a cache of ", slots, " positions"));
+absl::Status MoeModel::AllocateKvCache(const KvCacheShape& cache) {
+  if (cache.blocks < 1 || cache.block_positions < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a cache of ", cache.blocks, " blocks of ", cache.block_positions, " positions"));
+  }
   try {
-    kv_slots_ = 0;
-    backend_->AllocateKvCache(slots);
-    kv_slots_ = slots;
+    cache_ = {};
+    backend_->AllocateKvCache(cache);
+    cache_ = cache;
     return absl::OkStatus();
   } catch (const std::exception& error) {
-    return absl::ResourceExhaustedError(absl::StrCat("no memory for a cache of ", slots, " positions: ", error.what()));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for a cache of ", cache.blocks * cache.block_positions, " positions: ", error.what()));
+  }
+}
+
+absl::StatusOr<std::shared_ptr<const PlacedRouting>> MoeModel::PlaceRouting(const RoutingOverride& routing) {
+  try {
+    return step_->Place(routing);
+  } catch (const std::exception& error) {
+    return absl::ResourceExhaustedError(absl::StrCat("no memory for an override: ", error.what()));
+  }
+}
+
+absl::Status MoeModel::Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) {
+  for (const Segment& segment : segments) C3PO_RETURN_IF_ERROR(CheckSegment(segment, shape_, cache_));
+  try {
+    step_->Run(segments, outputs);
+    return absl::OkStatus();
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat("forward pass: ", error.what()));
   }
 }
 
@@ -127,10 +186,6 @@ int64_t MoeModel::ObjectiveBytes(const ObjectiveSpec& spec, int prompt_positions
 
 std::unique_ptr<EvaluationRun> MoeModel::NewEvaluationRun(std::vector<Evaluation> evaluations) {
   return NeighborLoss::NewRun(*this, std::move(evaluations));
-}
-
-void MoeModel::ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) {
-  cpu::ThreadPool::Shared().Run(count, work);
 }
 
 }  // namespace c3po

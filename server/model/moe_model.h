@@ -24,6 +24,8 @@ struct MoeModelOptions {
   std::function<void(int done, int total)> progress;  // Per layer loaded; may be null.
 };
 
+class ForwardStep;
+
 // A Mixture-of-Experts decoder on a backend. Layer l, for rows x of any number of sequences:
 //   x += Attention(RmsNorm(x)),   h = RmsNorm(x),   x += sum_{e in top-k(w)} w_e Expert_e(h) + Shared(h),
 //   w = softmax(router h)
@@ -43,6 +45,8 @@ class MoeModel final : public ModelRunner {
   static std::unique_ptr<MoeModel> OnBackend(ModelConfig config, MoeWeights weights, std::unique_ptr<Backend> backend,
                                              int64_t neighbor_cache_bytes);
 
+  ~MoeModel() override;
+
   const ModelShape& shape() const override { return shape_; }
   const ModelConfig& config() const { return config_; }
   const MoeWeights& weights() const { return weights_; }
@@ -56,14 +60,14 @@ class MoeModel final : public ModelRunner {
   int64_t weight_bytes() const;
   int64_t kv_cache_bytes() const;
 
-  absl::Status AllocateKvCache(int64_t slots) override;
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override;
+  absl::Status AllocateKvCache(const KvCacheShape& cache) override;
+  absl::StatusOr<std::shared_ptr<const PlacedRouting>> PlaceRouting(const RoutingOverride& routing) override;
+  absl::Status Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) override;
   absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase& neighbor,
                                                                       const MovingPart& moving) override;
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override;
   int64_t ObjectiveBytes(const ObjectiveSpec& spec, int prompt_positions) const override;
   std::unique_ptr<EvaluationRun> NewEvaluationRun(std::vector<Evaluation> evaluations) override;
-  void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override;
 
   NeighborCacheStats neighbor_cache_stats() const override {
     return {neighbor_cache_.hits(), neighbor_cache_.misses(), neighbor_cache_.bytes()};
@@ -79,7 +83,8 @@ class MoeModel final : public ModelRunner {
   ModelShape shape_;
   RopeTable rope_;
   std::unique_ptr<Backend> backend_;
-  int64_t kv_slots_ = 0;
+  KvCacheShape cache_;
+  const std::unique_ptr<ForwardStep> step_;
   NeighborCache neighbor_cache_;
 };
 

@@ -108,7 +108,7 @@ class Preparation final : public NeighborPreparation {
     backend_.PreparationAttention(layer_, *rows_, keeps ? state_->prompt.get() : nullptr, keeps && is_last,
                                   hidden_.view());
     if (keeps && is_last) return true;
-    backend_.FeedForward(layer_, {}, hidden_.view(), Matrix());
+    backend_.PreparationFeedForward(layer_, hidden_.view());
     ++layer_;
     return false;
   }

@@ -121,7 +121,7 @@ absl::Status CollectionLearning::RunOnEngine(const CallContext& context, int32_t
   request.continuations = {{some_token}};
   const auto begun = std::make_shared<bool>(false);  // Engine thread only.
   request.on_prefilled = [task, begun](const PromptCapture&,
-                                       absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                                       const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     *begun = true;
     return task;
   };

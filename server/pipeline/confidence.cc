@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <set>
+#include <map>
 
 namespace c3po {
 
@@ -13,11 +13,12 @@ double LargestProbability(const std::vector<double>& logits) {
   return 1 / sum;
 }
 
-double Confidence(absl::Span<const float> logits, const std::vector<int32_t>& choice_tokens) {
-  const std::set<int32_t> candidates(choice_tokens.begin(), choice_tokens.end());
-  if (candidates.size() < 2) return LargestProbability({logits.begin(), logits.end()});
+double Confidence(const Readout& next, const std::vector<int32_t>& choice_tokens) {
+  std::map<int32_t, double> candidates;  // Several choices may begin with one token.
+  for (size_t i = 0; i < choice_tokens.size(); ++i) candidates[choice_tokens[i]] = next.token_logits.at(i);
+  if (candidates.size() < 2) return next.largest_probability();
   std::vector<double> of_choices;
-  for (int32_t token : candidates) of_choices.push_back(logits[token]);
+  for (const auto& [token, logit] : candidates) of_choices.push_back(logit);
   return LargestProbability(of_choices);
 }
 

@@ -4,16 +4,17 @@
 #include <cstdint>
 #include <vector>
 
-#include "absl/types/span.h"
+#include "server/types/readout.h"
 
 namespace c3po {
 
 // The largest of softmax(logits), in (0, 1]. `logits` is not empty.
 double LargestProbability(const std::vector<double>& logits);
 
-// How sure a model is of what it would say next, from its logits [vocabulary]: its probability of its likeliest token;
-// where a request chooses among continuations whose first tokens differ, its probability among those tokens.
-double Confidence(absl::Span<const float> logits, const std::vector<int32_t>& choice_tokens);
+// How sure a model is of what it would say next: its probability of its likeliest token; where a request chooses among
+// continuations whose first tokens differ, its probability among those tokens. next.token_logits are of choice_tokens,
+// in their order, where there are two or more.
+double Confidence(const Readout& next, const std::vector<int32_t>& choice_tokens);
 
 }  // namespace c3po
 

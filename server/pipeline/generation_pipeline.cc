@@ -37,8 +37,10 @@ SequenceRequest FollowerOf(SequenceRequest first, int index, const OptimizationT
   first.mean_layer = -1;
   first.on_prefilled = nullptr;
   if (search == nullptr || search->routing() == nullptr) return first;
-  first.on_prefilled = [routing = search->routing()](const PromptCapture&, absl::Span<const float>)
-      -> absl::StatusOr<std::shared_ptr<OptimizationTask>> { return std::make_shared<KnownPathway>(routing); };
+  first.on_prefilled = [routing = search->routing()](
+                           const PromptCapture&, const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    return std::make_shared<KnownPathway>(routing);
+  };
   return first;
 }
 
@@ -203,7 +205,7 @@ absl::Status GenerationPipeline::EmbedWithModel(const CallContext& context, cons
   request.continuations = {{prompt.tokens.front()}};  // Scored only because a sequence has to end in something.
   request.mean_layer = parts_.embedding->entry_layer();
   request.on_prefilled = [sink](const PromptCapture& capture,
-                                absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                                const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     sink->TakeStates(capture.mean_hidden);
     return nullptr;
   };
@@ -353,12 +355,12 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
   timings.retrieval_seconds = search->retrieval_seconds();
   request.on_prefilled = [search, retrieve_after_prefill](
                              const PromptCapture& capture,
-                             absl::Span<const float> logits) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                             const Readout& next) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     if (retrieve_after_prefill) {
       C3PO_ASSIGN_OR_RETURN(const std::vector<float> states, QueryEmbedding::OfStates(capture.mean_hidden));
       C3PO_RETURN_IF_ERROR(search->Retrieve(states));
     }
-    C3PO_ASSIGN_OR_RETURN(const bool worthwhile, search->Begin(capture, logits));
+    C3PO_ASSIGN_OR_RETURN(const bool worthwhile, search->Begin(capture, next));
     return worthwhile ? std::shared_ptr<OptimizationTask>(search) : nullptr;
   };
   return search;

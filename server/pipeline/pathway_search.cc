@@ -41,9 +41,9 @@ absl::Status PathwaySearch::Retrieve(absl::Span<const float> embedding) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, absl::Span<const float> logits) {
+absl::StatusOr<bool> PathwaySearch::Begin(const PromptCapture& capture, const Readout& next) {
   began_ = SteadyNow();
-  report_.NoteStart(capture.pathway.Rows(settings().critical_layers), Confidence(logits, choice_tokens_));
+  report_.NoteStart(capture.pathway.Rows(settings().critical_layers), Confidence(next, choice_tokens_));
   if (const GateDecision decision = GateBeforeSearch(report_.so_far()); decision != GateDecision::kApplied) {
     return Skip(decision);
   }
@@ -126,9 +126,7 @@ bool PathwaySearch::Conclude() {
   return true;
 }
 
-bool PathwaySearch::AcceptLogits(absl::Span<const float> logits) {
-  return Accept(LargestProbability({logits.begin(), logits.end()}));
-}
+bool PathwaySearch::AcceptAnswer(double largest_probability) { return Accept(largest_probability); }
 
 // Of one continuation nothing is chosen, so there is nothing to be sure of.
 bool PathwaySearch::AcceptScores(absl::Span<const ContinuationScore> scores) {

@@ -35,14 +35,15 @@ struct SearchContext {
 struct PathwayQuery {
   OptimizationSettings settings;  // that ResolvePrior has seen
   StageTimings timings;           // of the stages before
-  // First tokens of the continuations that the request scores; fewer than two: it does not choose. Generation has none.
+  // First tokens of the continuations that the request scores, in their order; fewer than two: it does not choose.
+  // Generation has none.
   std::vector<int32_t> choice_tokens;
   std::optional<NeighborCase> oracle;  // Method::kOracle: the request itself, with its answer
   bool shortened = false;              // settings.steps was cut to meet the deadline
 };
 
 // One request's C3PO, from neighbors to a routing override:
-//   Retrieve (any thread) ▶ Begin (engine thread, after prefill) ▶ unit ... unit ▶ routing ▶ AcceptLogits or
+//   Retrieve (any thread) ▶ Begin (engine thread, after prefill) ▶ unit ... unit ▶ routing ▶ AcceptAnswer or
 //   AcceptScores
 // A unit prepares one neighbor's states, makes the objectives of them, or is one unit of the optimizer; shifts learned
 // before need one in all. What each stage does stands in retrieval.h, request_gate.h, learned_override.h,
@@ -54,13 +55,14 @@ class PathwaySearch final : public OptimizationTask {
   // Finds the neighbors of a unit-length embedding: see retrieval.h.
   absl::Status Retrieve(absl::Span<const float> embedding);
 
-  // Looks at the prompt's capture and logits, and says whether there is anything to do. False: the gate skipped.
-  absl::StatusOr<bool> Begin(const PromptCapture& capture, absl::Span<const float> logits);
+  // Looks at the prompt's capture and what comes next, as SequenceRequest::on_prefilled has them, and says whether
+  // there is anything to do. False: the gate skipped.
+  absl::StatusOr<bool> Begin(const PromptCapture& capture, const Readout& next);
 
   std::optional<Evaluation> Ask() const override;
   absl::StatusOr<bool> Step(int64_t row_layers) override;
   absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override;
-  bool AcceptLogits(absl::Span<const float> logits) override;
+  bool AcceptAnswer(double largest_probability) override;
   bool AcceptScores(absl::Span<const ContinuationScore> scores) override;
   double retrieval_seconds() const { return report_.so_far().timings.retrieval_seconds; }
   // So far; engine thread only.

@@ -244,7 +244,7 @@ absl::StatusOr<SequenceRequest> ReferenceImport::MakeRequest(const Item& item, s
   request.priority = Priority::kLow;
   if (parts_.embedding->from_model()) request.mean_layer = parts_.embedding->entry_layer();
   request.on_prefilled = [&judged](const PromptCapture& capture,
-                                   absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                                   const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     judged.record.pathway = capture.pathway;
     judged.mean_hidden = capture.mean_hidden;
     return nullptr;

@@ -59,15 +59,12 @@ void SoftmaxWeights(absl::Span<const float> logits, float max_logit, double temp
   HWY_DYNAMIC_DISPATCH(WeightsOf)(logits.data(), logits.size(), max_logit, temperature, weights.data());
 }
 
-std::vector<float> LogSoftmax(absl::Span<const float> logits) {
+double LogNormalizer(absl::Span<const float> logits) {
   const float top = *std::max_element(logits.begin(), logits.end());
-  std::vector<double> weights(logits.size());
+  static thread_local std::vector<double> weights;  // As the sampler's: its pages are not given back each time.
+  weights.resize(logits.size());
   SoftmaxWeights(logits, top, 1, absl::MakeSpan(weights));
-  const double shift = top + std::log(std::accumulate(weights.begin(), weights.end(), 0.0));
-  std::vector<float> result;
-  result.reserve(logits.size());
-  for (const float logit : logits) result.push_back(static_cast<float>(logit - shift));
-  return result;
+  return top + std::log(std::accumulate(weights.begin(), weights.end(), 0.0));
 }
 
 }  // namespace c3po

@@ -1,8 +1,6 @@
 #ifndef C3PO_SERVER_SAMPLING_SOFTMAX_H_
 #define C3PO_SERVER_SAMPLING_SOFTMAX_H_
 
-#include <vector>
-
 #include "absl/types/span.h"
 
 namespace c3po {
@@ -12,8 +10,8 @@ namespace c3po {
 // largest; temperature > 0; `weights` has their size and is overwritten. Thread-safe.
 void SoftmaxWeights(absl::Span<const float> logits, float max_logit, double temperature, absl::Span<double> weights);
 
-// log softmax(logits), the sum in double. Not empty, all finite. Thread-safe.
-std::vector<float> LogSoftmax(absl::Span<const float> logits);
+// log sum exp(logits), the sum in double. Not empty, all finite. Thread-safe.
+double LogNormalizer(absl::Span<const float> logits);
 
 }  // namespace c3po
 

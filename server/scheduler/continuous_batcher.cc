@@ -8,8 +8,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/sampling/sampler.h"
-#include "server/sampling/softmax.h"
 #include "server/scheduler/sequence_blocks.h"
 #include "server/types/status_details.h"
 
@@ -45,6 +43,7 @@ void ContinuousBatcher::Add(SequenceRequest request) {
   const bool fits = places_.Fits(request);
   const int64_t needed = BlocksNeeded(request);
   sequence->tokens = request.prompt;
+  for (const auto& continuation : request.continuations) sequence->first_tokens.push_back(continuation.front());
   sequence->request = std::move(request);
   sequence->submitted = now_();
   if (sequence->request.arrival == absl::InfinitePast()) sequence->request.arrival = sequence->submitted;
@@ -76,7 +75,6 @@ bool ContinuousBatcher::Step() {
 }
 
 void ContinuousBatcher::AbortAll(const absl::Status& status) {
-  to_sample_.clear();  // An exception may have left some there.
   for (const SequencePtr& sequence : places_.waiting()) Finish(*sequence, status, FinishReason::kLength);
   for (const SequencePtr& sequence : places_.running()) Finish(*sequence, status, FinishReason::kLength);
   DropEnded();
@@ -102,31 +100,30 @@ void ContinuousBatcher::DropEnded() {
 
 bool ContinuousBatcher::RunForward() {
   places_.ReserveRows();
-  StepPlan plan = PlanStep(places_.running(), limits_.prefill_tokens_per_step, places_.pool());
-  if (plan.segments.empty()) return false;
+  PlanStep(places_.running(), limits_.prefill_tokens_per_step, places_.pool(), plan_);
+  if (plan_.segments.empty()) return false;
   if (metrics_) {
     for (const auto stage : {Stage::kPrefill, Stage::kDecode}) {
       const auto in_stage = [stage](const SegmentOwner& owner) { return owner.sequence->stage == stage; };
-      if (std::any_of(plan.owners.begin(), plan.owners.end(), in_stage)) {
+      if (std::any_of(plan_.owners.begin(), plan_.owners.end(), in_stage)) {
         metrics_->CountEngineStep(stage == Stage::kPrefill ? Metrics::Work::kPrefill : Metrics::Work::kDecode);
       }
     }
   }
-  auto outputs = model_->Forward(plan.segments);
-  for (size_t i = 0; i < plan.owners.size(); ++i) {
-    SegmentOwner& owner = plan.owners[i];
+  const absl::Status status = model_->Forward(plan_.segments, outputs_);
+  for (size_t i = 0; i < plan_.owners.size(); ++i) {
+    SegmentOwner& owner = plan_.owners[i];
     for (const int32_t block : owner.blocks) places_.pool().Release(block);
-    if (!outputs.ok()) {
-      Finish(*owner.sequence, outputs.status(), FinishReason::kLength);
+    if (!status.ok()) {
+      Finish(*owner.sequence, status, FinishReason::kLength);
     } else if (owner.sequence->stage != Stage::kEnded) {
-      Distribute(owner, plan.segments[i], std::move((*outputs)[i]));
+      Distribute(owner, plan_.segments[i], outputs_[i]);
     }
   }
-  SampleTogether();
   return true;
 }
 
-void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output) {
+void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput& output) {
   Sequence& sequence = *owner.sequence;
   if (sequence.stage == Stage::kScore && !owner.catching_up)
     return TakeScore(sequence, owner.continuation, segment.start - sequence.prompt_length(), output);
@@ -135,13 +132,12 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
   if (owner.catching_up) return;
   switch (sequence.stage) {
     case Stage::kPrefill:
-      sequence.hidden_sum = std::move(output.hidden_sum);
-      if (sequence.cached == sequence.prompt_length()) FinishPrefill(sequence, std::move(output));
+      if (sequence.cached == sequence.prompt_length()) FinishPrefill(sequence, output);
       return;
     case Stage::kResume:
-      return TakeResumed(sequence, std::move(output.logits));
+      return TakeResumed(sequence, output.readout);
     case Stage::kDecode:
-      return SampleNext(sequence, std::move(output.logits));
+      return TakeToken(sequence, output.readout);
     case Stage::kScore:
     case Stage::kOptimizing:
     case Stage::kEnded:
@@ -149,19 +145,17 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
   }
 }
 
-void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput output) {
+void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput& output) {
   sequence.prefill_done = now_();
   sequence.timings.prefill_seconds = SecondsBetween(sequence.admitted, sequence.prefill_done);
   if (metrics_) metrics_->CountPromptTokens(sequence.prompt_length());
   // Before anything is compared, optimized or stored for what is no number.
-  if (const absl::Status finite = CheckLogits(output.logits); !finite.ok()) {
-    return Finish(sequence, finite, FinishReason::kLength);
-  }
-  sequence.prompt_logits = std::move(output.logits);
+  if (!output.readout.status.ok()) return Finish(sequence, output.readout.status, FinishReason::kLength);
+  sequence.prompt_readout = std::move(output.readout);
   sequence.capture = std::move(output.capture);
   absl::Time ready = sequence.prefill_done;
   if (sequence.request.on_prefilled) {
-    auto task = sequence.request.on_prefilled(sequence.capture, sequence.prompt_logits);
+    auto task = sequence.request.on_prefilled(sequence.capture, sequence.prompt_readout);
     ready = now_();
     sequence.timings.optimization_seconds += SecondsBetween(sequence.prefill_done, ready);
     if (!task.ok()) return Finish(sequence, task.status(), FinishReason::kLength);
@@ -224,15 +218,22 @@ bool ContinuousBatcher::OptimizeOnce() {
       Finish(sequence, outcome.finished.status(), FinishReason::kLength);
     } else if (*outcome.finished) {
       sequence.work_granted = false;
-      sequence.routing = sequence.task->routing();
-      AfterOptimization(sequence, now_());
+      TakePathway(sequence);
     }
   }
-  SampleTogether();
   return true;
 }
 
-// Without a new pathway the prompt's own logits stand, so that a plain request and a reverted one are the same
+void ContinuousBatcher::TakePathway(Sequence& sequence) {
+  if (const std::shared_ptr<const RoutingOverride> found = sequence.task->routing()) {
+    auto placed = model_->PlaceRouting(*found);
+    if (!placed.ok()) return Finish(sequence, placed.status(), FinishReason::kLength);
+    sequence.routing = *std::move(placed);
+  }
+  AfterOptimization(sequence, now_());
+}
+
+// Without a new pathway the prompt's own readout stands, so that a plain request and a reverted one are the same
 // computation.
 void ContinuousBatcher::AfterOptimization(Sequence& sequence, absl::Time ready) {
   sequence.ready = ready;
@@ -241,23 +242,21 @@ void ContinuousBatcher::AfterOptimization(Sequence& sequence, absl::Time ready) 
   if (sequence.routing) {
     Resume(sequence);
   } else {
-    BeginAnswer(sequence, sequence.prompt_logits);
+    BeginAnswer(sequence, sequence.prompt_readout);
   }
 }
 
-void ContinuousBatcher::TakeResumed(Sequence& sequence, std::vector<float> logits) {
-  if (!sequence.routing) return BeginAnswer(sequence, sequence.prompt_logits);
-  if (const absl::Status finite = CheckLogits(logits); !finite.ok()) {
-    return Finish(sequence, finite, FinishReason::kLength);
-  }
-  if (!sequence.scoring() && !sequence.task->AcceptLogits(logits)) return Revert(sequence);
-  BeginAnswer(sequence, std::move(logits));
+void ContinuousBatcher::TakeResumed(Sequence& sequence, const Readout& readout) {
+  if (!sequence.routing) return BeginAnswer(sequence, sequence.prompt_readout);
+  if (!readout.status.ok()) return Finish(sequence, readout.status, FinishReason::kLength);
+  if (!sequence.scoring() && !sequence.task->AcceptAnswer(readout.largest_probability())) return Revert(sequence);
+  BeginAnswer(sequence, readout);
 }
 
-void ContinuousBatcher::BeginAnswer(Sequence& sequence, std::vector<float> logits) {
-  if (sequence.scoring()) return StartScoring(sequence, logits);
+void ContinuousBatcher::BeginAnswer(Sequence& sequence, const Readout& readout) {
+  if (sequence.scoring()) return StartScoring(sequence, readout);
   sequence.stage = Stage::kDecode;
-  SampleNext(sequence, std::move(logits));
+  TakeToken(sequence, readout);
 }
 
 // What a pathway governs of the prompt runs again: its last token from the first critical layer, the others from below.
@@ -274,24 +273,10 @@ void ContinuousBatcher::Revert(Sequence& sequence) {
   Resume(sequence);
 }
 
-void ContinuousBatcher::SampleNext(Sequence& sequence, std::vector<float> logits) {
-  to_sample_.push_back({&sequence, std::move(logits)});
-}
-
-// A choice depends on its own arguments alone, so the step's are made side by side; what comes of them is in order.
-void ContinuousBatcher::SampleTogether() {
-  std::vector<absl::StatusOr<SampledToken>> tokens(to_sample_.size());
-  model_->ForEach(static_cast<int64_t>(to_sample_.size()), [&](int64_t i) {
-    const auto& [sequence, logits] = to_sample_[i];
-    tokens[i] = Sample(logits, sequence->request.sampling, sequence->tokens, sequence->generated);
-  });
-  for (size_t i = 0; i < to_sample_.size(); ++i) TakeToken(*to_sample_[i].sequence, tokens[i]);
-  to_sample_.clear();
-}
-
-void ContinuousBatcher::TakeToken(Sequence& sequence, const absl::StatusOr<SampledToken>& token) {
+void ContinuousBatcher::TakeToken(Sequence& sequence, const Readout& readout) {
   const SamplingParams& sampling = sequence.request.sampling;
-  if (!token.ok()) return Finish(sequence, token.status(), FinishReason::kLength);
+  const SampledToken& token = readout.token;
+  if (!readout.status.ok()) return Finish(sequence, readout.status, FinishReason::kLength);
   const absl::Time now = now_();
   if (sequence.generated == 0) {
     sequence.timings.time_to_first_token_seconds = SecondsBetween(sequence.request.arrival, now);
@@ -301,25 +286,24 @@ void ContinuousBatcher::TakeToken(Sequence& sequence, const absl::StatusOr<Sampl
     metrics_->ObserveInterTokenLatency(SecondsBetween(sequence.last_token, now));
   }
   sequence.last_token = now;
-  if (!sampling.ignore_eos && IsEndOfSequence(model_->shape(), token->token_id)) {
+  if (!sampling.ignore_eos && IsEndOfSequence(model_->shape(), token.token_id)) {
     return Finish(sequence, absl::OkStatus(), FinishReason::kStop);
   }
-  sequence.tokens.push_back(token->token_id);
+  sequence.tokens.push_back(token.token_id);
   ++sequence.generated;
   if (metrics_) metrics_->CountGeneratedTokens(1);
-  if (!sequence.request.sink->OnToken(*token)) return Finish(sequence, absl::OkStatus(), FinishReason::kStop);
+  if (!sequence.request.sink->OnToken(token)) return Finish(sequence, absl::OkStatus(), FinishReason::kStop);
   if (sequence.generated == sampling.max_tokens) Finish(sequence, absl::OkStatus(), FinishReason::kLength);
 }
 
-// The last prompt token's logits score the first token of every continuation; only longer ones need rows of their own.
-void ContinuousBatcher::StartScoring(Sequence& sequence, const std::vector<float>& logits) {
+// The last prompt token's readout scores the first token of every continuation; only longer ones need rows of their
+// own.
+void ContinuousBatcher::StartScoring(Sequence& sequence, const Readout& readout) {
   sequence.stage = Stage::kScore;
-  const std::vector<float> logprobs = LogSoftmax(logits);
-  const auto greedy = std::max_element(logprobs.begin(), logprobs.end()) - logprobs.begin();
-  for (const std::vector<int32_t>& continuation : sequence.request.continuations) {
-    const float first = logprobs[static_cast<size_t>(continuation.front())];
-    sequence.scores.push_back({first, continuation.front() == greedy, {first}});
-    if (continuation.size() == 1) ++sequence.scored;
+  for (size_t i = 0; i < sequence.first_tokens.size(); ++i) {
+    const float first = readout.logprob(i);
+    sequence.scores.push_back({first, sequence.first_tokens[i] == readout.likeliest, {first}});
+    if (sequence.request.continuations[i].size() == 1) ++sequence.scored;
   }
   if (sequence.scored == sequence.scores.size()) FinishScoring(sequence);
 }

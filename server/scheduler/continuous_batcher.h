@@ -5,7 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "index/base/steady_time.h"
 #include "server/metrics/metrics.h"
@@ -15,7 +15,6 @@
 #include "server/scheduler/sequence_places.h"
 #include "server/scheduler/step_plan.h"
 #include "server/types/model_runner.h"
-#include "server/types/sampled_token.h"
 #include "server/types/sequence_request.h"
 
 namespace c3po {
@@ -71,20 +70,19 @@ class ContinuousBatcher {
 
   void DropEnded();
   bool RunForward();
-  void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput output);
-  void FinishPrefill(Sequence& sequence, SegmentOutput output);
-  void SampleNext(Sequence& sequence, std::vector<float> logits);
-  void SampleTogether();
-  void TakeToken(Sequence& sequence, const absl::StatusOr<SampledToken>& token);
-  void StartScoring(Sequence& sequence, const std::vector<float>& logits);
+  void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput& output);
+  void FinishPrefill(Sequence& sequence, SegmentOutput& output);
+  void TakeToken(Sequence& sequence, const Readout& readout);
+  void StartScoring(Sequence& sequence, const Readout& readout);
   void TakeScore(Sequence& sequence, size_t continuation, int first_row, const SegmentOutput& output);
   void FinishScoring(Sequence& sequence);
   void OptimizeBeside(double forward_seconds);
   void GrantWork();
   bool OptimizeOnce();
+  void TakePathway(Sequence& sequence);
   void AfterOptimization(Sequence& sequence, absl::Time ready);
-  void TakeResumed(Sequence& sequence, std::vector<float> logits);
-  void BeginAnswer(Sequence& sequence, std::vector<float> logits);
+  void TakeResumed(Sequence& sequence, const Readout& readout);
+  void BeginAnswer(Sequence& sequence, const Readout& readout);
   void Resume(Sequence& sequence);
   void Revert(Sequence& sequence);
   void Finish(Sequence& sequence, const absl::Status& status, FinishReason reason);
@@ -95,13 +93,10 @@ class ContinuousBatcher {
   Metrics* const metrics_;
   const Clock now_;
   OptimizationUnits units_;
-  SequencePlaces places_;  // tells units_ what it preempts
-  struct TokenToSample {
-    Sequence* sequence;
-    std::vector<float> logits;
-  };
-  std::vector<TokenToSample> to_sample_;  // in this step
-  double optimization_credit_ = 0;        // seconds
+  SequencePlaces places_;               // tells units_ what it preempts
+  StepPlan plan_;                       // of the pass that runs
+  std::vector<SegmentOutput> outputs_;  // likewise
+  double optimization_credit_ = 0;      // seconds
 };
 
 }  // namespace c3po

@@ -29,8 +29,8 @@ class GuardedTask final : public OptimizationTask {
   }
   int64_t memory_bytes() const override { return task_->memory_bytes(); }
   std::shared_ptr<const RoutingOverride> routing() const override { return task_->routing(); }
-  bool AcceptLogits(absl::Span<const float> logits) override {
-    return Accepts([&] { return task_->AcceptLogits(logits); });
+  bool AcceptAnswer(double largest_probability) override {
+    return Accepts([&] { return task_->AcceptAnswer(largest_probability); });
   }
   bool AcceptScores(absl::Span<const ContinuationScore> scores) override {
     return Accepts([&] { return task_->AcceptScores(scores); });
@@ -114,9 +114,9 @@ SequenceRequest Engine::Counted(SequenceRequest request) {
   using TaskOrError = absl::StatusOr<std::shared_ptr<OptimizationTask>>;
   if (request.on_prefilled) {
     request.on_prefilled = [inner = std::move(request.on_prefilled)](const PromptCapture& capture,
-                                                                     absl::Span<const float> logits) -> TaskOrError {
-      TaskOrError task = CatchEscapedOr<std::shared_ptr<OptimizationTask>>(ThreadKind::kEngine,
-                                                                           [&] { return inner(capture, logits); });
+                                                                     const Readout& next) -> TaskOrError {
+      TaskOrError task =
+          CatchEscapedOr<std::shared_ptr<OptimizationTask>>(ThreadKind::kEngine, [&] { return inner(capture, next); });
       if (task.ok() && *task != nullptr) task = std::make_shared<GuardedTask>(*std::move(task));
       return task;
     };

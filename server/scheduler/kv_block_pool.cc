@@ -72,18 +72,4 @@ KvBlockPool::Chain KvBlockPool::Name(int32_t block, Chain parent, absl::Span<con
   return entries_[block].chain = ++last_chain_;
 }
 
-void KvBlockPool::AppendRuns(absl::Span<const int32_t> blocks, int64_t length, std::vector<KvRun>& runs) {
-  const size_t begin = runs.size();
-  for (const int32_t block : blocks) {
-    const int64_t part = std::min<int64_t>(length, kPositions), slot = int64_t{block} * kPositions;
-    if (part <= 0) return;
-    if (runs.size() > begin && runs.back().slot + runs.back().length == slot) {
-      runs.back().length += part;
-    } else {
-      runs.push_back({slot, part});
-    }
-    length -= part;
-  }
-}
-
 }  // namespace c3po

@@ -8,11 +8,11 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/types/span.h"
-#include "server/types/kv_run.h"
+#include "server/types/kv_blocks.h"
 
 namespace c3po {
 
-// Which blocks of the cache hold what. Block b is slots [b * kPositions, (b + 1) * kPositions). It is
+// Which blocks of the cache hold what. A block is
 //   held        by one or more holders, or
 //   available   and then either empty, or kept: nobody holds it, but what it contains has a name, so that a sequence
 //   that
@@ -50,8 +50,8 @@ class KvBlockPool {
   int64_t held() const { return blocks() - available_; }
 
   static int64_t BlocksFor(int64_t positions) { return (positions + kPositions - 1) / kPositions; }
-  // The first `length` positions of `blocks`, behind `runs`; neighboring blocks make one run.
-  static void AppendRuns(absl::Span<const int32_t> blocks, int64_t length, std::vector<KvRun>& runs);
+  // Of whole blocks: what remains of `positions` is left out.
+  static KvCacheShape CacheOf(int64_t positions) { return {positions / kPositions, kPositions}; }
 
  private:
   using Key = std::pair<Chain, std::vector<int32_t>>;  // parent, tokens

@@ -29,10 +29,11 @@ struct Sequence {
   bool admitted_before = false;
 
   PromptCapture capture;
-  std::vector<double> hidden_sum;
-  std::vector<float> prompt_logits;
+  std::shared_ptr<StateSum> state_sum;
+  Readout prompt_readout;             // of the prompt's last token, as the model is
+  std::vector<int32_t> first_tokens;  // of the continuations
   std::shared_ptr<OptimizationTask> task;
-  std::shared_ptr<const RoutingOverride> routing;
+  std::shared_ptr<const PlacedRouting> routing;
   bool work_granted = false;              // the task may take the memory that it needs
   int64_t turn = 0;                       // when optimization last turned to it; 0: never
   std::vector<ContinuationScore> scores;  // of the continuations, once scoring began
@@ -68,9 +69,20 @@ struct Sequence {
   int shareable() const {
     return request.on_prefilled ? first_governed_position() : static_cast<int>(tokens.size()) - 1;
   }
+  // What comes next after a prompt's last token, or after the last that was generated. Whoever optimizes asks how sure
+  // the model is, and whoever scores what it gives each continuation's first token.
+  ReadoutRequest NextToken() const {
+    ReadoutRequest wanted;
+    wanted.distribution = scoring() || (generated == 0 && request.on_prefilled);
+    wanted.tokens = first_tokens;
+    if (!scoring()) wanted.sampling = &request.sampling;
+    wanted.context = tokens;
+    wanted.position = generated;
+    return wanted;
+  }
   // The pathway is data of the rows it governs.
   void Route(Segment& segment) const {
-    segment.routing = routing;
+    segment.routing = routing.get();
     segment.override_start = first_governed_position();
     if (request.rule == ApplicationRule::kLastPromptToken) segment.override_end = prompt_length();
   }

@@ -43,7 +43,7 @@ void GiveBack(Sequence& sequence, KvBlockPool& pool) {
   sequence.blocks.clear();
   for (const int32_t block : sequence.partial.blocks) pool.Release(block);
   sequence.partial = {};
-  sequence.hidden_sum.clear();
+  sequence.state_sum = nullptr;
   sequence.chain = 0;
   sequence.cached = sequence.named = 0;
 }

@@ -61,20 +61,17 @@ std::vector<int> Shares(absl::Span<const std::unique_ptr<Sequence>> running, int
 // The row of a generating sequence's last token, or of a prompt's last token under the new pathway.
 void PlanOwnRow(Sequence& sequence, StepPlan& plan) {
   Segment segment;
-  segment.want_logits = true;
+  segment.readout = sequence.NextToken();
   sequence.Route(segment);
+  segment.start = sequence.wanted();
   if (sequence.stage == Stage::kResume) {
-    segment.start = sequence.last_prompt_position();
-    segment.tokens = {sequence.request.prompt.back()};
     segment.resume = true;
     segment.entry_layer = sequence.request.entry_layer;
-    segment.entry_hidden = sequence.capture.entry_hidden;
-  } else {
-    segment.start = sequence.wanted();
-    segment.tokens = {sequence.tokens.back()};
+    segment.entry = sequence.capture.entry.get();
   }
-  KvBlockPool::AppendRuns(sequence.blocks, segment.start + 1, segment.kv);
-  plan.segments.push_back(std::move(segment));
+  segment.tokens = absl::MakeConstSpan(sequence.tokens).subspan(static_cast<size_t>(segment.start), 1);
+  segment.kv.blocks = sequence.blocks;
+  plan.segments.push_back(segment);
   plan.owners.push_back({&sequence, 0, false, {}});
 }
 
@@ -89,32 +86,32 @@ void PlanPrompt(Sequence& sequence, Budget& budget, StepPlan& plan) {
   const bool last_chunk = sequence.cached + count == sequence.wanted();
   Segment segment;
   segment.start = sequence.cached;
-  segment.tokens.assign(sequence.tokens.begin() + sequence.cached, sequence.tokens.begin() + sequence.cached + count);
+  segment.tokens =
+      absl::MakeConstSpan(sequence.tokens).subspan(static_cast<size_t>(segment.start), static_cast<size_t>(count));
   if (first_time) {
     segment.entry_layer = sequence.request.entry_layer;
-    segment.want_logits = last_chunk;
+    if (last_chunk) segment.readout = sequence.NextToken();
     segment.want_capture = last_chunk && sequence.request.on_prefilled;
     if (sequence.request.on_prefilled) segment.mean_layer = sequence.request.mean_layer;
-    segment.hidden_sum = sequence.hidden_sum;
+    segment.state_sum = &sequence.state_sum;
   } else {
     sequence.Route(segment);
   }
-  KvBlockPool::AppendRuns(sequence.blocks, segment.start + count, segment.kv);
-  plan.segments.push_back(std::move(segment));
+  segment.kv.blocks = sequence.blocks;
+  plan.segments.push_back(segment);
   plan.owners.push_back({&sequence, 0, !first_time, {}});
 }
 
-// The next rows of a continuation, `count` of them, after those that have run.
+// The next rows of a continuation, `count` of them, after those that have run; `blocks` are its own.
 Segment ContinuationSegment(const Sequence& sequence, size_t continuation, int from, int count,
                             const std::vector<int32_t>& blocks) {
-  const std::vector<int32_t>& tokens = sequence.request.continuations[continuation];
+  const absl::Span<const int32_t> tokens = sequence.request.continuations[continuation];
   Segment segment;
   segment.start = sequence.prompt_length() + from;
-  segment.tokens.assign(tokens.begin() + from, tokens.begin() + from + count);
-  segment.targets.assign(tokens.begin() + from + 1, tokens.begin() + from + count + 1);
+  segment.tokens = tokens.subspan(static_cast<size_t>(from), static_cast<size_t>(count));
+  segment.targets = tokens.subspan(static_cast<size_t>(from) + 1, static_cast<size_t>(count));
   sequence.Route(segment);
-  KvBlockPool::AppendRuns(sequence.blocks, sequence.prompt_length(), segment.kv);
-  KvBlockPool::AppendRuns(blocks, from + count, segment.kv);
+  segment.kv = {sequence.blocks, sequence.prompt_length(), blocks};
   return segment;
 }
 
@@ -156,8 +153,10 @@ void PlanScores(Sequence& sequence, Budget& budget, KvBlockPool& pool, StepPlan&
 
 }  // namespace
 
-StepPlan PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefill_tokens, KvBlockPool& pool) {
-  StepPlan plan;
+void PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefill_tokens, KvBlockPool& pool,
+              StepPlan& plan) {
+  plan.segments.clear();
+  plan.owners.clear();
   for (const auto& s : running) {
     if (CaughtUp(*s) && (s->stage == Stage::kDecode || s->stage == Stage::kResume)) PlanOwnRow(*s, plan);
   }
@@ -169,7 +168,6 @@ StepPlan PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefi
     if (!CaughtUp(s)) PlanPrompt(s, budget, plan);
     if (CaughtUp(s) && s.stage == Stage::kScore) PlanScores(s, budget, pool, plan);
   }
-  return plan;
 }
 
 }  // namespace c3po

@@ -20,7 +20,7 @@ struct SegmentOwner {
   std::vector<int32_t> blocks;  // of a continuation that ends with this pass, held; the caller releases them after it
 };
 
-// One forward pass: segments, and for each of them whose it is.
+// One forward pass: segments, and for each of them whose it is. Segments point into their sequences and owners.
 struct StepPlan {
   std::vector<Segment> segments;
   std::vector<SegmentOwner> owners;
@@ -32,8 +32,9 @@ inline constexpr int kUncutRows = 16;
 // The rows of running streams first; then prompts and continuations to score, every caller's part the same and each
 // one's in the order of `running`, until they are `prefill_tokens` rows, and kUncutRows more where these end a
 // continuation. What does not fit waits for the next pass. Every sequence holds the blocks that its own rows need;
-// continuations take theirs from `pool`, and wait where there are none.
-StepPlan PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefill_tokens, KvBlockPool& pool);
+// continuations take theirs from `pool`, and wait where there are none. `plan` is overwritten and keeps its memory.
+void PlanStep(absl::Span<const std::unique_ptr<Sequence>> running, int prefill_tokens, KvBlockPool& pool,
+              StepPlan& plan);
 
 }  // namespace c3po
 

@@ -7,13 +7,13 @@
 #include <string>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "index/types/pathway.h"
-#include "server/types/kv_run.h"
+#include "server/types/kv_blocks.h"
 #include "server/types/neighborhood_objective.h"
 #include "server/types/piecewise_work.h"
+#include "server/types/readout.h"
 #include "server/types/routing_override.h"
 
 namespace c3po {
@@ -38,44 +38,60 @@ struct ModelShape {
   std::vector<int32_t> eos_token_ids;
 };
 
+// What stays where the model computes, for as long as anybody holds it. Opaque; only the model that made it reads it,
+// and none outlives it.
+class PlacedRouting {  // an override
+ public:
+  virtual ~PlacedRouting() = default;
+};
+class EntryState {  // the hidden state of one token, entering a layer
+ public:
+  virtual ~EntryState() = default;
+};
+class StateSum {  // of the hidden states of a prompt's tokens so far, entering a layer
+ public:
+  virtual ~StateSum() = default;
+};
+
 // What a forward pass records at a prompt's last token, for C3PO.
 struct PromptCapture {
-  Pathway pathway;                  // [moe_layers, experts]: softmax of the router's logits
-  std::vector<float> entry_hidden;  // [hidden_size] entering `entry_layer`, to resume from
+  Pathway pathway;                          // [moe_layers, experts]: softmax of the router's logits
+  std::shared_ptr<const EntryState> entry;  // entering `entry_layer`, to resume from
   std::vector<float> mean_hidden;  // [hidden_size] mean over the prompt of the states entering mean_layer, if asked for
 };
 
-// Consecutive tokens of one sequence in a forward pass.
+// Consecutive tokens of one sequence in a forward pass. A view: what it points to outlives the pass.
 struct Segment {
   // Of positions [0, start + tokens.size()) at least. Those before `start` are read; the tokens' own are written, and
   // no other segment of the batch names these.
-  std::vector<KvRun> kv;
-  int start = 0;                // position of tokens[0]
-  std::vector<int32_t> tokens;  // at least one
+  KvBlocks kv;
+  int start = 0;                      // position of tokens[0]
+  absl::Span<const int32_t> tokens;   // at least one
+  absl::Span<const int32_t> targets;  // empty, or one per row: log p(target) after that row is returned
 
-  // Resume: layers below entry_layer are skipped and the single token starts from entry_hidden (from a capture).
+  // Resume: layers below entry_layer are skipped and the single token starts from `entry` (from a capture).
   bool resume = false;
   int entry_layer = 0;
-  std::vector<float> entry_hidden;
+  const EntryState* entry = nullptr;
 
   // Rows at positions in [override_start, override_end) take `routing`; null: the model's own routers everywhere.
-  std::shared_ptr<const RoutingOverride> routing;
+  const PlacedRouting* routing = nullptr;
   int override_start = 0;
   int override_end = std::numeric_limits<int>::max();
 
-  bool want_logits = false;   // of the last row
+  ReadoutRequest readout;     // of the last row
   bool want_capture = false;  // at the last row, with entry_layer
-  // Sum the states entering that layer over the prompt, on top of what its earlier chunks gave; -1: no.
+  // The states entering that layer are added to *state_sum, which holds those of the prompt's earlier chunks, or null
+  // and then a sum is made; -1: no.
   int mean_layer = -1;
-  std::vector<double> hidden_sum;  // SegmentOutput::hidden_sum of the chunk before; empty: this is the first
-  std::vector<int32_t> targets;    // empty, or one per row: log p(target) after that row is returned
+  std::shared_ptr<StateSum>* state_sum = nullptr;
 };
 
+// Vectors keep their memory from pass to pass.
 struct SegmentOutput {
-  std::vector<float> logits;           // [vocabulary_size] if wanted
+  Readout readout;                     // what was wanted
   std::vector<float> target_logprobs;  // one per target
   bool targets_greedy = true;          // every target is the most likely token (lowest id on ties)
-  std::vector<double> hidden_sum;      // [hidden_size] over the rows so far, with mean_layer
   PromptCapture capture;
 };
 
@@ -89,11 +105,13 @@ class ModelRunner {
   virtual ~ModelRunner() = default;
   virtual const ModelShape& shape() const = 0;
 
-  // Makes slots [0, slots) for keys and values, once, before the first Forward. ResourceExhausted when memory is short.
-  virtual absl::Status AllocateKvCache(int64_t slots) = 0;
+  // Makes the cache of keys and values, once, before the first Forward. ResourceExhausted when memory is short.
+  virtual absl::Status AllocateKvCache(const KvCacheShape& cache) = 0;
 
-  // Runs all segments as one batch. Outputs in the order of the segments.
-  virtual absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) = 0;
+  virtual absl::StatusOr<std::shared_ptr<const PlacedRouting>> PlaceRouting(const RoutingOverride& routing) = 0;
+
+  // Runs all segments as one batch; outputs[i], overwritten, is of segment i. After an error they say nothing.
+  virtual absl::Status Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) = 0;
 
   // The neighbor's fixed states for an optimization that moves `moving` of it; from a bounded cache, or computed by one
   // forward pass over its prompt and continuations. InvalidArgument: the neighbor is not one of this model.
@@ -131,12 +149,6 @@ class ModelRunner {
     const absl::StatusOr<bool> done = run->Advance(PiecewiseWork::kToTheEnd);
     if (!done.ok()) return std::vector<absl::StatusOr<LossAndGradient>>(evaluations.size(), done.status());
     return run->TakeResults();
-  }
-
-  // Calls work(i) once for each i in [0, count), in any order, and returns when all have returned: on the threads that
-  // the model computes on, where it has some. `work` must not throw.
-  virtual void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) {
-    for (int64_t i = 0; i < count; ++i) work(i);
   }
 };
 

@@ -75,10 +75,10 @@ class OptimizationTask {
   virtual int64_t memory_bytes() const { return 0; }
   // After the last step: null when the pathway stays as it was.
   virtual std::shared_ptr<const RoutingOverride> routing() const = 0;
-  // Where there is a routing, asked once what it gave: the last prompt token's logits of a sequence that generates, the
-  // scores of one that scores. False: the sequence starts over from its prompt's end without the routing, as though
-  // there had been none.
-  virtual bool AcceptLogits(absl::Span<const float> /*logits*/) { return true; }
+  // Where there is a routing, asked once what it gave: the probability of the likeliest first token of a sequence that
+  // generates, the scores of one that scores. False: the sequence starts over from its prompt's end without the
+  // routing, as though there had been none.
+  virtual bool AcceptAnswer(double /*largest_probability*/) { return true; }
   virtual bool AcceptScores(absl::Span<const ContinuationScore> /*scores*/) { return true; }
 };
 
@@ -89,10 +89,9 @@ struct SequenceRequest {
   SamplingParams sampling;                          // for generation
   std::vector<std::vector<int32_t>> continuations;  // none empty
 
-  // Called once after prefill, with what was captured at the last prompt token and its logits; may return null. Where
-  // it is not set, nothing is captured.
-  std::function<absl::StatusOr<std::shared_ptr<OptimizationTask>>(const PromptCapture& capture,
-                                                                  absl::Span<const float> logits)>
+  // Called once after prefill, with what was captured at the last prompt token and the distribution after it: of
+  // tokens, the first of each continuation. May return null. Where it is not set, nothing is captured.
+  std::function<absl::StatusOr<std::shared_ptr<OptimizationTask>>(const PromptCapture& capture, const Readout& next)>
       on_prefilled;
   int entry_layer = 0;  // where the capture is taken: the first critical layer
   int mean_layer = -1;  // PromptCapture::mean_hidden is wanted of the states entering it; -1: not wanted

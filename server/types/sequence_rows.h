@@ -3,8 +3,7 @@
 
 #include <cstdint>
 
-#include "absl/types/span.h"
-#include "server/types/kv_run.h"
+#include "server/types/kv_blocks.h"
 
 namespace c3po {
 
@@ -12,8 +11,8 @@ namespace c3po {
 struct SequenceRows {
   int64_t first_row = 0;  // in the step's matrix
   int64_t rows = 0;
-  int64_t start = 0;           // position of the first row
-  absl::Span<const KvRun> kv;  // of positions [0, start + rows) at least, the rows' own among them
+  int64_t start = 0;  // position of the first row
+  KvBlocks kv;        // of positions [0, start + rows) at least, the rows' own among them
 };
 
 }  // namespace c3po

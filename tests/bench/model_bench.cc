@@ -32,7 +32,7 @@ void Print(const std::string& what, const std::vector<double>& seconds) {
 constexpr int64_t kCachePositions = 1024;
 
 void Run(MoeModel& model, std::vector<int32_t> tokens, int start) {
-  OkOrExit(model.Forward({SequenceTokens(0, kCachePositions, start, std::move(tokens))}).status());
+  OkOrExit(RunSegments(model, {SequenceTokens(0, kCachePositions, start, std::move(tokens))}).status());
 }
 
 void MeasureForward(MoeModel& model, int rounds, std::mt19937& random) {
@@ -82,7 +82,7 @@ int Main(int argc, char** argv) {
   options.folder = argv[1];
   if (argc > 7) options.dtype = argv[7];
   const auto model = ValueOrExit(MoeModel::Load(options));
-  OkOrExit(model->AllocateKvCache(kCachePositions));
+  OkOrExit(model->AllocateKvCache(SlotsOf(kCachePositions)));
   std::printf("%s, %s; %d neighbors of %d tokens, last %d layers, %d rounds\n", model->shape().name.c_str(),
               model->shape().dtype.c_str(), sizes.neighbors, sizes.tokens, sizes.layers, sizes.rounds);
   std::mt19937 random(1);

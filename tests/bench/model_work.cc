@@ -15,12 +15,11 @@ std::vector<int32_t> RandomTokens(std::mt19937& random, int count, int vocabular
   return tokens;
 }
 
-Segment SequenceTokens(int64_t first_slot, int64_t slots, int start, std::vector<int32_t> tokens) {
-  Segment segment;
+OwnedSegment SequenceTokens(int64_t first_slot, int64_t slots, int start, std::vector<int32_t> tokens) {
+  OwnedSegment segment;
   segment.kv = {{first_slot, slots}};
   segment.start = start;
   segment.tokens = std::move(tokens);
-  segment.want_logits = true;
   return segment;
 }
 
@@ -54,9 +53,9 @@ ObjectiveSpec PrepareNeighbors(MoeModel& model, std::vector<NeighborCase> cases,
 }
 
 Pathway PathwayOf(MoeModel& model, const std::vector<int32_t>& prompt) {
-  Segment segment = SequenceTokens(0, static_cast<int64_t>(prompt.size()), 0, prompt);
+  OwnedSegment segment = SequenceTokens(0, static_cast<int64_t>(prompt.size()), 0, prompt);
   segment.want_capture = true;
-  return ValueOrExit(model.Forward({segment})).front().capture.pathway;
+  return ValueOrExit(RunSegments(model, {segment})).front().capture.pathway;
 }
 
 std::vector<double> Descend(MoeModel& model, const ObjectiveSpec& neighbors, const Pathway& initial, int core_experts,

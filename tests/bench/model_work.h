@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "server/model/moe_model.h"
+#include "tests/server/owned_segment.h"
 
 namespace c3po {
 
@@ -16,7 +17,7 @@ std::vector<int32_t> RandomTokens(std::mt19937& random, int count, int vocabular
 
 // One sequence whose keys and values lie in slots [first_slot, first_slot + slots); its tokens begin at `start`. The
 // logits of the last one are wanted, as for any token that is sampled.
-Segment SequenceTokens(int64_t first_slot, int64_t slots, int start, std::vector<int32_t> tokens);
+OwnedSegment SequenceTokens(int64_t first_slot, int64_t slots, int start, std::vector<int32_t> tokens);
 
 struct NeighborSizes {
   int neighbors = 3;

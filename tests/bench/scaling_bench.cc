@@ -74,7 +74,8 @@ class ScalingBench {
 
   // Whether all checks held.
   bool Run() {
-    OkOrExit(model_.AllocateKvCache(std::max(Largest(flags_.prompt_tokens), Largest(flags_.sequences) * kSlots)));
+    OkOrExit(
+        model_.AllocateKvCache(SlotsOf(std::max(Largest(flags_.prompt_tokens), Largest(flags_.sequences) * kSlots))));
     SweepPromptTokens();
     SweepSequences();
     CheckThatSequencesAreIndependent();
@@ -101,13 +102,13 @@ class ScalingBench {
     ok_ = false;
   }
 
-  std::vector<SegmentOutput> Forward(const std::vector<Segment>& segments) {
-    return ValueOrExit(model_.Forward(segments));
+  std::vector<SegmentOutput> Forward(const std::vector<OwnedSegment>& segments) {
+    return ValueOrExit(RunSegments(model_, segments));
   }
 
   void SweepPromptTokens() {
     const auto seconds = Sweep(flags_.prompt_tokens, flags_.rounds, [&](int tokens) {
-      const Segment prompt = SequenceTokens(0, tokens, 0, RandomTokens(random_, tokens, shape_.vocabulary_size));
+      const OwnedSegment prompt = SequenceTokens(0, tokens, 0, RandomTokens(random_, tokens, shape_.vocabulary_size));
       return Seconds([&] { Forward({prompt}); });
     });
     MarkdownTable table("Prefill of one prompt in one pass:", {"prompt tokens", "ms", "tokens/s", "ms per token"});
@@ -118,8 +119,8 @@ class ScalingBench {
   }
 
   // One new token of each of the first `count` sequences, all after the same number of tokens.
-  std::vector<Segment> DecodeStep(int count) {
-    std::vector<Segment> segments;
+  std::vector<OwnedSegment> DecodeStep(int count) {
+    std::vector<OwnedSegment> segments;
     for (int i = 0; i < count; ++i) {
       segments.push_back(SequenceTokens(int64_t{i} * kSlots, kSlots, Defaults::kContext,
                                         RandomTokens(random_, 1, shape_.vocabulary_size)));
@@ -135,7 +136,7 @@ class ScalingBench {
     const auto seconds = Sweep(flags_.sequences, flags_.rounds, [&](int count) {
       std::vector<double> steps;
       for (int i = 0; i < kDecodeSteps; ++i) {
-        const std::vector<Segment> step = DecodeStep(count);
+        const std::vector<OwnedSegment> step = DecodeStep(count);
         steps.push_back(Seconds([&] { Forward(step); }));
       }
       return Median(steps);
@@ -150,14 +151,14 @@ class ScalingBench {
   }
 
   void CheckThatSequencesAreIndependent() {
-    const std::vector<Segment> batch = DecodeStep(Largest(flags_.sequences));
+    const std::vector<OwnedSegment> batch = DecodeStep(Largest(flags_.sequences));
     const std::vector<SegmentOutput> together = Forward(batch);
     const double tolerance = shape_.batch_invariant ? 0 : 2e-2;  // Of the largest logit.
     for (size_t i = 0; i < batch.size(); ++i) {
-      const std::vector<float> alone = Forward({batch[i]}).front().logits;
+      const std::vector<float> alone = Forward({batch[i]}).front().readout.logits;
       double difference = 0, largest = 0;
       for (size_t j = 0; j < alone.size(); ++j) {
-        difference = std::max(difference, std::abs(double{alone[j]} - together[i].logits[j]));
+        difference = std::max(difference, std::abs(double{alone[j]} - together[i].readout.logits[j]));
         largest = std::max(largest, std::abs(double{alone[j]}));
       }
       Check(!alone.empty() && difference <= tolerance * largest,

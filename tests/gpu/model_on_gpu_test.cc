@@ -51,11 +51,11 @@ class ModelOnGpu : public OnGpu, public testing::WithParamInterface<Case> {
  protected:
   static bool Rounds() { return GetParam().dtype == std::string("bfloat16"); }
 
-  static std::vector<std::vector<float>> Logits(MoeModel& model, const std::vector<Segment>& segments) {
-    const auto out = model.Forward(segments);
+  static std::vector<std::vector<float>> Logits(MoeModel& model, const std::vector<OwnedSegment>& segments) {
+    const auto out = RunSegments(model, segments);
     EXPECT_TRUE(out.ok()) << out.status();
     std::vector<std::vector<float>> logits;
-    for (const SegmentOutput& one : *out) logits.push_back(one.logits);
+    for (const SegmentOutput& one : *out) logits.push_back(one.readout.logits);
     return logits;
   }
 };
@@ -104,7 +104,7 @@ TEST_P(ModelOnGpu, APassOverManySequencesGivesEachItsOwn) {
   const std::vector<KvRun> scattered[] = {{{200, 3}, {100, 1}, {101, 8}}, {{20, 2}, {30, 2}}, {{60, 9}}};
   const size_t lengths[] = {12, 4, 9};
   std::vector<std::vector<float>> expected;
-  std::vector<Segment> chunks, steps;
+  std::vector<OwnedSegment> chunks, steps;
   for (int i = 0; i < 3; ++i) {
     const std::vector<int32_t> own(tokens.begin(), tokens.begin() + static_cast<int64_t>(lengths[i]));
     expected.push_back(Logits(*model, {PromptSegment({{130, 16}}, own)})[0]);
@@ -122,16 +122,16 @@ TEST_P(ModelOnGpu, APassOverManySequencesGivesEachItsOwn) {
 
 TEST_P(ModelOnGpu, TargetsAreScored) {
   const auto model = LoadTiny(GetParam().model, GetParam().dtype, "cuda");
-  Segment segment = PromptSegment({{0, 8}}, {1, 2, 3});
+  OwnedSegment segment = PromptSegment({{0, 8}}, {1, 2, 3});
   segment.targets = {2, 3, 7};
-  const auto out = model->Forward({segment, PromptSegment({{8, 8}}, {4, 5})});
+  const auto out = RunSegments(*model, {segment, PromptSegment({{8, 8}}, {4, 5})});
   ASSERT_TRUE(out.ok()) << out.status();
   ASSERT_EQ(out->at(0).target_logprobs.size(), 3u);
-  const std::vector<float>& logits = out->at(0).logits;
+  const std::vector<float>& logits = out->at(0).readout.logits;
   double sum = 0;
   for (float v : logits) sum += std::exp(double{v});
   EXPECT_NEAR(out->at(0).target_logprobs[2], logits[7] - std::log(sum), 1e-4);
-  EXPECT_EQ(out->at(1).logits.size(), logits.size());
+  EXPECT_EQ(out->at(1).readout.logits.size(), logits.size());
 }
 
 // In bfloat16 the CPU computes in float32 over the same weights: losses are near, gradients point the same way.

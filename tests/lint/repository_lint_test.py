@@ -41,7 +41,7 @@ BASE = {
     "server/metrics/http_server.cc": include("boost/beast/http.hpp", "server/metrics/http_server.h"),
     "server/metrics/exporter.cc": "#include <prometheus/counter.h>\n" + include("server/metrics/metrics.h"),
     "server/sampling/sampler.h": header("server/sampling/sampler.h", include("server/types/params.h")),
-    "server/scheduler/batcher.h": header("server/scheduler/batcher.h", include("server/sampling/sampler.h")),
+    "server/scheduler/batcher.h": header("server/scheduler/batcher.h"),
     "server/scheduler/batcher.cc": include("server/scheduler/batcher.h", "server/metrics/logging.h"),
     "server/weights/safetensors.h": header("server/weights/safetensors.h"),
     "server/compute/cpu/products.h": header("server/compute/cpu/products.h"),

@@ -13,8 +13,13 @@ namespace c3po {
 class PartialModel : public ModelRunner {
  public:
   const ModelShape& shape() const override { return shape_; }
-  absl::Status AllocateKvCache(int64_t) override { return absl::OkStatus(); }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment>) override {
+  absl::Status AllocateKvCache(const KvCacheShape&) override { return absl::OkStatus(); }
+  absl::StatusOr<std::shared_ptr<const PlacedRouting>> PlaceRouting(const RoutingOverride& routing) override {
+    auto held = std::make_shared<HeldRouting>();
+    held->routing = routing;
+    return held;
+  }
+  absl::Status Forward(absl::Span<const Segment>, std::vector<SegmentOutput>&) override {
     return absl::UnimplementedError("the test expects no forward pass");
   }
   absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase&, const MovingPart&) override {
@@ -26,6 +31,14 @@ class PartialModel : public ModelRunner {
   NeighborCacheStats neighbor_cache_stats() const override { return {}; }
 
  protected:
+  struct HeldRouting final : PlacedRouting {
+    RoutingOverride routing;
+  };
+  // Null: the segment's routing is the model's.
+  static const RoutingOverride* RoutingOf(const Segment& segment) {
+    return segment.routing == nullptr ? nullptr : &static_cast<const HeldRouting&>(*segment.routing).routing;
+  }
+
   ModelShape shape_;
 };
 

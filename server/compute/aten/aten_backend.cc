@@ -27,6 +27,10 @@ at::Tensor HostRows(const float* data, const Matrix& shape, size_t size) {
   return at::from_blob(const_cast<float*>(data), {shape.rows, shape.columns}, at::kFloat);
 }
 
+struct AtenRowSum final : RowSum {
+  at::Tensor values;  // float64 [d]
+};
+
 }  // namespace
 
 AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
@@ -62,10 +66,11 @@ void AtenBackend::Copy(const Matrix& from, Matrix to) {
   TensorOf(to, device()).copy_(TensorOf(from, device()));
 }
 
-void AtenBackend::AllocateKvCache(int64_t slots) {
+void AtenBackend::AllocateKvCache(const KvCacheShape& cache) {
   const c10::InferenceMode inference;
   keys_ = values_ = at::Tensor();  // Those before make room first.
-  const int64_t layers = config_.layers, heads = config_.kv_heads;
+  const int64_t layers = config_.layers, heads = config_.kv_heads, slots = cache.blocks * cache.block_positions;
+  block_positions_ = cache.block_positions;
   at::Tensor keys = at::empty({layers, heads, slots, config_.head_dim}, options_);
   values_ = at::empty({layers, heads, slots, config_.value_dim}, options_);
   keys_ = std::move(keys);
@@ -79,21 +84,24 @@ RopeTable AtenBackend::RopeAt(absl::Span<const int64_t> positions) const {
   return rope_.Select(Upload(positions, device()), options_.dtype().toScalarType());
 }
 
-void AtenBackend::RunStep(absl::FunctionRef<void()> enqueue) {
+void AtenBackend::RunStep(const StepShape& /*shape*/, absl::FunctionRef<void()> enqueue) {
   const c10::InferenceMode inference;
   enqueue();
 }
 
-void AtenBackend::PlaceRows(absl::Span<const SequenceRows> sequences) {
+StepMatrices AtenBackend::PlaceStep(const StepInputs& inputs) {
   const c10::InferenceMode inference;
-  rows_ = CachedRows::Make(sequences, device());
+  step_ = inputs;
+  sequences_.Assign(inputs.sequences, block_positions_);
+  rows_ = CachedRows::Make(sequences_.get(), device());
   std::vector<int64_t> positions(static_cast<size_t>(rows_.slots.size(0)));
-  for (const SequenceRows& sequence : sequences) {
+  for (const SequenceRows& sequence : inputs.sequences) {
     for (int64_t i = 0; i < sequence.rows; ++i) {
       positions[static_cast<size_t>(sequence.first_row + i)] = sequence.start + i;
     }
   }
   rows_rope_ = RopeAt(positions);
+  return buffers_.Place(*this, inputs, config_.hidden_size, config_.experts, config_.vocabulary_size);
 }
 
 void AtenBackend::Embed(absl::Span<const int64_t> tokens, Matrix hidden) {
@@ -102,21 +110,41 @@ void AtenBackend::Embed(absl::Span<const int64_t> tokens, Matrix hidden) {
   TensorOf(hidden, device()).copy_(config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier);
 }
 
-void AtenBackend::Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) {
+void AtenBackend::Logits(const Matrix& hidden, Matrix logits) {
   const c10::InferenceMode inference;
-  const at::Tensor picked = TensorOf(hidden, device()).index_select(0, Upload(rows, device()));
+  const at::Tensor picked = TensorOf(hidden, device()).index_select(0, Upload(step_.head_rows, device()));
   const at::Tensor normed = RmsNorm(picked, weights_.final_norm, config_.rms_norm_eps);
   const at::Tensor all = MatMulTransposed(normed, weights_.lm_head).to(at::kFloat);
   TensorOf(logits, device()).copy_(config_.logits_divisor == 1 ? all : all / config_.logits_divisor);
 }
 
-void AtenBackend::ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) {
+void AtenBackend::ScoreTargets(const Matrix& logits, Matrix scores) {
   const c10::InferenceMode inference;
-  TORCH_CHECK(static_cast<int64_t>(targets.size()) == logits.rows, "each row of logits has one target");
-  const at::Tensor rows = TensorOf(logits, device()), to = TensorOf(scores, device());
+  const absl::Span<const int32_t> targets = step_.targets;
+  const at::Tensor rows = TensorOf(logits.Rows(0, static_cast<int64_t>(targets.size())), device()),
+                   to = TensorOf(scores, device());
   const at::Tensor ids = Upload(std::vector<int64_t>(targets.begin(), targets.end()), device());
   to.select(1, 0).copy_(at::log_softmax(rows, -1).gather(1, ids.unsqueeze(1)).squeeze(1));
   to.select(1, 1).copy_(rows.argmax(-1).eq(ids));
+}
+
+std::shared_ptr<RowSum> AtenBackend::NewRowSum() {
+  const c10::InferenceMode inference;
+  auto sum = std::make_shared<AtenRowSum>();
+  sum->values = at::zeros({config_.hidden_size}, options_.dtype(at::kDouble));
+  return sum;
+}
+
+void AtenBackend::AddRows(const Matrix& rows, RowSum& sum) {
+  const c10::InferenceMode inference;
+  static_cast<AtenRowSum&>(sum).values.add_(TensorOf(rows, device()).sum(0, /*keepdim=*/false, at::kDouble));
+}
+
+void AtenBackend::ReadMean(const RowSum& sum, int64_t count, absl::Span<float> mean) {
+  const c10::InferenceMode inference;
+  const at::Tensor& values = static_cast<const AtenRowSum&>(sum).values;
+  const Matrix shape{nullptr, ElementType::kFloat32, 1, config_.hidden_size, config_.hidden_size};
+  HostRows(mean.data(), shape, mean.size()).copy_((values / static_cast<double>(count)).unsqueeze(0));
 }
 
 }  // namespace c3po::aten

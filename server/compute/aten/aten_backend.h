@@ -11,8 +11,10 @@
 #include "absl/types/span.h"
 #include "server/compute/aten/causal_attention.h"
 #include "server/compute/backend.h"
+#include "server/compute/kv_runs.h"
 #include "server/compute/moe_weights.h"
 #include "server/compute/rope_table.h"
+#include "server/compute/step_buffers.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po::aten {
@@ -37,21 +39,26 @@ class AtenBackend : public Backend {
   void Write(absl::Span<const float> from, Matrix to) override;
   void Read(const Matrix& from, absl::Span<float> to) override;
   void Copy(const Matrix& from, Matrix to) override;
-  void AllocateKvCache(int64_t slots) override;
+  void AllocateKvCache(const KvCacheShape& cache) override;
   int64_t kv_cache_bytes() const override;
 
-  void RunStep(absl::FunctionRef<void()> enqueue) override;
-  void PlaceRows(absl::Span<const SequenceRows> sequences) override;
-  void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
+  StepMatrices PlaceStep(const StepInputs& inputs) override;
+  void RunStep(const StepShape& shape, absl::FunctionRef<void()> enqueue) override;
+  void Embed(Matrix hidden) override { Embed(step_.tokens, hidden); }
   void Attention(int layer, Matrix hidden) override;
-  void FeedForward(int layer, absl::Span<const RoutingRows> routing, Matrix hidden, Matrix probabilities) override;
-  void Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) override;
-  void ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) override;
+  void FeedForward(int layer, Matrix hidden, Matrix probabilities) override;
+  void Logits(const Matrix& hidden, Matrix logits) override;
+  void ScoreTargets(const Matrix& logits, Matrix scores) override;
+  std::shared_ptr<RowSum> NewRowSum() override;
+  void AddRows(const Matrix& rows, RowSum& sum) override;
+  void ReadMean(const RowSum& sum, int64_t count, absl::Span<float> mean) override;
 
+  void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
   std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) override;
   std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) override;
   void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
                             Matrix hidden) override;
+  void PreparationFeedForward(int layer, Matrix hidden) override;
 
   std::unique_ptr<PackedTrees> PackTrees(absl::Span<const TreeCase> cases) override;
   OwnedMatrix TreeAttention(int layer, absl::Span<const PackedTrees* const> trees, const OwnedMatrix& hidden,
@@ -79,6 +86,7 @@ class AtenBackend : public Backend {
  private:
   at::Device device() const { return options_.device(); }
   const LayerWeights& layer(int l) const { return weights_.layers[static_cast<size_t>(l)]; }
+  void FeedForwardInPlace(int layer, absl::Span<const PlacedRoutingRows> routing, Matrix hidden, Matrix probabilities);
   // Of rows at these positions.
   RopeTable RopeAt(absl::Span<const int64_t> positions) const;
 
@@ -90,8 +98,12 @@ class AtenBackend : public Backend {
 
   at::Tensor keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim; undefined before they are
                               // allocated
-  CachedRows rows_;           // of the step
-  RopeTable rows_rope_;       // likewise
+  int block_positions_ = 0;
+  StepBuffers buffers_;
+  StepInputs step_;            // that is placed
+  PlacedSequences sequences_;  // of the step
+  CachedRows rows_;            // likewise
+  RopeTable rows_rope_;        // likewise
 };
 
 }  // namespace c3po::aten

@@ -66,14 +66,24 @@ at::Tensor MixOutputs(const RememberedLayer& known, const Mixing& mixing) {
 
 }  // namespace
 
-void AtenBackend::FeedForward(int l, absl::Span<const RoutingRows> routing, Matrix hidden, Matrix probabilities) {
+void AtenBackend::FeedForward(int l, Matrix hidden, Matrix probabilities) {
+  std::vector<PlacedRoutingRows> routing;
+  RoutingOfLayer(step_.overrides, l, routing);
+  FeedForwardInPlace(l, routing, hidden, probabilities);
+}
+
+void AtenBackend::PreparationFeedForward(int l, Matrix hidden) { FeedForwardInPlace(l, {}, hidden, Matrix()); }
+
+void AtenBackend::FeedForwardInPlace(int l, absl::Span<const PlacedRoutingRows> routing, Matrix hidden,
+                                     Matrix probabilities) {
   const c10::InferenceMode inference;
   const LayerWeights& weights = layer(l);
   const at::Tensor x = TensorOf(hidden, device());
   const at::Tensor normed = RmsNorm(x, weights.moe_norm, config_.rms_norm_eps);
   Mixing mixing;
   if (weights.router.defined()) {
-    mixing = MixExperts(normed, weights, config_, LayerRouting::Make(routing, x.size(0), config_.experts, device()));
+    const LayerRouting own = LayerRouting::OfPlaced(routing, x.size(0), config_.experts, device());
+    mixing = MixExperts(normed, weights, config_, own);
     if (!probabilities.empty()) TensorOf(probabilities, device()).copy_(mixing.probabilities);
   }
   AddBlockInPlace(x, RunFeedForward(normed, mixing, weights, nullptr), config_);

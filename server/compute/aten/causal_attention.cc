@@ -33,7 +33,7 @@ void AppendSlots(absl::Span<const KvRun> kv, int64_t begin, int64_t end, std::ve
   }
 }
 
-CachedRows::Singles MakeSingles(absl::Span<const SequenceRows> sequences, absl::Span<const size_t> members,
+CachedRows::Singles MakeSingles(absl::Span<const SequenceRuns> sequences, absl::Span<const size_t> members,
                                 at::Device device) {
   CachedRows::Singles singles;
   singles.length = sequences[members.back()].start + 1;
@@ -41,7 +41,7 @@ CachedRows::Singles MakeSingles(absl::Span<const SequenceRows> sequences, absl::
   std::vector<int64_t> rows, slots;
   const at::Tensor mask = at::zeros({count, 1, singles.length}, at::kFloat);
   for (int64_t i = 0; i < count; ++i) {
-    const SequenceRows& sequence = sequences[members[static_cast<size_t>(i)]];
+    const SequenceRuns& sequence = sequences[members[static_cast<size_t>(i)]];
     const int64_t length = sequence.start + 1;
     rows.push_back(sequence.first_row);
     AppendSlots(sequence.kv, 0, length, slots);
@@ -73,11 +73,11 @@ at::Tensor AttendSingles(const at::Tensor& q, const CachedRows::Singles& singles
 }
 
 // Of each row's own position, in the order of the matrix's rows.
-std::vector<int64_t> OwnSlots(absl::Span<const SequenceRows> sequences) {
+std::vector<int64_t> OwnSlots(absl::Span<const SequenceRuns> sequences) {
   int64_t count = 0;
-  for (const SequenceRows& sequence : sequences) count += sequence.rows;
+  for (const SequenceRuns& sequence : sequences) count += sequence.rows;
   std::vector<int64_t> slots(static_cast<size_t>(count)), own;
-  for (const SequenceRows& sequence : sequences) {
+  for (const SequenceRuns& sequence : sequences) {
     own.clear();
     AppendSlots(sequence.kv, sequence.start, sequence.start + sequence.rows, own);
     TORCH_CHECK(static_cast<int64_t>(own.size()) == sequence.rows, "a sequence has no slots for its rows");
@@ -90,7 +90,7 @@ std::vector<int64_t> OwnSlots(absl::Span<const SequenceRows> sequences) {
 
 }  // namespace
 
-CachedRows CachedRows::Make(absl::Span<const SequenceRows> all, at::Device device, int64_t slots_max) {
+CachedRows CachedRows::Make(absl::Span<const SequenceRuns> all, at::Device device, int64_t slots_max) {
   CachedRows result;
   result.sequences.assign(all.begin(), all.end());
   result.slots = Upload(OwnSlots(all), device);
@@ -119,7 +119,7 @@ at::Tensor CachedAttention(const at::Tensor& q, const at::Tensor& k, const at::T
     context.index_copy_(0, singles.rows, AttendSingles(own, singles, keys, values, config));
   }
   for (const size_t i : rows.of_several) {
-    const SequenceRows& sequence = rows.sequences[i];
+    const SequenceRuns& sequence = rows.sequences[i];
     const int64_t length = sequence.start + sequence.rows;
     context.narrow(0, sequence.first_row, sequence.rows)
         .copy_(CausalAttention(q.narrow(0, sequence.first_row, sequence.rows), Gather(keys, sequence.kv, length),

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "server/compute/backend.h"
+#include "server/compute/kv_runs.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po::aten {
@@ -32,9 +32,9 @@ struct CachedRows {
     int64_t length = 0;
   };
   // `sequences` have each of the matrix's rows once; what they point to outlives the result.
-  static CachedRows Make(absl::Span<const SequenceRows> sequences, at::Device device, int64_t slots_max = 1 << 16);
+  static CachedRows Make(absl::Span<const SequenceRuns> sequences, at::Device device, int64_t slots_max = 1 << 16);
 
-  std::vector<SequenceRows> sequences;
+  std::vector<SequenceRuns> sequences;
   at::Tensor slots;                // int64 [R] of the rows' own keys
   std::vector<Singles> singles;    // Ascending by length.
   std::vector<size_t> of_several;  // Sequences of several rows.

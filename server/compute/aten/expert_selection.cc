@@ -52,6 +52,26 @@ LayerRouting LayerRouting::Make(absl::Span<const RoutingRows> routing, int64_t r
   return result;
 }
 
+LayerRouting LayerRouting::OfPlaced(absl::Span<const PlacedRoutingRows> routing, int64_t rows, int64_t experts,
+                                    at::Device device) {
+  LayerRouting result;
+  const at::TensorOptions floats = at::TensorOptions(device).dtype(at::kFloat);
+  for (const PlacedRoutingRows& own : routing) {
+    const int64_t count = own.end - own.begin;
+    TORCH_CHECK(own.begin >= 0 && count >= 0 && own.end <= rows, "an override's rows are none of the matrix");
+    TORCH_CHECK(own.values.columns == experts, "an override has another number of experts");
+    if (count == 0) continue;
+    const bool shift = own.kind == RoutingOverride::Kind::kLogitShift;
+    at::Tensor& target = shift ? result.shift : result.weights;
+    if (!target.defined()) target = at::zeros({rows, experts}, floats);
+    target.narrow(0, own.begin, count).copy_(TensorOf(own.values, device).expand({count, experts}));
+    if (shift) continue;
+    if (!result.weights_rows.defined()) result.weights_rows = at::zeros({rows, 1}, floats.dtype(at::kBool));
+    result.weights_rows.narrow(0, own.begin, count).fill_(true);
+  }
+  return result;
+}
+
 Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
                   const LayerRouting& routing) {
   Mixing mixing;

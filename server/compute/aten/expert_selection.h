@@ -20,6 +20,9 @@ struct LayerRouting {
 
   // Of R rows, on the device. Where two overrides of one kind name a row, the later one holds.
   static LayerRouting Make(absl::Span<const RoutingRows> routing, int64_t rows, int64_t experts, at::Device device);
+  // Of values on the device already; nothing is copied from the host.
+  static LayerRouting OfPlaced(absl::Span<const PlacedRoutingRows> routing, int64_t rows, int64_t experts,
+                               at::Device device);
 };
 
 // Mixing weights of R rows.

@@ -14,7 +14,7 @@ constexpr int64_t kBlockRows = 32;  // Queries that pass over the keys together.
 
 // A block of a sequence's queries.
 struct QueryBlock {
-  const SequenceRows* sequence;
+  const SequenceRuns* sequence;
   int64_t begin, end;  // of its rows
 };
 
@@ -22,7 +22,7 @@ struct QueryBlock {
 // sums as they are. Runs are passed over in the order of positions, so that sums grow in that order too.
 void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_head, const float* q, const float* keys,
                  const float* values, float* context) {
-  const SequenceRows& sequence = *block.sequence;
+  const SequenceRuns& sequence = *block.sequence;
   const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, length = sequence.start + block.end;
   const int64_t value_dim = shape.value_dim, count = (block.end - block.begin) * group;
   thread_local std::vector<float> scores;
@@ -97,13 +97,13 @@ void ForEachCaseAndHead(const HeadShape& shape, const TreeRows& tree, const Work
 
 }  // namespace
 
-void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* q,
+void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRuns> sequences, const float* q,
                      const float* keys, const float* values, int64_t slots, float* context) {
   thread_local std::vector<QueryBlock> kept;  // It keeps its memory from step to step.
   std::vector<QueryBlock>& blocks = kept;     // This thread's, on whatever thread it is read.
   blocks.clear();
   int64_t cost = 0;
-  for (const SequenceRows& sequence : sequences) {
+  for (const SequenceRuns& sequence : sequences) {
     for (int64_t begin = 0; begin < sequence.rows; begin += kBlockRows) {
       blocks.push_back({&sequence, begin, std::min(sequence.rows, begin + kBlockRows)});
     }
@@ -119,12 +119,12 @@ void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequ
   });
 }
 
-void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* k,
+void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRuns> sequences, const float* k,
                         const float* v, float* keys, float* values, int64_t slots) {
   const int64_t heads = shape.kv_heads, dim = shape.head_dim, value_dim = shape.value_dim;
   const auto key_bytes = static_cast<size_t>(dim) * sizeof(float);
   const auto value_bytes = static_cast<size_t>(value_dim) * sizeof(float);
-  for (const SequenceRows& sequence : sequences) {
+  for (const SequenceRuns& sequence : sequences) {
     int64_t position = 0;
     for (const KvRun& run : sequence.kv) {
       const int64_t begin = std::max(sequence.start, position);

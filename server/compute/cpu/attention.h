@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "server/types/sequence_rows.h"
+#include "server/compute/kv_runs.h"
 
 namespace c3po::cpu {
 
@@ -22,10 +22,10 @@ struct HeadShape {
 
 // q [R, heads, head_dim]; keys [kv_heads, slots, head_dim]; values likewise of value_dim; context [R, heads,
 // value_dim]. Where a sequence's slots lie changes no result.
-void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* q,
+void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRuns> sequences, const float* q,
                      const float* keys, const float* values, int64_t slots, float* context);
 // Puts the rows' own k [R, kv_heads, head_dim] and v, likewise of value_dim, into their slots.
-void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRows> sequences, const float* k,
+void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRuns> sequences, const float* k,
                         const float* v, float* keys, float* values, int64_t slots);
 
 // Packed rows of several cases: row r of case s attends to the case's prefix and to `ancestors` of r, among them r.

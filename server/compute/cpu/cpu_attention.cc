@@ -149,9 +149,9 @@ void CpuBackend::Attention(int l, Matrix hidden) {
   const HeadRows own = ProjectHeads(config_, views, normed, rows, {cos_.data(), sin_.data()}, arena_, arena_);
   float* const keys = static_cast<float*>(keys_.get()) + int64_t{l} * config_.kv_heads * slots_ * config_.head_dim;
   float* const values = static_cast<float*>(values_.get()) + int64_t{l} * config_.kv_heads * slots_ * config_.value_dim;
-  StoreKeysAndValues(heads(), sequences_, own.k, own.v, keys, values, slots_);
+  StoreKeysAndValues(heads(), sequences_.get(), own.k, own.v, keys, values, slots_);
   float* const context = arena_.Floats(rows * context_width());
-  CausalAttention(heads(), sequences_, own.q, keys, values, slots_, context);
+  CausalAttention(heads(), sequences_.get(), own.q, keys, values, slots_, context);
   AddOutput(views, FloatsOf(hidden), context, rows, FloatsOf(hidden));
 }
 
@@ -185,8 +185,8 @@ void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation,
   float* const keys = kept ? kept->Keys(l) : arena_.Floats(kv * prefix * shape.head_dim);
   float* const values = kept ? kept->Values(l) : arena_.Floats(kv * prefix * shape.value_dim);
   const KvRun whole{0, prefix};
-  const SequenceRows prompt{0, prefix, 0, {&whole, 1}};
-  const absl::Span<const SequenceRows> prompts(&prompt, prefix > 0 ? 1 : 0);
+  const SequenceRuns prompt{0, prefix, 0, {&whole, 1}};
+  const absl::Span<const SequenceRuns> prompts(&prompt, prefix > 0 ? 1 : 0);
   StoreKeysAndValues(shape, prompts, own.k, own.v, keys, values, prefix);
   if (states_only) return;
   float* const context = arena_.Floats(rows * context_width());

@@ -17,6 +17,10 @@ void CheckRows(bool right, const char* what) {
   if (!right) throw std::invalid_argument(what);
 }
 
+struct CpuRowSum final : public RowSum {
+  std::vector<double> values;  // [d]
+};
+
 }  // namespace
 
 CpuBackend::CpuBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
@@ -60,7 +64,8 @@ void CpuBackend::Copy(const Matrix& from, Matrix to) {
   }
 }
 
-void CpuBackend::AllocateKvCache(int64_t slots) {
+void CpuBackend::AllocateKvCache(const KvCacheShape& cache) {
+  const int64_t slots = cache.blocks * cache.block_positions;
   const int64_t rows = int64_t{config_.layers} * config_.kv_heads * slots;
   keys_ = values_ = nullptr;
   slots_ = 0;
@@ -68,6 +73,7 @@ void CpuBackend::AllocateKvCache(int64_t slots) {
   values_ = AllocateBytes(rows * config_.value_dim * static_cast<int64_t>(sizeof(float)));
   keys_ = std::move(keys);  // Last: without memory for both there is no cache.
   slots_ = slots;
+  block_positions_ = cache.block_positions;
 }
 
 int64_t CpuBackend::kv_cache_bytes() const {
@@ -75,24 +81,24 @@ int64_t CpuBackend::kv_cache_bytes() const {
          static_cast<int64_t>(sizeof(float));
 }
 
-void CpuBackend::RunStep(absl::FunctionRef<void()> enqueue) {
+void CpuBackend::RunStep(const StepShape& /*shape*/, absl::FunctionRef<void()> enqueue) {
   const Arena::Scope scope(arena_);
   enqueue();
 }
 
-void CpuBackend::PlaceRows(absl::Span<const SequenceRows> sequences) {
-  const int64_t half = config_.rope_dim / 2;
-  sequences_.assign(sequences.begin(), sequences.end());
-  int64_t rows = 0;
-  for (const SequenceRows& sequence : sequences) rows = std::max(rows, sequence.first_row + sequence.rows);
+StepMatrices CpuBackend::PlaceStep(const StepInputs& inputs) {
+  const int64_t half = config_.rope_dim / 2, rows = inputs.rows();
+  step_ = inputs;
+  sequences_.Assign(inputs.sequences, block_positions_);
   cos_.resize(static_cast<size_t>(rows * half));
   sin_.resize(static_cast<size_t>(rows * half));
-  for (const SequenceRows& sequence : sequences) {
+  for (const SequenceRows& sequence : inputs.sequences) {
     for (int64_t i = 0; i < sequence.rows; ++i) {
       rope_.CopyRow(sequence.start + i, cos_.data() + (sequence.first_row + i) * half,
                     sin_.data() + (sequence.first_row + i) * half);
     }
   }
+  return buffers_.Place(*this, inputs, config_.hidden_size, config_.experts, config_.vocabulary_size);
 }
 
 void CpuBackend::Embed(absl::Span<const int64_t> tokens, Matrix hidden) {
@@ -116,7 +122,8 @@ const float* CpuBackend::Scaled(const float* dout, int64_t count) {
   return scaled;
 }
 
-void CpuBackend::Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) {
+void CpuBackend::Logits(const Matrix& hidden, Matrix logits) {
+  const absl::Span<const int64_t> rows = step_.head_rows;
   const int64_t d = config_.hidden_size, count = static_cast<int64_t>(rows.size());
   const Arena::Scope scope(arena_);
   float* const picked = arena_.Floats(count * d);
@@ -133,7 +140,8 @@ void CpuBackend::Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Ma
   }
 }
 
-void CpuBackend::ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) {
+void CpuBackend::ScoreTargets(const Matrix& logits, Matrix scores) {
+  const absl::Span<const int32_t> targets = step_.targets;
   const int64_t width = logits.columns;
   ParallelFor(static_cast<int64_t>(targets.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
@@ -145,6 +153,25 @@ void CpuBackend::ScoreTargets(const Matrix& logits, absl::Span<const int32_t> ta
       score[1] = std::find(row, row + width, top) - row == targets[r] ? 1.0f : 0.0f;
     }
   });
+}
+
+std::shared_ptr<RowSum> CpuBackend::NewRowSum() {
+  auto sum = std::make_shared<CpuRowSum>();
+  sum->values.resize(static_cast<size_t>(config_.hidden_size));
+  return sum;
+}
+
+void CpuBackend::AddRows(const Matrix& rows, RowSum& sum) {
+  std::vector<double>& values = static_cast<CpuRowSum&>(sum).values;
+  for (int64_t r = 0; r < rows.rows; ++r) {
+    const float* const row = FloatsOf(rows) + r * rows.stride;
+    for (size_t i = 0; i < values.size(); ++i) values[i] += row[i];
+  }
+}
+
+void CpuBackend::ReadMean(const RowSum& sum, int64_t count, absl::Span<float> mean) {
+  const std::vector<double>& values = static_cast<const CpuRowSum&>(sum).values;
+  for (size_t i = 0; i < values.size(); ++i) mean[i] = static_cast<float>(values[i] / static_cast<double>(count));
 }
 
 }  // namespace c3po::cpu

@@ -12,7 +12,9 @@
 #include "server/compute/cpu/layer_views.h"
 #include "server/compute/cpu/memory.h"
 #include "server/compute/cpu/projections.h"
+#include "server/compute/kv_runs.h"
 #include "server/compute/rope_table.h"
+#include "server/compute/step_buffers.h"
 
 namespace c3po::cpu {
 
@@ -35,21 +37,26 @@ class CpuBackend final : public Backend {
   void Read(const Matrix& from, absl::Span<float> to) override;
   absl::Span<const float> HostView(const Matrix& from, std::vector<float>& staging) override;
   void Copy(const Matrix& from, Matrix to) override;
-  void AllocateKvCache(int64_t slots) override;
+  void AllocateKvCache(const KvCacheShape& cache) override;
   int64_t kv_cache_bytes() const override;
 
-  void RunStep(absl::FunctionRef<void()> enqueue) override;
-  void PlaceRows(absl::Span<const SequenceRows> sequences) override;
-  void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
+  StepMatrices PlaceStep(const StepInputs& inputs) override;
+  void RunStep(const StepShape& shape, absl::FunctionRef<void()> enqueue) override;
+  void Embed(Matrix hidden) override { Embed(step_.tokens, hidden); }
   void Attention(int layer, Matrix hidden) override;
-  void FeedForward(int layer, absl::Span<const RoutingRows> routing, Matrix hidden, Matrix probabilities) override;
-  void Logits(const Matrix& hidden, absl::Span<const int64_t> rows, Matrix logits) override;
-  void ScoreTargets(const Matrix& logits, absl::Span<const int32_t> targets, Matrix scores) override;
+  void FeedForward(int layer, Matrix hidden, Matrix probabilities) override;
+  void Logits(const Matrix& hidden, Matrix logits) override;
+  void ScoreTargets(const Matrix& logits, Matrix scores) override;
+  std::shared_ptr<RowSum> NewRowSum() override;
+  void AddRows(const Matrix& rows, RowSum& sum) override;
+  void ReadMean(const RowSum& sum, int64_t count, absl::Span<float> mean) override;
 
+  void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
   std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) override;
   std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) override;
   void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
                             Matrix hidden) override;
+  void PreparationFeedForward(int layer, Matrix hidden) override;
 
   std::unique_ptr<PackedTrees> PackTrees(absl::Span<const TreeCase> cases) override;
   OwnedMatrix TreeAttention(int layer, absl::Span<const PackedTrees* const> trees, const OwnedMatrix& hidden,
@@ -108,8 +115,13 @@ class CpuBackend final : public Backend {
 
   std::shared_ptr<void> keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim
   int64_t slots_ = 0;
-  std::vector<SequenceRows> sequences_;  // of the step
-  std::vector<float> cos_, sin_;         // of the step's rows
+  int block_positions_ = 0;
+  StepBuffers buffers_;
+  StepInputs step_;                           // that is placed
+  PlacedSequences sequences_;                 // of the step
+  std::vector<PlacedRoutingRows> overrides_;  // of the layer that runs
+  std::vector<RoutingRows> routing_;          // likewise
+  std::vector<float> cos_, sin_;              // of the step's rows
 };
 
 }  // namespace c3po::cpu

@@ -61,15 +61,26 @@ CpuBackend::FeedForwardRows CpuBackend::RunFeedForward(const LayerViews& views, 
   return result;
 }
 
-void CpuBackend::FeedForward(int l, absl::Span<const RoutingRows> routing, Matrix hidden, Matrix probabilities) {
+void CpuBackend::FeedForward(int l, Matrix hidden, Matrix probabilities) {
+  RoutingOfLayer(step_.overrides, l, overrides_);
+  routing_.clear();
+  for (const PlacedRoutingRows& placed : overrides_) {
+    const absl::Span<const float> values(FloatsOf(placed.values), static_cast<size_t>(placed.values.columns));
+    routing_.push_back({placed.begin, placed.end, placed.kind, values, -1});
+  }
   const Arena::Scope scope(arena_);
   const FeedForwardRows result =
-      RunFeedForward(layer(l), routing, FloatsOf(hidden), hidden.rows, arena_, FloatsOf(hidden));
+      RunFeedForward(layer(l), routing_, FloatsOf(hidden), hidden.rows, arena_, FloatsOf(hidden));
   if (probabilities.empty()) return;
   const int64_t experts = config_.experts;
   for (int64_t r = 0; r < hidden.rows; ++r) {
     std::copy_n(result.mixing.probabilities + r * experts, experts, FloatsOf(probabilities) + r * probabilities.stride);
   }
+}
+
+void CpuBackend::PreparationFeedForward(int l, Matrix hidden) {
+  const Arena::Scope scope(arena_);
+  RunFeedForward(layer(l), {}, FloatsOf(hidden), hidden.rows, arena_, FloatsOf(hidden));
 }
 
 OwnedMatrix CpuBackend::FeedForward(int l, absl::Span<const RoutingRows> routing, const OwnedMatrix& hidden,

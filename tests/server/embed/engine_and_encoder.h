@@ -43,6 +43,7 @@ class EngineAndEncoder {
 
   explicit EngineAndEncoder(const std::string& device)
       : model_(LoadTiny("olmoe_tiny", "float32", device)), engine_(model_.get(), Limits(), 64, nullptr) {
+    EXPECT_TRUE(model_->AllocateKvCache(KvBlockPool::CacheOf(Limits().kv_tokens_max)).ok());
     auto queue = model_->backend().NewQueue();
     EXPECT_TRUE(queue.ok()) << queue.status();
     queue_ = std::make_shared<HookedQueue>(*std::move(queue));
@@ -69,7 +70,7 @@ class EngineAndEncoder {
     request.sink = sink;
     if (unit) {
       request.on_prefilled = [unit](const PromptCapture&,
-                                    absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                                    const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
         auto task = std::make_shared<CountdownTask>(1, nullptr);
         task->on_step = unit;
         return task;

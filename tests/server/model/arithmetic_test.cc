@@ -33,7 +33,7 @@ MoeModelOptions Options(const std::string& name, const std::string& dtype, const
 std::unique_ptr<MoeModel> LoadWith(const std::string& name, const std::string& arithmetic) {
   auto model = MoeModel::Load(Options(name, "bfloat16", arithmetic));
   EXPECT_TRUE(model.ok()) << model.status();
-  EXPECT_TRUE((*model)->AllocateKvCache(64).ok());
+  EXPECT_TRUE((*model)->AllocateKvCache(SlotsOf(64)).ok());
   return *std::move(model);
 }
 
@@ -74,14 +74,14 @@ std::unique_ptr<MoeModel> LoadInPairs(const std::string& name) {
   auto weights = LoadMoeWeights(*checkpoint, config, PlacementOn(at::kCPU, at::kBFloat16), nullptr);
   EXPECT_TRUE(weights.ok()) << weights.status();
   auto model = MoeModel::FromWeights(config, *std::move(weights), 1 << 20, cpu::WeightLayout::kPairs);
-  EXPECT_TRUE(model->AllocateKvCache(64).ok());
+  EXPECT_TRUE(model->AllocateKvCache(SlotsOf(64)).ok());
   return model;
 }
 
 std::vector<float> LogitsAfter(MoeModel& model, const std::vector<int32_t>& tokens) {
-  const auto out = model.Forward({PromptSegment({{0, 32}}, tokens)});
+  const auto out = RunSegments(model, {PromptSegment({{0, 32}}, tokens)});
   EXPECT_TRUE(out.ok()) << out.status();
-  return out->at(0).logits;
+  return out->at(0).readout.logits;
 }
 
 // Without a unit weights in pairs are added up in the order of panels.
@@ -163,7 +163,7 @@ class RoundedModel : public testing::TestWithParam<Case> {
 
   // Token `position` of both, which may be told what weights to give the experts of the lowest `forced` MoE layers.
   static SegmentOutput Run(MoeModel& model, int position, int32_t token, const Pathway& weights, int forced) {
-    Segment segment = PromptSegment({{0, 64}}, {token}, position);
+    OwnedSegment segment = PromptSegment({{0, 64}}, {token}, position);
     segment.want_capture = true;
     if (forced > 0) {
       RoutingOverride routing{RoutingOverride::Kind::kWeights, {}, Pathway(forced, weights.experts)};
@@ -173,7 +173,7 @@ class RoundedModel : public testing::TestWithParam<Case> {
       }
       segment.routing = std::make_shared<const RoutingOverride>(std::move(routing));
     }
-    auto out = model.Forward({segment});
+    auto out = RunSegments(model, {segment});
     EXPECT_TRUE(out.ok()) << out.status();
     return std::move(out->at(0));
   }
@@ -197,9 +197,9 @@ TEST_P(RoundedModel, UnderTheSameRoutingLogitsDifferByWhatRoundingLeaves) {
     const SegmentOutput expected = Run(*exact_, t, token, {}, 0);
     const SegmentOutput got = Run(*rounded_, t, token, expected.capture.pathway, exact_->shape().moe_layers);
     Difference row;
-    row.Add(got.logits, expected.logits);
+    row.Add(got.readout.logits, expected.readout.logits);
     EXPECT_LT(row.relative(), 4 * ErrorAfter(ProductsOfAll())) << "token " << t;
-    all.Add(got.logits, expected.logits);
+    all.Add(got.readout.logits, expected.readout.logits);
   }
   EXPECT_LT(all.relative(), ErrorAfter(ProductsOfAll()));
   EXPECT_GT(all.relative(), 0) << "nothing was rounded";
@@ -246,7 +246,7 @@ TEST_P(RoundedModel, RoutedByItselfLogitsAgreeUntilAnotherExpertIsChosen) {
       if (!same) break;
       ++judged;
       Difference row;
-      row.Add(got.logits, expected.logits);
+      row.Add(got.readout.logits, expected.readout.logits);
       EXPECT_LT(row.relative(), 4 * ErrorAfter(ProductsOfAll())) << "sequence " << s << " token " << t;
     }
   }
@@ -256,18 +256,18 @@ TEST_P(RoundedModel, RoutedByItselfLogitsAgreeUntilAnotherExpertIsChosen) {
 
 TEST_P(RoundedModel, ARowIsBitwiseTheSameInAnyBatch) {
   std::mt19937 rng(3);
-  std::vector<Segment> segments;
+  std::vector<OwnedSegment> segments;
   for (int i = 0; i < 9; ++i) {
     std::vector<int32_t> tokens(1 + i % 4);
     for (int32_t& token : tokens) token = static_cast<int32_t>(rng() % rounded_->shape().vocabulary_size);
     segments.push_back(PromptSegment({{4 * i, 4}}, tokens));
   }
-  const auto together = rounded_->Forward(segments);
+  const auto together = RunSegments(*rounded_, segments);
   ASSERT_TRUE(together.ok()) << together.status();
   for (size_t i = 0; i < segments.size(); ++i) {
-    const auto alone = rounded_->Forward({segments[i]});
+    const auto alone = RunSegments(*rounded_, {segments[i]});
     ASSERT_TRUE(alone.ok()) << alone.status();
-    EXPECT_EQ(together->at(i).logits, alone->at(0).logits) << "segment " << i;
+    EXPECT_EQ(together->at(i).readout.logits, alone->at(0).readout.logits) << "segment " << i;
   }
 }
 

@@ -15,6 +15,7 @@
 #include "server/compute/aten/products.h"
 #include "server/compute/aten/row_operations.h"
 #include "server/compute/device.h"
+#include "server/sampling/readout.h"
 #include "tests/server/model/neighbor_scenario.h"
 
 namespace c3po {
@@ -27,7 +28,7 @@ class BackendsAgree : public testing::TestWithParam<const char*> {
   void SetUp() override {
     model_ = LoadTiny(GetParam());
     aten_ = std::make_unique<aten::AtenBackend>(model_->config(), model_->weights(), model_->rope());
-    aten_->AllocateKvCache(256);
+    aten_->AllocateKvCache(SlotsOf(256));
   }
 
   const ModelConfig& config() const { return model_->config(); }
@@ -60,6 +61,23 @@ class BackendsAgree : public testing::TestWithParam<const char*> {
     Values values(static_cast<size_t>(matrix.view().rows * matrix.view().columns));
     backend.Read(matrix.view(), absl::MakeSpan(values));
     return values;
+  }
+
+  // A step of one sequence at its beginning, whose rows are `hidden` and take `routing` in one layer: its feed-forward
+  // block, in place.
+  void StepFeedForward(Backend& backend, int layer, const std::vector<RoutingRows>& routing, Matrix hidden,
+                       Matrix probabilities) const {
+    std::vector<PlacedOverride> placed(routing.size());
+    std::vector<OverriddenRows> overrides;
+    for (size_t i = 0; i < routing.size(); ++i) {
+      placed[i] = {routing[i].kind, {layer}, Floats(backend, 1, config().experts)};
+      backend.Write(routing[i].values, placed[i].values.view());
+      overrides.push_back({routing[i].begin, routing[i].end, &placed[i]});
+    }
+    const std::vector<int32_t> blocks = BlocksOf({{0, hidden.rows}});
+    const SequenceRows rows{0, hidden.rows, 0, {{}, 0, blocks}};
+    backend.PlaceStep({{&rows, 1}, {}, overrides, false, {}, {}});
+    backend.RunStep({layer, hidden.rows, 0, 0, true}, [&] { backend.FeedForward(layer, hidden, probabilities); });
   }
 
   // What `compute` gives on each, entry by entry.
@@ -101,6 +119,65 @@ TEST_P(BackendsAgree, OnWhatIsWrittenCopiedAndRead) {
   }
 }
 
+TEST_P(BackendsAgree, OnMeansOfRows) {
+  const Values values = Random(7 * d());
+  ExpectAgreement([&](Backend& backend) {
+    const OwnedMatrix hidden = Hidden(backend, values, 7);
+    const std::shared_ptr<RowSum> sum = backend.NewRowSum();
+    backend.AddRows(hidden.view().Rows(0, 3), *sum);
+    backend.AddRows(hidden.view().Rows(3, 4), *sum);
+    Values mean(static_cast<size_t>(d()));
+    backend.ReadMean(*sum, 7, absl::MakeSpan(mean));
+    return std::vector<Values>{mean};
+  });
+}
+
+// Each row's is what it is alone, beside others that want something else or are no numbers.
+TEST_P(BackendsAgree, OnWhatIsReadOutOfLogits) {
+  constexpr int64_t kRows = 20;
+  const int64_t width = config().vocabulary_size;
+  Values logits = Random(kRows * width);
+  logits[static_cast<size_t>(3 * width)] = std::numeric_limits<float>::infinity();
+  SamplingParams greedy, drawn;
+  greedy.logprobs = 2;
+  drawn.temperature = 0.8;
+  drawn.top_p = 0.9;
+  const std::vector<int32_t> tokens = {0, 5, static_cast<int32_t>(width) - 1};
+  std::vector<ReadoutRequest> requests(kRows);
+  std::vector<const ReadoutRequest*> asked;
+  for (int64_t r = 0; r < kRows; ++r) {
+    ReadoutRequest& request = requests[static_cast<size_t>(r)];
+    if (r % 4 < 2) request.sampling = r % 4 == 0 ? &greedy : &drawn;
+    request.position = r;
+    request.distribution = r % 4 == 1 || r % 4 == 2;
+    request.tokens = tokens;
+    request.logits = r % 4 == 3;
+    asked.push_back(&request);
+  }
+  for (Backend* backend : {&model_->backend(), aten_.get()}) {
+    std::vector<Readout> readouts(kRows);
+    std::vector<Readout*> to;
+    for (Readout& readout : readouts) to.push_back(&readout);
+    const OwnedMatrix matrix = backend->Allocate(ElementType::kFloat32, kRows, width);
+    backend->Write(logits, matrix.view());
+    backend->ReadOut(matrix.view(), asked, to);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const absl::Span<const float> row(logits.data() + r * width, static_cast<size_t>(width));
+      Readout alone;
+      ReadOut(row, requests[static_cast<size_t>(r)], alone);
+      const Readout& got = readouts[static_cast<size_t>(r)];
+      EXPECT_EQ(got.status, alone.status);
+      EXPECT_EQ(got.status.ok(), r != 3);
+      EXPECT_EQ(got.token.token_id, alone.token.token_id);
+      EXPECT_EQ(got.token.top_logprobs.size(), alone.token.top_logprobs.size());
+      EXPECT_EQ(got.likeliest, alone.likeliest);
+      EXPECT_EQ(got.log_normalizer, alone.log_normalizer);
+      EXPECT_EQ(got.token_logits, alone.token_logits);
+      EXPECT_EQ(got.logits, alone.logits);
+    }
+  }
+}
+
 TEST_P(BackendsAgree, OnEmbeddings) {
   ExpectAgreement([&](Backend& backend) {
     const OwnedMatrix hidden = backend.AllocateHidden(3);
@@ -133,7 +210,7 @@ TEST_P(BackendsAgree, OnFeedForwardBlocksAndTheirGradientsUnderEveryOverride) {
             backend.FeedForwardBackward(l, routing, *tape, Hidden(backend, dout, kRows), sums.view());
         const OwnedMatrix bare = backend.FeedForward(l, routing, hidden, nullptr);
         const OwnedMatrix probabilities = Floats(backend, kRows, config().experts);
-        backend.FeedForward(l, routing, hidden.view(), config().IsMoeLayer(l) ? probabilities.view() : Matrix());
+        StepFeedForward(backend, l, routing, hidden.view(), config().IsMoeLayer(l) ? probabilities.view() : Matrix());
         return std::vector<Values>{Read(backend, out),  Read(backend, dx),     Read(backend, sums),
                                    Read(backend, bare), Read(backend, hidden), Read(backend, probabilities)};
       });
@@ -148,8 +225,7 @@ TEST_P(BackendsAgree, ThatAWeightWhichIsNotANumberIsSelected) {
   const int layer = config().moe_layers.back();
   for (Backend* backend : {&model_->backend(), aten_.get()}) {
     const OwnedMatrix hidden = Hidden(*backend, x, 3);
-    const RoutingRows routing{1, 2, RoutingOverride::Kind::kWeights, weights, -1};
-    backend->FeedForward(layer, {&routing, 1}, hidden.view(), Matrix());
+    StepFeedForward(*backend, layer, {{1, 2, RoutingOverride::Kind::kWeights, weights, -1}}, hidden.view(), Matrix());
     const Values out = Read(*backend, hidden);
     EXPECT_TRUE(std::isfinite(out.front()) && std::isfinite(out.back()));
     EXPECT_TRUE(std::isnan(out[static_cast<size_t>(d())]));
@@ -187,25 +263,25 @@ TEST_P(BackendsAgree, OnExpertsThatAreRememberedAndOnWhatTheBlockGives) {
   }
 }
 
-// Sequences of one row each, beside one of three; their keys lie in several runs.
+// Sequences of one row each, beside one of three; their keys lie in several runs, and one's beginning is another's.
 TEST_P(BackendsAgree, OnAttentionToTheCache) {
-  const std::vector<KvRun> runs[] = {{{40, 2}, {3, 1}}, {{10, 1}, {30, 9}}, {{50, 1}}, {{20, 5}, {0, 2}}};
-  const std::vector<SequenceRows> before = {{0, 2, 0, runs[0]}, {2, 9, 0, runs[1]}, {11, 3, 0, runs[3]}};
+  const std::vector<int32_t> blocks[] = {BlocksOf({{40, 2}, {3, 1}}), BlocksOf({{10, 1}, {30, 9}}), BlocksOf({{50, 1}}),
+                                         BlocksOf({{20, 5}, {0, 2}})};
+  const auto kv = [&](int i) { return KvBlocks{{}, 0, blocks[i]}; };
+  const std::vector<SequenceRows> before = {{0, 2, 0, kv(0)}, {2, 9, 0, kv(1)}, {11, 3, 0, kv(3)}};
   const std::vector<SequenceRows> now = {
-      {0, 1, 2, runs[0]}, {1, 1, 9, runs[1]}, {2, 1, 0, runs[2]}, {3, 3, 3, runs[3]}};
+      {0, 1, 2, kv(0)}, {1, 1, 9, kv(1)}, {2, 1, 3, {blocks[3], 3, blocks[2]}}, {3, 3, 3, kv(3)}};
   const Values first = Random(14 * d()), second = Random(6 * d());
   ExpectAgreement([&](Backend& backend) {
     std::vector<Values> results;
     for (const int layer : {0, config().layers - 1}) {
-      backend.RunStep([&] {
-        const OwnedMatrix earlier = Hidden(backend, first, 14), hidden = Hidden(backend, second, 6);
-        backend.PlaceRows(before);
-        backend.Attention(layer, earlier.view());
-        backend.PlaceRows(now);
-        backend.Attention(layer, hidden.view());
-        results.push_back(Read(backend, earlier));
-        results.push_back(Read(backend, hidden));
-      });
+      const OwnedMatrix earlier = Hidden(backend, first, 14), hidden = Hidden(backend, second, 6);
+      for (const auto& [sequences, rows] : {std::pair(before, earlier.view()), {now, hidden.view()}}) {
+        backend.PlaceStep({sequences, {}, {}, false, {}, {}});
+        backend.RunStep({layer, rows.rows, 0, 0, true}, [&, to = rows] { backend.Attention(layer, to); });
+      }
+      results.push_back(Read(backend, earlier));
+      results.push_back(Read(backend, hidden));
     }
     return results;
   });
@@ -251,11 +327,18 @@ TEST_P(BackendsAgree, OnTheHeadsLogitsAndScores) {
   const Values x = Random(4 * d());
   const int64_t vocabulary = config().vocabulary_size;
   ExpectAgreement([&](Backend& backend) {
-    const OwnedMatrix logits = Floats(backend, 3, vocabulary), scores = Floats(backend, 3, 2);
-    backend.Logits(Hidden(backend, x, 4).view(), {3, 0, 1}, logits.view());
+    const OwnedMatrix logits = Floats(backend, 3, vocabulary), scores = Floats(backend, 2, 2);
+    const OwnedMatrix hidden = Hidden(backend, x, 4);
+    const std::vector<int32_t> blocks = {0, 1, 2, 3};
+    const std::vector<SequenceRows> rows = {{0, 4, 0, {{}, 0, blocks}}};
+    const std::vector<int64_t> head_rows = {3, 0, 1};
+    backend.PlaceStep({rows, {}, {}, false, head_rows, {}});
+    backend.Logits(hidden.view(), logits.view());
     const Values values = Read(backend, logits);
     const auto best = std::max_element(values.begin(), values.begin() + vocabulary) - values.begin();
-    backend.ScoreTargets(logits.view(), {static_cast<int32_t>(best), 2, 5}, scores.view());
+    const std::vector<int32_t> targets = {static_cast<int32_t>(best), 2};  // The last row has none.
+    backend.PlaceStep({rows, {}, {}, false, head_rows, targets});
+    backend.ScoreTargets(logits.view(), scores.view());
     return std::vector<Values>{values, Read(backend, scores)};
   });
 }
@@ -270,11 +353,12 @@ TEST_P(BackendsAgree, OnBlocksOfNoRows) {
       const OwnedMatrix out = backend.FeedForward(l, {}, none, &tape);
       EXPECT_EQ(out.rows(), 0);
       EXPECT_EQ(backend.FeedForwardBackward(l, {}, *tape, out, sums.view()).rows(), 0);
-      backend.FeedForward(l, {}, none.view(), Matrix());
+      backend.PlaceStep({});
+      backend.FeedForward(l, none.view(), Matrix());
       results.push_back(Read(backend, sums));
     }
     const OwnedMatrix logits = backend.Allocate(ElementType::kFloat32, 0, config().vocabulary_size);
-    backend.Logits(backend.AllocateHidden(0).view(), {}, logits.view());
+    backend.Logits(backend.AllocateHidden(0).view(), logits.view());
     return results;
   });
 }
@@ -282,15 +366,19 @@ TEST_P(BackendsAgree, OnBlocksOfNoRows) {
 TEST_P(BackendsAgree, ThatRowsOfAnotherPlanAreMisuse) {
   const std::vector<int> parents = {-1, 0}, depths = {0, 1};
   const TreeShape tree{parents, depths, 3};
-  const KvRun run{0, 8};
+  const std::vector<int32_t> blocks = BlocksOf({{0, 8}});
   for (const bool kernels : {true, false}) {
     const std::unique_ptr<Backend> fresh =
         kernels ? MakeBackend(config(), model_->weights(), model_->rope())
                 : std::make_unique<aten::AtenBackend>(config(), model_->weights(), model_->rope());
     const OwnedMatrix hidden = Hidden(*fresh, Random(4 * d()), 4);
-    fresh->PlaceRows({{0, 4, 0, {&run, 1}}});
-    EXPECT_ANY_THROW(fresh->Attention(0, hidden.view())) << "no cache";
-    fresh->AllocateKvCache(8);
+    EXPECT_ANY_THROW({
+      fresh->PlaceStep({{{0, 4, 0, {{}, 0, blocks}}}, {}, {}, false, {}, {}});
+      fresh->Attention(0, hidden.view());
+    }) << "no cache";
+    fresh->AllocateKvCache(SlotsOf(8));
+    EXPECT_ANY_THROW(fresh->PlaceStep({{{0, 4, 5, {{}, 0, blocks}}}, {}, {}, false, {}, {}})) << "too few blocks";
+    fresh->PlaceStep({{{0, 4, 0, {{}, 0, blocks}}}, {}, {}, false, {}, {}});
     EXPECT_NO_THROW(fresh->Attention(0, hidden.view()));
     EXPECT_ANY_THROW(fresh->Attention(0, hidden.view().Rows(0, 3))) << "other rows";
     EXPECT_ANY_THROW(fresh->PackTrees({{tree, fresh->NewPromptStates(1, 2)}})) << "a shorter prompt";
@@ -306,7 +394,7 @@ TEST_P(BackendsAgree, OnWholeModels) {
   const auto other = MoeModel::OnBackend(
       config(), model_->weights(), std::make_unique<aten::AtenBackend>(config(), model_->weights(), model_->rope()),
       int64_t{64} << 20);
-  ASSERT_TRUE(other->AllocateKvCache(256).ok());
+  ASSERT_TRUE(other->AllocateKvCache(SlotsOf(256)).ok());
   EXPECT_TRUE(model_->shape().batch_invariant);
   EXPECT_FALSE(other->shape().batch_invariant);
   const Scenario scenario{GetParam(), ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 2};
@@ -314,13 +402,13 @@ TEST_P(BackendsAgree, OnWholeModels) {
   std::vector<LossAndGradient> evaluations;
   for (MoeModel* model : {model_.get(), other.get()}) {
     std::mt19937 rng(3);
-    Segment prompt = PromptSegment({{0, 12}}, RandomTokens(rng, 12, model->shape().vocabulary_size));
+    OwnedSegment prompt = PromptSegment({{0, 12}}, RandomTokens(rng, 12, model->shape().vocabulary_size));
     prompt.targets = RandomTokens(rng, 12, model->shape().vocabulary_size);
     prompt.want_capture = true;
     prompt.entry_layer = 1;
-    const auto out = model->Forward({prompt});
+    const auto out = RunSegments(*model, {prompt});
     ASSERT_TRUE(out.ok()) << out.status();
-    logits.push_back((*out)[0].logits);
+    logits.push_back((*out)[0].readout.logits);
     targets.push_back((*out)[0].target_logprobs);
     const auto objective = model->NewObjective(MakeSpec(rng, *model, scenario));
     ASSERT_TRUE(objective.ok()) << objective.status();
@@ -359,7 +447,7 @@ INSTANTIATE_TEST_SUITE_P(Families, BackendsAgree,
 // Sequences of one row are padded to one length, or to two where few slots may be together.
 TEST(CachedRows, PadsTogetherWhatTakesFewSlots) {
   const std::vector<KvRun> runs[] = {{{40, 2}, {3, 1}}, {{10, 1}, {30, 9}}, {{50, 1}}, {{20, 5}, {0, 2}}};
-  const std::vector<SequenceRows> sequences = {
+  const std::vector<SequenceRuns> sequences = {
       {0, 1, 2, runs[0]}, {1, 1, 9, runs[1]}, {2, 1, 0, runs[2]}, {3, 3, 3, runs[3]}};
   const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
   const ModelConfig& config = model->config();

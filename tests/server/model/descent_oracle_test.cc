@@ -49,7 +49,7 @@ std::unique_ptr<MoeModel> LoadNormalized(const std::string& name) {
   auto weights = LoadMoeWeights(*checkpoint, config, PlacementOn(at::kCPU, at::kFloat), nullptr);
   EXPECT_TRUE(weights.ok()) << weights.status();
   auto model = MoeModel::FromWeights(config, *std::move(weights), 1 << 20);
-  EXPECT_TRUE(model->AllocateKvCache(256).ok());
+  EXPECT_TRUE(model->AllocateKvCache(SlotsOf(256)).ok());
   return model;
 }
 
@@ -84,10 +84,10 @@ Problem MakeProblem(std::mt19937& rng, MoeModel& model, const DescentCase& c) {
         *model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions}));
   }
   problem.objective = *model.NewObjective(problem.spec);
-  Segment segment = PromptSegment({{0, 64}}, problem.prompt);
+  OwnedSegment segment = PromptSegment({{0, 64}}, problem.prompt);
   segment.want_capture = true;
   OptimizationProblem& optimization = problem.optimization;
-  optimization.initial = model.Forward({segment})->at(0).capture.pathway.Rows(scenario.layers);
+  optimization.initial = RunSegments(model, {segment})->at(0).capture.pathway.Rows(scenario.layers);
   optimization.critical_layers = scenario.layers;
   optimization.core_experts = c.core;
   optimization.rule = scenario.rule;
@@ -109,7 +109,7 @@ Outcome Descend(MoeModel& model, const Problem& problem, const DescentCase& c) {
   auto optimizer = *MakeGradientDescent(problem.optimization, {kSteps, c.rate, c.step_rule});
   while (!*OneUnit(*optimizer)) {
   }
-  Segment segment = PromptSegment({{0, 64}}, problem.prompt);
+  OwnedSegment segment = PromptSegment({{0, 64}}, problem.prompt);
   segment.tokens.insert(segment.tokens.end(), problem.answer.begin(), problem.answer.end() - 1);
   segment.targets.assign(segment.tokens.begin() + 1, segment.tokens.end());
   segment.targets.push_back(problem.answer.back());
@@ -117,7 +117,7 @@ Outcome Descend(MoeModel& model, const Problem& problem, const DescentCase& c) {
   segment.routing = std::make_shared<const RoutingOverride>(optimizer->Override());
   segment.override_start = length - c.scenario.prompt_positions;
   if (c.scenario.rule == ApplicationRule::kLastPromptToken) segment.override_end = length;
-  const std::vector<float> logprobs = model.Forward({segment})->at(0).target_logprobs;
+  const std::vector<float> logprobs = RunSegments(model, {segment})->at(0).target_logprobs;
   return {optimizer->losses(), {logprobs.begin() + length - 1, logprobs.end()}};
 }
 

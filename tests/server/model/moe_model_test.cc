@@ -29,10 +29,10 @@ int32_t ArgMax(const std::vector<float>& logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
-std::vector<float> RunLogits(MoeModel& model, const Segment& segment) {
-  auto out = model.Forward({segment});
+std::vector<float> RunLogits(MoeModel& model, const OwnedSegment& segment) {
+  auto out = RunSegments(model, {segment});
   EXPECT_TRUE(out.ok()) << out.status();
-  return out->at(0).logits;
+  return out->at(0).readout.logits;
 }
 
 std::vector<int32_t> Greedy(MoeModel& model, const std::vector<int32_t>& prompt, int count) {
@@ -78,13 +78,22 @@ TEST_P(MoeModelGolden, LogitsHiddenStatesAndRoutersAreThoseOfTransformers) {
       const auto router = Elements<float>(*golden, prefix + ".router_logits." + std::to_string(l));
       const std::vector<KvRun> cache = {{0, 64}};
       for (size_t t = 0; t < tokens.size(); ++t) {
-        Segment segment = PromptSegment(cache, {tokens[t]}, static_cast<int>(t));
+        OwnedSegment segment = PromptSegment(cache, {tokens[t]}, static_cast<int>(t));
         segment.want_capture = true;
-        segment.entry_layer = l;
-        const auto out = model->Forward({segment});
+        segment.entry_layer = segment.mean_layer = l;
+        const auto out = RunSegments(*model, {segment});
         ASSERT_TRUE(out.ok()) << out.status();
-        ExpectRow(out->at(0).logits, logits, t, 2e-4 * spread);
-        ExpectRow(out->at(0).capture.entry_hidden, hidden, t, 2e-4 * Spread(hidden));
+        ExpectRow(out->at(0).readout.logits, logits, t, 2e-4 * spread);
+        // The states of this pass alone, over all positions so far.
+        std::vector<float> entry = out->at(0).capture.mean_hidden;
+        for (float& value : entry) value *= static_cast<float>(t + 1);
+        ExpectRow(entry, hidden, t, 2e-4 * Spread(hidden));
+        // What is captured is what the rest of the pass starts from.
+        OwnedSegment resumed = PromptSegment(cache, {tokens[t]}, static_cast<int>(t));
+        resumed.resume = true;
+        resumed.entry_layer = l;
+        resumed.entry = out->at(0).capture.entry;
+        EXPECT_EQ(RunLogits(*model, resumed), out->at(0).readout.logits);
         std::vector<float> row(router.begin() + t * shape.experts, router.begin() + (t + 1) * shape.experts);
         const float top = *std::max_element(row.begin(), row.end());
         double sum = 0;
@@ -157,11 +166,11 @@ TEST_P(MoeModelGolden, ChunkedBatchedAndScatteredPrefillGiveTheLogitsOfOnePass) 
   const std::vector<KvRun> whole = {{0, 32}}, other = {{32, 32}}, scattered = {{200, 3}, {100, 1}, {101, 3}, {80, 9}};
   const std::vector<float> expected = RunLogits(*model, PromptSegment(whole, tokens));
   RunLogits(*model, PromptSegment(scattered, {tokens.begin(), tokens.begin() + 5}));
-  const auto out = model->Forward(
-      {PromptSegment(other, {9, 9, 9}), PromptSegment(scattered, {tokens.begin() + 5, tokens.end()}, 5)});
+  const auto out = RunSegments(
+      *model, {PromptSegment(other, {9, 9, 9}), PromptSegment(scattered, {tokens.begin() + 5, tokens.end()}, 5)});
   ASSERT_TRUE(out.ok()) << out.status();
   // Bitwise: a row depends neither on what is computed beside it nor on where its keys lie.
-  EXPECT_EQ(out->at(1).logits, expected);
+  EXPECT_EQ(out->at(1).readout.logits, expected);
 }
 
 TEST_P(MoeModelGolden, ContinuationsOfOnePromptShareItsSlotsInOnePass) {
@@ -175,38 +184,41 @@ TEST_P(MoeModelGolden, ContinuationsOfOnePromptShareItsSlotsInOnePass) {
     alone.push_back(RunLogits(*model, PromptSegment({{0, 16}}, tokens)));
   }
   RunLogits(*model, PromptSegment({{64, 6}}, prompt));
-  std::vector<Segment> segments;
+  std::vector<OwnedSegment> segments;
   for (size_t i = 0; i < continuations.size(); ++i) {
     segments.push_back(PromptSegment({{64, 6}, {100 + 10 * static_cast<int64_t>(i), 4}}, continuations[i], 6));
   }
-  const auto out = model->Forward(segments);
+  const auto out = RunSegments(*model, segments);
   ASSERT_TRUE(out.ok()) << out.status();
-  for (size_t i = 0; i < continuations.size(); ++i) EXPECT_EQ(out->at(i).logits, alone[i]) << i;
+  for (size_t i = 0; i < continuations.size(); ++i) EXPECT_EQ(out->at(i).readout.logits, alone[i]) << i;
 }
 
 TEST_P(MoeModelGolden, TheMeanOfThePromptsStatesIsTheSameInChunks) {
   const auto model = LoadTiny(GetParam());
   const std::vector<int32_t> tokens = {5, 17, 99, 3, 3, 42, 200};
-  const auto run = [&](size_t begin, size_t end, std::vector<double> sum) {
-    Segment segment = PromptSegment({{0, 8}}, {tokens.begin() + begin, tokens.begin() + end}, static_cast<int>(begin));
+  const auto run = [&](size_t begin, size_t end, std::shared_ptr<StateSum>& sum) {
+    OwnedSegment segment =
+        PromptSegment({{0, 8}}, {tokens.begin() + begin, tokens.begin() + end}, static_cast<int>(begin));
     segment.mean_layer = segment.entry_layer = 2;
-    segment.hidden_sum = std::move(sum);
+    segment.state_sum = &sum;
     segment.want_capture = end == tokens.size();
-    return model->Forward({segment})->at(0);
+    return RunSegments(*model, {segment})->at(0);
   };
-  const std::vector<float> whole = run(0, 7, {}).capture.mean_hidden;
+  std::shared_ptr<StateSum> of_whole, of_chunks;
+  const std::vector<float> whole = run(0, 7, of_whole).capture.mean_hidden;
   EXPECT_EQ(whole.size(), static_cast<size_t>(model->shape().hidden_size));
-  EXPECT_EQ(run(3, 7, run(0, 3, {}).hidden_sum).capture.mean_hidden, whole);
+  run(0, 3, of_chunks);
+  EXPECT_EQ(run(3, 7, of_chunks).capture.mean_hidden, whole);
 }
 
 TEST_P(MoeModelGolden, ResumingTheLastTokenWithItsOwnPathwayChangesNothing) {
   const auto model = LoadTiny(GetParam());
   const std::vector<int32_t> tokens = {5, 17, 99, 3, 3, 42};
   const std::vector<KvRun> cache = {{0, 8}};
-  Segment prompt = PromptSegment(cache, tokens);
+  OwnedSegment prompt = PromptSegment(cache, tokens);
   prompt.want_capture = true;
   prompt.entry_layer = prompt.mean_layer = 2;
-  const auto base = model->Forward({prompt});
+  const auto base = RunSegments(*model, {prompt});
   ASSERT_TRUE(base.ok()) << base.status();
   const PromptCapture& capture = base->at(0).capture;
   ASSERT_EQ(capture.mean_hidden.size(), size_t(model->shape().hidden_size));
@@ -215,21 +227,22 @@ TEST_P(MoeModelGolden, ResumingTheLastTokenWithItsOwnPathwayChangesNothing) {
   routing->values = Pathway(2, model->shape().experts);
   std::copy(capture.pathway.Row(2).begin(), capture.pathway.Row(2).end(), routing->values.Row(0).begin());
   std::copy(capture.pathway.Row(3).begin(), capture.pathway.Row(3).end(), routing->values.Row(1).begin());
-  Segment resumed = PromptSegment(cache, {tokens.back()}, 5);
+  OwnedSegment resumed = PromptSegment(cache, {tokens.back()}, 5);
   resumed.resume = true;
   resumed.entry_layer = 2;
-  resumed.entry_hidden = capture.entry_hidden;
+  resumed.entry = capture.entry;
   resumed.routing = routing;
   resumed.override_start = 5;
   const std::vector<float> logits = RunLogits(*model, resumed);
-  for (size_t i = 0; i < logits.size(); ++i) EXPECT_NEAR(logits[i], base->at(0).logits[i], 2e-5 * Spread(logits));
+  for (size_t i = 0; i < logits.size(); ++i)
+    EXPECT_NEAR(logits[i], base->at(0).readout.logits[i], 2e-5 * Spread(logits));
   // Another pathway does change it, and only for the row that carries it.
   std::reverse(routing->values.weights.begin(), routing->values.weights.end());
   EXPECT_NE(RunLogits(*model, resumed), logits);
-  const auto mixed = model->Forward({resumed, PromptSegment({{8, 8}}, tokens)});
+  const auto mixed = RunSegments(*model, {resumed, PromptSegment({{8, 8}}, tokens)});
   ASSERT_TRUE(mixed.ok());
   for (size_t i = 0; i < logits.size(); ++i)
-    EXPECT_NEAR(mixed->at(1).logits[i], base->at(0).logits[i], 2e-5 * Spread(logits));
+    EXPECT_NEAR(mixed->at(1).readout.logits[i], base->at(0).readout.logits[i], 2e-5 * Spread(logits));
 }
 
 TEST_P(MoeModelGolden, AZeroRouterShiftChangesNothingAndALargeOneRoutesToItsExpert) {
@@ -241,13 +254,13 @@ TEST_P(MoeModelGolden, AZeroRouterShiftChangesNothingAndALargeOneRoutesToItsExpe
   shift->kind = RoutingOverride::Kind::kLogitShift;
   shift->layers = {1};
   shift->values = Pathway(1, model->shape().experts);
-  Segment segment = PromptSegment(cache, tokens);
+  OwnedSegment segment = PromptSegment(cache, tokens);
   segment.routing = shift;
   segment.override_start = 2;
   EXPECT_EQ(RunLogits(*model, segment), base);
   shift->values.Row(0)[3] = 50;
   segment.want_capture = true;
-  const auto out = model->Forward({segment});
+  const auto out = RunSegments(*model, {segment});
   ASSERT_TRUE(out.ok());
   EXPECT_GT(out->at(0).capture.pathway.Row(1)[3], 0.999f);
 }
@@ -255,11 +268,11 @@ TEST_P(MoeModelGolden, AZeroRouterShiftChangesNothingAndALargeOneRoutesToItsExpe
 TEST_P(MoeModelGolden, TargetLogprobsAreTheLogSoftmaxOfTheLogits) {
   const auto model = LoadTiny(GetParam());
   const std::vector<KvRun> cache = {{0, 8}};
-  Segment segment = PromptSegment(cache, {1, 2, 3});
+  OwnedSegment segment = PromptSegment(cache, {1, 2, 3});
   segment.targets = {2, 3, 7};
-  const auto out = model->Forward({segment});
+  const auto out = RunSegments(*model, {segment});
   ASSERT_TRUE(out.ok());
-  const std::vector<float>& logits = out->at(0).logits;
+  const std::vector<float>& logits = out->at(0).readout.logits;
   double sum = 0;
   for (float v : logits) sum += std::exp(double(v));
   ASSERT_EQ(out->at(0).target_logprobs.size(), 3u);
@@ -274,12 +287,12 @@ INSTANTIATE_TEST_SUITE_P(Families, MoeModelGolden,
 TEST(MoeModel, RefusesTokensOutsideTheVocabularyAndSegmentsOutsideTheCache) {
   const auto model = LoadTiny("olmoe_tiny");
   const std::vector<KvRun> cache = {{0, 4}};
-  EXPECT_EQ(model->Forward({PromptSegment(cache, {1 << 20})}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_FALSE(model->Forward({PromptSegment(cache, {1, 2, 3, 4, 5})}).ok());
-  for (const KvRun& outside : {KvRun{-1, 8}, {250, 8}, {0, 0}, {1, int64_t{1} << 62}}) {
-    EXPECT_FALSE(model->Forward({PromptSegment({outside}, {1})}).ok()) << outside.slot;
+  EXPECT_EQ(RunSegments(*model, {PromptSegment(cache, {1 << 20})}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_FALSE(RunSegments(*model, {PromptSegment(cache, {1, 2, 3, 4, 5})}).ok());
+  for (const KvRun& outside : {KvRun{-1, 8}, {250, 8}, {0, 0}}) {
+    EXPECT_FALSE(RunSegments(*model, {PromptSegment({outside}, {1})}).ok()) << outside.slot;
   }
-  EXPECT_FALSE(model->AllocateKvCache(0).ok());
+  EXPECT_FALSE(model->AllocateKvCache(SlotsOf(0)).ok());
 }
 
 // A copy of a tiny model that a test damages.

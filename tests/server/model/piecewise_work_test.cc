@@ -30,7 +30,7 @@ TEST_P(PiecewiseWorkTest, PiecesGiveWhatAllAtOnceGives) {
     while (!*(*preparation)->Advance(1)) {
       ++pieces;
       // Another's pass between two pieces changes nothing.
-      ASSERT_TRUE(parts->Forward({PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
+      ASSERT_TRUE(RunSegments(*parts, {PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
     }
     EXPECT_GT((*preparation)->spent(), 0);
     spec.states.push_back((*preparation)->state());
@@ -44,7 +44,7 @@ TEST_P(PiecewiseWorkTest, PiecesGiveWhatAllAtOnceGives) {
     pieces = 1;
     while (!*run->Advance(1)) {
       ++pieces;
-      ASSERT_TRUE(parts->Forward({PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
+      ASSERT_TRUE(RunSegments(*parts, {PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
     }
     const int layers = parts->shape().layers - parts->config().moe_layers[1];
     EXPECT_EQ(pieces, layers * (want_gradient ? 2 : 1) + 1);

@@ -6,6 +6,7 @@
 #include "server/model/moe_model.h"
 #include "server/sampling/sampler.h"
 #include "server/scheduler/continuous_batcher.h"
+#include "tests/server/owned_segment.h"
 
 namespace c3po {
 namespace {
@@ -40,7 +41,7 @@ class RejectedTask final : public OptimizationTask {
   }
   absl::StatusOr<bool> Step(int64_t) override { return true; }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
-  bool AcceptLogits(absl::Span<const float>) override { return false; }
+  bool AcceptAnswer(double) override { return false; }
 
  private:
   const std::shared_ptr<RoutingOverride> routing_ = std::make_shared<RoutingOverride>();
@@ -58,21 +59,21 @@ TEST(PlainRun, MethodNoneAndARevertedPathwayAreBitwiseTheModelAlone) {
   sampling.ignore_eos = true;
 
   std::vector<SampledToken> expected;
-  ASSERT_TRUE(model->AllocateKvCache(64).ok());
+  ASSERT_TRUE(model->AllocateKvCache(SlotsOf(64)).ok());
   std::vector<int32_t> context = prompt, next = prompt;
   while (expected.size() < 20) {
-    Segment segment;
+    OwnedSegment segment;
     segment.kv = {{0, 64}};
     segment.start = static_cast<int>(context.size() - next.size());
     segment.tokens = next;
-    segment.want_logits = true;
-    const auto out = model->Forward({segment});
+    const auto out = RunSegments(*model, {segment});
     ASSERT_TRUE(out.ok()) << out.status();
-    expected.push_back(*Sample(out->at(0).logits, sampling, context, static_cast<int64_t>(expected.size())));
+    expected.push_back(*Sample(out->at(0).readout.logits, sampling, context, static_cast<int64_t>(expected.size())));
     next = {expected.back().token_id};
     context.push_back(next[0]);
   }
 
+  ASSERT_TRUE(model->AllocateKvCache(KvBlockPool::CacheOf(64)).ok());
   enum class Task { kNone, kReverted, kRejected };
   for (const Task kind : {Task::kNone, Task::kReverted, Task::kRejected}) {
     SCOPED_TRACE(static_cast<int>(kind));
@@ -88,7 +89,7 @@ TEST(PlainRun, MethodNoneAndARevertedPathwayAreBitwiseTheModelAlone) {
       request.entry_layer = 2;
       request.rule = ApplicationRule::kRouterShift;
       request.on_prefilled = [&](const PromptCapture&,
-                                 absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                                 const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
         if (kind == Task::kReverted) return std::make_shared<RevertedTask>();
         return std::make_shared<RejectedTask>(model->shape().experts);
       };

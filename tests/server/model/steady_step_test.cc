@@ -43,36 +43,38 @@ namespace {
 
 class SteadyStep : public testing::TestWithParam<const char*> {};
 
+// Tokens that are chosen, one under an override, and what a gate asks.
 TEST_P(SteadyStep, TakesNoMemory) {
-  SetComputeThreads(1);  // Which of several takes a part is chance, and so is which has seen one before.
+  SetComputeThreads(1);
   const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
-  Backend& backend = model->backend();
-  const KvRun runs[] = {{0, 20}, {20, 20}, {40, 20}};
   std::mt19937 rng(1);
-  const Pathway weights = RandomPathway(rng, 1, model->shape().experts);
-  const RoutingRows routing{1, 2, RoutingOverride::Kind::kWeights, weights.Row(0), -1};
-  const OwnedMatrix hidden = backend.AllocateHidden(3);
-  const OwnedMatrix logits = backend.Allocate(ElementType::kFloat32, 3, model->shape().vocabulary_size);
-  const auto step = [&](int64_t position) {
-    SequenceRows sequences[3];
-    for (int64_t i = 0; i < 3; ++i) sequences[i] = {i, 1, position, {&runs[i], 1}};
-    const int64_t tokens[] = {1, 2, 3}, rows[] = {0, 1, 2};
-    backend.RunStep([&] {
-      backend.PlaceRows(sequences);
-      backend.Embed(tokens, hidden.view());
-      for (int l = 0; l < model->config().layers; ++l) {
-        const bool moe = model->config().IsMoeLayer(l);
-        backend.Attention(l, hidden.view());
-        backend.FeedForward(l, absl::MakeConstSpan(&routing, moe ? 1 : 0), hidden.view(), Matrix());
-      }
-      backend.Logits(hidden.view(), rows, logits.view());
-    });
+  RoutingOverride routing{RoutingOverride::Kind::kLogitShift, {1, 2}, RandomPathway(rng, 2, model->shape().experts)};
+  const auto placed = *model->PlaceRouting(routing);
+  const std::vector<int32_t> blocks[] = {BlocksOf({{0, 20}}), BlocksOf({{20, 20}}), BlocksOf({{40, 20}})};
+  const std::vector<int32_t> tokens(20, 7), asked = {3, 4};
+  const SamplingParams greedy;
+  std::vector<Segment> segments(3);
+  std::vector<SegmentOutput> outputs;
+  const auto step = [&](int position) {
+    for (size_t i = 0; i < 3; ++i) {
+      Segment& segment = segments[i];
+      segment.kv.blocks = blocks[i];
+      segment.start = position;
+      segment.tokens = absl::MakeConstSpan(tokens).subspan(static_cast<size_t>(position), 1);
+      segment.routing = i == 1 ? placed.get() : nullptr;
+      segment.readout.sampling = i == 2 ? nullptr : &greedy;
+      segment.readout.distribution = i == 2;
+      if (i == 2) segment.readout.tokens = asked;
+      segment.readout.position = position;
+    }
+    const absl::Status status = model->Forward(segments, outputs);
+    ASSERT_TRUE(status.ok()) << status;
   };
   // What a thread keeps for attention grows with the longest sequence that it has seen.
-  for (int64_t position = 0; position < 20; ++position) step(position);
+  for (int position = 0; position < 20; ++position) step(position);
   const int64_t before = allocations;
   EXPECT_GT(before, 0);
-  for (int64_t position = 16; position < 20; ++position) step(position);
+  for (int position = 16; position < 20; ++position) step(position);
   EXPECT_EQ(allocations - before, 0);
 }
 
@@ -98,20 +100,20 @@ TEST_P(SteadyStep, AfterAPassWithoutMemoryGivesWhatItGave) {
   SetComputeThreads(1);
   const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
   std::mt19937 rng(2);
-  Segment prompt = PromptSegment({{0, 40}}, RandomTokens(rng, 40, model->shape().vocabulary_size));
+  OwnedSegment prompt = PromptSegment({{0, 40}}, RandomTokens(rng, 40, model->shape().vocabulary_size));
   prompt.want_capture = true;
   const Scenario scenario{GetParam(), ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 2};
   const ObjectiveSpec spec = MakeSpec(rng, *model, scenario);
   const RoutingOverride routing = MakeRouting(rng, *model, scenario);
   const auto objective = *model->NewObjective(spec);
-  const std::vector<float> logits = (*model->Forward({prompt}))[0].logits;
+  const std::vector<float> logits = (*RunSegments(*model, {prompt}))[0].readout.logits;
   const LossAndGradient loss = *model->EvaluateTogether({{objective.get(), routing, true}})[0];
   const int64_t held = cpu::HeldMemory::now();
   int failures = 0;
   for (int64_t left = 0, successes = 0; successes < 2; ++left) {
     ASSERT_LT(left, 1000);
     aligned_left = left;
-    const auto out = model->Forward({prompt});
+    const absl::Status out = RunSegments(*model, {prompt}).status();  // What it captured is not held.
     aligned_left = left;
     const auto evaluated = model->EvaluateTogether({{objective.get(), routing, true}});
     aligned_left = kPlenty;
@@ -119,7 +121,7 @@ TEST_P(SteadyStep, AfterAPassWithoutMemoryGivesWhatItGave) {
     failures += out.ok() ? 0 : 1;
     failures += evaluated[0].ok() ? 0 : 1;
     if (out.ok() && evaluated[0].ok()) ++successes;
-    ASSERT_EQ((*model->Forward({prompt}))[0].logits, logits);
+    ASSERT_EQ((*RunSegments(*model, {prompt}))[0].readout.logits, logits);
     const auto again = model->EvaluateTogether({{objective.get(), routing, true}});
     ASSERT_TRUE(again[0].ok()) << again[0].status();
     ASSERT_EQ(again[0]->loss, loss.loss);
@@ -133,13 +135,13 @@ TEST(KvCache, IsNothingWithoutMemoryForAllOfIt) {
   const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
   const int64_t held = cpu::HeldMemory::now(), cache = model->kv_cache_bytes();
   aligned_left = 1;
-  EXPECT_EQ(model->AllocateKvCache(512).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(model->AllocateKvCache(SlotsOf(512)).code(), absl::StatusCode::kResourceExhausted);
   aligned_left = kPlenty;
   EXPECT_EQ(model->kv_cache_bytes(), 0);
   EXPECT_EQ(cpu::HeldMemory::now(), held - cache);
-  EXPECT_FALSE(model->Forward({PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
-  ASSERT_TRUE(model->AllocateKvCache(256).ok());
-  EXPECT_TRUE(model->Forward({PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
+  EXPECT_FALSE(RunSegments(*model, {PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
+  ASSERT_TRUE(model->AllocateKvCache(SlotsOf(256)).ok());
+  EXPECT_TRUE(RunSegments(*model, {PromptSegment({{0, 3}}, {1, 2, 3})}).ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, SteadyStep,

@@ -31,47 +31,48 @@ TEST_P(StepReads, EachKindOfResultOnce) {
   auto owned = std::make_unique<CountedReads>(kernels->config(), kernels->weights(), kernels->rope());
   CountedReads& counted = *owned;
   const auto model = MoeModel::OnBackend(kernels->config(), kernels->weights(), std::move(owned), int64_t{1} << 20);
-  ASSERT_TRUE(model->AllocateKvCache(256).ok());
+  ASSERT_TRUE(model->AllocateKvCache(SlotsOf(256)).ok());
   const int vocabulary = model->shape().vocabulary_size;
   const auto segment = [&](int i) {  // By turns: logits wanted, scored, nothing wanted.
     std::mt19937 rng(static_cast<uint32_t>(i + 1));
-    Segment result = PromptSegment({{16 * i, 16}}, RandomTokens(rng, 2 + i % 4, vocabulary));
+    OwnedSegment result = PromptSegment({{16 * i, 16}}, RandomTokens(rng, 2 + i % 4, vocabulary));
     result.want_logits = i % 3 == 0;
     if (i % 3 == 1) result.targets = RandomTokens(rng, 2 + i % 4, vocabulary);
     return result;
   };
-  std::vector<Segment> segments;
+  std::vector<OwnedSegment> segments;
   std::vector<SegmentOutput> alone;
   for (int i = 0; i < 9; ++i) {
     segments.push_back(segment(i));
-    const auto out = model->Forward({segments.back()});
+    const auto out = RunSegments(*model, {segments.back()});
     ASSERT_TRUE(out.ok()) << out.status();
     alone.push_back((*out)[0]);
   }
   counted.reads = 0;
-  const auto together = model->Forward(segments);
+  const auto together = RunSegments(*model, segments);
   ASSERT_TRUE(together.ok()) << together.status();
   EXPECT_EQ(counted.reads, 2);
   for (size_t i = 0; i < segments.size(); ++i) {
     const SegmentOutput& own = (*together)[i];
     EXPECT_EQ(own.targets_greedy, alone[i].targets_greedy);
-    ASSERT_EQ(own.logits.size(), alone[i].logits.size());
-    for (size_t j = 0; j < own.logits.size(); ++j) ASSERT_NEAR(own.logits[j], alone[i].logits[j], 1e-4) << i;
+    ASSERT_EQ(own.readout.logits.size(), alone[i].readout.logits.size());
+    for (size_t j = 0; j < own.readout.logits.size(); ++j)
+      ASSERT_NEAR(own.readout.logits[j], alone[i].readout.logits[j], 1e-4) << i;
     ASSERT_EQ(own.target_logprobs.size(), segments[i].targets.size());
     for (size_t j = 0; j < own.target_logprobs.size(); ++j) {
       ASSERT_NEAR(own.target_logprobs[j], alone[i].target_logprobs[j], 1e-4) << i;
     }
   }
   // One that is scored and wants its last logits, between two that want theirs alone.
-  for (Segment& last : segments) last.want_logits = true;
-  const auto all = model->Forward(absl::MakeConstSpan(segments).first(3));
+  for (OwnedSegment& last : segments) last.want_logits = true;
+  const auto all = RunSegments(*model, {segments[0], segments[1], segments[2]});
   ASSERT_TRUE(all.ok()) << all.status();
   for (size_t i = 0; i < 3; ++i) {
-    const auto own = kernels->Forward({segments[i]});
+    const auto own = RunSegments(*kernels, {segments[i]});
     ASSERT_TRUE(own.ok()) << own.status();
-    ASSERT_EQ((*all)[i].logits.size(), (*own)[0].logits.size());
-    for (size_t j = 0; j < (*own)[0].logits.size(); ++j) {
-      ASSERT_NEAR((*all)[i].logits[j], (*own)[0].logits[j], 1e-4) << i;
+    ASSERT_EQ((*all)[i].readout.logits.size(), (*own)[0].readout.logits.size());
+    for (size_t j = 0; j < (*own)[0].readout.logits.size(); ++j) {
+      ASSERT_NEAR((*all)[i].readout.logits[j], (*own)[0].readout.logits[j], 1e-4) << i;
     }
   }
 }

@@ -12,6 +12,7 @@
 #include "server/compute/weight_tensors.h"
 #include "server/model/moe_model.h"
 #include "server/weights/safetensors_file.h"
+#include "tests/server/owned_segment.h"
 
 namespace c3po {
 namespace {
@@ -112,14 +113,13 @@ TEST_F(StoredModel, OfEightBitsIsReadToBfloat16Exactly) {
   const auto model = Load();
   ASSERT_TRUE(model.ok()) << model.status();
   ExpectWeights(**model, tensors_, at::kFloat8_e4m3fn, at::kBFloat16);
-  ASSERT_TRUE((*model)->AllocateKvCache(4).ok());
-  Segment segment;
+  ASSERT_TRUE((*model)->AllocateKvCache(SlotsOf(4)).ok());
+  OwnedSegment segment;
   segment.kv = {{0, 4}};
   segment.tokens = {1, 2, 3};
-  segment.want_logits = true;
-  const auto out = (*model)->Forward({segment});
+  const auto out = RunSegments(**model, {segment});
   ASSERT_TRUE(out.ok()) << out.status();
-  for (float logit : out->at(0).logits) ASSERT_TRUE(std::isfinite(logit));
+  for (float logit : out->at(0).readout.logits) ASSERT_TRUE(std::isfinite(logit));
 }
 
 TEST_F(StoredModel, WithATensorTooFewIsRefusedByItsName) {

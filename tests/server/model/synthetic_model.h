@@ -79,13 +79,14 @@ inline std::vector<float> GoldenLogitsOf(const std::string& folder) {
   options.folder = folder;
   const auto model = MoeModel::Load(options);
   EXPECT_TRUE(model.ok()) << model.status();
-  if (!model.ok() || !(*model)->AllocateKvCache(64).ok()) return {};
+  if (!model.ok() || !(*model)->AllocateKvCache(SlotsOf(64)).ok()) return {};
   std::vector<int32_t> tokens(kGoldenTokens);
   for (int i = 0; i < kGoldenTokens; ++i) tokens[i] = (7 * i * i + 3 * i + 1) % kVocabulary;
-  const auto out = (*model)->Forward({PromptSegment({{0, kGoldenTokens}}, tokens)});
+  const auto out = RunSegments(**model, {PromptSegment({{0, kGoldenTokens}}, tokens)});
   EXPECT_TRUE(out.ok()) << out.status();
   std::vector<float> logits;
-  for (int token = 0; out.ok() && token < kVocabulary; token += kStride) logits.push_back(out->at(0).logits.at(token));
+  for (int token = 0; out.ok() && token < kVocabulary; token += kStride)
+    logits.push_back(out->at(0).readout.logits.at(token));
   return logits;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "server/model/moe_model.h"
+#include "tests/server/owned_segment.h"
 
 namespace c3po {
 
@@ -29,16 +30,15 @@ inline std::unique_ptr<MoeModel> LoadTiny(const std::string& name, const std::st
   options.arithmetic = arithmetic;
   auto model = MoeModel::Load(options);
   EXPECT_TRUE(model.ok()) << model.status();
-  EXPECT_TRUE((*model)->AllocateKvCache(256).ok());
+  EXPECT_TRUE((*model)->AllocateKvCache(SlotsOf(256)).ok());
   return *std::move(model);
 }
 
-inline Segment PromptSegment(std::vector<KvRun> kv, std::vector<int32_t> tokens, int start = 0) {
-  Segment segment;
+inline OwnedSegment PromptSegment(std::vector<KvRun> kv, std::vector<int32_t> tokens, int start = 0) {
+  OwnedSegment segment;
   segment.kv = std::move(kv);
   segment.start = start;
   segment.tokens = std::move(tokens);
-  segment.want_logits = true;
   return segment;
 }
 

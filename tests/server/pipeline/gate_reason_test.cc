@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "server/pipeline/confidence.h"
+#include "server/sampling/readout.h"
 
 namespace c3po {
 namespace {
@@ -67,9 +68,17 @@ TEST(GateReason, TellsWhatEachOtherConditionCompared) {
 TEST(Confidence, IsAmongTheFirstTokensOfChoicesThatDiffer) {
   const std::vector<float> logits = {0, 1, 3, 1};
   const double all = std::exp(3.0) / (1 + 2 * std::exp(1.0) + std::exp(3.0));
-  EXPECT_NEAR(Confidence(logits, {}), all, 1e-12);
-  EXPECT_NEAR(Confidence(logits, {1, 1}), all, 1e-12);
-  EXPECT_NEAR(Confidence(logits, {0, 1, 0}), std::exp(1.0) / (1 + std::exp(1.0)), 1e-12);
+  const auto confidence = [&](const std::vector<int32_t>& choice_tokens) {
+    ReadoutRequest request;
+    request.distribution = true;
+    request.tokens = choice_tokens;
+    Readout next;
+    ReadOut(logits, request, next);
+    return Confidence(next, choice_tokens);
+  };
+  EXPECT_NEAR(confidence({}), all, 1e-12);
+  EXPECT_NEAR(confidence({1, 1}), all, 1e-12);
+  EXPECT_NEAR(confidence({0, 1, 0}), std::exp(1.0) / (1 + std::exp(1.0)), 1e-12);
 }
 
 }  // namespace

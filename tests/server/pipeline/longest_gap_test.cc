@@ -33,13 +33,16 @@ class CountingModel final : public ModelRunner {
 
   const ModelShape& shape() const override { return model_->shape(); }
   const MoeModel& model() const { return *model_; }
-  absl::Status AllocateKvCache(int64_t slots) override { return model_->AllocateKvCache(slots); }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+  absl::Status AllocateKvCache(const KvCacheShape& cache) override { return model_->AllocateKvCache(cache); }
+  absl::StatusOr<std::shared_ptr<const PlacedRouting>> PlaceRouting(const RoutingOverride& routing) override {
+    return model_->PlaceRouting(routing);
+  }
+  absl::Status Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) override {
     for (const Segment& segment : segments) {
       const int below = segment.resume ? model_->config().moe_layers[static_cast<size_t>(segment.entry_layer)] : 0;
       spent += static_cast<int64_t>(segment.tokens.size()) * (shape().layers - below);
     }
-    return model_->Forward(segments);
+    return model_->Forward(segments, outputs);
   }
   absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase& neighbor,
                                                                       const MovingPart& moving) override {
@@ -198,9 +201,7 @@ class Hostile {
   static SequenceRequest WithTask(SequenceRequest request, std::shared_ptr<OptimizationTask> task) {
     request.continuations = {{1}};
     request.on_prefilled = [task](const PromptCapture&,
-                                  absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
-      return task;
-    };
+                                  const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> { return task; };
     return request;
   }
 
@@ -213,7 +214,7 @@ TEST(LongestGap, BesideAnyValidRequestIsFourOrdinarySteps) {
   for (uint32_t seed = 1; seed <= 10; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     CountingModel model(LoadTiny("olmoe_tiny"));
-    ASSERT_TRUE(model.AllocateKvCache(4096).ok());
+    ASSERT_TRUE(model.AllocateKvCache(KvBlockPool::CacheOf(4096)).ok());
     BatcherLimits limits;
     limits.kv_tokens_max = 4096;
     limits.prefill_tokens_per_step = kPassTokens;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "server/pipeline/generation_pipeline.h"
+#include "server/sampling/readout.h"
 #include "tests/index/store/random_reference.h"
 #include "tests/server/partial_model.h"
 #include "tests/server/text/golden_case.h"
@@ -28,23 +29,22 @@ class MadeUpModel final : public PartialModel {
     shape_.hidden_size = 8;
     shape_.context_window = 4096;
   }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+  absl::Status Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) override {
     if (on_forward) on_forward();
     if (broken.load()) return absl::InternalError("the device is gone");
-    std::vector<SegmentOutput> outputs(segments.size());
-    for (SegmentOutput& output : outputs) {
-      output.logits.assign(static_cast<size_t>(shape_.vocabulary_size), std::nanf(""));
-      output.hidden_sum.assign(8, 1);
+    outputs.assign(segments.size(), {});
+    for (size_t i = 0; i < segments.size(); ++i) {
+      const std::vector<float> logits(static_cast<size_t>(shape_.vocabulary_size), answers ? 0 : std::nanf(""));
+      if (segments[i].readout.wanted()) ReadOut(logits, segments[i].readout, outputs[i].readout);
     }
     for (size_t i = 0; answers && i < segments.size(); ++i) {
-      outputs[i].logits.assign(outputs[i].logits.size(), 0);
       outputs[i].target_logprobs.assign(segments[i].targets.size(), -1);
       outputs[i].capture.mean_hidden.assign(8, 1);
       outputs[i].capture.pathway.layers = 3;
       outputs[i].capture.pathway.experts = 4;
       outputs[i].capture.pathway.weights.assign(12, 0.25f);
     }
-    return outputs;
+    return absl::OkStatus();
   }
   std::atomic<bool> broken{false};
   bool answers = false;

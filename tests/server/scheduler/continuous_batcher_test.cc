@@ -197,14 +197,18 @@ TEST(ContinuousBatcher, APathwayGovernsAsManyLastPositionsOfThePromptAsIsAsked) 
         }
         HashModel oracle;
         Segment whole;
-        whole.kv = {{0, 100}};
+        const std::vector<int32_t> blocks = {0, 1, 2, 3};
+        whole.kv.blocks = blocks;
         whole.tokens = prompt;
-        whole.routing = accepts ? Routing(5) : nullptr;
+        const auto placed = *oracle.PlaceRouting(*Routing(5));
+        whole.routing = accepts ? placed.get() : nullptr;
         whole.override_start = std::max(0, 100 - positions);
-        const std::vector<float> logits = oracle.Forward({whole})->front().logits;
-        const auto expected = std::max_element(logits.begin(), logits.end()) - logits.begin();
+        whole.readout.distribution = true;
+        std::vector<SegmentOutput> outputs;
+        ASSERT_TRUE(oracle.Forward({whole}, outputs).ok());
+        const int32_t expected = outputs.front().readout.likeliest;
         EXPECT_EQ(tokens[0], plain);
-        EXPECT_EQ(tokens[1], std::vector<int32_t>{static_cast<int32_t>(expected)});
+        EXPECT_EQ(tokens[1], std::vector<int32_t>{expected});
         EXPECT_EQ(tokens[2], plain) << "the governed positions were taken for the model's own";
       }
     }
@@ -216,8 +220,7 @@ TEST(ContinuousBatcher, APathwayThatWasRevertedGivesThePlainTokens) {
   ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
   auto sink = std::make_shared<RecordingSink>();
   SequenceRequest request = MakeRequest({{4, 5, 6}, 6, nullptr}, sink);
-  request.on_prefilled = [](const PromptCapture&,
-                            absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+  request.on_prefilled = [](const PromptCapture&, const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     return std::make_shared<CountdownTask>(2, nullptr);
   };
   batcher.Add(std::move(request));
@@ -239,7 +242,7 @@ TEST(ContinuousBatcher, APathwayThatIsNotAcceptedOnTrialLeavesNoTrace) {
         if (scoring) request.continuations = {{7, 8, 9}, {10}, {11, 12}};
         if (optimized) {
           request.on_prefilled = [task](const PromptCapture&,
-                                        absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                                        const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
             return task;
           };
         }
@@ -280,9 +283,7 @@ TEST(ContinuousBatcher, OptimizationTakesItsShareOfTheTimeBesideStreams) {
   task->on_step = [&] { model.now += absl::Milliseconds(4); };
   SequenceRequest request = MakeRequest({{2}, 1, nullptr}, optimizing);
   request.on_prefilled = [task](const PromptCapture&,
-                                absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
-    return task;
-  };
+                                const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> { return task; };
   batcher.Add(std::move(request));
   while (optimizing->finished_count == 0) batcher.Step();
   // Ten units of 4 ms at 0.08 of the passes' time: 25 passes of 2 ms for each but the last.
@@ -428,8 +429,7 @@ TEST(ContinuousBatcher, AFailingForwardOrTaskEndsOnlyWithAStatus) {
   ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
   auto task = std::make_shared<RecordingSink>(), forward = std::make_shared<RecordingSink>();
   SequenceRequest request = MakeRequest({{1, 2}, 4, nullptr}, task);
-  request.on_prefilled = [](const PromptCapture&,
-                            absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+  request.on_prefilled = [](const PromptCapture&, const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     return std::make_shared<CountdownTask>(1, nullptr, absl::InternalError("bad step"));
   };
   batcher.Add(std::move(request));
@@ -517,7 +517,7 @@ TEST(Engine, IsStalledWhileItHasWorkAndEndsNoStep) {
   auto sink = std::make_shared<RecordingSink>();
   SequenceRequest request = MakeRequest({{1}, 1, nullptr}, sink);
   request.on_prefilled = [&](const PromptCapture&,
-                             absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                             const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     reached.Notify();
     go_on.WaitForNotification();
     return nullptr;
@@ -535,11 +535,10 @@ TEST(Engine, IsStalledWhileItHasWorkAndEndsNoStep) {
 class SlowModel final : public PartialModel {
  public:
   SlowModel() { shape_ = HashModel().shape(); }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+  absl::Status Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) override {
     absl::SleepFor(absl::Milliseconds(1));
-    std::vector<SegmentOutput> outputs(segments.size());
-    for (SegmentOutput& output : outputs) output.logits.assign(kVocabulary, 0);
-    return outputs;
+    outputs.assign(segments.size(), {});
+    return absl::OkStatus();
   }
 };
 

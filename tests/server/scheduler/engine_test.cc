@@ -97,9 +97,8 @@ TEST_F(EngineTest, WhatATaskOrItsBeginningThrowsEndsItsRequestAlone) {
   for (const bool at_beginning : {true, false}) {
     const auto sink = std::make_shared<RecordingSink>();
     SequenceRequest request = RequestFor(sink, /*scores=*/false);
-    request.on_prefilled = [at_beginning](
-                               const PromptCapture&,
-                               absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+    request.on_prefilled = [at_beginning](const PromptCapture&,
+                                          const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
       if (at_beginning) throw std::runtime_error("of the beginning");
       return std::make_shared<ThrowingTask>();
     };
@@ -113,8 +112,7 @@ TEST_F(EngineTest, WhatATaskOrItsBeginningThrowsEndsItsRequestAlone) {
 TEST_F(EngineTest, WhatATaskThrowsWhenItIsAskedEndsItsRequestAlone) {
   const auto sink = std::make_shared<RecordingSink>();
   SequenceRequest request = RequestFor(sink, /*scores=*/false);
-  request.on_prefilled = [](const PromptCapture&,
-                            absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+  request.on_prefilled = [](const PromptCapture&, const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     return std::make_shared<TaskThatThrowsWhenAsked>();
   };
   ASSERT_TRUE(engine_.Submit(std::move(request)).ok());
@@ -127,11 +125,10 @@ TEST_F(EngineTest, WhatATaskThrowsWhenItIsAskedEndsItsRequestAlone) {
 class ThrowingModel final : public PartialModel {
  public:
   ThrowingModel() { shape_ = HashModel().shape(); }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+  absl::Status Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) override {
     if (throws.exchange(false)) throw std::bad_alloc();
-    return model_.Forward(segments);
+    return model_.Forward(segments, outputs);
   }
-  void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override { model_.ForEach(count, work); }
   std::atomic<bool> throws{true};
 
  private:

@@ -154,7 +154,7 @@ TEST_F(FairShare, WhatWasPreemptedWithItsMemoryGoesOnBeforeWhatWaitsForThat) {
         MakeRequest({std::vector<int32_t>(3 * KvBlockPool::kPositions - 4, 1), 4, Routing(1)}, sink);
     request.caller = "ann";
     request.priority = priority;
-    request.on_prefilled = [this](const PromptCapture&, absl::Span<const float>) {
+    request.on_prefilled = [this](const PromptCapture&, const Readout&) {
       auto task = std::make_shared<CountdownTask>(100, Routing(1));
       task->bytes = 80;
       task->on_step = [this] { model().now += absl::Seconds(1); };
@@ -189,7 +189,8 @@ TEST(FairShareOfAPass, AContinuationThatRunsAgainHasAllTheRowsThatItNeeds) {
   sequence.blocks = {*pool.Take(-1)};
   sequence.scores.resize(1);
   sequence.scores[0].token_logprobs.assign(299, -1.0f);
-  const StepPlan plan = PlanStep(running, 100, pool);
+  StepPlan plan;
+  PlanStep(running, 100, pool, plan);
   ASSERT_EQ(plan.segments.size(), 1u);
   EXPECT_EQ(plan.segments[0].tokens.size(), 100u);
 }

@@ -83,19 +83,6 @@ TEST(KvBlockPool, TheSameTokensBehindAnotherBeginningAreOtherContents) {
   EXPECT_THAT(pool.TakePrefix(one).blocks, ElementsAre(a));
 }
 
-TEST(KvBlockPool, RunsJoinNeighborsAndEndInsideABlock) {
-  std::vector<KvRun> runs;
-  KvBlockPool::AppendRuns({4, 5, 9}, 2 * kPositions + 3, runs);
-  ASSERT_EQ(runs.size(), 2u);
-  EXPECT_EQ(runs[0].slot, 4 * kPositions);
-  EXPECT_EQ(runs[0].length, 2 * kPositions);
-  EXPECT_EQ(runs[1].slot, 9 * kPositions);
-  EXPECT_EQ(runs[1].length, 3);
-  // What is appended never joins what was there: its positions begin inside a block of their own.
-  KvBlockPool::AppendRuns({10}, 1, runs);
-  EXPECT_EQ(runs.size(), 3u);
-}
-
 // Against a plain model of who holds what, and of what every named block contains.
 TEST(KvBlockPool, RandomUseNeverSharesAHeldBlockNorForgetsAHolder) {
   for (uint32_t seed = 1; seed <= 50; ++seed) {

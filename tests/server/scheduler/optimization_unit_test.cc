@@ -23,8 +23,9 @@ struct Optimizing {
       cancelled.push_back(std::make_shared<std::atomic<bool>>(false));
       SequenceRequest request = MakeRequest(wanted, sinks.back());
       request.cancelled = cancelled.back();
-      request.on_prefilled = [task = tasks.back()](const PromptCapture&, absl::Span<const float>)
-          -> absl::StatusOr<std::shared_ptr<OptimizationTask>> { return task; };
+      request.on_prefilled = [task = tasks.back()](
+                                 const PromptCapture&,
+                                 const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> { return task; };
       batcher.Add(std::move(request));
     }
   }
@@ -252,7 +253,7 @@ TEST(OptimizationUnit, OptimizationsWaitUntilTheirMemoryFits) {
     sinks.push_back(std::make_shared<RecordingSink>());
     SequenceRequest request = MakeRequest(wanted, sinks.back());
     request.on_prefilled = [&, i](const PromptCapture&,
-                                  absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                                  const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
       auto task = std::make_shared<CountdownTask>(5, Routing(static_cast<float>(i + 1)));
       task->bytes = needs[i];
       task->on_step = [&, i, steps = 0]() mutable {

@@ -10,11 +10,11 @@
 #include <memory>
 #include <optional>
 #include <set>
-#include <thread>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/sampling/readout.h"
 #include "server/scheduler/continuous_batcher.h"
 #include "tests/server/partial_model.h"
 
@@ -35,19 +35,17 @@ class HashModel final : public PartialModel {
     shape_.hidden_size = 1;
     shape_.context_window = 4096;
   }
-  absl::StatusOr<std::vector<SegmentOutput>> Forward(absl::Span<const Segment> segments) override {
+  absl::Status Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) override {
     ++forwards;
     now += per_forward;
     if (!fail_with.ok()) return fail_with;
-    std::vector<SegmentOutput> outputs;
+    outputs.clear();
     int64_t rows = 0;
     std::set<int64_t> written;
     for (const Segment& segment : segments) {
       rows += static_cast<int64_t>(segment.tokens.size());
-      std::vector<int64_t> slots;
-      for (const KvRun& run : segment.kv) {
-        for (int64_t i = 0; i < run.length; ++i) slots.push_back(run.slot + i);
-      }
+      const std::vector<int64_t> slots = SlotsOfPositions(segment.kv);
+      const RoutingOverride* const routing = RoutingOf(segment);
       EXPECT_GE(slots.size(), segment.start + segment.tokens.size()) << "no slots";
       uint64_t h = segment.start == 0 ? 1469598103934665603ull : states_.at(slots[segment.start - 1]);
       SegmentOutput output;
@@ -55,25 +53,25 @@ class HashModel final : public PartialModel {
       for (size_t r = 0; r < segment.tokens.size(); ++r) {
         const int position = segment.start + static_cast<int>(r);
         h = (h ^ static_cast<uint64_t>(segment.tokens[r] + 1)) * 1099511628211ull;
-        if (segment.routing && position >= segment.override_start && position < segment.override_end) {
-          h = (h ^ static_cast<uint64_t>(segment.routing->values.weights[0] * 1000)) * 1099511628211ull;
+        if (routing && position >= segment.override_start && position < segment.override_end) {
+          h = (h ^ static_cast<uint64_t>(routing->values.weights[0] * 1000)) * 1099511628211ull;
         }
         states_.at(slots[position]) = h;
         EXPECT_TRUE(written.insert(slots[position]).second) << "two rows of a pass write one slot";
         if (!segment.targets.empty()) output.target_logprobs.push_back(-static_cast<float>((h >> 20) % 100));
         // No number from this token on; of one pass only.
-        nonsense = nonsense || segment.tokens[r] == bad_token ||
-                   (segment.routing && segment.routing->values.weights[0] == kBadWeight);
+        nonsense = nonsense || segment.tokens[r] == bad_token || (routing && routing->values.weights[0] == kBadWeight);
         if (nonsense && !segment.targets.empty()) output.target_logprobs.back() = std::nanf("");
       }
-      output.logits.assign(kVocabulary, nonsense ? std::nanf("") : 0);
-      if (!nonsense) output.logits[(h >> 17) % (kVocabulary - 1)] = 1;
+      std::vector<float> logits(kVocabulary, nonsense ? std::nanf("") : 0);
+      if (!nonsense) logits[(h >> 17) % (kVocabulary - 1)] = 1;
+      if (segment.readout.wanted()) ReadOut(logits, segment.readout, output.readout);
       output.capture.pathway = Pathway(2, 4);
-      output.capture.entry_hidden = {static_cast<float>(segment.start)};
+      output.capture.entry = std::make_shared<EntryState>();
       outputs.push_back(std::move(output));
     }
     most_rows = std::max(most_rows, rows);
-    return outputs;
+    return absl::OkStatus();
   }
 
   std::unique_ptr<EvaluationRun> NewEvaluationRun(std::vector<Evaluation> evaluations) override {
@@ -105,17 +103,6 @@ class HashModel final : public PartialModel {
     int64_t all_ = 0, left_ = 0;
   };
 
-  // Backward, and the upper half on a thread of its own.
-  void ForEach(int64_t count, absl::FunctionRef<void(int64_t)> work) override {
-    const auto backward = [&](int64_t begin, int64_t end) {
-      while (end > begin) work(--end);
-    };
-    if (count < 2) return backward(0, count);
-    std::thread upper(backward, count / 2, count);
-    backward(0, count / 2);
-    upper.join();
-  }
-
   int forwards = 0;
   std::vector<std::vector<const NeighborhoodObjective*>> passes;  // of evaluations
   struct Part {
@@ -132,6 +119,18 @@ class HashModel final : public PartialModel {
   static constexpr float kBadWeight = 987654;  // of a routing that gives NaN
 
  private:
+  static std::vector<int64_t> SlotsOfPositions(const KvBlocks& kv) {
+    constexpr int64_t kPositions = KvBlockPool::kPositions;
+    std::vector<int64_t> slots;
+    for (int64_t p = 0; p < kv.beginning_positions; ++p) {
+      slots.push_back(kv.beginning.at(static_cast<size_t>(p / kPositions)) * kPositions + p % kPositions);
+    }
+    for (const int32_t block : kv.blocks) {
+      for (int64_t i = 0; i < kPositions; ++i) slots.push_back(block * kPositions + i);
+    }
+    return slots;
+  }
+
   std::vector<uint64_t> states_;  // per slot: the hash of everything up to its position
 };
 
@@ -174,7 +173,7 @@ class CountdownTask final : public OptimizationTask {
     return --steps_ == 0;
   }
   std::shared_ptr<const RoutingOverride> routing() const override { return routing_; }
-  bool AcceptLogits(absl::Span<const float>) override {
+  bool AcceptAnswer(double) override {
     ++trials;
     return accepts;
   }
@@ -227,7 +226,7 @@ class AskingTask final : public OptimizationTask {
   std::shared_ptr<const RoutingOverride> routing() const override {
     return std::make_shared<RoutingOverride>(routing_);
   }
-  bool AcceptLogits(absl::Span<const float>) override { return accepts; }
+  bool AcceptAnswer(double) override { return accepts; }
   bool AcceptScores(absl::Span<const ContinuationScore>) override { return accepts; }
 
   class Objective final : public NeighborhoodObjective {
@@ -275,7 +274,7 @@ inline SequenceRequest MakeRequest(const Wanted& wanted, std::shared_ptr<Sequenc
   request.sink = std::move(sink);
   if (wanted.routing) {
     request.on_prefilled = [wanted](const PromptCapture&,
-                                    absl::Span<const float>) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
+                                    const Readout&) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
       if (wanted.asks) {
         auto task = std::make_shared<AskingTask>(wanted.optimization_steps, *wanted.routing);
         task->objective.row_count = wanted.rows;

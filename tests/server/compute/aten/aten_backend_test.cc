@@ -8,6 +8,7 @@
 
 #include <array>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "server/compute/aten/causal_attention.h"
@@ -18,6 +19,7 @@
 #include "server/compute/aten/projections.h"
 #include "server/compute/aten/row_operations.h"
 #include "server/compute/weight_tensors.h"
+#include "tests/server/owned_segment.h"
 
 namespace c3po::aten {
 namespace {
@@ -106,7 +108,7 @@ class AtenBackendModel : public testing::TestWithParam<Case> {
     const auto rows = backend_->NewPreparationRows(neighbor.shape());
     for (int l = 0; l < kEntry; ++l) {
       backend_->PreparationAttention(l, *rows, nullptr, false, hidden.view());
-      backend_->FeedForward(l, {}, hidden.view(), {});
+      backend_->PreparationFeedForward(l, hidden.view());
     }
     entries.push_back(hidden.Rows(prefix, moving));
     if (prefix == 0) return {neighbor.shape(), nullptr};
@@ -114,7 +116,7 @@ class AtenBackendModel : public testing::TestWithParam<Case> {
     const Matrix prompt = hidden.view().Rows(0, prefix);
     for (int l = kEntry; l < kLayers; ++l) {
       backend_->PreparationAttention(l, *rows, states.get(), l + 1 == kLayers, prompt);
-      if (l + 1 < kLayers) backend_->FeedForward(l, {}, prompt, {});
+      if (l + 1 < kLayers) backend_->PreparationFeedForward(l, prompt);
     }
     EXPECT_EQ(states->bytes(), (kLayers - kEntry) * 2 * prefix * 16 * 4);
     return {neighbor.shape(), states};
@@ -178,9 +180,13 @@ void ExpectNear(const std::vector<float>& got, const at::Tensor& expected, const
 // Two sequences in chunks and steps, in scattered slots, of which one's last rows are overridden.
 TEST_P(AtenBackendModel, StepsGiveThePlainSequencesLogits) {
   const std::vector<int64_t> first = {3, 1, 4, 1, 5, 9, 2}, second = {6, 5, 3};
-  const KvRun of_first[] = {{20, 2}, {5, 3}, {12, 9}}, of_second[] = {{0, 3}};
+  const std::vector<int32_t> blocks_of_first = BlocksOf({{20, 2}, {5, 3}, {12, 9}}), blocks_of_second = {0, 1, 2};
+  const KvBlocks of_first{{}, 0, blocks_of_first}, of_second{{}, 0, blocks_of_second};
   const at::Tensor values = at::randn({kLayers - kEntry, kExperts});
-  backend_->AllocateKvCache(32);
+  backend_->AllocateKvCache(SlotsOf(32));
+  PlacedOverride placed{Kind::kLogitShift, {}, backend_->Allocate(ElementType::kFloat32, kLayers - kEntry, kExperts)};
+  for (int l = kEntry; l < kLayers; ++l) placed.layers.push_back(l);
+  backend_->Write(ToFloats(values), placed.values.view());
   EXPECT_EQ(backend_->kv_cache_bytes(), 32 * kLayers * 2 * 16 * 4);
   struct Step {
     std::vector<SequenceRows> sequences;
@@ -194,26 +200,23 @@ TEST_P(AtenBackendModel, StepsGiveThePlainSequencesLogits) {
     const auto rows = static_cast<int64_t>(step.tokens.size());
     const OwnedMatrix hidden = Hidden(step.tokens);
     logits.push_back(backend_->Allocate(ElementType::kFloat32, rows, config_.vocabulary_size));
-    backend_->RunStep([&] {
-      backend_->PlaceRows(step.sequences);
+    std::vector<int64_t> all(static_cast<size_t>(rows));
+    std::iota(all.begin(), all.end(), 0);
+    // Of the first sequence's positions from 4 on.
+    const OverriddenRows overridden{step.sequences[0].rows - 1, step.sequences[0].rows, &placed};
+    backend_->PlaceStep({step.sequences, step.tokens, {&overridden, 1}, true, all, {}});
+    backend_->RunStep({0, rows, rows, 0, true}, [&] {
       for (int l = 0; l < kLayers; ++l) {
-        std::vector<RoutingRows> routing;  // of the first sequence's positions from 4 on
-        if (l >= kEntry) {
-          const float* const row = values.const_data_ptr<float>() + (l - kEntry) * kExperts;
-          routing.push_back({step.sequences[0].rows - 1, step.sequences[0].rows, Kind::kLogitShift, {row, kExperts}});
-        }
         const OwnedMatrix probabilities = backend_->Allocate(ElementType::kFloat32, rows, kExperts);
         backend_->Attention(l, hidden.view());
-        backend_->FeedForward(l, routing, hidden.view(), probabilities.view());
+        backend_->FeedForward(l, hidden.view(), probabilities.view());
         for (int64_t r = 0; r < rows; ++r) {
           double sum = 0;
           for (float p : ReadAll(probabilities.Rows(r, 1))) sum += p;
           EXPECT_NEAR(sum, 1, 1e-5);
         }
       }
-      std::vector<int64_t> all(static_cast<size_t>(rows));
-      for (int64_t r = 0; r < rows; ++r) all[static_cast<size_t>(r)] = r;
-      backend_->Logits(hidden.view(), all, logits.back().view());
+      backend_->Logits(hidden.view(), logits.back().view());
     });
   }
   const at::Tensor plain = PlainLogits(PlainSequence(first, 4, Kind::kLogitShift, values));
@@ -227,7 +230,9 @@ TEST_P(AtenBackendModel, StepsGiveThePlainSequencesLogits) {
   const auto likeliest = static_cast<int32_t>(plain[0].argmax().item<int64_t>());
   const std::vector<int32_t> targets = {likeliest, (static_cast<int32_t>(plain[1].argmax().item<int64_t>()) + 1) % 13};
   const OwnedMatrix scores = backend_->Allocate(ElementType::kFloat32, 2, 2);
-  backend_->ScoreTargets(logits[0].view().Rows(0, 2), targets, scores.view());
+  const std::vector<int64_t> head_rows = {0, 1};
+  backend_->PlaceStep({steps[0].sequences, {}, {}, false, head_rows, targets});
+  backend_->ScoreTargets(logits[0].view().Rows(0, 2), scores.view());
   const at::Tensor logp = at::log_softmax(plain, -1);
   ExpectNear(ReadAll(scores), at::stack({logp[0][targets[0]], at::ones({}), logp[1][targets[1]], at::zeros({})}),
              "scores");
@@ -349,7 +354,7 @@ TEST_P(AtenBackendModel, TargetsOnlyLeaveTheOtherTokensOut) {
 // As a CPU's model has its weights: rounded, and in panels where their rows allow it.
 TEST_P(AtenBackendModel, WeightsInPanelsGiveTheSameBits) {
   const std::vector<int64_t> tokens = {3, 1, 4, 1, 5};
-  const KvRun run = {0, 5};
+  const std::vector<int32_t> blocks = BlocksOf({{0, 5}});
   MoeWeights rounded = weights_;
   for (LayerWeights& layer : rounded.layers) {
     for (at::Tensor* w : {&layer.qkv, &layer.output, &layer.experts.gate_up, &layer.experts.down, &layer.shared.gate_up,
@@ -367,15 +372,17 @@ TEST_P(AtenBackendModel, WeightsInPanelsGiveTheSameBits) {
   std::vector<std::vector<float>> logits;
   for (const MoeWeights& weights : {rounded, packed}) {
     backend_ = std::make_unique<AtenBackend>(config_, weights, rope_);
-    backend_->AllocateKvCache(8);
+    backend_->AllocateKvCache(SlotsOf(8));
     const OwnedMatrix hidden = Hidden(tokens);
     const OwnedMatrix last = backend_->Allocate(ElementType::kFloat32, 1, config_.vocabulary_size);
-    backend_->PlaceRows({{0, 5, 0, {&run, 1}}});
+    const std::vector<SequenceRows> rows = {{0, 5, 0, {{}, 0, blocks}}};
+    const std::vector<int64_t> head_rows = {4};
+    backend_->PlaceStep({rows, tokens, {}, false, head_rows, {}});
     for (int l = 0; l < kLayers; ++l) {
       backend_->Attention(l, hidden.view());
-      backend_->FeedForward(l, {}, hidden.view(), {});
+      backend_->FeedForward(l, hidden.view(), {});
     }
-    backend_->Logits(hidden.view(), {4}, last.view());
+    backend_->Logits(hidden.view(), last.view());
     logits.push_back(ReadAll(last));
   }
   EXPECT_EQ(logits[0], logits[1]);

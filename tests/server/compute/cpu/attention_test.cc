@@ -99,7 +99,7 @@ TEST(CausalAttention, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
       std::vector<float> q, k, v;
     };
     std::vector<Case> cases;
-    std::vector<SequenceRows> sequences;
+    std::vector<SequenceRuns> sequences;
     std::vector<float> q, k, v;
     for (int64_t c = 0, first_row = 0; c < 4; ++c) {
       Case one;
@@ -125,7 +125,7 @@ TEST(CausalAttention, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
     for (size_t c = 0; c < cases.size(); ++c) {
       const Case& one = cases[c];
       const std::vector<KvRun> whole = {{5, one.length}};
-      const SequenceRows alone{0, one.length, 0, whole};
+      const SequenceRuns alone{0, one.length, 0, whole};
       std::vector<float> expected(one.length * context_size);
       StoreKeysAndValues(shape, {&alone, 1}, one.k.data(), one.v.data(), keys.data(), values.data(), slots);
       CausalAttention(shape, {&alone, 1}, one.q.data(), keys.data(), values.data(), slots, expected.data());
