@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "index/base/status_macros.h"
+#include "server/weights/stored_elements.h"
 
 namespace c3po {
 namespace {
@@ -67,15 +68,26 @@ const Forms& FormsOf(ModelConfig::Family family) {
   return *kPlain;
 }
 
-// Tensors whose names begin with `prefix`.
+// Where a tensor's first entry lies, as WeightUse says it; the layer is the visitor's.
+struct Place {
+  WeightRole role;
+  int64_t row = 0, column = 0;
+  int64_t paired_block = 0;
+};
+
+// Tensors of a layer whose names begin with `prefix`.
 class Visitor {
  public:
-  Visitor(std::string prefix, Visit visit) : prefix_(std::move(prefix)), visit_(visit) {}
-  absl::Status operator()(absl::string_view name, std::vector<int64_t> shape, TensorPart part) const {
-    return visit_({absl::StrCat(prefix_, name), std::move(shape), part});
+  Visitor(int layer, std::string prefix, Visit visit) : layer_(layer), prefix_(std::move(prefix)), visit_(visit) {}
+  absl::Status operator()(absl::string_view name, std::vector<int64_t> shape, TensorPart part, Place place) const {
+    return visit_({absl::StrCat(prefix_, name),
+                   std::move(shape),
+                   part,
+                   {place.role, layer_, place.row, place.column, place.paired_block}});
   }
 
  private:
+  const int layer_;
   const std::string prefix_;
   const Visit visit_;
 };
@@ -83,74 +95,97 @@ class Visitor {
 absl::Status VisitAttention(const ModelConfig& config, const Visitor& visit) {
   const int64_t d = config.hidden_size, query = int64_t{config.heads} * config.head_dim,
                 key = int64_t{config.kv_heads} * config.head_dim;
-  for (const auto& [name, rows] : {std::pair{"q_proj", query}, std::pair{"k_proj", key}, std::pair{"v_proj", key}}) {
-    C3PO_RETURN_IF_ERROR(visit(absl::StrCat(name, ".weight"), {rows, d}, TensorPart::kAttention));
-    if (config.qkv_bias) C3PO_RETURN_IF_ERROR(visit(absl::StrCat(name, ".bias"), {rows}, TensorPart::kAttention));
+  const struct {
+    const char* name;
+    int64_t first, rows;
+  } parts[] = {{"q_proj", 0, query}, {"k_proj", query, key}, {"v_proj", query + key, key}};
+  for (const auto& [name, first, rows] : parts) {
+    C3PO_RETURN_IF_ERROR(
+        visit(absl::StrCat(name, ".weight"), {rows, d}, TensorPart::kAttention, {WeightRole::kQkv, first}));
+    if (!config.qkv_bias) continue;
+    C3PO_RETURN_IF_ERROR(
+        visit(absl::StrCat(name, ".bias"), {rows}, TensorPart::kAttention, {WeightRole::kQkvBias, first}));
   }
   if (config.qk_norm == ModelConfig::QkNorm::kNone) return absl::OkStatus();
   const bool per_head = config.qk_norm == ModelConfig::QkNorm::kPerHead;
-  C3PO_RETURN_IF_ERROR(visit("q_norm.weight", {per_head ? config.head_dim : query}, TensorPart::kNorm));
-  return visit("k_norm.weight", {per_head ? config.head_dim : key}, TensorPart::kNorm);
+  C3PO_RETURN_IF_ERROR(
+      visit("q_norm.weight", {per_head ? config.head_dim : query}, TensorPart::kNorm, {WeightRole::kQueryNorm}));
+  return visit("k_norm.weight", {per_head ? config.head_dim : key}, TensorPart::kNorm, {WeightRole::kKeyNorm});
 }
 
+// Stored heads rotate interleaved pairs; ours rotate halves.
 absl::Status VisitLatentAttention(const ModelConfig& config, const Visitor& visit) {
+  constexpr TensorPart kPart = TensorPart::kAttention;
   const LatentAttention& latent = *config.latent;
-  const int64_t d = config.hidden_size, ranks = latent.kv_rank + config.rope_dim;
-  const int64_t query = int64_t{config.heads} * config.head_dim;
+  const int64_t d = config.hidden_size, head_dim = config.head_dim, ranks = latent.kv_rank + config.rope_dim;
+  const int64_t query = int64_t{config.heads} * head_dim, query_rank = latent.query_rank;
   const int64_t expanded = int64_t{config.heads} * (latent.plain_dim + config.value_dim);
-  if (latent.query_rank > 0) {
-    C3PO_RETURN_IF_ERROR(visit("q_a_proj.weight", {latent.query_rank, d}, TensorPart::kAttention));
-    if (config.qkv_bias) C3PO_RETURN_IF_ERROR(visit("q_a_proj.bias", {latent.query_rank}, TensorPart::kAttention));
-    C3PO_RETURN_IF_ERROR(visit("q_a_layernorm.weight", {latent.query_rank}, TensorPart::kNorm));
-    C3PO_RETURN_IF_ERROR(visit("q_b_proj.weight", {query, latent.query_rank}, TensorPart::kAttention));
+  const int64_t first = query_rank > 0 ? query_rank : query;  // Row of the keys' and values' latent.
+  if (query_rank > 0) {
+    C3PO_RETURN_IF_ERROR(visit("q_a_proj.weight", {query_rank, d}, kPart, {WeightRole::kQkv}));
+    if (config.qkv_bias) C3PO_RETURN_IF_ERROR(visit("q_a_proj.bias", {query_rank}, kPart, {WeightRole::kQkvBias}));
+    C3PO_RETURN_IF_ERROR(
+        visit("q_a_layernorm.weight", {query_rank}, TensorPart::kNorm, {WeightRole::kQueryLatentNorm}));
+    C3PO_RETURN_IF_ERROR(
+        visit("q_b_proj.weight", {query, query_rank}, kPart, {WeightRole::kQueryExpand, 0, 0, head_dim}));
   } else {
-    C3PO_RETURN_IF_ERROR(visit("q_proj.weight", {query, d}, TensorPart::kAttention));
+    C3PO_RETURN_IF_ERROR(visit("q_proj.weight", {query, d}, kPart, {WeightRole::kQkv, 0, 0, head_dim}));
   }
-  C3PO_RETURN_IF_ERROR(visit("kv_a_proj_with_mqa.weight", {ranks, d}, TensorPart::kAttention));
-  if (config.qkv_bias) C3PO_RETURN_IF_ERROR(visit("kv_a_proj_with_mqa.bias", {ranks}, TensorPart::kAttention));
-  C3PO_RETURN_IF_ERROR(visit("kv_a_layernorm.weight", {latent.kv_rank}, TensorPart::kNorm));
-  return visit("kv_b_proj.weight", {expanded, latent.kv_rank}, TensorPart::kAttention);
+  C3PO_RETURN_IF_ERROR(visit("kv_a_proj_with_mqa.weight", {ranks, d}, kPart, {WeightRole::kQkv, first, 0, ranks}));
+  if (config.qkv_bias) {
+    C3PO_RETURN_IF_ERROR(visit("kv_a_proj_with_mqa.bias", {ranks}, kPart, {WeightRole::kQkvBias, first, 0, ranks}));
+  }
+  C3PO_RETURN_IF_ERROR(
+      visit("kv_a_layernorm.weight", {latent.kv_rank}, TensorPart::kNorm, {WeightRole::kKeyValueLatentNorm}));
+  return visit("kv_b_proj.weight", {expanded, latent.kv_rank}, kPart, {WeightRole::kKeyValueExpand});
 }
 
-// One gated network of f neurons.
+// One gated network of f neurons, number `index` of those in `gate_up` and `down`.
 absl::Status VisitExpert(const TensorNames& names, const std::string& prefix, int64_t f, int64_t d, TensorPart part,
-                         const Visitor& visit) {
-  C3PO_RETURN_IF_ERROR(visit(prefix + names.gate, {f, d}, part));
-  C3PO_RETURN_IF_ERROR(visit(prefix + names.up, {f, d}, part));
-  return visit(prefix + names.down, {d, f}, part);
+                         int64_t index, const Visitor& visit) {
+  const bool routed = part == TensorPart::kExpert;
+  const WeightRole gate_up = routed ? WeightRole::kExpertsGateUp : WeightRole::kSharedGateUp;
+  const WeightRole down = routed ? WeightRole::kExpertsDown : WeightRole::kSharedDown;
+  C3PO_RETURN_IF_ERROR(visit(prefix + names.gate, {f, d}, part, {gate_up, 2 * f * index}));
+  C3PO_RETURN_IF_ERROR(visit(prefix + names.up, {f, d}, part, {gate_up, 2 * f * index + f}));
+  return visit(prefix + names.down, {d, f}, part, {down, 0, f * index});
 }
 
 absl::Status VisitFeedForward(const ModelConfig& config, const TensorNames& names, bool dense, const Visitor& visit) {
   const int64_t d = config.hidden_size, f = config.intermediate_size, experts = config.experts;
-  if (dense) return VisitExpert(kGatedNetwork, "mlp", config.dense_intermediate_size, d, TensorPart::kDense, visit);
+  if (dense) return VisitExpert(kGatedNetwork, "mlp", config.dense_intermediate_size, d, TensorPart::kDense, 0, visit);
   if (config.shared_intermediate_size > 0) {
     C3PO_RETURN_IF_ERROR(VisitExpert(kGatedNetwork, names.shared_prefix, config.shared_intermediate_size, d,
-                                     TensorPart::kShared, visit));
+                                     TensorPart::kShared, 0, visit));
   }
   if (config.shared_gate) {
-    C3PO_RETURN_IF_ERROR(visit(absl::StrCat(names.shared_prefix, "_gate.weight"), {1, d}, TensorPart::kShared));
+    C3PO_RETURN_IF_ERROR(visit(absl::StrCat(names.shared_prefix, "_gate.weight"), {1, d}, TensorPart::kShared,
+                               {WeightRole::kSharedGate}));
   }
-  C3PO_RETURN_IF_ERROR(visit(names.router, {experts, d}, TensorPart::kRouter));
+  C3PO_RETURN_IF_ERROR(visit(names.router, {experts, d}, TensorPart::kRouter, {WeightRole::kRouter}));
   if (names.expert_prefix == nullptr) {
-    C3PO_RETURN_IF_ERROR(visit(names.gate, {experts, 2 * f, d}, TensorPart::kExpert));
-    return visit(names.down, {experts, d, f}, TensorPart::kExpert);
+    C3PO_RETURN_IF_ERROR(visit(names.gate, {experts, 2 * f, d}, TensorPart::kExpert, {WeightRole::kExpertsGateUp}));
+    return visit(names.down, {experts, d, f}, TensorPart::kExpert, {WeightRole::kExpertsDown});
   }
   for (int e = 0; e < experts; ++e) {
-    C3PO_RETURN_IF_ERROR(VisitExpert(names, absl::StrCat(names.expert_prefix, e), f, d, TensorPart::kExpert, visit));
+    C3PO_RETURN_IF_ERROR(VisitExpert(names, absl::StrCat(names.expert_prefix, e), f, d, TensorPart::kExpert, e, visit));
   }
   return absl::OkStatus();
 }
 
 absl::Status VisitLayer(const ModelConfig& config, int index, bool dense, Has has, Visit visit) {
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
-  const Visitor layer(prefix, visit), attention(prefix + "self_attn.", visit);
+  const Visitor layer(index, prefix, visit), attention(index, prefix + "self_attn.", visit);
   const int64_t d = config.hidden_size;
-  C3PO_RETURN_IF_ERROR(layer("input_layernorm.weight", {d}, TensorPart::kNorm));
+  C3PO_RETURN_IF_ERROR(layer("input_layernorm.weight", {d}, TensorPart::kNorm, {WeightRole::kAttentionNorm}));
   C3PO_RETURN_IF_ERROR(config.latent ? VisitLatentAttention(config, attention) : VisitAttention(config, attention));
+  C3PO_RETURN_IF_ERROR(attention("o_proj.weight", {d, int64_t{config.heads} * config.value_dim}, TensorPart::kAttention,
+                                 {WeightRole::kOutput}));
+  if (config.output_bias) {
+    C3PO_RETURN_IF_ERROR(attention("o_proj.bias", {d}, TensorPart::kAttention, {WeightRole::kOutputBias}));
+  }
   C3PO_RETURN_IF_ERROR(
-      attention("o_proj.weight", {d, int64_t{config.heads} * config.value_dim}, TensorPart::kAttention));
-  if (config.output_bias) C3PO_RETURN_IF_ERROR(attention("o_proj.bias", {d}, TensorPart::kAttention));
-  C3PO_RETURN_IF_ERROR(layer("post_attention_layernorm.weight", {d}, TensorPart::kNorm));
+      layer("post_attention_layernorm.weight", {d}, TensorPart::kNorm, {WeightRole::kFeedForwardNorm}));
   const TensorNames names =
       ChooseNames(config.family, [&](const std::string& name) { return has(absl::StrCat(prefix, name)); });
   return VisitFeedForward(config, names, dense, layer);
@@ -158,14 +193,10 @@ absl::Status VisitLayer(const ModelConfig& config, int index, bool dense, Has ha
 
 absl::Status VisitOutside(const ModelConfig& config, Visit visit) {
   const int64_t d = config.hidden_size, vocabulary = config.vocabulary_size;
-  C3PO_RETURN_IF_ERROR(visit({kEmbedding, {vocabulary, d}, TensorPart::kEmbedding}));
-  C3PO_RETURN_IF_ERROR(visit({"model.norm.weight", {d}, TensorPart::kNorm}));
+  C3PO_RETURN_IF_ERROR(visit({kEmbedding, {vocabulary, d}, TensorPart::kEmbedding, {WeightRole::kEmbedding}}));
+  C3PO_RETURN_IF_ERROR(visit({"model.norm.weight", {d}, TensorPart::kNorm, {WeightRole::kFinalNorm}}));
   if (config.tied_embeddings) return absl::OkStatus();
-  return visit({kHead, {vocabulary, d}, TensorPart::kHead});
-}
-
-bool IsWeightDtype(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF8E4M3;
+  return visit({kHead, {vocabulary, d}, TensorPart::kHead, {WeightRole::kHead}});
 }
 
 // Whether two tensors are equal bit by bit. What was read need not stay resident.
@@ -278,6 +309,18 @@ absl::Status VisitTensors(const ModelConfig& config, Has has, Visit visit) {
   return absl::OkStatus();
 }
 
+absl::Status CheckWeightType(const std::string& name, DType type) {
+  if (IsWeightType(type)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("tensor ", name, ": weights must be F32, F16, BF16 or F8_E4M3, not ", DTypeName(type)));
+}
+
+absl::StatusOr<DType> StoredType(const Checkpoint& checkpoint) {
+  C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Find(kEmbedding));
+  C3PO_RETURN_IF_ERROR(CheckWeightType(kEmbedding, view.dtype));
+  return view.dtype;
+}
+
 absl::StatusOr<ModelConfig> ReadConfig(const Checkpoint& checkpoint) {
   C3PO_ASSIGN_OR_RETURN(ModelConfig config,
                         ModelConfig::Parse(checkpoint.config_json(), checkpoint.folder() + "/config.json"));
@@ -294,10 +337,7 @@ absl::Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& confi
       return absl::InvalidArgumentError(absl::StrCat("tensor ", tensor.name, ": shape ", ShapeString(view.shape),
                                                      ", config.json asks for ", ShapeString(tensor.shape)));
     }
-    if (!IsWeightDtype(view.dtype)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "tensor ", tensor.name, ": weights must be F32, F16, BF16 or F8_E4M3, not ", DTypeName(view.dtype)));
-    }
+    C3PO_RETURN_IF_ERROR(CheckWeightType(tensor.name, view.dtype));
     planned.insert(tensor.name);
     return absl::OkStatus();
   };

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/model/config/model_config.h"
+#include "server/model/config/weight_use.h"
 #include "server/weights/checkpoint.h"
 
 namespace c3po {
@@ -38,6 +39,8 @@ struct PlannedTensor {
   std::string name;
   std::vector<int64_t> shape;
   TensorPart part = TensorPart::kNorm;  // kShared: of the expert beside the routed ones; kDense: of a layer without
+  // Of its first entry. Matrices of three dimensions follow each other below it, but those of kExpertsDown beside it.
+  WeightUse use;
 };
 
 // Calls `visit` for every tensor that a checkpoint of this architecture holds, under the names that `has` knows, until
@@ -45,6 +48,11 @@ struct PlannedTensor {
 // there.
 absl::Status VisitTensors(const ModelConfig& config, absl::FunctionRef<bool(const std::string&)> has,
                           absl::FunctionRef<absl::Status(const PlannedTensor&)> visit);
+
+// InvalidArgument names the tensor: weights are not stored in this type.
+absl::Status CheckWeightType(const std::string& name, DType type);
+// Of the embedding. NotFound: it is missing; InvalidArgument as above.
+absl::StatusOr<DType> StoredType(const Checkpoint& checkpoint);
 
 // The configuration of a checkpoint: its config.json, and what its tensors add. Where config.json ties the LM head to
 // the embeddings and a head of another content is stored, that head counts, as in transformers from 5.0 on:
