@@ -35,6 +35,13 @@ class RecordingListener final : public GenerationListener {
   CallSummary summary;
 };
 
+// Of a sequence that had a place in the batch.
+SequenceTimings Ran() {
+  SequenceTimings timings;
+  timings.before_batch_seconds = 0;
+  return timings;
+}
+
 class AnswerSetTest : public ::testing::Test {
  protected:
   // A set of `count` answers whose first is under way.
@@ -63,7 +70,7 @@ class AnswerSetTest : public ::testing::Test {
     return sinks_[answer]->OnToken(token);
   }
   void End(int answer, const absl::Status& status = absl::OkStatus(), FinishReason reason = FinishReason::kLength) {
-    sinks_[answer]->OnFinished(status, reason, {});
+    sinks_[answer]->OnFinished(status, reason, Ran());
   }
 
   const std::shared_ptr<RecordingListener> listener_ = std::make_shared<RecordingListener>();
@@ -175,7 +182,7 @@ TEST(ChoiceSink, AnswersWithTheLikeliestPerTokenAndTheFirstOfEquals) {
                     {" no", " yes indeed", " so"}, {{1}, {2, 3}, {4}});
     sink.OnScores(std::move(scores));
     EXPECT_EQ(listener->ends, 0);
-    sink.OnFinished(absl::OkStatus(), FinishReason::kStop, {});
+    sink.OnFinished(absl::OkStatus(), FinishReason::kStop, Ran());
     return listener;
   };
   // Two tokens of -1.5 each are likelier than one of -2, though their sum is not.
