@@ -11,7 +11,6 @@ a table in Markdown. Exit code 1 where the server ended, a victim's call failed 
 
 import argparse
 import json
-import os
 import pathlib
 import random
 import resource
@@ -29,15 +28,13 @@ import machine  # noqa: E402
 import server_process  # noqa: E402
 from costly_calls import COSTLY, PLACES, CostlyCalls  # noqa: E402
 from legal_calls import LEGAL, LegalCalls  # noqa: E402
+from victim import HOSTILE, SLOWDOWN, VICTIM, Victim  # noqa: E402
 
-SLOWDOWN = int(os.environ.get("C3PO_TEST_SLOWDOWN", "1"))  # More than 1: a build with a sanitizer, see deploy/attack.sh.
 # A sanitizer keeps what was freed, and says at the end what is lost; how much memory the server holds says nothing then.
 GROWTH_MAX_MIB = 200 if SLOWDOWN == 1 else float("inf")
 LINES_PER_SECOND = 10  # Of gRPC's own in the log.
 WATCHES_MAX, CALLS_PER_MINUTE = 40, 300
 SECRET = "what nobody else may read"
-HOSTILE = {"metadata": [("authorization", "Bearer token-mallory")], "timeout": 120 * SLOWDOWN}
-VICTIM = {"metadata": [("authorization", "Bearer token-victim")], "timeout": 120 * SLOWDOWN}
 WATCH, TOKENIZE = "/grpc.health.v1.Health/Watch", "/c3po.v1.GenerationService/Tokenize"
 
 
@@ -265,40 +262,6 @@ class Attacker(LegalCalls, CostlyCalls, machine.MachineAttacks):
 ATTACKS = ("silent_connections", "streams_opened_and_reset", "inflating_messages", "watches_without_settings", "forged_log_lines",
            "wrong_headers_beyond_the_limit", "endless_header", "watches_beyond_the_limit", "others_collections", "calls_beyond_the_rate",
            *LEGAL, *COSTLY, *machine.MACHINE_ATTACKS)
-
-
-class Victim:
-    """Asks for the server's information every tenth of a second, over a connection of its own."""
-
-    def __init__(self, port: int, pb: dict):
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
-        self.stub = pb["server_pb2_grpc"].ServerServiceStub(self.channel)
-        self.request = pb["server_pb2"].GetServerInfoRequest()
-        self.longest, self.failed, self.ending = 0.0, 0, threading.Event()
-        self.ask()
-        self.longest = 0.0
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def ask(self) -> bool:
-        start = time.monotonic()
-        try:
-            self.stub.GetServerInfo(self.request, **VICTIM)
-        except grpc.RpcError:
-            self.failed += 1
-            return False
-        finally:
-            self.longest = max(self.longest, time.monotonic() - start)
-        return True
-
-    def run(self) -> None:
-        while not self.ending.wait(0.1):
-            self.ask()
-
-    def end(self) -> None:
-        self.ending.set()
-        self.thread.join()
-        self.channel.close()
 
 
 def keep_a_secret(port: int, pb: dict) -> None:

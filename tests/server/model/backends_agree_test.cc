@@ -11,11 +11,8 @@
 #include <vector>
 
 #include "server/compute/aten/aten_backend.h"
-#include "server/compute/aten/causal_attention.h"
-#include "server/compute/aten/products.h"
 #include "server/compute/aten/row_operations.h"
 #include "server/compute/device.h"
-#include "server/sampling/readout.h"
 #include "tests/server/model/neighbor_scenario.h"
 
 namespace c3po {
@@ -130,52 +127,6 @@ TEST_P(BackendsAgree, OnMeansOfRows) {
     backend.ReadMean(*sum, 7, absl::MakeSpan(mean));
     return std::vector<Values>{mean};
   });
-}
-
-// Each row's is what it is alone, beside others that want something else or are no numbers.
-TEST_P(BackendsAgree, OnWhatIsReadOutOfLogits) {
-  constexpr int64_t kRows = 20;
-  const int64_t width = config().vocabulary_size;
-  Values logits = Random(kRows * width);
-  logits[static_cast<size_t>(3 * width)] = std::numeric_limits<float>::infinity();
-  SamplingParams greedy, drawn;
-  greedy.logprobs = 2;
-  drawn.temperature = 0.8;
-  drawn.top_p = 0.9;
-  const std::vector<int32_t> tokens = {0, 5, static_cast<int32_t>(width) - 1};
-  std::vector<ReadoutRequest> requests(kRows);
-  std::vector<const ReadoutRequest*> asked;
-  for (int64_t r = 0; r < kRows; ++r) {
-    ReadoutRequest& request = requests[static_cast<size_t>(r)];
-    if (r % 4 < 2) request.sampling = r % 4 == 0 ? &greedy : &drawn;
-    request.position = r;
-    request.distribution = r % 4 == 1 || r % 4 == 2;
-    request.tokens = tokens;
-    request.logits = r % 4 == 3;
-    asked.push_back(&request);
-  }
-  for (Backend* backend : {&model_->backend(), aten_.get()}) {
-    std::vector<Readout> readouts(kRows);
-    std::vector<Readout*> to;
-    for (Readout& readout : readouts) to.push_back(&readout);
-    const OwnedMatrix matrix = backend->Allocate(ElementType::kFloat32, kRows, width);
-    backend->Write(logits, matrix.view());
-    backend->ReadOut(matrix.view(), asked, to);
-    for (int64_t r = 0; r < kRows; ++r) {
-      const absl::Span<const float> row(logits.data() + r * width, static_cast<size_t>(width));
-      Readout alone;
-      ReadOut(row, requests[static_cast<size_t>(r)], alone);
-      const Readout& got = readouts[static_cast<size_t>(r)];
-      EXPECT_EQ(got.status, alone.status);
-      EXPECT_EQ(got.status.ok(), r != 3);
-      EXPECT_EQ(got.token.token_id, alone.token.token_id);
-      EXPECT_EQ(got.token.top_logprobs.size(), alone.token.top_logprobs.size());
-      EXPECT_EQ(got.likeliest, alone.likeliest);
-      EXPECT_EQ(got.log_normalizer, alone.log_normalizer);
-      EXPECT_EQ(got.token_logits, alone.token_logits);
-      EXPECT_EQ(got.logits, alone.logits);
-    }
-  }
 }
 
 TEST_P(BackendsAgree, OnEmbeddings) {
@@ -443,41 +394,6 @@ INSTANTIATE_TEST_SUITE_P(Families, BackendsAgree,
                          testing::Values("olmoe_tiny", "mixtral_tiny", "mixtral_dense_tiny", "qwen2_moe_tiny",
                                          "qwen3_moe_tiny", "deepseek_tiny", "deepseek_v2_lite_tiny", "deepseek_v2_tiny",
                                          "granite_moe_tiny"));
-
-// Sequences of one row are padded to one length, or to two where few slots may be together.
-TEST(CachedRows, PadsTogetherWhatTakesFewSlots) {
-  const std::vector<KvRun> runs[] = {{{40, 2}, {3, 1}}, {{10, 1}, {30, 9}}, {{50, 1}}, {{20, 5}, {0, 2}}};
-  const std::vector<SequenceRuns> sequences = {
-      {0, 1, 2, runs[0]}, {1, 1, 9, runs[1]}, {2, 1, 0, runs[2]}, {3, 3, 3, runs[3]}};
-  const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
-  const ModelConfig& config = model->config();
-  at::manual_seed(5);
-  const c10::InferenceMode inference;
-  const at::Tensor q = at::randn({6, config.heads, config.head_dim});
-  const at::Tensor k = at::randn({6, config.kv_heads, config.head_dim}), v = at::randn_like(k);
-  const at::Tensor keys = at::randn({config.kv_heads, 64, config.head_dim}), values = at::randn_like(keys);
-  std::vector<at::Tensor> contexts;
-  for (const int64_t slots_max : {6, 1000}) {
-    const auto rows = aten::CachedRows::Make(sequences, at::kCPU, slots_max);
-    EXPECT_EQ(rows.singles.size(), slots_max == 6 ? 2u : 1u);
-    contexts.push_back(aten::CachedAttention(q, k, v, rows, keys.clone(), values.clone(), config));
-  }
-  EXPECT_TRUE(at::allclose(contexts[0], contexts[1], 1e-5, 1e-5));
-}
-
-TEST(MultiplyGroups, IsEachGroupsProduct) {
-  at::manual_seed(6);
-  const at::Tensor x = at::randn({10, 16}), ends = at::tensor({0, 3, 3, 10}, at::kInt);
-  const at::Tensor networks = at::randn({4, 24, 16}), side_by_side = at::randn({16, 4, 24});
-  for (const at::Tensor& matrices :
-       {networks.transpose(1, 2), at::randn({4, 16, 8}), side_by_side.permute({1, 0, 2})}) {
-    const at::Tensor each = aten::MultiplyEachGroup(x, matrices, ends);
-    ASSERT_EQ(each.sizes(), (std::vector<int64_t>{10, matrices.size(2)}));
-    EXPECT_TRUE(at::allclose(each.narrow(0, 0, 3), at::matmul(x.narrow(0, 0, 3), matrices[1])));
-    EXPECT_TRUE(at::allclose(each.narrow(0, 3, 7), at::matmul(x.narrow(0, 3, 7), matrices[3])));
-    EXPECT_TRUE(at::allclose(aten::MultiplyGroups(x, matrices, ends), each, 1e-5, 1e-5));
-  }
-}
 
 }  // namespace
 }  // namespace c3po

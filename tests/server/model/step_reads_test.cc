@@ -2,11 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <memory>
+#include <random>
 #include <utility>
 #include <vector>
 
 #include "server/compute/aten/aten_backend.h"
+#include "server/sampling/readout.h"
 #include "tests/server/model/neighbor_scenario.h"
 
 namespace c3po {
@@ -73,6 +76,56 @@ TEST_P(StepReads, EachKindOfResultOnce) {
     ASSERT_EQ((*all)[i].readout.logits.size(), (*own)[0].readout.logits.size());
     for (size_t j = 0; j < (*own)[0].readout.logits.size(); ++j) {
       ASSERT_NEAR((*all)[i].readout.logits[j], (*own)[0].readout.logits[j], 1e-4) << i;
+    }
+  }
+}
+
+// Each row's is what it is alone, beside others that want something else or are no numbers.
+TEST_P(StepReads, WhatIsReadOutOfARowIsWhatItIsAlone) {
+  constexpr int64_t kRows = 20;
+  const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
+  aten::AtenBackend aten(model->config(), model->weights(), model->rope());
+  const int64_t width = model->config().vocabulary_size;
+  std::mt19937 rng(1);
+  std::vector<float> logits(static_cast<size_t>(kRows * width));
+  for (float& logit : logits) logit = std::normal_distribution<float>()(rng);
+  logits[static_cast<size_t>(3 * width)] = std::numeric_limits<float>::infinity();
+  SamplingParams greedy, drawn;
+  greedy.logprobs = 2;
+  drawn.temperature = 0.8;
+  drawn.top_p = 0.9;
+  const std::vector<int32_t> tokens = {0, 5, static_cast<int32_t>(width) - 1};
+  std::vector<ReadoutRequest> requests(kRows);
+  std::vector<const ReadoutRequest*> asked;
+  for (int64_t r = 0; r < kRows; ++r) {
+    ReadoutRequest& request = requests[static_cast<size_t>(r)];
+    if (r % 4 < 2) request.sampling = r % 4 == 0 ? &greedy : &drawn;
+    request.position = r;
+    request.distribution = r % 4 == 1 || r % 4 == 2;
+    request.tokens = tokens;
+    request.logits = r % 4 == 3;
+    asked.push_back(&request);
+  }
+  for (Backend* backend : {&model->backend(), static_cast<Backend*>(&aten)}) {
+    std::vector<Readout> readouts(kRows);
+    std::vector<Readout*> to;
+    for (Readout& readout : readouts) to.push_back(&readout);
+    const OwnedMatrix matrix = backend->Allocate(ElementType::kFloat32, kRows, width);
+    backend->Write(logits, matrix.view());
+    backend->ReadOut(matrix.view(), asked, to);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const absl::Span<const float> row(logits.data() + r * width, static_cast<size_t>(width));
+      Readout alone;
+      ReadOut(row, requests[static_cast<size_t>(r)], alone);
+      const Readout& got = readouts[static_cast<size_t>(r)];
+      EXPECT_EQ(got.status, alone.status);
+      EXPECT_EQ(got.status.ok(), r != 3);
+      EXPECT_EQ(got.token.token_id, alone.token.token_id);
+      EXPECT_EQ(got.token.top_logprobs.size(), alone.token.top_logprobs.size());
+      EXPECT_EQ(got.likeliest, alone.likeliest);
+      EXPECT_EQ(got.log_normalizer, alone.log_normalizer);
+      EXPECT_EQ(got.token_logits, alone.token_logits);
+      EXPECT_EQ(got.logits, alone.logits);
     }
   }
 }
