@@ -69,9 +69,7 @@ class MoeModel final : public ModelRunner {
   int64_t ObjectiveBytes(const ObjectiveSpec& spec, int prompt_positions) const override;
   std::unique_ptr<EvaluationRun> NewEvaluationRun(std::vector<Evaluation> evaluations) override;
 
-  NeighborCacheStats neighbor_cache_stats() const override {
-    return {neighbor_cache_.hits(), neighbor_cache_.misses(), neighbor_cache_.bytes()};
-  }
+  int64_t neighbor_cache_bytes() const override { return neighbor_cache_.bytes(); }
 
  private:
   // Null backend: the one of the weights' device.

@@ -21,11 +21,7 @@ std::string NeighborCache::KeyOf(const NeighborCase& neighbor, const MovingPart&
 
 std::shared_ptr<const MoeNeighborState> NeighborCache::Find(const std::string& key) {
   const auto found = by_key_.find(key);
-  if (found == by_key_.end()) {
-    ++misses_;
-    return nullptr;
-  }
-  ++hits_;
+  if (found == by_key_.end()) return nullptr;
   entries_.splice(entries_.begin(), entries_, found->second);
   return found->second->state;
 }

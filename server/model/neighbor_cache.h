@@ -39,8 +39,6 @@ class NeighborCache {
   void Insert(const std::string& key, std::shared_ptr<const MoeNeighborState> state);
 
   int64_t bytes() const { return bytes_; }
-  int64_t hits() const { return hits_; }
-  int64_t misses() const { return misses_; }
 
  private:
   struct Entry {
@@ -48,7 +46,7 @@ class NeighborCache {
     std::shared_ptr<const MoeNeighborState> state;
   };
   const int64_t bytes_max_;
-  int64_t bytes_ = 0, hits_ = 0, misses_ = 0;
+  int64_t bytes_ = 0;
   std::list<Entry> entries_;  // Most recently used first.
   std::map<std::string, std::list<Entry>::iterator> by_key_;
 };

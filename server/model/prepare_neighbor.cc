@@ -86,6 +86,7 @@ class Preparation final : public NeighborPreparation {
   }
 
   int64_t spent() const override { return spent_; }
+  bool hit() const override { return false; }
   std::shared_ptr<const NeighborState> state() const override { return state_; }
 
  private:

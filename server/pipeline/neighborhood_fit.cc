@@ -49,15 +49,14 @@ absl::StatusOr<MemoryFit> NeighborhoodFit::KeepWithin(int64_t bytes) {
 
 absl::Status NeighborhoodFit::Prepare(int64_t row_layers, SearchWork& work) {
   ObjectiveSpec& spec = fitted_.prepared() ? held_out_.spec : fitted_.spec;
-  const NeighborCacheStats before = model_->neighbor_cache_stats();
   const MovingPart moving{spec.critical_layers.front(), prompt_positions_};
-  if (!preparation_) work.NoteCase(spec.cases[spec.states.size()], prompt_positions_);
+  if (!preparation_) {
+    work.NoteCase(spec.cases[spec.states.size()], prompt_positions_);
+    C3PO_RETURN_IF_ERROR(BeginNext(*model_, moving, spec, preparation_));
+    if (metrics_) preparation_->hit() ? metrics_->CountNeighborCacheHit() : metrics_->CountNeighborCacheMiss();
+  }
   C3PO_RETURN_IF_ERROR(PrepareNext(*model_, moving, row_layers, spec, preparation_));
-  if (metrics_ == nullptr) return absl::OkStatus();
-  const NeighborCacheStats after = model_->neighbor_cache_stats();
-  if (after.hits > before.hits) metrics_->CountNeighborCacheHit();
-  if (after.misses > before.misses) metrics_->CountNeighborCacheMiss();
-  metrics_->SetNeighborCacheBytes(after.bytes);
+  if (metrics_) metrics_->SetNeighborCacheBytes(model_->neighbor_cache_bytes());
   return absl::OkStatus();
 }
 

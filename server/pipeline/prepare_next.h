@@ -6,19 +6,27 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "index/base/status_macros.h"
 #include "server/types/model_runner.h"
 
 namespace c3po {
 
-// Goes on with the state of the first case of `spec` that has none, by about `row_layers`; once it is whole, it is in
-// spec.states. `preparation` is what stands between two calls: null, or a state that is half made.
+// What stands between two calls: `preparation`, null, or a state that is half made.
+
+// Begins the state of the first case of `spec` that has none, unless one is begun.
+inline absl::Status BeginNext(ModelRunner& model, const MovingPart& moving, const ObjectiveSpec& spec,
+                              std::unique_ptr<NeighborPreparation>& preparation) {
+  if (preparation) return absl::OkStatus();
+  auto begun = model.NewPreparation(spec.cases[spec.states.size()], moving);
+  if (!begun.ok()) return begun.status();
+  preparation = *std::move(begun);
+  return absl::OkStatus();
+}
+
+// Begins it and goes on with it, by about `row_layers`; once it is whole, it is in spec.states.
 inline absl::Status PrepareNext(ModelRunner& model, const MovingPart& moving, int64_t row_layers, ObjectiveSpec& spec,
                                 std::unique_ptr<NeighborPreparation>& preparation) {
-  if (!preparation) {
-    auto begun = model.NewPreparation(spec.cases[spec.states.size()], moving);
-    if (!begun.ok()) return begun.status();
-    preparation = *std::move(begun);
-  }
+  C3PO_RETURN_IF_ERROR(BeginNext(model, moving, spec, preparation));
   const absl::StatusOr<bool> whole = preparation->Advance(row_layers);
   if (!whole.ok()) return whole.status();
   if (!*whole) return absl::OkStatus();

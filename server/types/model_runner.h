@@ -95,8 +95,10 @@ struct SegmentOutput {
   PromptCapture capture;
 };
 
-struct NeighborCacheStats {
-  int64_t hits = 0, misses = 0, bytes = 0;
+// A neighbor's fixed states, and whether they were kept by an earlier preparation.
+struct PreparedNeighbor {
+  std::shared_ptr<const NeighborState> state;
+  bool hit = false;
 };
 
 // The model as the scheduler and the pipeline see it. All calls come from the engine thread; shape() from any.
@@ -118,17 +120,16 @@ class ModelRunner {
   virtual absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase& neighbor,
                                                                               const MovingPart& moving) = 0;
   // All of it at once.
-  absl::StatusOr<std::shared_ptr<const NeighborState>> PrepareNeighbor(const NeighborCase& neighbor,
-                                                                       const MovingPart& moving) {
+  absl::StatusOr<PreparedNeighbor> PrepareNeighbor(const NeighborCase& neighbor, const MovingPart& moving) {
     auto preparation = NewPreparation(neighbor, moving);
     if (!preparation.ok()) return preparation.status();
     const absl::StatusOr<bool> done = (*preparation)->Advance(PiecewiseWork::kToTheEnd);
     if (!done.ok()) return done.status();
-    return (*preparation)->state();
+    return PreparedNeighbor{(*preparation)->state(), (*preparation)->hit()};
   }
 
-  // Of the cache behind NewPreparation, since the start.
-  virtual NeighborCacheStats neighbor_cache_stats() const = 0;
+  // Of the states that the cache behind NewPreparation keeps.
+  virtual int64_t neighbor_cache_bytes() const = 0;
 
   virtual absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) = 0;
 

@@ -30,6 +30,8 @@ class PiecewiseWork {
 // Makes a neighbor's fixed states.
 class NeighborPreparation : public PiecewiseWork {
  public:
+  // From the beginning: the states were kept by an earlier preparation, and nothing is computed.
+  virtual bool hit() const = 0;
   // Once Advance has said true.
   virtual std::shared_ptr<const NeighborState> state() const = 0;
 };
@@ -41,12 +43,13 @@ class EvaluationRun : public PiecewiseWork {
   virtual std::vector<absl::StatusOr<LossAndGradient>> TakeResults() = 0;
 };
 
-// For a state that needs no work.
+// For a state that is known: a hit.
 class KnownNeighbor final : public NeighborPreparation {
  public:
   explicit KnownNeighbor(std::shared_ptr<const NeighborState> state) : state_(std::move(state)) {}
   absl::StatusOr<bool> Advance(int64_t /*row_layers*/) override { return true; }
   int64_t spent() const override { return 0; }
+  bool hit() const override { return true; }
   std::shared_ptr<const NeighborState> state() const override { return state_; }
 
  private:

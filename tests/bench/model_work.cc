@@ -47,7 +47,7 @@ ObjectiveSpec PrepareNeighbors(MoeModel& model, std::vector<NeighborCase> cases,
   spec.critical_layers = std::move(critical_layers);
   spec.loss = loss;
   for (const NeighborCase& neighbor : spec.cases) {
-    spec.states.push_back(ValueOrExit(model.PrepareNeighbor(neighbor, {spec.critical_layers.front()})));
+    spec.states.push_back(ValueOrExit(model.PrepareNeighbor(neighbor, {spec.critical_layers.front()})).state);
   }
   return spec;
 }

@@ -28,7 +28,7 @@ class PartialModel : public ModelRunner {
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec&) override {
     return absl::UnimplementedError("the test expects no objective");
   }
-  NeighborCacheStats neighbor_cache_stats() const override { return {}; }
+  int64_t neighbor_cache_bytes() const override { return 0; }
 
  protected:
   struct HeldRouting final : PlacedRouting {

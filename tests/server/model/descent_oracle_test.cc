@@ -81,7 +81,7 @@ Problem MakeProblem(std::mt19937& rng, MoeModel& model, const DescentCase& c) {
   problem.spec = {SmallCases(rng, model, scenario), {}, scenario.layers, scenario.rule, scenario.loss};
   for (const NeighborCase& neighbor : problem.spec.cases) {
     problem.spec.states.push_back(
-        *model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions}));
+        model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions})->state);
   }
   problem.objective = *model.NewObjective(problem.spec);
   OwnedSegment segment = PromptSegment({{0, 64}}, problem.prompt);

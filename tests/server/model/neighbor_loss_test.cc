@@ -116,7 +116,7 @@ absl::StatusOr<Pathway> GradientOf(MoeModel& model, const Scenario& scenario, st
                                    const RoutingOverride& routing) {
   ObjectiveSpec spec{std::move(cases), {}, scenario.layers, scenario.rule, scenario.loss};
   for (const NeighborCase& neighbor : spec.cases) {
-    spec.states.push_back(*model.PrepareNeighbor(neighbor, MovingPart{scenario.layers.front()}));
+    spec.states.push_back(model.PrepareNeighbor(neighbor, MovingPart{scenario.layers.front()})->state);
   }
   const auto objective = *model.NewObjective(spec);
   Pathway gradient;
@@ -173,24 +173,30 @@ TEST(NeighborLoss, RefusesAStateMadeForAnotherFirstLayer) {
   ObjectiveSpec spec{
       MakeCases(rng, *model, Scenario{}), {}, {2, 3}, ApplicationRule::kEveryNewToken, SurrogateLoss::kAnswer};
   for (const NeighborCase& neighbor : spec.cases) {
-    spec.states.push_back(*model->PrepareNeighbor(neighbor, MovingPart{1}));
+    spec.states.push_back(model->PrepareNeighbor(neighbor, MovingPart{1})->state);
   }
   EXPECT_EQ(model->NewObjective(spec).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
-TEST(NeighborCache, KeepsRecentStatesUnderItsBudgetAndCountsHits) {
+TEST(NeighborCache, KeepsRecentStatesUnderItsBudgetAndSaysWhatIsAHit) {
   const std::unique_ptr<MoeModel> model = LoadTiny("mixtral_tiny");
   std::mt19937 rng(4);
   const std::vector<NeighborCase> cases = MakeCases(rng, *model, Scenario{});
-  ASSERT_TRUE(model->PrepareNeighbor(cases[0], MovingPart{2}).ok());
-  ASSERT_TRUE(model->PrepareNeighbor(cases[0], MovingPart{2}).ok());
-  ASSERT_TRUE(model->PrepareNeighbor(cases[0], MovingPart{1}).ok());
-  ASSERT_TRUE(model->PrepareNeighbor(cases[0], MovingPart{2, 3}).ok());
-  EXPECT_EQ(model->neighbor_cache_stats().hits, 1);
-  EXPECT_EQ(model->neighbor_cache_stats().misses, 3);
-  EXPECT_GT(model->neighbor_cache_stats().bytes, 0);
+  const auto first = model->PrepareNeighbor(cases[0], MovingPart{2});
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_FALSE(first->hit);
+  const int64_t bytes = model->neighbor_cache_bytes();
+  EXPECT_GT(bytes, 0);
+  const auto second = model->PrepareNeighbor(cases[0], MovingPart{2});
+  EXPECT_TRUE(second->hit);
+  EXPECT_EQ(second->state, first->state);
+  EXPECT_EQ(model->neighbor_cache_bytes(), bytes);
+  EXPECT_FALSE(model->PrepareNeighbor(cases[0], MovingPart{1})->hit);
+  EXPECT_FALSE(model->PrepareNeighbor(cases[0], MovingPart{2, 3})->hit);
+  EXPECT_TRUE((*model->NewPreparation(cases[0], MovingPart{2, 3}))->hit());
+  EXPECT_FALSE((*model->NewPreparation(cases[1], MovingPart{2}))->hit());
   NeighborCache small(1);
-  const auto state = *model->PrepareNeighbor(cases[1], MovingPart{2});
+  const auto state = model->PrepareNeighbor(cases[1], MovingPart{2})->state;
   small.Insert("key", std::static_pointer_cast<const MoeNeighborState>(state));
   EXPECT_EQ(small.Find("key"), nullptr);
   EXPECT_EQ(small.bytes(), 0);

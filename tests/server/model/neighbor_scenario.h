@@ -81,9 +81,9 @@ inline ObjectiveSpec MakeSpec(std::mt19937& rng, MoeModel& model, const Scenario
   ObjectiveSpec spec{MakeCases(rng, model, scenario), {}, scenario.layers, scenario.rule, scenario.loss};
   if (!scenario.remembers) spec.remembered_bytes_max = 0;
   for (const NeighborCase& neighbor : spec.cases) {
-    auto state = model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions});
-    EXPECT_TRUE(state.ok()) << state.status();
-    spec.states.push_back(*state);
+    auto prepared = model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions});
+    EXPECT_TRUE(prepared.ok()) << prepared.status();
+    spec.states.push_back(prepared->state);
   }
   return spec;
 }

@@ -63,9 +63,9 @@ void MeasureObjective(MoeModel& model, ObjectiveSpec spec, int positions, int64_
   const int64_t before = cpu::HeldMemory::now();
   cpu::HeldMemory::Restart();
   for (const NeighborCase& neighbor : spec.cases) {
-    auto state = model.PrepareNeighbor(neighbor, {spec.critical_layers.front(), positions});
-    ASSERT_TRUE(state.ok()) << state.status();
-    spec.states.push_back(*std::move(state));
+    auto prepared = model.PrepareNeighbor(neighbor, {spec.critical_layers.front(), positions});
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    spec.states.push_back(prepared->state);
   }
   auto objective = model.NewObjective(spec);
   ASSERT_TRUE(objective.ok()) << objective.status();

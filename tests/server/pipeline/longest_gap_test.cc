@@ -50,7 +50,7 @@ class CountingModel final : public ModelRunner {
     if (!preparation.ok()) return preparation.status();
     return std::unique_ptr<NeighborPreparation>(std::make_unique<CountedPreparation>(*std::move(preparation), *this));
   }
-  NeighborCacheStats neighbor_cache_stats() const override { return model_->neighbor_cache_stats(); }
+  int64_t neighbor_cache_bytes() const override { return model_->neighbor_cache_bytes(); }
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override {
     auto objective = model_->NewObjective(spec);
     if (!objective.ok()) return objective.status();
@@ -80,6 +80,7 @@ class CountingModel final : public ModelRunner {
       return done;
     }
     int64_t spent() const override { return work_->spent(); }
+    bool hit() const override { return work_->hit(); }
     std::shared_ptr<const NeighborState> state() const override { return work_->state(); }
 
    private:
