@@ -32,11 +32,14 @@ class Tape {
   virtual ~Tape() = default;
 };
 
-// Keys and values of a prompt's first positions in the layers from some layer on. Opaque, but for its size.
-class PromptStates {
+// What a reference keeps of its passes: keys and values of its prompt's first positions in the layers from some layer
+// on, and the rows of the tree below that enter this layer. In blocks, as many as its own length takes. Opaque, but for
+// its size. It may outlive the backend, and go on any thread.
+class ReferenceStates {
  public:
-  virtual ~PromptStates() = default;
-  virtual int64_t bytes() const = 0;
+  virtual ~ReferenceStates() = default;
+  virtual int64_t bytes() const = 0;  // of its blocks
+  virtual bool in_pool() const = 0;   // else it has memory of its own
 };
 
 // The rows of a tree of tokens below a prompt: row r attends to the prompt before the tree, to its ancestors and to
@@ -52,7 +55,7 @@ struct TreeShape {
 // A tree whose prompt's keys and values are there already.
 struct TreeCase {
   TreeShape shape;
-  std::shared_ptr<const PromptStates> prompt;
+  std::shared_ptr<const ReferenceStates> states;
 };
 
 // The packed rows of several trees, those of one after those of the other. Opaque.
@@ -90,8 +93,11 @@ class TargetTokens {
 struct BackendInfo {
   ElementType activations = ElementType::kFloat32;  // of hidden states, keys and values
   bool batch_invariant = false;  // A row's result is bitwise the same whatever other rows are in the matrix.
-  bool pads = false;             // Attention and LM head of an objective take memory for rows that are short, too.
-  bool host_memory = false;      // Weights, matrices and caches lie in the host's memory.
+  // Attention of an objective takes memory for rows and prompts that are short, too, for half as much again at most:
+  // its masks for as long as the objective lives, all else while a product runs.
+  bool pads = false;
+  bool holds_logits = false;  // The LM head of an objective holds the logits of all its rows at once.
+  bool host_memory = false;   // Weights, matrices and caches lie in the host's memory.
 };
 
 // A device that computes the blocks of one model. Notation: R rows, d hidden size, E experts, V vocabulary size; x is
@@ -157,14 +163,26 @@ class Backend {
   // The sum over `count`; waits as Read does.
   virtual void ReadMean(const RowSum& sum, int64_t count, absl::Span<float> mean) = 0;
 
+  // The pool that references' states lie in from now on, of at most `bytes`; of 0 until then. It grows as it is used,
+  // so that who keeps no states has none.
+  virtual void LimitReferenceStates(int64_t bytes) = 0;
+  virtual int64_t reference_bytes_in_use() const = 0;  // in the pool
+  // States of `positions` and of `tree_rows`, of unknown content. While the pool has too few blocks, `drop` is told how
+  // many bytes are missing: it lets go of states that give back as many, or of none and says false. Then, and where the
+  // whole pool is too small, the states have memory of their own. Without memory it throws, and the pool is as before.
+  virtual std::shared_ptr<ReferenceStates> NewReferenceStates(int first_layer, int64_t positions, int64_t tree_rows,
+                                                              absl::FunctionRef<bool(int64_t bytes)> drop) = 0;
+  // The tree's rows entering the states' first layer, [tree_rows, d].
+  virtual void StoreTree(const Matrix& hidden, ReferenceStates& states) = 0;
+  virtual void LoadTree(const ReferenceStates& states, Matrix hidden) = 0;
+
   // Preparing a neighbor: the prompt's beginning and the tree of what moves climb together.
   // [R, d], the tokens' rows of the embedding times the embedding multiplier.
   virtual void Embed(absl::Span<const int64_t> tokens, Matrix hidden) = 0;
-  virtual std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) = 0;
   virtual std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) = 0;
   // x in place, of the prompt's rows and, where hidden has them, the tree's. `states`, unless null, receives the
   // prompt's keys and values; with `states_only` nothing else is computed.
-  virtual void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
+  virtual void PreparationAttention(int layer, const PreparationRows& rows, ReferenceStates* states, bool states_only,
                                     Matrix hidden) = 0;
   // x in place, routed by the model.
   virtual void PreparationFeedForward(int layer, Matrix hidden) = 0;

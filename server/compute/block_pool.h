@@ -34,8 +34,8 @@ inline constexpr int64_t kStateSlabBytes = int64_t{16} << 20;
 
 // Blocks of one size, at most blocks_max, in slabs: a slab is memory for several blocks, made by `make_slab`. Slabs are
 // made when they are first needed, so that a process that keeps no states has none, and a bound beyond what the machine
-// has costs nothing before that much is kept. They stay with the pool. The block that came back last is handed out first:
-// few pages are touched.
+// has costs nothing before that much is kept. They stay with the pool. The block that came back last is handed out
+// first: few pages are touched.
 template <typename Slab>
 class BlockPool {
  public:
@@ -67,8 +67,8 @@ class BlockPool {
   class Lease {
    public:
     // While the pool has too few, `drop` is told how many bytes of blocks are missing: it lets go of others' that give
-    // back as many, or of none, and says which. Without room the blocks lie outside of the pool, in a slab of their own.
-    // Throws what make_slab throws, and then holds nothing.
+    // back as many, or of none, and says which. Without room the blocks lie outside of the pool, in a slab of their
+    // own. Throws what make_slab throws, and then holds nothing.
     Lease(std::shared_ptr<BlockPool> pool, int64_t count, absl::FunctionRef<bool(int64_t bytes)> drop) {
       blocks_.reserve(static_cast<size_t>(count));
       if (pool->Take(count, drop, blocks_)) {

@@ -81,8 +81,8 @@ MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int
       shape_(std::move(shape)),
       rope_(RopeTable::Make(config_, weights_.device())),
       backend_(backend ? std::move(backend) : MakeBackend(config_, weights_, rope_)),
-      step_(std::make_unique<ForwardStep>(config_, *backend_)),
-      neighbor_cache_(neighbor_cache_bytes) {
+      step_(std::make_unique<ForwardStep>(config_, *backend_)) {
+  backend_->LimitReferenceStates(neighbor_cache_bytes);
   shape_.batch_invariant = backend_->info().batch_invariant;
 }
 
@@ -180,8 +180,7 @@ absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> MoeModel::NewObjective(co
 }
 
 int64_t MoeModel::ObjectiveBytes(const ObjectiveSpec& spec, int prompt_positions) const {
-  const BackendInfo& info = backend_->info();
-  return ObjectiveMemory(config_, spec, prompt_positions, BytesOf(info.activations), info.pads);
+  return ObjectiveMemory(config_, spec, prompt_positions, backend_->info());
 }
 
 std::unique_ptr<EvaluationRun> MoeModel::NewEvaluationRun(std::vector<Evaluation> evaluations) {

@@ -27,15 +27,31 @@ std::shared_ptr<const MoeNeighborState> NeighborCache::Find(const std::string& k
 }
 
 void NeighborCache::Insert(const std::string& key, std::shared_ptr<const MoeNeighborState> state) {
-  if (by_key_.count(key) || state->bytes() > bytes_max_) return;
-  bytes_ += state->bytes();
+  if (by_key_.count(key) || !state->states->in_pool()) return;
+  bytes_ += state->states->bytes();
   entries_.push_front({key, std::move(state)});
   by_key_[key] = entries_.begin();
-  while (bytes_ > bytes_max_) {
-    bytes_ -= entries_.back().state->bytes();
-    by_key_.erase(entries_.back().key);
-    entries_.pop_back();
+}
+
+bool NeighborCache::Drop(int64_t bytes) {
+  // An objective holds the blocks alone. Nobody but the cache can hand them out, so that 1 stays 1.
+  const auto is_held = [](const Entry& entry) {
+    return entry.state.use_count() > 1 || entry.state->states.use_count() > 1;
+  };
+  std::vector<std::list<Entry>::iterator> dropped;
+  int64_t found = 0;
+  for (auto entry = entries_.end(); found < bytes && entry != entries_.begin();) {
+    if (is_held(*--entry)) continue;
+    found += entry->state->states->bytes();
+    dropped.push_back(entry);
   }
+  if (found < bytes) return false;
+  for (const auto& entry : dropped) {
+    bytes_ -= entry->state->states->bytes();
+    by_key_.erase(entry->key);
+    entries_.erase(entry);
+  }
+  return true;
 }
 
 }  // namespace c3po

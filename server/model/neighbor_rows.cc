@@ -13,16 +13,16 @@ NeighborRows::NeighborRows(const MoeModel& model, const ObjectiveSpec& spec)
     const int64_t own = state.tree.rows();
     const bool prompt_only = spec.rule == ApplicationRule::kLastPromptToken;
     governed_.emplace_back(rows_, rows_ + (prompt_only ? state.tree.prompt_rows : own));
-    cases.push_back({state.shape(), state.prompt});
+    cases.push_back({state.shape(), state.states});
     rows_ += own;
   }
   trees_ = backend.PackTrees(cases);
   const OwnedMatrix hidden = backend.AllocateHidden(rows_);
   int64_t row = 0;
   for (const auto& fixed : spec.states) {
-    const OwnedMatrix& entry_hidden = static_cast<const MoeNeighborState&>(*fixed).entry_hidden;
-    backend.Copy(entry_hidden.view(), hidden.view().Rows(row, entry_hidden.rows()));
-    row += entry_hidden.rows();
+    const auto& state = static_cast<const MoeNeighborState&>(*fixed);
+    backend.LoadTree(*state.states, hidden.view().Rows(row, state.tree.rows()));
+    row += state.tree.rows();
   }
   const PackedTrees* const trees[] = {trees_.get()};
   experts_ = backend.Remember(entry_, backend.TreeAttention(entry_, trees, hidden, nullptr), spec.remembered_bytes_max);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/types/span.h"
+#include "server/compute/block_pool.h"
 #include "server/model/answer_tree.h"
 
 namespace c3po {
@@ -10,23 +11,31 @@ namespace {
 
 // What the rows of some neighbors are.
 struct Sizes {
-  int64_t cases = 0, rows = 0;
-  int64_t prefix_sum = 0, prefix_max = 0;    // prompt tokens before what moves
+  int64_t rows = 0;
+  int64_t prefix_max = 0;                    // prompt tokens before what moves
   int64_t case_rows_max = 0, chain_max = 0;  // rows of a case; rows on the way to its deepest one
+  int64_t attended = 0;                      // positions that rows attend to, of all rows
+  // Likewise where a row is compared with all rows of its case, and the rows and prompts of all cases.
+  int64_t compared = 0, columns = 0;
+  int64_t blocks = 0;  // of the states
 };
 
-Sizes SizesOf(const ObjectiveSpec& spec, int prompt_positions) {
+// In `upper` layers.
+Sizes SizesOf(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_positions, int64_t upper) {
   Sizes sizes;
   for (const NeighborCase& neighbor : spec.cases) {
     const absl::Span<const int32_t> prompt(neighbor.prompt);
     const size_t moved = std::min(prompt.size(), static_cast<size_t>(prompt_positions));
     const AnswerTree tree = AnswerTree::Build(prompt.subspan(prompt.size() - moved), neighbor.continuations);
     const auto prefix = static_cast<int64_t>(prompt.size() - moved);
-    ++sizes.cases;
-    sizes.rows += tree.rows();
-    sizes.prefix_sum += prefix;
+    const auto rows = static_cast<int64_t>(tree.rows());
+    sizes.rows += rows;
+    for (const int depth : tree.depths) sizes.attended += prefix + depth + 1;
+    sizes.compared += rows * (prefix + rows);
+    sizes.columns += prefix + rows;
+    sizes.blocks += upper * StateBlocksOfLayer(prefix) + StateBlocksOfRows(rows, config);
     sizes.prefix_max = std::max(sizes.prefix_max, prefix);
-    sizes.case_rows_max = std::max<int64_t>(sizes.case_rows_max, tree.rows());
+    sizes.case_rows_max = std::max(sizes.case_rows_max, rows);
     const int deepest = tree.depths.empty() ? 0 : *std::max_element(tree.depths.begin(), tree.depths.end());
     sizes.chain_max = std::max<int64_t>(sizes.chain_max, deepest + 1);
   }
@@ -56,33 +65,34 @@ Widths WidthsOf(const ModelConfig& config) {
 }  // namespace
 
 int64_t ObjectiveMemory(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_positions,
-                        int64_t element_bytes, bool padded) {
-  const Sizes sizes = SizesOf(spec, prompt_positions);
-  const Widths w = WidthsOf(config);
-  const int64_t rows = padded ? sizes.cases * sizes.case_rows_max : sizes.rows;
-  const int64_t attended = sizes.prefix_max + (padded ? sizes.case_rows_max : sizes.chain_max);
+                        const BackendInfo& info) {
   const int entry = config.moe_layers[static_cast<size_t>(spec.critical_layers.front())];
-  const int64_t upper = config.layers - entry;
+  const int64_t upper = config.layers - entry, element_bytes = BytesOf(info.activations);
+  const Sizes sizes = SizesOf(config, spec, prompt_positions, upper);
+  const Widths w = WidthsOf(config);
+  const int64_t rows = sizes.rows;
 
-  const int64_t states = upper * sizes.prefix_sum * w.keys_and_values + sizes.rows * w.hidden;
+  const int64_t states = sizes.blocks * StateBlockElements(config);
   // One neighbor's pass over its prompt, beside what stays of it.
-  const int64_t preparing_row = 4 * w.hidden + w.projections + 2 * w.context + 4 * w.experts + 4 * w.neurons;
+  const int64_t preparing_row =
+      4 * w.hidden + w.projections + w.keys_and_values + 2 * w.context + 4 * w.experts + 4 * w.neurons;
   const int64_t preparing = (sizes.prefix_max + sizes.case_rows_max) * preparing_row +
                             sizes.case_rows_max * w.heads * (sizes.prefix_max + sizes.chain_max);
 
-  // Prompts as long as the longest one. Elsewhere objectives read them where the states hold them.
-  const int64_t packed = padded ? upper * sizes.cases * sizes.prefix_max * w.keys_and_values : 0;
   const int64_t of_first_layer = rows * (4 * w.hidden + 2 * w.neurons + 5 * w.experts);
-  const int64_t outputs = sizes.rows * w.experts * w.hidden;
+  const int64_t outputs = rows * w.experts * w.hidden;
   const int64_t remembered = outputs * element_bytes <= spec.remembered_bytes_max ? outputs : 0;
-  const int64_t probabilities = w.heads * attended * (padded ? 3 : 1);
-  const int64_t tape_row = 3 * w.hidden + w.projections + probabilities + 6 * w.experts + 3 * w.neurons;
-  const int64_t tapes = (upper - 1) * rows * tape_row;
+  const int64_t tape_row = 3 * w.hidden + w.projections + 6 * w.experts + 3 * w.neurons;
+  // Who pads keeps no probabilities, and computes them anew on the way down.
+  const int64_t tapes = (upper - 1) * (rows * tape_row + (info.pads ? 0 : w.heads * sizes.attended));
   // Of the layer that runs: what is passed on, and on the way down the derivative of what its tape holds.
-  const int64_t working = rows * (6 * w.hidden + 2 * w.projections + 2 * w.context + 4 * w.experts + 4 * w.neurons +
-                                  (padded ? probabilities : 0));
-  const int64_t head = rows * (3 * w.hidden + (padded ? 3 * int64_t{config.vocabulary_size} : 0));
-  const int64_t evaluating = packed + of_first_layer + remembered + tapes + std::max(working, head);
+  const int64_t working_rows =
+      rows * (6 * w.hidden + 2 * w.projections + 2 * w.context + 4 * w.experts + 4 * w.neurons);
+  // Half as much again, of up to 6 kinds of pairs, in float32 on the way through softmax, and 3 copies of the columns.
+  const int64_t padded = 3 * (6 * 2 * w.heads * sizes.compared + 3 * w.keys_and_values * sizes.columns) / 2;
+  const int64_t working = working_rows + (info.pads ? padded : w.heads * sizes.attended);
+  const int64_t head = rows * (3 * w.hidden + (info.holds_logits ? 3 * int64_t{config.vocabulary_size} : 0));
+  const int64_t evaluating = of_first_layer + remembered + tapes + std::max(working, head);
   return (states + std::max(preparing, evaluating)) * element_bytes;
 }
 

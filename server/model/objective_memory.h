@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "server/compute/backend.h"
 #include "server/model/config/model_config.h"
 #include "server/types/neighborhood_objective.h"
 
@@ -11,11 +12,10 @@ namespace c3po {
 // An estimate from above of the bytes that an objective over spec.cases takes at most at once, from the first neighbor
 // that is prepared to its last evaluation with a gradient: the neighbors' states, which a cache may hold anyway, what
 // NeighborRows keeps of the rows, and one pass up and down with its tapes. spec.states are not looked at. It is what
-// matrices of `element_bytes` hold. `padded`, as BackendInfo::pads: prompts are copied, as long as the longest one, and
-// attention and LM head take more; this is counted too.
+// matrices of the backend's type of activations hold, and what `info` says of its products besides.
 // The spec's cases are as CheckCase wants them; critical_layers are of the model.
 int64_t ObjectiveMemory(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_positions,
-                        int64_t element_bytes, bool padded);
+                        const BackendInfo& info);
 
 }  // namespace c3po
 

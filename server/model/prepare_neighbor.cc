@@ -61,7 +61,8 @@ class Preparation final : public NeighborPreparation {
     state_->first_layer = moving.first_layer;
     state_->prefix_length = static_cast<int>(prefix_);
     state_->tree = AnswerTree::Build(prompt.subspan(prompt.size() - moved), neighbor.continuations);
-    state_->prompt = backend_.NewPromptStates(entry_, prefix_);
+    state_->states = backend_.NewReferenceStates(entry_, prefix_, state_->tree.rows(),
+                                                 [&cache](int64_t bytes) { return cache.Drop(bytes); });
     rows_ = backend_.NewPreparationRows(state_->shape());
     std::vector<int64_t> tokens(prompt.begin(), prompt.begin() + prefix_);
     tokens.insert(tokens.end(), state_->tree.tokens.begin(), state_->tree.tokens.end());
@@ -93,8 +94,7 @@ class Preparation final : public NeighborPreparation {
   // The tree's rows stop where they enter the first critical layer; the prompt's go on alone.
   void LeaveTree() {
     const int64_t rows = state_->tree.rows();
-    state_->entry_hidden = backend_.AllocateHidden(rows);
-    backend_.Copy(hidden_.view().Rows(prefix_, rows), state_->entry_hidden.view());
+    backend_.StoreTree(hidden_.view().Rows(prefix_, rows), *state_->states);
     const OwnedMatrix prompt = backend_.AllocateHidden(prefix_);
     backend_.Copy(hidden_.view().Rows(0, prefix_), prompt.view());
     hidden_ = prompt;
@@ -106,7 +106,7 @@ class Preparation final : public NeighborPreparation {
     if (layer_ == entry_ && prefix_ == 0) return true;
     const bool is_last = layer_ + 1 == model_.config().layers;
     const bool keeps = layer_ >= entry_;
-    backend_.PreparationAttention(layer_, *rows_, keeps ? state_->prompt.get() : nullptr, keeps && is_last,
+    backend_.PreparationAttention(layer_, *rows_, keeps ? state_->states.get() : nullptr, keeps && is_last,
                                   hidden_.view());
     if (keeps && is_last) return true;
     backend_.PreparationFeedForward(layer_, hidden_.view());

@@ -13,18 +13,11 @@
 #include "server/compute/aten/padded_trees.h"
 #include "server/compute/aten/products.h"
 #include "server/compute/aten/projections.h"
+#include "server/compute/aten/reference_states.h"
 #include "server/compute/aten/row_operations.h"
 
 namespace c3po::aten {
 namespace {
-
-struct StoredPrompt final : PromptStates {
-  int64_t bytes() const override { return static_cast<int64_t>(keys.nbytes() + values.nbytes()); }
-
-  int first_layer = 0;
-  at::Tensor keys;    // [layers - first_layer, kv_heads, n, head_dim]
-  at::Tensor values;  // likewise of value_dim
-};
 
 struct PromptAndTree final : PreparationRows {
   explicit PromptAndTree(PaddedTrees trees) : tree(std::move(trees)) {}
@@ -34,22 +27,60 @@ struct PromptAndTree final : PreparationRows {
   RopeTable rope;  // of all rows
 };
 
-struct TreesOverPrompts final : PackedTrees {
-  explicit TreesOverPrompts(PaddedTrees padded) : trees(std::move(padded)) {}
-
-  // Of the cases' prompts in a layer, [S, kv_heads, P, dim], padded to the longest one.
-  const at::Tensor& Keys(int layer) const { return keys.at(IndexOf(layer)); }
-  const at::Tensor& Values(int layer) const { return values.at(IndexOf(layer)); }
-
+// Trees that attend in one product, and where the prompts before them lie.
+struct TreeGroup {
   PaddedTrees trees;
+  at::Tensor rows;                     // int64, of the rows of all groups
+  std::vector<PaddedPrompts> prompts;  // per layer from first_layer on
+};
+
+struct TreesOverPrompts final : PackedTrees {
+  std::vector<std::shared_ptr<const ReferenceStates>> states;  // kept for the groups
+  std::vector<TreeGroup> groups;
+  int64_t rows = 0;
   RopeTable rope;       // of the rows
   int first_layer = 0;  // from which on all cases have states
-  std::vector<at::Tensor> keys, values;
+
+  const PaddedPrompts& Prompts(const TreeGroup& group, int layer) const {
+    TORCH_CHECK(layer >= first_layer, "the references have no states in layer ", layer);
+    return group.prompts.at(static_cast<size_t>(layer - first_layer));
+  }
+
+  // The context of the rows, [rows, heads * value_dim].
+  at::Tensor Attend(int layer, const Projections& own) const {
+    std::vector<at::Tensor> parts;
+    for (const TreeGroup& group : groups) {
+      const PaddedPrompts& prompts = Prompts(group, layer);
+      parts.push_back(group.trees.Forward(RowsOf(group, own), prompts.Keys(), prompts.Values()));
+    }
+    return InOrder(parts);
+  }
+  PaddedTrees::Gradients Backward(int layer, const at::Tensor& dcontext, const Projections& own) const {
+    std::vector<at::Tensor> dq, dk, dv;
+    for (const TreeGroup& group : groups) {
+      const PaddedPrompts& prompts = Prompts(group, layer);
+      const at::Tensor of_group = groups.size() == 1 ? dcontext : dcontext.index_select(0, group.rows);
+      PaddedTrees::Gradients part =
+          group.trees.Backward(of_group, RowsOf(group, own), prompts.Keys(), prompts.Values());
+      dq.push_back(std::move(part.q));
+      dk.push_back(std::move(part.k));
+      dv.push_back(std::move(part.v));
+    }
+    return {InOrder(dq), InOrder(dk), InOrder(dv)};
+  }
 
  private:
-  size_t IndexOf(int layer) const {
-    TORCH_CHECK(layer >= first_layer, "the prompts have no states in layer ", layer);
-    return static_cast<size_t>(layer - first_layer);
+  Projections RowsOf(const TreeGroup& group, const Projections& own) const {
+    return groups.size() == 1 ? own : own.Select(group.rows);
+  }
+  // The groups' rows as the rows lie.
+  at::Tensor InOrder(const std::vector<at::Tensor>& parts) const {
+    if (parts.size() == 1) return parts[0];
+    std::vector<int64_t> sizes = parts[0].sizes().vec();
+    sizes[0] = rows;
+    const at::Tensor all = at::empty(sizes, parts[0].options());
+    for (size_t i = 0; i < parts.size(); ++i) all.index_copy_(0, groups[i].rows, parts[i]);
+    return all;
   }
 };
 
@@ -57,10 +88,13 @@ struct AttentionTape final : Tape {
   at::Tensor input;  // [R, d]
   RopeTable rope;
   Projections projections;
-  std::vector<PaddedTrees::Tape> trees;
 };
 
 const TreesOverPrompts& CastTrees(const PackedTrees* rows) { return static_cast<const TreesOverPrompts&>(*rows); }
+
+const AtenReferenceStates* CastStates(const ReferenceStates* states) {
+  return static_cast<const AtenReferenceStates*>(states);
+}
 
 RopeTable JoinRopes(absl::Span<const PackedTrees* const> trees) {
   std::vector<at::Tensor> cos, sin;
@@ -71,29 +105,23 @@ RopeTable JoinRopes(absl::Span<const PackedTrees* const> trees) {
   return {Join(cos), Join(sin)};
 }
 
-// Puts the prompts' keys and values, per layer, into rows of one length.
-void PadPrompts(absl::Span<const TreeCase> cases, const ModelConfig& config, at::TensorOptions options,
-                TreesOverPrompts& rows) {
-  for (const TreeCase& one : cases) {
-    const auto* states = static_cast<const StoredPrompt*>(one.prompt.get());
-    TORCH_CHECK((states ? states->keys.size(2) : 0) == one.shape.prefix, "a prompt's states have another length");
-    if (states) rows.first_layer = std::max(rows.first_layer, states->first_layer);
+// Of the cases `members`, whose first rows are at first_row.
+TreeGroup MakeGroup(absl::Span<const TreeCase> cases, absl::Span<const size_t> members,
+                    absl::Span<const int64_t> first_row, int first_layer, const ModelConfig& config,
+                    const at::TensorOptions& options) {
+  std::vector<TreeShape> shapes;
+  std::vector<const AtenReferenceStates*> states;
+  std::vector<int64_t> rows;
+  for (const size_t s : members) {
+    shapes.push_back(cases[s].shape);
+    states.push_back(CastStates(cases[s].states.get()));
+    for (int64_t m = 0; m < cases[s].shape.rows(); ++m) rows.push_back(first_row[s] + m);
   }
-  const int64_t count = rows.trees.cases(), prefix = rows.trees.prefix_max();
-  for (int l = rows.first_layer; l < config.layers; ++l) {
-    at::Tensor keys = at::zeros({count, config.kv_heads, prefix, config.head_dim}, options);
-    at::Tensor values = at::zeros({count, config.kv_heads, prefix, config.value_dim}, options);
-    for (int64_t s = 0; s < count; ++s) {
-      const TreeCase& one = cases[static_cast<size_t>(s)];
-      if (one.shape.prefix == 0) continue;
-      const auto& states = static_cast<const StoredPrompt&>(*one.prompt);
-      const int64_t own = l - states.first_layer;
-      keys.select(0, s).narrow(1, 0, one.shape.prefix).copy_(states.keys.select(0, own));
-      values.select(0, s).narrow(1, 0, one.shape.prefix).copy_(states.values.select(0, own));
-    }
-    rows.keys.push_back(std::move(keys));
-    rows.values.push_back(std::move(values));
+  TreeGroup group{PaddedTrees(shapes, config, options), Upload(rows, options.device()), {}};
+  for (int l = first_layer; l < config.layers; ++l) {
+    group.prompts.emplace_back(config, states, l, group.trees.prefix_max(), options);
   }
+  return group;
 }
 
 }  // namespace
@@ -111,15 +139,29 @@ void AtenBackend::Attention(int l, Matrix hidden) {
   AddBlockInPlace(x, Project(context, weights.output, weights.output_bias), config_);
 }
 
-std::shared_ptr<PromptStates> AtenBackend::NewPromptStates(int first_layer, int64_t positions) {
+void AtenBackend::LimitReferenceStates(int64_t bytes) { states_ = MakeStatePool(config_, options_, bytes); }
+
+int64_t AtenBackend::reference_bytes_in_use() const { return states_->blocks_in_use() * states_->block_bytes(); }
+
+std::shared_ptr<ReferenceStates> AtenBackend::NewReferenceStates(int first_layer, int64_t positions, int64_t tree_rows,
+                                                                 absl::FunctionRef<bool(int64_t bytes)> drop) {
   const c10::InferenceMode inference;
   TORCH_CHECK(first_layer >= 0 && first_layer < config_.layers, "the model has no layer ", first_layer);
-  const int64_t upper = config_.layers - first_layer;
-  auto states = std::make_shared<StoredPrompt>();
-  states->first_layer = first_layer;
-  states->keys = at::empty({upper, config_.kv_heads, positions, config_.head_dim}, options_);
-  states->values = at::empty({upper, config_.kv_heads, positions, config_.value_dim}, options_);
-  return states;
+  return std::make_shared<AtenReferenceStates>(config_, states_, first_layer, positions, tree_rows, drop);
+}
+
+void AtenBackend::StoreTree(const Matrix& hidden, ReferenceStates& states) {
+  const c10::InferenceMode inference;
+  auto& own = static_cast<AtenReferenceStates&>(states);
+  TORCH_CHECK(hidden.rows == own.tree_rows() && hidden.columns == config_.hidden_size, "these are not the tree's rows");
+  own.StoreTree(TensorOf(hidden, device()));
+}
+
+void AtenBackend::LoadTree(const ReferenceStates& states, Matrix hidden) {
+  const c10::InferenceMode inference;
+  const auto& own = static_cast<const AtenReferenceStates&>(states);
+  TORCH_CHECK(hidden.rows == own.tree_rows() && hidden.columns == config_.hidden_size, "these are not the tree's rows");
+  own.LoadTree(TensorOf(hidden, device()));
 }
 
 std::unique_ptr<PreparationRows> AtenBackend::NewPreparationRows(const TreeShape& tree) {
@@ -133,7 +175,7 @@ std::unique_ptr<PreparationRows> AtenBackend::NewPreparationRows(const TreeShape
   return rows;
 }
 
-void AtenBackend::PreparationAttention(int l, const PreparationRows& rows, PromptStates* states, bool states_only,
+void AtenBackend::PreparationAttention(int l, const PreparationRows& rows, ReferenceStates* states, bool states_only,
                                        Matrix hidden) {
   const c10::InferenceMode inference;
   const auto& all = static_cast<const PromptAndTree&>(rows);
@@ -144,33 +186,41 @@ void AtenBackend::PreparationAttention(int l, const PreparationRows& rows, Promp
   const RopeTable rope = {all.rope.cos.narrow(0, 0, count), all.rope.sin.narrow(0, 0, count)};
   const Projections own =
       ProjectAttention(RmsNorm(x, weights.attention_norm, config_.rms_norm_eps), weights, config_, rope);
-  const at::Tensor keys = own.k.narrow(0, 0, prefix).transpose(0, 1).contiguous();
-  const at::Tensor values = own.v.narrow(0, 0, prefix).transpose(0, 1).contiguous();
   if (states) {
-    auto& stored = static_cast<StoredPrompt&>(*states);
-    stored.keys.select(0, l - stored.first_layer).copy_(keys);
-    stored.values.select(0, l - stored.first_layer).copy_(values);
+    auto& kept = static_cast<AtenReferenceStates&>(*states);
+    TORCH_CHECK(kept.positions() == prefix, "a reference's states have another length");
+    kept.Store(l, own.k.narrow(0, 0, prefix), own.v.narrow(0, 0, prefix));
   }
   if (states_only) return;
+  const at::Tensor keys = own.k.narrow(0, 0, prefix).transpose(0, 1).contiguous();
+  const at::Tensor values = own.v.narrow(0, 0, prefix).transpose(0, 1).contiguous();
   std::vector<at::Tensor> contexts;
   if (prefix > 0) contexts.push_back(CausalAttention(own.q.narrow(0, 0, prefix), keys, values, 0, config_));
   if (of_tree > 0) {
-    contexts.push_back(all.tree.Forward(own.Rows(prefix, of_tree), keys.unsqueeze(0), values.unsqueeze(0), nullptr));
+    contexts.push_back(all.tree.Forward(own.Rows(prefix, of_tree), keys.unsqueeze(0), values.unsqueeze(0)));
   }
   AddBlockInPlace(x, Project(Join(contexts), weights.output, weights.output_bias), config_);
 }
 
 std::unique_ptr<PackedTrees> AtenBackend::PackTrees(absl::Span<const TreeCase> cases) {
   const c10::InferenceMode inference;
+  auto rows = std::make_unique<TreesOverPrompts>();
   std::vector<TreeShape> shapes;
-  std::vector<int64_t> positions;
+  std::vector<int64_t> positions, first_row;
   for (const TreeCase& one : cases) {
+    const AtenReferenceStates* const states = CastStates(one.states.get());
+    TORCH_CHECK((states ? states->positions() : 0) == one.shape.prefix, "a reference's states have another length");
+    if (states) rows->first_layer = std::max(rows->first_layer, states->first_layer());
+    rows->states.push_back(one.states);
     shapes.push_back(one.shape);
+    first_row.push_back(rows->rows);
+    rows->rows += one.shape.rows();
     for (int depth : one.shape.depths) positions.push_back(one.shape.prefix + depth);
   }
-  auto rows = std::make_unique<TreesOverPrompts>(PaddedTrees(shapes, config_, options_));
   rows->rope = RopeAt(positions);
-  PadPrompts(cases, config_, options_, *rows);
+  for (const std::vector<size_t>& members : GroupTrees(shapes)) {
+    rows->groups.push_back(MakeGroup(cases, members, first_row, rows->first_layer, config_, options_));
+  }
   return rows;
 }
 
@@ -183,14 +233,12 @@ OwnedMatrix AtenBackend::TreeAttention(int l, absl::Span<const PackedTrees* cons
   tape->rope = JoinRopes(trees);
   tape->projections = ProjectAttention(RmsNorm(tape->input, weights.attention_norm, config_.rms_norm_eps), weights,
                                        config_, tape->rope);
-  tape->trees.resize(trees.size());
   std::vector<at::Tensor> contexts;
   int64_t row = 0;
-  for (size_t i = 0; i < trees.size(); ++i) {
-    const TreesOverPrompts& own = CastTrees(trees[i]);
-    contexts.push_back(own.trees.Forward(tape->projections.Rows(row, own.trees.rows()), own.Keys(l), own.Values(l),
-                                         tape_out ? &tape->trees[i] : nullptr));
-    row += own.trees.rows();
+  for (const PackedTrees* packed : trees) {
+    const TreesOverPrompts& own = CastTrees(packed);
+    contexts.push_back(own.Attend(l, tape->projections.Rows(row, own.rows)));
+    row += own.rows;
   }
   TORCH_CHECK(row == tape->input.size(0), "the trees have another number of rows");
   const at::Tensor out = AddBlock(tape->input, Project(Join(contexts), weights.output, weights.output_bias), config_);
@@ -207,14 +255,14 @@ OwnedMatrix AtenBackend::TreeAttentionBackward(int l, absl::Span<const PackedTre
   const at::Tensor dcontext = MatMul(AddBlockBackward(dmiddle, config_), weights.output);
   std::vector<at::Tensor> dq, dk, dv;
   int64_t row = 0;
-  for (size_t i = 0; i < trees.size(); ++i) {
-    const TreesOverPrompts& rows = CastTrees(trees[i]);
-    const at::Tensor own_dcontext = dcontext.narrow(0, row, rows.trees.rows());
-    PaddedTrees::Gradients own = rows.trees.Backward(own_dcontext, tape.trees.at(i), rows.Keys(l), rows.Values(l));
+  for (const PackedTrees* packed : trees) {
+    const TreesOverPrompts& rows = CastTrees(packed);
+    PaddedTrees::Gradients own =
+        rows.Backward(l, dcontext.narrow(0, row, rows.rows), tape.projections.Rows(row, rows.rows));
     dq.push_back(std::move(own.q));
     dk.push_back(std::move(own.k));
     dv.push_back(std::move(own.v));
-    row += rows.trees.rows();
+    row += rows.rows;
   }
   const at::Tensor dattention =
       ProjectAttentionBackward(Join(dq), Join(dk), Join(dv), tape.projections, weights, config_, tape.rope);

@@ -39,7 +39,9 @@ AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
       rope_(std::move(rope)),
       options_(ActivationsOf(weights_.embedding)),
       info_{ElementTypeOf(options_.dtype().toScalarType()), /*batch_invariant=*/false, /*pads=*/true,
-            /*host_memory=*/options_.device().is_cpu()} {}
+            /*holds_logits=*/true, /*host_memory=*/options_.device().is_cpu()} {
+  LimitReferenceStates(0);
+}
 
 absl::StatusOr<std::unique_ptr<DeviceQueue>> AtenBackend::NewQueue() const { return AtenQueue::Create(device()); }
 

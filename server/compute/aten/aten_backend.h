@@ -10,6 +10,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 #include "server/compute/aten/causal_attention.h"
+#include "server/compute/aten/reference_states.h"
 #include "server/compute/backend.h"
 #include "server/compute/kv_runs.h"
 #include "server/compute/moe_weights.h"
@@ -53,10 +54,15 @@ class AtenBackend : public Backend {
   void AddRows(const Matrix& rows, RowSum& sum) override;
   void ReadMean(const RowSum& sum, int64_t count, absl::Span<float> mean) override;
 
+  void LimitReferenceStates(int64_t bytes) override;
+  int64_t reference_bytes_in_use() const override;
+  std::shared_ptr<ReferenceStates> NewReferenceStates(int first_layer, int64_t positions, int64_t tree_rows,
+                                                      absl::FunctionRef<bool(int64_t bytes)> drop) override;
+  void StoreTree(const Matrix& hidden, ReferenceStates& states) override;
+  void LoadTree(const ReferenceStates& states, Matrix hidden) override;
   void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
-  std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) override;
   std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) override;
-  void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
+  void PreparationAttention(int layer, const PreparationRows& rows, ReferenceStates* states, bool states_only,
                             Matrix hidden) override;
   void PreparationFeedForward(int layer, Matrix hidden) override;
 
@@ -98,6 +104,7 @@ class AtenBackend : public Backend {
 
   at::Tensor keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim; undefined before they are
                               // allocated
+  std::shared_ptr<StatePool> states_;
   int block_positions_ = 0;
   StepBuffers buffers_;
   StepInputs step_;            // that is placed

@@ -20,6 +20,10 @@ struct Projections {
   Projections Rows(int64_t begin, int64_t count) const {
     return {q.narrow(0, begin, count), k.narrow(0, begin, count), v.narrow(0, begin, count), {}};
   }
+  // Copies of those that `rows`, int64, names; likewise.
+  Projections Select(const at::Tensor& rows) const {
+    return {q.index_select(0, rows), k.index_select(0, rows), v.index_select(0, rows), {}};
+  }
 };
 // From normed [R, d]; `rope` of the rows.
 Projections ProjectAttention(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,

@@ -59,36 +59,62 @@ void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_hea
   MultiplyAdd(sums);
 }
 
-// The key-value head's columns that a row sees: `prefix` contiguous rows, then chosen rows of the packed ones.
+// The key-value head's columns that a row sees, keys or values: a prefix in blocks, then chosen rows of the packed
+// ones.
 struct Columns {
-  const float* prefix;
-  int64_t prefix_length;
+  const float* const* blocks;
+  int64_t offset;  // of the head's rows in a block
+  int64_t block_positions, prefix_length;
   const float* packed;    // of row 0, at the head
   int64_t packed_stride;  // between packed rows
   const int64_t* rows;
   int64_t count;
   int64_t dim;
 
-  const float* Prefix(int64_t j) const { return prefix + j * dim; }
-  const float* Moving(int64_t i) const { return packed + rows[i] * packed_stride; }
+  // visit(j, row) for all columns, ascending.
+  template <typename Visit>
+  void ForEach(const Visit& visit) const {
+    for (int64_t begin = 0, b = 0; begin < prefix_length; begin += block_positions, ++b) {
+      const float* row = blocks[b] + offset;
+      const int64_t end = std::min(prefix_length, begin + block_positions);
+      for (int64_t j = begin; j < end; ++j, row += dim) visit(j, row);
+    }
+    for (int64_t i = 0; i < count; ++i) visit(prefix_length + i, packed + rows[i] * packed_stride);
+  }
 };
 
-Columns ColumnsOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
-                  const std::vector<const float*>& prefixes, const float* packed, int64_t dim) {
-  return {prefixes[s] + kv_head * tree.prefix_lengths[s] * dim,
+// Keys lie first in a block.
+Columns KeysOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
+               const TreePrefixes& prefixes, const float* packed) {
+  return {prefixes.blocks[s],
+          kv_head * prefixes.block_positions * shape.head_dim,
+          prefixes.block_positions,
           tree.prefix_lengths[s],
-          packed + kv_head * dim,
-          shape.kv_heads * dim,
+          packed + kv_head * shape.head_dim,
+          shape.kv_heads * shape.head_dim,
           tree.ancestors.data() + tree.ancestor_begin[row],
           tree.ancestor_begin[row + 1] - tree.ancestor_begin[row],
-          dim};
+          shape.head_dim};
+}
+
+Columns ValuesOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
+                 const TreePrefixes& prefixes, const float* packed) {
+  return {prefixes.blocks[s],
+          prefixes.block_positions * (shape.kv_heads * shape.head_dim + kv_head * shape.value_dim),
+          prefixes.block_positions,
+          tree.prefix_lengths[s],
+          packed + kv_head * shape.value_dim,
+          shape.kv_heads * shape.value_dim,
+          tree.ancestors.data() + tree.ancestor_begin[row],
+          tree.ancestor_begin[row + 1] - tree.ancestor_begin[row],
+          shape.value_dim};
 }
 
 // work(case, kv_head) for all of both.
 template <typename Work>
 void ForEachCaseAndHead(const HeadShape& shape, const TreeRows& tree, const Work& work) {
   const auto cases = static_cast<int64_t>(tree.prefix_lengths.size());
-  const int64_t cost = tree.rows() * shape.heads * shape.head_dim * tree.width();
+  const int64_t cost = tree.columns() * shape.heads * shape.head_dim;
   const int64_t all = cases * shape.kv_heads, grain = cost < (1 << 16) ? all : 1;
   ParallelFor(all, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) work(i / shape.kv_heads, i % shape.kv_heads);
@@ -143,24 +169,21 @@ void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRuns> s
 
 void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,
                           const TreePrefixes& prefixes, float* probabilities, float* context) {
-  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
-  const int64_t value_dim = shape.value_dim;
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, value_dim = shape.value_dim;
   const auto scale = static_cast<float>(shape.scale);
   ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
-      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefixes.keys, k, dim);
-      const Columns values = ColumnsOf(shape, tree, s, row, g, prefixes.values, v, value_dim);
+      const Columns keys = KeysOf(shape, tree, s, row, g, prefixes, k);
+      const Columns values = ValuesOf(shape, tree, s, row, g, prefixes, v);
+      const int64_t columns = tree.ColumnsOf(row);
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-        const float* query = q + (row * shape.heads + h) * dim;
-        float* p = probabilities + (row * shape.heads + h) * width;
-        float* out = context + (row * shape.heads + h) * value_dim;
-        const int64_t n = keys.prefix_length;
-        for (int64_t j = 0; j < n; ++j) p[j] = Dot(query, keys.Prefix(j), dim);
-        for (int64_t i = 0; i < keys.count; ++i) p[n + i] = Dot(query, keys.Moving(i), dim);
-        SoftmaxInPlace(p, n + keys.count, width, scale);
+        const float* const query = q + (row * shape.heads + h) * dim;
+        float* const p = probabilities + tree.column_begin[row] * shape.heads + h * columns;
+        float* const out = context + (row * shape.heads + h) * value_dim;
+        keys.ForEach([&](int64_t j, const float* key) { p[j] = Dot(query, key, dim); });
+        SoftmaxInPlace(p, columns, columns, scale);
         std::fill_n(out, value_dim, 0.0f);
-        for (int64_t j = 0; j < n; ++j) AddScaled(p[j], values.Prefix(j), value_dim, out);
-        for (int64_t i = 0; i < keys.count; ++i) AddScaled(p[n + i], values.Moving(i), value_dim, out);
+        values.ForEach([&](int64_t j, const float* value) { AddScaled(p[j], value, value_dim, out); });
       }
     }
   });
@@ -169,38 +192,38 @@ void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const fl
 void TreeAttentionBackward(const HeadShape& shape, const TreeRows& tree, const float* dcontext, const float* q,
                            const float* k, const float* v, const TreePrefixes& prefixes, const float* probabilities,
                            float* dq, float* dk, float* dv) {
-  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, width = tree.width();
-  const int64_t value_dim = shape.value_dim;
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, value_dim = shape.value_dim;
   const double scale = shape.scale;
   ForEachCaseAndHead(shape, tree, [&](int64_t s, int64_t g) {
     thread_local std::vector<float> ds;
-    ds.resize(static_cast<size_t>(width));
     const auto moving = [&](float* x, int64_t row, int64_t size) { return x + (row * shape.kv_heads + g) * size; };
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
       std::fill_n(moving(dk, row, dim), dim, 0.0f);
       std::fill_n(moving(dv, row, value_dim), value_dim, 0.0f);
     }
     for (int64_t row = tree.case_begin[s]; row < tree.case_begin[s + 1]; ++row) {
-      const Columns keys = ColumnsOf(shape, tree, s, row, g, prefixes.keys, k, dim);
-      const Columns values = ColumnsOf(shape, tree, s, row, g, prefixes.values, v, value_dim);
-      const int64_t n = keys.prefix_length, columns = n + keys.count;
+      const Columns keys = KeysOf(shape, tree, s, row, g, prefixes, k);
+      const Columns values = ValuesOf(shape, tree, s, row, g, prefixes, v);
+      const int64_t n = keys.prefix_length, columns = tree.ColumnsOf(row);
+      ds.resize(static_cast<size_t>(columns));
+      float* const d = ds.data();
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-        const float* query = q + (row * shape.heads + h) * dim;
-        const float* dout = dcontext + (row * shape.heads + h) * value_dim;
-        const float* p = probabilities + (row * shape.heads + h) * width;
+        const float* const query = q + (row * shape.heads + h) * dim;
+        const float* const dout = dcontext + (row * shape.heads + h) * value_dim;
+        const float* const p = probabilities + tree.column_begin[row] * shape.heads + h * columns;
         double mean = 0;
-        for (int64_t j = 0; j < columns; ++j) {
-          ds[j] = Dot(dout, j < n ? values.Prefix(j) : values.Moving(j - n), value_dim);
-          mean += double{ds[j]} * p[j];
-        }
-        float* dquery = dq + (row * shape.heads + h) * dim;
+        values.ForEach([&](int64_t j, const float* value) {
+          d[j] = Dot(dout, value, value_dim);
+          mean += double{d[j]} * p[j];
+        });
+        float* const dquery = dq + (row * shape.heads + h) * dim;
         std::fill_n(dquery, dim, 0.0f);
-        for (int64_t j = 0; j < columns; ++j) {
-          ds[j] = static_cast<float>(p[j] * (ds[j] - mean) * scale);
-          AddScaled(ds[j], j < n ? keys.Prefix(j) : keys.Moving(j - n), dim, dquery);
-        }
+        keys.ForEach([&](int64_t j, const float* key) {
+          d[j] = static_cast<float>(p[j] * (d[j] - mean) * scale);
+          AddScaled(d[j], key, dim, dquery);
+        });
         for (int64_t i = 0; i < keys.count; ++i) {
-          AddScaled(ds[n + i], query, dim, moving(dk, keys.rows[i], dim));
+          AddScaled(d[n + i], query, dim, moving(dk, keys.rows[i], dim));
           AddScaled(p[n + i], dout, value_dim, moving(dv, keys.rows[i], value_dim));
         }
       }

@@ -29,25 +29,28 @@ void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRuns> s
                         const float* v, float* keys, float* values, int64_t slots);
 
 // Packed rows of several cases: row r of case s attends to the case's prefix and to `ancestors` of r, among them r.
+// These are its columns; each row has as many as it needs.
 struct TreeRows {
   std::vector<int64_t> case_begin;      // [S + 1] first row of each case
   std::vector<int64_t> prefix_lengths;  // [S]
-  int64_t prefix_max = 0;               // P
   std::vector<int64_t> ancestor_begin;  // [R + 1]
   std::vector<int64_t> ancestors;       // packed rows
-  int64_t ancestors_max = 0;            // A
+  std::vector<int64_t> column_begin;    // [R + 1] columns of the rows before
 
   int64_t rows() const { return case_begin.back(); }
-  int64_t width() const { return prefix_max + ancestors_max; }
+  int64_t columns() const { return column_begin.back(); }  // of all rows
+  int64_t ColumnsOf(int64_t row) const { return column_begin[row + 1] - column_begin[row]; }
 };
 
-// Where the prefixes lie: of case s, keys [kv_heads, prefix_lengths[s], head_dim], and values likewise of value_dim.
+// Where a case's prefix lies: block b of it holds positions from b * block_positions on, keys [kv_heads,
+// block_positions, head_dim] and then values likewise of value_dim. Where blocks lie changes no result.
 struct TreePrefixes {
-  std::vector<const float*> keys, values;  // [S]
+  int64_t block_positions = 1;
+  std::vector<const float* const*> blocks;  // [S], each as many as its positions fill
 };
 
-// q [R, heads, head_dim]; k [R, kv_heads, head_dim]; context, v likewise of value_dim; probabilities [R, heads, P + A]:
-// prefix, then ancestors in their order.
+// q [R, heads, head_dim]; k [R, kv_heads, head_dim]; context, v likewise of value_dim; probabilities [columns() *
+// heads]: row by row and head by head the row's columns, prefix first, then ancestors in their order.
 void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,
                           const TreePrefixes& prefixes, float* probabilities, float* context);
 // dJ/dq, dJ/dk, dJ/dv (overwritten) from dJ/dcontext; the prefix is fixed.

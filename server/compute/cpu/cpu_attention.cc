@@ -15,48 +15,19 @@ void Check(bool right, const char* what) {
   if (!right) throw std::invalid_argument(what);
 }
 
-// Keys and values [layers from first_layer on, kv_heads, positions, dim].
-class CpuPromptStates final : public PromptStates {
- public:
-  CpuPromptStates(const ModelConfig& config, int first_layer, int64_t positions)
-      : first_layer_(first_layer),
-        positions_(positions),
-        layer_keys_(int64_t{config.kv_heads} * positions * config.head_dim),
-        layer_values_(int64_t{config.kv_heads} * positions * config.value_dim),
-        bytes_((config.layers - first_layer) * (layer_keys_ + layer_values_) * static_cast<int64_t>(sizeof(float))),
-        data_(AllocateBytes(bytes_)),
-        values_(static_cast<float*>(data_.get()) + (config.layers - first_layer) * layer_keys_) {}
-
-  int64_t bytes() const override { return bytes_; }
-  int64_t positions() const { return positions_; }
-  float* Keys(int layer) const { return static_cast<float*>(data_.get()) + IndexOf(layer) * layer_keys_; }
-  float* Values(int layer) const { return values_ + IndexOf(layer) * layer_values_; }
-
- private:
-  int64_t IndexOf(int layer) const {
-    Check(layer >= first_layer_, "a prompt has no states below its first layer");
-    return layer - first_layer_;
-  }
-
-  const int first_layer_;
-  const int64_t positions_, layer_keys_, layer_values_, bytes_;
-  const std::shared_ptr<void> data_;
-  float* const values_;
-};
-
 // Adds a tree's rows: case s, whose first packed row is the number of rows so far.
 void AppendTree(const TreeShape& shape, TreeRows& packed) {
   if (packed.case_begin.empty()) {
     packed.case_begin.push_back(0);
     packed.ancestor_begin.push_back(0);
+    packed.column_begin.push_back(0);
   }
   const int64_t first = packed.case_begin.back();
   packed.prefix_lengths.push_back(shape.prefix);
-  packed.prefix_max = std::max(packed.prefix_max, shape.prefix);
   for (int64_t m = 0; m < shape.rows(); ++m) {
     for (int64_t a = m; a >= 0; a = shape.parents[a]) packed.ancestors.push_back(first + a);
     const auto end = static_cast<int64_t>(packed.ancestors.size());
-    packed.ancestors_max = std::max(packed.ancestors_max, end - packed.ancestor_begin.back());
+    packed.column_begin.push_back(packed.column_begin.back() + shape.prefix + end - packed.ancestor_begin.back());
     packed.ancestor_begin.push_back(end);
   }
   packed.case_begin.push_back(first + shape.rows());
@@ -70,10 +41,8 @@ struct CpuPreparationRows final : public PreparationRows {
 
 struct CpuPackedTrees final : public PackedTrees {
   TreeRows packed;
-  std::vector<std::shared_ptr<const PromptStates>> prompts;  // per case
+  std::vector<std::shared_ptr<const ReferenceStates>> states;  // per case
   std::vector<float> cos, sin;
-
-  const CpuPromptStates& prompt(size_t s) const { return static_cast<const CpuPromptStates&>(*prompts[s]); }
 };
 
 // What the way back through an attention block reads.
@@ -105,10 +74,9 @@ struct Members {
   }
   // Of one member in a layer.
   TreePrefixes Prefixes(size_t i, int layer) const {
-    TreePrefixes prefixes;
-    for (size_t s = 0; s < all[i]->prompts.size(); ++s) {
-      prefixes.keys.push_back(all[i]->prompt(s).Keys(layer));
-      prefixes.values.push_back(all[i]->prompt(s).Values(layer));
+    TreePrefixes prefixes{kStateBlockPositions, {}};
+    for (const auto& states : all[i]->states) {
+      prefixes.blocks.push_back(static_cast<const CpuReferenceStates&>(*states).Blocks(layer));
     }
     return prefixes;
   }
@@ -155,8 +123,25 @@ void CpuBackend::Attention(int l, Matrix hidden) {
   AddOutput(views, FloatsOf(hidden), context, rows, FloatsOf(hidden));
 }
 
-std::shared_ptr<PromptStates> CpuBackend::NewPromptStates(int first_layer, int64_t positions) {
-  return std::make_shared<CpuPromptStates>(config_, first_layer, positions);
+void CpuBackend::LimitReferenceStates(int64_t bytes) { states_ = MakeStatePool(config_, bytes); }
+
+int64_t CpuBackend::reference_bytes_in_use() const { return states_->blocks_in_use() * states_->block_bytes(); }
+
+std::shared_ptr<ReferenceStates> CpuBackend::NewReferenceStates(int first_layer, int64_t positions, int64_t tree_rows,
+                                                                absl::FunctionRef<bool(int64_t bytes)> drop) {
+  return std::make_shared<CpuReferenceStates>(config_, states_, first_layer, positions, tree_rows, drop);
+}
+
+void CpuBackend::StoreTree(const Matrix& hidden, ReferenceStates& states) {
+  auto& own = static_cast<CpuReferenceStates&>(states);
+  Check(hidden.rows == own.tree_rows() && hidden.stride == config_.hidden_size, "these are not the tree's rows");
+  own.StoreTree(FloatsOf(hidden));
+}
+
+void CpuBackend::LoadTree(const ReferenceStates& states, Matrix hidden) {
+  const auto& own = static_cast<const CpuReferenceStates&>(states);
+  Check(hidden.rows == own.tree_rows() && hidden.stride == config_.hidden_size, "these are not the tree's rows");
+  own.LoadTree(FloatsOf(hidden));
 }
 
 std::unique_ptr<PreparationRows> CpuBackend::NewPreparationRows(const TreeShape& tree) {
@@ -168,8 +153,8 @@ std::unique_ptr<PreparationRows> CpuBackend::NewPreparationRows(const TreeShape&
   return rows;
 }
 
-void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation, PromptStates* states, bool states_only,
-                                      Matrix hidden) {
+void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation, ReferenceStates* states,
+                                      bool states_only, Matrix hidden) {
   const auto& plan = static_cast<const CpuPreparationRows&>(preparation);
   const LayerViews& views = layer(l);
   const int64_t rows = hidden.rows, d = config_.hidden_size, prefix = plan.prefix;
@@ -181,22 +166,28 @@ void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation,
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden), views.attention_norm, rows, normed);
   const HeadRows own = ProjectHeads(config_, views, normed, rows, {plan.cos.data(), plan.sin.data()}, arena_, arena_);
-  const auto* const kept = static_cast<const CpuPromptStates*>(states);
-  float* const keys = kept ? kept->Keys(l) : arena_.Floats(kv * prefix * shape.head_dim);
-  float* const values = kept ? kept->Values(l) : arena_.Floats(kv * prefix * shape.value_dim);
+  if (states) {
+    auto& kept = static_cast<CpuReferenceStates&>(*states);
+    Check(kept.positions() == prefix, "a reference's states have another length");
+    kept.Store(l, own.k, own.v);
+  }
+  if (states_only) return;
+  // One block for all that attend to it now.
+  float* const keys = arena_.Floats(kv * prefix * (shape.head_dim + shape.value_dim));
+  float* const values = keys + kv * prefix * shape.head_dim;
   const KvRun whole{0, prefix};
   const SequenceRuns prompt{0, prefix, 0, {&whole, 1}};
   const absl::Span<const SequenceRuns> prompts(&prompt, prefix > 0 ? 1 : 0);
   StoreKeysAndValues(shape, prompts, own.k, own.v, keys, values, prefix);
-  if (states_only) return;
   float* const context = arena_.Floats(rows * context_width());
   CausalAttention(shape, prompts, own.q, keys, values, prefix, context);
   if (rows > prefix) {
     const Arena::Scope of_tree(arena_);
-    float* const probabilities = arena_.Floats((rows - prefix) * shape.heads * plan.tree.width());
+    float* const probabilities = arena_.Floats(plan.tree.columns() * shape.heads);
+    const float* const block = keys;
     TreeAttentionForward(shape, plan.tree, own.q + prefix * shape.heads * shape.head_dim,
                          own.k + prefix * kv * shape.head_dim, own.v + prefix * kv * shape.value_dim,
-                         {{keys}, {values}}, probabilities, context + prefix * context_width());
+                         {std::max<int64_t>(prefix, 1), {&block}}, probabilities, context + prefix * context_width());
   }
   AddOutput(views, FloatsOf(hidden), context, rows, FloatsOf(hidden));
 }
@@ -204,10 +195,10 @@ void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation,
 std::unique_ptr<PackedTrees> CpuBackend::PackTrees(absl::Span<const TreeCase> cases) {
   auto rows = std::make_unique<CpuPackedTrees>();
   for (const TreeCase& one : cases) {
-    const auto* const prompt = static_cast<const CpuPromptStates*>(one.prompt.get());
-    Check(prompt != nullptr && prompt->positions() == one.shape.prefix, "a prompt's states have another length");
+    const auto* const states = static_cast<const CpuReferenceStates*>(one.states.get());
+    Check(states != nullptr && states->positions() == one.shape.prefix, "a reference's states have another length");
     AppendTree(one.shape, rows->packed);
-    rows->prompts.push_back(one.prompt);
+    rows->states.push_back(one.states);
     for (const int depth : one.shape.depths) AppendRotation(rope_, one.shape.prefix + depth, rows->cos, rows->sin);
   }
   return rows;
@@ -230,7 +221,7 @@ OwnedMatrix CpuBackend::TreeAttention(int l, absl::Span<const PackedTrees* const
   for (size_t i = 0; i < members.all.size(); ++i) {
     const TreeRows& packed = members.all[i]->packed;
     const int64_t first = members.first_row[i];
-    float* const probabilities = memory.Floats(packed.rows() * shape.heads * packed.width());
+    float* const probabilities = memory.Floats(packed.columns() * shape.heads);
     TreeAttentionForward(shape, packed, own.q + first * shape.heads * shape.head_dim,
                          own.k + first * shape.kv_heads * shape.head_dim,
                          own.v + first * shape.kv_heads * shape.value_dim, members.Prefixes(i, l), probabilities,

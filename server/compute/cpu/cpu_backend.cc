@@ -24,7 +24,9 @@ struct CpuRowSum final : public RowSum {
 }  // namespace
 
 CpuBackend::CpuBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
-    : config_(std::move(config)), weights_(std::move(weights)), rope_(std::move(rope)), views_(config_, weights_) {}
+    : config_(std::move(config)), weights_(std::move(weights)), rope_(std::move(rope)), views_(config_, weights_) {
+  LimitReferenceStates(0);
+}
 
 absl::StatusOr<std::unique_ptr<DeviceQueue>> CpuBackend::NewQueue() const { return std::make_unique<CpuQueue>(); }
 

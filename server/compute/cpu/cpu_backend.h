@@ -12,6 +12,7 @@
 #include "server/compute/cpu/layer_views.h"
 #include "server/compute/cpu/memory.h"
 #include "server/compute/cpu/projections.h"
+#include "server/compute/cpu/reference_states.h"
 #include "server/compute/kv_runs.h"
 #include "server/compute/rope_table.h"
 #include "server/compute/step_buffers.h"
@@ -51,10 +52,15 @@ class CpuBackend final : public Backend {
   void AddRows(const Matrix& rows, RowSum& sum) override;
   void ReadMean(const RowSum& sum, int64_t count, absl::Span<float> mean) override;
 
+  void LimitReferenceStates(int64_t bytes) override;
+  int64_t reference_bytes_in_use() const override;
+  std::shared_ptr<ReferenceStates> NewReferenceStates(int first_layer, int64_t positions, int64_t tree_rows,
+                                                      absl::FunctionRef<bool(int64_t bytes)> drop) override;
+  void StoreTree(const Matrix& hidden, ReferenceStates& states) override;
+  void LoadTree(const ReferenceStates& states, Matrix hidden) override;
   void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
-  std::shared_ptr<PromptStates> NewPromptStates(int first_layer, int64_t positions) override;
   std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) override;
-  void PreparationAttention(int layer, const PreparationRows& rows, PromptStates* states, bool states_only,
+  void PreparationAttention(int layer, const PreparationRows& rows, ReferenceStates* states, bool states_only,
                             Matrix hidden) override;
   void PreparationFeedForward(int layer, Matrix hidden) override;
 
@@ -110,11 +116,13 @@ class CpuBackend final : public Backend {
   const MoeWeights weights_;
   const RopeTable rope_;
   const ModelViews views_;
-  const BackendInfo info_{ElementType::kFloat32, /*batch_invariant=*/true, /*pads=*/false, /*host_memory=*/true};
+  const BackendInfo info_{ElementType::kFloat32, /*batch_invariant=*/true, /*pads=*/false, /*holds_logits=*/false,
+                          /*host_memory=*/true};
   Arena arena_;
 
   std::shared_ptr<void> keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim
   int64_t slots_ = 0;
+  std::shared_ptr<StatePool> states_;
   int block_positions_ = 0;
   StepBuffers buffers_;
   StepInputs step_;                           // that is placed

@@ -5,15 +5,12 @@
 #include <utility>
 
 namespace c3po::cpu {
-namespace {
 
 std::shared_ptr<void> AllocateUncounted(int64_t bytes) {
   constexpr std::align_val_t kAlignment{64};
   void* const data = ::operator new(static_cast<size_t>(std::max<int64_t>(bytes, 1)), kAlignment);
   return {data, [](void* p) { ::operator delete(p, kAlignment); }};
 }
-
-}  // namespace
 
 void HeldMemory::Add(int64_t bytes) {
   const int64_t now = now_ += bytes;

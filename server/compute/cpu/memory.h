@@ -10,7 +10,7 @@
 namespace c3po::cpu {
 
 // What the rows of all blocks take of the process's memory, in bytes: matrices, tapes, states and caches as long as
-// they live, and of an arena what is in use. Thread-safe.
+// they live, of an arena and of a pool what is in use. Thread-safe.
 class HeldMemory {
  public:
   static int64_t now() { return now_; }
@@ -25,6 +25,8 @@ class HeldMemory {
 
 // Uninitialized memory on a boundary that vectors like, which counts as held.
 std::shared_ptr<void> AllocateBytes(int64_t bytes);
+// Likewise, for one who counts what of it is in use. Throws std::bad_alloc, as all of them.
+std::shared_ptr<void> AllocateUncounted(int64_t bytes);
 
 // Where a block puts its intermediate rows. Not thread-safe.
 class Memory {

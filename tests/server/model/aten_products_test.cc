@@ -9,6 +9,7 @@
 
 #include "server/compute/aten/causal_attention.h"
 #include "server/compute/aten/products.h"
+#include "server/compute/aten/row_operations.h"
 #include "tests/server/model/tiny_model.h"
 
 namespace c3po {
@@ -46,6 +47,23 @@ TEST(MultiplyGroups, IsEachGroupsProduct) {
     EXPECT_TRUE(at::allclose(each.narrow(0, 0, 3), at::matmul(x.narrow(0, 0, 3), matrices[1])));
     EXPECT_TRUE(at::allclose(each.narrow(0, 3, 7), at::matmul(x.narrow(0, 3, 7), matrices[3])));
     EXPECT_TRUE(at::allclose(aten::MultiplyGroups(x, matrices, ends), each, 1e-5, 1e-5));
+  }
+}
+
+// ATen's two ways, with autograd and without.
+TEST(Rotate, IsTheSameWithAutogradAndWithout) {
+  const std::unique_ptr<MoeModel> model = LoadTiny("deepseek_tiny");
+  at::manual_seed(8);
+  const at::Tensor x = at::randn({4, model->config().heads, model->config().rope_dim}, at::kDouble),
+                   y = at::randn_like(x);
+  const RopeTable rope = model->rope().Select(at::tensor({0, 1, 7, 30}, at::kLong), at::kDouble);
+  for (const bool inverse : {false, true}) {
+    const at::Tensor tracked = aten::Rotate(x, rope, inverse);
+    const c10::InferenceMode inference;
+    EXPECT_TRUE(at::allclose(aten::Rotate(x, rope, inverse), tracked, 1e-12, 1e-12));
+    const double there = (tracked * y).sum().item<double>(),
+                 back = (x * aten::Rotate(y, rope, !inverse)).sum().item<double>();
+    EXPECT_NEAR(there, back, 1e-9);  // The one is the other transposed.
   }
 }
 

@@ -76,6 +76,9 @@ class BackendsAgree : public testing::TestWithParam<const char*> {
     backend.PlaceStep({{&rows, 1}, {}, overrides, false, {}, {}});
     backend.RunStep({layer, hidden.rows, 0, 0, true}, [&] { backend.FeedForward(layer, hidden, probabilities); });
   }
+  static std::shared_ptr<ReferenceStates> NewStates(Backend& backend, int first_layer, int64_t positions) {
+    return backend.NewReferenceStates(first_layer, positions, 2, [](int64_t) { return false; });
+  }
 
   // What `compute` gives on each, entry by entry.
   void ExpectAgreement(const std::function<std::vector<Values>(Backend&)>& compute) {
@@ -245,7 +248,7 @@ TEST_P(BackendsAgree, OnTreesBelowPromptsAndTheirGradients) {
   const Values whole = Random(9 * d()), short_prompt = Random(2 * d()), x = Random(7 * d()), dout = Random(7 * d());
   ExpectAgreement([&](Backend& backend) {
     std::vector<Values> results;
-    const auto states = backend.NewPromptStates(first, 4);
+    const auto states = NewStates(backend, first, 4);
     const auto rows = backend.NewPreparationRows(tree);
     const OwnedMatrix climbing = Hidden(backend, whole, 9);
     backend.PreparationAttention(0, *rows, nullptr, false, climbing.view());
@@ -254,13 +257,13 @@ TEST_P(BackendsAgree, OnTreesBelowPromptsAndTheirGradients) {
       backend.PreparationAttention(l, *rows, states.get(), l == last, climbing.view().Rows(0, 4));
     }
     results.push_back(Read(backend, climbing));
-    const auto short_states = backend.NewPromptStates(first, 2);
+    const auto short_states = NewStates(backend, first, 2);
     const OwnedMatrix climbing_too = Hidden(backend, short_prompt, 2);
     for (int l = first; l <= last; ++l) {
       backend.PreparationAttention(l, *backend.NewPreparationRows(chain), short_states.get(), false,
                                    climbing_too.view());
     }
-    const auto a = backend.PackTrees({{tree, states}, {alone, backend.NewPromptStates(first, 0)}});
+    const auto a = backend.PackTrees({{tree, states}, {alone, NewStates(backend, first, 0)}});
     const auto b = backend.PackTrees({{chain, short_states}});
     const std::vector<const PackedTrees*> trees = {a.get(), b.get()};
     for (int l = first; l <= last; ++l) {
@@ -332,10 +335,10 @@ TEST_P(BackendsAgree, ThatRowsOfAnotherPlanAreMisuse) {
     fresh->PlaceStep({{{0, 4, 0, {{}, 0, blocks}}}, {}, {}, false, {}, {}});
     EXPECT_NO_THROW(fresh->Attention(0, hidden.view()));
     EXPECT_ANY_THROW(fresh->Attention(0, hidden.view().Rows(0, 3))) << "other rows";
-    EXPECT_ANY_THROW(fresh->PackTrees({{tree, fresh->NewPromptStates(1, 2)}})) << "a shorter prompt";
+    EXPECT_ANY_THROW(fresh->PackTrees({{tree, NewStates(*fresh, 1, 2)}})) << "a shorter prompt";
     const auto rows = fresh->NewPreparationRows(tree);
     EXPECT_ANY_THROW(fresh->PreparationAttention(0, *rows, nullptr, false, hidden.view())) << "half a tree";
-    const auto trees = fresh->PackTrees({{tree, fresh->NewPromptStates(1, 3)}});
+    const auto trees = fresh->PackTrees({{tree, NewStates(*fresh, 1, 3)}});
     const PackedTrees* const packed[] = {trees.get()};
     EXPECT_ANY_THROW(fresh->TreeAttention(0, packed, Hidden(*fresh, Random(2 * d()), 2), nullptr)) << "no states";
   }
@@ -372,21 +375,6 @@ TEST_P(BackendsAgree, OnWholeModels) {
   EXPECT_NEAR(evaluations[0].loss, evaluations[1].loss, 1e-5);
   for (size_t i = 0; i < evaluations[0].gradient.weights.size(); ++i) {
     EXPECT_NEAR(evaluations[0].gradient.weights[i], evaluations[1].gradient.weights[i], 1e-4) << i;
-  }
-}
-
-// ATen's two ways, with autograd and without.
-TEST_P(BackendsAgree, OnRotationWithAndWithoutAutograd) {
-  at::manual_seed(8);
-  const at::Tensor x = at::randn({4, config().heads, config().rope_dim}, at::kDouble), y = at::randn_like(x);
-  const RopeTable rope = model_->rope().Select(at::tensor({0, 1, 7, 30}, at::kLong), at::kDouble);
-  for (const bool inverse : {false, true}) {
-    const at::Tensor tracked = aten::Rotate(x, rope, inverse);
-    const c10::InferenceMode inference;
-    EXPECT_TRUE(at::allclose(aten::Rotate(x, rope, inverse), tracked, 1e-12, 1e-12));
-    const double there = (tracked * y).sum().item<double>(),
-                 back = (x * aten::Rotate(y, rope, !inverse)).sum().item<double>();
-    EXPECT_NEAR(there, back, 1e-9);  // The one is the other transposed.
   }
 }
 

@@ -130,6 +130,35 @@ TEST_P(SteadyStep, AfterAPassWithoutMemoryGivesWhatItGave) {
   EXPECT_GT(failures, 10);
 }
 
+// Wherever memory ends while a neighbor is prepared, its blocks are back, and the next one finds the pool whole.
+TEST_P(SteadyStep, ANeighborWithoutMemoryLeavesThePoolWhole) {
+  const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
+  Backend& backend = model->backend();
+  std::mt19937 rng(3);
+  const int vocabulary = model->shape().vocabulary_size;
+  const NeighborCase neighbor{"a", RandomTokens(rng, 20, vocabulary), {RandomTokens(rng, 4, vocabulary)}, 0, 1};
+  const int64_t held = cpu::HeldMemory::now();
+  int failures = 0;
+  for (int64_t left = 0; failures < 1000; ++left) {
+    aligned_left = left;
+    const auto prepared = model->PrepareNeighbor(neighbor, {1});
+    aligned_left = kPlenty;
+    if (prepared.ok()) {
+      EXPECT_FALSE(prepared->hit);
+      break;
+    }
+    ++failures;
+    ASSERT_EQ(prepared.status().code(), absl::StatusCode::kInternal) << prepared.status();
+    ASSERT_EQ(backend.reference_bytes_in_use(), 0);
+    ASSERT_EQ(model->neighbor_cache_bytes(), 0);
+    ASSERT_EQ(cpu::HeldMemory::now(), held);
+  }
+  EXPECT_GT(failures, 1);
+  EXPECT_EQ(cpu::HeldMemory::now() - held, backend.reference_bytes_in_use());
+  EXPECT_EQ(model->neighbor_cache_bytes(), backend.reference_bytes_in_use());
+  EXPECT_TRUE(model->PrepareNeighbor(neighbor, {1})->hit);
+}
+
 // Memory for the keys alone is none for a cache, and is not kept.
 TEST(KvCache, IsNothingWithoutMemoryForAllOfIt) {
   const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");

@@ -112,13 +112,14 @@ class AtenBackendModel : public testing::TestWithParam<Case> {
     }
     entries.push_back(hidden.Rows(prefix, moving));
     if (prefix == 0) return {neighbor.shape(), nullptr};
-    const auto states = backend_->NewPromptStates(kEntry, prefix);
+    const auto states = backend_->NewReferenceStates(kEntry, prefix, moving, [](int64_t) { return false; });
     const Matrix prompt = hidden.view().Rows(0, prefix);
     for (int l = kEntry; l < kLayers; ++l) {
       backend_->PreparationAttention(l, *rows, states.get(), l + 1 == kLayers, prompt);
       if (l + 1 < kLayers) backend_->PreparationFeedForward(l, prompt);
     }
-    EXPECT_EQ(states->bytes(), (kLayers - kEntry) * 2 * prefix * 16 * 4);
+    // A block of 8 positions in each layer, and one with the tree's rows.
+    EXPECT_EQ(states->bytes(), ((kLayers - kEntry) + 1) * 8 * 2 * 16 * 4);
     return {neighbor.shape(), states};
   }
 

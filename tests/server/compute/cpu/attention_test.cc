@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -140,12 +141,51 @@ struct Tree {
   Tree() {
     rows.case_begin = {0, 4, 5, 6};
     rows.prefix_lengths = {5, 0, 3};
-    rows.prefix_max = 5;
     rows.ancestors = {0, 1, 0, 2, 1, 0, 3, 0, 4, 5};
     rows.ancestor_begin = {0, 1, 3, 6, 8, 9, 10};
-    rows.ancestors_max = 3;
+    rows.column_begin = {0, 6, 13, 21, 28, 29, 33};
   }
   TreeRows rows;
+};
+
+// The tree's prefixes, which lie one after the other, [kv_heads, length, dim] each, in blocks at random places. What of
+// a block no position fills is not a number.
+class PrefixBlocks {
+ public:
+  PrefixBlocks(std::mt19937& rng, const HeadShape& shape, const TreeRows& tree, int64_t block_positions,
+               const std::vector<float>& keys, const std::vector<float>& values) {
+    prefixes_.block_positions = block_positions;
+    const int64_t size = block_positions * shape.kv_heads * (shape.head_dim + shape.value_dim);
+    std::vector<int64_t> places(20);
+    std::iota(places.begin(), places.end(), 0);
+    std::shuffle(places.begin(), places.end(), rng);
+    memory_.assign(20 * size, std::numeric_limits<float>::quiet_NaN());
+    int64_t before = 0;
+    for (const int64_t length : tree.prefix_lengths) {
+      std::vector<const float*>& blocks = blocks_.emplace_back();
+      for (int64_t begin = 0; begin < length; begin += block_positions) {
+        float* const block = memory_.data() + places.back() * size;
+        places.pop_back();
+        blocks.push_back(block);
+        for (int64_t g = 0; g < shape.kv_heads; ++g) {
+          for (int64_t p = begin; p < std::min(length, begin + block_positions); ++p) {
+            const int64_t from = before + g * length + p, to = g * block_positions + p - begin;
+            std::copy_n(&keys[from * shape.head_dim], shape.head_dim, block + to * shape.head_dim);
+            std::copy_n(&values[from * shape.value_dim], shape.value_dim,
+                        block + block_positions * shape.kv_heads * shape.head_dim + to * shape.value_dim);
+          }
+        }
+      }
+      before += shape.kv_heads * length;
+    }
+    for (const std::vector<const float*>& blocks : blocks_) prefixes_.blocks.push_back(blocks.data());
+  }
+  const TreePrefixes& prefixes() const { return prefixes_; }
+
+ private:
+  std::vector<float> memory_;
+  std::vector<std::vector<const float*>> blocks_;
+  TreePrefixes prefixes_;
 };
 
 // sum(weights * context) in double: what the gradients are checked by.
@@ -191,14 +231,22 @@ TEST(TreeAttention, ForwardIsTheNaiveSoftmaxAndBackwardItsDerivative) {
                              prefix_k = Random(rng, shape.kv_heads * 8 * dim),
                              prefix_v = Random(rng, shape.kv_heads * 8 * value_dim),
                              dout = Random(rng, rows * shape.heads * value_dim);
-    std::vector<float> p(rows * shape.heads * tree.rows.width()), context(dout.size()), dq(q.size()), dk(k.size()),
-        dv(v.size());
-    const int64_t third = shape.kv_heads * 5;
-    const TreePrefixes prefixes{{prefix_k.data(), nullptr, prefix_k.data() + third * dim},
-                                {prefix_v.data(), nullptr, prefix_v.data() + third * value_dim}};
-    TreeAttentionForward(shape, tree.rows, q.data(), k.data(), v.data(), prefixes, p.data(), context.data());
-    TreeAttentionBackward(shape, tree.rows, dout.data(), q.data(), k.data(), v.data(), prefixes, p.data(), dq.data(),
-                          dk.data(), dv.data());
+    std::vector<float> context, dq, dk, dv;
+    for (const int64_t block_positions : {8, 5, 3, 2, 1}) {
+      const PrefixBlocks blocks(rng, shape, tree.rows, block_positions, prefix_k, prefix_v);
+      std::vector<float> p(tree.rows.columns() * shape.heads), out(dout.size()), of_q(q.size()), of_k(k.size()),
+          of_v(v.size());
+      TreeAttentionForward(shape, tree.rows, q.data(), k.data(), v.data(), blocks.prefixes(), p.data(), out.data());
+      TreeAttentionBackward(shape, tree.rows, dout.data(), q.data(), k.data(), v.data(), blocks.prefixes(), p.data(),
+                            of_q.data(), of_k.data(), of_v.data());
+      if (!context.empty()) {
+        EXPECT_TRUE(out == context && of_q == dq && of_k == dk && of_v == dv) << "blocks of " << block_positions;
+      }
+      context = out;
+      dq = of_q;
+      dk = of_k;
+      dv = of_v;
+    }
     std::vector<double> expected, qd = Wide(q), kd = Wide(k), vd = Wide(v);
     const std::vector<double> pk = Wide(prefix_k), pv = Wide(prefix_v), weights = Wide(dout);
     Objective(shape, tree.rows, qd, kd, vd, pk, pv, weights, &expected);
