@@ -32,7 +32,10 @@ TEST(ContinuousBatcher, TwoHundredRandomSchedulesGiveEachSequenceWhatItGetsAlone
     limits.prefill_tokens_per_step = 1 + static_cast<int>(rng() % 70);
     limits.kv_tokens_max = (10 + static_cast<int64_t>(rng() % 5)) * KvBlockPool::kPositions;
     HashModel model(limits.kv_tokens_max);
-    ContinuousBatcher batcher(&model, limits, nullptr);
+    model.per_forward = absl::Milliseconds(1);
+    model.per_evaluation = absl::Microseconds(500);
+    // Each look at the clock takes a moment, so that shares of time do not depend on the machine's.
+    ContinuousBatcher batcher(&model, limits, nullptr, [&] { return model.now += absl::Microseconds(20); });
     std::vector<int32_t> beginning(80);
     for (int32_t& token : beginning) token = static_cast<int32_t>(rng() % 48);
     struct Case {
