@@ -13,7 +13,8 @@ namespace c3po::cuda {
 // failing call. After a failed kernel every call of that device fails: it can only be ended.
 using Error = const char*;
 
-// A queue of work that runs in order. Two streams wait for each other by events only.
+// A queue of work that runs in order. Two streams wait for each other by events only. On the device a Stream is a
+// cudaStream_t by another name: what launches kernels hands it on.
 struct StreamHandle;
 using Stream = StreamHandle*;
 struct EventHandle;
@@ -47,7 +48,8 @@ class Runtime {
 
   virtual Error NewStream(Stream* stream) = 0;
   virtual Error DeleteStream(Stream stream) = 0;
-  virtual Error NewEvent(Event* event) = 0;
+  // `timed`: Milliseconds may be asked of it. Others cost the device less.
+  virtual Error NewEvent(Event* event, bool timed = false) = 0;
   virtual Error DeleteEvent(Event event) = 0;
 
   // Enqueued. Host memory is read or written when the stream comes to it, so it stays as it is until then; where it is
@@ -63,7 +65,7 @@ class Runtime {
   // Wait on the host. An error of earlier work of the stream comes out here.
   virtual Error Synchronize(Stream stream) = 0;
   virtual Error Synchronize(Event event) = 0;
-  virtual Error Milliseconds(Event begin, Event end, float* milliseconds) = 0;  // between two that have happened
+  virtual Error Milliseconds(Event begin, Event end, float* milliseconds) = 0;  // of timed ones that have happened
 
   // What is enqueued between the two is recorded, not run. Launches take the values of their arguments then, addresses
   // among them; what lies at these is read at each launch of the graph.
