@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), the google .proto
+# Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), nvcc, the google .proto
 # files, the Python tools of the tests and the lm-evaluation-harness. Idempotent: what is present is kept. Needs root or
 # sudo for Debian packages.
-#   --build-only     what compiling c3pod and c3po takes, and no more: no models, nothing that only tests use
+#   --build-only     what compiling c3pod and c3po takes, and no more: no nvcc, no models, nothing that only tests use
+#   --cuda           with --build-only: nvcc as well, which libc3po_cuda.so is compiled with
 #   C3PO_CACHE_DIR   where PyPI downloads are unpacked, shared by all clones (default ~/.cache/c3po)
+#   C3PO_NVCC        an nvcc of the machine's own, of CUDA 12.8 or later: none is installed. Give cmake -DC3PO_NVCC=PATH too
 set -euo pipefail
 
 TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
 DEPLOY_TOOLS_VERSION=1   # Raise when the list of what the tests of deploy/ need changes.
 LM_EVAL_VERSION=0.4.13
+CUDA_VERSION=13.0        # As libtorch's, whose driver it asks for (580 or later). deploy/cmake/C3poCuda.cmake names it too.
 LM_EVAL_FOLDER_VERSION=2 # Raise when the list of its packages below changes.
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
 
@@ -23,13 +26,15 @@ BUILD_PACKAGES=(
 )
 TEST_PACKAGES=(libcpp-httplib-dev prometheus)  # With promtool.
 
-BUILD_ONLY=0
+BUILD_ONLY=0 CUDA=0
 for argument in "$@"; do
   case $argument in
     --build-only) BUILD_ONLY=1 ;;
-    *) echo "usage: deploy/install_deps.sh [--build-only]" >&2; exit 2 ;;
+    --cuda) CUDA=1 ;;
+    *) echo "usage: deploy/install_deps.sh [--build-only [--cuda]]" >&2; exit 2 ;;
   esac
 done
+if [ "$BUILD_ONLY" = 0 ]; then CUDA=1; fi   # Tests compile the kernels for every target.
 
 say() { printf '\033[1m[deps]\033[0m %s\n' "$*" >&2; }
 
@@ -107,12 +112,41 @@ install_torch() {
   rm -rf "$1/venv" "$1/site/torch/include/google"   # Its protobuf 3.13 headers shadow the system's.
 }
 
+# nvcc, its device compiler and headers, and the runtime that is linked statically: 271 MB unpacked. All of one release,
+# so that kernels have the same registers everywhere (tests/cuda). The packages name each other in ranges, hence no dependencies.
+CUDA_PACKAGES=(
+  nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+)
+
+install_cuda() {
+  python3 -m venv "$1/venv"
+  "$1/venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps --target "$1" \
+    "${CUDA_PACKAGES[@]}"
+  rm -rf "$1/venv"
+  "$1/nvidia/cu13/bin/nvcc" --version >/dev/null
+}
+
+# The pinned nvcc, unless the caller names one of the machine's own, which then has to know every target.
+provide_cuda() {
+  if [ -z "${C3PO_NVCC-}" ]; then
+    fill_folder "CUDA $CUDA_VERSION" "$CACHE_DIR/cuda-$CUDA_VERSION" install_cuda
+    return
+  fi
+  local known target
+  known=$("$C3PO_NVCC" --list-gpu-arch) || { say "C3PO_NVCC=$C3PO_NVCC does not run"; exit 1; }
+  for target in compute_80 compute_90 compute_100; do
+    grep -qx "$target" <<<"$known" || { say "C3PO_NVCC=$C3PO_NVCC does not know $target: CUDA 12.8 or later is needed"; exit 1; }
+  done
+  say "nvcc: $C3PO_NVCC"
+}
+
 mkdir -p "$CACHE_DIR"
 if [ "$BUILD_ONLY" = 1 ]; then
   install_debian_packages "${BUILD_PACKAGES[@]}"
 else
   install_debian_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
 fi
+if [ "$CUDA" = 1 ]; then provide_cuda; fi
 fill_folder "Python tools" "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION" make_tools_venv
 if [ "$BUILD_ONLY" = 1 ]; then
   fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
