@@ -75,11 +75,15 @@ class Runtime {
   virtual Error DeleteGraph(Graph graph) = 0;
 };
 
-// What libc3po_cuda.so exports as `c3po_cuda_runtime`. Both sides are built together; a library of another version is
-// refused. `error` says why there is none: no driver, no device, one of another kind than it was compiled for.
+// What libc3po_cuda.so exports as `c3po_cuda_runtime`; the tables of kernels are functions of its own beside it. Both
+// sides are built together: each of these functions gives null for another version, this one without an error. Else
+// `error` says why there is no runtime: no driver, no device, one of another kind than the library was compiled for.
 inline constexpr int kCudaLibraryVersion = 1;
 using OpenRuntimeFunction = Runtime* (*)(int version, Error* error);  // The runtime lives as long as the process.
 
 }  // namespace c3po::cuda
+
+// Before the definition of what libc3po_cuda.so exports; deploy/cmake/c3po_cuda.map lists the names.
+#define C3PO_CUDA_EXPORT extern "C" __attribute__((visibility("default")))
 
 #endif  // C3PO_INDEX_BASE_CUDA_RUNTIME_H_
