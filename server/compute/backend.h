@@ -98,6 +98,8 @@ struct BackendInfo {
   bool pads = false;
   bool holds_logits = false;  // The LM head of an objective holds the logits of all its rows at once.
   bool host_memory = false;   // Weights, matrices and caches lie in the host's memory.
+  ElementType weights = ElementType::kFloat32;  // of matrices, as they lie in memory
+  int64_t weight_bytes = 0;                     // that all weights take
 };
 
 // A device that computes the blocks of one model. Notation: R rows, d hidden size, E experts, V vocabulary size; x is

@@ -1,25 +1,24 @@
 #ifndef C3PO_SERVER_COMPUTE_ROPE_TABLE_H_
 #define C3PO_SERVER_COMPUTE_ROPE_TABLE_H_
 
-#include <ATen/core/Tensor.h>
-
+#include <algorithm>
 #include <cstdint>
-
-#include "server/model/config/model_config.h"
+#include <memory>
 
 namespace c3po {
 
 // cos and sin of position * w_i, w_i = theta^(-2i / rope_dim) as stretched by the configuration's RopeScaling:
-// float32 [context_window, rope_dim / 2] each. A value; copies share the tables.
+// float32 [context_window, rope_dim / 2] each, on the host. A value; copies share the tables.
 struct RopeTable {
-  at::Tensor cos, sin;
-  static RopeTable Make(const ModelConfig& config, at::Device device);
+  std::shared_ptr<const float> cos, sin;
+  int64_t positions = 0;
+  int64_t half = 0;  // rope_dim / 2
 
-  int64_t half() const { return cos.size(-1); }  // rope_dim / 2
-  // The rows of `positions` (int64 [R]), as [R, 1, rope_dim / 2] in `dtype`, ready for aten::Rotate.
-  RopeTable Select(const at::Tensor& positions, at::ScalarType dtype) const;
-  // One position's, half() entries each, of tables on the host.
-  void CopyRow(int64_t position, float* cos_row, float* sin_row) const;
+  // One position's, `half` entries each.
+  void CopyRow(int64_t position, float* cos_row, float* sin_row) const {
+    std::copy_n(cos.get() + position * half, half, cos_row);
+    std::copy_n(sin.get() + position * half, half, sin_row);
+  }
 };
 
 }  // namespace c3po

@@ -16,11 +16,12 @@
 namespace c3po {
 namespace {
 
-// Everything that follows from configuration and weights; name, device and digest are the loader's to fill in.
-ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights) {
+// Everything that follows from configuration and backend; name, device and digest are the loader's to fill in.
+ModelShape ShapeOf(const ModelConfig& config, const BackendInfo& backend) {
   ModelShape shape;
   shape.architecture = config.architecture;
-  shape.dtype = DtypeOf(weights);
+  shape.dtype = backend.weights == ElementType::kFloat32 ? "float32" : "bfloat16";
+  shape.batch_invariant = backend.batch_invariant;
   shape.layers = config.layers;
   shape.moe_layers = static_cast<int>(config.moe_layers.size());
   shape.experts = config.experts;
@@ -28,7 +29,7 @@ ModelShape ShapeOf(const ModelConfig& config, const MoeWeights& weights) {
   shape.hidden_size = config.hidden_size;
   shape.vocabulary_size = config.vocabulary_size;
   shape.context_window = config.context_window;
-  shape.parameters = weights.parameters;
+  shape.parameters = CountParameters(config).total;
   shape.eos_token_ids = config.eos_token_ids;
   return shape;
 }
@@ -74,57 +75,47 @@ std::string NameOf(const std::string& folder) {
 
 }  // namespace
 
-MoeModel::MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes,
-                   std::unique_ptr<Backend> backend)
+MoeModel::MoeModel(ModelConfig config, ModelShape shape, std::unique_ptr<Backend> backend, int64_t neighbor_cache_bytes)
     : config_(std::move(config)),
-      weights_(std::move(weights)),
       shape_(std::move(shape)),
-      rope_(RopeTable::Make(config_, weights_.device())),
-      backend_(backend ? std::move(backend) : MakeBackend(config_, weights_, rope_)),
+      backend_(std::move(backend)),
       step_(std::make_unique<ForwardStep>(config_, *backend_)) {
   backend_->LimitReferenceStates(neighbor_cache_bytes);
-  shape_.batch_invariant = backend_->info().batch_invariant;
 }
 
 MoeModel::~MoeModel() = default;
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
-  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.folder));
+  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.folder));
   C3PO_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(*checkpoint));
   C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation,
                         GenerationConfig::Read(options.folder, config.vocabulary_size));
   C3PO_ASSIGN_OR_RETURN(const WeightPlacement placement,
                         ChoosePlacement(*checkpoint, options.device, options.dtype, options.arithmetic));
-  C3PO_RETURN_IF_ERROR(CheckTensors(*checkpoint, config));  // Here too, so that what does not fit is said at once:
-  // the digest is taken beside the loading, so that the files are read once, and is waited for whatever comes of it.
+  // What does not fit is said at once: the digest is taken beside the loading, so that the files are read once, and is
+  // waited for whatever comes of it.
+  C3PO_ASSIGN_OR_RETURN(const ModelWeights weights, ViewWeights(checkpoint, config));
   std::future<std::string> digest = std::async(std::launch::async, [&checkpoint] { return checkpoint->Digest(); });
-  C3PO_ASSIGN_OR_RETURN(MoeWeights weights, LoadMoeWeights(*checkpoint, config, placement, options.progress));
-  ModelShape shape = ShapeOf(config, weights);
+  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(config, weights, placement, options.progress));
+  ModelShape shape = ShapeOf(config, backend->info());
   shape.name = NameOf(options.folder);
   shape.eos_token_ids = EndTokens(config.eos_token_ids, generation);
   shape.device = options.device;
-  shape.arithmetic = placement.arithmetic;
+  shape.arithmetic = placement.arithmetic();
   shape.digest = digest.get();
   try {
-    PackWeights(weights, placement.layout);
     return std::unique_ptr<MoeModel>(
-        new MoeModel(std::move(config), std::move(weights), std::move(shape), options.neighbor_cache_bytes, nullptr));
+        new MoeModel(std::move(config), std::move(shape), std::move(backend), options.neighbor_cache_bytes));
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(absl::StrCat("loading ", options.folder, ": ", error.what()));
   }
 }
 
-std::unique_ptr<MoeModel> MoeModel::FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes,
-                                                cpu::WeightLayout layout) {
-  PackWeights(weights, layout);
-  return OnBackend(std::move(config), std::move(weights), nullptr, neighbor_cache_bytes);
-}
-
-std::unique_ptr<MoeModel> MoeModel::OnBackend(ModelConfig config, MoeWeights weights, std::unique_ptr<Backend> backend,
+std::unique_ptr<MoeModel> MoeModel::OnBackend(ModelConfig config, std::unique_ptr<Backend> backend,
                                               int64_t neighbor_cache_bytes) {
-  ModelShape shape = ShapeOf(config, weights);
+  ModelShape shape = ShapeOf(config, backend->info());
   return std::unique_ptr<MoeModel>(
-      new MoeModel(std::move(config), std::move(weights), std::move(shape), neighbor_cache_bytes, std::move(backend)));
+      new MoeModel(std::move(config), std::move(shape), std::move(backend), neighbor_cache_bytes));
 }
 
 int64_t MoeModel::head_layers() const {
@@ -170,7 +161,7 @@ absl::Status MoeModel::Forward(absl::Span<const Segment> segments, std::vector<S
   }
 }
 
-int64_t MoeModel::weight_bytes() const { return BytesOf(weights_); }
+int64_t MoeModel::weight_bytes() const { return backend_->info().weight_bytes; }
 
 int64_t MoeModel::kv_cache_bytes() const { return backend_->kv_cache_bytes(); }
 

@@ -7,8 +7,6 @@
 #include <vector>
 
 #include "server/compute/backend.h"
-#include "server/compute/moe_weights.h"
-#include "server/compute/rope_table.h"
 #include "server/model/config/model_config.h"
 #include "server/model/neighbor_cache.h"
 #include "server/types/model_runner.h"
@@ -31,26 +29,20 @@ class ForwardStep;
 //   w = softmax(router h)
 // with w replaced or shifted in rows that carry a RoutingOverride. Dense layers have Shared(h) alone; whoever names a
 // layer from outside means an MoE layer, by its number among these. Not thread-safe: one engine thread calls it;
-// shape(), config() and weights() are constant after Load.
+// shape() and config() are constant after Load.
 class MoeModel final : public ModelRunner {
  public:
   // NotFound, InvalidArgument, Unimplemented name the file and the field or tensor; FailedPrecondition: device missing.
   static absl::StatusOr<std::unique_ptr<MoeModel>> Load(const MoeModelOptions& options);
 
-  // From weights in memory (random ones, for benchmarks), all of one dtype and device; on the CPU they are rearranged
-  // where they lie, to `layout`.
-  static std::unique_ptr<MoeModel> FromWeights(ModelConfig config, MoeWeights weights, int64_t neighbor_cache_bytes,
-                                               cpu::WeightLayout layout = cpu::WeightLayout::kPanels);
-  // The same model on another backend, which computes on these weights.
-  static std::unique_ptr<MoeModel> OnBackend(ModelConfig config, MoeWeights weights, std::unique_ptr<Backend> backend,
+  // A model on weights that the backend has packed already; `config` is theirs.
+  static std::unique_ptr<MoeModel> OnBackend(ModelConfig config, std::unique_ptr<Backend> backend,
                                              int64_t neighbor_cache_bytes);
 
   ~MoeModel() override;
 
   const ModelShape& shape() const override { return shape_; }
   const ModelConfig& config() const { return config_; }
-  const MoeWeights& weights() const { return weights_; }
-  const RopeTable& rope() const { return rope_; }
   // What computes; the engine thread's alone.
   Backend& backend() const { return *backend_; }
   // As many layers cost a row about what the LM head does, by the weights that are read; at least 1.
@@ -72,14 +64,10 @@ class MoeModel final : public ModelRunner {
   int64_t neighbor_cache_bytes() const override { return neighbor_cache_.bytes(); }
 
  private:
-  // Null backend: the one of the weights' device.
-  MoeModel(ModelConfig config, MoeWeights weights, ModelShape shape, int64_t neighbor_cache_bytes,
-           std::unique_ptr<Backend> backend);
+  MoeModel(ModelConfig config, ModelShape shape, std::unique_ptr<Backend> backend, int64_t neighbor_cache_bytes);
 
   ModelConfig config_;
-  MoeWeights weights_;
   ModelShape shape_;
-  RopeTable rope_;
   std::unique_ptr<Backend> backend_;
   KvCacheShape cache_;
   const std::unique_ptr<ForwardStep> step_;

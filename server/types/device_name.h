@@ -5,8 +5,8 @@
 
 namespace c3po {
 
-// The devices that there are, as flags, configuration files and messages name them. The flag's check and OpenDevice
-// (server/compute/device.h) refuse others.
+// The devices that there are, as flags, configuration files and messages name them. The flag's check and
+// aten::OpenDevice (server/compute/aten/torch_device.h) refuse others.
 inline constexpr absl::string_view kCpuDevice = "cpu";
 inline constexpr absl::string_view kCudaDevice = "cuda";
 inline constexpr absl::string_view kDeviceNames[] = {kCpuDevice, kCudaDevice};

@@ -21,11 +21,14 @@
 #include "server/compute/aten/expert_selection.h"
 #include "server/compute/aten/experts.h"
 #include "server/compute/aten/projections.h"
+#include "server/compute/aten/rope_tensors.h"
 #include "server/compute/aten/row_operations.h"
+#include "server/compute/cpu/cpu_backend.h"
 #include "server/model/moe_model.h"
 #include "server/pathway/pathway_optimizer.h"
 #include "tests/bench/model_work.h"
 #include "tests/bench/timing.h"
+#include "tests/server/compute/tensor_weights.h"
 #include "tests/server/pathway/one_unit.h"
 
 namespace c3po {
@@ -50,16 +53,16 @@ ModelConfig BenchConfig() {
   return config;
 }
 
-MoeWeights RandomWeights(const ModelConfig& config) {
+aten::MoeWeights RandomWeights(const ModelConfig& config) {
   const auto random = [](std::vector<int64_t> sizes) { return at::randn(sizes, at::kFloat) * 0.03; };
   const auto ones = [](int64_t size) { return at::ones({size}, at::kFloat); };
   const int64_t d = config.hidden_size, f = config.intermediate_size, e = config.experts;
-  MoeWeights weights;
+  aten::MoeWeights weights;
   weights.embedding = random({config.vocabulary_size, d});
   weights.lm_head = random({config.vocabulary_size, d});
   weights.final_norm = ones(d);
   for (int l = 0; l < config.layers; ++l) {
-    LayerWeights layer;
+    aten::LayerWeights layer;
     layer.attention_norm = layer.q_norm = layer.k_norm = layer.moe_norm = ones(d);
     layer.qkv = random({3 * d, d});
     layer.output = random({d, d});
@@ -79,16 +82,16 @@ at::Tensor CausalAttention(const aten::Projections& rows, const ModelConfig& con
 }
 
 // One neighbor, whole: -log p(answer | prompt, w) with w at the last prompt token.
-at::Tensor NaiveLoss(const MoeModel& model, const MoeWeights& weights, const NeighborCase& neighbor,
-                     const std::vector<int>& layers, const at::Tensor& w) {
+at::Tensor NaiveLoss(const MoeModel& model, const aten::MoeWeights& weights, const aten::RopeTensors& table,
+                     const NeighborCase& neighbor, const std::vector<int>& layers, const at::Tensor& w) {
   const ModelConfig& config = model.config();
   const auto n = static_cast<int64_t>(neighbor.prompt.size());
   const at::Tensor tokens = at::tensor(std::vector<int64_t>(neighbor.prompt.begin(), neighbor.prompt.end()), at::kLong);
-  const RopeTable rope = model.rope().Select(at::arange(n, at::kLong), at::kFloat);
+  const aten::RopeTensors rope = table.Select(at::arange(n, at::kLong), at::kFloat);
   const at::Tensor last = at::arange(n, at::kLong).eq(n - 1).unsqueeze(1);
   at::Tensor x = weights.embedding.index_select(0, tokens);
   for (int l = 0; l < config.layers; ++l) {
-    const LayerWeights& layer = weights.layers[l];
+    const aten::LayerWeights& layer = weights.layers[l];
     const aten::Projections rows =
         aten::ProjectAttention(aten::RmsNorm(x, layer.attention_norm, config.rms_norm_eps), layer, config, rope);
     x = x + at::linear(CausalAttention(rows, config), layer.output);
@@ -108,9 +111,12 @@ at::Tensor NaiveLoss(const MoeModel& model, const MoeWeights& weights, const Nei
 
 class NaiveObjective final : public NeighborhoodObjective {
  public:
-  // `weights`: the model's, row-major, as ATen reads them. Both outlive this object.
-  NaiveObjective(const MoeModel& model, const MoeWeights& weights, std::vector<NeighborCase> cases)
-      : model_(model), weights_(weights), cases_(std::move(cases)) {}
+  // `weights`: the model's, as ATen reads them. Both outlive this object.
+  NaiveObjective(const MoeModel& model, const aten::MoeWeights& weights, std::vector<NeighborCase> cases)
+      : model_(model),
+        weights_(weights),
+        rope_(aten::RopeTensors::Of(aten::MakeRopeTable(model.config()), at::kCPU)),
+        cases_(std::move(cases)) {}
   bool weights_are_normalized() const override { return model_.config().norm_topk_prob; }
   absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override {
     const at::Tensor w = at::from_blob(const_cast<float*>(routing.values.weights.data()),
@@ -119,7 +125,7 @@ class NaiveObjective final : public NeighborhoodObjective {
                              .requires_grad_(gradient != nullptr);
     at::Tensor total = at::zeros({}, at::kFloat);
     for (const NeighborCase& neighbor : cases_)
-      total = total + NaiveLoss(model_, weights_, neighbor, routing.layers, w) / double(cases_.size());
+      total = total + NaiveLoss(model_, weights_, rope_, neighbor, routing.layers, w) / double(cases_.size());
     if (gradient) {
       total.backward();
       *gradient = routing.values;
@@ -131,7 +137,8 @@ class NaiveObjective final : public NeighborhoodObjective {
 
  private:
   const MoeModel& model_;
-  const MoeWeights& weights_;
+  const aten::MoeWeights& weights_;
+  const aten::RopeTensors rope_;
   const std::vector<NeighborCase> cases_;
 };
 
@@ -210,19 +217,22 @@ int Main(int argc, char** argv) {
   const int rounds = argument(1, 5), neighbors = argument(2, 3), tokens = argument(3, 64), steps = argument(4, 10);
   const int requests = argument(5, 4);
   const ModelConfig config = BenchConfig();
-  const auto random_weights = [&] {
-    at::manual_seed(1);
-    return RandomWeights(config);
+  at::manual_seed(1);
+  const aten::MoeWeights weights = RandomWeights(config);
+  const cpu::CpuWeights packed =
+      cpu::PackWeights(config, ViewsOf(weights), ElementType::kFloat32, cpu::WeightLayout::kPanels);
+  const auto new_model = [&](int64_t cache_bytes) {  // All share the weights.
+    return MoeModel::OnBackend(config, std::make_unique<cpu::CpuBackend>(config, packed, aten::MakeRopeTable(config)),
+                               cache_bytes);
   };
-  const MoeWeights weights = random_weights();
-  const auto model = MoeModel::FromWeights(config, random_weights(), 1 << 30);
+  const auto model = new_model(1 << 30);
   std::mt19937 rng(1);
   ObjectiveSpec spec = RandomSpec(rng, config, neighbors, tokens);
   const Pathway initial = RandomPathway(rng, config);
 
   std::vector<double> prepare, cached, naive, ratio;
   for (int round = 0; round < rounds; ++round) {
-    const auto fresh = MoeModel::FromWeights(config, model->weights(), round == 0 ? 0 : 1 << 30);
+    const auto fresh = new_model(round == 0 ? 0 : 1 << 30);
     prepare.push_back(Seconds([&] { spec = PrepareNeighbors(*fresh, spec.cases, spec.critical_layers, spec.loss); }));
     std::vector<double> ours, theirs;
     cached.push_back(

@@ -10,6 +10,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "server/compute/aten/aten_queue.h"
+#include "server/compute/aten/torch_device.h"
 #include "server/compute/device.h"
 #include "tests/server/embed/engine_and_encoder.h"
 
@@ -39,7 +40,7 @@ void HoldCurrentStream(at::Device device, Hold& hold) {
 class EncoderOnGpu : public testing::Test {
  protected:
   void SetUp() override {
-    const auto device = OpenDevice("cuda");
+    const auto device = aten::OpenDevice("cuda");
     if (!device.ok()) GTEST_SKIP() << device.status().message();
     device_ = *device;
     both_.emplace("cuda");

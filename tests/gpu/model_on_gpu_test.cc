@@ -12,8 +12,7 @@
 #include "server/compute/aten/expert_selection.h"
 #include "server/compute/aten/experts.h"
 #include "server/compute/aten/products.h"
-#include "server/compute/device.h"
-#include "server/compute/weight_tensors.h"
+#include "server/compute/aten/torch_device.h"
 #include "server/weights/safetensors_file.h"
 #include "tests/server/model/neighbor_scenario.h"
 #include "tests/server/model/reference_model.h"
@@ -40,7 +39,7 @@ double Distance(const std::vector<float>& got, const std::vector<float>& expecte
 class OnGpu : public testing::Test {
  protected:
   void SetUp() override {
-    const auto device = OpenDevice("cuda");
+    const auto device = aten::OpenDevice("cuda");
     if (!device.ok()) GTEST_SKIP() << device.status().message();
     device_ = *device;
   }
@@ -64,7 +63,8 @@ class ModelOnGpu : public OnGpu, public testing::WithParamInterface<Case> {
 // own does, so that a part of the rows must be near.
 TEST_P(ModelOnGpu, LogitsAreThoseOfTransformersAndOfTheOracle) {
   const auto model = LoadTiny(GetParam().model, GetParam().dtype, "cuda");
-  const ReferenceModel reference(*model);
+  const ReferenceModel reference(model->config(), TinyWeights(GetParam().model, model->config()), at::kDouble,
+                                 /*roundings=*/0, Rounds() ? at::kBFloat16 : at::kFloat);
   const auto golden = *SafetensorsFile::Open(TinyFolder(GetParam().model) + "/golden.safetensors");
   int rows = 0, near = 0;
   for (int i = 0; i < 3; ++i) {
@@ -203,10 +203,10 @@ TEST_F(OnGpu, ExpertsAsOneProductAreThoseOfTheCpu) {
   ModelConfig config;
   config.experts = kExperts;
   config.experts_per_token = 3;
-  LayerWeights layer;
+  aten::LayerWeights layer;
   layer.router = router.to(at::kFloat);
   const aten::Mixing mixing = aten::MixExperts(normed.to(at::kFloat), layer, config, {});
-  const auto run = [&](const ExpertWeights& networks, at::TensorOptions options) {
+  const auto run = [&](const aten::ExpertWeights& networks, at::TensorOptions options) {
     aten::Mixing own = mixing;
     for (at::Tensor* x : {&own.selected, &own.selected_mask, &own.weights}) *x = x->to(options.device());
     aten::ExpertTape tape;

@@ -44,7 +44,7 @@ SERVER_ROOMS = {
     "server/admission": {"server/config"},
     "server/embed": {"server/weights", "server/compute"},
     "server/compute": {"server/sampling", "server/compute/cpu", "server/compute/aten", "server/model/config", "server/weights"},
-    "server/compute/cpu": {"server/compute", "server/model/config"},
+    "server/compute/cpu": {"server/compute", "server/model/config", "server/weights"},
     "server/compute/aten": {"server/compute", "server/model/config"},
     "server/model": {"server/model/config", "server/weights", "server/compute", "server/compute/cpu"},
     "server/model/config": {"server/weights"},
@@ -72,7 +72,7 @@ ONE_FILE_PARTIES = {
 PLACED_PARTIES = {
     "gRPC and protobuf": (re.compile(r"^(grpcpp|grpc|google/protobuf|google/rpc)/"),
                           ("server/rpc/", "server/main.cc", "client/", "tests/")),
-    "libtorch": (re.compile(r"^(torch|ATen|c10)/"), ("server/compute/", "server/model/", "server/embed/", "tests/")),
+    "libtorch": (re.compile(r"^(torch|ATen|c10)/"), ("server/compute/aten/", "server/embed/", "server/compute/device_queue.h", "server/compute/cpu/cpu_queue.", "tests/")),
     "cpp-httplib": (re.compile(r"^httplib\.h$"), ("tests/",)),
 }
 SOURCE_ONLY_PARTIES = {"nlohmann": re.compile(r"^nlohmann/")}

@@ -24,7 +24,7 @@ struct PromptAndTree final : PreparationRows {
 
   PaddedTrees tree;
   int64_t prefix = 0;
-  RopeTable rope;  // of all rows
+  RopeTensors rope;  // of all rows
 };
 
 // Trees that attend in one product, and where the prompts before them lie.
@@ -38,7 +38,7 @@ struct TreesOverPrompts final : PackedTrees {
   std::vector<std::shared_ptr<const ReferenceStates>> states;  // kept for the groups
   std::vector<TreeGroup> groups;
   int64_t rows = 0;
-  RopeTable rope;       // of the rows
+  RopeTensors rope;       // of the rows
   int first_layer = 0;  // from which on all cases have states
 
   const PaddedPrompts& Prompts(const TreeGroup& group, int layer) const {
@@ -86,7 +86,7 @@ struct TreesOverPrompts final : PackedTrees {
 
 struct AttentionTape final : Tape {
   at::Tensor input;  // [R, d]
-  RopeTable rope;
+  RopeTensors rope;
   Projections projections;
 };
 
@@ -96,7 +96,7 @@ const AtenReferenceStates* CastStates(const ReferenceStates* states) {
   return static_cast<const AtenReferenceStates*>(states);
 }
 
-RopeTable JoinRopes(absl::Span<const PackedTrees* const> trees) {
+RopeTensors JoinRopes(absl::Span<const PackedTrees* const> trees) {
   std::vector<at::Tensor> cos, sin;
   for (const PackedTrees* rows : trees) {
     cos.push_back(CastTrees(rows).rope.cos);
@@ -183,7 +183,7 @@ void AtenBackend::PreparationAttention(int l, const PreparationRows& rows, Refer
   const at::Tensor x = TensorOf(hidden, device());
   const int64_t count = x.size(0), prefix = all.prefix, of_tree = count - prefix;
   TORCH_CHECK(of_tree == 0 || of_tree == all.tree.rows(), "these are not the prompt's rows, nor the tree's with them");
-  const RopeTable rope = {all.rope.cos.narrow(0, 0, count), all.rope.sin.narrow(0, 0, count)};
+  const RopeTensors rope = {all.rope.cos.narrow(0, 0, count), all.rope.sin.narrow(0, 0, count)};
   const Projections own =
       ProjectAttention(RmsNorm(x, weights.attention_norm, config_.rms_norm_eps), weights, config_, rope);
   if (states) {

@@ -12,7 +12,6 @@
 #include "server/compute/aten/matrix_tensors.h"
 #include "server/compute/aten/products.h"
 #include "server/compute/aten/row_operations.h"
-#include "server/compute/weight_tensors.h"
 
 namespace c3po::aten {
 namespace {
@@ -33,13 +32,18 @@ struct AtenRowSum final : RowSum {
 
 }  // namespace
 
-AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
+AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, const RopeTable& rope)
     : config_(std::move(config)),
       weights_(std::move(weights)),
-      rope_(std::move(rope)),
+      rope_(RopeTensors::Of(rope, weights_.device())),
       options_(ActivationsOf(weights_.embedding)),
-      info_{ElementTypeOf(options_.dtype().toScalarType()), /*batch_invariant=*/false, /*pads=*/true,
-            /*holds_logits=*/true, /*host_memory=*/options_.device().is_cpu()} {
+      info_{ElementTypeOf(options_.dtype().toScalarType()),
+            /*batch_invariant=*/false,
+            /*pads=*/true,
+            /*holds_logits=*/true,
+            /*host_memory=*/options_.device().is_cpu(),
+            ElementTypeOf(weights_.embedding.scalar_type()),
+            BytesOf(weights_)} {
   LimitReferenceStates(0);
 }
 
@@ -82,7 +86,7 @@ int64_t AtenBackend::kv_cache_bytes() const {
   return keys_.defined() ? static_cast<int64_t>(keys_.nbytes() + values_.nbytes()) : 0;
 }
 
-RopeTable AtenBackend::RopeAt(absl::Span<const int64_t> positions) const {
+RopeTensors AtenBackend::RopeAt(absl::Span<const int64_t> positions) const {
   return rope_.Select(Upload(positions, device()), options_.dtype().toScalarType());
 }
 
@@ -108,7 +112,7 @@ StepMatrices AtenBackend::PlaceStep(const StepInputs& inputs) {
 
 void AtenBackend::Embed(absl::Span<const int64_t> tokens, Matrix hidden) {
   const c10::InferenceMode inference;
-  const at::Tensor rows = SelectRows(weights_.embedding, Upload(tokens, device())).to(options_.dtype());
+  const at::Tensor rows = weights_.embedding.index_select(0, Upload(tokens, device())).to(options_.dtype());
   TensorOf(hidden, device()).copy_(config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier);
 }
 

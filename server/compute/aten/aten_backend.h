@@ -9,12 +9,12 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
+#include "server/compute/aten/aten_weights.h"
 #include "server/compute/aten/causal_attention.h"
 #include "server/compute/aten/reference_states.h"
+#include "server/compute/aten/rope_tensors.h"
 #include "server/compute/backend.h"
 #include "server/compute/kv_runs.h"
-#include "server/compute/moe_weights.h"
-#include "server/compute/rope_table.h"
 #include "server/compute/step_buffers.h"
 #include "server/model/config/model_config.h"
 
@@ -29,8 +29,8 @@ namespace c3po::aten {
 // by RunRemembered while it has not seen every expert selected.
 class AtenBackend : public Backend {
  public:
-  // `weights` are shared, not copied, and `rope` is on their device. On the CPU they may lie in any layout.
-  AtenBackend(ModelConfig config, MoeWeights weights, RopeTable rope);
+  // `weights`, of this configuration, are shared, not copied. Matrices of one dtype; others see PackWeights.
+  AtenBackend(ModelConfig config, MoeWeights weights, const RopeTable& rope);
 
   const BackendInfo& info() const override { return info_; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> NewQueue() const override;
@@ -94,11 +94,11 @@ class AtenBackend : public Backend {
   const LayerWeights& layer(int l) const { return weights_.layers[static_cast<size_t>(l)]; }
   void FeedForwardInPlace(int layer, absl::Span<const PlacedRoutingRows> routing, Matrix hidden, Matrix probabilities);
   // Of rows at these positions.
-  RopeTable RopeAt(absl::Span<const int64_t> positions) const;
+  RopeTensors RopeAt(absl::Span<const int64_t> positions) const;
 
   const ModelConfig config_;
   const MoeWeights weights_;
-  const RopeTable rope_;
+  const RopeTensors rope_;
   const at::TensorOptions options_;  // of activations, keys and values
   const BackendInfo info_;
 
@@ -110,7 +110,7 @@ class AtenBackend : public Backend {
   StepInputs step_;            // that is placed
   PlacedSequences sequences_;  // of the step
   CachedRows rows_;            // likewise
-  RopeTable rows_rope_;        // likewise
+  RopeTensors rows_rope_;      // likewise
 };
 
 }  // namespace c3po::aten

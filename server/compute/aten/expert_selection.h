@@ -6,8 +6,8 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "server/compute/aten/aten_weights.h"
 #include "server/compute/backend.h"
-#include "server/compute/moe_weights.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po::aten {

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "server/compute/aten/products.h"
-#include "server/compute/weight_tensors.h"
 
 namespace c3po::aten {
 namespace {
@@ -52,7 +51,8 @@ at::Tensor RunExperts(const at::Tensor& normed, const Mixing& mixing, const Expe
   const at::Tensor weights = mixing.weights.to(normed.scalar_type());
   if (AllExpertsAtOnce(mixing)) {
     ExpertTape all;
-    const at::Tensor gate_up = MatMulTransposed(normed, AsOne(networks.gate_up)).view({rows, experts, 2, neurons});
+    const at::Tensor gate_up =
+        MatMulTransposed(normed, networks.gate_up.flatten(0, 1)).view({rows, experts, 2, neurons});
     all.gate = gate_up.select(2, 0);
     all.up = gate_up.select(2, 1);
     all.activation = Silu(all.gate) * all.up;
@@ -88,7 +88,7 @@ at::Tensor ExpertsBackward(const at::Tensor& doutput, const at::Tensor& normed, 
     const at::Tensor dgate = dactivation * tape.up * SiluGradient(tape.gate);
     const at::Tensor dup = dactivation * Silu(tape.gate);
     const at::Tensor dgate_up = at::stack({dgate, dup}, 2).view({rows, experts * 2 * neurons});
-    return MatMul(dgate_up, AsOne(networks.gate_up));
+    return MatMul(dgate_up, networks.gate_up.flatten(0, 1));
   }
   const at::Tensor t =
       MultiplyPairs(doutput.index_select(0, tape.rows), DownOf(networks, normed).transpose(0, 1), tape);

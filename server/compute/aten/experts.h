@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "server/compute/aten/aten_weights.h"
 #include "server/compute/aten/expert_selection.h"
-#include "server/compute/moe_weights.h"
 
 namespace c3po::aten {
 

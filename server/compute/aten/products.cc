@@ -5,13 +5,12 @@
 #include <vector>
 
 #include "server/compute/aten/matrix_tensors.h"
-#include "server/compute/weight_tensors.h"
 
 namespace c3po::aten {
 namespace {
 
 // As x is multiplied by it.
-at::Tensor OperandOf(const at::Tensor& w, const at::Tensor& x) { return RowMajor(w).to(x.scalar_type()); }
+at::Tensor OperandOf(const at::Tensor& w, const at::Tensor& x) { return w.to(x.scalar_type()); }
 
 }  // namespace
 
@@ -24,9 +23,7 @@ at::Tensor Project(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b
   return bias.defined() ? y + bias : y;
 }
 
-at::Tensor GateUpOf(const ExpertWeights& networks, const at::Tensor& x) {
-  return OperandOf(AsOne(networks.gate_up), x).view({networks.count(), 2 * networks.neurons(), -1});
-}
+at::Tensor GateUpOf(const ExpertWeights& networks, const at::Tensor& x) { return OperandOf(networks.gate_up, x); }
 
 at::Tensor DownOf(const ExpertWeights& networks, const at::Tensor& x) {
   return OperandOf(networks.down, x).view({-1, networks.count(), networks.neurons()});

@@ -5,12 +5,12 @@
 
 #include <cstdint>
 
-#include "server/compute/moe_weights.h"
+#include "server/compute/aten/aten_weights.h"
 
 namespace c3po::aten {
 
-// Products with weights, which may lie in any layout of server/compute/weight_tensors.h. Those in another layout than
-// row-major, or of another dtype than x, are copied for the product: on the CPU only, where ATen is an oracle.
+// Products with weights. Those of another dtype than x are copied for the product: on the CPU only, where ATen is an
+// oracle.
 
 // x w^T: x [R, k], w [n, k] -> [R, n].
 at::Tensor MatMulTransposed(const at::Tensor& x, const at::Tensor& w);
@@ -19,7 +19,7 @@ at::Tensor MatMul(const at::Tensor& a, const at::Tensor& w);
 // x w^T plus a bias of w's rows, where there is one.
 at::Tensor Project(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias);
 
-// A layer's networks, row-major and in x's dtype.
+// A layer's networks, in x's dtype.
 at::Tensor GateUpOf(const ExpertWeights& networks, const at::Tensor& x);  // [n, 2f, d]
 at::Tensor DownOf(const ExpertWeights& networks, const at::Tensor& x);    // [d, n, f]
 

@@ -47,7 +47,7 @@ at::Tensor NormHeadsBackward(const at::Tensor& dy, const at::Tensor& x, const at
 }
 
 // Rotates the last rope_dim entries of each head.
-at::Tensor RotateTail(const at::Tensor& x, const RopeTable& rope, const ModelConfig& config, bool inverse = false) {
+at::Tensor RotateTail(const at::Tensor& x, const RopeTensors& rope, const ModelConfig& config, bool inverse = false) {
   const int64_t plain = config.head_dim - config.rope_dim;
   if (plain == 0) return Rotate(x, rope, inverse);
   const at::Tensor tail = Rotate(x.narrow(2, plain, config.rope_dim).contiguous(), rope, inverse);
@@ -66,7 +66,7 @@ struct LatentCuts {
 };
 
 Projections ProjectLatent(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
-                          const RopeTable& rope) {
+                          const RopeTensors& rope) {
   const int64_t rows = normed.size(0), heads = config.heads, plain = config.latent->plain_dim;
   Projections out;
   out.raw = Project(normed, layer.qkv, layer.qkv_bias);
@@ -87,7 +87,7 @@ Projections ProjectLatent(const at::Tensor& normed, const LayerWeights& layer, c
 
 at::Tensor ProjectLatentBackward(const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv,
                                  const Projections& forward, const LayerWeights& layer, const ModelConfig& config,
-                                 const RopeTable& rope) {
+                                 const RopeTensors& rope) {
   const int64_t rows = dq.size(0), plain = config.latent->plain_dim;
   const LatentCuts cuts(forward.raw, config);
   at::Tensor gq = RotateTail(dq, rope, config, /*inverse=*/true).reshape({rows, -1});
@@ -105,7 +105,7 @@ at::Tensor ProjectLatentBackward(const at::Tensor& dq, const at::Tensor& dk, con
 }  // namespace
 
 Projections ProjectAttention(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
-                             const RopeTable& rope) {
+                             const RopeTensors& rope) {
   if (config.latent) return ProjectLatent(normed, layer, config, rope);
   const int64_t rows = normed.size(0), head_dim = config.head_dim;
   const int64_t query = config.heads * head_dim, key = config.kv_heads * head_dim;
@@ -127,7 +127,7 @@ Projections ProjectAttention(const at::Tensor& normed, const LayerWeights& layer
 
 at::Tensor ProjectAttentionBackward(const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv,
                                     const Projections& forward, const LayerWeights& layer, const ModelConfig& config,
-                                    const RopeTable& rope) {
+                                    const RopeTensors& rope) {
   if (config.latent) return ProjectLatentBackward(dq, dk, dv, forward, layer, config, rope);
   const int64_t rows = dq.size(0), head_dim = config.head_dim;
   const int64_t query = config.heads * head_dim, key = config.kv_heads * head_dim;

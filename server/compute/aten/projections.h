@@ -3,8 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "server/compute/moe_weights.h"
-#include "server/compute/rope_table.h"
+#include "server/compute/aten/aten_weights.h"
+#include "server/compute/aten/rope_tensors.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po::aten {
@@ -27,11 +27,11 @@ struct Projections {
 };
 // From normed [R, d]; `rope` of the rows.
 Projections ProjectAttention(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
-                             const RopeTable& rope);
+                             const RopeTensors& rope);
 // dJ/dnormed from dJ/dq, dJ/dk, dJ/dv (shapes as above).
 at::Tensor ProjectAttentionBackward(const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv,
                                     const Projections& forward, const LayerWeights& layer, const ModelConfig& config,
-                                    const RopeTable& rope);
+                                    const RopeTensors& rope);
 
 }  // namespace c3po::aten
 

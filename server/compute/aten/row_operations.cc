@@ -20,7 +20,7 @@ at::Tensor RmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::
   return (rstd * (g - n * (g * n).mean(-1, true))).to(x.scalar_type());
 }
 
-at::Tensor Rotate(const at::Tensor& x, const RopeTable& rope, bool inverse) {
+at::Tensor Rotate(const at::Tensor& x, const RopeTensors& rope, bool inverse) {
   const int64_t half = x.size(-1) / 2;
   const at::Tensor a = x.narrow(-1, 0, half), b = x.narrow(-1, half, half);
   if (!c10::GradMode::is_enabled()) {  // Half as many kernels as below.

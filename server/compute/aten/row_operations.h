@@ -7,7 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "server/compute/rope_table.h"
+#include "server/compute/aten/rope_tensors.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po::aten {
@@ -17,9 +17,9 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 // dJ/dx from dJ/dy: with n = x * rstd and g = dy * weight,  dx = rstd * (g - n * mean(g * n)).
 at::Tensor RmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight, double eps);
 
-// x: [R, heads, rope_dim]; `rope` of the rows, as RopeTable::Select gives it. Halves (a, b) become
+// x: [R, heads, rope_dim]; `rope` of the rows, as RopeTensors::Select gives it. Halves (a, b) become
 // (a cos - b sin, b cos + a sin). `inverse` turns back: the transposed rotation, which is also its gradient.
-at::Tensor Rotate(const at::Tensor& x, const RopeTable& rope, bool inverse = false);
+at::Tensor Rotate(const at::Tensor& x, const RopeTensors& rope, bool inverse = false);
 
 // x + residual_multiplier * block, the same bits in place; and dJ/dblock from dJ/d of that sum.
 at::Tensor AddBlock(const at::Tensor& x, const at::Tensor& block, const ModelConfig& config);

@@ -9,7 +9,6 @@
 #include "server/compute/aten/matrix_tensors.h"
 #include "server/compute/aten/products.h"
 #include "server/compute/aten/row_operations.h"
-#include "server/compute/weight_tensors.h"
 
 namespace c3po::aten {
 namespace {
@@ -84,7 +83,7 @@ TargetHead TargetHead::Make(const at::Tensor& lm_head, int64_t row_count, absl::
   std::sort(read.begin(), read.end());
   read.erase(std::unique(read.begin(), read.end()), read.end());
   for (int64_t token : tokens) slots.push_back(std::lower_bound(read.begin(), read.end(), token) - read.begin());
-  return {row_count, SelectRows(lm_head, Upload(read, device)), row_ids, Upload(slots, device)};
+  return {row_count, lm_head.index_select(0, Upload(read, device)), row_ids, Upload(slots, device)};
 }
 
 at::Tensor RunTargetHeads(absl::Span<const TargetHead* const> heads, const at::Tensor& hidden,
@@ -123,7 +122,7 @@ at::Tensor TargetHeadsBackward(absl::Span<const TargetHead* const> heads, const 
       const at::Tensor totals =
           at::zeros({head.row_count}, coefficients[i].options()).index_add_(0, head.rows, coefficients[i]);
       at::Tensor dx = product.means.narrow(0, row, head.row_count) * totals.neg().unsqueeze(1);
-      const at::Tensor targets = SelectRows(head.weights, head.tokens).to(at::kFloat);
+      const at::Tensor targets = head.weights.index_select(0, head.tokens).to(at::kFloat);
       dx.index_add_(0, head.rows, targets * coefficients[i].unsqueeze(1)).div_(config.logits_divisor);
       own_dnormed[i].copy_(dx);
       row += head.row_count;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "server/compute/moe_weights.h"
+#include "server/compute/aten/aten_weights.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po::aten {

@@ -87,7 +87,7 @@ struct Members {
 };
 
 void AppendRotation(const RopeTable& rope, int64_t position, std::vector<float>& cos, std::vector<float>& sin) {
-  const size_t half = static_cast<size_t>(rope.half()), begin = cos.size();
+  const size_t half = static_cast<size_t>(rope.half), begin = cos.size();
   cos.resize(begin + half);
   sin.resize(begin + half);
   rope.CopyRow(position, cos.data() + begin, sin.data() + begin);
@@ -110,7 +110,7 @@ void CpuBackend::Attention(int l, Matrix hidden) {
   const LayerViews& views = layer(l);
   const int64_t rows = hidden.rows, d = config_.hidden_size;
   Check(keys_ != nullptr, "no cache was allocated");
-  Check(static_cast<int64_t>(cos_.size()) == rows * rope_.half(), "other rows were placed");
+  Check(static_cast<int64_t>(cos_.size()) == rows * rope_.half, "other rows were placed");
   const Arena::Scope scope(arena_);
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden), views.attention_norm, rows, normed);
@@ -216,7 +216,7 @@ OwnedMatrix CpuBackend::TreeAttention(int l, absl::Span<const PackedTrees* const
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden.view()), views.attention_norm, rows, normed);
   const HeadRows own =
-      ProjectHeads(config_, views, normed, rows, members.JoinRotations(rope_.half(), arena_), memory, arena_);
+      ProjectHeads(config_, views, normed, rows, members.JoinRotations(rope_.half, arena_), memory, arena_);
   float* const context = arena_.Floats(rows * context_width());
   for (size_t i = 0; i < members.all.size(); ++i) {
     const TreeRows& packed = members.all[i]->packed;
@@ -262,7 +262,7 @@ OwnedMatrix CpuBackend::TreeAttentionBackward(int l, absl::Span<const PackedTree
                                dv + first * value);
   }
   float* const dnormed = arena_.Floats(rows * d);
-  ProjectHeadsBackward(config_, views, tape.rows, dq, dk, dv, rows, members.JoinRotations(rope_.half(), arena_), arena_,
+  ProjectHeadsBackward(config_, views, tape.rows, dq, dk, dv, rows, members.JoinRotations(rope_.half, arena_), arena_,
                        dnormed);
   OwnedMatrix dx = AllocateHidden(rows);
   RmsNormBackwardRows(dnormed, FloatsOf(tape.input.view()), d, views.attention_norm, FloatsOf(dout.view()),

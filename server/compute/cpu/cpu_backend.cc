@@ -23,8 +23,17 @@ struct CpuRowSum final : public RowSum {
 
 }  // namespace
 
-CpuBackend::CpuBackend(ModelConfig config, MoeWeights weights, RopeTable rope)
-    : config_(std::move(config)), weights_(std::move(weights)), rope_(std::move(rope)), views_(config_, weights_) {
+CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      rope_(std::move(rope)),
+      info_{ElementType::kFloat32,
+            /*batch_invariant=*/true,
+            /*pads=*/false,
+            /*holds_logits=*/false,
+            /*host_memory=*/true,
+            weights_.type,
+            weights_.bytes} {
   LimitReferenceStates(0);
 }
 
@@ -107,7 +116,7 @@ void CpuBackend::Embed(absl::Span<const int64_t> tokens, Matrix hidden) {
   const auto factor = static_cast<float>(config_.embedding_multiplier);
   for (size_t i = 0; i < tokens.size(); ++i) {
     float* const row = FloatsOf(hidden) + static_cast<int64_t>(i) * hidden.stride;
-    CopyRow(views_.embedding, tokens[i], row);
+    CopyRow(weights_.embedding, tokens[i], row);
     for (int64_t c = 0; factor != 1 && c < hidden.columns; ++c) row[c] *= factor;
   }
 }
@@ -131,8 +140,8 @@ void CpuBackend::Logits(const Matrix& hidden, Matrix logits) {
   float* const picked = arena_.Floats(count * d);
   for (int64_t i = 0; i < count; ++i) std::copy_n(FloatsOf(hidden) + rows[i] * hidden.stride, d, picked + i * d);
   float* const normed = arena_.Floats(count * d);
-  Norm(picked, views_.final_norm, count, normed);
-  const DotProduct product{{normed, d, count, nullptr}, views_.lm_head, {FloatsOf(logits), logits.stride, nullptr}};
+  Norm(picked, weights_.final_norm, count, normed);
+  const DotProduct product{{normed, d, count, nullptr}, weights_.lm_head, {FloatsOf(logits), logits.stride, nullptr}};
   MultiplyTransposed({&product, 1});
   if (config_.logits_divisor == 1) return;
   const auto divisor = static_cast<float>(config_.logits_divisor);

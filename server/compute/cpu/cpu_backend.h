@@ -7,6 +7,7 @@
 
 #include "server/compute/backend.h"
 #include "server/compute/cpu/attention.h"
+#include "server/compute/cpu/cpu_weights.h"
 #include "server/compute/cpu/expert_products.h"
 #include "server/compute/cpu/expert_selection.h"
 #include "server/compute/cpu/layer_views.h"
@@ -26,8 +27,8 @@ inline float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
 // returns. A row's result is bitwise the same whatever rows are beside it.
 class CpuBackend final : public Backend {
  public:
-  // `weights` are on the CPU, in any layout of the kernels; norms and biases float32. They are shared, not copied.
-  CpuBackend(ModelConfig config, MoeWeights weights, RopeTable rope);
+  // `weights`, of this configuration, are shared, not copied.
+  CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope);
 
   const BackendInfo& info() const override { return info_; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> NewQueue() const override;
@@ -93,7 +94,7 @@ class CpuBackend final : public Backend {
   struct Remembered;
   struct RememberedTape;
 
-  const LayerViews& layer(int l) const { return views_.layers[static_cast<size_t>(l)]; }
+  const LayerViews& layer(int l) const { return weights_.layers[static_cast<size_t>(l)]; }
   HeadShape heads() const;
   int64_t context_width() const { return int64_t{config_.heads} * config_.value_dim; }
   // RmsNorm of packed rows [R, d].
@@ -113,11 +114,9 @@ class CpuBackend final : public Backend {
   void MixRemembered(Remembered& experts, const MixingRows& mixing, float* out);
 
   const ModelConfig config_;
-  const MoeWeights weights_;
+  const CpuWeights weights_;
   const RopeTable rope_;
-  const ModelViews views_;
-  const BackendInfo info_{ElementType::kFloat32, /*batch_invariant=*/true, /*pads=*/false, /*holds_logits=*/false,
-                          /*host_memory=*/true};
+  const BackendInfo info_;
   Arena arena_;
 
   std::shared_ptr<void> keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim

@@ -85,7 +85,7 @@ std::shared_ptr<const TargetTokens> CpuBackend::NewTargets(int64_t row_count, ab
   head->row_count = row_count;
   head->rows.assign(rows.begin(), rows.end());
   head->tokens.assign(tokens.begin(), tokens.end());
-  head->weights = views_.lm_head;
+  head->weights = weights_.lm_head;
   if (!targets_only) return head;
   std::vector<int64_t> read = head->tokens;
   std::sort(read.begin(), read.end());
@@ -95,7 +95,7 @@ std::shared_ptr<const TargetTokens> CpuBackend::NewTargets(int64_t row_count, ab
   const int64_t d = config_.hidden_size;
   head->own = AllocateBytes(count * d * static_cast<int64_t>(sizeof(float)));
   float* const own = static_cast<float*>(head->own.get());
-  for (int64_t i = 0; i < count; ++i) CopyRow(views_.lm_head, read[i], own + i * d);
+  for (int64_t i = 0; i < count; ++i) CopyRow(weights_.lm_head, read[i], own + i * d);
   head->weights = {own, false, count, d};
   return head;
 }
@@ -107,7 +107,7 @@ OwnedMatrix CpuBackend::TargetLogprobs(absl::Span<const TargetTokens* const> tar
   const Arena::Scope scope(arena_);
   Memory& memory = tape_out ? static_cast<Memory&>(tape->memory) : arena_;
   float* const normed = arena_.Floats(rows * d);
-  Norm(FloatsOf(hidden.view()), views_.final_norm, rows, normed);
+  Norm(FloatsOf(hidden.view()), weights_.final_norm, rows, normed);
   const Offsets first(targets);
   OwnedMatrix out = Allocate(ElementType::kFloat32, 1, first.targets.back());
   float* const logprobs = FloatsOf(out.view());
@@ -176,8 +176,8 @@ OwnedMatrix CpuBackend::TargetLogprobsBackward(absl::Span<const TargetTokens* co
     }
   }
   OwnedMatrix dhidden = AllocateHidden(rows);
-  RmsNormBackwardRows(dnormed, FloatsOf(tape.hidden.view()), d, views_.final_norm, nullptr, config_.rms_norm_eps, rows,
-                      d, FloatsOf(dhidden.view()));
+  RmsNormBackwardRows(dnormed, FloatsOf(tape.hidden.view()), d, weights_.final_norm, nullptr, config_.rms_norm_eps,
+                      rows, d, FloatsOf(dhidden.view()));
   return dhidden;
 }
 

@@ -2,16 +2,14 @@
 #define C3PO_SERVER_COMPUTE_CPU_LAYER_VIEWS_H_
 
 #include <cstdint>
-#include <vector>
 
 #include "server/compute/cpu/matrix_products.h"
-#include "server/compute/moe_weights.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po::cpu {
 
-// Where a model's weights lie, as the kernels read them. Views: the MoeWeights they were made of live longer. Shapes
-// are those of LayerWeights; a pointer is null, and a view's data, where the model has no such weights.
+// Where a layer's weights lie, as the kernels read them. Views of CpuWeights, which live longer. Shapes are those of
+// WeightRole; a pointer is null, and a view's data, where the layer has no such weights.
 
 struct NetworkViews {
   WeightView gate_up;   // [n 2f, d]: gate rows, then up rows, of each
@@ -40,16 +38,6 @@ struct LayerViews {
   WeightView shared_gate;
 
   bool moe() const { return router.data != nullptr; }
-};
-
-struct ModelViews {
-  ModelViews(const ModelConfig& config, const MoeWeights& weights);
-
-  const ModelConfig& config;
-  WeightView embedding;  // [V, d]
-  const float* final_norm = nullptr;
-  WeightView lm_head;  // [V, d]
-  std::vector<LayerViews> layers;
 };
 
 // Row `row` of a matrix in any layout, as float32, to out [columns].

@@ -7,6 +7,7 @@
 #include <new>
 #include <string>
 
+#include "server/compute/aten/torch_device.h"
 #include "server/types/device_name.h"
 
 namespace c3po {
@@ -14,7 +15,7 @@ namespace {
 
 TEST(Device, ANameThatNoDeviceHasIsRefusedWithThoseThatThereAre) {
   for (const char* name : {"", "tpu", "CPU", "cpu ", "cuda:0", "cuda:63", "mkldnn"}) {
-    for (const absl::Status& status : {OpenDevice(name).status(), OpenQueue(name).status()}) {
+    for (const absl::Status& status : {aten::OpenDevice(name).status(), OpenQueue(name).status()}) {
       EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name;
       EXPECT_EQ(status.message(), "device \"" + std::string(name) + "\" is not one of cpu, cuda");
     }
@@ -23,7 +24,7 @@ TEST(Device, ANameThatNoDeviceHasIsRefusedWithThoseThatThereAre) {
 
 TEST(Device, EachNameOfTheListOpensOrSaysWhatIsMissing) {
   for (const absl::string_view name : kDeviceNames) {
-    const auto device = OpenDevice(std::string(name));
+    const auto device = aten::OpenDevice(std::string(name));
     const auto queue = OpenQueue(std::string(name));
     EXPECT_EQ(queue.status(), device.status());
     if (device.ok()) continue;

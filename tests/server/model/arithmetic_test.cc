@@ -10,9 +10,9 @@
 #include <random>
 #include <set>
 
+#include "server/compute/cpu/cpu_weights.h"
 #include "server/compute/device.h"
 #include "server/model/moe_model.h"
-#include "server/weights/checkpoint.h"
 #include "tests/server/model/rounded_arithmetic.h"
 #include "tests/server/model/tiny_model.h"
 
@@ -67,16 +67,8 @@ TEST(Arithmetic, OfBfloat16NeedsItsWeightsAndAProcessorForIt) {
   }
 }
 
-std::unique_ptr<MoeModel> LoadInPairs(const std::string& name) {
-  const MoeModelOptions options = Options(name, "bfloat16", "float32");
-  const auto checkpoint = *Checkpoint::Open(options.folder);
-  const ModelConfig config = *ModelConfig::Parse(checkpoint->config_json(), "config.json");
-  auto weights = LoadMoeWeights(*checkpoint, config, PlacementOn(at::kCPU, at::kBFloat16), nullptr);
-  EXPECT_TRUE(weights.ok()) << weights.status();
-  auto model = MoeModel::FromWeights(config, *std::move(weights), 1 << 20, cpu::WeightLayout::kPairs);
-  EXPECT_TRUE(model->AllocateKvCache(SlotsOf(64)).ok());
-  return model;
-}
+// Whatever the processor has.
+WeightPlacement InPairs() { return {"cpu", ElementType::kBfloat16, cpu::WeightLayout::kPairs}; }
 
 std::vector<float> LogitsAfter(MoeModel& model, const std::vector<int32_t>& tokens) {
   const auto out = RunSegments(model, {PromptSegment({{0, 32}}, tokens)});
@@ -89,8 +81,12 @@ TEST(Arithmetic, WithoutAUnitWeightsInPairsGiveTheLogitsOfWeightsInPanels) {
   const ScopedBfloat16Unit none(Bfloat16Unit::kNone);
   for (const std::string name : {"olmoe_tiny", "mixtral_tiny"}) {
     SCOPED_TRACE(name);
-    const auto panels = LoadWith(name, "float32"), pairs = LoadInPairs(name);
-    ASSERT_EQ(pairs->weights().layers[0].qkv.dim(), 4);
+    const auto panels = LoadWith(name, "float32");
+    const ModelConfig& config = panels->config();
+    const cpu::CpuWeights packed =
+        cpu::PackWeights(config, TinyWeights(name, config), ElementType::kBfloat16, cpu::WeightLayout::kPairs);
+    ASSERT_EQ(packed.layers[0].qkv.layout, cpu::WeightLayout::kPairs);
+    const auto pairs = PackTiny(name, config, InPairs());
     const std::vector<int32_t> tokens = {1, 7, 3, 2, 11, 5, 6, 4};
     EXPECT_EQ(LogitsAfter(*pairs, tokens), LogitsAfter(*panels, tokens));
   }

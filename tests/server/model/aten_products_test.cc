@@ -9,6 +9,7 @@
 
 #include "server/compute/aten/causal_attention.h"
 #include "server/compute/aten/products.h"
+#include "server/compute/aten/rope_tensors.h"
 #include "server/compute/aten/row_operations.h"
 #include "tests/server/model/tiny_model.h"
 
@@ -56,7 +57,8 @@ TEST(Rotate, IsTheSameWithAutogradAndWithout) {
   at::manual_seed(8);
   const at::Tensor x = at::randn({4, model->config().heads, model->config().rope_dim}, at::kDouble),
                    y = at::randn_like(x);
-  const RopeTable rope = model->rope().Select(at::tensor({0, 1, 7, 30}, at::kLong), at::kDouble);
+  const aten::RopeTensors rope = aten::RopeTensors::Of(aten::MakeRopeTable(model->config()), at::kCPU)
+                                     .Select(at::tensor({0, 1, 7, 30}, at::kLong), at::kDouble);
   for (const bool inverse : {false, true}) {
     const at::Tensor tracked = aten::Rotate(x, rope, inverse);
     const c10::InferenceMode inference;

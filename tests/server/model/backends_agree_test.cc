@@ -10,10 +10,10 @@
 #include <memory>
 #include <vector>
 
-#include "server/compute/aten/aten_backend.h"
 #include "server/compute/aten/row_operations.h"
 #include "server/compute/device.h"
 #include "tests/server/model/neighbor_scenario.h"
+#include "tests/server/model/tiny_on_aten.h"
 
 namespace c3po {
 namespace {
@@ -24,7 +24,7 @@ class BackendsAgree : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     model_ = LoadTiny(GetParam());
-    aten_ = std::make_unique<aten::AtenBackend>(model_->config(), model_->weights(), model_->rope());
+    aten_ = TinyOnAten(GetParam(), model_->config());
     aten_->AllocateKvCache(SlotsOf(256));
   }
 
@@ -322,9 +322,8 @@ TEST_P(BackendsAgree, ThatRowsOfAnotherPlanAreMisuse) {
   const TreeShape tree{parents, depths, 3};
   const std::vector<int32_t> blocks = BlocksOf({{0, 8}});
   for (const bool kernels : {true, false}) {
-    const std::unique_ptr<Backend> fresh =
-        kernels ? MakeBackend(config(), model_->weights(), model_->rope())
-                : std::make_unique<aten::AtenBackend>(config(), model_->weights(), model_->rope());
+    std::unique_ptr<Backend> fresh = TinyOnAten(GetParam(), config());
+    if (kernels) fresh = *MakeBackend(config(), TinyWeights(GetParam(), config()), WeightPlacement());
     const OwnedMatrix hidden = Hidden(*fresh, Random(4 * d()), 4);
     EXPECT_ANY_THROW({
       fresh->PlaceStep({{{0, 4, 0, {{}, 0, blocks}}}, {}, {}, false, {}, {}});
@@ -345,9 +344,7 @@ TEST_P(BackendsAgree, ThatRowsOfAnotherPlanAreMisuse) {
 }
 
 TEST_P(BackendsAgree, OnWholeModels) {
-  const auto other = MoeModel::OnBackend(
-      config(), model_->weights(), std::make_unique<aten::AtenBackend>(config(), model_->weights(), model_->rope()),
-      int64_t{64} << 20);
+  const auto other = MoeModel::OnBackend(config(), TinyOnAten(GetParam(), config()), int64_t{64} << 20);
   ASSERT_TRUE(other->AllocateKvCache(SlotsOf(256)).ok());
   EXPECT_TRUE(model_->shape().batch_invariant);
   EXPECT_FALSE(other->shape().batch_invariant);

@@ -46,11 +46,7 @@ std::unique_ptr<MoeModel> LoadNormalized(const std::string& name) {
   ModelConfig config = *ModelConfig::Parse(checkpoint->config_json(), "config.json");
   EXPECT_FALSE(config.norm_topk_prob);
   config.norm_topk_prob = true;
-  auto weights = LoadMoeWeights(*checkpoint, config, PlacementOn(at::kCPU, at::kFloat), nullptr);
-  EXPECT_TRUE(weights.ok()) << weights.status();
-  auto model = MoeModel::FromWeights(config, *std::move(weights), 1 << 20);
-  EXPECT_TRUE(model->AllocateKvCache(SlotsOf(256)).ok());
-  return model;
+  return PackTiny(name, config, WeightPlacement());
 }
 
 // A request and two neighbors: choices of one and two tokens, and two of two tokens that begin alike.
@@ -200,7 +196,7 @@ TEST_P(DescentOracle, EveryLossAndTheAnswerAreThoseOfAutogradThroughTheWholeMode
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
     const Problem problem = MakeProblem(rng, *model, c);
-    const ReferenceModel reference(*model);
+    const ReferenceModel reference(model->config(), TinyWeights(c.scenario.model, model->config()));
     const std::optional<Outcome> oracle = DescendByAutograd(reference, problem, c);
     judged = oracle && HasOneBest(oracle->losses);
     if (!judged) continue;

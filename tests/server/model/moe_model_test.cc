@@ -117,7 +117,8 @@ bool RoundingSwapsExperts(const std::string& model) {
 // rounds every intermediate value, in a third of the rows at least (its rounding swaps experts in the others).
 TEST_P(MoeModelGolden, Bfloat16WeightsGiveTheLogitsOfTheOracleAndFollowTransformersWithinItsPrecision) {
   const auto model = LoadTiny(GetParam(), "bfloat16");
-  const ReferenceModel reference(*model);
+  const ReferenceModel reference(model->config(), TinyWeights(GetParam(), model->config()), at::kDouble,
+                                 /*roundings=*/0, at::kBFloat16);
   const auto golden = *SafetensorsFile::Open(TinyFolder(GetParam()) + "/golden.safetensors");
   size_t rows = 0, near = 0;
   for (int i = 0; i < 3; ++i) {

@@ -27,9 +27,12 @@ class NeighborLossOracle : public testing::TestWithParam<Scenario> {};
 TEST_P(NeighborLossOracle, CachedLossAndClosedFormGradientEqualAutogradThroughTheWholeModel) {
   const Scenario& scenario = GetParam();
   const std::unique_ptr<MoeModel> model = LoadTiny(scenario.model);
-  const ReferenceModel reference(*model);
+  const ModelWeights weights = TinyWeights(scenario.model, model->config());
+  const ReferenceModel reference(model->config(), weights);
   std::vector<ReferenceModel> in_float32;
-  for (const uint32_t roundings : {0u, 1u, 2u}) in_float32.emplace_back(*model, at::kFloat, roundings);
+  for (const uint32_t roundings : {0u, 1u, 2u}) {
+    in_float32.emplace_back(model->config(), weights, at::kFloat, roundings);
+  }
   for (const uint32_t seed : {1u, 2u, 3u}) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);

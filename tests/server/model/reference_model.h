@@ -10,47 +10,45 @@
 #include <random>
 #include <vector>
 
-#include "server/compute/weight_tensors.h"
-#include "server/model/moe_model.h"
+#include "server/compute/aten/aten_weights.h"
+#include "server/compute/aten/rope_tensors.h"
+#include "server/model/config/model_config.h"
 
 namespace c3po {
 
 // The slow oracle: the whole model on one sequence in double (or float) precision, every layer and position recomputed,
-// every expert at every position, differentiable by autograd. It shares the loaded weights with the server's model and
+// every expert at every position, differentiable by autograd. It shares the stored weights with the server's model and
 // nothing else. `roundings` other than 0: each weight w becomes w (1 + 2^-24 u), u even in [-1, 1] and drawn by that
 // seed, which is what one rounding to float32 may do to it.
 class ReferenceModel {
  public:
-  explicit ReferenceModel(const MoeModel& model, at::ScalarType dtype = at::kDouble, uint32_t roundings = 0)
-      : config_(model.config()),
-        dtype_(dtype),
-        cos_(model.rope().cos.to(at::kCPU, dtype).clone()),
-        sin_(model.rope().sin.to(at::kCPU, dtype).clone()) {
+  // Weights are first rounded to `kept`, as the model that is compared with it keeps them.
+  ReferenceModel(const ModelConfig& config, const ModelWeights& weights, at::ScalarType dtype = at::kDouble,
+                 uint32_t roundings = 0, at::ScalarType kept = at::kFloat)
+      : config_(config), dtype_(dtype) {
+    const aten::RopeTensors rope = aten::RopeTensors::Of(aten::MakeRopeTable(config), at::kCPU);
+    aten::MoeWeights packed = aten::PackWeights(config, weights, at::kCPU, kept);
     std::mt19937 draws(roundings);
-    const auto to_double = [&](const at::Tensor& x) {
+    const auto take = [&](const at::Tensor& x) {
       if (!x.defined()) return x;
-      const at::Tensor copy = x.to(at::kCPU, at::kDouble).clone(at::MemoryFormat::Contiguous);
+      const at::Tensor copy = x.to(at::kDouble).clone(at::MemoryFormat::Contiguous);
       double* const values = copy.mutable_data_ptr<double>();
       for (int64_t i = 0; roundings != 0 && i < copy.numel(); ++i) {
         values[i] *= 1 + std::ldexp(static_cast<double>(draws()) / 0x80000000 - 1, -24);
       }
       return copy.to(dtype_);
     };
-    const auto matrix = [&](const at::Tensor& x) { return x.defined() ? to_double(RowMajor(x)) : x; };
-    embedding_ = matrix(model.weights().embedding);
-    final_norm_ = to_double(model.weights().final_norm);
-    lm_head_ = matrix(model.weights().lm_head);
-    for (LayerWeights w : model.weights().layers) {
-      for (at::Tensor* x : {&w.attention_norm, &w.q_norm, &w.k_norm, &w.moe_norm, &w.shared_gate, &w.qkv_bias,
-                            &w.output_bias, &w.query_latent_norm, &w.kv_latent_norm}) {
-        *x = to_double(*x);
-      }
+    cos_ = rope.cos.to(dtype_).clone();
+    sin_ = rope.sin.to(dtype_).clone();
+    embedding_ = take(packed.embedding);
+    final_norm_ = take(packed.final_norm);
+    lm_head_ = take(packed.lm_head);
+    for (aten::LayerWeights& w : packed.layers) {
       for (at::Tensor* x :
-           {&w.qkv, &w.output, &w.router, &w.query_expand, &w.kv_expand, &w.experts.down, &w.shared.down}) {
-        *x = matrix(*x);
-      }
-      for (at::Tensor* x : {&w.experts.gate_up, &w.shared.gate_up}) {
-        if (x->defined()) *x = matrix(AsOne(*x)).view({x->size(0), -1, x->size(2)});
+           {&w.attention_norm, &w.q_norm, &w.k_norm, &w.moe_norm, &w.shared_gate, &w.qkv_bias, &w.output_bias,
+            &w.query_latent_norm, &w.kv_latent_norm, &w.qkv, &w.output, &w.router, &w.query_expand, &w.kv_expand,
+            &w.experts.down, &w.shared.down, &w.experts.gate_up, &w.shared.gate_up}) {
+        *x = take(*x);
       }
       layers_.push_back(std::move(w));
     }
@@ -77,7 +75,7 @@ class ReferenceModel {
         embedding_.index_select(0, at::tensor(std::vector<int64_t>(tokens.begin(), tokens.end()), at::kLong));
     int moe = 0;
     for (int l = 0; l < config_.layers; ++l) {
-      const LayerWeights& w = layers_[l];
+      const aten::LayerWeights& w = layers_[l];
       x = x + config_.residual_multiplier * Attention(w, Norm(x, w.attention_norm), n);
       const at::Tensor h = Norm(x, w.moe_norm);
       at::Tensor out = at::zeros_like(x);
@@ -114,7 +112,7 @@ class ReferenceModel {
     at::Tensor q, k, v;  // [n, heads, dim]
   };
 
-  Heads Project(const LayerWeights& w, const at::Tensor& h, int64_t n) const {
+  Heads Project(const aten::LayerWeights& w, const at::Tensor& h, int64_t n) const {
     const int64_t dim = config_.head_dim, query = config_.heads * dim, key = config_.kv_heads * dim;
     at::Tensor qkv = at::matmul(h, w.qkv.t());
     if (w.qkv_bias.defined()) qkv = qkv + w.qkv_bias;
@@ -137,7 +135,7 @@ class ReferenceModel {
     return {Rope(q), Rope(k), v.reshape({n, config_.kv_heads, dim})};
   }
 
-  Heads ProjectLatent(const LayerWeights& w, const at::Tensor& h, int64_t n) const {
+  Heads ProjectLatent(const aten::LayerWeights& w, const at::Tensor& h, int64_t n) const {
     const LatentAttention& latent = *config_.latent;
     const int64_t heads = config_.heads, plain = latent.plain_dim, rope = config_.rope_dim;
     at::Tensor raw = at::matmul(h, w.qkv.t());
@@ -153,7 +151,7 @@ class ReferenceModel {
             at::cat({kv.narrow(2, 0, plain), key.expand({n, heads, rope})}, 2), kv.narrow(2, plain, config_.value_dim)};
   }
 
-  at::Tensor Attention(const LayerWeights& w, const at::Tensor& h, int64_t n) const {
+  at::Tensor Attention(const aten::LayerWeights& w, const at::Tensor& h, int64_t n) const {
     const auto [q, k, v] = config_.latent ? ProjectLatent(w, h, n) : Project(w, h, n);
     const at::Tensor future = at::ones({n, n}, at::kBool).triu(1);
     const auto of_heads = [&](const at::Tensor& x) {  // [heads, n, dim]
@@ -167,7 +165,7 @@ class ReferenceModel {
   }
 
   // All networks of `w` at h [n, d]: [networks, n, d].
-  static at::Tensor Networks(const ExpertWeights& w, const at::Tensor& h) {
+  static at::Tensor Networks(const aten::ExpertWeights& w, const at::Tensor& h) {
     const int64_t f = w.neurons();
     const at::Tensor gate_up = at::matmul(h, w.gate_up.transpose(1, 2));
     const at::Tensor gate = gate_up.narrow(2, 0, f), up = gate_up.narrow(2, f, f);
@@ -210,8 +208,8 @@ class ReferenceModel {
     }
   }
 
-  at::Tensor Experts(const LayerWeights& w, const at::Tensor& h, int layer, const std::optional<Override>& override_,
-                     int64_t n) const {
+  at::Tensor Experts(const aten::LayerWeights& w, const at::Tensor& h, int layer,
+                     const std::optional<Override>& override_, int64_t n) const {
     at::Tensor logits = at::matmul(h, w.router.t());
     int row = -1;
     if (override_) {
@@ -237,9 +235,9 @@ class ReferenceModel {
 
   const ModelConfig config_;
   const at::ScalarType dtype_;
-  const at::Tensor cos_, sin_;  // Read where positions are stretched; goldens hold that formula.
+  at::Tensor cos_, sin_;  // Read where positions are stretched; goldens hold that formula.
   at::Tensor embedding_, final_norm_, lm_head_;
-  std::vector<LayerWeights> layers_;
+  std::vector<aten::LayerWeights> layers_;
   mutable double smallest_margin_ = std::numeric_limits<double>::infinity();
 };
 

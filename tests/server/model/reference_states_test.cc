@@ -12,6 +12,7 @@
 #include "server/compute/block_pool.h"
 #include "server/compute/cpu/memory.h"
 #include "tests/server/model/neighbor_scenario.h"
+#include "tests/server/model/tiny_on_aten.h"
 
 namespace c3po {
 namespace {
@@ -26,11 +27,16 @@ int64_t StateBlocks(const MoeModel& model, int first_layer, int64_t prompt, int6
   return upper * StateBlocksOfLayer(prompt - 1) + StateBlocksOfRows(tree_rows, model.config());
 }
 
-// The same weights with a pool, and a cache, of its own.
-std::unique_ptr<MoeModel> WithPool(const MoeModel& model, int64_t bytes, bool on_aten = false) {
+// The golden model of that name with a pool, and a cache, of its own.
+std::unique_ptr<MoeModel> WithPool(const std::string& name, const MoeModel& model, int64_t bytes,
+                                   bool on_aten = false) {
   std::unique_ptr<Backend> backend;
-  if (on_aten) backend = std::make_unique<aten::AtenBackend>(model.config(), model.weights(), model.rope());
-  return MoeModel::OnBackend(model.config(), model.weights(), std::move(backend), bytes);
+  if (on_aten) {
+    backend = TinyOnAten(name, model.config());
+  } else {
+    backend = *MakeBackend(model.config(), TinyWeights(name, model.config()), WeightPlacement());
+  }
+  return MoeModel::OnBackend(model.config(), std::move(backend), bytes);
 }
 
 NeighborCase RandomCase(std::mt19937& rng, const MoeModel& model, int prompt, int answer) {
@@ -81,7 +87,7 @@ TEST_P(ReferenceStatesTest, ObjectivesAreBitwiseTheSameWhereverTheirStatesLie) {
       std::mt19937 fragments(seed), rng(3);
       const int64_t beside = BlockBytes(*tiny) * static_cast<int64_t>(fragments() % 60);
       const int64_t pool = seed == 0 ? int64_t{1} << 30 : seed == 1 ? 0 : needed + beside;
-      const std::unique_ptr<MoeModel> model = WithPool(*tiny, pool, on_aten);
+      const std::unique_ptr<MoeModel> model = WithPool(GetParam(), *tiny, pool, on_aten);
       std::vector<std::shared_ptr<ReferenceStates>> held;
       if (seed > 0) held = Fragment(fragments, *model);
       const ObjectiveSpec spec = MakeSpec(rng, *model, scenario);
@@ -107,7 +113,7 @@ TEST_P(ReferenceStatesTest, WhatIsKeptOfATreeIsWhatComesBack) {
   std::mt19937 rng(8);
   for (const bool on_aten : {false, true}) {
     for (const int64_t pool : {int64_t{0}, int64_t{1} << 20}) {
-      const auto model = WithPool(*tiny, pool, on_aten);
+      const auto model = WithPool(GetParam(), *tiny, pool, on_aten);
       Backend& backend = model->backend();
       std::vector<std::shared_ptr<ReferenceStates>> all;
       std::vector<std::vector<float>> rows;
@@ -141,7 +147,7 @@ TEST_P(ReferenceStatesTest, WhatIsKeptOfATreeIsWhatComesBack) {
 TEST_P(ReferenceStatesTest, ShortNeighborsTakeNoRoomForALongOne) {
   const std::unique_ptr<MoeModel> tiny = LoadTiny(GetParam());
   for (const bool on_aten : {false, true}) {
-    const auto model = WithPool(*tiny, int64_t{64} << 20, on_aten);
+    const auto model = WithPool(GetParam(), *tiny, int64_t{64} << 20, on_aten);
     std::mt19937 rng(5);
     int64_t blocks = 0;
     for (int i = 0; i < 24; ++i) {
@@ -194,7 +200,7 @@ class NeighborCacheTest : public testing::Test {
   void SetUp() override {
     tiny_ = LoadTiny("mixtral_tiny");
     size_ = StateBlocks(*tiny_, 1, 9, 2) * BlockBytes(*tiny_);
-    model_ = WithPool(*tiny_, 3 * size_ + BlockBytes(*tiny_));
+    model_ = WithPool("mixtral_tiny", *tiny_, 3 * size_ + BlockBytes(*tiny_));
     for (int i = 0; i < 8; ++i) cases_.push_back(RandomCase(rng_, *model_, 9, 2));
   }
   // Whether it was known.

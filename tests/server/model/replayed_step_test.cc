@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "server/compute/aten/aten_backend.h"
 #include "tests/server/model/neighbor_scenario.h"
+#include "tests/server/model/tiny_on_aten.h"
 
 namespace c3po {
 namespace {
@@ -81,15 +81,15 @@ class ReplayedStep : public testing::TestWithParam<const char*> {};
 // between them prompts, scores and captures.
 TEST_P(ReplayedStep, GivesWhatAnEnqueuedOneGives) {
   const std::unique_ptr<MoeModel> kernels = LoadTiny(GetParam());
-  auto owned = std::make_unique<RecordingBackend>(kernels->config(), kernels->weights(), kernels->rope());
+  auto owned = TinyOnAten<RecordingBackend>(GetParam(), kernels->config());
   RecordingBackend& recording = *owned;
   const auto on = [&](std::unique_ptr<Backend> backend) {
-    auto model = MoeModel::OnBackend(kernels->config(), kernels->weights(), std::move(backend), int64_t{1} << 20);
+    auto model = MoeModel::OnBackend(kernels->config(), std::move(backend), int64_t{1} << 20);
     EXPECT_TRUE(model->AllocateKvCache(SlotsOf(256)).ok());
     return model;
   };
   const auto replaying = on(std::move(owned));
-  const auto plain = on(std::make_unique<aten::AtenBackend>(kernels->config(), kernels->weights(), kernels->rope()));
+  const auto plain = on(TinyOnAten(GetParam(), kernels->config()));
   std::mt19937 rng(1);
   const int vocabulary = kernels->shape().vocabulary_size;
   const auto routing = [&] {

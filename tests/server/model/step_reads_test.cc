@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "server/compute/aten/aten_backend.h"
 #include "server/sampling/readout.h"
 #include "tests/server/model/neighbor_scenario.h"
+#include "tests/server/model/tiny_on_aten.h"
 
 namespace c3po {
 namespace {
@@ -31,9 +31,9 @@ class StepReads : public testing::TestWithParam<const char*> {};
 // A pass waits for the device as often for many sequences as for one, and each gets what is its own.
 TEST_P(StepReads, EachKindOfResultOnce) {
   const std::unique_ptr<MoeModel> kernels = LoadTiny(GetParam());
-  auto owned = std::make_unique<CountedReads>(kernels->config(), kernels->weights(), kernels->rope());
+  auto owned = TinyOnAten<CountedReads>(GetParam(), kernels->config());
   CountedReads& counted = *owned;
-  const auto model = MoeModel::OnBackend(kernels->config(), kernels->weights(), std::move(owned), int64_t{1} << 20);
+  const auto model = MoeModel::OnBackend(kernels->config(), std::move(owned), int64_t{1} << 20);
   ASSERT_TRUE(model->AllocateKvCache(SlotsOf(256)).ok());
   const int vocabulary = model->shape().vocabulary_size;
   const auto segment = [&](int i) {  // By turns: logits wanted, scored, nothing wanted.
@@ -84,7 +84,7 @@ TEST_P(StepReads, EachKindOfResultOnce) {
 TEST_P(StepReads, WhatIsReadOutOfARowIsWhatItIsAlone) {
   constexpr int64_t kRows = 20;
   const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
-  aten::AtenBackend aten(model->config(), model->weights(), model->rope());
+  const auto aten = TinyOnAten(GetParam(), model->config());
   const int64_t width = model->config().vocabulary_size;
   std::mt19937 rng(1);
   std::vector<float> logits(static_cast<size_t>(kRows * width));
@@ -106,7 +106,7 @@ TEST_P(StepReads, WhatIsReadOutOfARowIsWhatItIsAlone) {
     request.logits = r % 4 == 3;
     asked.push_back(&request);
   }
-  for (Backend* backend : {&model->backend(), static_cast<Backend*>(&aten)}) {
+  for (Backend* backend : {&model->backend(), static_cast<Backend*>(aten.get())}) {
     std::vector<Readout> readouts(kRows);
     std::vector<Readout*> to;
     for (Readout& readout : readouts) to.push_back(&readout);

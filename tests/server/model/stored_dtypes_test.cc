@@ -9,7 +9,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "server/compute/weight_tensors.h"
+#include "server/compute/cpu/cpu_weights.h"
 #include "server/model/moe_model.h"
 #include "server/weights/safetensors_file.h"
 #include "tests/server/owned_segment.h"
@@ -73,27 +73,40 @@ class StoredModel : public testing::Test {
     return MoeModel::Load(options);
   }
 
+  // Rows [begin, begin + count) of columns [first, first + size), as float32.
+  static at::Tensor RowsOf(const cpu::WeightView& w, int64_t begin, int64_t count, int64_t first, int64_t size) {
+    const at::Tensor rows = at::empty({count, w.columns});
+    for (int64_t r = 0; r < count; ++r) {
+      cpu::CopyRow(w, begin + r, rows.mutable_data_ptr<float>() + r * w.columns);
+    }
+    return rows.narrow(1, first, size);
+  }
+  static at::Tensor All(const cpu::WeightView& w) { return RowsOf(w, 0, w.rows, 0, w.columns); }
+
   // Every kind of place a tensor can go to, as float32.
-  static void ExpectWeights(const MoeModel& model, const Tensors& tensors, at::ScalarType stored, at::ScalarType kept) {
-    const auto expected = [&](const std::string& name) { return tensors.at(name).to(stored).to(kept).to(at::kFloat); };
-    const MoeWeights& w = model.weights();
-    EXPECT_EQ(w.lm_head.scalar_type(), kept);
-    EXPECT_TRUE(RowMajor(w.lm_head).to(at::kFloat).equal(expected("lm_head.weight")));
-    EXPECT_TRUE(w.final_norm.to(at::kFloat).equal(expected("model.norm.weight")));
-    const LayerWeights& layer = w.layers[3];
+  void ExpectWeights(const MoeModel& model, at::ScalarType stored, at::ScalarType kept) const {
+    const auto expected = [&](const std::string& name) { return tensors_.at(name).to(stored).to(kept).to(at::kFloat); };
+    const ModelConfig& config = model.config();
+    const ElementType type = kept == at::kFloat ? ElementType::kFloat32 : ElementType::kBfloat16;
+    EXPECT_EQ(model.shape().dtype, kept == at::kFloat ? "float32" : "bfloat16");
+    const cpu::CpuWeights w =
+        cpu::PackWeights(config, *ViewWeights(*Checkpoint::Open(folder_), config), type, cpu::WeightLayout::kPanels);
+    EXPECT_EQ(w.bytes, model.weight_bytes());
+    EXPECT_EQ(w.lm_head.bfloat16, kept == at::kBFloat16);
+    EXPECT_TRUE(All(w.lm_head).equal(expected("lm_head.weight")));
+    const at::Tensor norm = at::from_blob(const_cast<float*>(w.final_norm), {config.hidden_size}, at::kFloat);
+    EXPECT_TRUE(norm.equal(expected("model.norm.weight")));
+    const cpu::LayerViews& layer = w.layers[3];
     const std::string prefix = "model.layers.3.mlp.";
-    EXPECT_TRUE(RowMajor(layer.router).to(at::kFloat).equal(expected(prefix + "gate.weight")));
-    const int64_t f = layer.experts.neurons();
-    EXPECT_TRUE(SelectColumns(layer.experts.down, 5 * f, f)
-                    .to(at::kFloat)
+    EXPECT_TRUE(All(layer.router).equal(expected(prefix + "gate.weight")));
+    const int64_t f = layer.experts.neurons;
+    EXPECT_TRUE(RowsOf(layer.experts.down, 0, config.hidden_size, 5 * f, f)
                     .equal(expected(prefix + "experts.5.down_proj.weight")));
-    EXPECT_TRUE(RowMajor(layer.shared.gate_up[0])
-                    .to(at::kFloat)
+    EXPECT_TRUE(All(layer.shared.gate_up)
                     .equal(at::cat({expected(prefix + "shared_experts.gate_proj.weight"),
                                     expected(prefix + "shared_experts.up_proj.weight")})));
-    EXPECT_FALSE(w.layers[0].router.defined());
-    EXPECT_TRUE(
-        RowMajor(w.layers[0].shared.down).to(at::kFloat).equal(expected("model.layers.0.mlp.down_proj.weight")));
+    EXPECT_FALSE(w.layers[0].moe());
+    EXPECT_TRUE(All(w.layers[0].shared.down).equal(expected("model.layers.0.mlp.down_proj.weight")));
   }
 
   std::string source_, folder_;
@@ -105,14 +118,14 @@ TEST_F(StoredModel, OfSixteenBitsInShardsIsReadExactly) {
   WriteShards(tensors_);
   const auto model = Load();
   ASSERT_TRUE(model.ok()) << model.status();
-  ExpectWeights(**model, tensors_, at::kHalf, at::kFloat);
+  ExpectWeights(**model, at::kHalf, at::kFloat);
 }
 
 TEST_F(StoredModel, OfEightBitsIsReadToBfloat16Exactly) {
   Write(folder_ + "/model.safetensors", tensors_, at::kFloat8_e4m3fn, "F8_E4M3");
   const auto model = Load();
   ASSERT_TRUE(model.ok()) << model.status();
-  ExpectWeights(**model, tensors_, at::kFloat8_e4m3fn, at::kBFloat16);
+  ExpectWeights(**model, at::kFloat8_e4m3fn, at::kBFloat16);
   ASSERT_TRUE((*model)->AllocateKvCache(SlotsOf(4)).ok());
   OwnedSegment segment;
   segment.kv = {{0, 4}};

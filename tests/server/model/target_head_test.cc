@@ -6,9 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "server/compute/aten/aten_backend.h"
-#include "server/compute/weight_tensors.h"
-#include "tests/server/model/tiny_model.h"
+#include "tests/server/model/tiny_on_aten.h"
 
 namespace c3po {
 namespace {
@@ -49,19 +47,18 @@ Outcome RunOn(Backend& backend, const std::vector<Head>& heads, const std::vecto
 }
 
 // sum over targets of coefficient * log softmax(RmsNorm(h) W^T / divisor), by autograd.
-Outcome ByAutograd(const MoeModel& model, const std::vector<Head>& heads, const std::vector<float>& hidden,
-                   const std::vector<float>& dlogprobs) {
+Outcome ByAutograd(const ModelConfig& config, const aten::MoeWeights& weights, const std::vector<Head>& heads,
+                   const std::vector<float>& hidden, const std::vector<float>& dlogprobs) {
   const at::Tensor h = at::tensor(at::ArrayRef<float>(hidden)).view({kRows, -1}).set_requires_grad(true);
   const at::Tensor variance = h.pow(2).mean(-1, true);
-  const at::Tensor normed =
-      h * at::rsqrt(variance + model.config().rms_norm_eps) * model.weights().final_norm.to(at::kFloat).clone();
-  const at::Tensor lm_head = RowMajor(model.weights().lm_head).to(at::kFloat).clone();
+  const at::Tensor normed = h * at::rsqrt(variance + config.rms_norm_eps) * weights.final_norm.clone();
+  const at::Tensor lm_head = weights.lm_head.clone();
   Outcome outcome;
   at::Tensor total = at::zeros({}, at::kFloat);
   int64_t row = 0;
   size_t target = 0;
   for (const Head& head : heads) {
-    at::Tensor logits = normed.narrow(0, row, head.row_count).matmul(lm_head.t()) / model.config().logits_divisor;
+    at::Tensor logits = normed.narrow(0, row, head.row_count).matmul(lm_head.t()) / config.logits_divisor;
     if (head.targets_only) {
       at::Tensor others = at::ones({logits.size(1)}, at::kBool);
       for (const int64_t token : head.tokens) others[token] = false;
@@ -93,10 +90,11 @@ TEST_P(TargetHeadWays, CpuKernelsAndAtenGiveTheLossAndGradientOfAutograd) {
   const std::vector<Head> heads = {
       {3, {0, 2, 2}, {5, 7, vocabulary - 1}, false}, {2, {0, 1}, {7, 9}, true}, {4, {3, 0, 1}, {0, 5, 5}, false}};
   const std::vector<float> dlogprobs = {-0.5f, 0.25f, -1.0f, 1.0f, -2.0f, 0.125f, -0.75f, 0.5f};
-  const Outcome expected = ByAutograd(*model, heads, hidden, dlogprobs);
-  aten::AtenBackend aten(model->config(), model->weights(), model->rope());
-  for (Backend* backend : {&model->backend(), static_cast<Backend*>(&aten)}) {
-    SCOPED_TRACE(backend == &aten ? "ATen" : "the CPU's kernels");
+  const ModelConfig& config = model->config();
+  const Outcome expected = ByAutograd(config, TinyTensors(GetParam(), config), heads, hidden, dlogprobs);
+  const std::unique_ptr<Backend> aten = TinyOnAten(GetParam(), config);
+  for (Backend* backend : {&model->backend(), aten.get()}) {
+    SCOPED_TRACE(backend == aten.get() ? "ATen" : "the CPU's kernels");
     const Outcome outcome = RunOn(*backend, heads, hidden, dlogprobs);
     ASSERT_EQ(outcome.logprobs.size(), expected.logprobs.size());
     for (size_t t = 0; t < expected.logprobs.size(); ++t) {

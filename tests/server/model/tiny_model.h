@@ -10,7 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "server/compute/device.h"
+#include "server/compute/model_weights.h"
 #include "server/model/moe_model.h"
+#include "server/weights/checkpoint.h"
 #include "tests/server/owned_segment.h"
 
 namespace c3po {
@@ -32,6 +35,25 @@ inline std::unique_ptr<MoeModel> LoadTiny(const std::string& name, const std::st
   EXPECT_TRUE(model.ok()) << model.status();
   EXPECT_TRUE((*model)->AllocateKvCache(SlotsOf(256)).ok());
   return *std::move(model);
+}
+
+// The weights of the golden model whose configuration this is, or one that differs in nothing that sizes weights.
+inline ModelWeights TinyWeights(const std::string& name, const ModelConfig& config) {
+  auto checkpoint = Checkpoint::Open(TinyFolder(name));
+  EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
+  auto weights = ViewWeights(*std::move(checkpoint), config);
+  EXPECT_TRUE(weights.ok()) << weights.status();
+  return *std::move(weights);
+}
+
+// Those weights under that configuration on the CPU, with a cache of 256 positions.
+inline std::unique_ptr<MoeModel> PackTiny(const std::string& name, const ModelConfig& config,
+                                          const WeightPlacement& placement) {
+  auto backend = MakeBackend(config, TinyWeights(name, config), placement);
+  EXPECT_TRUE(backend.ok()) << backend.status();
+  auto model = MoeModel::OnBackend(config, *std::move(backend), int64_t{1} << 20);
+  EXPECT_TRUE(model->AllocateKvCache(SlotsOf(256)).ok());
+  return model;
 }
 
 inline OwnedSegment PromptSegment(std::vector<KvRun> kv, std::vector<int32_t> tokens, int start = 0) {

@@ -17,8 +17,9 @@
 #include "server/compute/aten/matrix_tensors.h"
 #include "server/compute/aten/products.h"
 #include "server/compute/aten/projections.h"
+#include "server/compute/aten/rope_tensors.h"
 #include "server/compute/aten/row_operations.h"
-#include "server/compute/weight_tensors.h"
+#include "tests/server/compute/tensor_weights.h"
 #include "tests/server/owned_segment.h"
 
 namespace c3po::aten {
@@ -55,6 +56,7 @@ std::vector<Neighbor> Neighbors() {
 class AtenBackendModel : public testing::TestWithParam<Case> {
  protected:
   AtenBackendModel() {
+    config_.family = ModelConfig::Family::kQwen2Moe;  // which names shared experts and their gate
     config_.hidden_size = 16;
     config_.layers = kLayers;
     config_.heads = 4;
@@ -89,7 +91,7 @@ class AtenBackendModel : public testing::TestWithParam<Case> {
       layer.shared_gate = at::randn({1, d});
       weights_.layers.push_back(layer);
     }
-    rope_ = RopeTable::Make(config_, at::kCPU);
+    rope_ = MakeRopeTable(config_);
     backend_ = std::make_unique<AtenBackend>(config_, weights_, rope_);
   }
 
@@ -135,7 +137,7 @@ class AtenBackendModel : public testing::TestWithParam<Case> {
                            const at::Tensor& values) const {
     const auto rows = static_cast<int64_t>(tokens.size());
     at::Tensor x = weights_.embedding.index_select(0, at::tensor(tokens, at::kLong)) * config_.embedding_multiplier;
-    const RopeTable rope = rope_.Select(at::arange(rows, at::kLong), at::kFloat);
+    const RopeTensors rope = RopeTensors::Of(rope_, at::kCPU).Select(at::arange(rows, at::kLong), at::kFloat);
     for (int l = 0; l < kLayers; ++l) {
       const LayerWeights& layer = weights_.layers[static_cast<size_t>(l)];
       const Projections own =
@@ -352,27 +354,26 @@ TEST_P(AtenBackendModel, TargetsOnlyLeaveTheOtherTokensOut) {
   ExpectNear(ReadAll(dhidden), x.grad(), "gradient");
 }
 
-// As a CPU's model has its weights: rounded, and in panels where their rows allow it.
-TEST_P(AtenBackendModel, WeightsInPanelsGiveTheSameBits) {
+// As a CPU's model has its weights: matrices in bfloat16, whether they are stored so or rounded when they are packed.
+TEST_P(AtenBackendModel, WeightsThatWerePackedGiveTheSameBits) {
   const std::vector<int64_t> tokens = {3, 1, 4, 1, 5};
   const std::vector<int32_t> blocks = BlocksOf({{0, 5}});
   MoeWeights rounded = weights_;
+  for (at::Tensor* w : {&rounded.embedding, &rounded.lm_head}) *w = w->to(at::kBFloat16);
+  const auto round_norm = [](at::Tensor& w) { w = w.to(at::kBFloat16).to(at::kFloat); };
+  round_norm(rounded.final_norm);
   for (LayerWeights& layer : rounded.layers) {
     for (at::Tensor* w : {&layer.qkv, &layer.output, &layer.experts.gate_up, &layer.experts.down, &layer.shared.gate_up,
-                          &layer.shared.down, &layer.shared_gate}) {
+                          &layer.shared.down, &layer.shared_gate, &layer.router}) {
       *w = w->to(at::kBFloat16);
     }
-  }
-  MoeWeights packed = rounded;
-  for (LayerWeights& layer : packed.layers) {
-    for (at::Tensor* w : {&layer.qkv, &layer.output, &layer.experts.down, &layer.shared.gate_up, &layer.shared.down}) {
-      *w = ToPanels(w->clone(), cpu::WeightLayout::kPairs);
-      ASSERT_EQ(w->size(-1), 2);
-    }
+    for (at::Tensor* w : {&layer.attention_norm, &layer.moe_norm}) round_norm(*w);
   }
   std::vector<std::vector<float>> logits;
-  for (const MoeWeights& weights : {rounded, packed}) {
+  for (const MoeWeights& weights : {rounded, PackWeights(config_, ViewsOf(rounded), at::kCPU, at::kBFloat16),
+                                    PackWeights(config_, ViewsOf(weights_), at::kCPU, at::kBFloat16)}) {
     backend_ = std::make_unique<AtenBackend>(config_, weights, rope_);
+    EXPECT_EQ(backend_->info().weights, ElementType::kBfloat16);
     backend_->AllocateKvCache(SlotsOf(8));
     const OwnedMatrix hidden = Hidden(tokens);
     const OwnedMatrix last = backend_->Allocate(ElementType::kFloat32, 1, config_.vocabulary_size);
@@ -386,7 +387,7 @@ TEST_P(AtenBackendModel, WeightsInPanelsGiveTheSameBits) {
     backend_->Logits(hidden.view(), last.view());
     logits.push_back(ReadAll(last));
   }
-  EXPECT_EQ(logits[0], logits[1]);
+  for (const std::vector<float>& one : logits) EXPECT_EQ(one, logits[0]);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AtenBackendModel,

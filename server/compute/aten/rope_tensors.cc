@@ -1,11 +1,11 @@
-#include "server/compute/rope_table.h"
+#include "server/compute/aten/rope_tensors.h"
 
 #include <ATen/ATen.h>
 
 #include <algorithm>
 #include <cmath>
 
-namespace c3po {
+namespace c3po::aten {
 namespace {
 
 constexpr double kTwoPi = 6.283185307179586;
@@ -45,25 +45,35 @@ at::Tensor Scaled(const at::Tensor& frequency, const ModelConfig& config) {
   return frequency;
 }
 
+// The tensor's entries, which live as long as the result or a copy of it does.
+std::shared_ptr<const float> FloatsOf(const at::Tensor& x) {
+  const at::Tensor packed = x.contiguous();
+  return {packed.const_data_ptr<float>(), [packed](const float*) {}};
+}
+
 }  // namespace
 
-RopeTable RopeTable::Make(const ModelConfig& config, at::Device device) {
+RopeTable MakeRopeTable(const ModelConfig& config) {
   const auto options = at::TensorOptions(at::kFloat);
   const at::Tensor exponent = at::arange(0, config.rope_dim, 2, options) / config.rope_dim;
   const at::Tensor frequency = Scaled(1.0 / at::pow(at::Scalar(config.rope_theta), exponent), config);
   const at::Tensor angle = at::outer(at::arange(config.context_window, options), frequency);
   const double factor = config.rope_scaling.attention_factor;
-  if (factor == 1) return {at::cos(angle).to(device), at::sin(angle).to(device)};
-  return {(at::cos(angle) * factor).to(device), (at::sin(angle) * factor).to(device)};
+  const auto scaled = [factor](const at::Tensor& x) { return FloatsOf(factor == 1 ? x : x * factor); };
+  return {scaled(at::cos(angle)), scaled(at::sin(angle)), angle.size(0), angle.size(1)};
 }
 
-RopeTable RopeTable::Select(const at::Tensor& positions, at::ScalarType dtype) const {
+RopeTensors RopeTensors::Of(const RopeTable& table, at::Device device) {
+  const auto view = [&](const std::shared_ptr<const float>& entries) {
+    const at::Tensor host = at::from_blob(
+        const_cast<float*>(entries.get()), {table.positions, table.half}, [entries](void*) {}, at::kFloat);
+    return host.to(device);
+  };
+  return {view(table.cos), view(table.sin)};
+}
+
+RopeTensors RopeTensors::Select(const at::Tensor& positions, at::ScalarType dtype) const {
   return {cos.index_select(0, positions).unsqueeze(1).to(dtype), sin.index_select(0, positions).unsqueeze(1).to(dtype)};
 }
 
-void RopeTable::CopyRow(int64_t position, float* cos_row, float* sin_row) const {
-  std::copy_n(cos.const_data_ptr<float>() + position * half(), half(), cos_row);
-  std::copy_n(sin.const_data_ptr<float>() + position * half(), half(), sin_row);
-}
-
-}  // namespace c3po
+}  // namespace c3po::aten

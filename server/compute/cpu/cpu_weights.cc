@@ -1,0 +1,211 @@
+#include "server/compute/cpu/cpu_weights.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <map>
+#include <new>
+#include <utility>
+
+#include "server/compute/cpu/thread_pool.h"
+#include "server/weights/stored_elements.h"
+
+namespace c3po::cpu {
+namespace {
+
+// Asks for large pages below a large matrix, before it is written: decoding reads all weights for every token, and in
+// pages of 4 KB finding them takes a tenth of it. What the system cannot do stays as it was.
+void UseHugePages(void* data, int64_t bytes) {
+  constexpr uintptr_t kHugePage = 2 << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (begin + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+}
+
+// Not AllocateBytes: weights are no rows of a block, which are counted there.
+std::shared_ptr<void> AllocateMatrix(int64_t bytes) {
+  constexpr std::align_val_t kAlignment{64};
+  void* const data = ::operator new(static_cast<size_t>(std::max<int64_t>(bytes, 1)), kAlignment);
+  UseHugePages(data, bytes);
+  return {data, [](void* p) { ::operator delete(p, kAlignment); }};
+}
+
+// One role's matrix, while its parts come in and after.
+struct Filling {
+  std::shared_ptr<void> data;
+  MatrixShape shape;
+  int64_t missing = 0;  // entries
+  WeightLayout layout = WeightLayout::kRows;
+};
+
+class Packer {
+ public:
+  Packer(const ModelConfig& config, ElementType type, WeightLayout layout)
+      : config_(config), type_(type), layout_(layout) {}
+
+  void Add(const StoredWeight& stored) {
+    const WeightUse& use = stored.use;
+    const HostMatrix& matrix = stored.matrix;
+    if (IsVector(use.role)) return AddVector(use, matrix);
+    Filling& whole = matrices_[{use.role, use.layer}];
+    const int64_t element = BytesOf(type_);
+    if (whole.data == nullptr) {
+      whole.shape = ShapeOfRole(config_, use.role, use.layer);
+      whole.missing = whole.shape.rows * whole.shape.columns;
+      whole.data = Take(AllocateMatrix(whole.missing * element), whole.missing * element);
+    }
+    ParallelFor(matrix.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, matrix.columns)),
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t r = begin; r < end; ++r) {
+                    const int64_t at = use.RowOf(r, config_) * whole.shape.columns + use.column;
+                    CopyElements(matrix, r, static_cast<char*>(whole.data.get()) + at * element);
+                  }
+                });
+    whole.missing -= matrix.rows * matrix.columns;
+    if (whole.missing == 0) Arrange(use, whole);
+  }
+
+  CpuWeights Finish() {
+    CpuWeights packed;
+    packed.type = type_;
+    packed.embedding = View(WeightRole::kEmbedding, 0);
+    packed.final_norm = Vector(WeightRole::kFinalNorm, 0);
+    packed.lm_head = config_.tied_embeddings ? packed.embedding : View(WeightRole::kHead, 0);
+    for (int l = 0; l < config_.layers; ++l) packed.layers.push_back(LayerOf(l));
+    packed.bytes = bytes_;
+    packed.memory = std::move(memory_);
+    return packed;
+  }
+
+ private:
+  using Key = std::pair<WeightRole, int>;  // role, layer
+  static constexpr int64_t kGrain = 1 << 16;
+
+  std::shared_ptr<void> Take(std::shared_ptr<void> memory, int64_t bytes) {
+    bytes_ += bytes;
+    memory_.push_back(memory);
+    return memory;
+  }
+
+  void CopyElements(const HostMatrix& from, int64_t row, void* to) const {
+    const std::byte* const elements = from.bytes.data() + row * from.row_bytes();
+    if (type_ == ElementType::kFloat32) {
+      ToFloat32(from.type, elements, from.columns, static_cast<float*>(to));
+    } else {
+      ToBfloat16(from.type, elements, from.columns, static_cast<uint16_t*>(to));
+    }
+  }
+
+  void AddVector(const WeightUse& use, const HostMatrix& matrix) {
+    std::shared_ptr<void>& whole = vectors_[{use.role, use.layer}];
+    if (whole == nullptr) {
+      const int64_t size = ShapeOfRole(config_, use.role, use.layer).rows;
+      const int64_t bytes = size * static_cast<int64_t>(sizeof(float));
+      whole = Take(AllocateMatrix(bytes), bytes);
+      std::fill_n(static_cast<float*>(whole.get()), size, 0.0f);
+    }
+    const bool round = type_ == ElementType::kBfloat16 && use.role != WeightRole::kQkvBias;
+    for (int64_t r = 0; r < matrix.rows; ++r) {
+      const std::byte* const element = matrix.bytes.data() + r * matrix.row_bytes();
+      float* const to = static_cast<float*>(whole.get()) + use.RowOf(r, config_);
+      if (round) {
+        uint16_t rounded;
+        ToBfloat16(matrix.type, element, 1, &rounded);
+        ToFloat32(DType::kBF16, reinterpret_cast<const std::byte*>(&rounded), 1, to);
+      } else {
+        ToFloat32(matrix.type, element, 1, to);
+      }
+    }
+  }
+
+  // How a role's matrix should lie, and how many of its rows belong together.
+  WeightLayout LayoutOf(const WeightUse& use, int64_t* unit_rows) const {
+    const MatrixShape shape = ShapeOfRole(config_, use.role, use.layer);
+    *unit_rows = shape.rows;
+    const auto of_experts = [&](int64_t neurons) { return neurons % 2 == 0 ? layout_ : WeightLayout::kPanels; };
+    switch (use.role) {
+      case WeightRole::kEmbedding:
+        return config_.tied_embeddings ? layout_ : WeightLayout::kRows;
+      case WeightRole::kSharedGate:
+        return WeightLayout::kRows;
+      case WeightRole::kRouter:
+        return WeightLayout::kPanels;
+      case WeightRole::kExpertsGateUp:
+        *unit_rows = 2 * int64_t{config_.intermediate_size};
+        return layout_;
+      case WeightRole::kExpertsDown:  // Cut at each expert's columns.
+        return of_experts(config_.intermediate_size);
+      case WeightRole::kSharedDown:
+        return of_experts(shape.columns);
+      default:
+        return layout_;
+    }
+  }
+
+  void Arrange(const WeightUse& use, Filling& whole) const {
+    int64_t unit_rows = 0;
+    WeightLayout layout = LayoutOf(use, &unit_rows);
+    if (layout == WeightLayout::kRows || unit_rows % kPanelRows != 0) return;
+    const bool bfloat16 = type_ == ElementType::kBfloat16;
+    if (!bfloat16 || whole.shape.columns % 2 != 0) layout = WeightLayout::kPanels;
+    PackPanels(whole.data.get(), layout, bfloat16, whole.shape.rows, whole.shape.columns);
+    whole.layout = layout;
+  }
+
+  WeightView View(WeightRole role, int layer) const {
+    const auto found = matrices_.find(Key{role, layer});
+    if (found == matrices_.end()) return {};
+    const Filling& whole = found->second;
+    return {whole.data.get(), type_ == ElementType::kBfloat16, whole.shape.rows, whole.shape.columns, whole.layout};
+  }
+  const float* Vector(WeightRole role, int layer) const {
+    const auto found = vectors_.find(Key{role, layer});
+    return found == vectors_.end() ? nullptr : static_cast<const float*>(found->second.get());
+  }
+  NetworkViews Networks(WeightRole gate_up, WeightRole down, int64_t count, int layer) const {
+    const WeightView view = View(down, layer);
+    if (view.data == nullptr) return {};
+    return {View(gate_up, layer), view, count, view.columns / count};
+  }
+
+  LayerViews LayerOf(int l) const {
+    LayerViews views;
+    views.attention_norm = Vector(WeightRole::kAttentionNorm, l);
+    views.qkv = View(WeightRole::kQkv, l);
+    views.qkv_bias = Vector(WeightRole::kQkvBias, l);
+    views.q_norm = Vector(WeightRole::kQueryNorm, l);
+    views.k_norm = Vector(WeightRole::kKeyNorm, l);
+    views.output = View(WeightRole::kOutput, l);
+    views.output_bias = Vector(WeightRole::kOutputBias, l);
+    views.query_latent_norm = Vector(WeightRole::kQueryLatentNorm, l);
+    views.kv_latent_norm = Vector(WeightRole::kKeyValueLatentNorm, l);
+    views.query_expand = View(WeightRole::kQueryExpand, l);
+    views.kv_expand = View(WeightRole::kKeyValueExpand, l);
+    views.feed_forward_norm = Vector(WeightRole::kFeedForwardNorm, l);
+    views.router = View(WeightRole::kRouter, l);
+    views.experts = Networks(WeightRole::kExpertsGateUp, WeightRole::kExpertsDown, config_.experts, l);
+    views.shared = Networks(WeightRole::kSharedGateUp, WeightRole::kSharedDown, 1, l);
+    views.shared_gate = View(WeightRole::kSharedGate, l);
+    return views;
+  }
+
+  const ModelConfig& config_;
+  const ElementType type_;
+  const WeightLayout layout_;
+  std::map<Key, Filling> matrices_;
+  std::map<Key, std::shared_ptr<void>> vectors_;  // float32
+  std::vector<std::shared_ptr<void>> memory_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace
+
+CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightLayout layout,
+                       const LoadProgress& progress) {
+  Packer packer(config, type, layout);
+  PackEach(config, weights, progress, [&](const StoredWeight& stored) { packer.Add(stored); });
+  return packer.Finish();
+}
+
+}  // namespace c3po::cpu

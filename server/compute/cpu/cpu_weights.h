@@ -1,0 +1,41 @@
+#ifndef C3PO_SERVER_COMPUTE_CPU_CPU_WEIGHTS_H_
+#define C3PO_SERVER_COMPUTE_CPU_CPU_WEIGHTS_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "server/compute/cpu/layer_views.h"
+#include "server/compute/cpu/panels.h"
+#include "server/compute/matrix.h"
+#include "server/compute/model_weights.h"
+#include "server/model/config/model_config.h"
+
+namespace c3po::cpu {
+
+// A model's weights in the layouts that the kernels read. A value; copies share the memory.
+struct CpuWeights {
+  WeightView embedding;  // [V, d]
+  const float* final_norm = nullptr;
+  WeightView lm_head;  // [V, d]; the embedding itself when tied
+  std::vector<LayerViews> layers;
+  ElementType type = ElementType::kFloat32;  // of matrices; norms and biases are float32
+  int64_t bytes = 0;                         // that all take
+  std::vector<std::shared_ptr<void>> memory;
+};
+
+// Copies all weights, matrices as `type`. What activations are multiplied by lies in panels (panels.h) where it can:
+// projections, routers, experts and the LM head, and the embedding where it is the LM head. `layout`: kPanels or
+// kPairs, of all but routers, whose choices a rounded activation would change, and of experts of an odd number of
+// neurons; these lie in kPanels. So does what cannot be in pairs: float32, or an odd number of columns. Matrices whose
+// rows, of each expert, are no multiple of 16 lie row by row. Norms and the output's bias are rounded to `type`, the
+// bias of queries, keys and values is not. A matrix is rearranged where it lies once it is whole, so no second copy is
+// held.
+//
+// On ThreadPool::Shared(). Errors are those of PackEach; std::bad_alloc.
+CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightLayout layout,
+                       const LoadProgress& progress = nullptr);
+
+}  // namespace c3po::cpu
+
+#endif  // C3PO_SERVER_COMPUTE_CPU_CPU_WEIGHTS_H_
