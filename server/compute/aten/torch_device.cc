@@ -6,6 +6,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "index/base/cuda/library.h"
+#include "index/base/status_macros.h"
 #include "server/types/device_name.h"
 
 namespace c3po::aten {
@@ -16,6 +18,8 @@ absl::StatusOr<at::Device> OpenDevice(const std::string& name) {
     return absl::InvalidArgumentError(
         absl::StrCat("device \"", name, "\" is not one of ", absl::StrJoin(kDeviceNames, ", ")));
   }
+  // First our own door, which says in one sentence what is missing: its file, the driver, a GPU.
+  C3PO_RETURN_IF_ERROR(cuda::OpenRuntime().status());
   // Its static initializers register the CUDA kernels with the dispatcher; it lies beside libtorch_cpu.so.
   static void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
   if (library == nullptr) {
@@ -25,7 +29,7 @@ absl::StatusOr<at::Device> OpenDevice(const std::string& name) {
   }
   try {
     if (!at::globalContext().hasCUDA()) {
-      return absl::FailedPreconditionError("device cuda: no usable NVIDIA GPU or driver on this machine");
+      return absl::FailedPreconditionError("device cuda: libtorch does not find the GPU that libc3po_cuda.so has opened");
     }
   } catch (const std::exception& error) {
     return absl::FailedPreconditionError(absl::StrCat("device cuda: ", error.what()));
