@@ -24,7 +24,7 @@ BUILD_PACKAGES=(
   nlohmann-json3-dev libcli11-dev libsqlite3-dev libspdlog-dev libssl-dev openssl
   libgtest-dev libgmock-dev libbenchmark-dev patchelf
 )
-TEST_PACKAGES=(libcpp-httplib-dev prometheus)  # With promtool.
+TEST_PACKAGES=(libcpp-httplib-dev libboost-context-dev prometheus)  # With promtool.
 
 BUILD_ONLY=0 CUDA=0
 for argument in "$@"; do

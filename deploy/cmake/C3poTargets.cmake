@@ -1,4 +1,4 @@
-# Every target of c3po is made by one of these three functions, so that warnings and sanitizers are the same everywhere.
+# Every target of c3po is made by one of these functions, so that warnings and sanitizers are the same everywhere.
 
 function(c3po_compile_options target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror)
@@ -45,6 +45,28 @@ function(c3po_executable target)
   add_executable(${target} ${ARG_SOURCES})
   c3po_compile_options(${target})
   target_link_libraries(${target} PRIVATE ${ARG_DEPS})
+endfunction()
+
+# For code that runs on fibers (tests/host_cuda): several stacks on one OS thread.
+function(c3po_fiber_options target)
+  target_compile_options(${target} PRIVATE -ffp-contract=off)  # device.h's Add and Multiply are not fused.
+  if(C3PO_SANITIZER MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # It would map a second stack of 11 MB for each fiber of each block.
+    target_compile_options(${target} PRIVATE --param=asan-use-after-return=0)
+  elseif(C3PO_SANITIZER STREQUAL "thread")
+    target_compile_options(${target} PRIVATE -fno-sanitize=thread)  # All fibers are of one OS thread.
+  endif()
+endfunction()
+
+# c3po_host_kernels(NAME SOURCES a.cu ... DEPS targets ...): kernels for a host without a GPU, compiled by the C++ compiler
+# against the execution model of tests/host_cuda, as a static library for tests.
+function(c3po_host_kernels target)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  set_source_files_properties(${ARG_SOURCES} PROPERTIES LANGUAGE CXX)
+  add_library(${target} STATIC ${ARG_SOURCES})
+  c3po_compile_options(${target})
+  c3po_fiber_options(${target})
+  target_link_libraries(${target} PUBLIC ${ARG_DEPS} host_cuda)
 endfunction()
 
 # For tests that build graphs. hnswlib locks its elements in the order of their distances, one insertion at a time, and

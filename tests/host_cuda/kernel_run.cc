@@ -1,0 +1,151 @@
+#include "tests/host_cuda/kernel_run.h"
+
+#include <cxxabi.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "tests/host_cuda/block_run.h"
+#include "tests/host_cuda/collectives.h"
+#include "tests/host_cuda/stream.h"
+
+namespace c3po::host_cuda {
+
+namespace {
+
+constexpr int kCopyBytes = 16;
+
+std::atomic<uint64_t> seed{0};
+std::atomic<uint64_t> orders_drawn{0};
+
+Fiber& CurrentFiber() { return static_cast<Fiber&>(CurrentThread()); }
+
+}  // namespace
+
+constinit thread_local ThreadRun* current_thread = nullptr;
+
+void SetSeed(uint64_t value) {
+  seed = value;
+  orders_drawn = 0;
+}
+
+uint64_t Seed() { return seed; }
+
+uint64_t Order::Next() {
+  uint64_t z = (state_ += 0x9e3779b97f4a7c15ull);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+Order NextOrder() {
+  Order of_seed(seed);
+  return Order(of_seed.Next() + orders_drawn++ * 0xd1342543de82ef95ull);
+}
+
+const char* LaunchError(const KernelLaunch& launch) {
+  if (launch.threads % 32 != 0) return "a block is not of whole warps";
+  for (int i = 0; i < 3; ++i) {
+    if (launch.blocks[i] < 1 || (i > 0 && launch.blocks[i] > 65535)) return "invalid configuration argument";
+  }
+  if (launch.threads < 1 || launch.threads > kThreadsMax) return "invalid configuration argument";
+  if (launch.shared_bytes < 0 || launch.shared_bytes > kSharedBytesMax) return "invalid argument";
+  return nullptr;
+}
+
+void RunKernel(const KernelLaunch& launch) {
+  if (current_thread != nullptr) Fail("a kernel launches a kernel");
+  Order order = NextOrder();
+  std::vector<int64_t> blocks(static_cast<size_t>(int64_t{launch.blocks[0]} * launch.blocks[1] * launch.blocks[2]));
+  std::iota(blocks.begin(), blocks.end(), 0);
+  BlockRun run(launch);
+  for (size_t left = blocks.size(); left > 0; --left) {
+    // Any of those left.
+    const size_t chosen = static_cast<size_t>(order.Next() % left);
+    std::swap(blocks[chosen], blocks[left - 1]);
+    const int64_t index = blocks[left - 1];
+    const int64_t row = index / launch.blocks[0];
+    const int block[3] = {static_cast<int>(index % launch.blocks[0]), static_cast<int>(row % launch.blocks[1]),
+                          static_cast<int>(row / launch.blocks[1])};
+    run.Run(block, Order(order.Next()));
+  }
+}
+
+cuda::Error Enqueue(cuda::Stream stream, KernelLaunch launch) {
+  if (stream != nullptr) return stream->Enqueue(std::move(launch));
+  if (const char* const error = LaunchError(launch); error != nullptr) return error;
+  RunKernel(launch);
+  return nullptr;
+}
+
+std::string KernelName(const std::type_info& args) {
+  int status = 0;
+  char* const name = abi::__cxa_demangle(args.name(), nullptr, nullptr, &status);
+  const std::string readable = status == 0 ? name : args.name();
+  std::free(name);
+  return readable;
+}
+
+void FailOutsideKernel() { throw KernelFault("a function of kernels was called outside of one"); }
+
+void Fail(const std::string& what) { throw KernelFault(what); }
+
+void WaitForGroup(Arrival& arrival) {
+  Fiber& self = CurrentFiber();
+  self.run->WaitForGroup(self, arrival);
+}
+
+void MaybeYield() {
+  Fiber& self = CurrentFiber();
+  self.run->MaybeYield(self);
+}
+
+void* SharedBytes() { return CurrentThread().run->shared(); }
+
+void CheckShared(const void* at, int bytes, int alignment, const char* what) {
+  const BlockRun& run = *CurrentThread().run;
+  const auto address = reinterpret_cast<uintptr_t>(at), begin = reinterpret_cast<uintptr_t>(run.shared());
+  const auto size = static_cast<uintptr_t>(run.shared_bytes());
+  if (address < begin || address > begin + size || begin + size - address < static_cast<uintptr_t>(bytes)) {
+    Fail(std::string(what) + ": not within the block's " + std::to_string(size) + " bytes of shared memory");
+  }
+  if (address % static_cast<uintptr_t>(alignment) != 0) {
+    Fail(std::string(what) + " at an address that is not " + std::to_string(alignment) + "-byte aligned");
+  }
+}
+
+void BeginCopy(void* shared, const void* global, bool valid) {
+  CheckShared(shared, kCopyBytes, kCopyBytes, "CopyAsync16");
+  CheckAligned(global, "CopyAsync16");
+  std::memset(shared, 0xff, kCopyBytes);
+  CurrentFiber().open_copies.push_back(
+      {static_cast<std::byte*>(shared), valid ? static_cast<const std::byte*>(global) : nullptr});
+}
+
+void CommitCopyGroup() {
+  Fiber& self = CurrentFiber();
+  self.copy_groups.push_back(std::move(self.open_copies));
+  self.open_copies.clear();
+}
+
+void WaitCopyGroups(int groups_left) {
+  Fiber& self = CurrentFiber();
+  while (self.copy_groups.size() > static_cast<size_t>(groups_left)) {
+    for (const AsyncCopy& copy : self.copy_groups.front()) {
+      if (copy.global == nullptr) {
+        std::memset(copy.shared, 0, kCopyBytes);
+      } else {
+        std::memcpy(copy.shared, copy.global, kCopyBytes);
+      }
+    }
+    self.copy_groups.pop_front();
+  }
+}
+
+void NoteWaitForPreviousKernel() { CurrentFiber().waited_for_previous_kernel = true; }
+
+}  // namespace c3po::host_cuda

@@ -1,0 +1,80 @@
+#include "index/base/cuda/device.h"
+#include "tests/host_cuda/trial_kernels.h"
+
+namespace c3po::host_cuda {
+
+using namespace device;  // NOLINT: the language of kernels
+
+namespace {
+
+constexpr int kSumThreads = 256;
+
+C3PO_KERNEL void C3PO_BOUNDS(kSumThreads, 1) BlockSum(BlockSumArgs args) {
+  float* const values = static_cast<float*>(SharedMemory());
+  values[Thread()] = args.in[Block() * Threads() + Thread()];
+  SyncBlock();
+  for (int half = Threads() / 2; half > 0; half /= 2) {
+    if (Thread() < half) values[Thread()] = Add(values[Thread()], values[Thread() + half]);
+    SyncBlock();
+  }
+  if (Thread() == 0) args.out[Block()] = values[0];
+}
+
+C3PO_KERNEL void RacingSum(BlockSumArgs args) {
+  float* const values = static_cast<float*>(SharedMemory());
+  values[Thread()] = args.in[Thread()];
+  SyncBlock();
+  for (int half = Threads() / 2; half > 0; half /= 2) {
+    if (Thread() < half) values[Thread()] = Add(values[Thread()], values[Thread() + half]);
+    SyncWarp();
+  }
+  if (Thread() == 0) args.out[0] = values[0];
+}
+
+C3PO_KERNEL void Missing(MissingArgs args) {
+  switch (args.what) {
+    case MissingArgs::kNone:
+      SyncBlock();
+      break;
+    case MissingArgs::kThreadEnds:
+      if (Thread() == 40) return;
+      SyncBlock();
+      break;
+    case MissingArgs::kLaneEnds:
+      if (Thread() == 35) return;
+      ShuffleXor(1, 1);
+      break;
+    case MissingArgs::kBranches:
+      if (Lane() < 16) {
+        SyncBlock();
+      } else {
+        SyncBlock();
+      }
+      break;
+    case MissingArgs::kDifferentCollectives:
+      if (Lane() < 16) {
+        Ballot(true);
+      } else {
+        Shuffle(1, 0);
+      }
+      break;
+    case MissingArgs::kBarrierOrWarp:
+      if (Thread() == 5) SyncWarp();
+      SyncBlock();
+      break;
+  }
+}
+
+}  // namespace
+
+Error LaunchBlockSum(const BlockSumArgs& args, int blocks, Stream stream) {
+  return Launch(BlockSum, Grid{blocks}, kSumThreads, kSumThreads * static_cast<int>(sizeof(float)), stream, args);
+}
+
+Error LaunchRacingSum(const BlockSumArgs& args, Stream stream) {
+  return Launch(RacingSum, Grid{1}, kSumThreads, kSumThreads * static_cast<int>(sizeof(float)), stream, args);
+}
+
+Error LaunchMissing(const MissingArgs& args, Stream stream) { return Launch(Missing, Grid{1}, 64, 0, stream, args); }
+
+}  // namespace c3po::host_cuda

@@ -1,0 +1,36 @@
+#ifndef C3PO_TESTS_HOST_CUDA_TRIAL_KERNELS_H_
+#define C3PO_TESTS_HOST_CUDA_TRIAL_KERNELS_H_
+
+#include <cstdint>
+
+#include "index/base/cuda/runtime.h"
+
+// Small kernels that the execution model is tried on.
+namespace c3po::host_cuda {
+
+// out[b] = the sum of in's 256 values at 256 b, by halves in shared memory; one block of 256 threads each.
+struct BlockSumArgs {
+  const float* in;
+  float* out;
+};
+cuda::Error LaunchBlockSum(const BlockSumArgs& args, int blocks, cuda::Stream stream);
+
+// The same, of one block, with its warp's barrier where the block's should be: a race.
+cuda::Error LaunchRacingSum(const BlockSumArgs& args, cuda::Stream stream);
+
+// Whoever of 64 threads is not to come stays away.
+struct MissingArgs {
+  enum What : int {
+    kNone,
+    kThreadEnds,            // thread 40 ends before the barrier
+    kLaneEnds,              // lane 3 of warp 1 ends before a shuffle
+    kBranches,              // half the warp at one barrier, half at another
+    kDifferentCollectives,  // half the warp votes, half shuffles
+    kBarrierOrWarp,         // one warp at the block's barrier, one thread of the other at its warp's
+  } what;
+};
+cuda::Error LaunchMissing(const MissingArgs& args, cuda::Stream stream);
+
+}  // namespace c3po::host_cuda
+
+#endif  // C3PO_TESTS_HOST_CUDA_TRIAL_KERNELS_H_
