@@ -17,6 +17,7 @@ import sys
 from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 import device_questions
+import kernel_rules
 import lengths
 from rooms import EVERY_SERVER_ROOM, EVERY_SERVER_ROOM_HEADERS, INDEX_ROOMS, KERNELS_DOOR_TO_TESTS, SERVER_ROOMS
 
@@ -324,6 +325,7 @@ def lint(root: str, exceptions: str = "tests/lint/exceptions.txt") -> List[Viola
     files = tracked_files(root)
     includes: List[Include] = []
     types: List[Tuple[str, str, int]] = []
+    sources: Dict[str, str] = {}
     found: List[Violation] = check_known_rooms(files)
     for path in files:
         found += check_name(path)
@@ -338,12 +340,14 @@ def lint(root: str, exceptions: str = "tests/lint/exceptions.txt") -> List[Viola
         found += check_device_questions(path, text)
         if path.endswith(CPP_SUFFIXES):
             includes += includes_of(path, text)
+            sources[path] = text
         if path.endswith(HEADER_SUFFIXES):
             found += check_header_guard(path, text)
             types += types_of(path, text) if path.startswith(("index/", "server/", "client/")) else []
     found += check_one_definition(types)
     found += check_rooms(includes, set(files))
     found += check_third_parties(includes)
+    found += [Violation(*fault) for fault in kernel_rules.faults_of(sources)]
     exemptions, malformed = read_exceptions(root, exceptions)
     return sorted(apply_exceptions(found, exemptions, exceptions) + malformed, key=lambda v: (v.path, v.line, v.rule))
 

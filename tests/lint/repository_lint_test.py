@@ -44,6 +44,15 @@ BASE = {
     "server/scheduler/batcher.h": header("server/scheduler/batcher.h"),
     "server/scheduler/batcher.cc": include("server/scheduler/batcher.h", "server/metrics/logging.h"),
     "server/weights/safetensors.h": header("server/weights/safetensors.h"),
+    "index/base/cuda/runtime.h": header("index/base/cuda/runtime.h", "#include <cstdint>"),
+    "index/base/cuda/device.h": header("index/base/cuda/device.h",
+                                       "#ifdef __CUDACC__\n#include <cuda_runtime.h>\n#else\n" +
+                                       include("index/base/cuda/runtime.h", "tests/host_cuda/device.h") + "#endif"),
+    "index/base/cuda/library.h": header("index/base/cuda/library.h", "#include <string>\n" + include("absl/status/status.h")),
+    "index/base/cuda/runtime.cu": "#include <cuda_runtime.h>\n__global__ void Probe() {}\n",
+    "tests/host_cuda/device.h": header("tests/host_cuda/device.h"),
+    "server/compute/cuda/norm.h": header("server/compute/cuda/norm.h", "#include <cstdint>\n" + include("index/base/cuda/runtime.h")),
+    "server/compute/cuda/norm.cu": include("server/compute/cuda/norm.h", "index/base/cuda/device.h") + "SyncBlock();  // __syncthreads\n",
     "server/compute/cpu/products.h": header("server/compute/cpu/products.h"),
     "server/compute/cpu/products.cc": include("hwy/highway.h", "server/compute/cpu/products.h"),
     "tests/server/sixteen_lanes/hwy/highway.h": header("tests/server/sixteen_lanes/hwy/highway.h"),
@@ -165,6 +174,34 @@ CASES: List[Tuple[str, Dict[str, Optional[str]], Tuple[str, str, str]]] = [
      ("device-name", "server/model/a.cc", "names a device")),
     ("a device told by its word", {"server/main.cc": 'const bool on_host = config.device == "cpu";\n'},
      ("device-name", "server/main.cc", "names a device")),
+    ("index includes tests", {"index/base/cuda/a.h": header("index/base/cuda/a.h", include("tests/host_cuda/device.h"))},
+     ("room", "index/base/cuda/a.h", "tests/host_cuda/device.h")),
+    ("the execution model includes the server", {"tests/host_cuda/a.h": header("tests/host_cuda/a.h", include("server/types/params.h"))},
+     ("room", "tests/host_cuda/a.h", "params.h")),
+    ("the index's kernels include the server", {"index/search/cuda/a.cc": include("server/types/params.h")},
+     ("room", "index/search/cuda/a.cc", "params.h")),
+    ("the model's kernels include the walk", {"server/compute/cuda/a.cc": include("server/model/moe.h")},
+     ("room", "server/compute/cuda/a.cc", "moe.h")),
+    ("a kernel that sees a third party", {"server/compute/cuda/a.cu": include("absl/types/span.h")},
+     ("kernel-include", "server/compute/cuda/a.cu", "absl/types/span.h")),
+    ("a kernel that sees the system", {"index/search/cuda/a.cu": "#include <vector>\n#include <unistd.h>\n"},
+     ("kernel-include", "index/search/cuda/a.cu", "unistd.h")),
+    ("a kernel that sees another folder's header", {"server/compute/cuda/a.cu": include("server/compute/device_queue.h")},
+     ("kernel-include", "server/compute/cuda/a.cu", "device_queue.h")),
+    ("a third party behind a kernel's header",
+     {"server/compute/cuda/a.cu": include("server/compute/cuda/a.h"), "server/compute/cuda/b.cu": include("server/compute/cuda/a.h"),
+      "server/compute/cuda/a.h": header("server/compute/cuda/a.h", include("index/base/sha256.h"))},
+     ("kernel-include", "server/compute/cuda/a.h", "sha256.h")),
+    ("a third party behind a header of every kernel", {"server/compute/cuda/a.cu": include("index/base/cuda/library.h")},
+     ("kernel-include", "index/base/cuda/library.h", "absl/status/status.h")),
+    ("CUDA's header in a kernel's", {"server/compute/cuda/a.h": header("server/compute/cuda/a.h", "#include <cuda_bf16.h>")},
+     ("kernel-word", "server/compute/cuda/a.h", "cuda_bf16.h")),
+    ("CUDA's word in a kernel", {"index/search/cuda/a.cu": "void A() {\n  __syncthreads();\n}\n"},
+     ("kernel-word", "index/search/cuda/a.cu", "__syncthreads")),
+    ("a loop that only nvcc unrolls", {"index/search/cuda/a.cu": "#pragma unroll\nfor (;;) {}\n"},
+     ("kernel-word", "index/search/cuda/a.cu", "unroll")),
+    ("a kernel that is another under test", {"index/search/cuda/a.h": header("index/search/cuda/a.h", "#ifdef __CUDACC__\n#endif")},
+     ("kernel-word", "index/search/cuda/a.h", "other code")),
     ("an exception without a reason", {"server/text/a.cc": "\n",
                                        "tests/lint/exceptions.txt": "file-length server/text/a.cc\n"},
      ("exceptions", "tests/lint/exceptions.txt", "rule path reason")),
@@ -232,7 +269,7 @@ class RepositoryLintTest(unittest.TestCase):
     def test_every_rule_has_a_case(self):
         with open(repository_lint.__file__, encoding="utf-8") as file:
             text = file.read()
-        rules = set(repository_lint.re.findall(r'Violation\("([a-z-]+)"', text))
+        rules = set(repository_lint.re.findall(r'Violation\("([a-z-]+)"', text)) | {"kernel-include", "kernel-word"}
         self.assertEqual(rules, {rule for _, _, (rule, _, _) in CASES})
 
     def test_a_third_party_in_two_files_is_told_of_both(self):
@@ -273,7 +310,7 @@ class RepositoryLintTest(unittest.TestCase):
         with MadeTree({"server/text/string_utils.cc": ""}) as root:
             git = ["git", "-C", root, "-c", "user.name=t", "-c", "user.email=t@example.org"]
             subprocess.run(git + ["init", "-q"], check=True)
-            subprocess.run(git + ["add", "README.md", "index", "server/types"], check=True)
+            subprocess.run(git + ["add", "README.md", "index", "server/types", "tests/host_cuda"], check=True)
             self.assertEqual(repository_lint.lint(root), [])
             subprocess.run(git + ["add", "server/text"], check=True)
             self.assertEqual([v.rule for v in repository_lint.lint(root)], ["name"])

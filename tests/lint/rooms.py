@@ -25,7 +25,7 @@ SERVER_ROOMS = {
     "server/compute": {"server/sampling", "server/compute/cpu", "server/compute/aten", "server/compute/cuda",
                        "server/model/config", "server/weights", "index/base/cuda"},
     "server/compute/cpu": {"server/compute", "server/model/config", "server/weights"},
-    "server/compute/aten": {"server/compute", "server/model/config"},
+    "server/compute/aten": {"server/compute", "server/model/config", "index/base/cuda"},
     "server/compute/cuda": {"server/compute", "server/model/config", "index/base/cuda"},
     "server/model": {"server/model/config", "server/weights", "server/compute", "server/compute/cpu"},
     "server/model/config": {"server/weights"},
