@@ -6,9 +6,9 @@
 
 #include <cerrno>
 
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "client/cli/exit_code.h"
+#include "index/base/steady_time.h"
 
 namespace c3po {
 namespace {
@@ -64,7 +64,7 @@ void InterruptWatcher::Watch() {
     const ssize_t count = read(read_end_, &what, 1);
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0 || what == kStop) return;
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     if (now - last < kOneWish) continue;
     last = now;
     const bool heard = cancellation_->calls_in_flight() > 0 || cancellation_->watched();
