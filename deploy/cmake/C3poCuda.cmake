@@ -6,7 +6,7 @@ set(C3PO_NVCC "$ENV{C3PO_NVCC}" CACHE FILEPATH "The nvcc to take; empty: that of
 # Machine code, not PTX: what runs was compiled and looked at here. sm_80 also runs on 8.6 and 8.9, sm_100 on 10.3.
 set(C3PO_CUDA_TARGETS 80 90 100)
 
-# Sets C3PO_NVCC_FOUND, or C3PO_NVCC_MISSING to the reason why not. The pinned compiler comes before the machine's own, as
+# Sets C3PO_NVCC_FOUND (and below C3PO_NVCC_RELEASE), or C3PO_NVCC_MISSING to the reason why not. The pinned compiler comes before the machine's own, as
 # the registers of tests/cuda/kernel_resources.txt are its.
 function(c3po_find_nvcc)
   set(C3PO_NVCC_FOUND "" PARENT_SCOPE)
@@ -43,7 +43,9 @@ if(C3PO_CUDA)
     get_filename_component(toolkit ${toolkit}/../.. ABSOLUTE)
     find_library(C3PO_CUDART cudart_static PATHS ${toolkit} PATH_SUFFIXES lib lib64 targets/x86_64-linux/lib
                  NO_DEFAULT_PATH NO_CACHE REQUIRED)
-    message(STATUS "libc3po_cuda.so: built by ${C3PO_NVCC_FOUND}")
+    execute_process(COMMAND ${C3PO_NVCC_FOUND} --version OUTPUT_VARIABLE version)
+    string(REGEX REPLACE ".*, V([0-9.]+).*" "\\1" C3PO_NVCC_RELEASE "${version}")
+    message(STATUS "libc3po_cuda.so: built by ${C3PO_NVCC_FOUND}, ${C3PO_NVCC_RELEASE}")
   elseif(C3PO_CUDA STREQUAL "AUTO")
     message(STATUS "libc3po_cuda.so: not built, so --device cuda is not served: ${C3PO_NVCC_MISSING}")
   else()
