@@ -21,6 +21,7 @@ constexpr int kCopyBytes = 16;
 
 std::atomic<uint64_t> seed{0};
 std::atomic<uint64_t> orders_drawn{0};
+std::atomic<int> runtimes{0};
 
 Fiber& CurrentFiber() { return static_cast<Fiber&>(CurrentThread()); }
 
@@ -77,10 +78,13 @@ void RunKernel(const KernelLaunch& launch) {
 
 cuda::Error Enqueue(cuda::Stream stream, KernelLaunch launch) {
   if (stream != nullptr) return stream->Enqueue(std::move(launch));
+  if (runtimes > 0) throw KernelFault("kernel of " + launch.name + ": launched without a stream beside a runtime");
   if (const char* const error = LaunchError(launch); error != nullptr) return error;
   RunKernel(launch);
   return nullptr;
 }
+
+void CountRuntimes(int change) { runtimes += change; }
 
 std::string KernelName(const std::type_info& args) {
   int status = 0;

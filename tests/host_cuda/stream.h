@@ -20,8 +20,11 @@ struct StreamHandle {
 namespace c3po::host_cuda {
 
 // Enqueues a kernel, or runs it at once where `stream` is null: so a test of one kernel needs no runtime. The error is
-// the CUDA runtime's of a launch that cannot be. Throws KernelFault where the kernel runs at once.
+// the CUDA runtime's of a launch that cannot be. Throws KernelFault: the kernel's, or where there is no stream while a
+// runtime lives, as a GPU's default stream is in no order with its streams.
 cuda::Error Enqueue(cuda::Stream stream, KernelLaunch launch);
+
+void CountRuntimes(int change);  // of those that live
 
 std::string KernelName(const std::type_info& args);  // its argument's type, which is in every symbol table
 

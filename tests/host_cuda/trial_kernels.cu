@@ -31,6 +31,11 @@ C3PO_KERNEL void RacingSum(BlockSumArgs args) {
   if (Thread() == 0) args.out[0] = values[0];
 }
 
+C3PO_KERNEL void AddOne(AddOneArgs args) {
+  const int i = Block() * Threads() + Thread();
+  if (i < args.n) args.x[i] += 1;
+}
+
 C3PO_KERNEL void Missing(MissingArgs args) {
   switch (args.what) {
     case MissingArgs::kNone:
@@ -73,6 +78,10 @@ Error LaunchBlockSum(const BlockSumArgs& args, int blocks, Stream stream) {
 
 Error LaunchRacingSum(const BlockSumArgs& args, Stream stream) {
   return Launch(RacingSum, Grid{1}, kSumThreads, kSumThreads * static_cast<int>(sizeof(float)), stream, args);
+}
+
+Error LaunchAddOne(const AddOneArgs& args, Stream stream) {
+  return Launch(AddOne, Grid{(args.n + 63) / 64}, 64, 0, stream, args);
 }
 
 Error LaunchMissing(const MissingArgs& args, Stream stream) { return Launch(Missing, Grid{1}, 64, 0, stream, args); }

@@ -18,6 +18,13 @@ cuda::Error LaunchBlockSum(const BlockSumArgs& args, int blocks, cuda::Stream st
 // The same, of one block, with its warp's barrier where the block's should be: a race.
 cuda::Error LaunchRacingSum(const BlockSumArgs& args, cuda::Stream stream);
 
+// x[i] += 1 for i < n, by blocks of 64 threads.
+struct AddOneArgs {
+  float* x;
+  int n;
+};
+cuda::Error LaunchAddOne(const AddOneArgs& args, cuda::Stream stream);
+
 // Whoever of 64 threads is not to come stays away.
 struct MissingArgs {
   enum What : int {
