@@ -75,7 +75,7 @@ Error HostRuntime::CheckHostMemory(HostStream& stream, const void* host, int64_t
     pinned_memory_.Check(host, bytes, "copy");
     return nullptr;
   }
-  if (stream.recording != nullptr) return "host memory of a recorded copy is not pinned";
+  if (stream.recording != nullptr) return stream.recording->invalid = "host memory of a recorded copy is not pinned";
   ++counts_.pageable_copies;
   return nullptr;
 }

@@ -27,19 +27,34 @@ Error Describe(const char* what, cudaError_t code) {
   return text;
 }
 
-bool IsRecorded(Stream stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  return cudaStreamIsCapturing(Native(stream), &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+// What this thread records. CUDA fails some of the calls that a graph cannot hold, and lets others pass; here all of them
+// fail alike, and the recording with them.
+struct Recording {
+  bool active = false;
+  Error fault = nullptr;
+
+  Error Fail(Error why) {
+    if (fault == nullptr) fault = why;
+    return why;
+  }
+};
+thread_local Recording recording;
+
+Error ForbidWhileRecording() {
+  return recording.active ? recording.Fail("memory is not allocated or freed while a stream is recorded") : nullptr;
 }
 
 // CUDA would record a copy of pageable memory, and stage it at each launch of the graph.
 Error CheckPinnedIfRecorded(Stream stream, const void* host) {
-  if (!IsRecorded(stream)) return nullptr;
-  cudaPointerAttributes attributes = {};
-  if (const Error error = Describe("host memory of a recorded copy", cudaPointerGetAttributes(&attributes, host))) {
-    return error;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (!recording.active || cudaStreamIsCapturing(Native(stream), &status) != cudaSuccess ||
+      status == cudaStreamCaptureStatusNone) {
+    return nullptr;
   }
-  return attributes.type == cudaMemoryTypeHost ? nullptr : "host memory of a recorded copy is not pinned";
+  cudaPointerAttributes attributes = {};
+  if (cudaPointerGetAttributes(&attributes, host) == cudaSuccess && attributes.type == cudaMemoryTypeHost) return nullptr;
+  static_cast<void>(cudaGetLastError());
+  return recording.Fail("host memory of a recorded copy is not pinned");
 }
 
 class DeviceRuntime final : public Runtime {
@@ -61,17 +76,25 @@ class DeviceRuntime final : public Runtime {
 
   Error Allocate(int64_t bytes, void** device) override {
     *device = nullptr;
+    if (const Error error = ForbidWhileRecording()) return error;
     if (bytes <= 0) return "allocation of no bytes";  // cudaMalloc gives null for it, and calls that success.
     return Describe("allocation", cudaMalloc(device, static_cast<size_t>(bytes)));
   }
-  Error Free(void* device) override { return Describe("free", cudaFree(device)); }
+  Error Free(void* device) override {
+    if (const Error error = ForbidWhileRecording()) return error;
+    return Describe("free", cudaFree(device));
+  }
 
   Error AllocatePinned(int64_t bytes, void** host) override {
     *host = nullptr;
+    if (const Error error = ForbidWhileRecording()) return error;
     if (bytes <= 0) return "allocation of no bytes";
     return Describe("pinned allocation", cudaHostAlloc(host, static_cast<size_t>(bytes), cudaHostAllocDefault));
   }
-  Error FreePinned(void* host) override { return Describe("free of pinned memory", cudaFreeHost(host)); }
+  Error FreePinned(void* host) override {
+    if (const Error error = ForbidWhileRecording()) return error;
+    return Describe("free of pinned memory", cudaFreeHost(host));
+  }
 
   // Non-blocking: work of the legacy default stream, which libtorch may use, does not order ours.
   Error NewStream(Stream* stream) override {
@@ -130,22 +153,29 @@ class DeviceRuntime final : public Runtime {
   // Thread-local: while one thread records, others allocate and wait as ever, libtorch's among them, which a global
   // capture would fail. Relaxed would let this thread allocate as well, which a graph cannot hold.
   Error BeginRecording(Stream stream) override {
-    return Describe("begin of a recording", cudaStreamBeginCapture(Native(stream), cudaStreamCaptureModeThreadLocal));
+    if (recording.active) return recording.Fail("a thread records one stream at a time");
+    const cudaError_t code = cudaStreamBeginCapture(Native(stream), cudaStreamCaptureModeThreadLocal);
+    recording = {code == cudaSuccess, nullptr};
+    return Describe("begin of a recording", code);
   }
   Error EndRecording(Stream stream, Graph* graph) override {
     *graph = nullptr;
+    const Recording ended = recording;
+    recording = {};
     cudaGraph_t recorded = nullptr;
-    if (const Error error = Describe("end of a recording", cudaStreamEndCapture(Native(stream), &recorded))) {
-      return error;
-    }
+    const cudaError_t code = cudaStreamEndCapture(Native(stream), &recorded);
     cudaGraphExec_t made = nullptr;
-    const cudaError_t instantiated = cudaGraphInstantiate(&made, recorded, 0);
-    static_cast<void>(cudaGraphDestroy(recorded));
-    if (const Error error = Describe("instantiation of a graph", instantiated)) return error;
+    const bool is_whole = code == cudaSuccess && ended.fault == nullptr;
+    const cudaError_t instantiated = is_whole ? cudaGraphInstantiate(&made, recorded, 0) : cudaSuccess;
+    if (recorded != nullptr) static_cast<void>(cudaGraphDestroy(recorded));
+    const Error error = Describe("end of a recording", code);
+    if (ended.fault != nullptr) return ended.fault;  // It came first.
+    if (error != nullptr) return error;
+    if (const Error failed = Describe("instantiation of a graph", instantiated)) return failed;
     // Else the first launch would carry the graph to the device, in the middle of a step.
-    if (const Error error = Describe("upload of a graph", cudaGraphUpload(made, Native(stream)))) {
+    if (const Error failed = Describe("upload of a graph", cudaGraphUpload(made, Native(stream)))) {
       static_cast<void>(cudaGraphExecDestroy(made));
-      return error;
+      return failed;
     }
     *graph = reinterpret_cast<Graph>(made);
     return nullptr;

@@ -68,7 +68,8 @@ class Runtime {
   virtual Error Milliseconds(Event begin, Event end, float* milliseconds) = 0;  // of timed ones that have happened
 
   // What is enqueued between the two is recorded, not run. Launches take the values of their arguments then, addresses
-  // among them; what lies at these is read at each launch of the graph.
+  // among them; what lies at these is read at each launch of the graph. A thread records one stream at a time. What
+  // cannot be recorded is an error, and EndRecording gives it again instead of a graph.
   virtual Error BeginRecording(Stream stream) = 0;
   virtual Error EndRecording(Stream stream, Graph* graph) = 0;
   virtual Error Launch(Stream stream, Graph graph) = 0;
