@@ -110,3 +110,38 @@ function(c3po_test target)
                        PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${C3PO_TEST_SECONDS_MAX} ENVIRONMENT OMP_NUM_THREADS=1
                                   ${modification})
 endfunction()
+
+# c3po_kernel_mutants(NAME SOURCE a.cu MUTANTS m.toml TEST_SOURCES a_test.cc ... DEPS targets ...): for each mutant of the .cu
+# that tests/host_cuda/mutate.py makes, the tests are linked with it in the place of the .cu, and have to fail: the ctest
+# entry mutant.NAME.MUTANT. DEPS may have a library of kernels that holds the .cu itself: the mutant comes first.
+function(c3po_kernel_mutants name)
+  cmake_parse_arguments(ARG "" "SOURCE;MUTANTS" "TEST_SOURCES;DEPS" ${ARGN})
+  find_package(Python3 COMPONENTS Interpreter REQUIRED)
+  get_filename_component(source ${ARG_SOURCE} ABSOLUTE)
+  get_filename_component(list ${ARG_MUTANTS} ABSOLUTE)
+  set(mutate ${CMAKE_SOURCE_DIR}/tests/host_cuda/mutate.py)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${list} ${mutate})
+  execute_process(COMMAND ${Python3_EXECUTABLE} ${mutate} list ${list} OUTPUT_VARIABLE mutants RESULT_VARIABLE failed
+                  OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(failed)
+    message(FATAL_ERROR "${list}: see above")
+  endif()
+  add_library(${name}_mutants_test OBJECT ${ARG_TEST_SOURCES})
+  c3po_compile_options(${name}_mutants_test)
+  target_link_libraries(${name}_mutants_test PRIVATE ${ARG_DEPS} host_cuda GTest::gmock)
+  file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/${name}_mutants)
+  string(REPLACE "\n" ";" mutants "${mutants}")
+  foreach(mutant ${mutants})
+    set(made ${CMAKE_CURRENT_BINARY_DIR}/${name}_mutants/${mutant}.cu)
+    add_custom_command(OUTPUT ${made} COMMAND ${Python3_EXECUTABLE} ${mutate} make ${source} ${list} ${mutant} ${made}
+                       DEPENDS ${source} ${list} ${mutate} VERBATIM)
+    set(target ${name}_mutant_${mutant})
+    c3po_host_kernels(${target}_kernels SOURCES ${made})
+    add_executable(${target} $<TARGET_OBJECTS:${name}_mutants_test>)
+    c3po_compile_options(${target})
+    target_link_libraries(${target} PRIVATE ${target}_kernels ${ARG_DEPS} host_cuda GTest::gmock GTest::gtest_main)
+    set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/${name}_mutants)
+    add_test(NAME mutant.${name}.${mutant} COMMAND ${Python3_EXECUTABLE} ${mutate} check $<TARGET_FILE:${target}> ${list} ${mutant})
+    set_tests_properties(mutant.${name}.${mutant} PROPERTIES LABELS unit TIMEOUT ${C3PO_TEST_SECONDS_MAX} ENVIRONMENT OMP_NUM_THREADS=1)
+  endforeach()
+endfunction()
