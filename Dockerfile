@@ -14,7 +14,11 @@ FROM build AS stage-cpu
 COPY --from=debian:bookworm-slim /var/lib/dpkg/status /base-status
 RUN BASE_STATUS=/base-status deploy/docker/stage.sh build/release/bin /stage cpu
 
-FROM build AS stage-cuda
+# nvcc and what it compiles are of this image alone.
+FROM build AS build-cuda
+RUN deploy/install_deps.sh --build-only --cuda && deploy/docker/build.sh cuda
+
+FROM build-cuda AS stage-cuda
 COPY --from=debian:bookworm-slim /var/lib/dpkg/status /base-status
 RUN BASE_STATUS=/base-status deploy/docker/stage.sh build/release/bin /stage cuda
 

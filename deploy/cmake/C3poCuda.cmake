@@ -41,8 +41,9 @@ if(C3PO_CUDA)
   if(C3PO_NVCC_FOUND)
     get_filename_component(toolkit ${C3PO_NVCC_FOUND} REALPATH)
     get_filename_component(toolkit ${toolkit}/../.. ABSOLUTE)
-    find_library(C3PO_CUDART cudart_static PATHS ${toolkit} PATH_SUFFIXES lib lib64 targets/x86_64-linux/lib
+    find_library(cudart cudart_static PATHS ${toolkit} PATH_SUFFIXES lib lib64 targets/x86_64-linux/lib
                  NO_DEFAULT_PATH NO_CACHE REQUIRED)
+    set(C3PO_CUDART ${cudart} CACHE INTERNAL "What libc3po_cuda.so is linked with: deploy/docker/stage.sh reads it")
     execute_process(COMMAND ${C3PO_NVCC_FOUND} --version OUTPUT_VARIABLE version)
     string(REGEX REPLACE ".*, V([0-9.]+).*" "\\1" C3PO_NVCC_RELEASE "${version}")
     message(STATUS "libc3po_cuda.so: built by ${C3PO_NVCC_FOUND}, ${C3PO_NVCC_RELEASE}")

@@ -2,9 +2,10 @@
 """Writes the bill of materials of an image, CycloneDX 1.5 as JSON: c3pod and c3po, every shared library staged beside them with its
 SHA-256 and the package that it came from, what is compiled in from headers, and the packages of the base image.
 
-    sbom.py --stage ROOT --sources FILE --output FILE [--base-status FILE]
+    sbom.py --stage ROOT --sources FILE --output FILE [--compiled-in PATH ...] [--base-status FILE]
 
---sources: a line NAME<TAB>PATH per staged library, where stage.sh took it. --base-status: /var/lib/dpkg/status of the base image;
+--sources: a line NAME<TAB>PATH per staged library, where stage.sh took it. --compiled-in: a file of a wheel whose code is in
+libc3po_cuda.so, which is our own and in no package. --base-status: /var/lib/dpkg/status of the base image;
 without it the base is left out, and the bill says so. The same inputs give the same bytes. A library whose package is not known is
 an error: a bill with holes is none. Standard library only; asks dpkg-query, and the metadata of wheels."""
 
@@ -20,6 +21,7 @@ import uuid
 
 # Of deploy/install_deps.sh, without a library of their own: their code is compiled into the programs.
 COMPILED_IN = ("libhnswlib-dev", "nlohmann-json3-dev", "libboost1.74-dev", "libcli11-dev")
+OWN_LIBRARIES = ("libc3po_cuda.so",)
 NAMESPACE = uuid.UUID("6f3b1c5e-2f0c-5a37-9d0e-0c3b0c3b0c3b")  # Ours, of serial numbers.
 
 
@@ -62,7 +64,7 @@ def installed(package: str, use: str) -> dict:
     return deb(*done.stdout.split("\t"), use)
 
 
-def wheel_of(path: pathlib.Path) -> dict | None:
+def wheel_of(path: pathlib.Path, use: str = "shared library") -> dict | None:
     """The wheel that a file was installed with: its RECORD lists the file."""
     for site in path.parents:
         for record in sorted(site.glob("*.dist-info/RECORD")):
@@ -74,7 +76,7 @@ def wheel_of(path: pathlib.Path) -> dict | None:
             name, version = metadata["Name"], metadata["Version"]
             return {"type": "library", "name": name, "version": version, "bom-ref": f"pypi:{name}",
                     "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{version.replace('+', '%2B')}",
-                    "properties": [{"name": "c3po:use", "value": "shared library"}]}
+                    "properties": [{"name": "c3po:use", "value": use}]}
     return None
 
 
@@ -90,7 +92,7 @@ def base_packages(status: str) -> list[dict]:
 def staged(stage: pathlib.Path, sources: str) -> list[dict]:
     """The packages of the staged libraries, each with the files that came from it."""
     came_from = dict(line.split("\t") for line in sources.splitlines())
-    libraries = sorted((stage / "opt/c3po/lib").iterdir())
+    libraries = sorted(path for path in (stage / "opt/c3po/lib").iterdir() if path.name not in OWN_LIBRARIES)
     for library in libraries:
         if library.name not in came_from:
             raise SystemExit(f"sbom.py: {library.name} is staged, and nobody says where it was taken")
@@ -107,11 +109,21 @@ def staged(stage: pathlib.Path, sources: str) -> list[dict]:
     return list(packages.values())
 
 
-def bill(stage: pathlib.Path, sources: str, status: str | None) -> dict:
+def compiled_in_wheel(path: pathlib.Path) -> dict:
+    wheel = wheel_of(path.resolve(), "compiled in")
+    if wheel is None:
+        raise SystemExit(f"sbom.py: {path} is of no wheel, and its code is in libc3po_cuda.so")
+    return wheel
+
+
+def bill(stage: pathlib.Path, sources: str, static: list[pathlib.Path], status: str | None) -> dict:
+    own = [path for name in OWN_LIBRARIES if (path := stage / "opt/c3po/lib" / name).exists()]
     programs = [{"type": "application", "name": path.name, "bom-ref": path.name,
-                 "hashes": [{"alg": "SHA-256", "content": sha256(path)}]} for path in sorted((stage / "opt/c3po/bin").iterdir())]
+                 "hashes": [{"alg": "SHA-256", "content": sha256(path)}]} for path in sorted((stage / "opt/c3po/bin").iterdir()) + own]
     version = subprocess.run([stage / "opt/c3po/bin/c3pod", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     components = staged(stage, sources) + [installed(name, "compiled in") for name in COMPILED_IN]
+    # libtorch brings the shared library of a wheel whose static one is in ours.
+    components += [wheel for wheel in map(compiled_in_wheel, static) if wheel["bom-ref"] not in {c["bom-ref"] for c in components}]
     known = {component["bom-ref"] for component in components}
     base = [package for package in base_packages(status or "")]
     for package in base:  # The image has both: the base's own copy, and the staged one.
@@ -133,10 +145,11 @@ def main() -> None:
     parser.add_argument("--stage", type=pathlib.Path, required=True)
     parser.add_argument("--sources", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--compiled-in", type=pathlib.Path, action="append", default=[])
     parser.add_argument("--base-status", type=pathlib.Path)
     arguments = parser.parse_args()
     status = arguments.base_status.read_text(encoding="utf-8") if arguments.base_status else None
-    made = bill(arguments.stage, arguments.sources.read_text(encoding="utf-8"), status)
+    made = bill(arguments.stage, arguments.sources.read_text(encoding="utf-8"), arguments.compiled_in, status)
     arguments.output.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(f"{arguments.output}: {len(made['components'])} components", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Collects c3pod, c3po and every shared library they need into ROOT/opt/c3po, so that they run on a bare Debian 12: only
-# glibc is left to it. With `cuda`, also what c3pod opens for --device cuda (3 GB), all but the driver's libcuda.
+# glibc is left to it. With `cuda`, also what c3pod opens for --device cuda (3 GB): libc3po_cuda.so and libtorch's CUDA half,
+# all but the driver's libcuda.
 # Beside them it writes opt/c3po/sbom.cdx.json (sbom.py); BASE_STATUS names /var/lib/dpkg/status of the image that ROOT is for.
 # usage: [BASE_STATUS=FILE] stage.sh BIN_DIR ROOT [cpu|cuda]
 set -euo pipefail
@@ -43,7 +44,11 @@ for program in c3pod c3po; do
 done
 cp "$HERE/healthcheck.sh" "$HERE/import_references.sh" "$BIN/"
 
+STATIC=()
 if [ "$DEVICE" = cuda ]; then
+  [ -f "$BIN_DIR/libc3po_cuda.so" ] || die "$BIN_DIR/libc3po_cuda.so is not there: run deploy/docker/build.sh cuda"
+  cp "$BIN_DIR/libc3po_cuda.so" "$LIB/"
+  STATIC=(--compiled-in "$(sed -n 's/^C3PO_CUDART:[A-Z]*=//p' "$BIN_DIR/../CMakeCache.txt")")
   TORCH=$(dirname "$(ldd "$BIN_DIR/c3pod" | awk '$1 == "libtorch_cpu.so" { print $3 }')")
   # Some of NVIDIA's libraries are opened by name only, so ldd does not see them: all are taken.
   for path in "$TORCH"/libtorch_cuda*.so "$TORCH"/libc10_cuda.so "$TORCH"/libcaffe2_nvrtc.so \
@@ -52,6 +57,6 @@ if [ "$DEVICE" = cuda ]; then
   done
   libraries_of "$TORCH/libtorch_cuda.so" | while read -r path; do take "$path"; done
 fi
-python3 "$HERE/sbom.py" --stage "$ROOT" --sources "$SOURCES" --output "$ROOT/opt/c3po/sbom.cdx.json" \
+python3 "$HERE/sbom.py" --stage "$ROOT" --sources "$SOURCES" ${STATIC[@]+"${STATIC[@]}"} --output "$ROOT/opt/c3po/sbom.cdx.json" \
   ${BASE_STATUS:+--base-status "$BASE_STATUS"}
 du -shL "$ROOT/opt/c3po" >&2

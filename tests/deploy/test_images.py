@@ -20,6 +20,7 @@ DOCKER = SOURCE / "deploy" / "docker"
 sys.path.insert(0, str(SOURCE / "tests" / "integration"))
 import server_process
 
+HAS_CUDA_LIBRARY = (pathlib.Path(os.environ["C3POD"]).parent / "libc3po_cuda.so").exists()
 GLIBC = re.compile(r"(ld-linux.*|lib(c|m|dl|pthread|rt|util|resolv|mvec))\.so|linux-vdso")
 
 
@@ -132,19 +133,37 @@ def test_bill_of_materials_lists_the_base_is_reproducible_and_has_no_holes(stage
     assert stray.returncode != 0 and "of no package" in stray.stderr and not (tmp_path / "holed").exists()
 
 
+@pytest.mark.skipif(not HAS_CUDA_LIBRARY, reason="this build is without libc3po_cuda.so")
 def test_cuda_image_also_has_what_is_opened_on_demand() -> None:
     with tempfile.TemporaryDirectory(dir=server_process.cache_folder()) as root:
-        library = stage(pathlib.Path(root), "cuda") / "lib"
+        staged_cuda = stage(pathlib.Path(root), "cuda")
+        library = staged_cuda / "lib"
         names = {path.name for path in library.iterdir()}
         listing = subprocess.run(["ldd", library / "libtorch_cuda.so"], env=environment(LD_LIBRARY_PATH=str(library)),
                                  capture_output=True, text=True).stdout
-    for wanted in ("libtorch_cpu.so", "libtorch_cuda.so", "libc10_cuda.so", "libcublas.so.*", "libcublasLt.so.*", "libcudnn.so.*",
+        bill = bill_of(staged_cuda / "sbom.cdx.json")
+        # In ../lib of the program, where c3pod finds it: what it lacks here, if anything, is a driver or a device.
+        refusal = subprocess.run([staged_cuda / "bin" / "c3pod", "--device", "cuda", "--model", server_process.TINY_MODEL, "--embedder", "model",
+                                  "--store", pathlib.Path(root) / "store.db", "--listen", "127.0.0.1:0", "--metrics-port", "0"],
+                                 env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=120).stderr.splitlines()[-1]
+    assert re.match(r"c3pod: device cuda: no NVIDIA (driver|GPU)", refusal), refusal
+    components = {component["name"]: component for component in bill["components"]}
+    assert components["libc3po_cuda.so"]["type"] == "application"
+    assert components["nvidia-cuda-runtime"]["version"].startswith("13.0.")
+    for wanted in ("libc3po_cuda.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10_cuda.so", "libcublas.so.*", "libcublasLt.so.*", "libcudnn.so.*",
                    "libcudnn_ops.so.*", "libnvrtc.so.*"):
         assert fnmatch.filter(names, wanted), wanted
     # The driver's own library belongs to the host.
     assert set(re.findall(r"(\S+) => not found", listing)) <= {"libcuda.so.1"}
     outside = {path for name, path in re.findall(r"(\S+) => (/\S+)", listing) if not GLIBC.match(name)}
     assert outside and all(pathlib.Path(path).parent == library for path in outside)
+
+
+def test_staging_for_cuda_wants_the_cuda_code(tmp_path: pathlib.Path) -> None:
+    for program in ("c3pod", "c3po"):
+        (tmp_path / program).symlink_to(pathlib.Path(os.environ["C3POD"]).resolve().parent / program)
+    done = subprocess.run([DOCKER / "stage.sh", tmp_path, tmp_path / "root", "cuda"], capture_output=True, text=True)
+    assert done.returncode != 0 and "libc3po_cuda.so is not there" in done.stderr, done.stderr
 
 
 def test_staging_says_what_is_missing(tmp_path: pathlib.Path) -> None:
@@ -235,6 +254,27 @@ def test_context_holds_all_that_compiling_takes(tmp_path: pathlib.Path) -> None:
         shutil.copy(SOURCE / path, target)
     done = subprocess.run([tmp_path / "deploy" / "docker" / "build.sh", "-n"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "bin/c3pod" in done.stdout and "bin/c3po" in done.stdout
+    assert "bin/c3pod" in done.stdout and "bin/c3po" in done.stdout and "bin/libc3po_cuda.so" not in done.stdout
+    if HAS_CUDA_LIBRARY:
+        done = subprocess.run([tmp_path / "deploy" / "docker" / "build.sh", "cuda", "-n"], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "bin/libc3po_cuda.so" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
     for script in (*DOCKER.glob("*.sh"), SOURCE / "deploy" / "install_deps.sh", SOURCE / "deploy" / "fetch_models.sh"):
         assert str(script.relative_to(SOURCE)) in files
+
+
+@pytest.mark.parametrize("nvcc, why", (("#!/bin/sh\necho compute_80; echo compute_90\n", "does not know compute_100"),
+                                       ("#!/bin/sh\nexit 1\n", "does not run")))
+def test_an_nvcc_that_lacks_a_target_is_refused_before_anything_is_installed(tmp_path: pathlib.Path, nvcc: str, why: str) -> None:
+    own = tmp_path / "nvcc"
+    own.write_text(nvcc)
+    own.chmod(0o755)
+    done = subprocess.run([SOURCE / "deploy" / "install_deps.sh", "--build-only", "--cuda"], capture_output=True, text=True,
+                          env={**os.environ, "C3PO_CACHE_DIR": str(tmp_path / "cache"), "C3PO_NVCC": str(own)})
+    assert done.returncode == 1 and why in done.stderr, done.stderr
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cmake_takes_the_nvcc_that_is_installed() -> None:
+    version = re.search(r"^CUDA_VERSION=(\S+)", (SOURCE / "deploy" / "install_deps.sh").read_text(), re.M).group(1)
+    folders = set(re.findall(r"cuda-[\d.]+", (SOURCE / "deploy" / "cmake" / "C3poCuda.cmake").read_text()))
+    assert folders == {f"cuda-{version}"}
