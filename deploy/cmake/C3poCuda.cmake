@@ -83,7 +83,7 @@ function(c3po_cuda_object source list)
     OUTPUT ${object} BYPRODUCTS ${CMAKE_BINARY_DIR}/cuda/${name}.ptxas
     COMMAND ${CMAKE_SOURCE_DIR}/deploy/cmake/nvcc.sh ${CMAKE_BINARY_DIR}/cuda/${name}.ptxas ${CMAKE_CXX_COMPILER_LAUNCHER}
             ${C3PO_NVCC_FOUND} -ccbin ${CMAKE_CXX_COMPILER} -c ${source} -o ${object} -MD -MF ${object}.d -MT ${object}
-            -I${CMAKE_SOURCE_DIR} -std=c++20 -O3 -lineinfo ${targets} -Xptxas -v -Werror all-warnings
+            -I${CMAKE_SOURCE_DIR} -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo ${targets} -Xptxas -v -Werror all-warnings
             -Xcompiler -Wall,-Wextra,-Werror,-fPIC,-fvisibility=hidden
     DEPENDS ${source} ${CMAKE_SOURCE_DIR}/deploy/cmake/nvcc.sh ${CMAKE_SOURCE_DIR}/deploy/cmake/C3poCuda.cmake
     DEPFILE ${object}.d
