@@ -1,0 +1,22 @@
+#include "server/compute/cuda/kernel_table.h"
+
+namespace c3po::cuda {
+namespace {
+
+constexpr ModelKernels kKernels = {
+    .row_planes = &LaunchRowPlanes,
+    .embedding = &LaunchEmbedding,
+    .product = &LaunchProduct,
+    .gate_up = &LaunchGateUp,
+    .down_apart = &LaunchDownApart,
+    .expert_mix = &LaunchExpertMix,
+    .down_backward = &LaunchDownBackward,
+    .dot_sums = &LaunchDotSums,
+};
+
+}  // namespace
+}  // namespace c3po::cuda
+
+const c3po::cuda::ModelKernels* c3po_model_kernels(int version) {
+  return version == c3po::cuda::kCudaLibraryVersion ? &c3po::cuda::kKernels : nullptr;
+}

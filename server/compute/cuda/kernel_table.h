@@ -1,0 +1,34 @@
+#ifndef C3PO_SERVER_COMPUTE_CUDA_KERNEL_TABLE_H_
+#define C3PO_SERVER_COMPUTE_CUDA_KERNEL_TABLE_H_
+
+#include "index/base/cuda/runtime.h"
+#include "server/compute/cuda/expert_products.h"
+#include "server/compute/cuda/products.h"
+#include "server/compute/cuda/rows.h"
+
+namespace c3po::cuda {
+
+// The kernels of the model as whoever plans work for a device sees them: libc3po_cuda.so exports them, tests compile
+// them for the host. Each enqueues its work, checks nothing, and is thread-safe for different streams.
+struct ModelKernels {
+  // Rows.
+  Error (*row_planes)(const RowPlanesArgs& args, Stream stream);
+  Error (*embedding)(const EmbeddingArgs& args, Stream stream);
+  // Projections and the LM head.
+  Error (*product)(const ProductArgs& args, Stream stream);
+  // Feed-forward networks.
+  Error (*gate_up)(const ExpertProductArgs& args, Stream stream);
+  Error (*down_apart)(const ExpertProductArgs& args, Stream stream);
+  Error (*expert_mix)(const ExpertMixArgs& args, Stream stream);
+  Error (*down_backward)(const ExpertProductArgs& args, Stream stream);
+  Error (*dot_sums)(const DotSumsArgs& args, Stream stream);
+};
+
+// What libc3po_cuda.so exports as `c3po_model_kernels`. Null: of another version than kCudaLibraryVersion.
+using ModelKernelsFunction = const ModelKernels* (*)(int version);
+
+}  // namespace c3po::cuda
+
+C3PO_CUDA_EXPORT const c3po::cuda::ModelKernels* c3po_model_kernels(int version);
+
+#endif  // C3PO_SERVER_COMPUTE_CUDA_KERNEL_TABLE_H_

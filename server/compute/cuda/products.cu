@@ -1,0 +1,191 @@
+// The shape of the launch. A block has 16 warps (8 of three planes), owns units of 16 outputs one behind the other, and
+// its warps split the sum of each. There are as many blocks as multiprocessors, or as units if these are fewer: each
+// multiprocessor has at most one block, so that all start at once and end together, and a block turns its rows into
+// planes once for all of its units. OLMoE's QKV [6144, 2048]: 384 units on 128 blocks of 3, 192 KiB each, 25 MB in all.
+// Its output product: 128 blocks of 1, 64 KiB, 8.4 MB. Its head: 3144 units on 131 blocks of 24, 206 MB.
+//
+// Up to 8 rows a block takes half of a multiprocessor's registers and, with d = 2048, of its shared memory, so the next
+// kernel's blocks can already ask for their weights beside it.
+
+#include "server/compute/cuda/products.h"
+#include "server/compute/cuda/row_planes.h"
+#include "server/compute/cuda/tile_products.h"
+
+namespace c3po::cuda {
+namespace {
+
+using namespace device;  // The language of kernels.
+
+constexpr int kRowsOfBlock = 64;
+// Shared memory that the rows of one product may take.
+constexpr int kSharedRowsMax = 100 * 1024;
+
+struct ProductKernelArgs {
+  ProductArgs product;
+  int units_per_block = 0;
+  int shared_row_bytes = 0;  // of a row in shared memory; 0: rows are read from `planes`
+};
+
+// Rows are 64 bytes apart modulo 128: two rows' 64-byte pieces fall into different banks.
+constexpr int SharedRowBytes(int columns) { return static_cast<int>(RoundUp(columns * 2, 128)) + 64; }
+
+template <int kPlanes, int kTiles>
+constexpr int SharedBytes(int shared_row_bytes) {
+  const int rows = kPlanes * kRowsAtOnce * shared_row_bytes;
+  const int scratch = kRowsAtOnce * kProductWarps<kPlanes> * static_cast<int>(sizeof(float));
+  return kProductWarps<kPlanes> * WeightRing<kPlanes, 1>::kWarpBytes + kSumBytes<kPlanes, 1, kTiles> +
+         (rows > 0 ? rows + scratch : 0);
+}
+
+template <bool kTransposed>
+C3PO_DEVICE void StoreOutputs(const ProductArgs& args, int unit, int first_row, int rows, const Sums4& total) {
+  const int outputs = kTransposed ? args.weights.columns : args.weights.rows;
+  C3PO_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int m = OutputOf<kTransposed>(unit, Lane() / 4 + 8 * half);
+    if (m >= outputs) continue;
+    const float bias = args.bias != nullptr ? args.bias[m] : 0.0f;
+    C3PO_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int row = first_row + 2 * (Lane() % 4) + i;
+      if (row >= rows) continue;
+      float y = total.x[2 * half + i];
+      if (args.bias != nullptr) y = Add(y, bias);
+      if (args.divisor != 1) y = Divide(y, args.divisor);
+      if (args.clip > 0 && m >= args.clip_begin) y = y > args.clip ? args.clip : y < -args.clip ? -args.clip : y;
+      if (args.factor != 1) y = Multiply(y, args.factor);
+      if (args.residual != nullptr) y = Add(args.residual[row * args.residual_stride + m], y);
+      args.out[row * args.out_stride + m] = y;
+    }
+  }
+}
+
+// The block's own planes of its rows, where it makes them; else those that are there. `row_bytes`, `row_start`: where
+// the block's rows lie there.
+template <int kPlanes, bool kTransposed>
+C3PO_DEVICE Activations PlaceRows(const ProductKernelArgs& args, int first_row, int rows, char* memory,
+                                  int64_t* row_bytes, int64_t* row_start) {
+  const ActivationPlanes& planes = args.product.planes;
+  if (args.shared_row_bytes == 0) {
+    *row_bytes = int64_t{planes.stride} * 2;
+    *row_start = first_row * *row_bytes;
+    return ActivationsOf(planes);
+  }
+  const PackedWeights& w = args.product.weights;
+  const PlanesPlace place{memory, int64_t{kRowsAtOnce} * args.shared_row_bytes, args.shared_row_bytes};
+  float* const scratch = reinterpret_cast<float*>(memory + kPlanes * place.plane_stride);
+  MakePlanes<kPlanes>(args.product.source, first_row, rows, kTransposed ? w.rows : w.columns, kTransposed, scratch,
+                      place);
+  SyncBlock();
+  *row_bytes = place.row_stride;
+  *row_start = 0;
+  return {memory, place.plane_stride};
+}
+
+template <int kPlanes, int kTiles, bool kTransposed>
+C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles == 1 ? 2 : 1)
+    Product(ProductKernelArgs kernel_args) {
+  const ProductArgs& args = kernel_args.product;
+  using Ring = WeightRing<kPlanes, 1>;
+  constexpr int kWarps = kProductWarps<kPlanes>;
+  char* const memory = static_cast<char*>(SharedMemory());
+  Sums4* const sums_memory = reinterpret_cast<Sums4*>(memory + kWarps * Ring::kWarpBytes);
+
+  const int first_unit = Block() * kernel_args.units_per_block;
+  const int units_left = UnitsOf<kTransposed>(args.weights) - first_unit;
+  const int units = units_left < kernel_args.units_per_block ? units_left : kernel_args.units_per_block;
+  const int steps = StepsOf<kTransposed>(args.weights);
+
+  LetNextKernelStart();
+  Ring ring(memory + Warp() * Ring::kWarpBytes);
+  int asked_unit = 0, asked_step = Warp();
+  const auto ask = [&] {
+    if (asked_unit >= units) return AskNothing(ring);
+    AskStep<kPlanes, 1, kTransposed>(ring, args.weights, 0, first_unit + asked_unit, asked_step);
+    asked_step += kWarps;
+    if (asked_step - Warp() >= steps) {
+      asked_step = Warp();
+      ++asked_unit;
+    }
+  };
+  for (int i = 0; i < Ring::kDepth; ++i) ask();
+  WaitForPreviousKernel();
+
+  const int first_row = BlockY() * kRowsOfBlock;
+  const int rows = args.rows - first_row < 8 * kTiles ? args.rows - first_row : 8 * kTiles;
+  const int tiles = (rows + 7) / 8;
+  int64_t row_bytes, row_start;
+  const Activations x = PlaceRows<kPlanes, kTransposed>(
+      kernel_args, first_row, rows, reinterpret_cast<char*>(sums_memory) + kSumBytes<kPlanes, 1, kTiles>, &row_bytes,
+      &row_start);
+  int64_t row[kTiles];
+  C3PO_UNROLL
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const int own = tile * 8 + Lane() / 4;
+    row[tile] = own < rows ? row_start + own * row_bytes : -1;
+  }
+  for (int unit = 0; unit < units; ++unit) {
+    float sums[1][kTiles][4] = {};
+    MultiplyShare<kPlanes, 1, kTiles, kTransposed>(ring, x, row, tiles, steps, Warp(), ask, sums);
+    StoreSums<kPlanes>(sums, tiles, sums_memory);
+    SyncBlock();
+    for (int tile = Warp(); tile < tiles; tile += kWarps) {
+      const Sums4 total = TotalOf<kPlanes, 1, kTiles>(sums_memory, 0, tile);
+      StoreOutputs<kTransposed>(args, first_unit + unit, first_row + 8 * tile, args.rows, total);
+    }
+    SyncBlock();
+  }
+}
+
+bool FitsShared(const ProductArgs& args) {
+  const int columns = args.transposed ? args.weights.rows : args.weights.columns;
+  return args.rows <= kRowsAtOnce && args.weights.planes * kRowsAtOnce * SharedRowBytes(columns) <= kSharedRowsMax;
+}
+
+template <int kPlanes, int kTiles, bool kTransposed>
+Error LaunchTiles(const ProductArgs& args, Stream stream) {
+  ProductKernelArgs kernel_args{args, 0, 0};
+  if (args.source.kind != RowSource::kPlanes && FitsShared(args)) {
+    kernel_args.shared_row_bytes = SharedRowBytes(kTransposed ? args.weights.rows : args.weights.columns);
+  }
+  const int units = UnitsOf<kTransposed>(args.weights);
+  const int blocks_max = args.multiprocessors > 0 ? args.multiprocessors : 1;
+  kernel_args.units_per_block = (units + blocks_max - 1) / blocks_max;
+  const Grid grid{(units + kernel_args.units_per_block - 1) / kernel_args.units_per_block,
+                  (args.rows + kRowsOfBlock - 1) / kRowsOfBlock};
+  return LaunchEarly(Product<kPlanes, kTiles, kTransposed>, grid, kProductThreads<kPlanes>,
+                     SharedBytes<kPlanes, kTiles>(kernel_args.shared_row_bytes), stream, kernel_args);
+}
+
+template <int kPlanes, bool kTransposed>
+Error LaunchRows(const ProductArgs& args, Stream stream) {
+  if (args.rows <= 8) return LaunchTiles<kPlanes, 1, kTransposed>(args, stream);
+  if (args.rows <= 32) return LaunchTiles<kPlanes, 4, kTransposed>(args, stream);
+  return LaunchTiles<kPlanes, 8, kTransposed>(args, stream);
+}
+
+}  // namespace
+
+bool ProductNeedsPlanes(const ProductArgs& args) { return args.source.kind != RowSource::kPlanes && !FitsShared(args); }
+
+Error LaunchProduct(const ProductArgs& args, Stream stream) {
+  if (args.rows == 0) return nullptr;
+  ProductArgs product = args;
+  if (ProductNeedsPlanes(args)) {
+    RowPlanesArgs planes;
+    planes.source = args.source;
+    planes.rows = args.rows;
+    planes.columns = args.transposed ? args.weights.rows : args.weights.columns;
+    planes.planes = args.weights.planes;
+    planes.for_transposed = args.transposed;
+    planes.out = args.planes;
+    if (const Error error = LaunchRowPlanes(planes, stream); error != nullptr) return error;
+    product.source.kind = RowSource::kPlanes;
+  }
+  if (args.weights.planes == 1) {
+    return args.transposed ? LaunchRows<1, true>(product, stream) : LaunchRows<1, false>(product, stream);
+  }
+  return args.transposed ? LaunchRows<3, true>(product, stream) : LaunchRows<3, false>(product, stream);
+}
+
+}  // namespace c3po::cuda

@@ -1,0 +1,42 @@
+#include "server/compute/cuda/rows.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <vector>
+
+#include "tests/server/compute/cuda/device_rows.h"
+
+namespace c3po::cuda {
+namespace {
+
+TEST(Embedding, ReadsRowsOfAPackedMatrix) {
+  std::mt19937 random(7);
+  for (const int planes : {1, 3}) {
+    for (const int columns : {40, 2051}) {
+      const Floats w = RandomFloats(37, columns, random);
+      const DeviceWeights weights(PackedLayout::Plain(37, columns, planes), w);
+      const DeviceArray<int> tokens(std::vector<int>{36, 0, 17, -1, 8, 17});
+      const DeviceFloats out(6, columns, columns + 5);
+      EmbeddingArgs args;
+      args.weights = weights.view();
+      args.tokens = tokens.data();
+      args.rows = 6;
+      args.multiplier = 12;
+      args.out = out.data();
+      args.stride = out.stride();
+      ASSERT_EQ(LaunchEmbedding(args, nullptr), nullptr);
+      const Floats y = out.Read(6, columns);
+      EXPECT_TRUE(out.IsUntouchedBeyond(columns));
+      for (int r = 0; r < 6; ++r) {
+        const int token = tokens.data()[r];
+        for (int c = 0; c < columns; ++c) {
+          ASSERT_EQ(y(r, c), token < 0 ? 0 : 12 * static_cast<float>(Seen(w(token, c), planes))) << r << " " << c;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace c3po::cuda
