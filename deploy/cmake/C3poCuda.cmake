@@ -106,3 +106,15 @@ function(c3po_cuda_library target)
   set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX LINK_DEPENDS ${exported}
                                              LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 endfunction()
+
+# c3po_cuda_executable(NAME SOURCES a.cu ...): a program of its own, with the CUDA runtime linked statically.
+function(c3po_cuda_executable target)
+  cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})
+  set(objects)
+  foreach(source ${ARG_SOURCES})
+    c3po_cuda_object(${CMAKE_CURRENT_SOURCE_DIR}/${source} objects)
+  endforeach()
+  add_executable(${target} ${objects})
+  target_link_libraries(${target} PRIVATE ${C3PO_CUDART} ${CMAKE_DL_LIBS} rt Threads::Threads)
+  set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX)
+endfunction()
