@@ -1,6 +1,8 @@
-"""What c3pod says without a GPU where one is asked for, and what it loads where none is. usage: device_test.py C3POD [LIBC3PO_CUDA]"""
+"""What c3pod says without a GPU where one is asked for, and what it loads where none is.
+usage: device_test.py C3POD [LIBC3PO_CUDA FOLDER], a folder with driver_stand_in.cc as libcuda.so.1"""
 
 import ctypes
+import os
 import pathlib
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ import unittest
 import server_process
 
 BINARY = pathlib.Path(sys.argv.pop(1))
-LIBRARY = pathlib.Path(sys.argv.pop(1)) if len(sys.argv) > 1 and sys.argv[1].endswith(".so") else None
+LIBRARY, DRIVER = (pathlib.Path(sys.argv.pop(1)), sys.argv.pop(1)) if len(sys.argv) > 2 else (None, None)
 
 
 def has_driver() -> bool:
@@ -30,11 +32,11 @@ class DeviceTest(unittest.TestCase):
         self.binary = self.bin / "c3pod"
         shutil.copy2(BINARY, self.binary)
 
-    def refusal(self):
+    def refusal(self, **settings):
         """A start with --device cuda must fail: exit code 1, and one sentence beside the log's lines."""
         ended = subprocess.run([self.binary, "--device", "cuda", "--model", server_process.TINY_MODEL, "--embedder", "model", "--store",
                                 self.folder / "store.db", "--listen", "127.0.0.1:0", "--metrics-port", "0"], capture_output=True, text=True,
-                               timeout=120)
+                               timeout=120, env={**os.environ, **settings})
         self.assertEqual(ended.returncode, 1, ended.stderr)
         lines = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
         self.assertEqual(len(lines), 1, ended.stderr)
@@ -60,6 +62,17 @@ class DeviceTest(unittest.TestCase):
                 shutil.copy2(LIBRARY, place)
                 self.assertEqual(self.refusal(), "c3pod: device cuda: no NVIDIA driver on this machine: libcuda.so.1 does not load")
                 (place / LIBRARY.name).unlink()
+
+    @unittest.skipIf(LIBRARY is None, "built without libc3po_cuda.so")
+    def test_a_driver_that_is_too_old_sees_no_gpu_or_fails_is_told_apart(self):
+        shutil.copy2(LIBRARY, self.bin)
+        for version, error, why in (
+                ("11080", "0", r"the NVIDIA driver is too old: it serves CUDA 11\.8, and 1\d\.\d is needed"),
+                ("99000", "100", r"no NVIDIA GPU that this process may use \(CUDA_VISIBLE_DEVICES, or the container's devices\)"),
+                ("99000", "999", "the NVIDIA driver does not open a GPU: unknown error")):
+            with self.subTest(version=version, error=error):
+                said = self.refusal(LD_LIBRARY_PATH=DRIVER, STAND_IN_DRIVER_VERSION=version, STAND_IN_DRIVER_ERROR=error)
+                self.assertRegex(said, f"^c3pod: device cuda: {why}$")
 
     def test_a_server_on_the_cpu_loads_none_of_it(self):
         if LIBRARY is not None:
