@@ -1,9 +1,9 @@
 // The runtime and the primitives of the host model keep the promises that tests/gpu holds the GPU's to.
 
+#include "tests/gpu/runtime_contract.h"
+
 #include <memory>
 #include <vector>
-
-#include "tests/gpu/runtime_contract.h"
 
 #include "tests/host_cuda/runtime.h"
 
