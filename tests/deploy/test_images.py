@@ -278,3 +278,20 @@ def test_cmake_takes_the_nvcc_that_is_installed() -> None:
     version = re.search(r"^CUDA_VERSION=(\S+)", (SOURCE / "deploy" / "install_deps.sh").read_text(), re.M).group(1)
     folders = set(re.findall(r"cuda-[\d.]+", (SOURCE / "deploy" / "cmake" / "C3poCuda.cmake").read_text()))
     assert folders == {f"cuda-{version}"}
+
+
+@pytest.mark.parametrize("wanted, code, why", (("AUTO", 0, "not built, so --device cuda is not served: {nvcc} does not know sm_100"),
+                                               ("OFF", 0, "not built, so --device cuda is not served: C3PO_CUDA=OFF"),
+                                               ("ON", 1, "C3PO_CUDA=ON: {nvcc} does not know sm_100")))
+def test_a_build_without_a_fitting_nvcc_is_configured_and_says_so_unless_it_was_asked_for(tmp_path: pathlib.Path, wanted: str, code: int,
+                                                                                          why: str) -> None:
+    own = tmp_path / "nvcc"
+    own.write_text("#!/bin/sh\necho compute_80; echo compute_90\n")
+    own.chmod(0o755)
+    done = subprocess.run(["cmake", "-S", SOURCE, "-B", tmp_path / "build", "-G", "Ninja", f"-DC3PO_CUDA={wanted}", f"-DC3PO_NVCC={own}"],
+                          capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert why.format(nvcc=own) in " ".join((done.stdout + done.stderr).split())
+    if code == 0:
+        plan = subprocess.run(["ninja", "-C", tmp_path / "build", "-n"], capture_output=True, text=True, check=True).stdout
+        assert "bin/c3pod" in plan and "bin/gpu_runtime_test" in plan and "bin/libc3po_cuda.so" not in plan and "nvcc" not in plan
