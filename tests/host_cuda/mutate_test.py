@@ -49,13 +49,14 @@ class MutateTest(unittest.TestCase):
 
     def test_malformed_mutants_are_refused(self):
         for mutants, part in (("", "no mutants"), ("[m]\nfind='a();'\nreplace=''\n", "a mutant has"), ("[m]\nfind='a'\nreplace='a'\ntest=''\n", "nothing"),
-                              ("[m]\nfind='a'\nreplace=1\ntest='*'\n", "each a text"), ("['M m']\nfind='a'\nreplace='b'\ntest='*'\n", "a-z")):
+                              ("[m]\nfind='a'\nreplace=1\ntest='*'\n", "each a text"), ("['M m']\nfind='a'\nreplace='b'\ntest='*'\n", "a-z"),
+                              ("[m]\nfind='a'\nreplace='b'\ntest='*'\nheader='../a.h'\n", "no header of the repository")):
             with self.subTest(mutants):
                 self.assertIn(part, self.make(mutants))
 
     def test_names_are_listed(self):
-        path = self.write("m.toml", "".join(f"[{name}]\nfind='a'\nreplace='b'\ntest='*'\n" for name in ("one", "two")))
-        self.assertEqual(self.run_mutate("list", path).stdout, "one\ntwo\n")
+        path = self.write("m.toml", "".join(f"[{name}]\nfind='a'\nreplace='b'\ntest='*'\n" for name in ("one", "two")) + "header='a/b.h'\n")
+        self.assertEqual(self.run_mutate("list", path).stdout, "one\ntwo:a/b.h\n")
 
     def test_a_mutant_is_noticed_by_a_failure_or_a_crash(self):
         self.assertEqual(self.check('echo "[ RUN      ] T.a"; exit 1\n').returncode, 0)

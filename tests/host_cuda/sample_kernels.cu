@@ -1,4 +1,5 @@
 #include "index/base/cuda/device.h"
+#include "tests/host_cuda/sample_sum.h"
 #include "tests/host_cuda/sample_kernels.h"
 
 namespace c3po::host_cuda {
@@ -8,12 +9,6 @@ using namespace device;  // NOLINT: the language of kernels
 namespace {
 
 constexpr int kShareThreads = 256;
-
-C3PO_DEVICE float SumOfWarp(float value) {
-  C3PO_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) value = Add(value, ShuffleXor(value, mask));
-  return value;
-}
 
 C3PO_KERNEL void C3PO_BOUNDS(kShareThreads, 1) Share(ShareArgs args) {
   float* const of_warp = static_cast<float*>(SharedMemory());  // then the sum of all
