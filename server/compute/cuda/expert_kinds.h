@@ -118,6 +118,10 @@ struct DownApartProduct {
   }
 };
 
+// The product of a kind whose pairs are listed (many_experts.cu).
+template <class ProductKind>
+Error LaunchManyExperts(const ExpertProductArgs& args, Stream stream);
+
 }  // namespace c3po::cuda
 
 #endif  // C3PO_SERVER_COMPUTE_CUDA_EXPERT_KINDS_H_

@@ -7,6 +7,7 @@
 #include "server/compute/cuda/expert_kinds.h"
 #include "server/compute/cuda/expert_products.h"
 #include "server/compute/cuda/expert_rows.h"
+#include "server/compute/cuda/many_rows.h"
 #include "server/compute/cuda/tile_products.h"
 
 namespace c3po::cuda {
@@ -119,6 +120,8 @@ Error LaunchTiles(const ExpertProductArgs& args, Stream stream) {
 template <class ProductKind>
 Error LaunchExperts(const ExpertProductArgs& args, Stream stream) {
   if (args.selection.rows == 0) return nullptr;
+  const bool listed = args.list_counts != nullptr || (args.selection.k == 0 && args.selection.rows >= kManyFrom);
+  if (listed) return LaunchManyExperts<ProductKind>(args, stream);
   const int planes = args.routed.weights.data != nullptr ? args.routed.weights.planes : args.shared.weights.planes;
   const bool few = args.selection.rows <= 8;
   if (planes == 1)

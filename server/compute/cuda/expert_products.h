@@ -11,8 +11,12 @@
 // to 16. A pair is a row with one of its experts, pair = row * k + j for selected[row, j]; of what runs in every row,
 // pair = row.
 //
-// Every kernel reads `selected` itself and lists each expert's rows, so nothing is decided on the host. A row's result
-// is bitwise the same whatever other rows there are, and however many. Any R: 64 rows at a time.
+// Nothing is decided on the host: the kernels read `selected`, and list each expert's rows. A row's result is bitwise
+// the same whatever other rows there are, however many, and by whichever of these kernels.
+//
+// A decode step (R <= 64): LaunchGateUp, LaunchExpertMix; each block makes the list for itself. A prefill:
+// LaunchExpertLists once, LaunchGateUp and LaunchDownApart with these lists, LaunchExpertSum. Any R is right either
+// way; without lists each 64 rows read their experts' weights anew.
 namespace c3po::cuda {
 
 // Which experts the rows take. An entry outside [0, experts) is none: its pair is not computed, and what a kernel
@@ -39,8 +43,10 @@ struct ExpertNetworks {
 struct ExpertProductArgs {
   ExpertSelection selection;
   ExpertNetworks routed, shared;
-  int64_t floats_stride = 0;  // of floats_out
-  int multiprocessors = 1;    // of the device
+  int64_t floats_stride = 0;         // of floats_out
+  const int* list_counts = nullptr;  // what LaunchExpertLists wrote, or null
+  const int* list_pairs = nullptr;
+  int multiprocessors = 1;  // of the device
 };
 
 // h = scale * silu(W_gate x) * W_up x of every pair.
@@ -66,10 +72,31 @@ constexpr int UnitsOfDots(int neurons) { return 2 * Chunks(neurons); }
 //   floats_out  y [d] by pair, floats_stride apart
 Error LaunchDownApart(const ExpertProductArgs& args, Stream stream);
 
+// Each expert's pairs, ascending.
+struct ExpertListArgs {
+  ExpertSelection selection;
+  int* counts = nullptr;  // [experts]
+  int* pairs = nullptr;   // [experts, R], of which the first counts[e] are written
+};
+Error LaunchExpertLists(const ExpertListArgs& args, Stream stream);
+
+// What LaunchExpertMix gives, of y as LaunchDownApart left it.
+struct ExpertSumArgs {
+  ExpertSelection selection;
+  int columns = 0;                // d
+  const float* routed = nullptr;  // y by pair
+  const float* shared = nullptr;  // y by row; null: nothing runs in every row
+  int64_t stride = 0;             // of both
+  const float* residual = nullptr;
+  int64_t residual_stride = 0;
+  float factor = 1;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+};
+Error LaunchExpertSum(const ExpertSumArgs& args, Stream stream);
+
 // out[r] = residual[r] + factor * (sum over r's experts, ascending, of W_e h[r, e], then the shared expert's), float32.
 // Its way back: the same of h[r, e] W_e.
-//   one block owns 16 outputs of all rows and goes over the experts, its warps split f; sums stay in shared memory.
-//   OLMoE, one row: 8 experts x 32 KiB a block, 128 blocks; 64 rows: 64 experts, 268 MB in all.
 struct ExpertMixArgs {
   ExpertSelection selection;
   PackedWeights routed, shared;           // data null: there are none. Down [d, f]; transposed: gate and up [2 f', d].

@@ -11,6 +11,8 @@ constexpr ModelKernels kKernels = {
     .down_apart = &LaunchDownApart,
     .expert_mix = &LaunchExpertMix,
     .down_backward = &LaunchDownBackward,
+    .expert_lists = &LaunchExpertLists,
+    .expert_sum = &LaunchExpertSum,
     .dot_sums = &LaunchDotSums,
 };
 

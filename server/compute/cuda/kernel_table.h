@@ -21,6 +21,8 @@ struct ModelKernels {
   Error (*down_apart)(const ExpertProductArgs& args, Stream stream);
   Error (*expert_mix)(const ExpertMixArgs& args, Stream stream);
   Error (*down_backward)(const ExpertProductArgs& args, Stream stream);
+  Error (*expert_lists)(const ExpertListArgs& args, Stream stream);
+  Error (*expert_sum)(const ExpertSumArgs& args, Stream stream);
   Error (*dot_sums)(const DotSumsArgs& args, Stream stream);
 };
 

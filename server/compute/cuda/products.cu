@@ -7,6 +7,8 @@
 // Up to 8 rows a block takes half of a multiprocessor's registers and, with d = 2048, of its shared memory, so the next
 // kernel's blocks can already ask for their weights beside it.
 
+#include "server/compute/cuda/many_rows.h"
+#include "server/compute/cuda/product_outputs.h"
 #include "server/compute/cuda/products.h"
 #include "server/compute/cuda/row_planes.h"
 #include "server/compute/cuda/tile_products.h"
@@ -16,7 +18,6 @@ namespace {
 
 using namespace device;  // The language of kernels.
 
-constexpr int kRowsOfBlock = 64;
 // Shared memory that the rows of one product may take.
 constexpr int kSharedRowsMax = 100 * 1024;
 
@@ -37,48 +38,21 @@ constexpr int SharedBytes(int shared_row_bytes) {
          (rows > 0 ? rows + scratch : 0);
 }
 
-template <bool kTransposed>
-C3PO_DEVICE void StoreOutputs(const ProductArgs& args, int unit, int first_row, int rows, const Sums4& total) {
-  const int outputs = kTransposed ? args.weights.columns : args.weights.rows;
-  C3PO_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const int m = OutputOf<kTransposed>(unit, Lane() / 4 + 8 * half);
-    if (m >= outputs) continue;
-    const float bias = args.bias != nullptr ? args.bias[m] : 0.0f;
-    C3PO_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const int row = first_row + 2 * (Lane() % 4) + i;
-      if (row >= rows) continue;
-      float y = total.x[2 * half + i];
-      if (args.bias != nullptr) y = Add(y, bias);
-      if (args.divisor != 1) y = Divide(y, args.divisor);
-      if (args.clip > 0 && m >= args.clip_begin) y = y > args.clip ? args.clip : y < -args.clip ? -args.clip : y;
-      if (args.factor != 1) y = Multiply(y, args.factor);
-      if (args.residual != nullptr) y = Add(args.residual[row * args.residual_stride + m], y);
-      args.out[row * args.out_stride + m] = y;
-    }
-  }
-}
-
-// The block's own planes of its rows, where it makes them; else those that are there. `row_bytes`, `row_start`: where
-// the block's rows lie there.
+// The block's own planes of the rows, where it makes them; else those that are there.
 template <int kPlanes, bool kTransposed>
-C3PO_DEVICE Activations PlaceRows(const ProductKernelArgs& args, int first_row, int rows, char* memory,
-                                  int64_t* row_bytes, int64_t* row_start) {
+C3PO_DEVICE Activations PlaceRows(const ProductKernelArgs& args, char* memory, int64_t* row_bytes) {
   const ActivationPlanes& planes = args.product.planes;
   if (args.shared_row_bytes == 0) {
     *row_bytes = int64_t{planes.stride} * 2;
-    *row_start = first_row * *row_bytes;
     return ActivationsOf(planes);
   }
   const PackedWeights& w = args.product.weights;
   const PlanesPlace place{memory, int64_t{kRowsAtOnce} * args.shared_row_bytes, args.shared_row_bytes};
   float* const scratch = reinterpret_cast<float*>(memory + kPlanes * place.plane_stride);
-  MakePlanes<kPlanes>(args.product.source, first_row, rows, kTransposed ? w.rows : w.columns, kTransposed, scratch,
+  MakePlanes<kPlanes>(args.product.source, 0, args.product.rows, kTransposed ? w.rows : w.columns, kTransposed, scratch,
                       place);
   SyncBlock();
   *row_bytes = place.row_stride;
-  *row_start = 0;
   return {memory, place.plane_stride};
 }
 
@@ -111,18 +85,15 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles ==
   for (int i = 0; i < Ring::kDepth; ++i) ask();
   WaitForPreviousKernel();
 
-  const int first_row = BlockY() * kRowsOfBlock;
-  const int rows = args.rows - first_row < 8 * kTiles ? args.rows - first_row : 8 * kTiles;
-  const int tiles = (rows + 7) / 8;
-  int64_t row_bytes, row_start;
+  const int tiles = (args.rows + 7) / 8;
+  int64_t row_bytes;
   const Activations x = PlaceRows<kPlanes, kTransposed>(
-      kernel_args, first_row, rows, reinterpret_cast<char*>(sums_memory) + kSumBytes<kPlanes, 1, kTiles>, &row_bytes,
-      &row_start);
+      kernel_args, reinterpret_cast<char*>(sums_memory) + kSumBytes<kPlanes, 1, kTiles>, &row_bytes);
   int64_t row[kTiles];
   C3PO_UNROLL
   for (int tile = 0; tile < kTiles; ++tile) {
     const int own = tile * 8 + Lane() / 4;
-    row[tile] = own < rows ? row_start + own * row_bytes : -1;
+    row[tile] = own < args.rows ? own * row_bytes : -1;
   }
   for (int unit = 0; unit < units; ++unit) {
     float sums[1][kTiles][4] = {};
@@ -131,7 +102,7 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles ==
     SyncBlock();
     for (int tile = Warp(); tile < tiles; tile += kWarps) {
       const Sums4 total = TotalOf<kPlanes, 1, kTiles>(sums_memory, 0, tile);
-      StoreOutputs<kTransposed>(args, first_unit + unit, first_row + 8 * tile, args.rows, total);
+      StoreOutputs<kTransposed>(args, first_unit + unit, 8 * tile, args.rows, total);
     }
     SyncBlock();
   }
@@ -151,8 +122,7 @@ Error LaunchTiles(const ProductArgs& args, Stream stream) {
   const int units = UnitsOf<kTransposed>(args.weights);
   const int blocks_max = args.multiprocessors > 0 ? args.multiprocessors : 1;
   kernel_args.units_per_block = (units + blocks_max - 1) / blocks_max;
-  const Grid grid{(units + kernel_args.units_per_block - 1) / kernel_args.units_per_block,
-                  (args.rows + kRowsOfBlock - 1) / kRowsOfBlock};
+  const Grid grid{(units + kernel_args.units_per_block - 1) / kernel_args.units_per_block};
   return LaunchEarly(Product<kPlanes, kTiles, kTransposed>, grid, kProductThreads<kPlanes>,
                      SharedBytes<kPlanes, kTiles>(kernel_args.shared_row_bytes), stream, kernel_args);
 }
@@ -182,6 +152,7 @@ Error LaunchProduct(const ProductArgs& args, Stream stream) {
     if (const Error error = LaunchRowPlanes(planes, stream); error != nullptr) return error;
     product.source.kind = RowSource::kPlanes;
   }
+  if (args.rows >= kManyFrom) return LaunchManyProduct(product, stream);
   if (args.weights.planes == 1) {
     return args.transposed ? LaunchRows<1, true>(product, stream) : LaunchRows<1, false>(product, stream);
   }

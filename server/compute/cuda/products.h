@@ -15,8 +15,8 @@ namespace c3po::cuda {
 // in float32. v and W are rounded to W's planes, products are exact, sums float32. A row's result is bitwise the same
 // whatever other rows there are, and however many: sums are cut by W's shape alone.
 //
-// Any R: 64 rows at a time read W once. Up to 8 rows, rows that are not in planes are made so by each block
-// (rows.h), in shared memory; of more rows, once, by a kernel before, into `planes`.
+// Any R: up to 64 rows read W once, more read it once for 64 of them (many_rows.h). Up to 8 rows, rows that are not in
+// planes are made so by each block (rows.h), in shared memory; of more rows, once, by a kernel before, into `planes`.
 struct ProductArgs {
   PackedWeights weights;
   bool transposed = false;

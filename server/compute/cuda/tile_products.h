@@ -32,11 +32,12 @@ class WeightRing {
   C3PO_DEVICE explicit WeightRing(char* warp_ring) : lane_(warp_ring + 16 * device::Lane()) {}
 
   // Asks for a step: band b's tile j lies at first + b * band_stride + j * tile_stride. `first` null: for nothing.
-  // Where not `second`, tile 1 is zero.
-  C3PO_DEVICE void Ask(const char* first, int64_t band_stride, int64_t tile_stride, bool second) {
+  // Where not `second`, tile 1 is zero; what comes of bands from `bands` on is unknown.
+  C3PO_DEVICE void Ask(const char* first, int64_t band_stride, int64_t tile_stride, bool second, int bands) {
     if (first != nullptr) {
       C3PO_UNROLL
       for (int b = 0; b < kBands; ++b) {
+        if (b > 0 && b >= bands) continue;
         C3PO_UNROLL
         for (int j = 0; j < 2; ++j) {
           C3PO_UNROLL
@@ -156,27 +157,28 @@ constexpr int UnitsOf(const PackedWeights& w) {
   return kTransposed ? 2 * Chunks(w.columns) : Bands(w.rows);
 }
 
-// Asks for step `step` of units [kBands * unit, kBands * (unit + 1)) of matrix `matrix` of several, if there is such a
-// step.
+// Asks for step `step` of units [kBands * unit, kBands * (unit + 1)) of matrix `matrix` of several: of those that there
+// are.
 template <int kPlanes, int kBands, bool kTransposed>
 C3PO_DEVICE void AskStep(WeightRing<kPlanes, kBands>& ring, const PackedWeights& w, int matrix, int unit, int step) {
   constexpr int kTilePlanes = kPlanes * kTileBytes;
   const int64_t band_bytes = int64_t{Chunks(w.columns)} * 2 * kTilePlanes;
   const char* const data = static_cast<const char*>(w.data) + matrix * w.matrix_bytes;
-  if (step >= StepsOf<kTransposed>(w)) return ring.Ask(nullptr, 0, 0, false);
+  const int units = UnitsOf<kTransposed>(w) - kBands * unit;
+  if (step >= StepsOf<kTransposed>(w) || units <= 0) return ring.Ask(nullptr, 0, 0, false, 0);
   if constexpr (kTransposed) {
     const char* const first = data + 2 * step * band_bytes + unit * (kBands * kTilePlanes);
-    ring.Ask(first, kTilePlanes, band_bytes, 2 * step + 1 < Bands(w.rows));
+    ring.Ask(first, kTilePlanes, band_bytes, 2 * step + 1 < Bands(w.rows), units);
   } else {
     const char* const first = data + unit * kBands * band_bytes + step * (2 * kTilePlanes);
-    ring.Ask(first, band_bytes, kTilePlanes, true);
+    ring.Ask(first, band_bytes, kTilePlanes, true, units);
   }
 }
 
 // What asks for nothing: the ring goes on, with one step less under way.
 template <int kPlanes, int kBands>
 C3PO_DEVICE void AskNothing(WeightRing<kPlanes, kBands>& ring) {
-  ring.Ask(nullptr, 0, 0, false);
+  ring.Ask(nullptr, 0, 0, false, 0);
 }
 
 struct alignas(16) Sums4 {

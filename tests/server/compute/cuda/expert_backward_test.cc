@@ -11,36 +11,6 @@
 namespace c3po::cuda {
 namespace {
 
-// What the way back through down and SiLU leaves.
-struct Gradient {
-  Gradient(int rows, const Block& b)
-      : routed(std::max(1, rows * b.k), 2 * Padded(b.f), b.planes),
-        shared(rows, 2 * Padded(b.shared), b.planes),
-        dots(std::max(1, rows * b.k), UnitsOfDots(b.f), UnitsOfDots(b.f)),
-        shared_dots(rows, UnitsOfDots(b.shared), UnitsOfDots(b.shared)) {}
-  DevicePlanes routed, shared;
-  DeviceFloats dots, shared_dots;
-};
-
-ExpertProductArgs BackwardArgs(const Weights& weights, const Rows& rows, int first, int count, const Activation& tape,
-                               const DevicePlanes& dy, const Gradient& out) {
-  ExpertProductArgs args;
-  args.selection = rows.Selection(first, count);
-  args.routed.weights = weights.DownView(false);
-  args.shared.weights = weights.DownView(true);
-  args.routed.scale = rows.device_weights.data() + first * weights.block.k;
-  args.shared.scale = rows.device_gates.data() + first;
-  args.routed.in = args.shared.in = rows.From(dy.view(), first);
-  args.routed.gate_up = tape.gate_up.data() + int64_t{first} * weights.block.k * tape.gate_up.stride();
-  args.shared.gate_up = tape.shared_gate_up.data() + int64_t{first} * tape.shared_gate_up.stride();
-  args.routed.planes_out = out.routed.view();
-  args.shared.planes_out = out.shared.view();
-  args.routed.dots = out.dots.data();
-  args.shared.dots = out.shared_dots.data();
-  args.multiprocessors = 3;
-  return args;
-}
-
 void CheckDownBackward(const Weights& weights, const Rows& rows, const Activation& tape, const Floats& dy,
                        const Gradient& out, bool of_shared) {
   const Block& b = weights.block;

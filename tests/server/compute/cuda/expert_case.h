@@ -210,6 +210,36 @@ inline Floats RunMix(ExpertMixArgs args, int d, uint64_t seed = 0) {
   return out.Read(args.selection.rows, d);
 }
 
+// What the way back through down and SiLU leaves.
+struct Gradient {
+  Gradient(int rows, const Block& b)
+      : routed(std::max(1, rows * b.k), 2 * Padded(b.f), b.planes),
+        shared(rows, 2 * Padded(b.shared), b.planes),
+        dots(std::max(1, rows * b.k), UnitsOfDots(b.f), UnitsOfDots(b.f)),
+        shared_dots(rows, UnitsOfDots(b.shared), UnitsOfDots(b.shared)) {}
+  DevicePlanes routed, shared;
+  DeviceFloats dots, shared_dots;
+};
+
+inline ExpertProductArgs BackwardArgs(const Weights& weights, const Rows& rows, int first, int count,
+                                      const Activation& tape, const DevicePlanes& dy, const Gradient& out) {
+  ExpertProductArgs args;
+  args.selection = rows.Selection(first, count);
+  args.routed.weights = weights.DownView(false);
+  args.shared.weights = weights.DownView(true);
+  args.routed.scale = rows.device_weights.data() + first * weights.block.k;
+  args.shared.scale = rows.device_gates.data() + first;
+  args.routed.in = args.shared.in = rows.From(dy.view(), first);
+  args.routed.gate_up = tape.gate_up.data() + int64_t{first} * weights.block.k * tape.gate_up.stride();
+  args.shared.gate_up = tape.shared_gate_up.data() + int64_t{first} * tape.shared_gate_up.stride();
+  args.routed.planes_out = out.routed.view();
+  args.shared.planes_out = out.shared.view();
+  args.routed.dots = out.dots.data();
+  args.shared.dots = out.shared_dots.data();
+  args.multiprocessors = 3;
+  return args;
+}
+
 }  // namespace c3po::cuda
 
 #endif  // C3PO_TESTS_SERVER_COMPUTE_CUDA_EXPERT_CASE_H_
