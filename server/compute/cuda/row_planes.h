@@ -4,6 +4,7 @@
 #include "index/base/cuda/device.h"
 #include "server/compute/cuda/layout.h"
 #include "server/compute/cuda/rows.h"
+#include "server/compute/cuda/split_merge.h"
 
 // Kernel code: rows of RowSource, rounded to planes in shared or global memory.
 namespace c3po::cuda {
@@ -85,20 +86,18 @@ C3PO_DEVICE void LoadFour(const float* x, int column, int columns, bool aligned,
 C3PO_DEVICE void MergeSplits(const RowSource& source, int row, int head, int first, int count, float (&merged)[4]) {
   const int splits = (source.lengths[row] + source.split_length - 1) / source.split_length;
   const int64_t at = (int64_t{row} * source.heads + head) * source.splits;
-  float top = 0, sum = 0, total[4] = {0, 0, 0, 0};
+  MergedSplits sums;
+  float total[4] = {0, 0, 0, 0};
   for (int s = 0; s < splits; ++s) {
-    const float own = source.tops[at + s], old = s == 0 ? own : top;
-    top = own > old ? own : old;
-    const float kept = device::Exp(device::Subtract(old, top)), added = device::Exp(device::Subtract(own, top));
-    sum = device::FusedMultiplyAdd(sum, kept, device::Multiply(source.sums[at + s], added));
+    sums.Add(source.tops[at + s], source.sums[at + s]);
     const float* const o = source.partial + (at + s) * source.value_dim + first;
     C3PO_UNROLL
     for (int i = 0; i < 4; ++i) {
-      if (i < count) total[i] = device::FusedMultiplyAdd(total[i], kept, device::Multiply(o[i], added));
+      if (i < count) total[i] = device::FusedMultiplyAdd(total[i], sums.kept, device::Multiply(o[i], sums.added));
     }
   }
   C3PO_UNROLL
-  for (int i = 0; i < 4; ++i) merged[i] = splits > 0 && i < count ? device::Divide(total[i], sum) : 0.0f;
+  for (int i = 0; i < 4; ++i) merged[i] = splits > 0 && i < count ? device::Divide(total[i], sums.l) : 0.0f;
 }
 
 // Columns [column, column + 4) of a merged row.

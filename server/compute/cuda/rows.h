@@ -19,7 +19,8 @@ struct RowSource {
     // Attention of row r, its keys in n = ceil(lengths[r] / split_length) splits, each with the softmax relative to its
     // own largest logit m and its sum l. Of head h, with M = max of m over the n splits:
     //   sum_i exp(m_i - M) o_i / sum_i exp(m_i - M) l_i,
-    // splits ascending. Splits from n on are not read. K = heads * value_dim. A row of length 0 is zero.
+    // splits ascending, by MergedSplits (split_merge.h), so that it is bitwise what LaunchAttention makes of its own
+    // splits. Splits from n on are not read. K = heads * value_dim. A row of length 0 is zero.
     kMerged,
   };
   Kind kind = kPlanes;
