@@ -14,6 +14,19 @@ constexpr ModelKernels kKernels = {
     .expert_lists = &LaunchExpertLists,
     .expert_sum = &LaunchExpertSum,
     .dot_sums = &LaunchDotSums,
+    .rotate = &LaunchRotate,
+    .attention = &LaunchAttention,
+    .tree_attention = &LaunchTreeAttention,
+    .tree_backward = &LaunchTreeBackward,
+    .heads_backward = &LaunchHeadsBackward,
+    .block_copies = &LaunchBlockCopies,
+    .router = &LaunchRouter,
+    .router_backward = &LaunchRouterBackward,
+    .routing_sums = &LaunchRoutingSums,
+    .norm_backward = &LaunchNormBackward,
+    .readout = &LaunchReadout,
+    .token_logits = &LaunchTokenLogits,
+    .logit_gradient = &LaunchLogitGradient,
 };
 
 }  // namespace

@@ -2,9 +2,13 @@
 #define C3PO_SERVER_COMPUTE_CUDA_KERNEL_TABLE_H_
 
 #include "index/base/cuda/runtime.h"
+#include "server/compute/cuda/attention.h"
 #include "server/compute/cuda/expert_products.h"
 #include "server/compute/cuda/products.h"
+#include "server/compute/cuda/readout.h"
+#include "server/compute/cuda/router.h"
 #include "server/compute/cuda/rows.h"
+#include "server/compute/cuda/tree_attention.h"
 
 namespace c3po::cuda {
 
@@ -24,6 +28,23 @@ struct ModelKernels {
   Error (*expert_lists)(const ExpertListArgs& args, Stream stream);
   Error (*expert_sum)(const ExpertSumArgs& args, Stream stream);
   Error (*dot_sums)(const DotSumsArgs& args, Stream stream);
+  // Attention of running sequences.
+  Error (*rotate)(const RotateArgs& args, Stream stream);
+  Error (*attention)(const AttentionArgs& args, Stream stream);
+  // Attention of an objective's trees.
+  Error (*tree_attention)(const TreeAttentionArgs& args, Stream stream);
+  Error (*tree_backward)(const TreeBackwardArgs& args, Stream stream);
+  Error (*heads_backward)(const HeadsBackwardArgs& args, Stream stream);
+  Error (*block_copies)(const BlockCopiesArgs& args, Stream stream);
+  // Routing.
+  Error (*router)(const RouterArgs& args, Stream stream);
+  Error (*router_backward)(const RouterBackwardArgs& args, Stream stream);
+  Error (*routing_sums)(const RoutingSumsArgs& args, Stream stream);
+  Error (*norm_backward)(const NormBackwardArgs& args, Stream stream);
+  // What is read of logits.
+  Error (*readout)(const ReadoutArgs& args, Stream stream);
+  Error (*token_logits)(const TokenLogitsArgs& args, Stream stream);
+  Error (*logit_gradient)(const LogitGradientArgs& args, Stream stream);
 };
 
 // What libc3po_cuda.so exports as `c3po_model_kernels`. Null: of another version than kCudaLibraryVersion.
