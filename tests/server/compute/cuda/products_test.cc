@@ -115,8 +115,12 @@ TEST(Product, IsBitwiseTheSameInEveryOrderOnAnyDeviceAndInAnyBatch) {
       for (uint64_t seed = 1; seed < 4; ++seed) ExpectSame(Multiply(args, seed), all, Named(args, seed));
       args.multiprocessors = 132;
       ExpectSame(Multiply(args), all, "132 multiprocessors");
+      args.multiprocessors = 2;
+      args.rows = 64;
+      const Floats few = Multiply(args);
+      for (uint64_t seed = 1; seed < 4; ++seed) ExpectSame(Multiply(args, seed), few, Named(args, seed));
       for (const auto& [first, count] :
-           {std::pair{0, 1}, {69, 1}, {5, 3}, {30, 8}, {20, 9}, {3, 31}, {1, 33}, {2, 64}}) {
+           {std::pair{0, 1}, {69, 1}, {5, 3}, {30, 8}, {20, 9}, {3, 31}, {1, 33}, {0, 64}}) {
         args.rows = count;
         args.planes.data = in.view().data + int64_t{first} * in.view().stride;
         const Floats some = Multiply(args);
