@@ -38,21 +38,15 @@ constexpr int SharedBytes(int shared_row_bytes) {
          (rows > 0 ? rows + scratch : 0);
 }
 
-// The block's own planes of the rows, where it makes them; else those that are there.
+// The block's own planes of all rows, in shared memory.
 template <int kPlanes, bool kTransposed>
-C3PO_DEVICE Activations PlaceRows(const ProductKernelArgs& args, char* memory, int64_t* row_bytes) {
-  const ActivationPlanes& planes = args.product.planes;
-  if (args.shared_row_bytes == 0) {
-    *row_bytes = int64_t{planes.stride} * 2;
-    return ActivationsOf(planes);
-  }
+C3PO_DEVICE Activations MakeRows(const ProductKernelArgs& args, char* memory) {
   const PackedWeights& w = args.product.weights;
   const PlanesPlace place{memory, int64_t{kRowsAtOnce} * args.shared_row_bytes, args.shared_row_bytes};
   float* const scratch = reinterpret_cast<float*>(memory + kPlanes * place.plane_stride);
   MakePlanes<kPlanes>(args.product.source, 0, args.product.rows, kTransposed ? w.rows : w.columns, kTransposed, scratch,
                       place);
   SyncBlock();
-  *row_bytes = place.row_stride;
   return {memory, place.plane_stride};
 }
 
@@ -86,9 +80,15 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles ==
   WaitForPreviousKernel();
 
   const int tiles = (args.rows + 7) / 8;
-  int64_t row_bytes;
-  const Activations x = PlaceRows<kPlanes, kTransposed>(
-      kernel_args, reinterpret_cast<char*>(sums_memory) + kSumBytes<kPlanes, 1, kTiles>, &row_bytes);
+  Activations x = ActivationsOf(args.planes);
+  int64_t row_bytes = int64_t{args.planes.stride} * 2;
+  if constexpr (kTiles == 1) {  // 8 rows: kRowsAtOnce
+    if (kernel_args.shared_row_bytes > 0) {
+      char* const rows_memory = reinterpret_cast<char*>(sums_memory) + kSumBytes<kPlanes, 1, kTiles>;
+      x = MakeRows<kPlanes, kTransposed>(kernel_args, rows_memory);
+      row_bytes = kernel_args.shared_row_bytes;
+    }
+  }
   int64_t row[kTiles];
   C3PO_UNROLL
   for (int tile = 0; tile < kTiles; ++tile) {
