@@ -3,12 +3,12 @@
 #   tests/gpu/check.sh pack FOLDER    here: collects the programs of BIN_DIR (default build/release/bin) and their libraries
 #                                     into FOLDER, less than 64 MiB, none of it gRPC's
 #   FOLDER/check.sh [STEP...]         there, with nothing installed but the driver: runs the steps (default all), under four minutes
-# Build before packing: cmake --build --preset release --target c3po_cuda gpu_runtime_test gpu_probe
+# Build before packing: cmake --build --preset release --target c3po_cuda gpu_runtime_test gpu_primitives_test gpu_probe
 # Exit code there: 0 where every step passed, 1 where one failed, 3 without a GPU. Output is also in FOLDER/report/STEP.log,
 # or in REPORT/STEP.log where that variable names a folder.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
-PROGRAMS=(gpu_runtime_test gpu_probe)
+PROGRAMS=(gpu_runtime_test gpu_primitives_test gpu_probe)
 MIB_MAX=64
 LEFT_OUT=77 NO_GPU=3   # Exit codes of a step that this machine cannot take, and of all without a GPU.
 
@@ -41,6 +41,8 @@ pack() {
 # --- On the machine with the GPU. A step is a function; its output goes to its log. ---
 step_probe() { "$HERE/bin/gpu_probe" && "$HERE/bin/gpu_probe" --wait spin | grep -E 'round trip|launch and wait'; }
 step_runtime() { "$HERE/bin/gpu_runtime_test" --gtest_brief=1; }
+# The layouts of fragments first of all: every kernel takes them for what PTX says.
+step_primitives() { "$HERE/bin/gpu_primitives_test" --gtest_brief=1; }
 # The machine's own: PyPI's compute-sanitizer lacks the program that starts what it watches (13.0.85).
 step_sanitizer() {
   local sanitizer
@@ -48,8 +50,8 @@ step_sanitizer() {
   "$sanitizer" --tool memcheck --leak-check full --error-exitcode 9 "$HERE/bin/gpu_runtime_test" --gtest_brief=1 \
     --gtest_filter='-*CannotBeAllocated*:*CannotHold*'   # These make CUDA's own errors, which it would report.
 }
-STEPS=(probe runtime sanitizer)
-declare -A SECONDS_MAX=([probe]=60 [runtime]=60 [sanitizer]=100)
+STEPS=(probe runtime primitives sanitizer)
+declare -A SECONDS_MAX=([probe]=60 [runtime]=60 [primitives]=30 [sanitizer]=100)
 
 run() {
   local report=${REPORT:-$HERE/report} step code failed=0 start

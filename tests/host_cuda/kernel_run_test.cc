@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <string>
@@ -66,6 +67,38 @@ TEST(KernelRun, RaceShowsAsDifferentResults) {
     results.insert(bits);
   }
   EXPECT_GT(results.size(), 1u);
+}
+
+TEST(KernelRun, RaceShowsUnderSomeOrdersOnly) {
+  int right = 0;
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    SetSeed(seed);
+    const DeviceArray<int> out(std::vector<int>{-1, 0});
+    ASSERT_EQ(LaunchNeighbor({out.data()}, nullptr), nullptr);
+    right += out.Values()[0];
+  }
+  EXPECT_GT(right, 0);
+  EXPECT_LT(right, kSeeds);
+}
+
+TEST(KernelRun, SomeOrdersLetAWarpRunAheadAndSomeKeepThemClose) {
+  std::set<int> ahead;
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    SetSeed(seed);
+    const DeviceArray<int> passed(std::vector<int>{0}), out(4);
+    ASSERT_EQ(LaunchAhead({passed.data(), out.data()}, nullptr), nullptr);
+    const std::vector<int> values = out.Values();
+    ahead.insert(*std::max_element(values.begin(), values.end()));
+  }
+  EXPECT_TRUE(ahead.contains(0)) << "all warps came before one had passed";
+  EXPECT_GT(*ahead.rbegin(), 0) << "a warp passed before another one came";
+}
+
+TEST(KernelRun, WhatIsUnknownIsNotANumber) {
+  const DeviceArray<uint32_t> in(std::vector<uint32_t>{9, 9, 9, 9});
+  const DeviceArray<uint32_t> out(6);
+  ASSERT_EQ(LaunchUnknown({in.data(), out.data()}, 2, nullptr), nullptr);
+  EXPECT_EQ(out.Values(), (std::vector<uint32_t>{~0u, ~0u, 9, ~0u, ~0u, 9}));
 }
 
 TEST(KernelRun, DeadlockNamesWhoWaitsWhere) {

@@ -1,6 +1,6 @@
 #include "index/base/cuda/device.h"
-#include "tests/host_cuda/sample_sum.h"
 #include "tests/host_cuda/sample_kernels.h"
+#include "tests/host_cuda/sample_sum.h"
 
 namespace c3po::host_cuda {
 

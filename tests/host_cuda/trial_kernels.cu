@@ -31,6 +31,31 @@ C3PO_KERNEL void RacingSum(BlockSumArgs args) {
   if (Thread() == 0) args.out[0] = values[0];
 }
 
+C3PO_KERNEL void Neighbor(NeighborArgs args) {
+  if (Thread() == 0) args.out[1] = 1;
+  if (Thread() == 1) args.out[0] = args.out[1];
+}
+
+C3PO_KERNEL void Unknown(UnknownArgs args) {
+  auto* const shared = static_cast<Words4*>(SharedMemory());
+  if (Thread() != 0) return;
+  uint32_t* const out = args.out + 3 * Block();
+  out[0] = shared[0].x[3];
+  shared[0].x[3] = 5;
+  shared[1].x[0] = 6;
+  CopyAsync16(&shared[1], args.in);
+  CommitCopies();
+  out[1] = shared[1].x[0];
+  WaitCopies<0>();
+  out[2] = shared[1].x[0];
+}
+
+C3PO_KERNEL void Ahead(AheadArgs args) {
+  if (Lane() == 0) args.out[Warp()] = args.passed[0];
+  for (int i = 0; i < 8; ++i) SyncWarp();
+  if (Lane() == 0) args.passed[0] += 1;
+}
+
 C3PO_KERNEL void AddOne(AddOneArgs args) {
   const int i = Block() * Threads() + Thread();
   if (i < args.n) args.x[i] += 1;
@@ -79,6 +104,14 @@ Error LaunchBlockSum(const BlockSumArgs& args, int blocks, Stream stream) {
 Error LaunchRacingSum(const BlockSumArgs& args, Stream stream) {
   return Launch(RacingSum, Grid{1}, kSumThreads, kSumThreads * static_cast<int>(sizeof(float)), stream, args);
 }
+
+Error LaunchNeighbor(const NeighborArgs& args, Stream stream) { return Launch(Neighbor, Grid{1}, 32, 0, stream, args); }
+
+Error LaunchUnknown(const UnknownArgs& args, int blocks, Stream stream) {
+  return Launch(Unknown, Grid{blocks}, 32, 2 * static_cast<int>(sizeof(Words4)), stream, args);
+}
+
+Error LaunchAhead(const AheadArgs& args, Stream stream) { return Launch(Ahead, Grid{1}, 128, 0, stream, args); }
 
 Error LaunchAddOne(const AddOneArgs& args, Stream stream) {
   return Launch(AddOne, Grid{(args.n + 63) / 64}, 64, 0, stream, args);

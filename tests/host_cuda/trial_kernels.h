@@ -18,6 +18,27 @@ cuda::Error LaunchBlockSum(const BlockSumArgs& args, int blocks, cuda::Stream st
 // The same, of one block, with its warp's barrier where the block's should be: a race.
 cuda::Error LaunchRacingSum(const BlockSumArgs& args, cuda::Stream stream);
 
+// Thread 1 reads what thread 0 writes, without a barrier: out[0] = 1, or 0 where it came first. out[1] is 0 at first.
+struct NeighborArgs {
+  int* out;
+};
+cuda::Error LaunchNeighbor(const NeighborArgs& args, cuda::Stream stream);
+
+// What is unknown: out[b][0] of block b is a word of shared memory that an earlier block may have written; out[b][1] a
+// word that is being copied to; out[b][2] the same once the copy was waited for.
+struct UnknownArgs {
+  const uint32_t* in;  // [4]
+  uint32_t* out;       // [blocks][3]
+};
+cuda::Error LaunchUnknown(const UnknownArgs& args, int blocks, cuda::Stream stream);
+
+// out[w] = how many of the block's 4 warps had passed all of their 8 barriers before warp w came to its first one.
+struct AheadArgs {
+  int* passed;  // [1]
+  int* out;     // [4]
+};
+cuda::Error LaunchAhead(const AheadArgs& args, cuda::Stream stream);
+
 // x[i] += 1 for i < n, by blocks of 64 threads.
 struct AddOneArgs {
   float* x;
