@@ -29,8 +29,9 @@ std::string StateOf(const Fiber& fiber) {
 
 }  // namespace
 
-BlockRun::BlockRun(const KernelLaunch& launch)
+BlockRun::BlockRun(const KernelLaunch& launch, StackSet stacks)
     : launch_(launch),
+      stacks_(stacks),
       shared_(static_cast<size_t>(launch.shared_bytes), 128),
       fibers_(static_cast<size_t>(launch.threads)) {
   arrived_.resize(fibers_.size() / kLanes);
@@ -49,34 +50,45 @@ BlockRun::~BlockRun() {
   }
 }
 
-void BlockRun::Run(const int (&block)[3], Order order) {
-  order_ = order;
-  Begin(block);
-  current_thread = TakeNext();
-  scheduler_.SwitchTo(static_cast<Fiber*>(current_thread)->context);
-  current_thread = nullptr;
-  if (fault_ != nullptr) std::rethrow_exception(fault_);
+void BlockRun::RunToTheGate() {
+  gated_ = true;
+  Run();
+}
+
+void BlockRun::RunToTheEnd() {
+  gated_ = false;
+  ready_.insert(ready_.end(), at_the_gate_.begin(), at_the_gate_.end());
+  at_the_gate_.clear();
+  Run();
   CheckEnd();
 }
 
-void BlockRun::Begin(const int (&block)[3]) {
+void BlockRun::Run() {
+  current_thread = TakeNext();
+  if (current_thread != nullptr) scheduler_.SwitchTo(static_cast<Fiber*>(current_thread)->context);
+  current_thread = nullptr;
+  if (fault_ != nullptr) std::rethrow_exception(fault_);
+}
+
+void BlockRun::Begin(const BlockPlace& block, Order order) {
+  order_ = order;
   shared_.Poison();
   std::fill(arrived_.begin(), arrived_.end(), 0);
   arrived_at_barrier_ = 0;
   ended_ = 0;
-  newest_first_ = order_.Below(2) == 0;
-  ready_ = by_thread_;
-  for (size_t i = ready_.size(); i > 1; --i)
-    std::swap(ready_[i - 1], ready_[static_cast<size_t>(order_.Below(static_cast<int>(i)))]);
+  style_ = static_cast<Style>(order_.Below(3));
+  ready_.clear();
+  at_the_gate_.clear();
+  MakeReady(by_thread_.data(), launch_.threads);
   for (Fiber& fiber : fibers_) {
-    std::copy_n(block, 3, fiber.block);
+    std::copy(block.begin(), block.end(), fiber.block);
     fiber.waits = nullptr;
     fiber.ended = false;
     fiber.begun = true;
     fiber.waited_for_previous_kernel = false;
     fiber.open_copies.clear();
     fiber.copy_groups.clear();
-    fiber.context.Begin(StackOf(fiber.thread), &BlockRun::RunFiber, &fiber);
+    fiber.context.Begin(StackOf(stacks_, fiber.thread), &BlockRun::RunFiber, &fiber);
   }
 }
 
@@ -127,13 +139,30 @@ bool BlockRun::Complete(const Arrival& arrival, Fiber* const* group, int size) {
     for (int i = 0; i < kLanes; ++i) lanes[i] = const_cast<Arrival*>(group[i]->waits);
     arrival.kind->complete(lanes);
   }
-  const size_t first = ready_.size();
-  for (int i = 0; i < size; ++i) {
-    group[i]->waits = nullptr;
-    ready_.push_back(group[i]);
-    std::swap(ready_.back(), ready_[first + static_cast<size_t>(order_.Below(i + 1))]);
-  }
+  for (int i = 0; i < size; ++i) group[i]->waits = nullptr;
+  MakeReady(group, size);
   return true;
+}
+
+void BlockRun::Shuffle(size_t first, int size) {
+  for (int i = size; i > 1; --i) {
+    std::swap(ready_[first + static_cast<size_t>(i - 1)], ready_[first + static_cast<size_t>(order_.Below(i))]);
+  }
+}
+
+void BlockRun::MakeReady(Fiber* const* group, int size) {
+  if (style_ != Style::kNewestByWarp || size == kLanes) {
+    ready_.insert(ready_.end(), group, group + size);
+    Shuffle(ready_.size() - static_cast<size_t>(size), size);
+    return;
+  }
+  // Each warp goes in front of one of those that are there already, or behind them all.
+  for (int warp = 0; warp < size / kLanes; ++warp) {
+    const size_t first = ready_.size() - static_cast<size_t>(kLanes * order_.Below(warp + 1));
+    Fiber* const* const lanes = group + warp * kLanes;
+    ready_.insert(ready_.begin() + static_cast<ptrdiff_t>(first), lanes, lanes + kLanes);
+    Shuffle(first, kLanes);
+  }
 }
 
 void BlockRun::MaybeYield(Fiber& self) {
@@ -143,9 +172,16 @@ void BlockRun::MaybeYield(Fiber& self) {
   SwitchFrom(self);
 }
 
+void BlockRun::WaitAtTheGate(Fiber& self) {
+  self.waited_for_previous_kernel = true;
+  if (!gated_) return;
+  at_the_gate_.push_back(&self);
+  SwitchFrom(self);
+}
+
 Fiber* BlockRun::TakeNext() {
   if (ready_.empty()) return nullptr;
-  if (!newest_first_)
+  if (style_ == Style::kAny)
     std::swap(ready_.back(), ready_[static_cast<size_t>(order_.Below(static_cast<int>(ready_.size())))]);
   Fiber* const next = ready_.back();
   ready_.pop_back();

@@ -1,6 +1,7 @@
 #ifndef C3PO_TESTS_HOST_CUDA_BLOCK_RUN_H_
 #define C3PO_TESTS_HOST_CUDA_BLOCK_RUN_H_
 
+#include <array>
 #include <cstddef>
 #include <deque>
 #include <exception>
@@ -24,35 +25,49 @@ struct Fiber : ThreadRun {
   std::deque<std::vector<AsyncCopy>> copy_groups;  // the oldest first
 };
 
-// Runs the blocks of one launch, one at a time, on the calling OS thread.
+using BlockPlace = std::array<int, 3>;
+
+// Runs blocks of one launch, one at a time, on the calling OS thread.
 class BlockRun {
  public:
-  explicit BlockRun(const KernelLaunch& launch);
+  BlockRun(const KernelLaunch& launch, StackSet stacks);
   BlockRun(const BlockRun&) = delete;
   BlockRun& operator=(const BlockRun&) = delete;
   ~BlockRun();
 
-  // Runs one block to its end. Throws KernelFault; then no other block may be run.
-  void Run(const int (&block)[3], Order order);
+  // A block is begun, then run to its end, before that to its gate or not: until no thread goes on, where those wait
+  // that came to WaitForPreviousKernel. Each throws KernelFault; then no other block may be run.
+  void Begin(const BlockPlace& block, Order order);
+  void RunToTheGate();
+  void RunToTheEnd();
 
   // --- For the fiber that runs. ---
   void WaitForGroup(Fiber& self, Arrival& arrival);
   void MaybeYield(Fiber& self);
+  void WaitAtTheGate(Fiber& self);
+  bool gated() const { return gated_; }
   std::byte* shared() const { return shared_.data(); }
   int shared_bytes() const { return launch_.shared_bytes; }
 
  private:
+  // Who of the ready ones goes on: any; the newest, so that a warp that comes from a collective runs ahead as far as it
+  // can; the same, and warps come from the block's barriers, and to their first line, one by one.
+  enum class Style { kAny, kNewest, kNewestByWarp };
+
   static void RunFiber(void* fiber);
-  void Begin(const int (&block)[3]);
+  void Run();
   bool Complete(const Arrival& arrival, Fiber* const* group, int size);
   void SwitchFrom(Fiber& self);
   [[noreturn]] void LeaveFrom(Fiber& self);
   Fiber* TakeNext();
+  void MakeReady(Fiber* const* group, int size);
+  void Shuffle(size_t first, int size);  // those ready ones
   void CheckEnd() const;
   std::string Where() const;
   std::string WhoWaits() const;
 
   const KernelLaunch& launch_;
+  const StackSet stacks_;
   ExactMemory shared_;
   std::vector<Fiber> fibers_;      // by thread
   std::vector<Fiber*> by_thread_;  // the same, as groups
@@ -60,7 +75,9 @@ class BlockRun {
   int arrived_at_barrier_ = 0;
   int ended_ = 0;
   std::vector<Fiber*> ready_;
-  bool newest_first_ = false;  // Of the ready ones the newest goes on: a warp runs ahead as far as it can.
+  bool gated_ = false;
+  std::vector<Fiber*> at_the_gate_;
+  Style style_ = Style::kAny;
   Order order_{0};
   Context scheduler_;
   std::exception_ptr fault_;

@@ -66,9 +66,11 @@ class StackPool {
 
 }  // namespace
 
-Stack StackOf(int index) {
-  static thread_local const StackPool pool;
-  return pool.At(index);
+Stack StackOf(StackSet set, int index) {
+  static thread_local const StackPool first;
+  if (set == StackSet::kFirst) return first.At(index);
+  static thread_local const StackPool second;
+  return second.At(index);
 }
 
 struct ContextEntry {

@@ -11,10 +11,11 @@ struct Stack {
   size_t bytes = 0;
 };
 
-// Stacks of the calling OS thread, kept until it ends. A page takes memory once it is touched. `index` is below
-// kStacksMax. Throws std::bad_alloc.
+// Stacks of the calling OS thread, kept until it ends. A page takes memory once it is touched. There are two sets, so
+// that a block may wait while others run. `index` is below kStacksMax. Throws std::bad_alloc.
 inline constexpr int kStacksMax = 1024;
-Stack StackOf(int index);
+enum class StackSet { kFirst, kSecond };
+Stack StackOf(StackSet set, int index);
 
 // A flow of control: a fiber with a stack of its own (Boost.Context), or the flow that an OS thread began with. All
 // flows that switch to each other belong to one OS thread. AddressSanitizer is told of each switch.

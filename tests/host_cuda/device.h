@@ -232,8 +232,8 @@ C3PO_DEVICE uint32_t PackBFloat16(float low, float high) {
   return uint32_t{ToBFloat16(low).bits} | uint32_t{ToBFloat16(high).bits} << 16;
 }
 
-// --- Programmatic dependent launch: kernels of a stream follow each other here. ---
-C3PO_DEVICE void WaitForPreviousKernel() { host_cuda::NoteWaitForPreviousKernel(); }
+// --- Programmatic dependent launch: a block of an early kernel may begin before the kernel in front (KernelRun). ---
+C3PO_DEVICE void WaitForPreviousKernel() { host_cuda::WaitForKernelBefore(); }
 C3PO_DEVICE void LetNextKernelStart() {}
 
 }  // namespace c3po::device

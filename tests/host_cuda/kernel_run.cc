@@ -23,6 +23,14 @@ std::atomic<uint64_t> seed{0};
 std::atomic<uint64_t> orders_drawn{0};
 std::atomic<int> runtimes{0};
 
+int64_t BlocksOf(const KernelLaunch& launch) { return int64_t{launch.blocks[0]} * launch.blocks[1] * launch.blocks[2]; }
+
+BlockPlace PlaceOf(const KernelLaunch& launch, int64_t block) {
+  const int64_t row = block / launch.blocks[0];
+  return {static_cast<int>(block % launch.blocks[0]), static_cast<int>(row % launch.blocks[1]),
+          static_cast<int>(row / launch.blocks[1])};
+}
+
 Fiber& CurrentFiber() { return static_cast<Fiber&>(CurrentThread()); }
 
 }  // namespace
@@ -58,21 +66,34 @@ const char* LaunchError(const KernelLaunch& launch) {
   return nullptr;
 }
 
-void RunKernel(const KernelLaunch& launch) {
+KernelRun::KernelRun(const KernelLaunch& launch) : launch_(launch), order_(NextOrder()) {
   if (current_thread != nullptr) Fail("a kernel launches a kernel");
-  Order order = NextOrder();
-  std::vector<int64_t> blocks(static_cast<size_t>(int64_t{launch.blocks[0]} * launch.blocks[1] * launch.blocks[2]));
+}
+
+KernelRun::~KernelRun() = default;
+
+void KernelRun::StartOneBlock() {
+  started_ = static_cast<int64_t>(order_.Next() % static_cast<uint64_t>(BlocksOf(launch_)));
+  started_run_ = std::make_unique<BlockRun>(launch_, StackSet::kSecond);
+  started_run_->Begin(PlaceOf(launch_, started_), Order(order_.Next()));
+  started_run_->RunToTheGate();
+}
+
+void KernelRun::Finish() {
+  std::vector<int64_t> blocks(static_cast<size_t>(BlocksOf(launch_)));
   std::iota(blocks.begin(), blocks.end(), 0);
-  BlockRun run(launch);
+  BlockRun run(launch_, StackSet::kFirst);
   for (size_t left = blocks.size(); left > 0; --left) {
     // Any of those left.
-    const size_t chosen = static_cast<size_t>(order.Next() % left);
+    const size_t chosen = static_cast<size_t>(order_.Next() % left);
     std::swap(blocks[chosen], blocks[left - 1]);
-    const int64_t index = blocks[left - 1];
-    const int64_t row = index / launch.blocks[0];
-    const int block[3] = {static_cast<int>(index % launch.blocks[0]), static_cast<int>(row % launch.blocks[1]),
-                          static_cast<int>(row / launch.blocks[1])};
-    run.Run(block, Order(order.Next()));
+    const int64_t block = blocks[left - 1];
+    if (block == started_) {
+      started_run_->RunToTheEnd();
+    } else {
+      run.Begin(PlaceOf(launch_, block), Order(order_.Next()));
+      run.RunToTheEnd();
+    }
   }
 }
 
@@ -80,7 +101,7 @@ cuda::Error Enqueue(cuda::Stream stream, KernelLaunch launch) {
   if (stream != nullptr) return stream->Enqueue(std::move(launch));
   if (runtimes > 0) throw KernelFault("kernel of " + launch.name + ": launched without a stream beside a runtime");
   if (const char* const error = LaunchError(launch); error != nullptr) return error;
-  RunKernel(launch);
+  KernelRun(launch).Finish();
   return nullptr;
 }
 
@@ -126,8 +147,14 @@ void BeginCopy(void* shared, const void* global, bool valid) {
   CheckShared(shared, kCopyBytes, kCopyBytes, "CopyAsync16");
   CheckAligned(global, "CopyAsync16");
   std::memset(shared, 0xff, kCopyBytes);
-  CurrentFiber().open_copies.push_back(
-      {static_cast<std::byte*>(shared), valid ? static_cast<const std::byte*>(global) : nullptr});
+  Fiber& self = CurrentFiber();
+  AsyncCopy copy{static_cast<std::byte*>(shared), static_cast<const std::byte*>(global)};
+  if (!valid) copy.global = nullptr;
+  if (self.run->gated() && copy.global != nullptr) {
+    std::memcpy(copy.read, copy.global, kCopyBytes);
+    copy.global = nullptr;
+  }
+  self.open_copies.push_back(copy);
 }
 
 void CommitCopyGroup() {
@@ -140,16 +167,15 @@ void WaitCopyGroups(int groups_left) {
   Fiber& self = CurrentFiber();
   while (self.copy_groups.size() > static_cast<size_t>(groups_left)) {
     for (const AsyncCopy& copy : self.copy_groups.front()) {
-      if (copy.global == nullptr) {
-        std::memset(copy.shared, 0, kCopyBytes);
-      } else {
-        std::memcpy(copy.shared, copy.global, kCopyBytes);
-      }
+      std::memcpy(copy.shared, copy.global != nullptr ? copy.global : copy.read, kCopyBytes);
     }
     self.copy_groups.pop_front();
   }
 }
 
-void NoteWaitForPreviousKernel() { CurrentFiber().waited_for_previous_kernel = true; }
+void WaitForKernelBefore() {
+  Fiber& self = CurrentFiber();
+  self.run->WaitAtTheGate(self);
+}
 
 }  // namespace c3po::host_cuda

@@ -12,16 +12,19 @@
 
 // The execution model of CUDA on a host without a GPU, for tests of kernels (index/base/cuda/device.h).
 //
-// A block's threads are fibers. Between two collectives a fiber runs alone; at one it waits until its whole group (warp
+// A block's threads are fibers. Between two collectives a fiber runs alone. At one it waits until its whole group (warp
 // or block) has come to the same collective at the same place of the source. Blocks run one after another. Which fiber
-// and which block is next is drawn from a seed, so a kernel that depends on the order gives other results under
-// another. An atomic is a place where another fiber may go on.
+// and which block is next, and how far one may run ahead, is drawn from a seed. So a kernel that depends on the order
+// gives other results under another seed. At an atomic another fiber may go on.
 //
 // What is unknown on a GPU is NaN here (bytes of 0xFF): shared memory when a block starts, and the target of an
 // asynchronous copy until its thread has waited for it. Shared memory has exactly the bytes launched, so that
 // AddressSanitizer sees the first byte too much; without it the 64 bytes behind are looked at when the block ends.
 //
-// Not covered: memory order, caches, the proxies of asynchronous copies, two blocks at once, registers, speed.
+// A block of an early kernel may begin before the kernel in front runs (KernelRun). No two blocks run at once otherwise.
+//
+// Not covered: memory order, caches, the proxies of asynchronous copies, blocks that wait for each other, registers and
+// speed.
 namespace c3po::host_cuda {
 
 // What would be undefined on a GPU, such as a deadlock or a copy at an odd address. The text names kernel, block, who
@@ -66,8 +69,29 @@ struct KernelLaunch {
 // What is wrong with a launch, as the CUDA runtime would say; null: nothing.
 const char* LaunchError(const KernelLaunch& launch);
 
-// Runs all blocks of a launch without LaunchError. Throws KernelFault. Thread-safe; not from within a kernel.
-void RunKernel(const KernelLaunch& launch);
+class BlockRun;
+
+// One run of a launch without LaunchError, on one OS thread, not from within a kernel. It ends with the first KernelFault
+// that it throws.
+class KernelRun {
+ public:
+  explicit KernelRun(const KernelLaunch& launch);  // which outlives this
+  ~KernelRun();
+  KernelRun(const KernelRun&) = delete;
+  KernelRun& operator=(const KernelRun&) = delete;
+
+  // Called for an early kernel before the kernel in front of it runs. One block, drawn of all, runs until each thread is
+  // in WaitForPreviousKernel, waits for one that is, or has ended. Its asynchronous copies read what is there now.
+  void StartOneBlock();
+
+  void Finish();  // all blocks, that one among them
+
+ private:
+  const KernelLaunch& launch_;
+  Order order_;
+  int64_t started_ = -1;  // which block
+  std::unique_ptr<BlockRun> started_run_;
+};
 
 // --- For device.h: what a thread that runs asks. ---
 struct CollectiveKind;
@@ -86,10 +110,9 @@ struct CollectiveKind {
 
 struct AsyncCopy {
   std::byte* shared;
-  const std::byte* global;  // null: zeros
+  const std::byte* global;  // null: zeros, or what was read
+  std::byte read[16] = {};
 };
-
-class BlockRun;
 
 struct ThreadRun {
   int thread = 0;
@@ -118,7 +141,7 @@ void CheckShared(const void* at, int bytes, int alignment,
 void BeginCopy(void* shared, const void* global, bool valid);
 void CommitCopyGroup();
 void WaitCopyGroups(int groups_left);
-void NoteWaitForPreviousKernel();
+void WaitForKernelBefore();
 
 }  // namespace c3po::host_cuda
 

@@ -48,8 +48,8 @@ struct MatrixArgs {
 };
 cuda::Error LaunchMatrices(const MatrixArgs& args, cuda::Stream stream);
 
-// Of one block of 64 threads, in groups of copies: [2][64] words of 16 bytes; the second ones are valid where the
-// thread is even.
+// Of one block of 64 threads: two groups of copies, each thread's 16 bytes. In the second one those of even threads are
+// valid, others are zeros.
 struct CopyArgs {
   const uint32_t* in;  // [2][64][4]
   uint32_t* out;       // [2][64][4], as the thread 63 - t sees it

@@ -40,13 +40,13 @@ struct HostStream;
 struct HostEvent;
 struct HostGraph;
 
-// cuda::Runtime without a GPU: streams are queues. When an operation runs is drawn from the seed (kernel_run.h): at
-// once, or as late as somebody waits for it, or in between, in any interleaving of the streams that their events allow.
+// cuda::Runtime without a GPU: streams are queues. When an operation runs is drawn from the seed (kernel_run.h): at once,
+// or as late as somebody waits for it, or in between, in any interleaving of the streams that their events allow. A
+// kernel of LaunchEarly may begin before the kernel in front of it.
 //
 // Errors are those of a GPU where it would report one. What it would silently get wrong throws RuntimeMisuse: a range
 // that leaves its allocation, a handle or memory after its end, pinned memory freed before the copy that needs it, a
-// write behind an allocation. A fault of a kernel throws KernelFault where the kernel runs; every call fails from then
-// on.
+// write behind an allocation. A fault of a kernel throws KernelFault where the kernel runs. Every later call fails.
 //
 // Memory is as in device_memory.h. From when a copy to the host is enqueued until it runs, its target is NaN unless
 // other work is still to read it. One stream is recorded at a time by a thread, and no other one joins its recording.

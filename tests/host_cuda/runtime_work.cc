@@ -18,6 +18,31 @@ constexpr Error kEventOfRecording = "operation not permitted on an event last re
 
 HostRange RangeOf(const void* memory, int64_t bytes) { return {static_cast<const std::byte*>(memory), bytes}; }
 
+Work WorkOf(KernelLaunch launch) {
+  struct Kernel {
+    KernelLaunch launch;
+    std::unique_ptr<KernelRun> started;
+  };
+  const auto kernel = std::make_shared<Kernel>();
+  kernel->launch = std::move(launch);
+  Work work([kernel] {
+    const std::unique_ptr<KernelRun> started = std::move(kernel->started);
+    if (started != nullptr) {
+      started->Finish();
+    } else {
+      KernelRun(kernel->launch).Finish();
+    }
+  });
+  work.is_kernel = true;
+  if (kernel->launch.early) {
+    work.start_early = [kernel] {
+      kernel->started = std::make_unique<KernelRun>(kernel->launch);
+      kernel->started->StartOneBlock();
+    };
+  }
+  return work;
+}
+
 }  // namespace
 
 Error HostStream::Enqueue(KernelLaunch launch) {
@@ -63,7 +88,7 @@ Error HostRuntime::EnqueueKernel(HostStream& enqueuing, KernelLaunch launch) {
     ++launches_by_kernel_[launch.name];
   }
   Operation operation;
-  operation.work.push_back([launch = std::move(launch)] { RunKernel(launch); });
+  operation.work.push_back(WorkOf(std::move(launch)));
   return Enqueue(stream, std::move(operation));
 }
 
@@ -90,7 +115,7 @@ Error HostRuntime::CopyToDevice(cuda::Stream stream, void* device, const void* h
   CountsOf(known).bytes_to_device += bytes;
   Operation operation;
   operation.reads.push_back(RangeOf(host, bytes));
-  operation.work.push_back([this, device, host, bytes] {
+  operation.work.emplace_back([this, device, host, bytes] {
     device_memory_.Check(device, bytes, "copy to the device");
     std::copy_n(static_cast<const std::byte*>(host), bytes, static_cast<std::byte*>(device));
   });
@@ -107,7 +132,7 @@ Error HostRuntime::CopyToHost(cuda::Stream stream, void* host, const void* devic
   CountsOf(known).bytes_to_host += bytes;
   Operation operation;
   operation.writes.push_back(RangeOf(host, bytes));
-  operation.work.push_back([this, device, host, bytes] {
+  operation.work.emplace_back([this, device, host, bytes] {
     device_memory_.Check(device, bytes, "copy to the host");
     std::copy_n(static_cast<const std::byte*>(device), bytes, static_cast<std::byte*>(host));
   });
@@ -125,7 +150,7 @@ Error HostRuntime::CopyOnDevice(cuda::Stream stream, void* to, const void* from,
   ++CountsOf(known).copies_on_device;
   CountsOf(known).bytes_on_device += bytes;
   Operation operation;
-  operation.work.push_back([this, to, from, bytes] {
+  operation.work.emplace_back([this, to, from, bytes] {
     device_memory_.Check(to, bytes, "copy on the device");
     device_memory_.Check(from, bytes, "copy on the device");
     std::copy_n(static_cast<const std::byte*>(from), bytes, static_cast<std::byte*>(to));
@@ -140,7 +165,7 @@ Error HostRuntime::Fill(cuda::Stream stream, void* device, uint8_t byte, int64_t
   device_memory_.Check(device, bytes, "fill");
   ++CountsOf(known).fills;
   Operation operation;
-  operation.work.push_back([this, device, byte, bytes] {
+  operation.work.emplace_back([this, device, byte, bytes] {
     device_memory_.Check(device, bytes, "fill");
     std::fill_n(static_cast<uint8_t*>(device), bytes, byte);
   });

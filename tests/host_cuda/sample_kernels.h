@@ -9,8 +9,8 @@
 // mutants (sample_mutants.toml) show what the execution model notices.
 namespace c3po::host_cuda {
 
-// y[i] = x[i] / sum of all x, i < n <= 256; one block. The sum: by warp, of lanes i and i xor 16, 8, 4, 2, 1; then of
-// warps.
+// y[i] = x[i] / sum of all x, i < n <= 256; one block. Each warp sums lanes i and i xor 16, 8, 4, 2, 1, then the first
+// warp sums the warps.
 struct ShareArgs {
   const float* x;
   float* y;

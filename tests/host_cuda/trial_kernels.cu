@@ -56,6 +56,24 @@ C3PO_KERNEL void Ahead(AheadArgs args) {
   if (Lane() == 0) args.passed[0] += 1;
 }
 
+C3PO_KERNEL void EarlyCopy(EarlyCopyArgs args) {
+  auto* const shared = static_cast<float*>(SharedMemory());
+  const int i = Block() * Threads() + Thread();
+  float value = 0;
+  LetNextKernelStart();
+  if (args.when == EarlyCopyArgs::kReadsBefore) value = args.from[i];
+  if (args.when == EarlyCopyArgs::kWritesBefore) args.to[i] = 7;
+  if (args.when == EarlyCopyArgs::kCopiesAsyncBefore && Thread() % 4 == 0)
+    CopyAsync16(shared + Thread(), args.from + i);
+  CommitCopies();
+  WaitForPreviousKernel();
+  WaitCopies<0>();
+  SyncBlock();
+  if (args.when == EarlyCopyArgs::kCopiesAsyncBefore) value = shared[Thread()];
+  if (args.when == EarlyCopyArgs::kAfter || args.when == EarlyCopyArgs::kWritesBefore) value = args.from[i];
+  args.to[i] = value;
+}
+
 C3PO_KERNEL void AddOne(AddOneArgs args) {
   const int i = Block() * Threads() + Thread();
   if (i < args.n) args.x[i] += 1;
@@ -112,6 +130,10 @@ Error LaunchUnknown(const UnknownArgs& args, int blocks, Stream stream) {
 }
 
 Error LaunchAhead(const AheadArgs& args, Stream stream) { return Launch(Ahead, Grid{1}, 128, 0, stream, args); }
+
+Error LaunchEarlyCopy(const EarlyCopyArgs& args, Stream stream) {
+  return LaunchEarly(EarlyCopy, Grid{4}, 64, 64 * static_cast<int>(sizeof(float)), stream, args);
+}
 
 Error LaunchAddOne(const AddOneArgs& args, Stream stream) {
   return Launch(AddOne, Grid{(args.n + 63) / 64}, 64, 0, stream, args);

@@ -39,6 +39,14 @@ struct AheadArgs {
 };
 cuda::Error LaunchAhead(const AheadArgs& args, cuda::Stream stream);
 
+// to[i] = from[i], by 4 blocks of 64 threads, launched early. What is done before WaitForPreviousKernel: see `When`.
+struct EarlyCopyArgs {
+  enum When : int { kAfter, kReadsBefore, kWritesBefore, kCopiesAsyncBefore } when;
+  const float* from;  // [256]
+  float* to;          // [256]
+};
+cuda::Error LaunchEarlyCopy(const EarlyCopyArgs& args, cuda::Stream stream);
+
 // x[i] += 1 for i < n, by blocks of 64 threads.
 struct AddOneArgs {
   float* x;

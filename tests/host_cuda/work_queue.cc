@@ -27,14 +27,36 @@ void WorkQueues::ComeForward() {
 }
 
 void WorkQueues::RunFirst(WorkQueue& queue) {
+  bool started = false;
+  do started = RunOneOf(queue, started);
+  while (started);
+}
+
+// Whether an early kernel behind another one begins before that, which is drawn. It has to follow at once: its fibers
+// are the calling OS thread's. One that has begun early itself lets none, as there are stacks for one.
+bool WorkQueues::StartsEarly(const Work* next) {
+  if (next == nullptr || next->start_early == nullptr || order_.Below(2) == 0) return false;
+  next->start_early();
+  return true;
+}
+
+bool WorkQueues::RunOneOf(WorkQueue& queue, bool started) {
   if (queue.waiting.front().after != nullptr) RunUntil(*queue.waiting.front().after);
   const Operation operation = std::move(queue.waiting.front());
   queue.waiting.pop_front();
-  for (const std::function<void()>& work : operation.work) {
+  const Work* behind = nullptr;
+  if (!queue.waiting.empty() && queue.waiting.front().after == nullptr && !queue.waiting.front().work.empty()) {
+    behind = &queue.waiting.front().work.front();
+  }
+  for (const Work& work : operation.work) {
     if (broken_ == nullptr && operations_left_-- <= 0) broken_ = breaks_with_;
-    if (broken_ != nullptr) break;
+    if (broken_ != nullptr) {
+      started = false;
+      break;
+    }
     try {
-      work();
+      started = work.is_kernel && !started && StartsEarly(&work == &operation.work.back() ? behind : &work + 1);
+      work.run();
     } catch (...) {
       broken_ = "unspecified launch failure";
       throw;
@@ -44,6 +66,7 @@ void WorkQueues::RunFirst(WorkQueue& queue) {
     operation.records->happened = true;
     operation.records->time = std::chrono::steady_clock::now();
   }
+  return started;
 }
 
 void WorkQueues::RunAll(WorkQueue& queue) {

@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "index/base/cuda/runtime.h"
@@ -32,11 +33,19 @@ struct HostRange {
   }
 };
 
+struct Work {
+  explicit Work(std::function<void()> runs) : run(std::move(runs)) {}
+
+  std::function<void()> run;
+  bool is_kernel = false;
+  std::function<void()> start_early;  // of an early kernel: may be called before the kernel in front runs; null: none
+};
+
 struct Operation {
-  std::vector<std::function<void()>> work;  // in order; of a graph each node's
-  std::shared_ptr<EventRecord> after;       // runs once that has happened; null: at any time
-  std::shared_ptr<EventRecord> records;     // happens when it has run
-  std::vector<HostRange> reads, writes;     // of host memory
+  std::vector<Work> work;                // in order; of a graph each node's
+  std::shared_ptr<EventRecord> after;    // runs once that has happened; null: at any time
+  std::shared_ptr<EventRecord> records;  // happens when it has run
+  std::vector<HostRange> reads, writes;  // of host memory
 };
 
 struct WorkQueue {
@@ -66,6 +75,9 @@ class WorkQueues {
 
  private:
   void RunFirst(WorkQueue& queue);  // and what it waits for
+  bool RunOneOf(WorkQueue& queue,
+                bool started);  // the first; `started`: early; true: so has the next one, which follows
+  bool StartsEarly(const Work* next);
   void ComeForward();
 
   const Schedule schedule_;
