@@ -16,7 +16,8 @@ namespace c3po::cuda {
 // whatever other rows there are, and however many: sums are cut by W's shape alone.
 //
 // Any R: up to 64 rows read W once, more read it once for 64 of them (many_rows.h). Up to 8 rows, rows that are not in
-// planes are made so by each block (rows.h), in shared memory; of more rows, once, by a kernel before, into `planes`.
+// planes are made so by each block (rows.h), in shared memory; of more rows, or of many splits of attention, once, by a
+// kernel before, into `planes`.
 struct ProductArgs {
   PackedWeights weights;
   bool transposed = false;

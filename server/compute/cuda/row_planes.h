@@ -82,18 +82,32 @@ C3PO_DEVICE void LoadFour(const float* x, int column, int columns, bool aligned,
   for (int i = 0; i < 4; ++i) four[i] = column + i < columns ? x[column + i] : 0.0f;
 }
 
-// Entries of head `head`'s merged attention from `first` on, `count` of them.
+// Entries of head `head`'s merged attention from `first` on, `count` of them. Loads of four splits are under way at
+// once.
 C3PO_DEVICE void MergeSplits(const RowSource& source, int row, int head, int first, int count, float (&merged)[4]) {
+  constexpr int kAtOnce = 4;
   const int splits = (source.lengths[row] + source.split_length - 1) / source.split_length;
   const int64_t at = (int64_t{row} * source.heads + head) * source.splits;
+  const bool aligned = count == 4 && reinterpret_cast<uintptr_t>(source.partial) % 16 == 0;
   MergedSplits sums;
   float total[4] = {0, 0, 0, 0};
-  for (int s = 0; s < splits; ++s) {
-    sums.Add(source.tops[at + s], source.sums[at + s]);
-    const float* const o = source.partial + (at + s) * source.value_dim + first;
+  for (int s = 0; s < splits; s += kAtOnce) {
+    float top[kAtOnce], sum[kAtOnce], o[kAtOnce][4];
     C3PO_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (i < count) total[i] = device::FusedMultiplyAdd(total[i], sums.kept, device::Multiply(o[i], sums.added));
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (s + j >= splits) continue;
+      top[j] = source.tops[at + s + j];
+      sum[j] = source.sums[at + s + j];
+      LoadFour(source.partial + (at + s + j) * source.value_dim, first, first + count, aligned, o[j]);
+    }
+    C3PO_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (s + j >= splits) continue;
+      sums.Add(top[j], sum[j]);
+      C3PO_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        total[i] = device::FusedMultiplyAdd(total[i], sums.kept, device::Multiply(o[j][i], sums.added));
+      }
     }
   }
   C3PO_UNROLL
