@@ -1,6 +1,6 @@
-// One block a row, or several that share its logits. A warp takes four experts at a time, so that four rows of the
-// router are on their way and each normed entry is read once from shared memory for all of them. An expert's logit is
-// summed by one warp in an order that depends on d alone.
+// One block a row, or several that share its logits. A warp has eight 16-byte loads of the router under way, of up to
+// four experts at a time, which share the normed entries it reads. An expert's logit is summed by one warp in an order
+// that depends on d alone. With one row and 64 experts, 8 blocks give each warp one expert.
 //
 // The top k are found without an order: expert e's place is the number of experts that come before it, which E threads
 // count side by side, some 64 reads of shared memory each, where k rounds of a maximum over the block would wait k
@@ -12,6 +12,7 @@
 #include "index/base/cuda/device.h"
 #include "server/compute/cuda/bfloat16_planes.h"
 #include "server/compute/cuda/block_reductions.h"
+#include "server/compute/cuda/row_planes.h"
 
 namespace c3po::cuda {
 namespace {
@@ -20,29 +21,31 @@ using namespace device;  // NOLINT(google-build-using-namespace): the language o
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kExpertsAtOnce = 4;
 constexpr float kInfinity = __builtin_inff();
 
 C3PO_DEVICE float WeightAt(const void* weights, bool bfloat16, int64_t index) {
   return bfloat16 ? ToFloat(static_cast<const BFloat16*>(weights)[index]) : static_cast<const float*>(weights)[index];
 }
 
-// 8 neighboring weights from `index`, a multiple of 8.
+// 8 neighboring weights from `index`, a multiple of 8, as they lie.
 template <bool kBFloat16>
-C3PO_DEVICE void LoadEight(const void* weights, int64_t index, float (&w)[8]) {
-  if constexpr (kBFloat16) {
-    const Words4 words = LoadOnce(static_cast<const Words4*>(weights) + index / 8);
-    C3PO_UNROLL for (int i = 0; i < 4; ++i) {
-      w[2 * i] = FloatOf(words.x[i] << 16);
-      w[2 * i + 1] = FloatOf(words.x[i] & 0xffff0000u);
-    }
-  } else {
-    C3PO_UNROLL for (int half = 0; half < 2; ++half) {
-      const Words4 words = LoadOnce(static_cast<const Words4*>(weights) + index / 4 + half);
-      C3PO_UNROLL for (int i = 0; i < 4; ++i) { w[4 * half + i] = FloatOf(words.x[i]); }
+struct EightWeights {
+  Words4 words[kBFloat16 ? 1 : 2];
+
+  C3PO_DEVICE void Load(const void* weights, int64_t index) {
+    C3PO_UNROLL for (int i = 0; i < (kBFloat16 ? 1 : 2); ++i) {
+      words[i] = LoadOnce(static_cast<const Words4*>(weights) + index / (kBFloat16 ? 8 : 4) + i);
     }
   }
-}
+  C3PO_DEVICE float At(int j) const {
+    if constexpr (kBFloat16) {
+      const uint32_t word = words[0].x[j / 2];
+      return FloatOf(j % 2 == 0 ? word << 16 : word & 0xffff0000u);
+    } else {
+      return FloatOf(words[j / 4].x[j % 4]);
+    }
+  }
+};
 
 // Row `row` of what has a logit: the experts, then the shared expert's gate.
 struct LogitRow {
@@ -54,34 +57,100 @@ C3PO_DEVICE LogitRow LogitRowOf(const RouterArgs& args, int row) {
   return {args.shared_gate, 0};
 }
 
-// The logits of rows [first, first + kExpertsAtOnce); behind `end` the last one again. A collective of the warp.
-template <bool kBFloat16>
-C3PO_DEVICE void Logits(const RouterArgs& args, const float* normed, int first, int end,
-                        float (&logit)[kExpertsAtOnce]) {
-  LogitRow rows[kExpertsAtOnce];
-  C3PO_UNROLL for (int i = 0; i < kExpertsAtOnce; ++i) {
+// The logits of rows [first, first + kExperts), behind `end` the last one again: row i's to lane i. 8 loads are under
+// way, of as many experts or as many places as there are. A logit's sum is the same whatever kExperts is. A collective
+// of the warp.
+template <bool kBFloat16, int kExperts>
+C3PO_DEVICE float Logits(const RouterArgs& args, const float* normed, int first, int end) {
+  constexpr int kSteps = 8 / kExperts, kApart = 32 * 8;
+  LogitRow rows[kExperts];
+  float logit[kExperts];
+  C3PO_UNROLL for (int i = 0; i < kExperts; ++i) {
     rows[i] = LogitRowOf(args, first + i < end ? first + i : end - 1);
     logit[i] = 0;
   }
   if (args.d % 8 == 0) {
-    for (int c = Lane() * 8; c < args.d; c += 32 * 8) {
-      float w[kExpertsAtOnce][8];
-      C3PO_UNROLL for (int i = 0; i < kExpertsAtOnce; ++i) {
-        LoadEight<kBFloat16>(rows[i].weights, rows[i].first + c, w[i]);
+    for (int begin = Lane() * 8; begin < args.d; begin += kSteps * kApart) {
+      EightWeights<kBFloat16> w[kSteps][kExperts];
+      C3PO_UNROLL for (int s = 0; s < kSteps; ++s) {
+        if (begin + s * kApart >= args.d) continue;
+        C3PO_UNROLL for (int i = 0; i < kExperts; ++i) w[s][i].Load(rows[i].weights,
+                                                                    rows[i].first + begin + s * kApart);
       }
-      C3PO_UNROLL for (int j = 0; j < 8; ++j) {
-        const float x = normed[c + j];
-        C3PO_UNROLL for (int i = 0; i < kExpertsAtOnce; ++i) { logit[i] = FusedMultiplyAdd(w[i][j], x, logit[i]); }
+      C3PO_UNROLL for (int s = 0; s < kSteps; ++s) {
+        if (begin + s * kApart >= args.d) continue;
+        C3PO_UNROLL for (int j = 0; j < 8; ++j) {
+          const float x = normed[begin + s * kApart + j];
+          C3PO_UNROLL for (int i = 0; i < kExperts; ++i) { logit[i] = FusedMultiplyAdd(w[s][i].At(j), x, logit[i]); }
+        }
       }
     }
   } else {
     for (int c = Lane(); c < args.d; c += 32) {
-      C3PO_UNROLL for (int i = 0; i < kExpertsAtOnce; ++i) {
+      C3PO_UNROLL for (int i = 0; i < kExperts; ++i) {
         logit[i] = FusedMultiplyAdd(WeightAt(rows[i].weights, kBFloat16, rows[i].first + c), normed[c], logit[i]);
       }
     }
   }
-  C3PO_UNROLL for (int i = 0; i < kExpertsAtOnce; ++i) { logit[i] = WarpSum(logit[i]); }
+  float own = 0;
+  C3PO_UNROLL for (int i = 0; i < kExperts; ++i) {
+    const float sum = WarpSum(logit[i]);
+    if (Lane() == i) own = sum;
+  }
+  return own;
+}
+
+// The logits of rows [begin, end) of row r, dealt to the block's warps: as few at a time as leave no warp without.
+template <bool kBFloat16>
+C3PO_DEVICE void WriteLogits(const RouterArgs& args, const float* normed, int64_t r, int begin, int end) {
+  const int experts = args.router != nullptr ? args.choice.experts : 0;
+  const int share = (end - begin + kWarps - 1) / kWarps, at_once = share <= 1 ? 1 : share == 2 ? 2 : 4;
+  for (int first = begin + Warp() * at_once; first < end; first += kWarps * at_once) {
+    const float logit = at_once == 1   ? Logits<kBFloat16, 1>(args, normed, first, end)
+                        : at_once == 2 ? Logits<kBFloat16, 2>(args, normed, first, end)
+                                       : Logits<kBFloat16, 4>(args, normed, first, end);
+    const int row = first + Lane();
+    if (Lane() >= at_once || row >= end) continue;
+    if (row < experts) {
+      args.logits[r * experts + row] = logit;
+    } else {
+      args.shared_weights[r] = Divide(1.0f, Add(1.0f, Exp(-logit)));
+    }
+  }
+}
+
+// h of row r to shared memory, and, if this block `writes`, to planes. A thread asks for what it needs of x and of the
+// norm at once. A collective of the block.
+template <int kPlanes>
+C3PO_DEVICE void NormRow(const RouterArgs& args, int64_t r, bool writes, float* normed, float* weight, float* scratch) {
+  const float* const x = args.x + r * args.d;
+  const int d = args.d, padded = static_cast<int>(RoundUp(d, kChunkColumns));
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  const bool norm_aligned = reinterpret_cast<uintptr_t>(args.norm) % 16 == 0;
+  constexpr int kAtOnce = 2;
+  float squares = 0;
+  for (int first = 4 * Thread(); first < d; first += kAtOnce * 4 * kThreads) {
+    float of_x[kAtOnce][4], of_norm[kAtOnce][4];
+    C3PO_UNROLL for (int i = 0; i < kAtOnce; ++i) {
+      LoadFour(x, first + i * 4 * kThreads, d, aligned, of_x[i]);
+      LoadFour(args.norm, first + i * 4 * kThreads, d, norm_aligned, of_norm[i]);
+    }
+    C3PO_UNROLL for (int i = 0; i < kAtOnce; ++i) {
+      C3PO_UNROLL for (int j = 0; j < 4; ++j) {
+        const int c = first + i * 4 * kThreads + j;
+        if (c >= d) continue;
+        normed[c] = of_x[i][j];
+        weight[c] = of_norm[i][j];
+        squares = FusedMultiplyAdd(of_x[i][j], of_x[i][j], squares);
+      }
+    }
+  }
+  const float factor = InverseRms(BlockSum(squares, scratch), d, args.eps);
+  for (int c = Thread(); c < padded; c += kThreads) {
+    const float y = c < d ? Multiply(Multiply(normed[c], factor), weight[c]) : 0.0f;
+    if (c < d) normed[c] = y;
+    if (writes) StorePlanes<kPlanes>(args.normed, r, c, y);
+  }
 }
 
 // The experts of row r from its logits. `p`, `candidate` [E], `order` [k]: shared. A collective of the block.
@@ -160,14 +229,15 @@ C3PO_DEVICE void LeavePadding(const RouterArgs& args, int64_t r) {
   if (args.shared_weights != nullptr && Thread() == 0) args.shared_weights[r] = 0;
 }
 
-// Shared memory: floats [d] normed, [E] probabilities, [E] candidates, [warps]; ints [max(k, groups)] order, [1].
+// Shared memory: floats [d] normed, [d] norm, [E] probabilities, [E] candidates, [warps]; ints [max(k, groups)] order,
+// [1].
 int SharedBytesOf(const RouterArgs& args) {
   const ExpertChoice& choice = args.choice;
-  return (args.d + 2 * choice.experts + kWarps + (choice.k > choice.groups ? choice.k : choice.groups) + 1) * 4;
+  return (2 * args.d + 2 * choice.experts + kWarps + (choice.k > choice.groups ? choice.k : choice.groups) + 1) * 4;
 }
 
 template <int kPlanes, bool kBFloat16>
-C3PO_KERNEL void C3PO_BOUNDS(kThreads, 2) Route(RouterArgs args) {
+C3PO_KERNEL void C3PO_BOUNDS(kThreads, 1) Route(RouterArgs args) {
   WaitForPreviousKernel();
   LetNextKernelStart();
   const ExpertChoice& choice = args.choice;
@@ -178,43 +248,21 @@ C3PO_KERNEL void C3PO_BOUNDS(kThreads, 2) Route(RouterArgs args) {
     return;
   }
   float* const normed = static_cast<float*>(SharedMemory());
-  float* const p = normed + d;
+  float* const weight = normed + d;
+  float* const p = weight + d;
   float* const candidate = p + choice.experts;
   float* const scratch = candidate + choice.experts;
   int* const last = reinterpret_cast<int*>(scratch + kWarps);
   int* const order = last + 1;
 
-  const float* const x = args.x + r * d;
-  float squares = 0;
-  for (int c = Thread(); c < d; c += Threads()) {
-    normed[c] = x[c];
-    squares = FusedMultiplyAdd(x[c], x[c], squares);
-  }
-  const float factor = InverseRms(BlockSum(squares, scratch), d, args.eps);
-  const bool writes = BlockY() == 0 && args.normed.data != nullptr;
-  for (int c = Thread(); c < RoundUp(d, kChunkColumns); c += Threads()) {
-    const float y = c < d ? Multiply(Multiply(normed[c], factor), args.norm[c]) : 0.0f;
-    if (c < d) normed[c] = y;
-    if (writes) StorePlanes<kPlanes>(args.normed, r, c, y);
-  }
+  NormRow<kPlanes>(args, r, BlockY() == 0 && args.normed.data != nullptr, normed, weight, scratch);
   if (experts == 0 && args.shared_gate == nullptr) return;
   SyncBlock();
 
   const int all = experts + (args.shared_gate != nullptr ? 1 : 0);
   const int part = (all + BlocksY() - 1) / BlocksY(), begin = BlockY() * part;
   const int end = begin + part < all ? begin + part : all;
-  for (int first = begin + Warp() * kExpertsAtOnce; first < end; first += kWarps * kExpertsAtOnce) {
-    float logit[kExpertsAtOnce];
-    Logits<kBFloat16>(args, normed, first, end, logit);
-    C3PO_UNROLL for (int i = 0; i < kExpertsAtOnce; ++i) {
-      if (Lane() != i || first + i >= end) continue;
-      if (first + i < experts) {
-        args.logits[r * experts + first + i] = logit[i];
-      } else {
-        args.shared_weights[r] = Divide(1.0f, Add(1.0f, Exp(-logit[i])));
-      }
-    }
-  }
+  WriteLogits<kBFloat16>(args, normed, r, begin, end);
   if (experts == 0) return;
   if (BlocksY() > 1) {
     if (!IsLastToArrive(args.arrived + r, BlocksY(), last)) return;

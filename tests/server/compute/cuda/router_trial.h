@@ -168,6 +168,7 @@ inline std::vector<Inputs> Trials() {
   trials.emplace_back(6, 50, choice, false, false, 3);
   trials.emplace_back(2, 40, Choice(8, 8), false, true, 4);  // all of them
   trials.emplace_back(2, 530, Choice(300, 6), true, false, 5);
+  trials.emplace_back(2, 2312, Choice(9, 2), true, false, 6);  // more than a warp asks for at once
   for (Inputs& in : trials) {
     std::mt19937 random(9);
     in.overrides[0] = {Normal(random, At(in.choice.experts)), false};
