@@ -11,6 +11,8 @@
 //
 // Whatever lies beyond a row's position has probability exp(-inf) = 0, and a step of 16 keys that are all beyond
 // changes nothing (the maximum stays, factors are exp(0) = 1): a row's bits do not depend on its tile's other rows.
+//
+// Long because it is one kernel, whose every stage is a function of its own.
 #include "server/compute/cuda/attention.h"
 
 #include "index/base/cuda/device.h"
@@ -336,16 +338,23 @@ C3PO_DEVICE Queries QueriesOf(const AttentionArgs& args, const AttentionTile& ti
   return queries;
 }
 
+// Where a split's keys and values lie. Known before they are asked for: table and slot are two reads that wait for each
+// other, while the queries are prepared or the split before is merged.
+template <class Memory>
+C3PO_DEVICE void PlaceSplit(const AttentionArgs& args, const Queries& queries, int split, Memory& memory) {
+  const AttentionSequence sequence = args.sequences[args.rows[queries.first_row].sequence];
+  for (int i = Thread(); i < kSplitPositions; i += Threads()) {
+    const int position = split * kSplitPositions + i;
+    memory.cache_row[i] = position < queries.length ? CacheRowOf(sequence, args.tables, args.cache.block_positions,
+                                                                 args.transform.kv_heads, queries.kv_head, position)
+                                                    : -1;
+  }
+}
+
 // The warps' sums over a split, to shared memory. A collective of the block.
 template <int kKeyChunks, int kValueChunks, int kPlanes, class Memory>
 C3PO_DEVICE void AttendToSplit(const AttentionArgs& args, const Queries& queries, int split, Memory& memory) {
   const int g = Lane() / 4, t = Lane() % 4, begin = split * kSplitPositions;
-  const AttentionSequence sequence = args.sequences[args.rows[queries.first_row].sequence];
-  for (int i = Thread(); i < kSplitPositions; i += Threads()) {
-    memory.cache_row[i] = begin + i < queries.length ? CacheRowOf(sequence, args.tables, args.cache.block_positions,
-                                                                  args.transform.kv_heads, queries.kv_head, begin + i)
-                                                     : -1;
-  }
   SyncBlock();
   WarpSums<kValueChunks> sums;
   C3PO_UNROLL for (int c = 0; c < kValueChunks; ++c) {
@@ -409,6 +418,7 @@ C3PO_KERNEL void C3PO_BOUNDS(kTransformThreads, 2) Attend(AttentionArgs args) {
   const Queries queries = QueriesOf(args, tile);
   const int splits = SplitsOf(queries.length - 1);
   if (BlockZ() >= splits) return;
+  PlaceSplit(args, queries, BlockZ(), memory);
   PrepareQueries<kPlanes>(args, queries, (splits - 1) % args.workers == BlockZ(), memory);
   const bool merges = args.partials.o == nullptr;
   if (merges) {
@@ -417,7 +427,8 @@ C3PO_KERNEL void C3PO_BOUNDS(kTransformThreads, 2) Attend(AttentionArgs args) {
   }
   for (int split = BlockZ(); split < splits; split += args.workers) {
     AttendToSplit<kKeyChunks, kValueChunks, kPlanes>(args, queries, split, memory);
-    MergeWarps<kValueChunks>(args, queries, split, memory);  // The next split's first barrier is behind it.
+    MergeWarps<kValueChunks>(args, queries, split, memory);
+    PlaceSplit(args, queries, split + args.workers, memory);  // Its first barrier is behind both.
   }
   if (merges) StoreContext<kPlanes>(args, queries, memory);
 }
