@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -59,6 +60,10 @@ class Cache {
   const RawRow& Row(int sequence, int position) const {
     return rows_[static_cast<size_t>(sequence)][static_cast<size_t>(position)];
   }
+  void MakeNan(int sequence, int position) {
+    RawRow& row = rows_[static_cast<size_t>(sequence)][static_cast<size_t>(position)];
+    for (std::vector<float>* all : {&row.q, &row.k, &row.v}) std::fill(all->begin(), all->end(), NAN);
+  }
   int block_positions() const { return block_positions_; }
   const std::vector<AttentionSequence>& sequences() const { return sequences_; }
   const std::vector<int32_t>& tables() const { return tables_; }
@@ -109,9 +114,9 @@ enum class How {
 };
 
 // One step after another on one cache.
-class Run {
+class CacheRun {
  public:
-  explicit Run(const Cache& cache)
+  explicit CacheRun(const Cache& cache)
       : cache_(cache),
         keys_(cache.KeyBytes()),
         values_(cache.ValueBytes()),

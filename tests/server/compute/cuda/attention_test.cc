@@ -18,7 +18,7 @@ namespace c3po::cuda {
 namespace {
 
 // What the cache holds at positions [0, end) against the transform in double precision.
-void ExpectCached(const Cache& cache, const Run& run, int sequence, int end) {
+void ExpectCached(const Cache& cache, const CacheRun& run, int sequence, int end) {
   const HeadTrial& trial = cache.trial();
   const std::vector<uint8_t> keys = run.Keys(), values = run.Values();
   const double tolerance = trial.planes == 1 ? 1.0 / 256 : 1e-5;
@@ -42,7 +42,7 @@ void ExpectCached(const Cache& cache, const Run& run, int sequence, int end) {
 }
 
 // Row `row` of a step's context, at `position` of `sequence`, against plain loops on what the cache holds.
-void ExpectContext(const Cache& cache, const Run& run, const std::vector<uint16_t>& context, int rows, int row,
+void ExpectContext(const Cache& cache, const CacheRun& run, const std::vector<uint16_t>& context, int rows, int row,
                    int sequence, int position) {
   const HeadTrial& trial = cache.trial();
   const std::vector<uint8_t> keys = run.Keys(), values = run.Values();
@@ -111,7 +111,7 @@ HeadTrial Trial(int heads, int kv_heads, int head_dim, int value_dim, int rope_d
 void ExpectDecode(const HeadTrial& trial, int block_positions, const std::vector<int>& contexts, int beginning, How how,
                   int workers) {
   const Cache cache(trial, block_positions, contexts, beginning, 7);
-  Run run(cache);
+  CacheRun run(cache);
   std::vector<int> before;
   std::vector<Rows> step;
   for (size_t s = 0; s < contexts.size(); ++s) {
@@ -171,7 +171,7 @@ TEST(CudaAttention, SequencesShareTheirBeginning) {
 // Rows of one sequence attend to each other, whoever writes and reads first.
 void ExpectPrefill(const HeadTrial& trial, int block_positions, int start, int rows, int workers) {
   const Cache cache(trial, block_positions, {start + rows}, 0, 3);
-  Run run(cache);
+  CacheRun run(cache);
   run.Fill({start});
   const std::vector<uint16_t> context = run.Step({{0, start, rows}}, How::kTiles, workers);
   ExpectCached(cache, run, 0, start + rows);
@@ -197,7 +197,7 @@ struct Bits {
 Bits BitsOf(const Cache& cache, const std::vector<int>& filled, const std::vector<std::vector<Rows>>& steps, How how,
             int workers, uint64_t seed, int padding = 0) {
   host_cuda::SetSeed(seed);
-  Run run(cache);
+  CacheRun run(cache);
   run.Fill(filled);
   Bits bits;
   for (const std::vector<Rows>& step : steps) {
@@ -255,6 +255,20 @@ TEST(CudaAttention, PromptBitsDoNotDependOnItsChunks) {
     }
     ExpectSame(BitsOf(cache, filled, singly, How::kFused, 0, 4), expected, "one row at a time");
     ExpectSame(BitsOf(cache, filled, {{{0, 100, 40}}, {{1, 9, 51}}}, How::kApart, 1, 5), expected, "no tiles");
+  }
+}
+
+// As a NaN in the residual stream would do: it is seen in its own row, and in those that attend to its keys, only.
+TEST(CudaAttention, WhatIsNoNumberStaysInItsSequence) {
+  for (const How how : {How::kFused, How::kTiles}) {
+    Cache cache(kOdd, 16, {30, 40}, 0, 13);
+    const Bits expected = BitsOf(cache, {29, 39}, {{{0, 29, 1}, {1, 39, 1}}}, how, 0, 1);
+    cache.MakeNan(1, 39);
+    const Bits bits = BitsOf(cache, {29, 39}, {{{0, 29, 1}, {1, 39, 1}}}, how, 0, 2);
+    EXPECT_EQ(bits.rows.at({0, 29}), expected.rows.at({0, 29}));
+    for (int c = 0; c < kOdd.width(); ++c) {
+      EXPECT_TRUE(std::isnan(FromBFloat16(bits.rows.at({1, 39})[static_cast<size_t>(c)])));
+    }
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "tests/host_cuda/device_array.h"
 #include "tests/host_cuda/kernel_run.h"
+#include "tests/server/compute/cuda/attention_run.h"
 #include "tests/server/compute/cuda/attention_trial.h"
 #include "tests/server/compute/cuda/tree_trial.h"
 
@@ -19,7 +20,6 @@ namespace {
 
 using host_cuda::DeviceArray;
 
-constexpr float kScale = 0.4f;
 struct OwnRows {
   std::vector<float> q, k, v, dcontext;
 };
@@ -288,7 +288,73 @@ TEST(CudaHeadsBackward, IsTheDerivativeOfTheTransform) {
   ExpectTransformBackward(trial);
 }
 
-// As a neighbor is prepared: its prompt in a cache of a pass, whose blocks are then kept elsewhere.
+// As a neighbor is prepared: its prompt is a sequence in a cache of the pass, and the tree's rows have the cache's
+// blocks as their prefix. A row of the tree is then what it were as the sequence's next row.
+TEST(CudaTreeAttention, TakesAPromptsCacheAsItsPrefix) {
+  constexpr int kPrompt = 21, kPositions = 16;
+  const HeadTrial trial = Trial(6, 3, 40, 24, 24, HeadNorm::kWhole, 3);
+  const Cache cache(trial, kPositions, {kPrompt + 1}, 0, 4);
+  CacheRun run(cache);
+  run.Fill({kPrompt});
+  const std::vector<uint8_t> keys = run.Keys(), values = run.Values();
+  const std::vector<uint16_t> expected = run.Step({{0, kPrompt, 1}}, How::kApart, 0);
+
+  const RowsOnDevice source(trial, {cache.Row(0, kPrompt)});
+  const DeviceArray<AttentionRow> rows(std::vector<AttentionRow>{{0, kPrompt}});
+  const DeviceArray<float> q(At(6 * 40)), k(At(3 * 40)), v(At(3 * 24)), probabilities(At(6 * (kPrompt + 1)));
+  RotateArgs rotate;
+  rotate.transform = cache.oracle().Args();
+  rotate.source = source.source();
+  rotate.rows = rows.data();
+  rotate.row_count = 1;
+  rotate.planes = 3;
+  rotate.q = q.data();
+  rotate.k = k.data();
+  rotate.v = v.data();
+  ASSERT_EQ(LaunchRotate(rotate, nullptr), nullptr);
+
+  const DeviceArray<uint8_t> key_cache(keys), value_cache(values);
+  std::vector<const void*> key_blocks, value_blocks;
+  for (int p = 0; p < kPrompt; p += kPositions) {
+    key_blocks.push_back(key_cache.data() + cache.SlotOf(0, p, 0) * At(CacheWidth(40)) * 4);
+    value_blocks.push_back(value_cache.data() + cache.SlotOf(0, p, 0) * At(CacheWidth(24)) * 4);
+  }
+  const DeviceArray<const void*> key_list(key_blocks), value_list(value_blocks);
+  const DeviceArray<int32_t> zero(std::vector<int32_t>{0}), prefix(std::vector<int32_t>{kPrompt}),
+      ends(std::vector<int32_t>{0, 1});
+  const DeviceArray<int64_t> columns(std::vector<int64_t>{0, kPrompt + 1});
+  const DeviceArray<uint16_t> context(At(3 * trial.padded_width()));
+  TreeAttentionArgs args;
+  args.heads = 6;
+  args.kv_heads = 3;
+  args.head_dim = 40;
+  args.value_dim = 24;
+  args.scale = kScale;
+  args.tree.rows = 1;
+  args.tree.row_case = args.tree.block_begin = args.tree.ancestors = zero.data();
+  args.tree.prefix_lengths = prefix.data();
+  args.tree.ancestor_begin = ends.data();
+  args.tree.column_begin = columns.data();
+  args.prefix = {key_list.data(), value_list.data(), kPositions, 0};
+  args.q = q.data();
+  args.k = k.data();
+  args.v = v.data();
+  args.probabilities = probabilities.data();
+  args.planes = 3;
+  args.context = {context.data(), trial.padded_width(), trial.padded_width()};
+  ASSERT_EQ(LaunchTreeAttention(args, nullptr), nullptr);
+  const std::vector<uint16_t> actual = context.Values();
+  const auto sum = [&](const std::vector<uint16_t>& planes, int c) {
+    double x = 0;
+    for (int p = 0; p < 3; ++p) x += double{FromBFloat16(planes[At(p * trial.padded_width() + c)])};
+    return x;
+  };
+  for (int c = 0; c < trial.padded_width(); ++c) {
+    EXPECT_NEAR(sum(actual, c), sum(expected, c), 4e-6 * (std::abs(sum(expected, c)) + 1));
+  }
+}
+
+// As what is kept of a neighbor: the blocks of its prompt go to the states.
 TEST(CudaBlockCopies, CopyEachBlockWhole) {
   std::vector<uint8_t> bytes(3 * 4112);
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 7 + i / 251);
