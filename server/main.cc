@@ -1,6 +1,7 @@
 // c3pod: reads its configuration, loads model, embedder and references, serves until SIGTERM or SIGINT, drains, exits
 // 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line; 130, 143 ended by a second SIGINT or SIGTERM while
-// it drained; 3 calls were lost, and the end did not come. SIGHUP reads certificates and tokens again. `c3pod inspect
+// it drained; 3 calls were lost, and the end did not come; 4 the device that computes failed, and what was let in has
+// ended. SIGHUP reads certificates and tokens again. `c3pod inspect
 // FOLDER` says what a model folder is and whether it would load, instead (server/inspect).
 
 #include <malloc.h>
@@ -12,6 +13,7 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -20,6 +22,7 @@
 #include "absl/time/clock.h"
 #include "index/base/cgroup_limits.h"
 #include "index/base/code_pages.h"
+#include "index/base/device_failure.h"
 #include "index/base/escaped_exception.h"
 #include "index/base/standard_streams.h"
 #include "index/base/status_macros.h"
@@ -27,6 +30,7 @@
 #include "index/search/reference_catalog.h"
 #include "index/store/reference_store.h"
 #include "server/admission/admission_controller.h"
+#include "server/compute/cache_fit.h"
 #include "server/compute/device.h"
 #include "server/compute/device_queue.h"
 #include "server/config/server_config.h"
@@ -282,6 +286,7 @@ void ReportMemory(const ServerConfig& config, const Server& server) {
     server.metrics->SetMemoryPlanned(part, bytes);
   }
   server.metrics->SetMemoryLimit(limit);
+  const Backend::OwnMemory device = server.model->backend().own_memory().value_or(Backend::OwnMemory());
   Log(at_most > limit ? LogLevel::kWarning : LogLevel::kInfo, at_most > limit ? "memory_short" : "memory", "",
       {{"weights_bytes", weights},
        {"encoder_bytes", server.encoder_bytes},
@@ -292,6 +297,8 @@ void ReportMemory(const ServerConfig& config, const Server& server) {
        {"neighbor_cache_bytes_max", neighbor_cache},
        {"work_bytes_max", work},
        {"bytes_at_most", at_most},
+       {"device_bytes", device.bytes},
+       {"device_free_bytes", device.free_bytes},
        {"limit_bytes", limit}});
 }
 
@@ -299,10 +306,17 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   const ModelShape& shape = server.model->shape();
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   server.metrics->SetPendingMax(config.pending_requests_max);
-  C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(KvBlockPool::CacheOf(config.kv_cache_tokens)));
+  const CacheSettings cache{config.gpu_memory_fraction,
+                            config.kv_cache_tokens,
+                            KvBlockPool::kPositions,
+                            shape.context_window,
+                            int64_t{config.neighbor_cache_mb} << 20,
+                            WorkMemory(config, server)};
+  C3PO_ASSIGN_OR_RETURN(const int64_t cache_tokens, CachePositions(server.model->backend(), cache));
+  C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(KvBlockPool::CacheOf(cache_tokens)));
   const int64_t work_memory = WorkMemory(config, server) / 2;  // The other half is for learning.
-  const BatcherLimits limits{config.running_sequences_max, config.kv_cache_tokens, config.prefill_tokens_per_step,
-                             work_memory};
+  const BatcherLimits limits{config.running_sequences_max, static_cast<int>(cache_tokens),
+                             config.prefill_tokens_per_step, work_memory};
   server.admission = std::make_unique<AdmissionController>(
       AdmissionLimits{config.pending_requests_max, config.pending_tokens_max, config.running_sequences_max});
   server.engine =
@@ -332,12 +346,14 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   parts.store = server.store.get();
   parts.store_watch = server.store_watch.get();
   parts.default_sampling.max_tokens = config.max_tokens_default;
+  parts.kv_cache_tokens = cache_tokens;
   parts.version = kVersion;
   signals.Serving();  // From the first call on, a signal to stop drains.
   server.grpc->Open(parts);
   server.health = std::make_unique<HealthMonitor>(
       server.grpc.get(), [engine = server.engine.get()] { return engine->StalledFor(); },
-      absl::Seconds(config.stall_seconds_max), [watch = server.store_watch.get()] { return watch->lost(); });
+      absl::Seconds(config.stall_seconds_max), [watch = server.store_watch.get()] { return watch->lost(); },
+      [&signals] { signals.StopServing(); });
   server.known_health = server.health.get();
   // What loading needed and serving does not.
   malloc_trim(0);
@@ -424,7 +440,7 @@ int Main(int argc, char** argv) {
   Drain(config, server);
   signals.OnReload(nullptr);
   FlushLog(kLastLines);
-  return 0;
+  return DeviceFailure().ok() ? 0 : 4;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -96,8 +97,8 @@ struct BackendInfo {
   // Attention of an objective takes memory for rows and prompts that are short, too, for half as much again at most:
   // its masks for as long as the objective lives, all else while a product runs.
   bool pads = false;
-  bool holds_logits = false;  // The LM head of an objective holds the logits of all its rows at once.
-  bool host_memory = false;   // Weights, matrices and caches lie in the host's memory.
+  bool holds_logits = false;                    // The LM head of an objective holds the logits of all its rows at once.
+  bool host_memory = false;                     // Weights, matrices and caches lie in the host's memory.
   ElementType weights = ElementType::kFloat32;  // of matrices, as they lie in memory
   int64_t weight_bytes = 0;                     // that all weights take
 };
@@ -112,6 +113,13 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual const BackendInfo& info() const = 0;
+
+  // Of a device with memory of its own; nothing where that is the host's.
+  struct OwnMemory {
+    int64_t bytes = 0;       // that the device has
+    int64_t free_bytes = 0;  // now, whoever uses the rest
+  };
+  virtual std::optional<OwnMemory> own_memory() const { return std::nullopt; }
 
   // A queue of the same device for another computation than the model's (server/compute/device_queue.h). It outlives
   // the backend. Thread-safe. FailedPrecondition: the device gives none.
@@ -134,6 +142,8 @@ class Backend {
   // Blocks of keys and values in all layers, of unknown content, instead of those before.
   virtual void AllocateKvCache(const KvCacheShape& cache) = 0;
   virtual int64_t kv_cache_bytes() const = 0;
+  // That a cache of this size would take.
+  virtual int64_t KvCacheBytes(const KvCacheShape& cache) const = 0;
 
   // One step of running sequences: its inputs are placed, then its blocks enqueued, then its results read.
   // The inputs that the blocks below work on until the next call, and where they work.

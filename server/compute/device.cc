@@ -5,11 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "index/base/cuda/library.h"
 #include "index/base/status_macros.h"
-#include "server/compute/aten/aten_backend.h"
 #include "server/compute/aten/aten_queue.h"
-#include "server/compute/aten/aten_weights.h"
-#include "server/compute/aten/matrix_tensors.h"
 #include "server/compute/aten/rope_tensors.h"
 #include "server/compute/aten/torch_device.h"
 #include "server/compute/cpu/bfloat16_products.h"
@@ -17,6 +16,8 @@
 #include "server/compute/cpu/cpu_queue.h"
 #include "server/compute/cpu/cpu_weights.h"
 #include "server/compute/cpu/thread_pool.h"
+#include "server/compute/cuda/cuda_backend.h"
+#include "server/compute/cuda/kernel_table.h"
 #include "server/model/config/tensor_plan.h"
 #include "server/types/device_name.h"
 
@@ -56,6 +57,20 @@ absl::StatusOr<cpu::WeightLayout> ChooseLayout(const std::string& arithmetic, co
   return cpu::WeightLayout::kPairs;
 }
 
+absl::StatusOr<cuda::CudaDevice> OpenCuda() {
+  C3PO_ASSIGN_OR_RETURN(cuda::Runtime* const runtime, cuda::OpenRuntime());
+  C3PO_ASSIGN_OR_RETURN(const auto* const kernels,
+                        cuda::OpenLibrary()->Kernels<cuda::ModelKernels>("c3po_model_kernels"));
+  return cuda::CudaDevice{runtime, kernels, [] { return OpenQueue(std::string(kCudaDevice)); }};
+}
+
+absl::Status CheckDevice(const std::string& device) {
+  if (device == kCpuDevice) return absl::OkStatus();
+  if (device == kCudaDevice) return OpenCuda().status();
+  return absl::InvalidArgumentError(
+      absl::StrCat("device \"", device, "\" is not one of ", absl::StrJoin(kDeviceNames, ", ")));
+}
+
 }  // namespace
 
 std::string WeightPlacement::arithmetic() const {
@@ -65,7 +80,7 @@ std::string WeightPlacement::arithmetic() const {
 
 absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const std::string& device,
                                                 const std::string& dtype, const std::string& arithmetic) {
-  C3PO_RETURN_IF_ERROR(aten::OpenDevice(device).status());
+  C3PO_RETURN_IF_ERROR(CheckDevice(device));
   WeightPlacement placement;
   placement.device = device;
   C3PO_ASSIGN_OR_RETURN(const DType stored, StoredType(checkpoint));
@@ -81,9 +96,9 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config, 
       cpu::CpuWeights packed = cpu::PackWeights(config, weights, placement.dtype, placement.layout, progress);
       return std::make_unique<cpu::CpuBackend>(config, std::move(packed), aten::MakeRopeTable(config));
     }
-    C3PO_ASSIGN_OR_RETURN(const at::Device device, aten::OpenDevice(placement.device));
-    aten::MoeWeights packed = aten::PackWeights(config, weights, device, aten::ScalarTypeOf(placement.dtype), progress);
-    return std::make_unique<aten::AtenBackend>(config, std::move(packed), aten::MakeRopeTable(config));
+    C3PO_ASSIGN_OR_RETURN(const cuda::CudaDevice device, OpenCuda());
+    return std::make_unique<cuda::CudaBackend>(config, weights, placement.dtype, aten::MakeRopeTable(config), device,
+                                               progress);
   } catch (const std::invalid_argument& error) {
     return absl::InvalidArgumentError(absl::StrCat("loading weights: ", error.what()));
   } catch (const std::exception& error) {

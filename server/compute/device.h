@@ -22,7 +22,7 @@ absl::StatusOr<std::unique_ptr<DeviceQueue>> OpenQueue(const std::string& device
 
 // Which backend computes, and how it keeps weights.
 struct WeightPlacement {
-  std::string device = std::string(kCpuDevice);  // one of kDeviceNames: our kernels on the CPU, libtorch elsewhere
+  std::string device = std::string(kCpuDevice);  // one of kDeviceNames
   ElementType dtype = ElementType::kFloat32;
   cpu::WeightLayout layout = cpu::WeightLayout::kPanels;  // on the CPU: see cpu::PackWeights
 

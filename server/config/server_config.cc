@@ -36,6 +36,11 @@ absl::Status Wrong(absl::string_view flag, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", what));
 }
 
+absl::Status CheckShare(absl::string_view name, double value) {
+  if (value > 0 && value <= 1) return absl::OkStatus();
+  return Wrong(name, absl::StrCat("is ", NumberText(value), ", must be in (0, 1]"));
+}
+
 absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
   return Wrong(flag, absl::StrCat("is ", value, ", must be in [", low, ", ", high, "]"));
@@ -260,7 +265,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("connection-age-seconds-max", connection_age_seconds_max, 0, 365 * 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("connection-age-grace-seconds-max", connection_age_grace_seconds_max, 0, 86400));
   C3PO_RETURN_IF_ERROR(CheckRange("running-sequences-max", running_sequences_max, 1, 4096));
-  C3PO_RETURN_IF_ERROR(CheckRange("kv-cache-tokens", kv_cache_tokens, 1, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("kv-cache-tokens", kv_cache_tokens, 0, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("prefill-tokens-per-step", prefill_tokens_per_step, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("max-tokens-default", max_tokens_default, 1, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("message-bytes-max", message_bytes_max, 1024, kMax));
@@ -273,10 +278,8 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("neighbors", neighbors, 1, kNeighborsMax));
   C3PO_RETURN_IF_ERROR(CheckRange("validation-neighbors", validation_neighbors, 0, kNeighborsMax));
   C3PO_RETURN_IF_ERROR(CheckRange("steps", steps, 0, kStepsMax));
-  if (!(gate_distance_quantile > 0 && gate_distance_quantile <= 1)) {
-    return Wrong("gate-distance-quantile",
-                 absl::StrCat("is ", NumberText(gate_distance_quantile), ", must be in (0, 1]"));
-  }
+  C3PO_RETURN_IF_ERROR(CheckShare("gpu-memory-fraction", gpu_memory_fraction));
+  C3PO_RETURN_IF_ERROR(CheckShare("gate-distance-quantile", gate_distance_quantile));
   C3PO_RETURN_IF_ERROR(CheckRange("critical-layers", critical_layers, 0, 4096));
   C3PO_RETURN_IF_ERROR(CheckRange("core-experts", core_experts, 0, 4096));
   if (!(learning_rate > 0 && learning_rate <= kLearningRateMax)) {

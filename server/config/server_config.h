@@ -53,7 +53,8 @@ struct ServerConfig {
   int answers_max = 16;                  // sampling.n of one Generate request.
   int logit_bias_max = 512;              // Entries of sampling.logit_bias.
   int running_sequences_max = 32;        // In one batch.
-  int kv_cache_tokens = 32768;           // Positions of all sequences together.
+  int kv_cache_tokens = 0;               // Positions of all sequences together; 0: 32768, or what fits on a GPU.
+  double gpu_memory_fraction = 0.9;      // Of a GPU's memory, that the server takes.
   int prefill_tokens_per_step = 256;     // Prompt tokens in one engine step.
   int max_tokens_default = 256;          // Of a request that sets none.
   int message_bytes_max = 16 << 20;      // One gRPC message.

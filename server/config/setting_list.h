@@ -56,7 +56,9 @@ void VisitSettings(Config& c, Visit visit) {
   limit("answers-max", c.answers_max, "answers (sampling.n) of one Generate request");
   limit("logit-bias-max", c.logit_bias_max, "entries of one request's sampling.logit_bias");
   limit("running-sequences-max", c.running_sequences_max, "sequences in one batch");
-  limit("kv-cache-tokens", c.kv_cache_tokens, "positions of all sequences together");
+  limit("kv-cache-tokens", c.kv_cache_tokens,
+        "positions of all sequences together; 0: 32768 on the CPU, on a GPU what gpu-memory-fraction leaves");
+  setting("gpu-memory-fraction", c.gpu_memory_fraction, "share of the GPU's memory that the server takes, all told");
   limit("prefill-tokens-per-step", c.prefill_tokens_per_step, "prompt tokens in one engine step");
   setting("max-tokens-default", c.max_tokens_default, "max_tokens of a request that sets none");
   limit("message-bytes-max", c.message_bytes_max, "bytes of one gRPC message");

@@ -5,6 +5,7 @@
 #include <future>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/device_failure.h"
 #include "index/base/status_macros.h"
 #include "server/compute/device.h"
 #include "server/model/config/generation_config.h"
@@ -138,8 +139,8 @@ absl::Status MoeModel::AllocateKvCache(const KvCacheShape& cache) {
     cache_ = cache;
     return absl::OkStatus();
   } catch (const std::exception& error) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no memory for a cache of ", cache.blocks * cache.block_positions, " positions: ", error.what()));
+    return FailureOfDeviceOr(absl::ResourceExhaustedError(
+        absl::StrCat("no memory for a cache of ", cache.blocks * cache.block_positions, " positions: ", error.what())));
   }
 }
 
@@ -147,7 +148,7 @@ absl::StatusOr<std::shared_ptr<const PlacedRouting>> MoeModel::PlaceRouting(cons
   try {
     return step_->Place(routing);
   } catch (const std::exception& error) {
-    return absl::ResourceExhaustedError(absl::StrCat("no memory for an override: ", error.what()));
+    return FailureOfDeviceOr(absl::ResourceExhaustedError(absl::StrCat("no memory for an override: ", error.what())));
   }
 }
 
@@ -157,7 +158,7 @@ absl::Status MoeModel::Forward(absl::Span<const Segment> segments, std::vector<S
     step_->Run(segments, outputs);
     return absl::OkStatus();
   } catch (const std::exception& error) {
-    return absl::InternalError(absl::StrCat("forward pass: ", error.what()));
+    return FailureOfDeviceOr(absl::InternalError(absl::StrCat("forward pass: ", error.what())));
   }
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/device_failure.h"
 #include "index/base/status_macros.h"
 #include "server/model/neighbor_pass.h"
 
@@ -42,7 +43,7 @@ bool ChoosesOneToken(const std::vector<int>& lengths) {
 }
 
 absl::Status ErrorOf(const std::exception& error) {
-  return absl::InternalError(absl::StrCat("neighbor loss: ", error.what()));
+  return FailureOfDeviceOr(absl::InternalError(absl::StrCat("neighbor loss: ", error.what())));
 }
 
 }  // namespace

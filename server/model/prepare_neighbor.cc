@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/device_failure.h"
 #include "index/base/status_macros.h"
 #include "server/compute/backend.h"
 #include "server/model/moe_model.h"
@@ -82,7 +83,8 @@ class Preparation final : public NeighborPreparation {
       }
       return false;
     } catch (const std::exception& error) {
-      return absl::InternalError(absl::StrCat("preparing reference ", reference_id_, ": ", error.what()));
+      return FailureOfDeviceOr(
+          absl::InternalError(absl::StrCat("preparing reference ", reference_id_, ": ", error.what())));
     }
   }
 
@@ -140,7 +142,8 @@ absl::StatusOr<std::unique_ptr<NeighborPreparation>> MoeModel::NewPreparation(co
     return std::unique_ptr<NeighborPreparation>(
         std::make_unique<Preparation>(*this, neighbor_cache_, std::move(key), neighbor, moving));
   } catch (const std::exception& error) {
-    return absl::InternalError(absl::StrCat("preparing reference ", neighbor.reference_id, ": ", error.what()));
+    return FailureOfDeviceOr(
+        absl::InternalError(absl::StrCat("preparing reference ", neighbor.reference_id, ": ", error.what())));
   }
 }
 

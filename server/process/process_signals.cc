@@ -64,6 +64,11 @@ void ProcessSignals::Stop(int signal) {
   _exit(code);
 }
 
+void ProcessSignals::StopServing() {
+  const absl::MutexLock lock(&mu_);
+  stopped_ = true;
+}
+
 void ProcessSignals::Run() {
   const sigset_t signals = Waited();
   while (true) {

@@ -27,8 +27,10 @@ class ProcessSignals {
   // first call is not kept: what would be read again has just been read.
   void OnReload(std::function<void()> reload);
   void Serving();
-  // Until the first SIGTERM or SIGINT.
+  // Until the first SIGTERM or SIGINT, or StopServing.
   void AwaitStop();
+  // As the first of them, after Serving(). Any thread.
+  void StopServing();
 
  private:
   void Run();

@@ -32,6 +32,7 @@ struct LoadedParts {
   const ReferenceStore* store = nullptr;
   const StoreWatch* store_watch = nullptr;  // null: nobody looks at the store
   SamplingParams default_sampling;
+  int64_t kv_cache_tokens = 0;  // that there are
   std::string version;
 };
 

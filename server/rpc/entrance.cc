@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "index/base/device_failure.h"
 #include "index/base/status_macros.h"
 #include "server/types/status_details.h"
 
@@ -77,7 +78,7 @@ absl::StatusOr<Entrance::Admission> Entrance::Admit(const grpc::CallbackServerCo
     case State::kLoading:
       return WithReason(absl::UnavailableError("the server is loading its model"), "LOADING");
     case State::kDraining:
-      return absl::UnavailableError("the server is shutting down");
+      return FailureOfDeviceOr(absl::UnavailableError("the server is shutting down"));
     case State::kOpen:
       break;
   }

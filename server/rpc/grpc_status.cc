@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "index/base/device_failure.h"
 #include "index/base/utf8.h"
 #include "server/types/status_details.h"
 
@@ -40,7 +41,7 @@ const char* ReasonOfCode(absl::StatusCode code) {
     case absl::StatusCode::kCancelled:
       return "CANCELLED";
     case absl::StatusCode::kUnavailable:
-      return "SHUTTING_DOWN";
+      return DeviceFailure().ok() ? "SHUTTING_DOWN" : "DEVICE_FAILED";
     case absl::StatusCode::kDataLoss:
       return "DATA_LOSS";
     default:

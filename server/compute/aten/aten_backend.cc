@@ -86,6 +86,11 @@ int64_t AtenBackend::kv_cache_bytes() const {
   return keys_.defined() ? static_cast<int64_t>(keys_.nbytes() + values_.nbytes()) : 0;
 }
 
+int64_t AtenBackend::KvCacheBytes(const KvCacheShape& cache) const {
+  return int64_t{config_.layers} * config_.kv_heads * cache.blocks * cache.block_positions *
+         (config_.head_dim + config_.value_dim) * static_cast<int64_t>(options_.dtype().itemsize());
+}
+
 RopeTensors AtenBackend::RopeAt(absl::Span<const int64_t> positions) const {
   return rope_.Select(Upload(positions, device()), options_.dtype().toScalarType());
 }

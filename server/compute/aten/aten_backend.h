@@ -42,6 +42,7 @@ class AtenBackend : public Backend {
   void Copy(const Matrix& from, Matrix to) override;
   void AllocateKvCache(const KvCacheShape& cache) override;
   int64_t kv_cache_bytes() const override;
+  int64_t KvCacheBytes(const KvCacheShape& cache) const override;
 
   StepMatrices PlaceStep(const StepInputs& inputs) override;
   void RunStep(const StepShape& shape, absl::FunctionRef<void()> enqueue) override;

@@ -24,16 +24,13 @@ struct CpuRowSum final : public RowSum {
 }  // namespace
 
 CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope)
-    : config_(std::move(config)),
-      weights_(std::move(weights)),
-      rope_(std::move(rope)),
-      info_{ElementType::kFloat32,
-            /*batch_invariant=*/true,
-            /*pads=*/false,
-            /*holds_logits=*/false,
-            /*host_memory=*/true,
-            weights_.type,
-            weights_.bytes} {
+    : config_(std::move(config)), weights_(std::move(weights)), rope_(std::move(rope)), info_{ElementType::kFloat32,
+                                                                                              /*batch_invariant=*/true,
+                                                                                              /*pads=*/false,
+                                                                                              /*holds_logits=*/false,
+                                                                                              /*host_memory=*/true,
+                                                                                              weights_.type,
+                                                                                              weights_.bytes} {
   LimitReferenceStates(0);
 }
 
@@ -85,11 +82,6 @@ void CpuBackend::AllocateKvCache(const KvCacheShape& cache) {
   keys_ = std::move(keys);  // Last: without memory for both there is no cache.
   slots_ = slots;
   block_positions_ = cache.block_positions;
-}
-
-int64_t CpuBackend::kv_cache_bytes() const {
-  return int64_t{config_.layers} * config_.kv_heads * slots_ * (config_.head_dim + config_.value_dim) *
-         static_cast<int64_t>(sizeof(float));
 }
 
 void CpuBackend::RunStep(const StepShape& /*shape*/, absl::FunctionRef<void()> enqueue) {

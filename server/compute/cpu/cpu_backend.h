@@ -40,7 +40,10 @@ class CpuBackend final : public Backend {
   absl::Span<const float> HostView(const Matrix& from, std::vector<float>& staging) override;
   void Copy(const Matrix& from, Matrix to) override;
   void AllocateKvCache(const KvCacheShape& cache) override;
-  int64_t kv_cache_bytes() const override;
+  int64_t kv_cache_bytes() const override { return slots_ * position_bytes(); }
+  int64_t KvCacheBytes(const KvCacheShape& cache) const override {
+    return cache.blocks * cache.block_positions * position_bytes();
+  }
 
   StepMatrices PlaceStep(const StepInputs& inputs) override;
   void RunStep(const StepShape& shape, absl::FunctionRef<void()> enqueue) override;
@@ -96,6 +99,11 @@ class CpuBackend final : public Backend {
 
   const LayerViews& layer(int l) const { return weights_.layers[static_cast<size_t>(l)]; }
   HeadShape heads() const;
+  // Of the keys and values of a position.
+  int64_t position_bytes() const {
+    return int64_t{config_.layers} * config_.kv_heads * (config_.head_dim + config_.value_dim) *
+           static_cast<int64_t>(sizeof(float));
+  }
   int64_t context_width() const { return int64_t{config_.heads} * config_.value_dim; }
   // RmsNorm of packed rows [R, d].
   void Norm(const float* x, const float* weight, int64_t rows, float* y) const;

@@ -4,9 +4,12 @@
 #include "index/base/cuda/runtime.h"
 #include "server/compute/cuda/attention.h"
 #include "server/compute/cuda/expert_products.h"
+#include "server/compute/cuda/gather_rows.h"
 #include "server/compute/cuda/products.h"
 #include "server/compute/cuda/readout.h"
+#include "server/compute/cuda/remembered.h"
 #include "server/compute/cuda/router.h"
+#include "server/compute/cuda/row_sums.h"
 #include "server/compute/cuda/rows.h"
 #include "server/compute/cuda/tree_attention.h"
 
@@ -18,8 +21,11 @@ struct ModelKernels {
   // Rows.
   Error (*row_planes)(const RowPlanesArgs& args, Stream stream);
   Error (*embedding)(const EmbeddingArgs& args, Stream stream);
+  Error (*row_sums)(const RowSumsArgs& args, Stream stream);
   // Projections and the LM head.
   Error (*product)(const ProductArgs& args, Stream stream);
+  bool (*product_needs_planes)(const ProductArgs& args);  // Enqueues nothing.
+  Error (*gather_rows)(const GatherRowsArgs& args, Stream stream);
   // Feed-forward networks.
   Error (*gate_up)(const ExpertProductArgs& args, Stream stream);
   Error (*down_apart)(const ExpertProductArgs& args, Stream stream);
@@ -28,6 +34,10 @@ struct ModelKernels {
   Error (*expert_lists)(const ExpertListArgs& args, Stream stream);
   Error (*expert_sum)(const ExpertSumArgs& args, Stream stream);
   Error (*dot_sums)(const DotSumsArgs& args, Stream stream);
+  // Feed-forward networks at rows that do not change.
+  Error (*select_all)(const SelectAllArgs& args, Stream stream);
+  Error (*mix_remembered)(const MixRememberedArgs& args, Stream stream);
+  Error (*mix_remembered_backward)(const MixRememberedBackwardArgs& args, Stream stream);
   // Attention of running sequences.
   Error (*rotate)(const RotateArgs& args, Stream stream);
   Error (*attention)(const AttentionArgs& args, Stream stream);

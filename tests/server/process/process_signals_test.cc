@@ -91,6 +91,20 @@ TEST(ProcessSignals, TheFirstStopIsAwaitedAndTheSecondEndsTheProcess) {
   }
 }
 
+TEST(ProcessSignals, AProcessThatEndsItselfIsStoppedAsByASignal) {
+  Child child([](ProcessSignals& signals, const Child::Say& say) {
+    signals.Serving();
+    signals.StopServing();
+    signals.AwaitStop();
+    say('d');
+    Forever();
+  });
+  EXPECT_EQ(child.Next(), 'd');
+  child.Send(SIGTERM);  // It is the second.
+  EXPECT_EQ(child.Next(), 'e');
+  EXPECT_EQ(child.ExitCode(), 128 + SIGTERM);
+}
+
 TEST(ProcessSignals, HangUpReloadsAndEndsNothing) {
   Child child([](ProcessSignals& signals, const Child::Say& say) {
     signals.Serving();

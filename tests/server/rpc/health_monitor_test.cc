@@ -17,6 +17,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "c3po/v1/generation.grpc.pb.h"
+#include "index/base/device_failure.h"
 #include "server/scheduler/engine.h"
 #include "tests/server/partial_model.h"
 
@@ -141,7 +142,7 @@ class HealthMonitorTest : public testing::Test {
           ++looks_;
           return engine_.StalledFor();
         },
-        kStallMax, [this] { return store_lost_.load(); });
+        kStallMax, [this] { return store_lost_.load(); }, [this] { ++ends_; });
   }
 
   // Returns once the monitor has begun and ended a look.
@@ -162,7 +163,7 @@ class HealthMonitorTest : public testing::Test {
   HeldModel model_;
   Engine engine_{&model_, BatcherLimits{4, 100000, 10}, 16, nullptr};
   std::atomic<bool> store_lost_{false};
-  std::atomic<int> looks_{0};
+  std::atomic<int> looks_{0}, ends_{0};
   std::unique_ptr<GrpcServer> server_;
   std::unique_ptr<HealthMonitor> monitor_;
   std::shared_ptr<grpc::Channel> channel_;
@@ -179,6 +180,27 @@ TEST_F(HealthMonitorTest, AServerThatLoadsIsNotServingAndSaysSoToCalls) {
   EXPECT_NE(status.error_details().find("LOADING"), std::string::npos);
   StartMonitor();
   EXPECT_EQ(watch.Next(), kServing);
+}
+
+// For good: no step mends it. The process is told once to end, and calls are told why.
+TEST_F(HealthMonitorTest, AServerWhoseDeviceFailedIsNotServingAndEnds) {
+  StartMonitor();
+  Watch watch(channel_);
+  EXPECT_EQ(watch.Next(), kServing);
+  EXPECT_EQ(ends_, 0);
+  NoteDeviceFailure("computing: unspecified launch failure");
+  EXPECT_EQ(watch.Next(), kNotServing);
+  AwaitALook();
+  EXPECT_EQ(ends_, 1);
+  EXPECT_FALSE(monitor_->stalled());
+  server_->CloseEntrance();
+  const auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  v1::TokenizeResponse response;
+  const grpc::Status status = stub->Tokenize(&context, v1::TokenizeRequest(), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_NE(status.error_details().find("DEVICE_FAILED"), std::string::npos);
+  ForgetDeviceFailure();
 }
 
 TEST_F(HealthMonitorTest, AFrozenEngineIsNotServingUntilItMovesAgain) {
