@@ -98,6 +98,9 @@ struct HnswIndex::Impl {
   // The same by comparing all nodes with the queries of these numbers.
   void CompareAll(absl::Span<const float> queries, absl::Span<const size_t> numbers, size_t wanted,
                   std::vector<std::vector<LabeledDistance>>& found) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
+  HnswLinks LinksOf(hnswlib::tableint node, int layer) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
+  // hnswlib writes the lists of the new node, and of the nodes that these name.
+  HnswAddition TraceOf(hnswlib::tableint node) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
   HnswGraph CopyOut(int64_t generation) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
   // `image` has passed CheckHnswGraph.
   absl::Status CopyIn(const HnswGraph& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
@@ -132,12 +135,12 @@ size_t HnswIndex::Impl::OfferLive(const float* query, size_t candidates, Nearest
   return offered;
 }
 
-// As many candidates as hold max(k, ef_search) live ones when tombstones lie evenly; where they crowd, the search
-// widens. All candidates are offered, so that ties at the k-th place are resolved by label, not by the library.
+// Where tombstones crowd, the search widens. All candidates are offered, so that ties at the k-th place are resolved by
+// label, not by the library.
 absl::StatusOr<bool> HnswIndex::Impl::SearchGraph(const float* query, size_t wanted,
                                                   std::vector<LabeledDistance>& found) const {
   const size_t nodes = label_of_node.size();
-  size_t candidates = std::max(wanted, static_cast<size_t>(options.ef_search)) * nodes / node_of_label.size();
+  size_t candidates = HnswIndex::Candidates(wanted, options, nodes, node_of_label.size());
   for (; candidates < nodes; candidates *= 2) {
     NearestList nearest(wanted);
     size_t offered = 0;
@@ -166,6 +169,26 @@ void HnswIndex::Impl::CompareAll(absl::Span<const float> queries, absl::Span<con
   for (size_t i = 0; i < numbers.size(); ++i) found[numbers[i]] = nearest[i].Take();
 }
 
+HnswLinks HnswIndex::Impl::LinksOf(hnswlib::tableint node, int layer) const {
+  const hnswlib::linklistsizeint* list = graph->get_linklist_at_level(node, layer);
+  const uint32_t count = graph->getListCount(const_cast<hnswlib::linklistsizeint*>(list));
+  return {node, layer, std::vector<uint32_t>(list + 1, list + 1 + count)};
+}
+
+HnswAddition HnswIndex::Impl::TraceOf(hnswlib::tableint node) const {
+  HnswAddition addition;
+  addition.node = node;
+  addition.layer = graph->element_levels_[node];
+  addition.top_layer = graph->maxlevel_;
+  addition.entry_node = graph->enterpoint_node_;
+  for (int layer = 0; layer <= addition.layer; ++layer) addition.changed.push_back(LinksOf(node, layer));
+  for (int layer = 0; layer <= addition.layer; ++layer) {
+    const std::vector<uint32_t> neighbors = addition.changed[static_cast<size_t>(layer)].links;
+    for (const uint32_t neighbor : neighbors) addition.changed.push_back(LinksOf(neighbor, layer));
+  }
+  return addition;
+}
+
 HnswGraph HnswIndex::Impl::CopyOut(int64_t generation) const {
   HnswGraph image;
   const size_t nodes = label_of_node.size();
@@ -182,10 +205,9 @@ HnswGraph HnswIndex::Impl::CopyOut(int64_t generation) const {
     image.layers.push_back(graph->element_levels_[node]);
     image.vectors.insert(image.vectors.end(), VectorOf(node), VectorOf(node) + dimension);
     for (int layer = 0; layer <= graph->element_levels_[node]; ++layer) {
-      const hnswlib::linklistsizeint* list = graph->get_linklist_at_level(node, layer);
-      const uint32_t count = graph->getListCount(const_cast<hnswlib::linklistsizeint*>(list));
-      image.links.push_back(count);
-      image.links.insert(image.links.end(), list + 1, list + 1 + count);
+      const HnswLinks list = LinksOf(node, layer);
+      image.links.push_back(static_cast<uint32_t>(list.links.size()));
+      image.links.insert(image.links.end(), list.links.begin(), list.links.end());
     }
   }
   return image;
@@ -280,6 +302,20 @@ absl::Status HnswIndex::Save(const std::string& path, int64_t generation) const 
 }
 
 absl::Status HnswIndex::Add(int64_t label, absl::Span<const float> vector) {
+  return AddAndTrace(label, vector, nullptr);
+}
+
+absl::StatusOr<HnswGraph> HnswIndex::CopyGraph() const {
+  ReaderLock lock(impl_->mutex);
+  C3PO_RETURN_IF_ERROR(impl_->CheckUsable());
+  return impl_->CopyOut(/*generation=*/0);
+}
+
+size_t HnswIndex::Candidates(size_t wanted, const HnswOptions& options, size_t nodes, size_t live) {
+  return std::max(wanted, static_cast<size_t>(options.ef_search)) * nodes / live;
+}
+
+absl::Status HnswIndex::AddAndTrace(int64_t label, absl::Span<const float> vector, HnswAddition* addition) {
   C3PO_RETURN_IF_ERROR(CheckVector("vector", vector, impl_->dimension));
   WriterLock lock(impl_->mutex);
   C3PO_RETURN_IF_ERROR(impl_->CheckUsable());
@@ -293,6 +329,7 @@ absl::Status HnswIndex::Add(int64_t label, absl::Span<const float> vector) {
     impl_->removed.push_back(0);
     impl_->node_of_label[label] = node;
     impl_->graph->addPoint(vector.data(), node);
+    if (addition != nullptr) *addition = impl_->TraceOf(static_cast<hnswlib::tableint>(node));
   });
   if (!status.ok()) impl_->broken = true;
   return status;

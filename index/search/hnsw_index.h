@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "index/search/hnsw_file.h"
 #include "index/search/neighbor_index.h"
 
 namespace c3po {
@@ -14,6 +15,22 @@ struct HnswOptions {
   int ef_construction = 200;  // Candidates looked at when a node is linked, m..10000.
   int ef_search = 128;  // Candidates kept by a search, 1..10000; a search for k neighbors keeps max(ef_search, k).
   uint32_t seed = 100;  // Of the nodes' layers.
+};
+
+// A node's links in one layer.
+struct HnswLinks {
+  uint32_t node = 0;
+  int32_t layer = 0;
+  std::vector<uint32_t> links;
+};
+
+// What one Add changed of the graph, for whoever keeps a copy of it.
+struct HnswAddition {
+  uint32_t node = 0;               // The new one.
+  int32_t layer = 0;               // The highest that it is in.
+  int32_t top_layer = 0;           // Of the graph now.
+  uint32_t entry_node = 0;         // Of the graph now.
+  std::vector<HnswLinks> changed;  // The new node's lists, from layer 0, and those of its neighbors, as they are now.
 };
 
 // An approximate index: a navigable small-world graph searched by hnswlib. Results may miss true neighbors (recall,
@@ -52,6 +69,15 @@ class HnswIndex : public NeighborIndex {
   int64_t MemoryBytes() const override;  // By the formula above.
   size_t size() const override;
   int dimension() const override;
+
+  // Add, and what it changed; `addition` may be null.
+  absl::Status AddAndTrace(int64_t label, absl::Span<const float> vector, HnswAddition* addition);
+  // The graph as it is. Node i is the i-th vector that was ever added.
+  absl::StatusOr<HnswGraph> CopyGraph() const;
+  // How many nodes a search for `wanted` vectors asks a graph of `nodes` for first, of which `live` >= 1 are no
+  // tombstones: as many as hold max(wanted, ef_search) live ones when tombstones lie evenly. Of so many as there are
+  // nodes or more, a search compares all nodes instead.
+  static size_t Candidates(size_t wanted, const HnswOptions& options, size_t nodes, size_t live);
 
   size_t tombstones() const;
   // Whether `label` is present with exactly these bytes as its vector.
