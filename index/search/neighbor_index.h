@@ -63,6 +63,9 @@ class NeighborIndex {
   // Whether searches may miss true neighbors. The distances of those they find are exact all the same.
   virtual bool approximate() const = 0;
 
+  // Whether searches run in a device's memory; false from when the device fails.
+  virtual bool on_device() const { return false; }
+
   // Whether so much was removed that a new index of the same vectors would be faster by more than building it costs.
   virtual bool WantsRebuilding() const = 0;
 
