@@ -124,6 +124,7 @@ std::vector<LabeledVector> ReferenceCatalog::VectorsOf(absl::Span<const Labeled>
 
 ReferenceCatalog::IndexPtr ReferenceCatalog::LoadOrBuildIndex(absl::string_view collection, ViewKind kind,
                                                               absl::Span<const Labeled> members, int64_t generation) {
+  if (IndexPtr on_device = builder_.BuildOnDevice(VectorsOf(members))) return on_device;
   if (!builder_.Saved(static_cast<int64_t>(members.size()))) return BuildIndex(members);
   if (!options_.graph_cache_folder.empty()) {
     absl::StatusOr<IndexPtr> loaded = builder_.Load(GraphPath(collection, kind), generation, VectorsOf(members));
@@ -213,11 +214,16 @@ absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchPathways(absl::str
   C3PO_RETURN_IF_ERROR(CheckVector("rows", rows, static_cast<int>(layers.size() * experts)));
   ReaderLock lock(mutex_);
   C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
+  const ViewKind kind = successful_only ? kSuccessful : kAll;
+  if (searched->pathways != nullptr) {
+    const auto found = searched->pathways->Search(rows, layers, k, kind);
+    if (found.ok()) return NamedNeighbors(searched->usable, *found);
+  }
   // The records' own pathways are scanned: a matrix of them all would cost as much memory again and save one pointer
   // each.
   NearestList nearest(std::min(static_cast<size_t>(k), searched->usable.size()));
   for (const auto& [label, record] : searched->usable) {
-    if (!IsIn(successful_only ? kSuccessful : kAll, *record)) continue;
+    if (!IsIn(kind, *record)) continue;
     float squared = 0;
     for (size_t c = 0; c < layers.size(); ++c) {
       squared += SquaredDistance(rows.data() + c * experts, record->pathway.Row(layers[c]).data(), experts);

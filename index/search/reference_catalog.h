@@ -15,6 +15,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "index/base/mutex.h"
+#include "index/search/cuda/device_pathways.h"
 #include "index/search/hnsw_index.h"
 #include "index/search/index_builder.h"
 #include "index/search/neighbor_index.h"
@@ -38,6 +39,9 @@ struct CatalogOptions {
 
   int exact_references_max = 2000;  // Of a view; larger ones are searched through a graph (IndexBuilder).
   HnswOptions hnsw;
+  int64_t device_references_max = 1000000;  // Of a view on the device; larger ones are searched through a graph there.
+  // Whose memory indexes and pathways lie in, as far as it goes; null: the host's alone. Outlives the catalog.
+  IndexDevice* index_device = nullptr;
   std::string graph_cache_folder;  // Where SaveGraphs writes and Open looks; created if absent. Empty: none.
 };
 
@@ -95,7 +99,7 @@ class ReferenceCatalog {
   // The k nearest by pathway: Euclidean distance over the chosen rows, exact,
   //   sqrt(sum_c sum_e (rows[c, e] - pathway_i[layers[c], e])^2).
   // rows: row-major [layers.size(), experts]. layers: different MoE layers, each in [0, moe_layers). Reads every
-  // pathway of the view: 4 * layers * experts bytes each. Errors as Search.
+  // pathway of the view: 4 * layers * experts bytes each, on the device where they lie there. Errors as Search.
   absl::StatusOr<std::vector<Neighbor>> SearchPathways(absl::string_view collection, absl::Span<const float> rows,
                                                        absl::Span<const int> layers, int k, bool successful_only) const;
 
@@ -168,6 +172,7 @@ class ReferenceCatalog {
   struct Collection {
     std::array<View, 2> views;
     absl::flat_hash_map<int64_t, RecordPtr> usable;  // By label; what searches may return.
+    std::shared_ptr<DevicePathways> pathways;        // Those of `usable`, on the device; null: not there.
     std::map<std::string, int64_t> unusable;         // Why, and how many.
     int64_t references = 0;
   };
@@ -194,13 +199,23 @@ class ReferenceCatalog {
   };
   using LabeledByCollection = std::map<std::string, std::vector<Labeled>>;
   using IndexesByCollection = std::map<std::string, std::array<IndexPtr, 2>>;  // Null: as it was.
+  using PathwaysByCollection = std::map<std::string, std::shared_ptr<DevicePathways>>;
 
   ReferenceCatalog(ReferenceStore* store, const CatalogOptions& options)
       : store_(store), options_(options), builder_(OptionsOfIndexes(options)) {}
 
+  static uint32_t ViewsOf(const ReferenceRecord& record) {
+    return 1u << kAll | (record.successful ? 1u : 0u) << kSuccessful;
+  }
   static bool IsIn(ViewKind kind, const ReferenceRecord& record) { return kind == kAll || record.successful; }
   static IndexOptions OptionsOfIndexes(const CatalogOptions& options) {
-    return {options.embedding_dimension, options.exact_references_max, options.hnsw};
+    IndexOptions of_indexes;
+    of_indexes.dimension = options.embedding_dimension;
+    of_indexes.exact_max = options.exact_references_max;
+    of_indexes.hnsw = options.hnsw;
+    of_indexes.device = options.index_device;
+    of_indexes.device_exact_max = options.device_references_max;
+    return of_indexes;
   }
   static std::vector<Labeled> MembersOf(const Collection& collection, ViewKind kind);
   // The members with the `count` smallest labels, or all of fewer, by ascending label.
@@ -230,6 +245,10 @@ class ReferenceCatalog {
   void Withdraw(absl::Span<const std::string> ids, int64_t generation);
   void Unpublish(const std::string& id, LabeledByCollection& departed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RemoveFromIndexes(const LabeledByCollection& departed);
+  PathwaysByCollection PlacePathways(const LabeledByCollection& arrivals) const;
+  void ShowPathways(const PathwaysByCollection& placed, const LabeledByCollection& arrivals)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void HidePathways(const LabeledByCollection& departed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RefreshDistances(const LabeledByCollection& arrivals, const LabeledByCollection& departed);
   OwnDistances DistancesAfter(const std::string& name, ViewKind kind,
                               absl::Span<const OwnDistances::Member> added) const;

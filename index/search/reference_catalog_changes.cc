@@ -193,6 +193,7 @@ ReferenceCatalog::IndexPtr ReferenceCatalog::FillIndex(const std::string& collec
 void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, const LabeledByCollection& arrivals,
                                const IndexesByCollection& replacements, int64_t generation) {
   LabeledByCollection departed;
+  const PathwaysByCollection pathways = PlacePathways(arrivals);
   {
     WriterLock lock(mutex_);
     for (const auto& [name, labeled] : arrivals) {
@@ -222,6 +223,8 @@ void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, const Lab
         for (ViewKind kind : kViewKinds) collection.views[kind].references += IsIn(kind, *arrival.record);
       }
     }
+    ShowPathways(pathways, arrivals);
+    HidePathways(departed);
     generation_ = generation;
   }
   RemoveFromIndexes(departed);
@@ -256,6 +259,7 @@ void ReferenceCatalog::Withdraw(absl::Span<const std::string> ids, int64_t gener
   {
     WriterLock lock(mutex_);
     for (const std::string& id : ids) Unpublish(id, departed);
+    HidePathways(departed);
     for (auto it = collections_.begin(); it != collections_.end();) {
       if (it->second.references > 0) {
         ++it;

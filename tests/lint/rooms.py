@@ -32,7 +32,8 @@ SERVER_ROOMS = {
     "server/model/config": {"server/weights"},
     "server/scheduler": set(),
     "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
-                        "server/config", "index/search", "index/store"},
+                        "server/config", "index/search", "index/store",
+                        "index/search/cuda", "index/base/cuda"},  # Where indexes lie.
     "server/inspect": {"server/model", "server/model/config", "server/pipeline", "server/text", "server/weights"},
     "server/rpc": {"server/pipeline", "server/process", "server/admission", "server/text", "server/config", "index/store", "proto"},
 }
