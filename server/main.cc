@@ -45,6 +45,7 @@
 #include "server/model/moe_model.h"
 #include "server/pipeline/collection_learning.h"
 #include "server/pipeline/generation_pipeline.h"
+#include "server/pipeline/index_placement.h"
 #include "server/pipeline/reference_gauges.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/process/descriptor_limit.h"
@@ -77,6 +78,7 @@ struct Server {
   std::unique_ptr<QueryEmbedding> embedding;
   int64_t encoder_bytes = 0;
   std::unique_ptr<ReferenceStore> store;
+  std::unique_ptr<IndexDevice> index_device;  // Null: references are searched on the CPU.
   std::unique_ptr<ReferenceCatalog> catalog;
   std::unique_ptr<LearnedShifts> shifts;
   std::unique_ptr<Profiles> profiles;
@@ -214,7 +216,14 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   options.experts = shape.experts;
   options.exact_references_max = config.exact_references_max;
   options.graph_cache_folder = graphs;
+  C3PO_ASSIGN_OR_RETURN(server.index_device,
+                        PlaceIndex(config.index_device, config.device, int64_t{config.index_memory_mb} << 20));
+  options.index_device = server.index_device.get();
+  if (server.index_device != nullptr) WatchIndexDevice(*server.index_device, server.metrics.get());
   C3PO_ASSIGN_OR_RETURN(server.catalog, ReferenceCatalog::Open(server.store.get(), options));
+  if (server.index_device != nullptr) {
+    C3PO_RETURN_IF_ERROR(CheckIndexRoom(config.index_device, *server.index_device));
+  }
   server.shifts = std::make_unique<LearnedShifts>(server.store.get(), shape.digest, server.metrics.get());
   C3PO_RETURN_IF_ERROR(server.shifts->ReadPriors());
   const OptimizationSettings defaults = DefaultsFrom(config, shape);

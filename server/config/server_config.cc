@@ -222,6 +222,19 @@ std::string InCacheFolder(const std::string& path) {
   return absl::StrCat(home != nullptr ? home : "", "/.cache/c3po/", path);
 }
 
+namespace {
+
+// Where and in what numbers is computed and searched.
+absl::Status CheckDevices(const ServerConfig& config) {
+  C3PO_RETURN_IF_ERROR(CheckWord("device", config.device, DeviceWords()));
+  C3PO_RETURN_IF_ERROR(CheckWord("dtype", config.dtype, {"auto", "float32", "bfloat16"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("arithmetic", config.arithmetic, {"auto", "float32", "bfloat16"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("index-device", config.index_device, {"auto", "cpu", "cuda"}));
+  return CheckRange("index-memory-mb", config.index_memory_mb, 16, 1 << 20);
+}
+
+}  // namespace
+
 absl::Status ServerConfig::Validate() const {
   constexpr int kMax = std::numeric_limits<int>::max();
   if (model.empty()) return Wrong("model", "must be a Hugging Face folder");
@@ -229,9 +242,7 @@ absl::Status ServerConfig::Validate() const {
   if (store.empty()) return Wrong("store", "must name a file");
   C3PO_RETURN_IF_ERROR(CheckListen(listen));
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));
-  C3PO_RETURN_IF_ERROR(CheckWord("device", device, DeviceWords()));
-  C3PO_RETURN_IF_ERROR(CheckWord("dtype", dtype, {"auto", "float32", "bfloat16"}));
-  C3PO_RETURN_IF_ERROR(CheckWord("arithmetic", arithmetic, {"auto", "float32", "bfloat16"}));
+  C3PO_RETURN_IF_ERROR(CheckDevices(*this));
   C3PO_RETURN_IF_ERROR(CheckWord("method", method, FlagsOf<Method>(kDefaultMethods)));
   C3PO_RETURN_IF_ERROR(CheckWord("application-rule", application_rule, FlagsOfAll<ApplicationRule>()));
   C3PO_RETURN_IF_ERROR(CheckWord("references", references, FlagsOfAll<ReferenceSelection>()));

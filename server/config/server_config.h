@@ -28,9 +28,11 @@ struct ServerConfig {
   bool pin_threads = false;  // Each stays on a core of its own: for a machine that nothing else keeps busy.
 
   // References
-  std::string store = "c3po.db";    // SQLite file; created if absent.
-  std::string graph_cache;          // Folder of index graphs; empty: STORE + ".graphs".
-  int exact_references_max = 2000;  // Larger collections are searched through an HNSW graph.
+  std::string store = "c3po.db";      // SQLite file; created if absent.
+  std::string graph_cache;            // Folder of index graphs; empty: STORE + ".graphs".
+  int exact_references_max = 2000;    // Larger collections are searched through an HNSW graph.
+  std::string index_device = "auto";  // Where references are searched: auto (as `device`), cpu, cuda
+  int index_memory_mb = 8192;         // Of a GPU, for them.
 
   // Listening
   std::string listen = "127.0.0.1:50051";  // gRPC; port 0 chooses one.

@@ -2,6 +2,7 @@
 #define C3PO_SERVER_METRICS_METRICS_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -147,6 +148,16 @@ class Metrics {
   // c3po_store_damaged_rows{kind}: rows that do not match their checksum, and are left out.
   void SetDamagedRows(StoredRow kind, int64_t rows);
   void CountReferenceVerdict(Verdict verdict);  // c3po_references_added_total{verdict}
+  // c3po_index_device_bytes, c3po_index_device_budget_bytes: of a GPU's memory, taken and at most;
+  // c3po_index_device_failed: 1 once it does not answer; c3po_index_device_queries_total{place="device"|"host"}: of
+  // indexes in its memory, where they were answered; c3po_index_device_refusals_total: what had no room. 0 without one.
+  struct IndexDeviceFigures {
+    int64_t bytes = 0, budget_bytes = 0;
+    bool failed = false;
+    int64_t device_queries = 0, host_queries = 0, refusals = 0;
+  };
+  // Asked by each exposition, from any thread, until it is set anew; null: nobody.
+  void WatchIndexDevice(std::function<IndexDeviceFigures()> figures);
   void SetRecallAtK(double fraction);         // c3po_recall_at_k: of graph search, measured at start and after imports
   void CountNeighborCacheHit();               // c3po_neighbor_cache_hits_total
   void CountNeighborCacheMiss();              // c3po_neighbor_cache_misses_total

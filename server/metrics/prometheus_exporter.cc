@@ -52,6 +52,7 @@ constexpr std::array<const char*, 2> kMoments = {"before", "after"};
 constexpr std::array<const char*, 4> kVerdicts = {"successful", "failed", "malformed", "duplicate"};
 constexpr std::array<const char*, 7> kMemoryParts = {"weights", "kv_cache", "neighbor_cache", "work",
                                                      "encoder", "index",    "other"};
+constexpr std::array<const char*, 2> kIndexPlaces = {"device", "host"};
 constexpr std::array<const char*, 3> kRefusedConnections = {"all", "address", "descriptors"};
 constexpr std::array<const char*, 3> kRefusedCalls = {"calls_at_once", "calls_per_minute", "tokens_per_minute"};
 constexpr std::array<const char*, 2> kRefusedWatches = {"all", "address"};
@@ -397,6 +398,33 @@ struct Metrics::Series {
   Counter& log_lines_lost =
       AddCounter(registry, "c3po_log_lines_lost_total", "Log lines that gave way because their reader did not keep up");
 
+  absl::Mutex index_device_mu;
+  std::function<IndexDeviceFigures()> index_device ABSL_GUARDED_BY(index_device_mu);
+  IndexDeviceFigures index_device_exported ABSL_GUARDED_BY(index_device_mu);
+  Gauge& index_device_bytes = AddGauge(registry, "c3po_index_device_bytes", "Memory of a GPU that references take");
+  Gauge& index_device_budget =
+      AddGauge(registry, "c3po_index_device_budget_bytes", "Memory of a GPU that references may take");
+  Gauge& index_device_failed = AddGauge(registry, "c3po_index_device_failed", "1 once that GPU does not answer");
+  CounterArray<kIndexPlaces.size()> index_device_queries =
+      AddCounters(registry, "c3po_index_device_queries_total",
+                  "Queries of indexes in a GPU's memory, by where they were answered", "place", kIndexPlaces);
+  Counter& index_device_refusals =
+      AddCounter(registry, "c3po_index_device_refusals_total", "Allocations beyond the budget of the GPU's memory");
+
+  void ReadIndexDevice() {
+    absl::MutexLock lock(&index_device_mu);
+    if (index_device == nullptr) return;
+    const IndexDeviceFigures now = index_device();
+    IndexDeviceFigures& before = index_device_exported;
+    index_device_bytes.Set(static_cast<double>(now.bytes));
+    index_device_budget.Set(static_cast<double>(now.budget_bytes));
+    index_device_failed.Set(now.failed ? 1 : 0);
+    Add(*index_device_queries[0], now.device_queries - before.device_queries);
+    Add(*index_device_queries[1], now.host_queries - before.host_queries);
+    Add(index_device_refusals, now.refusals - before.refusals);
+    before = now;
+  }
+
   void ReadProcess() {
     const absl::StatusOr<ProcessUsage> usage = ReadProcessUsage();
     absl::MutexLock lock(&process_mu);
@@ -523,6 +551,10 @@ void Metrics::SetLearnedIgnored(Learned kind, int64_t count) {
 }
 void Metrics::SetIndexGeneration(int64_t generation) { series_->index_generation.Set(static_cast<double>(generation)); }
 void Metrics::CountReferenceVerdict(Verdict verdict) { series_->verdicts[static_cast<size_t>(verdict)]->Increment(); }
+void Metrics::WatchIndexDevice(std::function<IndexDeviceFigures()> figures) {
+  absl::MutexLock lock(&series_->index_device_mu);
+  series_->index_device = std::move(figures);
+}
 void Metrics::SetRecallAtK(double fraction) { SetFinite(series_->recall_at_k, fraction); }
 void Metrics::CountNeighborCacheHit() { series_->cache_hits.Increment(); }
 void Metrics::CountNeighborCacheMiss() { series_->cache_misses.Increment(); }
@@ -536,6 +568,7 @@ void Metrics::SetMemoryLimit(int64_t bytes) { series_->memory_limit.Set(static_c
 
 std::string Metrics::PrometheusText() const {
   series_->ReadProcess();
+  series_->ReadIndexDevice();
   return prometheus::TextSerializer().Serialize(series_->registry.Collect());
 }
 

@@ -299,6 +299,8 @@ TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
   const std::vector<std::vector<std::string>> wrong = {{"--model", ""},
                                                        {"--device", "tpu"},
                                                        {"--dtype", "int8"},
+                                                       {"--index-device", "gpu"},
+                                                       {"--index-memory-mb", "0"},
                                                        {"--method", "sgd"},
                                                        {"--steps", "-1"},
                                                        {"--neighbors", "0"},
