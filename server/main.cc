@@ -1,8 +1,9 @@
 // c3pod: reads its configuration, loads model, embedder and references, serves until SIGTERM or SIGINT, drains, exits
 // 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line; 130, 143 ended by a second SIGINT or SIGTERM while
 // it drained; 3 calls were lost, and the end did not come; 4 the device that computes failed, and what was let in has
-// ended. SIGHUP reads certificates and tokens again. `c3pod inspect
-// FOLDER` says what a model folder is and whether it would load, instead (server/inspect).
+// ended. SIGHUP reads certificates and tokens again. `c3pod inspect FOLDER` says what a model folder is and whether it
+// would load, instead (server/inspect). Long because every part of the server is made here, in the order that they need
+// each other.
 
 #include <malloc.h>
 #include <unistd.h>

@@ -22,7 +22,7 @@ DeviceProperties PropertiesOf(Runtime& runtime) {
   return properties;
 }
 
-std::shared_ptr<void> Uploaded(const float* floats, int64_t count, DeviceMemory& memory, HostCopies& copies) {
+std::shared_ptr<void> Uploaded(const float* floats, int64_t count, DevicePool& memory, HostCopies& copies) {
   std::shared_ptr<void> data = memory.Take(count * 4);
   copies.Upload(floats, count * 4, data.get());
   return data;
@@ -44,7 +44,7 @@ CudaBackend::CudaBackend(ModelConfig config, const ModelWeights& weights, Elemen
       new_queue_(device.new_queue),
       multiprocessors_(PropertiesOf(runtime_).multiprocessors),
       stream_(runtime_),
-      memory_(DeviceMemory::Create(runtime_)),
+      memory_(DevicePool::Create(runtime_)),
       copies_(runtime_, stream()),
       weights_(PackWeights(config_, weights, type, *memory_, copies_, progress)),
       info_{ElementType::kFloat32,

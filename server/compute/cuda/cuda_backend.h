@@ -192,7 +192,7 @@ class CudaBackend final : public Backend {
   const std::function<absl::StatusOr<std::unique_ptr<DeviceQueue>>()> new_queue_;
   const int multiprocessors_;
   const OwnedStream stream_;
-  const std::shared_ptr<DeviceMemory> memory_;
+  const std::shared_ptr<DevicePool> memory_;
   HostCopies copies_;
   const CudaWeights weights_;
   const BackendInfo info_;

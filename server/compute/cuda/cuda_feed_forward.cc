@@ -15,7 +15,7 @@ constexpr int kListedRowsMax = 64;        // More rows are listed by expert once
 }  // namespace
 
 struct CudaBackend::FeedForwardTape final : public Tape {
-  explicit FeedForwardTape(std::shared_ptr<DeviceMemory> of) : memory(std::move(of)) {}
+  explicit FeedForwardTape(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
   OwnedMatrix input;
   ObjectiveRouting routing;
   FeedForwardRows rows;

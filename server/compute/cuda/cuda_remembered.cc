@@ -8,7 +8,7 @@
 namespace c3po::cuda {
 
 struct CudaBackend::Remembered final : public RememberedExperts {
-  explicit Remembered(std::shared_ptr<DeviceMemory> of) : memory(std::move(of)) {}
+  explicit Remembered(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
   int layer = 0;
   OwnedMatrix input;
   TapeMemory memory;
@@ -38,7 +38,7 @@ std::unique_ptr<RememberedExperts> CudaBackend::Remember(int l, const OwnedMatri
 }
 
 struct CudaBackend::RememberedTape final : public Tape {
-  explicit RememberedTape(std::shared_ptr<DeviceMemory> of) : memory(std::move(of)) {}
+  explicit RememberedTape(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
   ObjectiveRouting routing;
   FeedForwardRows rows;
   TapeMemory memory;

@@ -63,7 +63,7 @@ std::vector<Product> GroupByWeights(absl::Span<const TargetTokens* const> target
 }
 
 // The rows of all that a product reads, and its targets by row.
-void PlaceProduct(absl::Span<const TargetTokens* const> targets, const Offsets& first, DeviceMemory& memory,
+void PlaceProduct(absl::Span<const TargetTokens* const> targets, const Offsets& first, DevicePool& memory,
                   HostCopies& copies, Product& product) {
   struct Target {
     int64_t row, of;
@@ -101,7 +101,7 @@ void PlaceProduct(absl::Span<const TargetTokens* const> targets, const Offsets& 
 }  // namespace
 
 struct CudaBackend::TargetsTape final : public Tape {
-  explicit TargetsTape(std::shared_ptr<DeviceMemory> of) : memory(std::move(of)) {}
+  explicit TargetsTape(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
   OwnedMatrix hidden;
   std::vector<Product> products;
   TapeMemory memory;

@@ -62,7 +62,7 @@ struct CudaBackend::HeadRows {
 };
 
 struct CudaBackend::AttentionTape final : public Tape {
-  explicit AttentionTape(std::shared_ptr<DeviceMemory> of) : memory(std::move(of)) {}
+  explicit AttentionTape(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
   OwnedMatrix input;
   HeadRows rows;
   std::vector<float*> probabilities;  // by PackedTrees

@@ -29,7 +29,7 @@ struct Filling {
 
 class Packer {
  public:
-  Packer(const ModelConfig& config, ElementType type, DeviceMemory& memory, HostCopies& copies)
+  Packer(const ModelConfig& config, ElementType type, DevicePool& memory, HostCopies& copies)
       : config_(config), type_(type), memory_(memory), copies_(copies) {}
 
   void Add(const StoredWeight& stored) {
@@ -168,7 +168,7 @@ class Packer {
 
   const ModelConfig& config_;
   const ElementType type_;
-  DeviceMemory& memory_;
+  DevicePool& memory_;
   HostCopies& copies_;
   std::map<Key, Filling> filling_;
   std::map<Key, std::shared_ptr<void>> sent_;
@@ -178,7 +178,7 @@ class Packer {
 
 }  // namespace
 
-CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, DeviceMemory& memory,
+CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, DevicePool& memory,
                         HostCopies& copies, const LoadProgress& progress) {
   Packer packer(config, type, memory, copies);
   PackEach(config, weights, progress, [&](const StoredWeight& stored) { packer.Add(stored); });

@@ -53,7 +53,7 @@ struct CudaWeights {
 // exact. Vectors and routers are float32; norms, the output's bias, routers and the shared expert's gate are rounded to
 // `type` first, the bias of queries, keys and values is not. On the host one matrix at a time is packed, by
 // cpu::ThreadPool::Shared(). Errors are those of PackEach; DeviceError; std::bad_alloc.
-CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, DeviceMemory& memory,
+CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, DevicePool& memory,
                         HostCopies& copies, const LoadProgress& progress = nullptr);
 
 }  // namespace c3po::cuda

@@ -16,24 +16,24 @@ void Check(Error error, const char* what) {
   throw DeviceError(absl::StrCat("device cuda: ", what, ": ", error));
 }
 
-std::shared_ptr<DeviceMemory> DeviceMemory::Create(Runtime& runtime) {
-  return std::shared_ptr<DeviceMemory>(new DeviceMemory(runtime));
+std::shared_ptr<DevicePool> DevicePool::Create(Runtime& runtime) {
+  return std::shared_ptr<DevicePool>(new DevicePool(runtime));
 }
 
 // No piece is in use: each keeps the pool.
-DeviceMemory::~DeviceMemory() {
+DevicePool::~DevicePool() {
   const absl::MutexLock lock(&mu_);
   FreeUnused();
 }
 
-int64_t DeviceMemory::ClassOf(int64_t bytes) {
+int64_t DevicePool::ClassOf(int64_t bytes) {
   constexpr uint64_t kAlignment = 256;
   const auto size = static_cast<uint64_t>(std::max<int64_t>(bytes, 1));
   const uint64_t step = std::max(kAlignment, std::bit_floor(size) / 8);
   return static_cast<int64_t>((size + step - 1) / step * step);
 }
 
-std::shared_ptr<void> DeviceMemory::Take(int64_t bytes) {
+std::shared_ptr<void> DevicePool::Take(int64_t bytes) {
   const int64_t size = ClassOf(bytes);
   void* data = nullptr;
   {
@@ -43,7 +43,7 @@ std::shared_ptr<void> DeviceMemory::Take(int64_t bytes) {
   return {data, [pool = shared_from_this(), size](void* p) { pool->Return(p, size); }};
 }
 
-void* DeviceMemory::TakeLocked(int64_t size) {
+void* DevicePool::TakeLocked(int64_t size) {
   std::vector<void*>& pieces = unused_[size];
   void* data = nullptr;
   if (!pieces.empty()) {
@@ -60,14 +60,14 @@ void* DeviceMemory::TakeLocked(int64_t size) {
   return data;
 }
 
-void DeviceMemory::Return(void* data, int64_t size) {
+void DevicePool::Return(void* data, int64_t size) {
   const absl::MutexLock lock(&mu_);
   unused_[size].push_back(data);
   in_use_ -= size;
 }
 
 // An error here is of work that was enqueued before, and comes out where somebody waits for that.
-void DeviceMemory::FreeUnused() {
+void DevicePool::FreeUnused() {
   for (auto& [size, pieces] : unused_) {
     for (void* piece : pieces) static_cast<void>(runtime_.Free(piece));
     held_ -= size * static_cast<int64_t>(pieces.size());
@@ -75,12 +75,12 @@ void DeviceMemory::FreeUnused() {
   }
 }
 
-int64_t DeviceMemory::bytes_in_use() const {
+int64_t DevicePool::bytes_in_use() const {
   const absl::MutexLock lock(&mu_);
   return in_use_;
 }
 
-int64_t DeviceMemory::bytes_held() const {
+int64_t DevicePool::bytes_held() const {
   const absl::MutexLock lock(&mu_);
   return held_;
 }
@@ -112,7 +112,7 @@ StepArena::Scope::~Scope() {
   ++arena.generation_;
   try {
     arena.data_ = arena.memory_->Take(arena.most_);
-    arena.size_ = DeviceMemory::ClassOf(arena.most_);
+    arena.size_ = DevicePool::ClassOf(arena.most_);
   } catch (const std::bad_alloc&) {
     // A scope may end because memory is short.
   }

@@ -31,10 +31,10 @@ void Check(Error error, const char* what);
 // memory.
 //
 // Thread-safe. Pieces keep the pool alive. Throws std::bad_alloc where there is no memory.
-class DeviceMemory : public std::enable_shared_from_this<DeviceMemory> {
+class DevicePool : public std::enable_shared_from_this<DevicePool> {
  public:
-  static std::shared_ptr<DeviceMemory> Create(Runtime& runtime);
-  ~DeviceMemory();
+  static std::shared_ptr<DevicePool> Create(Runtime& runtime);
+  ~DevicePool();
 
   // At least `bytes`, 256-byte aligned, of unknown content. Not while the stream is recorded, unless a piece of that
   // class has come back before.
@@ -46,7 +46,7 @@ class DeviceMemory : public std::enable_shared_from_this<DeviceMemory> {
   static int64_t ClassOf(int64_t bytes);
 
  private:
-  explicit DeviceMemory(Runtime& runtime) : runtime_(runtime) {}
+  explicit DevicePool(Runtime& runtime) : runtime_(runtime) {}
   void* TakeLocked(int64_t size) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Return(void* data, int64_t size);
   void FreeUnused() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -71,14 +71,14 @@ class RowMemory {
 // What lives as long as the object: the rows of a tape.
 class TapeMemory final : public RowMemory {
  public:
-  explicit TapeMemory(std::shared_ptr<DeviceMemory> memory) : memory_(std::move(memory)) {}
+  explicit TapeMemory(std::shared_ptr<DevicePool> memory) : memory_(std::move(memory)) {}
   void* Take(int64_t bytes) override {
     pieces_.push_back(memory_->Take(bytes));
     return pieces_.back().get();
   }
 
  private:
-  const std::shared_ptr<DeviceMemory> memory_;
+  const std::shared_ptr<DevicePool> memory_;
   std::vector<std::shared_ptr<void>> pieces_;
 };
 
@@ -86,7 +86,7 @@ class TapeMemory final : public RowMemory {
 // finds its rows. It grows to what the largest step needs.
 class StepArena final : public RowMemory {
  public:
-  explicit StepArena(std::shared_ptr<DeviceMemory> memory) : memory_(std::move(memory)) {}
+  explicit StepArena(std::shared_ptr<DevicePool> memory) : memory_(std::move(memory)) {}
 
   // Free again at the end of the scope that it was taken in.
   void* Take(int64_t bytes) override;
@@ -108,7 +108,7 @@ class StepArena final : public RowMemory {
   };
 
  private:
-  const std::shared_ptr<DeviceMemory> memory_;
+  const std::shared_ptr<DevicePool> memory_;
   std::shared_ptr<void> data_;
   int64_t size_ = 0;
   int64_t used_ = 0;                           // may be beyond size_: what did not fit lies in beside_

@@ -26,7 +26,7 @@ void* HostCopies::Grown(void*& host, int64_t& size, int64_t bytes) {
   if (host != nullptr) Check(runtime_.FreePinned(host), "freeing pinned memory");
   host = nullptr;
   size = 0;
-  const int64_t grown = DeviceMemory::ClassOf(bytes + bytes / 4);
+  const int64_t grown = DevicePool::ClassOf(bytes + bytes / 4);
   if (runtime_.AllocatePinned(grown, &host) != nullptr) throw std::bad_alloc();
   size = grown;
   return host;

@@ -88,7 +88,7 @@ int64_t PaddedRows(int64_t rows) {
   return rows;
 }
 
-PlacedStep::PlacedStep(const ModelConfig& config, std::shared_ptr<DeviceMemory> memory)
+PlacedStep::PlacedStep(const ModelConfig& config, std::shared_ptr<DevicePool> memory)
     : config_(config), memory_(std::move(memory)) {}
 
 void PlacedStep::Place(const StepInputs& inputs, const KvCacheShape& cache, HostCopies& copies) {

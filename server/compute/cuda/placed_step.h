@@ -55,7 +55,7 @@ struct StepPlaces {
 // at equal places, until a step needs more room. Engine thread only.
 class PlacedStep {
  public:
-  PlacedStep(const ModelConfig& config, std::shared_ptr<DeviceMemory> memory);
+  PlacedStep(const ModelConfig& config, std::shared_ptr<DevicePool> memory);
 
   // Throws std::invalid_argument where a sequence has no blocks for its rows.
   void Place(const StepInputs& inputs, const KvCacheShape& cache, HostCopies& copies);
@@ -69,7 +69,7 @@ class PlacedStep {
   void FillOverrides(const StepInputs& inputs, RowOverride* overrides);
 
   const ModelConfig& config_;
-  const std::shared_ptr<DeviceMemory> memory_;
+  const std::shared_ptr<DevicePool> memory_;
   std::shared_ptr<void> data_;
   int64_t room_ = 0;
   StepForm form_;

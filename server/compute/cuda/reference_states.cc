@@ -26,7 +26,7 @@ StateBlock::StateBlock(const ModelConfig& config, int64_t element_bytes) {
   value_bytes = entries * CacheWidth(config.value_dim);
 }
 
-std::shared_ptr<StatePool> MakeStatePool(const StateBlock& block, int64_t bytes, std::shared_ptr<DeviceMemory> memory) {
+std::shared_ptr<StatePool> MakeStatePool(const StateBlock& block, int64_t bytes, std::shared_ptr<DevicePool> memory) {
   return std::make_shared<StatePool>(block.bytes(), bytes / block.bytes(), kStateSlabBytes / block.bytes(),
                                      [memory = std::move(memory), bytes = block.bytes()](int64_t blocks) {
                                        return DeviceSlab{memory->Take(blocks * bytes)};

@@ -28,7 +28,7 @@ struct DeviceSlab {
 using StatePool = BlockPool<DeviceSlab>;
 
 // Of at most `bytes`.
-std::shared_ptr<StatePool> MakeStatePool(const StateBlock& block, int64_t bytes, std::shared_ptr<DeviceMemory> memory);
+std::shared_ptr<StatePool> MakeStatePool(const StateBlock& block, int64_t bytes, std::shared_ptr<DevicePool> memory);
 
 // What a reference keeps, in blocks: layer by layer the prompt's keys and values, then the tree's rows, float32, one
 // after the other from block to block.

@@ -6,7 +6,7 @@
 
 namespace c3po::cuda {
 
-std::shared_ptr<void> DeviceArrays::Send(DeviceMemory& memory, HostCopies& copies) const {
+std::shared_ptr<void> DeviceArrays::Send(DevicePool& memory, HostCopies& copies) const {
   const auto bytes = static_cast<int64_t>(bytes_.size());
   std::shared_ptr<void> piece = memory.Take(bytes);
   copies.Upload(bytes_.data(), bytes, piece.get());
@@ -35,7 +35,7 @@ void TreePlan::Add(const TreeShape& shape, const std::vector<PrefixBlocks>& pref
   }
 }
 
-void TreePlan::Send(int first_layer, int block_positions, bool bfloat16, DeviceMemory& memory, HostCopies& copies) {
+void TreePlan::Send(int first_layer, int block_positions, bool bfloat16, DevicePool& memory, HostCopies& copies) {
   first_layer_ = first_layer;
   block_positions_ = block_positions;
   bfloat16_ = bfloat16;

@@ -27,7 +27,7 @@ class DeviceArrays {
     return at;
   }
   // Enqueues the copy.
-  std::shared_ptr<void> Send(DeviceMemory& memory, HostCopies& copies) const;
+  std::shared_ptr<void> Send(DevicePool& memory, HostCopies& copies) const;
 
  private:
   std::vector<char> bytes_;
@@ -49,7 +49,7 @@ class TreePlan {
  public:
   // Adds a tree; its rows follow those before. prefix_blocks[i]: of layer first_layer + i.
   void Add(const TreeShape& shape, const std::vector<PrefixBlocks>& prefix_blocks);
-  void Send(int first_layer, int block_positions, bool bfloat16, DeviceMemory& memory, HostCopies& copies);
+  void Send(int first_layer, int block_positions, bool bfloat16, DevicePool& memory, HostCopies& copies);
 
   int64_t rows() const { return static_cast<int64_t>(row_case_.size()); }
   int64_t columns() const { return columns_.back(); }
