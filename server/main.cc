@@ -217,14 +217,12 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   options.experts = shape.experts;
   options.exact_references_max = config.exact_references_max;
   options.graph_cache_folder = graphs;
+  const int64_t index_bytes = int64_t{config.index_memory_mb} << 20;
   C3PO_ASSIGN_OR_RETURN(server.index_device,
-                        PlaceIndex(config.index_device, config.device, int64_t{config.index_memory_mb} << 20));
+                        PlaceIndex(config.index_device, config.device, index_bytes, server.metrics.get()));
   options.index_device = server.index_device.get();
-  if (server.index_device != nullptr) WatchIndexDevice(*server.index_device, server.metrics.get());
   C3PO_ASSIGN_OR_RETURN(server.catalog, ReferenceCatalog::Open(server.store.get(), options));
-  if (server.index_device != nullptr) {
-    C3PO_RETURN_IF_ERROR(CheckIndexRoom(config.index_device, *server.index_device));
-  }
+  C3PO_RETURN_IF_ERROR(CheckIndexRoom(config.index_device, options.index_device));
   server.shifts = std::make_unique<LearnedShifts>(server.store.get(), shape.digest, server.metrics.get());
   C3PO_RETURN_IF_ERROR(server.shifts->ReadPriors());
   const OptimizationSettings defaults = DefaultsFrom(config, shape);

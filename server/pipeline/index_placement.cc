@@ -6,45 +6,7 @@
 #include "server/metrics/logging.h"
 
 namespace c3po {
-
-absl::StatusOr<IndexDeviceParts> OpenIndexDeviceParts() {
-  IndexDeviceParts parts;
-  C3PO_ASSIGN_OR_RETURN(parts.runtime, cuda::OpenRuntime());
-  const absl::StatusOr<cuda::Library>& library = cuda::OpenLibrary();
-  if (!library.ok()) return library.status();
-  C3PO_ASSIGN_OR_RETURN(parts.kernels, library->Kernels<cuda::IndexKernels>("c3po_index_kernels"));
-  return parts;
-}
-
-absl::StatusOr<std::unique_ptr<IndexDevice>> PlaceIndex(const std::string& index_device,
-                                                        const std::string& model_device, int64_t budget_bytes,
-                                                        const std::function<absl::StatusOr<IndexDeviceParts>()>& open) {
-  const bool wanted = index_device == "cuda";
-  if (!wanted && (index_device == "cpu" || model_device == "cpu")) return std::unique_ptr<IndexDevice>();
-  const auto opened = [&]() -> absl::StatusOr<std::unique_ptr<IndexDevice>> {
-    C3PO_ASSIGN_OR_RETURN(const IndexDeviceParts parts, open());
-    return IndexDevice::Open(parts.runtime, parts.kernels, budget_bytes);
-  };
-  absl::StatusOr<std::unique_ptr<IndexDevice>> device = opened();
-  if (device.ok()) {
-    Log(LogLevel::kInfo, "index_on_gpu", "",
-        {{"name", std::string((*device)->properties().name)}, {"budget_bytes", budget_bytes}});
-    return device;
-  }
-  if (wanted)
-    return absl::Status(device.status().code(), absl::StrCat("--index-device cuda: ", device.status().message()));
-  Log(LogLevel::kWarning, "index_on_cpu", "", {{"reason", std::string(device.status().message())}});
-  return std::unique_ptr<IndexDevice>();
-}
-
-absl::Status CheckIndexRoom(const std::string& index_device, const IndexDevice& device) {
-  if (device.counts().refusals == 0) return absl::OkStatus();
-  const std::string what = absl::StrCat("references take more of the GPU's memory than --index-memory-mb ",
-                                        device.budget_bytes() >> 20, ": ", device.last_refusal());
-  if (index_device == "cuda") return absl::ResourceExhaustedError(absl::StrCat("--index-device cuda: ", what));
-  Log(LogLevel::kWarning, "index_memory_short", "", {{"reason", what}});
-  return absl::OkStatus();
-}
+namespace {
 
 void WatchIndexDevice(const IndexDevice& device, Metrics* metrics) {
   metrics->WatchIndexDevice([&device] {
@@ -58,6 +20,49 @@ void WatchIndexDevice(const IndexDevice& device, Metrics* metrics) {
     figures.refusals = counts.refusals;
     return figures;
   });
+}
+
+}  // namespace
+
+absl::StatusOr<IndexDeviceParts> OpenIndexDeviceParts() {
+  IndexDeviceParts parts;
+  C3PO_ASSIGN_OR_RETURN(parts.runtime, cuda::OpenRuntime());
+  const absl::StatusOr<cuda::Library>& library = cuda::OpenLibrary();
+  if (!library.ok()) return library.status();
+  C3PO_ASSIGN_OR_RETURN(parts.kernels, library->Kernels<cuda::IndexKernels>("c3po_index_kernels"));
+  return parts;
+}
+
+absl::StatusOr<std::unique_ptr<IndexDevice>> PlaceIndex(const std::string& index_device,
+                                                        const std::string& model_device, int64_t budget_bytes,
+                                                        Metrics* metrics,
+                                                        const std::function<absl::StatusOr<IndexDeviceParts>()>& open) {
+  const bool wanted = index_device == "cuda";
+  if (!wanted && (index_device == "cpu" || model_device == "cpu")) return std::unique_ptr<IndexDevice>();
+  const auto opened = [&]() -> absl::StatusOr<std::unique_ptr<IndexDevice>> {
+    C3PO_ASSIGN_OR_RETURN(const IndexDeviceParts parts, open());
+    return IndexDevice::Open(parts.runtime, parts.kernels, budget_bytes);
+  };
+  absl::StatusOr<std::unique_ptr<IndexDevice>> device = opened();
+  if (device.ok()) {
+    WatchIndexDevice(**device, metrics);
+    Log(LogLevel::kInfo, "index_on_gpu", "",
+        {{"name", std::string((*device)->properties().name)}, {"budget_bytes", budget_bytes}});
+    return device;
+  }
+  if (wanted)
+    return absl::Status(device.status().code(), absl::StrCat("--index-device cuda: ", device.status().message()));
+  Log(LogLevel::kWarning, "index_on_cpu", "", {{"reason", std::string(device.status().message())}});
+  return std::unique_ptr<IndexDevice>();
+}
+
+absl::Status CheckIndexRoom(const std::string& index_device, const IndexDevice* device) {
+  if (device == nullptr || device->counts().refusals == 0) return absl::OkStatus();
+  const std::string what = absl::StrCat("references take more of the GPU's memory than --index-memory-mb ",
+                                        device->budget_bytes() >> 20, ": ", device->last_refusal());
+  if (index_device == "cuda") return absl::ResourceExhaustedError(absl::StrCat("--index-device cuda: ", what));
+  Log(LogLevel::kWarning, "index_memory_short", "", {{"reason", what}});
+  return absl::OkStatus();
 }
 
 }  // namespace c3po

@@ -23,17 +23,15 @@ absl::StatusOr<IndexDeviceParts> OpenIndexDeviceParts();
 
 // Where references are searched, by the words of --index-device: "cpu": null, nothing is opened. "cuda": in a GPU's
 // memory, or the error that says why not. "auto": as the model's device, `model_device`; null where that is a GPU and
-// cannot be had, which the log tells (index_on_cpu).
+// cannot be had, which the log tells (index_on_cpu). `metrics` tell what the device counts; it outlives their last
+// exposition.
 absl::StatusOr<std::unique_ptr<IndexDevice>> PlaceIndex(
-    const std::string& index_device, const std::string& model_device, int64_t budget_bytes,
+    const std::string& index_device, const std::string& model_device, int64_t budget_bytes, Metrics* metrics,
     const std::function<absl::StatusOr<IndexDeviceParts>()>& open = OpenIndexDeviceParts);
 
 // Once all references are loaded: OK, or ResourceExhausted where they were to be on the GPU ("cuda") and some have no
 // room there; it names the budget's flag and the sums. With "auto" the log tells (index_memory_short).
-absl::Status CheckIndexRoom(const std::string& index_device, const IndexDevice& device);
-
-// Lets `metrics` tell what `device` counts. It outlives the last exposition.
-void WatchIndexDevice(const IndexDevice& device, Metrics* metrics);
+absl::Status CheckIndexRoom(const std::string& index_device, const IndexDevice* device);
 
 }  // namespace c3po
 

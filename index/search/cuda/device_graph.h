@@ -36,7 +36,7 @@ class DeviceGraph {
   int64_t nodes() const { return static_cast<int64_t>(first_lists_.size()); }
 
   struct Memory {
-    DeviceMemory links, upper_lists, upper_links;
+    IndexMemory links, upper_lists, upper_links;
   };
   std::shared_ptr<const Memory> memory() const { return memory_; }
 

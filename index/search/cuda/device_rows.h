@@ -84,7 +84,7 @@ class DeviceRows {
 
   // What the kernels read; it lives as long as somebody holds it.
   struct Memory {
-    DeviceMemory rows, halves, labels, admitted;  // admitted: [views][capacity / 32]
+    IndexMemory rows, halves, labels, admitted;  // admitted: [views][capacity / 32]
   };
   std::shared_ptr<const Memory> memory() const { return memory_; }
   const uint32_t* admitted_words(int view) const { return memory_->admitted.as<uint32_t>() + capacity_ / 32 * view; }

@@ -22,7 +22,7 @@ int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * 
 
 }  // namespace
 
-DeviceMemory::~DeviceMemory() {
+IndexMemory::~IndexMemory() {
   if (device_ != nullptr) device_->Release(address_, bytes_, pinned_);
 }
 
@@ -106,7 +106,7 @@ absl::Status IndexDevice::Refuse(const std::string& what) {
 }
 
 // What the device refuses for want of memory is no failure of it: the caller goes on without.
-absl::StatusOr<DeviceMemory> IndexDevice::Allocate(int64_t bytes) {
+absl::StatusOr<IndexMemory> IndexDevice::Allocate(int64_t bytes) {
   if (failed()) return absl::UnavailableError(absl::StrCat("index device: ", failure()));
   const int64_t in_use = bytes_in_use_.fetch_add(bytes);
   if (in_use + bytes > budget_bytes_) {
@@ -119,15 +119,15 @@ absl::StatusOr<DeviceMemory> IndexDevice::Allocate(int64_t bytes) {
     bytes_in_use_ -= bytes;
     return Refuse(absl::StrCat(bytes, " bytes beside the ", in_use, " in use: ", error));
   }
-  return DeviceMemory(this, address, bytes, /*pinned=*/false);
+  return IndexMemory(this, address, bytes, /*pinned=*/false);
 }
 
-absl::StatusOr<DeviceMemory> IndexDevice::AllocatePinned(int64_t bytes) {
+absl::StatusOr<IndexMemory> IndexDevice::AllocatePinned(int64_t bytes) {
   void* address = nullptr;
   if (const cuda::Error error = runtime_->AllocatePinned(bytes, &address); error != nullptr) {
     return Refuse(absl::StrCat(bytes, " bytes of pinned memory: ", error));
   }
-  return DeviceMemory(this, address, bytes, /*pinned=*/true);
+  return IndexMemory(this, address, bytes, /*pinned=*/true);
 }
 
 void IndexDevice::Release(void* address, int64_t bytes, bool pinned) {
@@ -165,9 +165,9 @@ void IndexDevice::ReturnSlot(SearchSlot* slot) {
 }
 
 absl::Status SearchSlot::Reserve(int64_t in_bytes, int64_t out_bytes, int64_t work_bytes) {
-  const auto grow = [&](DeviceMemory& memory, int64_t bytes, bool pinned) -> absl::Status {
+  const auto grow = [&](IndexMemory& memory, int64_t bytes, bool pinned) -> absl::Status {
     if (memory.bytes() >= bytes) return absl::OkStatus();
-    memory = DeviceMemory();
+    memory = IndexMemory();
     const int64_t rounded = std::max<int64_t>(Aligned(bytes + bytes / 2), 16 * 1024);
     C3PO_ASSIGN_OR_RETURN(memory, pinned ? device_->AllocatePinned(rounded) : device_->Allocate(rounded));
     return absl::OkStatus();

@@ -21,18 +21,18 @@ namespace c3po {
 class IndexDevice;
 
 // Memory of the device or of the host (pinned), given back at the end of its life. Empty, or of at least one byte.
-class DeviceMemory {
+class IndexMemory {
  public:
-  DeviceMemory() = default;
-  DeviceMemory(IndexDevice* device, void* address, int64_t bytes, bool pinned)
+  IndexMemory() = default;
+  IndexMemory(IndexDevice* device, void* address, int64_t bytes, bool pinned)
       : device_(device), address_(address), bytes_(bytes), pinned_(pinned) {}
-  DeviceMemory(DeviceMemory&& other) noexcept { Swap(other); }
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
-    DeviceMemory moved(std::move(other));
+  IndexMemory(IndexMemory&& other) noexcept { Swap(other); }
+  IndexMemory& operator=(IndexMemory&& other) noexcept {
+    IndexMemory moved(std::move(other));
     Swap(moved);
     return *this;
   }
-  ~DeviceMemory();
+  ~IndexMemory();
 
   template <class T>
   T* as() const {
@@ -41,7 +41,7 @@ class DeviceMemory {
   int64_t bytes() const { return bytes_; }
 
  private:
-  void Swap(DeviceMemory& other) {
+  void Swap(IndexMemory& other) {
     std::swap(device_, other.device_);
     std::swap(address_, other.address_);
     std::swap(bytes_, other.bytes_);
@@ -115,7 +115,7 @@ class SearchSlot {
   IndexDevice* const device_;
   cuda::Stream stream_ = nullptr;
   DeviceEvent done_;  // The last search has read all it reads.
-  DeviceMemory pinned_in_, device_in_, pinned_out_, device_out_, work_;
+  IndexMemory pinned_in_, device_in_, pinned_out_, device_out_, work_;
   std::vector<std::shared_ptr<const void>> held_;
   bool pending_ = false;  // Enqueued and not waited for.
 };
@@ -168,7 +168,7 @@ class IndexDevice {
   IndexDevice& operator=(const IndexDevice&) = delete;
 
   // ResourceExhausted: beyond the budget, or the device has no more; it names both sums.
-  absl::StatusOr<DeviceMemory> Allocate(int64_t bytes);
+  absl::StatusOr<IndexMemory> Allocate(int64_t bytes);
   absl::StatusOr<DeviceEvent> NewEvent();
 
   // Waits for one of kSlots; nothing where the device has failed.
@@ -192,14 +192,14 @@ class IndexDevice {
   static constexpr int kSlots = 4;
 
  private:
-  friend class DeviceMemory;
+  friend class IndexMemory;
   friend class DeviceEvent;
   friend class SearchSlot;
   friend class IndexChange;
 
   static constexpr int64_t kHalfBytes = int64_t{4} << 20;
   struct StagingHalf {
-    DeviceMemory pinned, device;
+    IndexMemory pinned, device;
     DeviceEvent sent;  // What was in it has been written to where it belongs.
     bool in_flight = false;
   };
@@ -207,7 +207,7 @@ class IndexDevice {
   IndexDevice(cuda::Runtime* runtime, const cuda::IndexKernels* kernels, int64_t budget_bytes)
       : runtime_(runtime), kernels_(kernels), budget_bytes_(budget_bytes) {}
   absl::Status Start();
-  absl::StatusOr<DeviceMemory> AllocatePinned(int64_t bytes);
+  absl::StatusOr<IndexMemory> AllocatePinned(int64_t bytes);
   void Release(void* address, int64_t bytes, bool pinned);
   absl::Status Refuse(const std::string& what);
   void ReturnSlot(SearchSlot* slot);

@@ -19,19 +19,19 @@ TEST(IndexPlacement, CpuOpensNothing) {
     ADD_FAILURE() << "opened";
     return absl::InternalError("");
   };
-  EXPECT_EQ(*PlaceIndex("cpu", "cuda", kBudget, never), nullptr);
-  EXPECT_EQ(*PlaceIndex("cpu", "cpu", kBudget, never), nullptr);
-  EXPECT_EQ(*PlaceIndex("auto", "cpu", kBudget, never), nullptr);
+  EXPECT_EQ(*PlaceIndex("cpu", "cuda", kBudget, nullptr, never), nullptr);
+  EXPECT_EQ(*PlaceIndex("cpu", "cpu", kBudget, nullptr, never), nullptr);
+  EXPECT_EQ(*PlaceIndex("auto", "cpu", kBudget, nullptr, never), nullptr);
 }
 
 TEST(IndexPlacement, WithoutAGpuCudaFailsInOneSentenceAndAutoIsTheCpu) {
   const auto none = []() -> absl::StatusOr<IndexDeviceParts> {
     return absl::FailedPreconditionError("device cuda: no GPU is there");
   };
-  const absl::Status status = PlaceIndex("cuda", "cpu", kBudget, none).status();
+  const absl::Status status = PlaceIndex("cuda", "cpu", kBudget, nullptr, none).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(status.message(), "--index-device cuda: device cuda: no GPU is there");
-  EXPECT_EQ(*PlaceIndex("auto", "cuda", kBudget, none), nullptr);
+  EXPECT_EQ(*PlaceIndex("auto", "cuda", kBudget, nullptr, none), nullptr);
 }
 
 TEST(IndexPlacement, GpuIsTakenAndItsFiguresAreTold) {
@@ -40,12 +40,11 @@ TEST(IndexPlacement, GpuIsTakenAndItsFiguresAreTold) {
     return IndexDeviceParts{&runtime, HostIndexKernels()};
   };
   for (const char* word : {"cuda", "auto"}) {
-    auto device = PlaceIndex(word, "cuda", kBudget, open);
+    Metrics metrics("model", "1");
+    auto device = PlaceIndex(word, "cuda", kBudget, &metrics, open);
     ASSERT_TRUE(device.ok()) << device.status();
     ASSERT_NE(*device, nullptr);
-    EXPECT_TRUE(CheckIndexRoom(word, **device).ok());
-    Metrics metrics("model", "1");
-    WatchIndexDevice(**device, &metrics);
+    EXPECT_TRUE(CheckIndexRoom(word, device->get()).ok());
     (*device)->CountQueries(5, 2, 0);
     EXPECT_FALSE((*device)->Allocate(kBudget).ok());
     const std::string text = metrics.PrometheusText();
@@ -56,7 +55,7 @@ TEST(IndexPlacement, GpuIsTakenAndItsFiguresAreTold) {
     EXPECT_THAT(text, HasSubstr("c3po_index_device_failed 0"));
     // Counters do not grow by being asked.
     EXPECT_THAT(metrics.PrometheusText(), HasSubstr("c3po_index_device_queries_total{place=\"device\"} 5"));
-    const absl::Status room = CheckIndexRoom(word, **device);
+    const absl::Status room = CheckIndexRoom(word, device->get());
     EXPECT_EQ(room.ok(), std::string(word) == "auto");
     if (room.ok()) continue;
     EXPECT_EQ(room.code(), absl::StatusCode::kResourceExhausted);
