@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "index/base/device_failure.h"
 #include "server/metrics/metrics.h"
 #include "server/types/status_details.h"
 
@@ -54,7 +55,7 @@ std::string ReasonOnTheWire(const absl::Status& status) {
 
 TEST(ToGrpcStatus, EveryCodeHasAReasonOfTheClosedListWithTheCodeDocumentedThere) {
   const std::map<std::string, std::string> documented = DocumentedReasons();
-  ASSERT_EQ(documented.size(), 13u);
+  ASSERT_EQ(documented.size(), 14u);
   for (int code = 1; code <= 20; ++code) {
     const absl::Status status(static_cast<absl::StatusCode>(code), "what happened");
     const std::string reason = ReasonOnTheWire(status);
@@ -65,6 +66,10 @@ TEST(ToGrpcStatus, EveryCodeHasAReasonOfTheClosedListWithTheCodeDocumentedThere)
   const absl::Status loading = WithReason(absl::UnavailableError("loading"), "LOADING");
   EXPECT_EQ(ReasonOnTheWire(loading), "LOADING");
   EXPECT_EQ(documented.at("LOADING"), "UNAVAILABLE");
+  NoteDeviceFailure("computing: an error");
+  EXPECT_EQ(ReasonOnTheWire(DeviceFailure()), "DEVICE_FAILED");
+  EXPECT_EQ(documented.at("DEVICE_FAILED"), "UNAVAILABLE");
+  ForgetDeviceFailure();
   EXPECT_TRUE(ToGrpcStatus(absl::OkStatus(), nullptr).ok());
 }
 
