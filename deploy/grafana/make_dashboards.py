@@ -135,6 +135,13 @@ REFERENCES = [
         (f"{rate('c3po_neighbor_cache_hits_total')} / ({rate('c3po_neighbor_cache_hits_total')} + "
          f"{rate('c3po_neighbor_cache_misses_total')})", "hits")],
           description="A miss computes the neighbor's states again: one prefill of the reference."),
+    panel("References in a GPU's memory", "bytes", [(gauge("c3po_index_device_bytes"), "taken {{instance}}"),
+                                                    (gauge("c3po_index_device_budget_bytes"), "at most {{instance}}")],
+          description="0 where the index lies in the host's memory (--index-device)."),
+    panel("Searches of a GPU's index, by place", "ops", [(rate("c3po_index_device_queries_total", "place"), "{{place}}"),
+                                                         (rate("c3po_index_device_refusals_total"), "allocations refused")], stacked=True),
+    panel("GPU of the index has failed", "short", [(gauge("c3po_index_device_failed"), "{{instance}}")],
+          description="1: searches are answered on the CPU."),
     panel("Retrieval", "s", quantiles("c3po_retrieval_seconds")),
     panel("Embedding", "s", quantiles("c3po_embedding_seconds")),
     panel("Calls of the reference service", "reqps", [
