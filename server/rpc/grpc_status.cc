@@ -41,7 +41,8 @@ const char* ReasonOfCode(absl::StatusCode code) {
     case absl::StatusCode::kCancelled:
       return "CANCELLED";
     case absl::StatusCode::kUnavailable:
-      return DeviceFailure().ok() ? "SHUTTING_DOWN" : "DEVICE_FAILED";
+      if (!DeviceFailure().ok()) return "DEVICE_FAILED";
+      return "SHUTTING_DOWN";
     case absl::StatusCode::kDataLoss:
       return "DATA_LOSS";
     default:
