@@ -9,35 +9,19 @@
 #include "server/compute/cpu/panels.h"
 #include "server/compute/cpu/row_operations.h"
 #include "server/compute/cpu/softmax_mean.h"
+#include "server/compute/target_rows.h"
 
 namespace c3po::cpu {
 namespace {
 
-struct CpuTargets final : public TargetTokens {
-  int64_t row_count = 0;
-  WeightView weights;           // [W, d]: the LM head, or the rows of it that are read
-  std::shared_ptr<void> own;    // where the latter lie
-  std::vector<int64_t> rows;    // [T]
-  std::vector<int64_t> tokens;  // [T], as rows of `weights`
+struct CpuTargets final : public TargetRows {
+  WeightView weights;         // [W, d]: the LM head, or the rows of it that are read
+  std::shared_ptr<void> own;  // where the latter lie
 };
 
 const CpuTargets& Of(const TargetTokens* targets) { return static_cast<const CpuTargets&>(*targets); }
 
-// Where each head's rows begin among all, and its targets; then the numbers of both.
-struct Offsets {
-  explicit Offsets(absl::Span<const TargetTokens* const> heads) {
-    for (const TargetTokens* head : heads) {
-      rows.push_back(rows.back() + Of(head).row_count);
-      targets.push_back(targets.back() + static_cast<int64_t>(Of(head).rows.size()));
-    }
-  }
-  std::vector<int64_t> rows{0}, targets{0};  // [heads + 1]
-};
-
-// Heads with the same weights, their rows one after the other: S in all.
-struct Product {
-  std::vector<size_t> heads;
-  int64_t rows = 0;              // S
+struct Product : TargetGroup {
   const float* x = nullptr;      // [S, d] normed
   float* tops = nullptr;         // [S], the largest logit of each row
   double* sums = nullptr;        // [S]: sum of exp(logit - top)
@@ -63,20 +47,6 @@ void TargetLogits(const CpuTargets& head, const float* x, double divisor, float*
   }
 }
 
-std::vector<Product> GroupByWeights(absl::Span<const TargetTokens* const> targets) {
-  std::vector<Product> products;
-  for (size_t i = 0; i < targets.size(); ++i) {
-    const auto same = [&](const Product& p) {
-      return Of(targets[p.heads.front()]).weights.data == Of(targets[i]).weights.data;
-    };
-    auto found = std::find_if(products.begin(), products.end(), same);
-    if (found == products.end()) found = products.insert(found, Product{});
-    found->heads.push_back(i);
-    found->rows += Of(targets[i]).row_count;
-  }
-  return products;
-}
-
 }  // namespace
 
 std::shared_ptr<const TargetTokens> CpuBackend::NewTargets(int64_t row_count, absl::Span<const int64_t> rows,
@@ -86,17 +56,16 @@ std::shared_ptr<const TargetTokens> CpuBackend::NewTargets(int64_t row_count, ab
   head->rows.assign(rows.begin(), rows.end());
   head->tokens.assign(tokens.begin(), tokens.end());
   head->weights = weights_.lm_head;
+  head->weights_data = head->weights.data;
   if (!targets_only) return head;
-  std::vector<int64_t> read = head->tokens;
-  std::sort(read.begin(), read.end());
-  read.erase(std::unique(read.begin(), read.end()), read.end());
-  for (int64_t& token : head->tokens) token = std::lower_bound(read.begin(), read.end(), token) - read.begin();
+  const std::vector<int64_t> read = head->TakeDistinctTokens();
   const auto count = static_cast<int64_t>(read.size());
   const int64_t d = config_.hidden_size;
   head->own = AllocateBytes(count * d * static_cast<int64_t>(sizeof(float)));
   float* const own = static_cast<float*>(head->own.get());
   for (int64_t i = 0; i < count; ++i) CopyRow(weights_.lm_head, read[i], own + i * d);
   head->weights = {own, false, count, d};
+  head->weights_data = own;
   return head;
 }
 
@@ -108,10 +77,10 @@ OwnedMatrix CpuBackend::TargetLogprobs(absl::Span<const TargetTokens* const> tar
   Memory& memory = tape_out ? static_cast<Memory&>(tape->memory) : arena_;
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden.view()), weights_.final_norm, rows, normed);
-  const Offsets first(targets);
+  const TargetOffsets first(targets);
   OwnedMatrix out = Allocate(ElementType::kFloat32, 1, first.targets.back());
   float* const logprobs = FloatsOf(out.view());
-  tape->products = GroupByWeights(targets);
+  tape->products = GroupByWeights<Product>(targets);
   for (Product& product : tape->products) {
     const Arena::Scope of_product(arena_);
     float* const x = arena_.Floats(product.rows * d);
@@ -152,7 +121,7 @@ OwnedMatrix CpuBackend::TargetLogprobsBackward(absl::Span<const TargetTokens* co
   const Arena::Scope scope(arena_);
   float* const dnormed = arena_.Floats(rows * d);
   float* const weight = arena_.Floats(d);
-  const Offsets first(targets);
+  const TargetOffsets first(targets);
   const auto divisor = static_cast<float>(config_.logits_divisor);
   for (const Product& product : tape.products) {
     int64_t next = 0;

@@ -96,6 +96,18 @@ HeadSource CudaBackend::ProjectHeads(const CudaLayer& weights, const float* x, i
   return source;
 }
 
+// out = x + m (context W_o + bias), of packed rows; `context` has the source of the rows alone.
+void CudaBackend::AddOutput(const CudaLayer& weights, ProductArgs context, int64_t rows, const float* x, float* out) {
+  context.weights = weights.output;
+  context.rows = static_cast<int>(rows);
+  context.bias = weights.output_bias;
+  context.residual = x;
+  context.residual_stride = context.out_stride = config_.hidden_size;
+  context.factor = static_cast<float>(config_.residual_multiplier);
+  context.out = out;
+  Multiply(context);
+}
+
 // y = factor v W, packed rows.
 void CudaBackend::MultiplyBack(const PackedWeights& weights, const float* v, int64_t stride, float factor, int64_t rows,
                                float* out, int64_t out_stride) {
@@ -212,8 +224,6 @@ void CudaBackend::Attention(int l, Matrix hidden) {
   attention.workers = static_cast<int32_t>(std::clamp<int64_t>(2 * multiprocessors_ / blocks, 1, form.splits_max));
 
   ProductArgs output;
-  output.weights = weights.output;
-  output.rows = static_cast<int>(rows);
   if (attention.workers == 1) {
     output.source.kind = RowSource::kPlanes;
     output.planes = NewPlanes(rows, context_width());
@@ -234,13 +244,7 @@ void CudaBackend::Attention(int l, Matrix hidden) {
     output.source.split_length = kSplitPositions;
   }
   Check(kernels_.attention(attention, stream()), "attending");
-  output.bias = weights.output_bias;
-  output.residual = FloatsOf(hidden);
-  output.residual_stride = hidden.stride;
-  output.factor = static_cast<float>(config_.residual_multiplier);
-  output.out = FloatsOf(hidden);
-  output.out_stride = hidden.stride;
-  Multiply(output);
+  AddOutput(weights, output, rows, FloatsOf(hidden), FloatsOf(hidden));
 }
 
 }  // namespace c3po::cuda

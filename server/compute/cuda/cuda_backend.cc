@@ -133,30 +133,13 @@ KvLayer CudaBackend::CacheOf(int l) const {
           cache_.block_positions};
 }
 
-// In memory that grows to the largest step and stays.
-OwnedMatrix CudaBackend::PlaceMatrix(Buffer& buffer, int64_t padded_rows, int64_t rows, int64_t columns) {
-  if (rows == 0) return {};
-  if (buffer.floats < padded_rows * columns) {
-    buffer = {};
-    buffer.data = memory_->Take(padded_rows * columns * 4);
-    buffer.floats = padded_rows * columns;
-  }
-  return {{buffer.data.get(), ElementType::kFloat32, rows, columns, columns}, buffer.data};
-}
-
 StepMatrices CudaBackend::PlaceStep(const StepInputs& inputs) {
   CheckRows(keys_ != nullptr || inputs.sequences.empty(), "no cache was allocated");
   plan_.Place(inputs, cache_, copies_);
   const StepForm& form = plan_.form();
-  const int64_t rows = plan_.rows();
-  const auto head_rows = static_cast<int64_t>(inputs.head_rows.size());
-  StepMatrices matrices;
-  matrices.hidden = PlaceMatrix(hidden_, form.rows, rows, config_.hidden_size);
-  if (inputs.probabilities) {
-    matrices.probabilities = PlaceMatrix(probabilities_, form.rows, rows, config_.experts);
-  }
-  matrices.logits = PlaceMatrix(logits_, form.head_rows, head_rows, config_.vocabulary_size);
-  matrices.scores = PlaceMatrix(scores_, form.targets, form.targets, 2);
+  StepMatrices matrices = buffers_.Place(*this, inputs, config_.hidden_size, config_.experts, config_.vocabulary_size,
+                                         {form.rows, form.head_rows});
+  placed_at_ = {matrices.hidden.view().data, matrices.probabilities.view().data, matrices.logits.view().data};
   return matrices;
 }
 
@@ -173,14 +156,8 @@ void CudaBackend::RunStep(const StepShape& shape, absl::FunctionRef<void()> enqu
     const StepArena::Scope scope(arena_);
     return enqueue();
   }
-  const StepKey key{form,
-                    shape.first_layer,
-                    hidden_.data.get(),
-                    probabilities_.data.get(),
-                    logits_.data.get(),
-                    plan_.places().row_count,
-                    plan_.places().tables,
-                    arena_.generation()};
+  const StepKey key{
+      form, shape.first_layer, placed_at_, plan_.places().row_count, plan_.places().tables, arena_.generation()};
   if (recorded_.size() >= kRecordedMax && recorded_.count(key) == 0) ForgetRecorded();
   Recorded& recorded = recorded_[key];
   const StepArena::Scope scope(arena_);

@@ -1,6 +1,7 @@
 #ifndef C3PO_SERVER_COMPUTE_CUDA_CUDA_BACKEND_H_
 #define C3PO_SERVER_COMPUTE_CUDA_CUDA_BACKEND_H_
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -19,6 +20,7 @@
 #include "server/compute/cuda/reference_states.h"
 #include "server/compute/cuda/tree_attention.h"
 #include "server/compute/rope_table.h"
+#include "server/compute/step_buffers.h"
 
 namespace c3po::cuda {
 
@@ -162,7 +164,7 @@ class CudaBackend final : public Backend {
   TreeAttentionArgs TreeArgs(const HeadRows& heads, int64_t first, const TreeTables& tree,
                              const TreePrefixBlocks& prefix, float* probabilities,
                              const ActivationPlanes& context) const;
-  void AddOutput(const CudaLayer& weights, const ActivationPlanes& context, int64_t rows, const float* x, float* out);
+  void AddOutput(const CudaLayer& weights, ProductArgs context, int64_t rows, const float* x, float* out);
   void KeepStates(const KvLayer& from, int layer, const CudaReferenceStates& to);
   KvLayer CacheOf(int layer) const;
   int64_t cache_layer_bytes(const KvCacheShape& cache, int64_t width) const;
@@ -204,19 +206,15 @@ class CudaBackend final : public Backend {
   std::shared_ptr<void> keys_, values_;  // of all layers, one behind the other
   KvCacheShape cache_;
 
-  // One step of running sequences. `hidden` and the others have the padded rows.
-  struct Buffer {
-    std::shared_ptr<void> data;
-    int64_t floats = 0;
-  };
-  OwnedMatrix PlaceMatrix(Buffer& buffer, int64_t padded_rows, int64_t rows, int64_t columns);
+  // One step of running sequences; its matrices have room for the padded rows.
   PlacedStep plan_;
-  Buffer hidden_, probabilities_, logits_, scores_;
+  StepBuffers buffers_;
+  std::array<const void*, 3> placed_at_{};  // the placed hidden, probabilities and logits
   int64_t arrived_rows_ = 0;
   std::shared_ptr<void> arrived_;  // int32 [rows], 0 between kernels
 
   // Recorded steps. A step that finds its places where they were recorded is replayed.
-  using StepKey = std::tuple<StepForm, int, const void*, const void*, const void*, const void*, const void*, int64_t>;
+  using StepKey = std::tuple<StepForm, int, std::array<const void*, 3>, const void*, const void*, int64_t>;
   struct Recorded {
     bool seen = false;  // It ran once, so that all memory was there when it was recorded.
     Graph graph = nullptr;

@@ -8,62 +8,31 @@
 #include "server/compute/cuda/cuda_backend.h"
 #include "server/compute/cuda/gather_rows.h"
 #include "server/compute/cuda/tree_plan.h"
+#include "server/compute/target_rows.h"
 
 namespace c3po::cuda {
 namespace {
 
-struct CudaTargets final : public TargetTokens {
-  int64_t row_count = 0;
-  PackedWeights weights;        // [W, d]: the LM head, or the rows of it that are read
-  std::shared_ptr<void> own;    // where the latter lie
-  std::vector<int64_t> rows;    // [T]
-  std::vector<int32_t> tokens;  // [T], as rows of `weights`
+struct CudaTargets final : public TargetRows {
+  PackedWeights weights;      // [W, d]: the LM head, or the rows of it that are read
+  std::shared_ptr<void> own;  // where the latter lie
 };
 
 const CudaTargets& Of(const TargetTokens* targets) { return static_cast<const CudaTargets&>(*targets); }
 
-// Where each head's rows begin among all, and its targets; then the numbers of both.
-struct Offsets {
-  explicit Offsets(absl::Span<const TargetTokens* const> heads) {
-    for (const TargetTokens* head : heads) {
-      rows.push_back(rows.back() + Of(head).row_count);
-      targets.push_back(targets.back() + static_cast<int64_t>(Of(head).rows.size()));
-    }
-  }
-  std::vector<int64_t> rows{0}, targets{0};  // [heads + 1]
-};
-
-// Heads with the same weights, their rows one after the other: S in all, with T targets.
-struct Product {
-  std::vector<size_t> heads;
-  PackedWeights weights;
-  int64_t rows = 0;
+struct Product : TargetGroup {
   // Its targets by row, of equals in the order they were named: which of all targets each is.
   std::vector<int64_t> target_of;
   // On the device.
   std::shared_ptr<void> arrays;
   int64_t row_index_at = 0, tokens_at = 0, begin_at = 0, ids_at = 0;
+  PackedWeights weights;
   float* logits = nullptr;         // [S, W]
   RowReadout* readouts = nullptr;  // [S]
 };
 
-std::vector<Product> GroupByWeights(absl::Span<const TargetTokens* const> targets) {
-  std::vector<Product> products;
-  for (size_t i = 0; i < targets.size(); ++i) {
-    const auto same = [&](const Product& p) { return p.weights.data == Of(targets[i]).weights.data; };
-    auto found = std::find_if(products.begin(), products.end(), same);
-    if (found == products.end()) {
-      found = products.insert(found, Product{});
-      found->weights = Of(targets[i]).weights;
-    }
-    found->heads.push_back(i);
-    found->rows += Of(targets[i]).row_count;
-  }
-  return products;
-}
-
 // The rows of all that a product reads, and its targets by row.
-void PlaceProduct(absl::Span<const TargetTokens* const> targets, const Offsets& first, DevicePool& memory,
+void PlaceProduct(absl::Span<const TargetTokens* const> targets, const TargetOffsets& first, DevicePool& memory,
                   HostCopies& copies, Product& product) {
   struct Target {
     int64_t row, of;
@@ -75,7 +44,7 @@ void PlaceProduct(absl::Span<const TargetTokens* const> targets, const Offsets& 
     const CudaTargets& head = Of(targets[i]);
     for (size_t t = 0; t < head.rows.size(); ++t) {
       all.push_back({static_cast<int64_t>(row_index.size()) + head.rows[t], first.targets[i] + static_cast<int64_t>(t),
-                     head.tokens[t]});
+                     static_cast<int32_t>(head.tokens[t])});
     }
     for (int64_t r = 0; r < head.row_count; ++r) row_index.push_back(static_cast<int>(first.rows[i] + r));
   }
@@ -141,18 +110,15 @@ std::shared_ptr<const TargetTokens> CudaBackend::NewTargets(int64_t row_count, a
   head->rows.assign(rows.begin(), rows.end());
   head->tokens.assign(tokens.begin(), tokens.end());
   head->weights = weights_.head;
+  head->weights_data = head->weights.data;
   if (!targets_only) return head;
-  std::vector<int32_t> read = head->tokens;
-  std::sort(read.begin(), read.end());
-  read.erase(std::unique(read.begin(), read.end()), read.end());
-  for (int32_t& token : head->tokens) {
-    token = static_cast<int32_t>(std::lower_bound(read.begin(), read.end(), token) - read.begin());
-  }
+  const std::vector<int64_t> tokens_read = head->TakeDistinctTokens();
+  const std::vector<int32_t> read(tokens_read.begin(), tokens_read.end());
   const auto count = static_cast<int32_t>(read.size());
   head->weights.rows = count;
   head->weights.matrix_bytes = PackedBytes(count, weights_.head.columns, weights_.head.planes);
   head->own = memory_->Take(head->weights.matrix_bytes);
-  head->weights.data = head->own.get();
+  head->weights.data = head->weights_data = head->own.get();
   DeviceArrays arrays;
   const int64_t at = arrays.Add(read);
   const std::shared_ptr<void> piece = arrays.Send(*memory_, copies_);
@@ -165,10 +131,11 @@ OwnedMatrix CudaBackend::TargetLogprobs(absl::Span<const TargetTokens* const> ta
   const StepArena::Scope scope(arena_);
   auto tape = std::make_unique<TargetsTape>(memory_);
   RowMemory& memory = tape_out ? static_cast<RowMemory&>(tape->memory) : arena_;
-  const Offsets first(targets);
+  const TargetOffsets first(targets);
   OwnedMatrix out = Allocate(ElementType::kFloat32, 1, first.targets.back());
-  tape->products = GroupByWeights(targets);
+  tape->products = GroupByWeights<Product>(targets);
   for (Product& product : tape->products) {
+    product.weights = Of(targets[product.heads.front()]).weights;
     PlaceProduct(targets, first, *memory_, copies_, product);
     product.logits = memory.Floats(product.rows * product.weights.rows);
     product.readouts = static_cast<RowReadout*>(memory.Take(product.rows * int64_t{sizeof(RowReadout)}));
@@ -203,7 +170,7 @@ OwnedMatrix CudaBackend::TargetLogprobsBackward(absl::Span<const TargetTokens* c
                                                 absl::Span<const float> dlogprobs) {
   const auto& tape = static_cast<const TargetsTape&>(taped);
   const int64_t d = config_.hidden_size, rows = tape.hidden.rows();
-  const Offsets first(targets);
+  const TargetOffsets first(targets);
   const StepArena::Scope scope(arena_);
   float* const dnormed = arena_.Floats(rows * d);
   for (const Product& product : tape.products) {

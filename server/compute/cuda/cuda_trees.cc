@@ -103,12 +103,11 @@ void CudaBackend::LoadTree(const ReferenceStates& states, Matrix hidden) {
 }
 
 void CudaBackend::Embed(absl::Span<const int64_t> tokens, Matrix hidden) {
-  std::vector<int> ids(tokens.begin(), tokens.end());
-  const auto bytes = static_cast<int64_t>(ids.size() * sizeof(int));
-  if (bytes == 0) return;
-  const std::shared_ptr<void> on_device = memory_->Take(bytes);
-  copies_.Upload(ids.data(), bytes, on_device.get());
-  EmbedRows(static_cast<const int*>(on_device.get()), static_cast<int64_t>(ids.size()), hidden);
+  if (tokens.empty()) return;
+  DeviceArrays arrays;
+  const int64_t at = arrays.Add(std::vector<int>(tokens.begin(), tokens.end()));
+  const std::shared_ptr<void> piece = arrays.Send(*memory_, copies_);
+  EmbedRows(At<int>(piece, at), static_cast<int64_t>(tokens.size()), hidden);
 }
 
 std::unique_ptr<PreparationRows> CudaBackend::NewPreparationRows(const TreeShape& shape) {
@@ -196,23 +195,6 @@ TreeAttentionArgs CudaBackend::TreeArgs(const HeadRows& heads, int64_t first, co
   return args;
 }
 
-// out = x + m (context W_o + bias).
-void CudaBackend::AddOutput(const CudaLayer& weights, const ActivationPlanes& context, int64_t rows, const float* x,
-                            float* out) {
-  ProductArgs args;
-  args.weights = weights.output;
-  args.rows = static_cast<int>(rows);
-  args.source.kind = RowSource::kPlanes;
-  args.planes = context;
-  args.bias = weights.output_bias;
-  args.residual = x;
-  args.residual_stride = config_.hidden_size;
-  args.factor = static_cast<float>(config_.residual_multiplier);
-  args.out = out;
-  args.out_stride = config_.hidden_size;
-  Multiply(args);
-}
-
 // From a prompt's pass to what is kept of it, block by block.
 void CudaBackend::KeepStates(const KvLayer& from, int l, const CudaReferenceStates& to) {
   const int64_t blocks = BlocksOf(to.positions());
@@ -253,6 +235,8 @@ void CudaBackend::PreparationAttention(int l, const PreparationRows& preparation
   }
   if (states_only) return;
   const ActivationPlanes context = NewPlanes(rows, context_width());
+  ProductArgs output;
+  output.planes = context;
   if (prefix > 0) {
     AttentionArgs attention;
     attention.transform = TransformOf(weights);
@@ -275,7 +259,7 @@ void CudaBackend::PreparationAttention(int l, const PreparationRows& preparation
         TreeArgs(heads, prefix, plan.tree.tree(), plan.tree.Prefix(0), probabilities, context);
     Check(kernels_.tree_attention(args, stream()), "attending in a tree");
   }
-  AddOutput(weights, context, rows, FloatsOf(hidden), FloatsOf(hidden));
+  AddOutput(weights, output, rows, FloatsOf(hidden), FloatsOf(hidden));
 }
 
 std::unique_ptr<PackedTrees> CudaBackend::PackTrees(absl::Span<const TreeCase> cases) {
@@ -313,6 +297,8 @@ OwnedMatrix CudaBackend::TreeAttention(int l, absl::Span<const PackedTrees* cons
   RowMemory& memory = tape_out ? static_cast<RowMemory&>(tape->memory) : arena_;
   const HeadRows heads = NewHeadRows(ProjectHeads(weights, FloatsOf(hidden.view()), rows, memory), rows, memory);
   const ActivationPlanes context = NewPlanes(rows, context_width());
+  ProductArgs output;
+  output.planes = context;
   int64_t first = 0;
   for (const PackedTrees* one : trees) {
     const TreePlan& plan = Of(one).plan;
@@ -325,7 +311,7 @@ OwnedMatrix CudaBackend::TreeAttention(int l, absl::Span<const PackedTrees* cons
     first += plan.rows();
   }
   OwnedMatrix out = AllocateHidden(rows);
-  AddOutput(weights, context, rows, FloatsOf(hidden.view()), FloatsOf(out.view()));
+  AddOutput(weights, output, rows, FloatsOf(hidden.view()), FloatsOf(out.view()));
   if (tape_out) {
     tape->input = hidden;
     tape->rows = heads;
