@@ -12,7 +12,6 @@ cd "$(dirname "$0")/../.."
 OUT=${1:-build/evaluation}
 LIMIT=${C3PO_STUDY_LIMIT:-50}
 STUDIES=,${C3PO_STUDIES:-methods,limits,generation,embedding,ablations,training},
-LEARNING=(--steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers 22-29 --objective choices)
 . deploy/evaluation/evaluation_server.sh
 
 wanted() { [[ $STUDIES == *",$1,"* ]]; }
@@ -20,6 +19,7 @@ ask() { c3po eval --suite "$SUITE" "${DESCENT[@]}" "$@"; }
 
 heading "A server on $OUT"
 start_server "$OUT"
+LEARNING=(--steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers "$CRITICAL" --objective choices)
 RUNS=()
 
 if wanted methods; then
@@ -69,13 +69,18 @@ if wanted ablations; then
   ablate step-rule
   ablate core-experts
   ablate reference-set-size --import
-  ablate layers-suffix --points 1,2,4,8,12,16,24,30
-  ablate layers-single --points 0,4,8,12,16,20,24,26,28,29
+  # Some of the layers that are served; of the default model's 30: 1,2,4,8,12,16,24,30 and 0,4,8,12,16,20,24,26,28,29.
+  suffixes=() singles=()
+  for count in 1 2 4 8 12 16 24 32 48 64; do if [ "$count" -lt "$MOE_LAYERS" ]; then suffixes+=("$count"); fi; done
+  for ((layer = 0; layer < MOE_LAYERS; layer += (MOE_LAYERS + 7) / 8)); do singles+=("$layer"); done
+  for layer in $((MOE_LAYERS - 4)) $((MOE_LAYERS - 1)); do if [ "$layer" -ge 0 ]; then singles+=("$layer"); fi; done
+  ablate layers-suffix --points "$(join "${suffixes[@]}" "$MOE_LAYERS")"
+  ablate layers-single --points "$(printf '%s\n' "${singles[@]}" | sort -nu | paste -sd,)"
 fi
 if wanted training; then
   heading "Training on the references: routers, soft prompts, prefixes, weights"
-  nice "$(tools_python)" \
-    deploy/evaluation/fine_tuning.py --server "$SERVER" --limit "$LIMIT" --out "$OUT/training" | tee "$OUT/training.md"
+  nice "$(tools_python)" deploy/evaluation/fine_tuning.py --server "$SERVER" ${C3PO_MODEL:+--model "$C3PO_MODEL"} \
+    --limit "$LIMIT" --out "$OUT/training" | tee "$OUT/training.md"
 fi
 if wanted embedding; then
   heading "Embedding: the model's own states in place of the sentence encoder"

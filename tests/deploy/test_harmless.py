@@ -50,10 +50,38 @@ def test_everyday_prompts_are_many_different_and_not_those_of_calibrate():
 
 
 def test_the_scripts_parse_and_name_every_default_that_could_change_their_tables():
-    for name in ("harmless.sh", "strangers_way.sh", "main_table.sh", "studies.sh", "evaluation_server.sh"):
-        subprocess.run(["bash", "-n", EVALUATION / name], check=True)
-    descent = re.search(r"^DESCENT=\((.*?)\)", (EVALUATION / "evaluation_server.sh").read_text(), re.M | re.S)[1].split()
+    for script in EVALUATION.glob("*.sh"):
+        subprocess.run(["bash", "-n", script], check=True)
+    descent = fitted(30, 24)["DESCENT"]
     for flag in ("--k", "--references", "--steps", "--learning-rate", "--step-rule", "--core-experts", "--critical-layers",
                  "--application", "--objective", "--backtrack", "--validation-neighbors", "--step-scale", "--patience",
                  "--prompt-positions", "--no-prior", "--no-gate", "--no-profile"):
         assert flag in descent, flag
+
+
+def fitted(moe_layers: int, experts: int) -> dict[str, list[str]]:
+    """What evaluation_server.sh sets when a model of this size is served."""
+    info = {"version": "1", "model": {"name": "m", "layers": moe_layers + 1, "moe_layers": moe_layers, "experts": experts,
+                                      "experts_per_token": 2}, "embedder": {"name": "e"}}
+    script = """set -euo pipefail; . "$1"; SERVER=none; served=$2; c3po() { echo "$served"; }; fit_settings
+for name in MODEL_NAME CRITICAL; do echo "$name ${!name}"; done; echo DESCENT "${DESCENT[@]}"; echo BEFORE "${BEFORE[@]}\""""
+    printed = subprocess.run(["bash", "-c", script, "-", EVALUATION / "evaluation_server.sh", json.dumps(info, separators=(",", ":"))],
+                             check=True, capture_output=True, text=True).stdout
+    return {line.split()[0]: line.split()[1:] for line in printed.splitlines()}
+
+
+@pytest.mark.parametrize("moe_layers, experts, critical, before, core_experts", [
+    (30, 24, "22-29", "25-29", 20),  # The default model: RESULTS.md.
+    (16, 64, "11-15", "11-15", 20), (27, 64, "20-26", "22-26", 20), (4, 16, "0-3", "0-3", 16), (1, 8, "0-0", "0-0", 8)])
+def test_settings_fit_the_model_that_is_served(moe_layers, experts, critical, before, core_experts):
+    settings = fitted(moe_layers, experts)
+    assert settings["MODEL_NAME"] == ["m"] and settings["CRITICAL"] == [critical]
+    assert settings["DESCENT"][settings["DESCENT"].index("--critical-layers") + 1] == critical
+    assert f"before.critical_layers={before}" in settings["BEFORE"]
+    assert f"before.core_experts={core_experts}" in settings["BEFORE"]
+
+
+def test_no_script_names_layers_of_one_model():
+    for script in EVALUATION.glob("*.sh"):
+        for number, line in enumerate(script.read_text().splitlines(), 1):
+            assert not re.search(r"critical[-_]layers[ =]+[0-9]", line.partition("#")[0]), f"{script.name}:{number}: {line}"
