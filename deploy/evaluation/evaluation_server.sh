@@ -1,5 +1,6 @@
-# What the scripts of this folder share; to be sourced. Sets SUITE and BIN; `start_server` starts a c3pod, sets SERVER and what is
-# known of the model it serves (MODEL_NAME, MOE_LAYERS, EXPERTS, CRITICAL, DESCENT, BEFORE), and `c3po` asks that server.
+# shellcheck shell=bash disable=SC2034,SC2012
+# What the scripts of this folder share; to be sourced. Sets SUITE and BIN. `start_server` starts a c3pod and sets SERVER, SERVER_PID
+# and what is known of the model that is served: MODEL_NAME, MOE_LAYERS, EXPERTS, CRITICAL, DESCENT, BEFORE. `c3po` asks that server.
 #   C3PO_BIN   folder of c3pod and c3po (build/release/bin)
 
 SUITE=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}/suite
@@ -47,15 +48,15 @@ fit_settings() {
 # is the one that is asked then. Its arithmetic is the same on every processor, for tables that can be made again. FLAGS, or
 # C3PO_MODEL, name another model than the default one. NEIGHBOR_CACHE_MB: room for references' fixed states (4096).
 start_server() {
-  local folder=$1 pid
+  local folder=$1
   shift
   mkdir -p "$folder"
   "${DIES_WITH_SCRIPT[@]}" "$BIN/c3pod" --allow-oracle --store "$folder/references.db" --listen 127.0.0.1:0 --metrics-port -1 \
     --neighbor-cache-mb "${NEIGHBOR_CACHE_MB:-4096}" --arithmetic float32 "$@" 2>"$folder/server.log" &
-  pid=$!
-  trap 'kill -TERM $(jobs -p) 2>/dev/null; wait || true' EXIT
+  SERVER_PID=$!
+  trap 'kill -TERM $(jobs -p) 2>/dev/null || true; wait || true' EXIT
   SERVER=
-  while [ -z "$SERVER" ] && kill -0 "$pid" 2>/dev/null; do  # Weights of a large model take minutes.
+  while [ -z "$SERVER" ] && kill -0 "$SERVER_PID" 2>/dev/null; do  # Weights of a large model take minutes.
     SERVER=$(sed -n 's/.*"serving".*"address":"\([^"]*\)".*/\1/p' "$folder/server.log")
     sleep 0.1
   done
@@ -64,6 +65,12 @@ start_server() {
     exit 1
   fi
   fit_settings
+}
+
+# Ends the server that was started last.
+stop_server() {
+  kill -TERM "$SERVER_PID"
+  wait "$SERVER_PID" || true
 }
 
 c3po() { "${DIES_WITH_SCRIPT[@]}" "$BIN/c3po" --server "$SERVER" "$@"; }
