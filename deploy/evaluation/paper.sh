@@ -4,7 +4,7 @@
 # paper's figures beside the measured ones. A run that was ended, however, goes on by the same command.
 #   paper.sh --model DIR|ORG/NAME [OPTIONS] [-- FLAGS of c3pod]
 #   --device cpu|cuda     where c3pod computes (cpu)
-#   --data DIR|suite      the datasets: paper_questions.py tells the files. Default: the Hugging Face cache
+#   --data DIR|suite      the datasets: paper_files.py tells the files. Default: the Hugging Face cache
 #   --out FOLDER          of the run (build/paper/NAME of the model); paper.md, report.html and the answers go there
 #   --hours N             of this call: as many questions of each benchmark as fit, evenly; it says what it left
 #   --references N        of each benchmark at most (1000); with --hours no more than a third of the time allows
@@ -75,8 +75,8 @@ heading "Questions"
 TASKS=(mmlu hellaswag arc_challenge arc_easy piqa winogrande)
 NEIGHBOR_CACHE_MB=$(planner cache "$OUT/card.json" "$OUT/suite/suite.json")
 
-# The paper's settings of every field, at the size of the model that is served.
-PAPER=(--preset paper)
+# The paper's settings of every field, at the size of the model that is served. A large model on a CPU may take minutes for an answer.
+PAPER=(--preset paper --concurrency "$([ "$DEVICE" = cuda ] && echo 16 || echo 2)" --timeout 3600)
 METHODS=none,icl,mode,kernel,ngd,oracle
 TUNED_METHODS=none,icl,prior,mode,kernel,ngd,oracle
 

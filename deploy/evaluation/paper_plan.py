@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "default_model"))
 
-import paper_questions
+import paper_files
 
 METHODS = 7  # Answers of a question.
 TUNE_EPOCHS = 8  # At most, of `c3po refs tune`.
@@ -63,17 +63,17 @@ def find_model(name: str) -> pathlib.Path:
     folder = pathlib.Path(name)
     is_id = name.count("/") == 1 and not name.startswith((".", "/")) and not folder.exists()
     if is_id:
-        found = [snapshot for snapshot in paper_questions.snapshots("models", name) if (snapshot / "config.json").exists()]
+        found = [snapshot for snapshot in paper_files.snapshots("models", name) if (snapshot / "config.json").exists()]
         if not found:
-            raise ValueError(f"--model {name}: no such folder, and the Hugging Face cache {paper_questions.hub_cache()} has no "
-                             f"weights of it. Bring them with\n  hf download {name}\n(hf: {paper_questions.hf_program()})")
+            raise ValueError(f"--model {name}: no such folder, and the Hugging Face cache {paper_files.hub_cache()} has no "
+                             f"weights of it. Bring them with\n  hf download {name}\n(hf: {paper_files.hf_program()})")
         folder = found[-1]
     again = f"hf download {name}" if is_id else f"hf download ORG/NAME --local-dir {name}"
     if not (folder / "config.json").exists():
         raise ValueError(f"--model {name}: is no model folder: it has no config.json. Bring one with\n  {again}")
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"--model {name}: has no weights, *.safetensors. Bring them with\n  {again}\n"
-                         f"(hf: {paper_questions.hf_program()})")
+                         f"(hf: {paper_files.hf_program()})")
     return folder
 
 

