@@ -211,7 +211,7 @@ void AddEvaluationFlags(CLI::App& command, EvaluationFlags* flags) {
   command
       .add_option(
           "--task", flags->tasks,
-          "A file (samples JSONL, MMLU .csv or a folder of them, HellaSwag, ARC, PIQA, WinoGrande, GSM8K JSONL) "
+          "A file (samples JSONL, MMLU .csv or a folder of them, MMLU, HellaSwag, ARC, PIQA, WinoGrande, GSM8K JSONL) "
           "or the name of a task of the suite; may be given several times, or names by commas")
       ->delimiter(',')
       ->group(kTasks);

@@ -184,6 +184,21 @@ absl::StatusOr<TaskItem> ParsePiqa(absl::string_view line, absl::string_view lab
                     {first, second}, gold);
 }
 
+absl::StatusOr<TaskItem> ParseMmlu(absl::string_view line, absl::string_view) {
+  constexpr size_t kLetters = 26;
+  C3PO_ASSIGN_OR_RETURN(const Json json, ParseObject(line));
+  C3PO_ASSIGN_OR_RETURN(const std::string question, Text(json, "question"));
+  C3PO_ASSIGN_OR_RETURN(const std::string subject, Text(json, "subject"));
+  C3PO_ASSIGN_OR_RETURN(const std::vector<std::string> texts, Texts(json, "choices"));
+  if (texts.size() > kLetters) return FieldError("choices", absl::StrCat("holds more than ", kLetters));
+  std::string answer = TextOfScalar(json, "answer");
+  if (answer.size() == 1 && absl::ascii_isupper(static_cast<unsigned char>(answer[0]))) {
+    answer = absl::StrCat(answer[0] - 'A');
+  }
+  C3PO_ASSIGN_OR_RETURN(const int gold, LabelIndex("answer", answer, 0, texts.size()));
+  return MmluItem(TextOfScalar(json, "id"), subject, question, texts, gold);
+}
+
 absl::StatusOr<TaskItem> ParseWinoGrande(absl::string_view line, absl::string_view) {
   C3PO_ASSIGN_OR_RETURN(const Json json, ParseObject(line));
   C3PO_ASSIGN_OR_RETURN(const std::string sentence, Text(json, "sentence"));
@@ -218,6 +233,7 @@ const std::vector<BenchmarkFormat>& Formats() {
       {"arc", {"question", "answerKey"}, TaskKind::kChoice, Metric::kPerByte, ParseArc},
       {"piqa", {"goal", "sol1", "sol2"}, TaskKind::kChoice, Metric::kPerByte, ParsePiqa},
       {"winogrande", {"sentence", "option1", "option2"}, TaskKind::kChoice, Metric::kRaw, ParseWinoGrande},
+      {"mmlu", {"question", "subject", "choices", "answer"}, TaskKind::kChoice, Metric::kRaw, ParseMmlu},
       {"gsm8k", {"question", "answer"}, TaskKind::kGeneration, Metric::kExactMatch, ParseGsm8k},
   };
   return formats;

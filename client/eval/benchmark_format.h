@@ -17,6 +17,8 @@ namespace c3po {
 //   ARC         "Question: {question}\nAnswer:"; choices: the texts. As published (question.stem, question.choices) or
 //               as on the Hugging Face hub (choices.text, choices.label)
 //   PIQA        "Question: {goal}\nAnswer:"; choices: sol1, sol2; the label from the line or from a labels file
+//   MMLU        as on the Hugging Face hub ("question", "subject", "choices", "answer": the number of a choice from 0, or
+//               its letter); the prompt and the choices are those of ReadMmluCsv
 //   WinoGrande  the sentence up to the blank; a choice is an option and the rest of the sentence
 //   GSM8K       "Question: {question}\nAnswer:"; generation; the last number written is the answer
 struct BenchmarkFormat {
@@ -36,9 +38,13 @@ absl::StatusOr<const BenchmarkFormat*> DetectFormat(absl::string_view line);
 // GSM8K's answers: a number, perhaps with a sign, a dollar sign, thousands commas, decimals.
 inline constexpr char kLastNumberPattern[] = R"(-?\$?[0-9][0-9,]*(?:\.[0-9]+)?)";
 
+// A question of MMLU: the prompt is "The following is a multiple choice question (with answer) about {subject}.", the
+// question, "A. ..." and so on, "Answer:"; choices are the letters. `texts` are 2 to 26, gold is one of their places.
+TaskItem MmluItem(std::string id, absl::string_view subject, absl::string_view question,
+                  const std::vector<std::string>& texts, int gold);
+
 // Rows of an MMLU file: question, A, B, C, D, answer, without a header or with one (RFC 4180, quoted fields may hold
-// line breaks). The prompt is "The following is a multiple choice question (with answer) about {subject}.", the
-// question, "A. ..." to "D. ...", "Answer:"; choices are the letters. InvalidArgument as "FILE:17: why", the line being
+// line breaks). InvalidArgument as "FILE:17: why", the line being
 // where the row begins.
 absl::StatusOr<std::vector<TaskItem>> ReadMmluCsv(const std::string& path);
 

@@ -85,23 +85,29 @@ absl::StatusOr<TaskItem> MakeItem(const CsvRow& row, const std::string& subject,
   if (answer.size() != 1 || answer[0] < 'A' || answer[0] > 'D') {
     return absl::InvalidArgumentError(absl::StrCat("\"answer\" is \"", answer, "\", must be A, B, C or D"));
   }
-  TaskItem item;
-  item.id = absl::StrCat(subject, "/", number);
-  item.prompt =
-      absl::StrCat("The following is a multiple choice question (with answer) about ",
-                   absl::StrReplaceAll(subject, {{"_", " "}}), ".\n\n", absl::StripAsciiWhitespace(row.cells[0]), "\n");
-  for (int choice = 0; choice < 4; ++choice) {
-    const std::string letter(1, static_cast<char>('A' + choice));
-    absl::StrAppend(&item.prompt, letter, ". ", absl::StripAsciiWhitespace(row.cells[choice + 1]), "\n");
-    item.choices.push_back(absl::StrCat(" ", letter));
-  }
-  absl::StrAppend(&item.prompt, "Answer:");
-  item.gold = answer[0] - 'A';
-  item.answer = item.choices[item.gold];
-  return item;
+  return MmluItem(absl::StrCat(subject, "/", number), subject, row.cells[0],
+                  std::vector<std::string>(row.cells.begin() + 1, row.cells.begin() + 5), answer[0] - 'A');
 }
 
 }  // namespace
+
+TaskItem MmluItem(std::string id, absl::string_view subject, absl::string_view question,
+                  const std::vector<std::string>& texts, int gold) {
+  TaskItem item;
+  item.id = std::move(id);
+  item.prompt =
+      absl::StrCat("The following is a multiple choice question (with answer) about ",
+                   absl::StrReplaceAll(subject, {{"_", " "}}), ".\n\n", absl::StripAsciiWhitespace(question), "\n");
+  for (size_t choice = 0; choice < texts.size(); ++choice) {
+    const std::string letter(1, static_cast<char>('A' + choice));
+    absl::StrAppend(&item.prompt, letter, ". ", absl::StripAsciiWhitespace(texts[choice]), "\n");
+    item.choices.push_back(absl::StrCat(" ", letter));
+  }
+  absl::StrAppend(&item.prompt, "Answer:");
+  item.gold = gold;
+  item.answer = item.choices[gold];
+  return item;
+}
 
 absl::StatusOr<std::vector<TaskItem>> ReadMmluCsv(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

@@ -177,6 +177,26 @@ TEST_F(TaskFileTest, WinoGrandeChoicesHoldTheRestOfTheSentence) {
   ExpectMalformed("w.jsonl", R"({"sentence": "A _ b", "option1": "a", "option2": "b", "answer": ""})", 1, "\"answer\"");
 }
 
+TEST_F(TaskFileTest, MmluOfTheHubIsTheQuestionOfItsCsv) {
+  const Task hub = Read(Write("mmlu.jsonl", R"({"question": "Which one?", "subject": "high_school_botany", )"
+                                            R"("choices": ["an ash", "a cod", "dew", "ivy"], "answer": 3})"
+                                            "\n"
+                                            R"({"question": "And now?", "subject": "zoology", "choices": ["cow", "oak"], )"
+                                            R"("answer": "A"})"));
+  const Task csv = Read(Write("high_school_botany_test.csv", "Which one?,an ash,a cod,dew,ivy,D\n"));
+  EXPECT_EQ(hub.kind, TaskKind::kChoice);
+  EXPECT_EQ(hub.metric, Metric::kRaw);
+  EXPECT_EQ(hub.items.at(0).prompt, csv.items.at(0).prompt);
+  EXPECT_EQ(hub.items.at(0).choices, csv.items.at(0).choices);
+  EXPECT_EQ(hub.items.at(0).gold, 3);
+  EXPECT_EQ(hub.items.at(0).answer, " D");
+  EXPECT_EQ(hub.items.at(1).gold, 0);
+  EXPECT_THAT(hub.items.at(1).choices, ElementsAre(" A", " B"));
+  ExpectMalformed("m.jsonl", R"({"question": "?", "subject": "s", "choices": ["a", "b"], "answer": 2})", 1,
+                  "\"answer\" is \"2\", must be in [0, 1]");
+  ExpectMalformed("m.jsonl", R"({"question": "?", "subject": "s", "choices": ["a", "b"], "answer": -1})", 1, "\"answer\"");
+}
+
 TEST_F(TaskFileTest, Gsm8kIsGenerationOfANumber) {
   const Task task =
       Read(Write("gsm8k_test.jsonl", R"({"question": "2 and 3?", "answer": "2 + 3 = <<2+3=5>>5\n#### 1,005"})"));
