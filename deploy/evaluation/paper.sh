@@ -82,8 +82,21 @@ TUNED_METHODS=none,icl,prior,mode,kernel,ngd,oracle
 
 serve() { start_server "$1" --model "$MODEL_FOLDER" --device "$DEVICE" "${SERVER_FLAGS[@]}"; }
 import() { c3po refs import "$OUT/suite/$1/references.jsonl" --collection "$1" --limit "$2" >/dev/null; }
-# tune TASK EPOCHS: a router shift over the references, in the layers that the paper moves.
-tune() { c3po refs tune --collection "$1" --critical-layers "$(last_layers 5)" --epochs "$2" >/dev/null; }
+# tune TASK EPOCHS: a router shift over the references, in the layers that the paper moves. Long references want much memory for a
+# minibatch: c3pod refuses one that is too large (INVALID_ARGUMENT, exit code 4), and half of it is tried.
+tune() {
+  local batch status
+  for batch in 16 8 4 2 1; do
+    status=0
+    c3po refs tune --collection "$1" --critical-layers "$(last_layers 5)" --epochs "$2" --batch-size "$batch" >/dev/null 2>"$OUT/tune.log" || status=$?
+    case $status in
+      0 | 6) return ;;  # 6, FAILED_PRECONDITION: fewer references than it learns from.
+      4) ;;
+      *) break ;;
+    esac
+  done
+  fail "router tuning of $1: $(cat "$OUT/tune.log")"
+}
 has_prior() { c3po refs profile show --collection "$1" --json | grep -q '"prior"'; }
 
 # A few references and questions of each benchmark through every stage; what each took is in $OUT/trial/rates.jsonl.

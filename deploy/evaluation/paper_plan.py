@@ -24,6 +24,7 @@ import paper_files
 
 METHODS = 7  # Answers of a question.
 TUNE_EPOCHS = 8  # At most, of `c3po refs tune`.
+REFERENCES_MIN = 16  # `c3po refs tune` wants 10.
 SETUP_SHARE = 1 / 3  # Of the hours, for references and router tuning.
 FIRST_ROUND, GROWTH = 4, 4  # Questions of each benchmark; each round asks so many times as many as the one before.
 SLACK = 0.95  # Of the time that is left, for questions that are longer than those before.
@@ -131,7 +132,7 @@ def next_limit(asked: int, most: int, sizes: list[int], seconds_left: float | No
 
 
 def references_that_fit(suite: dict[str, Any], rates: Rates, hours: float) -> int:
-    """Of each benchmark, at least 8: import and router tuning take a third of the hours."""
+    """Of each benchmark, at least REFERENCES_MIN: import and router tuning take a third of the hours."""
     most = max(task["references"] for task in suite["tasks"])
 
     def seconds(count: int) -> float:
@@ -139,8 +140,8 @@ def references_that_fit(suite: dict[str, Any], rates: Rates, hours: float) -> in
                    for task in suite["tasks"])
 
     count = most
-    while count > 8 and seconds(count) > SETUP_SHARE * hours * 3600:
-        count = max(8, count * 15 // 16)
+    while count > REFERENCES_MIN and seconds(count) > SETUP_SHARE * hours * 3600:
+        count = max(REFERENCES_MIN, count * 15 // 16)
     return count
 
 

@@ -103,7 +103,7 @@ BENCHMARKS = [
               "{activity}: {context}", _hellaswag),
     Benchmark("arc_challenge", "ARC-C", ARC, "ARC-Challenge", "test", ("train", "validation"), "length_normalized",
               _QUESTION, _arc),
-    Benchmark("arc_easy", "ARC-E", ARC, "ARC-Easy", "test", ("train", "validation"), "length_normalized", _QUESTION, _arc),
+    Benchmark("arc_easy", "ARC-E", ARC, "ARC-Easy", "test", ("train", "validation"), "raw", _QUESTION, _arc),
     Benchmark("piqa", "PIQA", PIQA, "plain_text", "validation", ("train",), "length_normalized", "Goal: {goal}\\nAnswer:",
               _piqa),
     Benchmark("winogrande", "WinoGrande", WINOGRANDE, "winogrande_xl", "validation", ("train",), "raw",

@@ -78,6 +78,7 @@ def test_the_plan_adds_up(tmp_path):
     assert paper_plan.references_that_fit(small_suite(), read, 100) == 500
     fewer = paper_plan.references_that_fit(small_suite(), read, 0.5)  # 0.6 s a reference, a third of half an hour.
     assert 150 < fewer and fewer * 6 * 0.6 <= 600
+    assert paper_plan.references_that_fit(small_suite(), read, 1e-6) == paper_plan.REFERENCES_MIN
 
 
 def test_layers_of_the_ablation_fit_the_model():
