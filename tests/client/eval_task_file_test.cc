@@ -178,11 +178,12 @@ TEST_F(TaskFileTest, WinoGrandeChoicesHoldTheRestOfTheSentence) {
 }
 
 TEST_F(TaskFileTest, MmluOfTheHubIsTheQuestionOfItsCsv) {
-  const Task hub = Read(Write("mmlu.jsonl", R"({"question": "Which one?", "subject": "high_school_botany", )"
-                                            R"("choices": ["an ash", "a cod", "dew", "ivy"], "answer": 3})"
-                                            "\n"
-                                            R"({"question": "And now?", "subject": "zoology", "choices": ["cow", "oak"], )"
-                                            R"("answer": "A"})"));
+  const Task hub =
+      Read(Write("mmlu.jsonl", R"({"question": "Which one?", "subject": "high_school_botany", )"
+                               R"("choices": ["an ash", "a cod", "dew", "ivy"], "answer": 3})"
+                               "\n"
+                               R"({"question": "And now?", "subject": "zoology", "choices": ["cow", "oak"], )"
+                               R"("answer": "A"})"));
   const Task csv = Read(Write("high_school_botany_test.csv", "Which one?,an ash,a cod,dew,ivy,D\n"));
   EXPECT_EQ(hub.kind, TaskKind::kChoice);
   EXPECT_EQ(hub.metric, Metric::kRaw);
@@ -194,7 +195,8 @@ TEST_F(TaskFileTest, MmluOfTheHubIsTheQuestionOfItsCsv) {
   EXPECT_THAT(hub.items.at(1).choices, ElementsAre(" A", " B"));
   ExpectMalformed("m.jsonl", R"({"question": "?", "subject": "s", "choices": ["a", "b"], "answer": 2})", 1,
                   "\"answer\" is \"2\", must be in [0, 1]");
-  ExpectMalformed("m.jsonl", R"({"question": "?", "subject": "s", "choices": ["a", "b"], "answer": -1})", 1, "\"answer\"");
+  ExpectMalformed("m.jsonl", R"({"question": "?", "subject": "s", "choices": ["a", "b"], "answer": -1})", 1,
+                  "\"answer\"");
 }
 
 TEST_F(TaskFileTest, Gsm8kIsGenerationOfANumber) {
