@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What paper.sh asks about sizes and time.
 
-  paper_plan.py model NAME                 the folder of NAME, a folder or an id of the Hugging Face hub
+  paper_plan.py model NAME [--config-only] the folder of NAME, a folder or an id of the Hugging Face hub
   paper_plan.py sizes ...                  questions and references of each benchmark that fit into the hours
   paper_plan.py plan ...                   what the full run needs: memory, disk, hours
   paper_plan.py next ...                   how many questions of each benchmark the next round asks; empty: it is over
@@ -59,8 +59,8 @@ def read_rates(path: pathlib.Path, tasks: list[str]) -> Rates:
                  store["bytes"] / store["count"] if store else None)
 
 
-def find_model(name: str) -> pathlib.Path:
-    """ValueError says what is missing and how to bring it."""
+def find_model(name: str, config_only: bool = False) -> pathlib.Path:
+    """config_only: its weights may be missing. ValueError says what is missing and how to bring it."""
     folder = pathlib.Path(name)
     is_id = name.count("/") == 1 and not name.startswith((".", "/")) and not folder.exists()
     if is_id:
@@ -72,7 +72,7 @@ def find_model(name: str) -> pathlib.Path:
     again = f"hf download {name}" if is_id else f"hf download ORG/NAME --local-dir {name}"
     if not (folder / "config.json").exists():
         raise ValueError(f"--model {name}: is no model folder: it has no config.json. Bring one with\n  {again}")
-    if not list(folder.glob("*.safetensors")):
+    if not config_only and not list(folder.glob("*.safetensors")):
         raise ValueError(f"--model {name}: has no weights, *.safetensors. Bring them with\n  {again}\n"
                          f"(hf: {paper_files.hf_program()})")
     return folder
@@ -153,12 +153,21 @@ def _size(amount: float) -> str:
     return ""
 
 
+def stored_weights(card: dict[str, Any]) -> tuple[str, float]:
+    """The type that c3pod computes in by default, and bytes on disk. Where no weights are there, by config.json."""
+    stored = card["stored_bytes"]
+    if stored:
+        return ("bfloat16" if max(stored, key=stored.get) in ("BF16", "F16") else "float32"), sum(stored.values())
+    config = json.loads((pathlib.Path(card["folder"]) / "config.json").read_text(encoding="utf-8"))
+    dtype = "bfloat16" if config.get("torch_dtype", config.get("dtype")) in ("bfloat16", "float16") else "float32"
+    return dtype, card["memory_bytes"][dtype]["weights"]
+
+
 def plan(card: dict[str, Any], suite: dict[str, Any], rates: Rates | None, seconds_per_question: float | None,
          device: str, hours: float | None) -> str:
     tasks = suite["tasks"]
     questions, references = (sum(task[side] for task in tasks) for side in ("heldout", "references"))
-    stored = card["stored_bytes"]
-    dtype = "bfloat16" if max(stored, key=stored.get, default="F32") in ("BF16", "F16") else "float32"
+    dtype, stored = stored_weights(card)
     weights = card["memory_bytes"][dtype]["weights"]
     kv_per_1000 = (card["memory_bytes"]["kv_per_1000_positions_on_cpu"] if device == "cpu"
                    else card["memory_bytes"][dtype]["kv_per_1000_positions"])
@@ -175,8 +184,8 @@ def plan(card: dict[str, Any], suite: dict[str, Any], rates: Rates | None, secon
         f"steps, Gaussian kernel, references that the model answers right",
         f"memory      {_size(weights + kv + work + cache)} on the {'GPU' if device == 'cuda' else 'CPU'}: weights "
         f"{_size(weights)} in {dtype}, KV cache {_size(kv)}, work {_size(work)}, states of references up to {_size(cache)}",
-        f"disk        {_size(sum(stored.values()) + on_disk + answers)}: weights {_size(sum(stored.values()))}, references "
-        f"{_size(on_disk)}, questions and answers {_size(answers)}"]
+        f"disk        {_size(stored + on_disk + answers)}: weights {_size(stored)}{'' if card['stored_bytes'] else ', not here yet'}, "
+        f"references {_size(on_disk)}, questions and answers {_size(answers)}"]
     if rates and rates.memory_bytes:
         lines.append(f"            the trial's server took {_size(rates.memory_bytes)} of main memory at most")
     counts = ", ".join(f"{task['title']} {task['heldout']:,}" for task in tasks)
@@ -205,7 +214,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def _run(arguments: argparse.Namespace) -> str:
     if arguments.command == "model":
-        return f"{find_model(arguments.name)}\n"
+        return f"{find_model(arguments.name, arguments.config_only)}\n"
     if arguments.command == "layers":
         return "".join(f"{name}={layers}\n" for name, layers in layer_choices(arguments.count).items())
     suite = _read(arguments.suite)
@@ -226,7 +235,9 @@ def _run(arguments: argparse.Namespace) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Sizes and times of paper.sh.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("model").add_argument("name")
+    model = commands.add_parser("model")
+    model.add_argument("name")
+    model.add_argument("--config-only", action="store_true")
     commands.add_parser("layers").add_argument("count", type=int)
     cache = commands.add_parser("cache")
     cache.add_argument("card")

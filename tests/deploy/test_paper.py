@@ -73,6 +73,9 @@ def test_the_plan_adds_up(tmp_path):
     assert "in 2 hours about 31 % of it fit" in text
     assert re.search(r"memory      \d+\.\d GB on the GPU: weights 13\.8 GB in bfloat16", text) and "15.0 GB of main memory" in text
     assert "questions   6,000, each by 7 methods" in text and "disk        13.9 GB: weights 13.8 GB" in text
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    bare = paper_plan.plan({**CARD, "folder": str(tmp_path), "stored_bytes": {}}, small_suite(), None, 1, "cuda", None)
+    assert "weights 13.8 GB in bfloat16" in bare and "weights 13.8 GB, not here yet" in bare
     stated = paper_plan.plan(CARD, small_suite(), None, 1.5, "cpu", None)
     assert "hours       2.50 for the questions, at 1.5 s each" in stated and "on the CPU" in stated
     assert paper_plan.references_that_fit(small_suite(), read, 100) == 500
@@ -252,3 +255,15 @@ def test_mistakes_are_named():
     assert "--ablations" in said("--help")
     if C3POD.exists():
         assert "hf download nobody/nothing" in said("--model", "nobody/nothing")
+
+
+@pytest.mark.skipif(not C3POD.exists(), reason="no c3pod")
+def test_a_stated_rate_plans_without_weights(data, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_bytes((MODELS / "olmoe_tiny" / "config.json").read_bytes())
+    run = [EVALUATION / "paper.sh", "--model", tmp_path / "m", "--data", data, "--out", tmp_path / "out", "--plan"]
+    stated = subprocess.run([*run, "--seconds-per-question", "2"], env=environment(), capture_output=True, text=True)
+    assert stated.returncode == 0 and "hours       0.02 for the questions, at 2 s each" in stated.stdout, stated.stderr
+    assert "not here yet" in stated.stdout
+    trial = subprocess.run(run, env=environment(), capture_output=True, text=True)
+    assert trial.returncode != 0 and "has no weights, *.safetensors. Bring them with" in trial.stderr
