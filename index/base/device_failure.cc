@@ -1,45 +1,40 @@
 #include "index/base/device_failure.h"
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 
 namespace c3po {
-namespace {
 
-struct Failure {
-  absl::Mutex mu;
-  absl::Status status ABSL_GUARDED_BY(mu);
-};
-
-Failure& TheFailure() {
-  static auto* const failure = new Failure();
-  return *failure;
+absl::Status DeviceRecord::status() const {
+  const absl::MutexLock lock(&mu_);
+  return status_;
 }
 
-}  // namespace
-
-absl::Status DeviceFailure() {
-  Failure& failure = TheFailure();
-  const absl::MutexLock lock(&failure.mu);
-  return failure.status;
+void DeviceRecord::Note(absl::string_view what) {
+  const absl::MutexLock lock(&mu_);
+  if (status_.ok()) status_ = absl::UnavailableError(absl::StrCat("the device failed: ", what));
+  failed_.store(true);
 }
 
-void NoteDeviceFailure(absl::string_view what) {
-  Failure& failure = TheFailure();
-  const absl::MutexLock lock(&failure.mu);
-  if (failure.status.ok()) failure.status = absl::UnavailableError(absl::StrCat("the device failed: ", what));
+void DeviceRecord::Forget() {
+  const absl::MutexLock lock(&mu_);
+  status_ = absl::OkStatus();
+  failed_.store(false);
 }
+
+DeviceRecord& ComputingDevice() {
+  static auto* const record = new DeviceRecord();
+  return *record;
+}
+
+absl::Status DeviceFailure() { return ComputingDevice().status(); }
+
+void NoteDeviceFailure(absl::string_view what) { ComputingDevice().Note(what); }
+
+void ForgetDeviceFailure() { ComputingDevice().Forget(); }
 
 absl::Status FailureOfDeviceOr(absl::Status other) {
   absl::Status failure = DeviceFailure();
   return failure.ok() ? other : failure;
-}
-
-void ForgetDeviceFailure() {
-  Failure& failure = TheFailure();
-  const absl::MutexLock lock(&failure.mu);
-  failure.status = absl::OkStatus();
 }
 
 }  // namespace c3po

@@ -19,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/device_failure.h"
 #include "index/base/durable_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
@@ -105,10 +106,15 @@ class WeightReader {
   const std::string prefix_;
 };
 
+// A GPU's error, but for want of memory, is the model's as well: it computes there.
 absl::Status LibtorchError(absl::string_view what, const std::exception& error) {
   const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  return absl::InternalError(
-      absl::StrCat(what, ": ", torch_error ? torch_error->what_without_backtrace() : error.what()));
+  const char* const text = torch_error ? torch_error->what_without_backtrace() : error.what();
+  if (dynamic_cast<const c10::AcceleratorError*>(&error) == nullptr) {
+    return FailureOfDeviceOr(absl::InternalError(absl::StrCat(what, ": ", text)));
+  }
+  NoteDeviceFailure(absl::StrCat("embedding: ", text));
+  return DeviceFailure();
 }
 
 }  // namespace

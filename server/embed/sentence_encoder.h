@@ -38,6 +38,7 @@ class SentenceEncoder : public Embedder {
   // A text of more than max_tokens() tokens keeps its first max_tokens() - 1 and its last one, [SEP].
   // InvalidArgument: a text without tokens, or a token outside the vocabulary (another model's tokenizer). An error of
   // `encode` comes back with the text's index. Internal: libtorch failed, or a vector is not finite.
+  // Unavailable: the device failed, which its record says from then on (index/base/device_failure.h).
   absl::StatusOr<std::vector<std::vector<float>>> Embed(absl::Span<const std::string> texts) override;
 
   int dimension() const override;

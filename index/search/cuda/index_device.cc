@@ -31,10 +31,10 @@ DeviceEvent::~DeviceEvent() {
 }
 
 absl::StatusOr<std::unique_ptr<IndexDevice>> IndexDevice::Open(cuda::Runtime* runtime,
-                                                               const cuda::IndexKernels* kernels,
-                                                               int64_t budget_bytes) {
+                                                               const cuda::IndexKernels* kernels, int64_t budget_bytes,
+                                                               DeviceRecord* record) {
   if (budget_bytes <= 0) return absl::InvalidArgumentError("index device: the budget must be positive");
-  std::unique_ptr<IndexDevice> device(new IndexDevice(runtime, kernels, budget_bytes));
+  std::unique_ptr<IndexDevice> device(new IndexDevice(runtime, kernels, budget_bytes, record));
   C3PO_RETURN_IF_ERROR(device->Start());
   return device;
 }
@@ -70,17 +70,8 @@ IndexDevice::~IndexDevice() {
 
 absl::Status IndexDevice::Check(cuda::Error error) {
   if (error == nullptr) return absl::OkStatus();
-  {
-    const std::lock_guard<std::mutex> lock(failure_mutex_);
-    if (failure_.empty()) failure_ = error;
-  }
-  failed_.store(true);
-  return absl::UnavailableError(absl::StrCat("index device: ", error));
-}
-
-std::string IndexDevice::failure() const {
-  const std::lock_guard<std::mutex> lock(failure_mutex_);
-  return failure_;
+  record_->Note(absl::StrCat("searching references: ", error));
+  return failure();
 }
 
 IndexDeviceCounts IndexDevice::counts() const {
@@ -94,20 +85,20 @@ void IndexDevice::CountQueries(int64_t on_device, int64_t on_host, int64_t unpro
 }
 
 std::string IndexDevice::last_refusal() const {
-  const std::lock_guard<std::mutex> lock(failure_mutex_);
+  const std::lock_guard<std::mutex> lock(refusal_mutex_);
   return refusal_;
 }
 
 absl::Status IndexDevice::Refuse(const std::string& what) {
   ++refusals_;
-  const std::lock_guard<std::mutex> lock(failure_mutex_);
+  const std::lock_guard<std::mutex> lock(refusal_mutex_);
   refusal_ = what;
   return absl::ResourceExhaustedError(absl::StrCat("index device: ", what));
 }
 
 // What the device refuses for want of memory is no failure of it: the caller goes on without.
 absl::StatusOr<IndexMemory> IndexDevice::Allocate(int64_t bytes) {
-  if (failed()) return absl::UnavailableError(absl::StrCat("index device: ", failure()));
+  C3PO_RETURN_IF_ERROR(failure());
   const int64_t in_use = bytes_in_use_.fetch_add(bytes);
   if (in_use + bytes > budget_bytes_) {
     bytes_in_use_ -= bytes;
@@ -148,7 +139,7 @@ absl::StatusOr<DeviceEvent> IndexDevice::NewEvent() {
 absl::StatusOr<IndexDevice::Lease> IndexDevice::AcquireSlot() {
   std::unique_lock<std::mutex> lock(slots_mutex_);
   slot_free_.wait(lock, [this] { return !free_slots_.empty(); });
-  if (failed()) return absl::UnavailableError(absl::StrCat("index device: ", failure()));
+  C3PO_RETURN_IF_ERROR(failure());
   SearchSlot* const slot = free_slots_.back();
   free_slots_.pop_back();
   return Lease(this, slot);
@@ -283,7 +274,7 @@ void IndexChange::Narrow(const cuda::NarrowArgs& args) {
 absl::Status IndexChange::Finish(cuda::Event changed) {
   Flush();
   Check(device_->runtime().Record(device_->change_stream_, changed));
-  return error_ == nullptr ? absl::OkStatus() : absl::UnavailableError(absl::StrCat("index device: ", error_));
+  return error_ == nullptr ? absl::OkStatus() : device_->failure();
 }
 
 }  // namespace c3po

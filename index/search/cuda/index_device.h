@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "index/base/cuda/runtime.h"
+#include "index/base/device_failure.h"
 #include "index/base/mutex.h"
 #include "index/search/cuda/index_kernels.h"
 
@@ -155,14 +156,15 @@ class IndexChange {
 // A device whose memory holds indexes: its streams, its budget, and what all indexes on it share. Memory of indexes, of
 // searches under way and of staging counts against the budget.
 //
-// Once a call of the device fails, it has failed for good (a CUDA error does not go away): every later call answers
-// Unavailable. Indexes keep their vectors on the host as well and are searched there from then on.
-// Thread-safe. Outlives what it made.
+// Once a call of the device fails, it has failed for good (a CUDA error does not go away), and its record says so:
+// every later call answers Unavailable, and so it does once whoever shares the record met an error. Indexes keep their
+// vectors on the host as well and are searched there from then on. Thread-safe. Outlives what it made.
 class IndexDevice {
  public:
-  // Neither pointer is owned. `budget_bytes` > 0. FailedPrecondition: the device does not answer.
+  // No pointer is owned. `budget_bytes` > 0. `record`: of the device, where others use it as well; null: one of its
+  // own. Unavailable: the device does not answer.
   static absl::StatusOr<std::unique_ptr<IndexDevice>> Open(cuda::Runtime* runtime, const cuda::IndexKernels* kernels,
-                                                           int64_t budget_bytes);
+                                                           int64_t budget_bytes, DeviceRecord* record = nullptr);
   ~IndexDevice();
   IndexDevice(const IndexDevice&) = delete;
   IndexDevice& operator=(const IndexDevice&) = delete;
@@ -180,8 +182,8 @@ class IndexDevice {
   const cuda::DeviceProperties& properties() const { return properties_; }
   int64_t budget_bytes() const { return budget_bytes_; }
   int64_t bytes_in_use() const { return bytes_in_use_.load(); }
-  bool failed() const { return failed_.load(); }
-  std::string failure() const;  // Why; empty: it has not failed.
+  bool failed() const { return record_->failed(); }
+  absl::Status failure() const { return record_->status(); }  // Why; OK: it has not failed.
   IndexDeviceCounts counts() const;
   std::string last_refusal() const;  // Empty: everything had room.
   void CountQueries(int64_t on_device, int64_t on_host, int64_t unproven);
@@ -204,8 +206,11 @@ class IndexDevice {
     bool in_flight = false;
   };
 
-  IndexDevice(cuda::Runtime* runtime, const cuda::IndexKernels* kernels, int64_t budget_bytes)
-      : runtime_(runtime), kernels_(kernels), budget_bytes_(budget_bytes) {}
+  IndexDevice(cuda::Runtime* runtime, const cuda::IndexKernels* kernels, int64_t budget_bytes, DeviceRecord* record)
+      : runtime_(runtime),
+        kernels_(kernels),
+        budget_bytes_(budget_bytes),
+        record_(record != nullptr ? record : &own_record_) {}
   absl::Status Start();
   absl::StatusOr<IndexMemory> AllocatePinned(int64_t bytes);
   void Release(void* address, int64_t bytes, bool pinned);
@@ -215,12 +220,12 @@ class IndexDevice {
   cuda::Runtime* const runtime_;
   const cuda::IndexKernels* const kernels_;
   const int64_t budget_bytes_;
+  DeviceRecord own_record_;  // Where no other one was given.
+  DeviceRecord* const record_;
   cuda::DeviceProperties properties_;
   std::atomic<int64_t> bytes_in_use_ = 0;
-  std::atomic<bool> failed_ = false;
   std::atomic<int64_t> device_queries_ = 0, host_queries_ = 0, unproven_queries_ = 0, refusals_ = 0;
-  mutable std::mutex failure_mutex_;
-  std::string failure_;
+  mutable std::mutex refusal_mutex_;
   std::string refusal_;
 
   std::vector<std::unique_ptr<SearchSlot>> slots_;  // Constant after Start.

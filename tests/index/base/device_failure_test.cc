@@ -16,5 +16,21 @@ TEST(DeviceFailure, IsTheFirstOneAndExplainsWhateverFailsAfterwards) {
   EXPECT_TRUE(DeviceFailure().ok());
 }
 
+TEST(DeviceFailure, OfAnotherDeviceIsNotThatOfTheOneComputedOn) {
+  DeviceRecord other;
+  EXPECT_FALSE(other.failed());
+  other.Note("searching: it is broken");
+  EXPECT_TRUE(other.failed());
+  EXPECT_EQ(other.status(), absl::UnavailableError("the device failed: searching: it is broken"));
+  EXPECT_TRUE(DeviceFailure().ok());
+  EXPECT_FALSE(ComputingDevice().failed());
+  NoteDeviceFailure("computing: it is broken");
+  EXPECT_EQ(ComputingDevice().status(), DeviceFailure());
+  EXPECT_TRUE(ComputingDevice().failed());
+  ForgetDeviceFailure();
+  EXPECT_FALSE(ComputingDevice().failed());
+  EXPECT_TRUE(other.failed());
+}
+
 }  // namespace
 }  // namespace c3po

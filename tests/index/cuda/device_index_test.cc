@@ -186,7 +186,9 @@ TEST(DeviceIndex, HostAnswersOnceTheDeviceHasFailed) {
     }
     EXPECT_FALSE(index->on_device());
     EXPECT_TRUE(host.device->failed());
-    EXPECT_EQ(host.device->failure(), "unspecified launch failure");
+    EXPECT_EQ(host.device->failure(),
+              absl::UnavailableError("the device failed: searching references: unspecified launch failure"));
+    EXPECT_TRUE(DeviceFailure().ok());  // Of a device on which nothing else computes.
     auto other = ExactOf(vectors, 8);
     EXPECT_EQ(DeviceIndex::Create(host.device.get(), other, ListOf(vectors)).status().code(),
               absl::StatusCode::kUnavailable);

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "index/base/device_failure.h"
 #include "server/compute/aten/aten_queue.h"
 #include "server/compute/cpu/cpu_queue.h"
 #include "server/weights/safetensors_file.h"
@@ -295,6 +296,40 @@ TEST(SentenceEncoder, GivesTheSameRowsOnAnyQueue) {
   const auto rows = (*encoder)->Embed(texts);
   ASSERT_TRUE(rows.ok()) << rows.status();
   ExpectRowsNear(*rows, *LoadTiny()->Embed(texts), 1e-5f);
+}
+
+// A queue on a device that fails once `broken`, as libtorch tells it.
+class BreakableQueue final : public DeviceQueue {
+ public:
+  void Run(absl::FunctionRef<void()> work) override { queue_.Run(work); }
+  at::Tensor FromHost(const at::Tensor& host) override { return queue_.FromHost(host); }
+  at::Tensor ToHost(const at::Tensor& x) override { return queue_.ToHost(x); }
+  at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) override {
+    if (broken)
+      throw c10::AcceleratorError({__func__, __FILE__, __LINE__}, 700, "CUDA error: an illegal memory access");
+    return queue_.Linear(x, weight, bias);
+  }
+
+  bool broken = false;
+
+ private:
+  cpu::CpuQueue queue_;
+};
+
+// One GPU, one record: the model on it serves no more either.
+TEST(SentenceEncoder, FailureOfItsDeviceIsTheServers) {
+  const auto queue = std::make_shared<BreakableQueue>();
+  const auto encoder = SentenceEncoder::Load(kTiny, queue, SplitIds);
+  ASSERT_TRUE(encoder.ok()) << encoder.status();
+  ASSERT_TRUE((*encoder)->Embed({"1 5 2"}).ok());
+  EXPECT_TRUE(DeviceFailure().ok());
+  queue->broken = true;
+  const absl::Status status = (*encoder)->Embed({"1 5 2"}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("the device failed: embedding: CUDA error: an illegal memory access"));
+  EXPECT_EQ(DeviceFailure(), status);
+  ForgetDeviceFailure();
 }
 
 TEST(SentenceEncoder, DigestFollowsLengthAndTokenizer) {
