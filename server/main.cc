@@ -272,32 +272,85 @@ int64_t WorkMemory(const ServerConfig& config, const Server& server) {
   return std::max<int64_t>(int64_t{512} << 20, server.model->weight_bytes() / 4);
 }
 
-// Once everything is loaded and no cache is used: what it takes, and what it will take when the caches are full.
+// The cache's size, and how the memory of a GPU is planned where the model or the references are in one.
+absl::StatusOr<CachePlan> PlanMemory(const ServerConfig& config, const Server& server) {
+  const Backend& backend = server.model->backend();
+  const IndexDevice* const index = server.index_device.get();
+  CacheSettings settings;
+  settings.fraction = config.gpu_memory_fraction;
+  settings.positions = config.kv_cache_tokens;
+  settings.block_positions = KvBlockPool::kPositions;
+  settings.context_window = server.model->shape().context_window;
+  settings.reference_bytes = int64_t{config.neighbor_cache_mb} << 20;
+  settings.work_bytes = WorkMemory(config, server);
+  settings.encoder_bytes = server.encoder_bytes;
+  if (index != nullptr) {
+    settings.index_bytes_max = index->budget_bytes();
+    settings.index_bytes = index->bytes_in_use();
+  }
+  C3PO_ASSIGN_OR_RETURN(CachePlan plan, PlanCache(backend, settings));
+  if (plan.device || index == nullptr) return plan;
+  Backend::OwnMemory memory;
+  C3PO_RETURN_IF_ERROR(server.index_device->Check(index->runtime().MemoryInfo(&memory.free_bytes, &memory.bytes)));
+  C3PO_ASSIGN_OR_RETURN(plan.device,
+                        PlanIndexAlone(memory, settings.fraction, settings.index_bytes_max, settings.index_bytes));
+  return plan;
+}
+
+// How the memory of a GPU is planned, by part.
+void ReportGpuMemory(const DevicePlan& plan, Metrics& metrics) {
+  using Part = Metrics::MemoryPart;
+  for (const auto& [part, bytes] : {std::pair(Part::kWeights, plan.weights),
+                                    {Part::kKvCache, plan.kv_cache},
+                                    {Part::kNeighborCache, plan.reference_states},
+                                    {Part::kWork, plan.work},
+                                    {Part::kEncoder, plan.encoder},
+                                    {Part::kIndex, plan.index},
+                                    {Part::kOther, plan.other}}) {
+    metrics.SetGpuMemoryPlanned(part, bytes);
+  }
+  metrics.SetGpuMemoryLimit(plan.limit_bytes());
+  Log(LogLevel::kInfo, "gpu_memory", "",
+      {{"weights_bytes", plan.weights},
+       {"kv_cache_bytes", plan.kv_cache},
+       {"reference_states_bytes_max", plan.reference_states},
+       {"index_bytes_max", plan.index},
+       {"work_bytes_max", plan.work},
+       {"encoder_bytes", plan.encoder},
+       {"other_bytes", plan.other},
+       {"bytes_at_most", plan.all()},
+       {"limit_bytes", plan.limit_bytes()},
+       {"device_bytes", plan.device_bytes}});
+}
+
+// Once everything is loaded and no cache is used: what it takes of the host's memory, and what it will take when the
+// caches are full.
 void ReportMemory(const ServerConfig& config, const Server& server) {
   using Part = Metrics::MemoryPart;
   const int64_t resident = ReadProcessUsage().value_or(ProcessUsage()).resident_bytes;
-  const int64_t weights = server.model->weight_bytes(), index = server.catalog->MemoryBytes();
   const bool on_host = server.model->backend().info().host_memory;
-  const int64_t other = std::max<int64_t>(0, resident - index - (on_host ? weights + server.encoder_bytes : 0));
-  const int64_t kv_cache = server.model->kv_cache_bytes(), neighbor_cache = int64_t{config.neighbor_cache_mb} << 20;
-  const int64_t work = WorkMemory(config, server);
-  const int64_t at_most = resident + (on_host ? kv_cache + neighbor_cache + work : 0);
+  const auto here = [on_host](int64_t bytes) { return on_host ? bytes : 0; };  // Else it is in the GPU's plan.
+  const int64_t weights = here(server.model->weight_bytes()), encoder = here(server.encoder_bytes);
+  const int64_t index = server.catalog->MemoryBytes();
+  const int64_t other = std::max<int64_t>(0, resident - index - weights - encoder);
+  const int64_t kv_cache = here(server.model->kv_cache_bytes());
+  const int64_t neighbor_cache = here(int64_t{config.neighbor_cache_mb} << 20), work = here(WorkMemory(config, server));
+  const int64_t at_most = resident + kv_cache + neighbor_cache + work;
   const int64_t machine = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
   const int64_t limit = std::min(machine, ReadCgroupLimits().memory_bytes.value_or(machine));
   for (const auto& [part, bytes] : {std::pair(Part::kWeights, weights),
                                     {Part::kKvCache, kv_cache},
                                     {Part::kNeighborCache, neighbor_cache},
                                     {Part::kWork, work},
-                                    {Part::kEncoder, server.encoder_bytes},
+                                    {Part::kEncoder, encoder},
                                     {Part::kIndex, index},
                                     {Part::kOther, other}}) {
     server.metrics->SetMemoryPlanned(part, bytes);
   }
   server.metrics->SetMemoryLimit(limit);
-  const Backend::OwnMemory device = server.model->backend().own_memory().value_or(Backend::OwnMemory());
   Log(at_most > limit ? LogLevel::kWarning : LogLevel::kInfo, at_most > limit ? "memory_short" : "memory", "",
       {{"weights_bytes", weights},
-       {"encoder_bytes", server.encoder_bytes},
+       {"encoder_bytes", encoder},
        {"index_bytes", index},
        {"other_bytes", other},
        {"resident_bytes", resident},
@@ -305,8 +358,6 @@ void ReportMemory(const ServerConfig& config, const Server& server) {
        {"neighbor_cache_bytes_max", neighbor_cache},
        {"work_bytes_max", work},
        {"bytes_at_most", at_most},
-       {"device_bytes", device.bytes},
-       {"device_free_bytes", device.free_bytes},
        {"limit_bytes", limit}});
 }
 
@@ -314,13 +365,9 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   const ModelShape& shape = server.model->shape();
   server.metrics->SetModel(shape.digest, shape.dtype, shape.device);
   server.metrics->SetPendingMax(config.pending_requests_max);
-  const CacheSettings cache{config.gpu_memory_fraction,
-                            config.kv_cache_tokens,
-                            KvBlockPool::kPositions,
-                            shape.context_window,
-                            int64_t{config.neighbor_cache_mb} << 20,
-                            WorkMemory(config, server)};
-  C3PO_ASSIGN_OR_RETURN(const int64_t cache_tokens, CachePositions(server.model->backend(), cache));
+  C3PO_ASSIGN_OR_RETURN(const CachePlan plan, PlanMemory(config, server));
+  const int64_t cache_tokens = plan.positions;
+  if (plan.device) ReportGpuMemory(*plan.device, *server.metrics);
   C3PO_RETURN_IF_ERROR(server.model->AllocateKvCache(KvBlockPool::CacheOf(cache_tokens)));
   const int64_t work_memory = WorkMemory(config, server) / 2;  // The other half is for learning.
   const BatcherLimits limits{config.running_sequences_max, static_cast<int>(cache_tokens),

@@ -32,7 +32,7 @@ struct ServerConfig {
   std::string graph_cache;            // Folder of index graphs; empty: STORE + ".graphs".
   int exact_references_max = 2000;    // Larger collections are searched through an HNSW graph.
   std::string index_device = "auto";  // Where references are searched: auto (as `device`), cpu, cuda
-  int index_memory_mb = 8192;         // Of a GPU, for them.
+  int index_memory_mb = 0;            // Of a GPU, for them; 0: a sixteenth of it, at most 8192.
 
   // Listening
   std::string listen = "127.0.0.1:50051";  // gRPC; port 0 chooses one.
@@ -56,7 +56,7 @@ struct ServerConfig {
   int logit_bias_max = 512;              // Entries of sampling.logit_bias.
   int running_sequences_max = 32;        // In one batch.
   int kv_cache_tokens = 0;               // Positions of all sequences together; 0: 32768, or what fits on a GPU.
-  double gpu_memory_fraction = 0.9;      // Of a GPU's memory, that the server takes.
+  double gpu_memory_fraction = 0.9;      // Of a GPU's memory, that the server takes, index of references included.
   int prefill_tokens_per_step = 256;     // Prompt tokens in one engine step.
   int max_tokens_default = 256;          // Of a request that sets none.
   int message_bytes_max = 16 << 20;      // One gRPC message.

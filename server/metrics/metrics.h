@@ -166,10 +166,14 @@ class Metrics {
   void SetWorkMemory(int64_t bytes);
 
   // --- Memory, as it is planned at the start ---
-  // c3po_memory_planned_bytes{part}: what the part takes, caches when they are full.
+  // c3po_memory_planned_bytes{part}: what the part takes of the host's memory, caches when they are full.
   void SetMemoryPlanned(MemoryPart part, int64_t bytes);
   // c3po_memory_limit_bytes: the control group's limit, or the machine's memory.
   void SetMemoryLimit(int64_t bytes);
+  // c3po_gpu_memory_planned_bytes{part}, c3po_gpu_memory_limit_bytes: the same of a GPU; parts that grow with their
+  // limits, and of its memory the share that the server takes. 0 without one.
+  void SetGpuMemoryPlanned(MemoryPart part, int64_t bytes);
+  void SetGpuMemoryLimit(int64_t bytes);
 
   // The exposition: Prometheus text format 0.0.4, UTF-8. Also holds c3po_build_info{version},
   // process_start_time_seconds (of this object's construction), and from the kernel, read anew by each call:

@@ -377,6 +377,11 @@ struct Metrics::Series {
   std::array<Gauge*, kMemoryParts.size()> memory_planned =
       AddGauges(registry, "c3po_memory_planned_bytes", "Memory planned at the start, by part; caches when full", "part",
                 kMemoryParts);
+  std::array<Gauge*, kMemoryParts.size()> gpu_memory_planned = AddGauges(
+      registry, "c3po_gpu_memory_planned_bytes",
+      "Memory of a GPU planned at the start, by part; parts that grow with their limits", "part", kMemoryParts);
+  Gauge& gpu_memory_limit =
+      AddGauge(registry, "c3po_gpu_memory_limit_bytes", "Memory of a GPU that the server plans with");
   Gauge& memory_limit = AddGauge(registry, "c3po_memory_limit_bytes",
                                  "Memory that the process may take: its control group's, or the machine's");
 
@@ -565,6 +570,10 @@ void Metrics::SetMemoryPlanned(MemoryPart part, int64_t bytes) {
   series_->memory_planned[static_cast<size_t>(part)]->Set(static_cast<double>(bytes));
 }
 void Metrics::SetMemoryLimit(int64_t bytes) { series_->memory_limit.Set(static_cast<double>(bytes)); }
+void Metrics::SetGpuMemoryPlanned(MemoryPart part, int64_t bytes) {
+  series_->gpu_memory_planned[static_cast<size_t>(part)]->Set(static_cast<double>(bytes));
+}
+void Metrics::SetGpuMemoryLimit(int64_t bytes) { series_->gpu_memory_limit.Set(static_cast<double>(bytes)); }
 
 std::string Metrics::PrometheusText() const {
   series_->ReadProcess();

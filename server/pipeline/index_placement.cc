@@ -1,7 +1,10 @@
 #include "server/pipeline/index_placement.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "index/base/cuda/library.h"
+#include "index/base/device_failure.h"
 #include "index/base/status_macros.h"
 #include "server/metrics/logging.h"
 
@@ -33,6 +36,8 @@ absl::StatusOr<IndexDeviceParts> OpenIndexDeviceParts() {
   return parts;
 }
 
+int64_t IndexBudget(int64_t device_bytes) { return std::clamp(device_bytes / 16, int64_t{64} << 20, int64_t{8} << 30); }
+
 absl::StatusOr<std::unique_ptr<IndexDevice>> PlaceIndex(const std::string& index_device,
                                                         const std::string& model_device, int64_t budget_bytes,
                                                         Metrics* metrics,
@@ -41,13 +46,19 @@ absl::StatusOr<std::unique_ptr<IndexDevice>> PlaceIndex(const std::string& index
   if (!wanted && (index_device == "cpu" || model_device == "cpu")) return std::unique_ptr<IndexDevice>();
   const auto opened = [&]() -> absl::StatusOr<std::unique_ptr<IndexDevice>> {
     C3PO_ASSIGN_OR_RETURN(const IndexDeviceParts parts, open());
-    return IndexDevice::Open(parts.runtime, parts.kernels, budget_bytes);
+    DeviceRecord* const record = model_device == "cuda" ? &ComputingDevice() : nullptr;
+    if (budget_bytes > 0) return IndexDevice::Open(parts.runtime, parts.kernels, budget_bytes, record);
+    cuda::DeviceProperties properties;
+    if (const cuda::Error error = parts.runtime->Properties(&properties); error != nullptr) {
+      return absl::UnavailableError(error);
+    }
+    return IndexDevice::Open(parts.runtime, parts.kernels, IndexBudget(properties.memory_bytes), record);
   };
   absl::StatusOr<std::unique_ptr<IndexDevice>> device = opened();
   if (device.ok()) {
     WatchIndexDevice(**device, metrics);
     Log(LogLevel::kInfo, "index_on_gpu", "",
-        {{"name", std::string((*device)->properties().name)}, {"budget_bytes", budget_bytes}});
+        {{"name", std::string((*device)->properties().name)}, {"budget_bytes", (*device)->budget_bytes()}});
     return device;
   }
   if (wanted)

@@ -21,10 +21,16 @@ struct IndexDeviceParts {
 // FailedPrecondition, one sentence: there is no such library, or no GPU.
 absl::StatusOr<IndexDeviceParts> OpenIndexDeviceParts();
 
+// The budget of references where nobody set one: a sixteenth of the GPU's memory, within 64 MiB and 8 GiB.
+int64_t IndexBudget(int64_t device_bytes);
+
 // Where references are searched, by the words of --index-device: "cpu": null, nothing is opened. "cuda": in a GPU's
 // memory, or the error that says why not. "auto": as the model's device, `model_device`; null where that is a GPU and
 // cannot be had, which the log tells (index_on_cpu). `metrics` tell what the device counts; it outlives their last
-// exposition.
+// exposition. budget_bytes: that references may take; 0: IndexBudget.
+//
+// Where the model computes on the GPU, both have one record of its failure: an error that either meets drains the
+// server. Where the model is on the CPU, a failed GPU leaves the server as it was: references are searched on the CPU.
 absl::StatusOr<std::unique_ptr<IndexDevice>> PlaceIndex(
     const std::string& index_device, const std::string& model_device, int64_t budget_bytes, Metrics* metrics,
     const std::function<absl::StatusOr<IndexDeviceParts>()>& open = OpenIndexDeviceParts);

@@ -46,6 +46,8 @@ QUIET = {
     'sum by (place) (rate(c3po_index_device_queries_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "the index is in the host's memory",
     'sum (rate(c3po_index_device_refusals_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "the index is in the host's memory",
     'sum by (instance) (c3po_index_device_failed{job="$job",instance=~"$instance"})': "the index is in the host's memory",
+    'sum by (part) (c3po_gpu_memory_planned_bytes{job="$job",instance=~"$instance"})': "the model is in the host's memory",
+    'sum by (instance) (c3po_gpu_memory_limit_bytes{job="$job",instance=~"$instance"})': "the model is in the host's memory",
     'sum by (instance) (c3po_kv_cache_leaked_blocks{job="$job",instance=~"$instance"})': "not 0 is a bug of the scheduler",
     'sum by (instance,kind) (c3po_learned_ignored{job="$job",instance=~"$instance"})': "everything is of the one model",
     'sum by (instance,kind) (c3po_store_damaged_rows{job="$job",instance=~"$instance"})': "the store is whole",

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 namespace c3po {
 namespace {
@@ -46,6 +48,40 @@ TEST(FitCache, SaysTheSumOfWhatDoesNotFit) {
       "and values of 64 positions 0.06 GB = 9.03 GB, of 9.00 GB (0.9 of 10.00 GB, gpu-memory-fraction)");
   request.parts.back().bytes = 100'000'000'000;  // More than there is.
   EXPECT_FALSE(FitCache(request).ok());
+}
+
+// Of a GPU that has references alone; the model is elsewhere.
+TEST(PlanIndexAlone, KeepsItsBudgetBesideWhatIsThere) {
+  const Backend::OwnMemory memory{.bytes = 10'000'000'000, .free_bytes = 4'000'000'000};
+  const absl::StatusOr<DevicePlan> plan = PlanIndexAlone(memory, 0.9, 4'000'000'000, 1'000'000'000);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->index, 4'000'000'000);
+  EXPECT_EQ(plan->other, 5'000'000'000);
+  EXPECT_EQ(plan->all(), plan->limit_bytes());
+  EXPECT_EQ(PlanIndexAlone(memory, 0.9, 4'010'000'000, 1'000'000'000).status(),
+            absl::FailedPreconditionError(
+                "the device's memory is too small: index of references (index-memory-mb) 4.01 GB + what else is there "
+                "now 5.00 GB = 9.01 GB, of 9.00 GB (0.9 of 10.00 GB, gpu-memory-fraction)"));
+}
+
+TEST(DevicePlan, NamesEachPartOnce) {
+  DevicePlan plan;
+  plan.weights = 1;
+  plan.encoder = 2;
+  plan.index = 4;
+  plan.reference_states = 8;
+  plan.work = 16;
+  plan.other = 32;
+  plan.kv_cache = 64;
+  EXPECT_EQ(plan.all(), 127);
+  const std::vector<DevicePart> parts = plan.Parts();
+  for (const char* name :
+       {"weights", "encoder", "index of references", "reference states", "work space", "what else"}) {
+    EXPECT_EQ(std::count_if(parts.begin(), parts.end(),
+                            [&](const DevicePart& part) { return part.name.rfind(name, 0) == 0; }),
+              1)
+        << name;
+  }
 }
 
 }  // namespace

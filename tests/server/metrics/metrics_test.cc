@@ -91,6 +91,8 @@ void TouchEverything(Metrics& metrics) {
   for (int i = 0; i < 3; ++i) metrics.SetLearnedIgnored(static_cast<Metrics::Learned>(i), i);
   for (int i = 0; i < 7; ++i) metrics.SetMemoryPlanned(static_cast<Metrics::MemoryPart>(i), int64_t{1} << (20 + i));
   metrics.SetMemoryLimit(int64_t{1} << 34);
+  for (int i = 0; i < 7; ++i) metrics.SetGpuMemoryPlanned(static_cast<Metrics::MemoryPart>(i), int64_t{1} << (21 + i));
+  metrics.SetGpuMemoryLimit(int64_t{1} << 36);
   metrics.SetStoreLost(true);
   for (int i = 0; i < 2; ++i) metrics.SetDamagedRows(static_cast<Metrics::StoredRow>(i), 3 + i);
   metrics.SetCertificateExpiry(1.8e9);
@@ -116,6 +118,8 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_engine_steps_total", "counter"},
       {"c3po_escaped_exceptions_total", "counter"},
       {"c3po_gate_total", "counter"},
+      {"c3po_gpu_memory_limit_bytes", "gauge"},
+      {"c3po_gpu_memory_planned_bytes", "gauge"},
       {"c3po_import_streams", "gauge"},
       {"c3po_index_device_budget_bytes", "gauge"},
       {"c3po_index_device_bytes", "gauge"},

@@ -254,25 +254,35 @@ TEST(CudaFailure, FailsTheStepAndAllThatCome) {
   ForgetDeviceFailure();
 }
 
-// The cache takes what the device has left of the server's share, and the device gives as much.
+// The cache takes what the device has left of the server's share beside each part, and the device gives as much.
 TEST(CudaMemory, IsFilledByTheCache) {
   const std::unique_ptr<MoeModel> cpu = LoadTiny("olmoe_tiny");
   HostRuntime runtime(HostRuntime::Options{.memory_bytes = int64_t{64} << 20});
   const auto gpu =
       MoeModel::OnBackend(cpu->config(), TinyOnCuda("olmoe_tiny", cpu->config(), runtime), int64_t{1} << 20);
-  const CacheSettings settings{0.9, 0, 32, cpu->config().context_window, int64_t{1} << 20, int64_t{4} << 20};
-  const absl::StatusOr<int64_t> positions = CachePositions(gpu->backend(), settings);
-  ASSERT_TRUE(positions.ok()) << positions.status();
-  const int64_t bytes = gpu->backend().KvCacheBytes({*positions / 32, 32});
+  CacheSettings settings;
+  settings.block_positions = 32;
+  settings.context_window = cpu->config().context_window;
+  settings.reference_bytes = int64_t{1} << 20;
+  settings.work_bytes = int64_t{4} << 20;
+  const absl::StatusOr<CachePlan> plan = PlanCache(gpu->backend(), settings);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_TRUE(plan->device.has_value());
+  const int64_t bytes = gpu->backend().KvCacheBytes({plan->positions / 32, 32});
   EXPECT_GT(bytes, int64_t{40} << 20);
   EXPECT_LT(bytes, int64_t{58} << 20);
-  EXPECT_TRUE(gpu->AllocateKvCache({*positions / 32, 32}).ok());
+  EXPECT_EQ(plan->device->kv_cache, bytes);
+  EXPECT_LE(plan->device->all(), plan->device->limit_bytes());
+  EXPECT_TRUE(gpu->AllocateKvCache({plan->positions / 32, 32}).ok());
   EXPECT_EQ(gpu->kv_cache_bytes(), bytes);
   CacheSettings too_little = settings;
   too_little.fraction = 0.1;
-  EXPECT_THAT(std::string(CachePositions(gpu->backend(), too_little).status().message()),
-              testing::AllOf(testing::HasSubstr("weights 0.00 GB"), testing::HasSubstr("gpu-memory-fraction")));
-  EXPECT_EQ(*CachePositions(cpu->backend(), settings), 32768);
+  EXPECT_THAT(std::string(PlanCache(gpu->backend(), too_little).status().message()),
+              testing::AllOf(testing::HasSubstr("weights 0.00 GB"), testing::HasSubstr("gpu-memory-fraction"),
+                             testing::HasSubstr("reference states ("), testing::HasSubstr("work space ("),
+                             testing::HasSubstr("what else is there now")));
+  EXPECT_EQ(PlanCache(cpu->backend(), settings)->positions, 32768);
+  EXPECT_FALSE(PlanCache(cpu->backend(), settings)->device.has_value());
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, CudaSteps,

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "index/base/device_failure.h"
 #include "tests/index/cuda/host_index_device.h"
 
 namespace c3po {
@@ -61,6 +62,45 @@ TEST(IndexPlacement, GpuIsTakenAndItsFiguresAreTold) {
     EXPECT_EQ(room.code(), absl::StatusCode::kResourceExhausted);
     EXPECT_THAT(std::string(room.message()), HasSubstr("--index-memory-mb 32: 33554432 bytes more than the "));
   }
+}
+
+TEST(IndexPlacement, BudgetIsAShareOfTheGpuWhereNobodySetOne) {
+  EXPECT_EQ(IndexBudget(int64_t{24} << 30), int64_t{1536} << 20);
+  EXPECT_EQ(IndexBudget(int64_t{256} << 30), int64_t{8} << 30);
+  EXPECT_EQ(IndexBudget(int64_t{512} << 20), int64_t{64} << 20);
+  host_cuda::HostRuntime runtime(host_cuda::HostRuntime::Options{.memory_bytes = int64_t{2} << 30});
+  Metrics metrics("model", "1");
+  const auto device = PlaceIndex("cuda", "cpu", 0, &metrics, [&]() -> absl::StatusOr<IndexDeviceParts> {
+    return IndexDeviceParts{&runtime, HostIndexKernels()};
+  });
+  ASSERT_TRUE(device.ok()) << device.status();
+  EXPECT_EQ((*device)->budget_bytes(), int64_t{128} << 20);
+}
+
+// With the model on the GPU an index's error is the server's end; with the model on the CPU the server goes on.
+TEST(IndexPlacement, FailureIsTheServersWhereTheModelIsOnTheGpu) {
+  for (const char* model : {"cuda", "cpu"}) {
+    host_cuda::HostRuntime runtime;
+    Metrics metrics("model", "1");
+    const auto device = *PlaceIndex("cuda", model, kBudget, &metrics, [&]() -> absl::StatusOr<IndexDeviceParts> {
+      return IndexDeviceParts{&runtime, HostIndexKernels()};
+    });
+    EXPECT_EQ(device->Check("an illegal memory access").code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(DeviceFailure().ok(), std::string(model) == "cpu");
+    EXPECT_TRUE(device->failed());
+    EXPECT_THAT(metrics.PrometheusText(), HasSubstr("c3po_index_device_failed 1"));
+    ForgetDeviceFailure();
+  }
+  // The other way round: what the model met is the index's failure.
+  host_cuda::HostRuntime runtime;
+  Metrics metrics("model", "1");
+  const auto device = *PlaceIndex("cuda", "cuda", kBudget, &metrics, [&]() -> absl::StatusOr<IndexDeviceParts> {
+    return IndexDeviceParts{&runtime, HostIndexKernels()};
+  });
+  NoteDeviceFailure("computing: an illegal memory access");
+  EXPECT_TRUE(device->failed());
+  EXPECT_EQ(device->Allocate(256).status(), DeviceFailure());
+  ForgetDeviceFailure();
 }
 
 }  // namespace
