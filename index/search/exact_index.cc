@@ -45,15 +45,27 @@ absl::Status ExactIndex::Remove(int64_t label) {
   return absl::OkStatus();
 }
 
+std::vector<size_t> ExactIndex::RowsOf(const LabelFilter& filter) const {
+  std::vector<size_t> rows;
+  for (const int64_t label : filter.labels()) {
+    const auto found = row_of_label_.find(label);
+    if (found != row_of_label_.end()) rows.push_back(found->second);
+  }
+  std::sort(rows.begin(), rows.end());
+  return rows;
+}
+
 // A block of rows is compared with every query while it is in the processor's cache. Each query meets the rows in their
-// order, as it does alone.
+// order, as it does alone. Under a filter the rows are those that it admits.
 absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ExactIndex::FindNearest(absl::Span<const float> queries,
-                                                                                  int k) const {
+                                                                                  int k,
+                                                                                  const LabelFilter* filter) const {
   const auto dimension = static_cast<size_t>(dimension_);
   const size_t count = queries.size() / dimension;
   const size_t rows_at_once = std::max<size_t>(1, kBlockBytes / (dimension * sizeof(float)));
   ReaderLock lock(mutex_);
-  const size_t rows = labels_.size();
+  const std::vector<size_t> admitted = filter != nullptr ? RowsOf(*filter) : std::vector<size_t>();
+  const size_t rows = filter != nullptr ? admitted.size() : labels_.size();
   std::vector<NearestList> nearest;
   nearest.reserve(count);
   for (size_t i = 0; i < count; ++i) nearest.emplace_back(std::min(rows, static_cast<size_t>(k)));
@@ -61,7 +73,8 @@ absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ExactIndex::FindNeares
     const size_t end = std::min(rows, first + rows_at_once);
     for (size_t i = 0; i < count; ++i) {
       const float* query = queries.data() + i * dimension;
-      for (size_t row = first; row < end; ++row) {
+      for (size_t place = first; place < end; ++place) {
+        const size_t row = filter != nullptr ? admitted[place] : place;
         nearest[i].Offer(SquaredDistance(query, rows_.data() + row * dimension, dimension), labels_[row]);
       }
     }

@@ -28,8 +28,10 @@ class ExactIndex : public NeighborIndex {
   int dimension() const override { return dimension_; }
 
  private:
-  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries,
-                                                                        int k) const override;
+  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries, int k,
+                                                                        const LabelFilter* filter) const override;
+  // Of a filter's labels, ascending; the others have no row.
+  std::vector<size_t> RowsOf(const LabelFilter& filter) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   const int dimension_;
   mutable SharedMutex mutex_;

@@ -89,14 +89,23 @@ struct HnswIndex::Impl {
   const float* VectorOf(size_t node) const ABSL_SHARED_LOCKS_REQUIRED(mutex) {
     return reinterpret_cast<const float*>(graph->getDataByInternalId(static_cast<hnswlib::tableint>(node)));
   }
+  // Which nodes a search may find: no tombstones, and what its filter admits.
+  struct Live {
+    absl::Span<const uint8_t> hidden;  // [nodes]: not 0: it may not be found
+    std::vector<uint8_t> by_filter;    // What `hidden` looks at under a filter.
+    size_t count = 0;
+    bool filtered = false;
+  };
+  Live LiveNodes(const LabelFilter* filter) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
   // Offers the live ones among the `candidates` nearest nodes that the graph finds; returns how many there were.
-  size_t OfferLive(const float* query, size_t candidates, NearestList& nearest) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
-  // The `wanted` nearest to one query as the graph finds them, into `found`. False: what would be left to compare is
-  // nearly every node, and `found` is unchanged. 1 <= wanted <= live nodes.
-  absl::StatusOr<bool> SearchGraph(const float* query, size_t wanted, std::vector<LabeledDistance>& found) const
+  size_t OfferLive(const float* query, size_t candidates, const Live& live, NearestList& nearest) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex);
-  // The same by comparing all nodes with the queries of these numbers.
-  void CompareAll(absl::Span<const float> queries, absl::Span<const size_t> numbers, size_t wanted,
+  // The `wanted` nearest to one query as the graph finds them, into `found`. False: comparing all live nodes is less
+  // work, and `found` is unchanged. 1 <= wanted <= live nodes.
+  absl::StatusOr<bool> SearchGraph(const float* query, size_t wanted, const Live& live,
+                                   std::vector<LabeledDistance>& found) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
+  // The same by comparing all live nodes with the queries of these numbers.
+  void CompareAll(absl::Span<const float> queries, absl::Span<const size_t> numbers, size_t wanted, const Live& live,
                   std::vector<std::vector<LabeledDistance>>& found) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
   HnswLinks LinksOf(hnswlib::tableint node, int layer) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
   // hnswlib writes the lists of the new node, and of the nodes that these name.
@@ -124,11 +133,29 @@ absl::Status HnswIndex::Impl::MakeGraph(size_t capacity) {
   });
 }
 
-size_t HnswIndex::Impl::OfferLive(const float* query, size_t candidates, NearestList& nearest) const {
+HnswIndex::Impl::Live HnswIndex::Impl::LiveNodes(const LabelFilter* filter) const {
+  Live live;
+  live.hidden = removed;
+  live.count = node_of_label.size();
+  if (filter == nullptr) return live;
+  live.filtered = true;
+  live.count = 0;
+  live.by_filter.assign(label_of_node.size(), 1);
+  for (const int64_t label : filter->labels()) {
+    const auto found = node_of_label.find(label);
+    if (found == node_of_label.end()) continue;
+    live.by_filter[found->second] = 0;
+    ++live.count;
+  }
+  live.hidden = live.by_filter;
+  return live;
+}
+
+size_t HnswIndex::Impl::OfferLive(const float* query, size_t candidates, const Live& live, NearestList& nearest) const {
   size_t offered = 0;
   for (auto found = graph->searchKnn(query, candidates); !found.empty(); found.pop()) {
     const size_t node = found.top().second;
-    if (removed[node] != 0) continue;
+    if (live.hidden[node] != 0) continue;
     nearest.Offer(SquaredDistance(query, VectorOf(node), static_cast<size_t>(dimension)), label_of_node[node]);
     ++offered;
   }
@@ -137,15 +164,16 @@ size_t HnswIndex::Impl::OfferLive(const float* query, size_t candidates, Nearest
 
 // Where tombstones crowd, the search widens. All candidates are offered, so that ties at the k-th place are resolved by
 // label, not by the library.
-absl::StatusOr<bool> HnswIndex::Impl::SearchGraph(const float* query, size_t wanted,
+absl::StatusOr<bool> HnswIndex::Impl::SearchGraph(const float* query, size_t wanted, const Live& live,
                                                   std::vector<LabeledDistance>& found) const {
   const size_t nodes = label_of_node.size();
-  size_t candidates = HnswIndex::Candidates(wanted, options, nodes, node_of_label.size());
-  for (; candidates < nodes; candidates *= 2) {
+  size_t candidates = HnswIndex::Candidates(wanted, options, nodes, live.count);
+  for (; HnswIndex::AsksGraph(candidates, nodes, live.count, live.filtered); candidates *= 2) {
     NearestList nearest(wanted);
     size_t offered = 0;
-    C3PO_RETURN_IF_ERROR(Guarded(
-        "cannot search", [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex) { offered = OfferLive(query, candidates, nearest); }));
+    C3PO_RETURN_IF_ERROR(Guarded("cannot search", [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex) {
+      offered = OfferLive(query, candidates, live, nearest);
+    }));
     if (offered < wanted) continue;
     found = nearest.Take();
     return true;
@@ -155,13 +183,13 @@ absl::StatusOr<bool> HnswIndex::Impl::SearchGraph(const float* query, size_t wan
 
 // Where nearly every node is wanted, comparing them all is as fast, and does not depend on what links reach.
 void HnswIndex::Impl::CompareAll(absl::Span<const float> queries, absl::Span<const size_t> numbers, size_t wanted,
-                                 std::vector<std::vector<LabeledDistance>>& found) const {
+                                 const Live& live, std::vector<std::vector<LabeledDistance>>& found) const {
   const auto size = static_cast<size_t>(dimension);
   std::vector<NearestList> nearest;
   nearest.reserve(numbers.size());
   for (size_t i = 0; i < numbers.size(); ++i) nearest.emplace_back(wanted);
   for (size_t node = 0; !numbers.empty() && node < label_of_node.size(); ++node) {
-    if (removed[node] != 0) continue;
+    if (live.hidden[node] != 0) continue;
     for (size_t i = 0; i < numbers.size(); ++i) {
       nearest[i].Offer(SquaredDistance(&queries[numbers[i] * size], VectorOf(node), size), label_of_node[node]);
     }
@@ -315,6 +343,11 @@ size_t HnswIndex::Candidates(size_t wanted, const HnswOptions& options, size_t n
   return std::max(wanted, static_cast<size_t>(options.ef_search)) * nodes / live;
 }
 
+bool HnswIndex::AsksGraph(size_t candidates, size_t nodes, size_t live, bool filtered) {
+  if (!filtered) return candidates < nodes;
+  return candidates <= kFilteredCandidatesMax && kComparedOfCandidate * candidates < live;
+}
+
 absl::Status HnswIndex::AddAndTrace(int64_t label, absl::Span<const float> vector, HnswAddition* addition) {
   C3PO_RETURN_IF_ERROR(CheckVector("vector", vector, impl_->dimension));
   WriterLock lock(impl_->mutex);
@@ -349,20 +382,21 @@ absl::Status HnswIndex::Remove(int64_t label) {
 
 // All queries are searched under one lock. Those that the graph does not answer are compared with every node, in one
 // pass over the nodes.
-absl::StatusOr<std::vector<std::vector<LabeledDistance>>> HnswIndex::FindNearest(absl::Span<const float> queries,
-                                                                                 int k) const {
+absl::StatusOr<std::vector<std::vector<LabeledDistance>>> HnswIndex::FindNearest(absl::Span<const float> queries, int k,
+                                                                                 const LabelFilter* filter) const {
   const auto dimension = static_cast<size_t>(impl_->dimension);
   std::vector<std::vector<LabeledDistance>> found(queries.size() / dimension);
   ReaderLock lock(impl_->mutex);
   C3PO_RETURN_IF_ERROR(impl_->CheckUsable());
-  const size_t wanted = std::min(static_cast<size_t>(k), impl_->node_of_label.size());
+  const Impl::Live live = impl_->LiveNodes(filter);
+  const size_t wanted = std::min(static_cast<size_t>(k), live.count);
   if (wanted == 0) return found;
   std::vector<size_t> unanswered;
   for (size_t i = 0; i < found.size(); ++i) {
-    C3PO_ASSIGN_OR_RETURN(const bool answered, impl_->SearchGraph(&queries[i * dimension], wanted, found[i]));
+    C3PO_ASSIGN_OR_RETURN(const bool answered, impl_->SearchGraph(&queries[i * dimension], wanted, live, found[i]));
     if (!answered) unanswered.push_back(i);
   }
-  impl_->CompareAll(queries, unanswered, wanted, found);
+  impl_->CompareAll(queries, unanswered, wanted, live, found);
   return found;
 }
 

@@ -37,10 +37,11 @@ struct HnswAddition {
 // measured in tests/index/search); the distances of those found are exact and equal ExactIndex's.
 //
 // A removed vector leaves a tombstone that searches still pass through, and ask for more candidates because of it. Once
-// tombstones() outnumber size(), and are 1024 at least, the index WantsRebuilding.
-// Memory: 4 * dimension + 8 * m + about 150 bytes per node, tombstones included; it grows by doubling.
-// Add takes the index exclusively, for about as long as two searches. An Internal status (the library threw: out of
-// memory) leaves an index that answers Internal from then on.
+// tombstones() outnumber size(), and are 1024 at least, the index WantsRebuilding. What a filter does not admit is to
+// its search as a tombstone is: hnswlib 0.6.2 has no filters, and later versions go on until ef admitted nodes are
+// kept, which asking for as many more candidates comes to. Memory: 4 * dimension + 8 * m + about 150 bytes per node,
+// tombstones included; it grows by doubling. Add takes the index exclusively, for about as long as two searches. An
+// Internal status (the library threw: out of memory) leaves an index that answers Internal from then on.
 class HnswIndex : public NeighborIndex {
  public:
   // InvalidArgument: a dimension < 1 or an option out of its range.
@@ -74,18 +75,22 @@ class HnswIndex : public NeighborIndex {
   absl::Status AddAndTrace(int64_t label, absl::Span<const float> vector, HnswAddition* addition);
   // The graph as it is. Node i is the i-th vector that was ever added.
   absl::StatusOr<HnswGraph> CopyGraph() const;
-  // How many nodes a search for `wanted` vectors asks a graph of `nodes` for first, of which `live` >= 1 are no
-  // tombstones: as many as hold max(wanted, ef_search) live ones when tombstones lie evenly. Of so many as there are
-  // nodes or more, a search compares all nodes instead.
+  // How many nodes a search for `wanted` vectors asks a graph of `nodes` for first, of which `live` >= 1 may be found
+  // (no tombstones, admitted by the filter): as many as hold max(wanted, ef_search) live ones when these lie evenly.
   static size_t Candidates(size_t wanted, const HnswOptions& options, size_t nodes, size_t live);
+  // Whether asking the graph for so many is less work than comparing all live nodes, which a search does instead. A
+  // graph compares some kComparedOfCandidate nodes for a candidate. Without a filter: as long as some nodes are left.
+  static bool AsksGraph(size_t candidates, size_t nodes, size_t live, bool filtered);
+  static constexpr size_t kFilteredCandidatesMax = 4096;  // Of a search with a filter.
+  static constexpr size_t kComparedOfCandidate = 8;
 
   size_t tombstones() const;
   // Whether `label` is present with exactly these bytes as its vector.
   bool Holds(int64_t label, absl::Span<const float> vector) const;
 
  private:
-  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries,
-                                                                        int k) const override;
+  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries, int k,
+                                                                        const LabelFilter* filter) const override;
 
   struct Impl;
   explicit HnswIndex(std::unique_ptr<Impl> impl);

@@ -9,15 +9,17 @@
 
 namespace c3po {
 
-absl::StatusOr<std::vector<LabeledDistance>> NeighborIndex::Search(absl::Span<const float> query, int k) const {
+absl::StatusOr<std::vector<LabeledDistance>> NeighborIndex::Search(absl::Span<const float> query, int k,
+                                                                   const LabelFilter* filter) const {
   C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
   C3PO_RETURN_IF_ERROR(CheckVector("query", query, dimension()));
-  C3PO_ASSIGN_OR_RETURN(std::vector<std::vector<LabeledDistance>> found, FindNearest(query, k));
+  C3PO_ASSIGN_OR_RETURN(std::vector<std::vector<LabeledDistance>> found, FindNearest(query, k, filter));
   return std::move(found.front());
 }
 
 absl::StatusOr<std::vector<std::vector<LabeledDistance>>> NeighborIndex::SearchMany(absl::Span<const float> queries,
-                                                                                    int k) const {
+                                                                                    int k,
+                                                                                    const LabelFilter* filter) const {
   C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
   const auto size = static_cast<size_t>(dimension());
   if (queries.size() % size != 0) {
@@ -29,17 +31,17 @@ absl::StatusOr<std::vector<std::vector<LabeledDistance>>> NeighborIndex::SearchM
     return absl::InvalidArgumentError(absl::StrCat("queries[", i / size, "][", i % size, "]: not finite"));
   }
   if (queries.empty()) return std::vector<std::vector<LabeledDistance>>();
-  return FindNearest(queries, k);
+  return FindNearest(queries, k, filter);
 }
 
 absl::StatusOr<std::vector<LabeledDistance>> NeighborIndex::SearchWithin(absl::Span<const float> query, float epsilon,
-                                                                         int k_max) const {
+                                                                         int k_max, const LabelFilter* filter) const {
   if (!(epsilon >= 0)) {
     return absl::InvalidArgumentError(
         absl::StrCat("epsilon: ", NumberText(epsilon), ", must be a distance of at least 0"));
   }
   C3PO_RETURN_IF_ERROR(CheckNeighborCount("k_max", k_max));
-  C3PO_ASSIGN_OR_RETURN(std::vector<LabeledDistance> found, Search(query, k_max));
+  C3PO_ASSIGN_OR_RETURN(std::vector<LabeledDistance> found, Search(query, k_max, filter));
   while (!found.empty() && found.back().distance > epsilon) found.pop_back();
   return found;
 }

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "index/search/label_filter.h"
 
 namespace c3po {
 
@@ -36,9 +37,11 @@ struct LabeledVector {
 // IndexBuilder chooses the kind; nobody else asks for it.
 //
 // Thread-safe: searches run beside each other and beside changes; a change that returned is seen by searches begun
-// later. An index copies the vectors. InvalidArgument from any method: a vector of another dimension or with a number
-// that is not finite, k < 1, epsilon negative or NaN; the index is unchanged then. Internal: the index is broken, and
-// has to be built anew.
+// later. An index copies the vectors. A search with a `filter` finds vectors of the filter's labels only, as if the
+// index held no others; null: all. An index that is exact is so under any filter; one that is approximate compares all
+// vectors that the filter admits where these are few. InvalidArgument from any method: a vector of another dimension or
+// with a number that is not finite, k < 1, epsilon negative or NaN; the index is unchanged then. Internal: the index is
+// broken, and has to be built anew.
 class NeighborIndex {
  public:
   virtual ~NeighborIndex() = default;
@@ -49,16 +52,18 @@ class NeighborIndex {
   // NotFound: the label is not present.
   virtual absl::Status Remove(int64_t label) = 0;
 
-  // The min(k, size()) nearest, by ascending distance, then label.
-  absl::StatusOr<std::vector<LabeledDistance>> Search(absl::Span<const float> query, int k) const;
+  // The k nearest, by ascending distance, then label; fewer where fewer are there and admitted.
+  absl::StatusOr<std::vector<LabeledDistance>> Search(absl::Span<const float> query, int k,
+                                                      const LabelFilter* filter = nullptr) const;
 
-  // Those of Search(query, k_max) at distance <= epsilon.
-  absl::StatusOr<std::vector<LabeledDistance>> SearchWithin(absl::Span<const float> query, float epsilon,
-                                                            int k_max) const;
+  // Those of Search(query, k_max, filter) at distance <= epsilon.
+  absl::StatusOr<std::vector<LabeledDistance>> SearchWithin(absl::Span<const float> query, float epsilon, int k_max,
+                                                            const LabelFilter* filter = nullptr) const;
 
   // What Search gives for each query, bit for bit, in their order; all queries see one state of the index.
   // queries: row-major [n, dimension()], n >= 0. Needs 16 n k bytes for what it returns.
-  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> SearchMany(absl::Span<const float> queries, int k) const;
+  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> SearchMany(absl::Span<const float> queries, int k,
+                                                                       const LabelFilter* filter = nullptr) const;
 
   // Whether searches may miss true neighbors. The distances of those they find are exact all the same.
   virtual bool approximate() const = 0;
@@ -80,8 +85,8 @@ class NeighborIndex {
 
  private:
   // SearchMany of at least one query; all arguments are in their ranges.
-  virtual absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries,
-                                                                                int k) const = 0;
+  virtual absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries, int k,
+                                                                                const LabelFilter* filter) const = 0;
 };
 
 // What every index requires of a vector. `name` leads the message: "query: has 3 dimensions, not 384".

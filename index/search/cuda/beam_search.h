@@ -21,8 +21,8 @@
 // shrink, so what does not belong to the `ef` nearest of old and new is never expanded there either, except where its
 // distance equals the farthest one kept.
 //
-// A tombstone is passed through like any node, but is not returned; so a caller asks for more candidates where there
-// are some.
+// A tombstone, and what a search's filter does not admit, is passed through like any node, but is not returned; so a
+// caller asks for more candidates where there are some.
 namespace c3po::cuda {
 
 inline constexpr uint32_t kNoLink = 0xffffffffu;  // behind a node's last link
@@ -34,7 +34,7 @@ inline constexpr int kBeamLinksMax = 512;   // Of a node in layer 0, at most.
 // All addresses are in device memory. Links lead to nodes < node_count only (the host checks them).
 struct BeamArgs {
   const float* rows = nullptr;         // [node_count][row_stride], as ScanArgs
-  const uint32_t* admitted = nullptr;  // a bit a node: not a tombstone
+  const uint32_t* admitted = nullptr;  // a bit a node: whether it may be found, as no tombstone and by the filter
   const int64_t* labels = nullptr;
   int node_count = 0;
   int row_stride = 0;
@@ -51,9 +51,8 @@ struct BeamArgs {
   int query_stride = 0;
   int ef = 0;  // k..kBeamWidthMax
   int k = 0;
-  FoundRow* found = nullptr;  // [query_count][k], by distance, then label
-  uint32_t* counts =
-      nullptr;  // [query_count]: of the ef nearest, how many are no tombstones; k of them are found at most
+  FoundRow* found = nullptr;    // [query_count][k], by distance, then label
+  uint32_t* counts = nullptr;   // [query_count]: of the ef nearest, how many are admitted; k of them are found at most
   uint32_t* visited = nullptr;  // [query_count][visited_words], cleared by the kernel; null: in shared memory
   int visited_words = 0;        // BeamVisitedWords(node_count)
 };

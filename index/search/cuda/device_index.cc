@@ -14,6 +14,8 @@ constexpr size_t kFoundMax = size_t{1} << 21;  // Of one batch: 32 MB.
 constexpr int64_t kVisitedBytesMax = int64_t{64}
                                      << 20;  // Of one batch, where visited nodes do not fit in shared memory.
 
+static_assert(HnswIndex::kFilteredCandidatesMax <= cuda::kBeamWidthMax, "a filter's search is the device's");
+
 int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 RowShape ShapeOf(int dimension, bool graph, int64_t halves_from) {
@@ -125,17 +127,19 @@ absl::Status DeviceIndex::Remove(int64_t label) {
 
 // A batch that the device has no answer for is the host's, as a whole: all queries see one state of the index.
 absl::StatusOr<std::vector<std::vector<LabeledDistance>>> DeviceIndex::FindNearest(absl::Span<const float> queries,
-                                                                                   int k) const {
+                                                                                   int k,
+                                                                                   const LabelFilter* filter) const {
   if (on_device()) {
-    absl::StatusOr<std::vector<std::vector<LabeledDistance>>> found = FindOnDevice(queries, k);
+    absl::StatusOr<std::vector<std::vector<LabeledDistance>>> found = FindOnDevice(queries, k, filter);
     if (found.ok()) return found;
   }
   device_->CountQueries(0, static_cast<int64_t>(queries.size()) / dimension(), 0);
-  return host_->SearchMany(queries, k);
+  return host_->SearchMany(queries, k, filter);
 }
 
 absl::StatusOr<std::vector<std::vector<LabeledDistance>>> DeviceIndex::FindOnDevice(absl::Span<const float> queries,
-                                                                                    int k) const {
+                                                                                    int k,
+                                                                                    const LabelFilter* filter) const {
   const auto width = static_cast<size_t>(dimension());
   const size_t at_once = std::clamp<size_t>(kFoundMax / static_cast<size_t>(k), 1, DeviceRows::kQueriesMax) * width;
   C3PO_ASSIGN_OR_RETURN(const IndexDevice::Lease slot, device_->AcquireSlot());
@@ -143,7 +147,7 @@ absl::StatusOr<std::vector<std::vector<LabeledDistance>>> DeviceIndex::FindOnDev
     Batch batch;
     {
       ReaderLock lock(mutex_);
-      C3PO_ASSIGN_OR_RETURN(batch, Enqueue(*slot, queries, k, 1));
+      C3PO_ASSIGN_OR_RETURN(batch, Enqueue(*slot, queries, k, rows_->Admit(filter, 0), 1));
     }
     C3PO_ASSIGN_OR_RETURN(Answers answers, Collect(*slot, batch));
     if (answers.unanswered.empty()) return std::move(answers.found);
@@ -151,18 +155,19 @@ absl::StatusOr<std::vector<std::vector<LabeledDistance>>> DeviceIndex::FindOnDev
   // Several rounds see one state under one lock: changes wait for their ends.
   std::vector<std::vector<LabeledDistance>> all;
   ReaderLock lock(mutex_);
+  const DeviceRows::Admitted admitted = rows_->Admit(filter, 0);
   for (size_t first = 0; first < queries.size(); first += at_once) {
-    C3PO_ASSIGN_OR_RETURN(Answers answers, FindWidening(*slot, queries.subspan(first, at_once), k));
+    C3PO_ASSIGN_OR_RETURN(Answers answers, FindWidening(*slot, queries.subspan(first, at_once), k, admitted));
     std::move(answers.found.begin(), answers.found.end(), std::back_inserter(all));
   }
   return all;
 }
 
 // As HnswIndex does: whose candidates had too few live ones asks for twice as many, until all nodes are compared.
-absl::StatusOr<DeviceIndex::Answers> DeviceIndex::FindWidening(SearchSlot& slot, absl::Span<const float> queries,
-                                                               int k) const {
+absl::StatusOr<DeviceIndex::Answers> DeviceIndex::FindWidening(SearchSlot& slot, absl::Span<const float> queries, int k,
+                                                               const DeviceRows::Admitted& admitted) const {
   const auto width = static_cast<size_t>(dimension());
-  C3PO_ASSIGN_OR_RETURN(const Batch batch, Enqueue(slot, queries, k, 1));
+  C3PO_ASSIGN_OR_RETURN(const Batch batch, Enqueue(slot, queries, k, admitted, 1));
   C3PO_ASSIGN_OR_RETURN(Answers answers, Collect(slot, batch));
   for (size_t widening = 2; !answers.unanswered.empty(); widening *= 2) {
     std::vector<float> left;
@@ -170,7 +175,7 @@ absl::StatusOr<DeviceIndex::Answers> DeviceIndex::FindWidening(SearchSlot& slot,
       const auto row = queries.subspan(query * width, width);
       left.insert(left.end(), row.begin(), row.end());
     }
-    C3PO_ASSIGN_OR_RETURN(const Batch wider, Enqueue(slot, left, k, widening));
+    C3PO_ASSIGN_OR_RETURN(const Batch wider, Enqueue(slot, left, k, admitted, widening));
     C3PO_ASSIGN_OR_RETURN(Answers more, Collect(slot, wider));
     std::vector<size_t> still;
     for (size_t i = 0; i < answers.unanswered.size(); ++i) {
@@ -183,40 +188,39 @@ absl::StatusOr<DeviceIndex::Answers> DeviceIndex::FindWidening(SearchSlot& slot,
 }
 
 absl::StatusOr<DeviceIndex::Batch> DeviceIndex::Enqueue(SearchSlot& slot, absl::Span<const float> queries, int k,
-                                                        size_t widening) const {
+                                                        const DeviceRows::Admitted& admitted, size_t widening) const {
   Batch batch;
   batch.queries = queries;
-  const int64_t live = rows_->admitted(0);
-  batch.k = static_cast<int>(std::min<int64_t>(k, live));
+  batch.k = static_cast<int>(std::min<int64_t>(k, admitted.count));
   if (batch.k == 0) return batch;
   if (graph_ != nullptr) {
     const auto nodes = static_cast<size_t>(rows_->rows());
-    const size_t candidates =
-        widening * HnswIndex::Candidates(static_cast<size_t>(batch.k), options_, nodes, static_cast<size_t>(live));
-    if (candidates < nodes) {
+    const auto live = static_cast<size_t>(admitted.count);
+    const size_t candidates = widening * HnswIndex::Candidates(static_cast<size_t>(batch.k), options_, nodes, live);
+    if (HnswIndex::AsksGraph(candidates, nodes, live, admitted.filtered)) {
       if (candidates > static_cast<size_t>(cuda::kBeamWidthMax)) {
         return absl::OutOfRangeError("index device: too many candidates");
       }
       batch.candidates = static_cast<int>(candidates);
-      C3PO_RETURN_IF_ERROR(EnqueueBeam(slot, batch));
+      C3PO_RETURN_IF_ERROR(EnqueueBeam(slot, batch, admitted));
       return batch;
     }
   }
   if (!DeviceRows::CanFind(batch.k)) return absl::OutOfRangeError("index device: k is too large");
   const int whole[] = {0};
-  C3PO_ASSIGN_OR_RETURN(batch.scan, rows_->EnqueueScan(slot, queries, whole, batch.k, 0));
+  C3PO_ASSIGN_OR_RETURN(batch.scan, rows_->EnqueueScan(slot, queries, whole, batch.k, admitted));
   return batch;
 }
 
-// In: the queries, padded. Out: k found rows of each, then how many live candidates each had. The device's work space
-// has a bit a node where shared memory has no room for it.
-absl::Status DeviceIndex::EnqueueBeam(SearchSlot& slot, const Batch& batch) const {
+// In: the queries, padded, and a filter's bits. Out: k found rows of each, then how many live candidates each had. The
+// device's work space has a bit a node where shared memory has no room for it.
+absl::Status DeviceIndex::EnqueueBeam(SearchSlot& slot, const Batch& batch,
+                                      const DeviceRows::Admitted& admitted) const {
   const auto width = static_cast<size_t>(dimension());
   const auto count = static_cast<int64_t>(batch.queries.size() / width);
   cuda::BeamArgs args;
   graph_->Describe(args);
   args.rows = rows_->memory()->rows.as<float>();
-  args.admitted = rows_->admitted_words(0);
   args.labels = rows_->memory()->labels.as<int64_t>();
   args.row_stride = args.query_stride = rows_->row_stride();
   args.dimension = dimension();
@@ -229,7 +233,8 @@ absl::Status DeviceIndex::EnqueueBeam(SearchSlot& slot, const Batch& batch) cons
   const bool visited_in_shared = shared + int64_t{4} * args.visited_words <= shared_max;
   const int64_t visited_bytes = int64_t{4} * args.visited_words;
   const int64_t at_once = visited_in_shared ? count : std::clamp<int64_t>(kVisitedBytesMax / visited_bytes, 1, count);
-  const int64_t in_bytes = count * args.query_stride * 4;
+  const int64_t words_at = Aligned(count * args.query_stride * 4);
+  const int64_t in_bytes = words_at + Aligned(admitted.bytes());
   const int64_t counts_at = Aligned(count * batch.k * static_cast<int64_t>(sizeof(cuda::FoundRow)));
   C3PO_RETURN_IF_ERROR(slot.Reserve(in_bytes, counts_at + count * 4, visited_in_shared ? 0 : at_once * visited_bytes));
   std::memset(slot.in(), 0, static_cast<size_t>(in_bytes));
@@ -237,12 +242,14 @@ absl::Status DeviceIndex::EnqueueBeam(SearchSlot& slot, const Batch& batch) cons
     std::memcpy(slot.in() + i * args.query_stride * 4, batch.queries.data() + static_cast<size_t>(i) * width,
                 width * 4);
   }
+  std::copy(admitted.words.begin(), admitted.words.end(), reinterpret_cast<uint32_t*>(slot.in() + words_at));
   struct Held {
     std::shared_ptr<const DeviceRows::Memory> rows;
     std::shared_ptr<const DeviceGraph::Memory> graph;
   };
   auto held = std::make_shared<Held>(Held{rows_->memory(), graph_->memory()});
   C3PO_RETURN_IF_ERROR(slot.SendIn(in_bytes, rows_->changed(), std::move(held)));
+  args.admitted = rows_->WordsOf(admitted, slot.device_in() + words_at);
   args.visited = visited_in_shared ? nullptr : reinterpret_cast<uint32_t*>(slot.work());
   for (int64_t first = 0; first < count; first += at_once) {
     args.queries = reinterpret_cast<const float*>(slot.device_in()) + first * args.query_stride;

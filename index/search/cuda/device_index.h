@@ -19,8 +19,9 @@ namespace c3po {
 // An index in a device's memory beside one on the host, of the same vectors. Searches run on the device:
 //   of an ExactIndex by the scan of scan.h: the same neighbors and the same bits of distances;
 //   of a HnswIndex by the beam search of beam_search.h on the graph that hnswlib linked: the same neighbors but for
-//   ties, asked for as HnswIndex asks hnswlib: for more where tombstones crowd, and all nodes are compared where that
-//   is no more work.
+//   ties, asked for as HnswIndex asks hnswlib: for more where tombstones crowd or a filter admits few, and all nodes
+//   are compared where that is no more work.
+// A filter goes to the device as a bit a row, in the one copy of its search.
 // The host's index answers what the device cannot: k beyond DeviceRows::CanFind, a graph's candidates beyond
 // kBeamWidthMax, everything once the device has failed. It also links what is added, saves, and says when the index
 // WantsRebuilding.
@@ -64,8 +65,8 @@ class DeviceIndex : public NeighborIndex {
  private:
   DeviceIndex(IndexDevice* device, const HnswOptions& options) : device_(device), options_(options) {}
 
-  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries,
-                                                                        int k) const override;
+  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries, int k,
+                                                                        const LabelFilter* filter) const override;
   absl::Status MakeRoom() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status AddOnDevice(int64_t label, absl::Span<const float> vector, const HnswAddition& addition)
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -81,14 +82,17 @@ class DeviceIndex : public NeighborIndex {
     std::vector<std::vector<LabeledDistance>> found;
     std::vector<size_t> unanswered;  // Queries whose candidates had fewer than k live ones.
   };
-  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindOnDevice(absl::Span<const float> queries, int k) const
+  absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindOnDevice(absl::Span<const float> queries, int k,
+                                                                         const LabelFilter* filter) const
       ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<Answers> FindWidening(SearchSlot& slot, absl::Span<const float> queries, int k) const
-      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<Answers> FindWidening(SearchSlot& slot, absl::Span<const float> queries, int k,
+                                       const DeviceRows::Admitted& admitted) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // `widening`: how many times the candidates that a search asks for first.
-  absl::StatusOr<Batch> Enqueue(SearchSlot& slot, absl::Span<const float> queries, int k, size_t widening) const
+  absl::StatusOr<Batch> Enqueue(SearchSlot& slot, absl::Span<const float> queries, int k,
+                                const DeviceRows::Admitted& admitted, size_t widening) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  absl::Status EnqueueBeam(SearchSlot& slot, const Batch& batch) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::Status EnqueueBeam(SearchSlot& slot, const Batch& batch, const DeviceRows::Admitted& admitted) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<Answers> Collect(SearchSlot& slot, const Batch& batch) const;
 
   IndexDevice* const device_;

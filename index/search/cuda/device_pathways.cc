@@ -58,10 +58,11 @@ absl::StatusOr<std::vector<LabeledDistance>> DevicePathways::Search(absl::Span<c
   DeviceRows::PendingScan pending;
   {
     ReaderLock lock(mutex_);
-    const int wanted = static_cast<int>(std::min<int64_t>(k, rows_->admitted(view)));
+    const DeviceRows::Admitted admitted = rows_->Admit(nullptr, view);
+    const int wanted = static_cast<int>(std::min<int64_t>(k, admitted.count));
     if (wanted == 0) return std::vector<LabeledDistance>();
     if (!DeviceRows::CanFind(wanted)) return absl::OutOfRangeError("index device: k is too large");
-    C3PO_ASSIGN_OR_RETURN(pending, rows_->EnqueueScan(*slot, rows, layers, wanted, view));
+    C3PO_ASSIGN_OR_RETURN(pending, rows_->EnqueueScan(*slot, rows, layers, wanted, admitted));
   }
   C3PO_RETURN_IF_ERROR(slot->Wait());
   C3PO_ASSIGN_OR_RETURN(std::vector<std::vector<LabeledDistance>> found, rows_->ReadFound(*slot, pending));

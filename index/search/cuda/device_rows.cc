@@ -200,7 +200,8 @@ bool DeviceRows::UsesHalves(absl::Span<const int> segments, int k) const {
 // What a scan takes of a slot: where its parts are, and how many queries and blocks share the rows.
 struct DeviceRows::ScanPlan {
   int query_stride = 0;
-  int64_t queries_at = 0, starts_at = 0, in_bytes = 0;   // Of what is copied in.
+  int64_t queries_at = 0, starts_at = 0, words_at = 0;  // Of what is copied in; words: of a filter.
+  int64_t in_bytes = 0;
   int64_t found_at = 0, unproven_at = 0, out_bytes = 0;  // Of what is copied out.
   int64_t lists_at = 0, half_lists_at = 0, work_bytes = 0;
   int queries_at_once = 1, half_queries_at_once = 1;
@@ -247,12 +248,34 @@ absl::StatusOr<DeviceRows::ScanPlan> DeviceRows::Plan(int queries, int segments,
   return plan;
 }
 
+DeviceRows::Admitted DeviceRows::Admit(const LabelFilter* filter, int view) const {
+  Admitted admitted;
+  admitted.view = view;
+  admitted.count = admitted_counts_[static_cast<size_t>(view)];
+  if (filter == nullptr) return admitted;
+  admitted.filtered = true;
+  admitted.count = 0;
+  admitted.words.assign(static_cast<size_t>((row_count_ + 31) / 32), 0);
+  for (const int64_t label : filter->labels()) {
+    const auto found = row_of_label_.find(label);
+    if (found == row_of_label_.end()) continue;
+    const auto row = static_cast<size_t>(found->second);
+    if ((views_[row] >> view & 1) == 0) continue;
+    admitted.words[row / 32] |= 1u << (row % 32);
+    ++admitted.count;
+  }
+  return admitted;
+}
+
 absl::StatusOr<DeviceRows::PendingScan> DeviceRows::EnqueueScan(SearchSlot& slot, absl::Span<const float> queries,
-                                                                absl::Span<const int> segments, int k, int view) const {
+                                                                absl::Span<const int> segments, int k,
+                                                                const Admitted& admitted) const {
   const size_t width = segments.size() * static_cast<size_t>(shape_.dimension);
   const int count = static_cast<int>(queries.size() / width);
   const bool halves = UsesHalves(segments, k);
-  C3PO_ASSIGN_OR_RETURN(const ScanPlan plan, Plan(count, static_cast<int>(segments.size()), k, halves));
+  C3PO_ASSIGN_OR_RETURN(ScanPlan plan, Plan(count, static_cast<int>(segments.size()), k, halves));
+  plan.words_at = plan.in_bytes;
+  plan.in_bytes += Aligned(admitted.bytes());
   C3PO_RETURN_IF_ERROR(slot.Reserve(plan.in_bytes, plan.out_bytes, plan.work_bytes));
   std::memset(slot.in(), 0, static_cast<size_t>(plan.in_bytes));
   auto* padded = reinterpret_cast<float*>(slot.in());
@@ -262,18 +285,19 @@ absl::StatusOr<DeviceRows::PendingScan> DeviceRows::EnqueueScan(SearchSlot& slot
   }
   auto* starts = reinterpret_cast<int32_t*>(slot.in() + plan.starts_at);
   for (size_t s = 0; s < segments.size(); ++s) starts[s] = segments[s] * segment_stride_;
+  std::copy(admitted.words.begin(), admitted.words.end(), reinterpret_cast<uint32_t*>(slot.in() + plan.words_at));
   C3PO_RETURN_IF_ERROR(slot.SendIn(plan.in_bytes, changed_.get(), memory_));
-  C3PO_RETURN_IF_ERROR(Launch(slot, plan, count, segments, k, view));
+  C3PO_RETURN_IF_ERROR(Launch(slot, plan, count, segments, k, admitted));
   C3PO_RETURN_IF_ERROR(slot.FetchOut(plan.out_bytes));
-  return PendingScan{count, k, static_cast<int>(std::min<int64_t>(k, admitted(view))), halves};
+  return PendingScan{count, k, static_cast<int>(std::min<int64_t>(k, admitted.count)), halves};
 }
 
 absl::Status DeviceRows::Launch(SearchSlot& slot, const ScanPlan& plan, int queries, absl::Span<const int> segments,
-                                int k, int view) const {
+                                int k, const Admitted& admitted) const {
   cuda::HalfScanArgs half;
   cuda::ScanArgs& scan = half.exact;
   scan.rows = memory_->rows.as<float>();
-  scan.admitted = admitted_words(view);
+  scan.admitted = WordsOf(admitted, slot.device_in() + plan.words_at);
   scan.labels = memory_->labels.as<int64_t>();
   scan.row_count = static_cast<int>(row_count_);
   scan.row_stride = row_stride_;

@@ -2,6 +2,7 @@
 #define C3PO_INDEX_SEARCH_CUDA_DEVICE_ROWS_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -11,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "index/search/cuda/index_device.h"
+#include "index/search/label_filter.h"
 #include "index/search/neighbor_index.h"
 
 namespace c3po {
@@ -58,10 +60,21 @@ class DeviceRows {
   // Whether the kernels find so many at once.
   static bool CanFind(int64_t k) { return k <= cuda::kScanNeighborsMax; }
 
+  // Which rows a search may find: those of a view, of a filter's labels where there is a filter. For one state of the
+  // rows.
+  struct Admitted {
+    int view = 0;
+    int64_t count = 0;
+    bool filtered = false;
+    std::vector<uint32_t> words;  // A bit a row, as in Memory; empty without a filter.
+    int64_t bytes() const { return static_cast<int64_t>(words.size()) * 4; }
+  };
+  Admitted Admit(const LabelFilter* filter, int view) const;
+
   // The rows nearest to each query, by ascending squared distance, then label. Enqueues copies and kernels on the slot;
   // after slot.Wait, outside of the lock, ReadFound gives them. Ten or a million rows: one copy in, one out.
   // queries: [n][segments.size() * dimension]; segments: numbers of those compared, in the order of the sum. 1 <= k;
-  // CanFind(k). n <= kQueriesMax. The view admits a row at least.
+  // CanFind(k). n <= kQueriesMax. A row at least is admitted.
   struct PendingScan {
     int queries = 0;
     int k = 0;
@@ -69,13 +82,11 @@ class DeviceRows {
     bool halves = false;
   };
   absl::StatusOr<PendingScan> EnqueueScan(SearchSlot& slot, absl::Span<const float> queries,
-                                          absl::Span<const int> segments, int k, int view) const;
+                                          absl::Span<const int> segments, int k, const Admitted& admitted) const;
   absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ReadFound(const SearchSlot& slot,
                                                                       const PendingScan& pending) const;
   static constexpr int kQueriesMax = 512;
 
-  // Of the rows that a view admits.
-  int64_t admitted(int view) const { return admitted_counts_[static_cast<size_t>(view)]; }
   int64_t rows() const { return row_count_; }  // Also removed ones.
   int64_t capacity() const { return capacity_; }
   int row_stride() const { return row_stride_; }
@@ -87,7 +98,11 @@ class DeviceRows {
     IndexMemory rows, halves, labels, admitted;  // admitted: [views][capacity / 32]
   };
   std::shared_ptr<const Memory> memory() const { return memory_; }
-  const uint32_t* admitted_words(int view) const { return memory_->admitted.as<uint32_t>() + capacity_ / 32 * view; }
+  // In device memory: those of a filter where `sent` lies, which the slot's block of input has, else the view's own.
+  const uint32_t* WordsOf(const Admitted& admitted, const std::byte* sent) const {
+    return admitted.filtered ? reinterpret_cast<const uint32_t*>(sent)
+                             : memory_->admitted.as<uint32_t>() + capacity_ / 32 * admitted.view;
+  }
 
  private:
   DeviceRows(IndexDevice* device, const RowShape& shape);
@@ -102,7 +117,7 @@ class DeviceRows {
   struct ScanPlan;
   absl::StatusOr<ScanPlan> Plan(int queries, int segments, int k, bool halves) const;
   absl::Status Launch(SearchSlot& slot, const ScanPlan& plan, int queries, absl::Span<const int> segments, int k,
-                      int view) const;
+                      const Admitted& admitted) const;
 
   IndexDevice* const device_;
   const RowShape shape_;
