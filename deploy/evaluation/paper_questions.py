@@ -230,7 +230,7 @@ def suite_files(sides: dict[str, tuple[list[Item], list[Item]]], made_of: dict[s
                              f"least one of each is needed")
         references = without_near_questions(references[:2 * made_of["references"]], questions)[:made_of["references"]]
         texts = benchmark.name == "mmlu" and made_of["mmlu"] == "texts"
-        split = ("halves of validation, or validation / test: build_suite.py" if made_of["data"] == "suite"
+        split = ("validation / test or the halves of validation (build_suite.py)" if made_of["data"] == "suite"
                  else f"{' + '.join(benchmark.references)} / {benchmark.tested}")
         entries.append({
             "name": benchmark.name, "group": "paper", "collection": benchmark.name, "title": benchmark.title,

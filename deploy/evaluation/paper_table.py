@@ -2,7 +2,7 @@
 """The tables of paper.sh as Markdown: accuracy by method and benchmark beside the figures of the paper
 (paper_figures.json), what each method adds to the base model, and the ablations.
 
-  paper_table.py FOLDER --architecture NAME     of a folder of paper.sh: suite/, report.json, tuned/, ablations/*.json
+  paper_table.py FOLDER --architecture NAME     of a folder of paper.sh: suite/, report.json, references, tuned/, ablations/*.json
 
 A method's row is found by its label in the report's JSON. A method that is not known here has a row by its label, so
 that what `c3po eval` adds joins the table. A cell is blank where nothing was measured or the paper says nothing."""
@@ -128,14 +128,15 @@ def ablation_tables(figures: dict[str, Any], tasks: list[dict[str, Any]], report
     return lines
 
 
-def notes(figures: dict[str, Any], suite: dict[str, Any], items: dict[str, int]) -> list[str]:
+def notes(figures: dict[str, Any], suite: dict[str, Any], items: dict[str, int], references: int) -> list[str]:
+    """references: of each benchmark at most."""
     lines = ["", f"Paper: {figures['source']}. What differs from it here:",
              "- References are other splits of the benchmark itself, or halves of one: the paper takes other datasets (BIG-Bench and "
              "SuperGLUE for MMLU; CommonsenseQA and SocialIQA for HellaSwag and PIQA; OpenBookQA and SciQ for ARC; KnowRef for "
              "WinoGrande).",
              "- Neighbors are found by the server's sentence encoder, and a step is a plain gradient of rate 0.1: `--preset paper`.",
              "- Router tuning is not in the paper; prefix and soft prompt tuning are not measured here."]
-    lines += [f"- {task['title']}: references and questions are of {task['split']}, {task['references']:,} references."
+    lines += [f"- {task['title']}: references / questions are of {task['split']}; {min(task['references'], references):,} references."
               for task in suite["tasks"]]
     left = [f"{task['title']} {task['heldout'] - items.get(task['name'], 0):,} of {task['heldout']:,}"
             for task in suite["tasks"] if items.get(task["name"], 0) < task["heldout"]]
@@ -155,7 +156,7 @@ def render(folder: pathlib.Path, architecture: str) -> str:
     lines += accuracy_table(figures, suite["tasks"], cells, items, architecture, untuned)
     lines += ["", "Points above the base model, with 95 % intervals over the questions:", ""]
     lines += difference_table(figures, suite["tasks"], cells)
-    lines += notes(figures, suite, items)
+    lines += notes(figures, suite, items, int((folder / "references").read_text()))
     reports = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "ablations").glob("*.json"))}
     if reports:
         lines += ["", "# Its ablations, of gradient descent", *ablation_tables(figures, suite["tasks"], reports)]

@@ -134,6 +134,7 @@ def test_rows_come_from_the_report_by_name_and_what_nobody_measured_is_blank(tmp
     (tmp_path / "suite").mkdir()
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / "mmlu").write_text("none\n")
+    (tmp_path / "references").write_text("5\n")  # Of the suite's 9: what the hours allowed.
     (tmp_path / "suite" / "suite.json").write_text(json.dumps({"tasks": [
         {"name": name, "title": name.upper(), "heldout": 50, "references": 9, "split": "train / test"} for name in TASKS]}))
 
@@ -155,6 +156,7 @@ def test_rows_come_from_the_report_by_name_and_what_nobody_measured_is_blank(tmp
     assert any(row.startswith("| router tuning") and "| 50.0\\* | 75.0 |" in row and row.endswith("| 70.8 |") for row in rows)
     assert any(row.startswith("| neighborhood gradient descent | +10.0 [+0.0, +20.0] |") for row in rows)
     assert any("MMLU 30 of 50" in row for row in rows)
+    assert "- MMLU: references / questions are of train / test; 5 references." in rows
     both = paper_table.render(tmp_path, "MixtralForCausalLM")  # A family that the paper has not: both of its models.
     assert "paper, OLMoE" in both and "paper, DeepSeekMoE" in both
 
