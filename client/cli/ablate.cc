@@ -151,6 +151,7 @@ void AddAblateCommand(CLI::App& app, Session* session) {
   command->add_option("--base", flags->base, "The method that is varied, as of eval --methods")->capture_default_str();
   command->add_option("--set", flags->settings, "An option of that method: LABEL.field=value, as of eval")
       ->allow_extra_args(false);
+  flags->evaluation.offset_references = 0;  // The points of one variable are compared with each other.
   AddEvaluationFlags(*command, &flags->evaluation);
   command->callback([session, flags] {
     if (!flags->all && flags->variables.empty()) throw CLI::RequiredError("--variable or --all");

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "client/cli/commands.h"
 #include "client/cli/evaluation.h"
+#include "client/eval/label_baselines.h"
 #include "client/eval/method.h"
 #include "index/base/status_macros.h"
 
@@ -15,7 +16,7 @@ namespace {
 
 struct EvalFlags {
   EvaluationFlags evaluation;
-  std::vector<std::string> methods = {"none", "ngd", "knn"};
+  std::vector<std::string> methods = {"none", "ngd", "icl", "knn"};
   std::vector<std::string> settings;
 };
 
@@ -30,6 +31,11 @@ absl::Status Eval(Session& session, const EvalFlags& flags) {
   context.server = run.server;
   context.shots = evaluation.shots;
   C3PO_ASSIGN_OR_RETURN(run.methods, MakeMethods(flags.methods, flags.settings, context));
+  for (const EvalMethod& method : run.methods) {
+    if (!IsLabelBaseline(method.label)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        method.label, " is a row that every report has by itself: no method may be called so; LABEL=NAME renames it"));
+  }
   run.created_unix_seconds = absl::ToUnixSeconds(absl::Now());
   run.seed = evaluation.seed;
   run.command_line = session.command_line;

@@ -17,6 +17,8 @@
 #include "client/eval/effective_settings.h"
 #include "client/eval/evaluator.h"
 #include "client/eval/known_questions.h"
+#include "client/eval/label_baselines.h"
+#include "client/eval/reference_scoring.h"
 #include "client/eval/sample_line.h"
 #include "client/eval/task_file.h"
 #include "index/base/status_macros.h"
@@ -175,6 +177,39 @@ absl::Status LookForKnownQuestions(Session& session, const EvaluationFlags& flag
   return absl::OkStatus();
 }
 
+// What the report's rows majority and label-offset are made of. After the answers, which matter more to a run that is
+// ended early.
+absl::Status ScoreLabels(Session& session, const EvaluationFlags& flags, const RunDescription& run,
+                         const RunFolder& folder, ItemRunner& runner) {
+  const bool lacks_model_alone = std::none_of(run.methods.begin(), run.methods.end(), [](const EvalMethod& method) {
+    return method.kind == MethodKind::kScore && method.optimization.method() == v1::METHOD_NONE;
+  });
+  if (lacks_model_alone || flags.offset_references == 0) return absl::OkStatus();
+  std::vector<ReferenceScore> references;
+  for (const Task& task : run.tasks) {
+    C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceScore> of_task,
+                          ListLabelledReferences(*session.client, task, session.call_options()));
+    std::move(of_task.begin(), of_task.end(), std::back_inserter(references));
+  }
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<ReferenceScoreFile> file,
+                        ReferenceScoreFile::Open(folder.path(), std::move(references)));
+  ProgressLine progress(session.terminal, "references scored for the labels' offset",
+                        ReferencesToScore(*file, flags.offset_references).size());
+  ReferenceScoringOptions options;
+  options.scored_max = flags.offset_references;
+  options.concurrency = flags.concurrency;
+  options.cancellation = &session.cancellation;
+  options.on_progress = [&](size_t done) { progress.Update(done, ""); };
+  const auto outcome = ScoreReferences(run.tasks, runner, *file, options);
+  progress.Clear();
+  C3PO_RETURN_IF_ERROR(outcome.status());
+  if (outcome->failed > 0) {
+    absl::FPrintF(stderr, "%d reference%s could not be scored; the labels' offset is fitted without %s\n",
+                  outcome->failed, outcome->failed == 1 ? "" : "s", outcome->failed == 1 ? "it" : "them");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckOracle(const RunDescription& run) {
   for (const EvalMethod& method : run.methods) {
     for (const Task& task : run.tasks) {
@@ -251,6 +286,11 @@ void AddEvaluationFlags(CLI::App& command, EvaluationFlags* flags) {
       .add_option("--icl-shots", flags->shots,
                   "Neighbors before the prompt of method icl; default: as many as the optimizing methods have")
       ->check(CLI::Range(1, 64));
+  command
+      .add_option("--offset-references", flags->offset_references,
+                  "References per task whose labels the model alone scores, one call each, for the report's row "
+                  "label-offset; 0: none, and no rows that read references' labels")
+      ->capture_default_str();
   command.add_option("--report", flags->report, "Write an HTML report to this file");
   AddOptimizationFlags(command, &flags->optimization);
   command.remove_option(command.get_option("--method"));
@@ -327,8 +367,15 @@ absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const
   const Cancellation::Watched watched(&session.cancellation);
   const EvaluationOutcome outcome = Evaluate(run, runner, *folder, progress, options);
   progress.Conclude();
+  const bool goes_on = !outcome.cancelled && outcome.status.ok();
+  const absl::Status scored = goes_on ? ScoreLabels(session, flags, run, *folder, runner) : absl::OkStatus();
+  C3PO_RETURN_IF_ERROR(WriteLabelBaselines(out));
   C3PO_RETURN_IF_ERROR(PrintRun(out, flags.report));
-  return Conclude(outcome, out);
+  C3PO_RETURN_IF_ERROR(Conclude(outcome, out));
+  if (absl::IsCancelled(scored)) {
+    return absl::CancelledError(absl::StrCat("ended by a signal; the same command goes on from ", out));
+  }
+  return scored;
 }
 
 }  // namespace c3po

@@ -33,6 +33,8 @@ struct EvaluationFlags {
   std::optional<uint64_t> seed;
   int concurrency = 2;
   uint32_t shots = 0;  // 0: as many as the methods that optimize
+  // References per task whose labels the model alone scores, for the row label-offset of the report; 0: none.
+  uint64_t offset_references = 200;
   bool resume = false;
   bool import = false;
   bool include_references = false;       // ask questions that are among the references, too
@@ -49,7 +51,8 @@ absl::StatusOr<std::vector<Task>> LoadTasks(const EvaluationFlags& flags);
 absl::Status ImportTaskReferences(Session& session, const std::vector<Task>& tasks);
 
 // Looks for questions that are among the references and leaves them out unless flags say otherwise; then asks all that
-// the folder lacks, with live progress on stderr; then prints the tables to stdout and writes the HTML
+// the folder lacks, with live progress on stderr; then has the references of label tasks scored, as far as the folder
+// lacks it; then prints the tables to stdout and writes the HTML
 // report, if one is wanted. Cancelled after Ctrl-C, when the tables show what is there; an error when any answer
 // failed.
 absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const std::string& out, RunDescription run);

@@ -1,24 +1,17 @@
 #include "client/eval/choice_metrics.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/strip.h"
+#include "client/eval/choice_scores.h"
 
 namespace c3po {
 namespace {
 
-double ScoreOf(const ItemResult& result, Metric metric, size_t choice) {
-  const double sum = result.log_likelihoods[choice];
-  if (metric == Metric::kPerByte) return sum / std::max(1, result.byte_counts[choice]);
-  if (metric == Metric::kPerToken) return sum / std::max(1, result.token_counts[choice]);
-  return sum;
-}
-
 int BestChoice(const ItemResult& result, Metric metric) {
   size_t best = 0;
   for (size_t i = 1; i < result.log_likelihoods.size(); ++i) {
-    if (ScoreOf(result, metric, i) > ScoreOf(result, metric, best)) best = i;
+    if (ChoiceScore(result, metric, i) > ChoiceScore(result, metric, best)) best = i;
   }
   return static_cast<int>(best);
 }
@@ -48,9 +41,9 @@ void JudgePrediction(const TaskItem& item, int predicted, ItemResult* result) {
 double GoldProbability(const ItemResult& result, Metric metric) {
   const size_t choices = result.log_likelihoods.size();
   if (choices == 0 || result.gold < 0 || static_cast<size_t>(result.gold) >= choices) return result.correct ? 1.0 : 0.0;
-  const double gold = ScoreOf(result, metric, result.gold);
+  const double gold = ChoiceScore(result, metric, result.gold);
   double sum = 0;
-  for (size_t i = 0; i < choices; ++i) sum += std::exp(ScoreOf(result, metric, i) - gold);
+  for (size_t i = 0; i < choices; ++i) sum += std::exp(ChoiceScore(result, metric, i) - gold);
   return 1.0 / sum;
 }
 

@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "client/eval/changed_answers.h"
+#include "client/eval/offset_reading.h"
 #include "client/eval/report_input.h"
 #include "client/eval/report_plots.h"
 #include "client/eval/report_reading.h"
@@ -37,6 +38,7 @@ class Page {
     WriteHead();
     WriteReading();
     if (summary_.overall.items > 0) {
+      WriteBeyondOffset();
       WriteOverview();
       WriteTasks();
       WriteOracle();
@@ -57,6 +59,7 @@ class Page {
  private:
   void WriteHead();
   void WriteReading();
+  void WriteBeyondOffset();
   void WriteOverview();
   void WriteTasks();
   void WriteOracle();
@@ -195,6 +198,32 @@ void Page::WriteReading() {
     absl::StrAppend(&out_, "<li class=\"soft\">Note: ", EscapeHtml(note), "</li>\n");
   }
   out_ += "</ul></section>\n";
+}
+
+void Page::WriteBeyondOffset() {
+  if (summary_.labels.empty()) return;
+  Heading("beyond", "Beyond the labels' offset");
+  Paragraph(
+      "A model that leans to a label gains accuracy from any shift away from it. AUC: the area under the curve of the "
+      "choices' margin, which no shift changes. Remaining: the difference to the model alone once an offset is fitted "
+      "after either.");
+  const auto table = [this](const ScopeSummary& scope) {
+    const std::vector<std::vector<std::string>> rows = BeyondOffsetRows(scope);
+    if (rows.empty()) return;
+    absl::StrAppend(&out_, "<h3>", EscapeHtml(scope.name), "</h3>\n");
+    PlainTable(rows.front(), {rows.begin() + 1, rows.end()});
+  };
+  table(summary_.overall);
+  if (summary_.groups.size() > 1) {
+    for (const ScopeSummary& group : summary_.groups) table(group);
+  }
+  if (summary_.tasks.size() > 1) {
+    for (const ScopeSummary& task : summary_.tasks) table(task);
+  }
+  out_ += "<details><summary>Labels and their offsets</summary>\n";
+  const std::vector<std::vector<std::string>> labels = LabelRows(summary_.labels);
+  PlainTable(labels.front(), {labels.begin() + 1, labels.end()});
+  out_ += "</details>\n";
 }
 
 void Page::WriteOverview() {
@@ -420,6 +449,13 @@ void Page::WriteReproduction() {
       "corrected for the number of methods. Pooled figures weigh every question alike. The method that marks and plots "
       "of "
       "single questions are about is the one with the largest lift on these same questions, hence slightly flattered.");
+  if (summary_.labels.empty()) return;
+  Paragraph(
+      "Of tasks whose questions share their choices: majority is the label of most references; batch-offset takes the "
+      "mean of the choices' scores over the questions out; label-offset scales and shifts the model's scores by "
+      "logistic regression on the scored references. Remaining refits that offset to each method's own scores of other "
+      "questions, in ten folds. AUC is Mann and Whitney's over the questions of either label, the mean over pairs of "
+      "labels, with intervals and paired test by DeLong (1988).");
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/eval/label_baselines.h"
+#include "client/eval/reference_scores.h"
 #include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
 
@@ -315,13 +317,23 @@ const ReportMethod* ReportInput::FindMethod(absl::string_view label) const {
   return found == methods.end() ? nullptr : &*found;
 }
 
+const TaskLabels* ReportInput::FindLabels(absl::string_view task) const {
+  const auto found = std::find_if(labels.begin(), labels.end(), [&](const auto& each) { return each.task == task; });
+  return found == labels.end() ? nullptr : &*found;
+}
+
 absl::StatusOr<ReportInput> ReadRunFolders(absl::Span<const std::string> folders) {
   if (folders.empty()) return absl::NotFoundError("no run folder given");
   ReportInput input;
   for (const std::string& folder : folders) C3PO_RETURN_IF_ERROR(ReadRunJson(folder, &input));
   ItemPlaces places;
   for (const std::string& folder : folders) C3PO_RETURN_IF_ERROR(ReadItems(folder, &input, &places));
-  for (const std::string& folder : folders) ReadTexts(folder, &input);
+  std::vector<ReferenceScore> scores;
+  for (const std::string& folder : folders) {
+    ReadTexts(folder, &input);
+    for (ReferenceScore& score : ReadReferenceScores(folder)) scores.push_back(std::move(score));
+  }
+  AddLabelBaselines(scores, &input);
   SettleBaseline(&input);
   for (const ReportRun& run : input.runs) {
     if (run.model_digest == input.runs.front().model_digest) continue;

@@ -11,6 +11,7 @@
 #include "absl/types/span.h"
 #include "client/eval/item_result.h"
 #include "client/eval/run_texts.h"
+#include "index/base/label_offset.h"
 
 namespace c3po {
 
@@ -31,11 +32,15 @@ enum class MethodRole {
   kOracle,        // Re-mixing on the question's own answer: the bound, not a method to use.
   kInContext,
   kNeighborVote,
+  // Made by the report (label_baselines.h).
+  kMajority,     // The label that most references have.
+  kBatchOffset,  // The model's choices less their mean.
+  kLabelOffset,  // The model's choices under an offset fitted to the references.
 };
 
 struct ReportMethod {
   std::string label;
-  std::string kind;          // "score", "icl", "knn_vote"
+  std::string kind;          // "score", "icl", "knn_vote"; of rows that the report makes "baseline"
   std::string optimization;  // OptimizationOptions as JSON text; "" where run.json gives none
   MethodRole role = MethodRole::kOptimization;
 };
@@ -65,6 +70,16 @@ struct ReportCollection {
   std::string name, optimization;
 };
 
+// What the labels of a task are, and what the references say of them.
+struct TaskLabels {
+  std::string task;
+  std::vector<std::string> labels;      // without white space at their ends
+  std::vector<int64_t> references;      // by label
+  int64_t scored = 0;                   // of them, what `fitted` was fitted to
+  std::optional<LabelOffset> fitted;    // of all scored references; in the scores of the task's metric
+  std::optional<LabelOffset> unfitted;  // of the questions' scores, without labels
+};
+
 struct ReportInput {
   std::vector<ReportRun> runs;                // one per folder
   std::vector<ReportCollection> collections;  // by name, in the order of first mention
@@ -74,6 +89,7 @@ struct ReportInput {
   std::vector<ItemResult> items;   // at most one per task, id and method: the last one written
   std::vector<std::string> notes;  // what a reader must know: items passed over, settings that differ between folders
 
+  std::vector<TaskLabels> labels;                   // of the tasks that have some, in the order of `tasks`
   std::map<std::string, QuestionText> questions;    // by task, "\n" and id
   std::map<std::string, ReferenceText> references;  // by id
 
@@ -82,13 +98,14 @@ struct ReportInput {
   const ReferenceText* FindReference(const std::string& id) const;
   const ReportTask* FindTask(absl::string_view name) const;
   const ReportMethod* FindMethod(absl::string_view label) const;
+  const TaskLabels* FindLabels(absl::string_view task) const;
 };
 
 // Reads FOLDER/run.json and FOLDER/items.jsonl of each folder, and where they are there questions.jsonl and
-// references.jsonl. A last line that was cut by a kill is passed over; a
-// missing items.jsonl is a run without items. The baseline is the method whose optimization is METHOD_NONE or whose
-// label is "none", else the first. NotFound: no folder, or no run.json in it. InvalidArgument: run.json is malformed
-// (names the field) or a line of items.jsonl other than the last is (names the line).
+// references.jsonl and reference_scores.jsonl. Adds the baselines of label_baselines.h. A last line that was cut by a
+// kill is passed over; a missing items.jsonl is a run without items. The baseline is the method whose optimization is
+// METHOD_NONE or whose label is "none", else the first. NotFound: no folder, or no run.json in it. InvalidArgument:
+// run.json is malformed (names the field) or a line of items.jsonl other than the last is (names the line).
 absl::StatusOr<ReportInput> ReadRunFolders(absl::Span<const std::string> folders);
 
 }  // namespace c3po

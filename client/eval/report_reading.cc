@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "client/eval/offset_reading.h"
 
 namespace c3po {
 namespace {
@@ -143,6 +144,8 @@ std::vector<std::string> ReadingOf(const RunSummary& summary) {
     if (summary.overall.left_out > 0) absl::StrAppend(&text, " ", summary.overall.left_out, " are answered by some.");
     return {text};
   }
+  // First what the lift is worth: accuracies alone do not tell a method from a preference for a label.
+  sentences = ReadOffset(summary);
   AddScopeSentences(summary.overall, &sentences);
   AddVersusSentences(summary, &sentences);
   if (summary.overall.left_out > 0) {
@@ -189,6 +192,12 @@ std::string DisplayName(const MethodSummary& method) {
       return absl::StrCat("In-context learning (", method.label, ")");
     case MethodRole::kNeighborVote:
       return absl::StrCat("The neighbors' vote (", method.label, ")");
+    case MethodRole::kMajority:
+      return absl::StrCat("Always the references' majority label (", method.label, ")");
+    case MethodRole::kBatchOffset:
+      return absl::StrCat("The model alone less the questions' mean scores (", method.label, ")");
+    case MethodRole::kLabelOffset:
+      return absl::StrCat("The model alone with an offset fitted to the references (", method.label, ")");
   }
   return method.label;
 }

@@ -35,8 +35,8 @@ const MethodSummary* LeadMethod(const RunSummary& summary);
 // One for each of kMarks whose group is in the run, of the lead method.
 std::vector<MarkReading> ReadMarks(const RunSummary& summary);
 
-// Sentences: every method against the baseline, losses as plainly as gains; tasks where the lead method harms; then the
-// marks. A run without compared items says so.
+// Sentences: first how much of the lift is the labels' offset (offset_reading.h); every method against the baseline,
+// losses as plainly as gains; tasks where the lead method harms; then the marks. A run without compared items says so.
 std::vector<std::string> ReadingOf(const RunSummary& summary);
 
 // Name of a method as a reader knows it: "C3PO (ngd)", "the oracle (oracle)".

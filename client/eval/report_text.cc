@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "client/eval/offset_reading.h"
 #include "client/eval/report_reading.h"
 #include "client/eval/run_summary.h"
 
@@ -131,6 +132,42 @@ void AddPaired(const PairedComparison& paired, Json* json) {
   (*json)["mcnemar_exact"] = paired.mcnemar.exact;
 }
 
+// Keys are left out for figures that do not exist.
+void AddBeyond(const ScopeSummary& scope, const MethodSummary& method, Json* json) {
+  const BeyondOffset& beyond = method.beyond;
+  if (beyond.auc) (*json)["auc"] = ToJson(*beyond.auc);
+  if (beyond.auc_difference) {
+    (*json)["auc_difference"] = ToJson(beyond.auc_difference->difference);
+    (*json)["auc_difference"]["p"] = beyond.auc_difference->p_value;
+  }
+  if (beyond.accuracy) (*json)["accuracy_after_offset"] = ToJson(*beyond.accuracy);
+  if (beyond.remaining) AddPaired(*beyond.remaining, &(*json)["remaining"]);
+  if (const std::optional<LiftParts> parts = LiftPartsOf(scope, method)) {
+    Json& lift = (*json)["lift"];
+    lift = {{"value", parts->lift},
+            {"offset_alone", parts->offset_alone},
+            {"offset_from_references", parts->from_references}};
+    if (parts->share) lift["offset_share"] = *parts->share;
+  }
+}
+
+Json ToJson(const std::optional<LabelOffset>& offset) {
+  return offset ? Json{{"scale", offset->scale}, {"offsets", offset->offsets}} : Json(nullptr);
+}
+
+Json ToJson(const std::vector<TaskLabels>& labels) {
+  Json list = Json::array();
+  for (const TaskLabels& task : labels) {
+    list.push_back({{"task", task.task},
+                    {"labels", task.labels},
+                    {"references", task.references},
+                    {"scored", task.scored},
+                    {"unfitted", ToJson(task.unfitted)},
+                    {"fitted", ToJson(task.fitted)}});
+  }
+  return list;
+}
+
 Json ToJson(const ScopeSummary& scope) {
   Json methods = Json::array(), versus = Json::array();
   for (const MethodSummary& method : scope.methods) {
@@ -150,6 +187,7 @@ Json ToJson(const ScopeSummary& scope) {
       AddPaired(*method.paired, &json);
       if (method.paired->share_of_oracle) json["share_of_oracle"] = *method.paired->share_of_oracle;
     }
+    AddBeyond(scope, method, &json);
     methods.push_back(std::move(json));
   }
   for (const VersusBaseline& each : scope.versus) {
@@ -157,9 +195,9 @@ Json ToJson(const ScopeSummary& scope) {
     AddPaired(each.paired, &json);
     versus.push_back(std::move(json));
   }
-  return {
-      {"name", scope.name},   {"group", scope.group},   {"items", scope.items},          {"left_out", scope.left_out},
-      {"tasks", scope.tasks}, {"absent", scope.absent}, {"methods", std::move(methods)}, {"versus", std::move(versus)}};
+  return {{"name", scope.name},         {"group", scope.group},          {"items", scope.items},
+          {"left_out", scope.left_out}, {"tasks", scope.tasks},          {"labelled", scope.labelled},
+          {"absent", scope.absent},     {"methods", std::move(methods)}, {"versus", std::move(versus)}};
 }
 
 Json ToJson(const std::vector<ScopeSummary>& scopes) {
@@ -180,8 +218,11 @@ std::string RenderText(const RunSummary& summary) {
   ForEachScope(summary, [&out](const ScopeSummary& scope, const std::string& title) {
     absl::StrAppend(&out, "\n", title, "\n");
     if (!scope.methods.empty()) out += FixedWidth(RowsOf(scope));
+    if (const Rows beyond = BeyondOffsetRows(scope); !beyond.empty()) absl::StrAppend(&out, "\n", FixedWidth(beyond));
     if (!scope.versus.empty()) absl::StrAppend(&out, "\n", FixedWidth(VersusRowsOf(scope)));
   });
+  if (!summary.labels.empty())
+    absl::StrAppend(&out, "\nlabels and their offsets\n", FixedWidth(LabelRows(summary.labels)));
   for (const std::string& note : summary.notes) absl::StrAppend(&out, "\nNote: ", note, "\n");
   return out;
 }
@@ -192,8 +233,12 @@ std::string RenderMarkdown(const RunSummary& summary) {
   ForEachScope(summary, [&out](const ScopeSummary& scope, const std::string& title) {
     absl::StrAppend(&out, "\n**", title, "**\n\n");
     if (!scope.methods.empty()) out += Markdown(RowsOf(scope));
+    if (const Rows beyond = BeyondOffsetRows(scope); !beyond.empty()) absl::StrAppend(&out, "\n", Markdown(beyond));
     if (!scope.versus.empty()) absl::StrAppend(&out, "\n", Markdown(VersusRowsOf(scope)));
   });
+  if (!summary.labels.empty()) {
+    absl::StrAppend(&out, "\n**labels and their offsets**\n\n", Markdown(LabelRows(summary.labels)));
+  }
   for (const std::string& note : summary.notes) absl::StrAppend(&out, "\nNote: ", note, "\n");
   for (const ReportRun& run : summary.runs) {
     absl::StrAppend(&out, "\nModel `", run.model_name, "` (`", run.model_digest, "`), embedder `", run.embedder_name,
@@ -228,10 +273,15 @@ std::string RenderJson(const RunSummary& summary) {
                          {"points", std::move(points)},
                          {"scopes", ToJson(each.scopes)}});
   }
-  const Json json = {{"runs", std::move(runs)},           {"baseline", summary.baseline},
-                     {"reading", ReadingOf(summary)},     {"overall", ToJson(summary.overall)},
-                     {"groups", ToJson(summary.groups)},  {"tasks", ToJson(summary.tasks)},
-                     {"ablations", std::move(ablations)}, {"notes", summary.notes}};
+  const Json json = {{"runs", std::move(runs)},
+                     {"baseline", summary.baseline},
+                     {"reading", ReadingOf(summary)},
+                     {"overall", ToJson(summary.overall)},
+                     {"groups", ToJson(summary.groups)},
+                     {"tasks", ToJson(summary.tasks)},
+                     {"ablations", std::move(ablations)},
+                     {"labels", ToJson(summary.labels)},
+                     {"notes", summary.notes}};
   return json.dump(2, ' ', false, Json::error_handler_t::replace);
 }
 

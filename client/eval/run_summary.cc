@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "client/eval/label_baselines.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -16,6 +17,19 @@ namespace {
 
 // Above this many methods the points of ablations stay out of the main tables in any case.
 constexpr size_t kMethodsMaxInMainTables = 8;
+
+bool ReadsReferencesOnly(MethodRole role) {
+  return role == MethodRole::kInContext || role == MethodRole::kNeighborVote || role == MethodRole::kLabelOffset;
+}
+
+PairedComparison ComparisonOf(const PairedOutcomes& outcomes) {
+  PairedComparison paired;
+  paired.difference = PairedDifference(outcomes);
+  paired.improved = outcomes.improved;
+  paired.worsened = outcomes.worsened;
+  paired.mcnemar = McNemarTest(outcomes.improved, outcomes.worsened);
+  return paired;
+}
 
 class Summarizer {
  public:
@@ -44,6 +58,18 @@ class Summarizer {
 
   MethodSummary SummarizeMethod(const ReportMethod& method, const std::string& baseline,
                                 absl::Span<const Compared> compared) const;
+  // Of one method over the compared questions.
+  struct Corrected {
+    std::vector<MarginAuc> auc;  // of the tasks of labels that have one
+    std::vector<bool> right;     // by question, with the offset fitted after the method
+  };
+  // Absent where a question of a task of labels has no scores.
+  std::optional<Corrected> Correct(const std::string& method, absl::Span<const Compared> compared) const;
+  // BeyondOffset::labelled_lift. Absent where an item lacks an answer of either.
+  std::optional<double> LabelledLift(const std::string& method, const std::string& baseline,
+                                     absl::Span<const Compared> compared, int64_t items) const;
+  void AddBeyondOffset(const std::string& baseline, absl::Span<const Compared> compared, ScopeSummary* scope) const;
+
   // Null where an item lacks an answer of either.
   static std::optional<PairedComparison> Compare(const std::string& method, const std::string& baseline,
                                                  absl::Span<const Compared> compared);
@@ -60,8 +86,13 @@ ScopeSummary Summarizer::SummarizeScope(std::string name, const std::vector<std:
   for (const std::string& task : tasks) {
     if (HasItems(task)) scope.tasks.push_back(task);
   }
+  for (const std::string& task : scope.tasks) {
+    if (input_.FindLabels(task) != nullptr) scope.labelled.push_back(task);
+  }
   std::vector<const ReportMethod*> present;
   for (const ReportMethod* method : methods) {
+    // There they would be the model's own answers under three more names.
+    if (scope.labelled.empty() && method->kind == "baseline") continue;
     const auto takes_part = [&](const std::string& task) { return TakesPart(task, method->label); };
     if (scope.tasks.empty() || std::none_of(scope.tasks.begin(), scope.tasks.end(), takes_part)) continue;
     if (std::all_of(scope.tasks.begin(), scope.tasks.end(), takes_part)) {
@@ -90,11 +121,12 @@ ScopeSummary Summarizer::SummarizeScope(std::string name, const std::vector<std:
   for (const ReportMethod* method : present) {
     if (method->role != MethodRole::kOptimization) continue;
     for (const ReportMethod* other : present) {
-      if (other->role != MethodRole::kInContext && other->role != MethodRole::kNeighborVote) continue;
+      if (!ReadsReferencesOnly(other->role)) continue;
       const auto compared_with = Compare(method->label, other->label, compared);
       if (compared_with) scope.versus.push_back({method->label, other->label, *compared_with});
     }
   }
+  if (!present.empty()) AddBeyondOffset(methods.front()->label, compared, &scope);
   const MethodSummary* oracle = scope.FindRole(MethodRole::kOracle);
   const double bound = oracle != nullptr && oracle->paired ? oracle->paired->difference.value : 0;
   for (MethodSummary& method : scope.methods) {
@@ -138,6 +170,68 @@ MethodSummary Summarizer::SummarizeMethod(const ReportMethod& method, const std:
   return summary;
 }
 
+std::optional<Summarizer::Corrected> Summarizer::Correct(const std::string& method,
+                                                         absl::Span<const Compared> compared) const {
+  Corrected corrected;
+  for (const Compared& task : compared) {
+    std::vector<const ItemResult*> answers;
+    for (const auto* by_method : task.items) {
+      const auto found = by_method->find(method);
+      if (found == by_method->end()) return std::nullopt;
+      answers.push_back(found->second);
+    }
+    if (input_.FindLabels(task.task) == nullptr) {
+      for (const ItemResult* answer : answers) corrected.right.push_back(answer->correct);
+      continue;
+    }
+    const std::optional<LabelScores> scores = LabelScoresOf(input_, task.task, answers);
+    if (!scores) return std::nullopt;
+    if (std::optional<MarginAuc> auc = MeasureMarginAuc(*scores)) corrected.auc.push_back(*std::move(auc));
+    const std::vector<bool> right = RightAfterOffset(*scores);
+    corrected.right.insert(corrected.right.end(), right.begin(), right.end());
+  }
+  return corrected;
+}
+
+std::optional<double> Summarizer::LabelledLift(const std::string& method, const std::string& baseline,
+                                               absl::Span<const Compared> compared, int64_t items) const {
+  std::vector<Compared> labelled;
+  int64_t questions = 0;
+  for (const Compared& task : compared) {
+    if (input_.FindLabels(task.task) == nullptr) continue;
+    labelled.push_back(task);
+    questions += static_cast<int64_t>(task.items.size());
+  }
+  const std::optional<PairedComparison> paired = Compare(method, baseline, labelled);
+  if (!paired) return std::nullopt;
+  return paired->difference.value * static_cast<double>(questions) / static_cast<double>(items);
+}
+
+void Summarizer::AddBeyondOffset(const std::string& baseline, absl::Span<const Compared> compared,
+                                 ScopeSummary* scope) const {
+  if (scope->labelled.empty() || scope->items == 0) return;
+  const std::optional<Corrected> before = Correct(baseline, compared);
+  for (MethodSummary& method : scope->methods) {
+    if (method.label != baseline)
+      method.beyond.labelled_lift = LabelledLift(method.label, baseline, compared, scope->items);
+    const std::optional<Corrected> after = method.label == baseline ? before : Correct(method.label, compared);
+    if (!after) continue;
+    BeyondOffset& beyond = method.beyond;
+    if (!after->auc.empty()) beyond.auc = PoolMarginAuc(after->auc);
+    beyond.accuracy = Proportion(std::count(after->right.begin(), after->right.end(), true), scope->items);
+    if (!before || method.label == baseline) continue;
+    if (!after->auc.empty()) beyond.auc_difference = CompareMarginAuc(after->auc, before->auc);
+    PairedOutcomes outcomes;
+    outcomes.items = scope->items;
+    for (size_t i = 0; i < after->right.size(); ++i) {
+      outcomes.right += after->right[i];
+      outcomes.improved += after->right[i] && !before->right[i];
+      outcomes.worsened += !after->right[i] && before->right[i];
+    }
+    beyond.remaining = ComparisonOf(outcomes);
+  }
+}
+
 std::optional<PairedComparison> Summarizer::Compare(const std::string& method, const std::string& baseline,
                                                     absl::Span<const Compared> compared) {
   PairedOutcomes outcomes;
@@ -151,12 +245,7 @@ std::optional<PairedComparison> Summarizer::Compare(const std::string& method, c
       outcomes.worsened += !after->second->correct && before->second->correct;
     }
   }
-  PairedComparison paired;
-  paired.difference = PairedDifference(outcomes);
-  paired.improved = outcomes.improved;
-  paired.worsened = outcomes.worsened;
-  paired.mcnemar = McNemarTest(outcomes.improved, outcomes.worsened);
-  return paired;
+  return ComparisonOf(outcomes);
 }
 
 // The main tables' methods, baseline first.
@@ -166,7 +255,11 @@ std::vector<const ReportMethod*> MainMethods(const ReportInput& input) {
     for (const AblationPoint& point : ablation.points) points.insert(point.method);
   }
   std::vector<const ReportMethod*> all, main;
+  size_t asked = 0, asked_in_main = 0;  // without the rows that the report makes
   for (const ReportMethod& method : input.methods) {
+    const bool is_asked = method.kind != "baseline";
+    asked += is_asked;
+    asked_in_main += is_asked && points.count(method.label) == 0;
     auto place = method.role == MethodRole::kBaseline ? all.begin() : all.end();
     all.insert(place, &method);
     if (method.role == MethodRole::kBaseline) {
@@ -175,7 +268,7 @@ std::vector<const ReportMethod*> MainMethods(const ReportInput& input) {
       main.push_back(&method);
     }
   }
-  return main.size() < 2 && all.size() <= kMethodsMaxInMainTables ? all : main;
+  return asked_in_main < 2 && asked <= kMethodsMaxInMainTables ? all : main;
 }
 
 // The baseline, then each point's method once.
@@ -207,6 +300,7 @@ const MethodSummary* ScopeSummary::FindRole(MethodRole role) const {
 RunSummary Summarize(const ReportInput& input) {
   RunSummary summary;
   summary.runs = input.runs;
+  summary.labels = input.labels;
   summary.notes = input.notes;
   summary.overall.name = "all tasks";
   const std::vector<const ReportMethod*> methods = MainMethods(input);

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "client/eval/margin_auc.h"
 #include "client/eval/report_input.h"
 #include "client/eval/statistics.h"
 
@@ -21,6 +22,20 @@ struct PairedComparison {
   McNemarResult mcnemar;
   // Of the oracle's difference, where the oracle was run and is ahead of the baseline.
   std::optional<double> share_of_oracle;
+};
+
+// What a method has beyond the labels' bias. Of a scope's tasks of labels (label_task.h); absent where there is none,
+// or where the method's answers have no scores there. In a pooled scope a question of a task without labels counts as
+// it was answered, for there no offset exists.
+struct BeyondOffset {
+  // The part of the difference of accuracy that comes from tasks of labels: the lift over their questions, divided by
+  // all questions of the scope. Absent for the baseline.
+  std::optional<double> labelled_lift;
+  std::optional<Estimate> auc;                  // area under the curve of the choices' margin (margin_auc.h), in [0, 1]
+  std::optional<AucDifference> auc_difference;  // to the baseline's; absent for the baseline
+  // With an offset fitted after the method, to its own scores of other questions (RightAfterOffset).
+  std::optional<Estimate> accuracy;
+  std::optional<PairedComparison> remaining;  // against the baseline, each with its offset; absent for the baseline
 };
 
 // One method in one scope. All figures are of the scope's compared items.
@@ -37,10 +52,11 @@ struct MethodSummary {
   // The neighbors' loss before the first and after the last step, over the items that report at least two losses.
   int64_t with_losses = 0, loss_fell = 0;
   double mean_loss_before = 0, mean_loss_after = 0;
+  BeyondOffset beyond;
 };
 
-// A method that optimizes against one that reads the same neighbors without it (in-context learning, the neighbors'
-// vote): whether re-mixing is what gains.
+// A method that optimizes against one that reads the same references without it (in-context learning, the neighbors'
+// vote, the label offset): whether re-mixing is what gains.
 struct VersusBaseline {
   std::string method, baseline;  // labels
   PairedComparison paired;
@@ -55,9 +71,10 @@ struct ScopeSummary {
   int64_t items = 0;                   // compared
   int64_t left_out = 0;                // answered by some of the methods only
   std::vector<std::string> tasks;      // that are pooled here
+  std::vector<std::string> labelled;   // of them, those whose questions share their choices
   std::vector<std::string> absent;     // methods that answered in this scope, but not in each of its tasks
   std::vector<MethodSummary> methods;  // baseline first, then in the run's order
-  std::vector<VersusBaseline> versus;  // each method that optimizes with each that reads neighbors only
+  std::vector<VersusBaseline> versus;  // each method that optimizes with each that reads references only
 
   // Null where it is absent.
   const MethodSummary* Find(absl::string_view label) const;
@@ -77,6 +94,7 @@ struct RunSummary {
   std::vector<ScopeSummary> groups;  // none where no task names a group
   std::vector<ScopeSummary> tasks;   // in the run's order, with those that hold no items yet
   std::vector<AblationSummary> ablations;
+  std::vector<TaskLabels> labels;
   std::vector<std::string> notes;
 };
 

@@ -336,6 +336,83 @@ void ServeReferences(FakeServer* server, int count) {
   };
 }
 
+int AskedAboutReferences(const FakeServer& server) {
+  const std::vector<v1::ScoreRequest> requests = server.score_requests();
+  return static_cast<int>(std::count_if(requests.begin(), requests.end(), [](const v1::ScoreRequest& request) {
+    return absl::StartsWith(request.prompt(), "ref") && request.optimization().method() == v1::METHOD_NONE;
+  }));
+}
+
+// References of the questions' labels, but for one of another.
+void ServeLabelledReferences(FakeServer* server) {
+  server->on_list = [](grpc::ServerContext*, const v1::ListReferencesRequest&, v1::ListReferencesResponse* response) {
+    for (int i = 0; i < 8; ++i) {
+      v1::Reference& reference = *response->add_references();
+      reference.set_id(absl::StrCat("ref-", i));
+      reference.mutable_sample()->set_prompt(absl::StrCat("ref ", i));
+      reference.mutable_sample()->set_answer(i == 7 ? " another" : i % 4 == 0 ? " a" : " the");
+    }
+    return grpc::Status::OK;
+  };
+}
+
+TEST_F(EvalCliTest, TheLabelsOffsetIsFittedToReferencesThatAreScoredOnce) {
+  ServeLabelledReferences(&server_);
+  const ChildResult result = Eval({"--methods", "none,ngd", "--limit", "3", "--report", folder_ + "/report.html"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  // The fake's model prefers " a", of whose references there are fewer.
+  EXPECT_THAT(result.out, AllOf(HasSubstr("majority "), HasSubstr("batch-offset "), HasSubstr("label-offset "),
+                                HasSubstr("a, the"), HasSubstr("2 / 5")));
+  EXPECT_THAT(Read("report.html"), HasSubstr(">label-offset<"));
+  EXPECT_EQ(AskedAboutReferences(server_), 7);
+  EXPECT_EQ(Items("run").size(), 6);
+  std::map<std::string, int> right;
+  for (const absl::string_view line : absl::StrSplit(Read("run/baselines.jsonl"), '\n', absl::SkipEmpty())) {
+    const Json item = Json::parse(line.begin(), line.end());
+    right[item.at("method")] += item.at("correct").get<bool>();
+  }
+  EXPECT_EQ(right.at("majority"), 3);
+  EXPECT_EQ(right.at("label-offset"), 3);
+  // The run goes on, and pays for none of them again.
+  const ChildResult more = Eval({"--methods", "none,ngd"});
+  EXPECT_EQ(more.exit_code, 0) << more.err;
+  EXPECT_EQ(AskedAboutReferences(server_), 7);
+}
+
+TEST_F(EvalCliTest, AnOptionBoundsWhatTheLabelsOffsetCosts) {
+  ServeLabelledReferences(&server_);
+  const ChildResult none = Eval({"--methods", "none", "--offset-references", "0"});
+  EXPECT_EQ(none.exit_code, 0) << none.err;
+  EXPECT_EQ(AskedAboutReferences(server_), 0);
+  EXPECT_THAT(none.out, HasSubstr("the row label-offset is missing there (--offset-references)"));
+  EXPECT_EQ(Eval({"--methods", "none", "--offset-references", "3"}).exit_code, 0);
+  EXPECT_EQ(AskedAboutReferences(server_), 3);
+  EXPECT_EQ(Eval({"--methods", "none", "--offset-references", "5"}).exit_code, 0);
+  EXPECT_EQ(AskedAboutReferences(server_), 5);
+}
+
+TEST_F(EvalCliTest, AReferenceThatCannotBeScoredIsToldAndLeftOut) {
+  ServeLabelledReferences(&server_);
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    if (request.prompt() == "ref 2") return grpc::Status(grpc::StatusCode::INTERNAL, "is not finite");
+    for (int i = 0; i < request.continuations_size(); ++i) {
+      response->add_scores()->set_token_count(1);
+      response->mutable_scores(i)->set_log_likelihood(-1 - i);
+    }
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Eval({"--methods", "none"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("1 reference could not be scored; the labels' offset is fitted without it"));
+  EXPECT_THAT(result.out, HasSubstr("label-offset"));
+}
+
+TEST_F(EvalCliTest, ARowOfEveryReportIsNoMethodsName) {
+  const ChildResult result = Eval({"--methods", "none,majority=ngd"});
+  EXPECT_EQ(result.exit_code, 4);
+  EXPECT_THAT(result.err, HasSubstr("majority is a row that every report has by itself: no method may be called so"));
+}
+
 TEST_F(EvalCliTest, CalibrateStoresWhatHelps) {
   LetOptimizationHelp();
   ServeReferences(&server_, 30);
