@@ -3,13 +3,17 @@
 # C3PO_MODEL, imports the suite's references, learns each collection's prior, stores its profile, asks the held-out questions
 # with every method, and writes the report. A run that was interrupted goes on where it stopped.
 #   main_table.sh [FOLDER]    default build/evaluation; report.html, report.md and the runs go there
-#   C3PO_ADAPTATION_LIMIT, C3PO_KNOWLEDGE_LIMIT                          questions per task (300, 430)
+#   C3PO_ADAPTATION_LIMIT, C3PO_KNOWLEDGE_LIMIT                          questions per task (300, 300)
+#   C3PO_IN_CONTEXT_LIMIT                                                of them, asked with three neighbors in the prompt (60)
+#   C3PO_OFFSET_REFERENCES                                               per task, scored for the row label-offset (100)
 #   C3PO_ADAPTATION_REFERENCE_LIMIT, C3PO_KNOWLEDGE_REFERENCE_LIMIT      references per task (300, 200)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${1:-build/evaluation}
 ADAPTATION_LIMIT=${C3PO_ADAPTATION_LIMIT:-300}
-KNOWLEDGE_LIMIT=${C3PO_KNOWLEDGE_LIMIT:-430}
+KNOWLEDGE_LIMIT=${C3PO_KNOWLEDGE_LIMIT:-300}
+IN_CONTEXT_LIMIT=${C3PO_IN_CONTEXT_LIMIT:-60}
+OFFSET_REFERENCES=${C3PO_OFFSET_REFERENCES:-100}
 ADAPTATION_REFERENCE_LIMIT=${C3PO_ADAPTATION_REFERENCE_LIMIT:-300}
 KNOWLEDGE_REFERENCE_LIMIT=${C3PO_KNOWLEDGE_REFERENCE_LIMIT:-200}
 ADAPTATION=(sst2 mrpc rte boolq cb copa)
@@ -61,7 +65,13 @@ heading "4/5 Held-out questions"
 METHODS=none,ngd,profile,prior,knn
 for task in "${ADAPTATION[@]}"; do has prior "$task" || METHODS=none,ngd,profile,knn; done
 c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$ADAPTATION_LIMIT" --methods "$METHODS" \
-  "${DESCENT[@]}" --out "$OUT/adaptation"
+  "${DESCENT[@]}" --offset-references "$OFFSET_REFERENCES" --out "$OUT/adaptation"
+# In-context learning reads four times the text: a run of its own, on the first questions of each task. The references' scores
+# are the model's own, so that it takes those of the first run.
+mkdir -p "$OUT/in-context"
+if [ -f "$OUT/adaptation/reference_scores.jsonl" ]; then cp "$OUT/adaptation/reference_scores.jsonl" "$OUT/in-context"; fi
+c3po eval --suite "$SUITE" --task "$(join "${ADAPTATION[@]}")" --limit "$IN_CONTEXT_LIMIT" --methods none,icl --icl-shots 3 \
+  --offset-references "$OFFSET_REFERENCES" --out "$OUT/in-context"
 # Every knowledge question has choices of its own, so that its neighbors have no vote.
 c3po eval --suite "$SUITE" --task "$(join "${KNOWLEDGE[@]}")" --limit "$KNOWLEDGE_LIMIT" --methods none,profile \
   --out "$OUT/knowledge"
@@ -69,6 +79,7 @@ c3po eval --suite "$SUITE" --task "$(join "${KNOWLEDGE[@]}")" --limit "$KNOWLEDG
 heading "5/5 Report"
 RUNS=("$OUT/adaptation" "$OUT/knowledge")
 c3po report "${RUNS[@]}" --format markdown >"$OUT/report.md"
+{ printf '\n## In-context learning, three neighbors\n\n' && c3po report "$OUT/in-context" --format markdown; } >>"$OUT/report.md"
 c3po report "${RUNS[@]}" --out "$OUT/report.html"
 cat "$OUT/report.md"
 echo "pictures: $OUT/report.html"

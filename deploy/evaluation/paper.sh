@@ -121,7 +121,8 @@ trial() {
     note "$task" tune "$(head -n 16 "$OUT/suite/$task/references.jsonl" | wc -l)"
     began=$EPOCHREALTIME
     # An answer may fail, by a question that is too long for the model; a trial without any answer is none.
-    c3po eval --suite "$OUT/suite" --task "$task" --limit 2 --methods "$METHODS" "${PAPER[@]}" --out "$folder/runs/$task" >/dev/null || true
+    c3po eval --suite "$OUT/suite" --task "$task" --limit 2 --methods "$METHODS" "${PAPER[@]}" --offset-references 0 \
+      --out "$folder/runs/$task" >/dev/null || true
     [ -s "$folder/runs/$task/items.jsonl" ] || fail "the trial has no answer to any question of $task"
     note "$task" ask "$(head -n 2 "$OUT/suite/$task/heldout.jsonl" | wc -l)"
   done

@@ -6,10 +6,20 @@ import sys
 from typing import Callable
 
 
+# Rows that `c3po eval` makes of other answers (client/eval/label_baselines.h).
+BASELINES = ("majority", "batch-offset", "label-offset")
+
+
 def read_items(folder: str) -> list[dict]:
-    """The lines of the run's items.jsonl."""
-    with open(pathlib.Path(folder) / "items.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    """The lines of the run's items.jsonl, then those of baselines.jsonl, which runs of earlier versions do not have."""
+    lines = []
+    for name in ("items.jsonl", "baselines.jsonl"):
+        path = pathlib.Path(folder) / name
+        if name == "baselines.jsonl" and not path.exists():
+            continue
+        with open(path, encoding="utf-8") as file:
+            lines += [json.loads(line) for line in file if line.strip()]
+    return lines
 
 
 def main(usage: str, table: Callable[[dict[str, list[dict]]], str]) -> None:

@@ -7,13 +7,13 @@ import run_tables
 
 
 def count(items: list[dict]) -> dict[str, tuple[int, int, int]]:
-    """By method other than none: prompts, answers unchanged, prompts that the gate left alone. ValueError names a prompt that
+    """By method that was asked, other than none: prompts, answers unchanged, prompts that the gate left alone. ValueError names a prompt that
     `none` was not asked."""
     own = {(item["task"], item["id"]): item.get("text", "") for item in items if item["method"] == "none"}
     counts = collections.defaultdict(lambda: [0, 0, 0])
     for item in items:
-        if item["method"] == "none":
-            continue
+        if item["method"] == "none" or item["method"] in run_tables.BASELINES:
+            continue  # A baseline of labels writes nothing.
         key = (item["task"], item["id"])
         if key not in own:
             raise ValueError(f"items.jsonl: {item['id']} was not asked with the method none")

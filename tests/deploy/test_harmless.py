@@ -13,6 +13,7 @@ EVALUATION = SOURCE / "deploy" / "evaluation"
 sys.path.insert(0, str(EVALUATION))
 
 import right_answers  # noqa: E402
+import run_tables  # noqa: E402
 import unchanged_answers  # noqa: E402
 
 
@@ -37,6 +38,21 @@ def test_right_answers_are_counted_by_method_and_a_method_not_asked_is_left_blan
     table = right_answers.table({"sst2": judged, "mrpc": judged[:1]}).splitlines()
     assert table[0] == "| run | none | default |"
     assert table[2:] == ["| sst2 | 1 of 2 | 1 of 1 |", "| mrpc | 1 of 1 |  |"]
+
+
+def test_rows_that_the_evaluation_makes_are_read_beside_those_that_were_asked(tmp_path):
+    """baselines.jsonl: the rows of client/eval/label_baselines.h, whose names the scripts know."""
+    (tmp_path / "items.jsonl").write_text(json.dumps({**item("none", "a", "x"), "correct": False}) + "\n")
+    before = run_tables.read_items(str(tmp_path))
+    (tmp_path / "baselines.jsonl").write_text(
+        "".join(json.dumps({**item(name, "a"), "correct": True}) + "\n" for name in run_tables.BASELINES))
+    items = run_tables.read_items(str(tmp_path))
+    assert [each["method"] for each in before] == ["none"]
+    assert [each["method"] for each in items] == ["none", *run_tables.BASELINES]
+    assert right_answers.table({"run": items}).splitlines()[2] == "| run | 0 of 1 | 1 of 1 | 1 of 1 | 1 of 1 |"
+    assert unchanged_answers.count(items) == {}
+    header = (SOURCE / "client" / "eval" / "label_baselines.h").read_text()
+    assert tuple(re.findall(r'Label = "([a-z-]+)"', header)) == run_tables.BASELINES
 
 
 def test_everyday_prompts_are_many_different_and_not_those_of_calibrate():
