@@ -1,4 +1,4 @@
-// The sweep of c3po_bench_retrieval --device cuda on the execution model of tests/host_cuda: that it runs, and that
+// The sweep of c3po_bench_index_device on the execution model of tests/host_cuda: that it runs, and that
 // both sides find the same. The times of that model mean nothing, and none is told.
 
 #include "tests/bench/device_sweep.h"
