@@ -62,9 +62,7 @@ TEST(KernelRun, RaceShowsAsDifferentResults) {
     SetSeed(seed);
     const DeviceArray<float> out(1);
     ASSERT_EQ(LaunchRacingSum({in.data(), out.data()}, nullptr), nullptr);
-    uint32_t bits = 0;
-    std::memcpy(&bits, out.data(), sizeof(bits));
-    results.insert(bits);
+    results.insert(std::bit_cast<uint32_t>(out.Values()[0]));
   }
   EXPECT_GT(results.size(), 1u);
 }

@@ -22,42 +22,58 @@ namespace {
 using cuda::FoundRow;
 using host_cuda::DeviceArray;
 
-// A graph in device memory, laid out as beam_search.h says.
-class GraphOnDevice {
- public:
-  explicit GraphOnDevice(const HnswGraph& graph)
-      : row_stride_(cuda::RoundUp(graph.dimension, 4)),
-        nodes_(graph.labels.size()),
-        rows_((nodes_ + 2) * static_cast<size_t>(row_stride_)),
-        labels_(graph.labels),
-        admitted_((nodes_ + 31) / 32),
-        links_(nodes_ * 2 * static_cast<size_t>(graph.m)),
-        upper_lists_(nodes_),
-        upper_links_(UpperLists(graph) * static_cast<size_t>(graph.m)) {
-    std::fill_n(admitted_.data(), admitted_.size(), 0u);
-    std::fill_n(links_.data(), links_.size(), cuda::kNoLink);
-    std::fill_n(upper_links_.data(), upper_links_.size(), cuda::kNoLink);
+// A graph laid out as beam_search.h says. NaN in padding and behind the last row.
+struct GraphLayout {
+  explicit GraphLayout(const HnswGraph& graph)
+      : row_stride(cuda::RoundUp(graph.dimension, 4)),
+        rows(host_cuda::UnknownValues<float>((graph.labels.size() + 2) * static_cast<size_t>(row_stride))),
+        admitted((graph.labels.size() + 31) / 32, 0u),
+        links(graph.labels.size() * 2 * static_cast<size_t>(graph.m), cuda::kNoLink),
+        upper_links(UpperLists(graph) * static_cast<size_t>(graph.m), cuda::kNoLink) {
     size_t next = 0;
     uint32_t lists = 0;
-    for (size_t node = 0; node < nodes_; ++node) {
+    for (size_t node = 0; node < graph.labels.size(); ++node) {
       std::copy_n(graph.vectors.begin() + static_cast<std::ptrdiff_t>(node) * graph.dimension, graph.dimension,
-                  rows_.data() + node * static_cast<size_t>(row_stride_));
-      if (graph.removed[node] == 0) admitted_.data()[node / 32] |= 1u << (node % 32);
-      upper_lists_.data()[node] = lists;
+                  rows.data() + node * static_cast<size_t>(row_stride));
+      if (graph.removed[node] == 0) admitted[node / 32] |= 1u << (node % 32);
+      upper_lists.push_back(lists);
       for (int layer = 0; layer <= graph.layers[node]; ++layer) {
         const uint32_t count = graph.links[next++];
         const size_t place = layer == 0 ? node * 2 * static_cast<size_t>(graph.m)
                                         : (lists + static_cast<size_t>(layer) - 1) * static_cast<size_t>(graph.m);
         std::copy_n(graph.links.begin() + static_cast<std::ptrdiff_t>(next), count,
-                    (layer == 0 ? links_ : upper_links_).data() + place);
+                    (layer == 0 ? links : upper_links).data() + place);
         next += count;
       }
       lists += static_cast<uint32_t>(graph.layers[node]);
     }
+  }
+  static size_t UpperLists(const HnswGraph& graph) {
+    size_t lists = 1;
+    for (const int32_t layer : graph.layers) lists += static_cast<size_t>(layer);
+    return lists;
+  }
+
+  int row_stride;
+  std::vector<float> rows;
+  std::vector<uint32_t> admitted, links, upper_lists, upper_links;
+};
+
+class GraphOnDevice {
+ public:
+  explicit GraphOnDevice(const HnswGraph& graph) : GraphOnDevice(graph, GraphLayout(graph)) {}
+  GraphOnDevice(const HnswGraph& graph, const GraphLayout& layout)
+      : row_stride_(layout.row_stride),
+        rows_(layout.rows),
+        labels_(graph.labels),
+        admitted_(layout.admitted),
+        links_(layout.links),
+        upper_lists_(layout.upper_lists),
+        upper_links_(layout.upper_links) {
     args_.rows = rows_.data();
     args_.admitted = admitted_.data();
     args_.labels = labels_.data();
-    args_.node_count = static_cast<int>(nodes_);
+    args_.node_count = static_cast<int>(graph.labels.size());
     args_.row_stride = args_.query_stride = row_stride_;
     args_.dimension = graph.dimension;
     args_.links = links_.data();
@@ -74,15 +90,16 @@ class GraphOnDevice {
     std::vector<uint32_t> counts;
   };
   Result Search(const std::vector<std::vector<float>>& queries, int ef, int k, bool visited_in_global = false) const {
-    const DeviceArray<float> padded(queries.size() * static_cast<size_t>(row_stride_));
+    std::vector<float> padded = host_cuda::UnknownValues<float>(queries.size() * static_cast<size_t>(row_stride_));
     for (size_t i = 0; i < queries.size(); ++i) {
       std::copy(queries[i].begin(), queries[i].end(), padded.data() + i * static_cast<size_t>(row_stride_));
     }
+    const DeviceArray<float> device_queries(padded);
     const DeviceArray<FoundRow> found(queries.size() * static_cast<size_t>(k));
     const DeviceArray<uint32_t> counts(queries.size());
     const DeviceArray<uint32_t> visited(queries.size() * static_cast<size_t>(args_.visited_words));
     cuda::BeamArgs args = args_;
-    args.queries = padded.data();
+    args.queries = device_queries.data();
     args.query_count = static_cast<int>(queries.size());
     args.ef = ef;
     args.k = k;
@@ -108,14 +125,7 @@ class GraphOnDevice {
   }
 
  private:
-  static size_t UpperLists(const HnswGraph& graph) {
-    size_t lists = 1;
-    for (const int32_t layer : graph.layers) lists += static_cast<size_t>(layer);
-    return lists;
-  }
-
   const int row_stride_;
-  const size_t nodes_;
   DeviceArray<float> rows_;
   DeviceArray<int64_t> labels_;
   DeviceArray<uint32_t> admitted_, links_, upper_lists_, upper_links_;

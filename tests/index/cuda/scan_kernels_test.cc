@@ -81,32 +81,47 @@ Found Oracle(const Problem& problem, size_t query, int k) {
   return all;
 }
 
-// The problem in device memory: exact sizes, NaN in padding and behind the last row.
-class OnDevice {
- public:
-  explicit OnDevice(const Problem& problem)
-      : segment_stride_(cuda::RoundUp(problem.dimension, 4)),
-        row_stride_(problem.segments * segment_stride_),
-        query_stride_(static_cast<int>(problem.chosen.size()) * segment_stride_),
-        rows_(static_cast<size_t>((problem.count() + 3) * row_stride_)),
-        labels_(problem.labels),
-        admitted_(static_cast<size_t>(problem.count() + 31) / 32),
-        starts_(problem.chosen.size()),
-        queries_(problem.queries.size() * static_cast<size_t>(query_stride_)) {
+// The problem as it lies in device memory: exact sizes, NaN in padding and behind the last row.
+struct ProblemLayout {
+  explicit ProblemLayout(const Problem& problem)
+      : segment_stride(cuda::RoundUp(problem.dimension, 4)),
+        row_stride(problem.segments * segment_stride),
+        query_stride(static_cast<int>(problem.chosen.size()) * segment_stride),
+        rows(host_cuda::UnknownValues<float>(static_cast<size_t>((problem.count() + 3) * row_stride))),
+        queries(host_cuda::UnknownValues<float>(problem.queries.size() * static_cast<size_t>(query_stride))),
+        admitted(static_cast<size_t>(problem.count() + 31) / 32, 0xffffffffu) {  // Also behind the last row.
     const auto width = static_cast<size_t>(problem.dimension);
     const auto copy = [&](const std::vector<float>& from, float* to) {
-      for (size_t i = 0; i < from.size(); i += width, to += segment_stride_) std::copy_n(from.begin() + i, width, to);
+      for (size_t i = 0; i < from.size(); i += width, to += segment_stride) std::copy_n(from.begin() + i, width, to);
     };
-    for (size_t i = 0; i < problem.rows.size(); ++i) copy(problem.rows[i], rows_.data() + i * row_stride_);
-    for (size_t i = 0; i < problem.queries.size(); ++i) copy(problem.queries[i], queries_.data() + i * query_stride_);
-    std::fill_n(admitted_.data(), admitted_.size(), 0xffffffffu);  // Also behind the last row.
+    for (size_t i = 0; i < problem.rows.size(); ++i) copy(problem.rows[i], rows.data() + i * row_stride);
+    for (size_t i = 0; i < problem.queries.size(); ++i) copy(problem.queries[i], queries.data() + i * query_stride);
     for (size_t i = 0; i < problem.rows.size(); ++i) {
-      if (!problem.admitted[i]) admitted_.data()[i / 32] &= ~(1u << (i % 32));
+      if (!problem.admitted[i]) admitted[i / 32] &= ~(1u << (i % 32));
     }
-    for (size_t c = 0; c < problem.chosen.size(); ++c) starts_.data()[c] = problem.chosen[c] * segment_stride_;
+    for (const int segment : problem.chosen) starts.push_back(segment * segment_stride);
+  }
+
+  int segment_stride, row_stride, query_stride;
+  std::vector<float> rows, queries;
+  std::vector<uint32_t> admitted;
+  std::vector<int> starts;
+};
+
+class OnDevice {
+ public:
+  explicit OnDevice(const Problem& problem) : OnDevice(problem, ProblemLayout(problem)) {}
+  OnDevice(const Problem& problem, const ProblemLayout& layout)
+      : row_stride_(layout.row_stride),
+        labels_(problem.labels),
+        rows_(layout.rows),
+        device_labels_(problem.labels),
+        admitted_(layout.admitted),
+        starts_(layout.starts),
+        queries_(layout.queries) {
     args_.rows = rows_.data();
     args_.admitted = admitted_.data();
-    args_.labels = labels_.data();
+    args_.labels = device_labels_.data();
     args_.row_count = problem.count();
     args_.row_stride = row_stride_;
     args_.segment_starts = starts_.data();
@@ -114,7 +129,7 @@ class OnDevice {
     args_.dimension = problem.dimension;
     args_.queries = queries_.data();
     args_.query_count = static_cast<int>(problem.queries.size());
-    args_.query_stride = query_stride_;
+    args_.query_stride = layout.query_stride;
   }
 
   std::vector<Found> Scan(int k, int blocks, int at_once) {
@@ -183,15 +198,16 @@ class OnDevice {
     std::vector<Found> all(rows.size() / static_cast<size_t>(k));
     for (size_t i = 0; i < rows.size(); ++i) {
       if (rows[i].squared == cuda::kNoNeighbor) continue;
-      EXPECT_EQ(labels_.data()[rows[i].row], rows[i].label);
+      EXPECT_EQ(labels_[rows[i].row], rows[i].label);
       all[i / static_cast<size_t>(k)].emplace_back(rows[i].squared, rows[i].label);
     }
     return all;
   }
 
-  const int segment_stride_, row_stride_, query_stride_;
+  const int row_stride_;
+  const std::vector<int64_t> labels_;
   DeviceArray<float> rows_;
-  DeviceArray<int64_t> labels_;
+  DeviceArray<int64_t> device_labels_;
   DeviceArray<uint32_t> admitted_;
   DeviceArray<int> starts_;
   DeviceArray<float> queries_;

@@ -49,14 +49,17 @@ inline double Tolerance(int planes) { return planes == 1 ? 1e-6 : 2e-6; }
 // A packed matrix on the device, of exactly its bytes.
 class DeviceWeights {
  public:
-  DeviceWeights(const PackedLayout& layout, const Floats& w)
-      : layout_(layout), memory_(std::vector<uint8_t>(static_cast<size_t>(layout.bytes()))) {
-    for (int r = 0; r < w.rows; ++r)
-      layout.PackRow(r, 0, &w.values[size_t(r) * size_t(w.columns)], w.columns, memory_.data());
-  }
+  DeviceWeights(const PackedLayout& layout, const Floats& w) : layout_(layout), memory_(Packed(layout, w)) {}
   PackedWeights view() const { return layout_.Weights(memory_.data()); }
 
  private:
+  static std::vector<uint8_t> Packed(const PackedLayout& layout, const Floats& w) {
+    std::vector<uint8_t> packed(static_cast<size_t>(layout.bytes()));
+    for (int r = 0; r < w.rows; ++r)
+      layout.PackRow(r, 0, &w.values[size_t(r) * size_t(w.columns)], w.columns, packed.data());
+    return packed;
+  }
+
   PackedLayout layout_;
   DeviceArray<uint8_t> memory_;
 };
@@ -105,20 +108,13 @@ class DevicePlanes {
  public:
   // Of unknown content.
   DevicePlanes(int rows, int columns, int planes)
-      : rows_(rows),
-        columns_(columns),
+      : rows_(rows), columns_(columns), planes_(planes), stride_(StrideOf(columns)), memory_(Entries()) {}
+  DevicePlanes(const Floats& x, int planes, bool for_transposed)
+      : rows_(x.rows),
+        columns_(x.columns),
         planes_(planes),
-        stride_(static_cast<int>(RoundUp(columns, 32)) + 8),
-        memory_(static_cast<size_t>(planes) * static_cast<size_t>(rows) * static_cast<size_t>(stride_)) {}
-  DevicePlanes(const Floats& x, int planes, bool for_transposed) : DevicePlanes(x.rows, x.columns, planes) {
-    for (int r = 0; r < rows_; ++r) {
-      for (int c = 0; c < static_cast<int>(RoundUp(columns_, 32)); ++c) {
-        const float value = c < columns_ ? x(r, c) : 0;
-        const FloatPlanes split = planes == 1 ? FloatPlanes{{RoundToBfloat16(value), 0, 0}} : PlanesOfFloat(value);
-        for (int p = 0; p < planes; ++p) memory_.data()[Index(p, r, c, for_transposed)] = split.planes[p];
-      }
-    }
-  }
+        stride_(StrideOf(x.columns)),
+        memory_(Split(x, for_transposed)) {}
 
   ActivationPlanes view() const { return {memory_.data(), int64_t{rows_} * stride_, stride_}; }
   // The sums of the planes, padding included.
@@ -143,6 +139,21 @@ class DevicePlanes {
   }
 
  private:
+  static int StrideOf(int columns) { return static_cast<int>(RoundUp(columns, 32)) + 8; }
+  size_t Entries() const {
+    return static_cast<size_t>(planes_) * static_cast<size_t>(rows_) * static_cast<size_t>(stride_);
+  }
+  std::vector<uint16_t> Split(const Floats& x, bool for_transposed) const {
+    std::vector<uint16_t> all = host_cuda::UnknownValues<uint16_t>(Entries());
+    for (int r = 0; r < rows_; ++r) {
+      for (int c = 0; c < static_cast<int>(RoundUp(columns_, 32)); ++c) {
+        const float value = c < columns_ ? x(r, c) : 0;
+        const FloatPlanes split = planes_ == 1 ? FloatPlanes{{RoundToBfloat16(value), 0, 0}} : PlanesOfFloat(value);
+        for (int p = 0; p < planes_; ++p) all[Index(p, r, c, for_transposed)] = split.planes[p];
+      }
+    }
+    return all;
+  }
   size_t Index(int plane, int row, int column, bool for_transposed) const {
     const int at = for_transposed ? column / 32 * 32 + PositionOf(column % 32) : column;
     return (static_cast<size_t>(plane) * static_cast<size_t>(rows_) + static_cast<size_t>(row)) *

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <random>
 #include <string>
 #include <vector>
@@ -298,57 +297,68 @@ TEST(Product, ClipKeepsWhatIsNotANumber) {
 }
 
 // Attention's splits. Two rows of different lengths; a row of length 0; splits behind the last are NaN.
-struct Splits {
-  int rows, heads, splits, value_dim, split_length;
+struct SplitValues {
+  std::vector<float> partial, tops, sums;
   std::vector<int> lengths;
-  DeviceArray<float> partial, tops, sums;
-  DeviceArray<int> device_lengths;
   Floats merged;
 
-  Splits(int r, int h, int s, int v, int length, std::mt19937& random)
-      : rows(r),
-        heads(h),
-        splits(s),
-        value_dim(v),
-        split_length(length),
-        lengths(size_t(r)),
-        partial(size_t(r) * h * s * v),
-        tops(size_t(r) * h * s),
-        sums(size_t(r) * h * s),
-        device_lengths(size_t(r)),
-        merged(r, h * v) {
+  SplitValues(int rows, int heads, int splits, int value_dim, int split_length, std::mt19937& random)
+      : partial(host_cuda::UnknownValues<float>(size_t(rows) * heads * splits * value_dim)),
+        tops(host_cuda::UnknownValues<float>(size_t(rows) * heads * splits)),
+        sums(tops),
+        lengths(size_t(rows)),
+        merged(rows, heads * value_dim) {
     std::normal_distribution<float> normal;
     for (int row = 0; row < rows; ++row) {
       const int used = row == 2 ? 0 : 1 + row % splits;
       lengths[size_t(row)] = used == 0 ? 0 : (used - 1) * split_length + 1 + row % split_length;
-      device_lengths.data()[row] = lengths[size_t(row)];
       for (int head = 0; head < heads; ++head) {
         const size_t at = (size_t(row) * size_t(heads) + size_t(head)) * size_t(splits);
         double top = -1e30, sum = 0;
         for (size_t i = at; i < at + size_t(used); ++i) {
-          tops.data()[i] = 8 * normal(random);
-          sums.data()[i] = 1 + std::abs(normal(random));
-          top = std::max(top, double{tops.data()[i]});
-          for (int j = 0; j < value_dim; ++j) partial.data()[i * size_t(value_dim) + size_t(j)] = normal(random);
+          tops[i] = 8 * normal(random);
+          sums[i] = 1 + std::abs(normal(random));
+          top = std::max(top, double{tops[i]});
+          for (int j = 0; j < value_dim; ++j) partial[i * size_t(value_dim) + size_t(j)] = normal(random);
         }
-        for (size_t i = at; i < at + size_t(used); ++i) sum += std::exp(tops.data()[i] - top) * sums.data()[i];
+        for (size_t i = at; i < at + size_t(used); ++i) sum += std::exp(tops[i] - top) * sums[i];
         for (int j = 0; j < value_dim; ++j) {
           double total = 0;
           for (size_t i = at; i < at + size_t(used); ++i) {
-            total += std::exp(tops.data()[i] - top) * partial.data()[i * size_t(value_dim) + size_t(j)];
+            total += std::exp(tops[i] - top) * partial[i * size_t(value_dim) + size_t(j)];
           }
           merged(row, head * value_dim + j) = used == 0 ? 0 : static_cast<float>(total / sum);
         }
       }
     }
   }
+};
+
+struct Splits {
+  int heads, splits, value_dim, split_length;
+  DeviceArray<float> partial, tops, sums;
+  DeviceArray<int> lengths;
+  Floats merged;
+
+  Splits(int r, int h, int s, int v, int length, std::mt19937& random)
+      : Splits(h, s, v, length, SplitValues(r, h, s, v, length, random)) {}
+  Splits(int h, int s, int v, int length, const SplitValues& values)
+      : heads(h),
+        splits(s),
+        value_dim(v),
+        split_length(length),
+        partial(values.partial),
+        tops(values.tops),
+        sums(values.sums),
+        lengths(values.lengths),
+        merged(values.merged) {}
   RowSource source() const {
     RowSource source;
     source.kind = RowSource::kMerged;
     source.partial = partial.data();
     source.tops = tops.data();
     source.sums = sums.data();
-    source.lengths = device_lengths.data();
+    source.lengths = lengths.data();
     source.heads = heads;
     source.splits = splits;
     source.value_dim = value_dim;

@@ -78,14 +78,18 @@ struct Routed {
 class Weights {
  public:
   Weights(const std::vector<float>& values, bool bfloat16)
-      : floats_(values), halves_(values.size()), bfloat16_(bfloat16) {
-    for (size_t i = 0; i < values.size(); ++i) halves_.data()[i] = ToNearestBFloat16(values[i]);
-  }
+      : floats_(values), halves_(Rounded(values)), bfloat16_(bfloat16) {}
   const void* data() const {
     return bfloat16_ ? static_cast<const void*>(halves_.data()) : static_cast<const void*>(floats_.data());
   }
 
  private:
+  static std::vector<uint16_t> Rounded(const std::vector<float>& values) {
+    std::vector<uint16_t> halves;
+    for (const float value : values) halves.push_back(ToNearestBFloat16(value));
+    return halves;
+  }
+
   host_cuda::DeviceArray<float> floats_;
   host_cuda::DeviceArray<uint16_t> halves_;
   bool bfloat16_;

@@ -16,11 +16,12 @@ TEST(Embedding, ReadsRowsOfAPackedMatrix) {
     for (const int columns : {40, 2051}) {
       const Floats w = RandomFloats(37, columns, random);
       const DeviceWeights weights(PackedLayout::Plain(37, columns, planes), w);
-      const DeviceArray<int> tokens(std::vector<int>{36, 0, 17, -1, 8, 17});
+      const std::vector<int> tokens = {36, 0, 17, -1, 8, 17};
+      const DeviceArray<int> device_tokens(tokens);
       const DeviceFloats out(6, columns, columns + 5);
       EmbeddingArgs args;
       args.weights = weights.view();
-      args.tokens = tokens.data();
+      args.tokens = device_tokens.data();
       args.rows = 6;
       args.multiplier = 12;
       args.out = out.data();
@@ -29,7 +30,7 @@ TEST(Embedding, ReadsRowsOfAPackedMatrix) {
       const Floats y = out.Read(6, columns);
       EXPECT_TRUE(out.IsUntouchedBeyond(columns));
       for (int r = 0; r < 6; ++r) {
-        const int token = tokens.data()[r];
+        const int token = tokens[size_t(r)];
         for (int c = 0; c < columns; ++c) {
           ASSERT_EQ(y(r, c), token < 0 ? 0 : 12 * static_cast<float>(Seen(w(token, c), planes))) << r << " " << c;
         }

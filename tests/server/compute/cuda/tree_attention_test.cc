@@ -230,8 +230,10 @@ void ExpectTransformBackward(const HeadTrial& trial) {
   args.gradient = {out.data(), pairs + (from.k - pair_base), pairs + (from.v - pair_base),
                    trial.shared_key ? out.data() + (from.shared_key - raw_base) : nullptr};
   ASSERT_EQ(LaunchHeadsBackward(args, nullptr), nullptr);
-  out.Values();
-  expanded.Values();
+  // A gradient lies where the row that it is of lies, in `raw_back` or `pair_back`.
+  const std::vector<float> raw_back = out.Values(), pair_back = trial.shared_key ? expanded.Values() : raw_back;
+  const auto k_at = from.k - pair_base, v_at = from.v - pair_base;
+  const auto shared_at = trial.shared_key ? from.shared_key - raw_base : 0;
   const int dim = trial.head_dim, kept = trial.shared_key ? trial.plain() : dim;
   for (int r = 0; r < kRows; ++r) {
     const int position = rows[At(r)].position;
@@ -246,14 +248,14 @@ void ExpectTransformBackward(const HeadTrial& trial) {
     const std::vector<double> q = Differences(raw[At(r)].q, objective(true, gradients.q, trial.heads * dim));
     const std::vector<double> k = Differences(raw[At(r)].k, objective(false, gradients.k, trial.kv_heads * dim));
     for (size_t i = 0; i < q.size(); ++i) {
-      ASSERT_NEAR(args.gradient.q[r * from.q_stride + static_cast<int64_t>(i)], q[i], 1e-5 * (std::abs(q[i]) + 1));
+      ASSERT_NEAR(raw_back[At(r * from.q_stride) + i], q[i], 1e-5 * (std::abs(q[i]) + 1));
     }
     std::vector<double> shared(At(trial.rope_dim));
     for (int g = 0; g < trial.kv_heads; ++g) {
       for (int i = 0; i < dim; ++i) {
         const double expected = k[At(g * dim + i)];
         if (i < kept) {
-          ASSERT_NEAR(args.gradient.k[r * from.k_stride + g * from.k_head_stride + i], expected,
+          ASSERT_NEAR(pair_back[At(k_at + r * from.k_stride + g * from.k_head_stride + i)], expected,
                       1e-5 * (std::abs(expected) + 1));
         } else {
           shared[At(i - kept)] += expected;
@@ -264,11 +266,11 @@ void ExpectTransformBackward(const HeadTrial& trial) {
         const float expected = std::abs(raw[At(r)].v[At(i)]) <= trial.clip
                                    ? gradients.v[At(r * trial.kv_heads * trial.value_dim + i)]
                                    : 0.0f;
-        ASSERT_EQ(args.gradient.v[r * from.v_stride + g * from.v_head_stride + c], expected);
+        ASSERT_EQ(pair_back[At(v_at + r * from.v_stride + g * from.v_head_stride + c)], expected);
       }
     }
     for (int i = 0; trial.shared_key && i < trial.rope_dim; ++i) {
-      ASSERT_NEAR(args.gradient.shared_key[r * from.shared_stride + i], shared[At(i)],
+      ASSERT_NEAR(raw_back[At(shared_at + r * from.shared_stride + i)], shared[At(i)],
                   1e-5 * (std::abs(shared[At(i)]) + 1));
     }
   }

@@ -115,19 +115,19 @@ class Trees {
   void AppendBlocks(const std::vector<float>& from, int prefix, int dim, Blocks& blocks) {
     const int width = CacheWidth(dim), bytes = bfloat16_ ? 2 : 4;
     for (int begin = 0; begin < prefix; begin += kBlockPositions) {
-      auto block =
-          std::make_unique<host_cuda::DeviceArray<uint8_t>>(At(trial_.kv_heads * kBlockPositions * width * bytes));
+      std::vector<uint8_t> block =
+          host_cuda::UnknownValues<uint8_t>(At(trial_.kv_heads * kBlockPositions * width * bytes));
       for (int g = 0; g < trial_.kv_heads; ++g) {
         for (int j = begin; j < std::min(prefix, begin + kBlockPositions); ++j) {
           for (int i = 0; i < width; ++i) {
             const float x = i < dim ? from[At((g * prefix + j) * dim + i)] : 0.0f;
-            uint8_t* const to = block->data() + ((g * kBlockPositions + j - begin) * width + i) * bytes;
+            uint8_t* const to = block.data() + ((g * kBlockPositions + j - begin) * width + i) * bytes;
             const uint16_t bits = ToNearestBFloat16(x);
             std::memcpy(to, bfloat16_ ? static_cast<const void*>(&bits) : &x, At(bytes));
           }
         }
       }
-      blocks.push_back(std::move(block));
+      blocks.push_back(std::make_unique<host_cuda::DeviceArray<uint8_t>>(block));
     }
   }
   static std::vector<const void*> Pointers(const Blocks& blocks) {
