@@ -113,6 +113,22 @@ function(c3po_test target)
                                   ${modification})
 endfunction()
 
+# c3po_gpu_kernel_test(NAME OF target [FILES regex] [BUT regex] KERNELS model|index DEPS targets ...): the tests of kernels that
+# `target` runs on the execution model, as a program for a GPU: the same objects, with the kernels of libc3po_cuda.so. Of a_test.cc,
+# FILES and BUT match `a`.
+function(c3po_gpu_kernel_test name)
+  cmake_parse_arguments(ARG "" "OF;FILES;BUT;KERNELS" "DEPS" ${ARGN})
+  if(NOT ARG_FILES)
+    set(ARG_FILES "[a-z_]+")
+  endif()
+  set(objects "$<FILTER:$<TARGET_OBJECTS:${ARG_OF}>,INCLUDE,/(${ARG_FILES})_test\\.cc\\.o$>")
+  if(ARG_BUT)
+    set(objects "$<FILTER:${objects},EXCLUDE,/(${ARG_BUT})_test\\.cc\\.o$>")
+  endif()
+  c3po_test(${name} NEEDS_GPU SOURCES ${objects} ${CMAKE_SOURCE_DIR}/tests/gpu/${ARG_KERNELS}_kernels_on_gpu.cc
+            DEPS gpu_kernel_device ${ARG_DEPS})
+endfunction()
+
 # c3po_kernel_mutants(NAME SOURCE a.cu MUTANTS m.toml TEST_SOURCES a_test.cc ... DEPS targets ...): for each mutant of the .cu
 # or of a header of it that tests/host_cuda/mutate.py makes, the tests are linked with it in the place of the .cu, and have to
 # fail: the ctest entry mutant.NAME.MUTANT. DEPS may have a library of kernels that holds the .cu itself: the mutant comes first.

@@ -13,40 +13,6 @@
 namespace c3po {
 namespace {
 
-TEST(DeviceGraph, FindsWhatHnswlibFindsThroughChangesAndGrowth) {
-  constexpr int kDimension = 12;
-  for (uint64_t seed = 0; seed < 3; ++seed) {
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
-    host_cuda::SetSeed(seed);
-    std::mt19937 random(static_cast<uint32_t>(10 + seed));
-    HostIndexDevice host;
-    Vectors present = RandomVectors(random, 240, kDimension);
-    const auto graph = GraphOf(present, kDimension, SmallGraph());
-    const auto index = GraphOnDevice(host.device.get(), present, kDimension, SmallGraph());
-    EXPECT_TRUE(index->approximate());
-    for (int round = 0; round < 4; ++round) {
-      for (int change = 0; change < 100; ++change) {
-        if (random() % 4 == 0) {
-          const auto removed = std::next(present.begin(), static_cast<int64_t>(random() % present.size()));
-          ASSERT_TRUE(graph->Remove(removed->first).ok());
-          ASSERT_TRUE(index->Remove(removed->first).ok());
-          present.erase(removed);
-          continue;
-        }
-        const auto label = static_cast<int64_t>(random());
-        present[label] = RandomUnitVector(random, kDimension);
-        ASSERT_TRUE(graph->Add(label, present[label]).ok());
-        ASSERT_TRUE(index->Add(label, present[label]).ok());
-      }
-      for (const auto& [queries, k] : {std::pair(1, 1), {7, 10}, {2, 60}, {2, 5000}}) {
-        const std::vector<float> matrix = Matrix(random, queries, kDimension);
-        EXPECT_EQ(*index->SearchMany(matrix, k), *graph->SearchMany(matrix, k)) << queries << " queries, k " << k;
-      }
-    }
-    EXPECT_EQ(host.device->counts().host_queries, 0);
-  }
-}
-
 // Tombstones all around one query: its beam holds fewer live nodes than wanted, and the others' results stay.
 TEST(DeviceGraph, BeamWidensWhereTombstonesCrowd) {
   std::mt19937 random(20);

@@ -18,42 +18,6 @@
 namespace c3po {
 namespace {
 
-TEST(DeviceIndex, AnswersAreTheExactIndexsThroughChangesAndGrowth) {
-  constexpr int kDimension = 13;
-  for (uint64_t seed = 0; seed < 4; ++seed) {
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
-    host_cuda::SetSeed(seed);
-    std::mt19937 random(static_cast<uint32_t>(seed));
-    HostIndexDevice host;
-    Vectors present = RandomVectors(random, 100, kDimension);
-    const auto exact = ExactOf(present, kDimension);
-    const auto index = OnDevice(host.device.get(), present, kDimension, seed % 2 == 0 ? 0 : 200);
-    for (int round = 0; round < 6; ++round) {
-      for (int change = 0; change < 120; ++change) {
-        const auto somewhere = std::next(present.begin(), static_cast<int64_t>(random() % present.size()));
-        const int64_t label = random() % 3 == 0 ? somewhere->first : static_cast<int64_t>(random());
-        const std::vector<float> vector = random() % 5 == 0 ? somewhere->second : RandomUnitVector(random, kDimension);
-        if (present.count(label) > 0) {
-          ASSERT_TRUE(exact->Remove(label).ok());
-          ASSERT_TRUE(index->Remove(label).ok());
-          present.erase(label);
-          if (random() % 2 == 0) continue;  // Else it is replaced.
-        }
-        ASSERT_TRUE(exact->Add(label, vector).ok());
-        ASSERT_TRUE(index->Add(label, vector).ok());
-        present[label] = vector;
-      }
-      EXPECT_EQ(index->size(), exact->size());
-      for (const auto& [queries, k] : {std::pair(1, 1), {1, 12}, {5, 40}, {11, 3}, {2, 600}}) {
-        const std::vector<float> matrix = Matrix(random, queries, kDimension);
-        EXPECT_EQ(*index->SearchMany(matrix, k), *exact->SearchMany(matrix, k)) << queries << " queries, k " << k;
-      }
-    }
-    EXPECT_EQ(host.device->counts().host_queries, 0);
-    EXPECT_TRUE(index->on_device());
-  }
-}
-
 TEST(DeviceIndex, KeepsTheContractOfNeighborIndex) {
   HostIndexDevice host;
   std::mt19937 random(1);
