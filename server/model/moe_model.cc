@@ -1,14 +1,10 @@
 #include "server/model/moe_model.h"
 
 #include <algorithm>
-#include <filesystem>
-#include <future>
 
 #include "absl/strings/str_cat.h"
 #include "index/base/device_failure.h"
 #include "index/base/status_macros.h"
-#include "server/compute/device.h"
-#include "server/model/config/generation_config.h"
 #include "server/model/config/tensor_plan.h"
 #include "server/model/forward_step.h"
 #include "server/model/neighbor_loss.h"
@@ -17,7 +13,7 @@
 namespace c3po {
 namespace {
 
-// Everything that follows from configuration and backend; name, device and digest are the loader's to fill in.
+// Everything that follows from configuration and backend; name, device and digest are for Load to fill in.
 ModelShape ShapeOf(const ModelConfig& config, const BackendInfo& backend) {
   ModelShape shape;
   shape.architecture = config.architecture;
@@ -69,11 +65,6 @@ absl::Status CheckSegment(const Segment& segment, const ModelShape& shape, const
   return absl::OkStatus();
 }
 
-std::string NameOf(const std::string& folder) {
-  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
-  return (path.has_filename() ? path : path.parent_path()).filename().string();
-}
-
 }  // namespace
 
 MoeModel::MoeModel(ModelConfig config, ModelShape shape, std::unique_ptr<Backend> backend, int64_t neighbor_cache_bytes)
@@ -85,32 +76,6 @@ MoeModel::MoeModel(ModelConfig config, ModelShape shape, std::unique_ptr<Backend
 }
 
 MoeModel::~MoeModel() = default;
-
-absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
-  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.folder));
-  C3PO_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(*checkpoint));
-  C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation,
-                        GenerationConfig::Read(options.folder, config.vocabulary_size));
-  C3PO_ASSIGN_OR_RETURN(const WeightPlacement placement,
-                        ChoosePlacement(*checkpoint, options.device, options.dtype, options.arithmetic));
-  // What does not fit is said at once: the digest is taken beside the loading, so that the files are read once, and is
-  // waited for whatever comes of it.
-  C3PO_ASSIGN_OR_RETURN(const ModelWeights weights, ViewWeights(checkpoint, config));
-  std::future<std::string> digest = std::async(std::launch::async, [&checkpoint] { return checkpoint->Digest(); });
-  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(config, weights, placement, options.progress));
-  ModelShape shape = ShapeOf(config, backend->info());
-  shape.name = NameOf(options.folder);
-  shape.eos_token_ids = EndTokens(config.eos_token_ids, generation);
-  shape.device = options.device;
-  shape.arithmetic = placement.arithmetic();
-  shape.digest = digest.get();
-  try {
-    return std::unique_ptr<MoeModel>(
-        new MoeModel(std::move(config), std::move(shape), std::move(backend), options.neighbor_cache_bytes));
-  } catch (const std::exception& error) {
-    return absl::ResourceExhaustedError(absl::StrCat("loading ", options.folder, ": ", error.what()));
-  }
-}
 
 std::unique_ptr<MoeModel> MoeModel::OnBackend(ModelConfig config, std::unique_ptr<Backend> backend,
                                               int64_t neighbor_cache_bytes) {
