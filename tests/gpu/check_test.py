@@ -62,7 +62,43 @@ class CheckTest(unittest.TestCase):
     def test_a_program_that_is_not_built_is_named(self):
         packed = self.call(CHECK, "pack", self.folder, BIN_DIR="/nowhere")
         self.assertEqual(packed.returncode, 1)
-        self.assertIn("/nowhere/gpu_runtime_test is not there", packed.stderr)
+        self.assertIn("/nowhere/gpu_probe is not there", packed.stderr)
+
+    def test_the_plan_names_each_step_with_its_time_the_layouts_of_fragments_first(self):
+        plan = self.call(CHECK, "--plan")
+        self.assertEqual(plan.returncode, 0, plan.stderr)
+        *steps, whole = [re.fullmatch(r"(\w+) +(\d+) s  (\w.*)", line) for line in plan.stdout.splitlines()]
+        self.assertEqual([step[1] for step in steps], ["fragments", "probe", "runtime", "primitives", "products", "attention", "index", "marks",
+                                                       "memcheck", "racecheck"])
+        self.assertEqual(whole[1], "all")
+        self.assertLess(int(whole[2]), 240)
+        self.assertEqual([step[1] for step in steps if int(step[2]) >= int(whole[2])], [])
+
+    def test_every_step_of_the_plan_runs_a_program_that_is_packed(self):
+        programs = re.search(r"^PROGRAMS=\((.*)\)", CHECK.read_text(), re.M)[1].split()
+        self.made(**{name: f"echo ran {name}" for name in programs})
+        sanitizer = self.folder / "sanitizer"
+        sanitizer.mkdir()
+        (sanitizer / "compute-sanitizer").write_text("#!/bin/sh\nwhile [ \"${1#/}\" = \"$1\" ]; do shift; done\nexec \"$@\"\n")
+        (sanitizer / "compute-sanitizer").chmod(0o755)
+        ended = self.call(self.folder / "check.sh", PATH=f"{sanitizer}:{os.environ['PATH']}")
+        # Its second run is asked for figures, which a script has none of.
+        self.assertIn("== probe: FAILED with 1", ended.stdout)
+        passed = re.findall(r"== (\w+): passed", ended.stdout)
+        self.assertEqual(passed, ["fragments", "runtime", "primitives", "products", "attention", "index", "marks", "memcheck", "racecheck"],
+                         ended.stdout + ended.stderr)
+        self.assertEqual(set(re.findall(r"ran (\w+)", ended.stdout)), set(programs))
+
+    def test_filters_name_tests_that_there_are(self):
+        """Else a step passes with no test."""
+        text = CHECK.read_text()
+        filters = re.findall(r'"\$HERE/bin/(\w+)" --gtest_brief=1 \\\n +--gtest_filter=\'(\S+)\'', text)
+        filters.append(("gpu_primitives_test", re.search(r"^FRAGMENTS='(.*)'", text, re.M)[1]))
+        self.assertEqual(len(filters), 4)
+        for program, names in filters:
+            for name in names.lstrip("-").split(":"):
+                listed = self.call(BIN_DIR / program, "--gtest_list_tests", f"--gtest_filter={name}").stdout
+                self.assertRegex(listed, r"(?m)^  \w", f"{program} {name}")
 
     def test_without_a_gpu_no_step_is_taken(self):
         self.made(gpu_probe="echo device cuda: none here >&2; exit 1", gpu_runtime_test="exit 0")
@@ -71,7 +107,8 @@ class CheckTest(unittest.TestCase):
 
     def test_a_step_passes_fails_or_finds_its_tests_skipped(self):
         for script, code, words in (("echo '[  PASSED  ] 12 tests.'", 0, "== runtime: passed"), ("exit 4", 1, "== runtime: FAILED with 4"),
-                                    ("echo '[  SKIPPED ] 12 tests.'", 1, "== runtime: FAILED with skipped tests")):
+                                    ("echo '[  SKIPPED ] 12 tests.'", 1, "== runtime: FAILED with skipped tests"),
+                                    ("echo 'device cuda: no driver'; echo '[  PASSED  ] 0 tests.'", 1, "== runtime: FAILED with skipped tests")):
             with self.subTest(script=script):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.made(gpu_probe="exit 0", gpu_runtime_test=script)
@@ -84,14 +121,21 @@ class CheckTest(unittest.TestCase):
         self.made(gpu_probe="exit 0", gpu_runtime_test="exit 0")
         if shutil.which("compute-sanitizer", path=os.environ["PATH"] + ":/usr/local/cuda/bin"):
             self.skipTest("there is a compute-sanitizer")
-        ended = self.call(self.folder / "check.sh", "sanitizer")
-        self.assertEqual((ended.returncode, ended.stdout.splitlines()[-1]), (0, "== sanitizer: left out"))
+        ended = self.call(self.folder / "check.sh", "memcheck")
+        self.assertEqual((ended.returncode, ended.stdout.splitlines()[-1]), (0, "== memcheck: left out"))
+
+    def test_a_step_that_takes_too_long_fails_and_so_do_those_without_time(self):
+        self.made(gpu_probe="exit 0", gpu_runtime_test="sleep 20", gpu_products_test="exit 0")
+        ended = self.call(self.folder / "check.sh", "runtime", "products", SECONDS_ALL="2")
+        self.assertEqual(ended.returncode, 1)
+        self.assertRegex(ended.stdout, "== runtime: FAILED: not done in [12] s")
+        self.assertIn("== products: FAILED: no time was left of 2 s", ended.stdout)
 
     def test_an_unknown_step_is_refused_with_those_that_there_are(self):
         self.made(gpu_probe="exit 0")
         ended = self.call(self.folder / "check.sh", "prob")
         self.assertEqual(ended.returncode, 1)
-        self.assertIn("step prob is not one of probe runtime", ended.stderr)
+        self.assertIn("step prob is not one of fragments probe runtime", ended.stderr)
 
 
 if __name__ == "__main__":
