@@ -51,6 +51,7 @@ start_server() {
   local folder=$1
   shift
   mkdir -p "$folder"
+  : >"$folder/server.log"  # Neither absent nor an earlier server's, with its address, until the new one opens it.
   "${DIES_WITH_SCRIPT[@]}" "$BIN/c3pod" --allow-oracle --store "$folder/references.db" --listen 127.0.0.1:0 --metrics-port -1 \
     --neighbor-cache-mb "${NEIGHBOR_CACHE_MB:-4096}" --arithmetic float32 "$@" 2>"$folder/server.log" &
   SERVER_PID=$!
