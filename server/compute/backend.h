@@ -18,6 +18,7 @@
 namespace c3po {
 
 class DeviceQueue;
+class WholePasses;
 
 // What an override says about rows [begin, end) of an objective's matrix in one MoE layer.
 struct RoutingRows {
@@ -65,7 +66,7 @@ class PackedTrees {
   virtual ~PackedTrees() = default;
 };
 
-// The rows of a prompt's beginning, and then those of the tree below it, all computed now. Opaque.
+// The rows of several prompts' beginnings, and then those of the trees below them, all computed now. Opaque.
 class PreparationRows {
  public:
   virtual ~PreparationRows() = default;
@@ -188,14 +189,15 @@ class Backend {
   virtual void StoreTree(const Matrix& hidden, ReferenceStates& states) = 0;
   virtual void LoadTree(const ReferenceStates& states, Matrix hidden) = 0;
 
-  // Preparing a neighbor: the prompt's beginning and the tree of what moves climb together.
+  // Preparing neighbors: the prompts' beginnings, one after the other, and behind them the trees of what moves, likewise,
+  // climb as one matrix.
   // [R, d], the tokens' rows of the embedding times the embedding multiplier.
   virtual void Embed(absl::Span<const int64_t> tokens, Matrix hidden) = 0;
-  virtual std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) = 0;
-  // x in place, of the prompt's rows and, where hidden has them, the tree's. `states`, unless null, receives the
-  // prompt's keys and values; with `states_only` nothing else is computed.
-  virtual void PreparationAttention(int layer, const PreparationRows& rows, ReferenceStates* states, bool states_only,
-                                    Matrix hidden) = 0;
+  virtual std::unique_ptr<PreparationRows> NewPreparationRows(absl::Span<const TreeShape> trees) = 0;
+  // x in place, of the prompts' rows and, where hidden has them, the trees'. `states`, none or one per neighbor, receive
+  // the prompts' keys and values; with `states_only` nothing else is computed.
+  virtual void PreparationAttention(int layer, const PreparationRows& rows, absl::Span<ReferenceStates* const> states,
+                                    bool states_only, Matrix hidden) = 0;
   // x in place, routed by the model.
   virtual void PreparationFeedForward(int layer, Matrix hidden) = 0;
 
@@ -233,6 +235,9 @@ class Backend {
   // dJ/dhidden from dJ/dlogp of the targets, in their order.
   virtual OwnedMatrix TargetLogprobsBackward(absl::Span<const TargetTokens* const> targets, const Tape& tape,
                                              absl::Span<const float> dlogprobs) = 0;
+
+  // Of a backend that runs passes over objectives as one piece of work (server/compute/whole_passes.h); else null.
+  virtual WholePasses* whole_passes() { return nullptr; }
 };
 
 }  // namespace c3po

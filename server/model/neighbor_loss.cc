@@ -42,6 +42,9 @@ bool ChoosesOneToken(const std::vector<int>& lengths) {
   return lengths.size() > 1 && std::all_of(lengths.begin(), lengths.end(), [](int length) { return length == 1; });
 }
 
+// A pass of more rows waits for its arithmetic rather than for launches, and a backend would keep room for its tapes.
+constexpr int64_t kWholeRowsMax = 128;
+
 absl::Status ErrorOf(const std::exception& error) {
   return FailureOfDeviceOr(absl::InternalError(absl::StrCat("neighbor loss: ", error.what())));
 }
@@ -86,6 +89,20 @@ void NeighborLoss::ChooseTargets(const ObjectiveSpec& spec) {
   const bool targets_only =
       loss_ == SurrogateLoss::kChoices && std::all_of(case_lengths_.begin(), case_lengths_.end(), ChoosesOneToken);
   head_ = model_.backend().NewTargets(rows_.rows(), rows, tokens, targets_only);
+  PlaceLoss();
+}
+
+void NeighborLoss::PlaceLoss() {
+  WholePasses* const passes = model_.backend().whole_passes();
+  if (passes == nullptr) return;
+  std::vector<int32_t> gold(case_gold_.begin(), case_gold_.end()), case_begin{0}, target_begin{0};
+  for (const std::vector<int>& lengths : case_lengths_) {
+    for (const int length : lengths) target_begin.push_back(target_begin.back() + length);
+    case_begin.push_back(static_cast<int32_t>(target_begin.size()) - 1);
+  }
+  const std::vector<int32_t> first_same(first_same_.begin(), first_same_.end());
+  device_loss_ = passes->NewTargetLoss(
+      {loss_ == SurrogateLoss::kChoices, case_weights_, gold, case_begin, target_begin, first_same});
 }
 
 // The derivatives of a choice sum to 0. The answer's is minus the sum of the others' rather than its probability less
@@ -173,9 +190,52 @@ class NeighborLoss::Pass {
       : members_(std::move(members)),
         with_gradient_(members_.front().evaluation->want_gradient),
         head_layers_(model.head_layers()),
+        experts_(model.config().experts),
         backend_(model.backend()),
         rows_(model, RowsOf(members_), with_gradient_) {
     for (const Member& member : members_) heads_.push_back(member.loss->head_.get());
+  }
+
+  // Of all pieces.
+  int64_t cost() const { return rows_.cost() + rows_.rows() * head_layers_; }
+
+  // All pieces at once, as one piece of the device's work; false where the backend has no such passes, or the pass is too
+  // large, and nothing ran.
+  bool RunWhole() {
+    WholePasses* const passes = backend_.whole_passes();
+    if (passes == nullptr || rows_.rows() > kWholeRowsMax) return false;
+    WholePasses::Pass pass;
+    pass.form.push_back(with_gradient_ ? 1 : 0);
+    std::vector<const TargetLoss*> losses;
+    for (const Member& member : members_) {
+      const RoutingOverride& routing = member.evaluation->routing;
+      pass.objectives.push_back(member.loss->identity_);
+      pass.form.push_back(static_cast<int64_t>(routing.kind));
+      pass.form.push_back(static_cast<int64_t>(routing.layers.size()));
+      pass.form.insert(pass.form.end(), routing.layers.begin(), routing.layers.end());
+      pass.values.push_back(routing.values.weights);
+      pass.targets += static_cast<int64_t>(member.loss->targets_.size());
+      losses.push_back(member.loss->device_loss_.get());
+    }
+    pass.sums = with_gradient_ ? rows_.sum_rows() : 0;
+    const auto enqueue = [&](const WholePasses::Results& results) {
+      while (!rows_.ForwardLayer()) {
+      }
+      std::unique_ptr<Tape> tape;
+      const OwnedMatrix logprobs = backend_.TargetLogprobs(heads_, rows_.hidden(), with_gradient_ ? &tape : nullptr);
+      backend_.Copy(logprobs.view(), results.logprobs);
+      if (!with_gradient_) return;
+      const OwnedMatrix dlogprobs = passes->LossGradient(losses, logprobs);
+      rows_.BeginBackward(passes->TargetLogprobsBackward(heads_, *tape, dlogprobs), OwnedMatrix(results.sums, nullptr));
+      while (!rows_.BackwardLayer()) {
+      }
+    };
+    std::vector<float> logprobs(static_cast<size_t>(pass.targets));
+    std::vector<float> sums(static_cast<size_t>(pass.sums * experts_));
+    passes->RunPass(pass, enqueue, absl::MakeSpan(logprobs), absl::MakeSpan(sums));
+    TakeLosses(logprobs);
+    Deliver(with_gradient_ ? rows_.GradientsOf(sums) : std::vector<Pathway>(members_.size()));
+    return true;
   }
 
   // One piece; true when all results are there.
@@ -188,7 +248,7 @@ class NeighborLoss::Pass {
         return RunHead();
       case Piece::kDown:
         if (!rows_.BackwardLayer()) return false;
-        Deliver();
+        Deliver(rows_.gradients());
         return true;
     }
     return true;
@@ -208,9 +268,22 @@ class NeighborLoss::Pass {
   bool RunHead() {
     std::unique_ptr<Tape> tape;
     const OwnedMatrix targets = backend_.TargetLogprobs(heads_, rows_.hidden(), with_gradient_ ? &tape : nullptr);
-    std::vector<float> logprobs(static_cast<size_t>(targets.view().columns)), dlogprobs;
+    std::vector<float> logprobs(static_cast<size_t>(targets.view().columns));
     backend_.Read(targets.view(), absl::MakeSpan(logprobs));
     head_spent_ = rows_.rows() * head_layers_;
+    const std::vector<float> dlogprobs = TakeLosses(logprobs);
+    if (with_gradient_) {
+      rows_.BeginBackward(backend_.TargetLogprobsBackward(heads_, *tape, dlogprobs));
+      next_ = Piece::kDown;
+      return false;
+    }
+    Deliver(std::vector<Pathway>(members_.size()));
+    return true;
+  }
+
+  // Of each member; returns dJ/dlogp of all targets.
+  std::vector<float> TakeLosses(const std::vector<float>& logprobs) {
+    std::vector<float> dlogprobs;
     auto next = logprobs.begin();
     for (const Member& member : members_) {
       const auto end = next + static_cast<int64_t>(member.loss->targets_.size());
@@ -219,18 +292,10 @@ class NeighborLoss::Pass {
       dlogprobs.insert(dlogprobs.end(), derivatives.begin(), derivatives.end());
       next = end;
     }
-    if (with_gradient_) {
-      rows_.BeginBackward(backend_.TargetLogprobsBackward(heads_, *tape, dlogprobs));
-      next_ = Piece::kDown;
-      return false;
-    }
-    Deliver();
-    return true;
+    return dlogprobs;
   }
 
-  void Deliver() {
-    std::vector<Pathway> gradients(members_.size());
-    if (with_gradient_) gradients = rows_.gradients();
+  void Deliver(std::vector<Pathway> gradients) {
     for (size_t i = 0; i < members_.size(); ++i) {
       if (std::isfinite(losses_[i])) {
         *members_[i].result = LossAndGradient{losses_[i], std::move(gradients[i])};
@@ -243,6 +308,7 @@ class NeighborLoss::Pass {
   const std::vector<Member> members_;
   const bool with_gradient_;
   const int64_t head_layers_;
+  const int64_t experts_;
   Backend& backend_;
   NeighborPass rows_;
   std::vector<const TargetTokens*> heads_;
@@ -281,7 +347,15 @@ class NeighborLoss::Run final : public EvaluationRun {
     const int64_t start = spent_;
     while (!passes_.empty() && spent_ - start < row_layers) {
       try {
-        if (!current_) current_ = std::make_unique<Pass>(model_, passes_.front());
+        if (!current_) {
+          current_ = std::make_unique<Pass>(model_, passes_.front());
+          const int64_t cost = current_->cost();
+          if (cost <= row_layers - (spent_ - start) && current_->RunWhole()) {
+            spent_ += cost;
+            Next();
+            continue;
+          }
+        }
         const int64_t before = current_->spent();
         const bool done = current_->Advance();
         spent_ += current_->spent() - before;

@@ -6,6 +6,7 @@
 
 #include "absl/types/span.h"
 #include "server/compute/backend.h"
+#include "server/compute/whole_passes.h"
 #include "server/model/moe_model.h"
 #include "server/model/neighbor_rows.h"
 
@@ -25,7 +26,8 @@ class NeighborLoss final : public NeighborhoodObjective {
   static absl::StatusOr<std::unique_ptr<NeighborLoss>> Create(const MoeModel& model, const ObjectiveSpec& spec);
 
   // See ModelRunner. Those that want a gradient are one pass, those that do not are another, which has no way back;
-  // objectives that are not NeighborLosses of `model` run alone.
+  // objectives that are not NeighborLosses of `model` run alone. Where the backend runs passes as one piece of work
+  // (WholePasses), and Advance may spend what one costs, it does; the numbers are those of the pieces.
   static std::unique_ptr<EvaluationRun> NewRun(const MoeModel& model, std::vector<Evaluation> evaluations);
 
   absl::StatusOr<double> Evaluate(const RoutingOverride& routing, Pathway* gradient) override;
@@ -44,6 +46,7 @@ class NeighborLoss final : public NeighborhoodObjective {
   NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec);
 
   void ChooseTargets(const ObjectiveSpec& spec);
+  void PlaceLoss();
   absl::Status Check(const RoutingOverride& routing) const;
   // From log-probabilities of the targets: J, and dJ/dlogp of each. What several continuations share stands at the
   // first of their targets, and is 0 where it cancels.
@@ -54,8 +57,11 @@ class NeighborLoss final : public NeighborhoodObjective {
 
   const MoeModel& model_;
   const SurrogateLoss loss_;
+  // Stands for all that an evaluation reads and does not change, for backends that remember passes.
+  const std::shared_ptr<const void> identity_ = std::make_shared<char>();
   NeighborRows rows_;
   std::shared_ptr<const TargetTokens> head_;
+  std::shared_ptr<const TargetLoss> device_loss_;  // null where the backend runs no whole passes
   int64_t correct_choices_ = -1;
   std::vector<double> case_weights_;  // normalized kernel weights
   std::vector<int> case_gold_;

@@ -67,10 +67,15 @@ bool NeighborPass::ForwardLayer() {
 }
 
 void NeighborPass::BeginBackward(OwnedMatrix dhidden) {
-  dhidden_ = std::move(dhidden);
   const int64_t experts = model_.config().experts;
-  sums_ = backend_.Allocate(ElementType::kFloat32, first_sum_.back(), experts);
-  backend_.Write(std::vector<float>(static_cast<size_t>(first_sum_.back() * experts)), sums_.view());
+  const OwnedMatrix sums = backend_.Allocate(ElementType::kFloat32, sum_rows(), experts);
+  backend_.Write(std::vector<float>(static_cast<size_t>(sum_rows() * experts)), sums.view());
+  BeginBackward(std::move(dhidden), sums);
+}
+
+void NeighborPass::BeginBackward(OwnedMatrix dhidden, OwnedMatrix sums) {
+  dhidden_ = std::move(dhidden);
+  sums_ = std::move(sums);
   layer_ = model_.config().layers - 1;
   moe_layer_ = model_.shape().moe_layers - 1;
 }
@@ -95,17 +100,27 @@ bool NeighborPass::BackwardLayer() {
 }
 
 std::vector<Pathway> NeighborPass::gradients() const {
-  const auto experts = static_cast<size_t>(model_.config().experts);
-  std::vector<float> sums(static_cast<size_t>(first_sum_.back()) * experts);
+  std::vector<float> sums(static_cast<size_t>(sum_rows() * model_.config().experts));
   backend_.Read(sums_.view(), absl::MakeSpan(sums));
+  return GradientsOf(sums);
+}
+
+std::vector<Pathway> NeighborPass::GradientsOf(absl::Span<const float> sums) const {
+  const int64_t experts = model_.config().experts;
   std::vector<Pathway> gradients;
   for (size_t i = 0; i < members_.size(); ++i) {
     const Pathway& values = members_[i].routing->values;
     Pathway& gradient = gradients.emplace_back(values.layers, values.experts);
-    std::copy(sums.begin() + first_sum_[i] * static_cast<int64_t>(experts),
-              sums.begin() + first_sum_[i + 1] * static_cast<int64_t>(experts), gradient.weights.begin());
+    std::copy(sums.begin() + first_sum_[i] * experts, sums.begin() + first_sum_[i + 1] * experts,
+              gradient.weights.begin());
   }
   return gradients;
+}
+
+int64_t NeighborPass::cost() const {
+  int64_t up = 0;
+  for (const Member& member : members_) up += member.rows->rows() * (model_.config().layers - member.rows->entry());
+  return with_gradient_ ? 3 * up : up;
 }
 
 }  // namespace c3po

@@ -39,12 +39,18 @@ class NeighborPass {
   const OwnedMatrix& hidden() const { return hidden_; }
   // After that, on the way down from dJ/dhidden, likewise; then gradients() are each member's dJ/d(routing.values).
   void BeginBackward(OwnedMatrix dhidden);
+  // The same where `sums`, float32 [sum_rows(), E] of zeros, receives the rows of all gradients.
+  void BeginBackward(OwnedMatrix dhidden, OwnedMatrix sums);
   bool BackwardLayer();
   std::vector<Pathway> gradients() const;
+  // From the sums, on the host.
+  std::vector<Pathway> GradientsOf(absl::Span<const float> sums) const;
 
-  // Of the layers that have run, in row-layers (server/types/piecewise_work.h).
+  // Of the layers that have run, in row-layers (server/types/piecewise_work.h); and of all.
   int64_t spent() const { return spent_; }
+  int64_t cost() const;
   int64_t rows() const { return first_row_.back(); }
+  int64_t sum_rows() const { return first_sum_.back(); }
 
  private:
   // One layer's tapes, of the members that joined below it.

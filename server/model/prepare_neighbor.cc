@@ -64,7 +64,7 @@ class Preparation final : public NeighborPreparation {
     state_->tree = AnswerTree::Build(prompt.subspan(prompt.size() - moved), neighbor.continuations);
     state_->states = backend_.NewReferenceStates(entry_, prefix_, state_->tree.rows(),
                                                  [&cache](int64_t bytes) { return cache.Drop(bytes); });
-    rows_ = backend_.NewPreparationRows(state_->shape());
+    rows_ = backend_.NewPreparationRows({state_->shape()});
     std::vector<int64_t> tokens(prompt.begin(), prompt.begin() + prefix_);
     tokens.insert(tokens.end(), state_->tree.tokens.begin(), state_->tree.tokens.end());
     hidden_ = backend_.AllocateHidden(static_cast<int64_t>(tokens.size()));
@@ -108,7 +108,8 @@ class Preparation final : public NeighborPreparation {
     if (layer_ == entry_ && prefix_ == 0) return true;
     const bool is_last = layer_ + 1 == model_.config().layers;
     const bool keeps = layer_ >= entry_;
-    backend_.PreparationAttention(layer_, *rows_, keeps ? state_->states.get() : nullptr, keeps && is_last,
+    ReferenceStates* const states[] = {state_->states.get()};
+    backend_.PreparationAttention(layer_, *rows_, absl::MakeConstSpan(states).first(keeps ? 1 : 0), keeps && is_last,
                                   hidden_.view());
     if (keeps && is_last) return true;
     backend_.PreparationFeedForward(layer_, hidden_.view());

@@ -67,6 +67,7 @@ Error LaunchTokenLogits(const TokenLogitsArgs& args, Stream) { return Kernels().
 Error LaunchLogitGradient(const LogitGradientArgs& args, Stream) {
   return Kernels().logit_gradient(args, TestedStream());
 }
+Error LaunchTargetLoss(const TargetLossArgs& args, Stream) { return Kernels().target_loss(args, TestedStream()); }
 bool ProductNeedsPlanes(const ProductArgs& args) { return Kernels().product_needs_planes(args); }
 
 }  // namespace c3po::cuda

@@ -19,12 +19,14 @@
 namespace c3po::aten {
 namespace {
 
-struct PromptAndTree final : PreparationRows {
-  explicit PromptAndTree(PaddedTrees trees) : tree(std::move(trees)) {}
-
-  PaddedTrees tree;
-  int64_t prefix = 0;
-  RopeTensors rope;  // of all rows
+struct PromptsAndTrees final : PreparationRows {
+  struct Neighbor {
+    PaddedTrees tree;
+    int64_t prefix;
+  };
+  std::vector<Neighbor> neighbors;
+  int64_t prompt_rows = 0, tree_rows = 0;
+  RopeTensors rope;  // of the prompts' rows, then of the trees'
 };
 
 // Trees that attend in one product, and where the prompts before them lie.
@@ -164,41 +166,60 @@ void AtenBackend::LoadTree(const ReferenceStates& states, Matrix hidden) {
   own.LoadTree(TensorOf(hidden, device()));
 }
 
-std::unique_ptr<PreparationRows> AtenBackend::NewPreparationRows(const TreeShape& tree) {
+std::unique_ptr<PreparationRows> AtenBackend::NewPreparationRows(absl::Span<const TreeShape> trees) {
   const c10::InferenceMode inference;
-  auto rows = std::make_unique<PromptAndTree>(PaddedTrees({&tree, 1}, config_, options_));
-  rows->prefix = tree.prefix;
-  std::vector<int64_t> positions(static_cast<size_t>(tree.prefix));
-  std::iota(positions.begin(), positions.end(), int64_t{0});
-  for (int depth : tree.depths) positions.push_back(tree.prefix + depth);
+  auto rows = std::make_unique<PromptsAndTrees>();
+  std::vector<int64_t> positions;
+  for (const TreeShape& tree : trees) {
+    rows->neighbors.push_back({PaddedTrees({&tree, 1}, config_, options_), tree.prefix});
+    rows->prompt_rows += tree.prefix;
+    rows->tree_rows += tree.rows();
+    for (int64_t p = 0; p < tree.prefix; ++p) positions.push_back(p);
+  }
+  for (const TreeShape& tree : trees) {
+    for (int depth : tree.depths) positions.push_back(tree.prefix + depth);
+  }
   rows->rope = RopeAt(positions);
   return rows;
 }
 
-void AtenBackend::PreparationAttention(int l, const PreparationRows& rows, ReferenceStates* states, bool states_only,
-                                       Matrix hidden) {
+// Products take all rows; each neighbor attends by itself.
+void AtenBackend::PreparationAttention(int l, const PreparationRows& rows, absl::Span<ReferenceStates* const> states,
+                                       bool states_only, Matrix hidden) {
   const c10::InferenceMode inference;
-  const auto& all = static_cast<const PromptAndTree&>(rows);
+  const auto& all = static_cast<const PromptsAndTrees&>(rows);
   const LayerWeights& weights = layer(l);
   const at::Tensor x = TensorOf(hidden, device());
-  const int64_t count = x.size(0), prefix = all.prefix, of_tree = count - prefix;
-  TORCH_CHECK(of_tree == 0 || of_tree == all.tree.rows(), "these are not the prompt's rows, nor the tree's with them");
+  const int64_t count = x.size(0), of_trees = count - all.prompt_rows;
+  TORCH_CHECK(of_trees == 0 || of_trees == all.tree_rows, "these are not the prompts' rows, nor the trees' with them");
+  TORCH_CHECK(states.empty() || states.size() == all.neighbors.size(), "these are not the states of all prompts");
   const RopeTensors rope = {all.rope.cos.narrow(0, 0, count), all.rope.sin.narrow(0, 0, count)};
   const Projections own =
       ProjectAttention(RmsNorm(x, weights.attention_norm, config_.rms_norm_eps), weights, config_, rope);
-  if (states) {
-    auto& kept = static_cast<AtenReferenceStates&>(*states);
-    TORCH_CHECK(kept.positions() == prefix, "a reference's states have another length");
-    kept.Store(l, own.k.narrow(0, 0, prefix), own.v.narrow(0, 0, prefix));
+  std::vector<at::Tensor> of_prompts, contexts;
+  int64_t row = 0, tree_row = all.prompt_rows;
+  for (size_t i = 0; i < all.neighbors.size(); ++i) {
+    const PromptsAndTrees::Neighbor& neighbor = all.neighbors[i];
+    const int64_t prefix = neighbor.prefix;
+    const at::Tensor k = own.k.narrow(0, row, prefix), v = own.v.narrow(0, row, prefix);
+    if (!states.empty()) {
+      auto& kept = static_cast<AtenReferenceStates&>(*states[i]);
+      TORCH_CHECK(kept.positions() == prefix, "a reference's states have another length");
+      kept.Store(l, k, v);
+    }
+    if (!states_only) {
+      const at::Tensor keys = k.transpose(0, 1).contiguous(), values = v.transpose(0, 1).contiguous();
+      if (prefix > 0) of_prompts.push_back(CausalAttention(own.q.narrow(0, row, prefix), keys, values, 0, config_));
+      if (of_trees > 0) {
+        const int64_t moving = neighbor.tree.rows();
+        contexts.push_back(neighbor.tree.Forward(own.Rows(tree_row, moving), keys.unsqueeze(0), values.unsqueeze(0)));
+        tree_row += moving;
+      }
+    }
+    row += prefix;
   }
   if (states_only) return;
-  const at::Tensor keys = own.k.narrow(0, 0, prefix).transpose(0, 1).contiguous();
-  const at::Tensor values = own.v.narrow(0, 0, prefix).transpose(0, 1).contiguous();
-  std::vector<at::Tensor> contexts;
-  if (prefix > 0) contexts.push_back(CausalAttention(own.q.narrow(0, 0, prefix), keys, values, 0, config_));
-  if (of_tree > 0) {
-    contexts.push_back(all.tree.Forward(own.Rows(prefix, of_tree), keys.unsqueeze(0), values.unsqueeze(0)));
-  }
+  contexts.insert(contexts.begin(), of_prompts.begin(), of_prompts.end());
   AddBlockInPlace(x, Project(Join(contexts), weights.output, weights.output_bias), config_);
 }
 

@@ -34,9 +34,13 @@ void AppendTree(const TreeShape& shape, TreeRows& packed) {
 }
 
 struct CpuPreparationRows final : public PreparationRows {
-  TreeRows tree;
-  int64_t prefix = 0;
-  std::vector<float> cos, sin;  // of the prompt's rows, then of the tree's
+  struct Neighbor {
+    TreeRows tree;
+    int64_t prefix = 0;
+  };
+  std::vector<Neighbor> neighbors;
+  int64_t prompt_rows = 0, tree_rows = 0;
+  std::vector<float> cos, sin;  // of the prompts' rows, then of the trees'
 };
 
 struct CpuPackedTrees final : public PackedTrees {
@@ -144,52 +148,73 @@ void CpuBackend::LoadTree(const ReferenceStates& states, Matrix hidden) {
   own.LoadTree(FloatsOf(hidden));
 }
 
-std::unique_ptr<PreparationRows> CpuBackend::NewPreparationRows(const TreeShape& tree) {
+std::unique_ptr<PreparationRows> CpuBackend::NewPreparationRows(absl::Span<const TreeShape> trees) {
   auto rows = std::make_unique<CpuPreparationRows>();
-  rows->prefix = tree.prefix;
-  AppendTree(tree, rows->tree);
-  for (int64_t p = 0; p < tree.prefix; ++p) AppendRotation(rope_, p, rows->cos, rows->sin);
-  for (const int depth : tree.depths) AppendRotation(rope_, tree.prefix + depth, rows->cos, rows->sin);
+  for (const TreeShape& tree : trees) {
+    CpuPreparationRows::Neighbor& neighbor = rows->neighbors.emplace_back();
+    neighbor.prefix = tree.prefix;
+    AppendTree(tree, neighbor.tree);
+    rows->prompt_rows += tree.prefix;
+    rows->tree_rows += tree.rows();
+    for (int64_t p = 0; p < tree.prefix; ++p) AppendRotation(rope_, p, rows->cos, rows->sin);
+  }
+  for (const TreeShape& tree : trees) {
+    for (const int depth : tree.depths) AppendRotation(rope_, tree.prefix + depth, rows->cos, rows->sin);
+  }
   return rows;
 }
 
-void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation, ReferenceStates* states,
-                                      bool states_only, Matrix hidden) {
+// Products take all rows; each neighbor attends by itself.
+void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation,
+                                      absl::Span<ReferenceStates* const> states, bool states_only, Matrix hidden) {
   const auto& plan = static_cast<const CpuPreparationRows&>(preparation);
   const LayerViews& views = layer(l);
-  const int64_t rows = hidden.rows, d = config_.hidden_size, prefix = plan.prefix;
+  const int64_t rows = hidden.rows, d = config_.hidden_size;
   const HeadShape shape = heads();
-  const int64_t kv = shape.kv_heads;
-  Check(rows == prefix || rows == prefix + plan.tree.rows(),
-        "these are not the prompt's rows, nor the tree's with them");
+  const int64_t q_width = shape.heads * shape.head_dim, kv = shape.kv_heads;
+  const int64_t k_width = kv * shape.head_dim, v_width = kv * shape.value_dim;
+  Check(rows == plan.prompt_rows || rows == plan.prompt_rows + plan.tree_rows,
+        "these are not the prompts' rows, nor the trees' with them");
+  Check(states.empty() || states.size() == plan.neighbors.size(), "these are not the states of all prompts");
   const Arena::Scope scope(arena_);
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden), views.attention_norm, rows, normed);
   const HeadRows own = ProjectHeads(config_, views, normed, rows, {plan.cos.data(), plan.sin.data()}, arena_, arena_);
-  if (states) {
-    auto& kept = static_cast<CpuReferenceStates&>(*states);
-    Check(kept.positions() == prefix, "a reference's states have another length");
-    kept.Store(l, own.k, own.v);
+  float* const context = states_only ? nullptr : arena_.Floats(rows * context_width());
+  int64_t row = 0, tree_row = plan.prompt_rows;
+  for (size_t i = 0; i < plan.neighbors.size(); ++i) {
+    const CpuPreparationRows::Neighbor& neighbor = plan.neighbors[i];
+    const int64_t prefix = neighbor.prefix;
+    const float* const q = own.q + row * q_width;
+    const float* const k = own.k + row * k_width;
+    const float* const v = own.v + row * v_width;
+    if (!states.empty()) {
+      auto& kept = static_cast<CpuReferenceStates&>(*states[i]);
+      Check(kept.positions() == prefix, "a reference's states have another length");
+      kept.Store(l, k, v);
+    }
+    if (!states_only) {
+      // One block for all that attend to it now.
+      const Arena::Scope of_neighbor(arena_);
+      float* const keys = arena_.Floats(prefix * (k_width + v_width));
+      float* const values = keys + prefix * k_width;
+      const KvRun whole{0, prefix};
+      const SequenceRuns prompt{0, prefix, 0, {&whole, 1}};
+      const absl::Span<const SequenceRuns> prompts(&prompt, prefix > 0 ? 1 : 0);
+      StoreKeysAndValues(shape, prompts, k, v, keys, values, prefix);
+      CausalAttention(shape, prompts, q, keys, values, prefix, context + row * context_width());
+      if (rows > plan.prompt_rows) {
+        float* const probabilities = arena_.Floats(neighbor.tree.columns() * shape.heads);
+        const float* const block = keys;
+        TreeAttentionForward(shape, neighbor.tree, own.q + tree_row * q_width, own.k + tree_row * k_width,
+                             own.v + tree_row * v_width, {std::max<int64_t>(prefix, 1), {&block}}, probabilities,
+                             context + tree_row * context_width());
+        tree_row += neighbor.tree.rows();
+      }
+    }
+    row += prefix;
   }
-  if (states_only) return;
-  // One block for all that attend to it now.
-  float* const keys = arena_.Floats(kv * prefix * (shape.head_dim + shape.value_dim));
-  float* const values = keys + kv * prefix * shape.head_dim;
-  const KvRun whole{0, prefix};
-  const SequenceRuns prompt{0, prefix, 0, {&whole, 1}};
-  const absl::Span<const SequenceRuns> prompts(&prompt, prefix > 0 ? 1 : 0);
-  StoreKeysAndValues(shape, prompts, own.k, own.v, keys, values, prefix);
-  float* const context = arena_.Floats(rows * context_width());
-  CausalAttention(shape, prompts, own.q, keys, values, prefix, context);
-  if (rows > prefix) {
-    const Arena::Scope of_tree(arena_);
-    float* const probabilities = arena_.Floats(plan.tree.columns() * shape.heads);
-    const float* const block = keys;
-    TreeAttentionForward(shape, plan.tree, own.q + prefix * shape.heads * shape.head_dim,
-                         own.k + prefix * kv * shape.head_dim, own.v + prefix * kv * shape.value_dim,
-                         {std::max<int64_t>(prefix, 1), {&block}}, probabilities, context + prefix * context_width());
-  }
-  AddOutput(views, FloatsOf(hidden), context, rows, FloatsOf(hidden));
+  if (!states_only) AddOutput(views, FloatsOf(hidden), context, rows, FloatsOf(hidden));
 }
 
 std::unique_ptr<PackedTrees> CpuBackend::PackTrees(absl::Span<const TreeCase> cases) {

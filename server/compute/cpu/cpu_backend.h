@@ -63,9 +63,9 @@ class CpuBackend final : public Backend {
   void StoreTree(const Matrix& hidden, ReferenceStates& states) override;
   void LoadTree(const ReferenceStates& states, Matrix hidden) override;
   void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
-  std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) override;
-  void PreparationAttention(int layer, const PreparationRows& rows, ReferenceStates* states, bool states_only,
-                            Matrix hidden) override;
+  std::unique_ptr<PreparationRows> NewPreparationRows(absl::Span<const TreeShape> trees) override;
+  void PreparationAttention(int layer, const PreparationRows& rows, absl::Span<ReferenceStates* const> states,
+                            bool states_only, Matrix hidden) override;
   void PreparationFeedForward(int layer, Matrix hidden) override;
 
   std::unique_ptr<PackedTrees> PackTrees(absl::Span<const TreeCase> cases) override;

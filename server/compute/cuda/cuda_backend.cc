@@ -7,8 +7,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
-
 namespace c3po::cuda {
 namespace {
 
@@ -56,7 +54,9 @@ CudaBackend::CudaBackend(ModelConfig config, const ModelWeights& weights, Elemen
       sin_(Uploaded(rope.sin.get(), rope.positions * rope.half, *memory_, copies_)),
       arena_(memory_),
       state_block_(config_, kv_element_bytes()),
-      plan_(config_, memory_) {
+      plan_(config_, memory_),
+      pass_arena_(memory_),
+      recorded_passes_(runtime_) {
   LimitReferenceStates(0);
 }
 
@@ -67,7 +67,9 @@ CudaBackend::~CudaBackend() {
 
 OwnedMatrix CudaBackend::Allocate(ElementType type, int64_t rows, int64_t columns) {
   CheckRows(type == ElementType::kFloat32, "the GPU's rows are float32");
-  std::shared_ptr<void> data = memory_->Take(rows * columns * BytesOf(type));
+  const int64_t bytes = rows * columns * BytesOf(type);
+  if (pass_run_ != nullptr) return {{pass_arena_.Take(bytes), type, rows, columns, columns}, nullptr};
+  std::shared_ptr<void> data = memory_->Take(bytes);
   void* const first = data.get();
   return {{first, type, rows, columns, columns}, std::move(data)};
 }
@@ -148,6 +150,7 @@ void CudaBackend::ForgetRecorded() {
     if (recorded.graph != nullptr) static_cast<void>(runtime_.DeleteGraph(recorded.graph));
   }
   recorded_.clear();
+  recorded_passes_.DropGraphs();
 }
 
 void CudaBackend::RunStep(const StepShape& shape, absl::FunctionRef<void()> enqueue) {
@@ -166,16 +169,7 @@ void CudaBackend::RunStep(const StepShape& shape, absl::FunctionRef<void()> enqu
     recorded.seen = true;
     return enqueue();
   }
-  Check(runtime_.BeginRecording(stream()), "recording a step");
-  {
-    auto abandon = absl::MakeCleanup([this] {
-      Graph unused = nullptr;
-      if (runtime_.EndRecording(stream(), &unused) == nullptr) static_cast<void>(runtime_.DeleteGraph(unused));
-    });
-    enqueue();
-    std::move(abandon).Cancel();
-  }
-  Check(runtime_.EndRecording(stream(), &recorded.graph), "recording a step");
+  recorded.graph = Record(enqueue, "recording a step");
   Check(runtime_.Launch(stream(), recorded.graph), "launching a recorded step");
 }
 

@@ -17,12 +17,16 @@
 #include "server/compute/cuda/kernel_table.h"
 #include "server/compute/cuda/placed_step.h"
 #include "server/compute/cuda/readout.h"
+#include "server/compute/cuda/recorded_passes.h"
 #include "server/compute/cuda/reference_states.h"
 #include "server/compute/cuda/tree_attention.h"
 #include "server/compute/rope_table.h"
 #include "server/compute/step_buffers.h"
+#include "server/compute/whole_passes.h"
 
 namespace c3po::cuda {
+
+class DeviceArrays;
 
 // A GPU and the kernels that were compiled for it. Both live as long as the process.
 struct CudaDevice {
@@ -54,8 +58,10 @@ inline float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
 // cache is float32. Sums are float32. A row's result is bitwise the same whatever rows are beside it.
 //
 // Steps of one row a sequence are recorded per padded size and replayed: one copy in, one launch, and a wait where
-// something is read. Throws DeviceError once the GPU failed.
-class CudaBackend final : public Backend {
+// something is read. So is a pass over objectives: it runs block by block the first time, is recorded the second time,
+// and from then on is one copy of values in, one launch, one copy of results out, and one wait. Throws DeviceError once
+// the GPU failed.
+class CudaBackend final : public Backend, public WholePasses {
  public:
   CudaBackend(ModelConfig config, const ModelWeights& weights, ElementType type, const RopeTable& rope,
               const CudaDevice& device, const LoadProgress& progress = nullptr);
@@ -94,9 +100,9 @@ class CudaBackend final : public Backend {
   void StoreTree(const Matrix& hidden, ReferenceStates& states) override;
   void LoadTree(const ReferenceStates& states, Matrix hidden) override;
   void Embed(absl::Span<const int64_t> tokens, Matrix hidden) override;
-  std::unique_ptr<PreparationRows> NewPreparationRows(const TreeShape& tree) override;
-  void PreparationAttention(int layer, const PreparationRows& rows, ReferenceStates* states, bool states_only,
-                            Matrix hidden) override;
+  std::unique_ptr<PreparationRows> NewPreparationRows(absl::Span<const TreeShape> trees) override;
+  void PreparationAttention(int layer, const PreparationRows& rows, absl::Span<ReferenceStates* const> states,
+                            bool states_only, Matrix hidden) override;
   void PreparationFeedForward(int layer, Matrix hidden) override;
 
   std::unique_ptr<PackedTrees> PackTrees(absl::Span<const TreeCase> cases) override;
@@ -122,6 +128,14 @@ class CudaBackend final : public Backend {
   OwnedMatrix TargetLogprobsBackward(absl::Span<const TargetTokens* const> targets, const Tape& tape,
                                      absl::Span<const float> dlogprobs) override;
 
+  WholePasses* whole_passes() override { return this; }
+  std::shared_ptr<const TargetLoss> NewTargetLoss(const ContinuationLoss& loss) override;
+  OwnedMatrix LossGradient(absl::Span<const TargetLoss* const> losses, const OwnedMatrix& logprobs) override;
+  OwnedMatrix TargetLogprobsBackward(absl::Span<const TargetTokens* const> targets, const Tape& tape,
+                                     const OwnedMatrix& dlogprobs) override;
+  void RunPass(const Pass& pass, absl::FunctionRef<void(const Results&)> enqueue, absl::Span<float> logprobs,
+               absl::Span<float> sums) override;
+
  private:
   struct HeadRows;
   struct AttentionTape;
@@ -138,6 +152,7 @@ class CudaBackend final : public Backend {
   struct Remembered;
   struct RememberedTape;
   struct TargetsTape;
+  struct PassRun;
   struct Sum;
 
   const CudaLayer& layer(int l) const { return weights_.layers[static_cast<size_t>(l)]; }
@@ -146,6 +161,12 @@ class CudaBackend final : public Backend {
   int64_t context_width() const { return int64_t{config_.heads} * config_.value_dim; }
   int64_t kv_element_bytes() const { return planes() == 1 ? 2 : 4; }
 
+  TapeMemory NewTapeMemory();
+  // Enqueues the copy; of a pass that runs as a whole only where none that ran before has the same arrays.
+  std::shared_ptr<void> Place(const DeviceArrays& arrays);
+  const float* PlacedValues(absl::Span<const float> values) const;
+  char* PassBlock(int64_t bytes);
+  Graph Record(absl::FunctionRef<void()> enqueue, const char* what);
   ActivationPlanes NewPlanes(int64_t rows, int64_t columns);  // in the arena
   void EmbedRows(const int* tokens, int64_t rows, Matrix hidden);
   void Multiply(ProductArgs args);  // with planes of the arena where it needs some
@@ -165,7 +186,7 @@ class CudaBackend final : public Backend {
                              const TreePrefixBlocks& prefix, float* probabilities,
                              const ActivationPlanes& context) const;
   void AddOutput(const CudaLayer& weights, ProductArgs context, int64_t rows, const float* x, float* out);
-  void KeepStates(const KvLayer& from, int layer, const CudaReferenceStates& to);
+  void KeepStates(const KvLayer& from, int layer, absl::Span<ReferenceStates* const> to);
   KvLayer CacheOf(int layer) const;
   int64_t cache_layer_bytes(const KvCacheShape& cache, int64_t width) const;
   void HeadProduct(const PackedWeights& weights, const float* x, const int* row_index, int64_t rows, float* logits,
@@ -222,6 +243,13 @@ class CudaBackend final : public Backend {
   static constexpr size_t kRecordedMax = 64;
   void ForgetRecorded();
   std::map<StepKey, Recorded> recorded_;
+
+  // Passes over objectives, whose tapes and matrices lie in an arena of their own: those of the largest pass are kept.
+  StepArena pass_arena_;
+  std::shared_ptr<void> pass_block_;  // their values, and behind these their results
+  int64_t pass_block_bytes_ = 0;
+  RecordedPasses recorded_passes_;
+  PassRun* pass_run_ = nullptr;  // null: none is running
 };
 
 }  // namespace c3po::cuda

@@ -5,6 +5,7 @@
 
 #include "server/compute/cuda/cuda_backend.h"
 #include "server/compute/cuda/feed_forward_rows.h"
+#include "server/compute/cuda/tree_plan.h"
 
 namespace c3po::cuda {
 namespace {
@@ -15,7 +16,7 @@ constexpr int kListedRowsMax = 64;        // More rows are listed by expert once
 }  // namespace
 
 struct CudaBackend::FeedForwardTape final : public Tape {
-  explicit FeedForwardTape(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
+  explicit FeedForwardTape(TapeMemory of) : memory(std::move(of)) {}
   OwnedMatrix input;
   ObjectiveRouting routing;
   FeedForwardRows rows;
@@ -184,32 +185,42 @@ void CudaBackend::PreparationFeedForward(int l, Matrix hidden) {
           FloatsOf(hidden));
 }
 
-// One copy: the values, what each row is told, and where its gradient goes.
+// One copy: the values, what each row is told, and where its gradient goes. The values of a pass that runs as a whole are
+// there already.
 CudaBackend::ObjectiveRouting CudaBackend::PlaceRouting(absl::Span<const RoutingRows> routing, int64_t rows) {
   ObjectiveRouting placed;
   if (routing.empty()) return placed;
-  const int64_t experts = config_.experts, count = static_cast<int64_t>(routing.size());
-  const int64_t overrides_at = (count * experts * 4 + 15) / 16 * 16;
-  const int64_t sums_at = overrides_at + rows * static_cast<int64_t>(sizeof(RowOverride));
-  const int64_t bytes = sums_at + count * static_cast<int64_t>(sizeof(RoutingSum));
-  placed.memory = memory_->Take(bytes);
-  char* const device = static_cast<char*>(placed.memory.get());
-  char* const host = static_cast<char*>(copies_.Prepare(bytes));
-  auto* const overrides = reinterpret_cast<RowOverride*>(host + overrides_at);
-  auto* const sums = reinterpret_cast<RoutingSum*>(host + sums_at);
-  std::fill_n(overrides, rows, RowOverride{});
-  for (int64_t i = 0; i < count; ++i) {
-    const RoutingRows& one = routing[static_cast<size_t>(i)];
-    const int replaces = one.kind == RoutingOverride::Kind::kWeights ? 1 : 0;
-    std::copy(one.values.begin(), one.values.end(), reinterpret_cast<float*>(host) + i * experts);
-    const RowOverride row{reinterpret_cast<const float*>(device) + i * experts, replaces};
-    std::fill_n(overrides + one.begin, one.end - one.begin, row);
-    sums[i] = {static_cast<int32_t>(one.begin), static_cast<int32_t>(one.end), replaces, static_cast<int32_t>(one.sum)};
+  DeviceArrays arrays;
+  std::vector<const float*> values;  // where they lie
+  if (pass_run_ != nullptr) {
+    for (const RoutingRows& one : routing) values.push_back(PlacedValues(one.values));
+  } else {
+    std::vector<float> all;
+    for (const RoutingRows& one : routing) all.insert(all.end(), one.values.begin(), one.values.end());
+    const int64_t at = arrays.Add(all);
+    const auto count = static_cast<int64_t>(routing.size());
+    placed.memory = memory_->Take(static_cast<int64_t>(arrays.bytes().size()) + rows * int64_t{sizeof(RowOverride)} +
+                                  count * int64_t{sizeof(RoutingSum)} + 32);  // Both are padded.
+    for (int64_t i = 0; i < count; ++i) values.push_back(At<float>(placed.memory, at) + i * config_.experts);
   }
-  copies_.Send(device, bytes);
-  placed.overrides = reinterpret_cast<const RowOverride*>(device + overrides_at);
-  placed.sums = reinterpret_cast<const RoutingSum*>(device + sums_at);
-  placed.sum_count = static_cast<int>(count);
+  std::vector<RowOverride> overrides(static_cast<size_t>(rows));
+  std::vector<RoutingSum> sums;
+  for (size_t i = 0; i < routing.size(); ++i) {
+    const RoutingRows& one = routing[i];
+    const int replaces = one.kind == RoutingOverride::Kind::kWeights ? 1 : 0;
+    std::fill(overrides.begin() + one.begin, overrides.begin() + one.end, RowOverride{values[i], replaces});
+    sums.push_back(
+        {static_cast<int32_t>(one.begin), static_cast<int32_t>(one.end), replaces, static_cast<int32_t>(one.sum)});
+  }
+  const int64_t overrides_at = arrays.Add(overrides), sums_at = arrays.Add(sums);
+  if (pass_run_ != nullptr) {
+    placed.memory = Place(arrays);
+  } else {
+    copies_.Upload(arrays.bytes().data(), static_cast<int64_t>(arrays.bytes().size()), placed.memory.get());
+  }
+  placed.overrides = At<RowOverride>(placed.memory, overrides_at);
+  placed.sums = At<RoutingSum>(placed.memory, sums_at);
+  placed.sum_count = static_cast<int>(sums.size());
   return placed;
 }
 
@@ -218,11 +229,11 @@ OwnedMatrix CudaBackend::FeedForward(int l, absl::Span<const RoutingRows> routin
   const CudaLayer& weights = layer(l);
   const int64_t rows = hidden.rows();
   if (rows == 0) {
-    if (tape_out) *tape_out = std::make_unique<FeedForwardTape>(memory_);
+    if (tape_out) *tape_out = std::make_unique<FeedForwardTape>(NewTapeMemory());
     return AllocateHidden(0);
   }
   const StepArena::Scope scope(arena_);
-  auto tape = std::make_unique<FeedForwardTape>(memory_);
+  auto tape = std::make_unique<FeedForwardTape>(NewTapeMemory());
   RowMemory& memory = tape_out ? static_cast<RowMemory&>(tape->memory) : arena_;
   tape->routing = PlaceRouting(routing, rows);
   float* const probabilities = tape_out && weights.moe() ? memory.Floats(rows * config_.experts) : nullptr;

@@ -8,7 +8,7 @@
 namespace c3po::cuda {
 
 struct CudaBackend::Remembered final : public RememberedExperts {
-  explicit Remembered(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
+  explicit Remembered(TapeMemory of) : memory(std::move(of)) {}
   int layer = 0;
   OwnedMatrix input;
   TapeMemory memory;
@@ -19,7 +19,7 @@ struct CudaBackend::Remembered final : public RememberedExperts {
 std::unique_ptr<RememberedExperts> CudaBackend::Remember(int l, const OwnedMatrix& hidden, int64_t bytes_max) {
   const CudaLayer& weights = layer(l);
   const int64_t rows = hidden.rows(), d = config_.hidden_size, experts = config_.experts;
-  auto result = std::make_unique<Remembered>(memory_);
+  auto result = std::make_unique<Remembered>(NewTapeMemory());
   result->layer = l;
   result->input = hidden;
   if (rows * experts * d * 4 > bytes_max) return result;
@@ -38,7 +38,7 @@ std::unique_ptr<RememberedExperts> CudaBackend::Remember(int l, const OwnedMatri
 }
 
 struct CudaBackend::RememberedTape final : public Tape {
-  explicit RememberedTape(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
+  explicit RememberedTape(TapeMemory of) : memory(std::move(of)) {}
   ObjectiveRouting routing;
   FeedForwardRows rows;
   TapeMemory memory;
@@ -50,7 +50,7 @@ OwnedMatrix CudaBackend::RunRemembered(RememberedExperts& remembered, absl::Span
   const CudaLayer& weights = layer(experts.layer);
   const int64_t rows = experts.input.rows(), d = config_.hidden_size;
   const float* const x = FloatsOf(experts.input.view());
-  auto tape = std::make_unique<RememberedTape>(memory_);
+  auto tape = std::make_unique<RememberedTape>(NewTapeMemory());
   const StepArena::Scope scope(arena_);
   RowMemory& memory = tape_out ? static_cast<RowMemory&>(tape->memory) : arena_;
   tape->routing = PlaceRouting(routing, rows);

@@ -21,19 +21,17 @@ struct CudaTargets final : public TargetRows {
 const CudaTargets& Of(const TargetTokens* targets) { return static_cast<const CudaTargets&>(*targets); }
 
 struct Product : TargetGroup {
-  // Its targets by row, of equals in the order they were named: which of all targets each is.
-  std::vector<int64_t> target_of;
-  // On the device.
+  // On the device. Its targets also by row, of equals in the order they were named: which of all targets each is.
   std::shared_ptr<void> arrays;
-  int64_t row_index_at = 0, tokens_at = 0, begin_at = 0, ids_at = 0;
+  int64_t row_index_at = 0, tokens_at = 0, begin_at = 0, ids_at = 0, index_at = 0;
   PackedWeights weights;
   float* logits = nullptr;         // [S, W]
   RowReadout* readouts = nullptr;  // [S]
 };
 
 // The rows of all that a product reads, and its targets by row.
-void PlaceProduct(absl::Span<const TargetTokens* const> targets, const TargetOffsets& first, DevicePool& memory,
-                  HostCopies& copies, Product& product) {
+void PlaceProduct(absl::Span<const TargetTokens* const> targets, const TargetOffsets& first,
+                  absl::FunctionRef<std::shared_ptr<void>(const DeviceArrays&)> place, Product& product) {
   struct Target {
     int64_t row, of;
     int32_t token;
@@ -52,9 +50,9 @@ void PlaceProduct(absl::Span<const TargetTokens* const> targets, const TargetOff
   std::vector<TokenOfRow> tokens;
   for (const Target& target : all) tokens.push_back({static_cast<int32_t>(target.row), target.token});
   std::stable_sort(all.begin(), all.end(), [](const Target& a, const Target& b) { return a.row < b.row; });
-  std::vector<int32_t> begin(row_index.size() + 1), ids;
+  std::vector<int32_t> begin(row_index.size() + 1), ids, index;
   for (const Target& target : all) {
-    product.target_of.push_back(target.of);
+    index.push_back(static_cast<int32_t>(target.of));
     ids.push_back(target.token);
     ++begin[static_cast<size_t>(target.row) + 1];
   }
@@ -64,13 +62,14 @@ void PlaceProduct(absl::Span<const TargetTokens* const> targets, const TargetOff
   product.tokens_at = arrays.Add(tokens);
   product.begin_at = arrays.Add(begin);
   product.ids_at = arrays.Add(ids);
-  product.arrays = arrays.Send(memory, copies);
+  product.index_at = arrays.Add(index);
+  product.arrays = place(arrays);
 }
 
 }  // namespace
 
 struct CudaBackend::TargetsTape final : public Tape {
-  explicit TargetsTape(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
+  explicit TargetsTape(TapeMemory of) : memory(std::move(of)) {}
   OwnedMatrix hidden;
   std::vector<Product> products;
   TapeMemory memory;
@@ -129,14 +128,14 @@ std::shared_ptr<const TargetTokens> CudaBackend::NewTargets(int64_t row_count, a
 OwnedMatrix CudaBackend::TargetLogprobs(absl::Span<const TargetTokens* const> targets, const OwnedMatrix& hidden,
                                         std::unique_ptr<Tape>* tape_out) {
   const StepArena::Scope scope(arena_);
-  auto tape = std::make_unique<TargetsTape>(memory_);
+  auto tape = std::make_unique<TargetsTape>(NewTapeMemory());
   RowMemory& memory = tape_out ? static_cast<RowMemory&>(tape->memory) : arena_;
   const TargetOffsets first(targets);
   OwnedMatrix out = Allocate(ElementType::kFloat32, 1, first.targets.back());
   tape->products = GroupByWeights<Product>(targets);
   for (Product& product : tape->products) {
     product.weights = Of(targets[product.heads.front()]).weights;
-    PlaceProduct(targets, first, *memory_, copies_, product);
+    PlaceProduct(targets, first, [this](const DeviceArrays& arrays) { return Place(arrays); }, product);
     product.logits = memory.Floats(product.rows * product.weights.rows);
     product.readouts = static_cast<RowReadout*>(memory.Take(product.rows * int64_t{sizeof(RowReadout)}));
     HeadProduct(product.weights, FloatsOf(hidden.view()), At<int>(product.arrays, product.row_index_at), product.rows,
@@ -168,6 +167,13 @@ OwnedMatrix CudaBackend::TargetLogprobs(absl::Span<const TargetTokens* const> ta
 
 OwnedMatrix CudaBackend::TargetLogprobsBackward(absl::Span<const TargetTokens* const> targets, const Tape& taped,
                                                 absl::Span<const float> dlogprobs) {
+  const OwnedMatrix placed = Allocate(ElementType::kFloat32, 1, static_cast<int64_t>(dlogprobs.size()));
+  Write(dlogprobs, placed.view());
+  return TargetLogprobsBackward(targets, taped, placed);
+}
+
+OwnedMatrix CudaBackend::TargetLogprobsBackward(absl::Span<const TargetTokens* const> targets, const Tape& taped,
+                                                const OwnedMatrix& dlogprobs) {
   const auto& tape = static_cast<const TargetsTape&>(taped);
   const int64_t d = config_.hidden_size, rows = tape.hidden.rows();
   const TargetOffsets first(targets);
@@ -175,11 +181,6 @@ OwnedMatrix CudaBackend::TargetLogprobsBackward(absl::Span<const TargetTokens* c
   float* const dnormed = arena_.Floats(rows * d);
   for (const Product& product : tape.products) {
     const StepArena::Scope of_product(arena_);
-    std::vector<float> by_row;
-    for (const int64_t target : product.target_of) by_row.push_back(dlogprobs[static_cast<size_t>(target)]);
-    DeviceArrays arrays;
-    const int64_t at = arrays.Add(by_row);
-    const std::shared_ptr<void> piece = arrays.Send(*memory_, copies_);
     LogitGradientArgs gradient;
     gradient.logits = product.logits;
     gradient.stride = product.weights.rows;
@@ -188,7 +189,8 @@ OwnedMatrix CudaBackend::TargetLogprobsBackward(absl::Span<const TargetTokens* c
     gradient.readouts = product.readouts;
     gradient.target_begin = At<int32_t>(product.arrays, product.begin_at);
     gradient.target_tokens = At<int32_t>(product.arrays, product.ids_at);
-    gradient.dlogprobs = At<float>(piece, at);
+    gradient.target_index = At<int32_t>(product.arrays, product.index_at);
+    gradient.dlogprobs = FloatsOf(dlogprobs.view());
     gradient.divisor = static_cast<float>(config_.logits_divisor);
     gradient.planes = planes();
     gradient.dlogits = NewPlanes(product.rows, product.weights.rows);

@@ -16,13 +16,14 @@ void CheckStates(bool right, const char* what) {
 
 int64_t BlocksOf(int64_t positions) { return StateBlocksOfLayer(positions); }
 
-// A prompt's beginning, whose keys and values lie in blocks of one layer, used anew by each; and the tree below it.
+// Prompts' beginnings, whose keys and values lie in blocks of one layer, used anew by each; and the trees below them.
 struct CudaPreparationRows final : public PreparationRows {
-  int64_t prefix = 0;
-  std::shared_ptr<void> keys, values;  // blocks as KvLayer has them
+  std::vector<int64_t> prefixes;       // of each prompt
+  int64_t prompt_rows = 0;             // of all
+  std::shared_ptr<void> keys, values;  // blocks as KvLayer has them, one prompt's after the other's
   std::shared_ptr<void> arrays;
-  const AttentionRow* rows = nullptr;  // of the prompt, then of the tree
-  const AttentionSequence* sequence = nullptr;
+  const AttentionRow* rows = nullptr;  // of the prompts, then of the trees
+  const AttentionSequence* sequences = nullptr;
   const int32_t* table = nullptr;
   const AttentionTile* tiles = nullptr;
   int tile_count = 0;
@@ -62,7 +63,7 @@ struct CudaBackend::HeadRows {
 };
 
 struct CudaBackend::AttentionTape final : public Tape {
-  explicit AttentionTape(std::shared_ptr<DevicePool> of) : memory(std::move(of)) {}
+  explicit AttentionTape(TapeMemory of) : memory(std::move(of)) {}
   OwnedMatrix input;
   HeadRows rows;
   std::vector<float*> probabilities;  // by PackedTrees
@@ -110,38 +111,50 @@ void CudaBackend::Embed(absl::Span<const int64_t> tokens, Matrix hidden) {
   EmbedRows(At<int>(piece, at), static_cast<int64_t>(tokens.size()), hidden);
 }
 
-std::unique_ptr<PreparationRows> CudaBackend::NewPreparationRows(const TreeShape& shape) {
+std::unique_ptr<PreparationRows> CudaBackend::NewPreparationRows(absl::Span<const TreeShape> trees) {
   auto rows = std::make_unique<CudaPreparationRows>();
-  const int64_t prefix = rows->prefix = shape.prefix, blocks = BlocksOf(prefix);
+  int64_t blocks = 0;
+  for (const TreeShape& shape : trees) {
+    rows->prefixes.push_back(shape.prefix);
+    rows->prompt_rows += shape.prefix;
+    blocks += BlocksOf(shape.prefix);
+  }
   rows->keys = memory_->Take(std::max<int64_t>(blocks, 1) * state_block_.key_bytes);
   rows->values = memory_->Take(std::max<int64_t>(blocks, 1) * state_block_.value_bytes);
-  PrefixBlocks where;
-  for (int64_t b = 0; b < blocks; ++b) {
-    where.keys.push_back(static_cast<char*>(rows->keys.get()) + b * state_block_.key_bytes);
-    where.values.push_back(static_cast<char*>(rows->values.get()) + b * state_block_.value_bytes);
-  }
-  rows->tree.Add(shape, {where});
-  rows->tree.Send(0, kStateBlockPositions, planes() == 1, *memory_, copies_);
 
   std::vector<AttentionRow> positions;
+  std::vector<AttentionSequence> sequences;
   std::vector<AttentionTile> tiles;
   std::vector<int32_t> table;
   const int per_tile = RowsPerTile(config_.heads, config_.kv_heads);
-  for (int64_t p = 0; p < prefix; ++p) positions.push_back({0, static_cast<int32_t>(p)});
-  for (const int depth : shape.depths) positions.push_back({0, static_cast<int32_t>(prefix + depth)});
-  for (int64_t p = 0; p < prefix; p += per_tile) {
-    tiles.push_back({static_cast<int32_t>(p), static_cast<int32_t>(std::min<int64_t>(per_tile, prefix - p))});
+  for (const TreeShape& shape : trees) {
+    const auto sequence = static_cast<int32_t>(sequences.size()), first = static_cast<int32_t>(positions.size());
+    const auto prefix = static_cast<int32_t>(shape.prefix), begin = static_cast<int32_t>(table.size());
+    sequences.push_back({0, begin, begin});
+    for (int32_t p = 0; p < prefix; ++p) positions.push_back({sequence, p});
+    for (int32_t p = 0; p < prefix; p += per_tile) tiles.push_back({first + p, std::min(per_tile, prefix - p)});
+    PrefixBlocks where;
+    for (int64_t b = 0; b < BlocksOf(shape.prefix); ++b) {
+      const auto block = static_cast<int32_t>(table.size());
+      table.push_back(block);
+      where.keys.push_back(static_cast<char*>(rows->keys.get()) + block * state_block_.key_bytes);
+      where.values.push_back(static_cast<char*>(rows->values.get()) + block * state_block_.value_bytes);
+    }
+    rows->tree.Add(shape, {where});
   }
-  for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(b));
+  for (const TreeShape& shape : trees) {
+    for (const int depth : shape.depths) positions.push_back({0, static_cast<int32_t>(shape.prefix + depth)});
+  }
+  rows->tree.Send(0, kStateBlockPositions, planes() == 1, *memory_, copies_);
   DeviceArrays arrays;
   const int64_t positions_at = arrays.Add(positions), tiles_at = arrays.Add(tiles), table_at = arrays.Add(table);
-  const int64_t sequence_at = arrays.Add(std::vector<AttentionSequence>(1));
+  const int64_t sequences_at = arrays.Add(sequences);
   rows->arrays = arrays.Send(*memory_, copies_);
   rows->rows = At<AttentionRow>(rows->arrays, positions_at);
   rows->tiles = At<AttentionTile>(rows->arrays, tiles_at);
   rows->tile_count = static_cast<int>(tiles.size());
   rows->table = At<int32_t>(rows->arrays, table_at);
-  rows->sequence = At<AttentionSequence>(rows->arrays, sequence_at);
+  rows->sequences = At<AttentionSequence>(rows->arrays, sequences_at);
   return rows;
 }
 
@@ -195,44 +208,50 @@ TreeAttentionArgs CudaBackend::TreeArgs(const HeadRows& heads, int64_t first, co
   return args;
 }
 
-// From a prompt's pass to what is kept of it, block by block.
-void CudaBackend::KeepStates(const KvLayer& from, int l, const CudaReferenceStates& to) {
-  const int64_t blocks = BlocksOf(to.positions());
-  if (blocks == 0) return;
+// From a pass over prompts to what is kept of them, block by block.
+void CudaBackend::KeepStates(const KvLayer& from, int l, absl::Span<ReferenceStates* const> to) {
   std::vector<BlockCopy> keys, values;
-  for (int64_t b = 0; b < blocks; ++b) {
-    char* const block = to.Blocks(l)[b];
-    keys.push_back({static_cast<const char*>(from.keys) + b * state_block_.key_bytes, block});
-    values.push_back(
-        {static_cast<const char*>(from.values) + b * state_block_.value_bytes, block + state_block_.key_bytes});
+  const auto* next_keys = static_cast<const char*>(from.keys);
+  const auto* next_values = static_cast<const char*>(from.values);
+  for (const ReferenceStates* const one : to) {
+    const auto& states = static_cast<const CudaReferenceStates&>(*one);
+    for (int64_t b = 0; b < BlocksOf(states.positions()); ++b) {
+      char* const block = states.Blocks(l)[b];
+      keys.push_back({next_keys, block});
+      values.push_back({next_values, block + state_block_.key_bytes});
+      next_keys += state_block_.key_bytes;
+      next_values += state_block_.value_bytes;
+    }
   }
+  if (keys.empty()) return;
   DeviceArrays arrays;
   const int64_t keys_at = arrays.Add(keys), values_at = arrays.Add(values);
   const std::shared_ptr<void> piece = arrays.Send(*memory_, copies_);
-  const auto count = static_cast<int32_t>(blocks);
+  const auto count = static_cast<int32_t>(keys.size());
   Check(kernels_.block_copies({At<BlockCopy>(piece, keys_at), count, state_block_.key_bytes}, stream()),
         "keeping keys");
   Check(kernels_.block_copies({At<BlockCopy>(piece, values_at), count, state_block_.value_bytes}, stream()),
         "keeping values");
 }
 
-void CudaBackend::PreparationAttention(int l, const PreparationRows& preparation, ReferenceStates* states,
-                                       bool states_only, Matrix hidden) {
+void CudaBackend::PreparationAttention(int l, const PreparationRows& preparation,
+                                       absl::Span<ReferenceStates* const> states, bool states_only, Matrix hidden) {
   const auto& plan = static_cast<const CudaPreparationRows&>(preparation);
   const CudaLayer& weights = layer(l);
-  const int64_t rows = hidden.rows, prefix = plan.prefix, tree_rows = rows - prefix;
+  const int64_t rows = hidden.rows, prefix = plan.prompt_rows, tree_rows = rows - prefix;
   CheckStates(tree_rows == 0 || tree_rows == plan.tree.rows(),
-              "these are not the prompt's rows, nor the tree's with them");
+              "these are not the prompts' rows, nor the trees' with them");
+  CheckStates(states.empty() || states.size() == plan.prefixes.size(), "these are not the states of all prompts");
+  for (size_t i = 0; i < states.size(); ++i) {
+    CheckStates(static_cast<const CudaReferenceStates&>(*states[i]).positions() == plan.prefixes[i],
+                "a reference's states have another length");
+  }
   if (rows == 0) return;
   const StepArena::Scope scope(arena_);
   const HeadRows heads = NewHeadRows(ProjectHeads(weights, FloatsOf(hidden), rows, arena_), rows, arena_);
   const KvLayer cache{plan.keys.get(), plan.values.get(), kStateBlockPositions};
-  Rotate(weights, heads, 0, prefix, plan.rows, cache, plan.sequence, plan.table);
-  if (states != nullptr) {
-    const auto& kept = static_cast<const CudaReferenceStates&>(*states);
-    CheckStates(kept.positions() == prefix, "a reference's states have another length");
-    KeepStates(cache, l, kept);
-  }
+  Rotate(weights, heads, 0, prefix, plan.rows, cache, plan.sequences, plan.table);
+  KeepStates(cache, l, states);
   if (states_only) return;
   const ActivationPlanes context = NewPlanes(rows, context_width());
   ProductArgs output;
@@ -242,7 +261,7 @@ void CudaBackend::PreparationAttention(int l, const PreparationRows& preparation
     attention.transform = TransformOf(weights);
     attention.scale = static_cast<float>(config_.attention_scale);
     attention.rows = plan.rows;
-    attention.sequences = plan.sequence;
+    attention.sequences = plan.sequences;
     attention.tables = plan.table;
     attention.cache = cache;
     attention.planes = planes();
@@ -293,7 +312,7 @@ OwnedMatrix CudaBackend::TreeAttention(int l, absl::Span<const PackedTrees* cons
   const CudaLayer& weights = layer(l);
   const int64_t rows = RowsOf(trees);
   const StepArena::Scope scope(arena_);
-  auto tape = std::make_unique<AttentionTape>(memory_);
+  auto tape = std::make_unique<AttentionTape>(NewTapeMemory());
   RowMemory& memory = tape_out ? static_cast<RowMemory&>(tape->memory) : arena_;
   const HeadRows heads = NewHeadRows(ProjectHeads(weights, FloatsOf(hidden.view()), rows, memory), rows, memory);
   const ActivationPlanes context = NewPlanes(rows, context_width());

@@ -98,6 +98,7 @@ void* StepArena::Take(int64_t bytes) {
   }
   used_ = begin + bytes;
   most_ = std::max(most_, used_);
+  peak_ = std::max(peak_, used_);
   return data;
 }
 

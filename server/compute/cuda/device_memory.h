@@ -68,20 +68,6 @@ class RowMemory {
   uint16_t* Halves(int64_t count) { return static_cast<uint16_t*>(Take(count * 2)); }
 };
 
-// What lives as long as the object: the rows of a tape.
-class TapeMemory final : public RowMemory {
- public:
-  explicit TapeMemory(std::shared_ptr<DevicePool> memory) : memory_(std::move(memory)) {}
-  void* Take(int64_t bytes) override {
-    pieces_.push_back(memory_->Take(bytes));
-    return pieces_.back().get();
-  }
-
- private:
-  const std::shared_ptr<DevicePool> memory_;
-  std::vector<std::shared_ptr<void>> pieces_;
-};
-
 // One piece of memory that each step uses anew, at the same addresses if its blocks are the same, so that recorded work
 // finds its rows. It grows to what the largest step needs.
 class StepArena final : public RowMemory {
@@ -93,11 +79,17 @@ class StepArena final : public RowMemory {
 
   // Rises when the memory moved: addresses handed out before are no longer those that are handed out.
   int64_t generation() const { return generation_; }
+  // What it has room for without taking more.
+  int64_t size() const { return size_; }
+  // Most that was used at a time since the outermost scope began, or in the last one.
+  int64_t peak() const { return peak_; }
 
   // Scopes nest.
   class Scope {
    public:
-    explicit Scope(StepArena& arena) : arena_(arena), used_(arena.used_) { ++arena.depth_; }
+    explicit Scope(StepArena& arena) : arena_(arena), used_(arena.used_) {
+      if (arena.depth_++ == 0) arena.peak_ = arena.used_;
+    }
     ~Scope();
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
@@ -113,9 +105,27 @@ class StepArena final : public RowMemory {
   int64_t size_ = 0;
   int64_t used_ = 0;                           // may be beyond size_: what did not fit lies in beside_
   int64_t most_ = 0;                           // used at a time, since the arena last grew
+  int64_t peak_ = 0;
   std::vector<std::shared_ptr<void>> beside_;  // until the outermost scope ends, and the arena grows
   int depth_ = 0;
   int64_t generation_ = 0;
+};
+
+// What lives as long as the object, or, of a pass that runs as a whole, as long as that: the rows of a tape.
+class TapeMemory final : public RowMemory {
+ public:
+  // `pass`: where a pass has its rows; null: none is running.
+  TapeMemory(std::shared_ptr<DevicePool> memory, StepArena* pass) : memory_(std::move(memory)), pass_(pass) {}
+  void* Take(int64_t bytes) override {
+    if (pass_ != nullptr) return pass_->Take(bytes);
+    pieces_.push_back(memory_->Take(bytes));
+    return pieces_.back().get();
+  }
+
+ private:
+  std::shared_ptr<DevicePool> memory_;
+  StepArena* pass_;
+  std::vector<std::shared_ptr<void>> pieces_;
 };
 
 }  // namespace c3po::cuda

@@ -33,6 +33,7 @@ constexpr ModelKernels kKernels = {
     .readout = &LaunchReadout,
     .token_logits = &LaunchTokenLogits,
     .logit_gradient = &LaunchLogitGradient,
+    .target_loss = &LaunchTargetLoss,
 };
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "server/compute/cuda/router.h"
 #include "server/compute/cuda/row_sums.h"
 #include "server/compute/cuda/rows.h"
+#include "server/compute/cuda/target_loss.h"
 #include "server/compute/cuda/tree_attention.h"
 
 namespace c3po::cuda {
@@ -55,6 +56,7 @@ struct ModelKernels {
   Error (*readout)(const ReadoutArgs& args, Stream stream);
   Error (*token_logits)(const TokenLogitsArgs& args, Stream stream);
   Error (*logit_gradient)(const LogitGradientArgs& args, Stream stream);
+  Error (*target_loss)(const TargetLossArgs& args, Stream stream);
 };
 
 // What libc3po_cuda.so exports as `c3po_model_kernels`. Null: of another version than kCudaLibraryVersion.

@@ -183,7 +183,7 @@ C3PO_KERNEL void C3PO_BOUNDS(kThreads, 4) LogitGradient(LogitGradientArgs args) 
   const int begin = args.target_begin[row], end = args.target_begin[row + 1];
   float own = 0, all = 0;
   for (int t = begin; t < end; ++t) {
-    const float d = args.dlogprobs[t];
+    const float d = args.dlogprobs[args.target_index[t]];
     all = Add(all, d);
     if (args.target_tokens[t] == v) own = Add(own, d);
   }

@@ -82,7 +82,8 @@ struct LogitGradientArgs {
   const RowReadout* readouts = nullptr;    // [rows]
   const int32_t* target_begin = nullptr;   // [rows + 1] row r's targets are [target_begin[r], target_begin[r + 1])
   const int32_t* target_tokens = nullptr;  // [targets]
-  const float* dlogprobs = nullptr;        // [targets]
+  const int32_t* target_index = nullptr;   // [targets] whose place among `dlogprobs` this is
+  const float* dlogprobs = nullptr;
   float divisor = 1;
   int32_t planes = 1;
   ActivationPlanes dlogits;

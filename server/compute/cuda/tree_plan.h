@@ -28,6 +28,7 @@ class DeviceArrays {
   }
   // Enqueues the copy.
   std::shared_ptr<void> Send(DevicePool& memory, HostCopies& copies) const;
+  const std::vector<char>& bytes() const { return bytes_; }
 
  private:
   std::vector<char> bytes_;

@@ -250,18 +250,18 @@ TEST_P(BackendsAgree, OnTreesBelowPromptsAndTheirGradients) {
   ExpectAgreement([&](Backend& backend) {
     std::vector<Values> results;
     const auto states = NewStates(backend, first, 4);
-    const auto rows = backend.NewPreparationRows(tree);
+    const auto rows = backend.NewPreparationRows({tree});
     const OwnedMatrix climbing = Hidden(backend, whole, 9);
-    backend.PreparationAttention(0, *rows, nullptr, false, climbing.view());
+    backend.PreparationAttention(0, *rows, {}, false, climbing.view());
     results.push_back(Read(backend, climbing));
     for (int l = first; l <= last; ++l) {
-      backend.PreparationAttention(l, *rows, states.get(), l == last, climbing.view().Rows(0, 4));
+      backend.PreparationAttention(l, *rows, {states.get()}, l == last, climbing.view().Rows(0, 4));
     }
     results.push_back(Read(backend, climbing));
     const auto short_states = NewStates(backend, first, 2);
     const OwnedMatrix climbing_too = Hidden(backend, short_prompt, 2);
     for (int l = first; l <= last; ++l) {
-      backend.PreparationAttention(l, *backend.NewPreparationRows(chain), short_states.get(), false,
+      backend.PreparationAttention(l, *backend.NewPreparationRows({chain}), {short_states.get()}, false,
                                    climbing_too.view());
     }
     const auto a = backend.PackTrees({{tree, states}, {alone, NewStates(backend, first, 0)}});
@@ -336,8 +336,11 @@ TEST_P(BackendsAgree, ThatRowsOfAnotherPlanAreMisuse) {
     EXPECT_NO_THROW(fresh->Attention(0, hidden.view()));
     EXPECT_ANY_THROW(fresh->Attention(0, hidden.view().Rows(0, 3))) << "other rows";
     EXPECT_ANY_THROW(fresh->PackTrees({{tree, NewStates(*fresh, 1, 2)}})) << "a shorter prompt";
-    const auto rows = fresh->NewPreparationRows(tree);
-    EXPECT_ANY_THROW(fresh->PreparationAttention(0, *rows, nullptr, false, hidden.view())) << "half a tree";
+    const auto rows = fresh->NewPreparationRows({tree});
+    EXPECT_ANY_THROW(fresh->PreparationAttention(0, *rows, {}, false, hidden.view())) << "half a tree";
+    const auto other_states = NewStates(*fresh, 1, 2);
+    EXPECT_ANY_THROW(fresh->PreparationAttention(0, *rows, {other_states.get()}, false, hidden.view().Rows(0, 3)))
+        << "states of another length";
     const auto trees = fresh->PackTrees({{tree, NewStates(*fresh, 1, 3)}});
     const PackedTrees* const packed[] = {trees.get()};
     EXPECT_ANY_THROW(fresh->TreeAttention(0, packed, Hidden(*fresh, Random(2 * d()), 2), nullptr)) << "no states";

@@ -107,9 +107,9 @@ class AtenBackendModel : public testing::TestWithParam<Case> {
     std::vector<int64_t> tokens = neighbor.prompt;
     tokens.insert(tokens.end(), neighbor.tree.begin(), neighbor.tree.end());
     const OwnedMatrix hidden = Hidden(tokens);
-    const auto rows = backend_->NewPreparationRows(neighbor.shape());
+    const auto rows = backend_->NewPreparationRows({neighbor.shape()});
     for (int l = 0; l < kEntry; ++l) {
-      backend_->PreparationAttention(l, *rows, nullptr, false, hidden.view());
+      backend_->PreparationAttention(l, *rows, {}, false, hidden.view());
       backend_->PreparationFeedForward(l, hidden.view());
     }
     entries.push_back(hidden.Rows(prefix, moving));
@@ -117,7 +117,7 @@ class AtenBackendModel : public testing::TestWithParam<Case> {
     const auto states = backend_->NewReferenceStates(kEntry, prefix, moving, [](int64_t) { return false; });
     const Matrix prompt = hidden.view().Rows(0, prefix);
     for (int l = kEntry; l < kLayers; ++l) {
-      backend_->PreparationAttention(l, *rows, states.get(), l + 1 == kLayers, prompt);
+      backend_->PreparationAttention(l, *rows, {states.get()}, l + 1 == kLayers, prompt);
       if (l + 1 < kLayers) backend_->PreparationFeedForward(l, prompt);
     }
     // A block of 8 positions in each layer, and one with the tree's rows.

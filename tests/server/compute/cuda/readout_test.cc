@@ -189,8 +189,12 @@ TEST(CudaLogitGradient, IsThatOfTheTargets) {
     const int last = vocabulary - 1;
     const std::vector<int32_t> begin = {0, 2, 2, 3, 6}, tokens = {0, last, last / 2, last, 0, last};
     const std::vector<float> d = {0.5f, -2, 1.5f, 0.25f, 3, 1};
-    const DeviceArray<float> values(logits.values), dlogprobs(d);
-    const DeviceArray<int32_t> target_begin(begin), target_tokens(tokens);
+    // Where they lie among those of all rows.
+    const std::vector<int32_t> index = {5, 0, 7, 2, 3, 1};
+    std::vector<float> placed(8, std::numeric_limits<float>::quiet_NaN());
+    for (size_t t = 0; t < d.size(); ++t) placed[At(index[t])] = d[t];
+    const DeviceArray<float> values(logits.values), dlogprobs(placed);
+    const DeviceArray<int32_t> target_begin(begin), target_tokens(tokens), target_index(index);
     const DeviceArray<RowReadout> readouts(ReadAll(logits, 0, {}).rows);
     const int padded = (vocabulary + 31) / 32 * 32;
     for (const int planes : {1, 3}) {
@@ -203,6 +207,7 @@ TEST(CudaLogitGradient, IsThatOfTheTargets) {
       args.readouts = readouts.data();
       args.target_begin = target_begin.data();
       args.target_tokens = target_tokens.data();
+      args.target_index = target_index.data();
       args.dlogprobs = dlogprobs.data();
       args.divisor = 4;
       args.planes = planes;
