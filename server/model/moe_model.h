@@ -57,6 +57,8 @@ class MoeModel final : public ModelRunner {
   absl::Status Forward(absl::Span<const Segment> segments, std::vector<SegmentOutput>& outputs) override;
   absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase& neighbor,
                                                                       const MovingPart& moving) override;
+  absl::StatusOr<std::vector<std::unique_ptr<NeighborPreparation>>> NewPreparations(
+      absl::Span<const NeighborCase> neighbors, const MovingPart& moving) override;
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override;
   int64_t ObjectiveBytes(const ObjectiveSpec& spec, int prompt_positions) const override;
   std::unique_ptr<EvaluationRun> NewEvaluationRun(std::vector<Evaluation> evaluations) override;

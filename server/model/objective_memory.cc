@@ -12,9 +12,9 @@ namespace {
 // What the rows of some neighbors are.
 struct Sizes {
   int64_t rows = 0;
-  int64_t prefix_max = 0;                    // prompt tokens before what moves
-  int64_t case_rows_max = 0, chain_max = 0;  // rows of a case; rows on the way to its deepest one
-  int64_t attended = 0;                      // positions that rows attend to, of all rows
+  int64_t prepared = 0, prepared_max = 0;  // rows and prompt tokens before them, of all cases and of the largest
+  int64_t case_pairs_max = 0;              // rows of a case times positions that its deepest one attends to
+  int64_t attended = 0;                    // positions that rows attend to, of all rows
   // Likewise where a row is compared with all rows of its case, and the rows and prompts of all cases.
   int64_t compared = 0, columns = 0;
   int64_t blocks = 0;  // of the states
@@ -34,10 +34,10 @@ Sizes SizesOf(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_p
     sizes.compared += rows * (prefix + rows);
     sizes.columns += prefix + rows;
     sizes.blocks += upper * StateBlocksOfLayer(prefix) + StateBlocksOfRows(rows, config);
-    sizes.prefix_max = std::max(sizes.prefix_max, prefix);
-    sizes.case_rows_max = std::max(sizes.case_rows_max, rows);
+    sizes.prepared += prefix + rows;
+    sizes.prepared_max = std::max(sizes.prepared_max, prefix + rows);
     const int deepest = tree.depths.empty() ? 0 : *std::max_element(tree.depths.begin(), tree.depths.end());
-    sizes.chain_max = std::max<int64_t>(sizes.chain_max, deepest + 1);
+    sizes.case_pairs_max = std::max(sizes.case_pairs_max, rows * (prefix + deepest + 1));
   }
   return sizes;
 }
@@ -73,11 +73,11 @@ int64_t ObjectiveMemory(const ModelConfig& config, const ObjectiveSpec& spec, in
   const int64_t rows = sizes.rows;
 
   const int64_t states = sizes.blocks * StateBlockElements(config);
-  // One neighbor's pass over its prompt, beside what stays of it.
+  // One pass over neighbors' prompts and trees, beside what stays of them.
   const int64_t preparing_row =
       4 * w.hidden + w.projections + w.keys_and_values + 2 * w.context + 4 * w.experts + 4 * w.neurons;
-  const int64_t preparing = (sizes.prefix_max + sizes.case_rows_max) * preparing_row +
-                            sizes.case_rows_max * w.heads * (sizes.prefix_max + sizes.chain_max);
+  const int64_t preparing_rows = std::min(sizes.prepared, std::max(sizes.prepared_max, kPreparationRowsMax));
+  const int64_t preparing = preparing_rows * preparing_row + w.heads * std::max(sizes.attended, sizes.case_pairs_max);
 
   const int64_t of_first_layer = rows * (4 * w.hidden + 2 * w.neurons + 5 * w.experts);
   const int64_t outputs = rows * w.experts * w.hidden;

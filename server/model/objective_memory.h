@@ -9,6 +9,10 @@
 
 namespace c3po {
 
+// Rows of the pass that prepares several neighbors; one that has more by itself is prepared alone. As many as a forward
+// pass has prompt tokens by default.
+inline constexpr int64_t kPreparationRowsMax = 512;
+
 // An estimate from above of the bytes that an objective over spec.cases takes at most at once, from the first neighbor
 // that is prepared to its last evaluation with a gradient: the neighbors' states, which a cache may hold anyway, what
 // NeighborRows keeps of the rows, and one pass up and down with its tapes. spec.states are not looked at. It is what

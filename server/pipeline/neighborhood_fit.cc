@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "index/base/status_macros.h"
-#include "server/pipeline/prepare_next.h"
 
 namespace c3po {
 namespace {
@@ -47,15 +46,23 @@ absl::StatusOr<MemoryFit> NeighborhoodFit::KeepWithin(int64_t bytes) {
   return FitIntoMemory(*model_, bytes, prompt_positions_, is_oracle_, fitted_.spec, held_out_.spec);
 }
 
-absl::Status NeighborhoodFit::Prepare(int64_t row_layers, SearchWork& work) {
-  ObjectiveSpec& spec = fitted_.prepared() ? held_out_.spec : fitted_.spec;
-  const MovingPart moving{spec.critical_layers.front(), prompt_positions_};
-  if (!preparation_) {
-    work.NoteCase(spec.cases[spec.states.size()], prompt_positions_);
-    C3PO_RETURN_IF_ERROR(BeginNext(*model_, moving, spec, preparation_));
-    if (metrics_) preparation_->hit() ? metrics_->CountNeighborCacheHit() : metrics_->CountNeighborCacheMiss();
+absl::Status NeighborhoodFit::BeginPreparations(SearchWork& work) {
+  std::vector<NeighborCase> cases = fitted_.spec.cases;
+  cases.insert(cases.end(), held_out_.spec.cases.begin(), held_out_.spec.cases.end());
+  for (const NeighborCase& one : cases) work.NoteCase(one, prompt_positions_);
+  const MovingPart moving{fitted_.spec.critical_layers.front(), prompt_positions_};
+  C3PO_RETURN_IF_ERROR(preparations_.Begin(*model_, cases, moving));
+  for (const auto& preparation : preparations_.all()) {
+    if (metrics_) preparation->hit() ? metrics_->CountNeighborCacheHit() : metrics_->CountNeighborCacheMiss();
   }
-  C3PO_RETURN_IF_ERROR(PrepareNext(*model_, moving, row_layers, spec, preparation_));
+  return absl::OkStatus();
+}
+
+absl::Status NeighborhoodFit::Prepare(int64_t row_layers, SearchWork& work) {
+  if (!preparations_.begun()) C3PO_RETURN_IF_ERROR(BeginPreparations(work));
+  std::vector<std::shared_ptr<const NeighborState>> whole;
+  C3PO_RETURN_IF_ERROR(preparations_.Advance(row_layers, whole));
+  for (auto& state : whole) (fitted_.prepared() ? held_out_ : fitted_).spec.states.push_back(std::move(state));
   if (metrics_) metrics_->SetNeighborCacheBytes(model_->neighbor_cache_bytes());
   return absl::OkStatus();
 }
@@ -68,6 +75,7 @@ absl::Status NeighborhoodFit::MakeObjectives() {
 }
 
 void NeighborhoodFit::Release() {
+  preparations_ = CasePreparations();
   for (List* list : {&fitted_, &held_out_}) {
     list->objective.reset();
     list->spec.states.clear();

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "index/types/optimization_options.h"
 #include "server/metrics/metrics.h"
+#include "server/pipeline/case_preparations.h"
 #include "server/pipeline/memory_fit.h"
 #include "server/pipeline/neighborhood.h"
 #include "server/pipeline/prompt_text.h"
@@ -36,8 +37,8 @@ class NeighborhoodFit {
   absl::StatusOr<MemoryFit> KeepWithin(int64_t bytes);
 
   bool prepared() const { return fitted_.prepared() && held_out_.prepared(); }
-  // Goes on with the next neighbor's states, by about `row_layers`; the fitted ones first. A neighbor that is begun is
-  // noted in `work`.
+  // Goes on with the neighbors' states, by about `row_layers`; the fitted ones first. All are begun, and noted in `work`,
+  // by the first call, so that the model can make them together.
   absl::Status Prepare(int64_t row_layers, SearchWork& work);
 
   absl::Status MakeObjectives();
@@ -56,13 +57,14 @@ class NeighborhoodFit {
   };
 
   void Begin(const OptimizationSettings& settings);
+  absl::Status BeginPreparations(SearchWork& work);
 
   ModelRunner* const model_;
   Metrics* const metrics_;
   int prompt_positions_ = 1;
   bool is_oracle_ = false;
   List fitted_, held_out_;
-  std::unique_ptr<NeighborPreparation> preparation_;  // of the next state of one of them
+  CasePreparations preparations_;  // of the fitted ones, then of those that are held out
 };
 
 }  // namespace c3po

@@ -7,7 +7,6 @@
 
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
-#include "server/pipeline/prepare_next.h"
 #include "server/pipeline/seeded_shuffle.h"
 
 namespace c3po {
@@ -63,9 +62,13 @@ absl::StatusOr<bool> PriorTuner::Step(int64_t row_layers) {
     C3PO_RETURN_IF_ERROR(BeginBatch());
     return false;
   }
-  if (batch_.cases.size() == batch_.states.size()) batch_.cases.push_back(cases()[prepared]);
-  const MovingPart moving{options_.critical_layers.front(), options_.prompt_positions};
-  C3PO_RETURN_IF_ERROR(PrepareNext(*model_, moving, row_layers, batch_, preparation_));
+  if (!preparations_.begun()) {
+    batch_.cases.assign(cases().begin() + static_cast<std::ptrdiff_t>(pass_.next),
+                        cases().begin() + static_cast<std::ptrdiff_t>(BatchEnd()));
+    const MovingPart moving{options_.critical_layers.front(), options_.prompt_positions};
+    C3PO_RETURN_IF_ERROR(preparations_.Begin(*model_, batch_.cases, moving));
+  }
+  C3PO_RETURN_IF_ERROR(preparations_.Advance(row_layers, batch_.states));
   return false;
 }
 

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/pathway/adam.h"
+#include "server/pipeline/case_preparations.h"
 #include "server/pipeline/learned_shifts.h"
 #include "server/types/model_runner.h"
 #include "server/types/sequence_request.h"
@@ -33,8 +34,8 @@ struct PriorTunerOptions {
 // Learns one shift s of the router's logits over a set of labeled references (ours, "collection prior"):
 //   s = argmin_s sum_i l(f(x_i, router logits + s), y_i)
 // by Adam on minibatches, the shift with the least loss on the validation references kept, zero included. A task of the
-// engine: a unit prepares one reference, or a part of it; or makes the objective of a minibatch, which costs no more than
-// a layer of its rows; or is the evaluation of that minibatch. Used by the engine thread alone.
+// engine: a unit prepares a minibatch's references, or a part of them; or makes the objective of a minibatch, which costs
+// no more than a layer of its rows; or is the evaluation of that minibatch. Used by the engine thread alone.
 class PriorTuner final : public OptimizationTask {
  public:
   struct Epoch {
@@ -87,7 +88,7 @@ class PriorTuner final : public OptimizationTask {
   absl::Time epoch_start_;
   Pass pass_;
   ObjectiveSpec batch_;
-  std::unique_ptr<NeighborPreparation> preparation_;
+  CasePreparations preparations_;  // of the minibatch
   std::unique_ptr<NeighborhoodObjective> objective_;  // of the batch, once all of it is prepared
   Epoch epoch_;
   Epoch first_, best_;

@@ -7,7 +7,6 @@
 #include "absl/strings/str_join.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
-#include "server/pipeline/prepare_next.h"
 
 namespace c3po {
 
@@ -40,7 +39,8 @@ absl::Status ShiftAmortizer::Prepare(int64_t row_layers) {
     spec_.loss = settings_.objective;
   }
   const MovingPart moving{settings_.critical_layers.front(), settings_.prompt_positions};
-  return PrepareNext(*model_, moving, row_layers, spec_, preparation_);
+  if (!preparations_.begun()) C3PO_RETURN_IF_ERROR(preparations_.Begin(*model_, spec_.cases, moving));
+  return preparations_.Advance(row_layers, spec_.states);
 }
 
 absl::Status ShiftAmortizer::Begin() {

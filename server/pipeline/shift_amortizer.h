@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/pathway/pathway_optimizer.h"
+#include "server/pipeline/case_preparations.h"
 #include "server/pipeline/learned_shifts.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/types/model_runner.h"
@@ -51,7 +52,7 @@ class ShiftAmortizer final : public OptimizationTask {
   int64_t memory_bytes_ = 0;  // of the reference that takes the most
   size_t next_ = 0;
   ObjectiveSpec spec_;  // of the next one
-  std::unique_ptr<NeighborPreparation> preparation_;
+  CasePreparations preparations_;
   std::unique_ptr<NeighborhoodObjective> objective_;
   std::unique_ptr<PathwayOptimizer> optimizer_;
 };

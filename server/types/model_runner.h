@@ -119,6 +119,18 @@ class ModelRunner {
   // forward pass over its prompt and continuations. InvalidArgument: the neighbor is not one of this model.
   virtual absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase& neighbor,
                                                                               const MovingPart& moving) = 0;
+  // Of several, in their order; each is advanced until it is whole, and then the next. A model that can makes those that
+  // are not known by one pass over many of them, which reads a weight once: whoever advances the first pays for it.
+  virtual absl::StatusOr<std::vector<std::unique_ptr<NeighborPreparation>>> NewPreparations(
+      absl::Span<const NeighborCase> neighbors, const MovingPart& moving) {
+    std::vector<std::unique_ptr<NeighborPreparation>> preparations;
+    for (const NeighborCase& neighbor : neighbors) {
+      auto one = NewPreparation(neighbor, moving);
+      if (!one.ok()) return one.status();
+      preparations.push_back(*std::move(one));
+    }
+    return preparations;
+  }
   // All of it at once.
   absl::StatusOr<PreparedNeighbor> PrepareNeighbor(const NeighborCase& neighbor, const MovingPart& moving) {
     auto preparation = NewPreparation(neighbor, moving);

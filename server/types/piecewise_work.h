@@ -20,8 +20,8 @@ class PiecewiseWork {
   static constexpr int64_t kToTheEnd = std::numeric_limits<int64_t>::max();
 
   virtual ~PiecewiseWork() = default;
-  // Runs pieces, at least one, until they have cost `row_layers`. A piece is one layer, for all the rows that the work
-  // has there. True: all is done, and nothing is left to advance.
+  // Runs pieces, at least one, until they have cost `row_layers`; none where that is 0. A piece is one layer, for all the
+  // rows that the work has there. True: all is done, and nothing is left to advance.
   virtual absl::StatusOr<bool> Advance(int64_t row_layers) = 0;
   // What all pieces that have run have cost.
   virtual int64_t spent() const = 0;

@@ -46,8 +46,9 @@ ObjectiveSpec PrepareNeighbors(MoeModel& model, std::vector<NeighborCase> cases,
   spec.cases = std::move(cases);
   spec.critical_layers = std::move(critical_layers);
   spec.loss = loss;
-  for (const NeighborCase& neighbor : spec.cases) {
-    spec.states.push_back(ValueOrExit(model.PrepareNeighbor(neighbor, {spec.critical_layers.front()})).state);
+  for (const auto& preparation : ValueOrExit(model.NewPreparations(spec.cases, {spec.critical_layers.front()}))) {
+    ValueOrExit(preparation->Advance(PiecewiseWork::kToTheEnd));
+    spec.states.push_back(preparation->state());
   }
   return spec;
 }

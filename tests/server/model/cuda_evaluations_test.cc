@@ -1,5 +1,5 @@
-// Evaluations of objectives as whole passes on the GPU's kernels and their plan, on the host model of a GPU: what they
-// give, and what they ask of the device.
+// Evaluations of objectives as whole passes on the GPU's kernels and their plan, on the host model of a GPU, and the
+// passes that prepare neighbors: what they give, and what they ask of the device.
 
 #include <gtest/gtest.h>
 
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/model/neighbor_cache.h"
 #include "tests/server/model/neighbor_scenario.h"
 #include "tests/server/model/tiny_on_cuda.h"
 
@@ -27,11 +28,14 @@ class CudaEvaluationsTest : public testing::Test {
     EXPECT_TRUE(model->AllocateKvCache(SlotsOf(256)).ok());
     return model;
   }
+  // Of prompts that are embedded.
+  int64_t passes() const { return runtime_.LaunchesByKernel()["c3po::cuda::EmbeddingArgs"]; }
   void ExpectOneCopyOneLaunchAndOneWait(const Scenario& scenario, bool want_gradient);
 
   HostRuntime runtime_;
 };
 class CudaEvaluations : public CudaEvaluationsTest, public testing::WithParamInterface<const char*> {};
+class CudaPreparations : public CudaEvaluations {};
 
 // What the evaluations of a model's objectives are, in pieces: the same blocks without a record of them.
 std::vector<LossAndGradient> InPieces(MoeModel& model, absl::Span<const Evaluation> evaluations) {
@@ -166,10 +170,101 @@ TEST_F(CudaEvaluationsTest, InCompanyAreThoseOfEachAlone) {
   for (int step = 0; step < 2; ++step) expect_same({{a.get(), &low}, {b.get(), &high}}, step, step);
 }
 
+// What of a neighbor's states is read back: the tree's rows, and the gradient of an objective over all of them.
+struct Prepared {
+  std::vector<std::vector<float>> trees;
+  LossAndGradient evaluated;
+};
+
+Prepared ReadPrepared(MoeModel& model, const ObjectiveSpec& spec, const RoutingOverride& routing) {
+  Prepared prepared;
+  Backend& backend = model.backend();
+  for (const auto& one : spec.states) {
+    const auto& state = static_cast<const MoeNeighborState&>(*one);
+    const OwnedMatrix rows = backend.AllocateHidden(state.tree.rows());
+    backend.LoadTree(*state.states, rows.view());
+    std::vector<float>& values = prepared.trees.emplace_back(static_cast<size_t>(rows.rows() * rows.view().columns));
+    backend.Read(rows.view(), absl::MakeSpan(values));
+  }
+  const auto objective = model.NewObjective(spec);
+  EXPECT_TRUE(objective.ok()) << objective.status();
+  const auto result = model.EvaluateTogether({{objective->get(), routing, true}});
+  EXPECT_TRUE(result[0].ok()) << result[0].status();
+  prepared.evaluated = *result[0];
+  return prepared;
+}
+
+// The neighbors of a request that are not known are one pass: a prompt of a single token, one without a beginning, one
+// that is named twice, and one that is known already. Their states are bitwise those of each alone.
+TEST_P(CudaPreparations, OfARequestAreOnePass) {
+  const std::unique_ptr<MoeModel> cpu = LoadTiny(GetParam());
+  const std::unique_ptr<MoeModel> alone = OnCuda(GetParam(), cpu->config());
+  const std::unique_ptr<MoeModel> together = OnCuda(GetParam(), cpu->config());
+  const Scenario scenario{GetParam(), ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 2};
+  std::mt19937 rng(8);
+  ObjectiveSpec spec{MakeCases(rng, *cpu, scenario), {}, scenario.layers, scenario.rule, scenario.loss};
+  spec.cases.push_back({"d", RandomTokens(rng, 19, cpu->shape().vocabulary_size), {{3}, {5, 6}}, 0, 0.5});
+  spec.cases.push_back(spec.cases[1]);
+  const MovingPart moving{1, 2};
+
+  ASSERT_TRUE(together->PrepareNeighbor(spec.cases[0], moving).ok());
+  const int64_t before = passes();
+  auto preparations = together->NewPreparations(spec.cases, moving);
+  ASSERT_TRUE(preparations.ok()) << preparations.status();
+  ObjectiveSpec expected = spec;
+  for (size_t i = 0; i < spec.cases.size(); ++i) {
+    NeighborPreparation& one = *(*preparations)[i];
+    EXPECT_EQ(one.hit(), i == 0 || i == 4) << i;
+    const auto whole = one.Advance(i < 2 ? PiecewiseWork::kToTheEnd : 0);  // The second makes all that are missing.
+    ASSERT_TRUE(whole.ok()) << whole.status();
+    EXPECT_TRUE(*whole) << i;
+    EXPECT_EQ(one.spent() > 0, i == 1) << i;
+    spec.states.push_back(one.state());
+  }
+  EXPECT_EQ(passes() - before, 1);
+  for (const NeighborCase& one : expected.cases) {
+    expected.states.push_back(alone->PrepareNeighbor(one, moving)->state);
+  }
+  EXPECT_EQ(passes() - before, 1 + 4);  // One of them is a hit.
+  const RoutingOverride routing = MakeRouting(rng, *cpu, scenario);
+  const Prepared got = ReadPrepared(*together, spec, routing), wanted = ReadPrepared(*alone, expected, routing);
+  EXPECT_EQ(got.trees, wanted.trees);
+  EXPECT_EQ(got.evaluated.loss, wanted.evaluated.loss);
+  EXPECT_EQ(got.evaluated.gradient.weights, wanted.evaluated.gradient.weights);
+}
+
+// Of more rows than a forward pass has they are several passes, each of as many as it may have.
+TEST_F(CudaEvaluationsTest, ManyNeighborsArePreparedInPassesOfBoundedRows) {
+  const std::unique_ptr<MoeModel> gpu = OnCuda("olmoe_tiny", LoadTiny("olmoe_tiny")->config());
+  std::mt19937 rng(9);
+  std::vector<NeighborCase> cases;
+  for (int i = 0; i < 6; ++i) {
+    cases.push_back({"a", RandomTokens(rng, i == 4 ? 60 : 10, gpu->shape().vocabulary_size), {{1}}, 0, 1});
+  }
+  const int64_t layers = gpu->shape().layers;
+  const int64_t before = passes();
+  auto preparations = gpu->NewPreparations(cases, {1});
+  ASSERT_TRUE(preparations.ok());
+  for (const auto& one : *preparations) {
+    for (bool whole = false; !whole;) {
+      const int64_t spent = one->spent();
+      const auto advanced = one->Advance(25 * layers);
+      ASSERT_TRUE(advanced.ok()) << advanced.status();
+      whole = *advanced;
+      EXPECT_LE(one->spent() - spent, 25 * layers + 60);
+    }
+  }
+  EXPECT_EQ(passes() - before, 4);  // Of 20 rows, 20, 60 and 10.
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, CudaEvaluations,
                          testing::Values("olmoe_tiny", "mixtral_tiny", "mixtral_dense_tiny", "qwen2_moe_tiny",
                                          "qwen3_moe_tiny", "deepseek_tiny", "deepseek_v2_lite_tiny", "deepseek_v2_tiny",
                                          "granite_moe_tiny"));
+
+// Heads of every kind: normed, grouped, and expanded from latents.
+INSTANTIATE_TEST_SUITE_P(Families, CudaPreparations,
+                         testing::Values("olmoe_tiny", "mixtral_dense_tiny", "deepseek_v2_tiny", "granite_moe_tiny"));
 
 }  // namespace
 }  // namespace c3po

@@ -249,7 +249,7 @@ TEST(CudaFailure, FailsTheStepAndAllThatCome) {
     EXPECT_THAT(std::string(status.message()), testing::HasSubstr("the device failed: "));
     EXPECT_THAT(std::string(status.message()), testing::HasSubstr("unspecified launch failure"));
   }
-  EXPECT_FALSE(gpu->NewPreparation({"a", {1, 2, 3}, {{4, 5}}, 0, 1}, MovingPart()).ok());
+  EXPECT_FALSE(gpu->PrepareNeighbor({"a", {1, 2, 3}, {{4, 5}}, 0, 1}, MovingPart()).ok());
   EXPECT_EQ(DeviceFailure().code(), absl::StatusCode::kUnavailable);
   ForgetDeviceFailure();
 }

@@ -62,10 +62,14 @@ void MeasureObjective(MoeModel& model, ObjectiveSpec spec, int positions, int64_
   *estimate = model.ObjectiveBytes(spec, positions);
   const int64_t before = cpu::HeldMemory::now();
   cpu::HeldMemory::Restart();
-  for (const NeighborCase& neighbor : spec.cases) {
-    auto prepared = model.PrepareNeighbor(neighbor, {spec.critical_layers.front(), positions});
-    ASSERT_TRUE(prepared.ok()) << prepared.status();
-    spec.states.push_back(prepared->state);
+  {
+    auto preparations = model.NewPreparations(spec.cases, {spec.critical_layers.front(), positions});
+    ASSERT_TRUE(preparations.ok()) << preparations.status();
+    for (const auto& one : *preparations) {
+      const auto whole = one->Advance(PiecewiseWork::kToTheEnd);
+      ASSERT_TRUE(whole.ok()) << whole.status();
+      spec.states.push_back(one->state());
+    }
   }
   auto objective = model.NewObjective(spec);
   ASSERT_TRUE(objective.ok()) << objective.status();

@@ -279,6 +279,7 @@ TEST_F(NeighborCacheTest, PreparationsThatAreGivenUpOrDoubleGiveTheirBlocksBack)
   auto first = *model_->NewPreparation(cases_[0], moving_), second = *model_->NewPreparation(cases_[0], moving_);
   EXPECT_FALSE(first->hit() || second->hit());
   EXPECT_FALSE(*first->Advance(1));
+  EXPECT_FALSE(*second->Advance(1));
   EXPECT_EQ(model_->backend().reference_bytes_in_use(), 2 * size_);
   EXPECT_EQ(model_->neighbor_cache_bytes(), 0);
   EXPECT_TRUE(*second->Advance(PiecewiseWork::kToTheEnd));

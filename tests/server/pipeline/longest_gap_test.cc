@@ -50,6 +50,13 @@ class CountingModel final : public ModelRunner {
     if (!preparation.ok()) return preparation.status();
     return std::unique_ptr<NeighborPreparation>(std::make_unique<CountedPreparation>(*std::move(preparation), *this));
   }
+  absl::StatusOr<std::vector<std::unique_ptr<NeighborPreparation>>> NewPreparations(
+      absl::Span<const NeighborCase> neighbors, const MovingPart& moving) override {
+    auto preparations = model_->NewPreparations(neighbors, moving);
+    if (!preparations.ok()) return preparations.status();
+    for (auto& one : *preparations) one = std::make_unique<CountedPreparation>(std::move(one), *this);
+    return preparations;
+  }
   int64_t neighbor_cache_bytes() const override { return model_->neighbor_cache_bytes(); }
   absl::StatusOr<std::unique_ptr<NeighborhoodObjective>> NewObjective(const ObjectiveSpec& spec) override {
     auto objective = model_->NewObjective(spec);

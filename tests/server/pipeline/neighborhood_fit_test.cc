@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/server/partial_model.h"
@@ -62,6 +64,55 @@ TEST(NeighborhoodFit, CountsEachNeighborOnceAsWhatItsPreparationSays) {
   EXPECT_TRUE(has("c3po_neighbor_cache_hits_total 2")) << text;
   EXPECT_TRUE(has("c3po_neighbor_cache_misses_total 3"));
   EXPECT_TRUE(has("c3po_neighbor_cache_bytes 1009"));
+}
+
+// Makes all states that it is asked for by one pass of three pieces; those of the last neighbor by another one.
+class OnePassModel final : public PartialModel {
+ public:
+  absl::StatusOr<std::vector<std::unique_ptr<NeighborPreparation>>> NewPreparations(
+      absl::Span<const NeighborCase> neighbors, const MovingPart&) override {
+    begun.push_back(neighbors.size());
+    const auto pass = std::make_shared<int>(3), last = std::make_shared<int>(3);
+    std::vector<std::unique_ptr<NeighborPreparation>> preparations;
+    for (size_t i = 0; i < neighbors.size(); ++i) {
+      preparations.push_back(std::make_unique<Shared>(i + 1 < neighbors.size() ? pass : last));
+    }
+    return preparations;
+  }
+  std::vector<size_t> begun;
+
+ private:
+  class Shared final : public NeighborPreparation {
+   public:
+    explicit Shared(std::shared_ptr<int> left) : left_(std::move(left)) {}
+    absl::StatusOr<bool> Advance(int64_t row_layers) override {
+      for (const int64_t before = spent_; *left_ > 0 && spent_ - before < row_layers; ++spent_) --*left_;
+      return *left_ == 0;
+    }
+    int64_t spent() const override { return spent_; }
+    bool hit() const override { return false; }
+    std::shared_ptr<const NeighborState> state() const override { return std::make_shared<EmptyState>(); }
+
+   private:
+    const std::shared_ptr<int> left_;
+    int64_t spent_ = 0;
+  };
+};
+
+// A call ends with all that one pass made. Another pass is another call's, so that no call costs two parts.
+TEST(CasePreparations, BeginTogetherAndEndWithTheirPass) {
+  OnePassModel model;
+  CasePreparations preparations;
+  const std::vector<NeighborCase> cases(4, OneCase());
+  ASSERT_TRUE(preparations.Begin(model, cases, {}).ok());
+  EXPECT_EQ(model.begun, std::vector<size_t>{4});
+  std::vector<std::shared_ptr<const NeighborState>> states;
+  std::vector<size_t> whole;
+  while (preparations.begun()) {
+    ASSERT_TRUE(preparations.Advance(2, states).ok());
+    whole.push_back(states.size());
+  }
+  EXPECT_EQ(whole, (std::vector<size_t>{0, 3, 3, 4}));
 }
 
 // Metrics are not for everybody.
