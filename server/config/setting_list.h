@@ -41,8 +41,7 @@ void VisitSettings(Config& c, Visit visit) {
       "where references are searched: cpu; cuda, in the memory of a GPU; auto: as --device, and cpu where that fails");
   setting("index-memory-mb", c.index_memory_mb,
           "MiB of a GPU's memory kept for references' vectors, graphs and pathways, 16 at least; what has no room is "
-          "searched "
-          "on the CPU; 0: a sixteenth of that memory, at most 8192");
+          "searched on the CPU; 0: a sixteenth of that memory, at most 8192");
   setting("listen", c.listen, "gRPC address:port, port 0 chooses one; or unix:PATH");
   setting("tls-cert", c.tls_cert, "certificate chain (PEM) to serve TLS with; read again when it changes");
   setting("tls-key", c.tls_key, "private key (PEM) of --tls-cert");
