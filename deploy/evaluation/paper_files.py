@@ -49,6 +49,7 @@ FILES = {
     ("winogrande_xl", "train"): ("train_xl.jsonl",),
     ("winogrande_xl", "validation"): ("dev.jsonl",),
 }
+CONVERTED = "refs/convert/parquet"  # The hub's branch with every dataset as parquet files.
 LABEL_FILES = {"train.jsonl": "train-labels.lst", "valid.jsonl": "valid-labels.lst"}  # Of PIQA.
 
 
@@ -64,16 +65,21 @@ def _patterns(config: str, split: str) -> list[str]:
 
 
 def hub_cache() -> pathlib.Path:
-    """Where `hf download` puts what has no --local-dir."""
-    if "HF_HUB_CACHE" in os.environ:
-        return pathlib.Path(os.environ["HF_HUB_CACHE"])
-    return pathlib.Path(os.environ.get("HF_HOME", pathlib.Path.home() / ".cache" / "huggingface")) / "hub"
+    """Where `hf download` puts what has no --local-dir, as c3pod finds it (server/weights/model_folder.h)."""
+    path = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if not path:
+        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        path = os.path.join(os.environ.get("HF_HOME") or os.path.join(caches, "huggingface"), "hub")
+    return pathlib.Path(os.path.expandvars(os.path.expanduser(path)))
 
 
-def snapshots(kind: str, name: str) -> list[pathlib.Path]:
-    """Folders of the cache that hold a revision of datasets or models ORG/NAME, the newest last."""
-    folder = hub_cache() / f"{kind}--{name.replace('/', '--')}" / "snapshots"
-    return sorted(folder.glob("*"), key=lambda snapshot: snapshot.stat().st_mtime)
+def snapshot(kind: str, name: str, revision: str = "main") -> pathlib.Path | None:
+    """The cache's folder of a branch or tag of datasets or models ORG/NAME; refs/REVISION holds its commit, as c3pod reads it."""
+    folder = hub_cache() / f"{kind}--{name.replace('/', '--')}"
+    ref = folder / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else ""
+    found = folder / "snapshots" / commit
+    return found if re.fullmatch("[0-9a-f]{40}", commit) and found.is_dir() else None
 
 
 def hf_program() -> str:
@@ -86,13 +92,14 @@ def download_line(dataset: Dataset, data: pathlib.Path | None) -> str:
     """The converted branch has every dataset as parquet files, config by config."""
     include = " ".join(f'--include "{config}/*"' for config in dataset.configs)
     target = "" if data is None else f" --local-dir {data / dataset.folder}"
-    return f"hf download {dataset.hub} --repo-type dataset --revision refs/convert/parquet {include}{target}"
+    return f"hf download {dataset.hub} --repo-type dataset --revision {CONVERTED} {include}{target}"
 
 
 def find_files(dataset: Dataset, config: str, split: str, data: pathlib.Path | None) -> list[pathlib.Path]:
     """Of one split, in one form; empty where there are none. data: --data, None for the Hugging Face cache."""
-    roots = [data / dataset.folder] if data is not None else snapshots("datasets", dataset.hub)
-    for root in reversed(roots):
+    cached = (snapshot("datasets", dataset.hub, revision) for revision in (CONVERTED, "main"))
+    roots = [data / dataset.folder] if data is not None else [root for root in cached if root is not None]
+    for root in roots:
         for pattern in _patterns(config, split):
             found = sorted(root.glob(pattern))
             if found:

@@ -64,11 +64,11 @@ def find_model(name: str, config_only: bool = False) -> pathlib.Path:
     folder = pathlib.Path(name)
     is_id = name.count("/") == 1 and not name.startswith((".", "/")) and not folder.exists()
     if is_id:
-        found = [snapshot for snapshot in paper_files.snapshots("models", name) if (snapshot / "config.json").exists()]
-        if not found:
+        found = paper_files.snapshot("models", name)
+        if found is None or not (found / "config.json").exists():
             raise ValueError(f"--model {name}: no such folder, and the Hugging Face cache {paper_files.hub_cache()} has no "
                              f"weights of it. Bring them with\n  hf download {name}\n(hf: {paper_files.hf_program()})")
-        folder = found[-1]
+        folder = found
     again = f"hf download {name}" if is_id else f"hf download ORG/NAME --local-dir {name}"
     if not (folder / "config.json").exists():
         raise ValueError(f"--model {name}: is no model folder: it has no config.json. Bring one with\n  {again}")

@@ -97,8 +97,14 @@ def test_a_model_is_found_by_folder_or_in_the_cache_or_named_with_what_brings_it
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(ValueError, match="hf download allenai/OLMoE-1B-7B-0924"):
         paper_plan.find_model("allenai/OLMoE-1B-7B-0924")
-    snapshot = tmp_path / "hub" / "models--allenai--OLMoE-1B-7B-0924" / "snapshots" / "0123abc"
-    snapshot.mkdir(parents=True)
+    model = tmp_path / "hub" / "models--allenai--OLMoE-1B-7B-0924"
+    snapshot, newer = model / "snapshots" / ("0123" * 10), model / "snapshots" / ("4567" * 10)
+    for folder in (snapshot, newer, model / "refs"):
+        folder.mkdir(parents=True)
+    (newer / "config.json").write_text("{}")  # Of another revision.
+    (model / "refs" / "main").write_text(snapshot.name)
+    with pytest.raises(ValueError, match="hf download allenai/OLMoE-1B-7B-0924"):
+        paper_plan.find_model("allenai/OLMoE-1B-7B-0924")
     (snapshot / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"has no weights, \*\.safetensors"):
         paper_plan.find_model("allenai/OLMoE-1B-7B-0924")

@@ -110,7 +110,11 @@ def test_the_hugging_face_cache_gives_the_same_questions(form, data, tmp_path, m
     tables = {}
     for place, rows in hub_rows(data).items():
         dataset, _, name = place.partition(":")
-        folder = tmp_path / "hub" / f"datasets--{dataset.replace('/', '--')}" / "snapshots" / "0123abc"
+        cached = tmp_path / "hub" / f"datasets--{dataset.replace('/', '--')}"
+        ref = cached / "refs" / ("main" if form == "jsonl" else "refs/convert/parquet")
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text("0123" * 10)
+        folder = cached / "snapshots" / ("0123" * 10)
         path = folder / (f"{name}.jsonl" if form == "jsonl" else f"{name}/0000.parquet")
         path.parent.mkdir(parents=True, exist_ok=True)
         if form == "jsonl":
