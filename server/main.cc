@@ -1,7 +1,7 @@
 // c3pod: reads its configuration, loads model, embedder and references, serves until SIGTERM or SIGINT, drains, exits
 // 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line; 130, 143 ended by a second SIGINT or SIGTERM while
 // it drained; 3 calls were lost, and the end did not come; 4 the device that computes failed, and what was let in has
-// ended. SIGHUP reads certificates and tokens again. `c3pod inspect FOLDER` says what a model folder is and whether it
+// ended. SIGHUP reads certificates and tokens again. `c3pod inspect MODEL` says what a model folder is and whether it
 // would load, instead (server/inspect). Long because every part of the server is made here, in the order that they need
 // each other.
 
@@ -61,6 +61,7 @@
 #include "server/rpc/store_watch.h"
 #include "server/scheduler/engine.h"
 #include "server/scheduler/kv_block_pool.h"
+#include "server/weights/model_folder.h"
 
 namespace c3po {
 namespace {
@@ -73,6 +74,7 @@ constexpr absl::Duration kLastLines = absl::Seconds(1);  // that the end waits f
 
 // The whole server, in the order in which its parts need each other; destroyed from the last to the first.
 struct Server {
+  ModelFolder model_folder, embedder_folder;
   std::unique_ptr<Metrics> metrics;
   std::unique_ptr<MoeModel> model;
   std::unique_ptr<PromptText> text;
@@ -107,10 +109,13 @@ std::string AddressOf(const ServerConfig& config, const Server& server) {
 
 int HttpPortOf(const Server& server) { return server.http ? server.http->port() : -1; }
 
-// The folder's name, as ModelShape::name.
-std::string ModelNameOf(const std::string& folder) {
-  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
-  return (path.has_filename() ? path : path.parent_path()).filename().string();
+// Where model and embedder lie, before anything is opened: a name of the hub's that its cache lacks ends the start.
+absl::Status FindFolders(const ServerConfig& config, Server& server) {
+  C3PO_ASSIGN_OR_RETURN(server.model_folder, FindModelFolder({"--model", config.model, "--revision", config.revision}));
+  if (config.embedder == kModelAsEmbedder) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(server.embedder_folder, FindModelFolder({"--embedder", config.embedder, "--embedder-revision",
+                                                                 config.embedder_revision}));
+  return absl::OkStatus();
 }
 
 OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& shape) {
@@ -141,14 +146,14 @@ RequestLimits LimitsFrom(const ServerConfig& config) {
 }
 
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
-  const std::filesystem::path folder = config.model;
+  const std::filesystem::path folder = server.model_folder.path;
   // What is quick to find out comes before the weights, the model before its tokenizer: of a folder that is not
   // supported both may be missing, and the architecture says more.
-  C3PO_RETURN_IF_ERROR(CheckFolder(config.model));
+  C3PO_RETURN_IF_ERROR(CheckFolder(folder.string()));
   C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::LoadFolder(folder.string()));
   SetComputeThreads(config.threads, config.pin_threads);
   MoeModelOptions options;
-  options.folder = config.model;
+  options.folder = folder.string();
   options.device = config.device;
   options.dtype = config.dtype;
   options.arithmetic = config.arithmetic;
@@ -159,9 +164,11 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
   const absl::Time start = SteadyNow();
   C3PO_ASSIGN_OR_RETURN(server.model, MoeModel::Load(options));
   const ModelShape& shape = server.model->shape();
-  C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation, GenerationConfig::Read(config.model, shape.vocabulary_size));
+  C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation,
+                        GenerationConfig::Read(folder.string(), shape.vocabulary_size));
   Log(LogLevel::kInfo, "model_loaded", "",
-      {{"folder", config.model},
+      {{"name", shape.name},
+       {"folder", folder.string()},
        {"architecture", shape.architecture},
        {"dtype", shape.dtype},
        {"arithmetic", shape.arithmetic},
@@ -179,16 +186,16 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
 }
 
 absl::Status LoadEmbedder(const ServerConfig& config, Server& server) {
+  const std::string& folder = server.embedder_folder.path;
   std::shared_ptr<Embedder> encoder;
-  if (config.embedder != "model") {
-    C3PO_ASSIGN_OR_RETURN(auto tokenizer,
-                          Tokenizer::Load((std::filesystem::path(config.embedder) / "tokenizer.json").string()));
+  if (config.embedder != kModelAsEmbedder) {
+    C3PO_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::Load((std::filesystem::path(folder) / "tokenizer.json").string()));
     const auto encode = [tokenizer](absl::string_view text) {
       return tokenizer->Encode(text, /*add_special_tokens=*/true);
     };
     C3PO_ASSIGN_OR_RETURN(std::unique_ptr<DeviceQueue> queue, server.model->backend().NewQueue());
     C3PO_ASSIGN_OR_RETURN(std::unique_ptr<SentenceEncoder> loaded,
-                          SentenceEncoder::Load(config.embedder, std::move(queue), encode));
+                          SentenceEncoder::Load(folder, std::move(queue), encode));
     server.encoder_bytes = loaded->weight_bytes();
     encoder = std::move(loaded);
   }
@@ -247,7 +254,7 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
 
 // Both doors are open before the model is there: they say that it is being loaded.
 absl::Status StartListening(const ServerConfig& config, Server& server) {
-  server.metrics = std::make_unique<Metrics>(ModelNameOf(config.model), kVersion);
+  server.metrics = std::make_unique<Metrics>(server.model_folder.name, kVersion);
   C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config, server.metrics.get()));
   if (config.metrics_port >= 0) {
     const auto ready = [&server] {
@@ -443,6 +450,7 @@ void Drain(const ServerConfig& config, Server& server) {
 }
 
 absl::Status StartAll(const ServerConfig& config, Server& server, ProcessSignals& signals) {
+  C3PO_RETURN_IF_ERROR(FindFolders(config, server));
   C3PO_RETURN_IF_ERROR(StartListening(config, server));
   C3PO_RETURN_IF_ERROR(LoadModel(config, server));
   C3PO_RETURN_IF_ERROR(LoadEmbedder(config, server));

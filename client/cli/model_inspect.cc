@@ -16,7 +16,8 @@ namespace c3po {
 namespace {
 
 struct InspectFlags {
-  std::string folder;
+  std::string folder;  // Or ORG/NAME.
+  std::string revision;
   std::string program;
   bool json = false;
 };
@@ -36,6 +37,7 @@ absl::Status BecomeServerProgram(const InspectFlags& flags) {
   // "./-x": a folder is no flag.
   const std::string folder = flags.folder.substr(0, 1) == "-" ? "./" + flags.folder : flags.folder;
   std::vector<const char*> arguments = {program.c_str(), "inspect", folder.c_str()};
+  if (!flags.revision.empty()) arguments.insert(arguments.end(), {"--revision", flags.revision.c_str()});
   if (flags.json) arguments.push_back("--json");
   arguments.push_back(nullptr);
   execvp(program.c_str(), const_cast<char* const*>(arguments.data()));
@@ -49,13 +51,18 @@ absl::Status BecomeServerProgram(const InspectFlags& flags) {
 void AddModelCommand(CLI::App& app, Session* session) {
   CLI::App* model = app.add_subcommand("model", "Model folders on this machine; asks no server");
   model->require_subcommand(1);
-  CLI::App* inspect = model->add_subcommand(
-      "inspect",
-      "What a model folder is, what memory it needs, and what is unsupported; exit code 0 only if it would "
-      "load, 1 if not");
+  CLI::App* inspect = model->add_subcommand("inspect",
+                                            "Checks a model folder, or a model of the Hugging Face cache: family, "
+                                            "memory needed, and what is unsupported; exit "
+                                            "code 0 only if it would load, 1 if not");
   const auto flags = std::make_shared<InspectFlags>();
-  inspect->add_option("folder", flags->folder, "A Hugging Face folder: config.json, *.safetensors, tokenizer.json")
+  inspect
+      ->add_option(
+          "folder", flags->folder,
+          "A Hugging Face folder: config.json, *.safetensors, tokenizer.json; or its name ORG/NAME on the hub, "
+          "found in the hub's cache")
       ->required();
+  inspect->add_option("--revision", flags->revision, "Branch, tag or commit of ORG/NAME; default: main");
   inspect->add_flag("--json", flags->json, "Print the answer as JSON");
   inspect->add_option("--c3pod", flags->program, "The server's program; default: beside this one, or in PATH");
   // Before main starts threads and blocks signals, which the other program would inherit.

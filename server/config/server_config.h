@@ -10,6 +10,8 @@
 
 namespace c3po {
 
+inline constexpr char kModelAsEmbedder[] = "model";  // Of ServerConfig::embedder.
+
 // A path below the folder that deploy/fetch_models.sh fills: $C3PO_CACHE_DIR, or ~/.cache/c3po.
 std::string InCacheFolder(const std::string& path);
 
@@ -18,14 +20,16 @@ std::string InCacheFolder(const std::string& path);
 // capitals).
 struct ServerConfig {
   // Model
-  std::string model = InCacheFolder("models/smollm2-135m-moe");  // Hugging Face folder.
-  std::string device = "cpu";                                    // cpu, cuda
-  std::string dtype = "auto";                                    // auto, float32, bfloat16
-  std::string arithmetic = "auto";                               // of products on the CPU: auto, float32, bfloat16
-  // A sentence encoder's folder, or "model": the model's own hidden states.
+  std::string model = InCacheFolder("models/smollm2-135m-moe");  // Hugging Face folder, or ORG/NAME of the hub's cache.
+  std::string revision;             // Of a --model ORG/NAME: branch, tag or commit; empty: main.
+  std::string device = "cpu";       // cpu, cuda
+  std::string dtype = "auto";       // auto, float32, bfloat16
+  std::string arithmetic = "auto";  // of products on the CPU: auto, float32, bfloat16
+  // A sentence encoder, named as a model is, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
-  int threads = 0;           // That the model computes on; 0: one per processor of affinity and quota.
-  bool pin_threads = false;  // Each stays on a core of its own: for a machine that nothing else keeps busy.
+  std::string embedder_revision;  // Of an --embedder ORG/NAME; empty: main.
+  int threads = 0;                // That the model computes on; 0: one per processor of affinity and quota.
+  bool pin_threads = false;       // Each stays on a core of its own: for a machine that nothing else keeps busy.
 
   // References
   std::string store = "c3po.db";      // SQLite file; created if absent.

@@ -24,12 +24,17 @@ void VisitSettings(Config& c, Visit visit) {
     static_assert(std::is_same_v<std::decay_t<decltype(field)>, int>, "limits are numbers");
     visit(Setting{flag, help, /*is_limit=*/true}, field);
   };
-  setting("model", c.model, "Hugging Face folder of the model");
+  setting("model", c.model,
+          "Hugging Face folder of the model, or its name ORG/NAME on the hub, found in the hub's cache; nothing is "
+          "downloaded");
+  setting("revision", c.revision, "branch, tag or commit of a --model ORG/NAME; empty: main");
   setting("device", c.device, "cpu or cuda");
   setting("dtype", c.dtype, "auto, float32 or bfloat16");
   setting("arithmetic", c.arithmetic,
           "of products on the CPU: float32; bfloat16, where the processor has a unit for it; auto: where it has one");
-  setting("embedder", c.embedder, "folder of a sentence encoder, or \"model\" for the model's own hidden states");
+  setting("embedder", c.embedder,
+          "sentence encoder, a folder or ORG/NAME as for --model; or \"model\" for the model's own hidden states");
+  setting("embedder-revision", c.embedder_revision, "branch, tag or commit of an --embedder ORG/NAME; empty: main");
   setting("threads", c.threads,
           "threads that the model computes on; 0: one per processor that affinity and the cgroup's quota allow");
   setting("pin-threads", c.pin_threads, "keep each of them on a core of its own");

@@ -14,7 +14,6 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
-#include <filesystem>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -26,6 +25,7 @@
 #include "server/embed/bert_config.h"
 #include "server/types/status_details.h"
 #include "server/weights/checkpoint.h"
+#include "server/weights/model_folder.h"
 
 namespace c3po {
 namespace {
@@ -281,8 +281,7 @@ absl::StatusOr<std::unique_ptr<SentenceEncoder>> SentenceEncoder::Load(const std
   C3PO_RETURN_IF_ERROR(tokenizer.status());
   model->digest = Sha256::HexOf(
       absl::StrCat("sentence_encoder\n", checkpoint->Digest(), "\n", model->config.max_tokens, "\n", *tokenizer));
-  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
-  model->name = (path.has_filename() ? path : path.parent_path()).filename().string();
+  model->name = NameOfFolder(folder);
   model->encode = std::move(encode);
   model->queue = std::move(queue);
   absl::Status read;

@@ -45,7 +45,7 @@ class SentenceEncoder : public Embedder {
   // SHA-256 of "sentence_encoder\n<Checkpoint::Digest()>\n<max_tokens()>\n" and the bytes of the folder's
   // tokenizer.json, when it has one.
   std::string digest() const override;
-  // The folder's own name.
+  // NameOfFolder of the folder (server/weights/model_folder.h).
   std::string name() const override;
   // sentence_bert_config.json's max_seq_length, else config.json's max_position_embeddings.
   int max_tokens() const;

@@ -20,6 +20,7 @@
 #include "server/text/tokenizer.h"
 #include "server/types/model_runner.h"
 #include "server/weights/checkpoint.h"
+#include "server/weights/model_folder.h"
 
 namespace c3po {
 namespace {
@@ -181,6 +182,7 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
 ModelCard InspectModel(const std::string& folder) {
   ModelCard card;
   card.folder = folder;
+  card.name = NameOfFolder(folder);
   const absl::Status config = ReadConfigFile(card);
   AddProblem(config, card);
   AddProblem(ReadGenerationConfig(card), card);
@@ -195,6 +197,7 @@ ModelCard InspectModel(const std::string& folder) {
 std::string CardText(const ModelCard& card) {
   std::string text;
   AddLine("folder", card.folder, text);
+  AddLine("name", card.name, text);
   if (card.config) AddConfigLines(card, text);
   if (card.tensors > 0) {
     std::vector<std::string> dtypes;
@@ -208,9 +211,13 @@ std::string CardText(const ModelCard& card) {
 }
 
 std::string CardJson(const ModelCard& card) {
-  nlohmann::ordered_json json = {{"folder", card.folder},     {"loads", card.problems.empty()},
-                                 {"problems", card.problems}, {"notes", card.notes},
-                                 {"tensors", card.tensors},   {"stored_bytes", card.stored_bytes}};
+  nlohmann::ordered_json json = {{"folder", card.folder},
+                                 {"name", card.name},
+                                 {"loads", card.problems.empty()},
+                                 {"problems", card.problems},
+                                 {"notes", card.notes},
+                                 {"tensors", card.tensors},
+                                 {"stored_bytes", card.stored_bytes}};
   if (card.config) {
     const ModelConfig& config = *card.config;
     const ParameterCounts& counts = card.parameters;
@@ -245,23 +252,33 @@ std::string CardJson(const ModelCard& card) {
 }
 
 int InspectMain(int argc, char** argv) {
-  std::vector<std::string> folders;
+  std::vector<std::string> models;
+  std::string revision;
   bool json = false, wrong = false;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--json") {
       json = true;
+    } else if (argument == "--revision" && i + 1 < argc) {
+      revision = argv[++i];
     } else if (argument.substr(0, 1) == "-") {
       wrong = true;
     } else {
-      folders.push_back(argument);
+      models.push_back(argument);
     }
   }
-  if (wrong || folders.size() != 1) {
-    std::cerr << "usage: c3pod inspect FOLDER [--json]\n";
+  if (wrong || models.size() != 1) {
+    std::cerr << "usage: c3pod inspect FOLDER|ORG/NAME [--revision REV] [--json]\n";
     return 2;
   }
-  const ModelCard card = InspectModel(folders.front());
+  const absl::StatusOr<ModelFolder> found = FindModelFolder({"--model", models.front(), "--revision", revision});
+  ModelCard card;
+  if (found.ok()) {
+    card = InspectModel(found->path);
+  } else {
+    card.folder = card.name = models.front();
+    AddProblem(found.status(), card);
+  }
   std::cout << (json ? CardJson(card) : CardText(card)) << std::flush;
   return card.problems.empty() && std::cout.good() ? 0 : 1;
 }

@@ -17,6 +17,7 @@ namespace c3po {
 // read, as c3pod reads them.
 struct ModelCard {
   std::string folder;
+  std::string name;  // NameOfFolder(folder), as c3pod calls the model.
   // Why c3pod would not load it, each naming file and field or tensor; at most one of config.json, one of
   // generation_config.json, one of the weights, one of the tokenizer. Empty: it would, where the memory suffices.
   std::vector<std::string> problems;
@@ -42,8 +43,9 @@ ModelCard InspectModel(const std::string& folder);
 std::string CardText(const ModelCard& card);
 std::string CardJson(const ModelCard& card);
 
-// `c3pod inspect FOLDER [--json]`, argv[0] being "inspect": prints the card. The exit code: 0 only if it would load, 1
-// if not, 2 for a wrong command line.
+// `c3pod inspect MODEL [--revision REV] [--json]`, argv[0] being "inspect": prints the card of a folder, or of ORG/NAME
+// in the hub's cache (FindModelFolder). A model that is not found has a card with that one problem. The exit code: 0
+// only if it would load, 1 if not, 2 for a wrong command line.
 int InspectMain(int argc, char** argv);
 
 }  // namespace c3po

@@ -2,7 +2,6 @@
 // libtorch nor the other backends.
 
 #include <exception>
-#include <filesystem>
 #include <future>
 #include <utility>
 
@@ -13,16 +12,9 @@
 #include "server/model/config/tensor_plan.h"
 #include "server/model/forward_step.h"
 #include "server/model/moe_model.h"
+#include "server/weights/model_folder.h"
 
 namespace c3po {
-namespace {
-
-std::string NameOf(const std::string& folder) {
-  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
-  return (path.has_filename() ? path : path.parent_path()).filename().string();
-}
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.folder));
@@ -39,7 +31,7 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   try {
     auto model = OnBackend(std::move(config), std::move(backend), options.neighbor_cache_bytes);
     ModelShape& shape = model->shape_;
-    shape.name = NameOf(options.folder);
+    shape.name = NameOfFolder(options.folder);
     shape.eos_token_ids = EndTokens(model->config_.eos_token_ids, generation);
     shape.device = options.device;
     shape.arithmetic = placement.arithmetic();

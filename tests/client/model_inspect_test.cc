@@ -34,6 +34,9 @@ TEST_F(ModelInspect, PassesFolderAndFormatToTheNamedProgramAndItsExitCodeBack) {
   const ChildResult json =
       ChildProcess({C3PO_CLI_BINARY, "model", "inspect", "--json", "--c3pod", program, "--", "-x"}).Wait();
   EXPECT_EQ(json.out, "inspect\n./-x\n--json\n");
+  const ChildResult named =
+      ChildProcess({C3PO_CLI_BINARY, "model", "inspect", "org/name", "--revision", "v1", "--c3pod", program}).Wait();
+  EXPECT_EQ(named.out, "inspect\norg/name\n--revision\nv1\n");
 }
 
 TEST_F(ModelInspect, FindsTheProgramBesideItself) {

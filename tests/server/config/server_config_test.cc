@@ -297,6 +297,7 @@ TEST(ServerConfig, WhatIsWrongIsToldWithTheValue) {
 
 TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
   const std::vector<std::vector<std::string>> wrong = {{"--model", ""},
+                                                       {"--embedder-revision", "v1", "--embedder", "model"},
                                                        {"--device", "tpu"},
                                                        {"--dtype", "int8"},
                                                        {"--index-device", "gpu"},
