@@ -90,7 +90,7 @@ void ExpectRouted(const Inputs& in, const Routed& out, int planes) {
           << "row " << r << " expert " << e;
       ASSERT_NEAR(out.probabilities[At(r * experts + e)], p[At(e)], 1e-5 * (p[At(e)] + 1e-3));
     }
-    const std::vector<int> chosen = ChosenOf(in.choice, &out.probabilities[At(r * experts)]);
+    const std::vector<int> chosen = ChosenOf(in.choice, out.probabilities.data() + r * experts);
     double total = 0;
     for (const int e : chosen) total += double{out.probabilities[At(r * experts + e)]};
     for (int j = 0; j < k; ++j) {
