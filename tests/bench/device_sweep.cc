@@ -90,27 +90,29 @@ struct BothSides {
   Searches host, device;
 };
 
-BothSides SweepScan(IndexDevice& device, const std::vector<LabeledVector>& vectors, const std::vector<float>& queries,
-                    const DeviceSweepOptions& options) {
-  auto exact = std::make_unique<ExactIndex>(options.dimension);
-  for (const LabeledVector& each : vectors) OkOrExit(exact->Add(each.label, each.vector));
+// `rest`: what DeviceIndex::Create takes beside the host's index.
+template <class Index, class Rest>
+BothSides SearchBoth(IndexDevice& device, std::unique_ptr<Index> index, const Rest& rest,
+                     const std::vector<LabeledVector>& vectors, const std::vector<float>& queries,
+                     const DeviceSweepOptions& options) {
+  for (const LabeledVector& each : vectors) OkOrExit(index->Add(each.label, each.vector));
   BothSides sides;
-  sides.host = SearchBatches(*exact, queries, options);
-  const auto placed = ValueOrExit(DeviceIndex::Create(&device, exact, vectors));
+  sides.host = SearchBatches(*index, queries, options);
+  const auto placed = ValueOrExit(DeviceIndex::Create(&device, index, rest));
   sides.device = SearchBatches(*placed, queries, options);
   return sides;
+}
+
+BothSides SweepScan(IndexDevice& device, const std::vector<LabeledVector>& vectors, const std::vector<float>& queries,
+                    const DeviceSweepOptions& options) {
+  return SearchBoth(device, std::make_unique<ExactIndex>(options.dimension), vectors, vectors, queries, options);
 }
 
 BothSides SweepGraph(IndexDevice& device, const std::vector<LabeledVector>& vectors, const std::vector<float>& queries,
                      const DeviceSweepOptions& options) {
   const HnswOptions hnsw = CatalogOptions().hnsw;
   auto graph = ValueOrExit(HnswIndex::Create(options.dimension, hnsw));
-  for (const LabeledVector& each : vectors) OkOrExit(graph->Add(each.label, each.vector));
-  BothSides sides;
-  sides.host = SearchBatches(*graph, queries, options);
-  const auto placed = ValueOrExit(DeviceIndex::Create(&device, graph, hnsw));
-  sides.device = SearchBatches(*placed, queries, options);
-  return sides;
+  return SearchBoth(device, std::move(graph), hnsw, vectors, queries, options);
 }
 
 class Report {
