@@ -5,7 +5,6 @@
 #include <string>
 #include <utility>
 
-#include "index/base/cuda/library.h"
 #include "index/search/cuda/index_kernels.h"
 #include "tests/gpu/kernel_device_on_gpu.h"
 #include "tests/gpu/runtime_contract.h"
@@ -17,16 +16,7 @@ namespace {
 
 using host_cuda::TestedStream;
 
-const IndexKernels& Kernels() {
-  static const IndexKernels* const kernels = [] {
-    const auto& library = OpenLibrary();
-    if (!library.ok()) throw std::runtime_error(std::string(library.status().message()));
-    const auto table = library->Kernels<IndexKernels>("c3po_index_kernels");
-    if (!table.ok()) throw std::runtime_error(std::string(table.status().message()));
-    return *table;
-  }();
-  return *kernels;
-}
+const IndexKernels& Kernels() { return host_cuda::TestedKernels<IndexKernels>("c3po_index_kernels"); }
 
 }  // namespace
 

@@ -1,9 +1,5 @@
 // The model's kernels by the names that their tests call: those of libc3po_cuda.so.
 
-#include <stdexcept>
-#include <string>
-
-#include "index/base/cuda/library.h"
 #include "server/compute/cuda/kernel_table.h"
 #include "tests/gpu/kernel_device_on_gpu.h"
 
@@ -12,16 +8,7 @@ namespace {
 
 using host_cuda::TestedStream;
 
-const ModelKernels& Kernels() {
-  static const ModelKernels* const kernels = [] {
-    const auto& library = OpenLibrary();
-    if (!library.ok()) throw std::runtime_error(std::string(library.status().message()));
-    const auto table = library->Kernels<ModelKernels>("c3po_model_kernels");
-    if (!table.ok()) throw std::runtime_error(std::string(table.status().message()));
-    return *table;
-  }();
-  return *kernels;
-}
+const ModelKernels& Kernels() { return host_cuda::TestedKernels<ModelKernels>("c3po_model_kernels"); }
 
 }  // namespace
 
