@@ -20,13 +20,6 @@ namespace {
 
 using Vectors = std::vector<std::vector<float>>;
 
-Vectors RandomUnitVectors(uint32_t seed, int count, int dimension) {
-  std::mt19937 random(seed);
-  Vectors vectors;
-  for (int i = 0; i < count; ++i) vectors.push_back(RandomUnitVector(random, dimension));
-  return vectors;
-}
-
 double NaiveDistance(const std::vector<float>& a, const std::vector<float>& b) {
   double sum = 0;
   for (size_t i = 0; i < a.size(); ++i) sum += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);

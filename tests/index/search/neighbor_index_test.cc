@@ -19,13 +19,6 @@ namespace {
 
 using Vectors = std::vector<std::vector<float>>;
 
-Vectors RandomUnitVectors(uint32_t seed, int count, int dimension) {
-  std::mt19937 random(seed);
-  Vectors vectors;
-  for (int i = 0; i < count; ++i) vectors.push_back(RandomUnitVector(random, dimension));
-  return vectors;
-}
-
 std::vector<int64_t> Labels(const std::vector<LabeledDistance>& found) {
   std::vector<int64_t> labels;
   for (const LabeledDistance& each : found) labels.push_back(each.label);

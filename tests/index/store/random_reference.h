@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <random>
 #include <string>
@@ -29,6 +30,13 @@ inline std::vector<float> RandomUnitVector(std::mt19937& random, int dimension) 
   std::vector<float> unit;
   for (double value : values) unit.push_back(static_cast<float>(value / std::sqrt(squares)));
   return unit;
+}
+
+inline std::vector<std::vector<float>> RandomUnitVectors(uint32_t seed, int count, int dimension) {
+  std::mt19937 random(seed);
+  std::vector<std::vector<float>> vectors;
+  for (int i = 0; i < count; ++i) vectors.push_back(RandomUnitVector(random, dimension));
+  return vectors;
 }
 
 inline Pathway RandomPathway(std::mt19937& random, int layers, int experts) {
