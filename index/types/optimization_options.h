@@ -20,6 +20,8 @@ inline constexpr int kStepsMax = 1000;
 // A hundred times what any method was measured with. Steps of 1000 take mixing weights where a model computes no
 // numbers.
 inline constexpr double kLearningRateMax = 10;
+inline constexpr double kTrustMax = 1000;
+inline constexpr int kNeighborhoodsMax = 16;
 // Distances are in [0, 2]: outside, a kernel tells nothing apart.
 inline constexpr double kBandwidthMin = 1e-6, kBandwidthMax = 1e6;
 
@@ -45,6 +47,8 @@ struct GradientDescentOptions {
   StepRule step_rule = StepRule::kAdam;
   double step_scale = 1;   // (0, 1]
   bool backtrack = false;  // steps that raise the loss are halved
+  double trust = 0;        // [0, kTrustMax]: weight of the trust region, KL to the model alone at the neighbors
+  int neighborhoods = 1;   // [1, kNeighborhoodsMax]: parts of the neighbors, each with a pathway; their mean is applied
   int patience = 0;        // [0, kStepsMax]: steps in a row that lower no loss before the end; 0: all are taken
 };
 
@@ -66,10 +70,13 @@ struct OptimizationSettings : GradientDescentOptions {
   bool collection_may_be_missing = false;  // the server's default one: without it there are no neighbors
   GateOptions gate;
   ReferenceSelection references = ReferenceSelection::kSuccessful;
+  NeighborSource neighbor_source = NeighborSource::kEmbedding;
+  bool balance = false;  // neighbors from each answer in turn
   SurrogateLoss objective = SurrogateLoss::kAnswer;
   // [0, 1]. Unset: mode finding takes 0.5, kernel regression the best of a grid.
   std::optional<double> alpha;
   bool return_pathways = false;
+  bool use_offset = false;       // the collection's label offset is added to the choices' scores
   bool use_prior = false;        // begin at the collection's prior; ROUTER_SHIFT, on the prior's layers
   int validation_neighbors = 0;  // held out beyond the k, [0, kNeighborsMax]; not with epsilon
   std::vector<std::string> exclude_reference_ids;  // at most kExcludedMax
@@ -143,8 +150,16 @@ void VisitOptions(Settings& s, Visit visit) {
   visit(Option{"kernel", "--kernel", "Weight of a neighbor by its distance"}, s.kernel);
   visit(Option{"application_rule", "--application", "Positions that the optimized pathway governs"}, s.rule);
   visit(Option{"reference_selection", "--references", "References that may be neighbors"}, s.references);
-  visit(Option{"objective", "--objective", "The neighbors' loss: of the answer, or of it against its choices"},
+  visit(Option{"objective", "--objective",
+               "The neighbors' loss: of the answer, of it against its choices, or of pairs of neighbors with different "
+               "answers"},
         s.objective);
+  visit(Option{"neighbor_source",
+               "--neighbor-source",
+               "By which vectors references are near: the encoder's, or the model's own hidden states",
+               {},
+               /*is_ours=*/true},
+        s.neighbor_source);
   visit(Option{"step_rule", "--step-rule", "How a gradient becomes a step"}, s.step_rule);
   visit(Option{"collection", "--collection", "References to look for neighbors in"}, s.collection);
   visit(Option{"k", "--k", "Use the k nearest references", {1, kNeighborsMax}}, s.k);
@@ -166,6 +181,30 @@ void VisitOptions(Settings& s, Visit visit) {
   visit(Option{"alpha", "--alpha",
                "Weight of the query's own pathway in mode finding; in kernel regression instead of its grid", kShare},
         s.alpha);
+  visit(Option{"balance",
+               "--balance,!--no-balance",
+               "Whether neighbors are taken from each answer in turn",
+               {},
+               /*is_ours=*/true},
+        s.balance);
+  visit(Option{"trust",
+               "--trust",
+               "Weight of staying near what the model alone says at the neighbors; 0: none",
+               {0, kTrustMax},
+               /*is_ours=*/true},
+        s.trust);
+  visit(Option{"neighborhoods",
+               "--neighborhoods",
+               "Parts of the neighbors that each find a pathway; their mean is applied",
+               {1, kNeighborhoodsMax},
+               /*is_ours=*/true},
+        s.neighborhoods);
+  visit(Option{"use_offset",
+               "--offset,!--no-offset",
+               "Whether the collection's label offset (refs tune --offset) is added to the choices' scores",
+               {},
+               /*is_ours=*/true},
+        s.use_offset);
   visit(Option{"use_prior",
                "--prior,!--no-prior",
                "Whether gradient descent begins at the collection's prior (refs tune)",

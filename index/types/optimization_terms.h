@@ -48,6 +48,15 @@ enum class SurrogateLoss {
   kAnswer,   // mean negative log-likelihood of the answer's tokens
   kChoices,  // cross-entropy over the choices' length-normalized log-likelihoods; kAnswer for a case with one
              // continuation
+  kPairs,    // log(1 + exp(-(m_i - m_j))) over pairs of cases with the same choices and different answers
+             // (model/pair_loss.h)
+};
+
+// By which vectors references and a request are near each other.
+enum class NeighborSource {
+  kEmbedding,      // the sentence encoder's
+  kCriticalLayer,  // hidden states entering the first critical layer, at the last prompt token
+  kLastLayer,      // hidden states after the last layer, there
 };
 
 enum class StepRule {
@@ -107,6 +116,12 @@ inline constexpr Term<ReferenceSelection> kReferenceSelections[] = {
 inline constexpr Term<SurrogateLoss> kObjectives[] = {
     {SurrogateLoss::kAnswer, 1, "answer", "answer"},
     {SurrogateLoss::kChoices, 2, "choices", "choices"},
+    {SurrogateLoss::kPairs, 3, "pairs", "pairs"},
+};
+inline constexpr Term<NeighborSource> kNeighborSources[] = {
+    {NeighborSource::kEmbedding, 1, "embedding", "embedding"},
+    {NeighborSource::kCriticalLayer, 2, "critical_layer", "critical"},
+    {NeighborSource::kLastLayer, 3, "last_layer", "last"},
 };
 inline constexpr Term<StepRule> kStepRules[] = {
     {StepRule::kGradient, 1, "gradient", "gradient"},
@@ -150,6 +165,11 @@ template <>
 struct Rows<SurrogateLoss> {
   static constexpr absl::Span<const Term<SurrogateLoss>> kOf = kObjectives;
   static constexpr absl::string_view kEnum = "Objective";
+};
+template <>
+struct Rows<NeighborSource> {
+  static constexpr absl::Span<const Term<NeighborSource>> kOf = kNeighborSources;
+  static constexpr absl::string_view kEnum = "NeighborSource";
 };
 template <>
 struct Rows<StepRule> {
