@@ -62,6 +62,16 @@ bool IsValue(SurrogateLoss value) {
   switch (value) {
     case SurrogateLoss::kAnswer:
     case SurrogateLoss::kChoices:
+    case SurrogateLoss::kPairs:
+      return true;
+  }
+  return false;
+}
+bool IsValue(NeighborSource value) {
+  switch (value) {
+    case NeighborSource::kEmbedding:
+    case NeighborSource::kCriticalLayer:
+    case NeighborSource::kLastLayer:
       return true;
   }
   return false;
@@ -92,8 +102,8 @@ bool IsValue(GateDecision value) {
 
 template <typename Value>
 class OptimizationTerms : public testing::Test {};
-using Choices =
-    testing::Types<Method, Kernel, ApplicationRule, ReferenceSelection, SurrogateLoss, StepRule, GateDecision>;
+using Choices = testing::Types<Method, Kernel, ApplicationRule, ReferenceSelection, SurrogateLoss, NeighborSource,
+                               StepRule, GateDecision>;
 TYPED_TEST_SUITE(OptimizationTerms, Choices);
 
 TYPED_TEST(OptimizationTerms, EveryValueOfTheEnumHasExactlyOneRow) {
