@@ -14,7 +14,7 @@ namespace c3po {
 struct SampleLimits {
   size_t prompt_bytes_max = 256 * 1024;
   size_t answer_bytes_max = 64 * 1024;  // Of the answer and of each choice.
-  size_t choices_max = 64;
+  size_t choices_max = 256;  // As many as one Score request has continuations by default.
   size_t metadata_entries_max = 64;
   size_t metadata_bytes_max = 16 * 1024;  // Keys and values together.
   size_t id_bytes_max = 64;

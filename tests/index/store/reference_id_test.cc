@@ -118,7 +118,7 @@ TEST_F(InvalidSample, TooLarge) {
   ExpectError("metadata: ");
   sample_ = MakeReference("c", 1).sample;
   for (size_t i = 0; i < limits.choices_max; ++i) sample_.choices.push_back(absl::StrCat("choice ", i));
-  ExpectError("choices: 66 entries, at most 64");
+  ExpectError("choices: 258 entries, at most 256");
 }
 
 TEST(ValidateRecord, NamesTheFieldThatIsWrong) {
