@@ -253,7 +253,9 @@ void AddEvaluationFlags(CLI::App& command, EvaluationFlags* flags) {
   command.add_option("--suite", flags->suite, "Folder of a suite; default: that of deploy/evaluation/build_suite.py")
       ->check(CLI::ExistingDirectory)
       ->group(kTasks);
-  command.add_option("--group", flags->groups, "Tasks of this group: knowledge, adaptation, procedural")
+  command
+      .add_option("--group", flags->groups,
+                  "Tasks of this group: knowledge, adaptation, procedural, many_answers, free_answers")
       ->delimiter(',')
       ->group(kTasks);
   command.add_option("--labels", flags->labels_file, "Labels of a PIQA file, one a line")

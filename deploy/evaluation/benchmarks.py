@@ -9,7 +9,7 @@ side)."""
 import functools
 import json
 import zipfile
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 import arrow_lists
 import arrow_reader
@@ -24,7 +24,8 @@ Archive = zipfile.ZipFile
 
 
 class Item(NamedTuple):
-    """A question with its choices. prompt has no space at its end, each choice has one at its start."""
+    """A question with its choices; none: the answer is free. prompt has no space at its end, each choice and the answer
+    have one at their start."""
 
     native_id: str
     prompt: str
@@ -40,11 +41,13 @@ class Task(NamedTuple):
     halved."""
 
     name: str
-    group: str  # knowledge, adaptation or procedural
-    metric: str  # raw: log-likelihood of the choice; length_normalized: that per character
+    group: str  # knowledge, adaptation, procedural, many_answers or free_answers
+    metric: str  # raw: log-likelihood of the choice; length_normalized: that per character; exact_match: free answers
     prompt: str  # The template in words: {field} is filled in.
     sides: tuple[str, str]
-    read: Callable[[Archive, str], Iterator[Item]]  # (package, split) -> its questions in the package's order
+    read: Callable[[Archive, str], Iterable[Item | None]]  # (package, split) -> its questions in the package's order
+    source: str = ""  # Where the questions are from; empty: the package.
+    generation: dict[str, Any] = {}  # Of free answers: max_tokens and stop, as suite.json states them. Read only.
 
 
 def _one_line(text: str) -> str:
@@ -80,6 +83,12 @@ def _require_labels(archive: Archive, dataset: str, split: str, names: list[str]
 
 def _requested(archive: Archive, folders: dict[str, str], split: str) -> Iterator[dict[str, Any]]:
     yield from references.documents(archive, folders[split], split)
+
+
+def labelled_item(native_id: str, prompt: str, labels: list[str], label: str, asked: tuple[str, ...],
+                  **metadata: str) -> Item | None:
+    """The choices are the labels, the same for each question of a task."""
+    return _item(native_id, prompt, labels, labels.index(label), asked, **metadata)
 
 
 def science_item(native_id: str, question: str, choices: list[str], gold: int) -> Item | None:

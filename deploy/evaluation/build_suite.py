@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "default_model"))
 
 import benchmarks
+import intents
+import many_answers
 import near_duplicates
 import procedural
 import pypi_package
@@ -131,9 +133,10 @@ def halve(divided: Divided, similar: list[tuple[int, int]]) -> Divided:
                             heldout=[item for place, item in enumerate(items) if place not in chosen])
 
 
-def divide(tasks: list[Divided]) -> list[Divided]:
-    """Halves the tasks of one split, then takes out every reference that asks nearly the same as a held-out
-    question."""
+def divide(tasks: list[Divided], first: int) -> list[Divided]:
+    """Halves the tasks of one split, then takes out every reference that asks nearly the same as a held-out question.
+    Between a reference of the `first` tasks and a held-out question of a later one the question goes: what was
+    measured on the first tasks stays comparable."""
     similar = similar_items(tasks)
     halved, sides = [], []
     for number, divided in enumerate(tasks):
@@ -146,47 +149,73 @@ def divide(tasks: list[Divided]) -> list[Divided]:
         chosen = {item.native_id for item in new.references}
         sides.append([item.native_id in chosen for item in divided.heldout])
         halved.append(new)
-    dropped: dict[int, dict[str, str]] = collections.defaultdict(dict)
+    dropped: dict[int, dict[tuple[str, bool], str]] = collections.defaultdict(dict)
     for left, right in similar:
         for reference, other in ((left, right), (right, left)):
             if sides[reference[0]][reference[1]] and not sides[other[0]][other[1]]:
-                before = tasks[reference[0]].references + tasks[reference[0]].heldout
-                dropped[reference[0]][before[reference[1]].native_id] = tasks[other[0]].task.name
+                question_goes = reference[0] < first <= other[0]
+                gone, stays = (other, reference) if question_goes else (reference, other)
+                before = tasks[gone[0]].references + tasks[gone[0]].heldout
+                why = (f"held-out questions asked in references of {tasks[stays[0]].task.name}" if question_goes else
+                       f"references asked in held-out {tasks[stays[0]].task.name}")
+                dropped[gone[0]][before[gone[1]].native_id, question_goes] = why
     for number, by_id in dropped.items():
-        for name in by_id.values():
-            halved[number].left_out[f"references asked in held-out {name}"] += 1
+        halved[number].left_out.update(by_id.values())
         halved[number] = halved[number]._replace(
-            references=[item for item in halved[number].references if item.native_id not in by_id])
+            references=[item for item in halved[number].references if (item.native_id, False) not in by_id],
+            heldout=[item for item in halved[number].heldout if (item.native_id, True) not in by_id])
     return halved
+
+
+def in_seeded_order(task: str, items: list[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: hash_of(task, item.native_id))
+
+
+def derive(derived: many_answers.Derived, source: Divided) -> Divided:
+    """The source's questions, asked something else, on the sides where they are."""
+    sides = [derived.make(in_seeded_order(source.task.name, items), source.references)
+             for items in (source.references, source.heldout)]
+    kept = [in_seeded_order(derived.task.name, side)[:derived.limit] for side in sides]
+    return Divided(derived.task, *kept, collections.Counter())
 
 
 def lines_of(task: str, items: list[Item]) -> bytes:
     lines = []
-    for item in sorted(items, key=lambda item: hash_of(task, item.native_id)):
+    for item in in_seeded_order(task, items):
         metadata = {"task": task, "native_id": item.native_id, **item.metadata}
+        choices = {"choices": item.choices} if item.choices else {}
         lines.append(json.dumps({"id": f"{task}/{item.native_id}", "prompt": item.prompt, "answer": item.answer,
-                                 "choices": item.choices, "metadata": metadata}, ensure_ascii=False) + "\n")
+                                 **choices, "metadata": metadata}, ensure_ascii=False) + "\n")
     return "".join(lines).encode("utf-8")
+
+
+def split_of(task: Task) -> str:
+    if task.sides[0] != task.sides[1]:
+        return f"{task.sides[0]} / {task.sides[1]}"
+    return task.sides[0] if task.sides[0].startswith("of ") else f"{task.sides[0]}, halved"
 
 
 def description(divided: Divided) -> dict[str, Any]:
     """The task's entry in suite.json. "sides": the splits of the package, or how one was divided."""
     task = divided.task
-    one_split = task.sides[0] == task.sides[1]
-    package = f"{references.PACKAGE.name}=={references.PACKAGE.version}"
-    source = "procedural.py" if task.group == "procedural" else package
+    source = task.source or f"{references.PACKAGE.name}=={references.PACKAGE.version}"
     return {"name": task.name, "group": task.group, "collection": task.name, "metric": task.metric,
             "prompt": task.prompt, "source": source,
-            "split": f"{task.sides[0]}, halved" if one_split else f"{task.sides[0]} / {task.sides[1]}",
+            "split": split_of(task),
             "references": len(divided.references), "heldout": len(divided.heldout),
             "references_file": f"{task.name}/references.jsonl", "heldout_file": f"{task.name}/heldout.jsonl",
-            "left_out": dict(sorted(divided.left_out.items()))}
+            "left_out": dict(sorted(divided.left_out.items())), **task.generation}
 
 
 def suite_files(archive: zipfile.ZipFile) -> dict[str, bytes]:
     """Name below the folder -> content."""
-    tasks = divide([read_sides(task, archive) for task in benchmarks.TASKS])
-    tasks.append(Divided(procedural.TASK, *procedural.questions(), collections.Counter()))
+    first = [read_sides(task, archive) for task in benchmarks.TASKS]
+    later = [read_sides(task, archive) for task in many_answers.TASKS + intents.TASKS]
+    tasks = divide(first + later, len(first))
+    # Procedural questions are kept apart by instance, not by their words: `divide` never sees them.
+    tasks.insert(len(first), Divided(procedural.TASK, *procedural.questions(), collections.Counter()))
+    by_name = {divided.task.name: divided for divided in tasks}
+    tasks += [derive(derived, by_name[derived.source]) for derived in many_answers.DERIVED]
     files = {}
     for divided in tasks:
         say(f"{divided.task.name}: {len(divided.references)} references, {len(divided.heldout)} held out; left out: "

@@ -16,7 +16,7 @@ REFERENCES = HELDOUT = 600
 _CHOICES = 4
 
 TASK = Task("procedural", "procedural", "raw", "{a phrasing of an operation on words or numbers}\\nAnswer:",
-            ("generated", "generated"), lambda *_: iter(()))
+            ("generated", "generated"), lambda *_: iter(()), source="procedural.py")
 
 _WORDS = (
     "garden window market silver bridge planet basket candle forest pencil rocket button winter orange kitten mirror "

