@@ -6,6 +6,7 @@
 #   C3PO_ADAPTATION_LIMIT, C3PO_KNOWLEDGE_LIMIT                          questions per task (300, 300)
 #   C3PO_IN_CONTEXT_LIMIT                                                of them, asked with three neighbors in the prompt (60)
 #   C3PO_OFFSET_REFERENCES                                               per task, scored for the row label-offset (100)
+#   C3PO_MANY_ANSWERS                                                    1: many_answers.sh at the end, into FOLDER/many-answers
 #   C3PO_ADAPTATION_REFERENCE_LIMIT, C3PO_KNOWLEDGE_REFERENCE_LIMIT      references per task (300, 200)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -82,4 +83,8 @@ c3po report "${RUNS[@]}" --format markdown >"$OUT/report.md"
 { printf '\n## In-context learning, three neighbors\n\n' && c3po report "$OUT/in-context" --format markdown; } >>"$OUT/report.md"
 c3po report "${RUNS[@]}" --out "$OUT/report.html"
 cat "$OUT/report.md"
+if [ "${C3PO_MANY_ANSWERS:-0}" = 1 ]; then
+  stop_server
+  deploy/evaluation/many_answers.sh "$OUT/many-answers"
+fi
 echo "pictures: $OUT/report.html"

@@ -218,6 +218,17 @@ def test_free_answers_are_short_and_read_off_the_prompt_where_it_holds_them(suit
     assert all(answers[line["metadata"]["native_id"]] == line["answer"] for line in suite["procedural_free", "heldout"])
 
 
+def test_script_of_many_answers_asks_all_tasks_of_the_two_groups_and_no_others(folder: pathlib.Path) -> None:
+    script = EVALUATION / "many_answers.sh"
+    lists = re.findall(r"^(?:LABELS|FREE)=\((.*)\)$", script.read_text(encoding="utf-8"), re.M)
+    index = json.loads((folder / "suite.json").read_text(encoding="utf-8"))["tasks"]
+    wanted = {task["name"] for task in index if task["group"] in ("many_answers", "free_answers")}
+    assert len(lists) == 2 and sorted(" ".join(lists).split()) == sorted(wanted)
+    refused = subprocess.run([str(script)], env={**os.environ, "C3PO_MANY_TASKS": "squad nothing"}, capture_output=True,
+                             text=True)
+    assert refused.returncode == 2 and "no task nothing; there are household_intents" in refused.stderr
+
+
 def test_between_an_earlier_tasks_reference_and_a_later_tasks_question_the_question_goes() -> None:
     def item(name: str, text: str) -> build_suite.Item:
         return build_suite.Item(name, text, " a", [" a", " b"], {}, (text,))
