@@ -1,44 +1,53 @@
-"""Everything else is in pyproject.toml. The .proto files lie outside of this folder: a build fetches them from the repository,
-and a source distribution carries them along. Without them nothing could work, so the build fails and says so."""
+"""Everything else is in pyproject.toml. The stubs are made by the build and never committed. The .proto files lie outside of this
+folder: a source distribution carries them along. Without them nothing could work, so the build fails and says so."""
 
+import importlib.metadata
 import pathlib
+import re
 import shutil
+import sys
+import tempfile
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = pathlib.Path(__file__).resolve().parent
-IN_PACKAGE = pathlib.Path("c3po_lm_eval") / "proto"  # Where stubs.py looks.
+sys.path.insert(0, str(HERE))
+import make_stubs
+
+GENCODE_VERSION = re.compile(r"^# Protobuf Python Version: (\S+)$", re.MULTILINE)
 
 
-def proto_dir() -> pathlib.Path:
-    for folder in (HERE / IN_PACKAGE, HERE.parents[1] / "proto"):
-        if (folder / "c3po" / "v1").is_dir():
-            return folder
-    raise SystemExit(f"c3po-lm-eval: no c3po/v1/*.proto in {HERE / IN_PACKAGE} nor in {HERE.parents[1] / 'proto'}: install from a "
-                     "clone of the repository (pip install ./client/python), or copy its proto folder to the former place")
-
-
-def copy_protos(root: pathlib.Path) -> None:
-    protos = proto_dir()
-    for path in sorted((protos / "c3po" / "v1").glob("*.proto")):
-        target = root / IN_PACKAGE / path.relative_to(protos)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-
-
-class BuildWithProtos(build_py):
+class BuildWithStubs(build_py):
     def run(self):
         super().run()
-        copy_protos(pathlib.Path(self.build_lib))
+        make_stubs.make_stubs(pathlib.Path(self.build_lib))
 
 
 class SdistWithProtos(sdist):
     def make_release_tree(self, base_dir, files):
         super().make_release_tree(base_dir, files)
-        copy_protos(pathlib.Path(base_dir))
+        protos = make_stubs.proto_folder()
+        for path in sorted((protos / "c3po" / "v1").glob("*.proto")):
+            target = pathlib.Path(base_dir) / "proto" / path.relative_to(protos)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
-proto_dir()
-setup(cmdclass={"build_py": BuildWithProtos, "sdist": SdistWithProtos})
+def dependencies() -> list[str]:
+    """Generated modules run with the protobuf and grpcio that they were generated for, and with later ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_stubs.make_stubs(pathlib.Path(folder))
+        protobuf = GENCODE_VERSION.search((pathlib.Path(folder) / "c3po" / "v1" / "options_pb2.py").read_text(encoding="utf-8"))
+    if protobuf is None:
+        raise SystemExit("c3po-client: grpcio-tools does not say what version of protobuf its modules need")
+    grpcio = importlib.metadata.version("grpcio-tools")
+    return [f"grpcio>={grpcio},<2", f"protobuf>={protobuf[1]},<8", "googleapis-common-protos>=1.63,<2"]
+
+
+try:
+    make_stubs.proto_folder()
+except FileNotFoundError as error:
+    raise SystemExit(str(error)) from error
+setup(cmdclass={"build_py": BuildWithStubs, "sdist": SdistWithProtos}, install_requires=dependencies())

@@ -29,6 +29,9 @@ from typing import Callable, NamedTuple
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(_ROOT / "deploy" / "default_model"), str(_ROOT / "client" / "python")]
+import make_stubs
+
+sys.path[:0] = make_stubs.import_path()  # With which the clone's c3po_client is imported.
 
 import torch_model  # Before torch: finds it.
 
@@ -40,7 +43,7 @@ import paired_table
 import pypi_package
 import recorded_run
 import reference_training
-from c3po_lm_eval.errors import C3poError
+from c3po_client import C3poError, Client
 from reference_training import Example, Question
 
 TASKS = "sst2,mrpc,rte,cb,boolq"
@@ -76,12 +79,10 @@ class ServerTokenizer:
     def __call__(self, text: str, add_special_tokens: bool) -> list[int]:
         if self._connection is None:
             self._connection = self._connect()
-        return self._connection.tokenize(text, add_special_tokens)
+        return list(self._connection.tokenize(text, add_special_tokens=add_special_tokens).ids) if text else []
 
-    def _connect(self):
-        from c3po_lm_eval.connection import Connection  # Compiles the .proto files, which takes a second.
-
-        connection = Connection(self._address, SERVER_SECONDS)
+    def _connect(self) -> Client:
+        connection = Client.from_environment(self._address, timeout=SERVER_SECONDS)
         served = connection.server_info().model
         for name, here, there in (("layers", self._shape.layers, served.layers),
                                   ("experts", self._shape.experts, served.experts),

@@ -1,4 +1,4 @@
-// Runs client/python/ask.py, which uses grpcio and the .proto files only, against the fake server.
+// Runs client/python/examples/ask.py against the fake server.
 
 #include <gmock/gmock.h>
 #include <google/protobuf/text_format.h>
@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_split.h"
@@ -16,11 +17,13 @@
 namespace c3po {
 namespace {
 
+const std::pair<const std::string, std::string> kPythonPath = {"PYTHONPATH", C3PO_PYTHON_PATH};
+
 class PythonAskTest : public ::testing::Test {
  protected:
   ChildResult Run(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.begin(), {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py"});
-    return ChildProcess(arguments, "", {{"C3PO_SERVER", server_.address()}}).Wait();
+    arguments.insert(arguments.begin(), {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/examples/ask.py"});
+    return ChildProcess(arguments, "", {{"C3PO_SERVER", server_.address()}, kPythonPath}).Wait();
   }
 
   FakeServer server_;
@@ -54,9 +57,9 @@ TEST_F(PythonAskTest, PrintsTheSameEventsAsTheCli) {
 
 TEST_F(PythonAskTest, AMisspelledVariableIsToldWithTheNearestNameAndOthersAreNot) {
   const auto run = [&](const std::string& name) {
-    return ChildProcess(
-               {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py", "hi", "--server", server_.address()}, "",
-               {{name, "value"}})
+    return ChildProcess({C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/examples/ask.py", "hi", "--server",
+                         server_.address()},
+                        "", {{name, "value"}, kPythonPath})
         .Wait();
   };
   const ChildResult wrong = run("C3PO_TOKENS");
@@ -69,8 +72,9 @@ TEST_F(PythonAskTest, AMisspelledVariableIsToldWithTheNearestNameAndOthersAreNot
 
 TEST_F(PythonAskTest, ATokenIsNotSentInPlaintextToAnotherMachine) {
   const auto run = [](const std::string& server, std::vector<std::string> more) {
-    more.insert(more.begin(), {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py", "hi", "--server", server});
-    return ChildProcess(more, "", {{"C3PO_TOKEN", "secret"}}).Wait();
+    more.insert(more.begin(),
+                {C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/examples/ask.py", "hi", "--server", server});
+    return ChildProcess(more, "", {{"C3PO_TOKEN", "secret"}, kPythonPath}).Wait();
   };
   for (const char* server : {"192.0.2.1:1", "127.0.0.1.example.org:1"}) {
     const ChildResult refused = run(server, {});
@@ -87,9 +91,11 @@ TEST_F(PythonAskTest, ATokenIsNotSentInPlaintextToAnotherMachine) {
 TEST_F(PythonAskTest, AnAddressNeedsItsPort) {
   for (const char* server : {"c3pod", "[::1]", "c3pod:https"}) {
     const ChildResult refused =
-        ChildProcess({C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/ask.py", "hi", "--server", server}).Wait();
+        ChildProcess({C3PO_TOOLS_PYTHON, C3PO_SOURCE_DIR "/client/python/examples/ask.py", "hi", "--server", server},
+                     "", {kPythonPath})
+            .Wait();
     EXPECT_EQ(refused.exit_code, 2) << refused.err;
-    EXPECT_EQ(refused.err, std::string("ask.py: --server: '") + server + "' is not ADDRESS:PORT\n");
+    EXPECT_EQ(refused.err, std::string("ask.py: '") + server + "' is not ADDRESS:PORT\n");
   }
 }
 

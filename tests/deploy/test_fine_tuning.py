@@ -360,17 +360,14 @@ def test_server_of_another_model_is_refused_by_field(model: torch_model.Model, m
     class Connection:
         layers = 30
 
-        def __init__(self, address: str, timeout_seconds: float):
-            pass
-
         def server_info(self) -> types.SimpleNamespace:
             return types.SimpleNamespace(model=types.SimpleNamespace(
                 name="other", layers=self.layers, experts=EXPERTS, hidden_size=HIDDEN, vocabulary_size=VOCABULARY))
 
-        def tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
-            return [len(text), add_special_tokens]
+        def tokenize(self, text: str, *, add_special_tokens: bool) -> types.SimpleNamespace:
+            return types.SimpleNamespace(ids=[len(text), add_special_tokens])
 
-    monkeypatch.setitem(sys.modules, "c3po_lm_eval.connection", types.SimpleNamespace(Connection=Connection))
+    monkeypatch.setattr(fine_tuning.Client, "from_environment", lambda address, timeout: Connection())
     with pytest.raises(ValueError, match="--server here:1: layers of its model other is 30, that of --model is 2"):
         fine_tuning.ServerTokenizer("here:1", model.shape)("sun", True)
     Connection.layers = model.shape.layers

@@ -197,12 +197,10 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(denied.returncode, 10)
         self.assertIn("needs the role references", denied.stderr)
         self.assertEqual(run("--token-file", str(self.folder / "nowhere"), "info").returncode, 2)
-        script = server_process.SOURCE / "client" / "python" / "ask.py"
-        ask = [sys.executable, str(script), "--server", f"localhost:{self.server.port}", "--tls-ca",
-               str(self.folder / "authority.pem"), "--max-tokens", "3", "--method", "none", "a"]
-        self.assertEqual(subprocess.run(ask, capture_output=True, timeout=120, check=False).returncode, 10)
-        ask += ["--token-file", str(self.folder / "token")]
-        self.assertEqual(subprocess.run(ask, capture_output=True, timeout=120, check=False).returncode, 0)
+        ask = ["--server", f"localhost:{self.server.port}", "--tls-ca", self.folder / "authority.pem", "--max-tokens", "3", "--method", "none",
+               "a"]
+        self.assertEqual(server_process.example("ask.py", *ask).returncode, 10)
+        self.assertEqual(server_process.example("ask.py", *ask, "--token-file", self.folder / "token").returncode, 0)
 
     def test_renewed_certificates_and_changed_tokens_count_without_a_restart(self):
         served = lambda: ssl.get_server_certificate(("127.0.0.1", self.server.port))

@@ -161,14 +161,13 @@ class HarmlessTest(ServerCase):
 
     def test_the_command_and_the_python_example_answer_without_references(self):
         server = f"127.0.0.1:{self.server.port}"
-        ask_py = server_process.SOURCE / "client" / "python" / "ask.py"
         run = lambda command, text=None: subprocess.run(command, env={**os.environ, "C3PO_SERVER": server}, input=text,
                                                         capture_output=True, text=True, timeout=60)
         asked = run([CLI, "ask", ON_TOPIC, "--max-tokens", "8", "--explain"])
         self.assertEqual(asked.returncode, 0, asked.stderr)
         self.assertIn("no neighbors", asked.stdout)
         self.assertIn('collection "default" has no reference', asked.stdout)
-        example = run([sys.executable, str(ask_py), ON_TOPIC, "--max-tokens", "8"])
+        example = server_process.example("ask.py", ON_TOPIC, "--max-tokens", "8", C3PO_SERVER=server)
         self.assertEqual(example.returncode, 0, example.stderr)
 
     def test_chat_answers_plainly_without_references(self):

@@ -226,7 +226,7 @@ if __name__ == "__main__":
     from lm_eval.tasks import TaskManager
 
     import c3po_lm_eval.__main__
-    from c3po_lm_eval.errors import C3poError
+    from c3po_client import C3poError
 
     c3po_lm_eval.register()
     try:

@@ -1,6 +1,6 @@
 """Starts a real c3pod for a test, on free ports, and speaks to it with grpcio and stubs made from the .proto files only."""
 
-import atexit
+import functools
 import importlib
 import json
 import os
@@ -14,9 +14,6 @@ import threading
 import urllib.request
 
 import grpc
-import grpc_tools
-from google.api import annotations_pb2
-from grpc_tools import protoc
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
 TINY_MODEL = SOURCE / "tests" / "golden" / "model" / "mixtral_tiny"
@@ -33,19 +30,24 @@ def cache_folder() -> pathlib.Path:
 
 
 def make_stubs() -> dict:
-    """The generated modules of c3po.v1 by name, made anew in a temporary folder."""
-    folder = tempfile.mkdtemp(prefix="c3po_stubs_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    protos = sorted(str(path.relative_to(SOURCE / "proto")) for path in (SOURCE / "proto" / "c3po").rglob("*.proto"))
-    googleapis = pathlib.Path(annotations_pb2.__file__).parents[2]
-    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
-    includes = [f"-I{root}" for root in (SOURCE / "proto", googleapis, well_known)]
-    code = protoc.main(["protoc", *includes, f"--python_out={folder}", f"--grpc_python_out={folder}", *protos])
-    if code != 0:
-        raise RuntimeError("protoc failed")
-    sys.path.insert(0, folder)
-    names = [proto.removesuffix(".proto").replace("/", ".") + suffix for proto in protos for suffix in ("_pb2", "_pb2_grpc")]
-    return {name.rsplit(".", 1)[1]: importlib.import_module(name) for name in names}
+    """The generated modules of c3po.v1 by name, made anew in a temporary folder. c3po_client can be imported then, too."""
+    protos = sorted(path.stem for path in (SOURCE / "proto" / "c3po" / "v1").glob("*.proto"))
+    sys.path[:0] = python_path()
+    return {f"{stem}{suffix}": importlib.import_module(f"c3po.v1.{stem}{suffix}") for stem in protos for suffix in ("_pb2", "_pb2_grpc")}
+
+
+@functools.cache
+def python_path() -> list[str]:
+    """Where the clone's c3po_client and its stubs are: for sys.path, and PYTHONPATH of client/python/examples."""
+    sys.path.append(str(SOURCE / "client" / "python"))
+    return importlib.import_module("make_stubs").import_path()
+
+
+def example(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a program of client/python/examples with this interpreter."""
+    command = [sys.executable, str(SOURCE / "client" / "python" / "examples" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(python_path()), **environment})
 
 
 def token_line(name: str, role: str, token: str, fields: str = "") -> str:

@@ -2,10 +2,15 @@
 
 import sys
 
-from lm_eval.__main__ import cli_evaluate
+try:
+    from lm_eval.__main__ import cli_evaluate
+except ModuleNotFoundError as error:
+    if error.name != "lm_eval":
+        raise
+    sys.exit("c3po-lm-eval: the lm-evaluation-harness is not installed: pip install './client/python[lm-eval]'")
 
+from c3po_client import C3poError
 from c3po_lm_eval import register
-from c3po_lm_eval.errors import C3poError
 
 
 def main() -> int:

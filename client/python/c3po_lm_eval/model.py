@@ -9,13 +9,14 @@ from typing import Callable
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
+from c3po.v1 import generation_pb2, options_pb2
+from c3po_client import C3poError
+from c3po_client.options import word_of
 from c3po_lm_eval.connection import Connection
-from c3po_lm_eval.errors import C3poError
 from c3po_lm_eval.optimization_args import optimization_from_args, unsigned_integer
 from c3po_lm_eval.questions import Question, group_into_questions
 from c3po_lm_eval.rolling_windows import rolling_windows
 from c3po_lm_eval.sampling_args import DEFAULT_MAX_TOKENS, sampling_from_kwargs
-from c3po_lm_eval.stubs import generation_pb2, options_pb2
 
 LOGGER = logging.getLogger(__name__)
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -271,7 +272,7 @@ class C3poLM(LM):
         return ids[0] if len(ids) == 1 else None
 
     def _count(self, report) -> None:
-        decision = options_pb2.GateDecision.Name(report.gate).removeprefix("GATE_DECISION_").lower()
+        decision = word_of(options_pb2.GateDecision.DESCRIPTOR, report.gate)
         with self._lock:
             self._gate_decisions[decision] += 1
             self._optimization_seconds += report.timings.optimization_seconds

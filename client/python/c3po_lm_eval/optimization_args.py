@@ -9,19 +9,10 @@ import re
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from c3po_lm_eval.errors import C3poError
-from c3po_lm_eval.stubs import options_pb2
+from c3po.v1 import options_pb2
+from c3po_client import C3poError
+from c3po_client.options import enum_number
 
-SHORT_VALUES = {
-    "method": {
-        "mode": "mode_finding",
-        "kernel": "kernel_regression",
-        "ngd": "neighborhood_gradient_descent",
-        "amortized": "amortized_shift",
-        "prior": "collection_prior",
-    },
-    "application_rule": {"last": "last_prompt_token", "every": "every_new_token", "shift": "router_shift"},
-}
 SHORT_NAMES = {
     "rule": "application_rule",
     "application": "application_rule",
@@ -79,7 +70,7 @@ def _set_field(message, field: FieldDescriptor, name: str, value) -> None:
     elif hasattr(getattr(message, field.name), "extend"):  # Repeated; how a descriptor says so depends on protobuf's version.
         getattr(message, field.name).extend([str(item) for item in value] if isinstance(value, list) else [str(value)])
     elif field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
-        setattr(message, field.name, _enum_value(field, name, value))
+        setattr(message, field.name, enum_number(field.enum_type, f"model_args: {name}", "none" if value is None else str(value)))
     elif field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         if not isinstance(value, bool):
             raise C3poError(f"model_args: {name}: {value!r} is neither true nor false")
@@ -98,17 +89,6 @@ def unsigned_integer(name: str, value) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
         raise C3poError(f"model_args: {name}: {value!r} is not a whole number from 0 to 2^32 - 1")
     return value
-
-
-def _enum_value(field: FieldDescriptor, name: str, value) -> int:
-    prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
-    known = {v.name.removeprefix(prefix).lower(): v.number for v in field.enum_type.values[1:]}
-    text = "none" if value is None else str(value).lower()
-    number = known.get(SHORT_VALUES.get(field.name, {}).get(text, text))
-    if number is None:
-        names = [*SHORT_VALUES.get(field.name, {}), *known]
-        raise C3poError(f"model_args: {name}: {value!r} is none of {', '.join(names)}")
-    return number
 
 
 def _layers(name: str, value) -> list[int]:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from c3po_lm_eval.errors import C3poError
-from c3po_lm_eval.stubs import generation_pb2
+from c3po.v1 import generation_pb2
+from c3po_client import C3poError
 
 DEFAULT_MAX_TOKENS = 256  # The harness' own.
 STOP_STRINGS_MAX = 16  # The server's limit; further ones are cut off here.

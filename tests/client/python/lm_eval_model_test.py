@@ -1,10 +1,7 @@
 """The parts of client/python/c3po_lm_eval that need no server: arguments, grouping, windows. The harness' own functions are the
 oracle of what it defines."""
 
-import pathlib
 import random
-import re
-import sys
 import unittest
 import unittest.mock
 
@@ -13,59 +10,22 @@ from lm_eval._cli.utils import key_val_to_dict
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "client" / "python"))
+import client_case  # Finds c3po_client.
 
+from c3po.v1 import generation_pb2, reference_pb2
+from c3po.v1 import options_pb2 as opt
+from c3po_client import C3poError
 from c3po_lm_eval.connection import Connection
-from c3po_lm_eval.errors import C3poError
 from c3po_lm_eval.model import C3poLM
-from c3po_lm_eval.optimization_args import SHORT_VALUES, argument_names, optimization_from_args
+from c3po_lm_eval.optimization_args import argument_names, optimization_from_args
 from c3po_lm_eval.questions import group_into_questions
 from c3po_lm_eval.rolling_windows import rolling_windows
 from c3po_lm_eval.sampling_args import ALWAYS, DRAWING, sampling_from_kwargs
-from c3po_lm_eval.stubs import generation_pb2, reference_pb2
-from c3po_lm_eval.stubs import options_pb2 as opt
+from fake_server import FakeServer, fail
 
 
 def parsed(text):
     return optimization_from_args(key_val_to_dict(text))
-
-
-class ConnectionTest(unittest.TestCase):
-    def test_a_token_is_not_sent_in_plaintext_to_another_machine(self):
-        def connect(target, **environment):
-            with unittest.mock.patch.dict("os.environ", {"C3PO_TOKEN": "secret", **environment}):
-                return Connection(target, 1)
-
-        for target in ("192.0.2.1:1", "c3pod:50051", "127.0.0.1.example.org:1", "[::2]:1", "dns:///localhost:1"):
-            with self.subTest(target=target), self.assertRaises(C3poError) as caught:
-                connect(target)
-            self.assertIn("is another machine", str(caught.exception))
-            self.assertNotIn("secret", str(caught.exception))
-        for target in ("127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/run/c3po"):
-            connect(target)
-        connect("192.0.2.1:1", C3PO_INSECURE_TOKEN="1")
-        with unittest.mock.patch.dict("os.environ"):
-            Connection("192.0.2.1:1", 1)  # Without a token there is nothing to lose.
-
-    def test_misspelled_variables_are_told_with_the_nearest_name_and_others_are_not(self):
-        source = (ROOT / "server" / "config" / "setting_list.h").read_text()
-        settings = ["C3PO_" + flag.upper().replace("-", "_") for flag in re.findall(r'(?:setting|limit)\("([a-z-]+)"', source)]
-        self.assertGreater(len(settings), 50)
-        others = dict.fromkeys([*settings, "C3PO_TOKEN", "C3PO_CONFIG", "C3PO_PORT", "C3PO_DATA_DIR", "C3PO_STUDIES"], "1")
-        with unittest.mock.patch.dict("os.environ", others), self.assertNoLogs("c3po_lm_eval"):
-            Connection("127.0.0.1:1", 1)
-        wrong = {"C3PO_TOKENS": "1", "C3PO_SEVER": "1", "C3PO_TLS_CAFILE": "1"}
-        with unittest.mock.patch.dict("os.environ", wrong), self.assertLogs("c3po_lm_eval", "WARNING") as told:
-            Connection("127.0.0.1:1", 1)
-        self.assertEqual([record.getMessage() for record in told.records],
-                         [f"C3PO_{is_set} is set, and nothing reads it here; did you mean C3PO_{meant}?"
-                          for is_set, meant in (("SEVER", "SERVER"), ("TLS_CAFILE", "TLS_CA"), ("TOKENS", "TOKEN"))])
-
-    def test_an_address_needs_its_port(self):
-        for target in ("c3pod", "127.0.0.1:", "[::1]", "c3pod:https"):
-            with self.subTest(target=target), self.assertRaisesRegex(C3poError, "is not ADDRESS:PORT"):
-                Connection(target, 1)
 
 
 class OptimizationArgsTest(unittest.TestCase):
@@ -75,9 +35,11 @@ class OptimizationArgsTest(unittest.TestCase):
     def test_every_field_is_an_argument(self):
         text = ("method=ngd,epsilon=0.5,kernel=matern,bandwidth=1,steps=10,learning_rate=0.05,critical_layers=3+25-27,core_experts=0,"
                 "rule=shift,collection=7,gate=true,gate_max_neighbor_distance=1.1,gate_max_base_confidence=0.9,"
-                "gate_min_loss_reduction=0,gate_min_validation_loss_reduction=0.1,gate_min_optimized_confidence=0.6,selection=all,objective=choices,step_rule=adam,"
+                "gate_min_loss_reduction=0,gate_min_validation_loss_reduction=0.1,gate_min_optimized_confidence=0.6,"
+                "selection=all,objective=choices,step_rule=adam,"
                 "alpha=0.5,return_pathways=false,use_profile=false,use_prior=true,validation_neighbors=4,step_scale=0.5,backtrack=true,"
-                "prompt_positions=8,patience=3,preset=paper,exclude_reference_ids=['a','b']")
+                "prompt_positions=8,patience=3,preset=paper,exclude_reference_ids=['a','b'],use_offset=true,balance=true,trust=0.1,"
+                "neighbor_source=last,neighborhoods=4")
         expected = opt.OptimizationOptions(
             method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, epsilon=0.5, kernel=opt.KERNEL_MATERN, bandwidth=1, steps=10,
             learning_rate=0.05, critical_layers=[3, 25, 26, 27], core_experts=0, application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT,
@@ -85,20 +47,14 @@ class OptimizationArgsTest(unittest.TestCase):
                                                  min_validation_loss_reduction=0.1, min_optimized_confidence=0.6),
             reference_selection=opt.REFERENCE_SELECTION_ALL, objective=opt.OBJECTIVE_CHOICES, step_rule=opt.STEP_RULE_ADAM, alpha=0.5,
             return_pathways=False, use_profile=False, use_prior=True, validation_neighbors=4, step_scale=0.5, backtrack=True,
-            prompt_positions=8, patience=3, preset=opt.PRESET_PAPER, exclude_reference_ids=["a", "b"])
+            prompt_positions=8, patience=3, preset=opt.PRESET_PAPER, exclude_reference_ids=["a", "b"], use_offset=True,
+            balance=True, trust=0.1, neighbor_source=opt.NEIGHBOR_SOURCE_LAST_LAYER, neighborhoods=4)
         options = parsed(text)
         self.assertEqual(options, expected)
         unset = {field.name for field in options.DESCRIPTOR.fields} - {field.name for field, _ in options.ListFields()}
         self.assertEqual(unset - {"core_experts", "return_pathways", "use_profile"}, {"k"})  # k excludes epsilon.
         self.assertIn("k", argument_names())
         self.assertEqual(parsed("k=12").k, 12)
-
-    def test_short_values_are_the_words_of_the_commands_flags(self):
-        terms = (ROOT / "index" / "types" / "optimization_terms.h").read_text()
-        rows = re.findall(r'\{\w+::k\w+, \d+, "(\w+)", "(\w*)"\}', terms)
-        words = {flag: name for name, flag in rows if flag not in ("", name)}
-        self.assertGreaterEqual(len(rows), 20)
-        self.assertEqual(words, {word: name for values in SHORT_VALUES.values() for word, name in values.items()})
 
     def test_none_is_a_method_however_the_harness_parses_it(self):
         for arguments in (key_val_to_dict("method=none"), simple_parse_args_string("method=none"), {"method": None}):
@@ -247,18 +203,20 @@ class RollingTextsTest(unittest.TestCase):
         self.assertEqual(lm._connection.scored, [(list(context), list(predicted)) for context, predicted in expected])
 
 
-class Encyclopedia:
+class Encyclopedia(FakeServer):
     """A server whose collection `science` has two references; one more text has the first one's embedding."""
 
     def __init__(self):
-        self.searched = []
+        super().__init__()
+        self.on["Search"] = self.search
+        self.on["Score"] = lambda request, context: generation_pb2.ScoreResponse(
+            scores=[generation_pb2.ContinuationScore(log_likelihood=-1, token_count=1) for _ in request.continuations])
 
-    def Search(self, request, **_):
-        self.searched.append(request)
+    def search(self, request, context):
         if request.collection != "science":
-            raise Refusal(grpc.StatusCode.NOT_FOUND)
+            fail(context, grpc.StatusCode.NOT_FOUND, "no such collection")
         if request.text == "down":
-            raise Refusal(grpc.StatusCode.PERMISSION_DENIED)
+            fail(context, grpc.StatusCode.PERMISSION_DENIED, "not yours")
         distance = {"What is rain?": 0.0, "what is rain ?": 5e-5}.get(request.text, 0.4)
         response = reference_pb2.SearchReferencesResponse()
         for prompt in ("What is rain?", "What is snow?\n"):
@@ -266,27 +224,12 @@ class Encyclopedia:
             distance += 0.3
         return response
 
-    def Score(self, request, **_):
-        scores = [generation_pb2.ContinuationScore(log_likelihood=-1, token_count=1) for _ in request.continuations]
-        return generation_pb2.ScoreResponse(scores=scores)
-
-
-class Refusal(grpc.RpcError):
-    def __init__(self, code):
-        self._code = code
-
-    def code(self):
-        return self._code
-
-    def details(self):
-        return ""
-
 
 class KnownQuestionsTest(unittest.TestCase):
     def model(self, **options):
         server = Encyclopedia()
-        connection = Connection("127.0.0.1:1", 1)
-        connection._reference = connection._generation = server
+        self.addCleanup(server.stop)
+        connection = Connection(server.target, 60)
         lm = C3poLM.__new__(C3poLM)
         lm._connection, lm._window, lm._concurrency, lm._among_references = connection, 4096, 2, 0
         lm._optimization = opt.OptimizationOptions(**options)
@@ -302,16 +245,16 @@ class KnownQuestionsTest(unittest.TestCase):
         with self.assertLogs("c3po_lm_eval.model", "WARNING") as logs:
             self.assertEqual(lm.loglikelihood(requests, disable_tqdm=True), [(-1, False)] * 10)
         self.assertIn("3 of 4 questions are among the references of science", logs.output[0])
-        self.assertEqual((lm._among_references, len(server.searched)), (3, 4))
+        self.assertEqual((lm._among_references, server.calls("Search")), (3, 4))
 
     def test_the_model_alone_has_no_references_and_a_collection_that_is_not_there_none(self):
         request = [Instance("loglikelihood", {}, ("What is rain?", " wet"), 0, ("task", 0, 1))]
         lm, server = self.model(collection="science", method=opt.METHOD_NONE)
         lm.loglikelihood(request, disable_tqdm=True)
-        self.assertEqual((lm._among_references, server.searched), (0, []))
+        self.assertEqual((lm._among_references, server.calls("Search")), (0, 0))
         lm, server = self.model()
         lm.loglikelihood(request, disable_tqdm=True)
-        self.assertEqual((lm._among_references, server.searched[0].collection), (0, "default"))
+        self.assertEqual((lm._among_references, server.requests["Search"][0].collection), (0, "default"))
         with self.assertRaises(C3poError):
             self.model(collection="science")[0]._tell_known({"down"}, True)
 

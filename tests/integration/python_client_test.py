@@ -1,0 +1,221 @@
+"""c3po-client as a user has it, its wheel in an environment of its own, and a real c3pod: every call, and the programs of
+client/python/examples.
+usage: python_client_test.py C3POD"""
+
+import asyncio
+import csv
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.dont_write_bytecode = True
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+EXAMPLES = TESTS.parent / "client" / "python" / "examples"
+INSTALLED = "--installed"  # This file runs again, with the environment's own interpreter.
+
+if INSTALLED in sys.argv:
+    import c3po_client
+    from c3po.v1 import generation_pb2 as gen
+    from c3po.v1 import options_pb2 as opt
+    from c3po_client import AsyncClient, Client
+
+    import server_process
+
+SAMPLES = [{"prompt": f"What is {i} modulo seven?", "answer": f" {i % 7}", "choices": [f" {c}" for c in range(7)]} for i in range(40)]
+NGD = {"method": "ngd", "collection": "set", "k": 3, "validation_neighbors": 0, "steps": 4, "reference_selection": "all",
+       "gate": {"enabled": False}, "return_pathways": True}
+
+
+class PythonClientTest(unittest.TestCase):
+    binary = None
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = server_process.fresh_folder()
+        cls.addClassCleanup(server_process.remove_folder, cls.folder)
+        cls.server = server_process.ServerProcess(cls.binary, cls.folder)
+        cls.target = f"127.0.0.1:{cls.server.port}"
+        cls.client = Client(cls.target)
+        cls.client.wait_until_serving(60)
+        seen = []
+        outcome = cls.client.references.add(SAMPLES, collection="set", on_progress=lambda progress: seen.append(progress.received))
+        assert outcome.progress.received == 40 and not outcome.problems and seen[-1] == 40, (outcome, seen)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.client.close()
+        code = cls.server.stop()
+        if code != 0:
+            raise AssertionError(f"c3pod exited with {code}: {cls.server.log[-20:]}")
+
+    def test_it_is_the_installed_package(self):
+        self.assertTrue(c3po_client.__file__.startswith(sys.prefix), c3po_client.__file__)
+        self.assertTrue(gen.__file__.startswith(sys.prefix), gen.__file__)
+
+    def test_an_optimized_answer_has_its_report_its_pathways_and_its_text(self):
+        with self.client.generate(SAMPLES[3]["prompt"], optimization=NGD, sampling={"max_tokens": 6, "ignore_eos": True},
+                                  request_id="mine-1") as generation:
+            kinds = [type(event) for event in generation]
+        self.assertEqual((kinds[0], kinds[-1], set(kinds[1:-1])), (gen.OptimizationReport, gen.GenerationSummary, {gen.TextDelta}))
+        self.assertEqual((len(generation.report.neighbors), len(generation.report.losses)), (3, 5))
+        self.assertEqual((generation.summary.request_id, generation.summary.usage.completion_tokens), ("mine-1", 6))
+        self.assertEqual(self.client.detokenize(generation.token_ids_so_far(), skip_special_tokens=False), generation.text_so_far())
+        rows = list(c3po_client.pathway_rows(generation.report))
+        experts = self.client.server_info().model.experts
+        self.assertEqual(len(rows), experts * len(generation.report.critical_layers))
+        self.assertTrue(any(row.before != row.after for row in rows))
+        for layer in generation.report.critical_layers:
+            self.assertAlmostEqual(sum(row.after for row in rows if row.layer == layer), 1, places=4)
+
+    def test_both_clients_and_plain_prompts_and_ids_give_the_same(self):
+        prompt = SAMPLES[5]["prompt"]
+        options = {"optimization": {"method": "none"}, "sampling": {"max_tokens": 8}}
+        text = self.client.generate(prompt, **options).text()
+        ids = self.client.tokenize(prompt).ids
+        self.assertEqual(self.client.generate(list(ids), **options).text(), text)
+
+        async def ask():
+            async with AsyncClient(self.target) as client:
+                answers = await asyncio.gather(*(client.generate(prompt, **options).text() for _ in range(8)))
+                score = await client.score(prompt, SAMPLES[5]["choices"], optimization=NGD)
+                return answers, score, [reference.id async for reference in client.references.list("set", page_size=7)]
+
+        answers, score, ids = asyncio.run(ask())
+        self.assertEqual(answers, [text] * 8)
+        self.assertEqual(list(score.scores), list(self.client.score(prompt, SAMPLES[5]["choices"], optimization=NGD).scores))
+        self.assertEqual(len(set(ids)), 40)
+
+    def test_a_choice_is_the_likeliest_of_score(self):
+        prompt, choices = SAMPLES[2]["prompt"], SAMPLES[2]["choices"]
+        choice = self.client.choose(prompt, choices, optimization=NGD)
+        response = self.client.score(prompt, choices, optimization=NGD)
+        self.assertEqual((choice.index, choice.text), (c3po_client.likeliest(response), choices[choice.index]))
+        self.assertEqual([score.log_likelihood for score in choice.scores], [score.log_likelihood for score in response.scores])
+
+    def test_several_answers(self):
+        texts = self.client.generate("What", sampling={"n": 3, "temperature": 1.0, "max_tokens": 6, "seed": 7},
+                                     optimization={"method": "none"}).texts()
+        self.assertEqual((len(texts), len(set(texts))), (3, 3))
+
+    def test_references_come_and_go(self):
+        references = self.client.references
+        outcome = references.add([{**SAMPLES[0], "id": "mine"}, {"prompt": "", "answer": " a"}], collection="other")
+        self.assertEqual((outcome.progress.malformed, [problem.sequence for problem in outcome.problems]), (1, [1]))
+        self.assertEqual(references.get("other:mine", include_pathway=True).sample.prompt, SAMPLES[0]["prompt"])
+        self.assertEqual(len(list(references.list(page_size=3))), 41)
+        hits = references.search(SAMPLES[7]["prompt"], collection="set", k=5)
+        self.assertEqual((len(hits), hits[0].reference.sample.prompt), (5, SAMPLES[7]["prompt"]))
+        self.assertLess(hits[0].distance, 1e-3)
+        self.assertEqual({stats.collection: stats.references for stats in references.stats().collections}, {"set": 40, "other": 1})
+        self.assertEqual(list(references.delete(["other:mine", "other:none"]).not_found), ["other:none"])
+        references.add(SAMPLES[:3], collection="other")
+        self.assertEqual(references.delete_collection("other"), 3)
+        self.assertEqual(references.add([], collection="other").progress.received, 0)
+
+    def test_what_a_collection_learns(self):
+        self.client.references.add(SAMPLES, collection="learned")
+        self.addCleanup(self.client.references.delete_collection, "learned")
+        collections = self.client.collections
+        with collections.tune_prior("learned", {"epochs": 1, "critical_layers": [2, 3], "batch_size": 8}) as stream:
+            self.assertTrue(stream.last().finished)
+        last = collections.amortize_shifts("learned", {"steps": 1, "critical_layers": [3]}).last()
+        self.assertEqual((last.done, last.total), (40, 40))
+        self.assertEqual(collections.get("learned").amortized_shifts, 40)
+        collections.set_profile("learned", {"method": "none"}, notes='{"by": "hand"}')
+        profile = collections.get("learned")
+        self.assertEqual((profile.profile.method, profile.profile_notes), (opt.METHOD_NONE, '{"by": "hand"}'))
+        self.assertTrue(collections.clear_profile("learned"))
+        self.assertFalse(collections.clear_profile("learned"))
+
+    def test_a_copy_of_the_store(self):
+        size = self.client.backup(self.folder / "copy.db")
+        self.assertEqual((self.folder / "copy.db").stat().st_size, size)
+        self.assertEqual((self.folder / "copy.db").read_bytes()[:15], b"SQLite format 3")
+
+    def test_errors_are_the_services(self):
+        with self.assertRaises(c3po_client.InvalidArgument) as caught:
+            self.client.score("a", [" b"], optimization={"learning_rate": 99})
+        self.assertEqual((caught.exception.reason, [each.field for each in caught.exception.field_violations]),
+                         ("INVALID_FIELD", ["optimization.learning_rate"]))
+        with self.assertRaises(c3po_client.NotFound) as caught:
+            self.client.generate("a", optimization={"collection": "nowhere"}).text()
+        self.assertEqual((caught.exception.reason, caught.exception.exit_code), ("NOT_FOUND", 5))
+        with self.assertRaises(c3po_client.FailedPrecondition):
+            self.client.chat([("user", "hi")]).text()  # The tiny model has no chat template.
+        with self.assertRaises(c3po_client.PermissionDenied):
+            self.client.score("a", [" b"], optimization={"method": "oracle", "collection": "set"}, oracle_answer=" b")
+
+    def test_a_generation_that_is_left_frees_its_place(self):
+        with self.client.generate("a", sampling={"max_tokens": 200, "ignore_eos": True}, optimization={"method": "none"}) as generation:
+            next(generation)
+        for _ in range(200):
+            lines = self.server.http("/metrics").splitlines()
+            running = [line for line in lines if line.startswith("vllm:num_requests_running")]
+            if running and float(running[0].rsplit(" ", 1)[1]) == 0:
+                return
+        self.fail(str(running))
+
+    # --- The examples ---
+
+    def example(self, name, *arguments, **options):
+        done = subprocess.run([sys.executable, "-I", str(EXAMPLES / name), *map(str, arguments)], capture_output=True, text=True, timeout=120,
+                              env={**os.environ, "C3PO_SERVER": self.target}, check=False, **options)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_ask(self):
+        text = self.client.generate("What", sampling={"max_tokens": 5}, optimization={"method": "none"}).text()
+        self.assertEqual(self.example("ask.py", "What", "--max-tokens", "5", "--method", "none"), text + "\n")
+        lines = self.example("ask.py", SAMPLES[1]["prompt"], "--method", "ngd", "--collection", "set", "--json", "--max-tokens", "2").splitlines()
+        events = [json.loads(line) for line in lines]
+        self.assertEqual((list(events[0]), list(events[-1])), (["optimization"], ["summary"]))
+        self.assertIn("offset_applied", events[0]["optimization"])  # Fields that are not set are there.
+
+    def test_classify(self):
+        output = self.example("classify.py", "--collection", "set", SAMPLES[4]["prompt"], *SAMPLES[4]["choices"])
+        response = self.client.score(SAMPLES[4]["prompt"], SAMPLES[4]["choices"], optimization={"collection": "set"})
+        best = c3po_client.likeliest(response)
+        self.assertEqual(output, f"{SAMPLES[4]['choices'][best]}\t{c3po_client.score_per_token(response.scores[best]):g}\n")
+
+    def test_score_file(self):
+        path = self.folder / "questions.jsonl"
+        path.write_text("".join(json.dumps(sample) + "\n" for sample in SAMPLES[:9]))
+        rows = list(csv.DictReader(io.StringIO(self.example("score_file.py", path, "--collection", "set", "--method", "none"))))
+        self.assertEqual([row["question"] for row in rows], [str(i) for i in range(1, 10)])
+        for row, sample in zip(rows, SAMPLES):
+            response = self.client.score(sample["prompt"], sample["choices"], optimization={"collection": "set", "method": "none"})
+            chosen = sample["choices"][c3po_client.likeliest(response)]
+            self.assertEqual((row["chosen"], row["answer"], row["correct"]), (chosen, sample["answer"], str(int(chosen == sample["answer"]))))
+            self.assertEqual((row["gate"], len(row["scores"].split())), ("not_requested", 7))
+
+    def test_concurrent_generation(self):
+        prompts = [sample["prompt"] for sample in SAMPLES[:12]]
+        lines = self.example("concurrent_generation.py", "-", "--collection", "set", "--max-tokens", "4", "--concurrency", "5",
+                             input="".join(prompt + "\n" for prompt in prompts)).splitlines()
+        answers = {answer["line"]: answer for answer in map(json.loads, lines)}
+        self.assertEqual([answers[i + 1]["prompt"] for i in range(12)], prompts)
+        text = self.client.generate(prompts[0], sampling={"max_tokens": 4}, optimization={"collection": "set"}).text()
+        self.assertEqual(answers[1]["text"], text)
+
+
+def main():
+    if INSTALLED in sys.argv:
+        sys.argv.remove(INSTALLED)
+        PythonClientTest.binary = sys.argv.pop(1)
+        unittest.main()
+    sys.path.insert(0, str(TESTS / "client" / "python"))
+    import installed_client
+
+    with tempfile.TemporaryDirectory(prefix="c3po_client_") as folder:
+        python = installed_client.fresh_environment(pathlib.Path(folder))
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run([python, __file__, *sys.argv[1:], INSTALLED], env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
