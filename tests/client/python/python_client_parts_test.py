@@ -1,7 +1,9 @@
 """The parts of c3po_client that need no server: options, the table of methods, the retry policy, addresses and tokens, samples,
 pathways. What is written down twice is compared with its source."""
 
+import contextlib
 import inspect
+import io
 import json
 import math
 import pathlib
@@ -24,7 +26,7 @@ from c3po_client import methods, options
 from c3po_client.connection import call_metadata, is_this_machine
 from c3po_client.errors import ServerAdvice, call_error
 from c3po_client.retry import Attempts, codes_retried_here, service_config
-from fake_server import FakeServer
+from fake_server import FakeServer, answer
 
 
 class OptionsTest(unittest.TestCase):
@@ -293,6 +295,31 @@ class AnswersTest(unittest.TestCase):
                          [(3, 0, 0.25, 0.5), (3, 1, 0.75, 0.5), (4, 0, 1.0, 1.0), (4, 1, 0.0, 0.0)])
         self.assertEqual(c3po_client.PathwayRow._fields, ("layer", "expert", "before", "after"))
         self.assertEqual(list(c3po_client.pathway_rows(gen.OptimizationReport())), [])
+
+
+class DocumentationTest(unittest.TestCase):
+    def test_what_the_readmes_show_runs(self):
+        server = FakeServer()
+        self.addCleanup(server.stop)
+
+        def generate(request, context):
+            if request.choices:
+                scores = [gen.ContinuationScore(token_count=1) for _ in request.choices]
+                return iter([gen.GenerateResponse(summary=gen.GenerationSummary(chosen=1, choice_scores=scores))])
+            return answer("Carbon", " dioxide")
+
+        server.on["Generate"] = generate
+        shown = 0
+        for name in ("README.md", "client/python/README.md"):
+            for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
+                shown += 1
+                printed = io.StringIO()
+                with self.subTest(f"{name}: {block[:60]}"), contextlib.redirect_stdout(printed):
+                    exec(compile(block.replace("127.0.0.1:50051", server.target), name, "exec"), {})
+                self.assertIn("dioxide", printed.getvalue())
+                if "choose" in block:
+                    self.assertIn(" positive\n", printed.getvalue())
+        self.assertEqual(shown, 4)
 
 
 if __name__ == "__main__":

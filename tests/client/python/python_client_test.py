@@ -146,8 +146,8 @@ class AnswersTest:
         self.run_(lambda: self.client.wait_until_serving(10))
         self.assertEqual(self.server.calls("Check"), 5)
         self.server.on["Check"] = lambda request, context: health.CHECK.response(status=2)
-        self.assertIn("not serving within 0.3 s: it is NOT_SERVING",
-                      str(self.raises(c3po_client.DeadlineExceeded, lambda: self.client.wait_until_serving(0.3))))
+        self.assertIn("not serving within 1.5 s: it is NOT_SERVING",
+                      str(self.raises(c3po_client.DeadlineExceeded, lambda: self.client.wait_until_serving(1.5))))
         del self.server.on["Check"]
         self.raises(c3po_client.Unimplemented, lambda: self.client.wait_until_serving(10))
 
@@ -186,9 +186,9 @@ class RetriesTest:
                 self.run_(call)
                 self.assertEqual(len(moments), 3)
                 self.assertGreaterEqual(min(moments[1] - moments[0], moments[2] - moments[1]), 0.24)
-                self.server.on[name], moments = refusing(1, grpc.StatusCode.RESOURCE_EXHAUSTED, then, retry_delay=0.5, pushback=1)
+                self.server.on[name], moments = refusing(1, grpc.StatusCode.RESOURCE_EXHAUSTED, then, retry_delay=5, pushback=1)
                 self.run_(call)  # The pushback is taken as it is.
-                self.assertLess(moments[1] - moments[0], 0.4)
+                self.assertLess(moments[1] - moments[0], 4)
 
     def test_a_pause_that_is_too_long_or_unwanted_is_not_made(self):
         for details, timeout in (({"retry_delay": 61}, 300), ({"retry_delay": 3}, 2), ({"pushback": -1}, 300), ({"pushback": "soon"}, 300)):
@@ -279,9 +279,9 @@ class ErrorsTest:
 
         self.server.on["Score"] = slow
         begun = time.monotonic()
-        self.raises(c3po_client.DeadlineExceeded, lambda: self.client.score("Q:", [" a"], timeout=0.4))
+        self.raises(c3po_client.DeadlineExceeded, lambda: self.client.score("Q:", [" a"], timeout=1.5))
         self.assertLess(time.monotonic() - begun, SLOW_SECONDS / 2)
-        self.assertTrue(0 < left[0] <= 0.4, left)
+        self.assertTrue(0 < left[0] <= 1.5, left)
         self.server.on["Score"] = lambda request, context: left.append(context.time_remaining()) or scores(request, context)
         self.run_(lambda: self.client.score("Q:", [" a"]))
         self.run_(lambda: self.client.score("Q:", [" a"], timeout=math.inf))
@@ -289,11 +289,11 @@ class ErrorsTest:
         self.assertGreater(left[2], 1e6)
 
     def test_retries_and_their_pauses_share_the_deadline(self):
-        self.server.on["Score"], moments = refusing(99, grpc.StatusCode.RESOURCE_EXHAUSTED, scores, retry_delay=0.3)
+        self.server.on["Score"], moments = refusing(99, grpc.StatusCode.RESOURCE_EXHAUSTED, scores, retry_delay=1)
         begun = time.monotonic()
-        self.raises(c3po_client.ResourceExhausted, lambda: self.client.score("Q:", [" a"], timeout=0.5))
+        self.raises(c3po_client.ResourceExhausted, lambda: self.client.score("Q:", [" a"], timeout=1.8))
         self.assertEqual(len(moments), 2)
-        self.assertLess(time.monotonic() - begun, 0.5)
+        self.assertLess(time.monotonic() - begun, 1.8)
 
 
 if __name__ == "__main__":
