@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ if INSTALLED in sys.argv:
 
     import server_process
 
+CHAT_ML = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 SAMPLES = [{"prompt": f"What is {i} modulo seven?", "answer": f" {i % 7}", "choices": [f" {c}" for c in range(7)]} for i in range(40)]
 NGD = {"method": "ngd", "collection": "set", "k": 3, "validation_neighbors": 0, "steps": 4, "reference_selection": "all",
        "gate": {"enabled": False}, "return_pathways": True}
@@ -101,6 +104,22 @@ class PythonClientTest(unittest.TestCase):
         texts = self.client.generate("What", sampling={"n": 3, "temperature": 1.0, "max_tokens": 6, "seed": 7},
                                      optimization={"method": "none"}).texts()
         self.assertEqual((len(texts), len(set(texts))), (3, 3))
+
+    def test_a_chat_is_rendered_by_the_models_template(self):
+        model = self.folder / "chatting"
+        shutil.copytree(server_process.TINY_MODEL, model)
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        config["chat_template"] = CHAT_ML
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
+        (self.folder / "chat-store").mkdir()
+        server = server_process.ServerProcess(self.binary, self.folder / "chat-store", model=model)
+        self.addCleanup(lambda: self.assertEqual(server.stop(), 0))
+        with Client(f"127.0.0.1:{server.port}") as client:
+            text = client.chat([("user", "What is 9?"), ("assistant", "2"), ("user", "And 10?")], sampling={"max_tokens": 8}).text()
+            rendered = ("<|im_start|>user\nWhat is 9?<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n<|im_start|>user\nAnd 10?<|im_end|>\n"
+                        "<|im_start|>assistant\n")
+            self.assertEqual(client.generate(rendered, sampling={"max_tokens": 8}).text(), text)
+            self.assertGreater(len(text), 0)
 
     def test_references_come_and_go(self):
         references = self.client.references

@@ -19,7 +19,7 @@ ENDLESS = math.inf  # Of work that takes as long as it takes: imports, learning,
 @dataclasses.dataclass(frozen=True)
 class CallSettings:
     target: str
-    metadata: Metadata
+    metadata: Metadata = dataclasses.field(repr=False)  # with the token
     timeout: float = DEFAULT_TIMEOUT  # seconds of a call that does not say; infinite: no deadline
     policy: RetryPolicy = RetryPolicy()
 

@@ -18,6 +18,7 @@ from c3po_client.version import __version__
 DEFAULT_TARGET = "127.0.0.1:50051"
 PREFIX = "C3PO_"
 VARIABLES = ("CACHE_DIR", "SERVER", "TOKEN", "TLS_CA", "TLS_CERT", "TLS_KEY", "INSECURE_TOKEN")  # Of all clients.
+NO = ("", "0", "false", "no", "off")  # Of a variable that is a flag.
 RETRY_BUFFER_BYTES = 64 << 20  # Of a request that gRPC keeps for its retries; a larger one is sent once.
 
 ChannelOptions = list[tuple[str, str | int]]
@@ -108,7 +109,7 @@ class EnvironmentSettings:
     """What the variables of the `c3po` command say."""
 
     target: str
-    token: str | None
+    token: str | None = dataclasses.field(repr=False)
     tls: Tls | None
     insecure_token: bool
 
@@ -117,4 +118,5 @@ def read_environment(environment: Mapping[str, str]) -> EnvironmentSettings:
     value = {name: environment.get(PREFIX + name) or None for name in VARIABLES}
     files = (value["TLS_CA"], value["TLS_CERT"], value["TLS_KEY"])
     tls = Tls(*files) if any(files) else None
-    return EnvironmentSettings(value["SERVER"] or DEFAULT_TARGET, value["TOKEN"], tls, value["INSECURE_TOKEN"] is not None)
+    insecure_token = (value["INSECURE_TOKEN"] or "").lower() not in NO
+    return EnvironmentSettings(value["SERVER"] or DEFAULT_TARGET, value["TOKEN"], tls, insecure_token)

@@ -23,7 +23,8 @@ from c3po.v1 import options_pb2 as opt
 from c3po.v1 import reference_pb2 as ref
 from c3po.v1 import server_pb2 as srv
 from c3po_client import methods, options
-from c3po_client.connection import call_metadata, is_this_machine
+from c3po_client.call_settings import CallSettings
+from c3po_client.connection import call_metadata, is_this_machine, read_environment
 from c3po_client.errors import ServerAdvice, call_error
 from c3po_client.retry import Attempts, codes_retried_here, service_config
 from fake_server import FakeServer, answer
@@ -200,6 +201,11 @@ class ConnectionTest(unittest.TestCase):
             self.assertTrue(is_this_machine(target))
             self.assertEqual(call_metadata(target, "secret", False, False, [("x-tenant", "a")]),
                              (("authorization", "Bearer secret"), ("x-tenant", "a")))
+        for value, allowed in (("1", True), ("yes", True), ("0", False), ("False", False), ("", False)):
+            environment = read_environment({"C3PO_TOKEN": "secret", "C3PO_INSECURE_TOKEN": value})
+            self.assertEqual((environment.insecure_token, environment.token), (allowed, "secret"))
+            self.assertNotIn("secret", repr(environment))
+        self.assertNotIn("secret", repr(CallSettings("localhost:1", call_metadata("localhost:1", "secret", False, False, ()))))
         with self.assertRaisesRegex(c3po_client.ArgumentError, "token: holds"):
             c3po_client.Client("127.0.0.1:1", token="two\nlines")
 
