@@ -18,7 +18,7 @@ from c3po_client.version import __version__
 DEFAULT_TARGET = "127.0.0.1:50051"
 PREFIX = "C3PO_"
 VARIABLES = ("CACHE_DIR", "SERVER", "TOKEN", "TLS_CA", "TLS_CERT", "TLS_KEY", "INSECURE_TOKEN")  # Of all clients.
-NO = ("", "0", "false", "no", "off")  # Of a variable that is a flag.
+NO = ("", "0", "false", "no", "off", "disable", "n", "f")  # Of a variable that is a flag, as the command reads it.
 RETRY_BUFFER_BYTES = 64 << 20  # Of a request that gRPC keeps for its retries; a larger one is sent once.
 
 ChannelOptions = list[tuple[str, str | int]]

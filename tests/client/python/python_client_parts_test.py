@@ -201,7 +201,7 @@ class ConnectionTest(unittest.TestCase):
             self.assertTrue(is_this_machine(target))
             self.assertEqual(call_metadata(target, "secret", False, False, [("x-tenant", "a")]),
                              (("authorization", "Bearer secret"), ("x-tenant", "a")))
-        for value, allowed in (("1", True), ("yes", True), ("0", False), ("False", False), ("", False)):
+        for value, allowed in (("1", True), ("yes", True), ("0", False), ("False", False), ("off", False), ("", False)):
             environment = read_environment({"C3PO_TOKEN": "secret", "C3PO_INSECURE_TOKEN": value})
             self.assertEqual((environment.insecure_token, environment.token), (allowed, "secret"))
             self.assertNotIn("secret", repr(environment))
