@@ -27,7 +27,7 @@ from c3po_client.generation import AsyncGeneration
 from c3po_client.importing import WINDOW_MAX, AsyncImport, ImportOutcome, OnProgress, SampleSource
 from c3po_client.methods import RequestT, ResponseT, StreamMethod, UnaryMethod
 from c3po_client.options import Optimization, Sampling, TunePriorFields, tune_prior_request
-from c3po_client.requests import Message, Prompt
+from c3po_client.requests import Messages, Prompt
 from c3po_client.retry import RetryPolicy
 from c3po_client.samples import read_samples
 
@@ -80,10 +80,10 @@ class AsyncClient:
         them."""
         return self.generate_request(requests.generate_request(prompt, choices, sampling, optimization, request_id, priority), timeout)
 
-    def chat(self, messages: Iterable[Message], *, choices: Iterable[str] = (), sampling: Sampling | None = None,
+    def chat(self, messages: Messages, *, choices: Iterable[str] = (), sampling: Sampling | None = None,
              optimization: Optimization | None = None, request_id: str = "", priority: str | int | None = None,
              timeout: float | None = None) -> AsyncGeneration:
-        """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, or ChatMessages."""
+        """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, ChatMessages, or a Chat."""
         return self.generate_request(requests.chat_request(messages, choices, sampling, optimization, request_id, priority), timeout)
 
     async def choose(self, prompt: Prompt, choices: Sequence[str], *, optimization: Optimization | None = None, request_id: str = "",

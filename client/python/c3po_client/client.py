@@ -24,7 +24,7 @@ from c3po_client.generation import Generation
 from c3po_client.importing import WINDOW_MAX, Import, ImportOutcome, OnProgress
 from c3po_client.methods import RequestT, ResponseT, StreamMethod, UnaryMethod
 from c3po_client.options import Optimization, Sampling, TunePriorFields, tune_prior_request
-from c3po_client.requests import Message, Prompt
+from c3po_client.requests import Messages, Prompt
 from c3po_client.retry import RetryPolicy
 from c3po_client.samples import Sample, read_samples
 from c3po_client.sync_calls import Stream, SyncCalls
@@ -75,10 +75,10 @@ class Client:
         """Begins an answer to a text or to token ids; the Generation gives its events, or its text. With `choices` it is one of them."""
         return self.generate_request(requests.generate_request(prompt, choices, sampling, optimization, request_id, priority), timeout)
 
-    def chat(self, messages: Iterable[Message], *, choices: Iterable[str] = (), sampling: Sampling | None = None,
+    def chat(self, messages: Messages, *, choices: Iterable[str] = (), sampling: Sampling | None = None,
              optimization: Optimization | None = None, request_id: str = "", priority: str | int | None = None,
              timeout: float | None = None) -> Generation:
-        """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, or ChatMessages."""
+        """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, ChatMessages, or a Chat."""
         return self.generate_request(requests.chat_request(messages, choices, sampling, optimization, request_id, priority), timeout)
 
     def choose(self, prompt: Prompt, choices: Sequence[str], *, optimization: Optimization | None = None, request_id: str = "",

@@ -13,6 +13,7 @@ from c3po_client.options import Optimization, Sampling, enum_number, optimizatio
 
 Prompt = Union[str, Sequence[int], gen.TokenIds]  # text, or token ids
 Message = Union[gen.ChatMessage, Mapping[str, str], tuple[str, str]]  # of a chat; a pair is (role, content)
+Messages = Union[gen.Chat, Iterable[Message]]
 
 _PRIORITY = gen.Priority.DESCRIPTOR
 
@@ -23,9 +24,10 @@ def generate_request(prompt: Prompt, choices: Iterable[str], sampling: Sampling 
     return _completed(request, choices, sampling, optimization, request_id, priority)
 
 
-def chat_request(messages: Iterable[Message], choices: Iterable[str], sampling: Sampling | None, optimization: Optimization | None,
+def chat_request(messages: Messages, choices: Iterable[str], sampling: Sampling | None, optimization: Optimization | None,
                  request_id: str, priority: str | int | None) -> gen.GenerateRequest:
-    request = gen.GenerateRequest(chat=gen.Chat(messages=[_message(index, message) for index, message in enumerate(messages)]))
+    chat = messages if isinstance(messages, gen.Chat) else gen.Chat(messages=[_message(*each) for each in enumerate(messages)])
+    request = gen.GenerateRequest(chat=chat)
     return _completed(request, choices, sampling, optimization, request_id, priority)
 
 

@@ -102,6 +102,9 @@ class AnswersTest:
         self.assertEqual(self.run_(lambda: self.client.chat(messages).text()), "ok")
         self.assertEqual([(message.role, message.content) for message in self.server.requests["Generate"][0].chat.messages],
                          [("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho")])
+        chat = gen.Chat(messages=[gen.ChatMessage(role="user", content="Hi")])
+        self.assertEqual(self.run_(lambda: self.client.chat(chat).text()), "ok")
+        self.assertEqual(self.server.requests["Generate"].pop().chat, chat)
         summary = gen.GenerationSummary(chosen=1, choice_scores=[gen.ContinuationScore(), gen.ContinuationScore(token_count=1)])
         self.server.on["Generate"] = lambda request, context: iter([gen.GenerateResponse(summary=summary)])
         choice = self.run_(lambda: self.client.choose("Q:", [" no", " yes"]))
