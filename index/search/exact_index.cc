@@ -85,6 +85,19 @@ absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ExactIndex::FindNeares
   return found;
 }
 
+bool ExactIndex::Holds(int64_t label) const {
+  ReaderLock lock(mutex_);
+  return row_of_label_.count(label) > 0;
+}
+
+std::vector<float> ExactIndex::Vector(int64_t label) const {
+  ReaderLock lock(mutex_);
+  const auto found = row_of_label_.find(label);
+  if (found == row_of_label_.end()) return {};
+  const auto row = rows_.begin() + static_cast<std::ptrdiff_t>(found->second * static_cast<size_t>(dimension_));
+  return {row, row + dimension_};
+}
+
 int64_t ExactIndex::MemoryBytes() const {
   ReaderLock lock(mutex_);
   return static_cast<int64_t>(rows_.size() * sizeof(float));

@@ -26,6 +26,9 @@ class ExactIndex : public NeighborIndex {
   int64_t MemoryBytes() const override;  // Of the vectors alone.
   size_t size() const override;
   int dimension() const override { return dimension_; }
+  bool Holds(int64_t label) const;
+  // A copy of the label's vector; empty: it is not there.
+  std::vector<float> Vector(int64_t label) const;
 
  private:
   absl::StatusOr<std::vector<std::vector<LabeledDistance>>> FindNearest(absl::Span<const float> queries, int k,

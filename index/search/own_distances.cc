@@ -49,6 +49,10 @@ std::optional<double> OwnDistances::Quantile(double quantile) const {
   for (const Entry& entry : entries_) {
     if (entry.nearest.member.record != nullptr) distances.push_back(entry.nearest.distance);
   }
+  return QuantileOf(std::move(distances), quantile);
+}
+
+std::optional<double> OwnDistances::QuantileOf(std::vector<float> distances, double quantile) {
   if (distances.empty()) return std::nullopt;
   const double rank = std::ceil(quantile * static_cast<double>(distances.size()));
   const size_t index = std::clamp<size_t>(static_cast<size_t>(rank), 1, distances.size()) - 1;

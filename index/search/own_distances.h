@@ -43,6 +43,9 @@ class OwnDistances {
                                 absl::Span<const Member> arrivals, absl::FunctionRef<bool(const Member&)> is_member,
                                 absl::FunctionRef<std::vector<Nearest>(absl::Span<const Member>)> search);
 
+  // The least of `distances` that at least the share `quantile`, in (0, 1], of them does not exceed; nothing of none.
+  static std::optional<double> QuantileOf(std::vector<float> distances, double quantile);
+
   // The least distance d such that at least the share `quantile`, in (0, 1], of the sampled members have their nearest
   // other within d. Nothing where no member has one.
   std::optional<double> Quantile(double quantile) const;

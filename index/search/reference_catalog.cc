@@ -156,7 +156,12 @@ absl::StatusOr<const ReferenceCatalog::Collection*> ReferenceCatalog::FindSearch
 
 // NeighborIndex::SearchMany among what searches may return.
 absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ReferenceCatalog::SearchVisible(
-    const Collection& collection, ViewKind kind, absl::Span<const float> queries, int k) const {
+    const Collection& collection, ViewKind kind, absl::Span<const float> queries, int k,
+    std::optional<int> state_layer) const {
+  if (state_layer) {
+    C3PO_ASSIGN_OR_RETURN(const States* states, StatesOf(collection, *state_layer));
+    return states->indexes[kind]->SearchMany(queries, k);
+  }
   const View& view = collection.views[kind];
   const int wanted = k > INT_MAX - view.hidden ? INT_MAX : k + view.hidden;
   C3PO_ASSIGN_OR_RETURN(std::vector<std::vector<LabeledDistance>> all, view.index->SearchMany(queries, wanted));
@@ -168,38 +173,42 @@ absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ReferenceCatalog::Sear
   return all;
 }
 
-namespace {
-
-template <typename Usable>
-std::vector<Neighbor> NamedNeighbors(const Usable& usable, absl::Span<const LabeledDistance> found) {
+std::vector<Neighbor> ReferenceCatalog::Named(const Collection& collection, absl::Span<const LabeledDistance> found) {
   std::vector<Neighbor> neighbors;
   neighbors.reserve(found.size());
-  for (const LabeledDistance& each : found) neighbors.push_back({usable.at(each.label)->id, each.distance});
+  for (const LabeledDistance& each : found) neighbors.push_back({collection.usable.at(each.label)->id, each.distance});
   return neighbors;
 }
 
-}  // namespace
-
 absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::Search(absl::string_view collection,
                                                                absl::Span<const float> embedding, int k,
-                                                               bool successful_only) const {
+                                                               bool successful_only,
+                                                               std::optional<int> state_layer) const {
   ReaderLock lock(mutex_);
   C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
   C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
-  C3PO_RETURN_IF_ERROR(CheckVector("embedding", embedding, options_.embedding_dimension));
+  C3PO_RETURN_IF_ERROR(CheckQuery(embedding, state_layer));
   C3PO_ASSIGN_OR_RETURN(const std::vector<std::vector<LabeledDistance>> found,
-                        SearchVisible(*searched, successful_only ? kSuccessful : kAll, embedding, k));
-  return NamedNeighbors(searched->usable, found.front());
+                        SearchVisible(*searched, successful_only ? kSuccessful : kAll, embedding, k, state_layer));
+  return Named(*searched, found.front());
+}
+
+absl::Status ReferenceCatalog::CheckQuery(absl::Span<const float> query, std::optional<int> state_layer) const {
+  if (!state_layer) return CheckVector("embedding", query, options_.embedding_dimension);
+  C3PO_RETURN_IF_ERROR(CheckStateLayer(*state_layer));
+  return CheckVector("state", query, options_.hidden_size);
 }
 
 absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchWithin(absl::string_view collection,
                                                                      absl::Span<const float> embedding, float epsilon,
-                                                                     int k_max, bool successful_only) const {
+                                                                     int k_max, bool successful_only,
+                                                                     std::optional<int> state_layer) const {
   if (!(epsilon >= 0)) {
     return absl::InvalidArgumentError(
         absl::StrCat("epsilon: ", NumberText(epsilon), ", must be a distance of at least 0"));
   }
-  C3PO_ASSIGN_OR_RETURN(std::vector<Neighbor> found, Search(collection, embedding, k_max, successful_only));
+  C3PO_ASSIGN_OR_RETURN(std::vector<Neighbor> found,
+                        Search(collection, embedding, k_max, successful_only, state_layer));
   while (!found.empty() && found.back().distance > epsilon) found.pop_back();
   return found;
 }
@@ -217,7 +226,7 @@ absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchPathways(absl::str
   const ViewKind kind = successful_only ? kSuccessful : kAll;
   if (searched->pathways != nullptr) {
     const auto found = searched->pathways->Search(rows, layers, k, kind);
-    if (found.ok()) return NamedNeighbors(searched->usable, *found);
+    if (found.ok()) return Named(*searched, *found);
   }
   // The records' own pathways are scanned: a matrix of them all would cost as much memory again and save one pointer
   // each.
@@ -230,18 +239,21 @@ absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchPathways(absl::str
     }
     nearest.Offer(squared, label);
   }
-  return NamedNeighbors(searched->usable, nearest.Take());
+  return Named(*searched, nearest.Take());
 }
 
 absl::StatusOr<std::optional<double>> ReferenceCatalog::OwnDistanceQuantile(absl::string_view collection,
-                                                                            bool successful_only,
-                                                                            double quantile) const {
+                                                                            bool successful_only, double quantile,
+                                                                            std::optional<int> state_layer) const {
   if (!(quantile > 0 && quantile <= 1)) {
     return absl::InvalidArgumentError(absl::StrCat("quantile: ", NumberText(quantile), ", must be in (0, 1]"));
   }
   ReaderLock lock(mutex_);
   C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
-  return searched->views[successful_only ? kSuccessful : kAll].own.Quantile(quantile);
+  const ViewKind kind = successful_only ? kSuccessful : kAll;
+  if (!state_layer) return searched->views[kind].own.Quantile(quantile);
+  C3PO_ASSIGN_OR_RETURN(const States* states, StatesOf(*searched, *state_layer));
+  return OwnDistances::QuantileOf(states->own[kind], quantile);
 }
 
 std::optional<std::string> ReferenceCatalog::CollectionOf(absl::string_view id) const {

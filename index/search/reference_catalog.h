@@ -10,12 +10,15 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "index/base/mutex.h"
+#include "index/search/answer_groups.h"
 #include "index/search/cuda/device_pathways.h"
+#include "index/search/exact_index.h"
 #include "index/search/hnsw_index.h"
 #include "index/search/index_builder.h"
 #include "index/search/neighbor_index.h"
@@ -36,6 +39,7 @@ struct CatalogOptions {
   int embedding_dimension = 0;
   int moe_layers = 0;
   int experts = 0;
+  int hidden_size = 0;  // of the model's hidden states; 0: the catalog keeps none
 
   int exact_references_max = 2000;  // Of a view; larger ones are searched through a graph (IndexBuilder).
   HnswOptions hnsw;
@@ -69,7 +73,7 @@ struct CatalogCollection {
 // every search begun later. Changes are made one after the other; searches go on while an index takes a batch in.
 //
 // Memory per usable reference: its texts, 4 * (dimension + moe_layers * experts) bytes for the record, 4 * dimension
-// for each of the one or two views it is in (in a graph more: HnswIndex), and about 600 for the maps: some 9 KB
+// for each of the one or two views it is in (in a graph more: HnswIndex), and about 700 for the maps: some 9 KB
 // for 384 dimensions and 30 layers of 32 experts. A view's own distances take 40 KB at most.
 //
 // Thread-safe. InvalidArgument names the argument: k < 1, an embedding of another dimension, a number that is not
@@ -84,17 +88,35 @@ class ReferenceCatalog {
   ReferenceCatalog(const ReferenceCatalog&) = delete;
   ReferenceCatalog& operator=(const ReferenceCatalog&) = delete;
 
+  // Searches compare embeddings, or with `state_layer` hidden states of the model: those entering that MoE layer, or
+  // after the last one (moe_layers), as far as the collection has them (WithoutState). `embedding` is such a state
+  // then, of unit length, the search is exact, and FailedPrecondition: the layer's states are not there.
+
   // The k nearest references of a collection by embedding, nearest first, ties in an order that ids alone decide (their
   // own, where they are made of samples); fewer when there are fewer, none when none is successful and successful_only.
   // Exact up to exact_references_max, approximate above.
   // NotFound "collection X does not exist". FailedPrecondition: it has references and none is usable; the message says
   // what they were made with.
   absl::StatusOr<std::vector<Neighbor>> Search(absl::string_view collection, absl::Span<const float> embedding, int k,
-                                               bool successful_only) const;
+                                               bool successful_only,
+                                               std::optional<int> state_layer = std::nullopt) const;
 
   // Those of Search(collection, embedding, k_max, successful_only) at distance <= epsilon.
   absl::StatusOr<std::vector<Neighbor>> SearchWithin(absl::string_view collection, absl::Span<const float> embedding,
-                                                     float epsilon, int k_max, bool successful_only) const;
+                                                     float epsilon, int k_max, bool successful_only,
+                                                     std::optional<int> state_layer = std::nullopt) const;
+
+  // Of the references whose choices are, as a set of texts, those of the nearest one: the k nearest with each answer,
+  // by ascending answer; of more than k answers the k that are nearest. References without choices are one such group.
+  // `excluded` ids are none of them, nor the nearest one. Exact where Search is, and always where the group has more
+  // than kAnswersSearchedMax answers: its embeddings are all compared then. Errors as Search; empty: there is no
+  // reference to be near.
+  static constexpr size_t kAnswersSearchedMax = 128;
+  absl::StatusOr<std::vector<AnswerNeighbors>> SearchByAnswer(absl::string_view collection,
+                                                              absl::Span<const float> embedding, int k,
+                                                              bool successful_only,
+                                                              absl::Span<const std::string> excluded,
+                                                              std::optional<int> state_layer = std::nullopt) const;
 
   // The k nearest by pathway: Euclidean distance over the chosen rows, exact,
   //   sqrt(sum_c sum_e (rows[c, e] - pathway_i[layers[c], e])^2).
@@ -109,7 +131,31 @@ class ReferenceCatalog {
   // of larger ones a sample of that many is taken. The distances of a change are in place when the change returns.
   // Nothing: no two members differ. Errors as Search.
   absl::StatusOr<std::optional<double>> OwnDistanceQuantile(absl::string_view collection, bool successful_only,
-                                                            double quantile) const;
+                                                            double quantile,
+                                                            std::optional<int> state_layer = std::nullopt) const;
+
+  // Hidden states at the references' last prompt tokens. Whoever runs the model makes those that are missing:
+  //   until HasAllStates: WithoutState ▶ AddStates; once none is missing, RefreshStateDistances
+  // They are kept in the store with their model, and go with their reference. Of a collection at most kStateLayersMax
+  // layers; those that were first asked for the longest ago give way. Memory: 4 * hidden_size bytes for each of the one
+  // or two views of a reference, and as much again in the store.
+  static constexpr size_t kStateLayersMax = 4;
+  struct ReferenceState {
+    std::shared_ptr<const ReferenceRecord> record;  // as WithoutState gave it
+    std::vector<float> state;                       // [hidden_size], unit length; empty: it cannot be computed
+  };
+  // Whether every usable reference has its state of the layer or none that can be computed, and their distances are
+  // known; also of a collection without usable references.
+  bool HasAllStates(absl::string_view collection, int layer) const;
+  // Up to `count` usable references whose states are missing. The first time for a layer it reads what the store has.
+  // Errors as Search; the store's.
+  absl::StatusOr<std::vector<std::shared_ptr<const ReferenceRecord>>> WithoutState(absl::string_view collection,
+                                                                                   int layer, size_t count);
+  // Adds them to the store, then to what searches see. References that have gone or changed meanwhile are passed over.
+  absl::Status AddStates(absl::string_view collection, int layer, absl::Span<const ReferenceState> states);
+  // Computes what OwnDistanceQuantile says of the layer; until then it is as it was before the last change.
+  absl::Status RefreshStateDistances(absl::string_view collection, int layer);
+  int moe_layers() const { return options_.moe_layers; }
 
   // Whether the store holds it, usable or not.
   bool Holds(absl::string_view id) const { return CollectionOf(id).has_value(); }
@@ -169,10 +215,20 @@ class ReferenceCatalog {
     OwnDistances own;
   };
 
+  // Of one layer. Not Collection's own indexes: nothing is hidden in these, they change with `usable`.
+  struct States {
+    std::array<std::unique_ptr<ExactIndex>, 2> indexes;  // By label, of each view.
+    absl::flat_hash_set<int64_t> without;                // Those whose state cannot be computed.
+    std::array<std::vector<float>, 2> own;               // Distances of a sample of each view to their nearest others.
+    bool own_is_current = false;
+  };
+
   struct Collection {
     std::array<View, 2> views;
     absl::flat_hash_map<int64_t, RecordPtr> usable;  // By label; what searches may return.
     std::shared_ptr<DevicePathways> pathways;        // Those of `usable`, on the device; null: not there.
+    AnswerGroups answers;                            // Of `usable`.
+    std::map<int, States> states;                    // By layer; those that were asked for.
     std::map<std::string, int64_t> unusable;         // Why, and how many.
     int64_t references = 0;
   };
@@ -217,6 +273,7 @@ class ReferenceCatalog {
     of_indexes.device_exact_max = options.device_references_max;
     return of_indexes;
   }
+  static std::vector<Neighbor> Named(const Collection& collection, absl::Span<const LabeledDistance> found);
   static std::vector<Labeled> MembersOf(const Collection& collection, ViewKind kind);
   // The members with the `count` smallest labels, or all of fewer, by ascending label.
   static std::vector<Labeled> SmallestLabels(const Collection& collection, ViewKind kind, size_t count);
@@ -231,7 +288,16 @@ class ReferenceCatalog {
   absl::StatusOr<const Collection*> FindSearchable(absl::string_view collection) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<std::vector<std::vector<LabeledDistance>>> SearchVisible(const Collection& collection, ViewKind kind,
-                                                                          absl::Span<const float> queries, int k) const
+                                                                          absl::Span<const float> queries, int k,
+                                                                          std::optional<int> state_layer = {}) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  using AnswersOfLabels = absl::flat_hash_map<int64_t, absl::string_view>;
+  AnswersOfLabels LabelsOf(absl::string_view collection, absl::Span<const std::string> ids) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::vector<AnswerNeighbors>> NearestByAnswer(const Collection& collection, ViewKind kind,
+                                                               int64_t nearest, absl::Span<const float> query, int k,
+                                                               const AnswersOfLabels& left_out,
+                                                               std::optional<int> state_layer) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   RecallCount RecallOf(absl::string_view collection, ViewKind kind, int k, int queries) const;
 
@@ -253,8 +319,16 @@ class ReferenceCatalog {
   OwnDistances DistancesAfter(const std::string& name, ViewKind kind,
                               absl::Span<const OwnDistances::Member> added) const;
   std::vector<OwnDistances::Nearest> NearestOthers(const Collection& collection, ViewKind kind,
-                                                   absl::Span<const OwnDistances::Member> members) const
+                                                   absl::Span<const OwnDistances::Member> members,
+                                                   std::optional<int> state_layer = {}) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckStateLayer(int layer) const;
+  absl::StatusOr<const States*> StatesOf(const Collection& collection, int layer) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckQuery(absl::Span<const float> query, std::optional<int> state_layer) const;
+  absl::Status LoadStates(const std::string& name, int layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  absl::Status MakeRoomForStates(const std::string& name, int layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  static void DropStates(Collection& collection, const Entry& entry);
   Collection& CollectionNamed(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   ReferenceStore* const store_;

@@ -217,6 +217,7 @@ void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, const Lab
       Collection& collection = CollectionNamed(name);
       for (const Labeled& arrival : labeled) {
         collection.usable[arrival.label] = arrival.record;
+        collection.answers.Add(arrival.label, *arrival.record);
         Entry& entry = entries_[arrival.record->id];
         entry.record = arrival.record;
         entry.label = arrival.label;
@@ -243,6 +244,8 @@ void ReferenceCatalog::Unpublish(const std::string& id, LabeledByCollection& dep
     if (--reason->second == 0) collection.unusable.erase(reason);
   } else {
     collection.usable.erase(entry.label);
+    collection.answers.Remove(entry.label, *entry.record);
+    DropStates(collection, entry);
     for (ViewKind kind : kViewKinds) {
       if (!IsIn(kind, *entry.record)) continue;
       --collection.views[kind].references;
@@ -343,10 +346,12 @@ OwnDistances ReferenceCatalog::DistancesAfter(const std::string& name, ViewKind 
   return OwnDistances::Refreshed(collection.views[kind].own, sample, added, is_member, search);
 }
 
-// As the view's index finds them: exact, or by its graph; all members in one search, in so many at once that what is
-// found takes 16 MB at most. Of those with none of another embedding among what was found, more is asked for.
-std::vector<OwnDistances::Nearest> ReferenceCatalog::NearestOthers(
-    const Collection& collection, ViewKind kind, absl::Span<const OwnDistances::Member> members) const {
+// By embeddings, or by the states of a layer. As the view's index finds them: exact, or by its graph; all members in
+// one search, in so many at once that what is found takes 16 MB at most. Of those with none of another embedding among
+// what was found, more is asked for.
+std::vector<OwnDistances::Nearest> ReferenceCatalog::NearestOthers(const Collection& collection, ViewKind kind,
+                                                                   absl::Span<const OwnDistances::Member> members,
+                                                                   std::optional<int> state_layer) const {
   constexpr size_t kFoundMax = 1 << 20;
   std::vector<OwnDistances::Nearest> nearest(members.size());
   std::vector<size_t> open(members.size());
@@ -358,10 +363,12 @@ std::vector<OwnDistances::Nearest> ReferenceCatalog::NearestOthers(
       const auto part = absl::MakeConstSpan(open).subspan(first, at_once);
       std::vector<float> queries;
       for (const size_t i : part) {
-        const std::vector<float>& embedding = members[i].record->embedding;
-        queries.insert(queries.end(), embedding.begin(), embedding.end());
+        const std::vector<float> vector =
+            state_layer ? collection.states.at(*state_layer).indexes[kind]->Vector(members[i].label)
+                        : members[i].record->embedding;
+        queries.insert(queries.end(), vector.begin(), vector.end());
       }
-      const auto found = SearchVisible(collection, kind, queries, k);
+      const auto found = SearchVisible(collection, kind, queries, k, state_layer);
       if (!found.ok()) return nearest;
       for (size_t j = 0; j < part.size(); ++j) {
         const auto is_other = [&](const LabeledDistance& each) {

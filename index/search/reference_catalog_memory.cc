@@ -6,7 +6,7 @@
 namespace c3po {
 
 int64_t ReferenceCatalog::MemoryBytes() const {
-  constexpr size_t kMaps = 600;
+  constexpr size_t kMaps = 700;
   const size_t vector = sizeof(float) * static_cast<size_t>(options_.embedding_dimension);
   size_t bytes = 0;
   ReaderLock lock(mutex_);
@@ -15,6 +15,9 @@ int64_t ReferenceCatalog::MemoryBytes() const {
       bytes += kMaps + vector + sizeof(float) * record->pathway.weights.size() + record->sample.prompt.size() +
                record->sample.answer.size();
       for (const std::string& choice : record->sample.choices) bytes += choice.size();
+    }
+    for (const auto& [layer, states] : collection.states) {
+      for (const auto& index : states.indexes) bytes += static_cast<size_t>(index->MemoryBytes()) + 50 * index->size();
     }
     for (const View& view : collection.views) bytes += static_cast<size_t>(view.index->MemoryBytes());
   }

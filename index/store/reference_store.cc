@@ -195,10 +195,10 @@ absl::Status ReferenceStore::PutArtifacts(absl::Span<const Artifact> artifacts) 
   return impl_->Change("cannot store artifacts", put).status();
 }
 
-absl::StatusOr<std::vector<Artifact>> ReferenceStore::Artifacts(absl::string_view collection,
-                                                                absl::string_view prefix) const {
+absl::StatusOr<std::vector<Artifact>> ReferenceStore::Artifacts(absl::string_view collection, absl::string_view prefix,
+                                                                absl::string_view suffix) const {
   const MutexLock held(impl_->mutex);
-  return impl_->artifacts.Read(collection, prefix);
+  return impl_->artifacts.Read(collection, prefix, suffix);
 }
 
 absl::StatusOr<std::vector<std::string>> ReferenceStore::CollectionsWith(absl::string_view artifact_name) const {

@@ -125,8 +125,9 @@ class ReferenceStore {
   // Sets or removes all of them in one transaction; does not raise the generation. The collection need not have
   // references. InvalidArgument "artifacts[i].FIELD: ...": none is changed.
   absl::Status PutArtifacts(absl::Span<const Artifact> artifacts);
-  // Of a collection, those whose names begin with `prefix` (empty: all), by ascending name.
-  absl::StatusOr<std::vector<Artifact>> Artifacts(absl::string_view collection, absl::string_view prefix) const;
+  // Of a collection, those whose names begin with `prefix` and end with `suffix` (empty: all), by ascending name.
+  absl::StatusOr<std::vector<Artifact>> Artifacts(absl::string_view collection, absl::string_view prefix,
+                                                  absl::string_view suffix = {}) const;
 
   // The collections that hold an artifact of this name, by ascending name.
   absl::StatusOr<std::vector<std::string>> CollectionsWith(absl::string_view artifact_name) const;

@@ -12,7 +12,7 @@ constexpr char kSelectAll[] = "SELECT collection, name, value, checksum FROM art
 constexpr char kSelectOne[] = "SELECT value, checksum FROM artifact WHERE collection = ?1 AND name = ?2";
 constexpr char kSelectByPrefix[] =
     "SELECT name, value, checksum FROM artifact WHERE collection = ?1 AND name >= ?2 AND "
-    "substr(name, 1, length(?2)) = ?2 ORDER BY name";
+    "substr(name, 1, length(?2)) = ?2 AND substr(name, max(1, length(name) - length(?3) + 1)) = ?3 ORDER BY name";
 constexpr char kSelectByName[] =
     "SELECT collection, name, value, checksum FROM artifact WHERE name = ?1 ORDER BY collection";
 constexpr char kPut[] = "INSERT OR REPLACE INTO artifact (collection, name, value, checksum) VALUES (?1, ?2, ?3, ?4)";
@@ -55,13 +55,14 @@ absl::Status SqliteArtifacts::Put(absl::Span<const Artifact> artifacts) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<Artifact>> SqliteArtifacts::Read(absl::string_view collection,
-                                                            absl::string_view prefix) const {
+absl::StatusOr<std::vector<Artifact>> SqliteArtifacts::Read(absl::string_view collection, absl::string_view prefix,
+                                                            absl::string_view suffix) const {
   std::vector<Artifact> artifacts;
   SqliteStatement select(connection_);
   C3PO_RETURN_IF_ERROR(select.Prepare(kSelectByPrefix));
   select.Bind(1, collection);
   select.Bind(2, prefix);
+  select.Bind(3, suffix);
   while (true) {
     C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read artifacts"));
     if (!row) return artifacts;

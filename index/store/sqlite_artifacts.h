@@ -24,7 +24,8 @@ class SqliteArtifacts {
 
   // ReferenceStore says what these do. Put takes valid ones (ValidateArtifacts).
   absl::Status Put(absl::Span<const Artifact> artifacts);
-  absl::StatusOr<std::vector<Artifact>> Read(absl::string_view collection, absl::string_view prefix) const;
+  absl::StatusOr<std::vector<Artifact>> Read(absl::string_view collection, absl::string_view prefix,
+                                             absl::string_view suffix) const;
   absl::StatusOr<std::vector<std::string>> CollectionsWith(absl::string_view name) const;
 
   // Removes what belongs to these references, which are still there.

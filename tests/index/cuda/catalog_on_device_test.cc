@@ -103,6 +103,36 @@ TEST(CatalogOnDevice, AnswersAsOnTheHostThroughChangesAndRestart) {
             absl::StatusCode::kNotFound);
 }
 
+// Under filters, of one answer each: the scan on the device finds what the scan on the host does.
+TEST(CatalogOnDevice, SearchesByAnswerAsOnTheHost) {
+  std::mt19937 random(4);
+  const ScratchFolder folder;
+  HostIndexDevice host;
+  Opened plain(folder.File("plain.db"), Options(nullptr)),
+      on_device(folder.File("device.db"), Options(host.device.get()));
+  std::vector<ReferenceRecord> records = MakeReferences("a", 0, 400);
+  for (size_t i = 0; i < records.size(); ++i) {
+    records[i].sample.choices = {" yes", " no", " maybe"};
+    records[i].sample.answer = records[i].sample.choices[i % 7 % 3];
+    records[i].id = ReferenceId("a", records[i].sample);
+  }
+  ASSERT_TRUE(plain.catalog->Insert(records).ok());
+  ASSERT_TRUE(on_device.catalog->Insert(records).ok());
+  const IndexDeviceCounts before = host.device->counts();
+  for (const bool successful : {false, true}) {
+    const std::vector<float> embedding = RandomUnitVector(random, kDimension);
+    const auto a = *plain.catalog->SearchByAnswer("a", embedding, 5, successful, {records[7].id});
+    const auto b = *on_device.catalog->SearchByAnswer("a", embedding, 5, successful, {records[7].id});
+    ASSERT_EQ(a.size(), 3u);
+    ASSERT_EQ(b.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(a[i].answer, b[i].answer);
+      ExpectTheSame(a[i].nearest, b[i].nearest);
+    }
+  }
+  EXPECT_EQ(host.device->counts().device_queries, before.device_queries + 2 * 4);  // The nearest one, and each answer.
+}
+
 TEST(CatalogOnDevice, GraphsLieOnTheDeviceAndAreSavedAndLoaded) {
   std::mt19937 random(2);
   const ScratchFolder folder;

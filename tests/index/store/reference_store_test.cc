@@ -262,6 +262,11 @@ TEST_F(ReferenceStoreTest, ArtifactsLastUntilReplacedRemovedOrDeletedWithTheirOw
   ASSERT_EQ(store_->Artifacts("math", "")->size(), 3u);
   EXPECT_EQ((*store_->Artifacts("math", "pri"))[0].value, binary);
   EXPECT_EQ(store_->Artifacts("math", "reference/")->size(), 2u);
+  const std::string end = name(1).substr(name(1).rfind('/'));
+  EXPECT_EQ(store_->Artifacts("math", "reference/", end)->size(), 2u);
+  EXPECT_EQ(store_->Artifacts("math", "", name(1))->size(), 1u);
+  EXPECT_TRUE(store_->Artifacts("math", "reference/", "x" + end)->empty());
+  EXPECT_TRUE(store_->Artifacts("math", "prior", "a longer name than any that is there" + name(1))->empty());
   EXPECT_EQ(*store_->Delete({records[0].id}), 1);
   ASSERT_EQ(store_->Artifacts("math", "reference/")->size(), 1u);
   EXPECT_EQ((*store_->Artifacts("math", "reference/"))[0].name, name(1));
