@@ -61,7 +61,7 @@ void ForwardStep::Run(absl::Span<const Segment> segments, std::vector<SegmentOut
     const int entry_layer = EntryLayerOf(segments[order_[begin]]);
     spans_.clear();
     for (; begin < order_.size() && EntryLayerOf(segments[order_[begin]]) == entry_layer; ++begin) {
-      spans_.push_back({&segments[order_[begin]], &outputs[order_[begin]], 0, 0});
+      spans_.push_back({&segments[order_[begin]], &outputs[order_[begin]], 0, 0, nullptr});
     }
     RunGroup(entry_layer);
   }
@@ -78,11 +78,15 @@ void ForwardStep::RunGroup(int entry_layer) {
     int moe_layer = std::max(entry_layer, 0);
     for (int l = first_layer; l < config_.layers; ++l) {
       const bool moe = config_.IsMoeLayer(l);
-      if (moe) CaptureEntry(moe_layer);
+      if (moe) {
+        CaptureEntry(moe_layer);
+        CaptureStates(moe_layer);
+      }
       backend_.Attention(l, step_.hidden.view());
       backend_.FeedForward(l, step_.hidden.view(), moe ? step_.probabilities.view() : Matrix());
       if (moe) CapturePathway(moe_layer++);
     }
+    CaptureStates(moe_layer);
     if (head_rows > 0) backend_.Logits(step_.hidden.view(), step_.logits.view());
     if (targets > 0) backend_.ScoreTargets(step_.logits.view(), step_.scores.view());
   });
@@ -184,6 +188,15 @@ void ForwardStep::CaptureEntry(int moe_layer) {
   }
 }
 
+// Keeps the states of last tokens that segments asked for, each as a sum of one.
+void ForwardStep::CaptureStates(int moe_layer) {
+  for (RowSpan& span : spans_) {
+    if (!span.segment->want_capture || span.segment->resume || span.segment->state_layer != moe_layer) continue;
+    span.state = backend_.NewRowSum();
+    backend_.AddRows(step_.hidden.view().Rows(span.last_row(), 1), *span.state);
+  }
+}
+
 void ForwardStep::CapturePathway(int moe_layer) {
   int64_t capture = 0;
   for (const RowSpan& span : spans_) {
@@ -231,6 +244,10 @@ void ForwardStep::DeliverCaptures() {
     std::copy_n(pathway, capture.pathway.weights.size(), capture.pathway.weights.begin());
     pathway += moe_layers() * config_.experts;
     ++row;
+    if (span.state != nullptr) {
+      capture.state.resize(static_cast<size_t>(config_.hidden_size));
+      backend_.ReadMean(*span.state, 1, absl::MakeSpan(capture.state));
+    }
     if (segment.resume || segment.mean_layer < 0) continue;
     capture.mean_hidden.resize(static_cast<size_t>(config_.hidden_size));
     backend_.ReadMean(*static_cast<const PromptSum&>(**segment.state_sum).sum, segment.start + span.rows,

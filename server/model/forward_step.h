@@ -35,6 +35,7 @@ class ForwardStep {
     SegmentOutput* output;
     int64_t first_row;
     int64_t rows;
+    std::shared_ptr<RowSum> state = nullptr;  // of its last row, where it is wanted
 
     int64_t last_row() const { return first_row + rows - 1; }
     bool scored() const { return !segment->targets.empty(); }
@@ -46,6 +47,7 @@ class ForwardStep {
   void PlaceOverrides();
   void Enter(int entry_layer);
   void CaptureEntry(int moe_layer);
+  void CaptureStates(int moe_layer);
   void CapturePathway(int moe_layer);
   void Deliver();
   void DeliverScores();

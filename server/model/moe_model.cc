@@ -62,6 +62,7 @@ absl::Status CheckSegment(const Segment& segment, const ModelShape& shape, const
   if (segment.mean_layer >= 0 && (segment.state_sum == nullptr || segment.mean_layer >= shape.moe_layers)) {
     return absl::InternalError("a segment whose states are summed needs a layer and a place for the sum");
   }
+  if (segment.state_layer > shape.moe_layers) return absl::InternalError("a state of a layer that does not exist");
   return absl::OkStatus();
 }
 

@@ -44,6 +44,20 @@ absl::StatusOr<bool> PathwayOptimizer::Tell(const LossAndGradient* result) {
   return false;
 }
 
+std::vector<Evaluation> PathwayOptimizer::AskAll() const {
+  std::optional<Evaluation> one = Ask();
+  return one ? std::vector<Evaluation>{*std::move(one)} : std::vector<Evaluation>();
+}
+
+absl::StatusOr<bool> PathwayOptimizer::TellAll(absl::Span<const LossAndGradient> results) {
+  bool finished = false;
+  for (const LossAndGradient& result : results) {
+    if (finished) return absl::InternalError("a result after the optimizer has finished");
+    C3PO_ASSIGN_OR_RETURN(finished, Tell(&result));
+  }
+  return finished;
+}
+
 bool PathwayOptimizer::Consider(const Pathway& w, double loss) {
   const double below = std::isinf(best_loss_) ? best_loss_ : best_loss_ - kRounding * std::abs(best_loss_);
   if (!(loss < below)) return false;  // NaN is not better.

@@ -3,12 +3,14 @@
 
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "index/types/optimization_options.h"
 #include "index/types/pathway.h"
 #include "server/pathway/kernels.h"
@@ -51,6 +53,10 @@ class PathwayOptimizer {
   // Does the unit: with the result of what Ask says, or null where it says nothing. True when finished; do not call
   // again then. Internal: the one was given and the other is due; nothing has changed.
   absl::StatusOr<bool> Tell(const LossAndGradient* result);
+  // What Ask says now and after Tell of each of these but the last, where no result decides what the next one asks for:
+  // they may run side by side. TellAll is Tell of each result in turn; true: finished, with the last.
+  virtual std::vector<Evaluation> AskAll() const;
+  absl::StatusOr<bool> TellAll(absl::Span<const LossAndGradient> results);
 
   // The best pathway seen by the neighbors' loss, as weights and as the override that the application rule wants.
   const Pathway& pathway() const { return pathway_; }
@@ -58,6 +64,7 @@ class PathwayOptimizer {
   // Neighbors' loss at the start, then after each step (kernel regression and mode finding: start and end).
   const std::vector<double>& losses() const { return losses_; }
   double best_loss() const { return best_loss_; }
+  virtual int64_t steps_taken() const { return static_cast<int64_t>(losses_.size()) - 1; }
   std::optional<double> alpha() const { return alpha_; }
   // Gradient descent: the held-out loss at the start and after each step, and the iterate taken (0: the start).
   const std::vector<double>& validation_losses() const { return validation_losses_; }
@@ -95,6 +102,22 @@ class PathwayOptimizer {
 // negative steps, rate or patience, a scale outside (0, 1], an initial shift of another shape or rule.
 absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakeGradientDescent(OptimizationProblem problem,
                                                                       GradientDescentOptions options);
+
+// A vote of pathways (ours): gradient descent on each part of the neighbors by itself, as MakeGradientDescent of
+// `problem` with that part's objective is, and the mean over the m parts of what they give,
+//   s = (1/m) sum_j s_j  of router shifts,   w = (1/m) sum_j w_j  of weights, which is on the simplex as they are.
+// Then J at the mean, over all neighbors, J = sum_j weight_j J_j / sum_j weight_j, and the loss of those that are held
+// out. The mean is taken where the loss that it is judged by (held-out, where there is one) is below that of the start,
+// else the start. losses(), validation_losses(): at the start and at the mean; selected_step(): 0, or 1 for the mean.
+// All parts' next evaluations can run side by side (AskAll). problem.objective is not read. InvalidArgument:
+// MakeGradientDescent's; no part, or a weight that is not positive.
+struct VotePart {
+  NeighborhoodObjective* objective = nullptr;  // outlives the optimizer
+  double weight = 1;                           // of its neighbors' kernel values the sum, > 0
+};
+absl::StatusOr<std::unique_ptr<PathwayOptimizer>> MakePathwayVote(OptimizationProblem problem,
+                                                                  const std::vector<VotePart>& parts,
+                                                                  const GradientDescentOptions& options);
 
 // Kernel regression: w^ = sum_i K_i w_i / sum_i K_i, then w = a w0 + (1 - a) w^ with a from {0, 0.1, ..., 1} minimizing
 // J, of losses that rounding alone tells apart the largest a; or `alpha`, in [0, 1], if given, whatever J says.

@@ -19,13 +19,13 @@ class GuardedTask final : public OptimizationTask {
     if (!asking_.ok()) return asking_;
     return CatchEscapedOr<bool>(ThreadKind::kEngine, [&] { return task_->Step(row_layers); });
   }
-  std::optional<Evaluation> Ask() const override {
-    std::optional<Evaluation> asked;
-    asking_ = CatchEscapedIn(ThreadKind::kEngine, [&] { asked = task_->Ask(); });
-    return asking_.ok() ? asked : std::nullopt;  // Step is called instead, and says why.
+  std::vector<Evaluation> AskAll() const override {
+    std::vector<Evaluation> asked;
+    asking_ = CatchEscapedIn(ThreadKind::kEngine, [&] { asked = task_->AskAll(); });
+    return asking_.ok() ? asked : std::vector<Evaluation>();  // Step is called instead, and says why.
   }
-  absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override {
-    return CatchEscapedOr<bool>(ThreadKind::kEngine, [&] { return task_->Tell(result, seconds); });
+  absl::StatusOr<bool> TellAll(absl::Span<const LossAndGradient> results, double seconds) override {
+    return CatchEscapedOr<bool>(ThreadKind::kEngine, [&] { return task_->TellAll(results, seconds); });
   }
   int64_t memory_bytes() const override { return task_->memory_bytes(); }
   std::shared_ptr<const RoutingOverride> routing() const override { return task_->routing(); }
@@ -43,7 +43,7 @@ class GuardedTask final : public OptimizationTask {
   }
 
   const std::shared_ptr<OptimizationTask> task_;
-  mutable absl::Status asking_;  // what Ask threw
+  mutable absl::Status asking_;  // what AskAll threw
 };
 
 }  // namespace

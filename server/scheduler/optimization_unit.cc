@@ -1,7 +1,8 @@
 #include "server/scheduler/optimization_unit.h"
 
 #include <algorithm>
-#include <optional>
+#include <cstddef>
+#include <iterator>
 #include <utility>
 
 namespace c3po {
@@ -25,17 +26,33 @@ OptimizationUnit* OptimizationUnits::Begun(const Sequence* sequence) {
   return found == units_.end() ? nullptr : found->get();
 }
 
-// Adds a sequence that waits for an evaluation, if all of them together keep to their rows; the first always.
+// Adds a sequence that waits for evaluations, if all of them together keep to their rows; the first always.
 bool OptimizationUnits::Join(Sequence& sequence, OptimizationUnit& unit) const {
-  std::optional<Evaluation> wanted = sequence.task->Ask();
-  if (!wanted) return false;
-  int64_t rows = wanted->objective->rows();
-  for (const OptimizationUnit::Member& member : unit.members) rows += member.rows;
-  if (!unit.members.empty() && rows > kEvaluationRowsMax) return false;
-  unit.members.push_back({&sequence, sequence.task, wanted->objective->rows(), 0});
-  unit.evaluations.push_back(*std::move(wanted));
+  std::vector<Evaluation> wanted = sequence.task->AskAll();
+  if (wanted.empty()) return false;
+  int64_t own = 0, others = 0;
+  for (const Evaluation& evaluation : wanted) own += evaluation.objective->rows();
+  for (const OptimizationUnit::Member& member : unit.members) others += member.rows;
+  if (!unit.members.empty() && own + others > kEvaluationRowsMax) return false;
+  unit.members.push_back({&sequence, sequence.task, wanted.size(), own, 0});
+  std::move(wanted.begin(), wanted.end(), std::back_inserter(unit.evaluations));
   return true;
 }
+
+namespace {
+
+// Tells a member what came of its evaluations; the first that failed is what it hears of instead.
+absl::StatusOr<bool> TellMember(const OptimizationUnit::Member& member,
+                                absl::Span<absl::StatusOr<LossAndGradient>> results) {
+  std::vector<LossAndGradient> own;
+  for (absl::StatusOr<LossAndGradient>& result : results) {
+    if (!result.ok()) return result.status();
+    own.push_back(*std::move(result));
+  }
+  return member.task->TellAll(own, member.seconds);
+}
+
+}  // namespace
 
 void OptimizationUnits::Charge(const OptimizationUnit::Member& member, double seconds) {
   constexpr double kLeast = 1e-9;  // So that turns are taken where the clock is too coarse.
@@ -81,7 +98,7 @@ OptimizationUnit* OptimizationUnits::Next(absl::Span<const std::unique_ptr<Seque
   OptimizationUnit* unit = Begun(*first);
   if (unit == nullptr) {
     unit = units_.emplace_back(std::make_unique<OptimizationUnit>()).get();
-    if (!Join(**first, *unit)) unit->members.push_back({*first, (*first)->task, 0, 0});
+    if (!Join(**first, *unit)) unit->members.push_back({*first, (*first)->task, 0, 0, 0});
     for (Sequence* const other : waiting) {
       if (!unit->evaluations.empty() && Begun(other) == nullptr) Join(*other, *unit);
     }
@@ -123,13 +140,13 @@ std::vector<OptimizationUnits::Outcome> OptimizationUnits::Advance(OptimizationU
   if (done.ok()) {
     results = unit->run->TakeResults();
   } else {
-    results.assign(unit->members.size(), done.status());
+    results.assign(unit->evaluations.size(), done.status());
   }
-  for (size_t i = 0; i < unit->members.size(); ++i) {
-    const OptimizationUnit::Member& member = unit->members[i];
+  absl::Span<absl::StatusOr<LossAndGradient>> rest = absl::MakeSpan(results);
+  for (const OptimizationUnit::Member& member : unit->members) {
     const absl::Time told = now();
-    outcomes.push_back({member.sequence, results[i].ok() ? member.task->Tell(*results[i], member.seconds)
-                                                         : absl::StatusOr<bool>(results[i].status())});
+    outcomes.push_back({member.sequence, TellMember(member, rest.subspan(0, member.evaluations))});
+    rest.remove_prefix(member.evaluations);
     member.sequence->timings.optimization_seconds += member.seconds + SecondsBetween(told, now());
   }
   units_.erase(place);
@@ -148,7 +165,10 @@ void OptimizationUnits::Leave(const Sequence* sequence) {
   const auto is_left = [&](const OptimizationUnit::Member& member) { return member.sequence == sequence; };
   const auto member = std::find_if(unit.members.begin(), unit.members.end(), is_left);
   unit.run.reset();
-  unit.evaluations.erase(unit.evaluations.begin() + (member - unit.members.begin()));
+  size_t before = 0;
+  for (auto each = unit.members.begin(); each != member; ++each) before += each->evaluations;
+  const auto first = unit.evaluations.begin() + static_cast<std::ptrdiff_t>(before);
+  unit.evaluations.erase(first, first + static_cast<std::ptrdiff_t>(member->evaluations));
   unit.members.erase(member);
 }
 

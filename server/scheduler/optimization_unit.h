@@ -29,11 +29,12 @@ struct OptimizationUnit {
   struct Member {
     Sequence* sequence = nullptr;
     std::shared_ptr<OptimizationTask> task;  // holds what the evaluation reads
-    int64_t rows = 0;
-    double seconds = 0;  // of the evaluation so far, its share by rows
+    size_t evaluations = 0;                  // its own; they follow those of the members before it
+    int64_t rows = 0;                        // of these
+    double seconds = 0;                      // of these so far, its share by rows
   };
   std::vector<Member> members;          // none: nothing to do
-  std::vector<Evaluation> evaluations;  // one per member; none: OptimizationTask::Step of the only one
+  std::vector<Evaluation> evaluations;  // of the members, in order; none: OptimizationTask::Step of the only one
   std::unique_ptr<EvaluationRun> run;   // of the evaluations, once begun
   bool Holds(const Sequence* sequence) const;
 };

@@ -58,6 +58,7 @@ struct PromptCapture {
   Pathway pathway;                          // [moe_layers, experts]: softmax of the router's logits
   std::shared_ptr<const EntryState> entry;  // entering `entry_layer`, to resume from
   std::vector<float> mean_hidden;  // [hidden_size] mean over the prompt of the states entering mean_layer, if asked for
+  std::vector<float> state;        // [hidden_size] this token's state entering state_layer, if asked for
 };
 
 // Consecutive tokens of one sequence in a forward pass. A view: what it points to outlives the pass.
@@ -81,6 +82,7 @@ struct Segment {
 
   ReadoutRequest readout;     // of the last row
   bool want_capture = false;  // at the last row, with entry_layer
+  int state_layer = -1;       // of PromptCapture::state: an MoE layer, or after the last one (moe_layers); -1: no
   // The states entering that layer are added to *state_sum, which holds those of the prompt's earlier chunks, or null
   // and then a sum is made; -1: no.
   int mean_layer = -1;
@@ -119,8 +121,9 @@ class ModelRunner {
   // forward pass over its prompt and continuations. InvalidArgument: the neighbor is not one of this model.
   virtual absl::StatusOr<std::unique_ptr<NeighborPreparation>> NewPreparation(const NeighborCase& neighbor,
                                                                               const MovingPart& moving) = 0;
-  // Of several, in their order; each is advanced until it is whole, and then the next. A model that can makes those that
-  // are not known by one pass over many of them, which reads a weight once: whoever advances the first pays for it.
+  // Of several, in their order; each is advanced until it is whole, and then the next. A model that can makes those
+  // that are not known by one pass over many of them, which reads a weight once: whoever advances the first pays for
+  // it.
   virtual absl::StatusOr<std::vector<std::unique_ptr<NeighborPreparation>>> NewPreparations(
       absl::Span<const NeighborCase> neighbors, const MovingPart& moving) {
     std::vector<std::unique_ptr<NeighborPreparation>> preparations;

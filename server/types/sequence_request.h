@@ -56,9 +56,10 @@ class SequenceSink {
 };
 
 // A pathway search that the scheduler advances one unit of work at a time between its other steps. A unit is one
-// evaluation of an objective, which the scheduler runs together with those of other tasks, or work of the task's own:
-//   Ask says an evaluation: ModelRunner::NewEvaluationRun ▶ Tell
-//   Ask says nothing:       Step
+// evaluation of an objective, or several side by side, which the scheduler runs together with those of other tasks, or
+// work of the task's own:
+//   AskAll says evaluations: ModelRunner::NewEvaluationRun ▶ TellAll
+//   AskAll says nothing:     Step
 class OptimizationTask {
  public:
   virtual ~OptimizationTask() = default;
@@ -75,6 +76,15 @@ class OptimizationTask {
   virtual int64_t memory_bytes() const { return 0; }
   // After the last step: null when the pathway stays as it was.
   virtual std::shared_ptr<const RoutingOverride> routing() const = 0;
+  // The same of a task that searches several ways at once: the evaluations that are the next unit, and their results in
+  // that order. What Ask and Tell say of one is the default.
+  virtual std::vector<Evaluation> AskAll() const {
+    std::optional<Evaluation> one = Ask();
+    return one ? std::vector<Evaluation>{*std::move(one)} : std::vector<Evaluation>();
+  }
+  virtual absl::StatusOr<bool> TellAll(absl::Span<const LossAndGradient> results, double seconds) {
+    return Tell(results.front(), seconds);
+  }
   // Where there is a routing, asked once what it gave: the probability of the likeliest first token of a sequence that
   // generates, the scores of one that scores. False: the sequence starts over from its prompt's end without the
   // routing, as though there had been none.
@@ -93,8 +103,9 @@ struct SequenceRequest {
   // tokens, the first of each continuation. May return null. Where it is not set, nothing is captured.
   std::function<absl::StatusOr<std::shared_ptr<OptimizationTask>>(const PromptCapture& capture, const Readout& next)>
       on_prefilled;
-  int entry_layer = 0;  // where the capture is taken: the first critical layer
-  int mean_layer = -1;  // PromptCapture::mean_hidden is wanted of the states entering it; -1: not wanted
+  int entry_layer = 0;   // where the capture is taken: the first critical layer
+  int state_layer = -1;  // PromptCapture::state is wanted of it; -1: not wanted
+  int mean_layer = -1;   // PromptCapture::mean_hidden is wanted of the states entering it; -1: not wanted
   ApplicationRule rule = ApplicationRule::kEveryNewToken;  // of the routing that the task finds
   int prompt_positions = 1;  // the last so many tokens of the prompt that it governs, >= 1; of a shorter prompt all
 

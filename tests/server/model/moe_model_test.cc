@@ -80,7 +80,7 @@ TEST_P(MoeModelGolden, LogitsHiddenStatesAndRoutersAreThoseOfTransformers) {
       for (size_t t = 0; t < tokens.size(); ++t) {
         OwnedSegment segment = PromptSegment(cache, {tokens[t]}, static_cast<int>(t));
         segment.want_capture = true;
-        segment.entry_layer = segment.mean_layer = l;
+        segment.entry_layer = segment.mean_layer = segment.state_layer = l;
         const auto out = RunSegments(*model, {segment});
         ASSERT_TRUE(out.ok()) << out.status();
         ExpectRow(out->at(0).readout.logits, logits, t, 2e-4 * spread);
@@ -88,6 +88,7 @@ TEST_P(MoeModelGolden, LogitsHiddenStatesAndRoutersAreThoseOfTransformers) {
         std::vector<float> entry = out->at(0).capture.mean_hidden;
         for (float& value : entry) value *= static_cast<float>(t + 1);
         ExpectRow(entry, hidden, t, 2e-4 * Spread(hidden));
+        ExpectRow(out->at(0).capture.state, hidden, t, 2e-4 * Spread(hidden));
         // What is captured is what the rest of the pass starts from.
         OwnedSegment resumed = PromptSegment(cache, {tokens[t]}, static_cast<int>(t));
         resumed.resume = true;
@@ -210,6 +211,44 @@ TEST_P(MoeModelGolden, TheMeanOfThePromptsStatesIsTheSameInChunks) {
   EXPECT_EQ(whole.size(), static_cast<size_t>(model->shape().hidden_size));
   run(0, 3, of_chunks);
   EXPECT_EQ(run(3, 7, of_chunks).capture.mean_hidden, whole);
+}
+
+// In a batch, of several layers, each segment has the state of its own last token; after the last layer it is what the
+// final norm and the head make the logits of.
+TEST(MoeModel, StatesOfLastTokensAreThoseThatTheLayersSee) {
+  const auto model = LoadTiny("olmoe_tiny");
+  const int layers = model->shape().moe_layers;
+  const std::vector<std::vector<int32_t>> prompts = {{5, 17, 99, 3}, {42}, {7, 8, 9, 10, 11, 12}};
+  const std::vector<int> wanted = {layers, 1, -1};
+  std::vector<OwnedSegment> segments;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    segments.push_back(PromptSegment({{static_cast<int64_t>(16 * i), 8}}, prompts[i]));
+    segments.back().want_capture = true;
+    segments.back().entry_layer = 2;
+    segments.back().state_layer = wanted[i];
+  }
+  const auto out = *RunSegments(*model, segments);
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const auto alone = *RunSegments(*model, {segments[i]});
+    EXPECT_EQ(out[i].capture.state, alone[0].capture.state);
+    EXPECT_EQ(out[i].capture.state.size(), wanted[i] < 0 ? 0u : static_cast<size_t>(model->shape().hidden_size));
+  }
+  const auto weights = *SafetensorsFile::Open(TinyFolder("olmoe_tiny") + "/model.safetensors");
+  const auto norm = Elements<float>(*weights, "model.norm.weight");
+  const auto head = Elements<float>(*weights, "lm_head.weight");
+  const std::vector<float>& state = out[0].capture.state;
+  double square = 0;
+  for (const float x : state) square += double{x} * x;
+  const double scale = 1 / std::sqrt(square / static_cast<double>(state.size()) + model->config().rms_norm_eps);
+  std::vector<float> logits;
+  for (size_t v = 0; v < head.size() / state.size(); ++v) {
+    double sum = 0;
+    for (size_t j = 0; j < state.size(); ++j) sum += double{head[v * state.size() + j]} * norm[j] * state[j] * scale;
+    logits.push_back(static_cast<float>(sum));
+  }
+  ExpectRow(out[0].readout.logits, logits, 0, 2e-5 * Spread(logits));
+  segments[0].state_layer = layers + 1;
+  EXPECT_FALSE(RunSegments(*model, segments).ok());
 }
 
 TEST_P(MoeModelGolden, ResumingTheLastTokenWithItsOwnPathwayChangesNothing) {

@@ -192,7 +192,9 @@ TEST(GradientDescent, RefusesNegativeStepsAndRates) {
   Quadratic objective(RandomPathway(rng, 3, 8));
   EXPECT_FALSE(MakeGradientDescent(MakeProblem(rng, &objective, 0), {-1, 0.1, StepRule::kAdam}).ok());
   EXPECT_FALSE(MakeGradientDescent(MakeProblem(rng, &objective, 0), {1, std::nan(""), StepRule::kAdam}).ok());
-  EXPECT_FALSE(MakeGradientDescent(MakeProblem(rng, &objective, 0), {1, 0.1, StepRule::kAdam, 1, false, -1}).ok());
+  GradientDescentOptions impatient{1, 0.1, StepRule::kAdam};
+  impatient.patience = -1;
+  EXPECT_FALSE(MakeGradientDescent(MakeProblem(rng, &objective, 0), impatient).ok());
 }
 
 TEST(KernelRegression, BlendsWithTheKernelMeanAndPicksTheGridsMinimum) {

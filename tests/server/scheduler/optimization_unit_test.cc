@@ -191,6 +191,77 @@ TEST(OptimizationUnit, AUnitBeginsAnewWithoutASequenceThatLeft) {
   EXPECT_EQ(units.begun(), 0u);
 }
 
+// Asks for the evaluations of two objectives at a time.
+class TwofoldTask final : public OptimizationTask {
+ public:
+  explicit TwofoldTask(int rounds) : rounds_(rounds) { objectives[1].factor = 3; }
+  absl::StatusOr<bool> Step(int64_t) override { return absl::InternalError("nothing else is to be done"); }
+  std::vector<Evaluation> AskAll() const override {
+    std::vector<Evaluation> both;
+    for (const auto& objective : objectives) {
+      both.push_back({const_cast<AskingTask::Objective*>(&objective), *Routing(2), /*want_gradient=*/false});
+    }
+    return both;
+  }
+  absl::StatusOr<bool> TellAll(absl::Span<const LossAndGradient> results, double) override {
+    EXPECT_EQ(results.size(), 2u);
+    losses = {results[0].loss, results[1].loss};
+    return --rounds_ == 0;
+  }
+  std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
+  AskingTask::Objective objectives[2];
+  std::vector<double> losses;
+
+ private:
+  int rounds_;
+};
+
+// They run in one pass with those of others, count as rows together, and each task hears of its own.
+TEST(OptimizationUnit, ATaskMayAskForSeveralEvaluationsAtOnce) {
+  std::vector<std::unique_ptr<Sequence>> running;
+  const auto add = [&](std::shared_ptr<OptimizationTask> task) {
+    running.push_back(std::make_unique<Sequence>());
+    running.back()->stage = Sequence::Stage::kOptimizing;
+    running.back()->work_granted = true;
+    running.back()->task = std::move(task);
+  };
+  const auto one = std::make_shared<AskingTask>(2, *Routing(1));
+  ASSERT_FALSE(*one->Step(1));
+  const auto two = std::make_shared<TwofoldTask>(2), broken = std::make_shared<TwofoldTask>(2);
+  broken->objectives[1].fails_after = 1;
+  add(one);
+  add(two);
+  add(broken);
+  HashModel model;
+  OptimizationUnits units;
+  const auto now = [] { return absl::UnixEpoch(); };
+  OptimizationUnit* unit = units.Next(running);
+  ASSERT_EQ(unit->members.size(), 3u);
+  EXPECT_EQ(unit->evaluations.size(), 5u);
+  EXPECT_EQ(unit->members[1].rows, 6);
+  auto outcomes = units.Advance(unit, PiecewiseWork::kToTheEnd, model, now);
+  ASSERT_EQ(outcomes.size(), 3u);
+  EXPECT_FALSE(*outcomes[0].finished);
+  EXPECT_FALSE(*outcomes[1].finished);
+  EXPECT_EQ(two->losses, (std::vector<double>{1 * 2 + 1, 3 * 2 + 1}));
+  EXPECT_EQ(outcomes[2].finished.status().message(), "not finite");
+  running.pop_back();
+  // One that leaves a unit that has begun takes both of its own along.
+  unit = units.Next(running);
+  ASSERT_EQ(unit->evaluations.size(), 3u);
+  units.Leave(running[1].get());
+  ASSERT_EQ(unit->evaluations.size(), 1u);
+  EXPECT_EQ(unit->evaluations[0].objective, &one->objective);
+  outcomes = units.Advance(unit, PiecewiseWork::kToTheEnd, model, now);
+  ASSERT_EQ(outcomes.size(), 1u);
+  EXPECT_TRUE(*outcomes[0].finished);
+  // Beyond the rows of a pass, the first goes alone.
+  one->objective.row_count = kEvaluationRowsMax - 5;
+  two->objectives[0].row_count = 3;
+  running[1]->turn = 1;
+  EXPECT_EQ(units.Next(running)->evaluations.size(), 2u);
+}
+
 // A stream goes on between the parts of a long evaluation, a short one has its turns beside it, and what comes of both
 // is what comes of each alone.
 TEST(OptimizationUnit, ALongEvaluationIsCutAndOthersGoOnBetweenItsParts) {
