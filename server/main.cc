@@ -49,6 +49,7 @@
 #include "server/pipeline/index_placement.h"
 #include "server/pipeline/reference_gauges.h"
 #include "server/pipeline/reference_importer.h"
+#include "server/pipeline/reference_state_builder.h"
 #include "server/process/descriptor_limit.h"
 #include "server/process/end_bound.h"
 #include "server/process/heap_settings.h"
@@ -90,8 +91,9 @@ struct Server {
   std::unique_ptr<Engine> engine;
   std::unique_ptr<GenerationPipeline> pipeline;
   std::unique_ptr<CollectionLearning> learning;
-  std::unique_ptr<WorkerPool> workers;  // Its jobs use the two above.
-  std::unique_ptr<GrpcServer> grpc;     // Listens before the rest is loaded.
+  std::unique_ptr<WorkerPool> workers;            // Its jobs use the two above.
+  std::unique_ptr<ReferenceStateBuilder> states;  // Whoever waits for it goes on as a job of these.
+  std::unique_ptr<GrpcServer> grpc;               // Listens before the rest is loaded.
   std::unique_ptr<HealthMonitor> health;
   std::unique_ptr<HeapTrim> heap_trim;
   std::atomic<const HealthMonitor*> known_health{
@@ -222,6 +224,7 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   options.embedding_dimension = server.embedding->dimension();
   options.moe_layers = shape.moe_layers;
   options.experts = shape.experts;
+  options.hidden_size = shape.hidden_size;
   options.exact_references_max = config.exact_references_max;
   options.graph_cache_folder = graphs;
   const int64_t index_bytes = int64_t{config.index_memory_mb} << 20;
@@ -384,6 +387,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   server.engine =
       std::make_unique<Engine>(server.model.get(), limits, config.pending_requests_max, server.metrics.get());
   server.workers = std::make_unique<WorkerPool>(config.workers, config.pending_requests_max);
+  server.states = std::make_unique<ReferenceStateBuilder>(server.engine.get(), server.catalog.get(), server.text.get());
   LoadedParts parts;
   parts.pipeline_parts = {.model = server.model.get(),
                           .engine = server.engine.get(),
@@ -392,6 +396,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
                           .embedding = server.embedding.get(),
                           .workers = server.workers.get(),
                           .shifts = server.shifts.get(),
+                          .states = server.states.get(),
                           .metrics = server.metrics.get(),
                           .admission = server.admission.get(),
                           .limits = LimitsFrom(config),

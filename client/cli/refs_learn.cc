@@ -154,8 +154,9 @@ void AddAmortize(CLI::App& refs, Session* session) {
   const auto flags = std::make_shared<AmortizeFlags>();
   command->add_flag("--json", flags->json, "Print one JSON document per message");
   AddOptimizationFlags(*command, &flags->optimization);
-  for (const char* other : {"--method", "--k", "--epsilon", "--kernel", "--bandwidth", "--application", "--references",
-                            "--alpha", "--return-pathways", "--collection"}) {
+  for (const char* other :
+       {"--method", "--k", "--epsilon", "--kernel", "--bandwidth", "--application", "--references", "--alpha",
+        "--return-pathways", "--collection", "--balance", "--neighborhoods", "--neighbor-source"}) {
     command->remove_option(command->get_option(other));
   }
   command->add_option("--collection", flags->collection, "The collection")->check(NotEmpty())->capture_default_str();

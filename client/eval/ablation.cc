@@ -38,6 +38,9 @@ const std::vector<FieldVariable>& FieldVariables() {
       {"selection", "reference_selection", {"successful", "all"}},
       {"objective", "objective", {"answer", "choices"}},
       {"step-rule", "step_rule", {"gradient", "normalized", "adam"}},
+      {"balance", "balance", {"false", "true"}},
+      {"neighborhoods", "neighborhoods", {"1", "2", "3", "4", "6"}},
+      {"neighbor-source", "neighbor_source", {"embedding", "critical_layer", "last_layer"}},
   };
   return variables;
 }
@@ -138,9 +141,11 @@ std::string AxisValue(absl::string_view variable, const std::string& value, cons
 }  // namespace
 
 std::vector<std::string> AblationVariables() {
-  return {"layers-suffix", "layers-single",   "core-experts", "k",         "epsilon",   "kernel",
-          "steps",         "learning-rate",   "rule",         "selection", "objective", "reference-set-size",
-          "step-rule",     "prompt-positions"};
+  return {"layers-suffix",  "layers-single",    "core-experts", "k",
+          "epsilon",        "kernel",           "steps",        "learning-rate",
+          "rule",           "selection",        "objective",    "reference-set-size",
+          "step-rule",      "prompt-positions", "balance",      "neighborhoods",
+          "neighbor-source"};
 }
 
 absl::StatusOr<AblationPlan> PlanAblation(absl::string_view variable, absl::Span<const std::string> values,

@@ -34,6 +34,8 @@ v1::OptimizationOptions PaperOptions(const v1::ModelInfo& model) {
       if (!option.is_ours) return;
       // Tests set every one.
       SetOption(option.name, NumberText(static_cast<double>(value)), &options).IgnoreError();
+    } else if constexpr (std::is_enum_v<std::decay_t<decltype(value)>>) {
+      if (option.is_ours) SetOption(option.name, TermOf(value).name, &options).IgnoreError();
     }
   });
   options.mutable_gate()->set_enabled(false);
@@ -67,7 +69,8 @@ EvalMethod PublicCode(const v1::ModelInfo& model) {
 }
 
 // The options that say which neighbors. What is not set stays open: the collection's profile may set it, and the
-// baselines must see the neighbors that the optimizing methods see.
+// baselines must see the neighbors that the optimizing methods see. They are the client's own search, by the encoder:
+// balance and neighbor_source are not for them.
 v1::OptimizationOptions NeighborOptions(const v1::OptimizationOptions& common) {
   v1::OptimizationOptions options;
   if (common.has_k()) options.set_k(common.k());

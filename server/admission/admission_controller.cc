@@ -83,7 +83,7 @@ AdmissionController::Permit::~Permit() { controller_->Leave(*this); }
 absl::Status AdmissionController::FitToDeadline(const std::string& caller, RequestWork& work,
                                                 absl::Duration left) const {
   const absl::Duration queue = QueueEstimate(caller), fixed = estimates_.WithoutSteps(work),
-                       step = estimates_.PerStep();
+                       step = estimates_.PerStep(work);
   const absl::Duration at_least = fixed + step * std::min(work.steps, 1);
   if (at_least > left) {
     return absl::DeadlineExceededError(absl::StrCat("the deadline cannot be met: the first result takes about ",

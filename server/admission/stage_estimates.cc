@@ -17,7 +17,7 @@ void Blend(double measured, double& mean) { mean = mean == 0 ? measured : mean +
 
 int64_t RequestWork::Cost() const {
   const int64_t cases = prepared_cases;
-  const double passes = static_cast<double>(passes_per_step) * steps + trials;
+  const double passes = passes_per_step * steps + trials;
   const double moved = passes * static_cast<double>(case_rows.value_or(cases * positions)) * moving_share;
   return prompt_tokens + int64_t{output_tokens} + case_tokens.value_or(cases * prompt_tokens) +
          static_cast<int64_t>(std::ceil(moved));
@@ -38,7 +38,9 @@ void StageEstimates::Observe(const RequestWork& done, const MeasuredStages& stag
   if (!fresh(now)) *this = StageEstimates();
   if (done.retrieves) Blend(stages.retrieval_seconds, retrieval_);
   prompt_token_.Blend(stages.prefill_seconds, done.prompt_tokens);
-  if (stages.optimization_seconds > 0) unit_.Blend(stages.optimization_seconds, UnitsWithoutSteps(done) + done.steps);
+  if (stages.optimization_seconds > 0) {
+    unit_.Blend(stages.optimization_seconds, UnitsWithoutSteps(done) + UnitsOfStep(done) * done.steps);
+  }
   token_.Blend(stages.decode_seconds, done.output_tokens);
   Blend(stages.prefill_seconds + stages.optimization_seconds + stages.decode_seconds, service_);
   measured_ = now;
@@ -47,7 +49,7 @@ void StageEstimates::Observe(const RequestWork& done, const MeasuredStages& stag
 // The parts grow alike, up to twice; where nothing was measured yet, what there is to do takes equal parts.
 void StageEstimates::ObserveAtLeast(const RequestWork& work, double seconds, absl::Time now) {
   if (!fresh(now)) *this = StageEstimates();
-  const double expected = absl::ToDoubleSeconds(WithoutSteps(work) + PerStep() * work.steps);
+  const double expected = absl::ToDoubleSeconds(WithoutSteps(work) + PerStep(work) * work.steps);
   if (expected > 0 && expected < seconds) {
     const double growth = 1 + kWeight * std::min(seconds / expected - 1, 1.0 / kWeight);
     for (Rate* part : {&prompt_token_, &unit_, &token_}) part->seconds *= growth;

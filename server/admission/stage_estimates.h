@@ -1,6 +1,7 @@
 #ifndef C3PO_SERVER_ADMISSION_STAGE_ESTIMATES_H_
 #define C3PO_SERVER_ADMISSION_STAGE_ESTIMATES_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -18,8 +19,10 @@ struct RequestWork {
   int positions = 1;        // of each neighbor, that a step moves
   double moving_share = 1;  // of the layers, those that a step goes through; (0, 1]
 
-  int passes_per_step = 3;  // through these layers: up, and down for twice as long; 0 where a step is arithmetic alone
-  int trials = 0;           // passes up that are not a step's, such as those of a grid
+  // Through these layers: up, and down for twice as long; more where several descents look at the same held-out
+  // neighbors; 0 where a step is arithmetic alone.
+  double passes_per_step = 3;
+  int trials = 0;  // passes up that are not a step's, such as those of a grid
 
   // Of the prepared cases, once these are known: their tokens, and the rows that a step moves. Before, a neighbor is
   // taken to be as long as the prompt, which it is like: cases * prompt_tokens, and cases * positions.
@@ -60,11 +63,14 @@ class StageEstimates {
 
   // Retrieval, prefill, preparing neighbors and the first token; the steps not included.
   absl::Duration WithoutSteps(const RequestWork& work) const;
-  absl::Duration PerStep() const { return absl::Seconds(unit_.each()); }
+  // Of a step of up to 3 passes; of more, that many times longer.
+  absl::Duration PerStep(const RequestWork& work) const { return absl::Seconds(unit_.each() * UnitsOfStep(work)); }
   // Of a request on the engine, from its first forward pass to its end.
   absl::Duration Service() const { return absl::Seconds(service_); }
 
  private:
+  static double UnitsOfStep(const RequestWork& work) { return std::max(1.0, work.passes_per_step / 3); }
+
   // Seconds over an amount, both as moving averages; 0: unknown.
   struct Rate {
     double seconds = 0, amount = 0;

@@ -11,6 +11,7 @@
 #include "server/pipeline/answer_set.h"
 #include "server/pipeline/counted_call.h"
 #include "server/pipeline/learned_override.h"
+#include "server/pipeline/reference_state_builder.h"
 #include "server/pipeline/request_admission.h"
 #include "server/pipeline/score_tokens.h"
 #include "server/sampling/sampler.h"
@@ -34,7 +35,7 @@ class KnownPathway final : public OptimizationTask {
 // A request of one more answer from the first one's: nothing is searched again.
 SequenceRequest FollowerOf(SequenceRequest first, int index, const OptimizationTask* search) {
   first.sampling.answer = index;
-  first.mean_layer = -1;
+  first.mean_layer = first.state_layer = -1;
   first.on_prefilled = nullptr;
   if (search == nullptr || search->routing() == nullptr) return first;
   first.on_prefilled = [routing = search->routing()](
@@ -157,7 +158,10 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
   auto shared = std::make_shared<GenerateCall>(std::move(call));
-  return OnWorker(counted, [this, shared, permit, counted] { return RunGenerate(*shared, permit, counted); });
+  return OnWorker(counted, [this, shared, permit, counted] {
+    return OnceStatesAreThere(shared->optimization, shared->context, counted,
+                              [this, shared, permit, counted] { return RunGenerate(*shared, permit, counted); });
+  });
 }
 
 absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<GenerationListener> listener) {
@@ -167,7 +171,10 @@ absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<Generatio
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
   const auto tokens = std::make_shared<ScoreTokens>(parts_.text, std::move(call), parts_.limits.output_tokens_max);
-  return OnWorker(counted, [this, tokens, permit, counted] { return Tokenize(tokens, permit, counted); });
+  return OnWorker(counted, [this, tokens, permit, counted] {
+    return OnceStatesAreThere(tokens->call().optimization, tokens->call().context, counted,
+                              [this, tokens, permit, counted] { return Tokenize(tokens, permit, counted); });
+  });
 }
 
 absl::Status GenerationPipeline::OnWorker(const std::shared_ptr<CountedCall>& counted,
@@ -176,6 +183,25 @@ absl::Status GenerationPipeline::OnWorker(const std::shared_ptr<CountedCall>& co
       OnWorker(std::move(job), [counted](const absl::Status& status) { counted->OnDone(status, CallSummary()); });
   if (!taken.ok()) counted->CountEnd(taken, CallSummary());  // Its listener is told by who called.
   return taken;
+}
+
+absl::Status GenerationPipeline::OnceStatesAreThere(const OptimizationSettings& settings, const CallContext& context,
+                                                    const std::shared_ptr<CountedCall>& counted,
+                                                    std::function<absl::Status()> next) const {
+  if (settings.neighbor_source == NeighborSource::kEmbedding || !Retrieves(settings)) return next();
+  if (parts_.states == nullptr) {
+    return absl::FailedPreconditionError("optimization.neighbor_source: this server makes no states of references");
+  }
+  PathwayQuery query{settings, {}, {}, std::nullopt};
+  C3PO_RETURN_IF_ERROR(ResolveQuery(query));  // A prior has critical layers of its own.
+  const std::optional<int> layer = StateLayerOf(query.settings, parts_.model->shape().moe_layers);
+  const auto failed = [counted](const absl::Status& status) { counted->OnDone(status, CallSummary()); };
+  const auto ready = [this, failed, next](const absl::Status& status) {
+    const absl::Status taken = status.ok() ? OnWorker(next, failed) : status;
+    if (!taken.ok()) failed(taken);
+  };
+  const bool is_ready = parts_.states->WhenReady(context, settings.collection, *layer, ready);
+  return is_ready ? next() : absl::OkStatus();
 }
 
 absl::StatusOr<GenerationPipeline::PermitPtr> GenerationPipeline::Enter(const CallContext& context) const {
@@ -333,7 +359,8 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     return nullptr;
   }
   const bool retrieve = Retrieves(query.settings);
-  const bool retrieve_after_prefill = retrieve && parts_.embedding->from_model();
+  const std::optional<int> state_layer = StateLayerOf(query.settings, parts_.model->shape().moe_layers);
+  const bool retrieve_after_prefill = retrieve && (state_layer || parts_.embedding->from_model());
   const bool retrieve_now = retrieve && !retrieve_after_prefill;
   std::vector<float> embedding;
   if (retrieve_now) {
@@ -343,7 +370,8 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     if (parts_.metrics) parts_.metrics->ObserveEmbedding(timings.embed_seconds);
   }
   request.entry_layer = query.settings.critical_layers.front();
-  if (retrieve_after_prefill) request.mean_layer = parts_.embedding->entry_layer();
+  if (retrieve_after_prefill && state_layer) request.state_layer = *state_layer;
+  if (retrieve_after_prefill && !state_layer) request.mean_layer = parts_.embedding->entry_layer();
   request.rule = query.settings.rule;
   request.prompt_positions = query.settings.prompt_positions;
   query.timings = timings;
@@ -353,12 +381,13 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
       context, std::move(query), [listener](const OptimizationReport& report) { listener->OnOptimization(report); });
   if (retrieve_now) C3PO_RETURN_IF_ERROR(search->Retrieve(embedding));
   timings.retrieval_seconds = search->retrieval_seconds();
-  request.on_prefilled = [search, retrieve_after_prefill](
+  request.on_prefilled = [search, retrieve_after_prefill, by_state = state_layer.has_value()](
                              const PromptCapture& capture,
                              const Readout& next) -> absl::StatusOr<std::shared_ptr<OptimizationTask>> {
     if (retrieve_after_prefill) {
-      C3PO_ASSIGN_OR_RETURN(const std::vector<float> states, QueryEmbedding::OfStates(capture.mean_hidden));
-      C3PO_RETURN_IF_ERROR(search->Retrieve(states));
+      C3PO_ASSIGN_OR_RETURN(const std::vector<float> unit,
+                            QueryEmbedding::OfStates(by_state ? capture.state : capture.mean_hidden));
+      C3PO_RETURN_IF_ERROR(search->Retrieve(unit));
     }
     C3PO_ASSIGN_OR_RETURN(const bool worthwhile, search->Begin(capture, next));
     return worthwhile ? std::shared_ptr<OptimizationTask>(search) : nullptr;

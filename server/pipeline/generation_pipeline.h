@@ -21,6 +21,7 @@
 namespace c3po {
 
 class CountedCall;
+class ReferenceStateBuilder;
 class ScoreTokens;
 
 // What the pipeline and the importer work with; nothing is owned, all outlives them.
@@ -32,6 +33,7 @@ struct PipelineParts {
   const QueryEmbedding* embedding = nullptr;
   WorkerPool* workers = nullptr;
   LearnedShifts* shifts = nullptr;
+  ReferenceStateBuilder* states = nullptr;  // null: requests whose neighbor_source needs them are refused
   Metrics* metrics = nullptr;
   AdmissionController* admission = nullptr;
   RequestLimits limits;
@@ -40,7 +42,8 @@ struct PipelineParts {
 };
 
 // The way of a request, in order:
-//   validate ▶ [worker] tokenize, embed, retrieve ▶ [engine] prefill, optimize, decode or score ▶ listener
+//   validate ▶ [worker] (make references' states) ▶ tokenize, embed, retrieve ▶ [engine] prefill, optimize, decode or
+//   score ▶ listener
 // Thread-safe.
 class GenerationPipeline {
  public:
@@ -77,6 +80,11 @@ class GenerationPipeline {
   // Queues `job`; what it returns other than OK goes to `failed`, or ends the call.
   absl::Status OnWorker(std::function<absl::Status()> job, std::function<void(const absl::Status&)> failed) const;
   absl::Status OnWorker(const std::shared_ptr<CountedCall>& counted, std::function<absl::Status()> job) const;
+  // Goes on with `next` once the references have the states that the settings' neighbor_source compares: at once, or as
+  // a job of a worker later.
+  absl::Status OnceStatesAreThere(const OptimizationSettings& settings, const CallContext& context,
+                                  const std::shared_ptr<CountedCall>& counted,
+                                  std::function<absl::Status()> next) const;
   Provenance MakeProvenance(uint64_t seed) const;
 
   const PipelineParts parts_;

@@ -96,7 +96,9 @@ absl::string_view ReferenceOf(absl::string_view name) {
 absl::StatusOr<const LearnedShifts::Collection*> LearnedShifts::Read(absl::string_view collection) {
   auto found = collections_.find(collection);
   if (found != collections_.end()) return &found->second;
-  C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(collection, ""));
+  C3PO_ASSIGN_OR_RETURN(std::vector<Artifact> artifacts, store_->Artifacts(collection, kPriorName));
+  C3PO_ASSIGN_OR_RETURN(std::vector<Artifact> shifts, store_->Artifacts(collection, kReferencePrefix, kShiftSuffix));
+  std::move(shifts.begin(), shifts.end(), std::back_inserter(artifacts));
   static const Collection* const kNothing = new Collection;
   if (artifacts.empty()) return kNothing;  // Not remembered: names that clients make up would pile up.
   Collection read;

@@ -1,6 +1,10 @@
 #include "server/pipeline/memory_fit.h"
 
+#include <iterator>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
+#include "server/pipeline/neighborhood_parts.h"
 
 namespace c3po {
 
@@ -11,13 +15,15 @@ std::string MemoryNeed(int64_t needed_bytes, absl::string_view who, int64_t limi
 }
 
 absl::StatusOr<MemoryFit> FitIntoMemory(const ModelRunner& model, int64_t limit, int prompt_positions, bool oracle,
-                                        ObjectiveSpec& fitted, ObjectiveSpec& held_out) {
+                                        ObjectiveSpec& fitted, ObjectiveSpec& held_out, absl::Span<const int> part_of) {
   const auto estimate = [&] {
+    const std::vector<ObjectiveSpec> parts = SpecsOfParts(fitted, part_of);
     int64_t bytes = 0;
-    for (const ObjectiveSpec* spec : {&fitted, &held_out}) {
-      if (!spec->cases.empty()) bytes += model.ObjectiveBytes(*spec, prompt_positions);
+    for (const ObjectiveSpec& part : parts) {
+      if (!part.cases.empty()) bytes += model.ObjectiveBytes(part, prompt_positions);
     }
-    return bytes;
+    if (held_out.cases.empty()) return bytes;
+    return bytes + std::ssize(parts) * model.ObjectiveBytes(held_out, prompt_positions);
   };
   MemoryFit fit;
   fit.bytes = estimate();

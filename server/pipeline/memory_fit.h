@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "server/types/model_runner.h"
 
 namespace c3po {
@@ -21,11 +22,14 @@ struct MemoryFit {
 std::string MemoryNeed(int64_t needed_bytes, absl::string_view who, int64_t limit_bytes);
 
 // Leaves out neighbors until the optimization over the rest takes no more than `limit` bytes: those that are held out
-// first, and the farthest first, which stand last. InvalidArgument "optimization.prompt_positions: ..." where more than
-// one position is asked for, since with fewer it could be served; "continuations: ..." for the request that is its own
-// neighbor (`oracle`).
+// first, and the farthest first, which stand last. `part_of`: the part of each fitted neighbor, where there are several
+// (SpecsOfParts). Their evaluations run side by side, so that the bytes of all parts add up, and those of the held-out
+// neighbors, which each part evaluates, count once a part. InvalidArgument "optimization.prompt_positions: ..." where
+// more than one position is asked for, since with fewer it could be served; "continuations: ..." for the request that
+// is its own neighbor (`oracle`).
 absl::StatusOr<MemoryFit> FitIntoMemory(const ModelRunner& model, int64_t limit, int prompt_positions, bool oracle,
-                                        ObjectiveSpec& fitted, ObjectiveSpec& held_out);
+                                        ObjectiveSpec& fitted, ObjectiveSpec& held_out,
+                                        absl::Span<const int> part_of = {});
 
 }  // namespace c3po
 

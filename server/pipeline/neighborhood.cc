@@ -1,7 +1,9 @@
 #include "server/pipeline/neighborhood.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/pathway/kernels.h"
 
@@ -11,12 +13,13 @@ namespace {
 absl::StatusOr<std::vector<Neighbor>> Search(const ReferenceCatalog& catalog, const OptimizationSettings& settings,
                                              absl::Span<const float> embedding) {
   const int excluded = static_cast<int>(settings.exclude_reference_ids.size());
+  const std::optional<int> layer = StateLayerOf(settings, catalog.moe_layers());
   if (settings.epsilon) {
     return catalog.SearchWithin(settings.collection, embedding, static_cast<float>(*settings.epsilon),
-                                kNeighborsMax + excluded, settings.successful_only());
+                                kNeighborsMax + excluded, settings.successful_only(), layer);
   }
   return catalog.Search(settings.collection, embedding, settings.k + settings.validation_neighbors + excluded,
-                        settings.successful_only());
+                        settings.successful_only(), layer);
 }
 
 // How many of so many neighbors, at least one, are fitted: k, or the same share of fewer than were asked for.
@@ -36,27 +39,115 @@ void Weigh(const OptimizationSettings& settings, double bandwidth, std::vector<W
   for (size_t i = 0; i < kernel.size(); ++i) references[i].kernel_weight = kernel[i] / sum;
 }
 
-}  // namespace
+// How many neighbors are asked for, both lists together.
+size_t WantedOf(const OptimizationSettings& settings) {
+  return settings.epsilon ? size_t{kNeighborsMax} : static_cast<size_t>(settings.k + settings.validation_neighbors);
+}
 
-absl::StatusOr<Neighborhood> FindNeighborhood(const ReferenceCatalog& catalog, const OptimizationSettings& settings,
-                                              absl::Span<const float> embedding) {
+// Both lists in one, as they are before any is held out; nearest first.
+absl::StatusOr<std::vector<WeightedReference>> FindNearest(const ReferenceCatalog& catalog,
+                                                           const OptimizationSettings& settings,
+                                                           absl::Span<const float> embedding) {
   C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found, Search(catalog, settings, embedding));
   const std::vector<std::string>& excluded = settings.exclude_reference_ids;
-  const size_t wanted =
-      settings.epsilon ? size_t{kNeighborsMax} : static_cast<size_t>(settings.k + settings.validation_neighbors);
-  Neighborhood neighborhood;
-  std::vector<WeightedReference>& fitted = neighborhood.fitted;
+  std::vector<WeightedReference> nearest;
   for (const Neighbor& neighbor : found) {
-    if (fitted.size() == wanted) break;
+    if (nearest.size() == WantedOf(settings)) break;
     if (std::find(excluded.begin(), excluded.end(), neighbor.reference_id) != excluded.end()) continue;
     auto record = catalog.GetRecord(neighbor.reference_id);
     if (!record.ok()) continue;  // Deleted since the search.
-    fitted.push_back({*std::move(record), neighbor.distance, 0});
+    nearest.push_back({*std::move(record), neighbor.distance, 0});
   }
-  if (fitted.empty()) return neighborhood;
-  const auto first_held_out = fitted.begin() + static_cast<std::ptrdiff_t>(FittedOf(fitted.size(), settings));
-  neighborhood.held_out.assign(first_held_out, fitted.end());
-  fitted.erase(first_held_out, fitted.end());
+  return nearest;
+}
+
+absl::StatusOr<std::vector<std::vector<WeightedReference>>> FindByAnswer(const ReferenceCatalog& catalog,
+                                                                         const OptimizationSettings& settings,
+                                                                         absl::Span<const float> embedding) {
+  C3PO_ASSIGN_OR_RETURN(const std::vector<AnswerNeighbors> found,
+                        catalog.SearchByAnswer(settings.collection, embedding, static_cast<int>(WantedOf(settings)),
+                                               settings.successful_only(), settings.exclude_reference_ids,
+                                               StateLayerOf(settings, catalog.moe_layers())));
+  std::vector<std::vector<WeightedReference>> by_answer;
+  for (const AnswerNeighbors& answer : found) {
+    by_answer.emplace_back();
+    for (const Neighbor& neighbor : answer.nearest) {
+      auto record = catalog.GetRecord(neighbor.reference_id);
+      if (record.ok()) by_answer.back().push_back({*std::move(record), neighbor.distance, 0});
+    }
+  }
+  return by_answer;
+}
+
+Neighborhood Balanced(const OptimizationSettings& settings, std::vector<std::vector<WeightedReference>> by_answer) {
+  size_t all = 0;
+  for (const auto& list : by_answer) all += list.size();
+  Neighborhood neighborhood;
+  if (all == 0) return neighborhood;
+  const size_t wanted = WantedOf(settings), taken = std::min(all, wanted);
+  if (all < wanted) {
+    neighborhood.warning = absl::StrCat("balance: ", all, " references have the choices of the nearest one, of ",
+                                        wanted, " neighbors asked for");
+  }
+  const size_t fitted = FittedOf(taken, settings);
+  neighborhood.fitted = TakeInTurn(fitted, by_answer);
+  neighborhood.held_out = TakeInTurn(taken - fitted, by_answer);
+  return neighborhood;
+}
+
+}  // namespace
+
+std::optional<int> StateLayerOf(const OptimizationSettings& settings, int moe_layers) {
+  switch (settings.neighbor_source) {
+    case NeighborSource::kEmbedding:
+      return std::nullopt;
+    case NeighborSource::kCriticalLayer:
+      return settings.critical_layers.front();
+    case NeighborSource::kLastLayer:
+      break;
+  }
+  return moe_layers;
+}
+
+std::vector<WeightedReference> TakeInTurn(size_t count, std::vector<std::vector<WeightedReference>>& by_answer) {
+  const auto is_nearer = [](const WeightedReference& a, const WeightedReference& b) {
+    return a.distance != b.distance ? a.distance < b.distance : a.record->id < b.record->id;
+  };
+  std::vector<size_t> used(by_answer.size(), 0);  // of each list
+  std::vector<WeightedReference> taken;
+  while (taken.size() < count) {
+    std::vector<size_t> round;  // The lists that have one more, the nearest first.
+    for (size_t list = 0; list < by_answer.size(); ++list) {
+      if (used[list] < by_answer[list].size()) round.push_back(list);
+    }
+    if (round.empty()) break;
+    std::sort(round.begin(), round.end(),
+              [&](size_t a, size_t b) { return is_nearer(by_answer[a][used[a]], by_answer[b][used[b]]); });
+    round.resize(std::min(round.size(), count - taken.size()));
+    for (const size_t list : round) taken.push_back(by_answer[list][used[list]++]);
+  }
+  for (size_t list = 0; list < by_answer.size(); ++list) {
+    by_answer[list].erase(by_answer[list].begin(), by_answer[list].begin() + static_cast<std::ptrdiff_t>(used[list]));
+  }
+  std::sort(taken.begin(), taken.end(), is_nearer);
+  return taken;
+}
+
+absl::StatusOr<Neighborhood> FindNeighborhood(const ReferenceCatalog& catalog, const OptimizationSettings& settings,
+                                              absl::Span<const float> embedding) {
+  Neighborhood neighborhood;
+  if (settings.balance) {
+    C3PO_ASSIGN_OR_RETURN(auto by_answer, FindByAnswer(catalog, settings, embedding));
+    neighborhood = Balanced(settings, std::move(by_answer));
+  } else {
+    C3PO_ASSIGN_OR_RETURN(neighborhood.fitted, FindNearest(catalog, settings, embedding));
+    if (neighborhood.fitted.empty()) return neighborhood;
+    const auto first_held_out =
+        neighborhood.fitted.begin() + static_cast<std::ptrdiff_t>(FittedOf(neighborhood.fitted.size(), settings));
+    neighborhood.held_out.assign(first_held_out, neighborhood.fitted.end());
+    neighborhood.fitted.erase(first_held_out, neighborhood.fitted.end());
+  }
+  if (neighborhood.fitted.empty()) return neighborhood;
   const double bandwidth = settings.bandwidth.value_or(neighborhood.fitted.back().distance);
   Weigh(settings, bandwidth, neighborhood.fitted);
   Weigh(settings, bandwidth, neighborhood.held_out);

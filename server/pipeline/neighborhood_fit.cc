@@ -7,15 +7,19 @@
 namespace c3po {
 namespace {
 
-absl::Status AddCases(const std::vector<WeightedReference>& references, const PromptText& text, ObjectiveSpec& spec) {
+// Returns those that it added.
+absl::StatusOr<std::vector<const WeightedReference*>> AddCases(const std::vector<WeightedReference>& references,
+                                                               const PromptText& text, ObjectiveSpec& spec) {
   const bool with_choices = spec.loss == SurrogateLoss::kChoices;
+  std::vector<const WeightedReference*> added;
   for (const WeightedReference& reference : references) {
     if (!(reference.kernel_weight > 0)) continue;  // So far away that its kernel value underflowed.
     C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, text.NeighborTokens(*reference.record, with_choices));
     neighbor.kernel_weight = reference.kernel_weight;
     spec.cases.push_back(std::move(neighbor));
+    added.push_back(&reference);
   }
-  return absl::OkStatus();
+  return added;
 }
 
 }  // namespace
@@ -32,8 +36,10 @@ void NeighborhoodFit::Begin(const OptimizationSettings& settings) {
 absl::Status NeighborhoodFit::TakeNeighbors(const OptimizationSettings& settings, const Neighborhood& neighborhood,
                                             const PromptText& text) {
   Begin(settings);
-  C3PO_RETURN_IF_ERROR(AddCases(neighborhood.fitted, text, fitted_.spec));
-  return AddCases(neighborhood.held_out, text, held_out_.spec);
+  C3PO_ASSIGN_OR_RETURN(const std::vector<const WeightedReference*> fitted,
+                        AddCases(neighborhood.fitted, text, fitted_.spec));
+  if (settings.neighborhoods > 1) part_of_ = DealIntoParts(fitted, settings.neighborhoods, settings.balance);
+  return AddCases(neighborhood.held_out, text, held_out_.spec).status();
 }
 
 void NeighborhoodFit::TakeOracle(const OptimizationSettings& settings, NeighborCase oracle) {
@@ -43,7 +49,7 @@ void NeighborhoodFit::TakeOracle(const OptimizationSettings& settings, NeighborC
 }
 
 absl::StatusOr<MemoryFit> NeighborhoodFit::KeepWithin(int64_t bytes) {
-  return FitIntoMemory(*model_, bytes, prompt_positions_, is_oracle_, fitted_.spec, held_out_.spec);
+  return FitIntoMemory(*model_, bytes, prompt_positions_, is_oracle_, fitted_.spec, held_out_.spec, part_of_);
 }
 
 absl::Status NeighborhoodFit::BeginPreparations(SearchWork& work) {
@@ -68,16 +74,31 @@ absl::Status NeighborhoodFit::Prepare(int64_t row_layers, SearchWork& work) {
 }
 
 absl::Status NeighborhoodFit::MakeObjectives() {
-  C3PO_ASSIGN_OR_RETURN(fitted_.objective, model_->NewObjective(fitted_.spec));
-  if (held_out_.spec.cases.empty()) return absl::OkStatus();
-  C3PO_ASSIGN_OR_RETURN(held_out_.objective, model_->NewObjective(held_out_.spec));
+  C3PO_RETURN_IF_ERROR(MakeObjectives(part_of_, fitted_));
+  return held_out_.spec.cases.empty() ? absl::OkStatus() : MakeObjectives({}, held_out_);
+}
+
+absl::Status NeighborhoodFit::MakeObjectives(absl::Span<const int> part_of, List& list) const {
+  for (const ObjectiveSpec& part : SpecsOfParts(list.spec, part_of)) {
+    C3PO_ASSIGN_OR_RETURN(std::unique_ptr<NeighborhoodObjective> objective, model_->NewObjective(part));
+    list.objectives.push_back(std::move(objective));
+    list.weights.push_back(WeightOf(part));
+  }
   return absl::OkStatus();
+}
+
+std::vector<VotePart> NeighborhoodFit::fitted() const {
+  std::vector<VotePart> parts;
+  for (size_t i = 0; i < fitted_.objectives.size(); ++i) {
+    parts.push_back({fitted_.objectives[i].get(), fitted_.weights[i]});
+  }
+  return parts;
 }
 
 void NeighborhoodFit::Release() {
   preparations_ = CasePreparations();
   for (List* list : {&fitted_, &held_out_}) {
-    list->objective.reset();
+    list->objectives.clear();
     list->spec.states.clear();
   }
 }

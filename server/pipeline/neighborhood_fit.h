@@ -8,9 +8,11 @@
 #include "absl/status/statusor.h"
 #include "index/types/optimization_options.h"
 #include "server/metrics/metrics.h"
+#include "server/pathway/pathway_optimizer.h"
 #include "server/pipeline/case_preparations.h"
 #include "server/pipeline/memory_fit.h"
 #include "server/pipeline/neighborhood.h"
+#include "server/pipeline/neighborhood_parts.h"
 #include "server/pipeline/prompt_text.h"
 #include "server/pipeline/search_work.h"
 #include "server/types/model_runner.h"
@@ -37,13 +39,20 @@ class NeighborhoodFit {
   absl::StatusOr<MemoryFit> KeepWithin(int64_t bytes);
 
   bool prepared() const { return fitted_.prepared() && held_out_.prepared(); }
-  // Goes on with the neighbors' states, by about `row_layers`; the fitted ones first. All are begun, and noted in `work`,
-  // by the first call, so that the model can make them together.
+  // Goes on with the neighbors' states, by about `row_layers`; the fitted ones first. All are begun, and noted in
+  // `work`, by the first call, so that the model can make them together.
   absl::Status Prepare(int64_t row_layers, SearchWork& work);
 
   absl::Status MakeObjectives();
-  NeighborhoodObjective* fitted() const { return fitted_.objective.get(); }
-  NeighborhoodObjective* held_out() const { return held_out_.objective.get(); }  // null: no neighbor is held out
+  // The objective of the fitted neighbors, with the sum of their kernel values; of several parts, one each, at least
+  // one. With `neighborhoods` above 1 neighbors are dealt into so many parts, or as many as there are neighbors.
+  std::vector<VotePart> fitted() const;
+  NeighborhoodObjective* held_out() const {  // null: no neighbor is held out
+    return held_out_.objectives.empty() ? nullptr : held_out_.objectives.front().get();
+  }
+
+  // How many parts the fitted neighbors are in; 1 where they are not divided.
+  int parts() const { return static_cast<int>(SpecsOfParts(fitted_.spec, part_of_).size()); }
 
   // Frees objectives and states; the cases stay.
   void Release();
@@ -52,11 +61,13 @@ class NeighborhoodFit {
   // A list of cases with the states and the objective that are made of them.
   struct List {
     ObjectiveSpec spec;
-    std::unique_ptr<NeighborhoodObjective> objective;
+    std::vector<std::unique_ptr<NeighborhoodObjective>> objectives;  // of its parts
+    std::vector<double> weights;                                     // of these
     bool prepared() const { return spec.states.size() == spec.cases.size(); }
   };
 
   void Begin(const OptimizationSettings& settings);
+  absl::Status MakeObjectives(absl::Span<const int> part_of, List& list) const;
   absl::Status BeginPreparations(SearchWork& work);
 
   ModelRunner* const model_;
@@ -64,6 +75,7 @@ class NeighborhoodFit {
   int prompt_positions_ = 1;
   bool is_oracle_ = false;
   List fitted_, held_out_;
+  std::vector<int> part_of_;       // of each fitted case; empty: they are not divided
   CasePreparations preparations_;  // of the fitted ones, then of those that are held out
 };
 

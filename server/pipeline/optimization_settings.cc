@@ -64,8 +64,20 @@ absl::Status ValidateLayers(const OptimizationSettings& settings, const ModelSha
   return absl::OkStatus();
 }
 
+absl::Status ValidateNeighborhoods(const OptimizationSettings& settings) {
+  const int parts = settings.neighborhoods;
+  if (parts == 1) return absl::OkStatus();
+  if (settings.method != Method::kNeighborhoodGradientDescent) {
+    return FieldError("neighborhoods", parts, " parts need the method neighborhood gradient descent");
+  }
+  if (settings.epsilon || settings.k >= parts) return absl::OkStatus();
+  return FieldError("neighborhoods", parts, " parts need a neighbor each, and k is ", settings.k);
+}
+
 absl::Status ValidatePromptPositions(const OptimizationSettings& settings) {
-  int neighbors = settings.epsilon ? kNeighborsMax : settings.k + settings.validation_neighbors;
+  // Several parts look at the held-out neighbors side by side.
+  int neighbors =
+      settings.epsilon ? kNeighborsMax : settings.k + settings.neighborhoods * settings.validation_neighbors;
   if (settings.method == Method::kCollectionPrior || settings.method == Method::kOracle) neighbors = 1;
   const int most = PromptPositionsMax(std::max(1, neighbors));
   if (settings.prompt_positions >= 1 && settings.prompt_positions <= most) return absl::OkStatus();
@@ -124,6 +136,10 @@ absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelS
   if (settings.validation_neighbors > 0 && settings.epsilon) {
     return FieldError("validation_neighbors", "needs k; with epsilon no neighbor is left to hold out");
   }
+  if (settings.balance && settings.epsilon) {
+    return FieldError("balance", "needs k; within epsilon an answer has as many neighbors as lie there");
+  }
+  C3PO_RETURN_IF_ERROR(ValidateNeighborhoods(settings));
   if (settings.use_prior && settings.rule != ApplicationRule::kRouterShift) {
     return FieldError("use_prior", "needs the application rule ROUTER_SHIFT");
   }

@@ -34,7 +34,10 @@ absl::StatusOr<std::vector<PathwayAtDistance>> NearestPathways(const ReferenceCa
 absl::StatusOr<std::unique_ptr<PathwayOptimizer>> ChooseOptimizer(const OptimizationSettings& settings,
                                                                   const ReferenceCatalog& catalog,
                                                                   const std::vector<WeightedReference>& neighbors,
+                                                                  const std::vector<VotePart>& parts,
                                                                   OptimizationProblem problem) {
+  if (parts.size() > 1) return MakePathwayVote(std::move(problem), parts, settings);
+  problem.objective = parts.front().objective;
   if (settings.method == Method::kKernelRegression) {
     std::vector<WeightedPathway> pathways;
     for (const WeightedReference& neighbor : neighbors) {

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "server/pipeline/choice_style.h"
@@ -63,10 +64,17 @@ absl::StatusOr<bool> PathwaySearch::BeginFit() {
   C3PO_ASSIGN_OR_RETURN(MemoryFit memory, fit_.KeepWithin(context_.work_memory_bytes));
   memory_bytes_ = memory.bytes;
   report_.Warn(std::move(memory.warning));
+  if (const int wanted = settings().neighborhoods; memory.fits && fit_.parts() < wanted && !oracle_) {
+    report_.Warn(absl::StrCat("neighborhoods: ", fit_.parts(), " of ", wanted, ", as there are no more neighbors"));
+  }
   return memory.fits ? true : Skip(GateDecision::kSkippedNoNeighbors);
 }
 
 std::optional<Evaluation> PathwaySearch::Ask() const { return optimizer_ ? optimizer_->Ask() : std::nullopt; }
+
+std::vector<Evaluation> PathwaySearch::AskAll() const {
+  return optimizer_ ? optimizer_->AskAll() : std::vector<Evaluation>();
+}
 
 absl::StatusOr<bool> PathwaySearch::Step(int64_t row_layers) {
   const absl::Time start = SteadyNow();
@@ -87,25 +95,30 @@ absl::StatusOr<bool> PathwaySearch::Advance(int64_t row_layers) {
 
 absl::Status PathwaySearch::StartOptimizer() {
   C3PO_RETURN_IF_ERROR(fit_.MakeObjectives());
+  const std::vector<VotePart> parts = fit_.fitted();
+  parts_ = static_cast<int>(parts.size());
   OptimizationProblem problem;
   problem.initial = report_.so_far().before;
   problem.critical_layers = settings().critical_layers;
   problem.core_experts = settings().core_experts;
   problem.rule = settings().rule;
-  problem.objective = fit_.fitted();
   problem.validation = fit_.held_out();
   if (settings().use_prior) {
     C3PO_ASSIGN_OR_RETURN(problem.initial_shift, PriorShift(*context_.shifts, settings()));
   }
-  C3PO_ASSIGN_OR_RETURN(optimizer_,
-                        ChooseOptimizer(settings(), *context_.catalog, neighborhood_.fitted, std::move(problem)));
+  C3PO_ASSIGN_OR_RETURN(
+      optimizer_, ChooseOptimizer(settings(), *context_.catalog, neighborhood_.fitted, parts, std::move(problem)));
   return absl::OkStatus();
 }
 
 absl::StatusOr<bool> PathwaySearch::Tell(const LossAndGradient& result, double seconds) {
+  return TellAll({&result, 1}, seconds);
+}
+
+absl::StatusOr<bool> PathwaySearch::TellAll(absl::Span<const LossAndGradient> results, double seconds) {
   const absl::Time start = SteadyNow();
-  done_.NoteEvaluation(!result.gradient.weights.empty());
-  C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->Tell(&result));
+  for (const LossAndGradient& result : results) done_.NoteEvaluation(!result.gradient.weights.empty(), parts_);
+  C3PO_ASSIGN_OR_RETURN(const bool finished, optimizer_->TellAll(results));
   report_.AddSeconds(seconds + SecondsSince(start));
   return finished && Conclude();
 }

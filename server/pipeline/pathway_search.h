@@ -43,8 +43,8 @@ struct PathwayQuery {
 };
 
 // One request's C3PO, from neighbors to a routing override:
-//   Retrieve (any thread) ▶ Begin (engine thread, after prefill) ▶ unit ... unit ▶ routing ▶ AcceptAnswer or
-//   AcceptScores
+//   Retrieve (any thread; by the prompt's states after prefill) ▶ Begin (engine thread, after prefill) ▶ unit ... unit
+//   ▶ routing ▶ AcceptAnswer or AcceptScores
 // A unit prepares one neighbor's states, makes the objectives of them, or is one unit of the optimizer; shifts learned
 // before need one in all. What each stage does stands in retrieval.h, request_gate.h, learned_override.h,
 // neighborhood_fit.h, optimizer_choice.h and search_report.h; this is their order.
@@ -52,7 +52,7 @@ class PathwaySearch final : public OptimizationTask {
  public:
   PathwaySearch(const SearchContext& context, PathwayQuery query, SearchReport::OnReport on_report);
 
-  // Finds the neighbors of a unit-length embedding: see retrieval.h.
+  // Finds the neighbors of a unit-length embedding, or state of the prompt: see retrieval.h.
   absl::Status Retrieve(absl::Span<const float> embedding);
 
   // Looks at the prompt's capture and what comes next, as SequenceRequest::on_prefilled has them, and says whether
@@ -61,7 +61,9 @@ class PathwaySearch final : public OptimizationTask {
 
   std::optional<Evaluation> Ask() const override;
   absl::StatusOr<bool> Step(int64_t row_layers) override;
+  std::vector<Evaluation> AskAll() const override;
   absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override;
+  absl::StatusOr<bool> TellAll(absl::Span<const LossAndGradient> results, double seconds) override;
   bool AcceptAnswer(double largest_probability) override;
   bool AcceptScores(absl::Span<const ContinuationScore> scores) override;
   double retrieval_seconds() const { return report_.so_far().timings.retrieval_seconds; }
@@ -85,6 +87,7 @@ class PathwaySearch final : public OptimizationTask {
   SearchReport report_;
   int64_t memory_bytes_ = 0;
   SearchWork done_;
+  int parts_ = 1;     // of the fitted neighbors
   absl::Time began_;  // when its turns could begin
   Neighborhood neighborhood_;
   NeighborhoodFit fit_;

@@ -29,7 +29,7 @@ class QueryEmbedding {
   absl::StatusOr<std::vector<float>> OfText(const std::string& text) const;
   // Row by row what OfText gives, in one call of the encoder; its errors of one text are those of all.
   absl::StatusOr<std::vector<std::vector<float>>> OfTexts(absl::Span<const std::string> texts) const;
-  // Unit length, from PromptCapture::mean_hidden. Internal: the states are all zero or not finite.
+  // Unit length, from PromptCapture::mean_hidden or state. Internal: they are all zero or not finite.
   static absl::StatusOr<std::vector<float>> OfStates(std::vector<float> mean_hidden);
 
  private:

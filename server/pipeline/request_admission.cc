@@ -24,6 +24,11 @@ RequestWork WorkOf(const OptimizationSettings& settings, size_t prompt_tokens, i
   if (iterates || settings.method == Method::kKernelRegression)
     work.prepared_cases = work.retrieves ? settings.k + settings.validation_neighbors : 1;
   if (iterates) work.steps = settings.steps;
+  // Each part evaluates the held-out neighbors at an iterate of its own; one such pass is in a step's price.
+  if (settings.neighborhoods > 1 && work.prepared_cases > 0) {
+    work.passes_per_step += static_cast<double>((settings.neighborhoods - 1) * settings.validation_neighbors) /
+                            static_cast<double>(work.prepared_cases);
+  }
   if (settings.method == Method::kModeFinding) {
     work.passes_per_step = 0;
     work.trials = kModeTrials;

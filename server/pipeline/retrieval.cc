@@ -15,6 +15,7 @@ OptimizationSettings Narrowed(OptimizationSettings settings) {
   if (settings.method != Method::kCollectionPrior) return settings;
   settings.k = 1;
   settings.epsilon.reset();
+  settings.balance = false;
   settings.references = ReferenceSelection::kAll;
   return settings;
 }
@@ -25,7 +26,8 @@ absl::StatusOr<std::optional<double>> MaxNeighborDistance(const ReferenceCatalog
   if (!gate.enabled || gate.max_neighbor_distance) return gate.enabled ? gate.max_neighbor_distance : std::nullopt;
   C3PO_ASSIGN_OR_RETURN(
       const std::optional<double> own,
-      catalog.OwnDistanceQuantile(settings.collection, settings.successful_only(), gate.neighbor_distance_quantile));
+      catalog.OwnDistanceQuantile(settings.collection, settings.successful_only(), gate.neighbor_distance_quantile,
+                                  StateLayerOf(settings, catalog.moe_layers())));
   return std::max<double>(own.value_or(0), OwnDistances::kSameEmbedding);
 }
 
@@ -42,6 +44,7 @@ absl::StatusOr<Retrieval> Retrieve(const ReferenceCatalog& catalog, const Optimi
   if (foreign || missing) return retrieval;
   C3PO_RETURN_IF_ERROR(found.status());
   retrieval.neighborhood = *std::move(found);
+  retrieval.warning = retrieval.neighborhood.warning;
   if (retrieval.neighborhood.fitted.empty()) return retrieval;
   retrieval.nearest_distance = retrieval.neighborhood.fitted.front().distance;
   C3PO_ASSIGN_OR_RETURN(retrieval.max_neighbor_distance, MaxNeighborDistance(catalog, narrowed));

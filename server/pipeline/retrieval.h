@@ -12,17 +12,18 @@
 
 namespace c3po {
 
-// What a request found near it, and what the gate compares. Distances are Euclidean between embeddings, in [0, 2].
+// What a request found near it, and what the gate compares. Distances are Euclidean between embeddings, or states where
+// `neighbor_source` says so, in [0, 2]: both distances are always of the same.
 struct Retrieval {
   Neighborhood neighborhood;
   std::optional<double> nearest_distance;  // of the nearest reference; no value: there is none
   std::optional<double>
       max_neighbor_distance;  // that it may be away; no value: the gate does not look, or there is none
-  std::string warning;        // where references exist and none is usable
+  std::string warning;        // where references exist and none is usable, or fewer than were asked for are balanced
 };
 
-// Finds the neighbors of a unit-length embedding that the method of `settings` reads, and asks the catalog how far its
-// own references are from each other, where the gate has no distance of its own. Nothing is found where
+// Finds the neighbors of a unit-length embedding or state that the method of `settings` reads, and asks the catalog how
+// far its own references are from each other, where the gate has no distance of its own. Nothing is found where
 // settings.collection_may_be_missing and it is, nor where references exist and none is usable. Thread-safe. NotFound:
 // see ReferenceCatalog::Search.
 absl::StatusOr<Retrieval> Retrieve(const ReferenceCatalog& catalog, const OptimizationSettings& settings,

@@ -50,7 +50,7 @@ GateDecision SearchReport::NoteOptimizer(const PathwayOptimizer& optimizer) {
   const LossChange fitted{report_.losses.front(), optimizer.best_loss()};
   if (fitted.before > 0) loss_reduction_ = (fitted.before - fitted.after) / fitted.before;
   if (metrics_) {
-    metrics_->CountOptimizationSteps(static_cast<int64_t>(report_.losses.size()) - 1);
+    metrics_->CountOptimizationSteps(optimizer.steps_taken());
     metrics_->ObserveSurrogateLoss(fitted.before, fitted.after);
   }
   report_.gate = GateAfterSearch(report_, fitted);

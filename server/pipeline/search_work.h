@@ -25,17 +25,26 @@ inline int64_t CaseRows(const NeighborCase& one, int positions) {
 
 // What a pathway search has done so far, counted as RequestWork counts what was asked for. Engine thread only.
 struct SearchWork {
-  int prepared_cases = 0;                 // or begun
+  int prepared_cases = 0;                  // or begun
   int64_t case_tokens = 0, case_rows = 0;  // CaseTokens and CaseRows of them
   int steps = 0;
-  int trials = 0;  // evaluations without a gradient
+  int trials = 0;       // evaluations without a gradient
+  int parts_moved = 0;  // since the last whole step
 
   void NoteCase(const NeighborCase& one, int positions) {
     ++prepared_cases;
     case_tokens += CaseTokens(one);
     case_rows += CaseRows(one, positions);
   }
-  void NoteEvaluation(bool with_gradient) { ++(with_gradient ? steps : trials); }
+  // Of one of so many parts of the neighbors: as many with a gradient as there are parts move each neighbor once.
+  void NoteEvaluation(bool with_gradient, int parts = 1) {
+    if (!with_gradient) {
+      ++trials;
+    } else if (++parts_moved >= parts) {
+      parts_moved = 0;
+      ++steps;
+    }
+  }
 
   // In the place of what was asked for. There may be more neighbors, within `epsilon`, and longer ones than the request
   // was admitted for.

@@ -116,7 +116,15 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
   OptimizationSettings settings = defaults;
   settings.exclude_reference_ids.clear();
   if (options.has_k()) settings.epsilon.reset();
-  if (options.has_epsilon()) settings.validation_neighbors = 0;  // A default's: all within epsilon are fitted.
+  if (options.has_epsilon()) {  // A default's: all within epsilon are fitted, as many of each answer as lie there.
+    settings.validation_neighbors = 0;
+    settings.balance = false;
+  }
+  if (options.has_neighbor_source() && options.neighbor_source() != TermOf(defaults.neighbor_source).number) {
+    settings.epsilon.reset();  // Distances of a default's, between other vectors.
+    settings.bandwidth.reset();
+    settings.gate.max_neighbor_distance.reset();
+  }
   if (options.gate().has_neighbor_distance_quantile()) settings.gate.max_neighbor_distance.reset();  // A profile's.
   absl::Status status;
   VisitOptions(settings, [&](const OptimizationOption& option, auto& value) {
@@ -125,6 +133,11 @@ absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOpt
     if (field.is_set()) status = field.Into(value);
   });
   C3PO_RETURN_IF_ERROR(status);
+  if (!options.has_neighborhoods() && (options.has_method() || options.has_k())) {
+    const bool is_divided = settings.method == Method::kNeighborhoodGradientDescent &&
+                            (settings.epsilon || settings.k >= settings.neighborhoods);
+    if (!is_divided) settings.neighborhoods = 1;  // A default's.
+  }
   return settings;
 }
 

@@ -11,8 +11,10 @@
 namespace c3po {
 
 // What the message leaves out comes from `defaults`; what one choice rules out of them goes: k an epsilon, epsilon
-// neighbors to hold out, a quantile a distance. InvalidArgument "optimization.FIELD: ..." for an enum's number without
-// a value, and an integer beyond 2^31 - 1. use_profile and preset are the caller's affair.
+// neighbors to hold out and balance, a quantile a distance, another method or fewer neighbors several neighborhoods,
+// another neighbor source the distances of the default's.
+// InvalidArgument "optimization.FIELD: ..." for an enum's number without a value, and an integer beyond 2^31 - 1.
+// use_profile and preset are the caller's affair.
 absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOptions& options,
                                                        const OptimizationSettings& defaults);
 

@@ -49,6 +49,25 @@ class RestartTest(unittest.TestCase):
         self.assertEqual([(h.reference.id, round(h.distance, 5)) for h in stub.Search(search).hits], before)
         self.assertEqual(server.stop(), 0)
 
+    def test_states_of_references_survive_a_restart(self):
+        options = opt.OptimizationOptions(collection="set", k=5, neighbor_source=opt.NEIGHBOR_SOURCE_CRITICAL_LAYER, critical_layers=[2, 3],
+                                          method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, steps=1,
+                                          reference_selection=opt.REFERENCE_SELECTION_ALL, gate=opt.GateOptions(max_neighbor_distance=2))
+        request = gen.ScoreRequest(prompt="What is 3 modulo seven?", continuations=[" 3", " 4"], optimization=options)
+        found, made = [], []
+        for _ in range(2):
+            server = self.run_server()
+            if not found:
+                stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())
+                list(stub.Add(ref.AddReferencesRequest(collection="set", sample=s) for s in samples(30)))
+            report = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel()).Score(request, timeout=60).optimization
+            found.append([(n.reference_id, n.distance) for n in report.neighbors])
+            self.assertEqual(server.stop(), 0)
+            lines = [json.loads(line) for line in server.log if line.startswith("{")]
+            made += [line["made"] for line in lines if line["event"] == "reference_states"]
+        self.assertEqual(found[0], found[1])
+        self.assertEqual(made, [30, 0])
+
     def test_killed_during_an_import_keeps_what_was_acknowledged_once(self):
         server = self.run_server()
         stub = pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel())

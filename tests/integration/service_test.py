@@ -356,6 +356,88 @@ class ServiceTest(ServerCase):
         self.assertLess(len(patient), len(long))
         self.assertEqual(patient, long[:len(patient)])
 
+    # --- Which neighbors, and in how many parts ---
+
+    def add_judgements(self, collection, count=30):
+        """One of five is true; the choices come in either order."""
+        self.add(collection, (ref.ReferenceSample(prompt=f"Is {i} divisible by five? Answer:", answer=" yes" if i % 5 == 0 else " no",
+                                                  choices=[" no", " yes"] if i % 2 else [" yes", " no"]) for i in range(count)))
+
+    def test_balanced_neighbors_have_each_answer_alike(self):
+        self.add_judgements("balanced")
+        ngd = dict(collection="balanced", prompt="Is 63 divisible by five? Answer:", method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT)
+        for k in (1, 4, 6):
+            with self.subTest(k=k):
+                nearest = self.score(**ngd, k=k).optimization
+                report = self.score(**ngd, k=k, balance=True, validation_neighbors=4, steps=2).optimization
+                answers = [n.answer for n in report.neighbors]
+                self.assertLessEqual(abs(answers.count(" yes") - answers.count(" no")), k % 2)
+                self.assertEqual(len(answers), k)
+                self.assertEqual(report.neighbors[0].reference_id, nearest.neighbors[0].reference_id)
+                self.assertEqual(sorted(n.distance for n in report.neighbors), [n.distance for n in report.neighbors])
+                self.assertEqual(len(report.validation_losses), 3)
+                self.assertFalse(report.warnings)
+        few = self.score(**ngd, k=20, balance=True, validation_neighbors=20, steps=1).optimization
+        self.assertTrue(any("30 references have the choices of the nearest one" in w for w in few.warnings), few.warnings)
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "optimization.balance", lambda: self.score(**ngd, epsilon=0.5, balance=True))
+
+    def test_a_vote_applies_the_mean_of_what_each_part_finds(self):
+        self.add_judgements("parts")
+        ngd = dict(collection="parts", prompt="Is 64 divisible by five? Answer:", method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT,
+                   application_rule=opt.APPLICATION_RULE_EVERY_NEW_TOKEN, steps=4, step_rule=opt.STEP_RULE_ADAM, learning_rate=0.3,
+                   return_pathways=True, gate=opt.GateOptions(enabled=False))
+        vote = self.score(**ngd, k=4, neighborhoods=2).optimization
+        self.assertEqual((len(vote.losses), vote.selected_step), (2, 1))
+        self.assertLess(vote.losses[1], vote.losses[0])
+        # The same parts as requests of their own: all but their neighbors excluded.
+        ids = [r.id for r in self.references.List(ref.ListReferencesRequest(collection="parts", page_size=100)).references]
+        neighbors = [n.reference_id for n in vote.neighbors]
+        parts = [neighbors[0::2], neighbors[1::2]]
+        bandwidth = vote.neighbors[-1].distance
+        alone = [self.score(**ngd, k=2, bandwidth=bandwidth, exclude_reference_ids=[i for i in ids if i not in part]).optimization for part in parts]
+        for l, layer in enumerate(vote.pathway_after):
+            for e, weight in enumerate(layer.weights):
+                self.assertAlmostEqual(weight, sum(one.pathway_after[l].weights[e] for one in alone) / 2, places=5)
+        held = self.score(**ngd, k=6, neighborhoods=3, balance=True, validation_neighbors=4).optimization
+        self.assertEqual(len(held.validation_losses), 2)
+        few = self.score(**ngd, k=3, neighborhoods=3, exclude_reference_ids=ids[2:]).optimization
+        self.assertTrue(any("neighborhoods: 2 of 3" in w for w in few.warnings), few.warnings)
+        for options in (dict(ngd, k=2, neighborhoods=3), dict(ngd, method=opt.METHOD_KERNEL_REGRESSION, k=4, neighborhoods=2)):
+            self.fails(grpc.StatusCode.INVALID_ARGUMENT, "optimization.neighborhoods", lambda: self.score(**options))
+
+    def test_neighbors_by_the_models_own_states(self):
+        self.add_judgements("states", 20)
+        sample = "Is 13 divisible by five? Answer:"
+        # The state entering the first layer is the last token's embedding, the same for all of these prompts.
+        ngd = dict(collection="states", prompt=sample, method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, steps=2, critical_layers=[2, 3])
+        for source in (opt.NEIGHBOR_SOURCE_CRITICAL_LAYER, opt.NEIGHBOR_SOURCE_LAST_LAYER):
+            with self.subTest(source=source):
+                first = self.score(**ngd, k=5, neighbor_source=source).optimization
+                self.assertEqual(first.neighbors[0].prompt, sample)
+                self.assertLess(first.neighbors[0].distance, 1e-3)
+                self.assertEqual(len(first.neighbors), 5)
+                others = self.score(**ngd, k=5).optimization
+                self.assertNotEqual([n.distance for n in first.neighbors], [n.distance for n in others.neighbors])
+                balanced = self.score(**ngd, k=4, neighbor_source=source, balance=True).optimization
+                self.assertEqual([n.answer for n in balanced.neighbors].count(" yes"), 2)
+        # Distances of one source are not judged by another's: the references' own at most, whatever the encoder says.
+        gated = dict(ngd, k=3, neighbor_source=opt.NEIGHBOR_SOURCE_LAST_LAYER)
+        options = opt.OptimizationOptions(reference_selection=opt.REFERENCE_SELECTION_ALL, **{f: v for f, v in gated.items() if f != "prompt"})
+        options.gate.neighbor_distance_quantile = 1
+        near, far = (self.generation.Score(gen.ScoreRequest(prompt=prompt, continuations=[" yes", " no"], optimization=options)).optimization
+                     for prompt in (sample, "Recite a poem about the autumn wind, please!"))
+        self.assertNotIn(near.gate, (opt.GATE_DECISION_SKIPPED_NEIGHBORS_FAR, opt.GATE_DECISION_SKIPPED_NO_NEIGHBORS))
+        self.assertEqual(far.gate, opt.GATE_DECISION_SKIPPED_NEIGHBORS_FAR)
+        # What comes is found, what goes is not, and several requests wait for the same states.
+        self.add("states", [ref.ReferenceSample(prompt="Is 99 divisible by five? Answer:", answer=" no", choices=[" no", " yes"])])
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda _: self.score(**dict(ngd, prompt="Is 99 divisible by five? Answer:"), k=1,
+                                                       neighbor_source=opt.NEIGHBOR_SOURCE_LAST_LAYER).optimization, range(6)))
+        self.assertEqual({one.neighbors[0].prompt for one in found}, {"Is 99 divisible by five? Answer:"})
+        self.references.Delete(ref.DeleteReferencesRequest(ids=[found[0].neighbors[0].reference_id]))
+        left = self.score(**dict(ngd, prompt="Is 99 divisible by five? Answer:"), k=1, neighbor_source=opt.NEIGHBOR_SOURCE_LAST_LAYER).optimization
+        self.assertNotEqual(left.neighbors[0].prompt, "Is 99 divisible by five? Answer:")
+
     def test_base_confidence_is_among_the_choices(self):
         gate = lambda limit: self.score(gate=opt.GateOptions(max_base_confidence=limit)).optimization.gate
         # Seven continuations begin with one space: one candidate, so the whole vocabulary counts, and a tiny random model

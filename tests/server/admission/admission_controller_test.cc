@@ -217,7 +217,7 @@ TEST(StageEstimates, AreMovingAveragesAndGrowOld) {
   EXPECT_TRUE(estimates.fresh(now));
   EXPECT_FALSE(estimates.fresh(now + absl::Minutes(2)));
   EXPECT_NEAR(absl::ToDoubleSeconds(estimates.Service()), 6, 1e-9);
-  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep()), 0.4, 1e-9);
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep({})), 0.4, 1e-9);
   EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(work)), 0.5 + 1 + 0.4 + 0.3, 1e-9);
   estimates.Observe(work, {0.5, 6, 2, 3}, now);
   EXPECT_NEAR(absl::ToDoubleSeconds(estimates.Service()), 7, 1e-9);
@@ -247,9 +247,25 @@ TEST(StageEstimates, ARequestThatDidLittleDoesNotMakeStepsLookSlowOrFast) {
     estimates.Observe(few, {0, 1, 2, 0.5}, now);
     estimates.Observe(grid, {0, 1, 1, 0.01}, now);
   }
-  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep()), 0.12, 0.02);
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep({})), 0.12, 0.02);
   const double prompt = 1, units = 10 * 0.12;
   EXPECT_NEAR(absl::ToDoubleSeconds(estimates.WithoutSteps(grid)), prompt + units + 0.015, 0.2);
+}
+
+// A step of twice the passes costs twice as much and takes twice as long, and says so of itself when it was measured.
+TEST(StageEstimates, AStepOfMorePassesTakesLonger) {
+  StageEstimates estimates;
+  RequestWork plain, divided;
+  plain.prepared_cases = divided.prepared_cases = 4;
+  plain.steps = divided.steps = 10;
+  divided.passes_per_step = 6;
+  EXPECT_EQ(divided.Cost(), 2 * plain.Cost());
+  estimates.Observe(divided, {0, 0, 2.4, 0}, absl::FromUnixSeconds(1000));
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep(plain)), 0.1, 1e-9);
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep(divided)), 0.2, 1e-9);
+  RequestWork averaging = plain;
+  averaging.passes_per_step = 0;
+  EXPECT_NEAR(absl::ToDoubleSeconds(estimates.PerStep(averaging)), 0.1, 1e-9);
 }
 
 // A process that was frozen for an hour measured a request of an hour.

@@ -40,11 +40,20 @@ class MadeUpModel final : public PartialModel {
     for (size_t i = 0; answers && i < segments.size(); ++i) {
       outputs[i].target_logprobs.assign(segments[i].targets.size(), -1);
       outputs[i].capture.mean_hidden.assign(8, 1);
+      if (segments[i].want_capture && segments[i].state_layer >= 0) outputs[i].capture.state = StateOf(segments[i]);
       outputs[i].capture.pathway.layers = 3;
       outputs[i].capture.pathway.experts = 4;
       outputs[i].capture.pathway.weights.assign(12, 0.25f);
     }
     return absl::OkStatus();
+  }
+  // Made up of the layer and the last token.
+  static std::vector<float> StateOf(const Segment& segment) {
+    std::vector<float> state(8);
+    for (size_t i = 0; i < state.size(); ++i) {
+      state[i] = std::cos(static_cast<float>(segment.tokens.back() * static_cast<int>(i + 1) + segment.state_layer));
+    }
+    return state;
   }
   std::atomic<bool> broken{false};
   bool answers = false;
@@ -80,6 +89,7 @@ class MadeUpPipelineTest : public testing::Test {
     options.embedding_dimension = 8;
     options.moe_layers = 3;
     options.experts = 4;
+    options.hidden_size = 8;
     catalog_ = *ReferenceCatalog::Open(store_.get(), options);
     parts_.catalog = catalog_.get();
   }

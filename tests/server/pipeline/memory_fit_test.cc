@@ -57,6 +57,21 @@ TEST(MemoryFit, WhereNotEvenTheNearestFitsNothingIsLeft) {
   EXPECT_THAT(fit->warning, HasSubstr("2 of 2 neighbors were left out"));
 }
 
+// The held-out neighbors count once a part; what is left out makes parts smaller, and a part without neighbors none.
+TEST(MemoryFit, PartsAddUp) {
+  const std::vector<int> part_of = {0, 1, 2, 0};
+  ObjectiveSpec fitted = Spec({3, 4, 2, 1}), held_out = Spec({2, 1});
+  auto fit = FitIntoMemory(kModel, 19 * kMebibyte, 1, false, fitted, held_out, part_of);
+  ASSERT_TRUE(fit.ok() && fit->fits) << fit.status();
+  EXPECT_EQ(fit->bytes, (10 + 3 * 3) * kMebibyte);
+  EXPECT_EQ(fit->warning, "");
+  fit = FitIntoMemory(kModel, 8 * kMebibyte, 1, false, fitted, held_out, part_of);
+  ASSERT_TRUE(fit.ok() && fit->fits) << fit.status();
+  EXPECT_EQ(fit->bytes, 7 * kMebibyte);
+  EXPECT_TRUE(held_out.cases.empty());
+  EXPECT_EQ(fitted.cases.size(), 2u);
+}
+
 TEST(MemoryFit, WhatTheRequestAskedForIsRefusedByItsField) {
   ObjectiveSpec fitted = Spec({3, 4}), held_out;
   const absl::Status positions = FitIntoMemory(kModel, 8 * kMebibyte, 2, false, fitted, held_out).status();

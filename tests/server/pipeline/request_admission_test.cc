@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "server/pipeline/search_work.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
@@ -63,6 +64,8 @@ TEST_F(ChargeTest, ACallerPaysForTheWholeOptimizationAsAdmissionCountsIt) {
   EXPECT_EQ(Charged(descent), 120 + 5 * 100 + 3 * 10 * 5 * 64);
   descent.validation_neighbors = 3;
   EXPECT_EQ(Charged(descent), 120 + 8 * 100 + 3 * 10 * 8 * 64);
+  descent.neighborhoods = 5;  // Each looks at the three held-out neighbors: four passes over them more than one does.
+  EXPECT_EQ(Charged(descent), 120 + 8 * 100 + (3 * 8 + 4 * 3) * 10 * 64);
   descent.steps = 1000;
   EXPECT_EQ(Charged(descent), kPerMinute) << "more than a minute's worth is taken of a full bucket, and owed";
 }
@@ -75,6 +78,15 @@ TEST_F(ChargeTest, OtherMethodsPayForWhatTheyEvaluate) {
   EXPECT_EQ(Charged(Settings(Method::kModeFinding)), 120 + 5 * 100 + 3);
   EXPECT_EQ(Charged(Settings(Method::kCollectionPrior)), 120);
   EXPECT_EQ(Charged(Settings(Method::kAmortizedShift)), 120);
+}
+
+// Of three parts, three evaluations with a gradient move each neighbor once.
+TEST(SearchWork, CountsAStepOnceAllPartsHaveMoved) {
+  SearchWork work;
+  for (int i = 0; i < 7; ++i) work.NoteEvaluation(/*with_gradient=*/true, 3);
+  work.NoteEvaluation(/*with_gradient=*/false, 3);
+  EXPECT_EQ(work.steps, 2);
+  EXPECT_EQ(work.trials, 1);
 }
 
 TEST_F(ChargeTest, WhatIsBeyondTheMinuteIsRefusedAndSaysWhenToComeBack) {

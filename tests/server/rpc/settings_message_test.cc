@@ -27,7 +27,8 @@ constexpr char kEveryField[] = R"(
          min_validation_loss_reduction: 0.375 min_optimized_confidence: 0.75 neighbor_distance_quantile: 0.625 }
   reference_selection: REFERENCE_SELECTION_ALL objective: OBJECTIVE_CHOICES step_rule: STEP_RULE_NORMALIZED
   alpha: 0.875 return_pathways: true use_prior: true validation_neighbors: 14 step_scale: 0.0125 backtrack: true
-  prompt_positions: 15 patience: 16)";
+  prompt_positions: 15 patience: 16 trust: 0.3125 balance: true use_offset: true neighborhoods: 5
+  neighbor_source: NEIGHBOR_SOURCE_LAST_LAYER)";
 
 v1::OptimizationOptions Parsed(const std::string& text) {
   v1::OptimizationOptions options;
@@ -71,6 +72,11 @@ TEST(SettingsMessage, EachFieldGoesWhereItsNameSays) {
   EXPECT_TRUE(settings->backtrack);
   EXPECT_EQ(settings->prompt_positions, 15);
   EXPECT_EQ(settings->patience, 16);
+  EXPECT_EQ(settings->trust, 0.3125);
+  EXPECT_TRUE(settings->balance);
+  EXPECT_TRUE(settings->use_offset);
+  EXPECT_EQ(settings->neighborhoods, 5);
+  EXPECT_EQ(settings->neighbor_source, NeighborSource::kLastLayer);
   EXPECT_EQ(settings->exclude_reference_ids, (std::vector<std::string>{"b", "a"}));
 }
 
@@ -98,7 +104,24 @@ TEST(SettingsMessage, WhatIsNotSetComesFromTheDefaultsAndWhatIsRuledOutGoes) {
   const OptimizationSettings within = *SettingsFromProto(Parsed("epsilon: 0.5"), defaults);
   EXPECT_EQ(within.epsilon, 0.5);
   EXPECT_EQ(within.validation_neighbors, 0);
+  EXPECT_FALSE(within.balance);
   EXPECT_EQ(SettingsFromProto(Parsed("k: 2"), within)->epsilon, std::nullopt);
+  OptimizationSettings calibrated;
+  calibrated.gate.max_neighbor_distance = 0.5;
+  calibrated.bandwidth = 0.25;
+  calibrated.epsilon = 0.75;
+  const OptimizationSettings elsewhere =
+      *SettingsFromProto(Parsed("neighbor_source: NEIGHBOR_SOURCE_LAST_LAYER bandwidth: 2"), calibrated);
+  EXPECT_EQ(elsewhere.gate.max_neighbor_distance, std::nullopt);
+  EXPECT_EQ(elsewhere.epsilon, std::nullopt);
+  EXPECT_EQ(elsewhere.bandwidth, 2);
+  EXPECT_EQ(SettingsFromProto(Parsed("neighbor_source: NEIGHBOR_SOURCE_EMBEDDING"), calibrated)->epsilon, 0.75);
+  OptimizationSettings divided;
+  divided.neighborhoods = 3;
+  EXPECT_EQ(SettingsFromProto(Parsed("k: 3"), divided)->neighborhoods, 3);
+  EXPECT_EQ(SettingsFromProto(Parsed("k: 2"), divided)->neighborhoods, 1);
+  EXPECT_EQ(SettingsFromProto(Parsed("k: 2 neighborhoods: 4"), divided)->neighborhoods, 4);
+  EXPECT_EQ(SettingsFromProto(Parsed("method: METHOD_COLLECTION_PRIOR"), divided)->neighborhoods, 1);
   const OptimizationSettings quantile =
       *SettingsFromProto(Parsed("gate { neighbor_distance_quantile: 0.5 }"), defaults);
   EXPECT_EQ(quantile.gate.max_neighbor_distance, std::nullopt);
@@ -181,7 +204,32 @@ TEST(ValidateSettings, HoldsEveryOptionAgainstItsRange) {
       }
     }
   });
-  EXPECT_EQ(ranges, 15);
+  EXPECT_EQ(ranges, 17);
+}
+
+TEST(ValidateSettings, RefusesByNameWhatBalanceAndNeighborhoodsCannotGoWith) {
+  ModelShape shape;
+  shape.moe_layers = 4;
+  shape.experts = 64;
+  OptimizationSettings settings;
+  settings.critical_layers = {0};
+  settings.core_experts = 0;
+  settings.balance = true;
+  settings.neighborhoods = 3;
+  EXPECT_TRUE(ValidateSettings(settings, shape).ok());
+  const auto refusal = [&](const auto& change) {
+    OptimizationSettings changed = settings;
+    change(changed);
+    return std::string(ValidateSettings(changed, shape).message());
+  };
+  EXPECT_EQ(refusal([](OptimizationSettings& s) { s.epsilon = 0.5; }),
+            "optimization.balance: needs k; within epsilon an answer has as many neighbors as lie there");
+  EXPECT_EQ(refusal([](OptimizationSettings& s) { s.k = 2; }),
+            "optimization.neighborhoods: 3 parts need a neighbor each, and k is 2");
+  for (const Method method : {Method::kModeFinding, Method::kKernelRegression, Method::kOracle, Method::kNone}) {
+    EXPECT_EQ(refusal([method](OptimizationSettings& s) { s.method = method; }),
+              "optimization.neighborhoods: 3 parts need the method neighborhood gradient descent");
+  }
 }
 
 }  // namespace
