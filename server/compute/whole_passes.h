@@ -7,21 +7,33 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
+#include "index/types/optimization_terms.h"
 #include "server/compute/backend.h"
 
 namespace c3po {
 
 // How an objective weighs the log-probabilities of its targets. Notation: n cases, C continuations of all cases, those
-// of a case side by side, T targets of all continuations, those of a continuation side by side. With s_c the mean
-// log-probability of continuation c's targets, K_i the weight of case i and g_i its answer,
-//   J = sum_i K_i l_i,   l_i = -log softmax_c(s_c)[g_i] where it contrasts and has several continuations, else -s_{g_i}.
+// of a case side by side, T targets of all continuations, those of a continuation side by side. J as ScoreLoss has it
+// (server/model/score_loss.h), of s_c, the mean log-probability of continuation c's targets.
 struct ContinuationLoss {
-  bool contrasts = false;
-  absl::Span<const double> case_weights;   // [n]
-  absl::Span<const int32_t> case_gold;     // [n], of the case's continuations
-  absl::Span<const int32_t> case_begin;    // [n + 1], continuations
-  absl::Span<const int32_t> target_begin;  // [C + 1], targets
-  absl::Span<const int32_t> first_same;    // [T], the first target of the same row and token
+  SurrogateLoss loss = SurrogateLoss::kAnswer;  // kPairs: there are pairs
+  absl::Span<const double> case_weights;        // [n]
+  absl::Span<const int32_t> case_gold;          // [n], of the case's continuations
+  absl::Span<const int32_t> case_begin;         // [n + 1], continuations
+  absl::Span<const int32_t> target_begin;       // [C + 1], targets
+  absl::Span<const int32_t> first_same;         // [T], the first target of the same row and token
+
+  // kPairs: each pair stands with both of its cases, those of a case side by side, Q in all. Of case i and a partner j,
+  // by their places among the C continuations: j's answer as a choice of i, j's answer, i's answer as a choice of j.
+  struct Partner {
+    int32_t own_other, answer, other;
+  };
+  absl::Span<const int32_t> pair_begin;   // [n + 1], partners
+  absl::Span<const Partner> partners;     // [Q]
+  absl::Span<const double> pair_weights;  // [Q], each pair's share of the loss
+
+  double trust = 0;                             // weight of the trust region
+  absl::Span<const double> base_probabilities;  // [C], p^0; empty where there is no trust region
 };
 
 // A ContinuationLoss where a backend computes. Opaque.

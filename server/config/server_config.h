@@ -96,7 +96,7 @@ struct ServerConfig {
   int core_experts = 0;                    // 0: all.
   std::string application_rule = "shift";  // last, every, shift
   std::string references = "all";          // successful, all
-  std::string objective = "choices";       // answer, choices
+  std::string objective = "choices";       // answer, choices, pairs
   std::string collection = "default";
   double gate_distance_quantile = 0.95;  // GateOptions::neighbor_distance_quantile
 

@@ -109,7 +109,7 @@ void VisitSettings(Config& c, Visit visit) {
   setting("core-experts", c.core_experts, "default core experts per layer; 0: all");
   setting("application-rule", c.application_rule, "default rule: last, every or shift");
   setting("references", c.references, "default references: successful or all");
-  setting("objective", c.objective, "default loss: answer or choices");
+  setting("objective", c.objective, "default loss: answer, choices or pairs");
   setting("collection", c.collection, "default collection");
   setting("gate-distance-quantile", c.gate_distance_quantile,
           "default: leave alone what is farther from its nearest reference than this share of the references are");

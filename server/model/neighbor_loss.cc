@@ -10,6 +10,7 @@
 #include "index/base/device_failure.h"
 #include "index/base/status_macros.h"
 #include "server/model/neighbor_pass.h"
+#include "server/model/placed_score_loss.h"
 
 namespace c3po {
 namespace {
@@ -33,6 +34,12 @@ absl::Status CheckSpec(const ObjectiveSpec& spec, const ModelShape& shape) {
         !(neighbor.kernel_weight > 0)) {
       return absl::InvalidArgumentError(absl::StrCat("neighbor ", i, ": gold or kernel weight is out of range"));
     }
+    if (!neighbor.texts.empty() && neighbor.texts.size() != neighbor.continuations.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("neighbor ", i, ": every continuation needs a text, or none has"));
+    }
+  }
+  if (!(spec.trust >= 0) || !std::isfinite(spec.trust)) {
+    return absl::InvalidArgumentError("the weight of a trust region must be a finite number, at least 0");
   }
   return absl::OkStatus();
 }
@@ -61,14 +68,9 @@ absl::StatusOr<std::unique_ptr<NeighborLoss>> NeighborLoss::Create(const MoeMode
 }
 
 NeighborLoss::NeighborLoss(const MoeModel& model, const ObjectiveSpec& spec)
-    : model_(model), loss_(spec.loss), rows_(model, spec) {
-  double total = 0;
-  for (const NeighborCase& neighbor : spec.cases) total += neighbor.kernel_weight;
-  for (const NeighborCase& neighbor : spec.cases) {
-    case_weights_.push_back(neighbor.kernel_weight / total);
-    case_gold_.push_back(neighbor.gold);
-  }
+    : model_(model), loss_(spec.loss, spec.trust, spec.cases), rows_(model, spec) {
   ChooseTargets(spec);
+  if (!loss_.needs_base()) MakeReady();
 }
 
 void NeighborLoss::ChooseTargets(const ObjectiveSpec& spec) {
@@ -87,70 +89,52 @@ void NeighborLoss::ChooseTargets(const ObjectiveSpec& spec) {
     case_lengths_.push_back(tree.lengths);
   }
   const bool targets_only =
-      loss_ == SurrogateLoss::kChoices && std::all_of(case_lengths_.begin(), case_lengths_.end(), ChoosesOneToken);
+      ReadsChoices(loss_.loss()) && std::all_of(case_lengths_.begin(), case_lengths_.end(), ChoosesOneToken);
   head_ = model_.backend().NewTargets(rows_.rows(), rows, tokens, targets_only);
-  PlaceLoss();
 }
 
-void NeighborLoss::PlaceLoss() {
-  WholePasses* const passes = model_.backend().whole_passes();
-  if (passes == nullptr) return;
-  std::vector<int32_t> gold(case_gold_.begin(), case_gold_.end()), case_begin{0}, target_begin{0};
-  for (const std::vector<int>& lengths : case_lengths_) {
-    for (const int length : lengths) target_begin.push_back(target_begin.back() + length);
-    case_begin.push_back(static_cast<int32_t>(target_begin.size()) - 1);
+void NeighborLoss::MakeReady() {
+  if (WholePasses* const passes = model_.backend().whole_passes(); passes != nullptr) {
+    device_loss_ = PlaceScoreLoss(loss_, case_lengths_, first_same_, *passes);
   }
-  const std::vector<int32_t> first_same(first_same_.begin(), first_same_.end());
-  device_loss_ = passes->NewTargetLoss(
-      {loss_ == SurrogateLoss::kChoices, case_weights_, gold, case_begin, target_begin, first_same});
+  ready_ = true;
 }
 
-// The derivatives of a choice sum to 0. The answer's is minus the sum of the others' rather than its probability less
-// 1, which rounding would leave nothing of near 1.
-double NeighborLoss::CaseLoss(size_t i, const std::vector<double>& scores, std::vector<double>& dscores) const {
-  const auto gold = static_cast<size_t>(case_gold_[i]);
-  dscores.assign(scores.size(), 0.0);
-  if (loss_ != SurrogateLoss::kChoices || scores.size() == 1) {
-    dscores[gold] = -case_weights_[i];
-    return -scores[gold];
-  }
-  const double top = *std::max_element(scores.begin(), scores.end());
-  double sum = 0;
-  for (double s : scores) sum += std::exp(s - top);
-  for (size_t c = 0; c < scores.size(); ++c) {
-    if (c == gold) continue;
-    dscores[c] = case_weights_[i] * std::exp(scores[c] - top) / sum;
-    dscores[gold] -= dscores[c];
-  }
-  return top + std::log(sum) - scores[gold];
-}
-
-double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) {
-  std::vector<std::vector<double>> scores(case_weights_.size());  // mean log-likelihood of each continuation
+ScoreLoss::Scores NeighborLoss::ScoresOf(const std::vector<float>& logprobs) const {
+  ScoreLoss::Scores scores(case_lengths_.size());
   for (size_t i = 0; i < scores.size(); ++i) scores[i].assign(case_lengths_[i].size(), 0.0);
   for (size_t t = 0; t < targets_.size(); ++t) {
     const Target& target = targets_[t];
     scores[target.case_index][target.continuation] +=
         double{logprobs[t]} / case_lengths_[target.case_index][target.continuation];
   }
-  double total = 0;
+  return scores;
+}
+
+void NeighborLoss::TakeBase(const std::vector<float>& logprobs) {
+  loss_.TakeBase(ScoresOf(logprobs));
+  MakeReady();
+}
+
+double NeighborLoss::Loss(const std::vector<float>& logprobs, std::vector<float>& dlogprobs) {
+  const ScoreLoss::Scores scores = ScoresOf(logprobs);
+  ScoreLoss::Scores dscores;
+  const double loss = loss_.Evaluate(scores, dscores);
   correct_choices_ = 0;
   bool all_have_choices = true;
-  std::vector<std::vector<double>> dscores(scores.size());
   for (size_t i = 0; i < scores.size(); ++i) {
     const std::vector<double>& score = scores[i];
-    total += case_weights_[i] * CaseLoss(i, score, dscores[i]);
     all_have_choices = all_have_choices && score.size() > 1;
-    correct_choices_ += std::max_element(score.begin(), score.end()) - score.begin() == case_gold_[i];
+    correct_choices_ += std::max_element(score.begin(), score.end()) - score.begin() == loss_.gold(i);
   }
   if (!all_have_choices) correct_choices_ = -1;
   dlogprobs = TargetDerivatives(dscores);
-  return total;
+  return loss;
 }
 
 // Choices of one length that begin alike do not depend on their beginning: what they say about its tokens cancels, and
 // would be noise if each was rounded to float32 before.
-std::vector<float> NeighborLoss::TargetDerivatives(const std::vector<std::vector<double>>& dscores) const {
+std::vector<float> NeighborLoss::TargetDerivatives(const ScoreLoss::Scores& dscores) const {
   constexpr double kCancels = 1e-12;  // Of the magnitudes added, far above what double rounds.
   std::vector<double> sums(targets_.size()), sizes(targets_.size());
   for (size_t t = 0; t < targets_.size(); ++t) {
@@ -179,7 +163,7 @@ absl::Status NeighborLoss::Check(const RoutingOverride& routing) const {
 // Evaluations of one pass, piece by piece: layers up, the LM head, and where a gradient is wanted layers down.
 class NeighborLoss::Pass {
  public:
-  // An evaluation that takes part, and where its result goes.
+  // An evaluation that takes part, and where its result goes. Null: its result is the objective's base.
   struct Member {
     NeighborLoss* loss;
     const Evaluation* evaluation;
@@ -199,8 +183,8 @@ class NeighborLoss::Pass {
   // Of all pieces.
   int64_t cost() const { return rows_.cost() + rows_.rows() * head_layers_; }
 
-  // All pieces at once, as one piece of the device's work; false where the backend has no such passes, or the pass is too
-  // large, and nothing ran.
+  // All pieces at once, as one piece of the device's work; false where the backend has no such passes, or the pass is
+  // too large, and nothing ran.
   bool RunWhole() {
     WholePasses* const passes = backend_.whole_passes();
     if (passes == nullptr || rows_.rows() > kWholeRowsMax) return false;
@@ -286,17 +270,23 @@ class NeighborLoss::Pass {
     std::vector<float> dlogprobs;
     auto next = logprobs.begin();
     for (const Member& member : members_) {
-      const auto end = next + static_cast<int64_t>(member.loss->targets_.size());
+      const std::vector<float> own(next, next + static_cast<int64_t>(member.loss->targets_.size()));
       std::vector<float> derivatives;
-      losses_.push_back(member.loss->Loss({next, end}, derivatives));
+      if (member.result == nullptr) {
+        member.loss->TakeBase(own);
+        losses_.push_back(0);
+      } else {
+        losses_.push_back(member.loss->Loss(own, derivatives));
+      }
       dlogprobs.insert(dlogprobs.end(), derivatives.begin(), derivatives.end());
-      next = end;
+      next += static_cast<int64_t>(own.size());
     }
     return dlogprobs;
   }
 
   void Deliver(std::vector<Pathway> gradients) {
     for (size_t i = 0; i < members_.size(); ++i) {
+      if (members_[i].result == nullptr) continue;
       if (std::isfinite(losses_[i])) {
         *members_[i].result = LossAndGradient{losses_[i], std::move(gradients[i])};
       } else {
@@ -317,12 +307,13 @@ class NeighborLoss::Pass {
   std::vector<double> losses_;
 };
 
-// Passes one after the other.
+// Passes one after the other: first that of the bases which objectives still lack.
 class NeighborLoss::Run final : public EvaluationRun {
  public:
   Run(const MoeModel& model, std::vector<Evaluation> evaluations)
       : model_(model), evaluations_(std::move(evaluations)), results_(evaluations_.size()) {
-    std::vector<Pass::Member> members[2];  // without and with a gradient
+    std::vector<Pass::Member> members[3];  // bases, without and with a gradient
+    bases_.reserve(evaluations_.size());
     for (size_t i = 0; i < evaluations_.size(); ++i) {
       const Evaluation& evaluation = evaluations_[i];
       auto* loss = dynamic_cast<NeighborLoss*>(evaluation.objective);
@@ -331,7 +322,8 @@ class NeighborLoss::Run final : public EvaluationRun {
       } else if (const absl::Status status = loss->Check(evaluation.routing); !status.ok()) {
         results_[i] = status;
       } else {
-        members[evaluation.want_gradient ? 1 : 0].push_back({loss, &evaluation, &results_[i]});
+        if (!loss->ready_) members[0].push_back({loss, &bases_.emplace_back(BaseOf(evaluation)), nullptr});
+        members[evaluation.want_gradient ? 2 : 1].push_back({loss, &evaluation, &results_[i]});
       }
     }
     for (std::vector<Pass::Member>& pass : members) {
@@ -348,6 +340,7 @@ class NeighborLoss::Run final : public EvaluationRun {
     while (!passes_.empty() && spent_ - start < row_layers) {
       try {
         if (!current_) {
+          if (!TakeMembers()) continue;
           current_ = std::make_unique<Pass>(model_, passes_.front());
           const int64_t cost = current_->cost();
           if (cost <= row_layers - (spent_ - start) && current_->RunWhole()) {
@@ -376,19 +369,52 @@ class NeighborLoss::Run final : public EvaluationRun {
     passes_.pop_front();
   }
 
+  // The model alone, where an evaluation has a routing.
+  static Evaluation BaseOf(const Evaluation& evaluation) {
+    const RoutingOverride& routing = evaluation.routing;
+    return {
+        evaluation.objective,
+        {RoutingOverride::Kind::kLogitShift, routing.layers, Pathway(routing.values.layers, routing.values.experts)},
+        /*want_gradient=*/false};
+  }
+
+  // Of the next pass, without those whose base failed; false where nobody is left, and the pass is done.
+  bool TakeMembers() {
+    std::vector<Pass::Member>& members = passes_.front();
+    const auto lacks_base = [this](const Pass::Member& member) {
+      const bool lacks = member.result != nullptr && !member.loss->ready_;
+      if (lacks) *member.result = base_failures_.at(member.loss);
+      return lacks;
+    };
+    members.erase(std::remove_if(members.begin(), members.end(), lacks_base), members.end());
+    if (!members.empty()) return true;
+    passes_.pop_front();
+    return false;
+  }
+
   // What all together have no memory for, one alone may.
   void Fail(const absl::Status& status) {
     const std::vector<Pass::Member> members = std::move(passes_.front());
     Next();
     if (members.size() == 1) {
-      *members.front().result = status;
+      const Pass::Member& member = members.front();
+      if (member.result != nullptr) {
+        *member.result = status;
+      } else {
+        base_failures_[member.loss] = status;
+      }
       return;
     }
-    for (const Pass::Member& member : members) passes_.push_back({member});
+    const bool bases = members.front().result == nullptr;  // Which come before all else.
+    for (const Pass::Member& member : members) {
+      bases ? passes_.push_front({member}) : passes_.push_back({member});
+    }
   }
 
   const MoeModel& model_;
   const std::vector<Evaluation> evaluations_;
+  std::vector<Evaluation> bases_;
+  std::map<const NeighborLoss*, absl::Status> base_failures_;
   std::vector<absl::StatusOr<LossAndGradient>> results_;
   std::deque<std::vector<Pass::Member>> passes_;  // that are not done; the first is `current_`
   std::unique_ptr<Pass> current_;                 // null: it has not begun

@@ -160,7 +160,7 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
   std::vector<NeighborCase> training, validation;
   std::vector<std::string> apart;
   for (size_t i = 0; i < records.size(); ++i) {
-    const bool with_choices = request.tuner.loss == SurrogateLoss::kChoices;
+    const bool with_choices = ReadsChoices(request.tuner.loss);
     C3PO_ASSIGN_OR_RETURN(NeighborCase neighbor, parts_.text->NeighborTokens(records[i], with_choices));
     (i < held_apart ? validation : training).push_back(std::move(neighbor));
     if (i < held_apart) apart.push_back(records[i].id);
@@ -227,7 +227,7 @@ class CollectionLearning::AmortizeRun : public std::enable_shared_from_this<Amor
     const std::string wanted = ShiftSettingsText(settings);
     C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> records, learning_.Usable(settings.collection, false));
     progress_.total = static_cast<int64_t>(records.size());
-    const bool with_choices = settings.objective == SurrogateLoss::kChoices;
+    const bool with_choices = ReadsChoices(settings.objective);
     const double share = MovingShare(settings.critical_layers, learning_.parts_.model->shape().moe_layers);
     int64_t cost = 0;
     for (ReferenceRecord& record : records) {

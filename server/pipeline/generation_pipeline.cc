@@ -117,7 +117,7 @@ NeighborCase OracleCase(const ScoreCall& call, const PromptText::Prompt& prompt,
   const auto found = std::find(call.continuations.begin(), call.continuations.end(), *call.oracle_answer);
   const auto gold = static_cast<size_t>(found - call.continuations.begin());
   NeighborCase oracle{absl::StrCat("request ", call.context.request_id), prompt.tokens, {continuations[gold]}, 0, 1};
-  if (call.optimization.objective == SurrogateLoss::kChoices) {
+  if (ReadsChoices(call.optimization.objective)) {
     oracle.continuations = continuations;
     oracle.gold = static_cast<int>(gold);
   }

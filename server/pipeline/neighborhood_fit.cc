@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -10,7 +12,7 @@ namespace {
 // Returns those that it added.
 absl::StatusOr<std::vector<const WeightedReference*>> AddCases(const std::vector<WeightedReference>& references,
                                                                const PromptText& text, ObjectiveSpec& spec) {
-  const bool with_choices = spec.loss == SurrogateLoss::kChoices;
+  const bool with_choices = ReadsChoices(spec.loss);
   std::vector<const WeightedReference*> added;
   for (const WeightedReference& reference : references) {
     if (!(reference.kernel_weight > 0)) continue;  // So far away that its kernel value underflowed.
@@ -31,6 +33,9 @@ void NeighborhoodFit::Begin(const OptimizationSettings& settings) {
     list->spec.rule = settings.rule;
     list->spec.loss = settings.objective;
   }
+  // Of what descends alone. Held-out neighbors judge by the loss itself.
+  const bool descends = settings.method == Method::kNeighborhoodGradientDescent || settings.method == Method::kOracle;
+  fitted_.spec.trust = descends ? settings.trust : 0;
 }
 
 absl::Status NeighborhoodFit::TakeNeighbors(const OptimizationSettings& settings, const Neighborhood& neighborhood,
@@ -93,6 +98,25 @@ std::vector<VotePart> NeighborhoodFit::fitted() const {
     parts.push_back({fitted_.objectives[i].get(), fitted_.weights[i]});
   }
   return parts;
+}
+
+std::string NeighborhoodFit::PairWarning() const {
+  std::vector<std::string> lists;
+  for (const List* list : {&fitted_, &held_out_}) {
+    const bool is_fitted = list == &fitted_;
+    const std::vector<ObjectiveSpec> parts =
+        SpecsOfParts(list->spec, is_fitted ? absl::MakeConstSpan(part_of_) : absl::Span<const int>());
+    size_t without = 0;  // neighbors of the parts that have no pair
+    for (size_t i = 0; i < list->objectives.size(); ++i) {
+      if (list->objectives[i]->pairs() == 0) without += parts[i].cases.size();
+    }
+    if (without == 0) continue;
+    lists.push_back(
+        absl::StrCat("the ", without, is_fitted ? "" : " held-out", without == 1 ? " neighbor" : " neighbors"));
+  }
+  if (lists.empty()) return "";
+  return absl::StrCat("the objective PAIRS was CHOICES for ", absl::StrJoin(lists, " and "),
+                      ": no two of them have the same choices and different answers");
 }
 
 void NeighborhoodFit::Release() {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -53,6 +54,9 @@ class NeighborhoodFit {
 
   // How many parts the fitted neighbors are in; 1 where they are not divided.
   int parts() const { return static_cast<int>(SpecsOfParts(fitted_.spec, part_of_).size()); }
+
+  // Where an objective was to be over pairs and found none, in words; else empty.
+  std::string PairWarning() const;
 
   // Frees objectives and states; the cases stay.
   void Release();

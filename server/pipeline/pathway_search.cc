@@ -95,6 +95,7 @@ absl::StatusOr<bool> PathwaySearch::Advance(int64_t row_layers) {
 
 absl::Status PathwaySearch::StartOptimizer() {
   C3PO_RETURN_IF_ERROR(fit_.MakeObjectives());
+  if (!oracle_) report_.Warn(fit_.PairWarning());
   const std::vector<VotePart> parts = fit_.fitted();
   parts_ = static_cast<int>(parts.size());
   OptimizationProblem problem;

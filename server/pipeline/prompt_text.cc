@@ -156,6 +156,7 @@ absl::StatusOr<NeighborCase> PromptText::NeighborTokens(const ReferenceRecord& r
     neighbor.continuations.push_back(*std::move(tokens));
     if (texts[i] == sample.answer) neighbor.gold = static_cast<int>(i);
   }
+  neighbor.texts = texts;
   neighbor.prompt = std::move(prompt.tokens);
   return neighbor;
 }

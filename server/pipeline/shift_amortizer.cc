@@ -14,7 +14,8 @@ std::string ShiftSettingsText(const OptimizationSettings& settings) {
   return absl::StrCat("layers ", absl::StrJoin(settings.critical_layers, ","), " core ", settings.core_experts,
                       " loss ", static_cast<int>(settings.objective), " rule ", static_cast<int>(settings.step_rule),
                       " steps ", settings.steps, " rate ", NumberText(settings.learning_rate),
-                      settings.prompt_positions == 1 ? "" : absl::StrCat(" positions ", settings.prompt_positions));
+                      settings.prompt_positions == 1 ? "" : absl::StrCat(" positions ", settings.prompt_positions),
+                      settings.trust == 0 ? "" : absl::StrCat(" trust ", NumberText(settings.trust)));
 }
 
 ShiftAmortizer::ShiftAmortizer(ModelRunner* model, std::vector<Reference> references, OptimizationSettings settings,
@@ -36,7 +37,8 @@ absl::Status ShiftAmortizer::Prepare(int64_t row_layers) {
     spec_.cases = {references_[next_].neighbor};
     spec_.critical_layers = settings_.critical_layers;
     spec_.rule = ApplicationRule::kRouterShift;
-    spec_.loss = settings_.objective;
+    spec_.loss = settings_.objective;  // Of one reference: kPairs is kChoices.
+    spec_.trust = settings_.trust;
   }
   const MovingPart moving{settings_.critical_layers.front(), settings_.prompt_positions};
   if (!preparations_.begun()) C3PO_RETURN_IF_ERROR(preparations_.Begin(*model_, spec_.cases, moving));

@@ -14,7 +14,8 @@ namespace c3po {
 
 // The surrogate loss that a pathway is judged by:
 //   J(w) = sum_i K_i l(f(x_i, w), y_i) / sum_i K_i     (C3PO section 3)
-// over the neighbors it was made from. Owned by one request; calls come from the engine thread.
+// over the neighbors it was made from, or a loss over pairs of them, and a trust region (ours;
+// server/model/score_loss.h has the formulas). Owned by one request; calls come from the engine thread.
 class NeighborhoodObjective {
  public:
   virtual ~NeighborhoodObjective() = default;
@@ -24,6 +25,9 @@ class NeighborhoodObjective {
   // After the last Evaluate: how many neighbors' answer had the largest length-normalized log-likelihood of their
   // continuations (the first of equals wins). -1: not counted.
   virtual int64_t correct_choices() const { return -1; }
+  // Pairs of neighbors that the loss compares. 0: the objective was to be kPairs, and no two neighbors have the same
+  // choices and different answers, so that it is kChoices. -1: it is not over pairs.
+  virtual int64_t pairs() const { return -1; }
   // Whether the model divides the selected weights by their sum. J then does not change when a layer's weights are all
   // multiplied by one number, so that sum_e w_e dJ/dw_e is exactly 0 in each layer.
   virtual bool weights_are_normalized() const { return false; }
@@ -59,7 +63,12 @@ struct NeighborCase {
   std::vector<std::vector<int32_t>> continuations;  // the answer alone, or all choices; none empty
   int gold = 0;                                     // index of the answer among continuations
   double kernel_weight = 1;                         // K_i > 0, not normalized
+  // Of the continuations: what tells choices of two neighbors apart. Empty: their tokens do.
+  std::vector<std::string> texts = {};
 };
+
+// Whether a loss compares an answer with the other choices, so that cases have these as continuations.
+inline bool ReadsChoices(SurrogateLoss loss) { return loss != SurrogateLoss::kAnswer; }
 
 // What a pathway moves of a neighbor.
 struct MovingPart {
@@ -83,6 +92,7 @@ struct ObjectiveSpec {
   // Of what every expert of the first critical layer gives at every row, which no step changes. Where it would be more,
   // that layer is computed anew in each step, as those above it are.
   int64_t remembered_bytes_max = int64_t{128} << 20;
+  double trust = 0;  // >= 0: weight of the trust region
 };
 
 }  // namespace c3po

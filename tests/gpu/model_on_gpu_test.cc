@@ -143,7 +143,9 @@ TEST_P(ModelOnGpu, LossesAndGradientsAreThoseOfTheCpu) {
       {GetParam().model, ApplicationRule::kRouterShift, SurrogateLoss::kAnswer, {1, 2, 3}},
       {GetParam().model, ApplicationRule::kLastPromptToken, SurrogateLoss::kChoices, {2, 3}, true},
       {GetParam().model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {2, 3}, false, 6},
-      {GetParam().model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 1, false}};
+      {GetParam().model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 1, false},
+      {GetParam().model, ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {1, 2, 3}, true, 1, true, 1},
+      {GetParam().model, ApplicationRule::kEveryNewToken, SurrogateLoss::kPairs, {2, 3}}};
   int near = 0, all = 0;
   for (const Scenario& scenario : scenarios) {
     double loss[2];

@@ -292,6 +292,10 @@ class RestartTest(unittest.TestCase):
                                                       application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT)
         margin = lambda r: r.scores[1].log_likelihood - r.scores[0].log_likelihood
         self.assertGreater(margin(oracle), margin(plain))
+        # It has one neighbor, and so no pair: the loss is that of choices, and nobody is warned of what cannot be otherwise.
+        paired = score(opt.METHOD_ORACLE, " 2", objective=opt.OBJECTIVE_PAIRS, application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT)
+        self.assertEqual(list(paired.optimization.losses), list(oracle.optimization.losses))
+        self.assertFalse([w for w in paired.optimization.warnings if "PAIRS" in w])
         for answer in (None, " 3"):
             with self.assertRaises(grpc.RpcError) as caught:
                 score(opt.METHOD_ORACLE, answer)

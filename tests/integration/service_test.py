@@ -76,6 +76,39 @@ class ServiceTest(ServerCase):
         self.assertEqual(info.batch_invariance, srv.BATCH_INVARIANCE_BITWISE)
         self.assertGreater(summary.provenance.index_generation, 0)
 
+    def test_the_loss_may_be_over_pairs_of_neighbors_and_hold_to_the_model_alone(self):
+        """Of the neighbors of this prompt, some have the same choices and different answers; of those that answer alike, none."""
+        descent = {"method": opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, "k": 12, "steps": 6, "objective": opt.OBJECTIVE_PAIRS,
+                   "gate": opt.GateOptions(enabled=False), "application_rule": opt.APPLICATION_RULE_ROUTER_SHIFT,
+                   "step_rule": opt.STEP_RULE_ADAM}
+        free = self.ask(**descent)[0].optimization
+        self.assertFalse([w for w in free.warnings if "PAIRS" in w], free.warnings)
+        self.assertLess(min(free.losses), free.losses[0])
+        # Began at the model alone: there the trust region is nothing, and what it holds back shows later.
+        held = self.ask(trust=100, **descent)[0].optimization
+        self.assertAlmostEqual(held.losses[0], free.losses[0], places=9)
+        self.assertGreater(max(held.losses), max(free.losses))
+        alone = self.ask(**{**descent, "k": 1})[0].optimization
+        self.assertEqual([w for w in alone.warnings if "PAIRS" in w],
+                         ["the objective PAIRS was CHOICES for the 1 neighbor: no two of them have the same choices and different answers"])
+        # Learning has pairs within a minibatch; of one reference there are none.
+        self.add("paired", samples(40))
+        losses = {}
+        for objective in (opt.OBJECTIVE_PAIRS, opt.OBJECTIVE_CHOICES):
+            tune = ref.TunePriorRequest(collection="paired", critical_layers=[0, 1], epochs=2, objective=objective)
+            progress = list(self.references.TunePrior(tune, timeout=120))
+            self.assertTrue(progress[-1].finished)
+            losses[objective] = progress[0].validation_loss
+        self.assertNotEqual(losses[opt.OBJECTIVE_PAIRS], losses[opt.OBJECTIVE_CHOICES])
+        options = opt.OptimizationOptions(steps=2, critical_layers=[0, 1], objective=opt.OBJECTIVE_PAIRS, trust=0.5)
+        amortize = ref.AmortizeShiftsRequest(collection="paired", optimization=options)
+        self.assertEqual([p.done for p in self.references.AmortizeShifts(amortize, timeout=120)][-1], 40)
+        self.assertEqual([p.skipped for p in self.references.AmortizeShifts(amortize)], [40])
+        options.trust = 1  # Other shifts.
+        self.assertEqual([p.done for p in self.references.AmortizeShifts(amortize, timeout=120)][-1], 40)
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "optimization.trust", lambda: self.ask(trust=-1, **descent))
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "optimization.trust", lambda: self.ask(trust=1001, **descent))
+
     def test_every_method_answers_and_none_shows_no_neighbors(self):
         for method in ALL_METHODS:
             with self.subTest(method=method):

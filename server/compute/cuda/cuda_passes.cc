@@ -52,18 +52,31 @@ std::shared_ptr<const TargetLoss> CudaBackend::NewTargetLoss(const ContinuationL
   const int64_t weights_at = add(arrays, loss.case_weights), gold_at = add(arrays, loss.case_gold);
   const int64_t case_at = add(arrays, loss.case_begin), target_at = add(arrays, loss.target_begin);
   const int64_t same_begin_at = arrays.Add(same_begin), same_at = arrays.Add(same);
+  std::vector<PairPlaces> pairs;
+  for (const ContinuationLoss::Partner& partner : loss.partners) {
+    pairs.push_back({partner.own_other, partner.answer, partner.other});
+  }
+  const int64_t pair_begin_at = add(arrays, loss.pair_begin), pairs_at = arrays.Add(pairs);
+  const int64_t pair_weights_at = add(arrays, loss.pair_weights), base_at = add(arrays, loss.base_probabilities);
   placed->arrays = arrays.Send(*memory_, copies_);
   TargetLossArgs& args = placed->args;
   args.cases = static_cast<int32_t>(loss.case_weights.size());
   args.continuations = static_cast<int32_t>(continuations);
   args.targets = static_cast<int32_t>(targets);
-  args.contrasts = loss.contrasts ? 1 : 0;
+  args.contrasts = loss.loss == SurrogateLoss::kChoices ? 1 : 0;
   args.case_weights = At<double>(placed->arrays, weights_at);
   args.case_gold = At<int32_t>(placed->arrays, gold_at);
   args.case_begin = At<int32_t>(placed->arrays, case_at);
   args.target_begin = At<int32_t>(placed->arrays, target_at);
   args.same_begin = At<int32_t>(placed->arrays, same_begin_at);
   args.same = At<int32_t>(placed->arrays, same_at);
+  if (loss.loss == SurrogateLoss::kPairs) {
+    args.pair_begin = At<int32_t>(placed->arrays, pair_begin_at);
+    args.pairs = At<PairPlaces>(placed->arrays, pairs_at);
+    args.pair_weights = At<double>(placed->arrays, pair_weights_at);
+  }
+  args.trust = loss.trust;
+  if (loss.trust > 0) args.base = At<double>(placed->arrays, base_at);
   return placed;
 }
 

@@ -1,10 +1,9 @@
-// One block: cases are few, and what a thread adds up is short. Three stages, each of which reads what all threads wrote
-// in the one before: scores of continuations, their derivatives, those of targets.
-#include "server/compute/cuda/target_loss.h"
-
+// One block: cases are few, and what a thread adds up is short. Three stages, each of which reads what all threads
+// wrote in the one before: scores of continuations, their derivatives, those of targets.
 #include <cmath>
 
 #include "index/base/cuda/device.h"
+#include "server/compute/cuda/target_loss.h"
 
 namespace c3po::cuda {
 namespace {
@@ -14,23 +13,46 @@ using namespace device;  // NOLINT(google-build-using-namespace): the language o
 constexpr int kThreads = 128;
 constexpr double kCancels = 1e-12;  // Of the magnitudes added, far above what double rounds.
 
-C3PO_DEVICE void WeighCase(const TargetLossArgs& args, int i) {
-  const int begin = args.case_begin[i], end = args.case_begin[i + 1], gold = begin + args.case_gold[i];
-  for (int c = begin; c < end; ++c) args.derivatives[c] = 0;
-  if (args.contrasts == 0 || end - begin == 1) {
-    args.derivatives[gold] = -args.case_weights[i];
-    return;
+constexpr double kCertain = -1e-7;  // A mean log-probability that is larger counts as this.
+
+// Of the answers of case i's partners.
+C3PO_DEVICE void AddPairs(const TargetLossArgs& args, int i, int gold) {
+  for (int p = args.pair_begin[i]; p < args.pair_begin[i + 1]; ++p) {
+    const PairPlaces at = args.pairs[p];
+    const double margin =
+        (args.scores[gold] - args.scores[at.own_other]) + (args.scores[at.answer] - args.scores[at.other]);
+    args.derivatives[at.own_other] += args.pair_weights[p] / (1 + exp(margin));
   }
+}
+
+// Of the softmax over case i's continuations.
+C3PO_DEVICE void AddProbabilities(const TargetLossArgs& args, int i, int begin, int end) {
+  const double weight = args.case_weights[i];
   double top = args.scores[begin];
   for (int c = begin + 1; c < end; ++c) top = top < args.scores[c] ? args.scores[c] : top;
   double sum = 0;
   for (int c = begin; c < end; ++c) sum += exp(args.scores[c] - top);
+  for (int c = begin; c < end; ++c) {
+    const double exponential = exp(args.scores[c] - top);
+    if (args.contrasts != 0) args.derivatives[c] = weight * exponential / sum;
+    if (args.trust > 0) args.derivatives[c] += args.trust * weight * (exponential / sum - args.base[c]);
+  }
+}
+
+C3PO_DEVICE void WeighCase(const TargetLossArgs& args, int i) {
+  const int begin = args.case_begin[i], end = args.case_begin[i + 1], gold = begin + args.case_gold[i];
+  const bool alone = end - begin == 1, over_pairs = args.pair_begin != nullptr;
+  for (int c = begin; c < end; ++c) args.derivatives[c] = 0;
+  if (over_pairs) AddPairs(args, i, gold);
+  if (!alone && (args.contrasts != 0 || args.trust > 0)) AddProbabilities(args, i, begin, end);
   double of_gold = 0;
   for (int c = begin; c < end; ++c) {
-    if (c == gold) continue;
-    const double derivative = args.case_weights[i] * exp(args.scores[c] - top) / sum;
-    args.derivatives[c] = derivative;
-    of_gold -= derivative;
+    if (c != gold) of_gold -= args.derivatives[c];
+  }
+  if (!over_pairs && (args.contrasts == 0 || alone)) of_gold -= args.case_weights[i];
+  if (alone && args.trust > 0) {
+    const double score = kCertain < args.scores[gold] ? kCertain : args.scores[gold];
+    of_gold += args.trust * args.case_weights[i] * (exp(score) - args.base[gold]) / -expm1(score);
   }
   args.derivatives[gold] = of_gold;
 }

@@ -351,7 +351,10 @@ TEST_P(BackendsAgree, OnWholeModels) {
   const auto other = MoeModel::OnBackend(config(), OtherBackend(GetParam(), config()), int64_t{64} << 20);
   ASSERT_TRUE(other->AllocateKvCache(SlotsOf(256)).ok());
   EXPECT_TRUE(model_->shape().batch_invariant);
-  const Scenario scenario{GetParam(), ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 2};
+  const std::vector<Scenario> scenarios = {
+      {GetParam(), ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 2},
+      {GetParam(), ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {1, 2, 3}, false, 1, true, 1},
+      {GetParam(), ApplicationRule::kEveryNewToken, SurrogateLoss::kPairs, {2, 3}, true}};
   std::vector<Values> logits, targets;
   std::vector<LossAndGradient> evaluations;
   for (MoeModel* model : {model_.get(), other.get()}) {
@@ -364,17 +367,22 @@ TEST_P(BackendsAgree, OnWholeModels) {
     ASSERT_TRUE(out.ok()) << out.status();
     logits.push_back((*out)[0].readout.logits);
     targets.push_back((*out)[0].target_logprobs);
-    const auto objective = model->NewObjective(MakeSpec(rng, *model, scenario));
-    ASSERT_TRUE(objective.ok()) << objective.status();
-    const auto result = model->EvaluateTogether({{objective->get(), MakeRouting(rng, *model, scenario), true}});
-    ASSERT_TRUE(result[0].ok()) << result[0].status();
-    evaluations.push_back(*result[0]);
+    for (const Scenario& asked : scenarios) {
+      const auto objective = model->NewObjective(MakeSpec(rng, *model, asked));
+      ASSERT_TRUE(objective.ok()) << objective.status();
+      const auto result = model->EvaluateTogether({{objective->get(), MakeRouting(rng, *model, asked), true}});
+      ASSERT_TRUE(result[0].ok()) << result[0].status();
+      evaluations.push_back(*result[0]);
+    }
   }
   for (size_t i = 0; i < logits[0].size(); ++i) ASSERT_NEAR(logits[0][i], logits[1][i], 1e-4) << i;
   for (size_t i = 0; i < targets[0].size(); ++i) ASSERT_NEAR(targets[0][i], targets[1][i], 1e-4) << i;
-  EXPECT_NEAR(evaluations[0].loss, evaluations[1].loss, 1e-5);
-  for (size_t i = 0; i < evaluations[0].gradient.weights.size(); ++i) {
-    EXPECT_NEAR(evaluations[0].gradient.weights[i], evaluations[1].gradient.weights[i], 1e-4) << i;
+  for (size_t asked = 0; asked < scenarios.size(); ++asked) {
+    const LossAndGradient &own = evaluations[asked], &others = evaluations[scenarios.size() + asked];
+    EXPECT_NEAR(own.loss, others.loss, 1e-5);
+    for (size_t i = 0; i < own.gradient.weights.size(); ++i) {
+      EXPECT_NEAR(own.gradient.weights[i], others.gradient.weights[i], 1e-4) << asked << ", " << i;
+    }
   }
 }
 

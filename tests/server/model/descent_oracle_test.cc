@@ -65,6 +65,10 @@ std::vector<NeighborCase> SmallCases(std::mt19937& rng, const MoeModel& model, c
   for (int i = 0; i < 2; ++i) cases[1].continuations.push_back({begin[0], random(1)[0]});
   for (NeighborCase& c : cases) {
     if (scenario.one_token_choices) c.continuations = {random(1), random(1), random(1)};
+    if (scenario.loss == SurrogateLoss::kPairs) {
+      c.continuations = cases[0].continuations;
+      c.gold = &c == &cases[0] ? 1 : 0;
+    }
     if (scenario.loss == SurrogateLoss::kAnswer) c.continuations = {c.continuations[c.gold]}, c.gold = 0;
   }
   return cases;
@@ -75,6 +79,7 @@ Problem MakeProblem(std::mt19937& rng, MoeModel& model, const DescentCase& c) {
   const int vocabulary = model.shape().vocabulary_size;
   Problem problem{RandomTokens(rng, 6, vocabulary), RandomTokens(rng, 3, vocabulary), {}, {}, nullptr};
   problem.spec = {SmallCases(rng, model, scenario), {}, scenario.layers, scenario.rule, scenario.loss};
+  problem.spec.trust = scenario.trust;
   for (const NeighborCase& neighbor : problem.spec.cases) {
     problem.spec.states.push_back(
         model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions})->state);
@@ -230,7 +235,9 @@ std::vector<DescentCase> AllCases() {
         {{model, R::kLastPromptToken, L::kAnswer, {-2, -1}}, StepRule::kAdam, 0.3, 6},
         {{model, R::kRouterShift, L::kChoices, {-3, -2, -1}, false, 3}, StepRule::kAdam, 0.1},
         {{model, R::kRouterShift, L::kAnswer, {-3, -1}}, StepRule::kAdam, 0.2, 6, true},
-        {{model, R::kEveryNewToken, L::kChoices, {-2, -1}, true, 2}, StepRule::kNormalized, 0.3}};
+        {{model, R::kEveryNewToken, L::kChoices, {-2, -1}, true, 2}, StepRule::kNormalized, 0.3},
+        {{model, R::kRouterShift, L::kPairs, {-3, -2, -1}}, StepRule::kAdam, 0.2},
+        {{model, R::kRouterShift, L::kPairs, {-2, -1}, true, 1, true, 0.5}, StepRule::kAdam, 0.2, 0, true}};
     for (DescentCase c : own) {
       c.normalized = normalized;
       cases.push_back(c);

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -94,6 +96,15 @@ std::vector<Scenario> AllScenarios() {
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {0, 1, 2, 3}});
     scenarios.push_back(
         {model, ApplicationRule::kLastPromptToken, SurrogateLoss::kAnswer, {1, 3}});  // A gap between them.
+    // Pairs of neighbors; a trust region, which is about choices or about an answer alone.
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {1, 2, 3}});
+    scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kPairs, {2, 3}, true});
+    scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kPairs, {0, 1, 2, 3}, false, 4});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {2, 3}, true, 1, true, 0.5});
+    scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kPairs, {1, 2, 3}, false, 2, false, 2});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 1, true, 1});
+    scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {2, 3}, true, 1, true, 3});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kAnswer, {2, 3}, false, 1, true, 2});
     // Some of a prompt; all of it.
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {1, 2, 3}, false, 4});
     scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kAnswer, {2, 3}, false, 3});
@@ -109,6 +120,9 @@ std::vector<Scenario> AllScenarios() {
     scenarios.push_back({model, ApplicationRule::kLastPromptToken, SurrogateLoss::kChoices, {2, 3}, true});
     scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kChoices, {2, 3}, false, 6});
     scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 1, false});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {1, 2, 3}});
+    scenarios.push_back({model, ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {1, 2, 3}, true, 2, true, 1});
+    scenarios.push_back({model, ApplicationRule::kEveryNewToken, SurrogateLoss::kPairs, {2, 3}, false, 1, true, 1});
   }
   return scenarios;
 }
@@ -178,6 +192,51 @@ TEST(NeighborLoss, RefusesAStateMadeForAnotherFirstLayer) {
   for (const NeighborCase& neighbor : spec.cases) {
     spec.states.push_back(model->PrepareNeighbor(neighbor, MovingPart{1})->state);
   }
+  EXPECT_EQ(model->NewObjective(spec).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// Evaluated at once, an objective and its copy, whose base is another pass's, have the same bits; a failure of what an
+// objective needs first is its own.
+TEST(NeighborLoss, TheModelAloneIsAskedOnceAndHasNoShift) {
+  const Scenario scenario{"olmoe_tiny", ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {2, 3}, true, 1, true, 4};
+  const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
+  std::mt19937 rng(3);
+  const ObjectiveSpec spec = MakeSpec(rng, *model, scenario);
+  ObjectiveSpec free = spec;
+  free.trust = 0;
+  const auto held = *model->NewObjective(spec), other = *model->NewObjective(spec), loss = *model->NewObjective(free);
+  EXPECT_EQ(held->pairs(), 3);
+  const RoutingOverride far = MakeRouting(rng, *model, scenario);
+  RoutingOverride unshifted = far;
+  std::fill(unshifted.values.weights.begin(), unshifted.values.weights.end(), 0.0f);
+  // As when descent begins at a prior: the first evaluation is far from the model alone.
+  const auto run = model->NewEvaluationRun({{held.get(), far, true}});
+  ASSERT_TRUE(*run->Advance(PiecewiseWork::kToTheEnd));
+  const int64_t with_base = run->spent();
+  const auto first = run->TakeResults(), again = model->EvaluateTogether({{held.get(), far, true}});
+  EXPECT_EQ(first[0]->loss, again[0]->loss);
+  EXPECT_EQ(first[0]->gradient.weights, again[0]->gradient.weights);
+  const auto later = model->NewEvaluationRun({{held.get(), far, true}});
+  ASSERT_TRUE(*later->Advance(PiecewiseWork::kToTheEnd));
+  EXPECT_GT(with_base, later->spent());
+  EXPECT_LT(with_base, 2 * later->spent()) << "more than a pass up";
+  EXPECT_GT(first[0]->loss, *loss->Evaluate(far, nullptr) + 1e-6);
+  EXPECT_NEAR(*held->Evaluate(unshifted, nullptr), *loss->Evaluate(unshifted, nullptr), 1e-12);
+  const auto together = model->EvaluateTogether({{loss.get(), far, true}, {other.get(), far, true}});
+  EXPECT_EQ(together[1]->loss, first[0]->loss);
+  EXPECT_EQ(together[1]->gradient.weights, first[0]->gradient.weights);
+}
+
+TEST(NeighborLoss, RefusesAWeightThatIsNone) {
+  const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
+  std::mt19937 rng(1);
+  ObjectiveSpec spec = MakeSpec(rng, *model, {"olmoe_tiny", ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {3}});
+  for (const double trust : {-1.0, std::numeric_limits<double>::infinity(), std::nan("")}) {
+    spec.trust = trust;
+    EXPECT_EQ(model->NewObjective(spec).status().code(), absl::StatusCode::kInvalidArgument) << trust;
+  }
+  spec.trust = 0;
+  spec.cases[0].texts = {"one"};
   EXPECT_EQ(model->NewObjective(spec).status().code(), absl::StatusCode::kInvalidArgument);
 }
 

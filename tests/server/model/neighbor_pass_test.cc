@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <random>
 #include <tuple>
@@ -49,7 +50,10 @@ std::vector<Scenario> Company(const std::string& model) {
           {model, R::kLastPromptToken, L::kAnswer, {3}},
           {model, R::kRouterShift, L::kChoices, {2, 3}, true},
           {model, R::kRouterShift, L::kChoices, {1, 2, 3}, false, 4},
-          {model, R::kRouterShift, L::kChoices, {2, 3}, false, 2, false}};
+          {model, R::kRouterShift, L::kChoices, {2, 3}, false, 2, false},
+          {model, R::kRouterShift, L::kPairs, {1, 2, 3}},
+          {model, R::kEveryNewToken, L::kPairs, {2, 3}, true, 1, true, 1},
+          {model, R::kRouterShift, L::kAnswer, {2, 3}, false, 1, true, 2}};
 }
 
 // In float32, and with products in bfloat16.
@@ -113,6 +117,26 @@ TEST(NeighborPass, OneThatFailsLeavesTheOthersAsTheyAre) {
     EXPECT_EQ(results[i]->loss, before[i]->loss);
     EXPECT_EQ(results[i]->gradient.weights, before[i]->gradient.weights);
   }
+}
+
+// A pass that several objectives need first fails for one of them by its numbers alone.
+TEST(NeighborPass, ABaseIsFoundForOthersBesideOneThatFails) {
+  const std::unique_ptr<MoeModel> model = LoadTiny("olmoe_tiny");
+  const Scenario scenario{"olmoe_tiny", ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {2, 3}, true, 1, true, 1};
+  std::vector<Asked> asked, alone;
+  for (uint32_t i = 0; i < 3; ++i) asked.push_back(MakeAsked(i, *model, scenario, /*want_gradient=*/i != 1));
+  for (uint32_t i = 0; i < 3; ++i) alone.push_back(MakeAsked(i, *model, scenario, /*want_gradient=*/i != 1));
+  std::vector<float>& shift = asked[0].evaluation.routing.values.weights;
+  std::fill(shift.begin(), shift.end(), std::numeric_limits<float>::quiet_NaN());
+  asked[2].evaluation.routing.layers = {0, 1};  // Below its first critical layer.
+  const auto results = model->EvaluateTogether(EvaluationsOf(asked));
+  EXPECT_EQ(results[0].status().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(results[2].status().code(), absl::StatusCode::kInvalidArgument);
+  ASSERT_TRUE(results[1].ok()) << results[1].status();
+  EXPECT_EQ(results[1]->loss, alone[1].evaluation.Run()->loss);
+  // What failed has its base now, and the next evaluation is as any.
+  asked[0].evaluation.routing = alone[0].evaluation.routing;
+  EXPECT_EQ(asked[0].evaluation.Run()->loss, alone[0].evaluation.Run()->loss);
 }
 
 TEST(NeighborPass, AnObjectiveThatIsNotTheModelsRunsByItself) {

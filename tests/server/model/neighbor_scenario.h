@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <random>
 #include <string>
@@ -39,16 +40,44 @@ struct Scenario {
   bool one_token_choices = false;  // where the LM head is read at the choices' tokens only
   int prompt_positions = 1;        // of the prompts, which have 1, 5 and 12 tokens
   bool remembers = true;           // what the first critical layer's experts give
+  double trust = 0;                // weight of the trust region
 };
 
 inline void PrintTo(const Scenario& s, std::ostream* out) {
   *out << s.model << " rule " << int(s.rule) << " loss " << int(s.loss) << " first layer " << s.layers.front() << " of "
-       << s.layers.size() << ", prompt positions " << s.prompt_positions << (s.remembers ? "" : ", nothing remembered");
+       << s.layers.size() << ", prompt positions " << s.prompt_positions << (s.remembers ? "" : ", nothing remembered")
+       << (s.one_token_choices ? ", one token" : "");
+  if (s.trust > 0) *out << ", trust " << s.trust;
+}
+
+// Five neighbors of which two pairs, or three where choices have one token, have the same choices and different
+// answers, whatever their order: choices of one to four tokens, some of which share a beginning. The third one has
+// other choices, the fourth an answer alone.
+inline std::vector<NeighborCase> MakePairCases(std::mt19937& rng, const MoeModel& model, const Scenario& scenario) {
+  const int vocabulary = model.shape().vocabulary_size;
+  const std::vector<int32_t> shared = RandomTokens(rng, 2, vocabulary);
+  std::vector<std::vector<int32_t>> choices = {{3}, {7}, {9}};
+  for (int length : {2, 1}) {
+    if (scenario.one_token_choices) break;
+    choices[static_cast<size_t>(length)] = shared;
+    for (const int32_t token : RandomTokens(rng, length, vocabulary))
+      choices[static_cast<size_t>(length)].push_back(token);
+  }
+  std::vector<std::vector<int32_t>> turned = choices;
+  std::rotate(turned.begin(), turned.begin() + 1, turned.end());
+  std::vector<std::vector<int32_t>> others = {{3}, {7}}, alone = {RandomTokens(rng, 3, vocabulary)};
+  if (scenario.one_token_choices) alone = others;
+  return {{"a", RandomTokens(rng, 5, vocabulary), choices, 2, 0.9},
+          {"b", RandomTokens(rng, 12, vocabulary), turned, 2, 0.4},  // answers as choices[0]
+          {"c", RandomTokens(rng, 2, vocabulary), others, 1, 0.3},
+          {"d", RandomTokens(rng, 4, vocabulary), alone, 0, 0.5},
+          {"e", RandomTokens(rng, 1, vocabulary), choices, 0, 0.7}};
 }
 
 // Three neighbors: prompts of 1, 5 and 12 tokens; one with a single answer, one with four choices of several lengths of
 // which two share a beginning, one with one-token choices.
 inline std::vector<NeighborCase> MakeCases(std::mt19937& rng, const MoeModel& model, const Scenario& scenario) {
+  if (scenario.loss == SurrogateLoss::kPairs) return MakePairCases(rng, model, scenario);
   const int vocabulary = model.shape().vocabulary_size;
   std::vector<NeighborCase> cases(3);
   cases[0] = {"a", RandomTokens(rng, 5, vocabulary), {RandomTokens(rng, 3, vocabulary)}, 0, 0.9};
@@ -80,6 +109,7 @@ inline std::vector<NeighborCase> MakeCases(std::mt19937& rng, const MoeModel& mo
 inline ObjectiveSpec MakeSpec(std::mt19937& rng, MoeModel& model, const Scenario& scenario) {
   ObjectiveSpec spec{MakeCases(rng, model, scenario), {}, scenario.layers, scenario.rule, scenario.loss};
   if (!scenario.remembers) spec.remembered_bytes_max = 0;
+  spec.trust = scenario.trust;
   for (const NeighborCase& neighbor : spec.cases) {
     auto prepared = model.PrepareNeighbor(neighbor, {scenario.layers.front(), scenario.prompt_positions});
     EXPECT_TRUE(prepared.ok()) << prepared.status();

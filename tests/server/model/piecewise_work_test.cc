@@ -57,6 +57,32 @@ TEST_P(PiecewiseWorkTest, PiecesGiveWhatAllAtOnceGives) {
   }
 }
 
+// A trust region's pass of the model alone is in pieces, too, before the first evaluation's own.
+TEST_P(PiecewiseWorkTest, TheModelAloneIsComputedInPiecesBeforeTheFirstEvaluation) {
+  const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
+  Scenario scenario{GetParam(), ApplicationRule::kRouterShift, SurrogateLoss::kPairs, {1, 2, 3}};
+  scenario.trust = 2;
+  std::mt19937 rng(5);
+  const ObjectiveSpec spec = MakeSpec(rng, *model, scenario);
+  const auto whole = *model->NewObjective(spec), parts = *model->NewObjective(spec);
+  const RoutingOverride routing = MakeRouting(rng, *model, scenario);
+  const auto expected = model->EvaluateTogether({{whole.get(), routing, true}});
+  ASSERT_TRUE(expected[0].ok()) << expected[0].status();
+  const int layers = model->shape().layers - model->config().moe_layers[1];
+  for (const bool lacks_base : {true, false}) {
+    const auto run = model->NewEvaluationRun({{parts.get(), routing, true}});
+    int pieces = 1;
+    while (!*run->Advance(1)) ++pieces;
+    EXPECT_EQ(pieces, 2 * layers + 1 + (lacks_base ? layers + 1 : 0));
+    const int64_t up = layers * parts->rows(), head = parts->rows() * model->head_layers();
+    EXPECT_EQ(run->spent(), 3 * up + head + (lacks_base ? up + head : 0));
+    const auto results = run->TakeResults();
+    ASSERT_TRUE(results[0].ok()) << results[0].status();
+    EXPECT_EQ(results[0]->loss, expected[0]->loss);
+    EXPECT_EQ(results[0]->gradient.weights, expected[0]->gradient.weights);
+  }
+}
+
 // What the objective of `spec` is estimated to take, and what it did take at most; states are made here.
 void MeasureObjective(MoeModel& model, ObjectiveSpec spec, int positions, int64_t* estimate, int64_t* most) {
   *estimate = model.ObjectiveBytes(spec, positions);
@@ -93,6 +119,8 @@ TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
     spec.rule = ApplicationRule::kRouterShift;
     spec.loss = seed % 3 == 0 ? SurrogateLoss::kAnswer : SurrogateLoss::kChoices;
     if (seed % 4 == 0) spec.remembered_bytes_max = 0;
+    if (seed % 5 == 0) spec.loss = SurrogateLoss::kPairs;
+    if (seed % 2 == 0) spec.trust = 1;
     const int positions = 1 + static_cast<int>(rng() % (window / 2));
     for (uint32_t i = 0; i < 1 + rng() % 6; ++i) {
       NeighborCase neighbor{std::string(1, static_cast<char>('a' + i)),

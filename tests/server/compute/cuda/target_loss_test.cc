@@ -19,8 +19,14 @@ using host_cuda::DeviceArray;
 size_t At(int64_t i) { return static_cast<size_t>(i); }
 
 // An objective: cases of continuations of targets, some of which are the same as an earlier one.
+// By pairs where these are given: a case's choice c is label c + its own number, modulo how many it has.
 struct Objective {
   bool contrasts = true;
+  std::vector<int32_t> pair_begin;
+  std::vector<PairPlaces> pairs;
+  std::vector<double> pair_weights;
+  double trust = 0;
+  std::vector<double> base;
   std::vector<double> weights;
   std::vector<int32_t> gold, case_begin{0}, target_begin{0}, first_same;
   std::vector<float> logprobs;
@@ -54,7 +60,9 @@ std::vector<float> Derivatives(const Objective& objective) {
   const DeviceArray<double> weights(objective.weights), scores(At(objective.continuations())),
       derivatives(At(objective.continuations()));
   const DeviceArray<int32_t> gold(objective.gold), case_begin(objective.case_begin),
-      target_begin(objective.target_begin), begin(same_begin), group(same);
+      target_begin(objective.target_begin), begin(same_begin), group(same), pair_begin(objective.pair_begin);
+  const DeviceArray<PairPlaces> pairs(objective.pairs);
+  const DeviceArray<double> pair_weights(objective.pair_weights), base(objective.base);
   TargetLossArgs args;
   args.logprobs = logprobs.data();
   args.cases = objective.cases();
@@ -67,6 +75,13 @@ std::vector<float> Derivatives(const Objective& objective) {
   args.target_begin = target_begin.data();
   args.same_begin = begin.data();
   args.same = group.data();
+  if (!objective.pair_begin.empty()) {
+    args.pair_begin = pair_begin.data();
+    args.pairs = pairs.data();
+    args.pair_weights = pair_weights.data();
+  }
+  args.trust = objective.trust;
+  if (objective.trust > 0) args.base = base.data();
   args.scores = scores.data();
   args.derivatives = derivatives.data();
   args.dlogprobs = out.data();
@@ -74,9 +89,23 @@ std::vector<float> Derivatives(const Objective& objective) {
   return out.Values();
 }
 
+// Of the softmax over a case's scores, or of its only continuation against all else.
+long double Divergence(const std::vector<long double>& scores, const double* base) {
+  if (scores.size() == 1) {
+    const long double q = std::exp(scores[0]), q0 = base[0];
+    return q0 * std::log(q0 / q) + (1 - q0) * std::log((1 - q0) / (1 - q));
+  }
+  long double sum = 0, result = 0;
+  for (const long double score : scores) sum += std::exp(score);
+  for (size_t c = 0; c < scores.size(); ++c) result += base[c] * (std::log(base[c] * sum) - scores[c]);
+  return result;
+}
+
 // J, in extended precision.
 long double Loss(const Objective& objective, const std::vector<long double>& logprobs) {
   long double total = 0;
+  std::vector<long double> all;
+  const bool over_pairs = !objective.pair_begin.empty();
   for (int i = 0; i < objective.cases(); ++i) {
     std::vector<long double> scores;
     for (int c = objective.case_begin[At(i)]; c < objective.case_begin[At(i + 1)]; ++c) {
@@ -85,12 +114,25 @@ long double Loss(const Objective& objective, const std::vector<long double>& log
       for (int t = begin; t < end; ++t) sum += logprobs[At(t)];
       scores.push_back(sum / (end - begin));
     }
-    long double loss = -scores[At(objective.gold[At(i)])], sum = 0;
+    all.insert(all.end(), scores.begin(), scores.end());
+    long double loss = over_pairs ? 0 : -scores[At(objective.gold[At(i)])], sum = 0;
     if (objective.contrasts && scores.size() > 1) {
       for (const long double score : scores) sum += std::exp(score);
       loss += std::log(sum);
     }
+    if (objective.trust > 0) {
+      loss += objective.trust * Divergence(scores, objective.base.data() + objective.case_begin[At(i)]);
+    }
     total += objective.weights[At(i)] * loss;
+  }
+  // Each pair stands with both of its cases.
+  for (int i = 0; over_pairs && i < objective.cases(); ++i) {
+    for (int p = objective.pair_begin[At(i)]; p < objective.pair_begin[At(i + 1)]; ++p) {
+      const PairPlaces at = objective.pairs[At(p)];
+      const long double own = all[At(objective.case_begin[At(i)] + objective.gold[At(i)])] - all[At(at.own_other)];
+      const long double other = all[At(at.other)] - all[At(at.answer)];
+      total += objective.pair_weights[At(p)] * std::log(1 + std::exp(-(own - other))) / 2;
+    }
   }
   return total;
 }
@@ -115,8 +157,8 @@ void ExpectDerivativesOfTheLoss(const Objective& objective) {
   }
 }
 
-// Cases with one and with several continuations, of one token and of many, more than threads; beginnings that are shared
-// within a case.
+// Cases with one and with several continuations, of one token and of many, more than threads; beginnings that are
+// shared within a case.
 Objective RandomObjective(uint32_t seed, bool contrasts, int cases) {
   std::mt19937 random(seed);
   Objective objective;
@@ -140,22 +182,79 @@ Objective RandomObjective(uint32_t seed, bool contrasts, int cases) {
   return objective;
 }
 
+// Over pairs of cases with as many continuations and different answers.
+void MakePairs(Objective& objective) {
+  objective.contrasts = false;
+  objective.pair_begin = {0};
+  const auto size = [&](int i) { return objective.case_begin[At(i + 1)] - objective.case_begin[At(i)]; };
+  const auto label = [&](int i) { return (objective.gold[At(i)] + i) % size(i); };
+  const auto place = [&](int i, int of) {
+    return objective.case_begin[At(i)] + ((of - i) % size(i) + size(i)) % size(i);
+  };
+  for (int i = 0; i < objective.cases(); ++i) {
+    for (int j = 0; j < objective.cases(); ++j) {
+      if (size(i) != size(j) || label(i) == label(j)) continue;
+      objective.pairs.push_back({place(i, label(j)), place(j, label(j)), place(j, label(i))});
+      objective.pair_weights.push_back(objective.weights[At(i)] * objective.weights[At(j)] / 5);
+    }
+    objective.pair_begin.push_back(static_cast<int32_t>(objective.pairs.size()));
+  }
+}
+
+// The model alone is anything; no continuation is almost certain, where differences are too coarse.
+void MakeTrust(Objective& objective, double trust) {
+  objective.trust = trust;
+  for (float& logprob : objective.logprobs) logprob = -0.5f - std::abs(logprob);
+  std::mt19937 random(5);
+  for (int i = 0; i < objective.cases(); ++i) {
+    std::vector<double> drawn;
+    double sum = 0;
+    for (int c = objective.case_begin[At(i)]; c < objective.case_begin[At(i + 1)]; ++c) {
+      drawn.push_back(0.1 + 0.9 * (random() % 1000) / 1000.0);
+      sum += drawn.back();
+    }
+    if (drawn.size() == 1) sum = 1.1;  // Less than certain.
+    for (const double one : drawn) objective.base.push_back(one / sum);
+  }
+}
+
 TEST(CudaTargetLoss, GivesTheDerivativesOfTheLoss) {
   for (const bool contrasts : {true, false}) {
     for (const int cases : {1, 3, 70}) {
       SCOPED_TRACE(testing::Message() << cases << " cases" << (contrasts ? ", contrasted" : ""));
-      ExpectDerivativesOfTheLoss(RandomObjective(static_cast<uint32_t>(cases), contrasts, cases));
+      Objective objective = RandomObjective(static_cast<uint32_t>(cases), contrasts, cases);
+      ExpectDerivativesOfTheLoss(objective);
+      MakeTrust(objective, 0.7);
+      ExpectDerivativesOfTheLoss(objective);
     }
   }
 }
 
+TEST(CudaTargetLoss, GivesTheDerivativesOfALossOverPairs) {
+  for (const int cases : {5, 9, 64}) {
+    SCOPED_TRACE(testing::Message() << cases << " cases");
+    Objective objective = RandomObjective(static_cast<uint32_t>(cases), true, cases);
+    MakePairs(objective);
+    EXPECT_FALSE(objective.pairs.empty());
+    ExpectDerivativesOfTheLoss(objective);
+    MakeTrust(objective, 3);
+    ExpectDerivativesOfTheLoss(objective);
+  }
+}
+
 TEST(CudaTargetLoss, GivesTheSameBitsInAnyOrderOfThreads) {
-  const Objective objective = RandomObjective(9, true, 40);
-  host_cuda::SetSeed(1);
-  const std::vector<float> expected = Derivatives(objective);
-  for (uint64_t seed = 2; seed < 8; ++seed) {
-    host_cuda::SetSeed(seed);
-    EXPECT_EQ(Derivatives(objective), expected);
+  for (const bool over_pairs : {false, true}) {
+    Objective objective = RandomObjective(9, true, 40);
+    if (over_pairs) {
+      MakePairs(objective);
+      MakeTrust(objective, 1);
+    }
+    host_cuda::SetSeed(1);
+    const std::vector<float> expected = Derivatives(objective);
+    for (uint64_t seed = 2; seed < 8; ++seed) {
+      host_cuda::SetSeed(seed);
+      EXPECT_EQ(Derivatives(objective), expected);
+    }
   }
 }
 
@@ -180,6 +279,18 @@ TEST(CudaTargetLoss, KeepsTheDerivativeOfAnAnswerThatIsAlmostCertain) {
   const std::vector<float> derivatives = Derivatives(objective);
   EXPECT_GT(derivatives[1], 0);
   EXPECT_EQ(derivatives[0], -derivatives[1]);
+}
+
+// What float32 rounds to certain has a derivative in a trust region, and one that is finite.
+TEST(CudaTargetLoss, ACertainAnswerStaysFiniteInATrustRegion) {
+  Objective objective;
+  objective.AddCase({1}, 0, 1);
+  objective.logprobs = {0};
+  objective.trust = 1;
+  objective.base = {0.5};
+  const float derivative = Derivatives(objective)[0];
+  EXPECT_TRUE(std::isfinite(derivative));
+  EXPECT_NEAR(derivative, 0.5 / 1e-7 - 1, 1e2);
 }
 
 TEST(CudaTargetLoss, AnUnlikelyFirstChoiceDoesNotOverflow) {
