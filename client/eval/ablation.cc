@@ -36,7 +36,8 @@ const std::vector<FieldVariable>& FieldVariables() {
       {"rule", "application_rule", {"last_prompt_token", "every_new_token", "router_shift"}},
       {"prompt-positions", "prompt_positions", {"1", "4", "16", "64", "128"}},
       {"selection", "reference_selection", {"successful", "all"}},
-      {"objective", "objective", {"answer", "choices"}},
+      {"objective", "objective", {"answer", "choices", "pairs"}},
+      {"trust", "trust", {"0", "0.03", "0.1", "0.3", "1", "3", "10"}},
       {"step-rule", "step_rule", {"gradient", "normalized", "adam"}},
       {"balance", "balance", {"false", "true"}},
       {"neighborhoods", "neighborhoods", {"1", "2", "3", "4", "6"}},
@@ -141,11 +142,9 @@ std::string AxisValue(absl::string_view variable, const std::string& value, cons
 }  // namespace
 
 std::vector<std::string> AblationVariables() {
-  return {"layers-suffix",  "layers-single",    "core-experts", "k",
-          "epsilon",        "kernel",           "steps",        "learning-rate",
-          "rule",           "selection",        "objective",    "reference-set-size",
-          "step-rule",      "prompt-positions", "balance",      "neighborhoods",
-          "neighbor-source"};
+  return {"layers-suffix", "layers-single",    "core-experts", "k",         "epsilon",       "kernel",
+          "steps",         "learning-rate",    "rule",         "selection", "objective",     "reference-set-size",
+          "step-rule",     "prompt-positions", "trust",        "balance",   "neighborhoods", "neighbor-source"};
 }
 
 absl::StatusOr<AblationPlan> PlanAblation(absl::string_view variable, absl::Span<const std::string> values,

@@ -24,7 +24,7 @@ struct AblationPlan {
 };
 
 // layers-suffix, layers-single, core-experts, k, epsilon, kernel, steps, learning-rate, rule, selection, objective,
-// reference-set-size, step-rule, prompt-positions, balance, neighborhoods, neighbor-source.
+// reference-set-size, step-rule, prompt-positions, trust, balance, neighborhoods, neighbor-source.
 std::vector<std::string> AblationVariables();
 
 // The points of one variable, `base` being the method that is varied. `values` (of the variable's kind: numbers, or the

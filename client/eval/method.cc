@@ -102,7 +102,7 @@ std::vector<std::string> MethodNames() {
   for (const Term<Method>& term : TermsOf<Method>()) {
     if (term.value != Method::kNone) names.emplace_back(term.flag);
   }
-  for (const char* name : {"icl", "knn", "profile", "paper", "public-code"}) names.push_back(name);
+  for (const char* name : {"pairs", "icl", "knn", "profile", "paper", "public-code"}) names.push_back(name);
   return names;
 }
 
@@ -115,6 +115,10 @@ absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContex
   if (const Term<Method>* term = TermOfFlag<Method>(base); term != nullptr) {
     if (term->value != Method::kNone) method.optimization = context.common;
     method.optimization.set_method(static_cast<v1::Method>(term->number));
+  } else if (base == "pairs") {
+    method.optimization = context.common;
+    method.optimization.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+    method.optimization.set_objective(v1::OBJECTIVE_PAIRS);
   } else if (base == "profile") {
     method.optimization.set_use_profile(true);
   } else if (base == "paper") {

@@ -46,8 +46,9 @@ std::vector<std::string> MethodNames();
 //   none                 the model as it is
 //   mode, kernel, ngd, amortized, prior, oracle    that method with `common`; fields that are not set are the
 //                        collection's profile's, then the server's
-//   profile              what a request gets that asks for nothing
-//   paper                arXiv 2504.07964: gradient descent on the mixing weights of 20 core experts in the last 5
+//   pairs                ngd on the loss over pairs of neighbors with different answers, which no bias of a label
+//   lowers profile              what a request gets that asks for nothing paper                arXiv 2504.07964:
+//   gradient descent on the mixing weights of 20 core experts in the last 5
 //                        layers at the last prompt token, 10 steps, 3 successful neighbors, Gaussian kernel, no gate
 //   public-code          the authors' published code: the similarity-weighted mean of the 3 nearest references' weights
 //                        over all experts of the last 5 layers, at each new token. That is kernel regression with

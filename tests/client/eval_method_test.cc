@@ -77,6 +77,20 @@ TEST(MakeMethod, OptimizingMethodsTakeTheCommonOptions) {
   EXPECT_EQ(OptionsJson(profile->optimization), R"({"use_profile":true})");
 }
 
+TEST(MakeMethod, PairsIsDescentOnTheLossOverPairs) {
+  const auto pairs = MakeMethod("pairs", Context());
+  ASSERT_TRUE(pairs.ok());
+  EXPECT_EQ(pairs->label, "pairs");
+  EXPECT_EQ(
+      OptionsJson(pairs->optimization),
+      R"({"method":"METHOD_NEIGHBORHOOD_GRADIENT_DESCENT","steps":4,"objective":"OBJECTIVE_PAIRS"})");
+  const auto held = MakeMethods({"none", "held=pairs"}, {"held.trust=0.5"}, Context());
+  ASSERT_TRUE(held.ok()) << held.status();
+  EXPECT_EQ((*held)[1].label, "held");
+  EXPECT_EQ((*held)[1].optimization.trust(), 0.5);
+  EXPECT_EQ((*held)[1].optimization.objective(), v1::OBJECTIVE_PAIRS);
+}
+
 TEST(MakeMethod, PaperAndPublicCodeLeaveNothingToTheServer) {
   const auto paper = MakeMethod("paper", Context());
   ASSERT_TRUE(paper.ok());
