@@ -306,6 +306,12 @@ absl::Status Client::AmortizeShifts(const v1::AmortizeShiftsRequest& request,
   return impl_->Stream(*impl_->reference, &v1::ReferenceService::Stub::AmortizeShifts, request, on_event, options);
 }
 
+absl::Status Client::TuneOffset(const v1::TuneOffsetRequest& request,
+                                absl::FunctionRef<bool(const v1::TuneOffsetResponse&)> on_event,
+                                const CallOptions& options) {
+  return impl_->Stream(*impl_->reference, &v1::ReferenceService::Stub::TuneOffset, request, on_event, options);
+}
+
 absl::Status Client::BackupStore(const v1::BackupStoreRequest& request,
                                  absl::FunctionRef<bool(const v1::BackupStoreResponse&)> on_event,
                                  const CallOptions& options) {

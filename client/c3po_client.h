@@ -135,6 +135,9 @@ class Client {
   absl::Status AmortizeShifts(const v1::AmortizeShiftsRequest& request,
                               absl::FunctionRef<bool(const v1::AmortizeShiftsResponse&)> on_event,
                               const CallOptions& options = {});
+  absl::Status TuneOffset(const v1::TuneOffsetRequest& request,
+                          absl::FunctionRef<bool(const v1::TuneOffsetResponse&)> on_event,
+                          const CallOptions& options = {});
   absl::Status BackupStore(const v1::BackupStoreRequest& request,
                            absl::FunctionRef<bool(const v1::BackupStoreResponse&)> on_event,
                            const CallOptions& options = {});

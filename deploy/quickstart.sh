@@ -72,10 +72,10 @@ ask "A held-out review: the second coming of harry potter is a film far superior
 ask "The same review (with C3PO)" --method ngd "${C3PO_OPTIONS[@]}" "$REVIEW" --choices " negative" " positive"
 
 heading "6/6 Sixty held-out reviews"
-echo "none: the model as it is. ngd: with C3PO. knn: the vote of the same neighbors, no model at all. label-offset: the model as it"
-echo "is, its two answers shifted by numbers that 100 references tell. What C3PO has beyond that is said first."
+echo "none: the model as it is. ngd: with C3PO. knn: the vote of the same neighbors, no model at all. offset: the model as it is,"
+echo "its two answers scaled and shifted by the server as 100 references tell. What C3PO has beyond that is said first."
 rm -rf "$DATA_DIR/reviews"
-c3po eval --task "$REFERENCES/sentiment_heldout.jsonl" --metric raw --limit 60 --methods none,ngd,knn "${C3PO_OPTIONS[@]}" \
+c3po eval --task "$REFERENCES/sentiment_heldout.jsonl" --metric raw --limit 60 --methods none,offset,ngd,knn "${C3PO_OPTIONS[@]}" \
   --offset-references 100 --out "$DATA_DIR/reviews" --report "$DATA_DIR/reviews.html"
 echo "Pictures: $DATA_DIR/reviews.html. The whole suite: deploy/evaluation/main_table.sh"
 

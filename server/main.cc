@@ -85,6 +85,7 @@ struct Server {
   std::unique_ptr<IndexDevice> index_device;  // Null: references are searched on the CPU.
   std::unique_ptr<ReferenceCatalog> catalog;
   std::unique_ptr<LearnedShifts> shifts;
+  std::unique_ptr<LabelOffsets> offsets;
   std::unique_ptr<Profiles> profiles;
   std::unique_ptr<StoreWatch> store_watch;
   std::unique_ptr<AdmissionController> admission;
@@ -235,6 +236,9 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   C3PO_RETURN_IF_ERROR(CheckIndexRoom(config.index_device, options.index_device));
   server.shifts = std::make_unique<LearnedShifts>(server.store.get(), shape.digest, server.metrics.get());
   C3PO_RETURN_IF_ERROR(server.shifts->ReadPriors());
+  server.offsets = std::make_unique<LabelOffsets>(server.store.get(), shape.digest, server.embedding->digest(),
+                                                  server.metrics.get());
+  C3PO_RETURN_IF_ERROR(server.offsets->ReadAll());
   const OptimizationSettings defaults = DefaultsFrom(config, shape);
   C3PO_RETURN_IF_ERROR(ValidateSettings(defaults, shape));
   server.profiles = std::make_unique<Profiles>(server.store.get(), server.shifts.get(), server.metrics.get(), shape,
@@ -397,6 +401,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
                           .workers = server.workers.get(),
                           .shifts = server.shifts.get(),
                           .states = server.states.get(),
+                          .offsets = server.offsets.get(),
                           .metrics = server.metrics.get(),
                           .admission = server.admission.get(),
                           .limits = LimitsFrom(config),

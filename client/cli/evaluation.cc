@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "client/cli/request_flags.h"
 #include "client/cli/run_output.h"
+#include "client/cli/tune_offset.h"
 #include "client/eval/collection_import.h"
 #include "client/eval/effective_settings.h"
 #include "client/eval/evaluator.h"
@@ -113,6 +114,8 @@ class LiveProgress : public EvaluationListener {
 };
 
 bool ReadsReferences(const EvalMethod& method) {
+  const bool offset_alone = method.optimization.method() == v1::METHOD_NONE && method.optimization.use_offset();
+  if (offset_alone && method.collection_suffix.empty() && !method.optimization.has_collection()) return true;
   return method.collection_suffix.empty() && !method.optimization.has_collection() &&
          method.optimization.method() != v1::METHOD_NONE && method.optimization.method() != v1::METHOD_ORACLE;
 }
@@ -182,7 +185,8 @@ absl::Status LookForKnownQuestions(Session& session, const EvaluationFlags& flag
 absl::Status ScoreLabels(Session& session, const EvaluationFlags& flags, const RunDescription& run,
                          const RunFolder& folder, ItemRunner& runner) {
   const bool lacks_model_alone = std::none_of(run.methods.begin(), run.methods.end(), [](const EvalMethod& method) {
-    return method.kind == MethodKind::kScore && method.optimization.method() == v1::METHOD_NONE;
+    return method.kind == MethodKind::kScore && method.optimization.method() == v1::METHOD_NONE &&
+           !method.optimization.use_offset();
   });
   if (lacks_model_alone || flags.offset_references == 0) return absl::OkStatus();
   std::vector<ReferenceScore> references;
@@ -291,7 +295,8 @@ void AddEvaluationFlags(CLI::App& command, EvaluationFlags* flags) {
   command
       .add_option("--offset-references", flags->offset_references,
                   "References per task whose labels the model alone scores, one call each, for the report's row "
-                  "label-offset; 0: none, and no rows that read references' labels")
+                  "label-offset, and the server, for offsets that methods ask for; 0: none, no rows that read "
+                  "references' labels, and all references for the server's")
       ->capture_default_str();
   command.add_option("--report", flags->report, "Write an HTML report to this file");
   AddOptimizationFlags(command, &flags->optimization);
@@ -362,6 +367,7 @@ absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const
                   MissingAnswers(run, *folder));
   }
   ClientItemRunner runner(session.client.get(), session.call_options(), run.server);
+  C3PO_RETURN_IF_ERROR(PrepareOffsets(session, flags.offset_references, run, runner));
   LiveProgress progress(session.terminal, run, *folder);
   EvaluationOptions options;
   options.concurrency = flags.concurrency;

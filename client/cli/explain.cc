@@ -13,6 +13,8 @@
 namespace c3po {
 namespace {
 
+constexpr int kToldLabelsMax = 6;  // of an offset
+
 // "METHOD_MODE_FINDING" without "METHOD_": "mode finding".
 std::string Words(absl::string_view name, absl::string_view prefix) {
   std::string words(absl::StripPrefix(name, prefix));
@@ -32,6 +34,7 @@ std::string Headline(const v1::OptimizationReport& report, const Terminal& termi
     parts.push_back(Words(v1::ApplicationRule_Name(report.application_rule()), "APPLICATION_RULE_"));
   }
   if (report.has_alpha()) parts.push_back(absl::StrFormat("alpha %.2f", report.alpha()));
+  if (report.offset_applied()) parts.push_back("label offset applied");
   return absl::StrCat("C3PO: ", absl::StrJoin(parts, " · "), "\n");
 }
 
@@ -125,16 +128,37 @@ std::string ExplainSummary(const v1::GenerationSummary& summary, const Terminal&
 std::string ExplainChoices(const v1::GenerationSummary& summary, const std::vector<std::string>& choices,
                            const Terminal& terminal) {
   if (summary.choice_scores_size() == 0) return "";
-  Table table("lrrrl");
-  table.AddRow({"", "log-likelihood", "tokens", "per token", "choice"});
+  const bool with_offset = summary.choice_scores(0).has_offset_score();
+  Table table(with_offset ? "lrrrrl" : "lrrrl");
+  std::vector<std::string> header = {"", "log-likelihood", "tokens", "per token", "choice"};
+  if (with_offset) header.insert(header.end() - 1, "with offset");
+  table.AddRow(header);
   for (int i = 0; i < summary.choice_scores_size() && i < static_cast<int>(choices.size()); ++i) {
     const v1::ContinuationScore& score = summary.choice_scores(i);
     const bool chosen = summary.has_chosen() && summary.chosen() == static_cast<uint32_t>(i);
-    table.AddRow({chosen ? "→" : "", absl::StrFormat("%.4f", score.log_likelihood()), absl::StrCat(score.token_count()),
-                  absl::StrFormat("%.4f", score.log_likelihood() / std::max(1u, score.token_count())),
-                  absl::StrCat("\"", Snippet(choices[static_cast<size_t>(i)], 60), "\"")});
+    std::vector<std::string> row = {chosen ? "→" : "", absl::StrFormat("%.4f", score.log_likelihood()),
+                                    absl::StrCat(score.token_count()),
+                                    absl::StrFormat("%.4f", score.log_likelihood() / std::max(1u, score.token_count())),
+                                    absl::StrCat("\"", Snippet(choices[static_cast<size_t>(i)], 60), "\"")};
+    if (with_offset) row.insert(row.end() - 1, absl::StrFormat("%.4f", score.offset_score()));
+    table.AddRow(row);
   }
   return absl::StrCat(table.Render(terminal), "\n");
+}
+
+std::string DescribeOffset(const v1::OffsetInfo& offset) {
+  std::vector<std::string> labels;
+  for (int i = 0; i < offset.labels_size() && i < offset.offsets_size(); ++i) {
+    if (i == kToldLabelsMax) {
+      labels.push_back(absl::StrCat("and ", offset.labels_size() - i, " more"));
+      break;
+    }
+    labels.push_back(absl::StrFormat("\"%s\" %+.3f", Snippet(offset.labels(i), 24), offset.offsets(i)));
+  }
+  return absl::StrFormat("after %s: scale %.4g, %s, %d references, accuracy %.1f → %.1f %%",
+                         Words(v1::Method_Name(offset.method()), "METHOD_"), offset.scale(),
+                         absl::StrJoin(labels, ", "), offset.references(), 100 * offset.accuracy_before(),
+                         100 * offset.accuracy_after());
 }
 
 std::string PriorAccuracies(const v1::PriorInfo& prior) {

@@ -14,6 +14,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/json_output.h"
 #include "client/cli/sample_file.h"
+#include "client/cli/tune_offset.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -25,6 +26,7 @@ struct ImportFlags {
   uint64_t limit = 0;  // 0: all
   bool replace = false;
   bool strict = false;
+  bool offset = false;
   bool json = false;
 };
 
@@ -108,9 +110,10 @@ class Import {
   }
 
   uint64_t added() const { return successful_ + failed_; }
+  uint64_t kept() const { return added() + duplicate_; }  // samples that the collection holds now
   // An import that leaves the collection without any of the file's samples has failed, whatever the reason.
   absl::Status Outcome() const {
-    if (added() + duplicate_ > 0) return malformed_.Outcome(flags_.strict);
+    if (kept() > 0) return malformed_.Outcome(flags_.strict);
     return absl::InvalidArgumentError(
         malformed_.count() == 0
             ? absl::StrCat(flags_.path, ": holds no sample")
@@ -203,6 +206,15 @@ absl::Status RunImport(Session& session, const ImportFlags& flags) {
   import.PrintSummary();
   C3PO_RETURN_IF_ERROR(status);
   if (import.added() > 0 && !flags.json) import.PrintNextStep(HasProfile(session, flags.collection));
+  if (flags.offset && import.kept() > 0) {
+    v1::TuneOffsetRequest request;
+    request.set_collection(flags.collection);
+    const absl::Status tuned = TuneOffset(session, request, flags.json);
+    if (!tuned.ok()) {
+      return absl::Status(tuned.code(),
+                          absl::StrCat("the samples are imported, but no label offset was fitted: ", tuned.message()));
+    }
+  }
   return import.Outcome();
 }
 
@@ -223,6 +235,8 @@ void AddRefsImportCommand(CLI::App& refs, Session* session) {
                     "A sample takes the place of the collection's references with the same prompt");
   command->add_flag("--strict", flags->strict,
                     "Fail when any line was malformed (the others are imported all the same)");
+  command->add_flag("--offset", flags->offset,
+                    "Then fit the collection's label offset, of the model alone (as refs tune --offset)");
   command->add_flag("--json", flags->json, "Print the summary as JSON");
   command->callback(
       [session, flags] { session->command = [flags](Session& chosen) { return RunImport(chosen, *flags); }; });

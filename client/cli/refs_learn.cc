@@ -12,6 +12,7 @@
 #include "client/cli/explain.h"
 #include "client/cli/json_output.h"
 #include "client/cli/request_flags.h"
+#include "client/cli/tune_offset.h"
 #include "client/eval/option_setting.h"
 #include "index/base/status_macros.h"
 #include "index/types/optimization_terms.h"
@@ -21,6 +22,8 @@ namespace {
 
 struct TuneFlags {
   v1::TunePriorRequest request;
+  bool offset = false;  // then this one is sent
+  v1::TuneOffsetRequest offset_request;
   bool json = false;
 };
 
@@ -31,6 +34,7 @@ void PrintPrior(const v1::PriorInfo& prior) {
 }
 
 absl::Status Tune(Session& session, const TuneFlags& flags) {
+  if (flags.offset) return TuneOffset(session, flags.offset_request, flags.json);
   absl::Status printed;
   bool stored = false;
   if (!flags.json) absl::PrintF("epoch  training loss  held-out loss  held-out accuracy  seconds\n");
@@ -101,14 +105,40 @@ CLI::Option* Field(CLI::App& command, const char* flag, const char* help, Set se
       flag, [set](const T& value) { set(value); }, help);
 }
 
+// The flags of a request that an offset may be fitted after, but for those that are a prior's, too, and what belongs to
+// one request. They need --offset.
+void AddOffsetFlags(CLI::App& command, TuneFlags* flags) {
+  v1::OptimizationOptions* options = flags->offset_request.mutable_optimization();
+  AddOptimizationFlags(command, options);
+  for (const char* other : {"--offset", "--collection", "--critical-layers", "--prompt-positions", "--objective",
+                            "--learning-rate", "--patience", "--return-pathways"}) {
+    command.remove_option(command.get_option(other));
+  }
+  const std::vector<CLI::Option*> of_requests =
+      command.get_options([&command](CLI::Option* option) { return option != command.get_help_ptr(); });
+  CLI::Option* offset =
+      command.add_flag("--offset", flags->offset,
+                       "Fit the collection's label offset instead: a scale and a number per label for the scores of "
+                       "choices. Of the model "
+                       "alone, or after --method and its options, or after what the profile says (--profile)");
+  for (CLI::Option* option : of_requests) option->needs(offset);
+}
+
 void AddTune(CLI::App& refs, Session* session) {
-  CLI::App* command =
-      refs.add_subcommand("tune", "Learn one router shift over a collection (its prior); the old one stays on Ctrl-C");
+  CLI::App* command = refs.add_subcommand(
+      "tune", "Learn one router shift over a collection (its prior), or its label offset; the old one stays on Ctrl-C");
   const auto flags = std::make_shared<TuneFlags>();
   v1::TunePriorRequest* request = &flags->request;
+  v1::TuneOffsetRequest* offset = &flags->offset_request;
+  v1::OptimizationOptions* options = offset->mutable_optimization();
   request->set_collection("default");
-  Field<std::string>(*command, "--collection", "The collection; default \"default\"",
-                     [=](const std::string& value) { request->set_collection(value); });
+  offset->set_collection("default");
+  AddOffsetFlags(*command, flags.get());
+  CLI::Option* fits_offset = command->get_option("--offset");
+  Field<std::string>(*command, "--collection", "The collection; default \"default\"", [=](const std::string& value) {
+    request->set_collection(value);
+    offset->set_collection(value);
+  });
   Field<std::string>(*command, "--critical-layers", "MoE layers that are shifted: 25,26 or 25-29",
                      [=](const std::string& value) {
                        const auto layers = ParseLayerList(value);
@@ -116,36 +146,59 @@ void AddTune(CLI::App& refs, Session* session) {
                          throw CLI::ValidationError("--critical-layers", std::string(layers.status().message()));
                        }
                        request->mutable_critical_layers()->Assign(layers->begin(), layers->end());
+                       options->mutable_critical_layers()->Assign(layers->begin(), layers->end());
                      });
   Field<uint32_t>(*command, "--prompt-positions",
-                  "Last tokens of a prompt that are shifted, besides the answer's; default 1",
-                  [=](uint32_t v) { request->set_prompt_positions(v); });
+                  "Last tokens of a prompt that are shifted, besides the answer's; default 1", [=](uint32_t v) {
+                    request->set_prompt_positions(v);
+                    options->set_prompt_positions(v);
+                  });
   std::vector<std::string> objectives;
   for (const Term<SurrogateLoss>& term : TermsOf<SurrogateLoss>()) objectives.emplace_back(term.flag);
   Field<std::string>(*command, "--objective", "Loss of a reference: answer or choices (default)",
                      [=](const std::string& value) {
-                       request->set_objective(static_cast<v1::Objective>(TermOfFlag<SurrogateLoss>(value)->number));
+                       const auto number = static_cast<v1::Objective>(TermOfFlag<SurrogateLoss>(value)->number);
+                       request->set_objective(number);
+                       options->set_objective(number);
                      })
       ->check(CLI::IsMember(objectives));
-  Field<uint32_t>(*command, "--epochs", "Passes at most; default 8", [=](uint32_t v) { request->set_epochs(v); });
-  Field<uint32_t>(*command, "--batch-size", "References per step; default 16",
-                  [=](uint32_t v) { request->set_batch_size(v); });
-  Field<double>(*command, "--learning-rate", "Of Adam; default 0.05", [=](double v) { request->set_learning_rate(v); });
-  Field<double>(*command, "--validation-fraction", "Of the references, held apart; default 0.2",
-                [=](double v) { request->set_validation_fraction(v); });
-  Field<uint32_t>(*command, "--patience", "Epochs without a better held-out loss before it stops; default 2",
-                  [=](uint32_t v) { request->set_patience(v); });
-  Field<uint32_t>(*command, "--max-references", "A seeded sample of this many; 0: all",
-                  [=](uint32_t v) { request->set_max_references(v); });
-  Field<uint64_t>(*command, "--seed", "Of the sample, the split and the order",
-                  [=](uint64_t v) { request->set_seed(v); });
-  Field<double>(*command, "--weight-decay", "Pulls the shift to zero; default 0",
-                [=](double v) { request->set_weight_decay(v); });
-  command->add_flag_function(
-      "--successful-only", [=](int64_t count) { request->set_successful_only(count > 0); },
-      "Only references that the model answers correctly by itself");
-  command->add_flag("--json", flags->json, "Print one JSON document per epoch");
-  command->callback([session, flags] { session->command = [flags](Session& chosen) { return Tune(chosen, *flags); }; });
+  Field<double>(*command, "--learning-rate", "Of Adam; default 0.05", [=](double v) {
+    request->set_learning_rate(v);
+    options->set_learning_rate(v);
+  });
+  Field<uint32_t>(*command, "--patience",
+                  "Epochs without a better held-out loss before it stops; default 2. With --offset: steps of descent",
+                  [=](uint32_t v) {
+                    request->set_patience(v);
+                    options->set_patience(v);
+                  });
+  Field<uint32_t>(*command, "--max-references", "A seeded sample of this many; 0: all", [=](uint32_t v) {
+    request->set_max_references(v);
+    offset->set_max_references(v);
+  });
+  Field<uint64_t>(*command, "--seed", "Of the sample, the split and the order", [=](uint64_t v) {
+    request->set_seed(v);
+    offset->set_seed(v);
+  });
+  const std::vector<CLI::Option*> of_prior = {
+      Field<uint32_t>(*command, "--epochs", "Passes at most; default 8", [=](uint32_t v) { request->set_epochs(v); }),
+      Field<uint32_t>(*command, "--batch-size", "References per step; default 16",
+                      [=](uint32_t v) { request->set_batch_size(v); }),
+      Field<double>(*command, "--validation-fraction", "Of the references, held apart; default 0.2",
+                    [=](double v) { request->set_validation_fraction(v); }),
+      Field<double>(*command, "--weight-decay", "Pulls the shift to zero; default 0",
+                    [=](double v) { request->set_weight_decay(v); }),
+      command->add_flag_function(
+          "--successful-only", [=](int64_t count) { request->set_successful_only(count > 0); },
+          "Only references that the model answers correctly by itself")};
+  for (CLI::Option* option : of_prior) option->excludes(fits_offset);
+  command->add_flag("--json", flags->json, "Print one JSON document per epoch, or message");
+  command->callback([session, flags] {
+    // Without a method of its own the offset is the model's alone, whatever the profile says.
+    v1::OptimizationOptions* after = flags->offset_request.mutable_optimization();
+    if (!after->has_method() && !after->has_preset() && !after->has_use_profile()) after->set_method(v1::METHOD_NONE);
+    session->command = [flags](Session& chosen) { return Tune(chosen, *flags); };
+  });
 }
 
 void AddAmortize(CLI::App& refs, Session* session) {
@@ -156,7 +209,7 @@ void AddAmortize(CLI::App& refs, Session* session) {
   AddOptimizationFlags(*command, &flags->optimization);
   for (const char* other :
        {"--method", "--k", "--epsilon", "--kernel", "--bandwidth", "--application", "--references", "--alpha",
-        "--return-pathways", "--collection", "--balance", "--neighborhoods", "--neighbor-source"}) {
+        "--offset", "--return-pathways", "--collection", "--balance", "--neighborhoods", "--neighbor-source"}) {
     command->remove_option(command->get_option(other));
   }
   command->add_option("--collection", flags->collection, "The collection")->check(NotEmpty())->capture_default_str();

@@ -56,6 +56,11 @@ absl::Status Show(Session& session, const ProfileFlags& flags) {
                                         response.foreign_shifts() == 0
                                             ? ""
                                             : absl::StrCat(", and ", response.foreign_shifts(), " of another model"))});
+  if (response.offsets_size() == 0) table.AddRow({"label offset", "none"});
+  for (const v1::OffsetInfo& offset : response.offsets()) {
+    table.AddRow({"label offset",
+                  absl::StrCat(DescribeOffset(offset), offset.usable() ? "" : ", of another model or embedder")});
+  }
   absl::PrintF("%s", table.Render(session.terminal));
   if (!response.profile_notes().empty()) absl::PrintF("  notes: %s\n", WithoutControls(response.profile_notes()));
   return absl::OkStatus();
@@ -120,7 +125,7 @@ void AddRefsProfileCommands(CLI::App& refs, Session* session) {
   profile->require_subcommand(1);
   profile->fallthrough();
   const auto flags = std::make_shared<ProfileFlags>();
-  Add(*profile, session, "show", "Profile, prior and amortized shifts of a collection", Show, flags)
+  Add(*profile, session, "show", "Profile, prior, amortized shifts and label offsets of a collection", Show, flags)
       ->add_flag("--json", flags->json, "Print the answer as JSON");
   CLI::App* set = Add(*profile, session, "set", "Store a profile", Set, flags);
   CLI::Option* json = set->add_option("json", flags->json_text, "OptimizationOptions as JSON, @FILE, or - for stdin");

@@ -45,11 +45,16 @@ double PerToken(const v1::ContinuationScore& score) {
   return score.token_count() == 0 ? score.log_likelihood() : score.log_likelihood() / score.token_count();
 }
 
-// The choice with the largest length-normalized log-likelihood; the first of equals. `scores` is not empty.
+// What a choice is made by: the label offset's score where the server applied one.
+double ChoiceScore(const v1::ContinuationScore& score) {
+  return score.has_offset_score() ? score.offset_score() : PerToken(score);
+}
+
+// The best choice, the first of equals. `scores` is not empty.
 int BestChoice(const v1::ScoreResponse& response) {
   int best = 0;
   for (int i = 1; i < response.scores_size(); ++i) {
-    if (PerToken(response.scores(i)) > PerToken(response.scores(best))) best = i;
+    if (ChoiceScore(response.scores(i)) > ChoiceScore(response.scores(best))) best = i;
   }
   return best;
 }
@@ -79,14 +84,22 @@ absl::Status ScoreOne(Session& session, const ScoreFlags& flags) {
   C3PO_ASSIGN_OR_RETURN(const v1::ScoreResponse response, Score(session, flags, request));
   if (flags.json) return PrintJsonLine(response);
   if (flags.explain) absl::PrintF("%s\n", ExplainOptimization(response.optimization(), session.terminal));
-  Table table("lrrrll");
-  table.AddRow({"", "log-likelihood", "tokens", "per token", "greedy", "continuation"});
+  const bool with_offset = response.optimization().offset_applied();
+  Table table(with_offset ? "lrrrrll" : "lrrrll");
+  std::vector<std::string> header = {"", "log-likelihood", "tokens", "per token", "greedy", "continuation"};
+  if (with_offset) header.insert(header.begin() + 4, "with offset");
+  table.AddRow(header);
   const int best = choose ? BestChoice(response) : -1;
   for (int i = 0; i < response.scores_size(); ++i) {
     const v1::ContinuationScore& score = response.scores(i);
-    table.AddRow({i == best ? "→" : "", absl::StrFormat("%.4f", score.log_likelihood()),
-                  absl::StrCat(score.token_count()), absl::StrFormat("%.4f", PerToken(score)),
-                  score.is_greedy() ? "yes" : "no", absl::StrCat("\"", Snippet(texts[i], 60), "\"")});
+    std::vector<std::string> row = {i == best ? "→" : "",
+                                    absl::StrFormat("%.4f", score.log_likelihood()),
+                                    absl::StrCat(score.token_count()),
+                                    absl::StrFormat("%.4f", PerToken(score)),
+                                    score.is_greedy() ? "yes" : "no",
+                                    absl::StrCat("\"", Snippet(texts[i], 60), "\"")};
+    if (with_offset) row.insert(row.begin() + 4, absl::StrFormat("%.4f", score.offset_score()));
+    table.AddRow(row);
   }
   absl::PrintF("%s", table.Render(session.terminal));
   if (flags.explain) absl::PrintF("\n%s", ExplainTimings(response.timings(), session.terminal));
@@ -96,7 +109,7 @@ absl::Status ScoreOne(Session& session, const ScoreFlags& flags) {
   return absl::OkStatus();
 }
 
-// Whether the model gets a sample right: with choices the best one by length-normalized log-likelihood is the answer;
+// Whether the model gets a sample right: with choices the best one (ChoiceScore) is the answer;
 // without, every token of the answer is the model's likeliest.
 struct Judgment {
   std::string predicted;  // Empty without choices.
@@ -170,7 +183,7 @@ class FileScoring {
 
   // Counts the sample: as one that is known, or right or wrong.
   absl::Status ScoreLine(const SampleLine& line) {
-    if (flags_.optimization.method() != v1::METHOD_NONE) {
+    if (flags_.optimization.method() != v1::METHOD_NONE || flags_.optimization.use_offset()) {
       C3PO_ASSIGN_OR_RETURN(const bool known, IsAmongReferences(*session_.client, collection_, line.sample.prompt(),
                                                                 session_.call_options()));
       known_ += known && !flags_.include_references ? 1 : 0;
@@ -258,7 +271,9 @@ void AddScoreCommand(CLI::App& app, Session* session) {
   CLI::Option* prompt = command->add_option("prompt", flags->prompt, "The prompt");
   command->add_option("--continuation", flags->continuations, "A continuation; may be given several times")
       ->allow_extra_args(false);
-  command->add_option("--choices", flags->choices, "Continuations to choose from; marks the likeliest per token")
+  command
+      ->add_option("--choices", flags->choices,
+                   "Continuations to choose from; marks the likeliest per token, with --offset the best by it")
       ->excludes("--continuation");
   command->add_option("--file", flags->path, "JSONL of {\"prompt\", \"answer\", optional \"choices\"}; - is stdin")
       ->check(SampleFile::IsReadable())

@@ -1,5 +1,6 @@
 #include "client/eval/choice_metrics.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/strip.h"
@@ -22,6 +23,10 @@ void JudgeChoices(const Task& task, const TaskItem& item, ItemResult* result) {
   result->byte_counts.clear();
   for (const std::string& choice : item.choices) {
     result->byte_counts.push_back(static_cast<int>(absl::StripPrefix(choice, " ").size()));
+  }
+  if (!result->offset_scores.empty()) {
+    const auto best = std::max_element(result->offset_scores.begin(), result->offset_scores.end());
+    return JudgePrediction(item, static_cast<int>(best - result->offset_scores.begin()), result);
   }
   result->gold = item.gold;
   result->correct_raw = BestChoice(*result, Metric::kRaw) == item.gold;

@@ -10,6 +10,7 @@ namespace c3po {
 
 // Judges a multiple-choice question from result->log_likelihoods and token_counts, one per choice: fills byte_counts,
 // gold, predicted, the three correct_* and correct. Of equal scores the first choice is taken, as the harness does.
+// Where result->offset_scores are there, they choose in the place of every metric.
 void JudgeChoices(const Task& task, const TaskItem& item, ItemResult* result);
 
 // Judges by a choice found otherwise (a vote); -1 is none, and wrong.

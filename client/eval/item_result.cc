@@ -20,6 +20,7 @@ void VisitMembers(Item& item, Visitor&& visit) {
   visit("method", item.method);
   visit("log_likelihoods", item.log_likelihoods);
   visit("token_counts", item.token_counts);
+  visit("offset_scores", item.offset_scores);
   visit("byte_counts", item.byte_counts);
   visit("gold", item.gold);
   visit("predicted", item.predicted);

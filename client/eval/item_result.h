@@ -20,6 +20,8 @@ struct ItemResult {
   // Multiple choice: scores of each choice, in the order of the question's. Empty for generation.
   std::vector<double> log_likelihoods;  // sums over tokens, natural logarithm
   std::vector<int> token_counts;
+  // Where the server applied a label offset: its scores, by which the answer is chosen whatever the task's metric.
+  std::vector<double> offset_scores;
   std::vector<int> byte_counts;  // UTF-8 bytes of each choice without its leading space
   int gold = -1;                 // index of the right choice; -1 for generation
   int predicted = -1;            // by the task's metric

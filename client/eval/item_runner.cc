@@ -49,18 +49,19 @@ size_t LongestAnswer(const TaskItem& item) {
 
 constexpr size_t kNeighborsMax = 64;  // The server's, of all within epsilon.
 
-// The same in a request of the method and in a search for its neighbors.
+}  // namespace
+
 std::string CollectionOf(const Task& task, const EvalMethod& method) {
   return method.optimization.has_collection() ? method.optimization.collection()
                                               : absl::StrCat(task.collection, method.collection_suffix);
 }
 
-}  // namespace
-
 v1::OptimizationOptions RequestOptions(const Task& task, const TaskItem& item, const EvalMethod& method) {
   v1::OptimizationOptions options;
-  if (method.kind != MethodKind::kScore || method.optimization.method() == v1::METHOD_NONE) {
+  const bool plain = method.optimization.method() == v1::METHOD_NONE && !method.optimization.use_offset();
+  if (method.kind != MethodKind::kScore || plain) {
     options.set_method(v1::METHOD_NONE);
+    options.set_use_offset(false);  // Whatever a profile says.
     return options;
   }
   options = method.optimization;
@@ -94,13 +95,14 @@ absl::StatusOr<ItemResult> ClientItemRunner::Run(const Task& task, const TaskIte
 bool ClientItemRunner::IsPlain(const Task& task, const TaskItem& item, const EvalMethod& method) {
   if (method.kind != MethodKind::kScore) return false;
   const v1::OptimizationOptions options = RequestOptions(task, item, method);
+  if (options.use_offset()) return false;
   if (options.method() != v1::METHOD_UNSPECIFIED) return options.method() == v1::METHOD_NONE;
   // Then the profile does not count, and what stands in its place optimizes.
   if (options.has_use_profile() && !options.use_profile()) return false;
   if (options.preset() != v1::PRESET_UNSPECIFIED) return false;
   // What is wrong with the collection, the question itself tells.
   const auto effective = effective_.Of(options.collection());
-  return effective.ok() && effective->method() == v1::METHOD_NONE;
+  return effective.ok() && effective->method() == v1::METHOD_NONE && !effective->use_offset();
 }
 
 absl::StatusOr<v1::OptimizationOptions> ClientItemRunner::NeighborSettings(const Task& task, const EvalMethod& method) {
@@ -148,6 +150,9 @@ absl::Status ClientItemRunner::RunChoices(const Task& task, const TaskItem& item
   request.set_prompt(prompt);
   for (const std::string& choice : item.choices) request.add_continuations(choice);
   *request.mutable_optimization() = RequestOptions(task, item, method);
+  const auto no_offset = without_offset_.find({CollectionOf(task, method), method.label});
+  const bool lacks_offset = request.optimization().use_offset() && no_offset != without_offset_.end();
+  if (lacks_offset) request.mutable_optimization()->set_use_offset(false);
   if (request.optimization().method() == v1::METHOD_ORACLE) request.set_oracle_answer(item.answer);
   C3PO_ASSIGN_OR_RETURN(const v1::ScoreResponse response, client_.Score(request, call_options_));
   if (response.scores_size() != request.continuations_size()) {
@@ -157,9 +162,12 @@ absl::Status ClientItemRunner::RunChoices(const Task& task, const TaskItem& item
   for (const v1::ContinuationScore& score : response.scores()) {
     result->log_likelihoods.push_back(score.log_likelihood());
     result->token_counts.push_back(static_cast<int>(score.token_count()));
+    if (score.has_offset_score()) result->offset_scores.push_back(score.offset_score());
   }
+  if (result->offset_scores.size() != result->log_likelihoods.size()) result->offset_scores.clear();
   JudgeChoices(task, item, result);
   CopyReport(response.optimization(), result);
+  if (lacks_offset) result->warnings.push_back(absl::StrCat("scored without a label offset: ", no_offset->second));
   CopyTimings(response.timings(), result);
   CopyUsage(response.usage(), result);
   return absl::OkStatus();

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -53,6 +54,11 @@ class ClientItemRunner : public ItemRunner {
   // optimization are read.
   ClientItemRunner(Client* client, CallOptions call_options, const v1::GetServerInfoResponse& server);
 
+  // Where choices of a method that asks for a label offset (use_offset) are scored without one, and why: by collection
+  // and method's label. Each such answer has that as a warning. Before the first question.
+  using WithoutOffset = std::map<std::pair<std::string, std::string>, std::string>;
+  void ScoreWithoutOffset(WithoutOffset collections) { without_offset_ = std::move(collections); }
+
   // Two methods that are the model as it is, METHOD_NONE and the profile of a collection that has that one, are asked
   // once for both. Errors are the server's. InvalidArgument for an oracle on a generation task: Generate takes no
   // answer.
@@ -84,9 +90,13 @@ class ClientItemRunner : public ItemRunner {
   const CallOptions call_options_;
   const uint32_t context_window_;
   EffectiveSettings effective_;
+  WithoutOffset without_offset_;
   absl::Mutex mu_;
   std::map<std::string, std::unique_ptr<AnswerExtractor>> extractors_ ABSL_GUARDED_BY(mu_);  // by pattern
 };
+
+// The collection that a method asks of a task, in requests and in searches for its neighbors.
+std::string CollectionOf(const Task& task, const EvalMethod& method);
 
 // What requests of a method carry for one question: the method's options, the collection, and the references that must
 // not be neighbors.

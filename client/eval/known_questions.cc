@@ -17,6 +17,7 @@ namespace {
 constexpr uint32_t kHits = 4;
 
 bool ReadsReferences(const EvalMethod& method) {
+  if (method.optimization.use_offset()) return true;
   return method.optimization.method() != v1::METHOD_NONE && method.optimization.method() != v1::METHOD_ORACLE;
 }
 

@@ -250,29 +250,6 @@ std::optional<LabelScores> LabelScoresOf(const ReportInput& input, const std::st
   return scores;
 }
 
-std::vector<bool> RightAfterOffset(const LabelScores& scores) {
-  std::vector<int> fold_of(scores.texts());
-  std::vector<int> dealt(scores.labels, 0);
-  for (size_t i = 0; i < scores.texts(); ++i) fold_of[i] = dealt[scores.gold[i]]++ % kOffsetFolds;
-  std::vector<bool> right(scores.texts(), false);
-  for (int fold = 0; fold < kOffsetFolds; ++fold) {
-    LabelScores others;
-    others.labels = scores.labels;
-    for (size_t i = 0; i < scores.texts(); ++i) {
-      if (fold_of[i] == fold) continue;
-      const absl::Span<const double> row = scores.row(i);
-      others.scores.insert(others.scores.end(), row.begin(), row.end());
-      others.gold.push_back(scores.gold[i]);
-    }
-    // Without other questions the scores are left as they are.
-    const LabelOffset offset = FitOrNone(others).value_or(LabelOffset{1, std::vector<double>(scores.labels, 0.0)});
-    for (size_t i = 0; i < scores.texts(); ++i) {
-      if (fold_of[i] == fold) right[i] = ChooseLabel(offset, scores.row(i)) == scores.gold[i];
-    }
-  }
-  return right;
-}
-
 void AddLabelBaselines(const std::vector<ReferenceScore>& references, ReportInput* input) {
   const auto base = std::find_if(input->methods.begin(), input->methods.end(),
                                  [](const ReportMethod& method) { return method.role == MethodRole::kBaseline; });

@@ -36,12 +36,6 @@ bool IsLabelBaseline(absl::string_view label);
 std::optional<LabelScores> LabelScoresOf(const ReportInput& input, const std::string& task,
                                          absl::Span<const ItemResult* const> answers);
 
-// Whether each answer is right once a label offset is fitted after the method, to its own scores of the other
-// questions: ten folds, each label's questions dealt to them in turn, each fold answered by a fit to the other nine.
-// The folds depend on the gold labels and the order of the questions alone, so that two methods are treated alike.
-std::vector<bool> RightAfterOffset(const LabelScores& scores);
-inline constexpr int kOffsetFolds = 10;
-
 // Finds the tasks' labels in input->questions and adds the three rows to the methods and the items of `input`, with
 // notes on what is missing. Nothing is added where no method is the model alone.
 void AddLabelBaselines(const std::vector<ReferenceScore>& references, ReportInput* input);

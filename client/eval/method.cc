@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "client/eval/option_setting.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
@@ -14,6 +15,7 @@
 namespace c3po {
 namespace {
 
+constexpr absl::string_view kOffset = "offset", kPlusOffset = "+offset";
 constexpr uint32_t kPaperLayers = 5;
 constexpr uint32_t kPaperCoreExperts = 20;
 
@@ -83,38 +85,13 @@ v1::OptimizationOptions NeighborOptions(const v1::OptimizationOptions& common) {
   return options;
 }
 
-}  // namespace
-
-const char* MethodKindName(MethodKind kind) {
-  switch (kind) {
-    case MethodKind::kScore:
-      return "score";
-    case MethodKind::kInContext:
-      return "icl";
-    case MethodKind::kNeighborVote:
-      return "knn_vote";
-  }
-  return "";
-}
-
-std::vector<std::string> MethodNames() {
-  std::vector<std::string> names = {"none"};
-  for (const Term<Method>& term : TermsOf<Method>()) {
-    if (term.value != Method::kNone) names.emplace_back(term.flag);
-  }
-  for (const char* name : {"pairs", "icl", "knn", "profile", "paper", "public-code"}) names.push_back(name);
-  return names;
-}
-
-absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContext& context) {
-  const size_t equals = name.find('=');
-  const absl::string_view label = name.substr(0, equals);
-  const absl::string_view base = equals == absl::string_view::npos ? name : name.substr(equals + 1);
-  if (label.empty()) return absl::InvalidArgumentError(absl::StrCat("method \"", name, "\" has no label"));
+// By a name without a label and without "+offset".
+absl::StatusOr<EvalMethod> MakeBase(absl::string_view base, const MethodContext& context) {
   EvalMethod method;
   if (const Term<Method>* term = TermOfFlag<Method>(base); term != nullptr) {
     if (term->value != Method::kNone) method.optimization = context.common;
     method.optimization.set_method(static_cast<v1::Method>(term->number));
+    if (term->value == Method::kOracle) method.optimization.clear_use_offset();  // None is fitted after it.
   } else if (base == "pairs") {
     method.optimization = context.common;
     method.optimization.set_method(v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
@@ -135,6 +112,47 @@ absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContex
   } else {
     return absl::InvalidArgumentError(
         absl::StrCat("method \"", base, "\" is none of ", absl::StrJoin(MethodNames(), ", ")));
+  }
+  return method;
+}
+
+}  // namespace
+
+const char* MethodKindName(MethodKind kind) {
+  switch (kind) {
+    case MethodKind::kScore:
+      return "score";
+    case MethodKind::kInContext:
+      return "icl";
+    case MethodKind::kNeighborVote:
+      return "knn_vote";
+  }
+  return "";
+}
+
+std::vector<std::string> MethodNames() {
+  std::vector<std::string> names = {"none"};
+  for (const Term<Method>& term : TermsOf<Method>()) {
+    if (term.value != Method::kNone) names.emplace_back(term.flag);
+  }
+  for (const char* name : {"pairs", "icl", "knn", "profile", "paper", "public-code", "offset"}) names.push_back(name);
+  return names;
+}
+
+absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContext& context) {
+  const size_t equals = name.find('=');
+  const absl::string_view label = name.substr(0, equals);
+  absl::string_view base = equals == absl::string_view::npos ? name : name.substr(equals + 1);
+  if (label.empty()) return absl::InvalidArgumentError(absl::StrCat("method \"", name, "\" has no label"));
+  if (base == kOffset) base = "none+offset";
+  const bool with_offset = absl::ConsumeSuffix(&base, kPlusOffset);
+  C3PO_ASSIGN_OR_RETURN(EvalMethod method, MakeBase(base, context));
+  if (with_offset) {
+    if (method.kind != MethodKind::kScore || method.optimization.method() == v1::METHOD_ORACLE) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("method \"", base, kPlusOffset, "\": no label offset is fitted after ", base));
+    }
+    method.optimization.set_use_offset(true);
   }
   method.label = std::string(label);
   return method;

@@ -53,10 +53,12 @@ std::vector<std::string> MethodNames();
 //   public-code          the authors' published code: the similarity-weighted mean of the 3 nearest references' weights
 //                        over all experts of the last 5 layers, at each new token. That is kernel regression with
 //                        alpha = 0 and the inner product as kernel, which the request asks for
+//   offset               none, with the collection's label offset on the choices' scores (use_offset)
+//   NAME+offset          a method above but oracle, with the label offset that was fitted after it: ngd+offset
 //   icl                  in-context learning: the neighbors, or `shots` of them, before the prompt
 //   knn                  the label vote of the neighbors
 // The neighbors of icl and knn are those of ngd: `common`, then the collection's profile, then the server's. none,
-// profile, paper and public-code do not take `common`. InvalidArgument for other names.
+// profile, paper, public-code and offset do not take `common`. InvalidArgument for other names.
 absl::StatusOr<EvalMethod> MakeMethod(absl::string_view name, const MethodContext& context);
 
 // All of a list, then settings "LABEL.field=value" (option_setting.h). InvalidArgument: an unknown name, a label twice,

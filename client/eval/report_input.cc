@@ -78,6 +78,7 @@ MethodRole RoleOf(const ReportMethod& method, const Json* optimization) {
   if (method.kind == "icl") return MethodRole::kInContext;
   if (method.kind == "knn_vote") return MethodRole::kNeighborVote;
   if (name == "METHOD_ORACLE" || (name.empty() && absl::StartsWith(method.label, "oracle"))) return MethodRole::kOracle;
+  if (name == "METHOD_NONE" && optimization->value("use_offset", false)) return MethodRole::kLabelOffset;
   if (name == "METHOD_NONE" || (name.empty() && method.label == "none")) return MethodRole::kBaseline;
   return MethodRole::kOptimization;
 }

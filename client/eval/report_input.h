@@ -35,7 +35,7 @@ enum class MethodRole {
   // Made by the report (label_baselines.h).
   kMajority,     // The label that most references have.
   kBatchOffset,  // The model's choices less their mean.
-  kLabelOffset,  // The model's choices under an offset fitted to the references.
+  kLabelOffset,  // The model's choices under an offset fitted to the references; also where the server applies it.
 };
 
 struct ReportMethod {
@@ -104,8 +104,9 @@ struct ReportInput {
 // Reads FOLDER/run.json and FOLDER/items.jsonl of each folder, and where they are there questions.jsonl and
 // references.jsonl and reference_scores.jsonl. Adds the baselines of label_baselines.h. A last line that was cut by a
 // kill is passed over; a missing items.jsonl is a run without items. The baseline is the method whose optimization is
-// METHOD_NONE or whose label is "none", else the first. NotFound: no folder, or no run.json in it. InvalidArgument:
-// run.json is malformed (names the field) or a line of items.jsonl other than the last is (names the line).
+// METHOD_NONE without a label offset or whose label is "none", else the first. NotFound: no folder, or no run.json in
+// it. InvalidArgument: run.json is malformed (names the field) or a line of items.jsonl other than the last is (names
+// the line).
 absl::StatusOr<ReportInput> ReadRunFolders(absl::Span<const std::string> folders);
 
 }  // namespace c3po

@@ -208,6 +208,30 @@ absl::StatusOr<LabelOffset> BatchLabelOffset(size_t labels, absl::Span<const dou
   return offset;
 }
 
+std::vector<bool> RightAfterOffset(const LabelScores& scores) {
+  std::vector<int> fold_of(scores.texts());
+  std::vector<int> dealt(scores.labels, 0);
+  for (size_t i = 0; i < scores.texts(); ++i) fold_of[i] = dealt[scores.gold[i]]++ % kOffsetFolds;
+  std::vector<bool> right(scores.texts(), false);
+  for (int fold = 0; fold < kOffsetFolds; ++fold) {
+    LabelScores others;
+    others.labels = scores.labels;
+    for (size_t i = 0; i < scores.texts(); ++i) {
+      if (fold_of[i] == fold) continue;
+      const absl::Span<const double> row = scores.row(i);
+      others.scores.insert(others.scores.end(), row.begin(), row.end());
+      others.gold.push_back(scores.gold[i]);
+    }
+    absl::StatusOr<LabelOffset> fitted = FitLabelOffset(others);
+    const LabelOffset offset =
+        fitted.ok() ? *std::move(fitted) : LabelOffset{1, std::vector<double>(scores.labels, 0.0)};
+    for (size_t i = 0; i < scores.texts(); ++i) {
+      if (fold_of[i] == fold) right[i] = ChooseLabel(offset, scores.row(i)) == scores.gold[i];
+    }
+  }
+  return right;
+}
+
 int ChooseLabel(const LabelOffset& offset, absl::Span<const double> scores) {
   size_t best = 0;
   const auto value = [&](size_t c) { return offset.scale * scores[c] + offset.offsets[c]; };

@@ -46,6 +46,13 @@ inline constexpr double kLabelOffsetRidge = 0.01;
 // `labels`, or a score that is not finite.
 absl::StatusOr<LabelOffset> BatchLabelOffset(size_t labels, absl::Span<const double> scores);
 
+// Whether each text's label is chosen once an offset is fitted to the other texts: ten folds, each label's texts dealt
+// to them in turn, each fold answered by a fit to the other nine. Where nothing else is there to fit to, the scores are
+// left as they are. The folds depend on the gold labels and the order of the texts alone, so that two methods are
+// treated alike. `scores` as FitLabelOffset takes them.
+std::vector<bool> RightAfterOffset(const LabelScores& scores);
+inline constexpr int kOffsetFolds = 10;
+
 // The label that `offset` chooses for one text. Of equal scores the first. `scores`: [labels], as many as the offsets.
 int ChooseLabel(const LabelOffset& offset, absl::Span<const double> scores);
 

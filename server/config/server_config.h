@@ -81,7 +81,7 @@ struct ServerConfig {
   int connection_age_grace_seconds_max = 60;  // For the calls that still run on it.
   int neighbor_cache_mb = 256;                // Fixed states of references.
   int work_memory_mb = 0;      // Half of it that requests take to optimize, half for learning; 0: by the model.
-  int learning_calls_max = 2;  // TunePrior and AmortizeShifts calls at once.
+  int learning_calls_max = 2;  // TunePrior, AmortizeShifts and TuneOffset calls at once.
   int workers = 2;             // Threads that tokenize, embed and search.
   int drain_seconds_max = 30;  // After SIGTERM, for running streams.
   int stall_seconds_max = 60;  // With work, and no step of the engine ended: NOT_SERVING.

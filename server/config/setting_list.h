@@ -95,7 +95,7 @@ void VisitSettings(Config& c, Visit visit) {
   limit("neighbor-cache-mb", c.neighbor_cache_mb, "MiB for the fixed states of references");
   setting("work-memory-mb", c.work_memory_mb,
           "MiB: half for requests that optimize at once, half for learning; 0: a quarter of the weights, at least 512");
-  limit("learning-calls-max", c.learning_calls_max, "TunePrior and AmortizeShifts calls at once");
+  limit("learning-calls-max", c.learning_calls_max, "TunePrior, AmortizeShifts and TuneOffset calls at once");
   setting("workers", c.workers, "threads that tokenize, embed and search");
   limit("drain-seconds-max", c.drain_seconds_max, "seconds for running streams after SIGTERM");
   limit("stall-seconds-max", c.stall_seconds_max, "seconds of work without progress, then NOT_SERVING");

@@ -30,7 +30,7 @@ class Metrics {
   enum class Stage { kQueue, kTokenize, kEmbed, kRetrieval, kPrefill, kOptimization, kOptimizationWait, kDecode };
   enum class Work { kPrefill, kDecode, kOptimization };  // What an engine step ran.
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
-  enum class Learned { kProfile, kPrior, kShift };  // Kept beside a collection's references.
+  enum class Learned { kProfile, kPrior, kShift, kOffset };  // Kept beside a collection's references.
   enum class MemoryPart { kWeights, kKvCache, kNeighborCache, kWork, kEncoder, kIndex, kOther };
   enum class RefusedConnection { kAll, kAddress, kDescriptors };               // Which limit it met.
   enum class RefusedCall { kCallsAtOnce, kCallsPerMinute, kTokensPerMinute };  // Which limit of its caller's.
@@ -52,6 +52,7 @@ class Metrics {
     kReferencesSetProfile,
     kReferencesTunePrior,
     kReferencesAmortizeShifts,
+    kReferencesTuneOffset,
     kReferencesBackupStore,
     kGetServerInfo
   };
@@ -140,7 +141,7 @@ class Metrics {
   void SetReferences(int64_t references);  // c3po_references: of all collections together
   // c3po_references_usable: of them, those made with the model and the embedder that this server runs.
   void SetReferencesUsable(int64_t references);
-  // c3po_learned_ignored{kind}: stored, and made for another model (profiles also: or another embedder).
+  // c3po_learned_ignored{kind}: stored, and made for another model (profiles and offsets also: or another embedder).
   void SetLearnedIgnored(Learned kind, int64_t count);
   void SetIndexGeneration(int64_t generation);  // c3po_index_generation
   // c3po_store_lost: 1 while the store's file is not in its place (StoreFile::Check), so that nothing can be stored.

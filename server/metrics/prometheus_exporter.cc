@@ -59,13 +59,13 @@ constexpr std::array<const char*, 2> kRefusedWatches = {"all", "address"};
 constexpr std::array<const char*, 2> kWatchedFiles = {"tls", "tokens"};
 constexpr std::array<const char*, 2> kReloadResults = {"loaded", "refused"};
 constexpr std::array<const char*, 2> kStoredRows = {"reference", "artifact"};
-constexpr std::array<const char*, 3> kLearned = {"profile", "prior", "shift"};
+constexpr std::array<const char*, 4> kLearned = {"profile", "prior", "shift", "offset"};
 struct NamedRpc {
   const char* name;  // service/method
   std::string service() const { return std::string(name).substr(0, std::string(name).find('/')); }
   std::string method() const { return std::string(name).substr(std::string(name).find('/') + 1); }
 };
-constexpr std::array<NamedRpc, 16> kRpcs = {{
+constexpr std::array<NamedRpc, 17> kRpcs = {{
     {"GenerationService/Generate"},
     {"GenerationService/Score"},
     {"GenerationService/Tokenize"},
@@ -80,6 +80,7 @@ constexpr std::array<NamedRpc, 16> kRpcs = {{
     {"ReferenceService/SetProfile"},
     {"ReferenceService/TunePrior"},
     {"ReferenceService/AmortizeShifts"},
+    {"ReferenceService/TuneOffset"},
     {"ReferenceService/BackupStore"},
     {"ServerService/GetServerInfo"},
 }};
@@ -87,7 +88,7 @@ struct CodeName {
   absl::StatusCode code;
   const char* name;
 };
-// The codes that clients are told (server/rpc/grpc_status.h), no others: twelve codes times sixteen methods is the
+// The codes that clients are told (server/rpc/grpc_status.h), no others: twelve codes times seventeen methods is the
 // largest family of the exposition, and the series budget is fixed.
 constexpr std::array<CodeName, 12> kCodes = {{
     {absl::StatusCode::kOk, "OK"},
@@ -357,8 +358,8 @@ struct Metrics::Series {
   Gauge& references_usable = AddGauge(registry, "c3po_references_usable",
                                       "Reference samples made with this server's model and embedder, all collections");
   std::array<Gauge*, kLearned.size()> learned_ignored =
-      AddGauges(registry, "c3po_learned_ignored", "Profiles, priors and shifts stored and made for another model",
-                "kind", kLearned);
+      AddGauges(registry, "c3po_learned_ignored",
+                "Profiles, priors, shifts and offsets stored and made for another model", "kind", kLearned);
   Gauge& store_lost = AddGauge(registry, "c3po_store_lost", "1 while the store's file is deleted, replaced or cut");
   std::array<Gauge*, kStoredRows.size()> damaged_rows =
       AddGauges(registry, "c3po_store_damaged_rows", "Rows of the store that do not match their checksum, left out",

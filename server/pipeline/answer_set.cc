@@ -50,10 +50,11 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
 }
 
 void ChoiceSink::OnScores(std::vector<ContinuationScore> scores) {
-  const auto less_likely = [](const ContinuationScore& a, const ContinuationScore& b) {
-    return a.per_token() < b.per_token();
+  if (offset_) ApplyOffset(*offset_, scores);
+  const auto worse = [](const ContinuationScore& a, const ContinuationScore& b) {
+    return a.choice_score() < b.choice_score();
   };
-  const auto chosen = static_cast<size_t>(std::max_element(scores.begin(), scores.end(), less_likely) - scores.begin());
+  const auto chosen = static_cast<size_t>(std::max_element(scores.begin(), scores.end(), worse) - scores.begin());
   TextChunk chunk;
   chunk.text = texts_[chosen];
   for (size_t i = 0; i < tokens_[chosen].size(); ++i) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "server/admission/admission_controller.h"
+#include "server/pipeline/choice_offset.h"
 #include "server/pipeline/generation_types.h"
 #include "server/text/incremental_detokenizer.h"
 #include "server/types/sequence_request.h"
@@ -45,27 +47,34 @@ class CallEnd {
   RequestWork work_;
 };
 
-// Carries one Score call's results to its listener.
+// Carries one Score call's results to its listener, with the label offset's scores where there is one.
 class ScoreSink final : public SequenceSink {
  public:
-  explicit ScoreSink(CallEnd end) : end_(std::move(end)) {}
+  // `offset`: of the continuations, in their order.
+  explicit ScoreSink(CallEnd end, std::optional<LabelOffset> offset = std::nullopt)
+      : end_(std::move(end)), offset_(std::move(offset)) {}
   bool OnToken(const SampledToken&) override { return true; }
-  void OnScores(std::vector<ContinuationScore> scores) override { end_.listener().OnScores(std::move(scores)); }
+  void OnScores(std::vector<ContinuationScore> scores) override {
+    if (offset_) ApplyOffset(*offset_, scores);
+    end_.listener().OnScores(std::move(scores));
+  }
   void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
     end_.Finish(status, timings);
   }
 
  private:
   CallEnd end_;
+  const std::optional<LabelOffset> offset_;
 };
 
-// Chooses among the continuations of one call: their scores, the likeliest one per token as a chunk (the first of
-// equals), and the end of a call with one answer.
+// Chooses among the continuations of one call: their scores, the best one (ContinuationScore::choice_score, the first
+// of equals) as a chunk, and the end of a call with one answer.
 class ChoiceSink final : public SequenceSink {
  public:
-  // `texts` and `tokens` of the continuations, in one order.
-  ChoiceSink(CallEnd end, std::vector<std::string> texts, std::vector<std::vector<int32_t>> tokens)
-      : end_(std::move(end)), texts_(std::move(texts)), tokens_(std::move(tokens)) {}
+  // `texts`, `tokens` and `offset` of the continuations, in one order.
+  ChoiceSink(CallEnd end, std::vector<std::string> texts, std::vector<std::vector<int32_t>> tokens,
+             std::optional<LabelOffset> offset = std::nullopt)
+      : end_(std::move(end)), texts_(std::move(texts)), tokens_(std::move(tokens)), offset_(std::move(offset)) {}
   bool OnToken(const SampledToken&) override { return true; }
   void OnScores(std::vector<ContinuationScore> scores) override;
   void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
@@ -76,6 +85,7 @@ class ChoiceSink final : public SequenceSink {
   CallEnd end_;
   const std::vector<std::string> texts_;
   const std::vector<std::vector<int32_t>> tokens_;
+  const std::optional<LabelOffset> offset_;
 };
 
 // The answers of one Generate call: sequences over one prompt whose tokens become text here, each with a detokenizer of

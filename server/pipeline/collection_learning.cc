@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
 #include "server/pipeline/memory_fit.h"
@@ -68,7 +69,25 @@ class TaskSink final : public SequenceSink {
 // A step goes up, and down for twice as long.
 constexpr int kStepPasses = 3;
 
+PipelineParts WithoutAccounts(PipelineParts parts) {
+  parts.metrics = nullptr;
+  parts.admission = nullptr;
+  return parts;
+}
+
 }  // namespace
+
+CollectionLearning::CollectionLearning(const PipelineParts& parts, const ReferenceStore* store, int calls_max)
+    : parts_(parts), store_(store), calls_max_(calls_max), scorer_(WithoutAccounts(parts)) {}
+
+CollectionLearning::~CollectionLearning() {
+  std::vector<OffsetThread> threads;
+  {
+    const MutexLock lock(mutex_);
+    threads.swap(offset_threads_);
+  }
+  for (OffsetThread& each : threads) each.thread.join();
+}
 
 absl::StatusOr<std::vector<ReferenceRecord>> CollectionLearning::Usable(const std::string& collection,
                                                                         bool successful_only) const {
@@ -301,6 +320,37 @@ absl::Status CollectionLearning::Amortize(AmortizeRequest request, OnProgress on
   const bool taken =
       parts_.workers->Submit([run] { return run->Begin(); }, [run](const absl::Status& status) { run->End(status); });
   return taken ? absl::OkStatus() : absl::ResourceExhaustedError("the queue is full: too many requests wait");
+}
+
+absl::Status CollectionLearning::TuneOffset(OffsetRequest request, OnOffsetProgress on_progress, OnOffset on_done) {
+  C3PO_RETURN_IF_ERROR(OffsetTuner::Check(request));
+  C3PO_RETURN_IF_ERROR(ValidateSettings(request.settings, parts_.model->shape()));
+  C3PO_ASSIGN_OR_RETURN(std::shared_ptr<void> place, TakePlace());
+  const auto ended = std::make_shared<std::atomic<bool>>(false);
+  auto run = [this, ended, place = std::move(place), request = std::move(request), on_progress = std::move(on_progress),
+              on_done = std::move(on_done)]() mutable {
+    absl::StatusOr<OffsetTuner::Outcome> outcome = absl::UnknownError("not run");
+    const absl::Status caught = CatchEscaped(ThreadKind::kWorker, [&]() -> absl::Status {
+      outcome = OffsetTuner::Make(parts_, store_, &scorer_, request)->Run(on_progress);
+      return absl::OkStatus();
+    });
+    if (!caught.ok()) outcome = caught;
+    place.reset();
+    (void)CatchEscapedIn(ThreadKind::kWorker, [&] {
+      request.context.Used(0);  // Of a call that scored something, that was settled before.
+      on_done(outcome);
+    });
+    on_progress = nullptr;  // What they hold goes before the thread may be joined.
+    on_done = nullptr;
+    ended->store(true);
+  };
+  const MutexLock lock(mutex_);
+  for (auto each = offset_threads_.begin(); each != offset_threads_.end();) {
+    if (each->ended->load()) each->thread.join();
+    each = each->thread.joinable() ? each + 1 : offset_threads_.erase(each);
+  }
+  offset_threads_.push_back({std::thread(std::move(run)), ended});
+  return absl::OkStatus();
 }
 
 }  // namespace c3po

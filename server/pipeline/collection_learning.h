@@ -6,11 +6,14 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "index/base/mutex.h"
 #include "server/pipeline/generation_pipeline.h"
+#include "server/pipeline/offset_tuner.h"
 #include "server/pipeline/prior_tuner.h"
 #include "server/pipeline/shift_amortizer.h"
 
@@ -32,13 +35,15 @@ struct AmortizeRequest {
 
 // Learning over a whole collection, beside the requests that are served: the engine takes its steps between theirs.
 // Results are stored through LearnedShifts before they are reported. Thread-safe. Callbacks come from worker or engine
-// threads, one at a time, and must not block; on_done comes once, last, unless an error is returned here.
+// threads, or one of their own, one at a time, and must not block; on_done comes once, last, unless an error is
+// returned here.
 class CollectionLearning {
  public:
   // `store` and what parts point to outlive it.
   // At most `calls_max` calls learn at once, each in an equal part of parts.work_memory_bytes.
-  CollectionLearning(const PipelineParts& parts, const ReferenceStore* store, int calls_max)
-      : parts_(parts), store_(store), calls_max_(calls_max) {}
+  CollectionLearning(const PipelineParts& parts, const ReferenceStore* store, int calls_max);
+  // Once every TuneOffset call has ended.
+  ~CollectionLearning();
 
   using OnEpoch = std::function<void(const PriorTuner::Epoch&)>;
   // The prior that was stored, or nothing when none was better than no shift.
@@ -53,6 +58,12 @@ class CollectionLearning {
   using OnProgress = std::function<void(const AmortizeProgress&)>;
   using OnDone = std::function<void(const absl::Status&)>;
   absl::Status Amortize(AmortizeRequest request, OnProgress on_progress, OnDone on_done);
+
+  // A label offset (offset_tuner.h), which is there and usable at on_done. Its scores are requests of low priority and
+  // share the memory of requests.
+  using OnOffsetProgress = std::function<void(const OffsetTuner::Progress&)>;
+  using OnOffset = std::function<void(const absl::StatusOr<OffsetTuner::Outcome>&)>;
+  absl::Status TuneOffset(OffsetRequest request, OnOffsetProgress on_progress, OnOffset on_done);
 
  private:
   class AmortizeRun;
@@ -72,7 +83,16 @@ class CollectionLearning {
   const PipelineParts parts_;
   const ReferenceStore* const store_;
   const int calls_max_;
+  // Scores references: as the pipeline of requests, but that nothing is counted and no place in the queue is taken.
+  GenerationPipeline scorer_;
   const std::shared_ptr<std::atomic<int>> calls_ = std::make_shared<std::atomic<int>>(0);
+  // One that waits for scores, of each TuneOffset call.
+  struct OffsetThread {
+    std::thread thread;
+    std::shared_ptr<std::atomic<bool>> ended;
+  };
+  Mutex mutex_;
+  std::vector<OffsetThread> offset_threads_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace c3po

@@ -9,6 +9,7 @@
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "server/pipeline/answer_set.h"
+#include "server/pipeline/choice_offset.h"
 #include "server/pipeline/counted_call.h"
 #include "server/pipeline/learned_override.h"
 #include "server/pipeline/reference_state_builder.h"
@@ -324,6 +325,7 @@ absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& 
   if (call.oracle_answer) query.oracle = OracleCase(call, prompt, request.continuations);
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
   C3PO_RETURN_IF_ERROR(ResolveQuery(query));
+  C3PO_ASSIGN_OR_RETURN(std::optional<LabelOffset> offset, ResolveOffsetOf(call, query));
   C3PO_ASSIGN_OR_RETURN(const RequestWork work,
                         TakePlace(call.context, permit.get(), prompt.tokens.size(), summary.usage.completion_tokens,
                                   parts_.model->shape().moe_layers, query));
@@ -333,9 +335,10 @@ absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& 
   request.prompt = std::move(prompt.tokens);
   CallEnd end(listener, permit, std::move(summary), call.context.arrival, search, work);
   if (call.choose) {
-    request.sink = std::make_shared<ChoiceSink>(std::move(end), call.continuations, request.continuations);
+    request.sink =
+        std::make_shared<ChoiceSink>(std::move(end), call.continuations, request.continuations, std::move(offset));
   } else {
-    request.sink = std::make_shared<ScoreSink>(std::move(end));
+    request.sink = std::make_shared<ScoreSink>(std::move(end), std::move(offset));
   }
   return parts_.engine->Submit(std::move(request));
 }
@@ -347,6 +350,17 @@ absl::Status GenerationPipeline::ResolveQuery(PathwayQuery& query) const {
   return query.settings.use_prior ? ValidateSettings(query.settings, parts_.model->shape()) : absl::OkStatus();
 }
 
+absl::StatusOr<std::optional<LabelOffset>> GenerationPipeline::ResolveOffsetOf(const ScoreCall& call,
+                                                                               PathwayQuery& query) const {
+  if (!query.settings.use_offset) return std::optional<LabelOffset>();
+  absl::StatusOr<ChoiceOffset> offset =
+      ResolveOffset(parts_.offsets, query.settings, call.offset_may_be_missing, call.continuations);
+  C3PO_RETURN_IF_ERROR(InField("optimization.collection: ", offset.status()));
+  if (!offset->warning.empty()) query.settings.warnings.push_back(std::move(offset->warning));
+  query.offset_applied = offset->applied.has_value();
+  return std::move(offset->applied);
+}
+
 absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathwaySearch(
     const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
     const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const {
@@ -355,6 +369,7 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     OptimizationReport report;
     report.settings = query.settings;
     report.timings = timings;
+    report.offset_applied = query.offset_applied;
     listener->OnOptimization(report);
     return nullptr;
   }

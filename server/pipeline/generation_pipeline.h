@@ -2,6 +2,7 @@
 #define C3PO_SERVER_PIPELINE_GENERATION_PIPELINE_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "server/admission/request_limits.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/generation_types.h"
+#include "server/pipeline/label_offsets.h"
 #include "server/pipeline/learned_shifts.h"
 #include "server/pipeline/pathway_search.h"
 #include "server/pipeline/prompt_text.h"
@@ -34,6 +36,7 @@ struct PipelineParts {
   WorkerPool* workers = nullptr;
   LearnedShifts* shifts = nullptr;
   ReferenceStateBuilder* states = nullptr;  // null: requests whose neighbor_source needs them are refused
+  LabelOffsets* offsets = nullptr;  // null: there are none
   Metrics* metrics = nullptr;
   AdmissionController* admission = nullptr;
   RequestLimits limits;
@@ -62,6 +65,8 @@ class GenerationPipeline {
  private:
   // Puts what the collection's prior says into the query's settings, where they begin at it.
   absl::Status ResolveQuery(PathwayQuery& query) const;
+  // The label offset of the call's continuations, where the query's settings ask for one; its warning goes into them.
+  absl::StatusOr<std::optional<LabelOffset>> ResolveOffsetOf(const ScoreCall& call, PathwayQuery& query) const;
   // The query's settings ask for a pathway search of `prompt`: sets the request's capture and callbacks. Adds to
   // `timings` what was spent here. Null where the method is none.
   absl::StatusOr<std::shared_ptr<PathwaySearch>> AttachPathwaySearch(

@@ -67,6 +67,9 @@ struct ScoreCall {
   bool choose = false;
   OptimizationSettings optimization;
   std::optional<std::string> oracle_answer;  // one of the continuations; for Method::kOracle alone
+  // Where optimization.use_offset asks for a label offset that is not there, the scores stay as they are, with a
+  // warning: it is a default's wish. False: the call asked for it by itself, and fails.
+  bool offset_may_be_missing = false;
 };
 
 // Seconds; generation.proto says what each is. Of an answered call:
@@ -101,6 +104,7 @@ struct OptimizationReport {
   std::optional<double> base_confidence, optimized_confidence;    // what the gate looked at
   std::optional<double> nearest_distance, max_neighbor_distance;  // likewise
   bool shortened = false;                                         // settings.steps was cut to meet the deadline
+  bool offset_applied = false;  // the collection's label offset, to the choices' scores
   std::optional<double> alpha;
   std::vector<std::string> warnings;  // what makes the result doubtful, in words
   Pathway before, after;              // of the critical layers; empty where no optimization ran

@@ -22,6 +22,7 @@ OptimizationReport ReportOf(PathwayQuery& query) {
   report.settings = std::move(query.settings);
   report.timings = query.timings;
   report.shortened = query.shortened;
+  report.offset_applied = query.offset_applied;
   return report;
 }
 

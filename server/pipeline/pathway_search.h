@@ -40,6 +40,7 @@ struct PathwayQuery {
   std::vector<int32_t> choice_tokens;
   std::optional<NeighborCase> oracle;  // Method::kOracle: the request itself, with its answer
   bool shortened = false;              // settings.steps was cut to meet the deadline
+  bool offset_applied = false;         // to the scores, by whoever delivers them
 };
 
 // One request's C3PO, from neighbors to a routing override:

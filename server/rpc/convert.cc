@@ -157,6 +157,7 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
   proto.set_gate(static_cast<v1::GateDecision>(TermOf(report.gate).number));
   *proto.mutable_timings() = TimingsToProto(report.timings);
   for (const std::string& warning : report.settings.warnings) proto.add_warnings(warning);
+  proto.set_offset_applied(report.offset_applied);
   if (report.settings.method == Method::kNone) return proto;
   for (const NeighborReport& neighbor : report.neighbors) {
     v1::NeighborInfo* info = proto.add_neighbors();
@@ -217,6 +218,7 @@ v1::ContinuationScore ScoreToProto(const ContinuationScore& score) {
   proto.set_token_count(static_cast<uint32_t>(score.token_logprobs.size()));
   proto.set_is_greedy(score.is_greedy);
   proto.mutable_token_logprobs()->Add(score.token_logprobs.begin(), score.token_logprobs.end());
+  if (score.offset_score) proto.set_offset_score(*score.offset_score);
   return proto;
 }
 
@@ -295,6 +297,21 @@ v1::PriorInfo PriorToProto(const CollectionPrior& prior, absl::string_view model
   if (prior.validation_accuracy_after) info.set_validation_accuracy_after(*prior.validation_accuracy_after);
   info.set_model_digest(prior.model_digest);
   info.set_usable(prior.model_digest == model_digest);
+  return info;
+}
+
+v1::OffsetInfo OffsetToProto(const CollectionOffset& offset, bool usable) {
+  v1::OffsetInfo info;
+  for (const std::string& label : offset.labels) info.add_labels(label);
+  for (const double each : offset.fitted.offsets) info.add_offsets(each);
+  info.set_scale(offset.fitted.scale);
+  info.set_references(static_cast<uint64_t>(offset.references));
+  info.set_method(static_cast<v1::Method>(TermOf(offset.method).number));
+  info.set_accuracy_before(offset.accuracy_before);
+  info.set_accuracy_after(offset.accuracy_after);
+  info.set_model_digest(offset.model_digest);
+  info.set_usable(usable);
+  info.set_settings(offset.settings);
   return info;
 }
 

@@ -44,6 +44,8 @@ void StatsPage(const std::map<std::string, v1::CollectionStats>& all, const std:
 // Usable: of the model with this digest.
 v1::PriorInfo PriorToProto(const CollectionPrior& prior, absl::string_view model_digest);
 
+v1::OffsetInfo OffsetToProto(const CollectionOffset& offset, bool usable);
+
 ReferenceSample SampleFromProto(const v1::ReferenceSample& sample);
 v1::Reference RecordToProto(const ReferenceRecord& record, bool with_pathway);
 v1::SampleVerdict VerdictToProto(const SampleVerdict& verdict);

@@ -35,6 +35,7 @@ Role LeastRole(Metrics::Rpc rpc) {
     case Metrics::Rpc::kReferencesSetProfile:
     case Metrics::Rpc::kReferencesTunePrior:
     case Metrics::Rpc::kReferencesAmortizeShifts:
+    case Metrics::Rpc::kReferencesTuneOffset:
       return Role::kReferences;
     case Metrics::Rpc::kReferencesBackupStore:
       return Role::kAdminister;

@@ -117,6 +117,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     C3PO_ASSIGN_OR_RETURN(choose.input, InputFromProto(request));
     choose.continuations.assign(request.choices().begin(), request.choices().end());
     C3PO_ASSIGN_OR_RETURN(choose.optimization, parts_.profiles->Resolve(request.optimization(), call().collections()));
+    choose.offset_may_be_missing = !request.optimization().use_offset();
     call().NoteCollection(choose.optimization.collection);
     if (choose.optimization.method == Method::kOracle) {
       return absl::InvalidArgumentError(
@@ -186,6 +187,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
     call.continuations.assign(request.continuations().begin(), request.continuations().end());
     C3PO_ASSIGN_OR_RETURN(call.optimization, parts_.profiles->Resolve(request.optimization(), call_.collections()));
+    call.offset_may_be_missing = !request.optimization().use_offset();
     call_.NoteCollection(call.optimization.collection);
     if (request.has_oracle_answer()) call.oracle_answer = request.oracle_answer();
     return parts_.pipeline->Score(std::move(call), std::move(listener));

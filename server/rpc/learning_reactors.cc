@@ -7,6 +7,7 @@
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/message_fields.h"
 #include "server/rpc/profiles.h"
 #include "server/rpc/queued_stream.h"
 #include "server/rpc/wire.h"
@@ -128,6 +129,56 @@ class AmortizeReactor final : public LearningReactor {
   int64_t done_ = 0;
 };
 
+class TuneOffsetReactor final : public LearningReactor {
+ public:
+  TuneOffsetReactor(grpc::CallbackServerContext* context, const ServiceParts& parts)
+      : LearningReactor(context, parts, Metrics::Rpc::kReferencesTuneOffset) {}
+
+ private:
+  absl::Status Begin(const grpc::ByteBuffer& bytes) override {
+    C3PO_ASSIGN_OR_RETURN(const v1::TuneOffsetRequest request, ParseRequest<v1::TuneOffsetRequest>(bytes));
+    v1::OptimizationOptions options = request.optimization();
+    if (!request.has_optimization()) options.set_method(v1::METHOD_NONE);
+    if (!request.collection().empty()) options.set_collection(request.collection());
+    const std::string name = options.has_collection() ? options.collection() : parts_.profiles->defaults().collection;
+    call().NoteCollection(name);
+    C3PO_RETURN_IF_ERROR(ValidateCollectionName(name));
+    C3PO_RETURN_IF_ERROR(call().collections().CheckWrite("collection", name));
+    OffsetRequest tune;
+    C3PO_ASSIGN_OR_RETURN(tune.settings, parts_.profiles->Resolve(options, call().collections()));
+    C3PO_RETURN_IF_ERROR(ToInt("max_references", request.max_references(), tune.max_references));
+    tune.seed = request.seed();
+    tune.keep = request.keep();
+    tune.context = call().Context("");
+    const auto self = std::static_pointer_cast<TuneOffsetReactor>(shared_from_this());
+    return parts_.learning->TuneOffset(
+        std::move(tune), [self](const OffsetTuner::Progress& progress) { self->OnProgress(progress); },
+        [self](const absl::StatusOr<OffsetTuner::Outcome>& outcome) { self->OnTuned(outcome); });
+  }
+
+  void OnProgress(const OffsetTuner::Progress& progress) {
+    last_.set_done(static_cast<uint64_t>(progress.done));
+    last_.set_total(static_cast<uint64_t>(progress.total));
+    Send(last_);
+  }
+
+  void OnTuned(const absl::StatusOr<OffsetTuner::Outcome>& outcome) {
+    if (!outcome.ok()) return End(outcome.status(), /*drop_queue=*/true);
+    const CollectionOffset& offset = *outcome->offset;
+    if (outcome->stored) {
+      call().Audit("tune_offset", {{"method", TermOf(offset.method).name},
+                                   {"references", offset.references},
+                                   {"accuracy_before", offset.accuracy_before},
+                                   {"accuracy_after", offset.accuracy_after}});
+    }
+    *last_.mutable_stored() = OffsetToProto(offset, /*usable=*/true);
+    Send(last_);
+    End(absl::OkStatus());
+  }
+
+  v1::TuneOffsetResponse last_;
+};
+
 }  // namespace
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* StartTunePrior(grpc::CallbackServerContext* context,
@@ -139,6 +190,12 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* StartAmortizeShifts(grpc::CallbackSe
                                                                 const grpc::ByteBuffer& request,
                                                                 const ServiceParts& parts) {
   return LearningReactor::Start(std::make_shared<AmortizeReactor>(context, parts), request);
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartTuneOffset(grpc::CallbackServerContext* context,
+                                                            const grpc::ByteBuffer& request,
+                                                            const ServiceParts& parts) {
+  return LearningReactor::Start(std::make_shared<TuneOffsetReactor>(context, parts), request);
 }
 
 }  // namespace c3po

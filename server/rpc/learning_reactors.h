@@ -8,13 +8,16 @@
 
 namespace c3po {
 
-// Reactors of ReferenceService.TunePrior and AmortizeShifts: progress as it is made, then the status. They delete
-// themselves when gRPC and the work are both done with them.
+// Reactors of ReferenceService.TunePrior, AmortizeShifts and TuneOffset: progress as it is made, then the status. They
+// delete themselves when gRPC and the work are both done with them.
 grpc::ServerWriteReactor<grpc::ByteBuffer>* StartTunePrior(grpc::CallbackServerContext* context,
                                                            const grpc::ByteBuffer& request, const ServiceParts& parts);
 grpc::ServerWriteReactor<grpc::ByteBuffer>* StartAmortizeShifts(grpc::CallbackServerContext* context,
                                                                 const grpc::ByteBuffer& request,
                                                                 const ServiceParts& parts);
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartTuneOffset(grpc::CallbackServerContext* context,
+                                                            const grpc::ByteBuffer& request, const ServiceParts& parts);
 
 }  // namespace c3po
 

@@ -69,7 +69,7 @@ absl::StatusOr<OptimizationSettings> Profiles::Resolve(const v1::OptimizationOpt
   v1::OptimizationOptions without_profile = options;
   if (!options.has_preset()) without_profile.set_use_profile(false);
   C3PO_ASSIGN_OR_RETURN(OptimizationSettings settings, ResolveReadable(without_profile));
-  settings.use_prior = false;
+  settings.use_prior = settings.use_offset = false;
   if (settings.method == Method::kOracle) return settings;
   settings.method = Method::kNone;
   settings.warnings.emplace_back(

@@ -278,6 +278,7 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
                           whole_collection ? catalog.EraseCollection(request->collection()) : catalog.Erase(ids));
     // What was learned of them went with them.
     parts_.pipeline_parts.shifts->Forget(request->collection());
+    if (whole_collection) parts_.pipeline_parts.offsets->Forget(request->collection());
     if (whole_collection) parts_.profiles->Forget(request->collection());
     ReportReferences(catalog, parts_.pipeline_parts.metrics);
     response->set_deleted(static_cast<uint64_t>(deleted));
@@ -349,6 +350,9 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
     response->set_amortized_shifts(static_cast<uint64_t>(shifts));
     C3PO_ASSIGN_OR_RETURN(const int64_t foreign, parts.shifts->CountForeignShifts(name));
     response->set_foreign_shifts(static_cast<uint64_t>(foreign));
+    C3PO_ASSIGN_OR_RETURN(const auto offsets, parts.offsets->All(name));
+    for (const auto& offset : offsets)
+      *response->add_offsets() = OffsetToProto(*offset, parts.offsets->IsUsable(*offset));
     return absl::OkStatus();
   };
   return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, *request, response, get);
@@ -389,6 +393,11 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::TunePrior(grpc::Ca
 grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::AmortizeShifts(grpc::CallbackServerContext* context,
                                                                              const grpc::ByteBuffer* request) {
   return StartAmortizeShifts(context, *request, parts_);
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::TuneOffset(grpc::CallbackServerContext* context,
+                                                                         const grpc::ByteBuffer* request) {
+  return StartTuneOffset(context, *request, parts_);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::BackupStore(grpc::CallbackServerContext* context,

@@ -20,8 +20,9 @@ class ReferenceService final
                       v1::ReferenceService::WithRawCallbackMethod_SetProfile<
                           v1::ReferenceService::WithRawCallbackMethod_TunePrior<
                               v1::ReferenceService::WithRawCallbackMethod_AmortizeShifts<
-                                  v1::ReferenceService::WithRawCallbackMethod_BackupStore<
-                                      v1::ReferenceService::Service>>>>>>>>>>> {
+                                  v1::ReferenceService::WithRawCallbackMethod_TuneOffset<
+                                      v1::ReferenceService::WithRawCallbackMethod_BackupStore<
+                                          v1::ReferenceService::Service>>>>>>>>>>>> {
  public:
   explicit ReferenceService(const ServiceParts& parts) : parts_(parts) {}
 
@@ -44,6 +45,8 @@ class ReferenceService final
                                                         const grpc::ByteBuffer* request) override;
   grpc::ServerWriteReactor<grpc::ByteBuffer>* AmortizeShifts(grpc::CallbackServerContext* context,
                                                              const grpc::ByteBuffer* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* TuneOffset(grpc::CallbackServerContext* context,
+                                                         const grpc::ByteBuffer* request) override;
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* BackupStore(grpc::CallbackServerContext* context,
                                                           const grpc::ByteBuffer* request) override;

@@ -40,8 +40,12 @@ struct ContinuationScore {
   double log_likelihood = 0;          // sum over tokens, natural logarithm
   bool is_greedy = true;              // every token is the model's most likely one
   std::vector<float> token_logprobs;  // One per token.
+  // Where the collection's label offset is applied (pipeline/choice_offset.h): what the choice is made by, in place of
+  // per_token().
+  std::optional<double> offset_score = std::nullopt;
   // What choices are compared by, so that a longer one is not the less likely one for that.
   double per_token() const { return log_likelihood / static_cast<double>(token_logprobs.size()); }
+  double choice_score() const { return offset_score.value_or(per_token()); }
 };
 
 // Where a sequence's results go. Calls come from the engine thread, in order, and must not block; OnFinished comes

@@ -47,6 +47,24 @@ TEST(JudgeChoices, EachMetricHasItsOwnWinner) {
   EXPECT_EQ(result.predicted, 2);
 }
 
+TEST(JudgeChoices, AnOffsetsScoresChooseWhateverTheMetric) {
+  const TaskItem item = Item({" a", " b", " c"}, 1);
+  ItemResult result;
+  result.log_likelihoods = {-1, -2, -3};
+  result.token_counts = {1, 1, 1};
+  result.offset_scores = {-1, 0.5, 0.5};
+  for (const Metric metric : {Metric::kRaw, Metric::kPerByte, Metric::kPerToken}) {
+    Task task;
+    task.metric = metric;
+    JudgeChoices(task, item, &result);
+    EXPECT_EQ(result.predicted, 1);
+    EXPECT_TRUE(result.correct && result.correct_raw && result.correct_per_byte && result.correct_per_token);
+  }
+  EXPECT_EQ(result.byte_counts.size(), 3u);
+  EXPECT_EQ(ParseItemResult(ToJsonLine(result)).status().code(), absl::StatusCode::kOk);
+  EXPECT_EQ(ParseItemResult(ToJsonLine(result))->offset_scores, result.offset_scores);
+}
+
 TEST(JudgeChoices, BytesAreThoseOfUtf8AndEqualScoresGiveTheFirst) {
   Task task;
   task.metric = Metric::kRaw;

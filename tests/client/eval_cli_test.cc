@@ -22,6 +22,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
 #include "absl/types/span.h"
+#include "client/eval/option_setting.h"
 #include "tests/client/child_process.h"
 #include "tests/client/fake_server.h"
 
@@ -695,6 +696,101 @@ TEST_F(EvalCliTest, RefsTuneShowsEpochsAndTheOutcome) {
   EXPECT_EQ(request.prompt_positions(), 32);
   EXPECT_FALSE(request.has_batch_size());
   EXPECT_THAT(Run({"refs", "tune", "--collection", "stubborn"}).out, HasSubstr("no prior stored"));
+}
+
+TEST_F(EvalCliTest, RefsTuneFitsAnOffsetAfterTheModelAloneOrAMethod) {
+  const ChildResult result = Run({"refs", "tune", "--offset", "--collection", "science"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out,
+            "collection science: label offset after none: scale 1.5, \" a\" -0.250, \" the\" +0.250, 80 references, "
+            "accuracy 50.0 → 75.0 %\n");
+  v1::TuneOffsetRequest request = server_.offset_requests().at(0);
+  EXPECT_EQ(request.collection(), "science");
+  EXPECT_EQ(request.optimization().method(), v1::METHOD_NONE);
+  EXPECT_FALSE(request.keep());
+  // Flags that a prior has, too, are the method's then.
+  EXPECT_EQ(Run({"refs",     "tune",
+                 "--offset", "--method",
+                 "ngd",      "--k",
+                 "5",        "--critical-layers",
+                 "3-4",      "--learning-rate",
+                 "0.5",      "--objective",
+                 "choices",  "--prompt-positions",
+                 "2",        "--patience",
+                 "7",        "--max-references",
+                 "50",       "--seed",
+                 "9"})
+                .exit_code,
+            0);
+  request = server_.offset_requests().at(1);
+  EXPECT_EQ(request.collection(), "default");
+  EXPECT_EQ(request.max_references(), 50);
+  EXPECT_EQ(request.seed(), 9);
+  EXPECT_THAT(DescribeOptions(request.optimization()),
+              AllOf(HasSubstr("k 5"), HasSubstr("learning_rate 0.5"), HasSubstr("patience 7")));
+  EXPECT_EQ(request.optimization().method(), v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  EXPECT_EQ(request.optimization().critical_layers_size(), 2);
+  EXPECT_EQ(request.optimization().objective(), v1::OBJECTIVE_CHOICES);
+  EXPECT_EQ(request.optimization().prompt_positions(), 2);
+  EXPECT_EQ(Run({"refs", "tune", "--offset", "--profile"}).exit_code, 0);
+  EXPECT_FALSE(server_.offset_requests().at(2).optimization().has_method());
+  EXPECT_THAT(server_.tune_requests(), testing::IsEmpty());
+  EXPECT_EQ(Run({"refs", "tune", "--k", "5"}).exit_code, 2);
+  EXPECT_EQ(Run({"refs", "tune", "--offset", "--epochs", "5"}).exit_code, 2);
+}
+
+TEST_F(EvalCliTest, OffsetsThatMethodsAskForAreFittedFirst) {
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    const bool offset = request.optimization().use_offset();
+    response->mutable_optimization()->set_offset_applied(offset);
+    for (int i = 0; i < request.continuations_size(); ++i) {
+      v1::ContinuationScore& score = *response->add_scores();
+      score.set_token_count(1);
+      score.set_log_likelihood(request.continuations(i) == " the" ? -2 : -1);
+      if (offset) score.set_offset_score(request.continuations(i) == " the" ? 1 : -1);
+    }
+    return grpc::Status::OK;
+  };
+  ServeLabelledReferences(&server_);
+  ChildResult result = Eval({"--methods", "none,offset,ngd+offset", "--set", "ngd+offset.k=5"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  ASSERT_EQ(server_.offset_requests().size(), 2u);
+  const std::vector<v1::TuneOffsetRequest> tuned = server_.offset_requests();
+  EXPECT_EQ(tuned[0].collection(), "science");
+  EXPECT_EQ(tuned[0].optimization().method(), v1::METHOD_NONE);
+  EXPECT_EQ(tuned[1].optimization().method(), v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
+  EXPECT_EQ(tuned[1].optimization().k(), 5);
+  for (const v1::TuneOffsetRequest& request : tuned) {
+    EXPECT_TRUE(request.keep());
+    EXPECT_FALSE(request.optimization().has_use_offset());
+    EXPECT_FALSE(request.optimization().has_collection());
+    EXPECT_EQ(request.max_references(), 200);
+  }
+  std::map<std::string, int> right;
+  for (const Json& item : Items("run")) right[item.at("method")] += item.at("correct").get<bool>();
+  EXPECT_EQ(right.at("none"), 0);
+  EXPECT_EQ(right.at("offset"), 4);
+  EXPECT_EQ(right.at("ngd+offset"), 4);
+  // Where there can be none, the method is asked without, and that is told.
+  const auto eval_into = [&](const std::string& out, const std::string& methods) {
+    return Run({"eval", "--task", "science", "--suite", folder_ + "/suite", "--methods", methods, "--out",
+                absl::StrCat(folder_, "/", out), "--offset-references", "4"});
+  };
+  server_.on_tune_offset = [](const v1::TuneOffsetRequest&) {
+    return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "it has no labels");
+  };
+  result = eval_into("other", "none,ngd+offset");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, AllOf(HasSubstr("collection science: method ngd+offset is asked without a label offset"),
+                                HasSubstr("warning, 4 answers: science: scored without a label offset")));
+  for (const Json& item : Items("other")) EXPECT_FALSE(item.contains("offset_scores"));
+  EXPECT_EQ(server_.offset_requests().at(2).max_references(), 10);
+  server_.on_tune_offset = [](const v1::TuneOffsetRequest&) {
+    return grpc::Status(grpc::StatusCode::INTERNAL, "it is odd");
+  };
+  result = eval_into("odd", "none,offset");
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_THAT(result.err, HasSubstr("the label offset of method offset, collection science: "));
 }
 
 TEST_F(EvalCliTest, RefsAmortizeSendsTheDescentsOptions) {

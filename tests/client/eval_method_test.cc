@@ -146,6 +146,40 @@ TEST(MakeMethod, BaselinesLeaveTheirNeighborsToTheCollectionUnlessTheUserSetsThe
   EXPECT_EQ(MakeMethod("icl", context)->shots, 5);
 }
 
+TEST(MakeMethod, AnOffsetIsFittedAfterEveryMethodButTheOracle) {
+  const MethodContext context = Context();
+  const EvalMethod alone = *MakeMethod("offset", context);
+  EXPECT_EQ(OptionsJson(alone.optimization), R"({"method":"METHOD_NONE","use_offset":true})");
+  EXPECT_EQ(alone.label, "offset");
+  for (const char* name : {"ngd", "kernel", "mode", "prior", "amortized", "profile", "paper", "public-code", "none"}) {
+    EvalMethod method = *MakeMethod(absl::StrCat(name, "+offset"), context);
+    EXPECT_EQ(method.label, absl::StrCat(name, "+offset"));
+    EXPECT_TRUE(method.optimization.use_offset());
+    EvalMethod without = *MakeMethod(name, context);
+    without.optimization.set_use_offset(true);
+    EXPECT_EQ(OptionsJson(method.optimization), OptionsJson(without.optimization)) << name;
+  }
+  EXPECT_EQ(MakeMethod("mine=ngd+offset", context)->label, "mine");
+  for (const char* name : {"oracle+offset", "icl+offset", "knn+offset", "magic+offset", "offset+offset"}) {
+    EXPECT_FALSE(MakeMethod(name, context).ok()) << name;
+  }
+  MethodContext common = context;
+  common.common.set_use_offset(true);
+  EXPECT_FALSE(MakeMethod("oracle", common)->optimization.use_offset());
+  EXPECT_TRUE(MakeMethod("ngd", common)->optimization.use_offset());
+}
+
+TEST(RequestOptions, TheModelAloneHasNoOffsetWhateverAProfileSays) {
+  Task task;
+  task.collection = "mood";
+  const v1::OptimizationOptions plain = RequestOptions(task, TaskItem(), *MakeMethod("none", Context()));
+  EXPECT_TRUE(plain.has_use_offset() && !plain.use_offset());
+  const v1::OptimizationOptions moved = RequestOptions(task, TaskItem(), *MakeMethod("offset", Context()));
+  EXPECT_TRUE(moved.use_offset());
+  EXPECT_EQ(moved.collection(), "mood");
+  EXPECT_EQ(moved.method(), v1::METHOD_NONE);
+}
+
 TEST(MakeMethods, LabelsAndSettings) {
   const auto methods =
       MakeMethods({"none", "ngd", "long=ngd"}, {"long.steps=20", "long.gate.enabled=false"}, Context());

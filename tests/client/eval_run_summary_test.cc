@@ -67,6 +67,26 @@ TEST_F(RunSummaryTest, CountsOfATaskAreThoseOfItsItems) {
   EXPECT_EQ(sst2.Find("bound")->role, MethodRole::kOracle);
 }
 
+// A label offset that the server applies to the model alone is neither the baseline nor a method that optimizes.
+TEST_F(RunSummaryTest, TheModelAloneWithAnOffsetReadsReferencesOnly) {
+  run_.WriteRunJson(R"json({"version": 1, "tasks": [{"name": "sst2", "kind": "choice", "metric": "raw", "items": 4}],
+    "methods": [{"label": "offset", "kind": "score", "optimization": {"method": "METHOD_NONE", "use_offset": true}},
+                {"label": "none", "kind": "score", "optimization": {"method": "METHOD_NONE", "use_offset": false}},
+                {"label": "ngd+offset", "kind": "score",
+                 "optimization": {"method": "METHOD_NEIGHBORHOOD_GRADIENT_DESCENT", "use_offset": true}}]})json");
+  run_.AppendAnswers("sst2", "offset", "1100");
+  run_.AppendAnswers("sst2", "none", "1000");
+  run_.AppendAnswers("sst2", "ngd+offset", "1110");
+  const RunSummary summary = Summary();
+  EXPECT_EQ(summary.baseline, "none");
+  EXPECT_EQ(summary.overall.Find("offset")->role, MethodRole::kLabelOffset);
+  EXPECT_EQ(summary.overall.Find("offset")->paired->improved, 1);
+  EXPECT_EQ(summary.overall.Find("ngd+offset")->role, MethodRole::kOptimization);
+  ASSERT_EQ(summary.overall.versus.size(), 1u);
+  EXPECT_EQ(summary.overall.versus[0].baseline, "offset");
+  EXPECT_EQ(summary.overall.versus[0].paired.improved, 1);
+}
+
 TEST_F(RunSummaryTest, PoolsOverItemsAndLeavesOutMethodsThatLackATask) {
   AppendAll();
   const RunSummary summary = Summary();

@@ -303,6 +303,33 @@ class FakeServer::References : public v1::ReferenceService::Service {
     }
     return grpc::Status::OK;
   }
+  grpc::Status TuneOffset(grpc::ServerContext*, const v1::TuneOffsetRequest* request,
+                          grpc::ServerWriter<v1::TuneOffsetResponse>* writer) override {
+    {
+      absl::MutexLock lock(&fake_.mu_);
+      fake_.offset_requests_.push_back(*request);
+    }
+    const grpc::Status status = fake_.on_tune_offset ? fake_.on_tune_offset(*request) : grpc::Status::OK;
+    if (!status.ok()) return status;
+    v1::TuneOffsetResponse event;
+    event.set_total(80);
+    for (const uint64_t done : {0, 40, 80}) {
+      event.set_done(done);
+      if (done == 80) {
+        v1::OffsetInfo& stored = *event.mutable_stored();
+        for (const char* label : {" a", " the"}) stored.add_labels(label);
+        for (const double offset : {-0.25, 0.25}) stored.add_offsets(offset);
+        stored.set_scale(1.5);
+        stored.set_references(80);
+        stored.set_method(v1::METHOD_NONE);
+        stored.set_accuracy_before(0.5);
+        stored.set_accuracy_after(0.75);
+        stored.set_usable(true);
+      }
+      writer->Write(event);
+    }
+    return grpc::Status::OK;
+  }
   grpc::Status BackupStore(grpc::ServerContext* context, const v1::BackupStoreRequest*,
                            grpc::ServerWriter<v1::BackupStoreResponse>* writer) override {
     if (fake_.on_backup) return fake_.on_backup(context, writer);
@@ -408,6 +435,11 @@ std::vector<v1::TunePriorRequest> FakeServer::tune_requests() const {
 std::vector<v1::AmortizeShiftsRequest> FakeServer::amortize_requests() const {
   absl::MutexLock lock(&mu_);
   return amortize_requests_;
+}
+
+std::vector<v1::TuneOffsetRequest> FakeServer::offset_requests() const {
+  absl::MutexLock lock(&mu_);
+  return offset_requests_;
 }
 
 int FakeServer::info_calls() const {

@@ -45,6 +45,7 @@ class FakeServer {
   std::vector<v1::SetProfileRequest> profile_requests() const;
   std::vector<v1::TunePriorRequest> tune_requests() const;
   std::vector<v1::AmortizeShiftsRequest> amortize_requests() const;
+  std::vector<v1::TuneOffsetRequest> offset_requests() const;
   // How many times a method was called.
   int info_calls() const;
 
@@ -64,6 +65,8 @@ class FakeServer {
   // Default: one hit, "ref-0".
   std::function<grpc::Status(grpc::ServerContext*, const v1::SearchReferencesRequest&, v1::SearchReferencesResponse*)>
       on_search;
+  // Called first; what it returns other than OK is the answer. Default: an offset of " a" and " the" follows.
+  std::function<grpc::Status(const v1::TuneOffsetRequest&)> on_tune_offset;
   // Default: UNIMPLEMENTED.
   bool stats_have_a_second_page = false;  // of GetStats: a collection that has a profile and no references
   std::function<grpc::Status(grpc::ServerContext*, grpc::ServerWriter<v1::BackupStoreResponse>*)> on_backup;
@@ -82,6 +85,7 @@ class FakeServer {
   std::vector<v1::SetProfileRequest> profile_requests_ ABSL_GUARDED_BY(mu_);
   std::vector<v1::TunePriorRequest> tune_requests_ ABSL_GUARDED_BY(mu_);
   std::vector<v1::AmortizeShiftsRequest> amortize_requests_ ABSL_GUARDED_BY(mu_);
+  std::vector<v1::TuneOffsetRequest> offset_requests_ ABSL_GUARDED_BY(mu_);
   int info_calls_ ABSL_GUARDED_BY(mu_) = 0;
   std::unique_ptr<Generation> generation_;
   std::unique_ptr<References> references_;

@@ -21,7 +21,7 @@ pb = server_process.make_stubs()
 gen, ref, opt, srv = pb["generation_pb2"], pb["reference_pb2"], pb["options_pb2"], pb["server_pb2"]
 
 NEEDS_ADMINISTER = {"BackupStore"}
-NEEDS_REFERENCES = {"Add", "List", "Delete", "SetProfile", "TunePrior", "AmortizeShifts"} | NEEDS_ADMINISTER
+NEEDS_REFERENCES = {"Add", "List", "Delete", "SetProfile", "TunePrior", "AmortizeShifts", "TuneOffset"} | NEEDS_ADMINISTER
 HEALTH = "/grpc.health.v1.Health/Check"
 SERVING = b"\x08\x01"
 

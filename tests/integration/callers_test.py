@@ -85,6 +85,7 @@ class CallersTest(ServerCase):
             "TunePrior": lambda c: list(self.references.TunePrior(ref.TunePriorRequest(collection=name), **as_caller(c))),
             "AmortizeShifts": lambda c: list(self.references.AmortizeShifts(
                 ref.AmortizeShiftsRequest(collection=name), **as_caller(c))),
+            "TuneOffset": lambda c: list(self.references.TuneOffset(ref.TuneOffsetRequest(collection=name), **as_caller(c))),
         }
         return reads, writes
 
@@ -98,7 +99,7 @@ class CallersTest(ServerCase):
                     self.assertEqual((code, reason), (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION"))
                     self.assertIn(f'"{name}"', message)
                     self.assertEqual(seen.setdefault(method, message.replace(name, "?")), message.replace(name, "?"))
-        self.assertEqual(len(seen), 11)
+        self.assertEqual(len(seen), 12)
         found = [hit.reference.id for hit in self.references.Search(
             ref.SearchReferencesRequest(collection="secret", text="intruder", k=100), **as_caller("root")).hits]
         self.assertEqual(sorted(found), sorted(self.ids["secret"]))

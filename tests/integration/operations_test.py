@@ -201,9 +201,10 @@ class OperationsTest(unittest.TestCase):
                                                                     learning_rate=0.3), timeout=120))
         list(self.references.AmortizeShifts(ref.AmortizeShiftsRequest(
             collection=name, optimization=opt.OptimizationOptions(steps=1, critical_layers=[0, 1])), timeout=120))
+        list(self.references.TuneOffset(ref.TuneOffsetRequest(collection=name), timeout=120))
         self.references.Delete(ref.DeleteReferencesRequest(collection=name))
         expected = {"add": dict(added=20, replaced=0), "set_profile": dict(), "remove_profile": dict(),
-                    "amortize_shifts": dict(references=20), "delete": dict(whole_collection=True, deleted=20)}
+                    "amortize_shifts": dict(references=20), "tune_offset": dict(references=10, method="none"), "delete": dict(whole_collection=True, deleted=20)}
         if tuned[-1].HasField("stored"):
             expected["tune_prior"] = dict(references=16)
         for action, fields in expected.items():

@@ -201,5 +201,29 @@ TEST(ChoiceSink, AnswersWithTheLikeliestPerTokenAndTheFirstOfEquals) {
   EXPECT_EQ(listener->summary.chosen, 0);
 }
 
+TEST(ChoiceSink, ChoosesByTheLabelOffsetWhereThereIsOne) {
+  const auto listener = std::make_shared<RecordingListener>();
+  ChoiceSink sink(CallEnd(listener, nullptr, CallSummary(), SteadyNow(), nullptr, {7, 3}), {" no", " yes"}, {{1}, {2}},
+                  LabelOffset{0.5, {-1, 1}});
+  sink.OnScores({{-2, true, {-2}}, {-4, false, {-4}}});
+  sink.OnFinished(absl::OkStatus(), FinishReason::kStop, Ran());
+  EXPECT_EQ(listener->text, " yes");
+  EXPECT_EQ(listener->summary.chosen, 1);
+  ASSERT_EQ(listener->scores.size(), 2u);
+  EXPECT_EQ(listener->scores[0].offset_score, -2);
+  EXPECT_EQ(listener->scores[1].offset_score, -1);
+  EXPECT_EQ(listener->scores[1].log_likelihood, -4) << "the model's own stays beside it";
+}
+
+TEST(ScoreSink, TellsTheLabelOffsetsScores) {
+  const auto listener = std::make_shared<RecordingListener>();
+  ScoreSink sink(CallEnd(listener, nullptr, CallSummary(), SteadyNow(), nullptr, {7, 3}), LabelOffset{2, {-1, 1}});
+  sink.OnScores({{-4, true, {-1, -3}}, {-4, false, {-4}}});
+  ASSERT_EQ(listener->scores.size(), 2u);
+  EXPECT_EQ(listener->scores[0].offset_score, -5);
+  EXPECT_EQ(listener->scores[1].offset_score, -7);
+  sink.OnFinished(absl::OkStatus(), FinishReason::kStop, Ran());
+}
+
 }  // namespace
 }  // namespace c3po

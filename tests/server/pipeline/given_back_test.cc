@@ -66,6 +66,29 @@ class ChargedCallTest : public MadeUpPipelineTest {
     ended_.WaitForNotification();
   }
 
+  void TuneOffset() {
+    std::vector<ReferenceRecord> records = MakeReferences("labels", 0, 20);
+    for (ReferenceRecord& record : records) {
+      record.embedder_digest = embedding_.digest();
+      record.sample.choices = {" no", " yes"};
+      record.sample.answer = " yes";
+    }
+    EXPECT_TRUE(store_->Add(records).ok());
+    LabelOffsets offsets(store_.get(), kModelDigest, embedding_.digest());
+    parts_.offsets = &offsets;
+    CollectionLearning learning(parts_, store_.get(), 2);
+    OffsetRequest request;
+    request.context = context_;
+    request.settings.collection = "labels";
+    request.settings.method = Method::kNone;
+    request.settings.critical_layers = {2};
+    const auto on_done = [this](const absl::StatusOr<OffsetTuner::Outcome>& outcome) { End(outcome.status()); };
+    const absl::Status begun = learning.TuneOffset(
+        std::move(request), [](const OffsetTuner::Progress&) {}, on_done);
+    ASSERT_TRUE(begun.ok()) << begun;
+    ended_.WaitForNotification();
+  }
+
   void Amortize() {
     CollectionLearning learning(parts_, store_.get(), 2);
     AmortizeRequest request;
@@ -159,6 +182,11 @@ TEST_F(GivenBackTest, TuningThatTheEngineDoesNotTakeCostsNothing) {
   ExpectGivenBack(absl::StatusCode::kUnavailable);
 }
 
+TEST_F(GivenBackTest, AnOffsetWhoseScoresTheEngineDoesNotTakeCostsNothing) {
+  TuneOffset();
+  ExpectGivenBack(absl::StatusCode::kUnavailable);
+}
+
 TEST_F(GivenBackTest, AmortizingThatTheEngineDoesNotTakeCostsNothing) {
   Amortize();
   ExpectGivenBack(absl::StatusCode::kUnavailable);
@@ -206,6 +234,11 @@ TEST_F(OnlyWaitedTest, ATextToEmbedCostsNothing) {
 
 TEST_F(OnlyWaitedTest, TuningCostsNothing) {
   Tune();
+  ExpectGivenBack(absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(OnlyWaitedTest, AnOffsetCostsNothing) {
+  TuneOffset();
   ExpectGivenBack(absl::StatusCode::kDeadlineExceeded);
 }
 

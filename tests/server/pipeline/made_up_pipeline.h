@@ -39,6 +39,9 @@ class MadeUpModel final : public PartialModel {
     }
     for (size_t i = 0; answers && i < segments.size(); ++i) {
       outputs[i].target_logprobs.assign(segments[i].targets.size(), -1);
+      for (size_t t = 0; logprob_of && t < segments[i].targets.size(); ++t) {
+        outputs[i].target_logprobs[t] = logprob_of(segments[i].targets[t]);
+      }
       outputs[i].capture.mean_hidden.assign(8, 1);
       if (segments[i].want_capture && segments[i].state_layer >= 0) outputs[i].capture.state = StateOf(segments[i]);
       outputs[i].capture.pathway.layers = 3;
@@ -57,7 +60,8 @@ class MadeUpModel final : public PartialModel {
   }
   std::atomic<bool> broken{false};
   bool answers = false;
-  std::function<void()> on_forward;  // On the engine's thread, before each pass. May be null.
+  std::function<float(int32_t token)> logprob_of;  // where it answers; null: -1 of every token
+  std::function<void()> on_forward;                // On the engine's thread, before each pass. May be null.
 };
 
 // All parts of a pipeline over a model whose answers are made up, which embeds texts too, and a store in a folder of
