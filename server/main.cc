@@ -75,9 +75,14 @@ constexpr absl::Duration kLastLines = absl::Seconds(1);  // that the end waits f
 
 // The whole server, in the order in which its parts need each other; destroyed from the last to the first.
 struct Server {
+  ~Server() {
+    if (chat != nullptr) chat->Stop();  // Its thread ends while all that calls hold is there.
+  }
+
   ModelFolder model_folder, embedder_folder;
   std::unique_ptr<Metrics> metrics;
   std::unique_ptr<MoeModel> model;
+  std::shared_ptr<ChatRenderer> chat;  // Null: the model has no chat template.
   std::unique_ptr<PromptText> text;
   std::unique_ptr<QueryEmbedding> embedding;
   int64_t encoder_bytes = 0;
@@ -148,6 +153,31 @@ RequestLimits LimitsFrom(const ServerConfig& config) {
           .logit_bias_max = config.logit_bias_max};
 }
 
+using Chat = absl::StatusOr<std::shared_ptr<ChatRenderer>>;
+
+// What renders the model's chat template, or why conversations are refused, which does not keep the model from serving.
+// Only a --chat-template that cannot be read ends the start.
+absl::Status OpenChat(const ServerConfig& config, const std::filesystem::path& folder, Chat& chat) {
+  auto templates = ChatTemplates::Read((folder / "tokenizer_config.json").string(), config.chat_template);
+  if (!templates.ok()) {
+    if (!config.chat_template.empty()) return templates.status();
+    Log(LogLevel::kInfo, "no_chat", "", {{"reason", templates.status().message()}});
+    chat = absl::FailedPreconditionError(absl::StrCat("chat: ", templates.status().message()));
+    return absl::OkStatus();
+  }
+  JinjaRenderer::Options jinja;
+  jinja.python = std::filesystem::absolute(config.chat_python).string();  // Its folder is "/".
+  jinja.waiting_max = static_cast<size_t>(config.pending_requests_max);
+  jinja.on_killed = [](absl::string_view why) { Log(LogLevel::kWarning, "chat_process_ended", "", {{"reason", why}}); };
+  const std::string origin = templates->origin;
+  chat = std::make_shared<ChatRenderer>(*std::move(templates), std::move(jinja));
+  if (const absl::Status status = (*chat)->Check(); !status.ok()) {
+    Log(LogLevel::kWarning, "chat_unavailable", "", {{"reason", status.message()}});
+  }
+  Log(LogLevel::kInfo, "chat_template", "", {{"file", origin}, {"rendered_by", (*chat)->RenderedBy()}});
+  return absl::OkStatus();
+}
+
 absl::Status LoadModel(const ServerConfig& config, Server& server) {
   const std::filesystem::path folder = server.model_folder.path;
   // What is quick to find out comes before the weights, the model before its tokenizer: of a folder that is not
@@ -182,9 +212,11 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
        {"end_tokens", absl::StrJoin(shape.eos_token_ids, ",")},
        {"generation_config_left", absl::StrJoin(generation.left, ",")},
        {"seconds", absl::ToDoubleSeconds(SteadyNow() - start)}});
-  server.text = std::make_unique<PromptText>(
-      std::move(tokenizer), ChatFormat::FromTokenizerConfig((folder / "tokenizer_config.json").string()),
-      shape.context_window, shape.vocabulary_size);
+  Chat chat = std::shared_ptr<ChatRenderer>();
+  C3PO_RETURN_IF_ERROR(OpenChat(config, folder, chat));
+  if (chat.ok()) server.chat = *chat;
+  server.text =
+      std::make_unique<PromptText>(std::move(tokenizer), std::move(chat), shape.context_window, shape.vocabulary_size);
   return absl::OkStatus();
 }
 

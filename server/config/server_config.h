@@ -21,10 +21,12 @@ std::string InCacheFolder(const std::string& path);
 struct ServerConfig {
   // Model
   std::string model = InCacheFolder("models/smollm2-135m-moe");  // Hugging Face folder, or ORG/NAME of the hub's cache.
-  std::string revision;             // Of a --model ORG/NAME: branch, tag or commit; empty: main.
-  std::string device = "cpu";       // cpu, cuda
-  std::string dtype = "auto";       // auto, float32, bfloat16
-  std::string arithmetic = "auto";  // of products on the CPU: auto, float32, bfloat16
+  std::string revision;       // Of a --model ORG/NAME: branch, tag or commit; empty: main.
+  std::string chat_template;  // File of a chat template in place of the model's; empty: the model's own.
+  std::string chat_python = "/usr/bin/python3";  // With jinja2: renders chat templates of no known format.
+  std::string device = "cpu";                    // cpu, cuda
+  std::string dtype = "auto";                    // auto, float32, bfloat16
+  std::string arithmetic = "auto";               // of products on the CPU: auto, float32, bfloat16
   // A sentence encoder, named as a model is, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
   std::string embedder_revision;  // Of an --embedder ORG/NAME; empty: main.

@@ -28,6 +28,10 @@ void VisitSettings(Config& c, Visit visit) {
           "Hugging Face folder of the model, or its name ORG/NAME on the hub, found in the hub's cache; nothing is "
           "downloaded");
   setting("revision", c.revision, "branch, tag or commit of a --model ORG/NAME; empty: main");
+  setting("chat-template", c.chat_template,
+          "file of a Jinja chat template in place of the model's own; empty: the model's");
+  setting("chat-python", c.chat_python,
+          "Python with the package jinja2, which renders chat templates of no known format, tools and documents");
   setting("device", c.device, "cpu or cuda");
   setting("dtype", c.dtype, "auto, float32 or bfloat16");
   setting("arithmetic", c.arithmetic,

@@ -15,7 +15,7 @@
 #include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
 #include "server/pipeline/optimization_settings.h"
-#include "server/text/chat_format.h"
+#include "server/text/chat_renderer.h"
 #include "server/text/json_field.h"
 #include "server/text/tokenizer.h"
 #include "server/types/model_runner.h"
@@ -177,6 +177,18 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
   AddLine("on the CPU", absl::StrCat("KV cache ", Bytes(KvBytesOnCpu(card)), " per 1,000 positions, in either"), text);
 }
 
+// A template that is not of a known format is compiled here as c3pod would, by the Python that c3pod takes by default.
+void ReadChat(ModelCard& card) {
+  auto templates = ChatTemplates::Read((std::filesystem::path(card.folder) / "tokenizer_config.json").string());
+  if (!templates.ok()) {
+    card.notes.push_back(absl::StrCat("no chat, raw prompts only: ", templates.status().message()));
+    return;
+  }
+  ChatRenderer chat(*std::move(templates), JinjaRenderer::Options());
+  card.chat = chat.RenderedBy();
+  if (const absl::Status status = chat.Check(); !status.ok()) card.notes.emplace_back(status.message());
+}
+
 }  // namespace
 
 ModelCard InspectModel(const std::string& folder) {
@@ -189,8 +201,7 @@ ModelCard InspectModel(const std::string& folder) {
   // A missing config.json would be told twice.
   if (const absl::Status weights = ReadWeights(card); weights.message() != config.message()) AddProblem(weights, card);
   AddProblem(ReadTokenizer(card), card);
-  const auto chat = ChatFormat::FromTokenizerConfig((std::filesystem::path(folder) / "tokenizer_config.json").string());
-  if (!chat.ok()) card.notes.push_back(absl::StrCat("no chat, raw prompts only: ", chat.status().message()));
+  ReadChat(card);
   return card;
 }
 
@@ -204,6 +215,9 @@ std::string CardText(const ModelCard& card) {
     for (const auto& [dtype, bytes] : card.stored_bytes) dtypes.push_back(absl::StrCat(Bytes(bytes), " ", dtype));
     AddLine("on disk", absl::StrCat(card.tensors, " tensors: ", absl::StrJoin(dtypes, ", ")), text);
   }
+  if (!card.chat.empty()) {
+    AddLine("chat", card.chat == "jinja" ? "rendered by Jinja" : absl::StrCat(card.chat, ", a known format"), text);
+  }
   for (const std::string& note : card.notes) AddLine("note", note, text);
   for (const std::string& problem : card.problems) AddLine("unsupported", problem, text);
   AddLine("loads", card.problems.empty() ? "yes" : "no", text);
@@ -216,6 +230,7 @@ std::string CardJson(const ModelCard& card) {
                                  {"loads", card.problems.empty()},
                                  {"problems", card.problems},
                                  {"notes", card.notes},
+                                 {"chat", card.chat},
                                  {"tensors", card.tensors},
                                  {"stored_bytes", card.stored_bytes}};
   if (card.config) {

@@ -22,6 +22,7 @@ struct ModelCard {
   // generation_config.json, one of the weights, one of the tokenizer. Empty: it would, where the memory suffices.
   std::vector<std::string> problems;
   std::vector<std::string> notes;  // What would not work although it loads.
+  std::string chat;                // What renders its chat template: ChatRenderer::RenderedBy; empty: it has none.
 
   // The rest as far as config.json can be understood.
   std::optional<ModelConfig> config;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "server/pipeline/answer_set.h"
@@ -159,10 +160,13 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
   auto shared = std::make_shared<GenerateCall>(std::move(call));
-  return OnWorker(counted, [this, shared, permit, counted] {
-    return OnceStatesAreThere(shared->optimization, shared->context, counted,
-                              [this, shared, permit, counted] { return RunGenerate(*shared, permit, counted); });
-  });
+  const std::shared_ptr<PromptInput> input(shared, &shared->input);
+  const auto run = [this, shared, permit, counted] { return RunGenerate(*shared, permit, counted); };
+  const auto then = [this, shared, counted, run] {
+    return OnceStatesAreThere(shared->optimization, shared->context, counted, run);
+  };
+  return OnWorker(counted,
+                  [this, shared, input, counted, then] { return RenderFirst(shared->context, input, counted, then); });
 }
 
 absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<GenerationListener> listener) {
@@ -172,9 +176,13 @@ absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<Generatio
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
   const auto tokens = std::make_shared<ScoreTokens>(parts_.text, std::move(call), parts_.limits.output_tokens_max);
-  return OnWorker(counted, [this, tokens, permit, counted] {
-    return OnceStatesAreThere(tokens->call().optimization, tokens->call().context, counted,
-                              [this, tokens, permit, counted] { return Tokenize(tokens, permit, counted); });
+  const std::shared_ptr<PromptInput> input(tokens, &tokens->input());
+  const auto run = [this, tokens, permit, counted] { return Tokenize(tokens, permit, counted); };
+  const auto then = [this, tokens, counted, run] {
+    return OnceStatesAreThere(tokens->call().optimization, tokens->call().context, counted, run);
+  };
+  return OnWorker(counted, [this, tokens, input, counted, then] {
+    return RenderFirst(tokens->call().context, input, counted, then);
   });
 }
 
@@ -203,6 +211,28 @@ absl::Status GenerationPipeline::OnceStatesAreThere(const OptimizationSettings& 
   };
   const bool is_ready = parts_.states->WhenReady(context, settings.collection, *layer, ready);
   return is_ready ? next() : absl::OkStatus();
+}
+
+absl::Status GenerationPipeline::RenderFirst(const CallContext& context, const std::shared_ptr<PromptInput>& input,
+                                             const std::shared_ptr<CountedCall>& counted,
+                                             std::function<absl::Status()> then) const {
+  if (!parts_.text->RendersElsewhere(*input)) return then();
+  const auto check = [context]() -> absl::Status {
+    C3PO_RETURN_IF_ERROR(CheckCancelled(context));
+    return SteadyNow() < context.deadline
+               ? absl::OkStatus()
+               : absl::DeadlineExceededError("the deadline passed before the conversation was rendered");
+  };
+  const auto take = [this, input, counted, then = std::move(then)](absl::StatusOr<RenderedChat> rendered) {
+    const absl::Status status = CatchEscaped(ThreadKind::kWorker, [&]() -> absl::Status {
+      C3PO_RETURN_IF_ERROR(rendered.status());
+      *input = *std::move(rendered);
+      return OnWorker(then, [counted](const absl::Status& failed) { counted->OnDone(failed, CallSummary()); });
+    });
+    if (!status.ok()) counted->OnDone(status, CallSummary());
+  };
+  parts_.text->Render(std::get<Conversation>(std::move(*input)), check, take);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<GenerationPipeline::PermitPtr> GenerationPipeline::Enter(const CallContext& context) const {
@@ -264,7 +294,7 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
     detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(detokenizer.Clone()));
   }
   CallSummary summary;
-  summary.timings.tokenize_seconds = SecondsSince(start);
+  summary.timings.tokenize_seconds = SecondsSince(start) + RenderSeconds(call.input);
   summary.usage.prompt_tokens = static_cast<int>(prompt.tokens.size());
   summary.provenance = MakeProvenance(call.sampling.seed);
   SequenceRequest request = RequestOf(call.context);

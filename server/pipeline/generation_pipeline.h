@@ -1,6 +1,7 @@
 #ifndef C3PO_SERVER_PIPELINE_GENERATION_PIPELINE_H_
 #define C3PO_SERVER_PIPELINE_GENERATION_PIPELINE_H_
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -76,6 +77,10 @@ class GenerationPipeline {
   absl::StatusOr<PermitPtr> Enter(const CallContext& context) const;
   absl::Status RunGenerate(const GenerateCall& call, const PermitPtr& permit,
                            const std::shared_ptr<GenerationListener>& listener) const;
+  // Where `input` is a conversation that another process renders, it becomes what that gives, and `then` is a job of a
+  // worker; no thread of this one waits. Else `then` is called.
+  absl::Status RenderFirst(const CallContext& context, const std::shared_ptr<PromptInput>& input,
+                           const std::shared_ptr<CountedCall>& counted, std::function<absl::Status()> then) const;
   // Tokenizes a slice of a Score call at a time, each as a job of its own, and then runs it.
   absl::Status Tokenize(const std::shared_ptr<ScoreTokens>& tokens, const PermitPtr& permit,
                         const std::shared_ptr<CountedCall>& counted) const;

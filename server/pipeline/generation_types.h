@@ -17,19 +17,27 @@
 #include "server/admission/rate_limiter.h"
 #include "server/pathway/gate.h"
 #include "server/pipeline/optimization_settings.h"
+#include "server/text/conversation.h"
 #include "server/types/sampled_token.h"
 #include "server/types/sampling_params.h"
 #include "server/types/sequence_request.h"
 
 namespace c3po {
 
-struct ChatMessage {
-  std::string role;
-  std::string content;
+// A conversation as the model's template wrote it.
+struct RenderedChat {
+  std::string prompt;
+  std::string question;       // The last message's content, which is embedded: the frame is the same in every prompt.
+  double render_seconds = 0;  // Part of tokenize_seconds.
 };
 
-// A raw prompt, token ids, or a conversation.
-using PromptInput = std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>>;
+// A raw prompt, token ids, or a conversation, which is rendered before it is tokenized.
+using PromptInput = std::variant<std::string, std::vector<int32_t>, Conversation, RenderedChat>;
+
+inline double RenderSeconds(const PromptInput& input) {
+  const auto* chat = std::get_if<RenderedChat>(&input);
+  return chat == nullptr ? 0 : chat->render_seconds;
+}
 
 // What every call carries.
 struct CallContext {

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "index/base/steady_time.h"
 
 namespace c3po {
 namespace {
@@ -11,6 +12,11 @@ namespace {
 absl::Status InField(absl::string_view field, const absl::Status& status) {
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(field, ": ", status.message()));
+}
+
+// The frame around it is the same in every prompt.
+std::string QuestionOf(const Conversation& conversation) {
+  return conversation.messages.empty() ? "" : conversation.messages.back().content;
 }
 
 // What CheckIds says of the tokens of a text.
@@ -21,8 +27,8 @@ absl::Status OfTheText(const absl::Status& status) {
 
 }  // namespace
 
-PromptText::PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<ChatFormat> chat, int context_window,
-                       int vocabulary_size)
+PromptText::PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<std::shared_ptr<ChatRenderer>> chat,
+                       int context_window, int vocabulary_size)
     : tokenizer_(std::move(tokenizer)),
       chat_(std::move(chat)),
       context_window_(context_window),
@@ -86,13 +92,16 @@ absl::StatusOr<PromptText::Prompt> PromptText::Encode(const PromptInput& input, 
     prompt = *std::move(read);
   } else {
     field = "chat";
-    std::vector<ChatTurn> turns;
-    for (const ChatMessage& message : std::get<std::vector<ChatMessage>>(input))
-      turns.push_back({message.role, message.content});
-    C3PO_RETURN_IF_ERROR(chat_.status());
-    C3PO_ASSIGN_OR_RETURN(std::string rendered, chat_->Render(turns));
-    prompt.text = turns.back().content;  // The question; the frame around it is the same in every prompt.
-    prompt.spelling = Spelling{std::move(rendered), false};
+    RenderedChat chat;
+    if (const auto* conversation = std::get_if<Conversation>(&input)) {
+      C3PO_RETURN_IF_ERROR(chat_.status());
+      C3PO_ASSIGN_OR_RETURN(chat.prompt, (*chat_)->RenderNow(*conversation));
+      chat.question = QuestionOf(*conversation);
+    } else {
+      chat = std::get<RenderedChat>(input);
+    }
+    prompt.text = std::move(chat.question);
+    prompt.spelling = Spelling{std::move(chat.prompt), false};
   }
   if (!std::holds_alternative<std::vector<int32_t>>(input)) {
     auto tokens = EncodeSpelling(*prompt.spelling);
@@ -102,6 +111,23 @@ absl::StatusOr<PromptText::Prompt> PromptText::Encode(const PromptInput& input, 
   if (prompt.tokens.empty()) return absl::InvalidArgumentError(absl::StrCat(field, ": has no tokens"));
   C3PO_RETURN_IF_ERROR(CheckLength(field, prompt.tokens.size(), tokens_after));
   return prompt;
+}
+
+bool PromptText::RendersElsewhere(const PromptInput& input) const {
+  const auto* conversation = std::get_if<Conversation>(&input);
+  return conversation != nullptr && chat_.ok() && (*chat_)->NeedsJinja(*conversation);
+}
+
+void PromptText::Render(Conversation conversation, JinjaRenderer::Check check, Rendered done) const {
+  if (!chat_.ok()) return done(chat_.status());
+  std::string question = QuestionOf(conversation);
+  const absl::Time start = SteadyNow();
+  const auto take = [done = std::move(done), question = std::move(question),
+                     start](absl::StatusOr<std::string> prompt) {
+    if (!prompt.ok()) return done(prompt.status());
+    done(RenderedChat{*std::move(prompt), question, absl::ToDoubleSeconds(SteadyNow() - start)});
+  };
+  (*chat_)->Render(std::move(conversation), std::move(check), take);
 }
 
 void PromptText::FindSeam(Prompt& prompt) const {

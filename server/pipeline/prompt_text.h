@@ -2,6 +2,7 @@
 #define C3PO_SERVER_PIPELINE_PROMPT_TEXT_H_
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,7 +12,7 @@
 #include "absl/types/span.h"
 #include "index/types/reference_record.h"
 #include "server/pipeline/generation_types.h"
-#include "server/text/chat_format.h"
+#include "server/text/chat_renderer.h"
 #include "server/text/tokenizer.h"
 #include "server/types/neighborhood_objective.h"
 
@@ -20,16 +21,16 @@ namespace c3po {
 // From what a client sends to token ids. Immutable and thread-safe.
 class PromptText {
  public:
-  // `chat`: the model's chat format, or why it has none (FailedPrecondition for requests that need it).
-  // `vocabulary_size` is the model's. It may be larger than the tokenizer's, whose table is often padded; the ids in
-  // between are the model's all the same, and decode to nothing.
-  PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<ChatFormat> chat, int context_window,
-             int vocabulary_size);
+  // `chat`: what renders the model's chat template, or why there is none (FailedPrecondition for requests that need
+  // it). `vocabulary_size` is the model's. It may be larger than the tokenizer's, whose table is often padded; the ids
+  // in between are the model's all the same, and decode to nothing.
+  PromptText(std::shared_ptr<const Tokenizer> tokenizer, absl::StatusOr<std::shared_ptr<ChatRenderer>> chat,
+             int context_window, int vocabulary_size);
 
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
   // Ids below are known to the model or to its tokenizer. Those that only the model has decode to nothing.
   int ids_end() const { return std::max(vocabulary_size_, tokenizer_->vocabulary_size()); }
-  bool has_chat() const { return chat_.ok(); }
+  bool has_chat() const { return chat_.ok() && (*chat_)->usable(); }
 
   // A text that the tokenizer cuts into given tokens.
   struct Spelling {
@@ -44,7 +45,14 @@ class PromptText {
   };
   // InvalidArgument names the field: prompt, token_ids, chat.messages[...]: empty, not UTF-8, outside the model's
   // vocabulary, or with `tokens_after` more (at least 1) beyond the context window.
+  // A conversation that is not rendered yet is rendered first; where RendersElsewhere, that waits for another process.
   absl::StatusOr<Prompt> Encode(const PromptInput& input, int tokens_after) const;
+
+  // Whether `input` is a conversation that another process has to render. Render starts that and returns; see
+  // ChatRenderer::Render. Errors begin with the field, as "chat.messages[0].role: ..." or "chat: ...".
+  bool RendersElsewhere(const PromptInput& input) const;
+  using Rendered = std::function<void(absl::StatusOr<RenderedChat>)>;
+  void Render(Conversation conversation, JinjaRenderer::Check check, Rendered done) const;
 
   // The tokens of `continuation` after `prompt`, such that the text of prompt and tokens is that of the prompt and
   // `continuation`. They are encoded together, so that a word across the seam is cut as the model knows it. Where that
@@ -76,7 +84,7 @@ class PromptText {
   absl::StatusOr<std::vector<int32_t>> EncodeSpelling(const Spelling& spelling) const;
 
   const std::shared_ptr<const Tokenizer> tokenizer_;
-  const absl::StatusOr<ChatFormat> chat_;
+  const absl::StatusOr<std::shared_ptr<ChatRenderer>> chat_;
   const int context_window_;
   const int vocabulary_size_;
 };

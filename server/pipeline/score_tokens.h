@@ -36,11 +36,13 @@ class ScoreTokens {
   absl::StatusOr<bool> Next();
 
   const ScoreCall& call() const { return call_; }
+  // For who renders a conversation before the first slice.
+  PromptInput& input() { return call_.input; }
   // Whole once Next said so.
   PromptText::Prompt& prompt() { return prompt_; }
   std::vector<std::vector<int32_t>>& continuations() { return continuations_; }
-  int completion_tokens() const { return completion_tokens_; }  // of all continuations
-  double seconds() const { return seconds_; }                   // that the slices took
+  int completion_tokens() const { return completion_tokens_; }              // of all continuations
+  double seconds() const { return seconds_ + RenderSeconds(call_.input); }  // that the slices took, and rendering
 
  private:
   absl::Status Begin();
@@ -50,7 +52,7 @@ class ScoreTokens {
   size_t BytesOf(size_t continuation) const;
 
   const PromptText* const text_;
-  const ScoreCall call_;
+  ScoreCall call_;
   const int tokens_max_;
   PromptText::Prompt prompt_;
   std::vector<std::vector<int32_t>> continuations_;

@@ -61,6 +61,17 @@ v1::TokenLogprob LogprobToProto(int32_t token, float logprob, const Tokenizer& t
   return proto;
 }
 
+Conversation ConversationFromProto(const v1::Chat& chat) {
+  Conversation conversation;
+  for (const v1::ChatMessage& message : chat.messages())
+    conversation.messages.push_back({message.role(), message.content(), message.fields_json()});
+  conversation.tools_json.assign(chat.tools_json().begin(), chat.tools_json().end());
+  conversation.documents_json.assign(chat.documents_json().begin(), chat.documents_json().end());
+  conversation.template_kwargs_json = chat.template_kwargs_json();
+  if (chat.has_add_generation_prompt()) conversation.add_generation_prompt = chat.add_generation_prompt();
+  return conversation;
+}
+
 // So that a report of the most neighbors is no larger than messages may be.
 std::string CutText(const std::string& text) {
   constexpr size_t kTextBytesMax = 16 << 10;
@@ -102,12 +113,8 @@ absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request) {
       return PromptInput(request.prompt());
     case v1::GenerateRequest::kTokenIds:
       return TokenInput(request.token_ids());
-    case v1::GenerateRequest::kChat: {
-      std::vector<ChatMessage> messages;
-      for (const v1::ChatMessage& message : request.chat().messages())
-        messages.push_back({message.role(), message.content()});
-      return PromptInput(std::move(messages));
-    }
+    case v1::GenerateRequest::kChat:
+      return PromptInput(ConversationFromProto(request.chat()));
     case v1::GenerateRequest::INPUT_NOT_SET:
       break;
   }

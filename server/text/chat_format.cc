@@ -1,47 +1,20 @@
 #include "server/text/chat_format.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <initializer_list>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
-#include "server/text/json_field.h"
-#include "server/text/utf8.h"
 
 namespace c3po {
 namespace {
-
-constexpr int64_t kTemplateBytesMax = int64_t{16} << 20;
-
-// A token of the config: "text", {"content": "text"}, or null.
-absl::StatusOr<std::string> TokenMember(const JsonField& config, absl::string_view key) {
-  const std::optional<JsonField> token = config.Find(key);
-  if (!token.has_value()) return "";
-  return token->is_object() ? token->StringMember("content") : token->AsString();
-}
-
-// The template's text: a string, or of several named templates the one called "default".
-absl::StatusOr<std::string> DefaultTemplate(const JsonField& config) {
-  const std::optional<JsonField> chat_template = config.Find("chat_template");
-  if (!chat_template.has_value()) return "";
-  if (!chat_template->is_array()) return chat_template->AsString();
-  std::string text;
-  C3PO_RETURN_IF_ERROR(chat_template->ForEachElement([&](size_t, const JsonField& named) -> absl::Status {
-    C3PO_ASSIGN_OR_RETURN(const std::string name, named.StringMember("name"));
-    if (name != "default") return absl::OkStatus();
-    C3PO_ASSIGN_OR_RETURN(text, named.StringMember("template"));
-    return absl::OkStatus();
-  }));
-  return text;
-}
 
 constexpr absl::string_view kContent = "message['content']";
 
@@ -104,54 +77,70 @@ bool AssignsOnly(const ChatTemplate& source, std::initializer_list<absl::string_
   });
 }
 
+// A condition on anything but the turns is one that no format has: on a variable that a request may set, say.
+bool AsksOnlyOfTurns(const ChatTemplate& source) {
+  constexpr absl::string_view kKnown =
+      " message messages loop role content system_message loop_messages ns multi_step_tool last_query_index index "
+      "index0 first last length reasoning_content startswith endswith and or not in is defined string none true false "
+      "add_generation_prompt ";
+  const auto known = [&](const std::string& condition) {
+    bool quoted = false;
+    for (size_t i = 0; i < condition.size();) {
+      size_t end = i;
+      while (end < condition.size() && (absl::ascii_isalnum(condition[end]) || condition[end] == '_')) ++end;
+      const absl::string_view word = absl::string_view(condition).substr(i, end - i);
+      const bool name = !word.empty() && !absl::ascii_isdigit(word[0]);
+      if (name && !quoted && !absl::StrContains(kKnown, absl::StrCat(" ", word, " "))) return false;
+      if (word.empty() && condition[end] == '\'') quoted = !quoted;
+      i = std::max(end, i + 1);
+    }
+    return true;
+  };
+  return std::all_of(source.conditions.begin(), source.conditions.end(), known);
+}
+
 absl::string_view StripLineFeeds(absl::string_view text, bool front, bool back) {
   while (front && absl::ConsumePrefix(&text, "\n")) continue;
   while (back && absl::ConsumeSuffix(&text, "\n")) continue;
   return text;
 }
 
-// What chat_template.jinja beside the config holds; empty when there is none.
-absl::StatusOr<std::string> TemplateFile(const std::string& config_path) {
-  const std::filesystem::path path = std::filesystem::path(config_path).parent_path() / "chat_template.jinja";
-  absl::StatusOr<std::string> text = ReadWholeFile(path.string(), kTemplateBytesMax);
-  if (absl::IsNotFound(text.status())) return "";
-  if (text.ok() && !IsValidUtf8(*text))
-    return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is not valid UTF-8"));
-  return text;
-}
-
 }  // namespace
 
 absl::StatusOr<ChatFormat> ChatFormat::FromTokenizerConfig(const std::string& path) {
-  C3PO_ASSIGN_OR_RETURN(const JsonField config, JsonField::ReadFile(path));
-  if (!config.is_object()) return config.Error("is no JSON object");
-  C3PO_ASSIGN_OR_RETURN(std::string source, DefaultTemplate(config));
-  C3PO_ASSIGN_OR_RETURN(std::string file, TemplateFile(path));
-  if (!file.empty()) source = std::move(file);
-  if (source.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(path, ": has no chat_template: this model knows no conversations; send a raw prompt"));
-  }
-  const absl::StatusOr<ChatTemplate> parsed = ChatTemplate::Parse(source);
+  C3PO_ASSIGN_OR_RETURN(const ChatTemplates templates, ChatTemplates::Read(path));
+  return Recognize(templates);
+}
+
+absl::StatusOr<ChatFormat> ChatFormat::Recognize(const ChatTemplates& templates) {
+  const absl::StatusOr<ChatTemplate> parsed = ChatTemplate::Parse(templates.standard);
   if (!parsed.ok()) {
     return absl::FailedPreconditionError(
-        absl::StrCat(path, ": chat_template ", parsed.status().message(), "; send a raw prompt"));
+        absl::StrCat(templates.origin, ": chat_template ", parsed.status().message(), "; send a raw prompt"));
   }
   ChatFormat format;
-  C3PO_ASSIGN_OR_RETURN(format.bos_token_, TokenMember(config, "bos_token"));
-  C3PO_ASSIGN_OR_RETURN(format.eos_token_, TokenMember(config, "eos_token"));
+  format.bos_token_ = templates.bos_token;
+  format.eos_token_ = templates.eos_token;
   ChatTemplate turns = *parsed;
   const auto bos = std::find(turns.outputs.begin(), turns.outputs.end(), "bos_token");
   if (bos != turns.outputs.end()) {
     format.prefix_ = format.bos_token_;
     turns.outputs.erase(bos);
   }
-  if (format.RecognizeChatMl(turns) || format.RecognizeTulu(turns) || format.RecognizePhi(turns) ||
-      format.RecognizeGranite(turns) || format.RecognizeDeepSeek(turns) || format.RecognizeMixtral(turns)) {
+  const bool of_turns = AsksOnlyOfTurns(turns);
+  using Recognizer = bool (ChatFormat::*)(const ChatTemplate&);
+  for (const auto& [name, recognizes] : {std::pair<const char*, Recognizer>("ChatML", &ChatFormat::RecognizeChatMl),
+                                         {"Tulu", &ChatFormat::RecognizeTulu},
+                                         {"Phi", &ChatFormat::RecognizePhi},
+                                         {"Granite", &ChatFormat::RecognizeGranite},
+                                         {"DeepSeek", &ChatFormat::RecognizeDeepSeek},
+                                         {"Mixtral", &ChatFormat::RecognizeMixtral}}) {
+    if (!of_turns || !(format.*recognizes)(turns)) continue;
+    format.name_ = name;
     return format;
   }
   return absl::FailedPreconditionError(absl::StrCat(
-      path, ": chat_template is none of those recognized (ChatML, Tulu, Phi, Granite, DeepSeek, Mixtral); ",
+      templates.origin, ": chat_template is none of those recognized (ChatML, Tulu, Phi, Granite, DeepSeek, Mixtral); ",
       "send a raw prompt"));
 }
 

@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/text/chat_template.h"
+#include "server/text/chat_templates.h"
 
 namespace c3po {
 
@@ -34,10 +35,12 @@ struct ChatTurn {
 // A value: copyable, immutable, thread-safe.
 class ChatFormat {
  public:
-  // `path` is that of a tokenizer_config.json; the file chat_template.jinja beside it, if any, goes before the config's
-  // own template. NotFound: no such config. InvalidArgument: malformed, naming file and field. FailedPrecondition: no
-  // chat template, or one that is not recognized; a raw prompt still works.
+  // FailedPrecondition: the standard template is none of those recognized.
+  static absl::StatusOr<ChatFormat> Recognize(const ChatTemplates& templates);
+  // Of the folder of a tokenizer_config.json. Errors also as ChatTemplates::Read.
   static absl::StatusOr<ChatFormat> FromTokenizerConfig(const std::string& path);
+
+  const std::string& name() const { return name_; }  // "ChatML", "Tulu", ...
 
   // The prompt that asks for the assistant's next turn; encode it without adding special tokens. `now` is told by
   // formats that state the date, in local time.
@@ -66,6 +69,7 @@ class ChatFormat {
   absl::StatusOr<std::string> RenderInstructions(absl::Span<const ChatTurn> turns) const;
   std::string RenderTurns(absl::Span<const ChatTurn> turns, absl::Time now) const;
 
+  std::string name_;
   std::string bos_token_;
   std::string eos_token_;
 

@@ -18,8 +18,9 @@ namespace {
 
 // What a request of this service never has.
 bool IsAbsent(const TemplateToken& token) {
-  for (const char* name : {"tools", "documents", "controls", "tool_calls", "available_tools", "custom_tools",
-                           "builtin_tools", "functions", "citations", "enable_thinking", "reasoning_content"}) {
+  for (const char* name :
+       {"tools", "documents", "controls", "tool_calls", "available_tools", "custom_tools", "builtin_tools", "functions",
+        "citations", "enable_thinking", "thinking", "reasoning_content"}) {
     // A local variable called reasoning_content is one of the template's own.
     const bool as_key = token.kind == TemplateToken::Kind::kString;
     if (token.text == name && (as_key || token.text != "reasoning_content")) return true;

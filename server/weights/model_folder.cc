@@ -36,9 +36,13 @@ constexpr int64_t kRefBytesMax = 4096;
 constexpr int64_t kTreeBytesMax = 64 << 20;
 constexpr size_t kListedMax = 5;  // Files, revisions or commits in one message.
 // Read where they are there: a snapshot without them would load, and be another model.
-constexpr const char* kOptionalFiles[] = {"generation_config.json",    "tokenizer_config.json",
-                                          "chat_template.jinja",       "modules.json",
-                                          "sentence_bert_config.json", "config_sentence_transformers.json",
+constexpr const char* kOptionalFiles[] = {"generation_config.json",
+                                          "tokenizer_config.json",
+                                          "chat_template.jinja",
+                                          "additional_chat_templates/tool_use.jinja",
+                                          "modules.json",
+                                          "sentence_bert_config.json",
+                                          "config_sentence_transformers.json",
                                           "1_Pooling/config.json"};
 
 bool IsWord(char c) { return absl::ascii_isalnum(c) || c == '_'; }

@@ -15,7 +15,7 @@ SERVER_ROOMS = {
     "server/types": set(),
     "server/metrics": {"server/process"},
     "server/weights": set(),
-    "server/text": set(),
+    "server/text": {"server/process"},  # The process that renders chat templates.
     "server/sampling": set(),
     "server/pathway": set(),
     "server/config": set(),
