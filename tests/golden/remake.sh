@@ -32,13 +32,14 @@ TORCH=$(ls -d "$CACHE_DIR"/torch-*/site | sort -V | tail -n 1)
 "$TOKENIZERS" tests/golden/tokenizer/make_unicode_goldens.py
 "$TOKENIZERS" tests/golden/tokenizer/make_chat_goldens.py
 "$MODELS" tests/golden/tokenizer/make_surrounding_goldens.py
+"$MODELS" tests/golden/chat/make_template_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/model/make_model_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/config/make_config_goldens.py
 PYTHONPATH=$TORCH "$MODELS_5" tests/golden/config/make_config_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/embed/make_embed_goldens.py "$CACHE_DIR/models/all-minilm-l6-v2"
 
 cmake --preset release >/dev/null
-cmake --build --preset release --target server_model_test server_model_folder_test server_text_test server_embed_test
-for name in server_model_test server_model_folder_test server_text_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
+cmake --build --preset release --target server_model_test server_model_folder_test server_text_test server_chat_test server_embed_test
+for name in server_model_test server_model_folder_test server_text_test server_chat_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
 CHANGED=$(git status --porcelain -- tests/golden)
 echo "files that came out otherwise: ${CHANGED:-none}"

@@ -74,6 +74,27 @@ TEST_F(ChangedFolder, StillCountsWhereTheWeightsAreMissing) {
   EXPECT_EQ(card.parameters.total, InspectModel(Golden("olmoe_tiny")).parameters.total);
 }
 
+TEST_F(ChangedFolder, TellsByWhichWayChatIsRendered) {
+  const std::string files = absl::StrCat(C3PO_TESTDATA_DIR, "/chat/templates/");
+  const std::string mine = folder_.path() + "/chat_template.jinja";
+  const auto copy = [&](const char* name) {
+    std::filesystem::copy_file(files + name, mine, std::filesystem::copy_options::overwrite_existing);
+  };
+  copy("qwen_2_5.jinja");
+  EXPECT_THAT(CardText(InspectModel(folder_.path())), HasSubstr("chat            ChatML, a known format\n"));
+  copy("harmony.jinja");
+  const ModelCard card = InspectModel(folder_.path());
+  EXPECT_THAT(CardText(card), HasSubstr("chat            rendered by Jinja\n"));
+  EXPECT_EQ(Json::parse(CardJson(card))["chat"], "jinja");
+  EXPECT_THAT(card.notes, IsEmpty());
+  folder_.Write("chat_template.jinja", "{% if %}");
+  EXPECT_THAT(InspectModel(folder_.path()).notes, ElementsAre(HasSubstr("is no Jinja: line 1")));
+  std::filesystem::remove(mine);
+  const ModelCard none = InspectModel(folder_.path());
+  EXPECT_EQ(none.chat, "");
+  EXPECT_THAT(none.notes, ElementsAre(HasSubstr("no chat, raw prompts only")));
+}
+
 TEST_F(ChangedFolder, TellsAMissingConfigOnce) {
   std::filesystem::remove(folder_.path() + "/config.json");
   EXPECT_THAT(InspectModel(folder_.path()).problems, ElementsAre(HasSubstr("config.json")));

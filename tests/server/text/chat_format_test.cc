@@ -136,6 +136,9 @@ TEST(ChatFormat, BadTurnsAreNamed) {
 
 TEST(ChatFormat, UnknownTemplatesAdviseARawPrompt) {
   const char* templates[] = {
+      // A condition on a variable that a request may set.
+      R"({% for m in messages %}{% if loud %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %})"
+      R"({% endfor %}{{ '<|im_start|>assistant\n' }})",
       "", "{{ messages[0]['content'] }}",
       // Another format with the same words: turns are closed by the eos token.
       R"({% for message in messages %}{{ '<|user|>\n' + message['content'] + eos_token }}{% endfor %})",
