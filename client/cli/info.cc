@@ -37,7 +37,7 @@ Table ModelTable(const v1::GetServerInfoResponse& info) {
   table.AddRow({"hidden size", absl::StrCat(model.hidden_size())});
   table.AddRow({"vocabulary", absl::StrCat(model.vocabulary_size())});
   table.AddRow({"context", absl::StrCat(model.context_window(), " tokens")});
-  table.AddRow({"chat format", model.chat() ? "known" : "not known"});
+  table.AddRow({"chat", model.chat() ? "yes" : "no"});
   for (const std::string& warning : info.warnings()) table.AddRow({"warning", WithoutControls(warning)});
   table.AddRow({"embedder", absl::StrCat(info.embedder().name(), " (", info.embedder().dimension(), " dimensions)")});
   return table;

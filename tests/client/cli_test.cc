@@ -242,6 +242,22 @@ TEST_F(CliTest, ChatFlagWrapsThePromptAsAUsersMessage) {
       chat { messages { role: 'system' content: 'be brief' } messages { role: 'user' content: 'hi' } })");
 }
 
+TEST_F(CliTest, ToolsAndDocumentsAreSentAsTheirFilesAre) {
+  const std::string tool = absl::StrCat(testing::TempDir(), "/c3po_tool.json");
+  std::ofstream(tool) << R"({"type": "function",  "n": 1.50})";
+  ASSERT_EQ(Run({"ask", "hi", "--tool", tool, "--tool", tool, "--document", tool}).exit_code, 0);
+  ExpectEqual(server_.generate_requests().at(0), R"(
+      chat {
+        messages { role: 'user' content: 'hi' }
+        tools_json: '{"type": "function",  "n": 1.50}'
+        tools_json: '{"type": "function",  "n": 1.50}'
+        documents_json: '{"type": "function",  "n": 1.50}'
+      })");
+  const ChildResult missing = Run({"ask", "hi", "--tool", "/nonexistent/tool.json"});
+  EXPECT_NE(missing.exit_code, 0);
+  EXPECT_THAT(missing.err, HasSubstr("/nonexistent/tool.json"));
+}
+
 TEST_F(CliTest, AskJsonIsOneDocumentPerEventWithTheProtosNames) {
   const ChildResult result = Run({"ask", "hi", "--json", "--method", "ngd"});
   EXPECT_EQ(result.exit_code, 0);
