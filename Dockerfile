@@ -2,39 +2,9 @@
 #   docker build --target cpu -t c3po .    docker build --target cuda -t c3po:cuda .    docker build --target models -t c3po-models .
 # Each image has its bill of materials, /opt/c3po/sbom.cdx.json. The steps are scripts of deploy/, which run as well without a container engine.
 
-FROM debian:bookworm-slim AS build
-ENV C3PO_CACHE_DIR=/opt/c3po-cache
-WORKDIR /src
-COPY deploy/install_deps.sh deploy/install_deps.sh
-RUN deploy/install_deps.sh --build-only && rm -rf /var/lib/apt/lists/*
-COPY . .
-RUN deploy/docker/build.sh
-
-FROM build AS stage-cpu
-COPY --from=debian:bookworm-slim /var/lib/dpkg/status /base-status
-RUN BASE_STATUS=/base-status deploy/docker/stage.sh build/release/bin /stage cpu
-
-# nvcc and what it compiles are of this image alone.
-FROM build AS build-cuda
-RUN deploy/install_deps.sh --build-only --cuda && deploy/docker/build.sh cuda
-
-FROM build-cuda AS stage-cuda
-COPY --from=debian:bookworm-slim /var/lib/dpkg/status /base-status
-RUN BASE_STATUS=/base-status deploy/docker/stage.sh build/release/bin /stage cuda
-
-FROM build AS model-folders
-RUN deploy/fetch_models.sh
-
-# Copies the default model and the sentence encoder to where /models is mounted, unless they are there.
-FROM debian:bookworm-slim AS models
-COPY --from=model-folders /opt/c3po-cache/models /seed
-RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin c3po && install -d -o c3po -g c3po /models
-USER 10001:10001
-VOLUME /models
-CMD ["cp", "-rn", "/seed/.", "/models"]
-
 # Without TLS and without --insecure c3pod refuses to listen beyond loopback: say which you want.
 FROM debian:bookworm-slim AS runtime
+RUN apt-get update && apt-get install -y --no-install-recommends python3-jinja2 && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin c3po \
  && install -d -o c3po -g c3po /models /var/lib/c3po
 ENV PATH=/opt/c3po/bin:/usr/local/bin:/usr/bin:/bin \
@@ -51,6 +21,37 @@ WORKDIR /var/lib/c3po
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 CMD ["healthcheck.sh", "/readyz"]
 ENTRYPOINT ["c3pod"]
+
+FROM debian:bookworm-slim AS build
+ENV C3PO_CACHE_DIR=/opt/c3po-cache
+WORKDIR /src
+COPY deploy/install_deps.sh deploy/install_deps.sh
+RUN deploy/install_deps.sh --build-only && rm -rf /var/lib/apt/lists/*
+COPY . .
+RUN deploy/docker/build.sh
+
+FROM build AS stage-cpu
+COPY --from=runtime /var/lib/dpkg/status /base-status
+RUN BASE_STATUS=/base-status deploy/docker/stage.sh build/release/bin /stage cpu
+
+# nvcc and what it compiles are of this image alone.
+FROM build AS build-cuda
+RUN deploy/install_deps.sh --build-only --cuda && deploy/docker/build.sh cuda
+
+FROM build-cuda AS stage-cuda
+COPY --from=runtime /var/lib/dpkg/status /base-status
+RUN BASE_STATUS=/base-status deploy/docker/stage.sh build/release/bin /stage cuda
+
+FROM build AS model-folders
+RUN deploy/fetch_models.sh
+
+# Copies the default model and the sentence encoder to where /models is mounted, unless they are there.
+FROM debian:bookworm-slim AS models
+COPY --from=model-folders /opt/c3po-cache/models /seed
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin c3po && install -d -o c3po -g c3po /models
+USER 10001:10001
+VOLUME /models
+CMD ["cp", "-rn", "/seed/.", "/models"]
 
 FROM runtime AS cuda
 ENV C3PO_DEVICE=cuda \

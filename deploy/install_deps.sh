@@ -25,6 +25,7 @@ BUILD_PACKAGES=(
   nlohmann-json3-dev libcli11-dev libsqlite3-dev libspdlog-dev libssl-dev openssl
   libgtest-dev libgmock-dev libbenchmark-dev patchelf
 )
+RUN_PACKAGES=(python3-jinja2)  # Renders chat templates of no known format.
 TEST_PACKAGES=(libcpp-httplib-dev libboost-context-dev prometheus)  # With promtool.
 
 BUILD_ONLY=0 CUDA=0
@@ -153,7 +154,7 @@ mkdir -p "$CACHE_DIR"
 if [ "$BUILD_ONLY" = 1 ]; then
   install_debian_packages "${BUILD_PACKAGES[@]}"
 else
-  install_debian_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+  install_debian_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
 fi
 if [ "$CUDA" = 1 ]; then provide_cuda; fi
 fill_folder "Python tools" "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION" make_tools_venv

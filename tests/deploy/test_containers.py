@@ -39,6 +39,13 @@ def test_scripts_that_the_images_run_are_there_and_parse() -> None:
         assert subprocess.run(["bash", "-n", SOURCE / script]).returncode == 0, script
 
 
+def test_server_images_hold_what_c3pod_runs() -> None:
+    script = (DEPLOY / "install_deps.sh").read_text(encoding="utf-8")
+    needed = set(re.search(r"^RUN_PACKAGES=\(([^)]*)\)", script, re.M).group(1).split())
+    installed = {word for instruction, rest in lineage("cpu") if instruction == "RUN" for word in rest.split()}
+    assert needed and needed <= installed
+
+
 def test_security_paper_names_flags_files_and_limits_that_are_there() -> None:
     text = (SOURCE / "SECURITY.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
