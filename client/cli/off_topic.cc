@@ -22,7 +22,8 @@ constexpr double kOwnWithinMin = 0.5;
 
 }  // namespace
 
-absl::Status SpareOffTopic(Session& session, const std::string& collection, v1::OptimizationOptions* settings) {
+absl::Status SpareOffTopic(Session& session, const std::string& collection, v1::OptimizationOptions* settings,
+                           std::FILE* said) {
   if (settings->method() == v1::METHOD_NONE) return absl::OkStatus();
   std::vector<std::string> prompts = EverydayPrompts();
   C3PO_ASSIGN_OR_RETURN(
@@ -39,12 +40,13 @@ absl::Status SpareOffTopic(Session& session, const std::string& collection, v1::
   progress.Clear();
   C3PO_RETURN_IF_ERROR(answers.status());
   const auto changed = std::count_if(answers->begin(), answers->end(), [](const auto& each) { return each.changed; });
-  absl::PrintF("Off topic: %d of %d prompts of every day and of other collections keep the model's own answer.\n",
-               static_cast<int64_t>(answers->size()) - changed, answers->size());
+  absl::FPrintF(said,
+                "Off topic: %d of %d prompts of every day and of other collections keep the model's own answer.\n",
+                static_cast<int64_t>(answers->size()) - changed, answers->size());
   if (static_cast<double>(changed) <= kChangedMax * static_cast<double>(answers->size())) return absl::OkStatus();
   const std::optional<double> limit = DistanceThatSpares(*answers, kChangedMax);
   if (!limit || (settings->gate().has_enabled() && !settings->gate().enabled())) {
-    absl::PrintF("The gate cannot spare them: it is off. Without --no-gate it would.\n");
+    absl::FPrintF(said, "The gate cannot spare them: it is off. Without --no-gate it would.\n");
     return absl::OkStatus();
   }
   C3PO_ASSIGN_OR_RETURN(const std::vector<double> own,
@@ -52,15 +54,16 @@ absl::Status SpareOffTopic(Session& session, const std::string& collection, v1::
   const auto within = std::count_if(own.begin(), own.end(), [&](double distance) { return distance <= *limit; });
   // A profile whose limit leaves the collection's own requests alone is none, whatever lift was measured without it.
   if (static_cast<double>(within) < kOwnWithinMin * static_cast<double>(own.size())) {
-    absl::PrintF(
-        "No distance tells them from the collection's own: a limit of %.4f would leave alone %d of %d of its "
-        "references.\n"
-        "None is set. Is one of the other collections of the same kind?\n",
-        *limit, static_cast<int64_t>(own.size()) - within, own.size());
+    absl::FPrintF(said,
+                  "No distance tells them from the collection's own: a limit of %.4f would leave alone %d of %d of its "
+                  "references.\n"
+                  "None is set. Is one of the other collections of the same kind?\n",
+                  *limit, static_cast<int64_t>(own.size()) - within, own.size());
     return absl::OkStatus();
   }
   settings->mutable_gate()->set_max_neighbor_distance(*limit);
-  absl::PrintF(
+  absl::FPrintF(
+      said,
       "Requests are left alone beyond distance %.4f of their nearest reference, so that %.0f %% of these do.\n"
       "Of the collection's own references %d of %d are within it. The lift above was measured without this limit.\n",
       *limit, 100 * (1 - kChangedMax), within, own.size());

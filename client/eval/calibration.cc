@@ -2,15 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/eval/calibration_gate.h"
 #include "client/eval/choice_metrics.h"
+#include "client/eval/label_baselines.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -32,119 +32,29 @@ double Seconds(const Results& results) {
 
 // Accuracy alone moves in steps of one question, which on a few dozen questions is mostly noise; the right choice's
 // probability says the same more finely.
-double Utility(const Results& results, Metric metric, size_t count) {
+double PlainUtility(const Results& results, Metric metric) {
   double sum = 0;
-  for (size_t i = 0; i < count; ++i) {
-    sum += 0.5 * (results[i].correct ? 1.0 : 0.0) + 0.5 * GoldProbability(results[i], metric);
+  for (const ItemResult& result : results) {
+    sum += 0.5 * (result.correct ? 1.0 : 0.0) + 0.5 * GoldProbability(result, metric);
   }
-  return count == 0 ? 0.0 : sum / static_cast<double>(count);
+  return results.empty() ? 0.0 : sum / static_cast<double>(results.size());
 }
+
+// What a list of answers is worth, before what it costs.
+struct Measure {
+  double utility = 0;
+  std::optional<LabelUtility> of_labels;
+};
 
 bool IsRefusal(const absl::Status& status) {
   return absl::IsInvalidArgument(status) || absl::IsInternal(status) || absl::IsFailedPrecondition(status) ||
          absl::IsUnimplemented(status) || absl::IsNotFound(status);
 }
 
-// The model's own confidence, known from its answer where every choice is one token.
-std::optional<double> BaseConfidence(const ItemResult& none) {
-  if (none.log_likelihoods.size() < 2) return std::nullopt;
-  for (const int count : none.token_counts) {
-    if (count != 1) return std::nullopt;
-  }
-  const double largest = *std::max_element(none.log_likelihoods.begin(), none.log_likelihoods.end());
-  double sum = 0;
-  for (const double log_likelihood : none.log_likelihoods) sum += std::exp(log_likelihood - largest);
-  return 1.0 / sum;
-}
-
-// The optimized model's probability of what it answers, among the choices' length-normalized likelihoods.
-std::optional<double> OptimizedConfidence(const ItemResult& optimized) {
-  if (optimized.log_likelihoods.size() < 2) return std::nullopt;
-  std::vector<double> normalized;
-  for (size_t i = 0; i < optimized.log_likelihoods.size(); ++i) {
-    normalized.push_back(optimized.log_likelihoods[i] / std::max(1, optimized.token_counts[i]));
-  }
-  const double largest = *std::max_element(normalized.begin(), normalized.end());
-  double sum = 0;
-  for (const double score : normalized) sum += std::exp(score - largest);
-  return 1.0 / sum;
-}
-
-struct GateThresholds {
-  double distance = std::numeric_limits<double>::infinity();
-  double confidence = std::numeric_limits<double>::infinity();
-  double optimized_confidence = 0;
-  bool any() const { return std::isfinite(distance) || std::isfinite(confidence) || optimized_confidence > 0; }
-  bool Skips(const ItemResult& optimized, const ItemResult& none) const {
-    if (!optimized.neighbor_distances.empty() && optimized.neighbor_distances[0] > distance) return true;
-    const std::optional<double> after = OptimizedConfidence(optimized);
-    if (after && *after < optimized_confidence) return true;
-    const std::optional<double> base = BaseConfidence(none);
-    return base && *base >= confidence;
-  }
-};
-
-struct GatedCounts {
-  size_t right = 0, improved = 0, worsened = 0, gated = 0;
-};
-
-GatedCounts CountGated(const Results& optimized, const Results& none, const GateThresholds& gate) {
-  GatedCounts counts;
-  for (size_t i = 0; i < optimized.size(); ++i) {
-    const bool skipped = gate.Skips(optimized[i], none[i]);
-    const bool right = skipped ? none[i].correct : optimized[i].correct;
-    counts.right += right ? 1 : 0;
-    counts.improved += right && !none[i].correct ? 1 : 0;
-    counts.worsened += !right && none[i].correct ? 1 : 0;
-    counts.gated += skipped ? 1 : 0;
-  }
-  return counts;
-}
-
-// A gate is chosen where, on the questions of the search, it at least halves the harm, by no fewer than three answers,
-// and leaves nine tenths of the ungated lift. There are a few dozen questions: a weaker rule finds a gate by chance,
-// and so would several thresholds at once, which is why there is one.
-constexpr double kLiftKept = 0.9, kHarmKept = 0.5;
-constexpr size_t kHarmSpared = 3;
-
-std::vector<GateThresholds> GateCandidates(const Results& optimized) {
-  std::vector<GateThresholds> candidates;
-  std::vector<double> distances;
-  for (const ItemResult& result : optimized) {
-    if (!result.neighbor_distances.empty()) distances.push_back(result.neighbor_distances[0]);
-  }
-  for (const double q : {0.9, 0.8, 0.7, 0.5}) {
-    if (!distances.empty()) candidates.emplace_back().distance = Quantile(distances, q);
-  }
-  for (const double confidence : {0.99, 0.95, 0.9, 0.8}) candidates.emplace_back().confidence = confidence;
-  for (const double confidence : {0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9}) {
-    candidates.emplace_back().optimized_confidence = confidence;
-  }
-  return candidates;
-}
-
-GateThresholds ChooseGate(const Results& optimized, const Results& none) {
-  GateThresholds best;
-  const GatedCounts ungated = CountGated(optimized, none, best);
-  const auto lift = [](const GatedCounts& counts) {
-    return static_cast<double>(counts.improved) - static_cast<double>(counts.worsened);
-  };
-  GatedCounts least = ungated;
-  for (const GateThresholds& gate : GateCandidates(optimized)) {
-    const GatedCounts counts = CountGated(optimized, none, gate);
-    const auto harm = static_cast<double>(counts.worsened);
-    if (harm > kHarmKept * static_cast<double>(ungated.worsened) || counts.worsened + kHarmSpared > ungated.worsened ||
-        lift(counts) < kLiftKept * lift(ungated)) {
-      continue;
-    }
-    if (best.any() &&
-        std::make_pair(counts.worsened, least.improved) >= std::make_pair(least.worsened, counts.improved)) {
-      continue;
-    }
-    least = counts;
-    best = gate;
-  }
-  return best;
+std::vector<bool> RightOf(const Results& results) {
+  std::vector<bool> right;
+  for (const ItemResult& result : results) right.push_back(result.correct);
+  return right;
 }
 
 class Search {
@@ -159,8 +69,8 @@ class Search {
     }
     C3PO_RETURN_IF_ERROR(Try("start", "start", settings_.start));
     for (const CalibrationAxis& axis : settings_.axes) C3PO_RETURN_IF_ERROR(SearchAxis(axis));
-    if (!best_ && result_.ended) return absl::CancelledError("ended before a point was tried");
-    if (!best_) return absl::FailedPreconditionError(absl::StrCat("no point could be tried: ", last_refusal_));
+    if (!measured_any_ && result_.ended) return absl::CancelledError("ended before a point was tried");
+    if (!measured_any_) return absl::FailedPreconditionError(absl::StrCat("no point could be tried: ", last_refusal_));
     C3PO_RETURN_IF_ERROR(Check());
     return std::move(result_);
   }
@@ -186,7 +96,9 @@ class Search {
     point.axis = "method";
     point.label = "none";
     point.options = none;
-    Record(std::move(point), none_search_);
+    C3PO_ASSIGN_OR_RETURN(const Measure measure, MeasureAnswers(none_search_, search_));
+    none_utility_ = measure.of_labels;
+    Record(std::move(point), none_search_, measure);
     return absl::OkStatus();
   }
 
@@ -229,14 +141,36 @@ class Search {
     return results;
   }
 
-  void Record(TriedPoint point, const Results& results) {
+  // `questions`: those that were answered, in the answers' order.
+  absl::StatusOr<Measure> MeasureAnswers(const Results& results, absl::Span<const size_t> questions) const {
+    Measure measure;
+    if (!settings_.labels.any()) {
+      measure.utility = PlainUtility(results, settings_.metric);
+      return measure;
+    }
+    C3PO_ASSIGN_OR_RETURN(const LabelScores scores, LabelScoresOf(settings_.labels, questions, results));
+    measure.of_labels = MeasureLabelUtility(scores);
+    measure.utility = measure.of_labels->mean();
+    return measure;
+  }
+
+  void Record(TriedPoint point, const Results& results, const Measure& measure) {
     point.questions = results.size();
     point.accuracy = Accuracy(results);
-    point.utility = Utility(results, settings_.metric, results.size());
+    point.utility = measure.utility;
+    if (measure.of_labels) {
+      point.accuracy_after_offset = measure.of_labels->accuracy;
+      if (measure.of_labels->auc) point.auc = measure.of_labels->auc->value;
+    }
     point.seconds = Seconds(results);
     point.worth = Worth(point.utility, point.seconds);
     if (settings_.on_point) settings_.on_point(point);
     result_.tried.push_back(std::move(point));
+  }
+
+  void RecordRefusal(TriedPoint point, const absl::Status& refusal) {
+    point.refused = last_refusal_ = std::string(refusal.message());
+    Record(std::move(point), {}, {});
   }
 
   double Cost(double seconds) const {
@@ -286,79 +220,80 @@ class Search {
     const absl::Span<const size_t> questions = search_;
     const size_t half = (questions.size() + 1) / 2;
     absl::StatusOr<Results> results = ScoreAll(options, questions.subspan(0, half));
-    if (!results.ok()) {
-      if (!IsRefusal(results.status())) return results.status();
-      point.refused = last_refusal_ = std::string(results.status().message());
-      Record(std::move(point), {});
-      return absl::OkStatus();
-    }
-    const double margin = settings_.drop_margin;
-    if (best_ && Utility(*results, settings_.metric, half) < Utility(best_results_, settings_.metric, half) - margin) {
-      Record(std::move(point), *results);
-      return absl::OkStatus();
+    if (IsRefusal(results.status())) RecordRefusal(std::move(point), results.status());
+    if (!results.ok()) return IsRefusal(results.status()) ? absl::OkStatus() : results.status();
+    if (best_) {
+      C3PO_ASSIGN_OR_RETURN(const Measure now, MeasureAnswers(*results, questions.subspan(0, half)));
+      const Results best_half(best_results_.begin(), best_results_.begin() + static_cast<std::ptrdiff_t>(half));
+      C3PO_ASSIGN_OR_RETURN(const Measure then, MeasureAnswers(best_half, questions.subspan(0, half)));
+      if (now.utility < then.utility - settings_.drop_margin) {
+        Record(std::move(point), *results, now);
+        return absl::OkStatus();
+      }
     }
     absl::StatusOr<Results> rest = ScoreAll(options, questions.subspan(half));
-    if (!rest.ok()) {
-      if (!IsRefusal(rest.status())) return rest.status();
-      point.refused = last_refusal_ = std::string(rest.status().message());
-      Record(std::move(point), {});
-      return absl::OkStatus();
-    }
+    if (IsRefusal(rest.status())) RecordRefusal(std::move(point), rest.status());
+    if (!rest.ok()) return IsRefusal(rest.status()) ? absl::OkStatus() : rest.status();
     std::move(rest->begin(), rest->end(), std::back_inserter(*results));
-    const double worth = Worth(Utility(*results, settings_.metric, results->size()), Seconds(*results));
-    point.leads = !best_ || worth > best_->worth;
+    C3PO_ASSIGN_OR_RETURN(const Measure measure, MeasureAnswers(*results, questions));
+    measured_any_ = true;
+    point.orders_worse = measure.of_labels && OrdersWorse(*measure.of_labels, *none_utility_);
+    const double worth = Worth(measure.utility, Seconds(*results));
+    point.leads = !point.orders_worse && (!best_ || worth > best_->worth);
     if (point.leads) {
       best_results_ = *results;
       best_ = point;
       best_->worth = worth;
     }
-    Record(std::move(point), *results);
+    Record(std::move(point), *results, measure);
     return absl::OkStatus();
   }
 
+  // Where no point may lead, the model as it is stands in the place of the best.
   absl::Status Check() {
-    C3PO_ASSIGN_OR_RETURN(const Results check, ScoreAll(best_->options, check_));
-    const GateThresholds gate = ChooseGate(best_results_, none_search_);
-    const GatedCounts counts = CountGated(check, none_check_, gate);
-    result_.chosen = best_->options;
-    if (std::isfinite(gate.distance)) result_.chosen.mutable_gate()->set_max_neighbor_distance(gate.distance);
-    if (std::isfinite(gate.confidence)) result_.chosen.mutable_gate()->set_max_base_confidence(gate.confidence);
-    if (gate.optimized_confidence > 0) {
-      result_.chosen.mutable_gate()->set_min_optimized_confidence(gate.optimized_confidence);
+    Results check = none_check_;
+    if (best_) {
+      C3PO_ASSIGN_OR_RETURN(check, ScoreAll(best_->options, check_));
+      result_.chosen = best_->options;
+    } else {
+      best_results_ = none_search_;
+      result_.chosen.set_method(v1::METHOD_NONE);
+      result_.none_led = true;
     }
-    if (gate.any()) {
-      result_.chosen.mutable_gate()->set_enabled(true);
-      result_.gate = DescribeGate(gate);
-    }
-    const double items = static_cast<double>(check.size());
+    const GateThresholds gate = ChooseGate(best_results_, none_search_, [this](const Results& results) {
+      if (!settings_.labels.any()) return RightOf(results);
+      // Each of these answers has been read before.
+      return RightAfterOffset(*LabelScoresOf(settings_.labels, search_, results));
+    });
+    gate.WriteTo(&result_.chosen);
+    result_.gate = gate.Describe();
+    for (size_t i = 0; i < check.size(); ++i) result_.gated += gate.Skips(check[i], none_check_[i]) ? 1 : 0;
+    const Results after = Gated(gate, check, none_check_);
+    const PairedCounts counts = Compare(RightOf(after), RightOf(none_check_));
     result_.questions = check.size();
+    result_.lift = counts.difference;
     result_.improved = counts.improved;
     result_.worsened = counts.worsened;
-    result_.gated = counts.gated;
-    result_.accuracy = static_cast<double>(counts.right) / items;
+    result_.accuracy = Accuracy(after);
     result_.accuracy_none = Accuracy(none_check_);
     result_.seconds = Seconds(check);
     result_.seconds_none = Seconds(none_check_);
-    result_.lift = PairedDifference({static_cast<int64_t>(check.size()), static_cast<int64_t>(counts.right),
-                                     static_cast<int64_t>(counts.improved), static_cast<int64_t>(counts.worsened)});
-    result_.helps = result_.lift.value > 0 && result_.lift.value > Cost(result_.seconds);
+    if (!settings_.labels.any()) {
+      const bool helps = result_.lift.value > 0 && result_.lift.value > Cost(result_.seconds);
+      result_.outcome = helps ? CalibrationOutcome::kMethod : CalibrationOutcome::kNothing;
+      return absl::OkStatus();
+    }
+    HalvesOfScores scores;
+    const auto of = [this](absl::Span<const size_t> questions, const Results& results) {
+      return LabelScoresOf(settings_.labels, questions, results);
+    };
+    C3PO_ASSIGN_OR_RETURN(scores.search_none, of(search_, none_search_));
+    C3PO_ASSIGN_OR_RETURN(scores.search, of(search_, Gated(gate, best_results_, none_search_)));
+    C3PO_ASSIGN_OR_RETURN(scores.check_none, of(check_, none_check_));
+    C3PO_ASSIGN_OR_RETURN(scores.check, of(check_, after));
+    C3PO_ASSIGN_OR_RETURN(result_.beyond, MeasureBeyondLabels(scores, RightOf(none_check_)));
+    result_.outcome = DecideOutcome(*result_.beyond, Cost(result_.seconds));
     return absl::OkStatus();
-  }
-
-  static std::string DescribeGate(const GateThresholds& gate) {
-    std::string text;
-    if (std::isfinite(gate.distance)) {
-      text = absl::StrFormat("skip when the nearest neighbor is farther than %.4f", gate.distance);
-    }
-    if (std::isfinite(gate.confidence)) {
-      absl::StrAppendFormat(&text, "%sskip when the model is at least %.0f %% sure", text.empty() ? "" : "; ",
-                            100 * gate.confidence);
-    }
-    if (gate.optimized_confidence > 0) {
-      absl::StrAppendFormat(&text, "%srevert when the optimized model is less than %.0f %% sure",
-                            text.empty() ? "" : "; ", 100 * gate.optimized_confidence);
-    }
-    return text;
   }
 
   const CalibrationSettings& settings_;
@@ -366,9 +301,11 @@ class Search {
   const absl::Time start_;
   CalibrationResult result_;
   std::vector<size_t> search_, check_;
-  Results none_search_, none_check_;  // on either
-  Results best_results_;              // on search_
-  std::optional<TriedPoint> best_;    // of the points that were asked all of search_
+  Results none_search_, none_check_;          // on either
+  Results best_results_;                      // on search_
+  std::optional<TriedPoint> best_;            // of the points that were asked all of search_, and may lead
+  std::optional<LabelUtility> none_utility_;  // where there are labels
+  bool measured_any_ = false;                 // whether a point was asked all of search_
   std::string last_refusal_;
 };
 

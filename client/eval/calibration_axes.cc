@@ -1,5 +1,8 @@
 // What a calibration tries, in the order in which it matters: whole settings first, so that the axes refine a sound
-// point rather than climb from a poor one, then method, rule and layers, then the rest.
+// point rather than climb from a poor one. Then, where the questions have labels, what decides whether descent goes
+// beyond the labels' offset: a contrast over each neighbor's choices spends its first steps on the offset, which costs
+// some of what the model knew (deploy/evaluation/RESULTS.md). Then rule and layers, then the rest, of which no value
+// was shown to matter by itself.
 
 #include <algorithm>
 #include <set>
@@ -21,6 +24,14 @@ void SetSuffix(uint32_t layers, uint32_t moe_layers, Options* options) {
   }
 }
 
+// A whole setting says what it is in every field that another one sets.
+void SetOursOff(Options* patch) {
+  patch->set_balance(false);
+  patch->set_trust(0);
+  patch->set_neighbor_source(v1::NEIGHBOR_SOURCE_EMBEDDING);
+  patch->set_neighborhoods(1);
+}
+
 // The few labelled samples of a domain teach its answers: every labelled neighbor, contrast over its choices. Steps
 // that raise the neighbors' loss are halved: it falls at every step then, and answers are as good
 // (deploy/evaluation/RESULTS.md).
@@ -37,12 +48,34 @@ Options FewSamples(const CalibrationScope& scope) {
   patch.set_steps(8);
   patch.set_backtrack(true);
   patch.set_validation_neighbors(0);
+  SetOursOff(&patch);
   SetSuffix(8, scope.moe_layers, &patch);
+  return patch;
+}
+
+// The same over pairs of neighbors with different answers, equally many of each, near what the model alone says there:
+// no shift of the labels lowers this loss.
+Options Pairs(const CalibrationScope& scope) {
+  Options patch = FewSamples(scope);
+  patch.set_objective(v1::OBJECTIVE_PAIRS);
+  patch.set_balance(true);
+  patch.set_trust(0.1);
+  return patch;
+}
+
+Options Prior(const CalibrationScope& scope) {
+  Options patch = FewSamples(scope);
+  patch.set_method(v1::METHOD_COLLECTION_PRIOR);
   return patch;
 }
 
 CalibrationAxis WholeSettings(const CalibrationScope& scope) {
   CalibrationAxis axis{"setting", false, {}};
+  if (scope.has_labels) {
+    axis.candidates.push_back({"pairs", Pairs(scope)});
+    // Asked in no time, and there only where it helped references that it was not fitted to.
+    if (scope.has_prior) axis.candidates.push_back({"collection prior", Prior(scope)});
+  }
   axis.candidates.push_back({"few samples", FewSamples(scope)});
   // What requests get without a profile: one that is worse would not be worth storing.
   Options defaults = scope.defaults;
@@ -51,12 +84,10 @@ CalibrationAxis WholeSettings(const CalibrationScope& scope) {
   }
   axis.candidates.push_back({"the server's defaults", defaults});
   if (scope.has_prior) {
-    Options prior = FewSamples(scope);
-    prior.set_method(v1::METHOD_COLLECTION_PRIOR);
-    axis.candidates.push_back({"collection prior", prior});
     Options from_prior = FewSamples(scope);
     from_prior.set_use_prior(true);
     from_prior.set_learning_rate(0.02);
+    if (!scope.has_labels) axis.candidates.push_back({"collection prior", Prior(scope)});
     axis.candidates.push_back({"few samples from the prior", from_prior});
   }
   Options brief = FewSamples(scope);
@@ -81,6 +112,7 @@ CalibrationAxis WholeSettings(const CalibrationScope& scope) {
   paper.set_learning_rate(0.1);
   paper.set_backtrack(false);
   paper.set_validation_neighbors(0);
+  SetOursOff(&paper);
   SetSuffix(5, scope.moe_layers, &paper);
   axis.candidates.push_back({"the paper's", paper});
   return axis;
@@ -162,12 +194,37 @@ CalibrationAxis Selections() {
   return axis;
 }
 
-CalibrationAxis Objectives() {
+CalibrationAxis Objectives(const CalibrationScope& scope) {
   CalibrationAxis axis{"objective", true, {}};
-  Options choices, answer;
+  Options pairs, choices, answer;
+  pairs.set_objective(v1::OBJECTIVE_PAIRS);
   choices.set_objective(v1::OBJECTIVE_CHOICES);
   answer.set_objective(v1::OBJECTIVE_ANSWER);
-  axis.candidates = {{"choices", choices}, {"answer", answer}};
+  if (scope.has_labels) axis.candidates.push_back({"pairs", pairs});
+  axis.candidates.push_back({"choices", choices});
+  axis.candidates.push_back({"answer", answer});
+  return axis;
+}
+
+CalibrationAxis Balance() {
+  CalibrationAxis axis{"balance", false, {}};
+  for (const bool balance : {true, false}) {
+    Options patch;
+    patch.set_balance(balance);
+    axis.candidates.push_back({balance ? "each answer in turn" : "the nearest", patch});
+  }
+  return axis;
+}
+
+CalibrationAxis Sources() {
+  CalibrationAxis axis{"neighbors by", false, {}};
+  for (const auto& [label, source] : {std::pair("embedding", v1::NEIGHBOR_SOURCE_EMBEDDING),
+                                      std::pair("critical layer", v1::NEIGHBOR_SOURCE_CRITICAL_LAYER),
+                                      std::pair("last layer", v1::NEIGHBOR_SOURCE_LAST_LAYER)}) {
+    Options patch;
+    patch.set_neighbor_source(source);
+    axis.candidates.push_back({label, patch});
+  }
   return axis;
 }
 
@@ -210,12 +267,20 @@ void KeepFixed(const Options& fixed, CalibrationAxis* axis) {
 }  // namespace
 
 std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
-  std::vector<CalibrationAxis> axes = {WholeSettings(scope), Rules(), Layers(scope)};
+  const CalibrationAxis trusts = NumberAxis("trust", true, std::vector<double>{0, 0.1, 1},
+                                            [](double trust, Options* patch) { patch->set_trust(trust); });
+  const CalibrationAxis neighborhoods =
+      NumberAxis("neighborhoods", true, std::vector<uint32_t>{1, 3},
+                 [](uint32_t count, Options* patch) { patch->set_neighborhoods(count); });
+  std::vector<CalibrationAxis> axes = {WholeSettings(scope)};
+  if (scope.has_labels) axes.insert(axes.end(), {Objectives(scope), trusts, Balance(), Sources(), neighborhoods});
+  axes.push_back(Rules());
+  axes.push_back(Layers(scope));
   std::vector<uint32_t> ks = {3, 6, 12, 24};
   ks.erase(std::remove_if(ks.begin(), ks.end(), [&](uint32_t k) { return k >= scope.references; }), ks.end());
   axes.push_back(NumberAxis("k", false, ks, [](uint32_t k, Options* patch) { patch->set_k(k); }));
   axes.push_back(Selections());
-  if (scope.has_choices) axes.push_back(Objectives());
+  if (scope.has_choices && !scope.has_labels) axes.push_back(Objectives(scope));
   axes.push_back(StepRules());
   axes.push_back(NumberAxis("steps", true, std::vector<uint32_t>{1, 2, 3, 5, 10, 20},
                             [](uint32_t steps, Options* patch) { patch->set_steps(steps); }));
@@ -225,6 +290,10 @@ std::vector<CalibrationAxis> CalibrationAxes(const CalibrationScope& scope) {
   axes.push_back(
       NumberAxis("core experts", false, cores, [](uint32_t count, Options* patch) { patch->set_core_experts(count); }));
   axes.push_back(Caution());
+  if (!scope.has_labels) {
+    if (scope.has_choices) axes.push_back(trusts);
+    axes.insert(axes.end(), {Sources(), neighborhoods});
+  }
   // Last: where gradient descent does harm, a method that moves next to nothing would lead, and end the search early.
   axes.push_back(Methods(scope));
   // Where the user fixed a field, whole settings keep it and axes that would move it are left out.

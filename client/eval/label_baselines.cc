@@ -22,21 +22,6 @@ Metric MetricOf(const ReportInput& input, const std::string& task) {
   return found == nullptr ? Metric::kPerToken : ParseMetric(found->metric).value_or(Metric::kPerToken);
 }
 
-// Appends one row in the labels' order. False where the scores do not fit the choices.
-bool AppendRow(const ItemResult& answer, Metric metric, absl::Span<const int> of_choices, LabelScores* scores) {
-  const size_t labels = of_choices.size();
-  if (answer.log_likelihoods.size() != labels || answer.byte_counts.size() != labels ||
-      answer.token_counts.size() != labels || answer.gold < 0 || static_cast<size_t>(answer.gold) >= labels) {
-    return false;
-  }
-  const std::vector<double> by_choice = ChoiceScores(answer, metric);
-  const size_t at = scores->scores.size();
-  scores->scores.resize(at + labels);
-  for (size_t i = 0; i < labels; ++i) scores->scores[at + of_choices[i]] = by_choice[i];
-  scores->gold.push_back(of_choices[answer.gold]);
-  return true;
-}
-
 // The references of one task.
 struct LabelledReferences {
   std::vector<int64_t> counts;  // by label
@@ -58,7 +43,7 @@ LabelledReferences ReferencesOf(const TaskLabels& labels, Metric metric, absl::S
     const std::string prompt(absl::StripAsciiWhitespace(reference.prompt));
     ++of_task.counts[label];
     of_task.by_prompt.emplace(prompt, label);
-    if (AppendRow(reference.answer, metric, *of_choices, &of_task.scored)) of_task.prompts.push_back(prompt);
+    if (AppendLabelRow(reference.answer, metric, *of_choices, &of_task.scored)) of_task.prompts.push_back(prompt);
   }
   return of_task;
 }
@@ -137,7 +122,7 @@ class Baselines {
     scores.labels = labels->labels.size();
     for (const ItemResult& item : own) {
       const auto of_choices = LabelsOfChoices(labels->labels, Question(item)->choices);
-      if (!of_choices || !AppendRow(item, metric, *of_choices, &scores)) return;
+      if (!of_choices || !AppendLabelRow(item, metric, *of_choices, &scores)) return;
     }
     const LabelledReferences references = ReferencesOf(*labels, metric, references_);
     labels->references = references.counts;
@@ -234,6 +219,20 @@ bool IsLabelBaseline(absl::string_view label) {
   return label == kMajorityLabel || label == kBatchOffsetLabel || label == kLabelOffsetLabel;
 }
 
+bool AppendLabelRow(const ItemResult& answer, Metric metric, absl::Span<const int> of_choices, LabelScores* scores) {
+  const size_t labels = of_choices.size();
+  if (answer.log_likelihoods.size() != labels || answer.byte_counts.size() != labels ||
+      answer.token_counts.size() != labels || answer.gold < 0 || static_cast<size_t>(answer.gold) >= labels) {
+    return false;
+  }
+  const std::vector<double> by_choice = ChoiceScores(answer, metric);
+  const size_t at = scores->scores.size();
+  scores->scores.resize(at + labels);
+  for (size_t i = 0; i < labels; ++i) scores->scores[at + of_choices[i]] = by_choice[i];
+  scores->gold.push_back(of_choices[answer.gold]);
+  return true;
+}
+
 std::optional<LabelScores> LabelScoresOf(const ReportInput& input, const std::string& task,
                                          absl::Span<const ItemResult* const> answers) {
   const TaskLabels* labels = input.FindLabels(task);
@@ -245,7 +244,7 @@ std::optional<LabelScores> LabelScoresOf(const ReportInput& input, const std::st
     const QuestionText* question = input.FindQuestion(task, answer->id);
     if (question == nullptr) return std::nullopt;
     const auto of_choices = LabelsOfChoices(labels->labels, question->choices);
-    if (!of_choices || !AppendRow(*answer, metric, *of_choices, &scores)) return std::nullopt;
+    if (!of_choices || !AppendLabelRow(*answer, metric, *of_choices, &scores)) return std::nullopt;
   }
   return scores;
 }

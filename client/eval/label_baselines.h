@@ -31,6 +31,11 @@ inline constexpr absl::string_view kLabelOffsetLabel = "label-offset";
 // Whether a row of every report has this name, so that no method may.
 bool IsLabelBaseline(absl::string_view label);
 
+// Appends an answer's scores to `scores`, in the labels' order, and its right label. of_choices: the label of each
+// choice (LabelsOfChoices). False, and nothing is appended, where the answer's scores or its right choice do not fit
+// them.
+bool AppendLabelRow(const ItemResult& answer, Metric metric, absl::Span<const int> of_choices, LabelScores* scores);
+
 // Scores of a task's labels by one method. Absent where an answer has no scores, or where the task has no labels.
 // `answers` are of one task; rows follow their order.
 std::optional<LabelScores> LabelScoresOf(const ReportInput& input, const std::string& task,

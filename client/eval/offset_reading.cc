@@ -67,6 +67,34 @@ void AddMethod(const ScopeSummary& scope, const MethodSummary& method, std::vect
   }
 }
 
+// Of methods that the server gave an offset: against the offset alone, answer by answer. `where`: ends the sentence.
+void AddWithOffset(const ScopeSummary& scope, const std::string& where, std::vector<std::string>* sentences) {
+  const MethodSummary* alone = scope.FindRole(MethodRole::kLabelOffset);
+  for (const MethodSummary& method : scope.methods) {
+    if (method.role == MethodRole::kLabelOffset && method.with_offset) alone = &method;
+  }
+  for (const VersusBaseline& versus : scope.versus) {
+    const MethodSummary* method = scope.Find(versus.method);
+    if (alone == nullptr || versus.baseline != alone->label || method == nullptr || !method->with_offset) continue;
+    const BeyondVerdict verdict = VerdictOf(versus.paired);
+    const char* words = verdict == BeyondVerdict::kLift   ? ": so much is beyond the labels' offset."
+                        : verdict == BeyondVerdict::kLoss ? ": with the offset, re-mixing is a loss."
+                                                          : ": no lift beyond the labels' offset is shown.";
+    sentences->push_back(absl::StrCat(DisplayName(*method), " against the offset alone (", alone->label, "): ",
+                                      FormatPoints(versus.paired.difference), " points, ", versus.paired.improved,
+                                      " improved, ", versus.paired.worsened, " worsened", where, words));
+  }
+}
+
+// Groups are asked where some of them were not asked by these methods, so that the whole has no figures of theirs.
+void AddWithOffset(const RunSummary& summary, std::vector<std::string>* sentences) {
+  AddWithOffset(summary.overall, "", sentences);
+  if (!sentences->empty()) return;
+  for (const ScopeSummary& group : summary.groups) {
+    AddWithOffset(group, absl::StrCat(" on ", group.name), sentences);
+  }
+}
+
 // Where the figures of single tasks show a difference.
 void AddTasks(const RunSummary& summary, const MethodSummary& lead, std::vector<std::string>* sentences) {
   std::vector<std::string> more, less, better, worse;
@@ -134,6 +162,7 @@ std::vector<std::string> ReadOffset(const RunSummary& summary) {
   const ScopeSummary& scope = summary.overall;
   const MethodSummary* lead = LeadMethod(summary);
   if (scope.items == 0 || scope.labelled.empty() || lead == nullptr) return sentences;
+  AddWithOffset(summary, &sentences);
   AddMethod(scope, *lead, &sentences);
   AddTasks(summary, *lead, &sentences);
   for (const MethodSummary& method : scope.methods) {

@@ -29,7 +29,9 @@ std::optional<LiftParts> LiftPartsOf(const ScopeSummary& scope, const MethodSumm
 enum class BeyondVerdict { kLift, kNoneShown, kLoss };
 BeyondVerdict VerdictOf(const PairedComparison& remaining);
 
-// Sentences, of each method that optimizes, the lead method first: its lift and the offset's part of it, what remains
+// Sentences. First, of each method that the server gave an offset, what it has beyond the offset alone, in pairs: the
+// row of the model alone that the server gave its offset, or without one the row label-offset. Then of each method that
+// optimizes, the lead method first: its lift and the offset's part of it, what remains
 // when the offset is fitted after either, the area under the curve; then the tasks where that is lower or higher. Empty
 // where the run has no labels.
 std::vector<std::string> ReadOffset(const RunSummary& summary);

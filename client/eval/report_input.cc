@@ -134,6 +134,8 @@ void AddMethod(const Json& json, const std::string& path, ReportInput* input, ab
   const Json* optimization = fields.Find("optimization");
   if (optimization != nullptr && !optimization->empty()) method.optimization = Dump(*optimization);
   method.role = RoleOf(method, optimization);
+  method.with_offset = optimization != nullptr && optimization->is_object() && optimization->contains("use_offset") &&
+                       (*optimization)["use_offset"] == true;
   const ReportMethod* known = input->FindMethod(method.label);
   if (known == nullptr) {
     input->methods.push_back(std::move(method));

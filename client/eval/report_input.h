@@ -43,6 +43,7 @@ struct ReportMethod {
   std::string kind;          // "score", "icl", "knn_vote"; of rows that the report makes "baseline"
   std::string optimization;  // OptimizationOptions as JSON text; "" where run.json gives none
   MethodRole role = MethodRole::kOptimization;
+  bool with_offset = false;  // it asks the server for the collection's label offset
 };
 
 struct AblationPoint {

@@ -140,6 +140,7 @@ MethodSummary Summarizer::SummarizeMethod(const ReportMethod& method, const std:
   MethodSummary summary;
   summary.label = method.label;
   summary.role = method.role;
+  summary.with_offset = method.with_offset;
   int64_t items = 0;
   std::vector<double> seconds, optimization_seconds, tokens, losses_before, losses_after;
   for (const Compared& task : compared) {

@@ -42,6 +42,7 @@ struct BeyondOffset {
 struct MethodSummary {
   std::string label;
   MethodRole role = MethodRole::kOptimization;
+  bool with_offset = false;  // the server added the collection's label offset (ReportMethod)
   int64_t right = 0;
   Estimate accuracy;                       // in [0, 1]
   std::optional<PairedComparison> paired;  // absent for the baseline

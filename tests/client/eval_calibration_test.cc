@@ -23,7 +23,7 @@ TEST(Calibrate, ClimbsToTheBestPointAndMeasuresItOnOtherQuestions) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->chosen.k(), 12);
   EXPECT_EQ(result->chosen.steps(), 10);
-  EXPECT_TRUE(result->helps);
+  EXPECT_TRUE(result->helps());
   EXPECT_NEAR(result->accuracy_none, 0.4, 0.06);
   EXPECT_NEAR(result->accuracy, 0.8, 0.06);
   EXPECT_NEAR(result->lift.value, result->accuracy - result->accuracy_none, 1e-9);
@@ -56,10 +56,10 @@ TEST(Calibrate, SaysWhenNothingHelps) {
   FormulaScorer scorer([](const Options& options) { return options.method() == v1::METHOD_NONE ? 0.7 : 0.5; });
   const auto result = Calibrate(Settings(), scorer);
   ASSERT_TRUE(result.ok());
-  EXPECT_FALSE(result->helps);
+  EXPECT_FALSE(result->helps());
   EXPECT_LT(result->lift.value, 0);
   FormulaScorer same([](const Options&) { return 0.5; });
-  EXPECT_FALSE(Calibrate(Settings(), same)->helps);
+  EXPECT_FALSE(Calibrate(Settings(), same)->helps());
 }
 
 TEST(Calibrate, TheMaximumOfNoiseIsNotTakenForLift) {
@@ -72,7 +72,7 @@ TEST(Calibrate, TheMaximumOfNoiseIsNotTakenForLift) {
   const auto result = Calibrate(Settings(), scorer);
   ASSERT_TRUE(result.ok());
   EXPECT_EQ(result->lift.value, 0);
-  EXPECT_FALSE(result->helps);
+  EXPECT_FALSE(result->helps());
 }
 
 TEST(Calibrate, RefusedPointsAreNotedAndOtherErrorsEndTheSearch) {
@@ -148,7 +148,7 @@ TEST(Calibrate, ALiftThatItsTimeIsNotWorthDoesNotHelp) {
     const auto result = Calibrate(settings, scorer);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_NEAR(result->lift.value, gained / 30.0, 1e-9);
-    EXPECT_EQ(result->helps, gained == 2);
+    EXPECT_EQ(result->helps(), gained == 2);
   }
 }
 

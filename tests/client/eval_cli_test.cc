@@ -322,6 +322,7 @@ TEST_F(EvalCliTest, AblateMakesAndDeletesSizedCollections) {
 }
 
 // References whose prompts the fake's List gives with choices.
+// Each with a choice that no other one has, so that there are no labels.
 void ServeReferences(FakeServer* server, int count) {
   server->on_list = [count](grpc::ServerContext*, const v1::ListReferencesRequest&,
                             v1::ListReferencesResponse* response) {
@@ -332,6 +333,7 @@ void ServeReferences(FakeServer* server, int count) {
       reference.mutable_sample()->set_answer(" the");
       reference.mutable_sample()->add_choices(" a");
       reference.mutable_sample()->add_choices(" the");
+      reference.mutable_sample()->add_choices(absl::StrCat(" other ", i));
     }
     return grpc::Status::OK;
   };
