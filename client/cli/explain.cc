@@ -155,8 +155,10 @@ std::string DescribeOffset(const v1::OffsetInfo& offset) {
     }
     labels.push_back(absl::StrFormat("\"%s\" %+.3f", Snippet(offset.labels(i), 24), offset.offsets(i)));
   }
-  return absl::StrFormat("after %s: scale %.4g, %s, %d references, accuracy %.1f → %.1f %%",
-                         Words(v1::Method_Name(offset.method()), "METHOD_"), offset.scale(),
+  const std::string whose = offset.method() == v1::METHOD_NONE
+                                ? "of the model alone"
+                                : absl::StrCat("after ", Words(v1::Method_Name(offset.method()), "METHOD_"));
+  return absl::StrFormat("%s: scale %.4g, %s, %d references, accuracy %.1f → %.1f %%", whose, offset.scale(),
                          absl::StrJoin(labels, ", "), offset.references(), 100 * offset.accuracy_before(),
                          100 * offset.accuracy_after());
 }

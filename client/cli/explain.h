@@ -21,8 +21,8 @@ std::string ExplainChoices(const v1::GenerationSummary& summary, const std::vect
                            const Terminal& terminal);
 std::string ExplainTimings(const v1::StageTimings& timings, const Terminal& terminal);
 
-// "after none: scale 2.1, " no" -0.301, " yes" +0.301, 240 references, accuracy 50.0 → 62.5 %"; of many labels the
-// first.
+// "of the model alone: scale 2.1, " no" -0.301, " yes" +0.301, 240 references, accuracy 50.0 → 62.5 %"; of many labels
+// the first.
 std::string DescribeOffset(const v1::OffsetInfo& offset);
 
 // ", held-out accuracy 50.0 → 62.5 %"; empty where the references held apart have no choices.

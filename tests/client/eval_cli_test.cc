@@ -703,9 +703,10 @@ TEST_F(EvalCliTest, RefsTuneShowsEpochsAndTheOutcome) {
 TEST_F(EvalCliTest, RefsTuneFitsAnOffsetAfterTheModelAloneOrAMethod) {
   const ChildResult result = Run({"refs", "tune", "--offset", "--collection", "science"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
-  EXPECT_EQ(result.out,
-            "collection science: label offset after none: scale 1.5, \" a\" -0.250, \" the\" +0.250, 80 references, "
-            "accuracy 50.0 → 75.0 %\n");
+  EXPECT_EQ(
+      result.out,
+      "collection science: label offset of the model alone: scale 1.5, \" a\" -0.250, \" the\" +0.250, 80 references, "
+      "accuracy 50.0 → 75.0 %\n");
   v1::TuneOffsetRequest request = server_.offset_requests().at(0);
   EXPECT_EQ(request.collection(), "science");
   EXPECT_EQ(request.optimization().method(), v1::METHOD_NONE);

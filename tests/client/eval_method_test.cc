@@ -204,7 +204,8 @@ TEST(RequestOptions, CarryTheTasksCollectionAndLeaveTheQuestionOut) {
   const v1::OptimizationOptions options = RequestOptions(task, item, method);
   EXPECT_EQ(options.collection(), "science.size20");
   EXPECT_THAT(options.exclude_reference_ids(), ElementsAre("ref-9", "ref-3"));
-  EXPECT_EQ(OptionsJson(RequestOptions(task, item, *MakeMethod("icl", Context()))), R"({"method":"METHOD_NONE"})");
+  EXPECT_EQ(OptionsJson(RequestOptions(task, item, *MakeMethod("icl", Context()))),
+            R"({"method":"METHOD_NONE","use_offset":false})");
 }
 
 std::vector<std::string> Labels(const AblationPlan& plan) {

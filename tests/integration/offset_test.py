@@ -202,7 +202,7 @@ class OffsetTest(ServerCase):
         self.add("few", labelled(9))
         self.fails(grpc.StatusCode.FAILED_PRECONDITION, lambda: self.tune("few"))
         for fields in (dict(max_references=3), dict(optimization=opt.OptimizationOptions(method=opt.METHOD_ORACLE)),
-                       dict(optimization=opt.OptimizationOptions(method=NGD, k=0)), dict(collection="no/such name")):
+                       dict(optimization=opt.OptimizationOptions(method=NGD, k=0)), dict(collection="two\nlines")):
             with self.subTest(fields=fields):
                 self.fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: self.tune(**fields))
         self.fails(grpc.StatusCode.NOT_FOUND, lambda: self.tune(optimization=opt.OptimizationOptions(method=opt.METHOD_COLLECTION_PRIOR)))
@@ -231,12 +231,12 @@ class OffsetTest(ServerCase):
         file = self.folder / "samples.jsonl"
         file.write_text("".join(json.dumps(dict(prompt=s.prompt, answer=s.answer, choices=list(s.choices))) + "\n"
                                 for s in labelled(20, first=600)))
-        self.assertIn("label offset after none: scale", self.run_cli("refs", "import", file, "--collection", "typed", "--offset"))
+        self.assertIn("label offset of the model alone: scale", self.run_cli("refs", "import", file, "--collection", "typed", "--offset"))
         tuned = self.run_cli("refs", "tune", "--offset", "--collection", "typed", "--method", "kernel", "--references", "all", "--k", "3")
         self.assertIn("label offset after kernel regression: scale", tuned)
         self.assertEqual(len(self.offsets("typed")), 2)
         shown = self.run_cli("refs", "profile", "show", "--collection", "typed")
-        self.assertIn("after none", shown)
+        self.assertIn("of the model alone: scale", shown)
         self.assertIn("after kernel regression", shown)
         asked = ("--collection", "typed", "--method", "none", "--offset", "--explain", "--choices", *LABELS)
         for command in ("score", "ask"):
