@@ -72,6 +72,7 @@ class ChargedCallTest : public MadeUpPipelineTest {
       record.embedder_digest = embedding_.digest();
       record.sample.choices = {" no", " yes"};
       record.sample.answer = " yes";
+      record.id = ReferenceId("labels", record.sample);
     }
     EXPECT_TRUE(store_->Add(records).ok());
     LabelOffsets offsets(store_.get(), kModelDigest, embedding_.digest());
@@ -82,6 +83,7 @@ class ChargedCallTest : public MadeUpPipelineTest {
     request.settings.collection = "labels";
     request.settings.method = Method::kNone;
     request.settings.critical_layers = {2};
+    request.settings.core_experts = 0;
     const auto on_done = [this](const absl::StatusOr<OffsetTuner::Outcome>& outcome) { End(outcome.status()); };
     const absl::Status begun = learning.TuneOffset(
         std::move(request), [](const OffsetTuner::Progress&) {}, on_done);

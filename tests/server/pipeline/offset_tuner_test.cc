@@ -36,6 +36,7 @@ class OffsetTunerTest : public MadeUpPipelineTest {
     request_.settings.collection = "set";
     request_.settings.method = Method::kNone;
     request_.settings.critical_layers = {2};
+    request_.settings.core_experts = 0;
   }
 
   // References numbered from `first`, of which every third is "1" and the others "2".
@@ -45,6 +46,7 @@ class OffsetTunerTest : public MadeUpPipelineTest {
       records[i].embedder_digest = embedding_.digest();
       records[i].sample.choices = choices;
       records[i].sample.answer = choices.empty() ? "2" : choices[i % 3 == 0 ? 0 : 1];
+      records[i].id = ReferenceId("set", records[i].sample);
     }
     return records;
   }
@@ -167,6 +169,7 @@ TEST_F(OffsetTunerTest, AReferenceThatCannotBeScoredIsLeftOut) {
   Add(Records(0, 12));
   std::vector<ReferenceRecord> endless = Records(50, 1);
   for (int i = 0; i < 5000; ++i) endless[0].sample.prompt += " word";
+  endless[0].id = ReferenceId("set", endless[0].sample);
   Add(endless);
   const auto outcome = Tune();
   ASSERT_TRUE(outcome.ok()) << outcome.status();
