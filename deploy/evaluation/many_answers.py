@@ -31,8 +31,9 @@ _WIKIHOW = ["Cars & Other Vehicles", "Computers and Electronics", "Education and
             "Sports and Fitness", "Travel", "Work World", "Youth"]
 _COQA_TURNS = 4  # Later questions of a conversation lean on ever more of it.
 _COQA_UNANSWERED = "unknown"
-# Those of the procedural operations that have one right answer without choices.
-_SEVERAL_RIGHT = {"opposite", "category", "odd_one_out"}
+# Procedural operations that cannot be asked without choices: several answers are right, or exact match, which ignores
+# case, takes the question for its answer.
+_NEEDS_CHOICES = {"opposite", "category", "odd_one_out", "uppercase"}
 
 
 class Derived(NamedTuple):
@@ -155,7 +156,7 @@ def _wikihow_topics(items: list[Item], _: list[Item]) -> list[Item]:
 
 
 def _procedural_free(items: list[Item], _: list[Item]) -> list[Item]:
-    return [item._replace(choices=[]) for item in items if item.metadata["operation"] not in _SEVERAL_RIGHT]
+    return [item._replace(choices=[]) for item in items if item.metadata["operation"] not in _NEEDS_CHOICES]
 
 
 def _labels(name: str, prompt: str, split: str, read: Callable[[Archive, str], Iterator[Item | None]]) -> Task:

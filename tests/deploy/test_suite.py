@@ -32,7 +32,7 @@ COUNTS = {
     "commonsense_qa": (610, 611), "jeopardy_topic": (1054, 1054), "medical_subject": (2085, 2090), "squad": (246, 247),
     "coqa": (460, 460), "natural_questions": (1051, 1052), "household_intents": (360, 600),
     "bank_intents": (924, 1000), "wikihow_topic": (2000, 2000), "mmlu_subject": (1657, 2000),
-    "procedural_free": (513, 513),
+    "procedural_free": (483, 483),
 }
 LABELS = {"sst2": [" negative", " positive"], "mrpc": [" no", " yes"], "rte": [" True", " False"],
           "boolq": [" yes", " no"], "cb": [" True", " False", " Neither"]}
@@ -216,6 +216,10 @@ def test_free_answers_are_short_and_read_off_the_prompt_where_it_holds_them(suit
     assert set(turns) == {1, 2, 3, 4} and min(turns.values()) > 80
     answers = {(line["metadata"]["native_id"]): line["answer"] for line in suite["procedural", "heldout"]}
     assert all(answers[line["metadata"]["native_id"]] == line["answer"] for line in suite["procedural_free", "heldout"])
+    # Exact match ignores case and cannot tell which of several right answers was wanted.
+    operations = {line["metadata"]["operation"] for side in SIDES for line in suite["procedural_free", side]}
+    assert {operation.name for operation in procedural.OPERATIONS} - operations == {
+        "opposite", "category", "odd_one_out", "uppercase"}
 
 
 def test_script_of_many_answers_asks_all_tasks_of_the_two_groups_and_no_others(folder: pathlib.Path) -> None:
