@@ -80,12 +80,14 @@ absl::Status ReferenceStateBuilder::RunBatch(const Key& key) {
     End(key, absl::OkStatus());
     return absl::OkStatus();
   }
-  C3PO_ASSIGN_OR_RETURN(const auto states, Compute(missing, layer, RatesOf(key)));
-  C3PO_RETURN_IF_ERROR(catalog_->AddStates(collection, layer, states));
+  const auto states = Compute(missing, layer, RatesOf(key));
+  if (stopping_->load()) return absl::UnavailableError("the server is shutting down");
+  C3PO_RETURN_IF_ERROR(states.status());
+  C3PO_RETURN_IF_ERROR(catalog_->AddStates(collection, layer, *states));
   {
     const MutexLock lock(mutex_);
     const auto task = tasks_.find(key);
-    if (task != tasks_.end()) task->second.made += static_cast<int64_t>(states.size());
+    if (task != tasks_.end()) task->second.made += static_cast<int64_t>(states->size());
   }
   Schedule(key);
   return absl::OkStatus();

@@ -142,7 +142,7 @@ TEST_F(ReferenceStateBuilderTest, AtTheEndOfTheServerNobodyWaits) {
   EXPECT_FALSE(states_->WhenReady({}, "c", 1, heard.Ready()));
   states_.reset();
   ASSERT_TRUE(heard.done.HasBeenNotified());
-  EXPECT_FALSE(heard.status.ok());
+  EXPECT_EQ(heard.status.code(), absl::StatusCode::kUnavailable);
 }
 
 }  // namespace
