@@ -62,6 +62,7 @@
 #include "server/rpc/store_watch.h"
 #include "server/scheduler/engine.h"
 #include "server/scheduler/kv_block_pool.h"
+#include "server/text/chat_renderer.h"
 #include "server/weights/model_folder.h"
 
 namespace c3po {

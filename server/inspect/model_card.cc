@@ -185,8 +185,8 @@ void ReadChat(ModelCard& card) {
     return;
   }
   ChatRenderer chat(*std::move(templates), JinjaRenderer::Options());
-  card.chat = chat.RenderedBy();
   if (const absl::Status status = chat.Check(); !status.ok()) card.notes.emplace_back(status.message());
+  card.chat = chat.RenderedBy();
 }
 
 }  // namespace

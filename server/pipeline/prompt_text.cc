@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
+#include "server/text/chat_renderer.h"
 
 namespace c3po {
 namespace {
@@ -113,12 +114,14 @@ absl::StatusOr<PromptText::Prompt> PromptText::Encode(const PromptInput& input, 
   return prompt;
 }
 
+bool PromptText::has_chat() const { return chat_.ok() && (*chat_)->usable(); }
+
 bool PromptText::RendersElsewhere(const PromptInput& input) const {
   const auto* conversation = std::get_if<Conversation>(&input);
   return conversation != nullptr && chat_.ok() && (*chat_)->NeedsJinja(*conversation);
 }
 
-void PromptText::Render(Conversation conversation, JinjaRenderer::Check check, Rendered done) const {
+void PromptText::Render(Conversation conversation, std::function<absl::Status()> check, Rendered done) const {
   if (!chat_.ok()) return done(chat_.status());
   std::string question = QuestionOf(conversation);
   const absl::Time start = SteadyNow();

@@ -12,11 +12,12 @@
 #include "absl/types/span.h"
 #include "index/types/reference_record.h"
 #include "server/pipeline/generation_types.h"
-#include "server/text/chat_renderer.h"
 #include "server/text/tokenizer.h"
 #include "server/types/neighborhood_objective.h"
 
 namespace c3po {
+
+class ChatRenderer;
 
 // From what a client sends to token ids. Immutable and thread-safe.
 class PromptText {
@@ -30,7 +31,7 @@ class PromptText {
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
   // Ids below are known to the model or to its tokenizer. Those that only the model has decode to nothing.
   int ids_end() const { return std::max(vocabulary_size_, tokenizer_->vocabulary_size()); }
-  bool has_chat() const { return chat_.ok() && (*chat_)->usable(); }
+  bool has_chat() const;  // And it can be rendered.
 
   // A text that the tokenizer cuts into given tokens.
   struct Spelling {
@@ -52,7 +53,7 @@ class PromptText {
   // ChatRenderer::Render. Errors begin with the field, as "chat.messages[0].role: ..." or "chat: ...".
   bool RendersElsewhere(const PromptInput& input) const;
   using Rendered = std::function<void(absl::StatusOr<RenderedChat>)>;
-  void Render(Conversation conversation, JinjaRenderer::Check check, Rendered done) const;
+  void Render(Conversation conversation, std::function<absl::Status()> check, Rendered done) const;
 
   // The tokens of `continuation` after `prompt`, such that the text of prompt and tokens is that of the prompt and
   // `continuation`. They are encoded together, so that a word across the seam is cut as the model knows it. Where that

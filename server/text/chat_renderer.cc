@@ -21,6 +21,19 @@ std::string TemplatesJson(const ChatTemplates& templates) {
   return named.dump();
 }
 
+// Conversations that tell formats apart: every role in every place, contents that a template may change or leave out.
+const std::vector<std::vector<ChatTurn>>& Probes() {
+  static const std::vector<std::vector<ChatTurn>> probes = {
+      {{"user", " Hi "}},
+      {{"system", " Be brief.\n"}, {"user", "2 + 2?"}},
+      {{"system", "S"}, {"user", "a\n"}, {"assistant", " b "}, {"user", "c"}, {"assistant", "d"}, {"user", "e"}},
+      {{"user", "a"}, {"assistant", "<think>\nb\n</think>\n\nc"}, {"user", "d"}},
+      {{"user", "a"}, {"assistant", "b"}},
+      {{"system", ""}, {"user", "<b>\xc3\xa9</b>"}},
+      {{"user", "a"}, {"user", "b"}}};
+  return probes;
+}
+
 }  // namespace
 
 ChatRenderer::ChatRenderer(ChatTemplates templates, JinjaRenderer::Options options)
@@ -29,18 +42,38 @@ ChatRenderer::ChatRenderer(ChatTemplates templates, JinjaRenderer::Options optio
       jinja_(std::make_unique<JinjaRenderer>(TemplatesJson(templates_), templates_.special_tokens_json,
                                              std::move(options))) {}
 
-std::string ChatRenderer::RenderedBy() const { return known_.ok() ? known_->name() : "jinja"; }
+std::string ChatRenderer::RenderedBy() const { return IsKnown() ? known_->name() : "jinja"; }
 
-absl::Status ChatRenderer::Check() {
-  if (known_.ok()) return absl::OkStatus();
-  absl::Notification checked;
-  absl::Status status;
-  jinja_->Render(absl::StrCat("{\"template\":\"", kStandard, "\"}"), nullptr,
-                 [&](const absl::StatusOr<std::string>& rendered) {
-                   status = rendered.status();
-                   checked.Notify();
-                 });
-  checked.WaitForNotification();
+absl::StatusOr<std::string> ChatRenderer::ByJinja(absl::string_view request) const {
+  absl::Notification rendered;
+  absl::StatusOr<std::string> prompt;
+  jinja_->Render(std::string(request), nullptr, [&](absl::StatusOr<std::string> result) {
+    prompt = std::move(result);
+    rendered.Notify();
+  });
+  rendered.WaitForNotification();
+  return prompt;
+}
+
+bool ChatRenderer::Differs(absl::Time now) const {
+  for (const std::vector<ChatTurn>& turns : Probes()) {
+    Conversation conversation;
+    for (const ChatTurn& turn : turns) conversation.messages.push_back({turn.role, turn.content, ""});
+    const auto jinjas = ByJinja(RenderRequest(conversation, kStandard, now));
+    // "refuses" or "fails at" is an answer; no Jinja, or no time, is none.
+    if (!jinjas.ok() && !absl::StrContains(jinjas.status().message(), " this conversation: ")) return false;
+    const auto ours = known_->Render(turns, now);
+    if (ours.ok() != jinjas.ok() || (ours.ok() && *ours != *jinjas)) return true;
+  }
+  return false;
+}
+
+absl::Status ChatRenderer::Check(absl::Time now) {
+  if (known_.ok()) {
+    differs_.store(Differs(now), std::memory_order_relaxed);
+    return absl::OkStatus();
+  }
+  const absl::Status status = ByJinja(absl::StrCat("{\"template\":\"", kStandard, "\"}")).status();
   usable_.store(status.ok(), std::memory_order_relaxed);
   return status;
 }
@@ -61,7 +94,7 @@ absl::Status ChatRenderer::CheckReadByTemplate(const Conversation& conversation)
 }
 
 bool ChatRenderer::NeedsJinja(const Conversation& conversation) const {
-  return !known_.ok() || !conversation.IsPlain(!KnowsDevelopers(conversation));
+  return !IsKnown() || !conversation.IsPlain(!KnowsDevelopers(conversation));
 }
 
 void ChatRenderer::Render(Conversation conversation, JinjaRenderer::Check check, JinjaRenderer::Done done,
@@ -74,7 +107,7 @@ void ChatRenderer::Render(Conversation conversation, JinjaRenderer::Check check,
       if (message.role == kDeveloper) message.role = "system";
     }
   }
-  if (known_.ok() && conversation.IsPlain()) {
+  if (IsKnown() && conversation.IsPlain()) {
     std::vector<ChatTurn> turns;
     for (ConversationMessage& message : conversation.messages)
       turns.push_back({std::move(message.role), std::move(message.content)});

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/text/chat_format.h"
@@ -19,7 +20,7 @@ namespace c3po {
 
 // From conversations to prompts by a model's chat template. A plain conversation (Conversation::IsPlain) of a template
 // that ChatFormat recognizes is rendered right here; everything else by Jinja, in a process of its own, started when
-// it is needed. Both give the same prompt. Thread-safe.
+// it is needed. Both give the same prompt: where there is Jinja, Check compares them. Thread-safe.
 //
 // The role "developer" reaches a template that never names it as "system". Tools and documents for a template that
 // never names them would be lost without a word: InvalidArgument "chat.tools_json" and "chat.documents_json".
@@ -31,7 +32,9 @@ class ChatRenderer {
   std::string RenderedBy() const;
   // Whether the template can be rendered: of a known format, or by Jinja, which is started and compiles it. Waits for
   // that; the error is that of JinjaRenderer::Render. `usable` tells the last result, true before there was one.
-  absl::Status Check();
+  // A known format for which Jinja writes other prompts was taken wrongly: from then on all goes to Jinja. Without
+  // Jinja it is trusted.
+  absl::Status Check(absl::Time now = absl::Now());
   bool usable() const { return usable_.load(std::memory_order_relaxed); }
 
   // Whether Render goes to the other process.
@@ -50,6 +53,10 @@ class ChatRenderer {
   void Stop() { jinja_->Stop(); }
 
  private:
+  bool IsKnown() const { return known_.ok() && !differs_.load(std::memory_order_relaxed); }
+  // Whether Jinja answers otherwise than the known format.
+  bool Differs(absl::Time now) const;
+  absl::StatusOr<std::string> ByJinja(absl::string_view request) const;
   absl::Status CheckReadByTemplate(const Conversation& conversation) const;
   bool KnowsDevelopers(const Conversation& conversation) const;
 
@@ -57,6 +64,7 @@ class ChatRenderer {
   const absl::StatusOr<ChatFormat> known_;
   const std::unique_ptr<JinjaRenderer> jinja_;
   std::atomic<bool> usable_{true};
+  std::atomic<bool> differs_{false};
 };
 
 }  // namespace c3po

@@ -13,7 +13,7 @@
 namespace c3po {
 namespace {
 
-constexpr std::array<absl::string_view, 5> kRoles = {"system", kDeveloper, "user", "assistant", "tool"};
+constexpr std::array<absl::string_view, 5> kRoles = {"system", "developer", "user", "assistant", "tool"};
 
 // Variables that a request sets by fields of its own.
 constexpr std::array<absl::string_view, 5> kOwnVariables = {"messages", "tools", "documents", "add_generation_prompt",

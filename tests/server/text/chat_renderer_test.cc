@@ -121,18 +121,16 @@ TEST(ChatRenderer, KnownFormatsAreWhatJinjaMakesOfTheirTemplates) {
   EXPECT_GE(compared, 150);
 }
 
-// Changes of one or two places in known templates: what is still recognized, Jinja renders to the same.
+// Changes of one or two places in known templates: where one is still recognized but written otherwise, Check finds it.
 TEST(ChatRenderer, WhatIsRecognizedInAChangedTemplateIsWhatJinjaMakesOfIt) {
   constexpr uint32_t kSeed = 7;
   std::mt19937 rng(kSeed);
   const std::vector<nlohmann::json> goldens = ReadJsonLines(GoldenPath("chat.jsonl"));
   const char* const words[] = {
-      "not ", "loop.first and ", "loud and ", "messages[-1]", "message", "content", "'x' + ",
-      "user", "system",          "!=",        "==",           "-",       "| trim ", "loop.last",
-      "[1:]", "{{ 'y' }}",       "eos_token", " + ' '",       "1"};
-  nlohmann::json texts;
-  std::vector<ChatFormat> formats;
-  for (int trial = 0; trial < 4000; ++trial) {
+      "not ", "loop.first and ", "messages[-1]", "message", "content",   "'x' + ",    "user",   "system", "!=", "==",
+      "-",    "| trim ",         "loop.last",    "[1:]",    "{{ 'y' }}", "eos_token", " + ' '", "1"};
+  int recognized = 0, dropped = 0, compared = 0;
+  while (recognized < 25) {
     const nlohmann::json& config = goldens[rng() % goldens.size()]["config"];
     std::string text = config["chat_template"];
     for (uint32_t count = 1 + rng() % 2; count > 0; --count) {
@@ -140,43 +138,35 @@ TEST(ChatRenderer, WhatIsRecognizedInAChangedTemplateIsWhatJinjaMakesOfIt) {
       if (rng() % 2 == 0) text.erase(at, 1 + rng() % 12);
       if (rng() % 3 != 0) text.insert(std::min(at, text.size()), words[rng() % std::size(words)]);
     }
-    if (!IsValidUtf8(text) || text.empty()) continue;
     ChatTemplates templates;
     templates.standard = text;
     templates.bos_token = "<s>";
     templates.eos_token = "</s>";
-    const auto format = ChatFormat::Recognize(templates);
-    if (!format.ok()) continue;
-    texts[absl::StrCat(formats.size())] = text;
-    formats.push_back(*format);
-  }
-  ASSERT_GE(formats.size(), 100u) << "seed " << kSeed;
-  JinjaRenderer jinja(texts.dump(), R"({"bos_token": "<s>", "eos_token": "</s>"})", {});
-  const std::vector<std::vector<ChatTurn>> conversations = {
-      {{"user", "Hi"}},
-      {{"system", "Be brief."}, {"user", "2 + 2?"}},
-      {{"system", "S"}, {"user", "a"}, {"assistant", " b "}, {"user", "c"}, {"assistant", "d"}, {"user", "e"}},
-      {{"user", "a"}, {"assistant", "b"}}};
-  int compared = 0;
-  for (size_t i = 0; i < formats.size(); ++i) {
-    for (const std::vector<ChatTurn>& turns : conversations) {
-      Conversation conversation;
-      for (const ChatTurn& turn : turns) conversation.messages.push_back({turn.role, turn.content, ""});
-      const auto known = formats[i].Render(turns, Noon());
+    templates.special_tokens_json = R"({"bos_token": "<s>", "eos_token": "</s>"})";
+    if (!IsValidUtf8(text) || !ChatFormat::Recognize(templates).ok()) continue;
+    ++recognized;
+    ChatRenderer checked(templates, {});
+    ASSERT_TRUE(checked.Check().ok());
+    if (checked.RenderedBy() == "jinja") ++dropped;
+    JinjaRenderer jinja(nlohmann::json{{"default", text}}.dump(), templates.special_tokens_json, {});
+    for (const Conversation& conversation :
+         {Turns({{"user", "Why?", ""}}), Turns({{"system", "Obey. ", ""}, {"user", "x", ""}}),
+          Turns({{"system", "T", ""}, {"user", "k", ""}, {"assistant", "l ", ""}, {"user", " m", ""}})}) {
       absl::StatusOr<std::string> theirs;
       absl::Notification done;
-      jinja.Render(RenderRequest(conversation, absl::StrCat(i), Noon()), nullptr,
-                   [&](absl::StatusOr<std::string> prompt) {
-                     theirs = std::move(prompt);
-                     done.Notify();
-                   });
+      jinja.Render(RenderRequest(conversation, "default", Noon()), nullptr, [&](absl::StatusOr<std::string> prompt) {
+        theirs = std::move(prompt);
+        done.Notify();
+      });
       done.WaitForNotification();
-      if (!known.ok() || !theirs.ok()) continue;  // No Jinja, or out of turn.
+      const auto ours = checked.RenderNow(conversation, Noon());
+      if (absl::IsFailedPrecondition(theirs.status())) continue;  // No Jinja any more.
       ++compared;
-      EXPECT_EQ(*known, *theirs) << "seed " << kSeed << " " << formats[i].name() << ": " << texts[absl::StrCat(i)];
+      EXPECT_EQ(ours.value_or("refused"), theirs.value_or("refused")) << "seed " << kSeed << ": " << text;
     }
   }
-  EXPECT_GE(compared, 200);
+  EXPECT_GE(dropped, 1);
+  EXPECT_GE(compared, 40);
 }
 
 TEST(ChatRenderer, AKnownTemplateWithToolsGoesToJinja) {
