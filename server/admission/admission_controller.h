@@ -65,6 +65,7 @@ class AdmissionController {
   absl::StatusOr<std::unique_ptr<Permit>> Enter(const std::string& caller);
 
   int pending() const;  // Permits that are held.
+  const AdmissionLimits& limits() const { return limits_; }
 
  private:
   absl::Status Refuse(std::string message) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -64,7 +64,7 @@ void ChoiceSink::OnScores(std::vector<ContinuationScore> scores) {
   }
   CallSummary& summary = end_.summary();
   summary.chosen = static_cast<int>(chosen);
-  summary.answers = {{FinishReason::kStop, static_cast<int>(tokens_[chosen].size())}};
+  summary.answers = {{FinishReason::kStop, static_cast<int>(tokens_[chosen].size()), std::nullopt}};
   summary.usage.completion_tokens = summary.answers.front().completion_tokens;
   end_.listener().OnScores(std::move(scores));
   end_.listener().OnChunk(std::move(chunk));
@@ -102,6 +102,7 @@ bool AnswerSet::TakeToken(int index, const SampledToken& token) {
   ++answer.tokens;
   TextChunk chunk;
   chunk.answer = index;
+  chunk.prompt_tokens = end_.summary().usage.prompt_tokens;
   chunk.text = answer.detokenizer->Append({token.token_id});
   chunk.tokens.push_back(token);
   end_.listener().OnChunk(std::move(chunk));
@@ -124,6 +125,7 @@ void AnswerSet::TakeEnd(int index, const absl::Status& status, FinishReason reas
   if (status.ok()) {
     TextChunk rest;
     rest.answer = index;
+    rest.prompt_tokens = end_.summary().usage.prompt_tokens;
     rest.text = answer.detokenizer->Flush();
     if (answer.detokenizer->stopped()) answer.reason = FinishReason::kStop;
     if (!rest.text.empty()) end_.listener().OnChunk(std::move(rest));
@@ -131,8 +133,9 @@ void AnswerSet::TakeEnd(int index, const absl::Status& status, FinishReason reas
   if (++ended_ < answers_.size()) return;
   CallSummary& summary = end_.summary();
   summary.finish_reason = answers_.front().reason;
+  summary.usage.cached_tokens = timings_.cached_prompt_tokens;
   for (const Answer& ended : answers_) {
-    summary.answers.push_back({ended.reason, ended.tokens});
+    summary.answers.push_back({ended.reason, ended.tokens, ended.detokenizer->stop_index()});
     summary.usage.completion_tokens += ended.tokens;
   }
   end_.NoteGenerated(summary.usage.completion_tokens);

@@ -288,7 +288,7 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
                         parts_.text->Encode(call.input, call.max_tokens_given ? call.sampling.max_tokens : 1));
   C3PO_ASSIGN_OR_RETURN(const IncrementalDetokenizer detokenizer,
                         IncrementalDetokenizer::Create(parts_.text->tokenizer(), call.sampling.stop,
-                                                       /*skip_special_tokens=*/true, prompt.tokens));
+                                                       call.skip_special_tokens, prompt.tokens));
   std::vector<std::unique_ptr<IncrementalDetokenizer>> detokenizers;
   for (int i = 0; i < call.sampling.n; ++i) {
     detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(detokenizer.Clone()));

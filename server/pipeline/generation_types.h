@@ -65,6 +65,7 @@ struct GenerateCall {
   SamplingParams sampling;
   bool max_tokens_given = true;  // false: sampling.max_tokens is a default, cut to what the context window leaves
   OptimizationSettings optimization;
+  bool skip_special_tokens = true;  // of the text that goes out, and in which stop strings are looked for
 };
 
 struct ScoreCall {
@@ -121,13 +122,15 @@ struct OptimizationReport {
 };
 
 struct TextChunk {
-  int answer = 0;  // which of sampling.n
+  int answer = 0;         // which of sampling.n
+  int prompt_tokens = 0;  // of the call
   std::string text;
   std::vector<SampledToken> tokens;
 };
 
 struct Usage {
   int prompt_tokens = 0, completion_tokens = 0;
+  int cached_tokens = 0;  // of prompt_tokens: found in the cache; Generate calls
 };
 
 struct Provenance {
@@ -139,6 +142,7 @@ struct Provenance {
 struct AnswerEnd {
   FinishReason finish_reason = FinishReason::kStop;
   int completion_tokens = 0;
+  std::optional<int> stop;  // which of sampling.stop ended it
 };
 
 struct CallSummary {

@@ -291,6 +291,7 @@ void ContinuousBatcher::TakeToken(Sequence& sequence, const Readout& readout) {
   }
   sequence.tokens.push_back(token.token_id);
   ++sequence.generated;
+  ++generated_tokens_;
   if (metrics_) metrics_->CountGeneratedTokens(1);
   if (!sequence.request.sink->OnToken(token)) return Finish(sequence, absl::OkStatus(), FinishReason::kStop);
   if (sequence.generated == sampling.max_tokens) Finish(sequence, absl::OkStatus(), FinishReason::kLength);
@@ -342,6 +343,12 @@ void ContinuousBatcher::Finish(Sequence& sequence, const absl::Status& status, F
   sequence.task.reset();
   GiveBack(sequence, places_.pool());
   sequence.request.sink->OnFinished(status, reason, sequence.timings);
+}
+
+int64_t ContinuousBatcher::waiting_tokens() const {
+  int64_t tokens = 0;
+  for (const SequencePtr& sequence : places_.waiting()) tokens += sequence->prompt_length();
+  return tokens;
 }
 
 void ContinuousBatcher::ReportGauges() {

@@ -58,6 +58,9 @@ class ContinuousBatcher {
   // Ends every sequence with `status`.
   void AbortAll(const absl::Status& status);
 
+  // Prompt tokens of the sequences that wait.
+  int64_t waiting_tokens() const;
+  int64_t generated_tokens() const { return generated_tokens_; }  // since the start
   int64_t waiting() const { return static_cast<int64_t>(places_.waiting().size()); }
   int64_t running() const { return static_cast<int64_t>(places_.running().size()); }
   int64_t kv_tokens_used() const { return places_.pool().held() * KvBlockPool::kPositions; }
@@ -97,6 +100,7 @@ class ContinuousBatcher {
   StepPlan plan_;                       // of the pass that runs
   std::vector<SegmentOutput> outputs_;  // likewise
   double optimization_credit_ = 0;      // seconds
+  int64_t generated_tokens_ = 0;
 };
 
 }  // namespace c3po

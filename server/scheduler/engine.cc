@@ -1,5 +1,6 @@
 #include "server/scheduler/engine.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
@@ -10,6 +11,8 @@
 namespace c3po {
 
 namespace {
+
+constexpr absl::Duration kThroughputWindow = absl::Seconds(2), kThroughputSample = absl::Milliseconds(50);
 
 // An exception of a task ends its own request.
 class GuardedTask final : public OptimizationTask {
@@ -133,6 +136,32 @@ void Engine::Stop(absl::Duration limit) {
   if (thread_.joinable()) thread_.join();
 }
 
+EngineLoad Engine::load() const {
+  EngineLoad load;
+  {
+    const absl::MutexLock lock(&load_mutex_);
+    load = load_;
+  }
+  load.waiting = std::max<int64_t>(0, pending() - load.running);  // Those in the inbox too.
+  const absl::Duration since = absl::Nanoseconds(absl::ToUnixNanos(SteadyNow()) - progress_nanoseconds_.load());
+  if (since > kThroughputWindow) load.tokens_per_second = 0;
+  return load;
+}
+
+void Engine::NoteLoad() {
+  const absl::Time now = SteadyNow();
+  const int64_t generated = batcher_.generated_tokens();
+  if (generated_.empty() || now - generated_.back().first >= kThroughputSample) generated_.emplace_back(now, generated);
+  while (generated_.size() > 1 && now - generated_.front().first > kThroughputWindow) generated_.pop_front();
+  const double seconds = absl::ToDoubleSeconds(now - generated_.front().first);
+  const auto tokens = static_cast<double>(generated - generated_.front().second);
+  const absl::MutexLock lock(&load_mutex_);
+  load_.running = batcher_.running();
+  load_.waiting_tokens = batcher_.waiting_tokens();
+  load_.kv_tokens_used = batcher_.kv_tokens_used();
+  load_.tokens_per_second = seconds > 0 ? tokens / seconds : 0;
+}
+
 absl::Duration Engine::StalledFor() const {
   if (pending() == 0) return absl::ZeroDuration();
   return absl::Nanoseconds(absl::ToUnixNanos(SteadyNow()) - progress_nanoseconds_.load());
@@ -155,6 +184,7 @@ void Engine::Run() {
       for (SequenceRequest& request : arrived) batcher_.Add(std::move(request));
       if (abort) batcher_.AbortAll(absl::UnavailableError("the server is shutting down"));
       busy = batcher_.Step();
+      NoteLoad();
     });
     if (!escaped.ok()) {
       // Whose fault it was is not known, nor how far the step came: what is in hand ends, what comes next is served.

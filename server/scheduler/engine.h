@@ -2,7 +2,9 @@
 #define C3PO_SERVER_SCHEDULER_ENGINE_H_
 
 #include <atomic>
+#include <deque>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -10,6 +12,15 @@
 #include "server/scheduler/continuous_batcher.h"
 
 namespace c3po {
+
+// What the engine had to do after its last step.
+struct EngineLoad {
+  int64_t running = 0;           // Sequences in the batch.
+  int64_t waiting = 0;           // Sequences that have no place there yet.
+  int64_t waiting_tokens = 0;    // Prompt tokens of those that the batcher has seen.
+  int64_t kv_tokens_used = 0;    // Positions of the cache that are held.
+  double tokens_per_second = 0;  // Generated, over the last two seconds; 0 once nothing has been computed for so long.
+};
 
 // The thread that owns the device. Requests from any thread land in an inbox; the thread moves them into the batcher
 // and steps it while there is work, and sleeps otherwise. An exception of a request's sink or task, std::bad_alloc too,
@@ -36,6 +47,8 @@ class Engine {
 
   int pending() const { return pending_.load(std::memory_order_relaxed); }
 
+  EngineLoad load() const;
+
   // For how long there has been work without a step that ended; zero when idle. Answers also while the engine thread is
   // stuck.
   absl::Duration StalledFor() const;
@@ -44,11 +57,16 @@ class Engine {
   class CountedSink;
   SequenceRequest Counted(SequenceRequest request);
   void Run();
+  void NoteLoad();
 
   ContinuousBatcher batcher_;  // Engine thread only.
   const int pending_max_;
   std::atomic<int> pending_{0};
   std::atomic<int64_t> progress_nanoseconds_{0};  // Unix time of the last step's end, or of work that ended idleness.
+  mutable absl::Mutex load_mutex_;
+  EngineLoad load_ ABSL_GUARDED_BY(load_mutex_);
+  // Engine thread only: when so many tokens had been generated, samples of the last two seconds.
+  std::deque<std::pair<absl::Time, int64_t>> generated_;
   absl::Mutex mu_;
   std::vector<SequenceRequest> inbox_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -136,6 +136,7 @@ bool SequencePlaces::Begin(Sequence& sequence) {
   if (sequence.admitted_before) return true;
   sequence.admitted_before = true;
   sequence.admitted = now_();
+  sequence.timings.cached_prompt_tokens = sequence.cached;
   sequence.timings.before_batch_seconds = absl::ToDoubleSeconds(sequence.admitted - sequence.request.arrival);
   return true;
 }

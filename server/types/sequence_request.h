@@ -34,6 +34,7 @@ struct SequenceTimings {
   double decode_seconds = 0;                   // after prefill and optimization, to the end
   double first_token_seconds = 0;              // of these, those to the first token
   double time_to_first_token_seconds = 0;      // from arrival
+  int cached_prompt_tokens = 0;                // found in the cache when it was first given a place
 };
 
 struct ContinuationScore {

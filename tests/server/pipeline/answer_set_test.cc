@@ -19,6 +19,7 @@ class RecordingListener final : public GenerationListener {
   void OnOptimization(const OptimizationReport&) override {}
   void OnChunk(TextChunk chunk) override {
     tokens[chunk.answer] += static_cast<int>(chunk.tokens.size());
+    prompt_tokens = chunk.prompt_tokens;
     text += chunk.text;
   }
   void OnScores(std::vector<ContinuationScore> all) override { scores = std::move(all); }
@@ -29,6 +30,7 @@ class RecordingListener final : public GenerationListener {
   }
   std::map<int, int> tokens;
   std::string text;
+  int prompt_tokens = 0;
   std::vector<ContinuationScore> scores;
   int ends = 0;
   absl::Status status;
@@ -45,13 +47,13 @@ SequenceTimings Ran() {
 class AnswerSetTest : public ::testing::Test {
  protected:
   // A set of `count` answers whose first is under way.
-  void Begin(int count) {
+  void Begin(int count, const std::vector<std::string>& stop = {}) {
     const auto tokenizer =
         Tokenizer::Load(std::string(C3PO_SOURCE_DIR) + "/tests/golden/model/mixtral_tiny/tokenizer.json");
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
     std::vector<std::unique_ptr<IncrementalDetokenizer>> detokenizers;
     for (int i = 0; i < count; ++i) {
-      auto detokenizer = IncrementalDetokenizer::Create(*tokenizer, {}, /*skip_special_tokens=*/true);
+      auto detokenizer = IncrementalDetokenizer::Create(*tokenizer, stop, /*skip_special_tokens=*/true);
       ASSERT_TRUE(detokenizer.ok());
       detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(*std::move(detokenizer)));
     }
@@ -104,6 +106,25 @@ TEST_F(AnswerSetTest, StartsTheOthersOnceAtTheFirstTokenAndEndsWithTheLast) {
   EXPECT_EQ(summary.answers[2].finish_reason, FinishReason::kStop);
   EXPECT_EQ(summary.finish_reason, FinishReason::kLength);
   EXPECT_EQ(summary.usage.completion_tokens, 3);
+}
+
+TEST_F(AnswerSetTest, TellsWhichStopStringEndedAnAnswerAndWhatWasCached) {
+  summary_.usage.prompt_tokens = 40;
+  Begin(1);
+  Token(0);
+  const std::string text = listener_->text;  // Of the token.
+  ASSERT_FALSE(text.empty());
+  EXPECT_EQ(listener_->prompt_tokens, 40);
+  End(0);
+  EXPECT_EQ(listener_->summary.answers[0].stop, std::nullopt);
+  sinks_.clear();
+  Begin(1, {"never so", text});
+  EXPECT_FALSE(Token(0));
+  SequenceTimings timings = Ran();
+  timings.cached_prompt_tokens = 32;
+  sinks_[0]->OnFinished(absl::OkStatus(), FinishReason::kStop, timings);
+  EXPECT_EQ(listener_->summary.answers[0].stop, 1);
+  EXPECT_EQ(listener_->summary.usage.cached_tokens, 32);
 }
 
 TEST_F(AnswerSetTest, AnEmptyFirstAnswerStartsTheOthersToo) {

@@ -121,6 +121,65 @@ TEST_F(EngineTest, WhatATaskThrowsWhenItIsAskedEndsItsRequestAlone) {
   ExpectThatOthersAreServed();
 }
 
+TEST_F(EngineTest, ASequenceIsToldWhatOfItsPromptWasInTheCache) {
+  std::vector<int> cached;
+  for (int i = 0; i < 2; ++i) {
+    const auto sink = std::make_shared<RecordingSink>();
+    SequenceRequest request = RequestFor(sink, /*scores=*/false);
+    request.prompt.assign(3 * KvBlockPool::kPositions, 7);
+    ASSERT_TRUE(engine_.Submit(std::move(request)).ok());
+    sink->done.WaitForNotification();
+    cached.push_back(sink->timings.cached_prompt_tokens);
+  }
+  EXPECT_EQ(cached, (std::vector<int>{0, 2 * KvBlockPool::kPositions}));  // The last block has the last token.
+}
+
+// Lets tokens pass until the third, and holds the engine there.
+class HoldingSink final : public SequenceSink {
+ public:
+  bool OnToken(const SampledToken&) override {
+    if (++tokens_ == 3) {
+      held.Notify();
+      go_on.WaitForNotification();
+    }
+    return true;
+  }
+  void OnScores(std::vector<ContinuationScore>) override {}
+  void OnFinished(const absl::Status&, FinishReason, const SequenceTimings&) override { done.Notify(); }
+  absl::Notification held, go_on, done;
+
+ private:
+  int tokens_ = 0;
+};
+
+TEST(EngineLoadTest, IsOfTheLastStepAndNothingOnceAllIsDone) {
+  HashModel model;
+  BatcherLimits limits;
+  limits.sequences_max = 1;
+  Engine engine(&model, limits, 16, nullptr);
+  EXPECT_EQ(engine.load().running, 0);
+  const auto holding = std::make_shared<HoldingSink>();
+  const auto waiting = std::make_shared<RecordingSink>();
+  SequenceRequest first = RequestFor(holding, /*scores=*/false);
+  first.sampling.max_tokens = 10;
+  ASSERT_TRUE(engine.Submit(std::move(first)).ok());
+  ASSERT_TRUE(engine.Submit(RequestFor(waiting, /*scores=*/false)).ok());
+  holding->held.WaitForNotification();
+  const EngineLoad load = engine.load();
+  EXPECT_EQ(load.running, 1);
+  EXPECT_EQ(load.waiting, 1);
+  EXPECT_GT(load.kv_tokens_used, 0);
+  EXPECT_GE(load.tokens_per_second, 0);
+  holding->go_on.Notify();
+  holding->done.WaitForNotification();
+  waiting->done.WaitForNotification();
+  while (engine.load().running > 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(engine.load().waiting, 0);
+  EXPECT_EQ(engine.load().waiting_tokens, 0);
+  EXPECT_EQ(engine.load().kv_tokens_used, 0);
+  EXPECT_GT(engine.load().tokens_per_second, 0);  // Of the last two seconds.
+}
+
 // Whose fault it is nobody knows: all that are in hand end, and those that come later are served.
 class ThrowingModel final : public PartialModel {
  public:
