@@ -33,6 +33,7 @@ struct LoadedParts {
   const StoreWatch* store_watch = nullptr;  // null: nobody looks at the store
   SamplingParams default_sampling;
   int64_t kv_cache_tokens = 0;  // that there are
+  std::string model_folder;     // of config.json and the tokenizer's files
   std::string version;
 };
 
@@ -42,6 +43,7 @@ struct ServiceParts : LoadedParts {
   CallLog* call_log = nullptr;
   Metrics* metrics = nullptr;  // of every call, those that the entrance turns away too; may be null
   std::function<std::vector<std::string>()> warnings;  // what needs an operator
+  std::function<bool()> serving;                       // what health says
   size_t unread_messages_max = 0;                      // of a stream, before its client is cut off
   absl::Duration unread_max = absl::Minutes(1);        // that a client may leave a chunk of a backup unread
   SharedAmount* message_bytes = nullptr;               // of requests and answers that calls hold; null: as many as come

@@ -28,6 +28,13 @@ Role LeastRole(Metrics::Rpc rpc) {
     case Metrics::Rpc::kReferencesGetStats:
     case Metrics::Rpc::kReferencesGetCollection:
     case Metrics::Rpc::kGetServerInfo:
+    case Metrics::Rpc::kVllmGenerate:
+    case Metrics::Rpc::kVllmEmbed:
+    case Metrics::Rpc::kVllmAbort:
+    case Metrics::Rpc::kVllmGetModelInfo:
+    case Metrics::Rpc::kVllmGetServerInfo:
+    case Metrics::Rpc::kVllmGetLoads:
+    case Metrics::Rpc::kVllmGetTokenizer:
       return Role::kGenerate;
     case Metrics::Rpc::kReferencesList:
     case Metrics::Rpc::kReferencesAdd:

@@ -44,6 +44,18 @@ constexpr int kIdleSeconds = 900;  // Without a call; clients of gRPC connect ag
 // For what is no connection: model files, the store, the HTTP port, libraries.
 constexpr int64_t kOtherDescriptors = 256;
 
+std::vector<Door> Make(const std::vector<MakeDoor>& doors, const ServiceParts& parts) {
+  std::vector<Door> made;
+  for (const MakeDoor& make : doors) made.push_back(make(parts));
+  return made;
+}
+
+std::vector<std::string> NamesWith(const std::vector<Door>& doors) {
+  std::vector<std::string> names = {"c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService"};
+  for (const Door& door : doors) names.push_back(door.service);
+  return names;
+}
+
 int Milliseconds(int seconds) { return static_cast<int>(std::min<int64_t>(int64_t{1000} * seconds, INT_MAX)); }
 
 ConnectionLimits LimitsOf(const ServerConfig& config) {
@@ -80,7 +92,7 @@ void LimitTransport(const ServerConfig& config, grpc::ServerBuilder& builder) {
 
 struct GrpcServer::Impl {
   Impl(std::unique_ptr<AccessControl> access_control, std::shared_ptr<TlsFiles> tls_files, const ServerConfig& config,
-       Metrics* metrics)
+       Metrics* metrics, const std::vector<MakeDoor>& make_doors)
       : access(access_control.get()),
         tls(std::move(tls_files)),
         entrance(std::move(access_control), RatesOf(config), metrics),
@@ -97,12 +109,13 @@ struct GrpcServer::Impl {
         generation(parts),
         reference(parts),
         server(parts, config.Limits()),
-        health({"c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService"},
-               {config.watches_max, config.address_watches_max}, metrics) {
+        doors(Make(make_doors, parts)),
+        health(NamesWith(doors), {config.watches_max, config.address_watches_max}, metrics) {
     parts.entrance = &entrance;
     parts.call_log = &call_log;
     parts.metrics = metrics;
     parts.warnings = [this] { return Warnings(); };
+    parts.serving = [this] { return health.serving(); };
     parts.unread_messages_max = static_cast<size_t>(config.unread_messages_max);
     parts.unread_max = absl::Seconds(config.unread_seconds_max);
     parts.message_bytes = &message_bytes;
@@ -144,6 +157,7 @@ struct GrpcServer::Impl {
   GenerationService generation;
   ReferenceService reference;
   ServerService server;
+  const std::vector<Door> doors;
   HealthService health;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
   std::unique_ptr<grpc::Server> grpc_server;
@@ -163,7 +177,8 @@ GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
-absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config, Metrics* metrics) {
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config, Metrics* metrics,
+                                                              const std::vector<MakeDoor>& doors) {
   // Protobuf would write a line to the log for every request whose text is not UTF-8; its caller is told which field.
   google::protobuf::SetLogHandler(nullptr);
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<TlsFiles> tls, LoadTls(config, metrics));
@@ -173,7 +188,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   }
   grpc::EnableDefaultHealthCheckService(false);  // HealthService takes its place.
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto impl = std::make_unique<Impl>(std::move(access), tls, config, metrics);
+  auto impl = std::make_unique<Impl>(std::move(access), tls, config, metrics, doors);
   grpc::ServerBuilder builder;
   impl->credentials = tls == nullptr ? grpc::InsecureServerCredentials() : MakeTlsCredentials(tls);
   C3PO_ASSIGN_OR_RETURN(impl->listener, ConnectionListener::Listen(config.listen, LimitsOf(config), metrics));
@@ -193,6 +208,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   builder.RegisterService(&impl->generation);
   builder.RegisterService(&impl->reference);
   builder.RegisterService(&impl->server);
+  for (const Door& door : impl->doors) builder.RegisterService(door.handler.get());
   builder.RegisterService(&impl->health);
   impl->grpc_server = builder.BuildAndStart();
   if (!impl->grpc_server) return absl::InternalError("gRPC: the server cannot be started");

@@ -9,17 +9,19 @@
 #include "absl/time/time.h"
 #include "server/config/server_config.h"
 #include "server/rpc/call_context.h"
+#include "server/rpc/door.h"
 
 namespace c3po {
 
-// The listening gRPC server: the three services, grpc.health.v1 (Check and Watch) and reflection. It listens before the
-// model is loaded: until Open, health is NOT_SERVING and every call ends with Unavailable, reason LOADING.
+// The listening gRPC server: the three services, the doors, grpc.health.v1 (Check and Watch) and reflection. It listens
+// before the model is loaded: until Open, health is NOT_SERVING and every call ends with Unavailable, reason LOADING.
 class GrpcServer {
  public:
   // Listens as `config` says, with its transport security and its tokens. `metrics` count every call from the first on,
   // and outlive the server; null: nothing is counted. InvalidArgument: files of the configuration are wrong.
   // Unavailable: the port is in use or the address is not this machine's, naming it.
-  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServerConfig& config, Metrics* metrics);
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServerConfig& config, Metrics* metrics,
+                                                           const std::vector<MakeDoor>& doors = {});
   ~GrpcServer();
 
   // Of an address with a port; 1 for a socket's path, which has none.

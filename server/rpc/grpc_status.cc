@@ -57,6 +57,7 @@ grpc::StatusCode CodeOf(absl::StatusCode code) {
   return static_cast<grpc::StatusCode>(code);
 }
 
+// Also metadata's keys, "c3po-method".
 // "optimization.critical_layers[2]" of "optimization.critical_layers[2]: layer 99 does not exist"; empty when the
 // message begins otherwise.
 absl::string_view FieldOf(absl::string_view message) {
@@ -64,7 +65,7 @@ absl::string_view FieldOf(absl::string_view message) {
   if (colon == absl::string_view::npos || colon == 0) return {};
   for (const char c : message.substr(0, colon)) {
     const bool allowed = std::islower(static_cast<unsigned char>(c)) || std::isdigit(static_cast<unsigned char>(c)) ||
-                         c == '_' || c == '.' || c == '[' || c == ']';
+                         c == '_' || c == '-' || c == '.' || c == '[' || c == ']';
     if (!allowed) return {};
   }
   return message.substr(0, colon);

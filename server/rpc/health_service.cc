@@ -107,6 +107,11 @@ void HealthService::SetServing(bool serving) {
   for (Watcher* watcher : watchers_) watcher->Want(StatusOf(watcher->known()));
 }
 
+bool HealthService::serving() {
+  const absl::MutexLock lock(&mu_);
+  return serving_;
+}
+
 void HealthService::EndWatches() {
   const absl::MutexLock lock(&mu_);
   ended_ = true;

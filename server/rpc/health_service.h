@@ -29,6 +29,7 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   HealthService(const std::vector<std::string>& services, const WatchLimits& limits, Metrics* metrics);
 
   void SetServing(bool serving);
+  bool serving();
   // Ends every Watch with Unavailable, and each later one at once.
   void EndWatches();
 

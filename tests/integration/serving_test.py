@@ -30,7 +30,7 @@ class CancellationTest(ServingCase):
 
     def ended(self):
         lines = self.server.http("/metrics").splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("c3po_rpc_total") and 'method="Generate"' in line)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("c3po_rpc_total") and 'method="Generate",service="GenerationService"' in line)
 
     def check_release(self, begin, reached):
         """Cancels the stream that `begin` makes once `reached` holds; everything must come back within a step. A machine that stands still
@@ -105,7 +105,7 @@ class CancellationTest(ServingCase):
         self.assertEqual(len(tokens_of(list(self.stream(10)))), 10)
 
     def test_calls_of_a_client_that_died_before_they_were_read_are_cancelled(self):
-        ended = 'c3po_rpc_total{code="CANCELLED",method="Generate"'
+        ended = 'c3po_rpc_total{code="CANCELLED",method="Generate",service="GenerationService"'
         before, wrong = self.metric(ended), self.metric(ended.replace("CANCELLED", "INVALID_ARGUMENT"))
         for _ in range(5):  # What is on its way may be the end of calls that the server has read before.
             self.kill_a_client_while_the_server_stands_still()
@@ -120,7 +120,7 @@ class CancellationTest(ServingCase):
         client = subprocess.Popen([self.cli, "bench", "--server", f"127.0.0.1:{self.server.port}", "--rate", "100", "--method", "none",
                                    "--duration", "3600", "--warmup", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.addCleanup(client.kill)
-        answered = 'c3po_rpc_total{code="OK",method="Generate"'
+        answered = 'c3po_rpc_total{code="OK",method="Generate",service="GenerationService"'
         asked = self.metric(answered)
         self.wait_until(lambda: self.metric(answered) > asked + 5, "the client asks")
         self.server.process.send_signal(signal.SIGSTOP)

@@ -55,7 +55,8 @@ WALL_CLOCK = re.compile(r"absl::Now\b|GetCurrentTimeNanos|system_clock::now|\b\w
 # Stamps that people read, certificates' ends, a date in a chat template, and what gRPC tells by that clock.
 WALL_CLOCK_FILES = {"server/metrics/logging.cc", "server/metrics/prometheus_exporter.cc", "server/pipeline/offset_tuner.cc",
                     "server/pipeline/reference_importer.cc", "server/rpc/tls_files.cc", "server/text/chat_format.h",
-                    "server/text/chat_renderer.h", "server/rpc/call_context.cc"}
+                    "server/text/chat_renderer.h", "server/rpc/call_context.cc",
+                    "server/rpc/doors/vllm_service.cc"}
 FILE_STREAM = re.compile(r"\bstd::i?fstream\b|\bfopen\(")
 # Files of the kernel's, and a file that the server has just made itself.
 STREAM_FILES = {"index/base/cgroup_limits.cc", "server/process/process_usage.cc", "server/rpc/backup_reactor.cc"}

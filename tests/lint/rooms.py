@@ -36,6 +36,7 @@ SERVER_ROOMS = {
                         "index/search/cuda", "index/base/cuda"},  # Where indexes lie.
     "server/inspect": {"server/model", "server/model/config", "server/pipeline", "server/text", "server/weights"},
     "server/rpc": {"server/pipeline", "server/process", "server/admission", "server/text", "server/config", "index/store", "proto"},
+    "server/rpc/doors": {"server/rpc", "server/pipeline", "server/admission", "server/text", "proto"},
 }
 # Under g++ the language of kernels is the tests' execution model.
 KERNELS_DOOR_TO_TESTS = ("index/base/cuda/device.h", "tests/host_cuda/device.h")

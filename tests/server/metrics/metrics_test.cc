@@ -21,7 +21,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr size_t kSeriesMax = 600;
+constexpr size_t kSeriesMax = 700;
 
 Exposition Parse(const Metrics& metrics) {
   const absl::StatusOr<Exposition> exposition = ParseExposition(metrics.PrometheusText());
@@ -41,7 +41,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.SetModel("sha256:1", "float32", "cpu");
   metrics.RequestStarted();
   for (int i = 0; i < 4; ++i) metrics.CountFinished(static_cast<Metrics::FinishedReason>(i));
-  for (int rpc = 0; rpc <= static_cast<int>(Metrics::Rpc::kGetServerInfo); ++rpc) {
+  for (int rpc = 0; rpc < Metrics::kRpcCount; ++rpc) {
     for (int code = 0; code <= 16; ++code) {
       metrics.CountRpc(static_cast<Metrics::Rpc>(rpc), static_cast<absl::StatusCode>(code));
     }

@@ -109,6 +109,7 @@ TEST(ToGrpcStatus, AFieldAtTheBeginningOfTheMessageBecomesAViolation) {
   };
   EXPECT_EQ(fields("optimization.critical_layers[2]: layer 99 does not exist"),
             std::vector<std::string>{"optimization.critical_layers[2]"});
+  EXPECT_EQ(fields("c3po-method: is none"), std::vector<std::string>{"c3po-method"});
   EXPECT_TRUE(fields("The whole request: is wrong").empty());
   EXPECT_TRUE(fields("no field").empty());
 }

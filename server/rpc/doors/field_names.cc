@@ -1,0 +1,22 @@
+#include "server/rpc/doors/field_names.h"
+
+#include "absl/strings/cord.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace c3po {
+
+absl::Status InTheirWords(const absl::Status& status, absl::Span<const FieldName> names) {
+  if (status.ok()) return status;
+  for (const FieldName& name : names) {
+    if (!absl::StartsWith(status.message(), name.ours)) continue;
+    const absl::string_view rest = status.message().substr(name.ours.size());
+    if (!absl::StartsWith(rest, ".") && !absl::StartsWith(rest, "[") && !absl::StartsWith(rest, ": ")) continue;
+    absl::Status renamed(status.code(), absl::StrCat(name.theirs, rest));
+    status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) { renamed.SetPayload(url, payload); });
+    return renamed;
+  }
+  return status;
+}
+
+}  // namespace c3po

@@ -1,0 +1,51 @@
+#include "server/rpc/doors/optimization_choice.h"
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "index/base/status_macros.h"
+#include "index/types/optimization_terms.h"
+
+namespace c3po {
+namespace {
+
+constexpr absl::string_view kPrefix = "c3po-";
+
+// By its flag's word or by the name that reports have.
+absl::StatusOr<v1::Method> MethodOf(absl::string_view word) {
+  std::vector<absl::string_view> words;
+  for (const Term<Method>& term : TermsOf<Method>()) {
+    if (word == term.flag || word == term.name) return static_cast<v1::Method>(term.number);
+    words.emplace_back(term.flag);
+  }
+  return absl::InvalidArgumentError(absl::StrCat(kMethodKey, ": is none of ", absl::StrJoin(words, ", ")));
+}
+
+}  // namespace
+
+absl::StatusOr<v1::OptimizationOptions> OptimizationFromMetadata(
+    const std::multimap<grpc::string_ref, grpc::string_ref>& metadata) {
+  v1::OptimizationOptions options;
+  for (const auto& [raw_key, raw_value] : metadata) {
+    const absl::string_view key(raw_key.data(), raw_key.size()), value(raw_value.data(), raw_value.size());
+    if (!absl::StartsWith(key, kPrefix)) continue;
+    if (key != kCollectionKey && key != kMethodKey) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(key, ": is neither ", kCollectionKey, " nor ", kMethodKey, ", which choose the optimization"));
+    }
+    if (metadata.count(raw_key) > 1) return absl::InvalidArgumentError(absl::StrCat(key, ": is given twice"));
+    if (value.empty()) return absl::InvalidArgumentError(absl::StrCat(key, ": must not be empty"));
+    if (key == kCollectionKey) {
+      options.set_collection(std::string(value));
+    } else {
+      C3PO_ASSIGN_OR_RETURN(const v1::Method method, MethodOf(value));
+      options.set_method(method);
+    }
+  }
+  return options;
+}
+
+}  // namespace c3po

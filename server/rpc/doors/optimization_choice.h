@@ -1,0 +1,29 @@
+#ifndef C3PO_SERVER_RPC_DOORS_OPTIMIZATION_CHOICE_H_
+#define C3PO_SERVER_RPC_DOORS_OPTIMIZATION_CHOICE_H_
+
+// How a request of a foreign protocol, which has no field for it, chooses its optimization. Nothing chosen: what a
+// request of c3po.v1 gets that sets nothing, the server's defaults with the default collection's profile. Pure and
+// thread-safe.
+
+#include <grpcpp/support/string_ref.h>
+
+#include <map>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "c3po/v1/options.pb.h"
+
+namespace c3po {
+
+// Metadata of a call.
+inline constexpr absl::string_view kCollectionKey = "c3po-collection";  // A collection's name: its profile applies.
+inline constexpr absl::string_view kMethodKey = "c3po-method";          // A method's word, "ngd", or its name.
+
+// InvalidArgument "KEY: ...": given twice, empty, no method's word; and any other key that begins with "c3po-", so that
+// a misspelled one is not passed over.
+absl::StatusOr<v1::OptimizationOptions> OptimizationFromMetadata(
+    const std::multimap<grpc::string_ref, grpc::string_ref>& metadata);
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_DOORS_OPTIMIZATION_CHOICE_H_
