@@ -81,10 +81,27 @@ make_tools_venv() {
 }
 
 # The .proto files of protocols that others define and c3pod speaks (server/rpc/doors), by the digests of their archives.
-# vllm.grpc.engine and what it imports:
+# vllm.grpc.engine and what it imports; KServe's inference, whose wheel has no .proto, but descriptors in generated modules.
 FOREIGN_PROTO_ARCHIVES=(
   "smg-grpc-proto==0.4.28 --hash=sha256:970dec0a8c0e78b42758c7690cc7b8bbf0416f680fdad448a4f5c9b8c3e68afb"
+  "tritonclient==2.73.0 --hash=sha256:1f5cec19b0568e037ec4d716ae702984b3ab93e35f72b8f72c5135374dd2be9a"
 )
+
+# The descriptors in generated Python modules, none of which is imported, as a google.protobuf.FileDescriptorSet on stdout.
+descriptors_of() {
+  "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION/bin/python" - "$@" <<'PYTHON'
+import ast, sys
+from google.protobuf import descriptor_pb2
+found = descriptor_pb2.FileDescriptorSet()
+for path in sys.argv[1:]:
+    with open(path, encoding="utf-8") as module:
+        for node in ast.walk(ast.parse(module.read())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "AddSerializedFile":
+                found.file.add().ParseFromString(ast.literal_eval(node.args[0]))
+assert len(found.file) == len(sys.argv) - 1, "each module has the descriptor of one file"
+sys.stdout.buffer.write(found.SerializeToString())
+PYTHON
+}
 
 fetch_foreign_protos() {
   local python=$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION/bin/python archive
@@ -94,19 +111,21 @@ fetch_foreign_protos() {
   for archive in "$1"/archives/*.whl; do "$python" -m zipfile -e "$archive" "$1/unpacked"; done
   mkdir "$1/vllm"
   cp "$1"/unpacked/smg_grpc_proto/proto/{vllm_engine,common}.proto "$1/vllm/"
+  mkdir "$1/kserve"
+  descriptors_of "$1"/unpacked/tritonclient/grpc/{model_config,service}_pb2.py >"$1/kserve/descriptors.pb"
   rm -r "$1/archives" "$1/unpacked"
 }
 
-# The gateway smg and a client of its, as users have them: tests/deploy/test_gateway.py.
+# The gateway smg, and clients of the doors as users have them: tests/deploy/test_gateway.py.
 make_gateway_venv() {
   python3 -m venv "$1"
   "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${GATEWAY_PACKAGES[@]}"
 }
 GATEWAY_PACKAGES=(
-  smg==1.13.0 openai==3.57.0
+  smg==1.13.0 openai==3.57.0 tritonclient==2.73.0
   annotated-types==0.8.0 anyio==4.16.0 grpcio==1.85.3 grpcio-health-checking==1.85.1 h11==0.16.0 httpcore2==2.16.2 httpx2==2.16.2
-  idna==3.20 jiter==0.19.0 protobuf==7.36.2 pydantic==2.14.4 pydantic_core==2.50.5 PyYAML==6.0.4 setproctitle==1.3.8 sniffio==1.3.1
-  truststore==0.10.5 typing-inspection==0.4.5 typing_extensions==4.16.0
+  idna==3.20 jiter==0.19.0 ml_dtypes==0.5.4 numpy==2.4.6 packaging==26.4 protobuf==7.36.2 pydantic==2.14.4 pydantic_core==2.50.5
+  python-rapidjson==1.25 PyYAML==6.0.4 setproctitle==1.3.8 sniffio==1.3.1 truststore==0.10.5 typing-inspection==0.4.5 typing_extensions==4.16.0 urllib3==2.8.0
 )
 
 # What the harness imports to run a model behind gRPC, 118 MB to download: neither torch nor scikit-learn, which it loads

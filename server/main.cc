@@ -55,6 +55,7 @@
 #include "server/process/heap_settings.h"
 #include "server/process/process_signals.h"
 #include "server/process/process_usage.h"
+#include "server/rpc/doors/kserve_service.h"
 #include "server/rpc/doors/vllm_service.h"
 #include "server/rpc/grpc_log.h"
 #include "server/rpc/grpc_server.h"
@@ -296,7 +297,7 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
 // Both doors are open before the model is there: they say that it is being loaded.
 absl::Status StartListening(const ServerConfig& config, Server& server) {
   server.metrics = std::make_unique<Metrics>(server.model_folder.name, kVersion);
-  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config, server.metrics.get(), {MakeVllmDoor}));
+  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config, server.metrics.get(), {MakeVllmDoor, MakeKserveDoor}));
   if (config.metrics_port >= 0) {
     const auto ready = [&server] {
       const HealthMonitor* health = server.known_health.load();

@@ -18,7 +18,7 @@ namespace c3po {
 // those that dashboards of language-model servers already know, and carry the label model_name; ours start with `c3po_`
 // and end in their unit. Every label value comes from an enum below, from optimization_terms.h or from the server's own
 // configuration, never from a request, and every series exists from the start (at zero): the exposition has the same
-// number of series, fewer than 700, for the life of the process.
+// number of series, fewer than 800, for the life of the process.
 //
 // Thread-safe. A call takes an atomic addition (counters, gauges) or a short uncontended lock (histograms): well under
 // a microsecond, no allocation. Observations that are not finite, and negative ones of quantities that cannot be
@@ -61,9 +61,13 @@ class Metrics {
     kVllmGetModelInfo,
     kVllmGetServerInfo,
     kVllmGetLoads,
-    kVllmGetTokenizer
+    kVllmGetTokenizer,
+    kKserveModelInfer,
+    kKserveModelStreamInfer,
+    kKserveServerMetadata,
+    kKserveModelMetadata
   };
-  static constexpr int kRpcCount = static_cast<int>(Rpc::kVllmGetTokenizer) + 1;
+  static constexpr int kRpcCount = static_cast<int>(Rpc::kKserveModelMetadata) + 1;
 
   // Both UTF-8, from the configuration. `version` is the server's own.
   Metrics(absl::string_view model_name, absl::string_view version);

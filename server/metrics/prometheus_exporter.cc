@@ -90,6 +90,10 @@ constexpr std::array<NamedRpc, Metrics::kRpcCount> kRpcs = {{
     {"VllmEngine/GetServerInfo"},
     {"VllmEngine/GetLoads"},
     {"VllmEngine/GetTokenizer"},
+    {"GRPCInferenceService/ModelInfer"},
+    {"GRPCInferenceService/ModelStreamInfer"},
+    {"GRPCInferenceService/ServerMetadata"},
+    {"GRPCInferenceService/ModelMetadata"},
 }};
 struct CodeName {
   absl::StatusCode code;

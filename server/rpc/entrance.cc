@@ -35,6 +35,10 @@ Role LeastRole(Metrics::Rpc rpc) {
     case Metrics::Rpc::kVllmGetServerInfo:
     case Metrics::Rpc::kVllmGetLoads:
     case Metrics::Rpc::kVllmGetTokenizer:
+    case Metrics::Rpc::kKserveModelInfer:
+    case Metrics::Rpc::kKserveModelStreamInfer:
+    case Metrics::Rpc::kKserveServerMetadata:
+    case Metrics::Rpc::kKserveModelMetadata:
       return Role::kGenerate;
     case Metrics::Rpc::kReferencesList:
     case Metrics::Rpc::kReferencesAdd:

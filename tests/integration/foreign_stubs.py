@@ -13,13 +13,14 @@ import server_process
 
 
 def make_stubs(folder: str, *protos: str) -> dict:
-    """By name, those of the newest deploy/install_deps.sh brought: make_stubs("vllm", "vllm_engine.proto", "common.proto")."""
+    """By name, of the files in a folder of the newest foreign-protos: make_stubs("vllm", "vllm_engine.proto", "common.proto")."""
     found = sorted(server_process.cache_folder().glob("foreign-protos-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     source = found[-1] / folder
     target = tempfile.mkdtemp(prefix=f"c3po_{folder}_")
     atexit.register(shutil.rmtree, target, ignore_errors=True)
-    code = protoc.main(["protoc", f"-I{source}", f"--python_out={target}", f"--grpc_python_out={target}",
-                        *(str(source / proto) for proto in protos)])
+    descriptors = source / "descriptors.pb"
+    where = f"--descriptor_set_in={descriptors}" if descriptors.exists() else f"-I{source}"
+    code = protoc.main(["protoc", where, f"--python_out={target}", f"--grpc_python_out={target}", *protos])
     if code != 0:
         raise RuntimeError("protoc failed")
     sys.path.insert(0, target)

@@ -11,7 +11,9 @@ absl::Status InTheirWords(const absl::Status& status, absl::Span<const FieldName
   for (const FieldName& name : names) {
     if (!absl::StartsWith(status.message(), name.ours)) continue;
     const absl::string_view rest = status.message().substr(name.ours.size());
-    if (!absl::StartsWith(rest, ".") && !absl::StartsWith(rest, "[") && !absl::StartsWith(rest, ": ")) continue;
+    const bool whole = absl::EndsWith(name.ours, ".");
+    if (!whole && !absl::StartsWith(rest, ".") && !absl::StartsWith(rest, "[") && !absl::StartsWith(rest, ": "))
+      continue;
     absl::Status renamed(status.code(), absl::StrCat(name.theirs, rest));
     status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) { renamed.SetPayload(url, payload); });
     return renamed;

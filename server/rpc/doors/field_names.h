@@ -13,8 +13,8 @@ struct FieldName {
 };
 
 // `status` with the field at the start of its message called as the client knows it, by the first row that fits a whole
-// part of the path: "sampling" fits "sampling.top_p: ..." and "sampling: ...". Keeps code and payloads. Pure and
-// thread-safe.
+// part of the path: "sampling" fits "sampling.top_p: ..." and "sampling: ...", "sampling." the former. Keeps code and
+// payloads. Pure and thread-safe.
 absl::Status InTheirWords(const absl::Status& status, absl::Span<const FieldName> names);
 
 }  // namespace c3po

@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "index/base/status_macros.h"
 #include "index/types/optimization_terms.h"
 
@@ -14,17 +15,29 @@ namespace {
 
 constexpr absl::string_view kPrefix = "c3po-";
 
-// By its flag's word or by the name that reports have.
-absl::StatusOr<v1::Method> MethodOf(absl::string_view word) {
+}  // namespace
+
+absl::StatusOr<v1::Method> MethodOfWord(absl::string_view field, absl::string_view word) {
   std::vector<absl::string_view> words;
   for (const Term<Method>& term : TermsOf<Method>()) {
     if (word == term.flag || word == term.name) return static_cast<v1::Method>(term.number);
     words.emplace_back(term.flag);
   }
-  return absl::InvalidArgumentError(absl::StrCat(kMethodKey, ": is none of ", absl::StrJoin(words, ", ")));
+  return absl::InvalidArgumentError(absl::StrCat(field, ": is none of ", absl::StrJoin(words, ", ")));
 }
 
-}  // namespace
+absl::Status ChooseByModelName(absl::string_view field, absl::string_view name, absl::string_view served,
+                               v1::OptimizationOptions& options) {
+  if (name == served) return absl::OkStatus();
+  absl::string_view rest = name;
+  if (!absl::ConsumePrefix(&rest, served) || !absl::ConsumePrefix(&rest, "@"))
+    return absl::NotFoundError(absl::StrCat(field, ": the model here is ", served));
+  if (rest.empty()) return absl::InvalidArgumentError(absl::StrCat(field, ": names no collection after the @"));
+  if (options.has_collection() && options.collection() != rest)
+    return absl::InvalidArgumentError(absl::StrCat(field, ": names another collection than the parameters do"));
+  options.set_collection(std::string(rest));
+  return absl::OkStatus();
+}
 
 absl::StatusOr<v1::OptimizationOptions> OptimizationFromMetadata(
     const std::multimap<grpc::string_ref, grpc::string_ref>& metadata) {
@@ -41,7 +54,7 @@ absl::StatusOr<v1::OptimizationOptions> OptimizationFromMetadata(
     if (key == kCollectionKey) {
       options.set_collection(std::string(value));
     } else {
-      C3PO_ASSIGN_OR_RETURN(const v1::Method method, MethodOf(value));
+      C3PO_ASSIGN_OR_RETURN(const v1::Method method, MethodOfWord(key, value));
       options.set_method(method);
     }
   }

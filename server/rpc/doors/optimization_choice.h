@@ -9,6 +9,7 @@
 
 #include <map>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "c3po/v1/options.pb.h"
@@ -23,6 +24,15 @@ inline constexpr absl::string_view kMethodKey = "c3po-method";          // A met
 // a misspelled one is not passed over.
 absl::StatusOr<v1::OptimizationOptions> OptimizationFromMetadata(
     const std::multimap<grpc::string_ref, grpc::string_ref>& metadata);
+
+// A method by its word, "ngd", or its name. InvalidArgument "FIELD: is none of ...".
+absl::StatusOr<v1::Method> MethodOfWord(absl::string_view field, absl::string_view word);
+
+// Of a protocol whose requests name the model: MODEL, or MODEL@COLLECTION, whose profile then applies. `served` is the
+// model's name, which may have an "@" itself. NotFound "FIELD: ...": another model. InvalidArgument: no collection, or
+// another one than `options` has.
+absl::Status ChooseByModelName(absl::string_view field, absl::string_view name, absl::string_view served,
+                               v1::OptimizationOptions& options);
 
 }  // namespace c3po
 

@@ -21,7 +21,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr size_t kSeriesMax = 700;
+constexpr size_t kSeriesMax = 800;
 
 Exposition Parse(const Metrics& metrics) {
   const absl::StatusOr<Exposition> exposition = ParseExposition(metrics.PrometheusText());

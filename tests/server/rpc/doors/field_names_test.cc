@@ -9,8 +9,10 @@
 namespace c3po {
 namespace {
 
-constexpr FieldName kNames[] = {
-    {"token_ids.ids", "tokenized.input_ids"}, {"token_ids", "tokenized"}, {"sampling", "params"}};
+constexpr FieldName kNames[] = {{"token_ids.ids", "tokenized.input_ids"},
+                                {"token_ids", "tokenized"},
+                                {"sampling", "params"},
+                                {"gate.", "params.gate_"}};
 
 std::string Renamed(const std::string& message) {
   return std::string(InTheirWords(absl::InvalidArgumentError(message), kNames).message());
@@ -19,6 +21,8 @@ std::string Renamed(const std::string& message) {
 TEST(InTheirWords, RenamesTheFirstRowThatFitsAWholePartOfThePath) {
   EXPECT_EQ(Renamed("sampling.top_p: is 2"), "params.top_p: is 2");
   EXPECT_EQ(Renamed("sampling: is wrong"), "params: is wrong");
+  EXPECT_EQ(Renamed("gate.enabled: is wrong"), "params.gate_enabled: is wrong");
+  EXPECT_EQ(Renamed("gate: is wrong"), "gate: is wrong");
   EXPECT_EQ(Renamed("token_ids.ids[3]: 9 is too large"), "tokenized.input_ids[3]: 9 is too large");
   EXPECT_EQ(Renamed("token_ids: has no tokens"), "tokenized: has no tokens");
 }

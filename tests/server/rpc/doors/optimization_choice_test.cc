@@ -51,5 +51,20 @@ TEST(OptimizationFromMetadata, RefusesByTheKeysName) {
   }
 }
 
+TEST(ChooseByModelName, TakesTheModelItselfOrWithACollection) {
+  for (const std::string served : {"tiny", "org/tiny@v2"}) {
+    v1::OptimizationOptions options;
+    EXPECT_TRUE(ChooseByModelName("model", served, served, options).ok());
+    EXPECT_FALSE(options.has_collection());
+    EXPECT_TRUE(ChooseByModelName("model", served + "@law@eu", served, options).ok());
+    EXPECT_EQ(options.collection(), "law@eu");
+    EXPECT_TRUE(ChooseByModelName("model", served + "@law@eu", served, options).ok());
+    EXPECT_TRUE(absl::IsInvalidArgument(ChooseByModelName("model", served + "@other", served, options)));
+    EXPECT_TRUE(absl::IsInvalidArgument(ChooseByModelName("model", served + "@", served, options)));
+    for (const std::string& other : {std::string(), served + "2", "x" + served, std::string("@law")})
+      EXPECT_EQ(ChooseByModelName("model", other, served, options).message(), "model: the model here is " + served);
+  }
+}
+
 }  // namespace
 }  // namespace c3po
