@@ -368,6 +368,7 @@ absl::Status RunEvaluation(Session& session, const EvaluationFlags& flags, const
   }
   ClientItemRunner runner(session.client.get(), session.call_options(), run.server);
   C3PO_RETURN_IF_ERROR(PrepareOffsets(session, flags.offset_references, run, runner));
+  runner.ShareCalls(run.methods);
   LiveProgress progress(session.terminal, run, *folder);
   EvaluationOptions options;
   options.concurrency = flags.concurrency;

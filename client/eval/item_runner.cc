@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
@@ -83,12 +84,56 @@ ClientItemRunner::ClientItemRunner(Client* client, CallOptions call_options, con
 
 absl::StatusOr<ItemResult> ClientItemRunner::Run(const Task& task, const TaskItem& item, const EvalMethod& method,
                                                  SharedByMethods* shared) {
-  if (!IsPlain(task, item, method)) return Ask(task, item, method, &shared->neighbors);
+  if (!IsPlain(task, item, method)) {
+    const auto sharing = shares_call_with_.find(method.label);
+    if (sharing == shares_call_with_.end() || task.kind != TaskKind::kChoice) {
+      return Ask(task, item, method, &shared->neighbors);
+    }
+    return AskShared(task, item, method, sharing->second, shared);
+  }
   if (!shared->plain) {
     C3PO_ASSIGN_OR_RETURN(shared->plain, Ask(task, item, method, &shared->neighbors));
   }
   ItemResult result = *shared->plain;
   result.method = method.label;
+  return result;
+}
+
+void ClientItemRunner::ShareCalls(absl::Span<const EvalMethod> methods) {
+  const auto but_for_offset = [](const EvalMethod& method) {
+    v1::OptimizationOptions options = method.optimization;
+    options.clear_use_offset();
+    return std::make_pair(options.SerializeAsString(), method.collection_suffix);
+  };
+  for (const EvalMethod& with : methods) {
+    const bool optimizes = with.kind == MethodKind::kScore && with.optimization.method() != v1::METHOD_NONE;
+    if (!optimizes || !with.optimization.use_offset()) continue;
+    for (const EvalMethod& method : methods) {
+      if (method.kind == MethodKind::kScore && but_for_offset(method) == but_for_offset(with)) {
+        shares_call_with_[method.label] = with;
+      }
+    }
+  }
+}
+
+absl::StatusOr<ItemResult> ClientItemRunner::AskShared(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                                       const EvalMethod& with_offset, SharedByMethods* shared) {
+  // What is left open may be the profile's.
+  C3PO_ASSIGN_OR_RETURN(const v1::OptimizationOptions settings,
+                        effective_.Resolve(method.optimization, CollectionOf(task, method)));
+  auto answered = shared->with_offset.find(with_offset.label);
+  if (answered == shared->with_offset.end()) {
+    C3PO_ASSIGN_OR_RETURN(ItemResult asked, Ask(task, item, with_offset, &shared->neighbors));
+    answered = shared->with_offset.emplace(with_offset.label, std::move(asked)).first;
+  }
+  ItemResult result = answered->second;
+  result.method = method.label;
+  if (settings.use_offset()) return result;
+  result.offset_scores.clear();
+  JudgeChoices(task, item, &result);
+  const auto is_of_offset = [](const std::string& warning) { return absl::StrContains(warning, "label offset"); };
+  result.warnings.erase(std::remove_if(result.warnings.begin(), result.warnings.end(), is_of_offset),
+                        result.warnings.end());
   return result;
 }
 

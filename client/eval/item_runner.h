@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include "client/c3po_client.h"
 #include "client/eval/answer_extractor.h"
 #include "client/eval/effective_settings.h"
@@ -35,7 +36,8 @@ struct NeighborList {
 // What the methods of one question share.
 struct SharedByMethods {
   NeighborList neighbors;
-  std::optional<ItemResult> plain;  // of the model as it is
+  std::optional<ItemResult> plain;                // of the model as it is
+  std::map<std::string, ItemResult> with_offset;  // by label of the method that has the offset; ShareCalls
 };
 
 // Answers one question by one method.
@@ -59,6 +61,11 @@ class ClientItemRunner : public ItemRunner {
   using WithoutOffset = std::map<std::pair<std::string, std::string>, std::string>;
   void ScoreWithoutOffset(WithoutOffset collections) { without_offset_ = std::move(collections); }
 
+  // Lets two methods that optimize alike, one of them with a label offset (ngd, ngd+offset), be asked once per question
+  // with choices: an answer under the offset has the scores without it, too. `methods`: of a run. Before the first
+  // question.
+  void ShareCalls(absl::Span<const EvalMethod> methods);
+
   // Two methods that are the model as it is, METHOD_NONE and the profile of a collection that has that one, are asked
   // once for both. Errors are the server's. InvalidArgument for an oracle on a generation task: Generate takes no
   // answer.
@@ -68,6 +75,9 @@ class ClientItemRunner : public ItemRunner {
  private:
   absl::StatusOr<ItemResult> Ask(const Task& task, const TaskItem& item, const EvalMethod& method,
                                  NeighborList* neighbors);
+  // Of one of two methods that share a call.
+  absl::StatusOr<ItemResult> AskShared(const Task& task, const TaskItem& item, const EvalMethod& method,
+                                       const EvalMethod& with_offset, SharedByMethods* shared);
   // Whether requests of the method are answered by the model as it is.
   bool IsPlain(const Task& task, const TaskItem& item, const EvalMethod& method);
   absl::Status RunChoices(const Task& task, const TaskItem& item, const EvalMethod& method, const std::string& prompt,
@@ -91,6 +101,7 @@ class ClientItemRunner : public ItemRunner {
   const uint32_t context_window_;
   EffectiveSettings effective_;
   WithoutOffset without_offset_;
+  std::map<std::string, EvalMethod> shares_call_with_;  // by label: the method that has the offset, maybe itself
   absl::Mutex mu_;
   std::map<std::string, std::unique_ptr<AnswerExtractor>> extractors_ ABSL_GUARDED_BY(mu_);  // by pattern
 };

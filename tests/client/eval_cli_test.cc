@@ -410,6 +410,44 @@ TEST_F(EvalCliTest, AReferenceThatCannotBeScoredIsToldAndLeftOut) {
   EXPECT_THAT(result.out, HasSubstr("label-offset"));
 }
 
+// The scores under an offset come with those without: one question is one call for both.
+TEST_F(EvalCliTest, MethodsThatDifferInTheOffsetAloneAreAskedOnce) {
+  ServeLabelledReferences(&server_);
+  server_.on_score = [](grpc::ServerContext*, const v1::ScoreRequest& request, v1::ScoreResponse* response) {
+    const bool optimized = request.optimization().method() != v1::METHOD_NONE;
+    for (int i = 0; i < request.continuations_size(); ++i) {
+      v1::ContinuationScore& score = *response->add_scores();
+      score.set_token_count(1);
+      score.set_log_likelihood(optimized ? -2 - i : -1 - i);                            // " a"
+      if (request.optimization().use_offset()) score.set_offset_score(-4.0 + 2.0 * i);  // " the", which is right
+    }
+    response->mutable_optimization()->add_warnings("the label offset is that of the model alone");
+    response->mutable_optimization()->add_warnings("another");
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Eval({"--methods", "none,offset,ngd,ngd+offset,slow=ngd", "--set", "slow.steps=50",
+                                   "--no-profile", "--limit", "3", "--offset-references", "0"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  std::map<std::string, int> right, asked;
+  for (const Json& item : Items("run")) {
+    const std::string method = item.at("method");
+    right[method] += item.at("correct").get<bool>();
+    EXPECT_EQ(item.contains("offset_scores"), method == "offset" || method == "ngd+offset") << method;
+    // The other warning is of every answer.
+    EXPECT_EQ(item.at("warnings").size(), method == "ngd" ? 1 : 2) << method;
+  }
+  EXPECT_EQ(right,
+            (std::map<std::string, int>{{"none", 0}, {"offset", 3}, {"ngd", 0}, {"ngd+offset", 3}, {"slow", 0}}));
+  for (const v1::ScoreRequest& request : server_.score_requests()) {
+    if (request.optimization().method() == v1::METHOD_NONE) continue;
+    ++asked[absl::StrCat(request.optimization().steps(), request.optimization().use_offset() ? " with offset" : "")];
+  }
+  EXPECT_EQ(asked, (std::map<std::string, int>{{"0 with offset", 3}, {"50", 3}}));
+  // In pairs, and first of all in words.
+  EXPECT_THAT(result.out, AllOf(HasSubstr("ngd+offset against offset"),
+                                HasSubstr("C3PO (ngd+offset) against the offset alone (offset): 0.0 [")));
+}
+
 TEST_F(EvalCliTest, ARowOfEveryReportIsNoMethodsName) {
   const ChildResult result = Eval({"--methods", "none,majority=ngd"});
   EXPECT_EQ(result.exit_code, 4);
