@@ -33,7 +33,8 @@ fit_settings() {
   # server could fill is set, so that the tables of RESULTS.md keep their meaning.
   DESCENT=(--k 12 --references all --steps 8 --learning-rate 0.05 --step-rule adam --core-experts 0 --critical-layers "$CRITICAL"
     --application shift --objective choices --backtrack --validation-neighbors 0 --step-scale 1 --patience 0 --prompt-positions 1
-    --no-prior --no-gate --no-profile)
+    --no-balance --trust 0 --neighborhoods 1 --neighbor-source embedding --no-prior --no-offset --no-gate
+    --no-profile)
   # The defaults up to version 0.1.0, near the paper's, as settings of a method that is called `before`.
   BEFORE=()
   for setting in k=3 steps=10 learning_rate=0.1 step_rule=adam "critical_layers=$(last_layers 5)" \
