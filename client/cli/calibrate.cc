@@ -77,6 +77,17 @@ std::string DefaultState(const CalibrateFlags& flags) {
                       absl::Hex(Fingerprint().Add(flags.collection).value(), absl::kZeroPad16), ".jsonl");
 }
 
+// What is tried, and for how long.
+void SetSearch(const CalibrateFlags& flags, const v1::GetServerInfoResponse& info, const CalibrationScope& scope,
+               CalibrationSettings* settings) {
+  settings->start = StartOptions(info.default_optimization(), flags);
+  settings->axes = CalibrationAxes(scope);
+  // The first whole setting is a sounder point to begin at than the server's defaults.
+  ApplyPatch(settings->axes.front().candidates.front().patch, &settings->start);
+  settings->budget = flags.budget_seconds > 0 ? absl::Seconds(flags.budget_seconds) : absl::InfiniteDuration();
+  settings->cost_weight = flags.cost_weight;
+}
+
 // What answers depend on besides options and questions.
 std::string Identity(const v1::GetServerInfoResponse& info, const v1::GetCollectionResponse& collection,
                      const std::vector<v1::Reference>& references, const Task& task) {
@@ -159,12 +170,7 @@ absl::Status RunCalibrate(Session& session, CalibrateFlags flags) {
   const CalibrationScope scope =
       Scope(flags, info, collection, task.kind == TaskKind::kChoice, settings.labels.any(), has_prior);
   settings.metric = task.metric;
-  settings.start = StartOptions(info.default_optimization(), flags);
-  settings.axes = CalibrationAxes(scope);
-  // The first whole setting is a sounder point to begin at than the server's defaults.
-  ApplyPatch(settings.axes.front().candidates.front().patch, &settings.start);
-  settings.budget = flags.budget_seconds > 0 ? absl::Seconds(flags.budget_seconds) : absl::InfiniteDuration();
-  settings.cost_weight = flags.cost_weight;
+  SetSearch(flags, info, scope, &settings);
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<AnswerJournal> journal,
                         OpenJournal(flags, Identity(info, collection, references, task)));
   CalibrationPrinter printer(session.terminal, settings, flags.said());

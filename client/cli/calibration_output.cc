@@ -208,7 +208,11 @@ void CalibrationPrinter::PrintOutcome(const std::string& collection, const Calib
   if (!result.gate.empty()) {
     absl::FPrintF(said_, "  gate: %s (%d of %d)\n", result.gate, result.gated, result.questions);
   }
-  if (result.helps()) absl::FPrintF(said_, "  settings: %s\n", DescribeOptions(result.chosen));
+  if (result.helps()) {
+    v1::OptimizationOptions settings = result.chosen;
+    settings.set_use_offset(result.use_offset());
+    absl::FPrintF(said_, "  settings: %s\n", DescribeOptions(settings));
+  }
   if ((result.helps() || result.beyond) && lift > 0 && low <= 0) {
     absl::FPrintF(said_, "  The interval reaches 0: more questions (--questions) would tell.\n");
   }

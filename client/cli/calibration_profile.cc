@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/cli/calibration_output.h"
+#include "client/cli/explain.h"
 #include "client/cli/terminal.h"
 #include "index/base/status_macros.h"
 
@@ -45,8 +46,7 @@ absl::StatusOr<std::optional<v1::OffsetInfo>> LearnOffset(Session& session, cons
     absl::FPrintF(flags.said(), "The server learned no label offset: the profile is stored without it.\n");
     return learned;
   }
-  absl::FPrintF(flags.said(), "Label offset learned from %d references, of which %.1f %% → %.1f %% are right by it.\n",
-                learned->references(), 100 * learned->accuracy_before(), 100 * learned->accuracy_after());
+  absl::FPrintF(flags.said(), "Learned the label offset %s.\n", DescribeOffset(*learned));
   return learned;
 }
 

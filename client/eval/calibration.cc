@@ -10,7 +10,7 @@
 #include "absl/time/clock.h"
 #include "client/eval/calibration_gate.h"
 #include "client/eval/choice_metrics.h"
-#include "client/eval/label_baselines.h"
+#include "index/base/label_offset.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
