@@ -166,7 +166,7 @@ class TuneOffsetReactor final : public LearningReactor {
     if (!outcome.ok()) return End(outcome.status(), /*drop_queue=*/true);
     const CollectionOffset& offset = *outcome->offset;
     if (outcome->stored) {
-      call().Audit("tune_offset", {{"method", TermOf(offset.method).name},
+      call().Audit("tune_offset", {{"after", TermOf(offset.method).name},
                                    {"references", offset.references},
                                    {"accuracy_before", offset.accuracy_before},
                                    {"accuracy_after", offset.accuracy_after}});

@@ -204,7 +204,8 @@ class OperationsTest(unittest.TestCase):
         list(self.references.TuneOffset(ref.TuneOffsetRequest(collection=name), timeout=120))
         self.references.Delete(ref.DeleteReferencesRequest(collection=name))
         expected = {"add": dict(added=20, replaced=0), "set_profile": dict(), "remove_profile": dict(),
-                    "amortize_shifts": dict(references=20), "tune_offset": dict(references=10, method="none"), "delete": dict(whole_collection=True, deleted=20)}
+                    "amortize_shifts": dict(references=20), "tune_offset": dict(references=10, after="none"),
+                    "delete": dict(whole_collection=True, deleted=20)}
         if tuned[-1].HasField("stored"):
             expected["tune_prior"] = dict(references=16)
         for action, fields in expected.items():
