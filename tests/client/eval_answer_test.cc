@@ -50,6 +50,9 @@ TEST(JudgeChoices, EachMetricHasItsOwnWinner) {
 TEST(JudgeChoices, AnOffsetsScoresChooseWhateverTheMetric) {
   const TaskItem item = Item({" a", " b", " c"}, 1);
   ItemResult result;
+  result.task = "letters";
+  result.id = "1";
+  result.method = "offset";
   result.log_likelihoods = {-1, -2, -3};
   result.token_counts = {1, 1, 1};
   result.offset_scores = {-1, 0.5, 0.5};

@@ -102,7 +102,7 @@ def test_every_call_but_the_conversation_has_an_http_form_that_fits_its_request(
                 assert set(re.findall(r"{(\w+)}", path)) <= messages[method.input_type], path
                 assert (verb == "get") == (rule.body == ""), path
                 assert not method.client_streaming
-    assert len(seen) == 14
+    assert len(seen) == 15
 
 
 def test_descriptor_holds_its_imports_and_the_details_of_errors(tmp_path: pathlib.Path) -> None:

@@ -32,7 +32,7 @@ import server_process
 DEPLOY = SOURCE / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
-SERIES_MAX = 600  # Of one scrape.
+SERIES_MAX = 800  # Of one scrape.
 SCRAPES_EVERY = "500ms"
 WINDOW = "30s"  # What Grafana's $__rate_interval stands for here.
 
@@ -344,7 +344,7 @@ def test_every_label_has_few_values(observed: Observed) -> None:
     for label in ("model_name", "method", "decision", "code", "service", "finished_reason", "work", "verdict", "moment", "stage", "kind", "part",
                   "files", "result", "limit"):
         values = observed.prometheus.get(f"label/{label}/values")
-        assert 0 < len(values) <= 24, label
+        assert 0 < len(values) <= 32, label
 
 
 def check_metrics(exposition: str) -> tuple[int, list[str]]:
