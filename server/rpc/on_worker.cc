@@ -31,10 +31,8 @@ class WorkerReactor final : public grpc::ServerUnaryReactor {
     if (parts_.pipeline_parts.admission != nullptr) {
       C3PO_ASSIGN_OR_RETURN(permit_, parts_.pipeline_parts.admission->Enter(call_.caller()));
     }
-    const bool taken = parts_.pipeline_parts.workers->Submit([self] { return self->Work(); },
-                                                             [self](const absl::Status& status) { self->End(status); });
-    return taken ? absl::OkStatus()
-                 : absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker");
+    return GiveToWorker(
+        parts_, [self] { return self->Work(); }, [self](const absl::Status& status) { self->End(status); });
   }
 
   absl::Status Work() {
@@ -62,6 +60,13 @@ class WorkerReactor final : public grpc::ServerUnaryReactor {
 };
 
 }  // namespace
+
+absl::Status GiveToWorker(const ServiceParts& parts, std::function<absl::Status()> job,
+                          std::function<void(const absl::Status&)> failed) {
+  const bool taken = parts.pipeline_parts.workers->Submit(std::move(job), std::move(failed));
+  return taken ? absl::OkStatus()
+               : absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker");
+}
 
 grpc::ServerUnaryReactor* StartOnWorker(grpc::CallbackServerContext* context, const ServiceParts& parts,
                                         Metrics::Rpc rpc, size_t request_bytes, WorkerJob job) {

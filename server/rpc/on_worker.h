@@ -12,6 +12,11 @@
 
 namespace c3po {
 
+// Runs `job` on the worker pool, and `failed` with what it returns other than OK. ResourceExhausted: the pool's queue
+// is full, and neither runs.
+absl::Status GiveToWorker(const ServiceParts& parts, std::function<absl::Status()> job,
+                          std::function<void(const absl::Status&)> failed);
+
 // What a unary call does on a worker, and the bytes of its answer afterwards.
 struct WorkerJob {
   std::function<absl::Status(CallState&)> work;

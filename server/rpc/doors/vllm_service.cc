@@ -78,10 +78,8 @@ class EmbedReactor final : public grpc::ServerUnaryReactor {
     if (parts_.pipeline_parts.admission != nullptr) {
       C3PO_ASSIGN_OR_RETURN(permit_, parts_.pipeline_parts.admission->Enter(call_.caller()));
     }
-    const bool taken = parts_.pipeline_parts.workers->Submit([self] { return self->Decode(self); },
-                                                             [self](const absl::Status& status) { self->End(status); });
-    return taken ? absl::OkStatus()
-                 : absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker");
+    return GiveToWorker(
+        parts_, [self] { return self->Decode(self); }, [self](const absl::Status& status) { self->End(status); });
   }
 
   absl::Status Decode(const std::shared_ptr<EmbedReactor>& self) {
@@ -155,10 +153,7 @@ class TokenizerReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc
       self->SendNext();
       return absl::OkStatus();
     };
-    const bool taken =
-        parts_.pipeline_parts.workers->Submit(read, [self](const absl::Status& status) { self->End(status); });
-    return taken ? absl::OkStatus()
-                 : absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker");
+    return GiveToWorker(parts_, read, [self](const absl::Status& status) { self->End(status); });
   }
 
   // By one thread at a time: the worker's, then whoever says that the last chunk was taken.
