@@ -15,7 +15,7 @@ PYTHON = max(server_process.cache_folder().glob("gateway-*/bin/python"), key=lam
 
 # What a user writes, in the interpreter that has tritonclient.
 CLIENT = '''
-import json, os, queue, sys
+import json, queue, sys
 import numpy, tritonclient.grpc as triton
 
 client = triton.InferenceServerClient(sys.argv[1])
@@ -44,8 +44,8 @@ client.async_stream_infer("another", [text], request_id="b")
 told["stream_error"] = str(answers.get(timeout=100)[1])
 client.stop_stream()
 told["pieces"] = pieces
-print(json.dumps(told), flush=True)
-os._exit(0)  # The interpreter's own end sometimes waits for ever for gRPC's threads.
+client.close()  # Else the interpreter's end may wait for the channel's threads for ever.
+print(json.dumps(told))
 '''
 
 
