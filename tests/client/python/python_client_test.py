@@ -284,7 +284,7 @@ class ErrorsTest:
         begun = time.monotonic()
         self.raises(c3po_client.DeadlineExceeded, lambda: self.client.score("Q:", [" a"], timeout=1.5))
         self.assertLess(time.monotonic() - begun, SLOW_SECONDS / 2)
-        self.assertTrue(0 < left[0] <= 1.5, left)
+        self.assertTrue(0 < left[0] < 5, left)  # The call's 1.5, that the wire rounds up; not the client's own, 20 or so.
         self.server.on["Score"] = lambda request, context: left.append(context.time_remaining()) or scores(request, context)
         self.run_(lambda: self.client.score("Q:", [" a"]))
         self.run_(lambda: self.client.score("Q:", [" a"], timeout=math.inf))
