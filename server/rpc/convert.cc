@@ -72,6 +72,22 @@ Conversation ConversationFromProto(const v1::Chat& chat) {
   return conversation;
 }
 
+// Of a request whose input is a prompt, token ids or a chat.
+template <typename Request>
+absl::StatusOr<PromptInput> InputOf(const Request& request) {
+  switch (request.input_case()) {
+    case Request::kPrompt:
+      return PromptInput(request.prompt());
+    case Request::kTokenIds:
+      return TokenInput(request.token_ids());
+    case Request::kChat:
+      return PromptInput(ConversationFromProto(request.chat()));
+    case Request::INPUT_NOT_SET:
+      break;
+  }
+  return FieldError("prompt: one of prompt, token_ids and chat must be set");
+}
+
 // So that a report of the most neighbors is no larger than messages may be.
 std::string CutText(const std::string& text) {
   constexpr size_t kTextBytesMax = 16 << 10;
@@ -107,31 +123,9 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& opti
   return params;
 }
 
-absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request) {
-  switch (request.input_case()) {
-    case v1::GenerateRequest::kPrompt:
-      return PromptInput(request.prompt());
-    case v1::GenerateRequest::kTokenIds:
-      return TokenInput(request.token_ids());
-    case v1::GenerateRequest::kChat:
-      return PromptInput(ConversationFromProto(request.chat()));
-    case v1::GenerateRequest::INPUT_NOT_SET:
-      break;
-  }
-  return FieldError("prompt: one of prompt, token_ids and chat must be set");
-}
+absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request) { return InputOf(request); }
 
-absl::StatusOr<PromptInput> InputFromProto(const v1::ScoreRequest& request) {
-  switch (request.input_case()) {
-    case v1::ScoreRequest::kPrompt:
-      return PromptInput(request.prompt());
-    case v1::ScoreRequest::kTokenIds:
-      return TokenInput(request.token_ids());
-    case v1::ScoreRequest::INPUT_NOT_SET:
-      break;
-  }
-  return FieldError("prompt: one of prompt and token_ids must be set");
-}
+absl::StatusOr<PromptInput> InputFromProto(const v1::ScoreRequest& request) { return InputOf(request); }
 
 v1::StageTimings TimingsToProto(const StageTimings& timings) {
   v1::StageTimings proto;
