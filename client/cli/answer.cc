@@ -43,6 +43,7 @@ class AnswerPrinter {
                 ExplainSummary(event.summary(), terminal_));
         }
         break;
+      case v1::GenerateResponse::kRoutedExperts:  // Numbers by the thousand: for --json.
       case v1::GenerateResponse::EVENT_NOT_SET:
         break;  // An event of a newer server.
     }
