@@ -1,39 +1,16 @@
-// Requests, from bytes to validated values. The first byte chooses the message; the rest is its wire format, or, where
-// '#' comes first, its text format. Settings that are taken survive the way back to protobuf and in again.
-
-#include <google/protobuf/io/tokenizer.h>
-#include <google/protobuf/text_format.h>
+// Requests, from bytes to validated values. The first byte chooses the message (wire_message.h). Settings that are taken
+// survive the way back to protobuf and in again.
+// taken survive the way back to protobuf and in again.
 
 #include "index/types/reference_validation.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/rpc/convert.h"
-#include "server/rpc/wire.h"
 #include "server/sampling/sampler.h"
 #include "tests/fuzz/fuzz_target.h"
+#include "tests/fuzz/wire_message.h"
 
 namespace c3po {
 namespace {
-
-class Silent : public google::protobuf::io::ErrorCollector {
- public:
-  void AddError(int, google::protobuf::io::ColumnNumber, const std::string&) override {}
-};
-
-// What the service reads, if it is a message at all.
-template <typename Request>
-absl::StatusOr<Request> Read(absl::string_view input) {
-  std::string bytes(input);
-  if (!bytes.empty() && bytes[0] == '#') {
-    Request request;
-    google::protobuf::TextFormat::Parser parser;
-    Silent silent;
-    parser.RecordErrorsTo(&silent);
-    if (!parser.ParseFromString(bytes.substr(1), &request)) return absl::InvalidArgumentError("no text format");
-    bytes = request.SerializeAsString();
-  }
-  const grpc::Slice slice(bytes);
-  return ParseRequest<Request>(grpc::ByteBuffer(&slice, 1));
-}
 
 ModelShape SomeShape() {
   ModelShape shape;
@@ -66,25 +43,25 @@ void UseRequest(absl::string_view input) {
   const absl::string_view rest = input.substr(1);
   switch (input[0]) {
     case 'g':
-      if (const auto request = Read<v1::GenerateRequest>(rest); request.ok()) {
+      if (const auto request = ReadMessage<v1::GenerateRequest>(rest); request.ok()) {
         InputFromProto(*request).IgnoreError();
         UseSampling(request->sampling());
         UseSettings(request->optimization());
       }
       break;
     case 's':
-      if (const auto request = Read<v1::ScoreRequest>(rest); request.ok()) {
+      if (const auto request = ReadMessage<v1::ScoreRequest>(rest); request.ok()) {
         InputFromProto(*request).IgnoreError();
         UseSettings(request->optimization());
       }
       break;
     case 't':
-      if (const auto request = Read<v1::TunePriorRequest>(rest); request.ok()) {
+      if (const auto request = ReadMessage<v1::TunePriorRequest>(rest); request.ok()) {
         TuneFromProto(*request, DefaultSettings(SomeShape())).IgnoreError();
       }
       break;
     case 'r':
-      if (const auto request = Read<v1::AddReferencesRequest>(rest); request.ok()) {
+      if (const auto request = ReadMessage<v1::AddReferencesRequest>(rest); request.ok()) {
         if (request->has_sample()) UseSample(request->sample());
       }
       break;
