@@ -76,3 +76,10 @@ stop_server() {
 }
 
 c3po() { "${DIES_WITH_SCRIPT[@]}" "$BIN/c3po" --server "$SERVER" "$@"; }
+
+# has_learned FIELD COLLECTION: whether there is a profile, or a prior, as `c3po refs profile show` names it. The collection's counts
+# have fields of the same names, so the JSON is read and not searched.
+has_learned() {
+  c3po refs profile show --collection "$2" --json |
+    python3 -c 'import json, sys; sys.exit(sys.argv[1] not in json.load(sys.stdin))' "$1"
+}

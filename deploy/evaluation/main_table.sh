@@ -51,21 +51,20 @@ for task in "${KNOWLEDGE[@]}"; do import "$task" "$KNOWLEDGE_REFERENCE_LIMIT"; d
 # The default method of a collection is what `c3po calibrate` stores as its profile, from the references alone: for the
 # adaptation tasks it searches settings, for the knowledge tasks it says whether the prior helps. Where questions share their
 # choices it is the method with a label offset, the offset alone, or neither.
-has() { c3po refs profile show --collection "$2" --json | grep -q "\"$1\""; }
 # Two of five references are held apart from the prior: those are what calibrate may judge it by.
 tune() {
   c3po refs tune --collection "$1" --critical-layers "$CRITICAL" --learning-rate 0.02 --epochs "$2" --patience "$3" --validation-fraction 0.4
 }
 for task in "${ADAPTATION[@]}"; do
-  has prior "$task" || tune "$task" 16 4
-  has profile "$task" || c3po calibrate --collection "$task" --critical-layers "$CRITICAL" --questions 120 --budget-seconds 60 --fresh \
+  has_learned prior "$task" || tune "$task" 16 4
+  has_learned profile "$task" || c3po calibrate --collection "$task" --critical-layers "$CRITICAL" --questions 120 --budget-seconds 60 --fresh \
     --offset-references "$OFFSET_REFERENCES"
 done
 for task in "${KNOWLEDGE[@]}"; do
-  if has profile "$task"; then continue; fi
+  if has_learned profile "$task"; then continue; fi
   if [[ " $PRIOR_TASKS " == *" $task "* ]]; then tune "$task" 8 2; fi
   # Where no prior was better than none, on references apart, there is nothing to calibrate.
-  if has prior "$task"; then
+  if has_learned prior "$task"; then
     c3po calibrate --collection "$task" --critical-layers "$CRITICAL" --questions 80 --method prior --budget-seconds 1 --fresh
   else
     c3po refs profile set --collection "$task" '{"method":"METHOD_NONE"}'
