@@ -3,7 +3,8 @@
 Messages are those of proto/c3po/v1, ready-made: `from c3po.v1 import generation_pb2`.
 """
 
-from c3po_client.answers import Answer, Choice, Event, PathwayRow, likeliest, pathway_rows, score_per_token, to_dict, to_json
+from c3po_client.answers import (Answer, Choice, Event, PathwayRow, RoutedRow, likeliest, pathway_rows, routed_rows, score_per_token,
+                                 to_dict, to_json)
 from c3po_client.async_calls import AsyncStream
 from c3po_client.async_client import AsyncClient, AsyncCollections, AsyncReferences
 from c3po_client.client import Client, Collections, References
@@ -25,6 +26,6 @@ __all__ = [
     "C3poError", "CallError", "Cancelled", "Choice", "Client", "Collections", "DataLoss", "DeadlineExceeded", "Event",
     "FailedPrecondition", "FieldViolation", "GateFields", "Generation", "HealthStatus", "Import", "ImportOutcome", "Internal",
     "InvalidArgument", "NotFound", "OptimizationFields", "PathwayRow", "PermissionDenied", "References", "ResourceExhausted",
-    "RetryPolicy", "SampleFields", "SamplingFields", "Stream", "Tls", "TunePriorFields", "Unauthenticated", "Unavailable",
-    "Unimplemented", "__version__", "likeliest", "pathway_rows", "read_samples", "score_per_token", "to_dict", "to_json",
+    "RetryPolicy", "RoutedRow", "SampleFields", "SamplingFields", "Stream", "Tls", "TunePriorFields", "Unauthenticated", "Unavailable",
+    "Unimplemented", "__version__", "likeliest", "pathway_rows", "read_samples", "routed_rows", "score_per_token", "to_dict", "to_json",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Union
 
 from google.protobuf import json_format
@@ -14,9 +14,10 @@ from google.protobuf.message import Message
 from c3po.v1 import generation_pb2 as gen
 from c3po_client.errors import C3poError
 
-# One message of an answer's stream, in this order: at most one report, deltas, one summary. `isinstance`, or `match` with
+# One message of an answer's stream, in this order: at most one report, the prompt's routed experts in pieces where they were asked
+# for, deltas, one summary. `isinstance`, or `match` with
 # `case gen.TextDelta():`, tells which.
-Event = Union[gen.OptimizationReport, gen.TextDelta, gen.GenerationSummary]
+Event = Union[gen.OptimizationReport, gen.RoutedExperts, gen.TextDelta, gen.GenerationSummary]
 
 
 class Answer:
@@ -27,6 +28,8 @@ class Answer:
         self.summary: gen.GenerationSummary | None = None
         self._texts: dict[int, list[str]] = {}
         self._token_ids: dict[int, list[int]] = {}
+        self._prompt_routes: list[gen.RoutedExperts] = []
+        self._routes: dict[int, list[gen.RoutedExperts]] = {}
 
     def take(self, response: gen.GenerateResponse) -> Event | None:
         """The message's event, remembered. None: of a kind that this client does not know."""
@@ -38,7 +41,12 @@ class Answer:
             delta = response.delta
             self._texts.setdefault(delta.answer, []).append(delta.text)
             self._token_ids.setdefault(delta.answer, []).extend(delta.token_ids)
+            if delta.HasField("routed_experts"):
+                self._routes.setdefault(delta.answer, []).append(delta.routed_experts)
             return delta
+        if kind == "routed_experts":
+            self._prompt_routes.append(response.routed_experts)
+            return response.routed_experts
         if kind == "summary":
             self.summary = response.summary
             return self.summary
@@ -49,6 +57,10 @@ class Answer:
 
     def token_ids_so_far(self, answer: int = 0) -> list[int]:
         return list(self._token_ids.get(answer, []))
+
+    def routed_experts_so_far(self, answer: int = 0) -> list[gen.RoutedExperts]:
+        """Of the prompt and then of the answer, with `return_routed_experts`; routed_rows() makes a table of them."""
+        return self._prompt_routes + self._routes.get(answer, [])
 
     def count(self) -> int:
         """Of answers: sampling.n, once the summary has come."""
@@ -103,6 +115,27 @@ def pathway_rows(report: gen.OptimizationReport) -> Iterator[PathwayRow]:
         changed = after.get(layer.layer, layer.weights)  # Without a pathway after, the one before stands.
         for expert, (weight, new_weight) in enumerate(zip(layer.weights, changed)):
             yield PathwayRow(layer.layer, expert, weight, new_weight)
+
+
+class RoutedRow(NamedTuple):
+    """One expert of one token."""
+
+    position: int  # of the token, in prompt and answer together
+    layer: int  # MoE layer index
+    rank: int  # 0: the largest weight
+    expert: int
+    weight: float  # that was applied
+
+
+def routed_rows(pieces: Iterable[gen.RoutedExperts]) -> Iterator[RoutedRow]:
+    """Routed experts as a table: of Answer.routed_experts_so_far(), ScoreResponse.routed_experts or [score.routed_experts]."""
+    for piece in pieces:
+        at = 0
+        for token in range(piece.tokens):
+            for layer in range(piece.layers):
+                for rank in range(piece.experts):
+                    yield RoutedRow(piece.first_position + token, layer, rank, piece.ids[at], piece.weights[at])
+                    at += 1
 
 
 def to_dict(message: Message) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from c3po_client.generation import AsyncGeneration
 from c3po_client.importing import WINDOW_MAX, AsyncImport, ImportOutcome, OnProgress, SampleSource
 from c3po_client.methods import RequestT, ResponseT, StreamMethod, UnaryMethod
 from c3po_client.options import Optimization, Sampling, TunePriorFields, tune_prior_request
-from c3po_client.requests import Messages, Prompt
+from c3po_client.requests import Experts, Messages, Objects, Prompt
 from c3po_client.retry import RetryPolicy
 from c3po_client.samples import read_samples
 
@@ -75,30 +75,39 @@ class AsyncClient:
 
     def generate(self, prompt: Prompt, *, choices: Iterable[str] = (), sampling: Sampling | None = None,
                  optimization: Optimization | None = None, request_id: str = "", priority: str | int | None = None,
+                 return_routed_experts: bool = False, experts_per_token: int | None = None,
                  timeout: float | None = None) -> AsyncGeneration:
         """Begins an answer to a text or to token ids; the AsyncGeneration gives its events, or its text. With `choices` it is one of
         them."""
-        return self.generate_request(requests.generate_request(prompt, choices, sampling, optimization, request_id, priority), timeout)
+        return self.generate_request(requests.generate_request(prompt, choices, sampling, optimization, request_id, priority,
+                                                              Experts(return_routed_experts, experts_per_token)), timeout)
 
-    def chat(self, messages: Messages, *, choices: Iterable[str] = (), sampling: Sampling | None = None,
-             optimization: Optimization | None = None, request_id: str = "", priority: str | int | None = None,
+    def chat(self, messages: Messages, *, tools: Objects = (), documents: Objects = (), choices: Iterable[str] = (),
+             sampling: Sampling | None = None, optimization: Optimization | None = None, request_id: str = "",
+             priority: str | int | None = None, return_routed_experts: bool = False, experts_per_token: int | None = None,
              timeout: float | None = None) -> AsyncGeneration:
-        """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, ChatMessages, or a Chat."""
-        return self.generate_request(requests.chat_request(messages, choices, sampling, optimization, request_id, priority), timeout)
+        """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, ChatMessages, or a Chat. `tools` and `documents`
+        are what its template tells the model: mappings, or JSON."""
+        return self.generate_request(requests.chat_request(messages, choices, sampling, optimization, request_id, priority, tools,
+                                                          documents, Experts(return_routed_experts, experts_per_token)), timeout)
 
     async def choose(self, prompt: Prompt, choices: Sequence[str], *, optimization: Optimization | None = None, request_id: str = "",
-                     priority: str | int | None = None, timeout: float | None = None) -> Choice:
+                     priority: str | int | None = None, experts_per_token: int | None = None, timeout: float | None = None) -> Choice:
         """Which of the choices, each with the leading space that the prompt's format wants, is the answer."""
         async with self.generate(prompt, choices=choices, optimization=optimization, request_id=request_id, priority=priority,
-                                 timeout=timeout) as generation:
+                                 experts_per_token=experts_per_token, timeout=timeout) as generation:
             await generation.text()
             return choice_of(generation, choices)
 
-    async def score(self, prompt: Prompt, continuations: Iterable[str], *, optimization: Optimization | None = None,
+    async def score(self, prompt: Prompt | None = None, continuations: Iterable[str] = (), *, messages: Messages | None = None,
+                    tools: Objects = (), documents: Objects = (), optimization: Optimization | None = None,
                     oracle_answer: str | None = None, request_id: str = "", priority: str | int | None = None,
+                    return_routed_experts: bool = False, experts_per_token: int | None = None,
                     timeout: float | None = None) -> gen.ScoreResponse:
-        """The log-likelihood of each continuation; answers.likeliest() finds the best."""
-        request = requests.score_request(prompt, continuations, optimization, oracle_answer, request_id, priority)
+        """The log-likelihood of each continuation; answers.likeliest() finds the best. After `messages`, in place of a prompt, a
+        continuation is the assistant's answer."""
+        request = requests.score_request(prompt, continuations, optimization, oracle_answer, request_id, priority, messages, tools,
+                                         documents, Experts(return_routed_experts, experts_per_token))
         return await self.call(methods.SCORE, request, timeout)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True, timeout: float | None = None) -> gen.TokenizeResponse:
@@ -265,7 +274,8 @@ class AsyncCollections:
         return self._calls.stream(methods.AMORTIZE_SHIFTS, requests.amortize_request(collection, optimization), timeout)
 
     def tune_offset(self, collection: str, optimization: Optimization | None = None, *, max_references: int | None = None,
-                    seed: int | None = None, timeout: float = ENDLESS) -> AsyncStream[ref.TuneOffsetResponse]:
-        """Learns the collection's label offset, after the model alone or after `optimization`."""
-        request = requests.tune_offset_request(collection, optimization, max_references, seed)
+                    seed: int | None = None, keep: bool = False, timeout: float = ENDLESS) -> AsyncStream[ref.TuneOffsetResponse]:
+        """Learns the collection's label offset, after the model alone or after `optimization`. `keep`: one that is stored under
+        these settings and fits what the server holds is not learned anew."""
+        request = requests.tune_offset_request(collection, optimization, max_references, seed, keep)
         return self._calls.stream(methods.TUNE_OFFSET, request, timeout)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 from c3po.v1 import generation_pb2 as gen
 from c3po.v1 import options_pb2 as opt
@@ -14,28 +15,56 @@ from c3po_client.options import Optimization, Sampling, enum_number, optimizatio
 Prompt = Union[str, Sequence[int], gen.TokenIds]  # text, or token ids
 Message = Union[gen.ChatMessage, Mapping[str, str], tuple[str, str]]  # of a chat; a pair is (role, content)
 Messages = Union[gen.Chat, Iterable[Message]]
+Objects = Sequence[Union[Mapping[str, Any], str]]  # tools or documents: JSON objects, as mappings or as JSON
 
 _PRIORITY = gen.Priority.DESCRIPTOR
 
 
+class Experts(NamedTuple):
+    """What a request says of the router's experts."""
+
+    return_routed: bool = False
+    per_token: int | None = None
+
+
 def generate_request(prompt: Prompt, choices: Iterable[str], sampling: Sampling | None, optimization: Optimization | None,
-                     request_id: str, priority: str | int | None) -> gen.GenerateRequest:
+                     request_id: str, priority: str | int | None, experts: Experts = Experts()) -> gen.GenerateRequest:
     request = gen.GenerateRequest(**_input(prompt))
-    return _completed(request, choices, sampling, optimization, request_id, priority)
+    return _completed(request, choices, sampling, optimization, request_id, priority, experts)
 
 
 def chat_request(messages: Messages, choices: Iterable[str], sampling: Sampling | None, optimization: Optimization | None,
-                 request_id: str, priority: str | int | None) -> gen.GenerateRequest:
-    chat = messages if isinstance(messages, gen.Chat) else gen.Chat(messages=[_message(*each) for each in enumerate(messages)])
-    request = gen.GenerateRequest(chat=chat)
-    return _completed(request, choices, sampling, optimization, request_id, priority)
+                 request_id: str, priority: str | int | None, tools: Objects = (), documents: Objects = (),
+                 experts: Experts = Experts()) -> gen.GenerateRequest:
+    request = gen.GenerateRequest(chat=chat_of(messages, tools, documents))
+    return _completed(request, choices, sampling, optimization, request_id, priority, experts)
 
 
-def score_request(prompt: Prompt, continuations: Iterable[str], optimization: Optimization | None, oracle_answer: str | None,
-                  request_id: str, priority: str | int | None) -> gen.ScoreRequest:
-    request = gen.ScoreRequest(**_input(prompt))
+def chat_of(messages: Messages, tools: Objects = (), documents: Objects = ()) -> gen.Chat:
+    chat = gen.Chat()
+    if isinstance(messages, gen.Chat):
+        chat.CopyFrom(messages)
+    else:
+        chat.messages.extend(_message(*each) for each in enumerate(messages))
+    _extend(chat.tools_json, "tools", [_object("tools", *each) for each in enumerate(tools)])
+    _extend(chat.documents_json, "documents", [_object("documents", *each) for each in enumerate(documents)])
+    return chat
+
+
+def score_request(prompt: Prompt | None, continuations: Iterable[str], optimization: Optimization | None, oracle_answer: str | None,
+                  request_id: str, priority: str | int | None, messages: Messages | None = None, tools: Objects = (),
+                  documents: Objects = (), experts: Experts = Experts()) -> gen.ScoreRequest:
+    """ArgumentError: not exactly one of prompt and messages."""
+    if messages is None and (tools or documents):
+        raise ArgumentError(f"{'tools' if tools else 'documents'}: belong to messages")
+    if prompt is not None and messages is None:
+        request = gen.ScoreRequest(**_input(prompt))
+    elif prompt is None and messages is not None:
+        request = gen.ScoreRequest(chat=chat_of(messages, tools, documents))
+    else:
+        raise ArgumentError("prompt: one of prompt and messages must be given")
     _extend(request.continuations, "continuations", continuations)
-    _options(request, optimization, request_id, priority)
+    _options(request, optimization, request_id, priority, experts)
     if oracle_answer is not None:
         request.oracle_answer = oracle_answer
     return request
@@ -74,8 +103,9 @@ def amortize_request(collection: str, optimization: Optimization | None) -> ref.
 
 
 def tune_offset_request(collection: str, optimization: Optimization | None, max_references: int | None,
-                        seed: int | None) -> ref.TuneOffsetRequest:
-    return ref.TuneOffsetRequest(collection=collection, optimization=_given(optimization), max_references=max_references, seed=seed)
+                        seed: int | None, keep: bool = False) -> ref.TuneOffsetRequest:
+    return ref.TuneOffsetRequest(collection=collection, optimization=_given(optimization), max_references=max_references, seed=seed,
+                                 keep=keep)
 
 
 def _given(optimization: Optimization | None) -> opt.OptimizationOptions | None:
@@ -83,18 +113,25 @@ def _given(optimization: Optimization | None) -> opt.OptimizationOptions | None:
 
 
 def _completed(request: gen.GenerateRequest, choices: Iterable[str], sampling: Sampling | None, optimization: Optimization | None,
-               request_id: str, priority: str | int | None) -> gen.GenerateRequest:
+               request_id: str, priority: str | int | None, experts: Experts) -> gen.GenerateRequest:
     _extend(request.choices, "choices", choices)
     if sampling is not None:
         request.sampling.CopyFrom(sampling_options(sampling))
-    _options(request, optimization, request_id, priority)
+    _options(request, optimization, request_id, priority, experts)
     return request
 
 
 def _options(request: gen.GenerateRequest | gen.ScoreRequest, optimization: Optimization | None, request_id: str,
-             priority: str | int | None) -> None:
+             priority: str | int | None, experts: Experts) -> None:
     if optimization is not None:
         request.optimization.CopyFrom(optimization_options(optimization))
+    if experts.return_routed:
+        request.return_routed_experts = True
+    if experts.per_token is not None:
+        try:
+            request.experts_per_token = experts.per_token
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"experts_per_token: {error}") from error
     if request_id:
         request.request_id = request_id
     if priority is not None:
@@ -122,6 +159,18 @@ def _message(index: int, message: Message) -> gen.ChatMessage:
         return gen.ChatMessage(role=role, content=content)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"messages[{index}]: {error}") from error
+
+
+def _object(name: str, index: int, value: Mapping[str, Any] | str) -> str:
+    """JSON as it is, which the server looks into; a mapping as JSON."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping):
+        raise ArgumentError(f"{name}[{index}]: {value!r} is not a mapping")
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{name}[{index}]: {error}") from error
 
 
 def _extend(repeated: Any, name: str, texts: Iterable[str]) -> None:

@@ -250,7 +250,9 @@ class PagesTest:
         self.assertEqual(self.server.requests["AmortizeShifts"][0].optimization.steps, 4)
         self.assertEqual(self.run_(lambda: collections.tune_offset("science", {"method": "ngd"}, max_references=50).last()).done, 1)
         asked = self.server.requests["TuneOffset"][0]
-        self.assertEqual((asked.optimization.method, asked.max_references, asked.HasField("seed")), (4, 50, False))
+        self.assertEqual((asked.optimization.method, asked.max_references, asked.HasField("seed"), asked.keep), (4, 50, False, False))
+        self.run_(lambda: collections.tune_offset("science", keep=True).last())
+        self.assertTrue(self.server.requests["TuneOffset"][1].keep)
 
     def test_a_copy_of_the_store_is_whole_or_not_there(self):
         content = b"0123456789" * 1000

@@ -1,6 +1,7 @@
 """c3po_client against a fake server, Client and AsyncClient by the same tests: requests and answers, retries, deadlines, errors,
 cancelling."""
 
+import json
 import math
 import threading
 import time
@@ -96,6 +97,32 @@ class AnswersTest:
         self.server.on["Generate"] = interleaved
         self.assertEqual(self.run_(lambda: self.client.generate("hi", sampling={"n": 2, "temperature": 1}).texts()), ["ab", "xy"])
 
+    def test_routed_experts_are_gathered_by_answer(self):
+        def routes(position, ids, experts=2):
+            return gen.RoutedExperts(first_position=position, tokens=len(ids) // experts, layers=1, experts=experts, ids=ids,
+                                     weights=[1 / (1 + i) for i in range(len(ids))])
+
+        self.server.on["Generate"] = lambda request, context: iter([
+            gen.GenerateResponse(routed_experts=routes(0, [5, 1, 4, 2])), gen.GenerateResponse(routed_experts=routes(2, [3, 0])),
+            gen.GenerateResponse(delta=gen.TextDelta(text="a", token_ids=[1])),
+            gen.GenerateResponse(delta=gen.TextDelta(text="b", token_ids=[2], routed_experts=routes(3, [7, 6]))),
+            gen.GenerateResponse(delta=gen.TextDelta(text="c", answer=1, routed_experts=routes(3, [8, 9]))),
+            gen.GenerateResponse(summary=gen.GenerationSummary())])
+
+        begun = []  # In the event loop, where there is one.
+        begin = lambda: begun.append(self.client.generate("Q", return_routed_experts=True, experts_per_token=2)) or begun[0].text()
+        self.assertEqual(self.run_(begin), "ab")
+        (generation,) = begun
+        (request,) = self.server.requests["Generate"]
+        self.assertEqual((request.return_routed_experts, request.experts_per_token), (True, 2))
+        rows = list(c3po_client.routed_rows(generation.routed_experts_so_far()))
+        self.assertEqual([(row.position, row.rank, row.expert) for row in rows],
+                         [(0, 0, 5), (0, 1, 1), (1, 0, 4), (1, 1, 2), (2, 0, 3), (2, 1, 0), (3, 0, 7), (3, 1, 6)])
+        self.assertEqual([row.weight for row in rows[:2]], [1, 0.5])
+        self.assertEqual([row.expert for row in c3po_client.routed_rows(generation.routed_experts_so_far(1))][-2:], [8, 9])
+        for wrong in (-1, "many"):
+            self.raises(c3po_client.ArgumentError, lambda: self.client.generate("Q", experts_per_token=wrong).text())
+
     def test_chats_and_choices(self):
         self.server.on["Generate"] = lambda request, context: answer("ok")
         messages = [("system", "Be brief."), {"role": "user", "content": "Hi"}, gen.ChatMessage(role="assistant", content="Ho")]
@@ -105,6 +132,21 @@ class AnswersTest:
         chat = gen.Chat(messages=[gen.ChatMessage(role="user", content="Hi")])
         self.assertEqual(self.run_(lambda: self.client.chat(chat).text()), "ok")
         self.assertEqual(self.server.requests["Generate"].pop().chat, chat)
+        tool, document = {"type": "function", "function": {"name": "f"}}, '{"text": "é"}'
+        self.run_(lambda: self.client.chat(messages, tools=[tool], documents=[document, {"text": "é"}]).text())
+        sent = self.server.requests["Generate"].pop().chat
+        self.assertEqual([json.loads(each) for each in sent.tools_json], [tool])
+        self.assertEqual(list(sent.documents_json), [document, document])
+        for wrong in ({"tools": [3]}, {"documents": [{"a": object()}]}, {"tools": [{"a": {1}}]}):
+            self.assertIn(next(iter(wrong)), str(self.raises(c3po_client.ArgumentError, lambda: self.client.chat(messages, **wrong).text())))
+        self.server.on["Score"] = lambda request, context: gen.ScoreResponse()
+        self.run_(lambda: self.client.score(messages=messages, continuations=[" a"], tools=[tool], experts_per_token=4,
+                                            return_routed_experts=True))
+        scored = self.server.requests["Score"].pop()
+        self.assertEqual(([message.content for message in scored.chat.messages], len(scored.chat.tools_json)), (["Be brief.", "Hi", "Ho"], 1))
+        self.assertEqual((scored.experts_per_token, scored.return_routed_experts), (4, True))
+        for wrong in ({}, {"prompt": "a", "messages": messages}, {"prompt": "a", "tools": [tool]}):
+            self.raises(c3po_client.ArgumentError, lambda: self.client.score(continuations=[" a"], **wrong))
         summary = gen.GenerationSummary(chosen=1, choice_scores=[gen.ContinuationScore(), gen.ContinuationScore(token_count=1)])
         self.server.on["Generate"] = lambda request, context: iter([gen.GenerateResponse(summary=summary)])
         choice = self.run_(lambda: self.client.choose("Q:", [" no", " yes"]))
