@@ -12,6 +12,7 @@ from tqdm import tqdm
 from c3po.v1 import generation_pb2, options_pb2
 from c3po_client import C3poError
 from c3po_client.options import word_of
+from c3po_lm_eval.chats import chat_of_text, question_of, text_of_chat
 from c3po_lm_eval.connection import Connection
 from c3po_lm_eval.optimization_args import optimization_from_args, unsigned_integer
 from c3po_lm_eval.questions import Question, group_into_questions
@@ -103,7 +104,10 @@ class C3poLM(LM):
         return results
 
     def apply_chat_template(self, chat_history, add_generation_prompt=True) -> str:
-        raise C3poError("--apply_chat_template: the server renders chats itself, for Generate only; it scores plain prompts")
+        """The chat itself, for the server to render."""
+        if not self._info.model.chat:
+            raise C3poError("--apply_chat_template: the server's model has no chat template")
+        return text_of_chat(chat_history, add_generation_prompt)
 
     @property
     def tokenizer_name(self) -> str:
@@ -152,7 +156,7 @@ class C3poLM(LM):
         if self._optimization.method == options_pb2.METHOD_NONE:
             return
         collection = self._optimization.collection or "default"
-        asked = sorted(context for context in contexts if context.strip())
+        asked = sorted({question for question in map(question_of, contexts) if question.strip()})
         with concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool:
             found = pool.map(lambda context: self._connection.is_among_references(collection, context), asked)
             known = sum(tqdm(found, total=len(asked), desc="c3po looks for known questions", disable=disable_tqdm))
@@ -175,6 +179,8 @@ class C3poLM(LM):
         return scores
 
     def _score_input(self, context: str, continuations: list[str]) -> dict:
+        if (chat := chat_of_text(context)) is not None:
+            return {"chat": chat}
         longest = max(continuations, key=lambda text: len(text.encode()))
         if self._surely_fits(context + longest):
             return self._input(context, None)
@@ -196,6 +202,8 @@ class C3poLM(LM):
 
     def _input(self, context: str, tokens_max: int | None) -> dict:
         """The `prompt`, or the `token_ids` of a prompt that is empty or has to lose its beginning (the harness' rule)."""
+        if (chat := chat_of_text(context)) is not None:  # The server refuses one that is too long: no turn can be cut off unseen.
+            return {"chat": chat}
         if context == "":
             return {"token_ids": generation_pb2.TokenIds(ids=[self._prefix()])}
         if tokens_max is None or len(context.encode()) + self._tokens_added() <= tokens_max:

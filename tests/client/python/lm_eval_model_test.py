@@ -21,7 +21,7 @@ from c3po_lm_eval.optimization_args import argument_names, optimization_from_arg
 from c3po_lm_eval.questions import group_into_questions
 from c3po_lm_eval.rolling_windows import rolling_windows
 from c3po_lm_eval.sampling_args import ALWAYS, DRAWING, sampling_from_kwargs
-from fake_server import FakeServer, fail
+from fake_server import FakeServer, answer, fail
 
 
 def parsed(text):
@@ -257,6 +257,26 @@ class KnownQuestionsTest(unittest.TestCase):
         self.assertEqual((lm._among_references, server.requests["Search"][0].collection), (0, "default"))
         with self.assertRaises(C3poError):
             self.model(collection="science")[0]._tell_known({"down"}, True)
+
+    def test_a_chat_goes_to_the_server_as_it_is(self):
+        lm, server = self.model(collection="science")
+        lm._info, lm._max_gen_toks = unittest.mock.Mock(), 4
+        history = [{"role": "system", "content": "Be é."}, {"role": "user", "content": "What is rain?"}]
+        chat = generation_pb2.Chat(messages=[generation_pb2.ChatMessage(**message) for message in history])
+        context = lm.apply_chat_template(history)
+        requests = [Instance("loglikelihood", {}, (context, text), 0, ("task", 0, 1)) for text in ("wet", "dry")]
+        with self.assertLogs("c3po_lm_eval.model", "WARNING"):
+            self.assertEqual(lm.loglikelihood(requests, disable_tqdm=True), [(-1, False)] * 2)
+        self.assertEqual([(request.chat, list(request.continuations)) for request in server.requests["Score"]], [(chat, ["wet", "dry"])])
+        self.assertEqual(server.requests["Search"][0].text, "What is rain?")
+        server.on["Generate"] = lambda request, context: answer("ok")
+        self.assertEqual(lm._generate(context, {"max_gen_toks": 4}), "ok")
+        self.assertEqual(server.requests["Generate"][0].chat, chat)
+        with self.assertRaisesRegex(C3poError, "gen_prefix"):
+            lm.apply_chat_template([*history, {"role": "assistant", "content": "It"}], add_generation_prompt=False)
+        lm._info.model.chat = False
+        with self.assertRaisesRegex(C3poError, "no chat template"):
+            lm.apply_chat_template(history)
 
 
 if __name__ == "__main__":
