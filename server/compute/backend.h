@@ -102,6 +102,7 @@ struct BackendInfo {
   bool host_memory = false;                     // Weights, matrices and caches lie in the host's memory.
   ElementType weights = ElementType::kFloat32;  // of matrices, as they lie in memory
   int64_t weight_bytes = 0;                     // that all weights take
+  int experts_per_token_max = 0;                // That StepInputs::counts may give a row, at least the model's own.
 };
 
 // A device that computes the blocks of one model. Notation: R rows, d hidden size, E experts, V vocabulary size; x is
@@ -157,7 +158,9 @@ class Backend {
   // Puts the placed rows' keys and values into their blocks of the cache; x in place.
   virtual void Attention(int layer, Matrix hidden) = 0;
   // x in place. `probabilities`, float32 [R, E] or empty, receives softmax(router logits + shift), or the weights that
-  // replace it; of an MoE layer only. Rows that no placed override names are routed by the model.
+  // replace it; of an MoE layer only. Rows that no placed override names are routed by the model. The experts and
+  // mixing weights of a row are those that ChooseExperts (server/model/config/expert_choice.h) makes of its
+  // probabilities, but for the rounding of a sum in another order.
   virtual void FeedForward(int layer, Matrix hidden, Matrix probabilities) = 0;
   // Final norm and LM head of the placed head rows: float32 [head rows, V].
   virtual void Logits(const Matrix& hidden, Matrix logits) = 0;
@@ -189,13 +192,14 @@ class Backend {
   virtual void StoreTree(const Matrix& hidden, ReferenceStates& states) = 0;
   virtual void LoadTree(const ReferenceStates& states, Matrix hidden) = 0;
 
-  // Preparing neighbors: the prompts' beginnings, one after the other, and behind them the trees of what moves, likewise,
-  // climb as one matrix.
+  // Preparing neighbors: the prompts' beginnings, one after the other, and behind them the trees of what moves,
+  // likewise, climb as one matrix.
+
   // [R, d], the tokens' rows of the embedding times the embedding multiplier.
   virtual void Embed(absl::Span<const int64_t> tokens, Matrix hidden) = 0;
   virtual std::unique_ptr<PreparationRows> NewPreparationRows(absl::Span<const TreeShape> trees) = 0;
-  // x in place, of the prompts' rows and, where hidden has them, the trees'. `states`, none or one per neighbor, receive
-  // the prompts' keys and values; with `states_only` nothing else is computed.
+  // x in place, of the prompts' rows and, where hidden has them, the trees'. `states`, none or one per neighbor,
+  // receive the prompts' keys and values; with `states_only` nothing else is computed.
   virtual void PreparationAttention(int layer, const PreparationRows& rows, absl::Span<ReferenceStates* const> states,
                                     bool states_only, Matrix hidden) = 0;
   // x in place, routed by the model.

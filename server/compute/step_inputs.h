@@ -24,14 +24,21 @@ struct OverriddenRows {
   const PlacedOverride* routing = nullptr;
 };
 
+// Rows [begin, end) of a step's matrix that are given another number of experts than the model's own.
+struct CountedRows {
+  int64_t begin = 0, end = 0;
+  int experts = 0;  // 1 to BackendInfo::experts_per_token_max
+};
+
 // What a step of running sequences reads of the host. A view: what it points to lives until the step was read.
 struct StepInputs {
   absl::Span<const SequenceRows> sequences;
   absl::Span<const int64_t> tokens;  // [R]; empty where rows do not enter from the embedding
   absl::Span<const OverriddenRows> overrides;
-  bool probabilities = false;           // are wanted of the MoE layers
-  absl::Span<const int64_t> head_rows;  // whose logits are wanted, first those with targets
-  absl::Span<const int32_t> targets;    // of the first of these
+  bool probabilities = false;                 // are wanted of the MoE layers
+  absl::Span<const int64_t> head_rows;        // whose logits are wanted, first those with targets
+  absl::Span<const int32_t> targets;          // of the first of these
+  absl::Span<const CountedRows> counts = {};  // Rows that none names have the model's own number of experts.
 
   int64_t rows() const;  // R
 };

@@ -6,6 +6,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "server/model/config/expert_choice.h"
 
 namespace c3po {
 namespace {
@@ -55,7 +56,7 @@ void ForwardStep::Run(absl::Span<const Segment> segments, std::vector<SegmentOut
   });
   const auto release = absl::MakeCleanup([this] {
     step_ = {};
-    entries_ = pathways_ = {};
+    entries_ = pathways_ = routes_ = {};
   });
   for (size_t begin = 0; begin < order_.size();) {
     const int entry_layer = EntryLayerOf(segments[order_[begin]]);
@@ -69,9 +70,10 @@ void ForwardStep::Run(absl::Span<const Segment> segments, std::vector<SegmentOut
 
 // Everything is enqueued; what is read waits once.
 void ForwardStep::RunGroup(int entry_layer) {
+  first_routed_layer_ = std::max(entry_layer, 0);
   PlaceRows();
   const int first_layer = entry_layer < 0 ? 0 : config_.moe_layers[static_cast<size_t>(entry_layer)];
-  const bool varies = entry_layer >= 0 || captures_ > 0 || sums_ > 0;
+  const bool varies = entry_layer >= 0 || captures_ > 0 || sums_ > 0 || routed_ > 0;
   const auto head_rows = static_cast<int64_t>(head_rows_.size()), targets = static_cast<int64_t>(targets_.size());
   backend_.RunStep({first_layer, rows_, head_rows, targets, varies}, [&] {
     Enter(entry_layer);
@@ -84,7 +86,9 @@ void ForwardStep::RunGroup(int entry_layer) {
       }
       backend_.Attention(l, step_.hidden.view());
       backend_.FeedForward(l, step_.hidden.view(), moe ? step_.probabilities.view() : Matrix());
-      if (moe) CapturePathway(moe_layer++);
+      if (!moe) continue;
+      CapturePathway(moe_layer);
+      CaptureRoutes(moe_layer++);
     }
     CaptureStates(moe_layer);
     if (head_rows > 0) backend_.Logits(step_.hidden.view(), step_.logits.view());
@@ -96,23 +100,33 @@ void ForwardStep::RunGroup(int entry_layer) {
 void ForwardStep::PlaceRows() {
   sequences_.clear();
   tokens_.clear();
-  rows_ = captures_ = sums_ = 0;
+  counts_.clear();
+  rows_ = captures_ = sums_ = routed_ = 0;
   for (RowSpan& span : spans_) {
     const Segment& segment = *span.segment;
     span.first_row = rows_;
     span.rows = static_cast<int64_t>(segment.tokens.size());
     sequences_.push_back({span.first_row, span.rows, segment.start, segment.kv});
     if (!segment.resume) tokens_.insert(tokens_.end(), segment.tokens.begin(), segment.tokens.end());
+    if (segment.experts_per_token > 0 && segment.experts_per_token != config_.experts_per_token) {
+      counts_.push_back({span.first_row, span.first_row + span.rows, segment.experts_per_token});
+    }
     rows_ += span.rows;
+    routed_ += segment.want_routes ? span.rows : 0;
     captures_ += segment.want_capture ? 1 : 0;
     sums_ += segment.mean_layer >= 0 ? 1 : 0;
     span.output->target_logprobs.clear();
     span.output->targets_greedy = true;
     span.output->capture = {};
+    span.output->routes = {};
   }
   PlaceHeadRows();
   PlaceOverrides();
-  step_ = backend_.PlaceStep({sequences_, tokens_, overrides_, captures_ > 0, head_rows_, targets_});
+  step_ = backend_.PlaceStep(
+      {sequences_, tokens_, overrides_, captures_ > 0 || routed_ > 0, head_rows_, targets_, counts_});
+  if (routed_ > 0) {
+    routes_ = backend_.Allocate(ElementType::kFloat32, (moe_layers() - first_routed_layer_) * routed_, config_.experts);
+  }
   if (captures_ == 0) return;
   entries_ = backend_.AllocateHidden(captures_);
   pathways_ = backend_.Allocate(ElementType::kFloat32, captures_ * moe_layers(), config_.experts);
@@ -206,12 +220,23 @@ void ForwardStep::CapturePathway(int moe_layer) {
   }
 }
 
+// By layer, so that a segment's rows are one copy.
+void ForwardStep::CaptureRoutes(int moe_layer) {
+  int64_t row = (moe_layer - first_routed_layer_) * routed_;
+  for (const RowSpan& span : spans_) {
+    if (!span.segment->want_routes) continue;
+    backend_.Copy(step_.probabilities.view().Rows(span.first_row, span.rows), routes_.view().Rows(row, span.rows));
+    row += span.rows;
+  }
+}
+
 // To the host.
 void ForwardStep::Deliver() {
   const auto scored = static_cast<int64_t>(targets_.size()), read = static_cast<int64_t>(requests_.size());
   if (scored > 0) DeliverScores();
   if (read > 0) backend_.ReadOut(step_.logits.view().Rows(scored, read), requests_, readouts_);
   if (captures_ > 0) DeliverCaptures();
+  if (routed_ > 0) DeliverRoutes();
 }
 
 void ForwardStep::DeliverScores() {
@@ -224,6 +249,38 @@ void ForwardStep::DeliverScores() {
       span.output->target_logprobs.push_back(scores_on_host_[2 * row]);
       span.output->targets_greedy = span.output->targets_greedy && scores_on_host_[2 * row + 1] == 1;
     }
+  }
+}
+
+// The backend chose by these probabilities, and so does the host.
+void ForwardStep::DeliverRoutes() {
+  const int64_t experts = config_.experts;
+  routes_on_host_.resize(static_cast<size_t>(routes_.rows() * experts));
+  backend_.Read(routes_.view(), absl::MakeSpan(routes_on_host_));
+  std::vector<int64_t> selected;
+  std::vector<float> weights(static_cast<size_t>(experts));
+  float total = 0;
+  int64_t first = 0;
+  for (const RowSpan& span : spans_) {
+    const Segment& segment = *span.segment;
+    if (!segment.want_routes) continue;
+    const int k = segment.experts_per_token > 0 ? segment.experts_per_token : config_.experts_per_token;
+    RoutedExperts& routes = span.output->routes;
+    routes = {segment.start, static_cast<int>(moe_layers()), k, {}, {}};
+    routes.ResizeTo(segment.start + static_cast<int>(span.rows));
+    selected.resize(static_cast<size_t>(k));
+    for (int64_t layer = first_routed_layer_; layer < moe_layers(); ++layer) {
+      for (int64_t r = 0; r < span.rows; ++r) {
+        const float* const p = routes_on_host_.data() + ((layer - first_routed_layer_) * routed_ + first + r) * experts;
+        ChooseExperts(config_, k, p, selected.data(), weights.data(), config_.norm_topk_prob ? &total : nullptr);
+        const int64_t to = (r * moe_layers() + layer) * k;
+        for (int64_t j = 0; j < k; ++j) {
+          routes.ids[to + j] = static_cast<int32_t>(selected[j]);
+          routes.weights[to + j] = weights[selected[j]];
+        }
+      }
+    }
+    first += span.rows;
   }
 }
 

@@ -49,9 +49,11 @@ class ForwardStep {
   void CaptureEntry(int moe_layer);
   void CaptureStates(int moe_layer);
   void CapturePathway(int moe_layer);
+  void CaptureRoutes(int moe_layer);
   void Deliver();
   void DeliverScores();
   void DeliverCaptures();
+  void DeliverRoutes();
   int64_t moe_layers() const { return static_cast<int64_t>(config_.moe_layers.size()); }
 
   const ModelConfig& config_;
@@ -62,16 +64,20 @@ class ForwardStep {
   std::vector<RowSpan> spans_;
   std::vector<SequenceRows> sequences_;
   std::vector<OverriddenRows> overrides_;
+  std::vector<CountedRows> counts_;
   std::vector<int64_t> tokens_;
   std::vector<int64_t> head_rows_;  // whose logits are computed: those with targets, then those that are read out
   std::vector<int32_t> targets_;
   std::vector<const ReadoutRequest*> requests_;
   std::vector<Readout*> readouts_;
-  std::vector<float> scores_on_host_, pathways_on_host_;
+  std::vector<float> scores_on_host_, pathways_on_host_, routes_on_host_;
   int64_t rows_ = 0, captures_ = 0, sums_ = 0;
+  int64_t routed_ = 0;  // rows whose experts are wanted
+  int first_routed_layer_ = 0;
   StepMatrices step_;
   OwnedMatrix entries_;   // [captures, d], which the captures keep
   OwnedMatrix pathways_;  // float32 [captures * MoE layers, E]
+  OwnedMatrix routes_;    // float32 [MoE layers that run * routed rows, E]: probabilities
 };
 
 }  // namespace c3po

@@ -23,6 +23,7 @@ ModelShape ShapeOf(const ModelConfig& config, const BackendInfo& backend) {
   shape.moe_layers = static_cast<int>(config.moe_layers.size());
   shape.experts = config.experts;
   shape.experts_per_token = config.experts_per_token;
+  shape.experts_per_token_max = std::max(config.experts_per_token, backend.experts_per_token_max);
   shape.hidden_size = config.hidden_size;
   shape.vocabulary_size = config.vocabulary_size;
   shape.context_window = config.context_window;
@@ -61,6 +62,9 @@ absl::Status CheckSegment(const Segment& segment, const ModelShape& shape, const
   }
   if (segment.mean_layer >= 0 && (segment.state_sum == nullptr || segment.mean_layer >= shape.moe_layers)) {
     return absl::InternalError("a segment whose states are summed needs a layer and a place for the sum");
+  }
+  if (segment.experts_per_token < 0 || segment.experts_per_token > shape.experts_per_token_max) {
+    return absl::InternalError(absl::StrCat("a segment of ", segment.experts_per_token, " experts per token"));
   }
   if (segment.state_layer > shape.moe_layers) return absl::InternalError("a state of a layer that does not exist");
   return absl::OkStatus();

@@ -14,6 +14,7 @@
 #include "server/types/neighborhood_objective.h"
 #include "server/types/piecewise_work.h"
 #include "server/types/readout.h"
+#include "server/types/routed_experts.h"
 #include "server/types/routing_override.h"
 
 namespace c3po {
@@ -30,6 +31,7 @@ struct ModelShape {
   int moe_layers = 0;  // routers, numbered 0..moe_layers-1 from the bottom
   int experts = 0;     // routed experts per MoE layer
   int experts_per_token = 0;
+  int experts_per_token_max = 0;  // that a request may ask for; 0: as many as the model has
   int hidden_size = 0;
   int vocabulary_size = 0;
   int context_window = 0;
@@ -80,6 +82,9 @@ struct Segment {
   int override_start = 0;
   int override_end = std::numeric_limits<int>::max();
 
+  int experts_per_token = 0;  // of all rows, at most ModelShape::experts_per_token_max; 0: the model's own number
+  bool want_routes = false;   // SegmentOutput::routes
+
   ReadoutRequest readout;     // of the last row
   bool want_capture = false;  // at the last row, with entry_layer
   int state_layer = -1;       // of PromptCapture::state: an MoE layer, or after the last one (moe_layers); -1: no
@@ -95,6 +100,8 @@ struct SegmentOutput {
   std::vector<float> target_logprobs;  // one per target
   bool targets_greedy = true;          // every target is the most likely token (lowest id on ties)
   PromptCapture capture;
+  // Where they were wanted, of all rows. Where the segment resumes, the layers below its entry layer say nothing.
+  RoutedExperts routes;
 };
 
 // A neighbor's fixed states, and whether they were kept by an earlier preparation.

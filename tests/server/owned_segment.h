@@ -28,6 +28,8 @@ struct OwnedSegment {
   int override_end = std::numeric_limits<int>::max();
   bool want_logits = true;
   bool want_capture = false;
+  bool want_routes = false;
+  int experts_per_token = 0;
   int state_layer = -1;
   int mean_layer = -1;
   std::shared_ptr<StateSum>* state_sum = nullptr;  // null: one of the pass's own
@@ -70,6 +72,8 @@ inline absl::StatusOr<std::vector<SegmentOutput>> RunSegments(ModelRunner& model
     segment.override_end = own.override_end;
     segment.readout.logits = own.want_logits;
     segment.want_capture = own.want_capture;
+    segment.want_routes = own.want_routes;
+    segment.experts_per_token = own.experts_per_token;
     segment.state_layer = own.state_layer;
     segment.mean_layer = own.mean_layer;
     segment.state_sum = own.state_sum != nullptr ? own.state_sum : &sums[segments.size()];

@@ -12,6 +12,7 @@
 #include "server/compute/aten/matrix_tensors.h"
 #include "server/compute/aten/products.h"
 #include "server/compute/aten/row_operations.h"
+#include "server/model/config/expert_choice.h"
 
 namespace c3po::aten {
 namespace {
@@ -43,7 +44,8 @@ AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, const RopeTable
             /*holds_logits=*/true,
             /*host_memory=*/options_.device().is_cpu(),
             ElementTypeOf(weights_.embedding.scalar_type()),
-            BytesOf(weights_)} {
+            BytesOf(weights_),
+            SelectableExperts(config_)} {
   LimitReferenceStates(0);
 }
 

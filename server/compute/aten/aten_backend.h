@@ -93,7 +93,8 @@ class AtenBackend : public Backend {
  private:
   at::Device device() const { return options_.device(); }
   const LayerWeights& layer(int l) const { return weights_.layers[static_cast<size_t>(l)]; }
-  void FeedForwardInPlace(int layer, absl::Span<const PlacedRoutingRows> routing, Matrix hidden, Matrix probabilities);
+  void FeedForwardInPlace(int layer, absl::Span<const PlacedRoutingRows> routing, absl::Span<const CountedRows> counts,
+                          Matrix hidden, Matrix probabilities);
   // Of rows at these positions.
   RopeTensors RopeAt(absl::Span<const int64_t> positions) const;
 

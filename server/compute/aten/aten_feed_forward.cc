@@ -69,13 +69,13 @@ at::Tensor MixOutputs(const RememberedLayer& known, const Mixing& mixing) {
 void AtenBackend::FeedForward(int l, Matrix hidden, Matrix probabilities) {
   std::vector<PlacedRoutingRows> routing;
   RoutingOfLayer(step_.overrides, l, routing);
-  FeedForwardInPlace(l, routing, hidden, probabilities);
+  FeedForwardInPlace(l, routing, step_.counts, hidden, probabilities);
 }
 
-void AtenBackend::PreparationFeedForward(int l, Matrix hidden) { FeedForwardInPlace(l, {}, hidden, Matrix()); }
+void AtenBackend::PreparationFeedForward(int l, Matrix hidden) { FeedForwardInPlace(l, {}, {}, hidden, Matrix()); }
 
-void AtenBackend::FeedForwardInPlace(int l, absl::Span<const PlacedRoutingRows> routing, Matrix hidden,
-                                     Matrix probabilities) {
+void AtenBackend::FeedForwardInPlace(int l, absl::Span<const PlacedRoutingRows> routing,
+                                     absl::Span<const CountedRows> counts, Matrix hidden, Matrix probabilities) {
   const c10::InferenceMode inference;
   const LayerWeights& weights = layer(l);
   const at::Tensor x = TensorOf(hidden, device());
@@ -83,7 +83,7 @@ void AtenBackend::FeedForwardInPlace(int l, absl::Span<const PlacedRoutingRows> 
   Mixing mixing;
   if (weights.router.defined()) {
     const LayerRouting own = LayerRouting::OfPlaced(routing, x.size(0), config_.experts, device());
-    mixing = MixExperts(normed, weights, config_, own);
+    mixing = MixExperts(normed, weights, config_, own, counts);
     if (!probabilities.empty()) TensorOf(probabilities, device()).copy_(mixing.probabilities);
   }
   AddBlockInPlace(x, RunFeedForward(normed, mixing, weights, nullptr), config_);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <map>
 #include <tuple>
 #include <vector>
@@ -23,6 +24,14 @@ at::Tensor LeadingGroups(const at::Tensor& probabilities, const ModelConfig& con
                               .scatter_(1, leading, true)
                               .unsqueeze(-1);
   return at::where(open, groups, at::full({}, -1.0, groups.options())).flatten(1);
+}
+
+// [R, k], 1 where a row takes the expert of that rank, else 0.
+at::Tensor TakenRanks(absl::Span<const CountedRows> counts, int64_t own, const at::Tensor& selected) {
+  at::Tensor taken = at::full({selected.size(0), 1}, own, at::kLong);
+  for (const CountedRows& rows : counts) taken.narrow(0, rows.begin, rows.end - rows.begin).fill_(rows.experts);
+  const at::Tensor ranks = at::arange(selected.size(1), at::kLong).unsqueeze(0);
+  return Upload(ranks.lt(taken).to(at::kFloat), selected.device());
 }
 
 }  // namespace
@@ -73,7 +82,9 @@ LayerRouting LayerRouting::OfPlaced(absl::Span<const PlacedRoutingRows> routing,
 }
 
 Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
-                  const LayerRouting& routing) {
+                  const LayerRouting& routing, absl::Span<const CountedRows> counts) {
+  int64_t k = config.experts_per_token;
+  for (const CountedRows& counted : counts) k = std::max<int64_t>(k, counted.experts);
   Mixing mixing;
   mixing.logits = MatMulTransposed(normed, layer.router).to(at::kFloat);
   mixing.probabilities = at::softmax(routing.shift.defined() ? mixing.logits + routing.shift : mixing.logits, -1);
@@ -81,11 +92,16 @@ Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const Mod
     mixing.probabilities = at::where(routing.weights_rows, routing.weights, mixing.probabilities);
   }
   mixing.weights = mixing.probabilities;
-  if (config.experts_per_token < config.experts) {
+  if (config.experts_per_token < config.experts || !counts.empty()) {
     const at::Tensor candidates = LeadingGroups(mixing.probabilities, config);
-    mixing.selected = std::get<1>(at::topk(candidates, config.experts_per_token, -1));
+    mixing.selected = std::get<1>(at::topk(candidates, k, -1));
     mixing.selected_mask = at::zeros_like(mixing.probabilities).scatter_(1, mixing.selected, 1.0);
-    mixing.weights = mixing.probabilities * mixing.selected_mask;
+    at::Tensor taken = mixing.selected_mask;
+    if (!counts.empty()) {
+      const at::Tensor ranks = TakenRanks(counts, config.experts_per_token, mixing.selected);
+      taken = at::zeros_like(mixing.probabilities).scatter_(1, mixing.selected, ranks);
+    }
+    mixing.weights = mixing.probabilities * taken;
   }
   if (config.norm_topk_prob) {
     mixing.total = mixing.weights.sum(-1, true);

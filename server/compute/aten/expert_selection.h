@@ -29,13 +29,15 @@ struct LayerRouting {
 struct Mixing {
   at::Tensor logits;         // float32 [R, E], of the router itself
   at::Tensor probabilities;  // float32 [R, E]: softmax(logits + shift), or the override; rows sum to 1
-  at::Tensor selected;       // int64 [R, k_e]; undefined when k_e = E (all are)
+  at::Tensor selected;       // int64 [R, k], k the most of any row; undefined when k_e = E (all are)
   at::Tensor selected_mask;  // float32 [R, E], 1 where selected; undefined when k_e = E
   at::Tensor total;          // float32 [R, 1]: sum of the selected probabilities, when they are divided by it
   at::Tensor weights;        // float32 [R, E], routed_scaling_factor times the above, zero where not selected
 };
+// Rows that `counts` names take as many experts as it says: others that were selected beside these weigh 0. There is no
+// way back through such rows.
 Mixing MixExperts(const at::Tensor& normed, const LayerWeights& layer, const ModelConfig& config,
-                  const LayerRouting& routing);
+                  const LayerRouting& routing, absl::Span<const CountedRows> counts = {});
 // From dJ/dweights to dJ/dprobabilities; zero where not selected.
 at::Tensor MixingBackward(const at::Tensor& dweights, const Mixing& mixing, const ModelConfig& config);
 // From what MixingBackward gives to dJ/dlogits of softmax: p * (dp - sum(p * dp)), per row. Where weights are

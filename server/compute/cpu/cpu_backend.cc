@@ -9,6 +9,7 @@
 #include "server/compute/cpu/cpu_queue.h"
 #include "server/compute/cpu/row_operations.h"
 #include "server/compute/cpu/thread_pool.h"
+#include "server/model/config/expert_choice.h"
 
 namespace c3po::cpu {
 namespace {
@@ -24,13 +25,14 @@ struct CpuRowSum final : public RowSum {
 }  // namespace
 
 CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope)
-    : config_(std::move(config)), weights_(std::move(weights)), rope_(std::move(rope)), info_{ElementType::kFloat32,
-                                                                                              /*batch_invariant=*/true,
-                                                                                              /*pads=*/false,
-                                                                                              /*holds_logits=*/false,
-                                                                                              /*host_memory=*/true,
-                                                                                              weights_.type,
-                                                                                              weights_.bytes} {
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      rope_(std::move(rope)),
+      info_{ElementType::kFloat32,
+            /*batch_invariant=*/true,
+            /*pads=*/false,
+            /*holds_logits=*/false,
+            /*host_memory=*/true,     weights_.type, weights_.bytes, SelectableExperts(config_)} {
   LimitReferenceStates(0);
 }
 

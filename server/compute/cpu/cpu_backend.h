@@ -114,7 +114,7 @@ class CpuBackend final : public Backend {
 
   // Of x [R, d], out may be x. Normed rows, mixing weights and tapes lie in `memory`.
   FeedForwardRows RunFeedForward(const LayerViews& views, absl::Span<const RoutingRows> routing, const float* x,
-                                 int64_t rows, Memory& memory, float* out);
+                                 int64_t rows, Memory& memory, float* out, absl::Span<const CountedRows> counts = {});
   void RunShared(const LayerViews& views, const float* normed, int64_t rows, Memory& memory, FeedForwardRows& result,
                  float* out);
   void SharedBackward(const LayerViews& views, const FeedForwardRows& forward, const float* dout, int64_t rows,

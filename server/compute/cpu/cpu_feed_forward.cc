@@ -37,7 +37,8 @@ void CpuBackend::RunShared(const LayerViews& views, const float* normed, int64_t
 }
 
 CpuBackend::FeedForwardRows CpuBackend::RunFeedForward(const LayerViews& views, absl::Span<const RoutingRows> routing,
-                                                       const float* x, int64_t rows, Memory& memory, float* out) {
+                                                       const float* x, int64_t rows, Memory& memory, float* out,
+                                                       absl::Span<const CountedRows> counts) {
   const int64_t d = config_.hidden_size;
   FeedForwardRows result;
   result.normed = memory.Floats(rows * d);
@@ -46,8 +47,8 @@ CpuBackend::FeedForwardRows CpuBackend::RunFeedForward(const LayerViews& views, 
   if (views.moe()) {
     float* const logits = memory.Floats(rows * config_.experts);
     Project({result.normed, d, rows, nullptr}, views.router, nullptr, logits);
-    result.mixing = SelectExperts(config_, routing, rows, logits, memory);
-    const Selection selection{result.mixing.selected, config_.experts_per_token, result.mixing.weights};
+    result.mixing = SelectExperts(config_, routing, rows, logits, memory, counts);
+    const Selection selection{result.mixing.selected, result.mixing.k, result.mixing.weights};
     result.experts = RunExperts(views.experts, selection, result.normed, rows, memory, arena_, block);
     if (views.shared.exists()) {
       float* const shared = arena_.Floats(rows * d);
@@ -70,7 +71,7 @@ void CpuBackend::FeedForward(int l, Matrix hidden, Matrix probabilities) {
   }
   const Arena::Scope scope(arena_);
   const FeedForwardRows result =
-      RunFeedForward(layer(l), routing_, FloatsOf(hidden), hidden.rows, arena_, FloatsOf(hidden));
+      RunFeedForward(layer(l), routing_, FloatsOf(hidden), hidden.rows, arena_, FloatsOf(hidden), step_.counts);
   if (probabilities.empty()) return;
   const int64_t experts = config_.experts;
   for (int64_t r = 0; r < hidden.rows; ++r) {

@@ -11,22 +11,29 @@ namespace {
 
 // Rows of each expert that any row selects, ascending by expert; an expert's rows ascending.
 ExpertRowsTape AssignRows(const Selection& selection, int64_t rows, int64_t experts, Memory& memory, Arena& scratch) {
-  const int64_t count = rows * selection.k;
+  const int64_t places = rows * selection.k;
+  const int64_t count = places - std::count(selection.selected, selection.selected + places, -1);
   ExpertRowsTape tape;
   tape.count = count;
+  tape.k = selection.k;
   tape.assigned = memory.Integers(count);
-  tape.pairs = memory.Integers(count);
+  tape.pairs = memory.Integers(places);
   tape.offsets = memory.Integers(experts + 1);
   tape.scale = memory.Floats(count);
   const Arena::Scope scope(scratch);
   int64_t* const next = scratch.Integers(experts);
   int64_t* const of_row = scratch.Integers(rows);
   std::fill_n(tape.offsets, experts + 1, 0);
-  for (int64_t i = 0; i < count; ++i) ++tape.offsets[selection.selected[i] + 1];
+  for (int64_t i = 0; i < places; ++i) {
+    if (selection.selected[i] >= 0) ++tape.offsets[selection.selected[i] + 1];
+  }
   for (int64_t e = 0; e < experts; ++e) tape.offsets[e + 1] += tape.offsets[e];
   std::copy_n(tape.offsets, experts, next);
   std::fill_n(of_row, rows, 0);
-  for (int64_t i = 0; i < count; ++i) tape.assigned[next[selection.selected[i]]++] = i / selection.k;
+  for (int64_t i = 0; i < places; ++i) {
+    if (selection.selected[i] >= 0) tape.assigned[next[selection.selected[i]]++] = i / selection.k;
+  }
+  if (count < places) std::fill_n(tape.pairs, places, count);
   for (int64_t pair = 0; pair < count; ++pair) {
     const int64_t row = tape.assigned[pair];
     tape.pairs[row * selection.k + of_row[row]++] = pair;
@@ -73,9 +80,10 @@ class PairProducts {
   const ExpertRowsTape& tape_;
 };
 
-// out [R, width]: sums over a row's pairs.
-void SumPairs(const ExpertRowsTape& tape, const float* parts, int64_t rows, int64_t width, float* out) {
-  if (rows > 0) SumRows(parts, tape.pairs, rows, tape.count / rows, width, out);
+// out [R, width]: sums over a row's pairs. `parts` has room for one row more than there are pairs.
+void SumPairs(const ExpertRowsTape& tape, float* parts, int64_t rows, int64_t width, float* out) {
+  std::fill_n(parts + tape.count * width, width, 0.0f);  // What rows with fewer pairs add.
+  if (rows > 0) SumRows(parts, tape.pairs, rows, tape.k, width, out);
 }
 
 }  // namespace
@@ -109,7 +117,7 @@ ExpertRowsTape RunExperts(const NetworkViews& networks, const Selection& selecti
   const Arena::Scope scope(scratch);
   float* const activation = scratch.Floats(tape.count * f);
   SwigluBlocks(tape.gate_up, tape.scale, tape.count, f, activation);
-  float* const parts = scratch.Floats(tape.count * d);
+  float* const parts = scratch.Floats((tape.count + 1) * d);
   MultiplyTransposed(products.ForEach<DotProduct>([&](int64_t e) {
     return DotProduct{products.Packed(activation, f, e), networks.Down(e), products.PackedOut(parts, d, e)};
   }));
@@ -141,7 +149,7 @@ void RunExpertsBackward(const NetworkViews& networks, const ExpertRowsTape& tape
     for (int64_t i = tape.offsets[e]; i < tape.offsets[e + 1]; ++i) dweights[tape.assigned[i] * n + e] = dscale[i];
   }
   if (dx == nullptr) return;
-  float* const parts = scratch.Floats(tape.count * d);
+  float* const parts = scratch.Floats((tape.count + 1) * d);
   Multiply(products.ForEach<OuterProduct>([&](int64_t e) {
     return OuterProduct{products.Packed(dgate_up, 2 * f, e), networks.GateUp(e), products.PackedOut(parts, d, e)};
   }));

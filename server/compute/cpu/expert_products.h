@@ -11,7 +11,7 @@ namespace c3po::cpu {
 
 // Which experts R rows take: k of n each, or all.
 struct Selection {
-  const int64_t* selected = nullptr;  // [R, k]; null: every row takes all
+  const int64_t* selected = nullptr;  // [R, k], -1 where a row takes fewer; null: every row takes all
   int64_t k = 0;
   const float* weights = nullptr;  // [R, n]; null: 1 each
 };
@@ -20,9 +20,10 @@ struct Selection {
 // where they take all.
 struct ExpertRowsTape {
   int64_t* assigned = nullptr;  // [B] rows; null where rows take all, as are `pairs` and `offsets`
-  int64_t* pairs = nullptr;     // [R, k] each row's, ascending by expert
+  int64_t* pairs = nullptr;     // [R, k] each row's, ascending by expert; then B, of a row of zeros
   int64_t* offsets = nullptr;   // [n + 1] first pair of each expert
   int64_t count = 0;            // B
+  int64_t k = 0;                // of `pairs`
   float* gate_up = nullptr;     // [B, 2f]
   float* scale = nullptr;       // [B] mixing weights
 };

@@ -1,61 +1,26 @@
 #include "server/compute/cpu/expert_selection.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <numeric>
-#include <utility>
 #include <vector>
 
 #include "server/compute/cpu/row_operations.h"
 #include "server/compute/cpu/thread_pool.h"
+#include "server/model/config/expert_choice.h"
 
 namespace c3po::cpu {
-namespace {
-
-// The probabilities that may be selected, -1 elsewhere; groups with the same maximum lead in their order.
-void KeepLeadingGroups(const ModelConfig& config, std::vector<float>& candidates) {
-  const int64_t size = config.experts / config.expert_groups;
-  thread_local std::vector<std::pair<float, int64_t>> groups;
-  groups.clear();
-  for (int64_t g = 0; g < config.expert_groups; ++g) {
-    groups.emplace_back(-*std::max_element(candidates.begin() + g * size, candidates.begin() + (g + 1) * size), g);
-  }
-  std::sort(groups.begin(), groups.end());
-  for (size_t i = config.groups_per_token; i < groups.size(); ++i) {
-    std::fill_n(candidates.begin() + groups[i].second * size, size, -1.0f);
-  }
-}
-
-void SelectRow(const ModelConfig& config, const float* probabilities, int64_t* selected, float* weights) {
-  const int64_t experts = config.experts, k = config.experts_per_token;
-  thread_local std::vector<float> candidates;
-  thread_local std::vector<int64_t> order;
-  candidates.assign(probabilities, probabilities + experts);
-  // What is not a number has no place in an order.
-  for (float& c : candidates) c = std::isnan(c) ? std::numeric_limits<float>::infinity() : c;
-  if (config.groups_per_token < config.expert_groups) KeepLeadingGroups(config, candidates);
-  order.resize(static_cast<size_t>(experts));
-  std::iota(order.begin(), order.end(), 0);
-  std::partial_sort(order.begin(), order.begin() + k, order.end(), [](int64_t a, int64_t b) {
-    return candidates[a] > candidates[b] || (candidates[a] == candidates[b] && a < b);
-  });
-  std::copy_n(order.begin(), k, selected);
-  std::fill_n(weights, experts, 0.0f);
-  for (int64_t j = 0; j < k; ++j) weights[order[j]] = probabilities[order[j]];
-}
-
-}  // namespace
-
 // The whole of it in one pass over each row: between two products of a layer there is no time for a dozen operations.
 MixingRows SelectExperts(const ModelConfig& config, absl::Span<const RoutingRows> routing, int64_t rows, float* logits,
-                         Memory& memory) {
-  const int64_t experts = config.experts, k = config.experts_per_token;
+                         Memory& memory, absl::Span<const CountedRows> counts) {
+  const int64_t experts = config.experts, own = config.experts_per_token;
+  int64_t k = own;
+  for (const CountedRows& counted : counts) k = std::max<int64_t>(k, counted.experts);
   MixingRows mixing;
   mixing.rows = rows;
+  mixing.k = k;
   mixing.probabilities = logits;
   mixing.weights = memory.Floats(rows * experts);
-  if (k < experts) mixing.selected = memory.Integers(rows * k);
+  // Rows that take all experts are one product, which has no room for gaps: there what is not selected weighs nothing.
+  if (own < experts) mixing.selected = memory.Integers(rows * k);
   if (config.norm_topk_prob) mixing.totals = memory.Floats(rows);
   const float** given = nullptr;  // [R] the override's values; null: the row has none
   if (!routing.empty()) {
@@ -69,7 +34,15 @@ MixingRows SelectExperts(const ModelConfig& config, absl::Span<const RoutingRows
                 named.kind == RoutingOverride::Kind::kWeights);
     }
   }
+  int64_t* taken = nullptr;  // [R] experts of each row; null: `own` of all
+  if (!counts.empty()) {
+    taken = memory.Integers(rows);
+    std::fill_n(taken, rows, own);
+    for (const CountedRows& counted : counts) std::fill(taken + counted.begin, taken + counted.end, counted.experts);
+  }
   ParallelFor(rows, std::max<int64_t>(1, 1024 / experts), [&](int64_t begin, int64_t end) {
+    thread_local std::vector<int64_t> unread;
+    unread.resize(static_cast<size_t>(experts));
     for (int64_t r = begin; r < end; ++r) {
       float* const p = mixing.probabilities + r * experts;
       float* const w = mixing.weights + r * experts;
@@ -79,24 +52,17 @@ MixingRows SelectExperts(const ModelConfig& config, absl::Span<const RoutingRows
         for (int64_t e = 0; given && given[r] && e < experts; ++e) p[e] += given[r][e];
         SoftmaxInPlace(p, experts, experts, 1);
       }
-      if (mixing.selected) {
-        SelectRow(config, p, mixing.selected + r * k, w);
-      } else {
-        std::copy_n(p, experts, w);
-      }
-      if (mixing.totals) {
-        mixing.totals[r] = std::accumulate(w, w + experts, 0.0f);
-        for (int64_t e = 0; e < experts; ++e) w[e] /= mixing.totals[r];
-      }
-      if (config.routed_scaling_factor == 1) continue;
-      for (int64_t e = 0; e < experts; ++e) w[e] *= static_cast<float>(config.routed_scaling_factor);
+      const int64_t row_k = taken ? taken[r] : own;
+      int64_t* const selected = mixing.selected ? mixing.selected + r * k : row_k < experts ? unread.data() : nullptr;
+      ChooseExperts(config, row_k, p, selected, w, mixing.totals ? mixing.totals + r : nullptr);
+      if (mixing.selected) std::fill(selected + row_k, selected + k, -1);
     }
   });
   return mixing;
 }
 
 void SelectExpertsBackward(const ModelConfig& config, const MixingRows& mixing, float* dweights, float* dlogits) {
-  const int64_t experts = config.experts, k = config.experts_per_token;
+  const int64_t experts = config.experts, k = mixing.k;
   const auto factor = static_cast<float>(config.routed_scaling_factor);
   ParallelFor(mixing.rows, std::max<int64_t>(1, 1024 / experts), [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> kept;

@@ -49,7 +49,7 @@ CudaBackend::CudaBackend(ModelConfig config, const ModelWeights& weights, Elemen
             /*batch_invariant=*/true,
             /*pads=*/false,
             /*holds_logits=*/true,
-            /*host_memory=*/false,    weights_.type, weights_.bytes},
+            /*host_memory=*/false,    weights_.type, weights_.bytes, config_.experts_per_token},
       cos_(Uploaded(rope.cos.get(), rope.positions * rope.half, *memory_, copies_)),
       sin_(Uploaded(rope.sin.get(), rope.positions * rope.half, *memory_, copies_)),
       arena_(memory_),

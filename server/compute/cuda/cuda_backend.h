@@ -197,7 +197,7 @@ class CudaBackend final : public Backend, public WholePasses {
   ExpertChoice Choice() const;
   ExpertSelection SelectionOf(const CudaLayer& weights, int64_t rows, const int* selected) const;
   FeedForwardRows Route(const CudaLayer& weights, const RowOverride* overrides, const int* row_count, int64_t rows,
-                        const float* x, float* probabilities, RowMemory& memory);
+                        const float* x, float* probabilities, RowMemory& memory, const int* counts = nullptr);
   ExpertProductArgs RunGateUp(const CudaLayer& weights, const ExpertSelection& selection, const FeedForwardRows& rows);
   void MixDown(const CudaLayer& weights, const ExpertProductArgs& up, const float* x, float* out);
   ExpertProductArgs RunDownApart(const CudaLayer& weights, const ExpertProductArgs& up);

@@ -37,7 +37,7 @@ ExpertChoice CudaBackend::Choice() const {
 // The norm, and where there are experts, which of them the rows take. For the way back what it reads lies in `memory`.
 CudaBackend::FeedForwardRows CudaBackend::Route(const CudaLayer& weights, const RowOverride* overrides,
                                                 const int* row_count, int64_t rows, const float* x,
-                                                float* probabilities, RowMemory& memory) {
+                                                float* probabilities, RowMemory& memory, const int* counts) {
   const int64_t k = config_.experts_per_token;
   FeedForwardRows result;
   result.normed = NewPlanes(rows, config_.hidden_size);
@@ -53,6 +53,7 @@ CudaBackend::FeedForwardRows CudaBackend::Route(const CudaLayer& weights, const 
     router.router = weights.router;
     router.choice = Choice();
     router.overrides = overrides;
+    router.counts = counts;
     router.row_count = row_count;
     router.blocks_per_row = static_cast<int32_t>(std::clamp<int64_t>(multiprocessors_ / rows, 1, kRouterBlocksMax));
     if (router.blocks_per_row > 1) router.arrived = Arrived(rows);
@@ -171,7 +172,7 @@ void CudaBackend::FeedForward(int l, Matrix hidden, Matrix probabilities) {
   }
   const StepArena::Scope scope(arena_);
   const FeedForwardRows rows = Route(weights, overrides, places.row_count, form.rows, FloatsOf(hidden),
-                                     probabilities.empty() ? nullptr : FloatsOf(probabilities), arena_);
+                                     probabilities.empty() ? nullptr : FloatsOf(probabilities), arena_, places.counts);
   MixDown(weights, RunGateUp(weights, SelectionOf(weights, form.rows, rows.selected), rows), FloatsOf(hidden),
           FloatsOf(hidden));
 }
@@ -185,8 +186,8 @@ void CudaBackend::PreparationFeedForward(int l, Matrix hidden) {
           FloatsOf(hidden));
 }
 
-// One copy: the values, what each row is told, and where its gradient goes. The values of a pass that runs as a whole are
-// there already.
+// One copy: the values, what each row is told, and where its gradient goes. The values of a pass that runs as a whole
+// are there already.
 CudaBackend::ObjectiveRouting CudaBackend::PlaceRouting(absl::Span<const RoutingRows> routing, int64_t rows) {
   ObjectiveRouting placed;
   if (routing.empty()) return placed;

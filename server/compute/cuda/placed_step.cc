@@ -38,6 +38,7 @@ struct StepArrays {
   AttentionSequence* sequences;
   AttentionTile* tiles;
   RowOverride* overrides;
+  int* counts;
   int* head_rows;
   int* targets;
   int* tables;
@@ -53,12 +54,14 @@ StepArrays Lay(const StepForm& form, int64_t moe_layers, int64_t table_entries, 
   arrays.sequences = cursor.Take(form.sequences, &places->sequences);
   arrays.tiles = cursor.Take(form.tiles, &places->tiles);
   arrays.overrides = cursor.Take(form.overrides ? moe_layers * form.rows : 0, &places->overrides);
+  arrays.counts = cursor.Take(form.counts ? form.rows : 0, &places->counts);
   arrays.head_rows = cursor.Take(form.head_rows, &places->head_rows);
   arrays.targets = cursor.Take(form.targets, &places->targets);
   arrays.tables = cursor.Take(table_entries, &places->tables);
   if (!form.tokens) places->tokens = nullptr;
   if (form.tiles == 0) places->tiles = nullptr;
   if (!form.overrides) places->overrides = nullptr;
+  if (!form.counts) places->counts = nullptr;
   return arrays;
 }
 
@@ -117,6 +120,7 @@ void PlacedStep::Place(const StepInputs& inputs, const KvCacheShape& cache, Host
   form.targets = static_cast<int64_t>(inputs.targets.size());
   form.tokens = !inputs.tokens.empty();
   form.overrides = !inputs.overrides.empty();
+  form.counts = !inputs.counts.empty();
   form_ = form;
 
   const auto moe_layers = static_cast<int64_t>(config_.moe_layers.size());
@@ -170,6 +174,12 @@ void PlacedStep::Fill(const StepInputs& inputs, const KvCacheShape& cache, char*
                  static_cast<int32_t>(std::min<int64_t>(per_tile, sequence.rows - i))};
     }
     ++sequence_index;
+  }
+  if (form_.counts) {
+    std::fill_n(arrays.counts, form_.rows, config_.experts_per_token);
+    for (const CountedRows& counted : inputs.counts) {
+      std::fill(arrays.counts + counted.begin, arrays.counts + counted.end, counted.experts);
+    }
   }
   if (form_.overrides) FillOverrides(inputs, arrays.overrides);
 }

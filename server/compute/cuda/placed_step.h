@@ -32,6 +32,7 @@ struct StepForm {
   int64_t targets = 0;
   bool tokens = false;  // Rows enter from the embedding.
   bool overrides = false;
+  bool counts = false;
 
   friend auto operator<=>(const StepForm&, const StepForm&) = default;
 };
@@ -46,6 +47,7 @@ struct StepPlaces {
   const AttentionSequence* sequences = nullptr;
   const AttentionTile* tiles = nullptr;
   const RowOverride* overrides = nullptr;  // [MoE layers, rows]
+  const int* counts = nullptr;             // experts of each row; null: the model's own number
   const int* head_rows = nullptr;
   const int* targets = nullptr;
   const int* tables = nullptr;

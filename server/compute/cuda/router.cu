@@ -5,13 +5,12 @@
 // The top k are found without an order: expert e's place is the number of experts that come before it, which E threads
 // count side by side, some 64 reads of shared memory each, where k rounds of a maximum over the block would wait k
 // times.
-#include "server/compute/cuda/router.h"
-
 #include <cmath>
 
 #include "index/base/cuda/device.h"
 #include "server/compute/cuda/bfloat16_planes.h"
 #include "server/compute/cuda/block_reductions.h"
+#include "server/compute/cuda/router.h"
 #include "server/compute/cuda/row_planes.h"
 
 namespace c3po::cuda {
@@ -156,7 +155,7 @@ C3PO_DEVICE void NormRow(const RouterArgs& args, int64_t r, bool writes, float* 
 // The experts of row r from its logits. `p`, `candidate` [E], `order` [k]: shared. A collective of the block.
 C3PO_DEVICE void Choose(const RouterArgs& args, int64_t r, float* p, float* candidate, int* order) {
   const ExpertChoice& choice = args.choice;
-  const int experts = choice.experts, k = choice.k;
+  const int experts = choice.experts, k = choice.k, taken = args.counts != nullptr ? args.counts[r] : k;
   const RowOverride given = args.overrides != nullptr ? args.overrides[r] : RowOverride{};
   const bool replaced = given.values != nullptr && given.replaces != 0;
   for (int e = Thread(); e < experts; e += Threads()) {
@@ -207,12 +206,16 @@ C3PO_DEVICE void Choose(const RouterArgs& args, int64_t r, float* p, float* cand
     for (int other = 0; other < experts; ++other) {
       before += candidate[other] > own || (candidate[other] == own && other < e) ? 1 : 0;
     }
-    if (before < k) order[before] = e;
+    if (before < taken) order[before] = e;
   }
   SyncBlock();
   float total = 0;
-  for (int j = 0; j < k; ++j) total = Add(total, p[order[j]]);
-  for (int j = Thread(); j < k; j += Threads()) {
+  for (int j = 0; j < taken; ++j) total = Add(total, p[order[j]]);
+  for (int j = taken + Thread(); j < k; j += Threads()) {
+    args.selected[r * k + j] = -1;
+    args.weights[r * k + j] = 0;
+  }
+  for (int j = Thread(); j < taken; j += Threads()) {
     float w = p[order[j]];
     if (choice.normalizes != 0) w = Divide(w, total);
     args.selected[r * k + j] = order[j];

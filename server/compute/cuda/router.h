@@ -50,7 +50,9 @@ struct RouterArgs {
   int32_t bfloat16_weights = 0;
   ExpertChoice choice;
   const RowOverride* overrides = nullptr;  // [R], or null
-  const int32_t* row_count = nullptr;      // rows from *row_count on are padding: they select -1. Null: none are.
+  const int32_t* counts = nullptr;     // [R]: of choice.k the experts that a row takes, the others are -1 and weigh 0;
+                                       // null: all
+  const int32_t* row_count = nullptr;  // rows from *row_count on are padding: they select -1. Null: none are.
 
   float* logits = nullptr;     // [R, E] room for the blocks of a row, and what the router says; required
   int32_t* arrived = nullptr;  // [R], 0 before and after; required where blocks_per_row > 1

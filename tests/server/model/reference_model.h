@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <random>
@@ -66,6 +67,9 @@ class ReferenceModel {
   // weights' logarithms of which one is chosen and the other is not. Closer than rounding is, two correct models may
   // choose differently.
   double smallest_margin() const { return smallest_margin_; }
+
+  // Is told the mixing weights [tokens, E] of each MoE layer in turn.
+  std::function<void(const at::Tensor& weights)> on_weights;
 
   // Log-probabilities [tokens, V].
   at::Tensor LogProbabilities(const std::vector<int32_t>& tokens, const std::optional<Override>& override_) const {
@@ -230,6 +234,7 @@ class ReferenceModel {
     at::Tensor weights = p * chosen;
     if (config_.norm_topk_prob) weights = weights / weights.sum(-1, true);
     weights = weights * config_.routed_scaling_factor;
+    if (on_weights) on_weights(weights);
     return (weights.t().unsqueeze(2) * Networks(w.experts, h)).sum(0);
   }
 

@@ -181,5 +181,30 @@ TEST(CudaRouter, DenseLayersOnlyNorm) {
   ExpectRouted(in, Route(in, 3, 1), 3);
 }
 
+// A row's count is as good as a choice of that many for all rows.
+TEST(CudaRouter, ARowThatTakesFewerExpertsGetsThoseOfASmallerChoice) {
+  for (const Inputs& in : Trials()) {
+    const int k = in.choice.k;
+    Inputs counted = in;
+    for (int r = 0; r < in.rows; ++r) counted.counts.push_back(1 + r * 3 % k);
+    for (const int blocks : {1, 3}) {
+      const Routed out = Route(counted, 3, blocks);
+      EXPECT_EQ(out.probabilities, Route(in, 3, blocks).probabilities);
+      for (int r = 0; r < in.rows; ++r) {
+        const int count = counted.counts[At(r)];
+        Inputs fewer = in;
+        fewer.choice.k = count;
+        const Routed expected = Route(fewer, 3, blocks);
+        for (int j = 0; j < k; ++j) {
+          SCOPED_TRACE(testing::Message() << in.choice.experts << " experts, row " << r << ", rank " << j);
+          EXPECT_EQ(out.selected[At(r * k + j)], j < count ? expected.selected[At(r * count + j)] : -1);
+          EXPECT_EQ(out.weights[At(r * k + j)], j < count ? expected.weights[At(r * count + j)] : 0.0f);
+        }
+        EXPECT_EQ(out.totals[At(r)], expected.totals[At(r)]);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace c3po::cuda

@@ -64,6 +64,7 @@ struct Inputs {
   bool bfloat16;
   std::vector<float> x, norm, router, shared_gate;
   std::vector<Override> overrides;
+  std::vector<int32_t> counts;  // experts of each row; empty: choice.k
 };
 
 struct Routed {
@@ -129,7 +130,9 @@ inline Routed Route(const Inputs& in, int planes, int blocks_per_row, int row_co
   const host_cuda::DeviceArray<float> weights(At(in.rows) * At(k)), totals(At(in.rows)), shared(At(in.rows));
   const host_cuda::DeviceArray<int32_t> selected(weights.size()), arrived(std::vector<int32_t>(At(in.rows), 0));
   const host_cuda::DeviceArray<int32_t> count(std::vector<int32_t>{row_count});
+  const host_cuda::DeviceArray<int32_t> counts(in.counts.empty() ? std::vector<int32_t>{0} : in.counts);
   RouterArgs args;
+  args.counts = in.counts.empty() ? nullptr : counts.data();
   args.x = x.data();
   args.rows = in.rows;
   args.d = in.d;
