@@ -127,6 +127,7 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
   Sequence& sequence = *owner.sequence;
   if (sequence.stage == Stage::kScore && !owner.catching_up)
     return TakeScore(sequence, owner.continuation, segment.start - sequence.prompt_length(), output);
+  if (!output.routes.empty()) TakeRoutes(sequence, segment, output);
   sequence.cached = std::max(sequence.cached, segment.start + static_cast<int>(segment.tokens.size()));
   NameBlocks(sequence, places_.pool());
   if (owner.catching_up) return;
@@ -143,6 +144,20 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
     case Stage::kEnded:
       return;
   }
+}
+
+// Rows of the prompt that run again, under a pathway or without it once more, have the last word.
+void ContinuousBatcher::TakeRoutes(Sequence& sequence, const Segment& segment, SegmentOutput& output) {
+  if (segment.start < sequence.prompt_length()) {
+    sequence.prompt_routes.Put(output.routes, segment.resume ? segment.entry_layer : 0);
+  } else {
+    sequence.request.sink->OnRoutes(std::move(output.routes));
+  }
+}
+
+void ContinuousBatcher::TellPromptRoutes(Sequence& sequence) {
+  if (!sequence.prompt_routes.empty()) sequence.request.sink->OnRoutes(std::move(sequence.prompt_routes));
+  sequence.prompt_routes = {};
 }
 
 void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput& output) {
@@ -255,6 +270,7 @@ void ContinuousBatcher::TakeResumed(Sequence& sequence, const Readout& readout) 
 
 void ContinuousBatcher::BeginAnswer(Sequence& sequence, const Readout& readout) {
   if (sequence.scoring()) return StartScoring(sequence, readout);
+  TellPromptRoutes(sequence);
   sequence.stage = Stage::kDecode;
   TakeToken(sequence, readout);
 }
@@ -312,6 +328,7 @@ void ContinuousBatcher::StartScoring(Sequence& sequence, const Readout& readout)
 // Rows of it that had to run again, since their blocks were given back, say what is known.
 void ContinuousBatcher::TakeScore(Sequence& sequence, size_t continuation, int first_row, const SegmentOutput& output) {
   ContinuationScore& score = sequence.scores[continuation];
+  score.routes.Put(output.routes, 0);
   const auto known = score.token_logprobs.size() - 1 - static_cast<size_t>(first_row);
   if (known >= output.target_logprobs.size()) return;
   const absl::Span<const float> gained = absl::MakeConstSpan(output.target_logprobs).subspan(known);
@@ -330,6 +347,7 @@ void ContinuousBatcher::TakeScore(Sequence& sequence, size_t continuation, int f
 
 void ContinuousBatcher::FinishScoring(Sequence& sequence) {
   if (sequence.routing && !sequence.task->AcceptScores(sequence.scores)) return Revert(sequence);
+  TellPromptRoutes(sequence);
   sequence.request.sink->OnScores(std::move(sequence.scores));
   Finish(sequence, absl::OkStatus(), FinishReason::kStop);
 }

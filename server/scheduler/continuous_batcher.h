@@ -74,6 +74,8 @@ class ContinuousBatcher {
   void DropEnded();
   bool RunForward();
   void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput& output);
+  void TakeRoutes(Sequence& sequence, const Segment& segment, SegmentOutput& output);
+  void TellPromptRoutes(Sequence& sequence);
   void FinishPrefill(Sequence& sequence, SegmentOutput& output);
   void TakeToken(Sequence& sequence, const Readout& readout);
   void StartScoring(Sequence& sequence, const Readout& readout);

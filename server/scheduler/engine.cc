@@ -68,6 +68,9 @@ class Engine::CountedSink final : public SequenceSink {
   void OnScores(std::vector<ContinuationScore> scores) override {
     Note(CatchEscapedIn(ThreadKind::kEngine, [&] { sink_->OnScores(std::move(scores)); }));
   }
+  void OnRoutes(RoutedExperts routes) override {
+    Note(CatchEscapedIn(ThreadKind::kEngine, [&] { sink_->OnRoutes(std::move(routes)); }));
+  }
   void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) override {
     finished_ = true;
     pending_.fetch_sub(1);

@@ -30,8 +30,8 @@ void KvBlockPool::Hold(int32_t block) {
   if (entries_[block].holders++ == 0) Unlink(block);
 }
 
-KvBlockPool::Prefix KvBlockPool::TakePrefix(absl::Span<const int32_t> tokens) {
-  Prefix prefix;
+KvBlockPool::Prefix KvBlockPool::TakePrefix(absl::Span<const int32_t> tokens, Chain root) {
+  Prefix prefix{{}, root};
   for (; tokens.size() >= kPositions; tokens.remove_prefix(kPositions)) {
     const auto known = named_.find(Key(prefix.chain, {tokens.begin(), tokens.begin() + kPositions}));
     if (known == named_.end()) break;

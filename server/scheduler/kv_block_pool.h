@@ -23,17 +23,20 @@ class KvBlockPool {
  public:
   static constexpr int kPositions = 32;
   // Names a beginning of whole blocks: the chain before its last block, and that block's tokens. 0 is the empty one.
-  // Tokens are compared, not their hashes, and a chain that is gone is never named again.
+  // Tokens are compared, not their hashes, and a chain that is gone is never named again. Numbers below kRoots are
+  // empty beginnings as well, of sequences that are computed in other ways and share nothing.
   using Chain = uint64_t;
+  static constexpr Chain kRoots = Chain{1} << 20;
 
   explicit KvBlockPool(int64_t blocks);
 
-  // The longest beginning of `tokens` in whole blocks that the pool knows, each block with one more holder.
+  // The longest beginning of `tokens` behind `root` in whole blocks that the pool knows, each block with one more
+  // holder.
   struct Prefix {
     std::vector<int32_t> blocks;
     Chain chain = 0;
   };
-  Prefix TakePrefix(absl::Span<const int32_t> tokens);
+  Prefix TakePrefix(absl::Span<const int32_t> tokens, Chain root = 0);
 
   // A block without contents, with one holder; the one behind `after` if that is empty, so that sequences lie in long
   // runs. nullopt: all are held.
@@ -69,7 +72,7 @@ class KvBlockPool {
 
   std::vector<Entry> entries_;  // one per block, then the list's end
   int64_t available_ = 0;
-  Chain last_chain_ = 0;
+  Chain last_chain_ = kRoots;
   absl::flat_hash_map<Key, int32_t> named_;
 };
 

@@ -46,6 +46,7 @@ struct Sequence {
     std::vector<int32_t> blocks;
   };
   PartialScore partial;
+  RoutedExperts prompt_routes;  // as the rows that ran last have them
 
   absl::Time submitted, admitted, prefill_done, ready, last_token;
   SequenceTimings timings;
@@ -80,6 +81,8 @@ struct Sequence {
     wanted.position = generated;
     return wanted;
   }
+  // Beginnings of sequences with different numbers of experts share nothing.
+  KvBlockPool::Chain root() const { return static_cast<KvBlockPool::Chain>(request.experts_per_token); }
   // The pathway is data of the rows it governs.
   void Route(Segment& segment) const {
     segment.routing = routing.get();

@@ -44,7 +44,7 @@ void GiveBack(Sequence& sequence, KvBlockPool& pool) {
   for (const int32_t block : sequence.partial.blocks) pool.Release(block);
   sequence.partial = {};
   sequence.state_sum = nullptr;
-  sequence.chain = 0;
+  sequence.chain = sequence.root();
   sequence.cached = sequence.named = 0;
 }
 

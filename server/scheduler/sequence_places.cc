@@ -117,10 +117,11 @@ bool SequencePlaces::Begin(Sequence& sequence) {
   if (sequence.stage == Sequence::Stage::kOptimizing) return true;
   const int64_t wanted =
       KvBlockPool::BlocksFor(std::max(sequence.reserved(), sequence.wanted() + (sequence.scoring() ? 0 : 1)));
-  KvBlockPool::Prefix prefix;
-  if (sequence.request.mean_layer < 0) {  // A mean over the prompt needs all of its states.
+  KvBlockPool::Prefix prefix{{}, sequence.root()};
+  // A mean over the prompt needs all of its states, and what is found in the cache says nothing of its experts.
+  if (sequence.request.mean_layer < 0 && !sequence.request.want_prompt_routes) {
     const int known = std::min(sequence.shareable(), sequence.wanted() - 1);
-    prefix = pool_.TakePrefix(absl::MakeSpan(sequence.tokens).subspan(0, std::max(0, known)));
+    prefix = pool_.TakePrefix(absl::MakeSpan(sequence.tokens).subspan(0, std::max(0, known)), sequence.root());
   }
   const auto shared = static_cast<int64_t>(prefix.blocks.size());
   if (pool_.available() < wanted - shared + static_cast<int64_t>(running_.size())) {

@@ -64,7 +64,10 @@ void PlanOwnRow(Sequence& sequence, StepPlan& plan) {
   segment.readout = sequence.NextToken();
   sequence.Route(segment);
   segment.start = sequence.wanted();
-  if (sequence.stage == Stage::kResume) {
+  segment.experts_per_token = sequence.request.experts_per_token;
+  const bool resumes = sequence.stage == Stage::kResume;
+  segment.want_routes = resumes ? sequence.request.want_prompt_routes : sequence.request.want_routes;
+  if (resumes) {
     segment.resume = true;
     segment.entry_layer = sequence.request.entry_layer;
     segment.entry = sequence.capture.entry.get();
@@ -88,6 +91,8 @@ void PlanPrompt(Sequence& sequence, Budget& budget, StepPlan& plan) {
   segment.start = sequence.cached;
   segment.tokens =
       absl::MakeConstSpan(sequence.tokens).subspan(static_cast<size_t>(segment.start), static_cast<size_t>(count));
+  segment.experts_per_token = sequence.request.experts_per_token;
+  segment.want_routes = sequence.request.want_prompt_routes && (first_time || sequence.stage == Stage::kResume);
   if (first_time) {
     segment.entry_layer = sequence.request.entry_layer;
     if (last_chunk) segment.readout = sequence.NextToken();
@@ -111,6 +116,8 @@ Segment ContinuationSegment(const Sequence& sequence, size_t continuation, int f
   segment.start = sequence.prompt_length() + from;
   segment.tokens = tokens.subspan(static_cast<size_t>(from), static_cast<size_t>(count));
   segment.targets = tokens.subspan(static_cast<size_t>(from) + 1, static_cast<size_t>(count));
+  segment.experts_per_token = sequence.request.experts_per_token;
+  segment.want_routes = sequence.request.want_routes;
   sequence.Route(segment);
   segment.kv = {sequence.blocks, sequence.prompt_length(), blocks};
   return segment;

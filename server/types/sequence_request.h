@@ -44,6 +44,7 @@ struct ContinuationScore {
   // Where the collection's label offset is applied (pipeline/choice_offset.h): what the choice is made by, in place of
   // per_token().
   std::optional<double> offset_score = std::nullopt;
+  RoutedExperts routes = {};  // Where they were wanted, of its tokens but the last one.
   // What choices are compared by, so that a longer one is not the less likely one for that.
   double per_token() const { return log_likelihood / static_cast<double>(token_logprobs.size()); }
   double choice_score() const { return offset_score.value_or(per_token()); }
@@ -57,6 +58,10 @@ class SequenceSink {
   // False ends the sequence here (a stop string was found), with FinishReason::kStop.
   virtual bool OnToken(const SampledToken& token) = 0;
   virtual void OnScores(std::vector<ContinuationScore> scores) = 0;
+  // Where the request wants them: the whole prompt's, once they are final, before the first token or the scores; then
+  // each generated token's before OnToken of the next one. No pass reads an answer's last token, unless an end token
+  // follows it.
+  virtual void OnRoutes(RoutedExperts /*routes*/) {}
   virtual void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) = 0;
 };
 
@@ -112,7 +117,10 @@ struct SequenceRequest {
   int state_layer = -1;  // PromptCapture::state is wanted of it; -1: not wanted
   int mean_layer = -1;   // PromptCapture::mean_hidden is wanted of the states entering it; -1: not wanted
   ApplicationRule rule = ApplicationRule::kEveryNewToken;  // of the routing that the task finds
-  int prompt_positions = 1;  // the last so many tokens of the prompt that it governs, >= 1; of a shorter prompt all
+  bool want_routes = false;                                // of the answer, or of continuations
+  bool want_prompt_routes = false;                         // Then nothing of the prompt is taken from the prefix cache.
+  int experts_per_token = 0;  // 0: the model's own number; nothing is optimized beside another one
+  int prompt_positions = 1;   // the last so many tokens of the prompt that it governs, >= 1; of a shorter prompt all
 
   // Of those that wait, the highest priority goes first; among equals, the caller with the fewest sequences running.
   Priority priority = Priority::kNormal;

@@ -66,6 +66,20 @@ TEST(KvBlockPool, ANamedBlockIsFoundAgainUntilItsRoomIsNeeded) {
   EXPECT_THAT(pool.TakePrefix(tokens).blocks, ElementsAre(a));
 }
 
+TEST(KvBlockPool, TheSameTokensBehindAnotherRootAreOtherContents) {
+  KvBlockPool pool(4);
+  const std::vector<int32_t> tokens = Tokens(kPositions, 1);
+  const int32_t a = *pool.Take(), b = *pool.Take();
+  const KvBlockPool::Chain own = pool.Name(a, 0, tokens), other = pool.Name(b, 3, tokens);
+  EXPECT_NE(own, other);
+  EXPECT_GT(own, KvBlockPool::kRoots) << "no root is ever a chain";
+  EXPECT_THAT(pool.TakePrefix(tokens).blocks, ElementsAre(a));
+  EXPECT_THAT(pool.TakePrefix(tokens, 3).blocks, ElementsAre(b));
+  const KvBlockPool::Prefix none = pool.TakePrefix(tokens, 4);
+  EXPECT_TRUE(none.blocks.empty());
+  EXPECT_EQ(none.chain, 4u);
+}
+
 TEST(KvBlockPool, TheSameTokensBehindAnotherBeginningAreOtherContents) {
   KvBlockPool pool(4);
   const std::vector<int32_t> one = Tokens(kPositions, 1), two = Tokens(kPositions, 2), end = Tokens(kPositions, 900);
