@@ -146,14 +146,21 @@ OptimizationSettings DefaultsFrom(const ServerConfig& config, const ModelShape& 
   return settings;
 }
 
-RequestLimits LimitsFrom(const ServerConfig& config) {
+// A row with twice as many experts costs at most twice as much, in time and in the memory of a pass.
+int ExpertsPerTokenMax(const ServerConfig& config, const ModelShape& shape) {
+  const int wanted = config.experts_per_token_max > 0 ? config.experts_per_token_max : 2 * shape.experts_per_token;
+  return std::max(shape.experts_per_token, std::min(wanted, shape.experts_per_token_max));
+}
+
+RequestLimits LimitsFrom(const ServerConfig& config, const ModelShape& shape) {
   return {.prompt_tokens_max = config.prompt_tokens_max,
           .output_tokens_max = config.output_tokens_max,
           .stop_strings_max = config.stop_strings_max,
           .stop_string_bytes_max = config.stop_string_bytes_max,
           .continuations_max = config.continuations_max,
           .answers_max = config.answers_max,
-          .logit_bias_max = config.logit_bias_max};
+          .logit_bias_max = config.logit_bias_max,
+          .experts_per_token_max = ExpertsPerTokenMax(config, shape)};
 }
 
 using Chat = absl::StatusOr<std::shared_ptr<ChatRenderer>>;
@@ -439,7 +446,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
                           .offsets = server.offsets.get(),
                           .metrics = server.metrics.get(),
                           .admission = server.admission.get(),
-                          .limits = LimitsFrom(config),
+                          .limits = LimitsFrom(config, shape),
                           .work_memory_bytes = work_memory,
                           .allow_oracle = config.allow_oracle};
   server.pipeline = std::make_unique<GenerationPipeline>(parts.pipeline_parts);

@@ -11,8 +11,9 @@ struct RequestLimits {
   int stop_strings_max = 16;         // at most kStopStringsMax
   int stop_string_bytes_max = 1024;  // at most kStopStringBytesMax
   int continuations_max = 256;
-  int answers_max = 16;      // sampling.n
-  int logit_bias_max = 512;  // entries of sampling.logit_bias
+  int answers_max = 16;           // sampling.n
+  int logit_bias_max = 512;       // entries of sampling.logit_bias
+  int experts_per_token_max = 0;  // what the model allows is the most
 };
 
 }  // namespace c3po

@@ -264,6 +264,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("continuations-max", continuations_max, 1, 1 << 16));
   C3PO_RETURN_IF_ERROR(CheckRange("answers-max", answers_max, 1, 1024));
   C3PO_RETURN_IF_ERROR(CheckRange("logit-bias-max", logit_bias_max, 0, 65536));
+  C3PO_RETURN_IF_ERROR(CheckRange("experts-per-token-max", experts_per_token_max, 0, 1 << 16));
   C3PO_RETURN_IF_ERROR(CheckRange("unread-messages-max", unread_messages_max, 1, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("caller-calls-max", caller_calls_max, 0, 1 << 20));
   C3PO_RETURN_IF_ERROR(CheckRange("caller-calls-per-minute-max", caller_calls_per_minute_max, 0, kMax));

@@ -60,6 +60,7 @@ struct ServerConfig {
   int continuations_max = 256;           // Of one Score request.
   int answers_max = 16;                  // sampling.n of one Generate request.
   int logit_bias_max = 512;              // Entries of sampling.logit_bias.
+  int experts_per_token_max = 0;         // Of one request; 0: twice the model's own number, or what there is.
   int running_sequences_max = 32;        // In one batch.
   int kv_cache_tokens = 0;               // Positions of all sequences together; 0: 32768, or what fits on a GPU.
   double gpu_memory_fraction = 0.9;      // Of a GPU's memory, that the server takes, index of references included.

@@ -70,6 +70,8 @@ void VisitSettings(Config& c, Visit visit) {
   limit("continuations-max", c.continuations_max, "continuations of one Score request");
   limit("answers-max", c.answers_max, "answers (sampling.n) of one Generate request");
   limit("logit-bias-max", c.logit_bias_max, "entries of one request's sampling.logit_bias");
+  limit("experts-per-token-max", c.experts_per_token_max,
+        "experts_per_token of one request; 0: twice the model's own number, or as many as it has and the backend runs");
   limit("running-sequences-max", c.running_sequences_max, "sequences in one batch");
   limit("kv-cache-tokens", c.kv_cache_tokens,
         "positions of all sequences together; 0: 32768 on the CPU, on a GPU what gpu-memory-fraction leaves");

@@ -62,6 +62,8 @@ void ChoiceSink::OnScores(std::vector<ContinuationScore> scores) {
     token.token_id = tokens_[chosen][i];
     token.logprob = scores[chosen].token_logprobs[i];
   }
+  chunk.routes = std::move(scores[chosen].routes);
+  for (ContinuationScore& score : scores) score.routes = {};  // The choices are scores alone.
   CallSummary& summary = end_.summary();
   summary.chosen = static_cast<int>(chosen);
   summary.answers = {{FinishReason::kStop, static_cast<int>(tokens_[chosen].size()), std::nullopt}};
@@ -75,6 +77,7 @@ class AnswerSet::Sink final : public SequenceSink {
   Sink(std::shared_ptr<AnswerSet> set, int index) : set_(std::move(set)), index_(index) {}
   bool OnToken(const SampledToken& token) override { return set_->TakeToken(index_, token); }
   void OnScores(std::vector<ContinuationScore>) override {}
+  void OnRoutes(RoutedExperts routes) override { set_->TakeRoutes(index_, std::move(routes)); }
   void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) override {
     set_->TakeEnd(index_, status, reason, timings);
   }
@@ -96,6 +99,12 @@ void AnswerSet::StartOthers() {
   for (size_t i = 1; start && i < answers_.size(); ++i) start(static_cast<int>(i), SinkOf(static_cast<int>(i)));
 }
 
+// The prompt's go out by themselves; a token's with the next chunk.
+void AnswerSet::TakeRoutes(int index, RoutedExperts routes) {
+  if (routes.first_position < end_.summary().usage.prompt_tokens) return end_.listener().OnRoutes(std::move(routes));
+  answers_[index].routes.Put(routes, 0);
+}
+
 bool AnswerSet::TakeToken(int index, const SampledToken& token) {
   StartOthers();
   Answer& answer = answers_[index];
@@ -105,6 +114,7 @@ bool AnswerSet::TakeToken(int index, const SampledToken& token) {
   chunk.prompt_tokens = end_.summary().usage.prompt_tokens;
   chunk.text = answer.detokenizer->Append({token.token_id});
   chunk.tokens.push_back(token);
+  chunk.routes = std::exchange(answer.routes, {});
   end_.listener().OnChunk(std::move(chunk));
   return status_.ok() && !answer.detokenizer->stopped();
 }
@@ -128,7 +138,8 @@ void AnswerSet::TakeEnd(int index, const absl::Status& status, FinishReason reas
     rest.prompt_tokens = end_.summary().usage.prompt_tokens;
     rest.text = answer.detokenizer->Flush();
     if (answer.detokenizer->stopped()) answer.reason = FinishReason::kStop;
-    if (!rest.text.empty()) end_.listener().OnChunk(std::move(rest));
+    rest.routes = std::exchange(answer.routes, {});
+    if (!rest.text.empty() || !rest.routes.empty()) end_.listener().OnChunk(std::move(rest));
   }
   if (++ended_ < answers_.size()) return;
   CallSummary& summary = end_.summary();

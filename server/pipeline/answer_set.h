@@ -58,6 +58,7 @@ class ScoreSink final : public SequenceSink {
     if (offset_) ApplyOffset(*offset_, scores);
     end_.listener().OnScores(std::move(scores));
   }
+  void OnRoutes(RoutedExperts prompt) override { end_.listener().OnRoutes(std::move(prompt)); }
   void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
     end_.Finish(status, timings);
   }
@@ -77,6 +78,7 @@ class ChoiceSink final : public SequenceSink {
       : end_(std::move(end)), texts_(std::move(texts)), tokens_(std::move(tokens)), offset_(std::move(offset)) {}
   bool OnToken(const SampledToken&) override { return true; }
   void OnScores(std::vector<ContinuationScore> scores) override;
+  void OnRoutes(RoutedExperts prompt) override { end_.listener().OnRoutes(std::move(prompt)); }
   void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
     end_.Finish(status, timings);
   }
@@ -107,10 +109,12 @@ class AnswerSet : public std::enable_shared_from_this<AnswerSet> {
     std::unique_ptr<IncrementalDetokenizer> detokenizer;
     FinishReason reason = FinishReason::kStop;
     int tokens = 0;
+    RoutedExperts routes = {};  // that no chunk has told yet
   };
 
   std::shared_ptr<SequenceSink> SinkOf(int index);
   void StartOthers();
+  void TakeRoutes(int index, RoutedExperts routes);
   bool TakeToken(int index, const SampledToken& token);
   void TakeEnd(int index, const absl::Status& status, FinishReason reason, const SequenceTimings& timings);
 

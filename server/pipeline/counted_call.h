@@ -24,6 +24,7 @@ class CountedCall final : public GenerationListener {
   void OnOptimization(const OptimizationReport& report) override { listener_->OnOptimization(report); }
   void OnChunk(TextChunk chunk) override { listener_->OnChunk(std::move(chunk)); }
   void OnScores(std::vector<ContinuationScore> scores) override { listener_->OnScores(std::move(scores)); }
+  void OnRoutes(RoutedExperts prompt) override { listener_->OnRoutes(std::move(prompt)); }
   void OnDone(const absl::Status& status, const CallSummary& summary) override {
     CountEnd(status, summary);
     listener_->OnDone(status, summary);

@@ -1,8 +1,6 @@
 #include "server/pipeline/generation_pipeline.h"
 
 #include <algorithm>
-#include <string_view>
-#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +13,7 @@
 #include "server/pipeline/learned_override.h"
 #include "server/pipeline/reference_state_builder.h"
 #include "server/pipeline/request_admission.h"
+#include "server/pipeline/score_checks.h"
 #include "server/pipeline/score_tokens.h"
 #include "server/sampling/sampler.h"
 
@@ -38,6 +37,7 @@ class KnownPathway final : public OptimizationTask {
 SequenceRequest FollowerOf(SequenceRequest first, int index, const OptimizationTask* search) {
   first.sampling.answer = index;
   first.mean_layer = first.state_layer = -1;
+  first.want_prompt_routes = false;  // They are the first one's.
   first.on_prefilled = nullptr;
   if (search == nullptr || search->routing() == nullptr) return first;
   first.on_prefilled = [routing = search->routing()](
@@ -73,44 +73,6 @@ class EmbedSink final : public SequenceSink {
 absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
-}
-
-absl::Status CheckContinuations(const ScoreCall& call, const RequestLimits& limits) {
-  const std::vector<std::string>& all = call.continuations;
-  const absl::string_view field = ContinuationsField(call);
-  const size_t least = call.choose ? 2 : 1;
-  if (all.size() < least) {
-    return absl::InvalidArgumentError(absl::StrCat(field, ": must name at least ", call.choose ? "two" : "one"));
-  }
-  if (all.size() > static_cast<size_t>(limits.continuations_max)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, ": ", all.size(), " are more than ", limits.continuations_max));
-  }
-  std::unordered_map<std::string_view, size_t> seen;
-  for (size_t i = 0; i < all.size(); ++i) {
-    const std::string name = absl::StrCat(field, "[", i, "]: ");
-    if (all[i].empty()) return absl::InvalidArgumentError(absl::StrCat(name, "must not be empty"));
-    if (!call.choose) continue;
-    if (const auto [first, is_new] = seen.emplace(all[i], i); !is_new)
-      return absl::InvalidArgumentError(absl::StrCat(name, "is choices[", first->second, "] again"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckOracle(const ScoreCall& call) {
-  const bool oracle = call.optimization.method == Method::kOracle;
-  if (!oracle && !call.oracle_answer) return absl::OkStatus();
-  if (!call.context.may_use_oracle) {
-    return absl::PermissionDeniedError(
-        "optimization.method: ORACLE needs a server started with --allow-oracle, or the role administer where callers "
-        "have roles");
-  }
-  if (!oracle) return absl::InvalidArgumentError("oracle_answer: only the method ORACLE may see the answer");
-  if (!call.oracle_answer) return absl::InvalidArgumentError("oracle_answer: the method ORACLE needs it");
-  const auto found = std::find(call.continuations.begin(), call.continuations.end(), *call.oracle_answer);
-  if (found == call.continuations.end())
-    return absl::InvalidArgumentError("oracle_answer: is not one of the continuations");
-  return absl::OkStatus();
 }
 
 // The request as a neighbor of itself, with its answer.
@@ -157,6 +119,7 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
     call.sampling.max_tokens = std::min(call.sampling.max_tokens, output_max);
   C3PO_RETURN_IF_ERROR(CheckTokens("sampling.max_tokens", static_cast<size_t>(call.sampling.max_tokens), output_max));
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
+  C3PO_RETURN_IF_ERROR(CheckExperts(call.experts, call.optimization, parts_.limits, parts_.model->shape()));
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
   auto shared = std::make_shared<GenerateCall>(std::move(call));
@@ -172,6 +135,7 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
 absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<GenerationListener> listener) {
   C3PO_RETURN_IF_ERROR(CheckContinuations(call, parts_.limits));
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
+  C3PO_RETURN_IF_ERROR(CheckExperts(call.experts, call.optimization, parts_.limits, parts_.model->shape()));
   C3PO_RETURN_IF_ERROR(CheckOracle(call));
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
   const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
@@ -304,6 +268,9 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
     request.sampling.max_tokens = std::min(call.sampling.max_tokens, room);
   }
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
+  WishExperts(call.experts, request);
+  C3PO_RETURN_IF_ERROR(HoldRoutes(call.context, call.experts, static_cast<int64_t>(prompt.tokens.size()),
+                                  /*in_one_message=*/false, parts_.model->shape()));
   PathwayQuery query{call.optimization, {}, {}, std::nullopt};
   C3PO_RETURN_IF_ERROR(ResolveQuery(query));
   C3PO_ASSIGN_OR_RETURN(const RequestWork work, TakePlace(call.context, permit.get(), prompt.tokens.size(),
@@ -354,6 +321,10 @@ absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& 
   for (const auto& continuation : request.continuations) query.choice_tokens.push_back(continuation.front());
   if (call.oracle_answer) query.oracle = OracleCase(call, prompt, request.continuations);
   C3PO_RETURN_IF_ERROR(CheckTokens(FieldOf(call.input), prompt.tokens.size(), parts_.limits.prompt_tokens_max));
+  WishExperts(call.experts, request);
+  C3PO_RETURN_IF_ERROR(HoldRoutes(call.context, call.experts,
+                                  static_cast<int64_t>(prompt.tokens.size()) + tokens.completion_tokens(),
+                                  /*in_one_message=*/true, parts_.model->shape()));
   C3PO_RETURN_IF_ERROR(ResolveQuery(query));
   C3PO_ASSIGN_OR_RETURN(std::optional<LabelOffset> offset, ResolveOffsetOf(call, query));
   C3PO_ASSIGN_OR_RETURN(const RequestWork work,
@@ -371,6 +342,11 @@ absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& 
     request.sink = std::make_shared<ScoreSink>(std::move(end), std::move(offset));
   }
   return parts_.engine->Submit(std::move(request));
+}
+
+void GenerationPipeline::WishExperts(const ExpertsWish& wish, SequenceRequest& request) const {
+  request.experts_per_token = ExpertsPerToken(wish, parts_.model->shape());
+  request.want_routes = request.want_prompt_routes = wish.return_routed;
 }
 
 // Before the call is admitted, as a prior's layers and positions are part of its cost.

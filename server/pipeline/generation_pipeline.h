@@ -37,7 +37,7 @@ struct PipelineParts {
   WorkerPool* workers = nullptr;
   LearnedShifts* shifts = nullptr;
   ReferenceStateBuilder* states = nullptr;  // null: requests whose neighbor_source needs them are refused
-  LabelOffsets* offsets = nullptr;  // null: there are none
+  LabelOffsets* offsets = nullptr;          // null: there are none
   Metrics* metrics = nullptr;
   AdmissionController* admission = nullptr;
   RequestLimits limits;
@@ -65,6 +65,7 @@ class GenerationPipeline {
 
  private:
   // Puts what the collection's prior says into the query's settings, where they begin at it.
+  void WishExperts(const ExpertsWish& wish, SequenceRequest& request) const;
   absl::Status ResolveQuery(PathwayQuery& query) const;
   // The label offset of the call's continuations, where the query's settings ask for one; its warning goes into them.
   absl::StatusOr<std::optional<LabelOffset>> ResolveOffsetOf(const ScoreCall& call, PathwayQuery& query) const;

@@ -4,6 +4,7 @@
 // What goes into the pipeline and what comes out of it, free of protobuf. server/rpc converts.
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -49,6 +50,8 @@ struct CallContext {
   Priority priority = Priority::kNormal;
   bool may_use_oracle = false;
   std::shared_ptr<RateLimiter::Call> rates;  // what its cost is charged to; null: nothing
+  // Counts bytes that the call keeps for its client (CallState::HoldBytes), while it runs; null: nobody counts.
+  std::function<absl::Status(size_t bytes)> hold_bytes;
 
   // Takes tokens through the model of what the caller has left of the minute (RateLimiter::Call::Charge). Other than a
   // place in the queue, this does not depend on who else calls.
@@ -59,12 +62,19 @@ struct CallContext {
   }
 };
 
+// What a request says of the router's experts.
+struct ExpertsWish {
+  bool return_routed = false;    // The client wants the experts of every token.
+  std::optional<int> per_token;  // nothing: the model's own number
+};
+
 struct GenerateCall {
   CallContext context;
   PromptInput input;
   SamplingParams sampling;
   bool max_tokens_given = true;  // false: sampling.max_tokens is a default, cut to what the context window leaves
   OptimizationSettings optimization;
+  ExpertsWish experts;
   bool skip_special_tokens = true;  // of the text that goes out, and in which stop strings are looked for
 };
 
@@ -75,6 +85,7 @@ struct ScoreCall {
   // Of a Generate call: they are its choices, at least two and all different, and the likeliest one is its answer.
   bool choose = false;
   OptimizationSettings optimization;
+  ExpertsWish experts;
   std::optional<std::string> oracle_answer;  // one of the continuations; for Method::kOracle alone
   // Where optimization.use_offset asks for a label offset that is not there, the scores stay as they are, with a
   // warning: it is a default's wish. False: the call asked for it by itself, and fails.
@@ -126,6 +137,7 @@ struct TextChunk {
   int prompt_tokens = 0;  // of the call
   std::string text;
   std::vector<SampledToken> tokens;
+  RoutedExperts routes = {};  // where they are wanted, of the tokens before these that a pass has read by now
 };
 
 struct Usage {
@@ -163,6 +175,7 @@ class GenerationListener {
   virtual void OnOptimization(const OptimizationReport& report) = 0;
   virtual void OnChunk(TextChunk chunk) = 0;
   virtual void OnScores(std::vector<ContinuationScore> scores) = 0;  // Score calls only
+  virtual void OnRoutes(RoutedExperts /*prompt*/) {}                 // where they are wanted, before chunks and scores
   virtual void OnDone(const absl::Status& status, const CallSummary& summary) = 0;
 };
 

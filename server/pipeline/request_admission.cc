@@ -1,5 +1,6 @@
 #include "server/pipeline/request_admission.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -85,6 +86,50 @@ absl::Status CheckLogitBias(const SamplingParams& sampling, const RequestLimits&
         absl::StrCat("sampling.logit_bias[", b.token_id, "]: the vocabulary has ", vocabulary, " tokens"));
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckExperts(const ExpertsWish& wish, const OptimizationSettings& settings, const RequestLimits& limits,
+                          const ModelShape& shape) {
+  if (!wish.per_token) return absl::OkStatus();
+  const int most = limits.experts_per_token_max > 0
+                       ? std::min(limits.experts_per_token_max, shape.experts_per_token_max)
+                       : shape.experts_per_token_max;
+  const int asked = *wish.per_token;
+  if (asked == shape.experts_per_token) return absl::OkStatus();
+  if (asked < 1 || asked > most) {
+    return absl::InvalidArgumentError(absl::StrCat("experts_per_token: ", asked, " is outside 1 to ", most));
+  }
+  if (settings.method != Method::kNone) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("experts_per_token: ", asked, " is not the model's own number, ", shape.experts_per_token,
+                     ", which the references' states and pathways are of; set optimization.method to NONE"));
+  }
+  if (settings.use_offset) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("experts_per_token: ", asked, " is not the model's own number, ", shape.experts_per_token,
+                     ", under which the label offset was fitted; set optimization.use_offset to false"));
+  }
+  return absl::OkStatus();
+}
+
+int ExpertsPerToken(const ExpertsWish& wish, const ModelShape& shape) {
+  const int asked = wish.per_token.value_or(shape.experts_per_token);
+  return asked == shape.experts_per_token ? 0 : asked;
+}
+
+absl::Status HoldRoutes(const CallContext& call, const ExpertsWish& wish, int64_t tokens, bool in_one_message,
+                        const ModelShape& shape) {
+  if (!wish.return_routed) return absl::OkStatus();
+  const int64_t pairs = tokens * shape.moe_layers * wish.per_token.value_or(shape.experts_per_token);
+  // Of the 4 MiB that clients of gRPC take, with an id of up to 3 bytes and a weight of 4.
+  constexpr int64_t kMessagePairsMax = (int64_t{7} << 19) / 7;
+  if (in_one_message && pairs > kMessagePairsMax) {
+    return absl::InvalidArgumentError(absl::StrCat("return_routed_experts: ", tokens, " tokens have ", pairs,
+                                                   " experts, more than the ", kMessagePairsMax,
+                                                   " that a message holds; send shorter texts or fewer continuations"));
+  }
+  return call.hold_bytes == nullptr ? absl::OkStatus()
+                                    : call.hold_bytes(static_cast<size_t>(pairs * RoutedExperts::kPairBytes));
 }
 
 absl::Status CheckTokens(absl::string_view field, size_t tokens, int tokens_max) {

@@ -29,6 +29,16 @@ absl::Status CheckAnswers(const SamplingParams& sampling, const RequestLimits& l
 absl::Status CheckLogitBias(const SamplingParams& sampling, const RequestLimits& limits, int vocabulary);
 
 // InvalidArgument "FIELD: N tokens are more than ..."; tokens_max 0: no limit.
+// InvalidArgument: experts_per_token outside [1, the limit], or beside an optimization or a label offset, both of which
+// are of the model's own number: its references' states and pathways, and its scores.
+absl::Status CheckExperts(const ExpertsWish& wish, const OptimizationSettings& settings, const RequestLimits& limits,
+                          const ModelShape& shape);
+// What a sequence is told of the wish: 0 is the model's own number.
+int ExpertsPerToken(const ExpertsWish& wish, const ModelShape& shape);
+// Counts the routes of so many tokens, which are kept until they are final, as the call's (CallContext::hold_bytes).
+// InvalidArgument: `in_one_message`, they are more than a message may hold.
+absl::Status HoldRoutes(const CallContext& call, const ExpertsWish& wish, int64_t tokens, bool in_one_message,
+                        const ModelShape& shape);
 absl::Status CheckTokens(absl::string_view field, size_t tokens, int tokens_max);
 
 // The request's field that `input` came in.

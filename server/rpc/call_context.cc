@@ -101,6 +101,9 @@ CallContext CallState::Context(const std::string& request_id) {
   result.cancelled = cancelled_;
   result.caller = record_.caller;
   result.may_use_oracle = may_use_oracle_;
+  result.hold_bytes = [this](size_t bytes) {
+    return HoldBytes(bytes);
+  };  // The call outlives the pipeline's work on it.
   result.rates = admission_.ok() ? admission_->call : nullptr;
   return result;
 }

@@ -88,6 +88,17 @@ absl::StatusOr<PromptInput> InputOf(const Request& request) {
   return FieldError("prompt: one of prompt, token_ids and chat must be set");
 }
 
+template <typename Request>
+absl::StatusOr<ExpertsWish> ExpertsOf(const Request& request) {
+  ExpertsWish wish;
+  wish.return_routed = request.return_routed_experts();
+  if (!request.has_experts_per_token()) return wish;
+  int count = 0;
+  C3PO_RETURN_IF_ERROR(ToInt("experts_per_token", request.experts_per_token(), count));
+  wish.per_token = count;
+  return wish;
+}
+
 // So that a report of the most neighbors is no larger than messages may be.
 std::string CutText(const std::string& text) {
   constexpr size_t kTextBytesMax = 16 << 10;
@@ -126,6 +137,36 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& opti
 absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request) { return InputOf(request); }
 
 absl::StatusOr<PromptInput> InputFromProto(const v1::ScoreRequest& request) { return InputOf(request); }
+
+absl::StatusOr<ExpertsWish> ExpertsFromProto(const v1::GenerateRequest& request) { return ExpertsOf(request); }
+
+absl::StatusOr<ExpertsWish> ExpertsFromProto(const v1::ScoreRequest& request) { return ExpertsOf(request); }
+
+v1::RoutedExperts RoutesToProto(const RoutedExperts& routes, int position, int tokens) {
+  v1::RoutedExperts proto;
+  proto.set_first_position(static_cast<uint32_t>(position));
+  proto.set_tokens(static_cast<uint32_t>(tokens));
+  proto.set_layers(static_cast<uint32_t>(routes.layers));
+  proto.set_experts(static_cast<uint32_t>(routes.experts));
+  const auto first =
+      static_cast<std::ptrdiff_t>(static_cast<size_t>(position - routes.first_position) * routes.token_size());
+  const auto size = static_cast<std::ptrdiff_t>(static_cast<size_t>(tokens) * routes.token_size());
+  proto.mutable_ids()->Add(routes.ids.begin() + first, routes.ids.begin() + first + size);
+  proto.mutable_weights()->Add(routes.weights.begin() + first, routes.weights.begin() + first + size);
+  return proto;
+}
+
+std::vector<v1::RoutedExperts> RoutePieces(const RoutedExperts& routes) {
+  std::vector<v1::RoutedExperts> pieces;
+  if (routes.empty()) return pieces;
+  constexpr size_t kPieceBytes = size_t{1} << 20;
+  const int at_once = static_cast<int>(
+      std::max<size_t>(1, kPieceBytes / (routes.token_size() * static_cast<size_t>(RoutedExperts::kPairBytes))));
+  for (int at = routes.first_position; at < routes.end_position(); at += at_once) {
+    pieces.push_back(RoutesToProto(routes, at, std::min(at_once, routes.end_position() - at)));
+  }
+  return pieces;
+}
 
 v1::StageTimings TimingsToProto(const StageTimings& timings) {
   v1::StageTimings proto;
@@ -202,6 +243,9 @@ v1::TextDelta ChunkToProto(const TextChunk& chunk, const Tokenizer& tokenizer, b
   v1::TextDelta delta;
   delta.set_text(chunk.text);
   delta.set_answer(static_cast<uint32_t>(chunk.answer));
+  if (!chunk.routes.empty()) {
+    *delta.mutable_routed_experts() = RoutesToProto(chunk.routes, chunk.routes.first_position, chunk.routes.tokens());
+  }
   for (const SampledToken& token : chunk.tokens) {
     delta.add_token_ids(static_cast<uint32_t>(token.token_id));
     if (!with_logprobs) continue;
@@ -220,6 +264,9 @@ v1::ContinuationScore ScoreToProto(const ContinuationScore& score) {
   proto.set_is_greedy(score.is_greedy);
   proto.mutable_token_logprobs()->Add(score.token_logprobs.begin(), score.token_logprobs.end());
   if (score.offset_score) proto.set_offset_score(*score.offset_score);
+  if (!score.routes.empty()) {
+    *proto.mutable_routed_experts() = RoutesToProto(score.routes, score.routes.first_position, score.routes.tokens());
+  }
   return proto;
 }
 

@@ -7,6 +7,7 @@
 
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "c3po/v1/generation.pb.h"
@@ -26,9 +27,15 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& opti
 
 absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request);
 absl::StatusOr<PromptInput> InputFromProto(const v1::ScoreRequest& request);
+absl::StatusOr<ExpertsWish> ExpertsFromProto(const v1::GenerateRequest& request);
+absl::StatusOr<ExpertsWish> ExpertsFromProto(const v1::ScoreRequest& request);
 
 v1::OptimizationReport ReportToProto(const OptimizationReport& report);
 v1::ContinuationScore ScoreToProto(const ContinuationScore& score);
+// `tokens` of them from the one at `position` on.
+v1::RoutedExperts RoutesToProto(const RoutedExperts& routes, int position, int tokens);
+// As many messages as keep each below 1 MiB; a token is never cut.
+std::vector<v1::RoutedExperts> RoutePieces(const RoutedExperts& routes);
 v1::TextDelta ChunkToProto(const TextChunk& chunk, const Tokenizer& tokenizer, bool with_logprobs);
 v1::GenerationSummary SummaryToProto(const CallSummary& summary, const std::string& request_id,
                                      const std::string& version);

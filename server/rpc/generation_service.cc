@@ -60,6 +60,14 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     Send(message);
   }
 
+  void OnRoutes(RoutedExperts prompt) override {
+    for (v1::RoutedExperts& piece : RoutePieces(prompt)) {
+      v1::GenerateResponse message;
+      *message.mutable_routed_experts() = std::move(piece);
+      Send(message);
+    }
+  }
+
   void OnChunk(TextChunk chunk) override {
     v1::GenerateResponse message;
     *message.mutable_delta() = ChunkToProto(chunk, *parts_.pipeline_parts.text->tokenizer(), with_logprobs_);
@@ -101,6 +109,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     C3PO_ASSIGN_OR_RETURN(generate.input, InputFromProto(request));
     C3PO_ASSIGN_OR_RETURN(generate.sampling,
                           SamplingFromProto(request.sampling(), parts_.default_sampling, DrawSeed()));
+    C3PO_ASSIGN_OR_RETURN(generate.experts, ExpertsFromProto(request));
     generate.max_tokens_given = request.sampling().has_max_tokens();
     C3PO_ASSIGN_OR_RETURN(generate.optimization,
                           parts_.profiles->Resolve(request.optimization(), call().collections()));
@@ -112,6 +121,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     C3PO_RETURN_IF_ERROR(CheckChoiceSampling(request.sampling()));
     ScoreCall choose;
     choose.choose = true;
+    C3PO_ASSIGN_OR_RETURN(choose.experts, ExpertsFromProto(request));
     choose.context = call().Context(request.request_id());
     C3PO_ASSIGN_OR_RETURN(choose.context.priority, PriorityOf(request.priority(), call()));
     C3PO_ASSIGN_OR_RETURN(choose.input, InputFromProto(request));
@@ -149,6 +159,9 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     *message_.mutable_optimization() = ReportToProto(report);
   }
   void OnChunk(TextChunk) override {}
+  void OnRoutes(RoutedExperts prompt) override {
+    for (v1::RoutedExperts& piece : RoutePieces(prompt)) *message_.add_routed_experts() = std::move(piece);
+  }
   void OnScores(std::vector<ContinuationScore> scores) override {
     for (const ContinuationScore& score : scores) *message_.add_scores() = ScoreToProto(score);
   }
@@ -185,6 +198,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     call.context = call_.Context(request.request_id());
     C3PO_ASSIGN_OR_RETURN(call.context.priority, PriorityOf(request.priority(), call_));
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
+    C3PO_ASSIGN_OR_RETURN(call.experts, ExpertsFromProto(request));
     call.continuations.assign(request.continuations().begin(), request.continuations().end());
     C3PO_ASSIGN_OR_RETURN(call.optimization, parts_.profiles->Resolve(request.optimization(), call_.collections()));
     call.offset_may_be_missing = !request.optimization().use_offset();

@@ -57,6 +57,7 @@ void ServerService::Fill(const CollectionAccess& collections, v1::GetServerInfoR
     response->mutable_default_optimization()->clear_collection();
   for (const auto& [name, value] : limits_) (*response->mutable_limits())[name] = value;
   (*response->mutable_limits())["kv_cache_tokens"] = static_cast<uint64_t>(parts_.kv_cache_tokens);
+  (*response->mutable_limits())["experts_per_token_max"] = static_cast<uint64_t>(parts.limits.experts_per_token_max);
   for (const std::string& warning : parts_.warnings()) response->add_warnings(warning);
   response->set_uptime_seconds(absl::ToDoubleSeconds(SteadyNow() - started_));
 }

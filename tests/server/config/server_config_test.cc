@@ -257,6 +257,7 @@ TEST(ServerConfig, ClientsAreToldTheSettingsThatAreMarkedAsLimits) {
                                           "continuations_max",
                                           "drain_seconds_max",
                                           "exact_references_max",
+                                          "experts_per_token_max",
                                           "import_streams_max",
                                           "kv_cache_tokens",
                                           "learning_calls_max",

@@ -21,7 +21,9 @@ class RecordingListener final : public GenerationListener {
     tokens[chunk.answer] += static_cast<int>(chunk.tokens.size());
     prompt_tokens = chunk.prompt_tokens;
     text += chunk.text;
+    for (int t = 0; t < chunk.routes.tokens(); ++t) routed[chunk.answer].push_back(chunk.routes.first_position + t);
   }
+  void OnRoutes(RoutedExperts routes) override { prompts.push_back(routes.tokens()); }
   void OnScores(std::vector<ContinuationScore> all) override { scores = std::move(all); }
   void OnDone(const absl::Status& s, const CallSummary& end) override {
     ++ends;
@@ -29,6 +31,8 @@ class RecordingListener final : public GenerationListener {
     summary = end;
   }
   std::map<int, int> tokens;
+  std::map<int, std::vector<int>> routed;  // positions, by answer
+  std::vector<int> prompts;                // tokens of each piece
   std::string text;
   int prompt_tokens = 0;
   std::vector<ContinuationScore> scores;
@@ -220,6 +224,48 @@ TEST(ChoiceSink, AnswersWithTheLikeliestPerTokenAndTheFirstOfEquals) {
   EXPECT_EQ(listener->ends, 1);
   listener = choose({{-2, true, {-2}}, {-4, true, {-2, -2}}, {-2, true, {-2}}}, std::make_shared<RecordingListener>());
   EXPECT_EQ(listener->summary.chosen, 0);
+}
+
+RoutedExperts Routes(int position, int tokens) {
+  RoutedExperts routes{position, 1, 2, {}, {}};
+  routes.ResizeTo(position + tokens);
+  return routes;
+}
+
+// A token's experts are known when its pass has run, and go out with the next one, or at the end.
+TEST_F(AnswerSetTest, RoutesGoOutWithTheNextChunkAndThePromptsByThemselves) {
+  summary_.usage.prompt_tokens = 7;
+  Begin(2);
+  sinks_[0]->OnRoutes(Routes(0, 7));
+  Token(0);
+  EXPECT_TRUE(listener_->routed[0].empty());
+  sinks_[0]->OnRoutes(Routes(7, 1));
+  Token(0);
+  Token(1);
+  sinks_[0]->OnRoutes(Routes(8, 1));  // An end token followed.
+  sinks_[1]->OnRoutes(Routes(7, 1));
+  End(0);
+  Token(1);
+  End(1);
+  EXPECT_THAT(listener_->prompts, ElementsAre(7));
+  EXPECT_THAT(listener_->routed[0], ElementsAre(7, 8));
+  EXPECT_THAT(listener_->routed[1], ElementsAre(7));
+  EXPECT_EQ(listener_->ends, 1);
+}
+
+TEST(ChoiceSink, TellsTheRoutesOfTheChosenOneAlone) {
+  const auto listener = std::make_shared<RecordingListener>();
+  ChoiceSink sink(CallEnd(listener, nullptr, CallSummary(), SteadyNow(), nullptr, {7, 3}), {" no", " yes"},
+                  {{1, 3}, {2, 3}});
+  std::vector<ContinuationScore> scores = {{-2, true, {-1, -1}}, {-1, true, {-0.5, -0.5}}};
+  scores[0].routes = Routes(7, 1);
+  scores[1].routes = Routes(7, 1);
+  sink.OnRoutes(Routes(0, 7));
+  sink.OnScores(scores);
+  sink.OnFinished(absl::OkStatus(), FinishReason::kStop, Ran());
+  EXPECT_THAT(listener->prompts, ElementsAre(7));
+  EXPECT_THAT(listener->routed[0], ElementsAre(7));
+  for (const ContinuationScore& score : listener->scores) EXPECT_TRUE(score.routes.empty());
 }
 
 TEST(ChoiceSink, ChoosesByTheLabelOffsetWhereThereIsOne) {

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "server/pipeline/search_work.h"
 #include "server/types/status_details.h"
@@ -104,6 +106,62 @@ TEST_F(ChargeTest, WhatIsBeyondTheMinuteIsRefusedAndSaysWhenToComeBack) {
   EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
   EXPECT_EQ(ReasonOf(refused), "RATE");
   EXPECT_GT(RetryAfterOf(refused).value_or(absl::ZeroDuration()), absl::ZeroDuration());
+}
+
+ModelShape ShapeOfTwo() {
+  ModelShape shape;
+  shape.moe_layers = 16;
+  shape.experts_per_token = 8;
+  shape.experts_per_token_max = 64;
+  return shape;
+}
+
+TEST(CheckExperts, TakesWhatTheLimitAndTheModelAllowBesideNoOptimization) {
+  const ModelShape shape = ShapeOfTwo();
+  RequestLimits limits;
+  OptimizationSettings none;
+  none.method = Method::kNone;
+  limits.experts_per_token_max = 16;
+  const auto check = [&](std::optional<int> count, const OptimizationSettings& settings) {
+    return CheckExperts({false, count}, settings, limits, shape);
+  };
+  for (const std::optional<int> count : {std::optional<int>(), std::optional<int>(1), std::optional<int>(16)})
+    EXPECT_TRUE(check(count, none).ok()) << count.value_or(-1);
+  for (const int count : {0, -1, 17}) {
+    const absl::Status refused = check(count, none);
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << count;
+    EXPECT_EQ(refused.message().substr(0, 19), "experts_per_token: ") << refused;
+  }
+  OptimizationSettings descent, with_offset = none;
+  descent.method = Method::kNeighborhoodGradientDescent;
+  with_offset.use_offset = true;
+  for (const OptimizationSettings& settings : {descent, with_offset}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(check(4, settings)));
+    EXPECT_TRUE(check(8, settings).ok()) << "the model's own number";
+    EXPECT_TRUE(check(std::nullopt, settings).ok());
+  }
+  limits.experts_per_token_max = 0;
+  EXPECT_TRUE(check(64, none).ok());
+  EXPECT_FALSE(check(65, none).ok());
+  EXPECT_EQ(ExpertsPerToken({false, 8}, shape), 0);
+  EXPECT_EQ(ExpertsPerToken({false, 7}, shape), 7);
+}
+
+TEST(HoldRoutes, CountsWhatIsKeptAndRefusesWhatNoMessageHolds) {
+  const ModelShape shape = ShapeOfTwo();
+  std::vector<size_t> held;
+  CallContext call;
+  call.hold_bytes = [&](size_t bytes) {
+    held.push_back(bytes);
+    return held.size() < 3 ? absl::OkStatus() : absl::ResourceExhaustedError("full");
+  };
+  EXPECT_TRUE(HoldRoutes(call, {false, std::nullopt}, 1000, true, shape).ok());
+  EXPECT_TRUE(held.empty()) << "nobody asked";
+  EXPECT_TRUE(HoldRoutes(call, {true, std::nullopt}, 1000, true, shape).ok());
+  EXPECT_TRUE(HoldRoutes(call, {true, 2}, 1000000, false, shape).ok());
+  EXPECT_EQ(held, (std::vector<size_t>{1000 * 16 * 8 * 8, size_t{1000000} * 16 * 2 * 8}));
+  EXPECT_TRUE(absl::IsInvalidArgument(HoldRoutes(call, {true, std::nullopt}, 100000, true, shape)));
+  EXPECT_TRUE(absl::IsResourceExhausted(HoldRoutes(call, {true, std::nullopt}, 1, true, shape)));
 }
 
 TEST(PassesCost, CountsEveryTokenOnceAndTheMovingRowsForEachPass) {

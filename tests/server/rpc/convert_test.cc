@@ -37,6 +37,46 @@ TEST(ReportToProto, IsNoLargerThanMessagesMayBeWhateverItsNeighborsHold) {
   EXPECT_EQ(proto.neighbors(63).answer(), " short");
 }
 
+TEST(RoutePieces, CutBetweenTokensAndHoldEachOnce) {
+  RoutedExperts routes{5, 16, 8, {}, {}};
+  routes.ResizeTo(5 + 5000);
+  for (size_t i = 0; i < routes.ids.size(); ++i) {
+    routes.ids[i] = static_cast<int32_t>(i % 61);
+    routes.weights[i] = static_cast<float>(i);
+  }
+  const std::vector<v1::RoutedExperts> pieces = RoutePieces(routes);
+  EXPECT_GT(pieces.size(), 2u);
+  size_t at = 0;
+  uint32_t position = 5;
+  for (const v1::RoutedExperts& piece : pieces) {
+    EXPECT_LE(piece.ByteSizeLong(), size_t{1} << 20);
+    EXPECT_EQ(piece.first_position(), position);
+    EXPECT_EQ(piece.layers(), 16u);
+    EXPECT_EQ(piece.experts(), 8u);
+    ASSERT_EQ(static_cast<uint32_t>(piece.ids_size()), piece.tokens() * 16 * 8);
+    ASSERT_EQ(piece.weights_size(), piece.ids_size());
+    for (int i = 0; i < piece.ids_size(); ++i, ++at) {
+      ASSERT_EQ(piece.ids(i), static_cast<uint32_t>(routes.ids[at]));
+      ASSERT_EQ(piece.weights(i), routes.weights[at]);
+    }
+    position += piece.tokens();
+  }
+  EXPECT_EQ(at, routes.ids.size());
+  EXPECT_TRUE(RoutePieces(RoutedExperts()).empty());
+}
+
+TEST(ExpertsFromProto, KnowsANumberThatWasNotGivenFromZero) {
+  v1::ScoreRequest request;
+  EXPECT_FALSE(ExpertsFromProto(request)->per_token.has_value());
+  EXPECT_FALSE(ExpertsFromProto(request)->return_routed);
+  request.set_experts_per_token(0);
+  request.set_return_routed_experts(true);
+  EXPECT_EQ(ExpertsFromProto(request)->per_token, 0);
+  EXPECT_TRUE(ExpertsFromProto(request)->return_routed);
+  request.set_experts_per_token(4000000000);
+  EXPECT_EQ(ExpertsFromProto(request).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(StatsPage, PagesHoldEveryCollectionOnceAndNoMoreBytesThanTheyMay) {
   std::map<std::string, v1::CollectionStats> all;
   for (int i = 0; i < 1000; ++i) {
