@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "client/cli/expert_tally.h"
 #include "client/cli/explain.h"
 #include "client/cli/json_output.h"
 #include "client/cli/request_flags.h"
@@ -34,16 +35,20 @@ class AnswerPrinter {
         break;
       case v1::GenerateResponse::kDelta:
         if (!several()) Write(Shown(event.delta().text()));
+        experts_.Add(event.delta().routed_experts());
         break;
       case v1::GenerateResponse::kSummary:
         if (several()) WriteAll();
         EndLine();
+        if (flags_.show_experts) Write("\n" + experts_.Table(terminal_));
         if (flags_.explain) {
           Write("\n" + ExplainChoices(event.summary(), choices_, terminal_) +
                 ExplainSummary(event.summary(), terminal_));
         }
         break;
-      case v1::GenerateResponse::kRoutedExperts:  // Numbers by the thousand: for --json.
+      case v1::GenerateResponse::kRoutedExperts:
+        experts_.Add(event.routed_experts());
+        break;
       case v1::GenerateResponse::EVENT_NOT_SET:
         break;  // An event of a newer server.
     }
@@ -89,6 +94,7 @@ class AnswerPrinter {
   const std::vector<std::string> choices_;
   absl::Status status_;
   std::vector<std::string> texts_;  // by answer
+  ExpertTally experts_;
   bool line_open_ = false;
 };
 
@@ -97,6 +103,10 @@ class AnswerPrinter {
 void AddAnswerFlags(CLI::App& command, AnswerFlags* flags) {
   command.add_flag("--json", flags->json, "Print one JSON document per event, one per line");
   command.add_flag("--explain", flags->explain, "Show what C3PO did, and the time of each stage");
+  command.add_flag("--show-experts", flags->show_experts,
+                   "Show which experts the tokens were given; with --json, every one with its weight");
+  command.add_option("--experts-per-token", flags->experts_per_token,
+                     "Experts that the router gives each token, in place of the model's own number");
   AddSamplingFlags(command, &flags->sampling);
   AddOptimizationFlags(command, &flags->optimization);
 }
@@ -105,6 +115,8 @@ absl::Status StreamAnswer(Session& session, const AnswerFlags& flags, v1::Genera
                           std::string* answer) {
   if (flags.sampling.ByteSizeLong() > 0) *request.mutable_sampling() = flags.sampling;
   if (flags.optimization.ByteSizeLong() > 0) *request.mutable_optimization() = flags.optimization;
+  if (flags.show_experts) request.set_return_routed_experts(true);
+  if (flags.experts_per_token) request.set_experts_per_token(*flags.experts_per_token);
   AnswerPrinter printer(session.terminal, flags, {request.choices().begin(), request.choices().end()});
   const absl::Status status = session.client->Generate(
       request, [&](const v1::GenerateResponse& event) { return printer.Print(event); }, session.call_options());

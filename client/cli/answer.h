@@ -2,6 +2,8 @@
 #define C3PO_CLIENT_CLI_ANSWER_H_
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -16,6 +18,8 @@ struct AnswerFlags {
   v1::OptimizationOptions optimization;
   bool json = false;
   bool explain = false;
+  bool show_experts = false;
+  std::optional<uint32_t> experts_per_token;
 };
 
 void AddAnswerFlags(CLI::App& command, AnswerFlags* flags);

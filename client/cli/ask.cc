@@ -7,21 +7,17 @@
 
 #include "absl/strings/match.h"
 #include "client/cli/answer.h"
+#include "client/cli/chat_flags.h"
 #include "client/cli/commands.h"
-#include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
 namespace {
 
-constexpr int64_t kJsonBytesMax = int64_t{1} << 20;
-
 struct AskFlags {
   AnswerFlags answer;
   std::optional<std::string> prompt;
-  bool chat = false;
-  std::optional<std::string> system;
-  std::vector<std::string> tools, documents;  // Files of one JSON object each.
+  ChatFlags chat;
   std::vector<std::string> choices;
   std::string request_id;
 };
@@ -34,27 +30,6 @@ std::string PromptFromStdin(const Terminal& terminal) {
   return prompt;
 }
 
-// The files' texts as they are: the server says which of them is no JSON object.
-absl::Status ReadFiles(const std::vector<std::string>& paths, google::protobuf::RepeatedPtrField<std::string>* texts) {
-  for (const std::string& path : paths) {
-    C3PO_ASSIGN_OR_RETURN(*texts->Add(), ReadWholeFile(path, kJsonBytesMax));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status FillChat(const AskFlags& flags, const std::string& prompt, v1::Chat& chat) {
-  if (flags.system) {
-    v1::ChatMessage& message = *chat.add_messages();
-    message.set_role("system");
-    message.set_content(*flags.system);
-  }
-  v1::ChatMessage& message = *chat.add_messages();
-  message.set_role("user");
-  message.set_content(prompt);
-  C3PO_RETURN_IF_ERROR(ReadFiles(flags.tools, chat.mutable_tools_json()));
-  return ReadFiles(flags.documents, chat.mutable_documents_json());
-}
-
 absl::Status Ask(Session& session, const AskFlags& flags) {
   const std::string prompt = flags.prompt && *flags.prompt != "-" ? *flags.prompt : PromptFromStdin(session.terminal);
   // Usually the prompt stood behind the choices, and is one of them now.
@@ -63,8 +38,8 @@ absl::Status Ask(Session& session, const AskFlags& flags) {
         "prompt: is missing; --choices takes every text behind it, so write the prompt before it");
   }
   v1::GenerateRequest request;
-  if (flags.chat || flags.system || !flags.tools.empty() || !flags.documents.empty()) {
-    C3PO_RETURN_IF_ERROR(FillChat(flags, prompt, *request.mutable_chat()));
+  if (flags.chat.wanted()) {
+    C3PO_RETURN_IF_ERROR(FillChat(flags.chat, prompt, *request.mutable_chat()));
   } else {
     request.set_prompt(prompt);
   }
@@ -79,15 +54,7 @@ void AddAskCommand(CLI::App& app, Session* session) {
   CLI::App* command = app.add_subcommand("ask", "Ask one question and stream the answer");
   const auto flags = std::make_shared<AskFlags>();
   command->add_option("prompt", flags->prompt, "The prompt; without it, or with -, it is read from stdin");
-  command->add_flag("--chat", flags->chat, "Send the prompt as a user's chat message");
-  command->add_option("--system", flags->system, "System message; implies --chat");
-  command
-      ->add_option(
-          "--tool", flags->tools,
-          "File of a tool that the chat template tells the model, a JSON object; may be repeated; implies --chat")
-      ->expected(1)
-      ->take_all();
-  command->add_option("--document", flags->documents, "File of a document, likewise")->expected(1)->take_all();
+  AddChatFlags(*command, &flags->chat);
   command->add_option("--choices", flags->choices,
                       "Answer with one of these, the likeliest per token; each with the space before it, if any");
   command->add_option("--request-id", flags->request_id, "Name of the request in the server's logs");

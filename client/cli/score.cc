@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "client/cli/chat_flags.h"
 #include "client/cli/commands.h"
 #include "client/cli/explain.h"
 #include "client/cli/json_output.h"
@@ -28,6 +29,8 @@ namespace {
 
 struct ScoreFlags {
   std::optional<std::string> prompt;
+  ChatFlags chat;
+  std::optional<uint32_t> experts_per_token;
   std::vector<std::string> continuations;
   std::vector<std::string> choices;
   std::string path;
@@ -60,6 +63,7 @@ int BestChoice(const v1::ScoreResponse& response) {
 }
 
 absl::StatusOr<v1::ScoreResponse> Score(Session& session, const ScoreFlags& flags, v1::ScoreRequest request) {
+  if (flags.experts_per_token) request.set_experts_per_token(*flags.experts_per_token);
   if (flags.optimization.ByteSizeLong() > 0) *request.mutable_optimization() = flags.optimization;
   C3PO_ASSIGN_OR_RETURN(v1::ScoreResponse response, session.client->Score(request, session.call_options()));
   if (response.scores_size() != request.continuations_size() || response.scores_size() == 0) {
@@ -79,7 +83,11 @@ absl::Status ScoreOne(Session& session, const ScoreFlags& flags) {
   const bool choose = !flags.choices.empty();
   const std::vector<std::string>& texts = choose ? flags.choices : flags.continuations;
   v1::ScoreRequest request;
-  request.set_prompt(*flags.prompt);
+  if (flags.chat.wanted()) {
+    C3PO_RETURN_IF_ERROR(FillChat(flags.chat, *flags.prompt, *request.mutable_chat()));
+  } else {
+    request.set_prompt(*flags.prompt);
+  }
   for (const std::string& text : texts) request.add_continuations(text);
   C3PO_ASSIGN_OR_RETURN(const v1::ScoreResponse response, Score(session, flags, request));
   if (flags.json) return PrintJsonLine(response);
@@ -191,7 +199,11 @@ class FileScoring {
       if (known && !flags_.include_references) return absl::OkStatus();
     }
     v1::ScoreRequest request;
-    request.set_prompt(line.sample.prompt());
+    if (flags_.chat.wanted()) {
+      C3PO_RETURN_IF_ERROR(FillChat(flags_.chat, line.sample.prompt(), *request.mutable_chat()));
+    } else {
+      request.set_prompt(line.sample.prompt());
+    }
     *request.mutable_continuations() = line.sample.choices();
     if (line.sample.choices().empty()) request.add_continuations(line.sample.answer());
     C3PO_ASSIGN_OR_RETURN(const v1::ScoreResponse response, Score(session_, flags_, request));
@@ -280,6 +292,9 @@ void AddScoreCommand(CLI::App& app, Session* session) {
       ->excludes(prompt)
       ->excludes("--continuation")
       ->excludes("--choices");
+  AddChatFlags(*command, &flags->chat);
+  command->add_option("--experts-per-token", flags->experts_per_token,
+                      "Experts that the router gives each token, in place of the model's own number");
   command->add_option("--limit", flags->limit, "Score at most this many samples of the file; 0: all");
   command->add_flag("--include-references", flags->include_references,
                     "Of a file: score samples that are among the collection's references, too");

@@ -258,6 +258,54 @@ TEST_F(CliTest, ToolsAndDocumentsAreSentAsTheirFilesAre) {
   EXPECT_THAT(missing.err, HasSubstr("/nonexistent/tool.json"));
 }
 
+TEST_F(CliTest, ScoreOfAChatSendsItAsAsk) {
+  ASSERT_EQ(Run({"score", "hi", "--continuation", "a", "--system", "be brief"}).exit_code, 0);
+  ASSERT_EQ(Run({"score", "hi", "--continuation", "a", "--experts-per-token", "4"}).exit_code, 0);
+  ExpectEqual(server_.score_requests().at(0), R"(
+      chat { messages { role: 'system' content: 'be brief' } messages { role: 'user' content: 'hi' } }
+      continuations: 'a')");
+  ExpectEqual(server_.score_requests().at(1), "prompt: 'hi' continuations: 'a' experts_per_token: 4");
+  const std::string path = WriteFile("chat.jsonl", R"({"prompt": "1", "answer": " bad", "choices": [" bad", " x"]})");
+  ASSERT_EQ(Run({"score", "--file", path, "--chat", "--method", "none"}).exit_code, 0);
+  ExpectEqual(server_.score_requests().at(2), R"(
+      chat { messages { role: 'user' content: '1' } } continuations: ' bad' continuations: ' x'
+      optimization { method: METHOD_NONE })");
+}
+
+TEST_F(CliTest, AskShowsTheExpertsThatTokensWereGiven) {
+  server_.on_generate = [](grpc::ServerContext*, const v1::GenerateRequest&,
+                           grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    v1::GenerateResponse event;
+    v1::RoutedExperts& prompt = *event.mutable_routed_experts();
+    prompt.set_tokens(3);
+    prompt.set_layers(2);
+    prompt.set_experts(1);
+    for (const uint32_t id : {7, 1, 7, 2, 5, 3}) {
+      prompt.add_ids(id);
+      prompt.add_weights(0.5);
+    }
+    writer->Write(event);
+    event.mutable_delta()->set_text("Yes");
+    v1::RoutedExperts& token = *event.mutable_delta()->mutable_routed_experts();
+    token.set_first_position(3);
+    token.set_tokens(1);
+    token.set_layers(2);
+    token.set_experts(1);
+    token.add_ids(7);
+    token.add_ids(3);
+    writer->Write(event);
+    event.mutable_summary()->set_finish_reason(v1::FINISH_REASON_STOP);
+    writer->Write(event);
+    return grpc::Status::OK;
+  };
+  const ChildResult result = Run({"ask", "hi", "--show-experts", "--experts-per-token", "1"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("Yes\n"), HasSubstr("4 tokens"), HasSubstr("7 75%  5 25%"),
+                                HasSubstr("3 50%  1 25%  2 25%")));
+  ExpectEqual(server_.generate_requests().at(0), "prompt: 'hi' return_routed_experts: true experts_per_token: 1");
+  EXPECT_EQ(Run({"ask", "hi"}).out, "Yes\n");
+}
+
 TEST_F(CliTest, AskJsonIsOneDocumentPerEventWithTheProtosNames) {
   const ChildResult result = Run({"ask", "hi", "--json", "--method", "ngd"});
   EXPECT_EQ(result.exit_code, 0);
