@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import xml.etree.ElementTree
 
 sys.dont_write_bytecode = True
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -120,6 +121,11 @@ class PythonClientTest(unittest.TestCase):
                         "<|im_start|>assistant\n")
             self.assertEqual(client.generate(rendered, sampling={"max_tokens": 8}).text(), text)
             self.assertGreater(len(text), 0)
+            answers = [" a", " bc", "d"]
+            scored = client.score(messages=[("user", "What is 9?"), ("assistant", "2"), ("user", "And 10?")], continuations=answers)
+            self.assertEqual(list(scored.scores), list(client.score(rendered, answers).scores))
+            with self.assertRaises(c3po_client.ArgumentError):
+                client.score("a", [" b"], messages=[("user", "hi")])
 
     def test_references_come_and_go(self):
         references = self.client.references
@@ -150,6 +156,91 @@ class PythonClientTest(unittest.TestCase):
         self.assertEqual((profile.profile.method, profile.profile_notes), (opt.METHOD_NONE, '{"by": "hand"}'))
         self.assertTrue(collections.clear_profile("learned"))
         self.assertFalse(collections.clear_profile("learned"))
+
+    def test_a_label_offset_is_fitted_kept_and_applied(self):
+        labels = [" even", " odd"]
+        samples = [{"prompt": f"Is {i} even or odd?", "answer": labels[i % 2], "choices": labels} for i in range(24)]
+        self.client.references.add(samples, collection="labels")
+        self.addCleanup(self.client.references.delete_collection, "labels")
+        fitted = self.client.collections.tune_offset("labels").last().stored
+        self.assertEqual((list(fitted.labels), fitted.references), (labels, 24))
+        options = {"method": "none", "collection": "labels", "use_offset": True}
+        response = self.client.score("Is 31 even or odd?", labels, optimization=options)
+        self.assertTrue(response.optimization.offset_applied)
+        for score, label in zip(response.scores, labels):
+            expected = fitted.scale * score.log_likelihood / score.token_count + fitted.offsets[labels.index(label)]
+            self.assertAlmostEqual(score.offset_score, expected, places=5)
+
+        async def again():
+            async with AsyncClient(self.target) as client:
+                kept = await client.collections.tune_offset("labels", keep=True).last()
+                anew = await client.collections.tune_offset("labels", max_references=12, seed=3).last()
+                return kept, anew
+
+        kept, anew = asyncio.run(again())
+        self.assertEqual(kept.stored, fitted)
+        self.assertEqual(anew.stored.references, 12)
+
+    # --- Routed experts ---
+
+    def test_routed_experts_are_those_of_prompt_and_answer(self):
+        prompt, sampling = SAMPLES[6]["prompt"], {"max_tokens": 5, "ignore_eos": True}
+        model = self.client.server_info().model
+        tables = []
+        for _ in range(2):  # Once more with the prompt in the cache.
+            generation = self.client.generate(prompt, sampling=sampling, optimization={"method": "none"}, return_routed_experts=True)
+            generation.text()
+            tables.append(list(c3po_client.routed_rows(generation.routed_experts_so_far())))
+        tokens = generation.summary.usage.prompt_tokens + 4  # No pass reads the last one.
+        self.assertEqual(tables[0], tables[1])
+        self.assertEqual([(row.position, row.layer, row.rank) for row in tables[0]],
+                         [(p, l, r) for p in range(tokens) for l in range(model.moe_layers) for r in range(model.experts_per_token)])
+        # The same tokens as a prompt have the same experts, and Score tells them, too.
+        ids = list(self.client.tokenize(prompt).ids) + generation.token_ids_so_far()
+        scored = self.client.score(ids[:-2], [self.client.detokenize(ids[-2:])], optimization={"method": "none"}, return_routed_experts=True)
+        of_score = [row[:4] for row in c3po_client.routed_rows(scored.routed_experts)]
+        self.assertEqual(of_score, [row[:4] for row in tables[0]][:len(of_score)])
+        self.assertEqual(len(of_score), (len(ids) - 2) * model.moe_layers * model.experts_per_token)
+
+    def test_routed_experts_under_a_pathway_are_its_largest(self):
+        options = {**NGD, "application_rule": "every"}
+        generation = self.client.generate(SAMPLES[3]["prompt"], sampling={"max_tokens": 4, "ignore_eos": True}, optimization=options,
+                                          return_routed_experts=True)
+        kinds = [type(event) for event in generation]
+        self.assertEqual(kinds[:2], [gen.OptimizationReport, gen.RoutedExperts])
+        last = generation.summary.usage.prompt_tokens - 1
+        after = {layer.layer: layer.weights for layer in generation.report.pathway_after}
+        given = {}
+        for row in c3po_client.routed_rows(generation.routed_experts_so_far()):
+            if row.position >= last and row.layer in after:
+                given.setdefault((row.position, row.layer), []).append((row.expert, row.weight))
+        self.assertEqual(len(given), 4 * len(after))
+        for (_, layer), experts in given.items():
+            ranked = sorted(range(len(after[layer])), key=lambda expert: -after[layer][expert])[:len(experts)]
+            self.assertEqual([expert for expert, _ in experts], ranked)
+            for expert, weight in experts:
+                self.assertAlmostEqual(weight, after[layer][expert], places=6)
+
+    def test_experts_per_token_of_one_request(self):
+        prompt, most = SAMPLES[6]["prompt"], self.client.server_info().limits["experts_per_token_max"]
+        own = self.client.server_info().model.experts_per_token
+        plain = self.client.score(prompt, SAMPLES[6]["choices"], optimization={"method": "none"})
+        scores = {}
+        for count in (1, own, most):
+            response = self.client.score(prompt, SAMPLES[6]["choices"], optimization={"method": "none"}, experts_per_token=count,
+                                         return_routed_experts=True)
+            self.assertEqual({piece.experts for piece in response.routed_experts}, {count})
+            scores[count] = [score.log_likelihood for score in response.scores]
+        self.assertEqual(scores[own], [score.log_likelihood for score in plain.scores])
+        self.assertEqual(len({tuple(each) for each in scores.values()}), 3)
+        for wrong in (0, most + 1):
+            with self.assertRaises(c3po_client.InvalidArgument) as caught:
+                self.client.generate(prompt, experts_per_token=wrong, optimization={"method": "none"}).text()
+            self.assertEqual([each.field for each in caught.exception.field_violations], ["experts_per_token"])
+        with self.assertRaises(c3po_client.InvalidArgument) as caught:
+            self.client.score(prompt, SAMPLES[6]["choices"], optimization=NGD, experts_per_token=1)
+        self.assertEqual([each.field for each in caught.exception.field_violations], ["experts_per_token"])
+        self.client.score(prompt, SAMPLES[6]["choices"], optimization=NGD, experts_per_token=own)  # The model's own number.
 
     def test_a_copy_of_the_store(self):
         size = self.client.backup(self.folder / "copy.db")
@@ -211,6 +302,24 @@ class PythonClientTest(unittest.TestCase):
             chosen = sample["choices"][c3po_client.likeliest(response)]
             self.assertEqual((row["chosen"], row["answer"], row["correct"]), (chosen, sample["answer"], str(int(chosen == sample["answer"]))))
             self.assertEqual((row["gate"], len(row["scores"].split())), ("not_requested", 7))
+
+    def test_expert_map(self):
+        path = self.folder / "prompts.txt"
+        path.write_text("".join(sample["prompt"] + "\n" for sample in SAMPLES[:3]))
+        self.client.collections.set_profile("set", NGD)
+        self.addCleanup(self.client.collections.clear_profile, "set")
+        self.example("expert_map.py", path, "--collection", "set", "--csv", self.folder / "map.csv", "--svg", self.folder / "map.svg")
+        with open(self.folder / "map.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        model = self.client.server_info().model
+        self.assertEqual(len(rows), 3 * 2 * model.moe_layers * model.experts_per_token)
+        by_when = {when: [row for row in rows if row["when"] == when] for when in ("before", "after")}
+        self.assertEqual(*(len(part) for part in by_when.values()))
+        self.assertNotEqual(*([(row["expert"], row["weight"]) for row in part] for part in by_when.values()))
+        drawn = xml.etree.ElementTree.parse(self.folder / "map.svg")
+        cells = drawn.findall("{http://www.w3.org/2000/svg}rect")
+        self.assertEqual(len(cells), 3 * model.moe_layers * model.experts)
+        self.assertGreater(len({cell.get("fill") for cell in cells}), 10)
 
     def test_concurrent_generation(self):
         prompts = [sample["prompt"] for sample in SAMPLES[:12]]
