@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
@@ -13,6 +14,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from c3po_client.call_settings import CallSettings
+from c3po_client.connection import MoreMetadata
 from c3po_client.errors import C3poError, Outcome
 from c3po_client.methods import DuplexMethod, RequestT, ResponseT, StreamMethod, UnaryMethod
 from c3po_client.retry import Attempts, codes_retried_here
@@ -33,12 +35,19 @@ class AsyncCalls:
         self.settings = settings
         self._open_channel, self._sleep, self._closed = open_channel, sleep, False
         self._opened: grpc.aio.Channel | None = None  # gRPC binds a channel to the loop that runs when it is made.
+        self._of = self  # whose channel it uses
+
+    def with_metadata(self, more: MoreMetadata) -> AsyncCalls:
+        """The same, whose calls bring these as well. It shares the channel, and its end."""
+        calls = copy.copy(self)
+        calls.settings = self.settings.with_metadata(more)
+        return calls
 
     async def close(self) -> None:
         """Cancels the calls that are open."""
-        self._closed = True
-        if self._opened is not None:
-            await self._opened.close()
+        self._of._closed = True
+        if self._of._opened is not None:
+            await self._of._opened.close()
 
     async def unary(self, method: UnaryMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None,
                     request_id: str = "") -> ResponseT:
@@ -72,11 +81,12 @@ class AsyncCalls:
         return AsyncStream(begin, attempts, self.settings, "", self._sleep)
 
     def _channel(self) -> grpc.aio.Channel:
-        if self._closed:
+        of = self._of
+        if of._closed:
             raise C3poError("the client is closed")
-        if self._opened is None:
-            self._opened = self._open_channel()
-        return self._opened
+        if of._opened is None:
+            of._opened = of._open_channel()
+        return of._opened
 
 
 class AsyncStream(AsyncIterator[MessageT], Generic[MessageT]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import time
@@ -20,8 +21,8 @@ from c3po_client.answers import Choice, choice_of
 from c3po_client.async_calls import AsyncCalls, AsyncStream
 from c3po_client.backup import BackupFile
 from c3po_client.call_settings import DEFAULT_TIMEOUT, ENDLESS, CallSettings
-from c3po_client.connection import (DEFAULT_TARGET, Tls, call_metadata, channel_options, check_target, misspelled_variables,
-                                    read_environment)
+from c3po_client.connection import (DEFAULT_TARGET, MoreMetadata, Tls, call_metadata, channel_options, check_target,
+                                    misspelled_variables, read_environment)
 from c3po_client.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from c3po_client.generation import AsyncGeneration
 from c3po_client.importing import WINDOW_MAX, AsyncImport, ImportOutcome, OnProgress, SampleSource
@@ -41,7 +42,8 @@ class AsyncClient:
     `async with`, or close it.
 
     Every method raises C3poError: ArgumentError before anything is sent, a CallError of the class that the status has after. `timeout`
-    is in seconds, for all attempts together; None: the client's; math.inf: no deadline. What an option's value may be is in
+    is in seconds, for all attempts together; None: the client's; math.inf: no deadline. `metadata` goes with the call beside the
+    client's, such as ("traceparent", ...); with_metadata() is for the methods that do not have it. What an option's value may be is in
     options.py, when a call is tried again in retry.py.
     """
 
@@ -58,6 +60,15 @@ class AsyncClient:
         self._calls = AsyncCalls(open_channel, settings)
         self.references = AsyncReferences(self._calls)
         self.collections = AsyncCollections(self._calls)
+
+    def with_metadata(self, metadata: MoreMetadata) -> AsyncClient:
+        """A client of the same connection whose calls bring these as well: `client.with_metadata([("traceparent", ...)]).score(...)`.
+        What closes one of the two closes both."""
+        client = copy.copy(self)
+        client._calls = self._calls.with_metadata(metadata)
+        client.references = AsyncReferences(client._calls)
+        client.collections = AsyncCollections(client._calls)
+        return client
 
     @classmethod
     def from_environment(cls, target: str | None = None, *, tls: Tls | None = None, token: str | None = None,
@@ -76,26 +87,26 @@ class AsyncClient:
     def generate(self, prompt: Prompt, *, choices: Iterable[str] = (), sampling: Sampling | None = None,
                  optimization: Optimization | None = None, request_id: str = "", priority: str | int | None = None,
                  return_routed_experts: bool = False, experts_per_token: int | None = None,
-                 timeout: float | None = None) -> AsyncGeneration:
+                 timeout: float | None = None, metadata: MoreMetadata = ()) -> AsyncGeneration:
         """Begins an answer to a text or to token ids; the AsyncGeneration gives its events, or its text. With `choices` it is one of
         them."""
         return self.generate_request(requests.generate_request(prompt, choices, sampling, optimization, request_id, priority,
-                                                              Experts(return_routed_experts, experts_per_token)), timeout)
+                                                              Experts(return_routed_experts, experts_per_token)), timeout, metadata=metadata)
 
     def chat(self, messages: Messages, *, tools: Objects = (), documents: Objects = (), choices: Iterable[str] = (),
              sampling: Sampling | None = None, optimization: Optimization | None = None, request_id: str = "",
              priority: str | int | None = None, return_routed_experts: bool = False, experts_per_token: int | None = None,
-             timeout: float | None = None) -> AsyncGeneration:
+             timeout: float | None = None, metadata: MoreMetadata = ()) -> AsyncGeneration:
         """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, ChatMessages, or a Chat. `tools` and `documents`
         are what its template tells the model: mappings, or JSON."""
         return self.generate_request(requests.chat_request(messages, choices, sampling, optimization, request_id, priority, tools,
-                                                          documents, Experts(return_routed_experts, experts_per_token)), timeout)
+                                                          documents, Experts(return_routed_experts, experts_per_token)), timeout, metadata=metadata)
 
     async def choose(self, prompt: Prompt, choices: Sequence[str], *, optimization: Optimization | None = None, request_id: str = "",
-                     priority: str | int | None = None, experts_per_token: int | None = None, timeout: float | None = None) -> Choice:
+                     priority: str | int | None = None, experts_per_token: int | None = None, timeout: float | None = None, metadata: MoreMetadata = ()) -> Choice:
         """Which of the choices, each with the leading space that the prompt's format wants, is the answer."""
         async with self.generate(prompt, choices=choices, optimization=optimization, request_id=request_id, priority=priority,
-                                 experts_per_token=experts_per_token, timeout=timeout) as generation:
+                                 experts_per_token=experts_per_token, timeout=timeout, metadata=metadata) as generation:
             await generation.text()
             return choice_of(generation, choices)
 
@@ -103,12 +114,12 @@ class AsyncClient:
                     tools: Objects = (), documents: Objects = (), optimization: Optimization | None = None,
                     oracle_answer: str | None = None, request_id: str = "", priority: str | int | None = None,
                     return_routed_experts: bool = False, experts_per_token: int | None = None,
-                    timeout: float | None = None) -> gen.ScoreResponse:
+                    timeout: float | None = None, metadata: MoreMetadata = ()) -> gen.ScoreResponse:
         """The log-likelihood of each continuation; answers.likeliest() finds the best. After `messages`, in place of a prompt, a
         continuation is the assistant's answer."""
         request = requests.score_request(prompt, continuations, optimization, oracle_answer, request_id, priority, messages, tools,
                                          documents, Experts(return_routed_experts, experts_per_token))
-        return await self.call(methods.SCORE, request, timeout)
+        return await self.call(methods.SCORE, request, timeout, metadata=metadata)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True, timeout: float | None = None) -> gen.TokenizeResponse:
         return await self.call(methods.TOKENIZE, gen.TokenizeRequest(text=text, add_special_tokens=add_special_tokens), timeout)
@@ -150,17 +161,20 @@ class AsyncClient:
 
     # --- Requests of one's own making ---
 
-    async def call(self, method: UnaryMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None) -> ResponseT:
+    async def call(self, method: UnaryMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None, *,
+                   metadata: MoreMetadata = ()) -> ResponseT:
         """Sends a request message: `client.call(methods.SCORE, request)`."""
-        return await self._calls.unary(method, request, timeout, getattr(request, "request_id", ""))
+        return await self._calls.with_metadata(metadata).unary(method, request, timeout, getattr(request, "request_id", ""))
 
-    def stream(self, method: StreamMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None) -> AsyncStream[ResponseT]:
+    def stream(self, method: StreamMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None, *,
+               metadata: MoreMetadata = ()) -> AsyncStream[ResponseT]:
         """The same for a method that answers by a stream."""
-        return self._calls.stream(method, request, timeout, getattr(request, "request_id", ""))
+        return self._calls.with_metadata(metadata).stream(method, request, timeout, getattr(request, "request_id", ""))
 
-    def generate_request(self, request: gen.GenerateRequest, timeout: float | None = None) -> AsyncGeneration:
+    def generate_request(self, request: gen.GenerateRequest, timeout: float | None = None, *,
+                         metadata: MoreMetadata = ()) -> AsyncGeneration:
         """The same for Generate, with the AsyncGeneration's conveniences."""
-        return AsyncGeneration(self.stream(methods.GENERATE, request, timeout))
+        return AsyncGeneration(self.stream(methods.GENERATE, request, timeout, metadata=metadata))
 
     async def aclose(self) -> None:
         """Cancels the calls that are open."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import grpc
 
-from c3po_client.connection import Metadata
+from c3po_client.connection import Metadata, MoreMetadata
 from c3po_client.errors import ArgumentError, CallError, Outcome, call_error, from_outcome
 from c3po_client.retry import Attempts, RetryPolicy
 
@@ -29,6 +29,9 @@ class CallSettings:
 
     def attempts(self, codes: Iterable[grpc.StatusCode], timeout: float | None) -> Attempts:
         return Attempts(self.policy, codes, self.timeout if timeout is None else timeout)
+
+    def with_metadata(self, more: MoreMetadata) -> CallSettings:
+        return dataclasses.replace(self, metadata=(*self.metadata, *more))
 
     def failure(self, outcome: Outcome, attempts: Attempts, request_id: str) -> CallError:
         return from_outcome(self.target, outcome, request_id=request_id, attempts=attempts.made)

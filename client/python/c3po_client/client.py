@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -17,8 +18,8 @@ from c3po_client import health, methods, requests
 from c3po_client.answers import Choice, choice_of
 from c3po_client.backup import BackupFile
 from c3po_client.call_settings import DEFAULT_TIMEOUT, ENDLESS, CallSettings
-from c3po_client.connection import (DEFAULT_TARGET, Tls, call_metadata, channel_options, check_target, misspelled_variables,
-                                    read_environment)
+from c3po_client.connection import (DEFAULT_TARGET, MoreMetadata, Tls, call_metadata, channel_options, check_target,
+                                    misspelled_variables, read_environment)
 from c3po_client.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from c3po_client.generation import Generation
 from c3po_client.importing import WINDOW_MAX, Import, ImportOutcome, OnProgress
@@ -38,7 +39,8 @@ class Client:
     """Calls to one c3po server. Thread-safe; one client serves a whole program. Use it in a `with`, or close it.
 
     Every method raises C3poError: ArgumentError before anything is sent, a CallError of the class that the status has after. `timeout`
-    is in seconds, for all attempts together; None: the client's; math.inf: no deadline. What an option's value may be is in
+    is in seconds, for all attempts together; None: the client's; math.inf: no deadline. `metadata` goes with the call beside the
+    client's, such as ("traceparent", ...); with_metadata() is for the methods that do not have it. What an option's value may be is in
     options.py, when a call is tried again in retry.py.
     """
 
@@ -54,6 +56,15 @@ class Client:
         self._calls = SyncCalls(channel, settings)
         self.references = References(self._calls)
         self.collections = Collections(self._calls)
+
+    def with_metadata(self, metadata: MoreMetadata) -> Client:
+        """A client of the same connection whose calls bring these as well: `client.with_metadata([("traceparent", ...)]).score(...)`.
+        What closes one of the two closes both."""
+        client = copy.copy(self)
+        client._calls = self._calls.with_metadata(metadata)
+        client.references = References(client._calls)
+        client.collections = Collections(client._calls)
+        return client
 
     @classmethod
     def from_environment(cls, target: str | None = None, *, tls: Tls | None = None, token: str | None = None,
@@ -72,25 +83,25 @@ class Client:
     def generate(self, prompt: Prompt, *, choices: Iterable[str] = (), sampling: Sampling | None = None,
                  optimization: Optimization | None = None, request_id: str = "", priority: str | int | None = None,
                  return_routed_experts: bool = False, experts_per_token: int | None = None,
-                 timeout: float | None = None) -> Generation:
+                 timeout: float | None = None, metadata: MoreMetadata = ()) -> Generation:
         """Begins an answer to a text or to token ids; the Generation gives its events, or its text. With `choices` it is one of them."""
         return self.generate_request(requests.generate_request(prompt, choices, sampling, optimization, request_id, priority,
-                                                              Experts(return_routed_experts, experts_per_token)), timeout)
+                                                              Experts(return_routed_experts, experts_per_token)), timeout, metadata=metadata)
 
     def chat(self, messages: Messages, *, tools: Objects = (), documents: Objects = (), choices: Iterable[str] = (),
              sampling: Sampling | None = None, optimization: Optimization | None = None, request_id: str = "",
              priority: str | int | None = None, return_routed_experts: bool = False, experts_per_token: int | None = None,
-             timeout: float | None = None) -> Generation:
+             timeout: float | None = None, metadata: MoreMetadata = ()) -> Generation:
         """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, ChatMessages, or a Chat. `tools` and `documents`
         are what its template tells the model: mappings, or JSON."""
         return self.generate_request(requests.chat_request(messages, choices, sampling, optimization, request_id, priority, tools,
-                                                          documents, Experts(return_routed_experts, experts_per_token)), timeout)
+                                                          documents, Experts(return_routed_experts, experts_per_token)), timeout, metadata=metadata)
 
     def choose(self, prompt: Prompt, choices: Sequence[str], *, optimization: Optimization | None = None, request_id: str = "",
-               priority: str | int | None = None, experts_per_token: int | None = None, timeout: float | None = None) -> Choice:
+               priority: str | int | None = None, experts_per_token: int | None = None, timeout: float | None = None, metadata: MoreMetadata = ()) -> Choice:
         """Which of the choices, each with the leading space that the prompt's format wants, is the answer."""
         with self.generate(prompt, choices=choices, optimization=optimization, request_id=request_id, priority=priority,
-                           experts_per_token=experts_per_token, timeout=timeout) as generation:
+                           experts_per_token=experts_per_token, timeout=timeout, metadata=metadata) as generation:
             generation.text()
             return choice_of(generation, choices)
 
@@ -98,12 +109,12 @@ class Client:
               tools: Objects = (), documents: Objects = (), optimization: Optimization | None = None,
               oracle_answer: str | None = None, request_id: str = "", priority: str | int | None = None,
               return_routed_experts: bool = False, experts_per_token: int | None = None,
-              timeout: float | None = None) -> gen.ScoreResponse:
+              timeout: float | None = None, metadata: MoreMetadata = ()) -> gen.ScoreResponse:
         """The log-likelihood of each continuation; answers.likeliest() finds the best. After `messages`, in place of a prompt, a
         continuation is the assistant's answer."""
         request = requests.score_request(prompt, continuations, optimization, oracle_answer, request_id, priority, messages, tools,
                                          documents, Experts(return_routed_experts, experts_per_token))
-        return self.call(methods.SCORE, request, timeout)
+        return self.call(methods.SCORE, request, timeout, metadata=metadata)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True, timeout: float | None = None) -> gen.TokenizeResponse:
         return self.call(methods.TOKENIZE, gen.TokenizeRequest(text=text, add_special_tokens=add_special_tokens), timeout)
@@ -144,17 +155,19 @@ class Client:
 
     # --- Requests of one's own making ---
 
-    def call(self, method: UnaryMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None) -> ResponseT:
+    def call(self, method: UnaryMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None, *,
+             metadata: MoreMetadata = ()) -> ResponseT:
         """Sends a request message: `client.call(methods.SCORE, request)`."""
-        return self._calls.unary(method, request, timeout, getattr(request, "request_id", ""))
+        return self._calls.with_metadata(metadata).unary(method, request, timeout, getattr(request, "request_id", ""))
 
-    def stream(self, method: StreamMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None) -> Stream[ResponseT]:
+    def stream(self, method: StreamMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None, *,
+               metadata: MoreMetadata = ()) -> Stream[ResponseT]:
         """The same for a method that answers by a stream."""
-        return self._calls.stream(method, request, timeout, getattr(request, "request_id", ""))
+        return self._calls.with_metadata(metadata).stream(method, request, timeout, getattr(request, "request_id", ""))
 
-    def generate_request(self, request: gen.GenerateRequest, timeout: float | None = None) -> Generation:
+    def generate_request(self, request: gen.GenerateRequest, timeout: float | None = None, *, metadata: MoreMetadata = ()) -> Generation:
         """The same for Generate, with the Generation's conveniences."""
-        return Generation(self.stream(methods.GENERATE, request, timeout))
+        return Generation(self.stream(methods.GENERATE, request, timeout, metadata=metadata))
 
     def close(self) -> None:
         """Cancels the calls that are open."""

@@ -7,7 +7,7 @@ import difflib
 import ipaddress
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import grpc
 
@@ -23,6 +23,7 @@ RETRY_BUFFER_BYTES = 64 << 20  # Of a request that gRPC keeps for its retries; a
 
 ChannelOptions = list[tuple[str, str | int]]
 Metadata = tuple[tuple[str, str], ...]
+MoreMetadata = Iterable[tuple[str, str]]  # of one call: names in lower case, as gRPC has them
 
 
 def is_this_machine(target: str) -> bool:

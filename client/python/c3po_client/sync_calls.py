@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,8 @@ import grpc
 from google.protobuf.message import Message
 
 from c3po_client.call_settings import CallSettings
-from c3po_client.errors import C3poError, Outcome
+from c3po_client.connection import MoreMetadata
+from c3po_client.errors import C3poError, CallError, Outcome
 from c3po_client.methods import DuplexMethod, RequestT, ResponseT, StreamMethod, UnaryMethod
 from c3po_client.retry import Attempts, codes_retried_here
 
@@ -24,11 +27,17 @@ class SyncCalls:
 
     def __init__(self, channel: grpc.Channel, settings: CallSettings, sleep: Callable[[float], None] = time.sleep) -> None:
         self.settings = settings
-        self._channel, self._sleep, self._closed = channel, sleep, False
+        self._channel, self._sleep, self._closed = channel, sleep, threading.Event()
+
+    def with_metadata(self, more: MoreMetadata) -> SyncCalls:
+        """The same, whose calls bring these as well. It shares the channel, and its end."""
+        calls = copy.copy(self)
+        calls.settings = self.settings.with_metadata(more)
+        return calls
 
     def close(self) -> None:
         """Cancels the calls that are open."""
-        self._closed = True
+        self._closed.set()
         self._channel.close()
 
     def unary(self, method: UnaryMethod[RequestT, ResponseT], request: RequestT, timeout: float | None = None,
@@ -66,7 +75,7 @@ class SyncCalls:
         return Stream(begin, attempts, self.settings, "")
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed.is_set():
             raise C3poError("the client is closed")
 
 
@@ -77,7 +86,7 @@ class Stream(Iterator[MessageT], Generic[MessageT]):
     def __init__(self, begin: Callable[[float | None], Any], attempts: Attempts, settings: CallSettings, request_id: str) -> None:
         self._begin, self._attempts, self._settings, self._request_id = begin, attempts, settings, request_id
         self._closed = threading.Event()
-        self._received = False
+        self._received = self._ended = False
         self._call = begin(attempts.begin())
 
     def __next__(self) -> MessageT:
@@ -91,16 +100,27 @@ class Stream(Iterator[MessageT], Generic[MessageT]):
                     raise failure
                 self._try_again(self._attempts.pause_after(failure))
                 continue
+            except StopIteration:
+                if self._closed.is_set() and not self._ended and _is_generator(self._call):
+                    raise self._closed_here() from None
+                self._ended = True
+                raise
             self._received = True
+            if self._closed.is_set() and _is_generator(self._call):  # close() could not end what was being read.
+                self._call.close()
+                raise self._closed_here()
             return message
+
+    def _closed_here(self) -> CallError:
+        return self._settings.error(grpc.StatusCode.CANCELLED, "closed by this client")
 
     def _try_again(self, pause: float) -> None:
         if not self._closed.wait(pause):
             self._call = self._begin(self._attempts.begin())
             if not self._closed.is_set():
                 return
-        self._call.cancel()  # close() may have seen the call before.
-        raise self._settings.error(grpc.StatusCode.CANCELLED, "closed by this client")
+        _cancel(self._call)  # close() may have seen the call before.
+        raise self._closed_here()
 
     def last(self) -> MessageT | None:
         """Reads to the end; the last message, None where none came."""
@@ -112,10 +132,24 @@ class Stream(Iterator[MessageT], Generic[MessageT]):
     def close(self) -> None:
         """Cancels the call unless it has ended. Who waits for a message gets Cancelled."""
         self._closed.set()
-        self._call.cancel()
+        _cancel(self._call)
 
     def __enter__(self) -> Stream[MessageT]:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _is_generator(call: Any) -> bool:
+    """Whether an interceptor made a generator of the call, as OpenTelemetry's does. It cannot be cancelled, but cancels its call when it
+    is closed, which only its reader can do while it is being read."""
+    return not hasattr(call, "cancel")
+
+
+def _cancel(call: Any) -> None:
+    if not _is_generator(call):
+        call.cancel()
+        return
+    with contextlib.suppress(ValueError):  # It is being read: its reader looks for itself.
+        call.close()
