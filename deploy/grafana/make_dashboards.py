@@ -189,6 +189,8 @@ PROCESS = [
           description="Each ended one call, and is a line of the log. Out of memory, or a bug."),
     panel("Log lines lost per second", "ops", [(rate("c3po_log_lines_lost_total", "instance"), "{{instance}}")],
           description="Their reader does not keep up; calls do not wait for it."),
+    panel("Spans of traces per second", "ops", [(rate("c3po_trace_spans_total", "result"), "{{result}}")],
+          description="With --otlp-traces-endpoint. Dropped: the collector is away or refuses them; calls do not wait for it."),
     panel("Leaked cache blocks", "short", [(gauge("c3po_kv_cache_leaked_blocks"), "{{instance}}")],
           description="Anything but 0 is a bug."),
     panel("Engine step", "s", quantiles("c3po_engine_step_seconds")),

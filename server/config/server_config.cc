@@ -20,6 +20,7 @@
 #include "index/base/status_macros.h"
 #include "index/types/optimization_options.h"
 #include "index/types/reference_validation.h"
+#include "server/config/otlp_endpoint.h"
 #include "server/config/setting_list.h"
 #include "server/config/setting_sources.h"
 #include "server/config/toml_settings.h"
@@ -93,6 +94,21 @@ absl::Status CheckTransport(const ServerConfig& config) {
   return Wrong("listen", absl::StrCat("\"", config.listen,
                                       "\" can be reached from other machines: give --tls-cert and --tls-key, or "
                                       "--insecure to serve without encryption"));
+}
+
+absl::Status CheckTraces(const ServerConfig& config) {
+  const double ratio = config.otlp_traces_sample_ratio;
+  if (!(ratio >= 0 && ratio <= 1)) {
+    return Wrong("otlp-traces-sample-ratio", absl::StrCat("is ", NumberText(ratio), ", must be in [0, 1]"));
+  }
+  if (config.otlp_traces_endpoint.empty()) {
+    if (config.otlp_traces_ca.empty()) return absl::OkStatus();
+    return Wrong("otlp-traces-ca", "is for an https:// collector: give --otlp-traces-endpoint");
+  }
+  const absl::StatusOr<OtlpEndpoint> endpoint = ParseOtlpEndpoint(config.otlp_traces_endpoint);
+  if (!endpoint.ok()) return Wrong("otlp-traces-endpoint", endpoint.status().message());
+  if (endpoint->tls || config.otlp_traces_ca.empty()) return absl::OkStatus();
+  return Wrong("otlp-traces-ca", "is for an https:// collector, and --otlp-traces-endpoint is http://");
 }
 
 std::vector<std::string> FlagNames() {
@@ -247,6 +263,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckListen(listen));
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));
   C3PO_RETURN_IF_ERROR(CheckDevices(*this));
+  C3PO_RETURN_IF_ERROR(CheckTraces(*this));
   C3PO_RETURN_IF_ERROR(CheckWord("method", method, FlagsOf<Method>(kDefaultMethods)));
   C3PO_RETURN_IF_ERROR(CheckWord("application-rule", application_rule, FlagsOfAll<ApplicationRule>()));
   C3PO_RETURN_IF_ERROR(CheckWord("references", references, FlagsOfAll<ReferenceSelection>()));

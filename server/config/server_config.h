@@ -107,6 +107,12 @@ struct ServerConfig {
   // administer decides instead.
   bool allow_oracle = false;
 
+  // Traces: OpenTelemetry's, sent to a collector over OTLP/gRPC (server/README.md, "Traces").
+  std::string otlp_traces_endpoint;       // http://HOST:PORT or https://HOST:PORT; empty: nothing is traced.
+  std::string otlp_traces_ca;             // Certificates (PEM) that sign the collector's; empty: the system's.
+  double otlp_traces_sample_ratio = 1.0;  // Of calls that bring no trace of their own.
+  std::string otlp_service_name;          // Empty: OTEL_SERVICE_NAME, or "c3pod".
+
   std::string log_level = "info";  // debug, info, warning, error
 
   // InvalidArgument names the field by its flag.

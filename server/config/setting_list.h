@@ -120,6 +120,14 @@ void VisitSettings(Config& c, Visit visit) {
   setting("gate-distance-quantile", c.gate_distance_quantile,
           "default: leave alone what is farther from its nearest reference than this share of the references are");
   setting("allow-oracle", c.allow_oracle, "let evaluations use the method ORACLE, which sees the answer");
+  setting(
+      "otlp-traces-endpoint", c.otlp_traces_endpoint,
+      "collector of OpenTelemetry's traces, OTLP over gRPC: http://HOST:PORT or https://HOST:PORT; empty: no traces");
+  setting("otlp-traces-ca", c.otlp_traces_ca,
+          "certificates (PEM) that sign that of an https:// collector; empty: the system's");
+  setting("otlp-traces-sample-ratio", c.otlp_traces_sample_ratio,
+          "share of the calls that are traced where their caller sends no trace; a caller's own decision is kept");
+  setting("otlp-service-name", c.otlp_service_name, "service.name of the traces; empty: OTEL_SERVICE_NAME, or c3pod");
   setting("log-level", c.log_level, "debug, info, warning or error");
 }
 

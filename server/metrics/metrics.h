@@ -121,6 +121,9 @@ class Metrics {
   // c3po_tls_certificate_expiry_timestamp_seconds: of the certificate in force, seconds since 1970; 0: there is none.
   void SetCertificateExpiry(double unix_seconds);
 
+  // c3po_trace_spans_total{result="exported"|"dropped"}: that the collector took; that it refused, or that had no room.
+  void CountTraceSpans(bool exported, int64_t spans);
+
   // --- Engine ---
   void SetKvCacheUsage(double fraction);  // vllm:kv_cache_usage_perc, in [0, 1] in spite of its name
   // c3po_kv_cache_leaked_blocks: KV blocks held while no request runs. Anything but 0 is a bug.

@@ -58,6 +58,7 @@ constexpr std::array<const char*, 3> kRefusedCalls = {"calls_at_once", "calls_pe
 constexpr std::array<const char*, 2> kRefusedWatches = {"all", "address"};
 constexpr std::array<const char*, 2> kWatchedFiles = {"tls", "tokens"};
 constexpr std::array<const char*, 2> kReloadResults = {"loaded", "refused"};
+constexpr std::array<const char*, 2> kTraceResults = {"exported", "dropped"};
 constexpr std::array<const char*, 2> kStoredRows = {"reference", "artifact"};
 constexpr std::array<const char*, 4> kLearned = {"profile", "prior", "shift", "offset"};
 struct NamedRpc {
@@ -331,6 +332,10 @@ struct Metrics::Series {
   Gauge& certificate_expiry = AddGauge(registry, "c3po_tls_certificate_expiry_timestamp_seconds",
                                        "When the certificate in force expires, seconds since 1970; 0: none");
 
+  CounterArray<kTraceResults.size()> trace_spans =
+      AddCounters(registry, "c3po_trace_spans_total", "Spans of traces, by whether the collector took them", "result",
+                  kTraceResults);
+
   Counter& prefix_queries =
       AddCounter(registry, "vllm:prefix_cache_queries_total", "Prompt positions looked up in the KV cache", model);
   Counter& prefix_hits =
@@ -557,6 +562,8 @@ void Metrics::SetReferences(int64_t references) { series_->references.Set(static
 void Metrics::SetReferencesUsable(int64_t references) {
   series_->references_usable.Set(static_cast<double>(references));
 }
+void Metrics::CountTraceSpans(bool exported, int64_t spans) { Add(*series_->trace_spans[exported ? 0 : 1], spans); }
+
 void Metrics::SetStoreLost(bool lost) { series_->store_lost.Set(lost ? 1 : 0); }
 
 void Metrics::SetDamagedRows(StoredRow kind, int64_t rows) {

@@ -20,6 +20,7 @@ CallEnd::CallEnd(std::shared_ptr<GenerationListener> listener, std::shared_ptr<A
 
 void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings) {
   StageTimings& all = summary_.timings;
+  summary_.sequence = timings;
   const double prepared = all.tokenize_seconds + all.embed_seconds + all.retrieval_seconds;
   // Neighbors that were found after prefill: the scheduler took that for optimization.
   const double retrieved_later =

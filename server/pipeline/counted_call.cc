@@ -29,8 +29,9 @@ void ObserveStages(const StageTimings& timings, Metrics& metrics) {
 
 }  // namespace
 
-CountedCall::CountedCall(Metrics* metrics, absl::Time arrival, std::shared_ptr<GenerationListener> listener)
-    : metrics_(metrics), arrival_(arrival), listener_(std::move(listener)) {
+CountedCall::CountedCall(Metrics* metrics, absl::Time arrival, std::shared_ptr<GenerationListener> listener,
+                         std::shared_ptr<CallTrace> trace)
+    : metrics_(metrics), arrival_(arrival), listener_(std::move(listener)), stages_(std::move(trace), arrival) {
   if (metrics_ != nullptr) metrics_->RequestStarted();
 }
 
@@ -41,7 +42,9 @@ CountedCall::~CountedCall() {
 }
 
 void CountedCall::CountEnd(const absl::Status& status, const CallSummary& summary) {
-  if (ended_.exchange(true) || metrics_ == nullptr) return;
+  if (ended_.exchange(true)) return;
+  (void)CatchEscapedIn(ThreadKind::kWorker, [&] { stages_.NoteEnd(status, summary); });  // The end has to be told.
+  if (metrics_ == nullptr) return;
   metrics_->CountFinished(ReasonOf(status, summary));
   metrics_->ObserveRequestLatency(absl::ToDoubleSeconds(SteadyNow() - arrival_));
   if (status.ok()) ObserveStages(summary.timings, *metrics_);

@@ -10,11 +10,13 @@
 #include "server/pipeline/answer_set.h"
 #include "server/pipeline/choice_offset.h"
 #include "server/pipeline/counted_call.h"
+#include "server/pipeline/embed_sink.h"
 #include "server/pipeline/learned_override.h"
 #include "server/pipeline/reference_state_builder.h"
 #include "server/pipeline/request_admission.h"
 #include "server/pipeline/score_checks.h"
 #include "server/pipeline/score_tokens.h"
+#include "server/pipeline/stage_trace.h"
 #include "server/sampling/sampler.h"
 
 namespace c3po {
@@ -46,29 +48,6 @@ SequenceRequest FollowerOf(SequenceRequest first, int index, const OptimizationT
   };
   return first;
 }
-
-// Carries a prompt's mean hidden state out of the engine. What never ran there costs the call nothing.
-class EmbedSink final : public SequenceSink {
- public:
-  EmbedSink(const CallContext& context, GenerationPipeline::EmbeddingCallback done)
-      : context_(context), done_(std::move(done)) {}
-  void TakeStates(std::vector<float> mean_hidden) { mean_hidden_ = std::move(mean_hidden); }
-  bool OnToken(const SampledToken&) override { return true; }
-  void OnScores(std::vector<ContinuationScore>) override {}
-  void OnFinished(const absl::Status& status, FinishReason, const SequenceTimings& timings) override {
-    if (!timings.before_batch_seconds) context_.Used(0);
-    if (status.ok()) {
-      done_(QueryEmbedding::OfStates(std::move(mean_hidden_)));
-    } else {
-      done_(status);
-    }
-  }
-
- private:
-  const CallContext context_;
-  const GenerationPipeline::EmbeddingCallback done_;
-  std::vector<float> mean_hidden_;
-};
 
 absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   if (status.ok()) return status;
@@ -121,7 +100,9 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
   C3PO_RETURN_IF_ERROR(ValidateSettings(call.optimization, parts_.model->shape()));
   C3PO_RETURN_IF_ERROR(CheckExperts(call.experts, call.optimization, parts_.limits, parts_.model->shape()));
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
-  const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
+  TraceRequest(call, parts_.model->shape());
+  const auto counted =
+      std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener), call.context.trace);
   auto shared = std::make_shared<GenerateCall>(std::move(call));
   const std::shared_ptr<PromptInput> input(shared, &shared->input);
   const auto run = [this, shared, permit, counted] { return RunGenerate(*shared, permit, counted); };
@@ -138,7 +119,9 @@ absl::Status GenerationPipeline::Score(ScoreCall call, std::shared_ptr<Generatio
   C3PO_RETURN_IF_ERROR(CheckExperts(call.experts, call.optimization, parts_.limits, parts_.model->shape()));
   C3PO_RETURN_IF_ERROR(CheckOracle(call));
   C3PO_ASSIGN_OR_RETURN(PermitPtr permit, Enter(call.context));
-  const auto counted = std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener));
+  TraceRequest(call, parts_.model->shape());
+  const auto counted =
+      std::make_shared<CountedCall>(parts_.metrics, call.context.arrival, std::move(listener), call.context.trace);
   const auto tokens = std::make_shared<ScoreTokens>(parts_.text, std::move(call), parts_.limits.output_tokens_max);
   const std::shared_ptr<PromptInput> input(tokens, &tokens->input());
   const auto run = [this, tokens, permit, counted] { return Tokenize(tokens, permit, counted); };
@@ -187,9 +170,11 @@ absl::Status GenerationPipeline::RenderFirst(const CallContext& context, const s
                ? absl::OkStatus()
                : absl::DeadlineExceededError("the deadline passed before the conversation was rendered");
   };
-  const auto take = [this, input, counted, then = std::move(then)](absl::StatusOr<RenderedChat> rendered) {
+  const auto take = [this, input, counted, trace = context.trace,
+                     then = std::move(then)](absl::StatusOr<RenderedChat> rendered) {
     const absl::Status status = CatchEscaped(ThreadKind::kWorker, [&]() -> absl::Status {
       C3PO_RETURN_IF_ERROR(rendered.status());
+      TraceWork(trace.get(), "render", SteadyNow() - absl::Seconds(rendered->render_seconds));
       *input = *std::move(rendered);
       return OnWorker(then, [counted](const absl::Status& failed) { counted->OnDone(failed, CallSummary()); });
     });
@@ -257,6 +242,7 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   for (int i = 0; i < call.sampling.n; ++i) {
     detokenizers.push_back(std::make_unique<IncrementalDetokenizer>(detokenizer.Clone()));
   }
+  TraceWork(call.context.trace.get(), "tokenize", start);
   CallSummary summary;
   summary.timings.tokenize_seconds = SecondsSince(start) + RenderSeconds(call.input);
   summary.usage.prompt_tokens = static_cast<int>(prompt.tokens.size());
@@ -276,8 +262,9 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   C3PO_ASSIGN_OR_RETURN(const RequestWork work, TakePlace(call.context, permit.get(), prompt.tokens.size(),
                                                           request.sampling.max_tokens * call.sampling.n,
                                                           parts_.model->shape().moe_layers, query));
-  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
-                        AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
+  C3PO_ASSIGN_OR_RETURN(
+      const std::shared_ptr<PathwaySearch> search,
+      AttachPathwaySearch(prompt, std::move(query), call.context.trace.get(), summary.timings, listener, request));
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
   AnswerSet::Start start_other;
@@ -297,7 +284,9 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
 absl::Status GenerationPipeline::Tokenize(const std::shared_ptr<ScoreTokens>& tokens, const PermitPtr& permit,
                                           const std::shared_ptr<CountedCall>& counted) const {
   while (true) {
+    const absl::Time start = SteadyNow();
     C3PO_ASSIGN_OR_RETURN(const bool whole, tokens->Next());
+    TraceWork(tokens->call().context.trace.get(), "tokenize", start);
     if (whole) return RunScore(*tokens, permit, counted);
     // The jobs of others go first. Where there is no place behind them, this one goes on.
     const auto go_on = [this, tokens, permit, counted] { return Tokenize(tokens, permit, counted); };
@@ -330,8 +319,9 @@ absl::Status GenerationPipeline::RunScore(ScoreTokens& tokens, const PermitPtr& 
   C3PO_ASSIGN_OR_RETURN(const RequestWork work,
                         TakePlace(call.context, permit.get(), prompt.tokens.size(), summary.usage.completion_tokens,
                                   parts_.model->shape().moe_layers, query));
-  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<PathwaySearch> search,
-                        AttachPathwaySearch(prompt, std::move(query), summary.timings, listener, request));
+  C3PO_ASSIGN_OR_RETURN(
+      const std::shared_ptr<PathwaySearch> search,
+      AttachPathwaySearch(prompt, std::move(query), call.context.trace.get(), summary.timings, listener, request));
   C3PO_RETURN_IF_ERROR(CheckCancelled(call.context));
   request.prompt = std::move(prompt.tokens);
   CallEnd end(listener, permit, std::move(summary), call.context.arrival, search, work);
@@ -368,7 +358,7 @@ absl::StatusOr<std::optional<LabelOffset>> GenerationPipeline::ResolveOffsetOf(c
 }
 
 absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathwaySearch(
-    const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
+    const PromptText::Prompt& prompt, PathwayQuery query, CallTrace* trace, StageTimings& timings,
     const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const {
   if (query.settings.method == Method::kNone) {
     if (parts_.metrics) parts_.metrics->CountGate(GateDecision::kNotRequested);
@@ -388,6 +378,7 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
     const absl::Time start = SteadyNow();
     C3PO_ASSIGN_OR_RETURN(embedding, parts_.embedding->OfText(prompt.text));
     timings.embed_seconds = SecondsSince(start);
+    TraceWork(trace, "embed", start);
     if (parts_.metrics) parts_.metrics->ObserveEmbedding(timings.embed_seconds);
   }
   request.entry_layer = query.settings.critical_layers.front();
@@ -400,7 +391,11 @@ absl::StatusOr<std::shared_ptr<PathwaySearch>> GenerationPipeline::AttachPathway
                               parts_.shifts, parts_.metrics, parts_.work_memory_bytes};
   auto search = std::make_shared<PathwaySearch>(
       context, std::move(query), [listener](const OptimizationReport& report) { listener->OnOptimization(report); });
-  if (retrieve_now) C3PO_RETURN_IF_ERROR(search->Retrieve(embedding));
+  if (retrieve_now) {
+    const absl::Time start = SteadyNow();
+    C3PO_RETURN_IF_ERROR(search->Retrieve(embedding));
+    TraceWork(trace, "retrieve", start);
+  }
   timings.retrieval_seconds = search->retrieval_seconds();
   request.on_prefilled = [search, retrieve_after_prefill, by_state = state_layer.has_value()](
                              const PromptCapture& capture,

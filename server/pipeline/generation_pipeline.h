@@ -70,9 +70,9 @@ class GenerationPipeline {
   // The label offset of the call's continuations, where the query's settings ask for one; its warning goes into them.
   absl::StatusOr<std::optional<LabelOffset>> ResolveOffsetOf(const ScoreCall& call, PathwayQuery& query) const;
   // The query's settings ask for a pathway search of `prompt`: sets the request's capture and callbacks. Adds to
-  // `timings` what was spent here. Null where the method is none.
+  // `timings`, and to `trace` unless it is null, what was spent here. Null where the method is none.
   absl::StatusOr<std::shared_ptr<PathwaySearch>> AttachPathwaySearch(
-      const PromptText::Prompt& prompt, PathwayQuery query, StageTimings& timings,
+      const PromptText::Prompt& prompt, PathwayQuery query, CallTrace* trace, StageTimings& timings,
       const std::shared_ptr<GenerationListener>& listener, SequenceRequest& request) const;
   using PermitPtr = std::shared_ptr<AdmissionController::Permit>;
   absl::StatusOr<PermitPtr> Enter(const CallContext& context) const;

@@ -25,6 +25,8 @@
 
 namespace c3po {
 
+class CallTrace;
+
 // A conversation as the model's template wrote it.
 struct RenderedChat {
   std::string prompt;
@@ -52,6 +54,7 @@ struct CallContext {
   std::shared_ptr<RateLimiter::Call> rates;  // what its cost is charged to; null: nothing
   // Counts bytes that the call keeps for its client (CallState::HoldBytes), while it runs; null: nobody counts.
   std::function<absl::Status(size_t bytes)> hold_bytes;
+  std::shared_ptr<CallTrace> trace;          // null: the call is not traced
 
   // Takes tokens through the model of what the caller has left of the minute (RateLimiter::Call::Charge). Other than a
   // place in the queue, this does not depend on who else calls.
@@ -164,6 +167,7 @@ struct CallSummary {
   Usage usage;                                       // of all answers
   int64_t cost = 0;  // in tokens through the model, RequestWork::Cost of what was done; 0: it never ran
   StageTimings timings;
+  SequenceTimings sequence;  // what the scheduler saw of the first answer
   Provenance provenance;
 };
 

@@ -10,6 +10,7 @@
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "index/base/utf8.h"
+#include "server/rpc/call_span.h"
 #include "server/rpc/grpc_status.h"
 
 namespace c3po {
@@ -53,11 +54,23 @@ CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& p
       message_bytes_(parts.message_bytes) {
   record_.rpc = rpc;
   record_.peer = context->peer();
+  if (parts.tracer != nullptr) (void)CatchEscapedIn(ThreadKind::kTransport, [&] { BeginTrace(*parts.tracer); });
   if (!admission_.ok() || grant() == nullptr) return;
   hold_ = grant()->Watch([this] {
     revoked_.store(true);
     Cancel();
   });
+}
+
+void CallState::BeginTrace(const Tracer& tracer) {
+  const std::optional<TraceContext> parent = ParentOf(*context_);
+  trace_ = BeginCallSpan(tracer, parent, record_.rpc, record_.peer, arrival_);
+  if (trace_ != nullptr) {
+    record_.trace_id = TraceHex(trace_->trace_id());
+    record_.span_id = TraceHex(trace_->span_id());
+  } else if (parent) {  // Its caller's log may have it.
+    record_.trace_id = TraceHex(parent->trace_id);
+  }
 }
 
 CallState::~CallState() {
@@ -105,6 +118,7 @@ CallContext CallState::Context(const std::string& request_id) {
     return HoldBytes(bytes);
   };  // The call outlives the pipeline's work on it.
   result.rates = admission_.ok() ? admission_->call : nullptr;
+  result.trace = trace_;
   return result;
 }
 
@@ -141,6 +155,7 @@ grpc::Status CallState::End(const absl::Status& with) noexcept {
   if (metrics_ != nullptr) metrics_->CountRpc(record_.rpc, status.code());
   const auto log = [&] { log_->Ended(record_, status, SteadyNow() - arrival_); };
   (void)CatchEscapedIn(ThreadKind::kTransport, log);
+  EndCallSpan(trace_.get(), status);
   grpc::Status result(static_cast<grpc::StatusCode>(status.code()), "");
   const auto with_details = [&] { result = ToGrpcStatus(status, context_); };
   (void)CatchEscapedIn(ThreadKind::kTransport, with_details);

@@ -22,6 +22,7 @@ namespace c3po {
 
 class Profiles;
 class StoreWatch;
+class Tracer;
 
 // What the services work with once the server is open; nothing is owned, all outlives the server.
 struct LoadedParts {
@@ -41,7 +42,8 @@ struct LoadedParts {
 struct ServiceParts : LoadedParts {
   Entrance* entrance = nullptr;
   CallLog* call_log = nullptr;
-  Metrics* metrics = nullptr;  // of every call, those that the entrance turns away too; may be null
+  Metrics* metrics = nullptr;      // of every call, those that the entrance turns away too; may be null
+  const Tracer* tracer = nullptr;  // of the same; null: nothing is traced
   std::function<std::vector<std::string>()> warnings;  // what needs an operator
   std::function<bool()> serving;                       // what health says
   size_t unread_messages_max = 0;                      // of a stream, before its client is cut off
@@ -99,6 +101,8 @@ class CallState {
     CallLog::Audit(record_, action, what);
   }
   const std::shared_ptr<const std::atomic<bool>> cancelled() const { return cancelled_; }
+  // The call's span, from its arrival to its end; null: the call is not traced.
+  const std::shared_ptr<CallTrace>& trace() const { return trace_; }
   void Cancel();
   // The token by which the call was let in allows no longer what it did.
   bool revoked() const { return revoked_.load(); }
@@ -109,6 +113,8 @@ class CallState {
   grpc::Status End(const absl::Status& status) noexcept;
 
  private:
+  void BeginTrace(const Tracer& tracer);
+
   grpc::CallbackServerContext* const context_;
   CallRecord record_;
   const absl::StatusOr<Entrance::Admission> admission_;
@@ -116,6 +122,7 @@ class CallState {
   CallLog* const log_;
   const bool administers_, may_use_oracle_;
   const absl::Time arrival_;
+  std::shared_ptr<CallTrace> trace_;  // null: not traced
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   std::atomic<int64_t> cancelled_at_nanoseconds_{0};
   std::atomic<bool> released_{false}, revoked_{false};

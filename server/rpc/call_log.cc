@@ -18,6 +18,8 @@ void AddWho(const CallRecord& call, std::vector<LogField>& fields) {
   if (!call.caller.empty()) fields.push_back({"caller", call.caller});
   fields.push_back({"peer", call.peer});
   if (!call.collection.empty()) fields.push_back({"collection", Utf8Prefix(call.collection, kCollectionBytesMax)});
+  if (!call.trace_id.empty()) fields.push_back({"trace_id", call.trace_id});
+  if (!call.span_id.empty()) fields.push_back({"span_id", call.span_id});
 }
 
 }  // namespace

@@ -19,16 +19,17 @@ struct CallRecord {
   std::string caller;                              // AccessControl's or the transport's name; empty: not authenticated
   std::string peer;                                // the address, as gRPC writes it: "ipv4:10.0.0.7:51002"
   std::string collection;                          // empty: the call names none
+  std::string trace_id, span_id;                   // hexadecimal; empty: no trace is known, the call is not recorded
   std::string gate;                                // decision on the pathway; empty: there was none to make
   int prompt_tokens = -1, completion_tokens = -1;  // -1: not known
 };
 
 // What calls leave in the log:
-//   event "call", one line per call at its end: method, caller, peer, collection, prompt_tokens, completion_tokens,
-//     gate, status, milliseconds, message. Of calls that ended well, and of calls that failed, so many a second are
-//     told at level info, beside how many were passed over since (`calls_passed_over`); level debug tells all. What is
-//     a defect of the server (INTERNAL, DATA_LOSS) is always told, at level error.
-//   event "audit", with action, method, caller, peer, collection and outcome:
+//   event "call", one line per call at its end: method, caller, peer, collection, trace_id, span_id, prompt_tokens,
+//     completion_tokens, gate, status, milliseconds, message. Of calls that ended well, and of calls that failed, so
+//     many a second are told at level info, beside how many were passed over since (`calls_passed_over`); level debug
+//     tells all. What is a defect of the server (INTERNAL, DATA_LOSS) is always told, at level error.
+//   event "audit", with action, method, caller, peer, collection, trace_id, span_id and outcome:
 //     outcome "done": one line for every change that a call made to what the server keeps, never passed over, with what
 //     was changed. Action: "add", "delete", ... outcome "refused": one line for every call that its caller might not
 //     make (UNAUTHENTICATED, PERMISSION_DENIED), or for which a limit of its caller's was used up (RESOURCE_EXHAUSTED,

@@ -178,7 +178,8 @@ GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig& config, Metrics* metrics,
-                                                              const std::vector<MakeDoor>& doors) {
+                                                              const std::vector<MakeDoor>& doors,
+                                                              const Tracer* tracer) {
   // Protobuf would write a line to the log for every request whose text is not UTF-8; its caller is told which field.
   google::protobuf::SetLogHandler(nullptr);
   C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<TlsFiles> tls, LoadTls(config, metrics));
@@ -189,6 +190,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   grpc::EnableDefaultHealthCheckService(false);  // HealthService takes its place.
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto impl = std::make_unique<Impl>(std::move(access), tls, config, metrics, doors);
+  impl->parts.tracer = tracer;
   grpc::ServerBuilder builder;
   impl->credentials = tls == nullptr ? grpc::InsecureServerCredentials() : MakeTlsCredentials(tls);
   C3PO_ASSIGN_OR_RETURN(impl->listener, ConnectionListener::Listen(config.listen, LimitsOf(config), metrics));

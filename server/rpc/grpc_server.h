@@ -18,10 +18,11 @@ namespace c3po {
 class GrpcServer {
  public:
   // Listens as `config` says, with its transport security and its tokens. `metrics` count every call from the first on,
-  // and outlive the server; null: nothing is counted. InvalidArgument: files of the configuration are wrong.
-  // Unavailable: the port is in use or the address is not this machine's, naming it.
+  // and outlive the server; null: nothing is counted. `tracer` traces them, likewise. InvalidArgument: files of the
+  // configuration are wrong. Unavailable: the port is in use or the address is not this machine's, naming it.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServerConfig& config, Metrics* metrics,
-                                                           const std::vector<MakeDoor>& doors = {});
+                                                           const std::vector<MakeDoor>& doors = {},
+                                                           const Tracer* tracer = nullptr);
   ~GrpcServer();
 
   // Of an address with a port; 1 for a socket's path, which has none.

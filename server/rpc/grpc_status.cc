@@ -50,13 +50,6 @@ const char* ReasonOfCode(absl::StatusCode code) {
   }
 }
 
-// Codes outside the documented list are defects of ours.
-grpc::StatusCode CodeOf(absl::StatusCode code) {
-  if (absl::string_view(ReasonOfCode(code)) == "INTERNAL") return grpc::StatusCode::INTERNAL;
-  if (code == absl::StatusCode::kOutOfRange) return grpc::StatusCode::INVALID_ARGUMENT;
-  return static_cast<grpc::StatusCode>(code);
-}
-
 // Also metadata's keys, "c3po-method".
 // "optimization.critical_layers[2]" of "optimization.critical_layers[2]: layer 99 does not exist"; empty when the
 // message begins otherwise.
@@ -73,10 +66,17 @@ absl::string_view FieldOf(absl::string_view message) {
 
 }  // namespace
 
+grpc::StatusCode ToGrpcCode(absl::StatusCode code) {
+  if (code == absl::StatusCode::kOk) return grpc::StatusCode::OK;
+  if (absl::string_view(ReasonOfCode(code)) == "INTERNAL") return grpc::StatusCode::INTERNAL;
+  if (code == absl::StatusCode::kOutOfRange) return grpc::StatusCode::INVALID_ARGUMENT;
+  return static_cast<grpc::StatusCode>(code);
+}
+
 grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContext* context) {
   if (status.ok()) return grpc::Status::OK;
   const absl::string_view message = Utf8Prefix(status.message(), kMessageBytesMax);
-  const grpc::StatusCode code = CodeOf(status.code());
+  const grpc::StatusCode code = ToGrpcCode(status.code());
   google::rpc::Status details;
   details.set_code(code);
   details.set_message(std::string(message));

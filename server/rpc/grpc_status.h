@@ -8,6 +8,9 @@
 
 namespace c3po {
 
+// The code that a client is told; codes outside the documented list are defects of ours, INTERNAL.
+grpc::StatusCode ToGrpcCode(absl::StatusCode code);
+
 // The only way from absl::Status to the wire. A status other than OK carries google.rpc.Status details: ErrorInfo with
 // a reason of proto/c3po/v1/errors.md; BadRequest when an InvalidArgument's message begins with a dotted field path
 // ("optimization.k:

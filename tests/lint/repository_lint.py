@@ -55,7 +55,7 @@ WALL_CLOCK = re.compile(r"absl::Now\b|GetCurrentTimeNanos|system_clock::now|\b\w
 # Stamps that people read, certificates' ends, a date in a chat template, and what gRPC tells by that clock.
 WALL_CLOCK_FILES = {"server/metrics/logging.cc", "server/metrics/prometheus_exporter.cc", "server/pipeline/offset_tuner.cc",
                     "server/pipeline/reference_importer.cc", "server/rpc/tls_files.cc", "server/text/chat_format.h",
-                    "server/text/chat_renderer.h", "server/rpc/call_context.cc",
+                    "server/text/chat_renderer.h", "server/rpc/call_context.cc", "server/trace/tracer.cc",
                     "server/rpc/doors/vllm_service.cc"}
 FILE_STREAM = re.compile(r"\bstd::i?fstream\b|\bfopen\(")
 # Files of the kernel's, and a file that the server has just made itself.

@@ -20,6 +20,7 @@ SERVER_ROOMS = {
     "server/pathway": set(),
     "server/config": set(),
     "server/process": set(),
+    "server/trace": set(),
     "server/admission": {"server/config"},
     "server/embed": {"server/weights", "server/compute"},
     "server/compute": {"server/sampling", "server/compute/cpu", "server/compute/aten", "server/compute/cuda",
@@ -32,11 +33,12 @@ SERVER_ROOMS = {
     "server/model/config": {"server/weights"},
     "server/scheduler": set(),
     "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
-                        "server/config", "index/search", "index/store",
+                        "server/config", "server/trace", "index/search", "index/store",
                         "index/search/cuda", "index/base/cuda"},  # Where indexes lie.
     "server/inspect": {"server/model", "server/model/config", "server/pipeline", "server/text", "server/weights"},
-    "server/rpc": {"server/pipeline", "server/process", "server/admission", "server/text", "server/config", "index/store", "proto"},
-    "server/rpc/doors": {"server/rpc", "server/pipeline", "server/admission", "server/text", "proto"},
+    "server/rpc": {"server/pipeline", "server/process", "server/admission", "server/text", "server/config", "server/trace",
+                   "index/store", "proto"},
+    "server/rpc/doors": {"server/rpc", "server/pipeline", "server/admission", "server/text", "server/trace", "proto"},
 }
 # Under g++ the language of kernels is the tests' execution model.
 KERNELS_DOOR_TO_TESTS = ("index/base/cuda/device.h", "tests/host_cuda/device.h")

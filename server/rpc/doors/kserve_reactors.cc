@@ -5,6 +5,7 @@
 #include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
+#include "server/rpc/call_span.h"
 #include "server/rpc/profiles.h"
 #include "server/rpc/wire.h"
 
@@ -83,8 +84,12 @@ void KserveInferReactor::OnDone(const absl::Status& status, const CallSummary& s
 class KserveStreamReactor::Listener final : public GenerationListener {
  public:
   Listener(std::shared_ptr<KserveStreamReactor> stream, inference::ModelInferRequest request, bool in_pieces,
-           std::shared_ptr<RateLimiter::Call> rates)
-      : stream_(std::move(stream)), request_(std::move(request)), in_pieces_(in_pieces), rates_(std::move(rates)) {}
+           std::shared_ptr<RateLimiter::Call> rates, std::shared_ptr<CallTrace> trace)
+      : stream_(std::move(stream)),
+        request_(std::move(request)),
+        in_pieces_(in_pieces),
+        rates_(std::move(rates)),
+        trace_(std::move(trace)) {}
 
   void OnOptimization(const OptimizationReport& report) override {
     stream_->call().NoteReport(report);
@@ -108,6 +113,7 @@ class KserveStreamReactor::Listener final : public GenerationListener {
     stream_->call().ReleaseBytes(text_.size());
     absl::Status end = status;
     if (end.ok()) end = CatchEscapedIn(ThreadKind::kEngine, [&] { SendEnd(summary); });
+    EndCallSpan(trace_.get(), end);
     stream_->Answered(end);
   }
 
@@ -137,6 +143,7 @@ class KserveStreamReactor::Listener final : public GenerationListener {
   const inference::ModelInferRequest request_;
   const bool in_pieces_;
   const std::shared_ptr<RateLimiter::Call> rates_;
+  const std::shared_ptr<CallTrace> trace_;  // of the request; null: not traced
   OptimizationReport report_;
   std::string text_;  // not in pieces
 };
@@ -202,14 +209,18 @@ absl::Status KserveStreamReactor::Submit() {
   CallContext context = call().Context(request.id());
   context.arrival = SteadyNow();
   context.rates = rates;
+  if (context.trace != nullptr) context.trace = context.trace->BeginRequest("request", context.arrival);
+  const std::shared_ptr<CallTrace> trace = context.trace;
   absl::StatusOr<KserveQuestion> question = Read(request, parts_, call());
   const bool in_pieces = question.ok() && question->stream;
-  const auto listener = std::make_shared<Listener>(shared_from_this(), std::move(request), in_pieces, std::move(rates));
+  const auto listener =
+      std::make_shared<Listener>(shared_from_this(), std::move(request), in_pieces, std::move(rates), trace);
   absl::Status status = question.status();
   if (status.ok()) {
     question->call.context = std::move(context);
     status = parts_.pipeline->Generate(std::move(question->call), listener);
   }
+  if (!status.ok()) EndCallSpan(trace.get(), status);
   if (status.ok() || !IsOfTheRequest(status)) return status;
   listener->SendError(InTheirWords(status, KserveFieldNames()).message());
   Answered(absl::OkStatus());

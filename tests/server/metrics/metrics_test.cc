@@ -133,6 +133,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_memory_limit_bytes", "gauge"},
       {"c3po_memory_planned_bytes", "gauge"},
       {"c3po_model_info", "gauge"},
+      {"c3po_trace_spans_total", "counter"},
       {"c3po_neighbor_cache_bytes", "gauge"},
       {"c3po_work_memory_bytes", "gauge"},
       {"c3po_neighbor_cache_hits_total", "counter"},

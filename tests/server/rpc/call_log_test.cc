@@ -46,6 +46,22 @@ class CallLogTest : public ::testing::Test {
   CallRecord call_;
 };
 
+TEST_F(CallLogTest, TheTraceOfACallIsInItsLines) {
+  CallLog log;
+  call_.trace_id = "0af7651916cd43dd8448eb211c80319c";
+  call_.span_id = "b7ad6b7169203331";
+  log.Ended(call_, absl::PermissionDeniedError("no"), absl::Milliseconds(1));
+  call_.span_id = "";  // Its caller did not have it sampled.
+  log.Ended(call_, absl::OkStatus(), absl::Milliseconds(1));
+  const std::vector<Json> lines = Lines();
+  ASSERT_EQ(lines.size(), 3u);
+  for (const Json& line : lines) EXPECT_EQ(line.at("trace_id"), call_.trace_id) << line;
+  EXPECT_EQ(lines[0].at("event"), "audit");
+  EXPECT_EQ(lines[0].at("span_id"), "b7ad6b7169203331");
+  EXPECT_EQ(lines[1].at("span_id"), "b7ad6b7169203331");
+  EXPECT_FALSE(lines[2].contains("span_id"));
+}
+
 TEST_F(CallLogTest, ALineHoldsWhatIsKnownAndNothingElse) {
   CallLog log;
   log.Ended(call_, absl::OkStatus(), absl::Milliseconds(125));

@@ -1,0 +1,39 @@
+#ifndef C3PO_SERVER_RPC_CALL_SPAN_H_
+#define C3PO_SERVER_RPC_CALL_SPAN_H_
+
+#include <grpcpp/server_context.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/metrics/metrics.h"
+#include "server/trace/call_trace.h"
+#include "server/trace/trace_context.h"
+#include "server/trace/tracer.h"
+
+namespace c3po {
+
+// The server span of a gRPC call, by OpenTelemetry's semantic conventions for RPC: its name is the method's full one,
+// "c3po.v1.GenerationService/Generate", its attributes are rpc.* and network.peer.*, its status is an error where the
+// fault is the server's.
+
+// Of the metadata `traceparent` and `tracestate`; nothing: there is none, several, or one that is not valid.
+std::optional<TraceContext> ParentOf(const grpc::CallbackServerContext& context);
+
+// "c3po.v1.GenerationService", of a method's service.
+std::string FullServiceName(Metrics::Rpc rpc);
+
+// Null: the call is not recorded. `peer` is the address, as gRPC writes it.
+std::shared_ptr<CallTrace> BeginCallSpan(const Tracer& tracer, const std::optional<TraceContext>& parent,
+                                         Metrics::Rpc rpc, const std::string& peer, absl::Time arrival);
+
+// The end of the span of a call, or of one of its requests. `trace` may be null. Where there is no memory for it, the
+// span is lost.
+void EndCallSpan(CallTrace* trace, const absl::Status& status) noexcept;
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_RPC_CALL_SPAN_H_
