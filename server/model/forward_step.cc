@@ -148,6 +148,13 @@ void ForwardStep::PlaceHeadRows() {
     targets_.insert(targets_.end(), span.segment->targets.begin(), span.segment->targets.end());
   }
   for (const RowSpan& span : spans_) {
+    const absl::Span<const ReadoutRequest> of_rows = span.segment->row_readouts;
+    span.output->row_readouts.resize(of_rows.size());
+    for (size_t r = 0; r < of_rows.size(); ++r) {
+      head_rows_.push_back(span.first_row + static_cast<int64_t>(r));
+      requests_.push_back(&of_rows[r]);
+      readouts_.push_back(&span.output->row_readouts[r]);
+    }
     if (!span.segment->readout.wanted()) continue;
     head_rows_.push_back(span.last_row());
     requests_.push_back(&span.segment->readout);

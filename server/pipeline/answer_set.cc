@@ -77,6 +77,7 @@ class AnswerSet::Sink final : public SequenceSink {
  public:
   Sink(std::shared_ptr<AnswerSet> set, int index) : set_(std::move(set)), index_(index) {}
   bool OnToken(const SampledToken& token) override { return set_->TakeToken(index_, token); }
+  void OnPrompt(std::vector<SampledToken> prompt) override { set_->end_.listener().OnPrompt(std::move(prompt)); }
   void OnScores(std::vector<ContinuationScore>) override {}
   void OnRoutes(RoutedExperts routes) override { set_->TakeRoutes(index_, std::move(routes)); }
   void OnFinished(const absl::Status& status, FinishReason reason, const SequenceTimings& timings) override {

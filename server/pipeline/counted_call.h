@@ -29,6 +29,7 @@ class CountedCall final : public GenerationListener {
     listener_->OnOptimization(report);
   }
   void OnChunk(TextChunk chunk) override { listener_->OnChunk(std::move(chunk)); }
+  void OnPrompt(std::vector<SampledToken> prompt) override { listener_->OnPrompt(std::move(prompt)); }
   void OnScores(std::vector<ContinuationScore> scores) override { listener_->OnScores(std::move(scores)); }
   void OnRoutes(RoutedExperts prompt) override { listener_->OnRoutes(std::move(prompt)); }
   void OnDone(const absl::Status& status, const CallSummary& summary) override {

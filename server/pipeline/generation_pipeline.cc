@@ -38,6 +38,7 @@ class KnownPathway final : public OptimizationTask {
 // A request of one more answer from the first one's: nothing is searched again.
 SequenceRequest FollowerOf(SequenceRequest first, int index, const OptimizationTask* search) {
   first.sampling.answer = index;
+  first.sampling.prompt_logprobs = -1;
   first.mean_layer = first.state_layer = -1;
   first.want_prompt_routes = false;  // They are the first one's.
   first.on_prefilled = nullptr;

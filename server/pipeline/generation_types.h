@@ -178,6 +178,8 @@ class GenerationListener {
   virtual ~GenerationListener() = default;
   virtual void OnOptimization(const OptimizationReport& report) = 0;
   virtual void OnChunk(TextChunk chunk) = 0;
+  // Where sampling.prompt_logprobs asks: once, before the chunks; as SequenceSink::OnPrompt.
+  virtual void OnPrompt(std::vector<SampledToken> /*prompt*/) {}
   virtual void OnScores(std::vector<ContinuationScore> scores) = 0;  // Score calls only
   virtual void OnRoutes(RoutedExperts /*prompt*/) {}                 // where they are wanted, before chunks and scores
   virtual void OnDone(const absl::Status& status, const CallSummary& summary) = 0;

@@ -274,6 +274,9 @@ absl::Status ValidateSamplingParams(const SamplingParams& params) {
   if (params.logprobs < -1 || params.logprobs > kLogprobsMax) {
     return OutOfRange("logprobs", params.logprobs, absl::StrCat("[-1, ", kLogprobsMax, "]"));
   }
+  if (params.prompt_logprobs < -1 || params.prompt_logprobs > kLogprobsMax) {
+    return OutOfRange("prompt_logprobs", params.prompt_logprobs, absl::StrCat("[-1, ", kLogprobsMax, "]"));
+  }
   if (params.stop.size() > static_cast<size_t>(kStopStringsMax)) {
     return absl::InvalidArgumentError(
         absl::StrCat("stop: ", params.stop.size(), " strings are more than ", kStopStringsMax));

@@ -133,6 +133,11 @@ void ContinuousBatcher::Distribute(const SegmentOwner& owner, const Segment& seg
   if (owner.catching_up) return;
   switch (sequence.stage) {
     case Stage::kPrefill:
+      if (sequence.reads_prompt()) {
+        if (const absl::Status read = TakePrompt(sequence, segment.start, output); !read.ok()) {
+          return Finish(sequence, read, FinishReason::kLength);
+        }
+      }
       if (sequence.cached == sequence.prompt_length()) FinishPrefill(sequence, output);
       return;
     case Stage::kResume:
@@ -160,12 +165,32 @@ void ContinuousBatcher::TellPromptRoutes(Sequence& sequence) {
   sequence.prompt_routes = {};
 }
 
+// A prompt that had to run again says the same again.
+absl::Status ContinuousBatcher::TakePrompt(Sequence& sequence, int start, SegmentOutput& output) {
+  sequence.prompt_tokens.resize(sequence.request.prompt.size());
+  sequence.prompt_tokens.front().token_id = sequence.tokens.front();
+  for (size_t r = 0; r < output.row_readouts.size(); ++r) {
+    Readout& read = output.row_readouts[r];
+    if (!read.status.ok()) return read.status;
+    const size_t place = static_cast<size_t>(start) + r + 1;
+    SampledToken& token = sequence.prompt_tokens[place];
+    token.token_id = sequence.tokens[place];
+    token.logprob = read.logprob(0);
+    token.top_logprobs = std::move(read.token.top_logprobs);
+    for (const TokenLogprob& top : token.top_logprobs) {
+      if (top.token_id == token.token_id) token.logprob = top.logprob;  // The same number, to the last bit.
+    }
+  }
+  return absl::OkStatus();
+}
+
 void ContinuousBatcher::FinishPrefill(Sequence& sequence, SegmentOutput& output) {
   sequence.prefill_done = now_();
   sequence.timings.prefill_seconds = SecondsBetween(sequence.admitted, sequence.prefill_done);
   if (metrics_) metrics_->CountPromptTokens(sequence.prompt_length());
   // Before anything is compared, optimized or stored for what is no number.
   if (!output.readout.status.ok()) return Finish(sequence, output.readout.status, FinishReason::kLength);
+  if (sequence.reads_prompt()) sequence.request.sink->OnPrompt(std::move(sequence.prompt_tokens));
   sequence.prompt_readout = std::move(output.readout);
   sequence.capture = std::move(output.capture);
   absl::Time ready = sequence.prefill_done;

@@ -76,6 +76,8 @@ class ContinuousBatcher {
   void Distribute(const SegmentOwner& owner, const Segment& segment, SegmentOutput& output);
   void TakeRoutes(Sequence& sequence, const Segment& segment, SegmentOutput& output);
   void TellPromptRoutes(Sequence& sequence);
+  // Keeps what a chunk of the prompt says of its tokens.
+  absl::Status TakePrompt(Sequence& sequence, int start, SegmentOutput& output);
   void FinishPrefill(Sequence& sequence, SegmentOutput& output);
   void TakeToken(Sequence& sequence, const Readout& readout);
   void StartScoring(Sequence& sequence, const Readout& readout);

@@ -30,8 +30,11 @@ struct Sequence {
 
   PromptCapture capture;
   std::shared_ptr<StateSum> state_sum;
-  Readout prompt_readout;             // of the prompt's last token, as the model is
-  std::vector<int32_t> first_tokens;  // of the continuations
+  Readout prompt_readout;                       // of the prompt's last token, as the model is
+  std::vector<int32_t> first_tokens;            // of the continuations
+  std::vector<SampledToken> prompt_tokens;      // one per token of the prompt, where prompt_logprobs asks for them
+  SamplingParams prompt_sampling;               // reads the most likely tokens at a place of the prompt
+  std::vector<ReadoutRequest> prompt_readouts;  // of the chunk under way
   std::shared_ptr<OptimizationTask> task;
   std::shared_ptr<const PlacedRouting> routing;
   bool work_granted = false;              // the task may take the memory that it needs
@@ -83,6 +86,21 @@ struct Sequence {
   }
   // Beginnings of sequences with different numbers of experts share nothing.
   KvBlockPool::Chain root() const { return static_cast<KvBlockPool::Chain>(request.experts_per_token); }
+  // Whether the prompt's own log-probabilities are wanted: then all of it has to run.
+  bool reads_prompt() const { return request.sampling.prompt_logprobs >= 0; }
+  // What the rows of a chunk give the prompt's tokens that follow them.
+  void ReadPrompt(Segment& segment) {
+    const auto first = static_cast<size_t>(segment.start);
+    const size_t rows = std::min(segment.tokens.size(), request.prompt.size() - 1 - first);
+    prompt_sampling.logprobs = request.sampling.prompt_logprobs;
+    prompt_readouts.assign(rows, ReadoutRequest());
+    for (size_t r = 0; r < rows; ++r) {
+      if (prompt_sampling.logprobs > 0) prompt_readouts[r].sampling = &prompt_sampling;
+      prompt_readouts[r].distribution = true;
+      prompt_readouts[r].tokens = absl::MakeConstSpan(tokens).subspan(first + r + 1, 1);
+    }
+    segment.row_readouts = prompt_readouts;
+  }
   // The pathway is data of the rows it governs.
   void Route(Segment& segment) const {
     segment.routing = routing.get();

@@ -118,8 +118,11 @@ bool SequencePlaces::Begin(Sequence& sequence) {
   const int64_t wanted =
       KvBlockPool::BlocksFor(std::max(sequence.reserved(), sequence.wanted() + (sequence.scoring() ? 0 : 1)));
   KvBlockPool::Prefix prefix{{}, sequence.root()};
-  // A mean over the prompt needs all of its states, and what is found in the cache says nothing of its experts.
-  if (sequence.request.mean_layer < 0 && !sequence.request.want_prompt_routes) {
+  // A mean over the prompt needs all of its states, its log-probabilities all of its rows, and what is found in the
+  // cache says nothing of its experts.
+  const bool needs_all =
+      sequence.request.mean_layer >= 0 || sequence.reads_prompt() || sequence.request.want_prompt_routes;
+  if (!needs_all) {
     const int known = std::min(sequence.shareable(), sequence.wanted() - 1);
     prefix = pool_.TakePrefix(absl::MakeSpan(sequence.tokens).subspan(0, std::max(0, known)), sequence.root());
   }

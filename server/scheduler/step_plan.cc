@@ -96,6 +96,7 @@ void PlanPrompt(Sequence& sequence, Budget& budget, StepPlan& plan) {
   if (first_time) {
     segment.entry_layer = sequence.request.entry_layer;
     if (last_chunk) segment.readout = sequence.NextToken();
+    if (sequence.reads_prompt()) sequence.ReadPrompt(segment);
     segment.want_capture = last_chunk && sequence.request.on_prefilled;
     if (segment.want_capture) segment.state_layer = sequence.request.state_layer;
     if (sequence.request.on_prefilled) segment.mean_layer = sequence.request.mean_layer;

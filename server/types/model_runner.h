@@ -85,9 +85,10 @@ struct Segment {
   int experts_per_token = 0;  // of all rows, at most ModelShape::experts_per_token_max; 0: the model's own number
   bool want_routes = false;   // SegmentOutput::routes
 
-  ReadoutRequest readout;     // of the last row
-  bool want_capture = false;  // at the last row, with entry_layer
-  int state_layer = -1;       // of PromptCapture::state: an MoE layer, or after the last one (moe_layers); -1: no
+  ReadoutRequest readout;                         // of the last row
+  absl::Span<const ReadoutRequest> row_readouts;  // of the first so many rows, beside the last one's
+  bool want_capture = false;                      // at the last row, with entry_layer
+  int state_layer = -1;  // of PromptCapture::state: an MoE layer, or after the last one (moe_layers); -1: no
   // The states entering that layer are added to *state_sum, which holds those of the prompt's earlier chunks, or null
   // and then a sum is made; -1: no.
   int mean_layer = -1;
@@ -97,6 +98,7 @@ struct Segment {
 // Vectors keep their memory from pass to pass.
 struct SegmentOutput {
   Readout readout;                     // what was wanted
+  std::vector<Readout> row_readouts;   // one per segment.row_readouts
   std::vector<float> target_logprobs;  // one per target
   bool targets_greedy = true;          // every target is the most likely token (lowest id on ties)
   PromptCapture capture;

@@ -38,7 +38,9 @@ struct SamplingParams {
   int max_tokens = 256;           // >= 1. Generated tokens.
   std::vector<std::string> stop;  // At most kStopStringsMax texts of 1 to kStopStringBytesMax bytes.
   int logprobs = -1;              // [-1, kLogprobsMax]. -1: none; n: the chosen token's and the n most likely ones'.
-  bool ignore_eos = false;        // Go on after an end-of-sequence token.
+  // [-1, kLogprobsMax]. -1: none; n: the prompt's own tokens', and the n most likely ones' at each place.
+  int prompt_logprobs = -1;
+  bool ignore_eos = false;            // Go on after an end-of-sequence token.
   std::vector<LogitBias> logit_bias;  // Distinct ids in [0, vocabulary).
 };
 

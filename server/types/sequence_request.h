@@ -57,6 +57,9 @@ class SequenceSink {
   virtual ~SequenceSink() = default;
   // False ends the sequence here (a stop string was found), with FinishReason::kStop.
   virtual bool OnToken(const SampledToken& token) = 0;
+  // Where sampling.prompt_logprobs asks: once, before the first token, one for each token of the prompt. The model's
+  // own, whatever pathway governs the answer. The first one follows nothing, and has its id alone.
+  virtual void OnPrompt(std::vector<SampledToken> /*prompt*/) {}
   virtual void OnScores(std::vector<ContinuationScore> scores) = 0;
   // Where the request wants them: the whole prompt's, once they are final, before the first token or the scores; then
   // each generated token's before OnToken of the next one. No pass reads an answer's last token, unless an end token

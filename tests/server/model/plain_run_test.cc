@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "server/model/moe_model.h"
 #include "server/sampling/sampler.h"
 #include "server/scheduler/continuous_batcher.h"
@@ -17,9 +19,10 @@ class TokenSink final : public SequenceSink {
     tokens.push_back(token);
     return true;
   }
+  void OnPrompt(std::vector<SampledToken> p) override { prompt = std::move(p); }
   void OnScores(std::vector<ContinuationScore>) override {}
   void OnFinished(const absl::Status& s, FinishReason, const SequenceTimings&) override { status = s; }
-  std::vector<SampledToken> tokens;
+  std::vector<SampledToken> tokens, prompt;
   absl::Status status;
 };
 
@@ -103,6 +106,58 @@ TEST(PlainRun, MethodNoneAndARevertedPathwayAreBitwiseTheModelAlone) {
       EXPECT_EQ(sink->tokens[i].token_id, expected[i].token_id);
       EXPECT_EQ(sink->tokens[i].logprob, expected[i].logprob);  // Bitwise.
       EXPECT_EQ(sink->tokens[i].top_logprobs[1].logprob, expected[i].top_logprobs[1].logprob);
+    }
+  }
+}
+
+// Against the model's logits at every place of the prompt, one pass a place.
+TEST(PlainRun, APromptsLogprobsAreThoseOfTheModelsLogits) {
+  MoeModelOptions options;
+  options.folder = std::string(C3PO_TESTDATA_DIR) + "/model/olmoe_tiny";
+  options.dtype = "float32";
+  const auto model = *MoeModel::Load(options);
+  const std::vector<int32_t> prompt = {81, 117, 101, 115, 116, 105, 111, 110};
+  SamplingParams greedy;
+  greedy.logprobs = 3;
+  ASSERT_TRUE(model->AllocateKvCache(SlotsOf(64)).ok());
+  std::vector<SampledToken> likeliest;  // after each beginning of the prompt
+  std::vector<float> own;
+  for (size_t length = 1; length < prompt.size(); ++length) {
+    OwnedSegment segment;
+    segment.kv = {{0, 64}};
+    segment.tokens.assign(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(length));
+    const auto out = RunSegments(*model, {segment});
+    ASSERT_TRUE(out.ok()) << out.status();
+    const std::vector<float>& logits = out->at(0).readout.logits;
+    likeliest.push_back(*Sample(logits, greedy, segment.tokens, 0));
+    double sum = 0;
+    for (const float logit : logits) sum += std::exp(static_cast<double>(logit));
+    own.push_back(static_cast<float>(logits[static_cast<size_t>(prompt[length])] - std::log(sum)));
+  }
+
+  ASSERT_TRUE(model->AllocateKvCache(KvBlockPool::CacheOf(64)).ok());
+  for (const int chunk : {256, 3}) {
+    BatcherLimits limits;
+    limits.kv_tokens_max = 64;
+    limits.prefill_tokens_per_step = chunk;
+    ContinuousBatcher batcher(model.get(), limits, nullptr);
+    auto sink = std::make_shared<TokenSink>();
+    SequenceRequest request;
+    request.prompt = prompt;
+    request.sampling.max_tokens = 1;
+    request.sampling.prompt_logprobs = 3;
+    request.sink = sink;
+    batcher.Add(std::move(request));
+    while (batcher.Step()) {
+    }
+    ASSERT_TRUE(sink->status.ok()) << sink->status;
+    ASSERT_EQ(sink->prompt.size(), prompt.size());
+    for (size_t i = 1; i < prompt.size(); ++i) {
+      EXPECT_EQ(sink->prompt[i].token_id, prompt[i]);
+      EXPECT_NEAR(sink->prompt[i].logprob, own[i - 1], 1e-4);
+      ASSERT_EQ(sink->prompt[i].top_logprobs.size(), 3u);
+      EXPECT_EQ(sink->prompt[i].top_logprobs[0].token_id, likeliest[i - 1].token_id);
+      EXPECT_NEAR(sink->prompt[i].top_logprobs[2].logprob, likeliest[i - 1].top_logprobs[2].logprob, 1e-4);
     }
   }
 }

@@ -112,6 +112,59 @@ TEST(ContinuousBatcher, ARepeatedPromptIsPrefilledFromItsLastWholeBlock) {
   EXPECT_EQ(batcher.prefix_hit_tokens(), 96);
 }
 
+// In chunks, with what another left of it in the cache, and after its blocks were taken back: always the same.
+TEST(ContinuousBatcher, APromptsLogprobsAreToldOnceWhateverTheSchedule) {
+  std::vector<int32_t> prompt(100);
+  for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>(i * 7 % 48);
+  std::vector<SampledToken> first;
+  for (const int chunk : {256, 256, 7}) {
+    HashModel model;
+    BatcherLimits limits;
+    limits.prefill_tokens_per_step = chunk;
+    ContinuousBatcher batcher(&model, limits, nullptr);
+    for (const bool before : {true, false}) {  // A plain request leaves the prompt's blocks in the cache.
+      auto sink = std::make_shared<RecordingSink>();
+      SequenceRequest request = MakeRequest({prompt, 3, nullptr}, sink);
+      if (!before) request.sampling.prompt_logprobs = 2;
+      batcher.Add(std::move(request));
+      while (batcher.Step()) {
+      }
+      ASSERT_TRUE(sink->status.ok()) << sink->status;
+      EXPECT_EQ(sink->tokens, RunAlone({prompt, 3, nullptr})->tokens);
+      ASSERT_EQ(sink->prompt.size(), before ? 0 : prompt.size());
+      if (before) continue;
+      EXPECT_TRUE(sink->prompt[0].top_logprobs.empty());
+      for (size_t i = 0; i < prompt.size(); ++i) {
+        const SampledToken& token = sink->prompt[i];
+        EXPECT_EQ(token.token_id, prompt[i]);
+        if (i == 0) continue;
+        ASSERT_EQ(token.top_logprobs.size(), 2u);
+        EXPECT_LT(token.logprob, 0);
+        EXPECT_LE(token.logprob, token.top_logprobs[0].logprob);
+        if (!first.empty()) {
+          EXPECT_EQ(token.logprob, first[i].logprob);
+          EXPECT_EQ(token.top_logprobs[0].token_id, first[i].top_logprobs[0].token_id);
+        }
+      }
+      first = sink->prompt;
+    }
+  }
+}
+
+TEST(ContinuousBatcher, APromptWhoseLogprobsAreNoNumbersFails) {
+  HashModel model;
+  model.bad_token = 5;
+  ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);
+  auto sink = std::make_shared<RecordingSink>();
+  SequenceRequest request = MakeRequest({{5, 2, 3}, 3, nullptr}, sink);
+  request.sampling.prompt_logprobs = 0;
+  batcher.Add(std::move(request));
+  while (batcher.Step()) {
+  }
+  EXPECT_EQ(sink->status.code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(sink->prompt.empty());
+}
+
 TEST(ContinuousBatcher, ContinuationsOfAPromptAreScoredInOnePass) {
   HashModel model;
   ContinuousBatcher batcher(&model, BatcherLimits(), nullptr);

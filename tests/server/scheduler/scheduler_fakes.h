@@ -57,6 +57,11 @@ class HashModel final : public PartialModel {
           h = (h ^ static_cast<uint64_t>(routing->values.weights[0] * 1000)) * 1099511628211ull;
         }
         states_.at(slots[position]) = h;
+        if (r < segment.row_readouts.size()) {
+          std::vector<float> of_row(kVocabulary, segment.tokens[r] == bad_token ? std::nanf("") : 0);
+          if (segment.tokens[r] != bad_token) of_row[(h >> 17) % (kVocabulary - 1)] = 1;
+          ReadOut(of_row, segment.row_readouts[r], output.row_readouts.emplace_back());
+        }
         EXPECT_TRUE(written.insert(slots[position]).second) << "two rows of a pass write one slot";
         if (!segment.targets.empty()) output.target_logprobs.push_back(-static_cast<float>((h >> 20) % 100));
         // No number from this token on; of one pass only.
@@ -141,6 +146,10 @@ class RecordingSink final : public SequenceSink {
     tokens.push_back(token.token_id);
     return static_cast<int>(tokens.size()) < stop_after_;
   }
+  void OnPrompt(std::vector<SampledToken> p) override {
+    EXPECT_TRUE(prompt.empty() && tokens.empty());
+    prompt = std::move(p);
+  }
   void OnScores(std::vector<ContinuationScore> s) override { scores = std::move(s); }
   void OnFinished(const absl::Status& s, FinishReason r, const SequenceTimings& t) override {
     EXPECT_EQ(finished_count, 0);
@@ -151,6 +160,7 @@ class RecordingSink final : public SequenceSink {
     done.Notify();
   }
   std::vector<int32_t> tokens;
+  std::vector<SampledToken> prompt;  // with log-probabilities, where they were asked for
   std::vector<ContinuationScore> scores;
   int finished_count = 0;
   absl::Status status;
