@@ -172,7 +172,7 @@ PROCESS = [
     panel("File descriptors", "short", [(gauge("process_open_fds"), "open {{instance}}"),
                                         (gauge("process_max_fds"), "limit {{instance}}")]),
     panel("Threads", "short", [(gauge("process_threads"), "{{instance}}")]),
-    panel("Connections", "short", [(gauge("c3po_connections"), "{{instance}}")]),
+    panel("Connections", "short", [(gauge("c3po_connections"), "{{instance}}"), (gauge("c3po_http_connections"), "HTTP {{instance}}")]),
     panel("Connections refused per second", "ops", [(rate("c3po_connections_refused_total", "instance,limit"), "{{limit}} {{instance}}")],
           description="By the limit that they met: of all, of one address, of file descriptors."),
     panel("Calls refused for their caller's limits per second", "ops", [(rate("c3po_calls_refused_total", "instance,limit"), "{{limit}} {{instance}}")],

@@ -32,6 +32,7 @@ class Metrics {
   enum class Verdict { kSuccessful, kFailed, kMalformed, kDuplicate };
   enum class Learned { kProfile, kPrior, kShift, kOffset };  // Kept beside a collection's references.
   enum class MemoryPart { kWeights, kKvCache, kNeighborCache, kWork, kEncoder, kIndex, kOther };
+  enum class Port { kGrpc, kHttp };                                            // Where calls come in.
   enum class RefusedConnection { kAll, kAddress, kDescriptors };               // Which limit it met.
   enum class RefusedCall { kCallsAtOnce, kCallsPerMinute, kTokensPerMinute };  // Which limit of its caller's.
   enum class RefusedWatch { kAll, kAddress };                                  // Health's Watch streams: which limit.
@@ -65,9 +66,13 @@ class Metrics {
     kKserveModelInfer,
     kKserveModelStreamInfer,
     kKserveServerMetadata,
-    kKserveModelMetadata
+    kKserveModelMetadata,
+    kOpenAiChatCompletions,
+    kOpenAiCompletions,
+    kOpenAiEmbeddings,
+    kOpenAiModels
   };
-  static constexpr int kRpcCount = static_cast<int>(Rpc::kKserveModelMetadata) + 1;
+  static constexpr int kRpcCount = static_cast<int>(Rpc::kOpenAiModels) + 1;
 
   // Both UTF-8, from the configuration. `version` is the server's own.
   Metrics(absl::string_view model_name, absl::string_view version);
@@ -79,14 +84,16 @@ class Metrics {
   void SetModel(absl::string_view digest, absl::string_view dtype, absl::string_view device);
 
   // --- Requests: Generate and Score calls that were let in (valid, and given a place) ---
-  void RequestStarted();                          // c3po_requests_started_total
-  void CountFinished(FinishedReason reason);      // vllm:request_success_total{finished_reason}: each call, once
-  void CountRpc(Rpc rpc, absl::StatusCode code);  // c3po_rpc_total{service,method,code}; see RpcCodeName for `code`.
-  void SetRunning(int64_t requests);              // vllm:num_requests_running: in the engine's batch, imports too
-  void SetWaiting(int64_t requests);              // vllm:num_requests_waiting: for a place there
-  void SetPendingMax(int64_t requests);           // c3po_pending_requests_max: running and waiting, beyond: refused
-  void CountPromptTokens(int64_t tokens);         // vllm:prompt_tokens_total
-  void CountGeneratedTokens(int64_t tokens);      // vllm:generation_tokens_total
+  void RequestStarted();                      // c3po_requests_started_total
+  void CountFinished(FinishedReason reason);  // vllm:request_success_total{finished_reason}: each call, once
+  // c3po_rpc_total{service,method,code}; see RpcCodeName for `code`. OpenAI's chat completions count as its
+  // Completions, its embeddings and models as Other.
+  void CountRpc(Rpc rpc, absl::StatusCode code);
+  void SetRunning(int64_t requests);          // vllm:num_requests_running: in the engine's batch, imports too
+  void SetWaiting(int64_t requests);          // vllm:num_requests_waiting: for a place there
+  void SetPendingMax(int64_t requests);       // c3po_pending_requests_max: running and waiting, beyond: refused
+  void CountPromptTokens(int64_t tokens);     // vllm:prompt_tokens_total
+  void CountGeneratedTokens(int64_t tokens);  // vllm:generation_tokens_total
 
   // Histograms of seconds.
   void ObserveTimeToFirstToken(double seconds);   // vllm:time_to_first_token_seconds, from arrival, per answer
@@ -99,8 +106,8 @@ class Metrics {
   // c3po_cancel_to_release_seconds: from the client's cancel (or the deadline) to its KV blocks being free.
   void ObserveCancelToRelease(double seconds);
 
-  // --- Connections to the gRPC port ---
-  void SetConnections(int64_t connections);              // c3po_connections: open ones
+  // --- Connections to the ports of calls ---
+  void SetConnections(Port port, int64_t connections);   // c3po_connections, c3po_http_connections: open ones
   void CountRefusedConnection(RefusedConnection limit);  // c3po_connections_refused_total{limit}
   static absl::string_view RefusedConnectionName(RefusedConnection limit);
 

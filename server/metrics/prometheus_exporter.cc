@@ -62,9 +62,11 @@ constexpr std::array<const char*, 2> kTraceResults = {"exported", "dropped"};
 constexpr std::array<const char*, 2> kStoredRows = {"reference", "artifact"};
 constexpr std::array<const char*, 4> kLearned = {"profile", "prior", "shift", "offset"};
 struct NamedRpc {
-  const char* name;  // service/method
-  std::string service() const { return std::string(name).substr(0, std::string(name).find('/')); }
-  std::string method() const { return std::string(name).substr(std::string(name).find('/') + 1); }
+  const char* name;                  // service/method, in the log
+  const char* counted_as = nullptr;  // in its series; null: as `name`
+  std::string series() const { return counted_as == nullptr ? name : counted_as; }
+  std::string service() const { return series().substr(0, series().find('/')); }
+  std::string method() const { return series().substr(series().find('/') + 1); }
 };
 constexpr std::array<NamedRpc, Metrics::kRpcCount> kRpcs = {{
     {"GenerationService/Generate"},
@@ -95,6 +97,10 @@ constexpr std::array<NamedRpc, Metrics::kRpcCount> kRpcs = {{
     {"GRPCInferenceService/ModelStreamInfer"},
     {"GRPCInferenceService/ServerMetadata"},
     {"GRPCInferenceService/ModelMetadata"},
+    {"OpenAI/ChatCompletions", "OpenAI/Completions"},
+    {"OpenAI/Completions"},
+    {"OpenAI/Embeddings", "OpenAI/Other"},
+    {"OpenAI/Models", "OpenAI/Other"},
 }};
 struct CodeName {
   absl::StatusCode code;
@@ -313,6 +319,8 @@ struct Metrics::Series {
                                               "From a cancellation to its KV blocks being free", ReleaseSeconds());
 
   Gauge& connections = AddGauge(registry, "c3po_connections", "Open connections to the gRPC port");
+  Gauge& http_connections =
+      AddGauge(registry, "c3po_http_connections", "Open connections to the HTTP port (--http-listen)");
   CounterArray<kRefusedConnections.size()> refused_connections =
       AddCounters(registry, "c3po_connections_refused_total", "Connections closed at once, by the limit that they met",
                   "limit", kRefusedConnections);
@@ -511,7 +519,10 @@ void Metrics::SetMessageBytes(int64_t bytes) { series_->message_bytes.Set(static
 
 void Metrics::SetImportStreams(int64_t streams) { series_->import_streams.Set(static_cast<double>(streams)); }
 
-void Metrics::SetConnections(int64_t connections) { series_->connections.Set(static_cast<double>(connections)); }
+void Metrics::SetConnections(Port port, int64_t connections) {
+  Gauge& gauge = port == Port::kGrpc ? series_->connections : series_->http_connections;
+  gauge.Set(static_cast<double>(connections));
+}
 void Metrics::CountRefusedConnection(RefusedConnection limit) {
   series_->refused_connections[static_cast<size_t>(limit)]->Increment();
 }

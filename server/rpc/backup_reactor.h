@@ -41,10 +41,10 @@ class BackupReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   std::unique_ptr<SharedAmount::Held> place_;
   std::mutex mu_;  // Not absl::Mutex, whose timed waits are by the wall clock.
   std::condition_variable written_;
-  bool writing_ = false;       // Under mu_.
-  bool broken_ = false;        // Under mu_.
-  bool revoked_ = false;       // Under mu_.
-  grpc::ByteBuffer outgoing_;  // The thread's; gRPC's while writing_.
+  bool writing_ = false;               // Under mu_.
+  bool broken_ = false;                // Under mu_.
+  bool revoked_ = false;               // Under mu_.
+  grpc::ByteBuffer outgoing_;          // The thread's; gRPC's while writing_.
   std::unique_ptr<Grant::Hold> hold_;  // Goes first.
 };
 

@@ -1,5 +1,7 @@
 #include "server/rpc/call_context.h"
 
+#include <grpcpp/security/auth_context.h>
+
 #include <algorithm>
 #include <chrono>
 #include <mutex>
@@ -20,13 +22,50 @@ constexpr size_t kRequestIdBytesMax = 128;
 
 // gRPC keeps deadlines by the steady clock and tells them by the wall clock of the moment. Its "no deadline" is the end
 // of its clock.
-absl::Time DeadlineOf(grpc::CallbackServerContext* context) {
-  const absl::Duration left =
-      absl::FromChrono(context->deadline()) - absl::FromChrono(std::chrono::system_clock::now());
+absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
+  const absl::Duration left = absl::FromChrono(context.deadline()) - absl::FromChrono(std::chrono::system_clock::now());
   return left > absl::Hours(24 * 365) ? absl::InfiniteFuture() : SteadyNow() + left;
 }
 
+std::string HeaderOf(const grpc::CallbackServerContext& context, const char* name) {
+  const auto found = context.client_metadata().find(name);
+  if (found == context.client_metadata().end()) return {};
+  return {found->second.data(), found->second.size()};
+}
+
+// Empty where there are several.
+std::string SingleHeaderOf(const grpc::CallbackServerContext& context, const char* name) {
+  return context.client_metadata().count(name) == 1 ? HeaderOf(context, name) : std::string();
+}
+
+// A list that may come in several headers.
+std::string JoinedHeadersOf(const grpc::CallbackServerContext& context, const char* name) {
+  const auto [first, last] = context.client_metadata().equal_range(name);
+  std::string joined;
+  for (auto line = first; line != last; ++line) {
+    if (!joined.empty()) joined += ',';
+    joined.append(line->second.data(), line->second.size());
+  }
+  return joined;
+}
+
+std::string CertificateNameOf(const grpc::CallbackServerContext& context) {
+  const auto authentication = context.auth_context();
+  if (authentication == nullptr || !authentication->IsPeerAuthenticated()) return {};
+  const std::vector<grpc::string_ref> names = authentication->FindPropertyValues("x509_common_name");
+  return names.empty() ? std::string() : std::string(names.front().data(), names.front().size());
+}
+
 }  // namespace
+
+CallOrigin OriginOf(const grpc::CallbackServerContext& context) {
+  return {context.peer(),
+          CertificateNameOf(context),
+          HeaderOf(context, "authorization"),
+          SingleHeaderOf(context, "traceparent"),
+          JoinedHeadersOf(context, "tracestate"),
+          DeadlineOf(context)};
+}
 
 absl::Status RevokedError() {
   return absl::UnauthenticatedError("the token was revoked, or what it allows was changed, while the call ran");
@@ -43,8 +82,13 @@ uint64_t DrawSeed() {
 }
 
 CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc)
-    : context_(context),
-      admission_(parts.entrance->Admit(*context, rpc, record_.caller)),
+    : CallState(OriginOf(*context), parts, rpc) {
+  context_ = context;
+}
+
+CallState::CallState(CallOrigin origin, const ServiceParts& parts, Metrics::Rpc rpc)
+    : origin_(std::move(origin)),
+      admission_(parts.entrance->Admit(origin_, rpc, record_.caller)),
       metrics_(parts.metrics),
       log_(parts.call_log),
       administers_(admission_.ok() && (!parts.entrance->guarded() || admission_->caller.role == Role::kAdminister)),
@@ -53,7 +97,7 @@ CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& p
       cancelled_(std::make_shared<std::atomic<bool>>(false)),
       message_bytes_(parts.message_bytes) {
   record_.rpc = rpc;
-  record_.peer = context->peer();
+  record_.peer = origin_.peer;
   if (parts.tracer != nullptr) (void)CatchEscapedIn(ThreadKind::kTransport, [&] { BeginTrace(*parts.tracer); });
   if (!admission_.ok() || grant() == nullptr) return;
   hold_ = grant()->Watch([this] {
@@ -63,7 +107,7 @@ CallState::CallState(grpc::CallbackServerContext* context, const ServiceParts& p
 }
 
 void CallState::BeginTrace(const Tracer& tracer) {
-  const std::optional<TraceContext> parent = ParentOf(*context_);
+  const std::optional<TraceContext> parent = ParseTraceContext(origin_.traceparent, origin_.tracestate);
   trace_ = BeginCallSpan(tracer, parent, record_.rpc, record_.peer, arrival_);
   if (trace_ != nullptr) {
     record_.trace_id = TraceHex(trace_->trace_id());
@@ -110,7 +154,7 @@ CallContext CallState::Context(const std::string& request_id) {
   CallContext result;
   result.request_id = record_.request_id;
   result.arrival = arrival_;
-  result.deadline = DeadlineOf(context_);
+  result.deadline = origin_.deadline;
   result.cancelled = cancelled_;
   result.caller = record_.caller;
   result.may_use_oracle = may_use_oracle_;
@@ -147,7 +191,7 @@ void CallState::Released() {
     metrics_->ObserveCancelToRelease(static_cast<double>(absl::ToUnixNanos(SteadyNow()) - cancelled_at) * 1e-9);
 }
 
-grpc::Status CallState::End(const absl::Status& with) noexcept {
+absl::Status CallState::Ended(const absl::Status& with) noexcept {
   Released();
   absl::Status status = with;
   if (revoked_.load() && absl::IsCancelled(with))
@@ -156,6 +200,11 @@ grpc::Status CallState::End(const absl::Status& with) noexcept {
   const auto log = [&] { log_->Ended(record_, status, SteadyNow() - arrival_); };
   (void)CatchEscapedIn(ThreadKind::kTransport, log);
   EndCallSpan(trace_.get(), status);
+  return status;
+}
+
+grpc::Status CallState::End(const absl::Status& with) noexcept {
+  const absl::Status status = Ended(with);
   grpc::Status result(static_cast<grpc::StatusCode>(status.code()), "");
   const auto with_details = [&] { result = ToGrpcStatus(status, context_); };
   (void)CatchEscapedIn(ThreadKind::kTransport, with_details);

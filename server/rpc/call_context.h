@@ -55,11 +55,16 @@ struct ServiceParts : LoadedParts {
   WorkerPool* backups = nullptr;
 };
 
+// What gRPC knows of a call.
+CallOrigin OriginOf(const grpc::CallbackServerContext& context);
+
 // One call's place on the wire: who calls, its deadline, its cancel flag, and the accounting of how it ended. What is
 // to be in the log of it is noted on the way, by one thread at a time and before End.
 class CallState {
  public:
   CallState(grpc::CallbackServerContext* context, const ServiceParts& parts, Metrics::Rpc rpc);
+  // Of another transport, which ends it by Ended.
+  CallState(CallOrigin origin, const ServiceParts& parts, Metrics::Rpc rpc);
   ~CallState();
   CallState(const CallState&) = delete;
   CallState& operator=(const CallState&) = delete;
@@ -108,14 +113,17 @@ class CallState {
   bool revoked() const { return revoked_.load(); }
   // The call's work has ended, and what it held is free; answers may still be on their way to the client.
   void Released();
-  // The status for the wire, counted and logged; call once, last. Where there is no memory for that, the status has its
-  // code alone. A call that was cancelled as its token was revoked ends with RevokedError.
+  // Counts and logs the end; call once, last. Returns what the client is told: RevokedError where the call was
+  // cancelled as its token was revoked, else `status`.
+  absl::Status Ended(const absl::Status& status) noexcept;
+  // The same for gRPC's wire. Where there is no memory for that, the status has its code alone.
   grpc::Status End(const absl::Status& status) noexcept;
 
  private:
   void BeginTrace(const Tracer& tracer);
 
-  grpc::CallbackServerContext* const context_;
+  grpc::CallbackServerContext* context_ = nullptr;  // Set once; null: not gRPC's.
+  const CallOrigin origin_;
   CallRecord record_;
   const absl::StatusOr<Entrance::Admission> admission_;
   Metrics* const metrics_;  // may be null

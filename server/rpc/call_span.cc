@@ -13,8 +13,6 @@
 namespace c3po {
 namespace {
 
-absl::string_view TextOf(grpc::string_ref text) { return {text.data(), text.size()}; }
-
 // Of "ipv4:10.0.0.7:51002" and "ipv6:%5B::1%5D:51002"; of a socket's path there is nothing to tell.
 void SetPeer(absl::string_view peer, CallTrace& trace) {
   const size_t scheme = peer.find(':'), port = peer.rfind(':');
@@ -38,15 +36,6 @@ bool IsServersFault(absl::string_view code) {
 }
 
 }  // namespace
-
-std::optional<TraceContext> ParentOf(const grpc::CallbackServerContext& context) {
-  const auto& metadata = context.client_metadata();
-  if (metadata.count("traceparent") != 1) return std::nullopt;
-  std::string state;
-  const auto [first, last] = metadata.equal_range("tracestate");
-  for (auto line = first; line != last; ++line) absl::StrAppend(&state, state.empty() ? "" : ",", TextOf(line->second));
-  return ParseTraceContext(TextOf(metadata.find("traceparent")->second), state);
-}
 
 std::string FullServiceName(Metrics::Rpc rpc) {
   const absl::string_view name = Metrics::RpcName(rpc);

@@ -1,8 +1,6 @@
 #ifndef C3PO_SERVER_RPC_CALL_SPAN_H_
 #define C3PO_SERVER_RPC_CALL_SPAN_H_
 
-#include <grpcpp/server_context.h>
-
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,9 +17,6 @@ namespace c3po {
 // The server span of a gRPC call, by OpenTelemetry's semantic conventions for RPC: its name is the method's full one,
 // "c3po.v1.GenerationService/Generate", its attributes are rpc.* and network.peer.*, its status is an error where the
 // fault is the server's.
-
-// Of the metadata `traceparent` and `tracestate`; nothing: there is none, several, or one that is not valid.
-std::optional<TraceContext> ParentOf(const grpc::CallbackServerContext& context);
 
 // "c3po.v1.GenerationService", of a method's service.
 std::string FullServiceName(Metrics::Rpc rpc);

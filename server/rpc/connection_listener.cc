@@ -283,7 +283,7 @@ void ConnectionListener::AcceptOne(const Socket& listening) {
     }
     if (!refusal) {
       connections_.push_back({connection, InodeOf(connection).value_or(0), peer.host});
-      if (metrics_ != nullptr) metrics_->SetConnections(static_cast<int64_t>(connections_.size()));
+      if (metrics_ != nullptr) metrics_->SetConnections(limits_.port, static_cast<int64_t>(connections_.size()));
     }
   }
   if (refusal) {
@@ -313,7 +313,7 @@ void ConnectionListener::Refuse(int connection, Metrics::RefusedConnection why, 
 void ConnectionListener::ForgetClosed() {
   const auto closed = [](const Connection& one) { return InodeOf(one.descriptor).value_or(0) != one.inode; };
   connections_.erase(std::remove_if(connections_.begin(), connections_.end(), closed), connections_.end());
-  if (metrics_ != nullptr) metrics_->SetConnections(static_cast<int64_t>(connections_.size()));
+  if (metrics_ != nullptr) metrics_->SetConnections(limits_.port, static_cast<int64_t>(connections_.size()));
 }
 
 void ConnectionListener::Probe() {

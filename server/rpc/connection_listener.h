@@ -26,6 +26,7 @@ struct ConnectionLimits {
   int per_address_max = 256;   // From one address; no limit for a socket's path, where clients have none.
   // Between two connections to itself. After four of them without a success it does not count as accepting.
   absl::Duration probe_every = absl::Seconds(5);
+  Metrics::Port port = Metrics::Port::kGrpc;  // As which its connections are counted.
 };
 
 // Listens and accepts in place of gRPC, whose listener of 1.51 stays dead once it has met the limit of file

@@ -1,13 +1,9 @@
 #include "server/rpc/entrance.h"
 
-#include <grpcpp/security/auth_context.h>
-
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 #include "index/base/device_failure.h"
 #include "index/base/status_macros.h"
 #include "server/types/status_details.h"
@@ -39,6 +35,10 @@ Role LeastRole(Metrics::Rpc rpc) {
     case Metrics::Rpc::kKserveModelStreamInfer:
     case Metrics::Rpc::kKserveServerMetadata:
     case Metrics::Rpc::kKserveModelMetadata:
+    case Metrics::Rpc::kOpenAiChatCompletions:
+    case Metrics::Rpc::kOpenAiCompletions:
+    case Metrics::Rpc::kOpenAiEmbeddings:
+    case Metrics::Rpc::kOpenAiModels:
       return Role::kGenerate;
     case Metrics::Rpc::kReferencesList:
     case Metrics::Rpc::kReferencesAdd:
@@ -54,37 +54,21 @@ Role LeastRole(Metrics::Rpc rpc) {
   return Role::kAdminister;
 }
 
-absl::string_view HeaderOf(const grpc::CallbackServerContext& context, const char* name) {
-  const auto found = context.client_metadata().find(name);
-  if (found == context.client_metadata().end()) return {};
-  return {found->second.data(), found->second.size()};
-}
-
-std::string NameOf(const grpc::CallbackServerContext& context) {
-  const auto authentication = context.auth_context();
-  if (authentication != nullptr && authentication->IsPeerAuthenticated()) {
-    const std::vector<grpc::string_ref> names = authentication->FindPropertyValues("x509_common_name");
-    if (!names.empty()) return std::string(names.front().data(), names.front().size());
-  }
-  return AddressOfPeer(context.peer());
-}
-
 }  // namespace
 
 std::string AddressOfPeer(const std::string& peer) { return peer.substr(0, peer.rfind(':')); }
 
-absl::StatusOr<Entrance::Admission> Entrance::Admit(const grpc::CallbackServerContext& context, Metrics::Rpc rpc,
-                                                    std::string& name) {
+absl::StatusOr<Entrance::Admission> Entrance::Admit(const CallOrigin& origin, Metrics::Rpc rpc, std::string& name) {
   Caller caller{"", Role::kReferences, {}, {}};
   if (access_ != nullptr) {
-    C3PO_ASSIGN_OR_RETURN(caller, access_->Authenticate(HeaderOf(context, "authorization")));
+    C3PO_ASSIGN_OR_RETURN(caller, access_->Authenticate(origin.authorization));
     name = caller.name;
     if (caller.role < LeastRole(rpc)) {
       return absl::PermissionDeniedError(absl::StrCat("the method needs the role ", RoleName(LeastRole(rpc)), "; \"",
                                                       caller.name, "\" has ", RoleName(caller.role)));
     }
   } else {
-    caller.name = name = NameOf(context);
+    caller.name = name = origin.certificate_name.empty() ? AddressOfPeer(origin.peer) : origin.certificate_name;
   }
   switch (state()) {
     case State::kLoading:

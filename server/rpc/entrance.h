@@ -1,14 +1,13 @@
 #ifndef C3PO_SERVER_RPC_ENTRANCE_H_
 #define C3PO_SERVER_RPC_ENTRANCE_H_
 
-#include <grpcpp/server_context.h>
-
 #include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "server/admission/access_control.h"
 #include "server/admission/rate_limiter.h"
 #include "server/metrics/metrics.h"
@@ -17,6 +16,15 @@ namespace c3po {
 
 // "ipv4:10.0.0.7" of "ipv4:10.0.0.7:51002": one machine is one caller.
 std::string AddressOfPeer(const std::string& peer);
+
+// A call as its transport knows it before anything of it is read.
+struct CallOrigin {
+  std::string peer;              // The address, as gRPC writes it: "ipv4:10.0.0.7:51002".
+  std::string certificate_name;  // The common name of the client's certificate, which was verified; empty: it has none.
+  std::string authorization;     // The value of that header.
+  std::string traceparent, tracestate;           // Likewise: W3C Trace Context. Empty: none, or several traceparents.
+  absl::Time deadline = absl::InfiniteFuture();  // By the steady clock.
+};
 
 // What every call passes before anything of it is read: is the server open, who calls, may they call this method, and
 // have they calls left? Health checks and reflection do not pass here. Thread-safe.
@@ -43,7 +51,7 @@ class Entrance {
   // the port, with the role kReferences and every collection. Also of calls that are not let in, where it is known, in
   // `name`. Unavailable: loading, or draining. Unauthenticated: see AccessControl. PermissionDenied: the caller's role
   // does not reach to `rpc`. ResourceExhausted: see RateLimiter::Admit.
-  absl::StatusOr<Admission> Admit(const grpc::CallbackServerContext& context, Metrics::Rpc rpc, std::string& name);
+  absl::StatusOr<Admission> Admit(const CallOrigin& origin, Metrics::Rpc rpc, std::string& name);
 
  private:
   const std::unique_ptr<AccessControl> access_;

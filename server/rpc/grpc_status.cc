@@ -50,10 +50,11 @@ const char* ReasonOfCode(absl::StatusCode code) {
   }
 }
 
-// Also metadata's keys, "c3po-method".
-// "optimization.critical_layers[2]" of "optimization.critical_layers[2]: layer 99 does not exist"; empty when the
-// message begins otherwise.
-absl::string_view FieldOf(absl::string_view message) {
+}  // namespace
+
+std::string ReasonOnWire(const absl::Status& status) { return ReasonOf(status).value_or(ReasonOfCode(status.code())); }
+
+absl::string_view FieldOfMessage(absl::string_view message) {
   const size_t colon = message.find(": ");
   if (colon == absl::string_view::npos || colon == 0) return {};
   for (const char c : message.substr(0, colon)) {
@@ -64,7 +65,9 @@ absl::string_view FieldOf(absl::string_view message) {
   return message.substr(0, colon);
 }
 
-}  // namespace
+absl::Duration PauseOf(const absl::Status& status) { return RetryAfterOf(status).value_or(kRetryAfter); }
+
+absl::string_view MessageOnWire(const absl::Status& status) { return Utf8Prefix(status.message(), kMessageBytesMax); }
 
 grpc::StatusCode ToGrpcCode(absl::StatusCode code) {
   if (code == absl::StatusCode::kOk) return grpc::StatusCode::OK;
@@ -75,16 +78,16 @@ grpc::StatusCode ToGrpcCode(absl::StatusCode code) {
 
 grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContext* context) {
   if (status.ok()) return grpc::Status::OK;
-  const absl::string_view message = Utf8Prefix(status.message(), kMessageBytesMax);
+  const absl::string_view message = MessageOnWire(status);
   const grpc::StatusCode code = ToGrpcCode(status.code());
   google::rpc::Status details;
   details.set_code(code);
   details.set_message(std::string(message));
   google::rpc::ErrorInfo info;
-  info.set_reason(ReasonOf(status).value_or(ReasonOfCode(status.code())));
+  info.set_reason(ReasonOnWire(status));
   info.set_domain("c3po");
   details.add_details()->PackFrom(info);
-  const absl::string_view field = FieldOf(message);
+  const absl::string_view field = FieldOfMessage(message);
   if (code == grpc::StatusCode::INVALID_ARGUMENT && !field.empty()) {
     google::rpc::BadRequest bad_request;
     auto* violation = bad_request.add_field_violations();
@@ -93,7 +96,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContex
     details.add_details()->PackFrom(bad_request);
   }
   if (code == grpc::StatusCode::RESOURCE_EXHAUSTED) {
-    const int64_t pause = absl::ToInt64Milliseconds(RetryAfterOf(status).value_or(kRetryAfter));
+    const int64_t pause = absl::ToInt64Milliseconds(PauseOf(status));
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_seconds(pause / 1000);
     retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(pause % 1000 * 1000000));

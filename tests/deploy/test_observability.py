@@ -57,6 +57,7 @@ QUIET = {
     'sum by (instance,thread) (rate(c3po_escaped_exceptions_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "none escapes",
     'sum by (instance) (rate(c3po_log_lines_lost_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "the log is read",
     'sum by (result) (rate(c3po_trace_spans_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "nothing is traced",
+    'sum by (instance) (c3po_http_connections{job="$job",instance=~"$instance"})': "no --http-listen",
     'sum by (instance,limit) (rate(c3po_connections_refused_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "few connect",
     'sum by (instance,limit) (rate(c3po_calls_refused_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "few call",
     'sum by (instance) (c3po_health_watches{job="$job",instance=~"$instance"})': "nobody watches",

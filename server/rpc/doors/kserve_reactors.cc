@@ -203,7 +203,7 @@ absl::Status KserveStreamReactor::Submit() {
   if (std::exchange(began_, true)) {  // Each request counts as a call of its caller's.
     std::string name;
     C3PO_ASSIGN_OR_RETURN(Entrance::Admission admission,
-                          parts_.entrance->Admit(*context_, Metrics::Rpc::kKserveModelStreamInfer, name));
+                          parts_.entrance->Admit(OriginOf(*context_), Metrics::Rpc::kKserveModelStreamInfer, name));
     rates = std::move(admission.call);
   }
   CallContext context = call().Context(request.id());

@@ -83,7 +83,8 @@ void TouchEverything(Metrics& metrics) {
   metrics.SetNeighborCacheBytes(int64_t{5} << 30);
   metrics.SetWorkMemory(int64_t{3} << 28);
   metrics.SetReferencesUsable(7);
-  metrics.SetConnections(3);
+  metrics.SetConnections(Metrics::Port::kGrpc, 3);
+  metrics.SetConnections(Metrics::Port::kHttp, 4);
   for (int i = 0; i < 3; ++i) metrics.CountRefusedConnection(static_cast<Metrics::RefusedConnection>(i));
   for (int i = 0; i < 3; ++i) metrics.CountRefusedCall(static_cast<Metrics::RefusedCall>(i));
   metrics.SetHealthWatches(2);
