@@ -15,6 +15,7 @@ ENV PATH=/opt/c3po/bin:/usr/local/bin:/usr/bin:/bin \
     C3PO_METRICS_ADDRESS=0.0.0.0 \
     C3PO_METRICS_PORT=9464
 VOLUME ["/models", "/var/lib/c3po"]
+# gRPC and metrics. OpenAI's HTTP API is off: -e C3PO_HTTP_LISTEN=0.0.0.0:8000 -p 8000:8000 opens it.
 EXPOSE 50051 9464
 USER 10001:10001
 WORKDIR /var/lib/c3po

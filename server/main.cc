@@ -55,6 +55,8 @@
 #include "server/process/heap_settings.h"
 #include "server/process/process_signals.h"
 #include "server/process/process_usage.h"
+#include "server/rpc/doors/http/http_port.h"
+#include "server/rpc/doors/http/openai_door.h"
 #include "server/rpc/doors/kserve_service.h"
 #include "server/rpc/doors/vllm_service.h"
 #include "server/rpc/grpc_log.h"
@@ -105,6 +107,7 @@ struct Server {
   std::unique_ptr<WorkerPool> workers;            // Its jobs use the two above.
   std::unique_ptr<ReferenceStateBuilder> states;  // Whoever waits for it goes on as a job of these.
   std::unique_ptr<GrpcServer> grpc;               // Listens before the rest is loaded.
+  std::unique_ptr<HttpPort> openai;               // Null: no --http-listen.
   std::unique_ptr<HealthMonitor> health;
   std::unique_ptr<HeapTrim> heap_trim;
   std::atomic<const HealthMonitor*> known_health{
@@ -120,7 +123,9 @@ std::string AddressOf(const ServerConfig& config, const Server& server) {
   return absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", server.grpc->port());
 }
 
-int HttpPortOf(const Server& server) { return server.http ? server.http->port() : -1; }
+int MetricsPortOf(const Server& server) { return server.http ? server.http->port() : -1; }
+
+int HttpPortOf(const Server& server) { return server.openai ? server.openai->port() : -1; }
 
 // Where model and embedder lie, before anything is opened: a name of the hub's that its cache lacks ends the start.
 absl::Status FindFolders(const ServerConfig& config, Server& server) {
@@ -303,17 +308,35 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   return absl::OkStatus();
 }
 
-// Both doors are open before the model is there: they say that it is being loaded.
+// OpenAI's protocol, beside gRPC's.
+absl::Status StartHttp(const ServerConfig& config, Server& server) {
+  if (config.http_listen.empty()) return absl::OkStatus();
+  HttpPort::Options options;
+  options.address = config.http_listen;
+  options.accepted = server.grpc->connection_limits();
+  options.accepted.port = Metrics::Port::kHttp;
+  options.limits.body_bytes_max = static_cast<size_t>(config.message_bytes_max);
+  options.limits.unread_max = absl::Seconds(config.unread_seconds_max);
+  if (config.connection_age_seconds_max > 0) options.limits.age_max = absl::Seconds(config.connection_age_seconds_max);
+  options.tls = server.grpc->tls();
+  C3PO_ASSIGN_OR_RETURN(server.openai,
+                        HttpPort::Start(options, server.metrics.get(), OpenAiRouter(server.grpc->parts())));
+  return absl::OkStatus();
+}
+
+// All ports are open before the model is there: they say that it is being loaded.
 absl::Status StartListening(const ServerConfig& config, Server& server) {
   server.metrics = std::make_unique<Metrics>(server.model_folder.name, kVersion);
   C3PO_ASSIGN_OR_RETURN(server.tracing, OtlpTracing::Make(config, kVersion, server.metrics.get(), EnvironmentVariable));
   const Tracer* const tracer = server.tracing ? &server.tracing->tracer() : nullptr;
   C3PO_ASSIGN_OR_RETURN(server.grpc,
                         GrpcServer::Start(config, server.metrics.get(), {MakeVllmDoor, MakeKserveDoor}, tracer));
+  C3PO_RETURN_IF_ERROR(StartHttp(config, server));
   if (config.metrics_port >= 0) {
     const auto ready = [&server] {
       const HealthMonitor* health = server.known_health.load();
-      return health != nullptr && health->serving() && server.grpc->accepting();
+      const bool reached = server.grpc->accepting() && (server.openai == nullptr || server.openai->accepting());
+      return health != nullptr && health->serving() && reached;
     };
     const auto alive = [&server] {
       const HealthMonitor* health = server.known_health.load();
@@ -323,7 +346,10 @@ absl::Status StartListening(const ServerConfig& config, Server& server) {
         server.http, HttpServer::Start(config.metrics_address, config.metrics_port, server.metrics.get(), ready, alive,
                                        HttpLimits(), [&server] { return server.grpc->Warnings(); }));
   }
-  Log(LogLevel::kInfo, "listening", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
+  Log(LogLevel::kInfo, "listening", "",
+      {{"address", AddressOf(config, server)},
+       {"metrics_port", MetricsPortOf(server)},
+       {"http_port", HttpPortOf(server)}});
   return absl::OkStatus();
 }
 
@@ -481,7 +507,10 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   KeepWhatAStepFrees();
   server.heap_trim = std::make_unique<HeapTrim>();
   ReportMemory(config, server);
-  Log(LogLevel::kInfo, "serving", "", {{"address", AddressOf(config, server)}, {"metrics_port", HttpPortOf(server)}});
+  Log(LogLevel::kInfo, "serving", "",
+      {{"address", AddressOf(config, server)},
+       {"metrics_port", MetricsPortOf(server)},
+       {"http_port", HttpPortOf(server)}});
   return absl::OkStatus();
 }
 
@@ -490,6 +519,7 @@ void Drain(const ServerConfig& config, Server& server) {
   Log(LogLevel::kInfo, "draining", "", {{"pending", server.admission->pending()}});
   // In this order: whoever has been told NOT_SERVING is turned away.
   server.grpc->CloseEntrance();
+  if (server.openai) server.openai->Drain();
   server.health->Drain();
   const absl::Time deadline = SteadyNow() + absl::Seconds(config.drain_seconds_max);
   while (server.admission->pending() > 0 && SteadyNow() < deadline) absl::SleepFor(kDrainPoll);
@@ -499,6 +529,7 @@ void Drain(const ServerConfig& config, Server& server) {
       Log(LogLevel::kError, "end_forced", "", {{"reason", "calls were lost, and gRPC waits for them without end"}});
       FlushLog(kLastLines);
     });
+    if (server.openai) server.openai->Shutdown(absl::Seconds(1));
     server.grpc->Shutdown(absl::Seconds(1));
   }
   if (server.tracing != nullptr) server.tracing->Stop();

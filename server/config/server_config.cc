@@ -78,9 +78,17 @@ bool IsLocal(absl::string_view listen) {
   return false;
 }
 
-absl::Status CheckListen(absl::string_view listen) {
+absl::Status CheckListen(absl::string_view flag, absl::string_view listen) {
   const absl::Status status = CheckHostPort(listen);
-  return status.ok() ? status : Wrong("listen", status.message());
+  return status.ok() ? status : Wrong(flag, status.message());
+}
+
+// Of an address that is to be served without encryption.
+absl::Status CheckReach(absl::string_view flag, absl::string_view listen) {
+  if (IsLocal(listen)) return absl::OkStatus();
+  return Wrong(flag, absl::StrCat("\"", listen,
+                                  "\" can be reached from other machines: give --tls-cert and --tls-key, or "
+                                  "--insecure to serve without encryption"));
 }
 
 absl::Status CheckTransport(const ServerConfig& config) {
@@ -90,10 +98,9 @@ absl::Status CheckTransport(const ServerConfig& config) {
     return Wrong("tls-client-ca", "clients' certificates need TLS: --tls-cert and --tls-key");
   if (!config.auth_tokens.empty() && config.allow_oracle)
     return Wrong("allow-oracle", "with --auth-tokens, callers of the role administer may use ORACLE; leave it out");
-  if (IsLocal(config.listen) || !config.tls_cert.empty() || config.insecure) return absl::OkStatus();
-  return Wrong("listen", absl::StrCat("\"", config.listen,
-                                      "\" can be reached from other machines: give --tls-cert and --tls-key, or "
-                                      "--insecure to serve without encryption"));
+  if (!config.tls_cert.empty() || config.insecure) return absl::OkStatus();
+  C3PO_RETURN_IF_ERROR(CheckReach("listen", config.listen));
+  return config.http_listen.empty() ? absl::OkStatus() : CheckReach("http-listen", config.http_listen);
 }
 
 absl::Status CheckTraces(const ServerConfig& config) {
@@ -260,7 +267,8 @@ absl::Status ServerConfig::Validate() const {
     return Wrong("embedder-revision", "--embedder model is the model itself, of --revision; leave it out");
   }
   if (store.empty()) return Wrong("store", "must name a file");
-  C3PO_RETURN_IF_ERROR(CheckListen(listen));
+  C3PO_RETURN_IF_ERROR(CheckListen("listen", listen));
+  if (!http_listen.empty()) C3PO_RETURN_IF_ERROR(CheckListen("http-listen", http_listen));
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));
   C3PO_RETURN_IF_ERROR(CheckDevices(*this));
   C3PO_RETURN_IF_ERROR(CheckTraces(*this));
@@ -332,7 +340,10 @@ std::string ServerConfig::ToText() const {
   return text;
 }
 
-bool ServerConfig::TokensInPlaintext() const { return !auth_tokens.empty() && tls_cert.empty() && !IsLocal(listen); }
+bool ServerConfig::TokensInPlaintext() const {
+  const bool local = IsLocal(listen) && (http_listen.empty() || IsLocal(http_listen));
+  return !auth_tokens.empty() && tls_cert.empty() && !local;
+}
 
 std::string ServerConfig::Callers() const {
   std::string who = "anyone";
@@ -340,13 +351,13 @@ std::string ServerConfig::Callers() const {
   if (!tls_client_ca.empty()) {
     absl::StrAppend(&who, auth_tokens.empty() ? "" : " and", " with a certificate signed by ", tls_client_ca);
   }
-  const bool socket = absl::StartsWith(listen, "unix");
-  absl::StrAppend(&who,
-                  socket            ? " who may open "
-                  : IsLocal(listen) ? " on loopback"
-                                    : " who reaches ",
-                  socket || !IsLocal(listen) ? listen : "");
-  if (!IsLocal(listen) && tls_cert.empty()) absl::StrAppend(&who, ", without encryption");
+  const auto reach = [this](const std::string& address) -> std::string {
+    if (absl::StartsWith(address, "unix")) return absl::StrCat(" who may open ", address);
+    if (IsLocal(address)) return " on loopback";
+    return absl::StrCat(" who reaches ", address, tls_cert.empty() ? ", without encryption" : "");
+  };
+  absl::StrAppend(&who, reach(listen));
+  if (!http_listen.empty()) absl::StrAppend(&who, "; by HTTP", reach(http_listen));
   return who;
 }
 

@@ -42,6 +42,7 @@ struct ServerConfig {
 
   // Listening
   std::string listen = "127.0.0.1:50051";  // gRPC; port 0 chooses one.
+  std::string http_listen;                 // OpenAI's HTTP protocol; empty: none; port 0 chooses one.
   std::string tls_cert;                    // Certificate chain in PEM; empty: no TLS.
   std::string tls_key;                     // Its private key.
   std::string tls_client_ca;               // Clients need a certificate signed by one of these.

@@ -52,6 +52,9 @@ void VisitSettings(Config& c, Visit visit) {
           "MiB of a GPU's memory kept for references' vectors, graphs and pathways, 16 at least; what has no room is "
           "searched on the CPU; 0: a sixteenth of that memory, at most 8192");
   setting("listen", c.listen, "gRPC address:port, port 0 chooses one; or unix:PATH");
+  setting("http-listen", c.http_listen,
+          "address:port of OpenAI's HTTP protocol (/v1/chat/completions ...), with the TLS, tokens and limits of "
+          "--listen; port 0 chooses one; empty: none");
   setting("tls-cert", c.tls_cert, "certificate chain (PEM) to serve TLS with; read again when it changes");
   setting("tls-key", c.tls_key, "private key (PEM) of --tls-cert");
   setting("tls-client-ca", c.tls_client_ca, "certificates (PEM) that sign clients' certificates: mutual TLS");

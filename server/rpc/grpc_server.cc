@@ -62,7 +62,8 @@ ConnectionLimits LimitsOf(const ServerConfig& config) {
   ConnectionLimits limits;
   limits.connections_max = config.connections_max;
   if (const int64_t descriptors = DescriptorLimit(); descriptors > 0) {
-    const int64_t left = std::max(descriptors - kOtherDescriptors, descriptors / 2);
+    const int64_t ports = config.http_listen.empty() ? 1 : 2;
+    const int64_t left = std::max(descriptors - kOtherDescriptors, descriptors / 2) / ports;
     limits.connections_max = static_cast<int>(std::min<int64_t>(config.connections_max, left));
   }
   limits.per_address_max = config.address_connections_max;
@@ -94,6 +95,7 @@ struct GrpcServer::Impl {
   Impl(std::unique_ptr<AccessControl> access_control, std::shared_ptr<TlsFiles> tls_files, const ServerConfig& config,
        Metrics* metrics, const std::vector<MakeDoor>& make_doors)
       : access(access_control.get()),
+        connection_limits(LimitsOf(config)),
         tls(std::move(tls_files)),
         entrance(std::move(access_control), RatesOf(config), metrics),
         tokens_in_plaintext(config.TokensInPlaintext()),
@@ -144,7 +146,8 @@ struct GrpcServer::Impl {
     if (access != nullptr) access->LookAgain();
   }
 
-  AccessControl* const access;                           // Null: no tokens. Owned by `entrance`.
+  AccessControl* const access;  // Null: no tokens. Owned by `entrance`.
+  const ConnectionLimits connection_limits;
   const std::shared_ptr<TlsFiles> tls;                   // Null: no TLS.
   std::shared_ptr<grpc::ServerCredentials> credentials;  // Asked at each handshake, as long as `grpc_server` lives.
   Entrance entrance;
@@ -193,7 +196,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServerConfig
   impl->parts.tracer = tracer;
   grpc::ServerBuilder builder;
   impl->credentials = tls == nullptr ? grpc::InsecureServerCredentials() : MakeTlsCredentials(tls);
-  C3PO_ASSIGN_OR_RETURN(impl->listener, ConnectionListener::Listen(config.listen, LimitsOf(config), metrics));
+  C3PO_ASSIGN_OR_RETURN(impl->listener, ConnectionListener::Listen(config.listen, impl->connection_limits, metrics));
   impl->acceptor = builder.experimental().AddExternalConnectionAcceptor(
       grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, impl->credentials);
   builder.SetMaxReceiveMessageSize(config.message_bytes_max);
@@ -238,6 +241,12 @@ void GrpcServer::Open(const LoadedParts& parts) {
   impl_->store_watch = parts.store_watch;
   impl_->entrance.Set(Entrance::State::kOpen);
 }
+
+const ServiceParts& GrpcServer::parts() const { return impl_->parts; }
+
+std::shared_ptr<const TlsFiles> GrpcServer::tls() const { return impl_->tls; }
+
+ConnectionLimits GrpcServer::connection_limits() const { return impl_->connection_limits; }
 
 void GrpcServer::CloseEntrance() { impl_->entrance.Set(Entrance::State::kDraining); }
 

@@ -9,7 +9,9 @@
 #include "absl/time/time.h"
 #include "server/config/server_config.h"
 #include "server/rpc/call_context.h"
+#include "server/rpc/connection_listener.h"
 #include "server/rpc/door.h"
+#include "server/rpc/tls_files.h"
 
 namespace c3po {
 
@@ -37,6 +39,11 @@ class GrpcServer {
   void ReadFilesAgain();
   // Lets calls in. What `parts` points to outlives the server. Once.
   void Open(const LoadedParts& parts);
+  // What calls of other ports pass and work with, as the services here do. They live as long as the server.
+  const ServiceParts& parts() const;
+  std::shared_ptr<const TlsFiles> tls() const;  // Null: no TLS.
+  // Of each port, so that the limit of file descriptors holds for all of them.
+  ConnectionLimits connection_limits() const;
   // New calls end with Unavailable from now on; those that were let in go on.
   void CloseEntrance();
   // For the whole server ("") and each service.

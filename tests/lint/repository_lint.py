@@ -36,7 +36,6 @@ ONE_FILE_PARTIES = {
     "sqlite": re.compile(r"^sqlite3(ext)?\.h$"),
     "libpqxx": re.compile(r"^pqxx/"),
     "prometheus-cpp": re.compile(r"^prometheus/"),
-    "Boost.Asio": re.compile(r"^boost/(asio|beast)[/.]"),
     "spdlog": re.compile(r"^spdlog/"),
 }
 # Only below these prefixes.
@@ -44,6 +43,7 @@ PLACED_PARTIES = {
     "gRPC and protobuf": (re.compile(r"^(grpcpp|grpc|google/protobuf|google/rpc)/"),
                           ("server/rpc/", "server/main.cc", "client/", "tests/")),
     "libtorch": (re.compile(r"^(torch|ATen|c10)/"), ("server/compute/aten/", "server/embed/", "server/compute/device_queue.h", "server/compute/cpu/cpu_queue.", "tests/")),
+    "Boost.Asio": (re.compile(r"^boost/(asio|beast)[/.]"), ("server/metrics/http_server.cc", "server/rpc/doors/http/", "tests/")),
     "cpp-httplib": (re.compile(r"^httplib\.h$"), ("tests/",)),
 }
 SOURCE_ONLY_PARTIES = {"nlohmann": re.compile(r"^nlohmann/")}
@@ -56,7 +56,8 @@ WALL_CLOCK = re.compile(r"absl::Now\b|GetCurrentTimeNanos|system_clock::now|\b\w
 WALL_CLOCK_FILES = {"server/metrics/logging.cc", "server/metrics/prometheus_exporter.cc", "server/pipeline/offset_tuner.cc",
                     "server/pipeline/reference_importer.cc", "server/rpc/tls_files.cc", "server/text/chat_format.h",
                     "server/text/chat_renderer.h", "server/rpc/call_context.cc", "server/trace/tracer.cc",
-                    "server/rpc/doors/vllm_service.cc"}
+                    "server/rpc/doors/vllm_service.cc", "server/rpc/doors/http/completion_call.cc",
+                    "server/rpc/doors/http/model_call.cc"}
 FILE_STREAM = re.compile(r"\bstd::i?fstream\b|\bfopen\(")
 # Files of the kernel's, and a file that the server has just made itself.
 STREAM_FILES = {"index/base/cgroup_limits.cc", "server/process/process_usage.cc", "server/rpc/backup_reactor.cc"}
