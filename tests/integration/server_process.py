@@ -66,13 +66,13 @@ class ServerProcess:
                         "--metrics-port", "0", "--embedder", "model", *flags]
         self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
         self.log = []
-        self.port = self.metrics_port = None
+        self.port = self.metrics_port = self.http_port = None
         for line in self.process.stderr:
             self.log.append(line)
             event = json.loads(line) if line.startswith("{") else {}
             if event.get("event") == "serving":
                 self.port = int(event["address"].rsplit(":", 1)[1])
-                self.metrics_port = event["metrics_port"]
+                self.metrics_port, self.http_port = event["metrics_port"], event["http_port"]
                 break
         self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
         self.reader.start()
