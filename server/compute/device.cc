@@ -20,6 +20,7 @@
 #include "server/compute/cuda/kernel_table.h"
 #include "server/model/config/tensor_plan.h"
 #include "server/types/device_name.h"
+#include "server/weights/gguf_blocks.h"
 
 namespace c3po {
 namespace {
@@ -30,7 +31,7 @@ absl::StatusOr<ElementType> ChooseDtype(const std::string& name, const std::stri
   if (name != "auto") {
     return absl::InvalidArgumentError(absl::StrCat("dtype \"", name, "\" is not one of auto, float32, bfloat16"));
   }
-  const bool bfloat16_holds_it = stored == DType::kBF16 || stored == DType::kF8E4M3;
+  const bool bfloat16_holds_it = stored == DType::kBF16 || stored == DType::kF8E4M3 || IsBlockType(stored);
   return device != kCpuDevice || bfloat16_holds_it ? ElementType::kBfloat16 : ElementType::kFloat32;
 }
 

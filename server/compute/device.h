@@ -33,8 +33,8 @@ struct WeightPlacement {
 // How the weights of `checkpoint` are kept, and what they are multiplied in.
 //   device      one of kDeviceNames, which is opened
 //   dtype       of the weights: "float32", "bfloat16", or "auto": bfloat16 on CUDA and where they are stored so or in 8
-//               bits, else float32. In arithmetic of float32 widening is exact: bfloat16 halves what is read, and
-//               changes nothing.
+//               bits or fewer, else float32. In arithmetic of float32 widening is exact: bfloat16 halves what is read,
+//               and changes nothing.
 //   arithmetic  of products on the CPU: "float32"; "bfloat16", which rounds activations to bfloat16, and needs weights
 //               of it and a processor that multiplies them (server/compute/cpu/bfloat16_products.h); "auto": bfloat16
 //               where it can be. Another device computes in the weights' dtype.

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/model/config/tensor_plan.h"
+#include "server/weights/stored_elements.h"
 
 namespace c3po {
 namespace {
@@ -21,15 +22,34 @@ bool IsOutside(WeightRole role) {
 // One tensor as the weights that it holds: matrices that lie side by side in theirs are stored one after the other.
 void AppendParts(const PlannedTensor& planned, const TensorView& view, std::vector<StoredWeight>& to) {
   const HostMatrix all = HostMatrix::Of(view);
-  if (planned.shape.size() < 3 || planned.use.role != WeightRole::kExpertsDown) {
+  const bool beside = planned.use.role == WeightRole::kExpertsDown;
+  if (planned.shape.size() < 3 || (!beside && planned.stride == 0)) {
     to.push_back({planned.use, all});
     return;
   }
   const int64_t rows = planned.shape[1], columns = planned.shape[2];
   for (int64_t i = 0; i < planned.shape[0]; ++i) {
     to.push_back({planned.use, all.Rows(i * rows, rows)});
-    to.back().use.column += i * columns;
+    (beside ? to.back().use.column : to.back().use.row) += i * (beside ? columns : planned.stride);
   }
+}
+
+// Calls `pack` with a weight that is stored as its transpose, the right way round: a copy, while it is packed.
+void PackTransposed(const StoredWeight& stored, absl::FunctionRef<void(const StoredWeight&)> pack) {
+  const HostMatrix& from = stored.matrix;
+  std::vector<float> row(static_cast<size_t>(from.columns));
+  std::vector<float> turned(static_cast<size_t>(from.rows * from.columns));
+  for (int64_t r = 0; r < from.rows; ++r) {
+    ToFloat32(from.type, from.Rows(r, 1).bytes.data(), from.columns, row.data());
+    for (int64_t c = 0; c < from.columns; ++c)
+      turned[static_cast<size_t>(c * from.rows + r)] = row[static_cast<size_t>(c)];
+  }
+  StoredWeight whole{
+      stored.use,
+      {DType::kF32, from.columns, from.rows,
+       absl::MakeConstSpan(reinterpret_cast<const std::byte*>(turned.data()), turned.size() * sizeof(float))}};
+  whole.use.transposed = false;
+  pack(whole);
 }
 
 // 0, 1, 10, 11, ..., 2, ...
@@ -46,9 +66,11 @@ using Filled = std::map<std::pair<WeightRole, int>, int64_t>;
 void AddFilled(const ModelConfig& config, const std::vector<StoredWeight>& parts, int layer, Filled& filled) {
   for (const auto& [use, matrix] : parts) {
     const MatrixShape shape = ShapeOfRole(config, use.role, use.layer);
-    const bool inside = use.row >= 0 && use.column >= 0 && matrix.rows <= shape.rows - use.row &&
-                        matrix.columns <= shape.columns - use.column;
-    const bool whole_blocks = use.paired_block == 0 || matrix.rows % use.paired_block == 0;
+    const int64_t rows = use.transposed ? matrix.columns : matrix.rows;
+    const int64_t columns = use.transposed ? matrix.rows : matrix.columns;
+    const bool inside =
+        use.row >= 0 && use.column >= 0 && rows <= shape.rows - use.row && columns <= shape.columns - use.column;
+    const bool whole_blocks = use.paired_block == 0 || (!use.transposed && rows % use.paired_block == 0);
     if (use.layer != layer || !inside || !whole_blocks) {
       throw std::invalid_argument(absl::StrCat("a weight of layer ", layer, " does not fit into its matrix"));
     }
@@ -97,7 +119,11 @@ void PackEach(const ModelConfig& config, const ModelWeights& weights, const Load
   CheckComplete(config, weights);
   const auto pack_all = [&](const std::vector<StoredWeight>& parts) {
     for (const StoredWeight& stored : parts) {
-      pack(stored);
+      if (stored.use.transposed) {
+        PackTransposed(stored, pack);
+      } else {
+        pack(stored);
+      }
       DropPages(stored.matrix);
     }
   };

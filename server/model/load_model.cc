@@ -17,7 +17,7 @@
 namespace c3po {
 
 absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& options) {
-  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.folder));
+  C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, OpenCheckpoint(options.folder));
   C3PO_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(*checkpoint));
   C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation,
                         GenerationConfig::Read(options.folder, config.vocabulary_size));

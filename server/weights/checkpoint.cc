@@ -22,8 +22,8 @@ bool Exists(const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& folder) {
-  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint(folder));
-  C3PO_ASSIGN_OR_RETURN(checkpoint->config_json_, ReadWholeFile(folder + "/config.json", kConfigBytesMax));
+  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint(folder, folder + "/config.json"));
+  C3PO_ASSIGN_OR_RETURN(checkpoint->config_json_, ReadWholeFile(checkpoint->config_path_, kConfigBytesMax));
   const std::string single_path = folder + "/model.safetensors";
   const std::string index_path = folder + "/model.safetensors.index.json";
   if (!Exists(single_path) && Exists(index_path)) {
@@ -31,7 +31,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
     return checkpoint;
   }
   C3PO_ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(single_path));
-  for (const std::string& name : file->names()) checkpoint->views_[name] = file->Find(name);
+  for (const std::string& name : file->names()) checkpoint->views_[name] = *file->Find(name);
   checkpoint->files_.push_back(std::move(file));
   return checkpoint;
 }
@@ -56,12 +56,13 @@ absl::Status Checkpoint::OpenShards(const std::string& index_path) {
       return absl::InvalidArgumentError(absl::StrCat(file->path(), ": tensor ", Quoted(name), " is missing, which ",
                                                      "model.safetensors.index.json places there"));
     }
-    views_[name] = view;
+    views_[name] = *view;
   }
   // What a shard holds beside what the index places there is shown too, so that whoever reads the model can refuse it.
   for (const auto& [file_name, file] : opened) {
     for (const std::string& name : file->names()) {
-      if (views_.try_emplace(name, file->Find(name)).first->second == file->Find(name)) continue;
+      const TensorView& view = *file->Find(name);
+      if (views_.try_emplace(name, view).first->second.bytes.data() == view.bytes.data()) continue;
       return absl::InvalidArgumentError(absl::StrCat(file->path(), ": tensor ", Quoted(name), " is in two shards"));
     }
   }
@@ -72,7 +73,17 @@ absl::StatusOr<TensorView> Checkpoint::Find(absl::string_view name) const {
   const auto found = views_.find(name);
   if (found == views_.end())
     return absl::NotFoundError(absl::StrCat(folder_, ": tensor ", Quoted(name), " is missing"));
-  return *found->second;
+  return found->second;
+}
+
+std::unique_ptr<Checkpoint> Checkpoint::Of(const std::string& path, std::string config_json,
+                                           std::map<std::string, TensorView, std::less<>> views,
+                                           std::shared_ptr<const void> source) {
+  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint(path, path));
+  checkpoint->config_json_ = std::move(config_json);
+  checkpoint->views_ = std::move(views);
+  checkpoint->source_ = std::move(source);
+  return checkpoint;
 }
 
 std::vector<std::string> Checkpoint::names() const {
@@ -89,11 +100,11 @@ const std::string& Checkpoint::Digest() const {
     sha256.Update(config_json_);
     for (auto next = views_.begin(); next != views_.end();) {
       const auto& [name, view] = *next++;
-      if (next != views_.end()) ReadAhead(*next->second);
+      if (next != views_.end()) ReadAhead(next->second);
       sha256.Update(
-          absl::StrCat(name, "\n", DTypeName(view->dtype), ShapeString(view->shape), " ", view->bytes.size(), "\n"));
-      sha256.Update(absl::string_view(reinterpret_cast<const char*>(view->bytes.data()), view->bytes.size()));
-      DropPages(*view);
+          absl::StrCat(name, "\n", DTypeName(view.dtype), ShapeString(view.shape), " ", view.bytes.size(), "\n"));
+      sha256.Update(absl::string_view(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size()));
+      DropPages(view);
     }
     digest_ = sha256.HexDigest();
   });

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/call_once.h"
@@ -27,6 +28,12 @@ class Checkpoint {
   // tensor.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder);
 
+  // Tensors that lie elsewhere, under Hugging Face's names, with what config.json would say of them. `source` keeps the
+  // views' bytes. `path` is what messages call the model.
+  static std::unique_ptr<Checkpoint> Of(const std::string& path, std::string config_json,
+                                        std::map<std::string, TensorView, std::less<>> views,
+                                        std::shared_ptr<const void> source);
+
   // NotFound names the folder and the tensor.
   absl::StatusOr<TensorView> Find(absl::string_view name) const;
   bool Has(absl::string_view name) const { return views_.find(name) != views_.end(); }
@@ -42,17 +49,21 @@ class Checkpoint {
   const std::string& Digest() const;
 
   const std::string& folder() const { return folder_; }
+  // What messages call the text below.
+  const std::string& config_path() const { return config_path_; }
   // The bytes of config.json, as read by Open().
   const std::string& config_json() const { return config_json_; }
 
  private:
-  explicit Checkpoint(std::string folder) : folder_(std::move(folder)) {}
+  Checkpoint(std::string folder, std::string config_path)
+      : folder_(std::move(folder)), config_path_(std::move(config_path)) {}
   absl::Status OpenShards(const std::string& index_path);
 
-  const std::string folder_;
+  const std::string folder_, config_path_;
   std::string config_json_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::map<std::string, const TensorView*, std::less<>> views_;  // Into files_.
+  std::shared_ptr<const void> source_;
+  std::map<std::string, TensorView, std::less<>> views_;  // Into files_ or source_.
   mutable absl::once_flag digest_once_;
   mutable std::string digest_;
 };

@@ -19,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
+#include "server/weights/gguf_parts.h"
 #include "server/weights/safetensors_file.h"
 #include "server/weights/weight_map.h"
 
@@ -325,7 +326,14 @@ absl::StatusOr<ModelFolder> FindModelFolder(const ModelReference& reference) {
                                                    reference.value,
                                                    " is a folder, which has no revisions; leave it out"));
   }
-  if (fs::exists(status)) return wrong("is no folder");
+  if (fs::exists(status)) {
+    if (!reference.takes_gguf) return wrong("is no folder");
+    if (!IsGgufPath(reference.value)) return wrong("is neither a folder nor a file *.gguf");
+    if (revision.empty()) return ModelFolder{reference.value, NameOfFolder(reference.value), ""};
+    return absl::InvalidArgumentError(absl::StrCat(reference.revision_setting, ": ", reference.setting, " ",
+                                                   reference.value,
+                                                   " is a file, which has no revisions; leave it out"));
+  }
   if (error == std::errc::permission_denied) {
     return absl::PermissionDeniedError(
         absl::StrCat(reference.setting, ": ", Quoted(reference.value), ": ", error.message()));
@@ -342,6 +350,7 @@ absl::StatusOr<ModelFolder> FindModelFolder(const ModelReference& reference) {
 }
 
 std::string NameOfFolder(const std::string& folder) {
+  if (IsGgufPath(folder)) return fs::path(GgufStem(folder)).filename().string();
   fs::path path = fs::path(folder).lexically_normal();
   if (!path.has_filename()) path = path.parent_path();
   const fs::path snapshots = path.parent_path();

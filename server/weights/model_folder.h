@@ -7,16 +7,18 @@
 
 namespace c3po {
 
-// What a setting says of a model: a folder on this machine, or its name ORG/NAME on the Hugging Face hub.
+// What a setting says of a model: a folder or a GGUF file on this machine, or its name ORG/NAME on the Hugging Face
+// hub.
 struct ModelReference {
   std::string setting;           // How messages call it, such as "--model".
   std::string value;             // The folder or the name; a folder that exists comes first.
   std::string revision_setting;  // "--revision"
   std::string revision;          // Of a name only: branch, tag or commit; empty: main.
+  bool takes_gguf = false;       // A file X.gguf, or the first part of a split one, is a model too.
 };
 
 struct ModelFolder {
-  std::string path;
+  std::string path;    // Of a GGUF file: the file's.
   std::string name;    // NameOfFolder(path)
   std::string commit;  // Of the hub's; empty: a folder of another kind.
 };
@@ -42,7 +44,8 @@ std::string HubCachePath();
 // as nobody changes the environment.
 absl::StatusOr<ModelFolder> FindModelFolder(const ModelReference& reference);
 
-// What a model in a folder is called: ORG/NAME of a snapshot in the hub's cache, else the folder's own name.
+// What a model in a folder is called: ORG/NAME of a snapshot in the hub's cache, else the folder's own name; that of a
+// GGUF file without ".gguf" and the number of the part.
 std::string NameOfFolder(const std::string& path);
 
 }  // namespace c3po

@@ -1,12 +1,9 @@
 #include "server/weights/safetensors_file.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -25,13 +22,33 @@ struct DTypeRow {
   DType dtype;
   absl::string_view name;
   int64_t bytes;
+  int64_t block = 1;
 };
 
 constexpr DTypeRow kDTypes[] = {
-    {DType::kBool, "BOOL", 1},      {DType::kU8, "U8", 1},   {DType::kI8, "I8", 1},   {DType::kF8E5M2, "F8_E5M2", 1},
-    {DType::kF8E4M3, "F8_E4M3", 1}, {DType::kI16, "I16", 2}, {DType::kU16, "U16", 2}, {DType::kF16, "F16", 2},
-    {DType::kBF16, "BF16", 2},      {DType::kI32, "I32", 4}, {DType::kU32, "U32", 4}, {DType::kF32, "F32", 4},
-    {DType::kI64, "I64", 8},        {DType::kU64, "U64", 8}, {DType::kF64, "F64", 8},
+    {DType::kBool, "BOOL", 1},
+    {DType::kU8, "U8", 1},
+    {DType::kI8, "I8", 1},
+    {DType::kF8E5M2, "F8_E5M2", 1},
+    {DType::kF8E4M3, "F8_E4M3", 1},
+    {DType::kI16, "I16", 2},
+    {DType::kU16, "U16", 2},
+    {DType::kF16, "F16", 2},
+    {DType::kBF16, "BF16", 2},
+    {DType::kI32, "I32", 4},
+    {DType::kU32, "U32", 4},
+    {DType::kF32, "F32", 4},
+    {DType::kI64, "I64", 8},
+    {DType::kU64, "U64", 8},
+    {DType::kF64, "F64", 8},
+    {DType::kQ4_0, "Q4_0", 18, 32},
+    {DType::kQ4_1, "Q4_1", 20, 32},
+    {DType::kQ5_0, "Q5_0", 22, 32},
+    {DType::kQ5_1, "Q5_1", 24, 32},
+    {DType::kQ8_0, "Q8_0", 34, 32},
+    {DType::kQ4_K, "Q4_K", 144, 256},
+    {DType::kQ5_K, "Q5_K", 176, 256},
+    {DType::kQ6_K, "Q6_K", 210, 256},
 };
 
 const DTypeRow& RowOf(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
@@ -218,6 +235,7 @@ void ReadAhead(const TensorView& view) { Advise(view, MADV_WILLNEED); }
 void DropPages(const TensorView& view) { Advise(view, MADV_DONTNEED); }
 
 absl::string_view DTypeName(DType dtype) { return RowOf(dtype).name; }
+int64_t DTypeBlock(DType dtype) { return RowOf(dtype).block; }
 int64_t DTypeBytes(DType dtype) { return RowOf(dtype).bytes; }
 std::string Quoted(absl::string_view text) {
   constexpr size_t kShown = 200;
@@ -225,30 +243,13 @@ std::string Quoted(absl::string_view text) {
 }
 std::string ShapeString(absl::Span<const int64_t> shape) { return absl::StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
-SafetensorsFile::SafetensorsFile(std::string path, absl::Span<const std::byte> mapping)
-    : path_(std::move(path)), mapping_(mapping) {}
-
-SafetensorsFile::~SafetensorsFile() { munmap(const_cast<std::byte*>(mapping_.data()), mapping_.size()); }
-
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return absl::ErrnoToStatus(errno, path);
-  struct stat info;
-  void* mapping = MAP_FAILED;
-  absl::Status status;
-  if (fstat(fd, &info) != 0) {
-    status = absl::ErrnoToStatus(errno, path);
-  } else if (!S_ISREG(info.st_mode)) {
-    status = absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-  } else if (info.st_size < 8) {
-    status = absl::DataLossError(absl::StrCat(path, ": truncated: ", info.st_size, " bytes, fewer than a header"));
-  } else if (mapping = mmap(nullptr, info.st_size, PROT_READ, MAP_PRIVATE, fd, 0); mapping == MAP_FAILED) {
-    status = absl::ErrnoToStatus(errno, path);
+  C3PO_ASSIGN_OR_RETURN(MappedFile mapping, MappedFile::Open(path));
+  if (mapping.bytes().size() < 8) {
+    return absl::DataLossError(
+        absl::StrCat(path, ": truncated: ", mapping.bytes().size(), " bytes, fewer than a header"));
   }
-  close(fd);
-  C3PO_RETURN_IF_ERROR(status);
-  std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(
-      path, absl::MakeConstSpan(static_cast<const std::byte*>(mapping), static_cast<size_t>(info.st_size))));
+  std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(path, std::move(mapping)));
   C3PO_RETURN_IF_ERROR(file->ReadHeader());
   return file;
 }
@@ -258,25 +259,27 @@ absl::Status SafetensorsFile::ReadHeader() {
     return absl::InvalidArgumentError(name.empty() ? absl::StrCat(path_, ": ", problem...)
                                                    : absl::StrCat(path_, ": tensor ", Quoted(name), ": ", problem...));
   };
+  const absl::Span<const std::byte> mapping = mapping_.bytes();
   uint64_t header_bytes = 0;
-  for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | std::to_integer<uint64_t>(mapping_[i]);
+  for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | std::to_integer<uint64_t>(mapping[i]);
   if (header_bytes > kSafetensorsHeaderBytesMax) {
     return invalid("", "header of ", header_bytes, " bytes, at most ", kSafetensorsHeaderBytesMax, " are taken");
   }
-  if (header_bytes > mapping_.size() - 8) {
+  if (header_bytes > mapping.size() - 8) {
     return absl::DataLossError(absl::StrCat(path_, ": truncated: the header has ", header_bytes, " bytes, the file ",
-                                            mapping_.size() - 8, " after its length"));
+                                            mapping.size() - 8, " after its length"));
   }
-  const char* header = reinterpret_cast<const char*>(mapping_.data()) + 8;
+  const char* header = reinterpret_cast<const char*>(mapping.data()) + 8;
   if (header_bytes == 0 || *header != '{') return invalid("", "not a safetensors file: the header must begin with {");
   HeaderReader reader;
   if (!nlohmann::json::sax_parse(header, header + header_bytes, &reader)) return invalid("", reader.error());
 
-  const absl::Span<const std::byte> data = mapping_.subspan(8 + header_bytes);
+  const absl::Span<const std::byte> data = mapping.subspan(8 + header_bytes);
   std::vector<std::pair<uint64_t, uint64_t>> ranges;
   for (auto& [name, entry] : reader.TakeEntries()) {
-    const auto* row = std::find_if(std::begin(kDTypes), std::end(kDTypes),
-                                   [&dtype = *entry.dtype](const DTypeRow& row) { return row.name == dtype; });
+    const auto* row =
+        std::find_if(std::begin(kDTypes), std::end(kDTypes),
+                     [&dtype = *entry.dtype](const DTypeRow& row) { return row.block == 1 && row.name == dtype; });
     if (row == std::end(kDTypes)) return invalid(name, "dtype ", Quoted(*entry.dtype), " is not supported");
     const uint64_t begin = (*entry.offsets)[0], end = (*entry.offsets)[1];
     if (begin > end) return invalid(name, "data_offsets [", begin, ", ", end, "] run backwards");

@@ -6,15 +6,18 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "server/weights/mapped_file.h"
 
 namespace c3po {
 
-// Element types of the safetensors format, whole bytes only.
+// Element types of weights' files. First those of the safetensors format, whole bytes only; then the blocks of GGUF
+// (gguf_blocks.h), which no safetensors file holds.
 enum class DType {
   kBool,
   kU8,
@@ -31,22 +34,32 @@ enum class DType {
   kI64,
   kU64,
   kF64,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ8_0,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
 };
 
-// The format's own spelling: "F32", "BF16", "F8_E4M3", ...
+// The formats' own spelling: "F32", "BF16", "F8_E4M3", "Q4_K", ...
 absl::string_view DTypeName(DType dtype);
-// Bytes of one element: 1, 2, 4 or 8.
+// Elements that are stored together as one block: 1, or a GGUF block's 32 or 256.
+int64_t DTypeBlock(DType dtype);
+// Bytes of one block.
 int64_t DTypeBytes(DType dtype);
 
 // A tensor inside a mapped file. The bytes live as long as the SafetensorsFile (or Checkpoint) that gave the view.
 struct TensorView {
   DType dtype = DType::kF32;
-  // Row-major; empty for a scalar. Every dimension >= 0 and their product times DTypeBytes(dtype) is bytes.size().
+  // Row-major; empty for a scalar. Every dimension >= 0, the last one of whole blocks, and their product is elements().
   std::vector<int64_t> shape;
   // Little-endian elements. The format promises no alignment: memcpy elements out, or check the address first.
   absl::Span<const std::byte> bytes;
 
-  int64_t elements() const { return static_cast<int64_t>(bytes.size()) / DTypeBytes(dtype); }
+  int64_t elements() const { return static_cast<int64_t>(bytes.size()) / DTypeBytes(dtype) * DTypeBlock(dtype); }
 };
 
 // Hints to the system about the view's bytes, which lie in a private read-only mapping; nothing they do can be seen but
@@ -68,9 +81,7 @@ std::string ShapeString(absl::Span<const int64_t> shape);
 //
 // Open() checks the whole header, so that a view never reaches outside the mapping whatever the file holds; memory
 // taken is bounded by the header, whose length is at most kSafetensorsHeaderBytesMax, and some 500 bytes for each of at
-// most kSafetensorsTensorsMax tensors. A file that
-// is shortened by another process while mapped kills this process (SIGBUS): model folders are written by rename, never
-// in place.
+// most kSafetensorsTensorsMax tensors.
 //
 // Immutable after Open(), hence thread-safe.
 inline constexpr uint64_t kSafetensorsHeaderBytesMax = 100'000'000;
@@ -83,7 +94,6 @@ class SafetensorsFile {
   // format, a dtype that is not in DType, more than kSafetensorsRankMax dimensions. Messages name the file, and the
   // tensor.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
-  ~SafetensorsFile();
   SafetensorsFile(const SafetensorsFile&) = delete;
   SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
@@ -94,11 +104,11 @@ class SafetensorsFile {
   const std::string& path() const { return path_; }
 
  private:
-  SafetensorsFile(std::string path, absl::Span<const std::byte> mapping);
+  SafetensorsFile(std::string path, MappedFile mapping) : path_(std::move(path)), mapping_(std::move(mapping)) {}
   absl::Status ReadHeader();
 
   const std::string path_;
-  const absl::Span<const std::byte> mapping_;  // Owned: unmapped by the destructor.
+  const MappedFile mapping_;
   std::map<std::string, TensorView, std::less<>> tensors_;
 };
 

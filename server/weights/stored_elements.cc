@@ -1,10 +1,12 @@
 #include "server/weights/stored_elements.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <stdexcept>
 
 #include "absl/strings/str_cat.h"
+#include "server/weights/gguf_blocks.h"
 
 namespace c3po {
 namespace {
@@ -65,6 +67,15 @@ void Each(const std::byte* from, int64_t count, To* to, const Convert& convert) 
   }
 }
 
+void BlocksToBfloat16(DType type, const std::byte* from, int64_t count, uint16_t* to) {
+  std::array<float, 256> wide;  // A block of any type.
+  const int64_t block = DTypeBlock(type);
+  for (int64_t i = 0; i < count; i += block, from += DTypeBytes(type)) {
+    DequantizeBlocks(type, from, std::min(block, count - i), wide.data());
+    for (int64_t j = 0; j < block; ++j) to[i + j] = RoundToBfloat16(wide[static_cast<size_t>(j)]);
+  }
+}
+
 [[noreturn]] void Refuse(DType type) {
   throw std::invalid_argument(absl::StrCat("elements of type ", DTypeName(type), " are no weights"));
 }
@@ -72,7 +83,8 @@ void Each(const std::byte* from, int64_t count, To* to, const Convert& convert) 
 }  // namespace
 
 bool IsWeightType(DType type) {
-  return type == DType::kF32 || type == DType::kBF16 || type == DType::kF16 || type == DType::kF8E4M3;
+  return type == DType::kF32 || type == DType::kBF16 || type == DType::kF16 || type == DType::kF8E4M3 ||
+         IsBlockType(type);
 }
 
 void ToFloat32(DType type, const std::byte* from, int64_t count, float* to) {
@@ -89,7 +101,8 @@ void ToFloat32(DType type, const std::byte* from, int64_t count, float* to) {
       return Each<uint8_t>(from, count, to, [&table](uint8_t code) { return OfBfloat16(table[code]); });
     }
     default:
-      Refuse(type);
+      if (!IsBlockType(type)) Refuse(type);
+      DequantizeBlocks(type, from, count, to);
   }
 }
 
@@ -107,7 +120,8 @@ void ToBfloat16(DType type, const std::byte* from, int64_t count, uint16_t* to) 
       return Each<uint8_t>(from, count, to, [&table](uint8_t code) { return table[code]; });
     }
     default:
-      Refuse(type);
+      if (!IsBlockType(type)) Refuse(type);
+      BlocksToBfloat16(type, from, count, to);
   }
 }
 

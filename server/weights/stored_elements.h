@@ -11,10 +11,12 @@ namespace c3po {
 // Elements of a file's weights as numbers to compute with. `from` needs no alignment; `to` must not overlap it. Pure
 // and thread-safe.
 
-// Whether a weight may be stored in this type: F32, F16, BF16 or F8_E4M3. The functions below throw for others.
+// Whether a weight may be stored in this type: F32, F16, BF16, F8_E4M3 or a GGUF block (gguf_blocks.h), of which
+// `count` counts elements and must be a multiple of a block's. The functions below throw std::invalid_argument for
+// others.
 bool IsWeightType(DType type);
 
-// Exact.
+// Exact, but for blocks: float32 arithmetic (gguf_blocks.h).
 void ToFloat32(DType type, const std::byte* from, int64_t count, float* to);
 // The upper halves of float32's bits. Rounded to the nearest, ties to even; exact from BF16 and F8_E4M3.
 void ToBfloat16(DType type, const std::byte* from, int64_t count, uint16_t* to);

@@ -6,11 +6,13 @@
 #include "index/base/status_macros.h"
 #include "server/model/config/config_fields.h"
 #include "server/weights/checkpoint.h"
+#include "server/weights/gguf_parts.h"
 
 namespace c3po {
 
 absl::StatusOr<GenerationConfig> GenerationConfig::Read(const std::string& folder, int vocabulary_size) {
   GenerationConfig config;
+  if (IsGgufPath(folder)) return config;
   const std::string path = folder + "/generation_config.json";
   const absl::StatusOr<std::string> text = ReadWholeFile(path, kConfigBytesMax);
   if (absl::IsNotFound(text.status())) return config;

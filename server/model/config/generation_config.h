@@ -15,8 +15,9 @@ struct GenerationConfig {
   std::vector<int32_t> eos_token_ids;
   std::vector<std::string> left;  // Names of the fields not taken, without those that only describe the file.
 
-  // An empty one where the folder has no such file. InvalidArgument: malformed JSON, or an eos_token_id that is none of
-  // the model's `vocabulary_size` ids, naming file and field.
+  // An empty one where the folder has no such file, and of a GGUF file, which says its end tokens with the rest.
+  // InvalidArgument: malformed JSON, or an eos_token_id that is none of the model's `vocabulary_size` ids, naming file
+  // and field.
   static absl::StatusOr<GenerationConfig> Read(const std::string& folder, int vocabulary_size);
 };
 

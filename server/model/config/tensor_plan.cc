@@ -12,6 +12,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "index/base/status_macros.h"
+#include "server/model/config/gguf_model.h"
+#include "server/weights/gguf_parts.h"
 #include "server/weights/stored_elements.h"
 
 namespace c3po {
@@ -19,6 +21,11 @@ namespace {
 
 using Visit = absl::FunctionRef<absl::Status(const PlannedTensor&)>;
 using Has = absl::FunctionRef<bool(const std::string&)>;
+using KnowsName = Has;  // In a class that has a Has of its own.
+
+// Names of GGUF's forms, which no Hugging Face class has (gguf_model.cc): rows of queries and keys as interleaved
+// pairs; the two parts of kv_b_proj.
+constexpr char kPairedPart[] = ".paired", kKeyExpand[] = "k_b_proj.weight", kValueExpand[] = "v_b_proj.weight";
 
 constexpr char kEmbedding[] = "model.embed_tokens.weight", kHead[] = "lm_head.weight";
 
@@ -44,13 +51,14 @@ const Forms& FormsOf(ModelConfig::Family family) {
                  {nullptr, "mlp.experts.", ".w1.weight", ".w3.weight", ".w2.weight", nullptr},
                  kTogether},
                 nullptr};
-  static const auto* const kGranite =
-      new Forms{{"block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"},
-                {{nullptr, nullptr, "block_sparse_moe.input_linear.weight", nullptr,
-                  "block_sparse_moe.output_linear.weight", nullptr},
-                 {nullptr, nullptr, "block_sparse_moe.experts.gate_up_proj", nullptr,
-                  "block_sparse_moe.experts.down_proj", nullptr}},
-                nullptr};
+  static const auto* const kGranite = new Forms{
+      {"block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"},
+      {{nullptr, nullptr, "block_sparse_moe.input_linear.weight", nullptr, "block_sparse_moe.output_linear.weight",
+        nullptr},
+       {nullptr, nullptr, "block_sparse_moe.experts.gate_up_proj", nullptr, "block_sparse_moe.experts.down_proj",
+        nullptr},
+       {nullptr, "block_sparse_moe.experts.", kGatedNetwork.gate, kGatedNetwork.up, kGatedNetwork.down, nullptr}},
+      nullptr};
   switch (family) {
     case Family::kQwen2Moe:
       return *kQwen2;
@@ -73,22 +81,28 @@ struct Place {
   WeightRole role;
   int64_t row = 0, column = 0;
   int64_t paired_block = 0;
+  bool transposed = false;
+  int64_t stride = 0;
 };
 
 // Tensors of a layer whose names begin with `prefix`.
 class Visitor {
  public:
-  Visitor(int layer, std::string prefix, Visit visit) : layer_(layer), prefix_(std::move(prefix)), visit_(visit) {}
+  Visitor(int layer, std::string prefix, KnowsName has, Visit visit)
+      : layer_(layer), prefix_(std::move(prefix)), has_(has), visit_(visit) {}
   absl::Status operator()(absl::string_view name, std::vector<int64_t> shape, TensorPart part, Place place) const {
     return visit_({absl::StrCat(prefix_, name),
                    std::move(shape),
                    part,
-                   {place.role, layer_, place.row, place.column, place.paired_block}});
+                   {place.role, layer_, place.row, place.column, place.paired_block, place.transposed},
+                   place.stride});
   }
+  bool Has(absl::string_view name) const { return has_(absl::StrCat(prefix_, name)); }
 
  private:
   const int layer_;
   const std::string prefix_;
+  const KnowsName has_;
   const Visit visit_;
 };
 
@@ -100,11 +114,14 @@ absl::Status VisitAttention(const ModelConfig& config, const Visitor& visit) {
     int64_t first, rows;
   } parts[] = {{"q_proj", 0, query}, {"k_proj", query, key}, {"v_proj", query + key, key}};
   for (const auto& [name, first, rows] : parts) {
+    const bool paired = visit.Has(absl::StrCat(name, kPairedPart, ".weight"));
+    const std::string stem = absl::StrCat(name, paired ? kPairedPart : "");
+    const int64_t block = paired ? config.head_dim : 0;
     C3PO_RETURN_IF_ERROR(
-        visit(absl::StrCat(name, ".weight"), {rows, d}, TensorPart::kAttention, {WeightRole::kQkv, first}));
+        visit(stem + ".weight", {rows, d}, TensorPart::kAttention, {WeightRole::kQkv, first, 0, block}));
     if (!config.qkv_bias) continue;
     C3PO_RETURN_IF_ERROR(
-        visit(absl::StrCat(name, ".bias"), {rows}, TensorPart::kAttention, {WeightRole::kQkvBias, first}));
+        visit(stem + ".bias", {rows}, TensorPart::kAttention, {WeightRole::kQkvBias, first, 0, block}));
   }
   if (config.qk_norm == ModelConfig::QkNorm::kNone) return absl::OkStatus();
   const bool per_head = config.qk_norm == ModelConfig::QkNorm::kPerHead;
@@ -137,7 +154,15 @@ absl::Status VisitLatentAttention(const ModelConfig& config, const Visitor& visi
   }
   C3PO_RETURN_IF_ERROR(
       visit("kv_a_layernorm.weight", {latent.kv_rank}, TensorPart::kNorm, {WeightRole::kKeyValueLatentNorm}));
-  return visit("kv_b_proj.weight", {expanded, latent.kv_rank}, kPart, {WeightRole::kKeyValueExpand});
+  if (!visit.Has(kKeyExpand)) {
+    return visit("kv_b_proj.weight", {expanded, latent.kv_rank}, kPart, {WeightRole::kKeyValueExpand});
+  }
+  // In parts by heads, as GGUF files have it: keys transposed, then values.
+  const int64_t heads = config.heads, stride = latent.plain_dim + config.value_dim;
+  C3PO_RETURN_IF_ERROR(visit(kKeyExpand, {heads, latent.kv_rank, latent.plain_dim}, kPart,
+                             {WeightRole::kKeyValueExpand, 0, 0, 0, /*transposed=*/true, stride}));
+  return visit(kValueExpand, {heads, config.value_dim, latent.kv_rank}, kPart,
+               {WeightRole::kKeyValueExpand, latent.plain_dim, 0, 0, /*transposed=*/false, stride});
 }
 
 // One gated network of f neurons, number `index` of those in `gate_up` and `down`.
@@ -175,7 +200,7 @@ absl::Status VisitFeedForward(const ModelConfig& config, const TensorNames& name
 
 absl::Status VisitLayer(const ModelConfig& config, int index, bool dense, Has has, Visit visit) {
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
-  const Visitor layer(index, prefix, visit), attention(index, prefix + "self_attn.", visit);
+  const Visitor layer(index, prefix, has, visit), attention(index, prefix + "self_attn.", has, visit);
   const int64_t d = config.hidden_size;
   C3PO_RETURN_IF_ERROR(layer("input_layernorm.weight", {d}, TensorPart::kNorm, {WeightRole::kAttentionNorm}));
   C3PO_RETURN_IF_ERROR(config.latent ? VisitLatentAttention(config, attention) : VisitAttention(config, attention));
@@ -311,8 +336,8 @@ absl::Status VisitTensors(const ModelConfig& config, Has has, Visit visit) {
 
 absl::Status CheckWeightType(const std::string& name, DType type) {
   if (IsWeightType(type)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("tensor ", name, ": weights must be F32, F16, BF16 or F8_E4M3, not ", DTypeName(type)));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensor ", name, ": weights must be F32, F16, BF16, F8_E4M3 or blocks of GGUF, not ", DTypeName(type)));
 }
 
 absl::StatusOr<DType> StoredType(const Checkpoint& checkpoint) {
@@ -322,8 +347,7 @@ absl::StatusOr<DType> StoredType(const Checkpoint& checkpoint) {
 }
 
 absl::StatusOr<ModelConfig> ReadConfig(const Checkpoint& checkpoint) {
-  C3PO_ASSIGN_OR_RETURN(ModelConfig config,
-                        ModelConfig::Parse(checkpoint.config_json(), checkpoint.folder() + "/config.json"));
+  C3PO_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Parse(checkpoint.config_json(), checkpoint.config_path()));
   const auto head = checkpoint.Find(kHead), embedding = checkpoint.Find(kEmbedding);
   if (head.ok() && embedding.ok() && config.tied_embeddings) config.tied_embeddings = SameTensor(*head, *embedding);
   return config;
@@ -351,8 +375,12 @@ absl::Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& confi
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
+  return IsGgufPath(path) ? OpenGgufModel(path) : Checkpoint::Open(path);
+}
+
 absl::Status CheckFolder(const std::string& folder) {
-  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(folder));
   C3PO_ASSIGN_OR_RETURN(const ModelConfig config, ReadConfig(*checkpoint));
   return CheckTensors(*checkpoint, config);
 }

@@ -2,6 +2,7 @@
 #define C3PO_SERVER_MODEL_CONFIG_TENSOR_PLAN_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -29,8 +30,8 @@ inline constexpr TensorNames kGatedNetwork = {
     nullptr, nullptr, ".gate_proj.weight", ".up_proj.weight", ".down_proj.weight", nullptr};
 
 // A family's names have changed: transformers up to 4.57 stores the experts one by one (Granite: together) and 5.x may
-// store them together, with the router renamed in some families. Chooses, for the router and for the experts, the first
-// form of which `has` knows a tensor; the oldest where it knows none.
+// store them together, with the router renamed in some families; of a GGUF file they are shown one by one. Chooses, for
+// the router and for the experts, the first form of which `has` knows a tensor; the oldest where it knows none.
 TensorNames ChooseNames(ModelConfig::Family family, absl::FunctionRef<bool(const std::string&)> has);
 
 enum class TensorPart { kEmbedding, kHead, kNorm, kAttention, kRouter, kExpert, kShared, kDense };
@@ -39,8 +40,10 @@ struct PlannedTensor {
   std::string name;
   std::vector<int64_t> shape;
   TensorPart part = TensorPart::kNorm;  // kShared: of the expert beside the routed ones; kDense: of a layer without
-  // Of its first entry. Matrices of three dimensions follow each other below it, but those of kExpertsDown beside it.
+  // Of its first entry. Matrices of three dimensions follow each other below it, `stride` rows apart, or as many as
+  // they have where it is 0; but those of kExpertsDown beside it.
   WeightUse use;
+  int64_t stride = 0;
 };
 
 // Calls `visit` for every tensor that a checkpoint of this architecture holds, under the names that `has` knows, until
@@ -68,7 +71,11 @@ absl::StatusOr<ModelConfig> ReadConfig(const Checkpoint& checkpoint);
 // those of config.json within 1 %.
 absl::Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config);
 
-// Whether loading would find config.json and the headers of the weights right, and its errors where not.
+// A model folder (Checkpoint::Open) or a GGUF file (OpenGgufModel), and its errors.
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path);
+
+// Whether loading would find config.json and the headers of the weights right, and its errors where not. Of a GGUF file
+// likewise.
 absl::Status CheckFolder(const std::string& folder);
 
 // Elements, counted from the configuration alone; INT64_MAX where that overflows. One tied matrix counts once.

@@ -49,6 +49,8 @@ struct WeightUse {
   // The last rope_dim rows of each block of so many are stored as interleaved pairs and used as halves; 0: all rows are
   // used as they are stored.
   int64_t paired_block = 0;
+  // The weight is stored as its transpose: its entry (r, c) is entry (row + c, column + r). Of no paired block.
+  bool transposed = false;
 
   // Where row i of the weight lies among the rows of its matrix.
   int64_t RowOf(int64_t i, const ModelConfig& config) const;

@@ -251,10 +251,30 @@ TEST_F(HubCache, PutsAFolderThatExistsFirst) {
   EXPECT_THAT(Refusal((root_ / "file").string()), HasSubstr("is no folder"));
 }
 
+TEST_F(HubCache, IsNotAskedForAGgufFile) {
+  const std::string path = (root_ / "m.gguf").string();
+  Write(root_ / "m.gguf", "");
+  Write(root_ / "file", "");
+  const auto find = [](const std::string& value, const std::string& revision) {
+    return FindModelFolder({"--model", value, "--revision", revision, /*takes_gguf=*/true});
+  };
+  const auto found = find(path, "");
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ(found->path, path);
+  EXPECT_EQ(found->name, "m");
+  EXPECT_THAT(std::string(find(path, "main").status().message()), HasSubstr("is a file, which has no revisions"));
+  EXPECT_THAT(std::string(find((root_ / "file").string(), "").status().message()),
+              HasSubstr("is neither a folder nor a file *.gguf"));
+  EXPECT_THAT(Refusal(path), HasSubstr("is no folder"));
+}
+
 TEST(NameOfFolder, IsTheHubsNameOfASnapshotAndElseTheFoldersOwn) {
   EXPECT_EQ(NameOfFolder("/models/OLMoE"), "OLMoE");
   EXPECT_EQ(NameOfFolder("/models/OLMoE/"), "OLMoE");
   EXPECT_EQ(NameOfFolder("models/../OLMoE/."), "OLMoE");
+  EXPECT_EQ(NameOfFolder("/models/olmoe-q4_k_m.gguf"), "olmoe-q4_k_m");
+  EXPECT_EQ(NameOfFolder("/models/olmoe-00001-of-00003.gguf"), "olmoe");
+  EXPECT_EQ(NameOfFolder("/models/olmoe-1-of-3.gguf"), "olmoe-1-of-3");
   EXPECT_EQ(NameOfFolder("/c/models--allenai--OLMoE-1B/snapshots/0123/"), "allenai/OLMoE-1B");
   EXPECT_EQ(NameOfFolder("/c/models--gpt2/snapshots/0123"), "gpt2");
   EXPECT_EQ(NameOfFolder("/c/datasets--a--b/snapshots/0123"), "0123");

@@ -1,0 +1,217 @@
+// What llama.cpp's converter turned, merged and split of a model is put back: configuration and matrices of
+// tests/golden/gguf/FAMILY.gguf are those of the Hugging Face model that it was made of, bit by bit.
+
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <numeric>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/compute/model_weights.h"
+#include "server/model/config/gguf_model.h"
+#include "server/model/config/tensor_plan.h"
+#include "server/weights/stored_elements.h"
+#include "tests/server/weights/safetensors_text.h"
+
+namespace c3po {
+namespace {
+
+using testing::HasSubstr;
+
+std::string GoldenPath(const std::string& name) { return absl::StrCat(C3PO_TESTDATA_DIR, "/gguf/", name); }
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// Every field.
+std::string Described(const ModelConfig& c) {
+  const LatentAttention latent = c.latent.value_or(LatentAttention{-1, -1, -1});
+  const RopeScaling& rope = c.rope_scaling;
+  return absl::StrJoin(
+      std::vector<std::string>{
+          absl::StrCat("family ", static_cast<int>(c.family), " ", c.architecture),
+          absl::StrCat("sizes ", c.hidden_size, " ", c.layers, " ", c.heads, " ", c.kv_heads, " ", c.head_dim, " ",
+                       c.value_dim, " ", c.rope_dim, " ", c.vocabulary_size, " ", c.context_window),
+          absl::StrCat("moe ", absl::StrJoin(c.moe_layers, ","), " ", c.intermediate_size, " ", c.experts, " ",
+                       c.experts_per_token, " ", c.norm_topk_prob, " ", c.routed_scaling_factor, " ", c.expert_groups,
+                       " ", c.groups_per_token, " ", c.shared_intermediate_size, " ", c.shared_gate, " ",
+                       c.dense_intermediate_size),
+          absl::StrCat("attention ", static_cast<int>(c.qk_norm), " ", c.qkv_bias, " ", c.output_bias, " ",
+                       c.clip_qkv.value_or(-1), " ", latent.query_rank, " ", latent.kv_rank, " ", latent.plain_dim, " ",
+                       absl::StrFormat("%.17g", c.attention_scale)),
+          absl::StrFormat("rope %.17g %d %.17g %.17g %.17g %.17g %.17g %.17g %.17g", c.rope_theta,
+                          static_cast<int>(rope.type), rope.factor, rope.original_context, rope.low_frequency_factor,
+                          rope.high_frequency_factor, rope.beta_fast, rope.beta_slow, rope.attention_factor),
+          absl::StrFormat("rest %d %.17g %.17g %.17g %.17g", c.tied_embeddings, c.rms_norm_eps, c.embedding_multiplier,
+                          c.residual_multiplier, c.logits_divisor),
+          absl::StrCat("ends ", absl::StrJoin(c.eos_token_ids, ","))},
+      "\n");
+}
+
+// zlib's crc32, by which make_gguf_models.py makes the weights.
+uint32_t Crc32(absl::string_view text) {
+  uint32_t crc = ~0u;
+  for (const char c : text) {
+    crc ^= static_cast<unsigned char>(c);
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320u : 0);
+  }
+  return ~crc;
+}
+
+std::vector<float> MadeWeights(const std::string& name, int64_t count) {
+  std::vector<float> values;
+  const uint32_t start = Crc32(name);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t mixed = start + static_cast<uint32_t>(i) * 2654435761u;
+    values.push_back(static_cast<float>(mixed >> 24) / 256 - 0.5f);
+  }
+  return values;
+}
+
+// Hugging Face's folder of a golden model.
+void WriteFolder(const std::string& family, const TestFolder& folder) {
+  const std::string text = ReadAll(GoldenPath(family + ".config.json"));
+  folder.Write("config.json", text);
+  const auto config = ModelConfig::Parse(text, "config.json");
+  ASSERT_TRUE(config.ok()) << config.status();
+  std::string header, data;
+  const auto write = [&](const PlannedTensor& tensor) {
+    const int64_t count = std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
+    const std::vector<float> values = MadeWeights(tensor.name, count);
+    absl::StrAppend(&header, header.empty() ? "{" : ",", "\"", tensor.name, R"(":{"dtype":"F32","shape":)",
+                    ShapeString(tensor.shape), R"(,"data_offsets":[)", data.size(), ",");
+    data.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+    absl::StrAppend(&header, data.size(), "]}");
+    return absl::OkStatus();
+  };
+  ASSERT_TRUE(VisitTensors(
+                  *config, [](const std::string&) { return false; }, write)
+                  .ok());
+  folder.Write("model.safetensors", SafetensorsText(header + "}", data));
+}
+
+// What a backend would pack: each role's matrix, filled.
+using Matrices = std::map<std::pair<WeightRole, int>, std::vector<float>>;
+
+absl::StatusOr<Matrices> Packed(const std::string& path, ModelConfig* config) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> opened = OpenCheckpoint(path);
+  if (!opened.ok()) return opened.status();
+  const std::shared_ptr<const Checkpoint> checkpoint = *std::move(opened);
+  const auto read = ReadConfig(*checkpoint);
+  if (!read.ok()) return read.status();
+  *config = *read;
+  const auto weights = ViewWeights(checkpoint, *config);
+  if (!weights.ok()) return weights.status();
+  Matrices matrices;
+  PackEach(*config, *weights, nullptr, [&](const StoredWeight& stored) {
+    const auto& [use, matrix] = stored;
+    const MatrixShape shape = ShapeOfRole(*config, use.role, use.layer);
+    std::vector<float>& whole = matrices[{use.role, use.layer}];
+    whole.resize(static_cast<size_t>(shape.rows * shape.columns), -100);
+    for (int64_t r = 0; r < matrix.rows; ++r) {
+      ToFloat32(matrix.type, matrix.Rows(r, 1).bytes.data(), matrix.columns,
+                whole.data() + use.RowOf(r, *config) * shape.columns + use.column);
+    }
+  });
+  return matrices;
+}
+
+class GgufModel : public testing::TestWithParam<std::string> {};
+
+TEST_P(GgufModel, HasConfigurationAndWeightsOfTheHuggingFaceFolder) {
+  TestFolder folder;
+  WriteFolder(GetParam(), folder);
+  ModelConfig config, expected_config;
+  const auto expected = Packed(folder.path(), &expected_config);
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  const auto matrices = Packed(GoldenPath(GetParam() + ".gguf"), &config);
+  ASSERT_TRUE(matrices.ok()) << matrices.status();
+  EXPECT_EQ(Described(config), Described(expected_config));
+  ASSERT_EQ(matrices->size(), expected->size());
+  for (const auto& [key, values] : *expected) {
+    ASSERT_EQ(matrices->count(key), 1u) << static_cast<int>(key.first);
+    EXPECT_EQ(matrices->at(key), values) << "role " << static_cast<int>(key.first) << ", layer " << key.second;
+  }
+}
+
+TEST_P(GgufModel, HasADigestOfItsContent) {
+  const auto one = OpenGgufModel(GoldenPath(GetParam() + ".gguf"));
+  ASSERT_TRUE(one.ok()) << one.status();
+  TestFolder folder;
+  std::string bytes = ReadAll(GoldenPath(GetParam() + ".gguf"));
+  bytes[bytes.size() / 2] ^= 1;  // Of some weight.
+  const auto other = OpenGgufModel(folder.Write("m.gguf", bytes));
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ((*one)->Digest().size(), 64u);
+  EXPECT_NE((*one)->Digest(), (*other)->Digest());
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GgufModel,
+                         testing::Values("olmoe", "qwen2_moe", "qwen3_moe", "deepseek", "deepseek_v2",
+                                         "deepseek_v2_groups", "mixtral", "granite_moe"));
+
+// The error of a golden file in which one text, wherever it stands, is another of the same length.
+absl::Status ErrorWith(const std::string& family, const std::string& from, const std::string& to) {
+  std::string bytes = ReadAll(GoldenPath(family + ".gguf"));
+  EXPECT_EQ(from.size(), to.size());
+  int changed = 0;
+  for (size_t at = bytes.find(from); at != bytes.npos; at = bytes.find(from, at)) {
+    bytes.replace(at, to.size(), to);
+    ++changed;
+  }
+  EXPECT_GT(changed, 0);
+  TestFolder folder;
+  const absl::Status status = CheckFolder(folder.Write("m.gguf", bytes));
+  EXPECT_FALSE(status.ok());
+  return status;
+}
+
+TEST(GgufFamilies, OfAnotherArchitectureAreRefusedByName) {
+  const absl::Status status = ErrorWith("olmoe", "olmoe", "olmo9");
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("m.gguf: general.architecture: \"olmo9\" is not supported"));
+}
+
+TEST(GgufKeys, ThatNobodyReadsAreRefusedByName) {
+  const absl::Status status = ErrorWith("olmoe", "olmoe.rope.freq_base", "olmoe.rope.freq_case");
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("key \"olmoe.rope.freq_case\" is not supported"));
+}
+
+TEST(GgufKeys, ThatAreMissingAreNamed) {
+  for (const char* key : {"block_count", "context_length", "embedding_length", "feed_forward_length", "expert_count",
+                          "expert_used_count", "attention.head_count", "attention.layer_norm_rms_epsilon",
+                          "attention.kv_lora_rank", "attention.key_length_mla", "rope.dimension_count"}) {
+    const std::string name = absl::StrCat("deepseek2.", key);
+    std::string other = name;
+    other.back() = '9';
+    const absl::Status status = ErrorWith("deepseek_v2", name, other);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("deepseek2.")) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("m.gguf: key ")) << status;
+  }
+}
+
+TEST(GgufTensors, ThatNoFamilyHasAreRefusedByName) {
+  const absl::Status status = ErrorWith("olmoe", "blk.1.attn_norm.weight", "blk.1.attn_form.weight");
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("tensor \"blk.1.attn_form.weight\" is not supported"));
+}
+
+TEST(GgufTensors, ThatAreMissingOrOfAnotherFamilyAreNamed) {
+  EXPECT_THAT(std::string(ErrorWith("olmoe", "blk.1.attn_k_norm.weight", "blk.3.attn_k_norm.weight").message()),
+              HasSubstr("\"model.layers.1.self_attn.k_norm.weight\" is missing"));
+  EXPECT_THAT(std::string(ErrorWith("mixtral", "blk.1.ffn_norm.weight", "blk.1.ffn_gate.weight").message()),
+              HasSubstr("is missing"));
+}
+
+}  // namespace
+}  // namespace c3po
