@@ -129,7 +129,7 @@ int HttpPortOf(const Server& server) { return server.openai ? server.openai->por
 
 // Where model and embedder lie, before anything is opened: a name of the hub's that its cache lacks ends the start.
 absl::Status FindFolders(const ServerConfig& config, Server& server) {
-  C3PO_ASSIGN_OR_RETURN(server.model_folder, FindModelFolder({"--model", config.model, "--revision", config.revision}));
+  C3PO_ASSIGN_OR_RETURN(server.model_folder, FindModelFolder({"--model", config.model, "--revision", config.revision, true}));
   if (config.embedder == kModelAsEmbedder) return absl::OkStatus();
   C3PO_ASSIGN_OR_RETURN(server.embedder_folder, FindModelFolder({"--embedder", config.embedder, "--embedder-revision",
                                                                  config.embedder_revision}));
@@ -175,7 +175,7 @@ using Chat = absl::StatusOr<std::shared_ptr<ChatRenderer>>;
 // What renders the model's chat template, or why conversations are refused, which does not keep the model from serving.
 // Only a --chat-template that cannot be read ends the start.
 absl::Status OpenChat(const ServerConfig& config, const std::filesystem::path& folder, Chat& chat) {
-  auto templates = ChatTemplates::Read((folder / "tokenizer_config.json").string(), config.chat_template);
+  auto templates = ChatTemplates::Read(ChatTemplates::ConfigPath(folder.string()), config.chat_template);
   if (!templates.ok()) {
     if (!config.chat_template.empty()) return templates.status();
     Log(LogLevel::kInfo, "no_chat", "", {{"reason", templates.status().message()}});

@@ -57,10 +57,10 @@ void AddModelCommand(CLI::App& app, Session* session) {
                                             "code 0 only if it would load, 1 if not");
   const auto flags = std::make_shared<InspectFlags>();
   inspect
-      ->add_option(
-          "folder", flags->folder,
-          "A Hugging Face folder: config.json, *.safetensors, tokenizer.json; or its name ORG/NAME on the hub, "
-          "found in the hub's cache")
+      ->add_option("folder", flags->folder,
+                   "A Hugging Face folder: config.json, *.safetensors, tokenizer.json; a GGUF file; or its name "
+                   "ORG/NAME on the hub, "
+                   "found in the hub's cache")
       ->required();
   inspect->add_option("--revision", flags->revision, "Branch, tag or commit of ORG/NAME; default: main");
   inspect->add_flag("--json", flags->json, "Print the answer as JSON");

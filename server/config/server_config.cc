@@ -261,7 +261,7 @@ absl::Status CheckDevices(const ServerConfig& config) {
 
 absl::Status ServerConfig::Validate() const {
   constexpr int kMax = std::numeric_limits<int>::max();
-  if (model.empty()) return Wrong("model", "must be a Hugging Face folder or ORG/NAME");
+  if (model.empty()) return Wrong("model", "must be a Hugging Face folder, a GGUF file or ORG/NAME");
   if (embedder.empty()) return Wrong("embedder", "must be a folder, ORG/NAME or \"model\"");
   if (embedder == kModelAsEmbedder && !embedder_revision.empty()) {
     return Wrong("embedder-revision", "--embedder model is the model itself, of --revision; leave it out");

@@ -24,9 +24,10 @@ void VisitSettings(Config& c, Visit visit) {
     static_assert(std::is_same_v<std::decay_t<decltype(field)>, int>, "limits are numbers");
     visit(Setting{flag, help, /*is_limit=*/true}, field);
   };
-  setting("model", c.model,
-          "Hugging Face folder of the model, or its name ORG/NAME on the hub, found in the hub's cache; nothing is "
-          "downloaded");
+  setting(
+      "model", c.model,
+      "Hugging Face folder or GGUF file of the model, or its name ORG/NAME on the hub, found in its cache; nothing is "
+      "downloaded");
   setting("revision", c.revision, "branch, tag or commit of a --model ORG/NAME; empty: main");
   setting("chat-template", c.chat_template,
           "file of a Jinja chat template in place of the model's own; empty: the model's");

@@ -20,6 +20,7 @@
 #include "server/text/tokenizer.h"
 #include "server/types/model_runner.h"
 #include "server/weights/checkpoint.h"
+#include "server/weights/gguf_parts.h"
 #include "server/weights/model_folder.h"
 
 namespace c3po {
@@ -38,8 +39,14 @@ void AddProblem(const absl::Status& status, ModelCard& card) {
 }
 
 absl::Status ReadConfigFile(ModelCard& card) {
-  const std::string path = card.folder + "/config.json";
-  C3PO_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, kConfigBytesMax));
+  std::string path = card.folder + "/config.json", text;
+  if (IsGgufPath(card.folder)) {
+    C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(card.folder));
+    path = checkpoint->config_path();
+    text = checkpoint->config_json();
+  } else {
+    C3PO_ASSIGN_OR_RETURN(text, ReadWholeFile(path, kConfigBytesMax));
+  }
   C3PO_ASSIGN_OR_RETURN(card.config, ModelConfig::Parse(text, path));
   const ModelConfig& config = *card.config;
   card.parameters = CountParameters(config);
@@ -64,7 +71,7 @@ absl::Status ReadGenerationConfig(ModelCard& card) {
 }
 
 absl::Status ReadWeights(ModelCard& card) {
-  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(card.folder));
+  C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(card.folder));
   for (const std::string& name : checkpoint->names()) {
     C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint->Find(name));
     card.stored_bytes[std::string(DTypeName(view.dtype))] += static_cast<int64_t>(view.bytes.size());
@@ -179,7 +186,7 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
 
 // A template that is not of a known format is compiled here as c3pod would, by the Python that c3pod takes by default.
 void ReadChat(ModelCard& card) {
-  auto templates = ChatTemplates::Read((std::filesystem::path(card.folder) / "tokenizer_config.json").string());
+  auto templates = ChatTemplates::Read(ChatTemplates::ConfigPath(card.folder));
   if (!templates.ok()) {
     card.notes.push_back(absl::StrCat("no chat, raw prompts only: ", templates.status().message()));
     return;
@@ -283,10 +290,10 @@ int InspectMain(int argc, char** argv) {
     }
   }
   if (wrong || models.size() != 1) {
-    std::cerr << "usage: c3pod inspect FOLDER|ORG/NAME [--revision REV] [--json]\n";
+    std::cerr << "usage: c3pod inspect FOLDER|FILE.gguf|ORG/NAME [--revision REV] [--json]\n";
     return 2;
   }
-  const absl::StatusOr<ModelFolder> found = FindModelFolder({"--model", models.front(), "--revision", revision});
+  const absl::StatusOr<ModelFolder> found = FindModelFolder({"--model", models.front(), "--revision", revision, true});
   ModelCard card;
   if (found.ok()) {
     card = InspectModel(found->path);

@@ -9,8 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
+#include "server/text/gguf_tokenizer.h"
 #include "server/text/json_field.h"
 #include "server/text/utf8.h"
+#include "server/weights/gguf_parts.h"
 
 namespace c3po {
 namespace {
@@ -76,20 +78,32 @@ absl::StatusOr<std::string> ReadTemplateIfAny(const std::string& path) {
   return text;
 }
 
+absl::StatusOr<JsonField> ReadGguf(const std::string& path) {
+  C3PO_ASSIGN_OR_RETURN(const GgufTokenizer described, ReadGgufTokenizer(path));
+  return JsonField::Parse(described.config_json, path);
+}
+
 }  // namespace
+
+std::string ChatTemplates::ConfigPath(const std::string& model) {
+  return IsGgufPath(model) ? model : (std::filesystem::path(model) / "tokenizer_config.json").string();
+}
 
 absl::StatusOr<ChatTemplates> ChatTemplates::Read(const std::string& config_path, const std::string& file) {
   const std::filesystem::path folder = std::filesystem::path(config_path).parent_path();
+  const bool gguf = IsGgufPath(config_path);
   std::string origin = file.empty() ? (folder / "chat_template.jinja").string() : file;
-  C3PO_ASSIGN_OR_RETURN(std::string standard, file.empty() ? ReadTemplateIfAny(origin) : ReadTemplate(origin));
-  std::string tool_use;
-  if (file.empty()) {
+  std::string standard, tool_use;
+  if (!file.empty()) {
+    C3PO_ASSIGN_OR_RETURN(standard, ReadTemplate(origin));
+  } else if (!gguf) {
+    C3PO_ASSIGN_OR_RETURN(standard, ReadTemplateIfAny(origin));
     C3PO_ASSIGN_OR_RETURN(tool_use,
                           ReadTemplateIfAny((folder / "additional_chat_templates" / "tool_use.jinja").string()));
   }
   ChatTemplates templates;
   templates.origin = config_path;
-  const absl::StatusOr<JsonField> config = JsonField::ReadFile(config_path);
+  const absl::StatusOr<JsonField> config = gguf ? ReadGguf(config_path) : JsonField::ReadFile(config_path);
   const bool may_lack = absl::IsNotFound(config.status()) && !standard.empty();
   if (!config.ok() && !may_lack) return config.status();
   if (config.ok()) {

@@ -20,11 +20,14 @@ struct ChatTemplates {
 
   const std::string& For(bool tools) const { return tools && !tool_use.empty() ? tool_use : standard; }
 
-  // `config_path` is that of a tokenizer_config.json, whose chat_template is a text, or several texts with names:
-  // "default" and "tool_use". The files chat_template.jinja and additional_chat_templates/tool_use.jinja beside it come
-  // first, and before all of these `file`, unless its name is empty.
-  // NotFound: `file`, or the config where no file stands in for its template. InvalidArgument: malformed, naming file
-  // and field. FailedPrecondition: no template.
+  // The `config_path` of a model folder or a GGUF file.
+  static std::string ConfigPath(const std::string& model);
+
+  // `config_path` is that of a GGUF file, whose metadata hold templates and tokens, or of a tokenizer_config.json,
+  // whose chat_template is a text, or several texts with names: "default" and "tool_use". The files chat_template.jinja
+  // and additional_chat_templates/tool_use.jinja beside it come first, and before all of these `file`, unless its name
+  // is empty. NotFound: `file`, or the config where no file stands in for its template. InvalidArgument: malformed,
+  // naming file and field. FailedPrecondition: no template.
   static absl::StatusOr<ChatTemplates> Read(const std::string& config_path, const std::string& file = "");
 };
 

@@ -39,17 +39,21 @@ JsonField::JsonField(std::shared_ptr<const Node> node) : node_(std::move(node)) 
 
 absl::StatusOr<JsonField> JsonField::ReadFile(const std::string& path) {
   C3PO_ASSIGN_OR_RETURN(const std::string bytes, ReadWholeFile(path, kJsonFileBytesMax));
+  return Parse(bytes, path);
+}
+
+absl::StatusOr<JsonField> JsonField::Parse(const std::string& text, const std::string& name) {
   try {
-    if (NestsDeeperThan(bytes, kJsonLevelsMax)) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": nests deeper than ", kJsonLevelsMax, " levels"));
+    if (NestsDeeperThan(text, kJsonLevelsMax)) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": nests deeper than ", kJsonLevelsMax, " levels"));
     }
     auto node = std::make_shared<Node>();
-    node->document = std::make_shared<const nlohmann::json>(nlohmann::json::parse(QuoteNonFinite(bytes)));
-    node->file = std::make_shared<const std::string>(path);
+    node->document = std::make_shared<const nlohmann::json>(nlohmann::json::parse(QuoteNonFinite(text)));
+    node->file = std::make_shared<const std::string>(name);
     node->value = node->document.get();
     return JsonField(std::move(node));
   } catch (const nlohmann::json::exception& e) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": malformed JSON: ", e.what()));
+    return absl::InvalidArgumentError(absl::StrCat(name, ": malformed JSON: ", e.what()));
   }
 }
 

@@ -22,6 +22,8 @@ class JsonField {
   // The root of the file's document, of a regular file of at most 256 MiB. Errors name the file: NotFound,
   // PermissionDenied, or another of ReadWholeFile's.
   static absl::StatusOr<JsonField> ReadFile(const std::string& path);
+  // Of a text; errors call it `name`.
+  static absl::StatusOr<JsonField> Parse(const std::string& text, const std::string& name);
 
   bool is_null() const;
   bool is_string() const;

@@ -11,6 +11,7 @@
 #include "index/base/status_macros.h"
 #include "server/text/added_tokens.h"
 #include "server/text/decoder.h"
+#include "server/text/gguf_tokenizer.h"
 #include "server/text/json_field.h"
 #include "server/text/normalizer.h"
 #include "server/text/open_text.h"
@@ -19,6 +20,7 @@
 #include "server/text/token_model.h"
 #include "server/text/tokenizer_class.h"
 #include "server/text/utf8.h"
+#include "server/weights/gguf_parts.h"
 
 namespace c3po {
 
@@ -33,6 +35,13 @@ absl::Status CheckUtf8(absl::string_view text) {
     position += step.length;
   }
   return absl::OkStatus();
+}
+
+// Of a tokenizer.json, or what stands for it in a GGUF file.
+absl::StatusOr<JsonField> ReadRoot(const std::string& path) {
+  if (!IsGgufPath(path)) return JsonField::ReadFile(path);
+  C3PO_ASSIGN_OR_RETURN(const GgufTokenizer described, ReadGgufTokenizer(path));
+  return JsonField::Parse(described.tokenizer_json, path);
 }
 
 }  // namespace
@@ -198,6 +207,10 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::stri
 }
 
 absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::LoadFolder(const std::string& folder) {
+  if (IsGgufPath(folder)) {
+    C3PO_ASSIGN_OR_RETURN(std::unique_ptr<Impl> impl, ReadImpl(folder));
+    return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
+  }
   const std::filesystem::path path(folder);
   C3PO_ASSIGN_OR_RETURN(std::unique_ptr<Impl> impl, ReadImpl((path / "tokenizer.json").string()));
   C3PO_ASSIGN_OR_RETURN(const std::optional<SurroundingTokens> tokens, ReadSurroundingTokens(folder));
@@ -217,7 +230,7 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::LoadFolder(const std
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer::Impl>> Tokenizer::ReadImpl(const std::string& tokenizer_json_path) {
-  C3PO_ASSIGN_OR_RETURN(const JsonField root, JsonField::ReadFile(tokenizer_json_path));
+  C3PO_ASSIGN_OR_RETURN(const JsonField root, ReadRoot(tokenizer_json_path));
   if (!root.is_object()) return root.Error("is no JSON object");
   if (const auto version = root.Find("version"); version.has_value()) {
     C3PO_ASSIGN_OR_RETURN(const std::string number, version->AsString());

@@ -48,9 +48,10 @@ class Tokenizer {
   // unknown pieces, a stage or option that is not implemented, naming file and field.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::string& tokenizer_json_path);
 
-  // From a model folder's tokenizer.json. Where its tokenizer_config.json names a class that puts bos_token or
-  // eos_token around texts by itself, these take the place of the post_processor (tokenizer_class.h). Errors as Load;
-  // InvalidArgument also for a malformed tokenizer_config.json and for a token that is not in the vocabulary.
+  // From a model folder's tokenizer.json, or the metadata of a GGUF file (gguf_tokenizer.h, and its errors). Where its
+  // tokenizer_config.json names a class that puts bos_token or eos_token around texts by itself, these take the place
+  // of the post_processor (tokenizer_class.h). Errors as Load; InvalidArgument also for a malformed
+  // tokenizer_config.json and for a token that is not in the vocabulary.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadFolder(const std::string& folder);
 
   ~Tokenizer();

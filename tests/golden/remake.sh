@@ -25,6 +25,7 @@ make_venv() {
 MODELS=$(make_venv models transformers==4.57.6 safetensors==0.7.0 numpy==2.3.5)
 MODELS_5=$(make_venv models-5 transformers==5.24.0 safetensors==0.8.0 numpy==2.3.5)
 TOKENIZERS=$(make_venv tokenizers tokenizers==0.23.3 jinja2==3.1.6)
+GGUF=$(make_venv gguf transformers==4.57.6 safetensors==0.8.0 numpy==2.4.6 gguf==0.19.0 sentencepiece==0.2.3 protobuf==7.36.2)
 TORCH=$(ls -d "$CACHE_DIR"/torch-*/site | sort -V | tail -n 1)
 
 "$TOKENIZERS" tests/golden/tokenizer/make_tokenizer_goldens.py
@@ -38,8 +39,18 @@ PYTHONPATH=$TORCH "$MODELS" tests/golden/config/make_config_goldens.py
 PYTHONPATH=$TORCH "$MODELS_5" tests/golden/config/make_config_goldens.py
 PYTHONPATH=$TORCH "$MODELS" tests/golden/embed/make_embed_goldens.py "$CACHE_DIR/models/all-minilm-l6-v2"
 
+# llama.cpp's converter lies in the sdist of its Python binding, which is only unpacked.
+LLAMA=$CACHE_DIR/goldens-1/llama_cpp_python-0.3.36
+if [ ! -d "$LLAMA" ]; then
+  "$GGUF" -m pip download -q --no-deps --no-binary :all: --dest "$CACHE_DIR/goldens-1" llama-cpp-python==0.3.36
+  tar xzf "$LLAMA.tar.gz" -C "$CACHE_DIR/goldens-1"
+fi
+PYTHONPATH=$TORCH "$GGUF" tests/golden/gguf/make_gguf_goldens.py
+PYTHONPATH=$TORCH "$GGUF" tests/golden/gguf/make_gguf_models.py "$LLAMA/vendor/llama.cpp"
+PYTHONPATH=$TORCH "$GGUF" tests/golden/gguf/make_gguf_tokenizers.py "$LLAMA/vendor/llama.cpp"
+
 cmake --preset release >/dev/null
-cmake --build --preset release --target server_model_test server_model_folder_test server_text_test server_chat_test server_embed_test
-for name in server_model_test server_model_folder_test server_text_test server_chat_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
+cmake --build --preset release --target server_model_test server_model_folder_test server_compute_gguf_test server_weights_test server_text_test server_chat_test server_embed_test
+for name in server_model_test server_model_folder_test server_compute_gguf_test server_weights_test server_text_test server_chat_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
 CHANGED=$(git status --porcelain -- tests/golden)
 echo "files that came out otherwise: ${CHANGED:-none}"

@@ -15,7 +15,7 @@ SERVER_ROOMS = {
     "server/types": set(),
     "server/metrics": {"server/process"},
     "server/weights": set(),
-    "server/text": {"server/process"},  # The process that renders chat templates.
+    "server/text": {"server/process", "server/weights"},  # The process that renders chat templates; GGUF metadata.
     "server/sampling": set(),
     "server/pathway": set(),
     "server/config": set(),

@@ -7,13 +7,13 @@ of every type. blocks.expected.safetensors holds gguf.quants.dequantize of each 
 Usage: python make_gguf_goldens.py   (needs gguf, numpy, safetensors; versions in provenance.json)
 """
 
+import importlib.metadata
 import json
 import pathlib
 import platform
 
 import gguf
 import numpy
-import safetensors
 import safetensors.numpy
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -77,8 +77,10 @@ def main():
     writer.write_tensors_to_file()
     writer.close()
     safetensors.numpy.save_file(expected, HERE / "blocks.expected.safetensors")
-    provenance = {"script": "tests/golden/gguf/make_gguf_goldens.py", "seed": SEED, "python": platform.python_version(),
-                  "gguf": "0.19.0", "numpy": numpy.__version__, "safetensors": safetensors.__version__, "tolerance": 0}
+    versions = {name: importlib.metadata.version(name)
+                for name in ("gguf", "numpy", "protobuf", "safetensors", "sentencepiece", "torch", "transformers")}
+    provenance = {"scripts": sorted(f"tests/golden/gguf/{path.name}" for path in HERE.glob("make_*.py")), "seed": SEED, "tolerance": 0,
+                  "versions": {"python": platform.python_version(), **versions, "llama.cpp": "of the sdist of llama-cpp-python 0.3.36"}}
     (HERE / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
 
 

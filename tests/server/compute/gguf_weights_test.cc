@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <numeric>
 #include <sstream>
@@ -16,6 +17,7 @@
 #include "server/model/config/gguf_model.h"
 #include "server/model/config/tensor_plan.h"
 #include "server/weights/stored_elements.h"
+#include "tests/server/weights/gguf_text.h"
 #include "tests/server/weights/safetensors_text.h"
 
 namespace c3po {
@@ -158,6 +160,94 @@ TEST_P(GgufModel, HasADigestOfItsContent) {
 INSTANTIATE_TEST_SUITE_P(Families, GgufModel,
                          testing::Values("olmoe", "qwen2_moe", "qwen3_moe", "deepseek", "deepseek_v2",
                                          "deepseek_v2_groups", "mixtral", "granite_moe"));
+
+// A golden file with other tensors: change(name, view) gives the type's number in the file and the bytes.
+GgufContent Rewritten(
+    const std::string& family,
+    const std::function<std::pair<uint32_t, std::string>(const std::string&, const TensorView&)>& change) {
+  const auto file = GgufFile::Open(GoldenPath(family + ".gguf"));
+  EXPECT_TRUE(file.ok()) << file.status();
+  GgufContent content;
+  const auto text = [](absl::Span<const std::byte> bytes) {
+    return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  };
+  for (const auto& [key, value] : (*file)->metadata()) {
+    const std::string array = GgufBytes(static_cast<uint32_t>(value.type)) + GgufBytes(value.count);
+    content.Add(key, value.is_array ? GgufType::kArray : value.type, (value.is_array ? array : "") + text(value.bytes));
+  }
+  for (const auto& [name, view] : (*file)->tensors()) {
+    const auto [type, bytes] = change(name, view);
+    content.tensors.push_back({name, {view.shape.rbegin(), view.shape.rend()}, type, content.data.size()});
+    content.data += bytes;
+    content.data.resize((content.data.size() + content.alignment - 1) / content.alignment * content.alignment);
+  }
+  return content;
+}
+
+TEST(GgufModels, OfMixedTypesAreThoseOfTheirValues) {
+  struct Kind {
+    DType type;
+    uint32_t number;
+    std::vector<size_t> halves;  // Where a block's scales stand.
+  };
+  const Kind kinds[] = {{DType::kQ4_0, 2, {0}},
+                        {DType::kQ4_1, 3, {0, 2}},
+                        {DType::kQ5_0, 6, {0}},
+                        {DType::kQ5_1, 7, {0, 2}},
+                        {DType::kQ8_0, 8, {0}}};
+  for (const std::string family : {"olmoe", "deepseek_v2", "mixtral"}) {
+    std::map<std::string, std::pair<DType, std::string>> blocks;
+    const auto quantized = [&](const std::string& name, const TensorView& view) -> std::pair<uint32_t, std::string> {
+      if (view.shape.size() < 2 || view.shape.back() % 32 != 0) {
+        const uint32_t number = view.dtype == DType::kF32 ? 0 : 30;
+        return {number, std::string(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size())};
+      }
+      const Kind& kind = kinds[blocks.size() % std::size(kinds)];
+      std::string bytes;
+      for (int64_t i = 0; i < view.elements() / 32; ++i) {
+        std::string block;
+        for (int64_t j = 0; j < DTypeBytes(kind.type); ++j) {
+          block.push_back(static_cast<char>((Crc32(name) + static_cast<uint32_t>(i * 40 + j) * 2654435761u) >> 24));
+        }
+        for (const size_t at : kind.halves) block.replace(at, 2, "\x66\x2A");  // 0.05
+        bytes += block;
+      }
+      blocks[name] = {kind.type, bytes};
+      return {kind.number, bytes};
+    };
+    const auto widened = [&](const std::string& name, const TensorView& view) -> std::pair<uint32_t, std::string> {
+      const auto found = blocks.find(name);
+      const DType type = found == blocks.end() ? view.dtype : found->second.first;
+      const std::byte* const from =
+          found == blocks.end() ? view.bytes.data() : reinterpret_cast<const std::byte*>(found->second.second.data());
+      std::vector<float> values(static_cast<size_t>(view.elements()));
+      ToFloat32(type, from, view.elements(), values.data());
+      return {0, std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float))};
+    };
+    TestFolder folder;
+    ModelConfig config, wide_config;
+    const auto mixed = Packed(folder.Write("mixed.gguf", Rewritten(family, quantized).Bytes()), &config);
+    const auto wide = Packed(folder.Write("wide.gguf", Rewritten(family, widened).Bytes()), &wide_config);
+    ASSERT_TRUE(mixed.ok() && wide.ok()) << family << ": " << mixed.status() << wide.status();
+    EXPECT_GE(blocks.size(), std::size(kinds)) << family;
+    EXPECT_TRUE(*mixed == *wide) << family;
+    EXPECT_EQ(Described(config), Described(wide_config));
+  }
+}
+
+TEST(GgufModels, HaveNoVectorsOfBlocks) {
+  const auto vector_of_blocks = [](const std::string& name,
+                                   const TensorView& view) -> std::pair<uint32_t, std::string> {
+    if (name == "output_norm.weight") return {8, std::string(34, '\0')};
+    const uint32_t number = view.dtype == DType::kF32 ? 0 : 30;
+    return {number, std::string(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size())};
+  };
+  TestFolder folder;
+  const absl::Status status = CheckFolder(folder.Write("m.gguf", Rewritten("olmoe", vector_of_blocks).Bytes()));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("tensor \"output_norm.weight\": a vector of type Q8_0 is not taken"));
+}
 
 // The error of a golden file in which one text, wherever it stands, is another of the same length.
 absl::Status ErrorWith(const std::string& family, const std::string& from, const std::string& to) {
