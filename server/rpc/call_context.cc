@@ -199,7 +199,7 @@ absl::Status CallState::Ended(const absl::Status& with) noexcept {
   if (metrics_ != nullptr) metrics_->CountRpc(record_.rpc, status.code());
   const auto log = [&] { log_->Ended(record_, status, SteadyNow() - arrival_); };
   (void)CatchEscapedIn(ThreadKind::kTransport, log);
-  EndCallSpan(trace_.get(), status);
+  EndCallSpan(trace_.get(), record_.rpc, status);
   return status;
 }
 

@@ -14,11 +14,12 @@
 
 namespace c3po {
 
-// The server span of a gRPC call, by OpenTelemetry's semantic conventions for RPC: its name is the method's full one,
-// "c3po.v1.GenerationService/Generate", its attributes are rpc.* and network.peer.*, its status is an error where the
-// fault is the server's.
+// The server span of a call, by OpenTelemetry's semantic conventions. Of gRPC: its name is the method's full one,
+// "c3po.v1.GenerationService/Generate", its attributes are rpc.* and network.peer.*. Of HTTP: "POST /v1/completions",
+// http.request.method and http.route; HttpCall adds http.response.status_code. Its status is an error where the fault
+// is the server's.
 
-// "c3po.v1.GenerationService", of a method's service.
+// "c3po.v1.GenerationService", of a gRPC method's service; "OpenAI", of HTTP's.
 std::string FullServiceName(Metrics::Rpc rpc);
 
 // Null: the call is not recorded. `peer` is the address, as gRPC writes it.
@@ -27,7 +28,7 @@ std::shared_ptr<CallTrace> BeginCallSpan(const Tracer& tracer, const std::option
 
 // The end of the span of a call, or of one of its requests. `trace` may be null. Where there is no memory for it, the
 // span is lost.
-void EndCallSpan(CallTrace* trace, const absl::Status& status) noexcept;
+void EndCallSpan(CallTrace* trace, Metrics::Rpc rpc, const absl::Status& status) noexcept;
 
 }  // namespace c3po
 

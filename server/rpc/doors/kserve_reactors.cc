@@ -113,7 +113,7 @@ class KserveStreamReactor::Listener final : public GenerationListener {
     stream_->call().ReleaseBytes(text_.size());
     absl::Status end = status;
     if (end.ok()) end = CatchEscapedIn(ThreadKind::kEngine, [&] { SendEnd(summary); });
-    EndCallSpan(trace_.get(), end);
+    EndCallSpan(trace_.get(), Metrics::Rpc::kKserveModelStreamInfer, end);
     stream_->Answered(end);
   }
 
@@ -220,7 +220,7 @@ absl::Status KserveStreamReactor::Submit() {
     question->call.context = std::move(context);
     status = parts_.pipeline->Generate(std::move(question->call), listener);
   }
-  if (!status.ok()) EndCallSpan(trace.get(), status);
+  if (!status.ok()) EndCallSpan(trace.get(), Metrics::Rpc::kKserveModelStreamInfer, status);
   if (status.ok() || !IsOfTheRequest(status)) return status;
   listener->SendError(InTheirWords(status, KserveFieldNames()).message());
   Answered(absl::OkStatus());

@@ -15,9 +15,10 @@ namespace {
 
 class CallSpanTest : public testing::Test {
  protected:
-  const Span& Ended(const absl::Status& status, const std::string& peer = "ipv4:10.0.0.7:51002") {
-    const auto trace = BeginCallSpan(tracer_, std::nullopt, Metrics::Rpc::kVllmGenerate, peer, SteadyNow());
-    EndCallSpan(trace.get(), status);
+  const Span& Ended(const absl::Status& status, const std::string& peer = "ipv4:10.0.0.7:51002",
+                    Metrics::Rpc rpc = Metrics::Rpc::kVllmGenerate) {
+    const auto trace = BeginCallSpan(tracer_, std::nullopt, rpc, peer, SteadyNow());
+    EndCallSpan(trace.get(), rpc, status);
     return spans_.at(0);
   }
   static std::string Text(const Span& span, absl::string_view key) {
@@ -48,6 +49,17 @@ TEST_F(CallSpanTest, IsNamedAfterTheMethodAndKnowsItsPeer) {
   for (const char* peer : {"unix:/run/c3po.sock", "unix:", "", "ipv4:", "ipv4:10.0.0.7", "unknown"}) {
     EXPECT_EQ(Text(Ended(absl::OkStatus(), peer), "network.peer.address"), "none") << peer;
   }
+}
+
+TEST_F(CallSpanTest, IsNamedAfterTheRouteOfHttp) {
+  const Span& span = Ended(absl::NotFoundError("m"), "ipv4:10.0.0.7:51002", Metrics::Rpc::kOpenAiChatCompletions);
+  EXPECT_EQ(span.name, "POST /v1/chat/completions");
+  EXPECT_EQ(Text(span, "http.request.method"), "POST");
+  EXPECT_EQ(Text(span, "http.route"), "/v1/chat/completions");
+  EXPECT_EQ(Text(span, "network.peer.address"), "10.0.0.7");
+  EXPECT_EQ(Text(span, "error.type"), "NOT_FOUND");
+  for (const char* key : {"rpc.system", "rpc.service", "rpc.method", "rpc.grpc.status_code"})
+    EXPECT_EQ(Text(span, key), "none") << key;
 }
 
 TEST_F(CallSpanTest, OnlyWhatIsTheServersFaultIsAnError) {
@@ -85,16 +97,16 @@ TEST_F(CallSpanTest, ACallThatIsNotRecordedHasNone) {
   parent.trace_id = NewTraceId();
   parent.span_id = NewSpanId();
   EXPECT_EQ(BeginCallSpan(tracer_, parent, Metrics::Rpc::kScore, "", SteadyNow()), nullptr);
-  EndCallSpan(nullptr, absl::InternalError("nothing happens"));
+  EndCallSpan(nullptr, Metrics::Rpc::kScore, absl::InternalError("nothing happens"));
   EXPECT_TRUE(spans_.empty());
 }
 
 TEST(FullServiceName, IsThatOfAProtosPackage) {
   std::set<std::string> names;
   for (int i = 0; i < Metrics::kRpcCount; ++i) names.insert(FullServiceName(static_cast<Metrics::Rpc>(i)));
-  EXPECT_EQ(names,
-            (std::set<std::string>{"c3po.v1.GenerationService", "c3po.v1.ReferenceService", "c3po.v1.ServerService",
-                                   "inference.GRPCInferenceService", "vllm.grpc.engine.VllmEngine"}));
+  EXPECT_EQ(names, (std::set<std::string>{"OpenAI", "c3po.v1.GenerationService", "c3po.v1.ReferenceService",
+                                          "c3po.v1.ServerService", "inference.GRPCInferenceService",
+                                          "vllm.grpc.engine.VllmEngine"}));
 }
 
 }  // namespace

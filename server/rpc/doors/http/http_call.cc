@@ -102,6 +102,9 @@ void HttpCall::End(const absl::Status& with) {
       queue_.clear();
       Queue(std::move(answer.body));
     }
+    if (call_.trace() != nullptr) {
+      call_.trace()->Set("http.response.status_code", int64_t{status.ok() || streams_ ? 200 : head_->status});
+    }
   }
   news_();
   Conclude();
