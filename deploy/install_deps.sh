@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), nvcc, the google .proto
+# Installs what c3po builds with: Debian 12 packages, and from PyPI libtorch (the torch wheel), xgrammar, nvcc, the google .proto
 # files and those of foreign protocols, the Python tools of the tests and the lm-evaluation-harness. Idempotent: what is present is kept. Needs root or
 # sudo for Debian packages.
 #   --build-only     what compiling c3pod and c3po takes, and no more: no nvcc, no models, nothing that only tests use
@@ -17,6 +17,7 @@ OPENAI_CLIENTS_VERSION=1 # Raise when the list of what the tests of the HTTP por
 GATEWAY_TOOLS_VERSION=1  # Raise when the list of what the tests of the gateway need changes.
 OTEL_TOOLS_VERSION=1     # Raise when the list of what the test of tracing needs changes.
 LM_EVAL_VERSION=0.4.13
+XGRAMMAR_VERSION=0.2.9     # deploy/cmake/C3poDependencies.cmake names it too.
 CUDA_VERSION=13.0        # As libtorch's, whose driver it asks for (580 or later). deploy/cmake/C3poCuda.cmake names it too.
 LM_EVAL_FOLDER_VERSION=2 # Raise when the list of its packages below changes.
 CACHE_DIR=${C3PO_CACHE_DIR:-$HOME/.cache/c3po}
@@ -205,6 +206,34 @@ install_torch() {
   rm -rf "$1/venv" "$1/site/torch/include/google"   # Its protobuf 3.13 headers shadow the system's.
 }
 
+# xgrammar's C++ library, from PyPI's source archive by its digest: static, without the Python bindings. The archive has what
+# it is built with (3rdparty/: dlpack, picojson). pip asks the archive's build system for its name before it stores it.
+XGRAMMAR_ARCHIVE="xgrammar==$XGRAMMAR_VERSION --hash=sha256:87b466bca2475e29bb0323abc62c6c33cbcbcff47e5fb800a3e2099ac9620b90"
+XGRAMMAR_BUILD_PACKAGES=(
+  scikit-build-core==1.1.2 setuptools-scm==10.3.4 setuptools==84.2.1 packaging==26.4 pathspec==1.1.1 vcs-versioning==2.6.0
+)
+
+build_xgrammar() {
+  python3 -m venv "$1/venv"
+  "$1/venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${XGRAMMAR_BUILD_PACKAGES[@]}"
+  printf '%s\n' "$XGRAMMAR_ARCHIVE" >"$1/requirements.txt"
+  "$1/venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary :all: \
+    --require-hashes --requirement "$1/requirements.txt" --dest "$1/archives"
+  mkdir "$1/source" "$1/build"
+  tar -xzf "$1/archives/xgrammar-$XGRAMMAR_VERSION.tar.gz" -C "$1/source" --strip-components 1
+  echo 'set(XGRAMMAR_BUILD_PYTHON_BINDINGS OFF)' >"$1/build/config.cmake"   # In the place of the archive's own.
+  # Their -Werror is for their compilers, and objects for link-time optimization would be of no use here.
+  cmake -S "$1/source" -B "$1/build" -G Ninja -DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_FLAGS=-O2 -fno-lto -Wno-error" \
+    -DCMAKE_INSTALL_PREFIX="$1" -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_CXX_COMPILER_LAUNCHER=ccache >"$1/build.log"
+  cmake --build "$1/build" --target install >>"$1/build.log"
+  mkdir "$1/licenses"
+  cp "$1/source/LICENSE" "$1/licenses/xgrammar"
+  cp "$1/source/NOTICE" "$1/licenses/xgrammar-notice"
+  cp "$1/source/3rdparty/dlpack/LICENSE" "$1/licenses/dlpack"
+  cp "$1/source/3rdparty/picojson/picojson.h" "$1/licenses/picojson.h"   # Its license is in it.
+  rm -r "$1/venv" "$1/archives" "$1/source" "$1/build"
+}
+
 # nvcc, its device compiler and headers, and the runtime that is linked statically: 271 MB unpacked. All of one release,
 # so that kernels have the same registers everywhere (tests/cuda). The packages name each other in ranges, hence no dependencies.
 CUDA_PACKAGES=(
@@ -242,6 +271,7 @@ fi
 if [ "$CUDA" = 1 ]; then provide_cuda; fi
 fill_folder "Python tools" "$CACHE_DIR/tools-$PYTHON_TOOLS_VERSION" make_tools_venv
 fill_folder "foreign .proto files" "$CACHE_DIR/foreign-protos-$FOREIGN_PROTOS_VERSION" fetch_foreign_protos
+fill_folder "xgrammar $XGRAMMAR_VERSION" "$CACHE_DIR/xgrammar-$XGRAMMAR_VERSION" build_xgrammar
 if [ "$BUILD_ONLY" = 1 ]; then
   fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch
   say "done"

@@ -2,8 +2,8 @@
 // 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line; 130, 143 ended by a second SIGINT or SIGTERM while
 // it drained; 3 calls were lost, and the end did not come; 4 the device that computes failed, and what was let in has
 // ended. SIGHUP reads certificates and tokens again. `c3pod inspect MODEL` says what a model folder is and whether it
-// would load, instead (server/inspect). Long because every part of the server is made here, in the order that they need
-// each other.
+// would load, instead (server/inspect); `c3pod --compile-forms` is the process that c3pod compiles forms of answers in.
+// Long because every part of the server is made here, in the order that they need each other.
 
 #include <malloc.h>
 #include <unistd.h>
@@ -36,6 +36,8 @@
 #include "server/compute/device_queue.h"
 #include "server/config/server_config.h"
 #include "server/embed/sentence_encoder.h"
+#include "server/grammar/form_compiler.h"
+#include "server/grammar/form_process.h"
 #include "server/inspect/model_card.h"
 #include "server/metrics/escaped_log.h"
 #include "server/metrics/http_server.h"
@@ -82,7 +84,9 @@ constexpr absl::Duration kLastLines = absl::Seconds(1);  // that the end waits f
 // The whole server, in the order in which its parts need each other; destroyed from the last to the first.
 struct Server {
   ~Server() {
-    if (chat != nullptr) chat->Stop();  // Its thread ends while all that calls hold is there.
+    // Their threads end while all that calls hold is there.
+    if (chat != nullptr) chat->Stop();
+    if (forms != nullptr) forms->Stop();
   }
 
   ModelFolder model_folder, embedder_folder;
@@ -90,6 +94,7 @@ struct Server {
   std::unique_ptr<OtlpTracing> tracing;  // Null: nothing is traced. Outlives every call.
   std::unique_ptr<MoeModel> model;
   std::shared_ptr<ChatRenderer> chat;  // Null: the model has no chat template.
+  std::unique_ptr<FormCompiler> forms;
   std::unique_ptr<PromptText> text;
   std::unique_ptr<QueryEmbedding> embedding;
   int64_t encoder_bytes = 0;
@@ -129,7 +134,8 @@ int HttpPortOf(const Server& server) { return server.openai ? server.openai->por
 
 // Where model and embedder lie, before anything is opened: a name of the hub's that its cache lacks ends the start.
 absl::Status FindFolders(const ServerConfig& config, Server& server) {
-  C3PO_ASSIGN_OR_RETURN(server.model_folder, FindModelFolder({"--model", config.model, "--revision", config.revision, true}));
+  C3PO_ASSIGN_OR_RETURN(server.model_folder,
+                        FindModelFolder({"--model", config.model, "--revision", config.revision, true}));
   if (config.embedder == kModelAsEmbedder) return absl::OkStatus();
   C3PO_ASSIGN_OR_RETURN(server.embedder_folder, FindModelFolder({"--embedder", config.embedder, "--embedder-revision",
                                                                  config.embedder_revision}));
@@ -232,6 +238,11 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
   Chat chat = std::shared_ptr<ChatRenderer>();
   C3PO_RETURN_IF_ERROR(OpenChat(config, folder, chat));
   if (chat.ok()) server.chat = *chat;
+  FormCompiler::Options forms;
+  forms.waiting_max = static_cast<size_t>(config.pending_requests_max);
+  forms.on_killed = [](absl::string_view why) { Log(LogLevel::kWarning, "form_process_ended", "", {{"reason", why}}); };
+  server.forms = std::make_unique<FormCompiler>(VocabularyOf(*tokenizer, shape.vocabulary_size, shape.eos_token_ids),
+                                                std::move(forms));
   server.text =
       std::make_unique<PromptText>(std::move(tokenizer), std::move(chat), shape.context_window, shape.vocabulary_size);
   return absl::OkStatus();
@@ -477,6 +488,7 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
                           .offsets = server.offsets.get(),
                           .metrics = server.metrics.get(),
                           .admission = server.admission.get(),
+                          .forms = server.forms.get(),
                           .limits = LimitsFrom(config, shape),
                           .work_memory_bytes = work_memory,
                           .allow_oracle = config.allow_oracle};
@@ -565,6 +577,7 @@ void LogConfiguration(const ServerConfig& config, const SettingOrigins& origins,
 
 int Main(int argc, char** argv) {
   OpenClosedStandardStreams();
+  if (argc == 2 && std::string(argv[1]) == kFormProcessArgument) return RunFormProcess();
   if (argc > 1 && std::string(argv[1]) == "inspect") return InspectMain(argc - 1, argv + 1);
   ServerConfig config;
   SettingOrigins origins;

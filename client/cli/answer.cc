@@ -108,6 +108,7 @@ void AddAnswerFlags(CLI::App& command, AnswerFlags* flags) {
   command.add_option("--experts-per-token", flags->experts_per_token,
                      "Experts that the router gives each token, in place of the model's own number");
   AddSamplingFlags(command, &flags->sampling);
+  AddFormFlags(command, &flags->form);
   AddOptimizationFlags(command, &flags->optimization);
 }
 
@@ -117,6 +118,7 @@ absl::Status StreamAnswer(Session& session, const AnswerFlags& flags, v1::Genera
   if (flags.optimization.ByteSizeLong() > 0) *request.mutable_optimization() = flags.optimization;
   if (flags.show_experts) request.set_return_routed_experts(true);
   if (flags.experts_per_token) request.set_experts_per_token(*flags.experts_per_token);
+  if (flags.form.form_case() != v1::StructuredOutput::FORM_NOT_SET) *request.mutable_structured_output() = flags.form;
   AnswerPrinter printer(session.terminal, flags, {request.choices().begin(), request.choices().end()});
   const absl::Status status = session.client->Generate(
       request, [&](const v1::GenerateResponse& event) { return printer.Print(event); }, session.call_options());

@@ -16,6 +16,7 @@ namespace c3po {
 struct AnswerFlags {
   v1::SamplingOptions sampling;
   v1::OptimizationOptions optimization;
+  v1::StructuredOutput form;
   bool json = false;
   bool explain = false;
   bool show_experts = false;

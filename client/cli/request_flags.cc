@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/eval/option_setting.h"
+#include "index/base/durable_file.h"
 #include "index/base/number_text.h"
 #include "index/types/optimization_options.h"
 
@@ -23,6 +24,7 @@ namespace {
 constexpr char kOptimization[] = "C3PO";
 constexpr char kGate[] = "C3PO gate";
 constexpr char kSampling[] = "Sampling";
+constexpr char kForm[] = "Form of the answer";
 
 // A flag whose value is set in the message as soon as it is read.
 template <typename T, typename Set>
@@ -42,6 +44,14 @@ std::pair<uint32_t, float> ParseLogitBias(const std::string& text) {
     throw CLI::ValidationError("--logit-bias", text + " is not TOKEN_ID=BIAS");
   }
   return {token_id, bias};
+}
+
+// Of a flag's file.
+std::string FileText(const std::string& flag, const std::string& path) {
+  constexpr int64_t kBytesMax = 1 << 20;
+  absl::StatusOr<std::string> text = ReadWholeFile(path, kBytesMax);
+  if (!text.ok()) throw CLI::ValidationError(flag, std::string(text.status().message()));
+  return *std::move(text);
 }
 
 // The flag of one option, which sets its field by its name in options.proto. `Value` is what the server keeps of it.
@@ -141,6 +151,32 @@ void AddSamplingFlags(CLI::App& command, v1::SamplingOptions* options) {
           "--ignore-eos", [=](int64_t count) { options->set_ignore_eos(count > 0); },
           "Go on after the end-of-sequence token")
       ->group(kSampling);
+}
+
+void AddFormFlags(CLI::App& command, v1::StructuredOutput* form) {
+  const std::vector<CLI::Option*> forms = {
+      command.add_flag_function(
+          "--json-object", [=](int64_t) { form->set_json_object(true); }, "The answer is a JSON object"),
+      AddField<std::string>(command, kForm, "--json-schema", "File of the JSON schema that the answer is of",
+                            [=](const std::string& path) { form->set_json_schema(FileText("--json-schema", path)); }),
+      AddField<std::string>(command, kForm, "--regex", "The whole answer matches this regular expression",
+                            [=](const std::string& regex) { form->set_regex(regex); }),
+      AddField<std::string>(command, kForm, "--grammar",
+                            "File of the GBNF grammar that the answer is of, from its rule root on",
+                            [=](const std::string& path) { form->set_grammar(FileText("--grammar", path)); }),
+      AddField<std::vector<std::string>>(command, kForm, "--one-of",
+                                         "The answer is this text; given several times, one of them",
+                                         [=](const std::vector<std::string>& texts) {
+                                           for (const std::string& text : texts)
+                                             form->mutable_one_of()->add_texts(text);
+                                         })
+          ->allow_extra_args(false)};
+  forms.front()->group(kForm);
+  for (CLI::Option* one : forms) {
+    for (CLI::Option* other : forms) {
+      if (one != other) one->excludes(other);
+    }
+  }
 }
 
 }  // namespace c3po

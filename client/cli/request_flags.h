@@ -14,6 +14,8 @@ namespace c3po {
 // that the server's default holds. `options` outlives `command`.
 void AddOptimizationFlags(CLI::App& command, v1::OptimizationOptions* options);
 void AddSamplingFlags(CLI::App& command, v1::SamplingOptions* options);
+// One flag for each form of an answer, of which one may be given.
+void AddFormFlags(CLI::App& command, v1::StructuredOutput* form);
 
 }  // namespace c3po
 

@@ -30,3 +30,11 @@ find_library(TORCH_C10_LIBRARY c10 PATHS ${C3PO_TORCH_DIR}/lib NO_DEFAULT_PATH R
 add_library(c3po_torch INTERFACE)
 target_include_directories(c3po_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIR})
 target_link_libraries(c3po_torch INTERFACE ${TORCH_CPU_LIBRARY} ${TORCH_C10_LIBRARY})
+
+# Static, built by deploy/install_deps.sh. Seen by server/grammar alone.
+set(C3PO_XGRAMMAR_DIR ${C3PO_CACHE_DIR}/xgrammar-0.2.9 CACHE PATH "Where xgrammar's library and headers are installed")
+find_path(XGRAMMAR_INCLUDE_DIR xgrammar/xgrammar.h PATHS ${C3PO_XGRAMMAR_DIR}/include NO_DEFAULT_PATH REQUIRED)
+find_library(XGRAMMAR_LIBRARY xgrammar PATHS ${C3PO_XGRAMMAR_DIR}/lib NO_DEFAULT_PATH REQUIRED)
+add_library(c3po_xgrammar INTERFACE)
+target_include_directories(c3po_xgrammar SYSTEM INTERFACE ${XGRAMMAR_INCLUDE_DIR})
+target_link_libraries(c3po_xgrammar INTERFACE ${XGRAMMAR_LIBRARY})

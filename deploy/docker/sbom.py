@@ -2,10 +2,11 @@
 """Writes the bill of materials of an image, CycloneDX 1.5 as JSON: c3pod and c3po, every shared library staged beside them with its
 SHA-256 and the package that it came from, what is compiled in from headers, and the packages of the base image.
 
-    sbom.py --stage ROOT --sources FILE --output FILE [--compiled-in PATH ...] [--base-status FILE]
+    sbom.py --stage ROOT --sources FILE --output FILE [--compiled-in PATH ...] [--archive FILE ...] [--base-status FILE]
 
 --sources: a line NAME<TAB>PATH per staged library, where stage.sh took it. --compiled-in: a file of a wheel whose code is in
-libc3po_cuda.so, which is our own and in no package. --base-status: /var/lib/dpkg/status of the base image;
+libc3po_cuda.so, which is our own and in no package. --archive: a line NAME==VERSION --hash=sha256:DIGEST of a source archive of PyPI
+whose code is in the programs. --base-status: /var/lib/dpkg/status of the base image;
 without it the base is left out, and the bill says so. The same inputs give the same bytes. A library whose package is not known is
 an error: a bill with holes is none. Standard library only; asks dpkg-query, and the metadata of wheels."""
 
@@ -116,12 +117,21 @@ def compiled_in_wheel(path: pathlib.Path) -> dict:
     return wheel
 
 
-def bill(stage: pathlib.Path, sources: str, static: list[pathlib.Path], status: str | None) -> dict:
+def compiled_archive(path: pathlib.Path) -> dict:
+    requirement, _, digest = path.read_text(encoding="utf-8").strip().partition(" --hash=sha256:")
+    name, _, version = requirement.partition("==")
+    if not (name and version and digest):
+        raise SystemExit(f"sbom.py: {path} is no line NAME==VERSION --hash=sha256:DIGEST")
+    return {"type": "library", "name": name, "version": version, "bom-ref": f"pypi:{name}", "purl": f"pkg:pypi/{name}@{version}",
+            "hashes": [{"alg": "SHA-256", "content": digest}], "properties": [{"name": "c3po:use", "value": "compiled in"}]}
+
+
+def bill(stage: pathlib.Path, sources: str, static: list[pathlib.Path], archives: list[pathlib.Path], status: str | None) -> dict:
     own = [path for name in OWN_LIBRARIES if (path := stage / "opt/c3po/lib" / name).exists()]
     programs = [{"type": "application", "name": path.name, "bom-ref": path.name,
                  "hashes": [{"alg": "SHA-256", "content": sha256(path)}]} for path in sorted((stage / "opt/c3po/bin").iterdir()) + own]
     version = subprocess.run([stage / "opt/c3po/bin/c3pod", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    components = staged(stage, sources) + [installed(name, "compiled in") for name in COMPILED_IN]
+    components = staged(stage, sources) + [installed(name, "compiled in") for name in COMPILED_IN] + list(map(compiled_archive, archives))
     # libtorch brings the shared library of a wheel whose static one is in ours.
     components += [wheel for wheel in map(compiled_in_wheel, static) if wheel["bom-ref"] not in {c["bom-ref"] for c in components}]
     known = {component["bom-ref"] for component in components}
@@ -146,10 +156,11 @@ def main() -> None:
     parser.add_argument("--sources", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--compiled-in", type=pathlib.Path, action="append", default=[])
+    parser.add_argument("--archive", type=pathlib.Path, action="append", default=[])
     parser.add_argument("--base-status", type=pathlib.Path)
     arguments = parser.parse_args()
     status = arguments.base_status.read_text(encoding="utf-8") if arguments.base_status else None
-    made = bill(arguments.stage, arguments.sources.read_text(encoding="utf-8"), arguments.compiled_in, status)
+    made = bill(arguments.stage, arguments.sources.read_text(encoding="utf-8"), arguments.compiled_in, arguments.archive, status)
     arguments.output.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(f"{arguments.output}: {len(made['components'])} components", file=sys.stderr)
 

@@ -44,11 +44,13 @@ for program in c3pod c3po; do
 done
 cp "$HERE/healthcheck.sh" "$HERE/import_references.sh" "$BIN/"
 
-STATIC=()
+# install_deps.sh leaves the archive's name, version and digest beside the library that it built.
+XGRAMMAR=$(sed -n 's/^XGRAMMAR_LIBRARY:[A-Z]*=//p' "$BIN_DIR/../CMakeCache.txt")
+STATIC=(--archive "$(dirname "$XGRAMMAR")/../requirements.txt")
 if [ "$DEVICE" = cuda ]; then
   [ -f "$BIN_DIR/libc3po_cuda.so" ] || die "$BIN_DIR/libc3po_cuda.so is not there: run deploy/docker/build.sh cuda"
   cp "$BIN_DIR/libc3po_cuda.so" "$LIB/"
-  STATIC=(--compiled-in "$(sed -n 's/^C3PO_CUDART:[A-Z]*=//p' "$BIN_DIR/../CMakeCache.txt")")
+  STATIC+=(--compiled-in "$(sed -n 's/^C3PO_CUDART:[A-Z]*=//p' "$BIN_DIR/../CMakeCache.txt")")
   TORCH=$(dirname "$(ldd "$BIN_DIR/c3pod" | awk '$1 == "libtorch_cpu.so" { print $3 }')")
   # Some of NVIDIA's libraries are opened by name only, so ldd does not see them: all are taken.
   for path in "$TORCH"/libtorch_cuda*.so "$TORCH"/libc10_cuda.so "$TORCH"/libcaffe2_nvrtc.so \

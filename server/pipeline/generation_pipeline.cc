@@ -107,9 +107,10 @@ absl::Status GenerationPipeline::Generate(GenerateCall call, std::shared_ptr<Gen
   auto shared = std::make_shared<GenerateCall>(std::move(call));
   const std::shared_ptr<PromptInput> input(shared, &shared->input);
   const auto run = [this, shared, permit, counted] { return RunGenerate(*shared, permit, counted); };
-  const auto then = [this, shared, counted, run] {
+  const auto once_formed = [this, shared, counted, run] {
     return OnceStatesAreThere(shared->optimization, shared->context, counted, run);
   };
+  const auto then = [this, shared, counted, once_formed] { return CompileFirst(shared, counted, once_formed); };
   return OnWorker(counted,
                   [this, shared, input, counted, then] { return RenderFirst(shared->context, input, counted, then); });
 }
@@ -250,6 +251,7 @@ absl::Status GenerationPipeline::RunGenerate(const GenerateCall& call, const Per
   summary.provenance = MakeProvenance(call.sampling.seed);
   SequenceRequest request = RequestOf(call.context);
   request.sampling = call.sampling;
+  request.form = call.compiled_form;
   if (!call.max_tokens_given) {
     const int room = parts_.model->shape().context_window - static_cast<int>(prompt.tokens.size());
     request.sampling.max_tokens = std::min(call.sampling.max_tokens, room);

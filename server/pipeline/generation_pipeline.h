@@ -24,6 +24,7 @@
 namespace c3po {
 
 class CountedCall;
+class FormCompiler;
 class ReferenceStateBuilder;
 class ScoreTokens;
 
@@ -40,6 +41,7 @@ struct PipelineParts {
   LabelOffsets* offsets = nullptr;          // null: there are none
   Metrics* metrics = nullptr;
   AdmissionController* admission = nullptr;
+  FormCompiler* forms = nullptr;  // null: requests with a form are refused
   RequestLimits limits;
   int64_t work_memory_bytes = int64_t{512} << 20;  // --work-memory-mb
   bool allow_oracle = false;                       // requests may bring their own answer, for evaluation
@@ -82,6 +84,9 @@ class GenerationPipeline {
   // worker; no thread of this one waits. Else `then` is called.
   absl::Status RenderFirst(const CallContext& context, const std::shared_ptr<PromptInput>& input,
                            const std::shared_ptr<CountedCall>& counted, std::function<absl::Status()> then) const;
+  // Compiles the call's form, where it has one, elsewhere, and `then` is a job of a worker. Else `then` is called.
+  absl::Status CompileFirst(const std::shared_ptr<GenerateCall>& call, const std::shared_ptr<CountedCall>& counted,
+                            std::function<absl::Status()> then) const;
   // Tokenizes a slice of a Score call at a time, each as a job of its own, and then runs it.
   absl::Status Tokenize(const std::shared_ptr<ScoreTokens>& tokens, const PermitPtr& permit,
                         const std::shared_ptr<CountedCall>& counted) const;

@@ -19,6 +19,7 @@
 #include "server/pathway/gate.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/text/conversation.h"
+#include "server/types/answer_form.h"
 #include "server/types/sampled_token.h"
 #include "server/types/sampling_params.h"
 #include "server/types/sequence_request.h"
@@ -54,7 +55,7 @@ struct CallContext {
   std::shared_ptr<RateLimiter::Call> rates;  // what its cost is charged to; null: nothing
   // Counts bytes that the call keeps for its client (CallState::HoldBytes), while it runs; null: nobody counts.
   std::function<absl::Status(size_t bytes)> hold_bytes;
-  std::shared_ptr<CallTrace> trace;          // null: the call is not traced
+  std::shared_ptr<CallTrace> trace;  // null: the call is not traced
 
   // Takes tokens through the model of what the caller has left of the minute (RateLimiter::Call::Charge). Other than a
   // place in the queue, this does not depend on who else calls.
@@ -78,6 +79,8 @@ struct GenerateCall {
   bool max_tokens_given = true;  // false: sampling.max_tokens is a default, cut to what the context window leaves
   OptimizationSettings optimization;
   ExpertsWish experts;
+  std::optional<AnswerForm> form;  // that each answer has to have; errors name the field structured_output
+  std::shared_ptr<const CompiledForm> compiled_form;  // of `form`; set by the pipeline
   bool skip_special_tokens = true;  // of the text that goes out, and in which stop strings are looked for
 };
 

@@ -168,6 +168,26 @@ std::vector<v1::RoutedExperts> RoutePieces(const RoutedExperts& routes) {
   return pieces;
 }
 
+absl::StatusOr<AnswerForm> FormFromProto(const v1::StructuredOutput& form) {
+  using Kind = AnswerForm::Kind;
+  switch (form.form_case()) {
+    case v1::StructuredOutput::kJsonObject:
+      if (!form.json_object()) return FieldError("structured_output.json_object: false asks for nothing");
+      return AnswerForm{Kind::kJsonObject, "", {}};
+    case v1::StructuredOutput::kJsonSchema:
+      return AnswerForm{Kind::kJsonSchema, form.json_schema(), {}};
+    case v1::StructuredOutput::kRegex:
+      return AnswerForm{Kind::kRegex, form.regex(), {}};
+    case v1::StructuredOutput::kGrammar:
+      return AnswerForm{Kind::kGrammar, form.grammar(), {}};
+    case v1::StructuredOutput::kOneOf:
+      return AnswerForm{Kind::kOneOf, "", {form.one_of().texts().begin(), form.one_of().texts().end()}};
+    case v1::StructuredOutput::FORM_NOT_SET:
+      break;
+  }
+  return FieldError("structured_output: one of its forms must be set");
+}
+
 v1::StageTimings TimingsToProto(const StageTimings& timings) {
   v1::StageTimings proto;
   proto.set_queue_seconds(timings.queue_seconds);

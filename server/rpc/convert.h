@@ -25,6 +25,9 @@ namespace c3po {
 absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingOptions& options, const SamplingParams& defaults,
                                                  uint64_t drawn_seed);
 
+// InvalidArgument: none is set. What is in it is looked at by CheckForm (server/grammar/form_check.h).
+absl::StatusOr<AnswerForm> FormFromProto(const v1::StructuredOutput& form);
+
 absl::StatusOr<PromptInput> InputFromProto(const v1::GenerateRequest& request);
 absl::StatusOr<PromptInput> InputFromProto(const v1::ScoreRequest& request);
 absl::StatusOr<ExpertsWish> ExpertsFromProto(const v1::GenerateRequest& request);

@@ -1,6 +1,7 @@
 #include "server/rpc/generation_service.h"
 
 #include <atomic>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -102,9 +103,14 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     C3PO_RETURN_IF_ERROR(call().HoldBytes(BytesOf(bytes)));
     C3PO_ASSIGN_OR_RETURN(const v1::GenerateRequest request, ParseRequest<v1::GenerateRequest>(bytes));
     if (request.choices_size() > 0) return SubmitChoice(request, std::move(listener));
+    std::optional<AnswerForm> form;
+    if (request.has_structured_output()) {
+      C3PO_ASSIGN_OR_RETURN(form, FormFromProto(request.structured_output()));
+    }
     with_logprobs_ = request.sampling().has_logprobs();
     GenerateCall generate;
     generate.context = call().Context(request.request_id());
+    generate.form = std::move(form);
     C3PO_ASSIGN_OR_RETURN(generate.context.priority, PriorityOf(request.priority(), call()));
     C3PO_ASSIGN_OR_RETURN(generate.input, InputFromProto(request));
     C3PO_ASSIGN_OR_RETURN(generate.sampling,
@@ -119,6 +125,10 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
 
   absl::Status SubmitChoice(const v1::GenerateRequest& request, std::shared_ptr<GenerationListener> listener) {
     C3PO_RETURN_IF_ERROR(CheckChoiceSampling(request.sampling()));
+    if (request.has_structured_output()) {
+      return absl::InvalidArgumentError(
+          "structured_output: must not be set beside choices, one of which is the answer");
+    }
     ScoreCall choose;
     choose.choose = true;
     C3PO_ASSIGN_OR_RETURN(choose.experts, ExpertsFromProto(request));

@@ -5,6 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/status_macros.h"
 #include "server/sampling/sampler.h"
 #include "server/sampling/softmax.h"
 
@@ -26,6 +27,14 @@ absl::Status ReadDistribution(absl::Span<const float> logits, absl::Span<const i
   return absl::OkStatus();
 }
 
+absl::StatusOr<SampledToken> Choose(absl::Span<const float> logits, const ReadoutRequest& request) {
+  absl::Span<const uint32_t> allowed;
+  if (request.matcher != nullptr) {
+    C3PO_ASSIGN_OR_RETURN(allowed, request.matcher->NextTokens());
+  }
+  return Sample(logits, *request.sampling, request.context, request.position, allowed);
+}
+
 }  // namespace
 
 void ReadOut(absl::Span<const float> logits, const ReadoutRequest& request, Readout& readout) {
@@ -33,7 +42,7 @@ void ReadOut(absl::Span<const float> logits, const ReadoutRequest& request, Read
   readout.logits.clear();
   if (request.logits) readout.logits.assign(logits.begin(), logits.end());
   if (request.sampling != nullptr) {
-    absl::StatusOr<SampledToken> token = Sample(logits, *request.sampling, request.context, request.position);
+    absl::StatusOr<SampledToken> token = Choose(logits, request);
     readout.status = token.status();
     if (token.ok()) readout.token = *std::move(token);
   } else {

@@ -55,7 +55,7 @@ int LargestNeeded(const ReadoutRequest& request, int largest_max) {
   const SamplingParams& params = *request.sampling;
   // Whoever breaks a range is told by Sample.
   if (!ValidateSamplingParams(params).ok() || request.position < 0) return -1;
-  if (!params.logit_bias.empty() || params.repetition_penalty != 1) return -1;
+  if (!params.logit_bias.empty() || params.repetition_penalty != 1 || request.matcher != nullptr) return -1;
   const bool draws = params.temperature > 0;
   if (draws && (params.top_k == 0 || params.top_k > largest_max)) return -1;
   return std::max(draws ? params.top_k : 0, std::max(params.logprobs, 0));

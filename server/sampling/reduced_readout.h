@@ -22,7 +22,8 @@ struct ReducedLogits {
 };
 
 // How many of the largest logits a request reads, where these and ReducedLogits are all that it reads; -1 where it
-// needs every logit: for all of them, for a draw from more than `largest_max` tokens, under a bias or a penalty.
+// needs every logit: for all of them, for a draw from more than `largest_max` tokens, under a bias, a penalty or a
+// form.
 int LargestNeeded(const ReadoutRequest& request, int largest_max);
 
 // What ReadOut (readout.h) says of the logits that these were taken of. Sums over the tokens that a draw keeps may be

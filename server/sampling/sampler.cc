@@ -233,13 +233,38 @@ int32_t Draw(absl::Span<const float> logits, float max_logit, const SamplingPara
   return AtQuantile(weights, uniform);
 }
 
-// Fills logprob and top_logprobs from the model's own logits.
+// What stands for -infinity: any bias, penalty or temperature leaves it so far below every logit that its weight is 0.
+constexpr float kForbidden = std::numeric_limits<float>::lowest();
+
+bool IsAllowed(absl::Span<const uint32_t> allowed, size_t id) { return (allowed[id / 32] >> (id % 32) & 1) != 0; }
+
+absl::Status CheckAllowed(absl::Span<const uint32_t> allowed, size_t vocabulary) {
+  if (allowed.size() != (vocabulary + 31) / 32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("allowed: ", allowed.size(), " words are not those of ", vocabulary, " tokens"));
+  }
+  for (size_t id = 0; id < vocabulary; ++id) {
+    if (allowed[id / 32] == 0) {
+      id |= 31;
+    } else if (IsAllowed(allowed, id)) {
+      return absl::OkStatus();
+    }
+  }
+  return absl::InvalidArgumentError("allowed: has no token");
+}
+
+void Forbid(absl::Span<const uint32_t> allowed, absl::Span<float> logits) {
+  for (size_t id = 0; id < logits.size(); ++id) logits[id] = IsAllowed(allowed, id) ? logits[id] : kForbidden;
+}
+
+// Fills logprob and top_logprobs from the model's own logits, kForbidden where a token is not allowed.
 void AddLogprobs(absl::Span<const float> logits, int count, SampledToken& token) {
   const float max_logit = logits[IndexOfLargest(logits)];
   const double log_normalizer = max_logit + std::log(SumOf(WeightsInScratch(logits, max_logit, 1)));
   token.logprob = static_cast<float>(logits[token.token_id] - log_normalizer);
   if (count == 0) return;
   for (const Candidate& candidate : FirstOf(logits, static_cast<size_t>(count))) {
+    if (candidate.logit == kForbidden) break;
     token.top_logprobs.push_back({candidate.id, static_cast<float>(candidate.logit - log_normalizer)});
   }
 }
@@ -296,12 +321,15 @@ absl::Status ValidateSamplingParams(const SamplingParams& params) {
 }
 
 absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params,
-                                    absl::Span<const int32_t> context_ids, int64_t position) {
+                                    absl::Span<const int32_t> context_ids, int64_t position,
+                                    absl::Span<const uint32_t> allowed) {
   C3PO_RETURN_IF_ERROR(ValidateSamplingParams(params));
   const bool use_penalty = params.repetition_penalty != 1;
   C3PO_RETURN_IF_ERROR(CheckArguments(logits, context_ids, use_penalty, position));
 
-  std::vector<float> biased, penalized;
+  if (!allowed.empty()) C3PO_RETURN_IF_ERROR(CheckAllowed(allowed, logits.size()));
+
+  std::vector<float> biased, penalized, masked;
   absl::Span<const float> adjusted = logits;
   if (!params.logit_bias.empty()) {
     biased.assign(logits.begin(), logits.end());
@@ -313,6 +341,11 @@ absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const Sampli
     Penalize(adjusted, context_ids, params.repetition_penalty, absl::MakeSpan(penalized));
     adjusted = penalized;
   }
+  if (!allowed.empty()) {
+    masked.assign(adjusted.begin(), adjusted.end());
+    Forbid(allowed, absl::MakeSpan(masked));
+    adjusted = masked;
+  }
 
   SampledToken token;
   const size_t largest = IndexOfLargest(adjusted);
@@ -323,7 +356,14 @@ absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const Sampli
         Draw(adjusted, adjusted[largest], params,
              PhiloxUniform(params.seed, static_cast<uint64_t>(position), static_cast<uint32_t>(params.answer)));
   }
-  if (params.logprobs >= 0) AddLogprobs(logits, params.logprobs, token);
+  if (params.logprobs < 0) return token;
+  absl::Span<const float> own = logits;
+  if (!allowed.empty()) {
+    biased.assign(logits.begin(), logits.end());  // `adjusted` is not read any more.
+    Forbid(allowed, absl::MakeSpan(biased));
+    own = biased;
+  }
+  AddLogprobs(own, params.logprobs, token);
   return token;
 }
 

@@ -44,6 +44,7 @@ void ContinuousBatcher::Add(SequenceRequest request) {
   const int64_t needed = BlocksNeeded(request);
   sequence->tokens = request.prompt;
   for (const auto& continuation : request.continuations) sequence->first_tokens.push_back(continuation.front());
+  if (request.form != nullptr) sequence->matcher = request.form->NewMatcher(!request.sampling.ignore_eos);
   sequence->request = std::move(request);
   sequence->submitted = now_();
   if (sequence->request.arrival == absl::InfinitePast()) sequence->request.arrival = sequence->submitted;
@@ -330,11 +331,20 @@ void ContinuousBatcher::TakeToken(Sequence& sequence, const Readout& readout) {
   if (!sampling.ignore_eos && IsEndOfSequence(model_->shape(), token.token_id)) {
     return Finish(sequence, absl::OkStatus(), FinishReason::kStop);
   }
+  if (sequence.matcher != nullptr) {
+    const absl::Status accepted = sequence.matcher->Accept(token.token_id);
+    if (!accepted.ok()) return Finish(sequence, accepted, FinishReason::kLength);
+  }
   sequence.tokens.push_back(token.token_id);
   ++sequence.generated;
   ++generated_tokens_;
   if (metrics_) metrics_->CountGeneratedTokens(1);
   if (!sequence.request.sink->OnToken(token)) return Finish(sequence, absl::OkStatus(), FinishReason::kStop);
+  if (sequence.matcher != nullptr) {
+    const absl::StatusOr<bool> at_end = sequence.matcher->IsAtEnd();
+    if (!at_end.ok()) return Finish(sequence, at_end.status(), FinishReason::kLength);
+    if (*at_end) return Finish(sequence, absl::OkStatus(), FinishReason::kStop);
+  }
   if (sequence.generated == sampling.max_tokens) Finish(sequence, absl::OkStatus(), FinishReason::kLength);
 }
 

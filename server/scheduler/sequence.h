@@ -21,6 +21,7 @@ struct Sequence {
   Stage stage = Stage::kPrefill;
   std::vector<int32_t> tokens;  // prompt and generated
   int generated = 0;
+  std::unique_ptr<TokenMatcher> matcher;  // Of its form, after the generated tokens; null: it has none.
 
   std::vector<int32_t> blocks;   // held, of positions from 0 on
   int cached = 0;                // positions whose keys and values are there
@@ -80,6 +81,7 @@ struct Sequence {
     wanted.distribution = scoring() || (generated == 0 && request.on_prefilled);
     wanted.tokens = first_tokens;
     if (!scoring()) wanted.sampling = &request.sampling;
+    if (!scoring()) wanted.matcher = matcher.get();
     wanted.context = tokens;
     wanted.position = generated;
     return wanted;

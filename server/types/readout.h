@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "server/types/answer_form.h"
 #include "server/types/sampled_token.h"
 #include "server/types/sampling_params.h"
 
@@ -20,6 +21,9 @@ struct ReadoutRequest {
   const SamplingParams* sampling = nullptr;
   absl::Span<const int32_t> context;
   int64_t position = 0;
+  // The token is chosen among those that this gives (Sample's `allowed`); null: among all. Asked for when the row is
+  // read, by the thread that reads it. `distribution` and `logits` are of all tokens.
+  TokenMatcher* matcher = nullptr;
 
   bool distribution = false;         // likeliest, likeliest_logit, log_normalizer
   absl::Span<const int32_t> tokens;  // with `distribution`: their logits; ids in the vocabulary

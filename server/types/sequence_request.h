@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "server/types/answer_form.h"
 #include "server/types/model_runner.h"
 #include "server/types/routing_override.h"
 #include "server/types/sampled_token.h"
@@ -110,6 +111,7 @@ struct SequenceRequest {
   std::string request_id;
   std::vector<int32_t> prompt;                      // at least one token
   SamplingParams sampling;                          // for generation
+  std::shared_ptr<const CompiledForm> form;         // of what is generated; null: any
   std::vector<std::vector<int32_t>> continuations;  // none empty
 
   // Called once after prefill, with what was captured at the last prompt token and the distribution after it: of

@@ -95,7 +95,7 @@ def test_bill_of_materials_holds_every_staged_file_and_its_package(staged: pathl
     assert packages["libgrpc29"]["version"] == version
     needed = (SOURCE / "deploy" / "install_deps.sh").read_text(encoding="utf-8")
     compiled_in = {name for name, component in packages.items() if {"name": "c3po:use", "value": "compiled in"} in component.get("properties", [])}
-    assert {"libhnswlib-dev", "nlohmann-json3-dev", "libcli11-dev"} <= compiled_in
+    assert {"libhnswlib-dev", "nlohmann-json3-dev", "libcli11-dev", "xgrammar"} <= compiled_in
     assert all(re.sub(r"1\.74", "", name) in needed for name in compiled_in)
     assert {"name": "c3po:base", "value": "left out"} in bill["metadata"]["properties"]
 

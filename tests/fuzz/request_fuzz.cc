@@ -45,6 +45,7 @@ void UseRequest(absl::string_view input) {
     case 'g':
       if (const auto request = ReadMessage<v1::GenerateRequest>(rest); request.ok()) {
         InputFromProto(*request).IgnoreError();
+        FormFromProto(request->structured_output()).IgnoreError();
         UseSampling(request->sampling());
         UseSettings(request->optimization());
       }

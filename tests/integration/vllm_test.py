@@ -125,8 +125,8 @@ class VllmTest(ServerCase):
 
     def test_what_cannot_be_done_is_refused_by_its_name(self):
         for name, value in (("frequency_penalty", 0.5), ("presence_penalty", 0.5), ("min_tokens", 3), ("prompt_logprobs", 1),
-                            ("truncate_prompt_tokens", 5), ("json_schema", "{}"), ("regex", "a"), ("grammar", "a"), ("json_object", True),
-                            ("structural_tag", "a"), ("choice", vllm.ChoiceConstraint(choices=["a"])), ("logprobs", -1), ("n", 1000),
+                            ("truncate_prompt_tokens", 5), ("structural_tag", "a"), ("json_schema", "{"), ("regex", "(a"), ("grammar", "a"),
+                            ("json_object", False), ("logprobs", -1), ("n", 1000),
                             ("temperature", -1), ("top_p", 2), ("max_tokens", 0)):
             with self.subTest(name):
                 self.fails(grpc.StatusCode.INVALID_ARGUMENT, f"sampling_params.{name}", lambda: self.theirs(**{name: value}))
@@ -137,6 +137,21 @@ class VllmTest(ServerCase):
         for field in (dict(kv_transfer_params_json="{}"), dict(mm_inputs=vllm.MultimodalInputs()), dict(data_parallel_rank=1)):
             self.fails(grpc.StatusCode.INVALID_ARGUMENT, next(iter(field)), lambda: list(self.engine.Generate(vllm.GenerateRequest(
                 tokenized=vllm.TokenizedInput(input_ids=PROMPT), **field))))
+
+    def test_constraints_hold(self):
+        def text(**constraint):
+            [message] = self.theirs(max_tokens=400, temperature=1, seed=3, stream=False, **constraint)
+            self.assertEqual(message.complete.finish_reason, "stop")
+            ids = list(message.complete.output_ids)
+            return self.generation.Detokenize(gen.DetokenizeRequest(ids=ids)).text
+        self.assertRegex(text(regex="[a-f]{3}-[0-9]{2}"), "^[a-f]{3}-[0-9]{2}$")
+        self.assertIn(text(choice=vllm.ChoiceConstraint(choices=["red", "green"])), ("red", "green"))
+        self.assertIn(text(grammar='root ::= "a" "b"+ "c" | "z"')[0], "az")
+        schema = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on", "n"]}
+        found = json.loads(text(json_schema=json.dumps(schema), grammar_from_first_token=True))
+        self.assertEqual((sorted(found), type(found["on"])), (["n", "on"], bool))
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "sampling_params.choice.choices[1]",
+                   lambda: self.theirs(choice=vllm.ChoiceConstraint(choices=["a", ""])))
 
     def test_garbage_is_told_as_ours(self):
         raw = self.channel.unary_stream(f"/{SERVICE}/Generate", request_serializer=lambda r: r, response_deserializer=lambda r: r)

@@ -37,6 +37,7 @@ ONE_FILE_PARTIES = {
     "libpqxx": re.compile(r"^pqxx/"),
     "prometheus-cpp": re.compile(r"^prometheus/"),
     "spdlog": re.compile(r"^spdlog/"),
+    "xgrammar": re.compile(r"^(xgrammar|dlpack)/"),
 }
 # Only below these prefixes.
 PLACED_PARTIES = {

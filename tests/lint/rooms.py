@@ -16,6 +16,7 @@ SERVER_ROOMS = {
     "server/metrics": {"server/process"},
     "server/weights": set(),
     "server/text": {"server/process", "server/weights"},  # The process that renders chat templates; GGUF metadata.
+    "server/grammar": {"server/process", "server/text"},
     "server/sampling": set(),
     "server/pathway": set(),
     "server/config": set(),
@@ -32,7 +33,7 @@ SERVER_ROOMS = {
     "server/model": {"server/model/config", "server/weights", "server/compute", "server/compute/cpu"},
     "server/model/config": {"server/weights"},
     "server/scheduler": set(),
-    "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/embed", "server/pathway", "server/scheduler",
+    "server/pipeline": {"server/admission", "server/sampling", "server/text", "server/grammar", "server/embed", "server/pathway", "server/scheduler",
                         "server/config", "server/trace", "index/search", "index/store",
                         "index/search/cuda", "index/base/cuda"},  # Where indexes lie.
     "server/inspect": {"server/model", "server/model/config", "server/pipeline", "server/text", "server/weights"},

@@ -27,7 +27,7 @@ from c3po_client.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from c3po_client.generation import AsyncGeneration
 from c3po_client.importing import WINDOW_MAX, AsyncImport, ImportOutcome, OnProgress, SampleSource
 from c3po_client.methods import RequestT, ResponseT, StreamMethod, UnaryMethod
-from c3po_client.options import Optimization, Sampling, TunePriorFields, tune_prior_request
+from c3po_client.options import Form, Optimization, Sampling, TunePriorFields, tune_prior_request
 from c3po_client.requests import Experts, Messages, Objects, Prompt
 from c3po_client.retry import RetryPolicy
 from c3po_client.samples import read_samples
@@ -87,20 +87,20 @@ class AsyncClient:
     def generate(self, prompt: Prompt, *, choices: Iterable[str] = (), sampling: Sampling | None = None,
                  optimization: Optimization | None = None, request_id: str = "", priority: str | int | None = None,
                  return_routed_experts: bool = False, experts_per_token: int | None = None,
-                 timeout: float | None = None, metadata: MoreMetadata = ()) -> AsyncGeneration:
+                 timeout: float | None = None, metadata: MoreMetadata = (), structured_output: Form | None = None) -> AsyncGeneration:
         """Begins an answer to a text or to token ids; the AsyncGeneration gives its events, or its text. With `choices` it is one of
         them."""
         return self.generate_request(requests.generate_request(prompt, choices, sampling, optimization, request_id, priority,
-                                                              Experts(return_routed_experts, experts_per_token)), timeout, metadata=metadata)
+                                                              Experts(return_routed_experts, experts_per_token), structured_output), timeout, metadata=metadata)
 
     def chat(self, messages: Messages, *, tools: Objects = (), documents: Objects = (), choices: Iterable[str] = (),
              sampling: Sampling | None = None, optimization: Optimization | None = None, request_id: str = "",
              priority: str | int | None = None, return_routed_experts: bool = False, experts_per_token: int | None = None,
-             timeout: float | None = None, metadata: MoreMetadata = ()) -> AsyncGeneration:
+             timeout: float | None = None, metadata: MoreMetadata = (), structured_output: Form | None = None) -> AsyncGeneration:
         """The same for a chat: ("user", "Hello"), {"role": "user", "content": "Hello"}, ChatMessages, or a Chat. `tools` and `documents`
         are what its template tells the model: mappings, or JSON."""
         return self.generate_request(requests.chat_request(messages, choices, sampling, optimization, request_id, priority, tools,
-                                                          documents, Experts(return_routed_experts, experts_per_token)), timeout, metadata=metadata)
+                                                          documents, Experts(return_routed_experts, experts_per_token), structured_output), timeout, metadata=metadata)
 
     async def choose(self, prompt: Prompt, choices: Sequence[str], *, optimization: Optimization | None = None, request_id: str = "",
                      priority: str | int | None = None, experts_per_token: int | None = None, timeout: float | None = None, metadata: MoreMetadata = ()) -> Choice:

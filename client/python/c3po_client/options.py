@@ -7,7 +7,8 @@ not set: the collection's profile or the server's default counts then. Ranges ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, Union
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
@@ -99,6 +100,22 @@ class SamplingFields(TypedDict, total=False):
     logit_bias: Mapping[int, float]
 
 
+class OneOfFields(TypedDict, total=False):
+    """The field of OneOfTexts."""
+
+    texts: Iterable[str]
+
+
+class FormFields(TypedDict, total=False):
+    """The fields of StructuredOutput, one of which is given; proto/c3po/v1/generation.proto says what they mean."""
+
+    json_object: bool
+    json_schema: str | Mapping[str, Any]
+    regex: str
+    grammar: str
+    one_of: gen.OneOfTexts | OneOfFields | Sequence[str]
+
+
 class TunePriorFields(TypedDict, total=False):
     """The fields of TunePriorRequest but the collection."""
 
@@ -118,6 +135,7 @@ class TunePriorFields(TypedDict, total=False):
 
 Optimization = Union[opt.OptimizationOptions, OptimizationFields]
 Sampling = Union[gen.SamplingOptions, SamplingFields]
+Form = Union[gen.StructuredOutput, FormFields]
 
 
 def optimization_options(given: Optimization) -> opt.OptimizationOptions:
@@ -132,6 +150,24 @@ def optimization_options(given: Optimization) -> opt.OptimizationOptions:
 def sampling_options(given: Sampling) -> gen.SamplingOptions:
     """ArgumentError as optimization_options()."""
     return given if isinstance(given, gen.SamplingOptions) else fill(gen.SamplingOptions(), given, "sampling")
+
+
+def structured_output(given: Form) -> gen.StructuredOutput:
+    """A schema may be an object, such as pydantic's model_json_schema(), and one_of a list. ArgumentError as optimization_options(),
+    and where not exactly one form is given."""
+    if isinstance(given, gen.StructuredOutput):
+        return given
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if len(fields) != 1:
+        raise ArgumentError(f"structured_output: {len(fields)} forms are given, not one")
+    if isinstance(fields.get("json_schema"), Mapping):
+        try:
+            fields["json_schema"] = json.dumps(fields["json_schema"])
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"structured_output.json_schema: {error}") from error
+    if isinstance(fields.get("one_of"), (list, tuple)):
+        fields["one_of"] = {"texts": fields["one_of"]}
+    return fill(gen.StructuredOutput(), fields, "structured_output")
 
 
 def tune_prior_request(collection: str, settings: TunePriorFields) -> ref.TunePriorRequest:

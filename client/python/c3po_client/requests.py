@@ -10,7 +10,7 @@ from c3po.v1 import generation_pb2 as gen
 from c3po.v1 import options_pb2 as opt
 from c3po.v1 import reference_pb2 as ref
 from c3po_client.errors import ArgumentError
-from c3po_client.options import Optimization, Sampling, enum_number, optimization_options, sampling_options
+from c3po_client.options import Form, Optimization, Sampling, enum_number, optimization_options, sampling_options, structured_output
 
 Prompt = Union[str, Sequence[int], gen.TokenIds]  # text, or token ids
 Message = Union[gen.ChatMessage, Mapping[str, str], tuple[str, str]]  # of a chat; a pair is (role, content)
@@ -28,16 +28,17 @@ class Experts(NamedTuple):
 
 
 def generate_request(prompt: Prompt, choices: Iterable[str], sampling: Sampling | None, optimization: Optimization | None,
-                     request_id: str, priority: str | int | None, experts: Experts = Experts()) -> gen.GenerateRequest:
+                     request_id: str, priority: str | int | None, experts: Experts = Experts(),
+                     form: Form | None = None) -> gen.GenerateRequest:
     request = gen.GenerateRequest(**_input(prompt))
-    return _completed(request, choices, sampling, optimization, request_id, priority, experts)
+    return _completed(request, choices, sampling, optimization, request_id, priority, experts, form)
 
 
 def chat_request(messages: Messages, choices: Iterable[str], sampling: Sampling | None, optimization: Optimization | None,
                  request_id: str, priority: str | int | None, tools: Objects = (), documents: Objects = (),
-                 experts: Experts = Experts()) -> gen.GenerateRequest:
+                 experts: Experts = Experts(), form: Form | None = None) -> gen.GenerateRequest:
     request = gen.GenerateRequest(chat=chat_of(messages, tools, documents))
-    return _completed(request, choices, sampling, optimization, request_id, priority, experts)
+    return _completed(request, choices, sampling, optimization, request_id, priority, experts, form)
 
 
 def chat_of(messages: Messages, tools: Objects = (), documents: Objects = ()) -> gen.Chat:
@@ -113,10 +114,12 @@ def _given(optimization: Optimization | None) -> opt.OptimizationOptions | None:
 
 
 def _completed(request: gen.GenerateRequest, choices: Iterable[str], sampling: Sampling | None, optimization: Optimization | None,
-               request_id: str, priority: str | int | None, experts: Experts) -> gen.GenerateRequest:
+               request_id: str, priority: str | int | None, experts: Experts, form: Form | None) -> gen.GenerateRequest:
     _extend(request.choices, "choices", choices)
     if sampling is not None:
         request.sampling.CopyFrom(sampling_options(sampling))
+    if form is not None:
+        request.structured_output.CopyFrom(structured_output(form))
     _options(request, optimization, request_id, priority, experts)
     return request
 

@@ -52,6 +52,13 @@ void CudaBackend::ReadOut(const Matrix& logits, absl::Span<const ReadoutRequest*
     if (!reading.whole[static_cast<size_t>(r)]) continue;
     parts.push_back({FloatsOf(logits.Rows(r, 1)), width * 4});
   }
+  // While the device computes, the host finds the tokens that forms allow; ReadOut is given them again.
+  std::vector<TokenMatcher*> matchers;
+  for (const ReadoutRequest* request : requests) {
+    if (request->sampling != nullptr && request->matcher != nullptr) matchers.push_back(request->matcher);
+  }
+  cpu::ThreadPool::Shared().Run(static_cast<int64_t>(matchers.size()),
+                                [&](int64_t i) { (void)matchers[static_cast<size_t>(i)]->NextTokens(); });
   const char* const host = copies_.Gather(parts);
   std::vector<const char*> at;
   for (const char* next = host; const HostCopies::Part& part : parts) {

@@ -1,6 +1,7 @@
 #include "server/rpc/doors/vllm_request.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -33,7 +34,13 @@ constexpr absl::string_view kSamplingFields[] = {"temperature",
                                                  "logprobs",
                                                  "seed",
                                                  "include_stop_str_in_output",
-                                                 "logit_bias"};
+                                                 "logit_bias",
+                                                 "grammar_from_first_token",
+                                                 "json_schema",
+                                                 "regex",
+                                                 "grammar",
+                                                 "json_object",
+                                                 "choice"};
 constexpr absl::string_view kSampling = "sampling_params.";
 constexpr float kGreedyBelow = 1e-5F;  // vLLM's _SAMPLING_EPS.
 
@@ -122,10 +129,36 @@ absl::StatusOr<SamplingParams> SamplingOf(const vllm_engine::SamplingParams& par
   return sampling;
 }
 
+// A form holds from the first token on, with or without grammar_from_first_token.
+absl::StatusOr<std::optional<AnswerForm>> FormOf(const vllm_engine::SamplingParams& params) {
+  using Vllm = vllm_engine::SamplingParams;
+  using Kind = AnswerForm::Kind;
+  switch (params.constraint_case()) {
+    case Vllm::kJsonSchema:
+      return AnswerForm{Kind::kJsonSchema, params.json_schema(), {}};
+    case Vllm::kRegex:
+      return AnswerForm{Kind::kRegex, params.regex(), {}};
+    case Vllm::kGrammar:
+      return AnswerForm{Kind::kGrammar, params.grammar(), {}};
+    case Vllm::kJsonObject:
+      if (!params.json_object()) return Refuse("sampling_params.json_object", "false asks for nothing");
+      return AnswerForm{Kind::kJsonObject, "", {}};
+    case Vllm::kChoice:
+      return AnswerForm{Kind::kOneOf, "", {params.choice().choices().begin(), params.choice().choices().end()}};
+    case Vllm::kStructuralTag:  // Refused with the fields that are not mapped.
+    case Vllm::CONSTRAINT_NOT_SET:
+      break;
+  }
+  return std::optional<AnswerForm>();
+}
+
 }  // namespace
 
 absl::Span<const FieldName> VllmFieldNames() {
   static constexpr FieldName kNames[] = {{"sampling", "sampling_params"},
+                                         {"structured_output.one_of.texts", "sampling_params.choice.choices"},
+                                         {"structured_output.one_of", "sampling_params.choice"},
+                                         {"structured_output", "sampling_params"},
                                          {"token_ids.ids", "tokenized.input_ids"},
                                          {"token_ids", "tokenized.input_ids"},
                                          {"prompt", "text"},
@@ -142,6 +175,7 @@ absl::StatusOr<GenerateCall> GenerateFromVllm(const vllm_engine::GenerateRequest
   GenerateCall call;
   C3PO_ASSIGN_OR_RETURN(call.input, InputOf(request));
   C3PO_ASSIGN_OR_RETURN(call.sampling, SamplingOf(request.sampling_params(), context));
+  C3PO_ASSIGN_OR_RETURN(call.form, FormOf(request.sampling_params()));
   call.max_tokens_given = request.sampling_params().has_max_tokens();
   call.skip_special_tokens = request.sampling_params().skip_special_tokens();
   return call;

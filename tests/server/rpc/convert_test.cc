@@ -77,6 +77,25 @@ TEST(ExpertsFromProto, KnowsANumberThatWasNotGivenFromZero) {
   EXPECT_EQ(ExpertsFromProto(request).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(FormFromProto, TakesEachFormAndRefusesNone) {
+  using Kind = AnswerForm::Kind;
+  v1::StructuredOutput proto;
+  EXPECT_EQ(FormFromProto(proto).status().message(), "structured_output: one of its forms must be set");
+  proto.set_json_object(true);
+  EXPECT_EQ(*FormFromProto(proto), (AnswerForm{Kind::kJsonObject, "", {}}));
+  proto.set_json_object(false);
+  EXPECT_EQ(FormFromProto(proto).status().code(), absl::StatusCode::kInvalidArgument);
+  proto.set_json_schema("{}");
+  EXPECT_EQ(*FormFromProto(proto), (AnswerForm{Kind::kJsonSchema, "{}", {}}));
+  proto.set_regex("a");
+  EXPECT_EQ(*FormFromProto(proto), (AnswerForm{Kind::kRegex, "a", {}}));
+  proto.set_grammar("root ::= \"a\"");
+  EXPECT_EQ(*FormFromProto(proto), (AnswerForm{Kind::kGrammar, "root ::= \"a\"", {}}));
+  proto.mutable_one_of()->add_texts("a");
+  proto.mutable_one_of()->add_texts("b");
+  EXPECT_EQ(*FormFromProto(proto), (AnswerForm{Kind::kOneOf, "", {"a", "b"}}));
+}
+
 TEST(StatsPage, PagesHoldEveryCollectionOnceAndNoMoreBytesThanTheyMay) {
   std::map<std::string, v1::CollectionStats> all;
   for (int i = 0; i < 1000; ++i) {

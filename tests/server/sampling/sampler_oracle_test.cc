@@ -135,6 +135,59 @@ TEST(SamplerOracle, LogprobsAreThoseOfTheLogitsAsGiven) {
   }
 }
 
+// Some tokens alone may be chosen: as though the others had a logit of -infinity. Here they are left out altogether,
+// which keeps the order of the rest.
+TEST(SamplerOracle, ChoosesAmongAllowedTokensAsThoughThereWereNoOthers) {
+  for (uint64_t seed = 1; seed <= 3000; ++seed) {
+    std::mt19937_64 random(seed);
+    Case c = RandomCase(random);
+    if (random() % 4 == 0) c.params.temperature = 0;
+    c.params.logprobs = static_cast<int>(random() % 8) - 1;
+    std::vector<uint32_t> allowed((c.logits.size() + 31) / 32);
+    std::vector<int32_t> ids;
+    const uint64_t one_in = 1 + random() % 20;
+    const size_t surely = random() % c.logits.size();
+    for (size_t id = 0; id < c.logits.size(); ++id) {
+      if (id != surely && random() % one_in > 0) continue;
+      allowed[id / 32] |= 1U << (id % 32);
+      ids.push_back(static_cast<int32_t>(id));
+    }
+    Case left = c;
+    left.logits.clear();
+    left.context.clear();
+    for (size_t i = 0; i < ids.size(); ++i) {
+      left.logits.push_back(c.logits[ids[i]]);
+      if (std::count(c.context.begin(), c.context.end(), ids[i]) > 0) left.context.push_back(static_cast<int32_t>(i));
+      if (random() % 10 > 0) continue;
+      const float bias = static_cast<float>(random() % 100) / 50 - 1;
+      c.params.logit_bias.push_back({ids[i], bias});
+      left.params.logit_bias.push_back({static_cast<int32_t>(i), bias});
+    }
+    const auto token = Sample(c.logits, c.params, c.context, c.position, allowed);
+    const auto expected = Sample(left.logits, left.params, left.context, left.position);
+    ASSERT_TRUE(token.ok() && expected.ok()) << "case seed " << seed << ": " << token.status() << expected.status();
+    ASSERT_EQ(token->token_id, ids[expected->token_id]) << "case seed " << seed;
+    EXPECT_NEAR(token->logprob, expected->logprob, 1e-5) << "case seed " << seed;
+    ASSERT_EQ(token->top_logprobs.size(), expected->top_logprobs.size()) << "case seed " << seed;
+    for (size_t i = 0; i < token->top_logprobs.size(); ++i) {
+      ASSERT_EQ(token->top_logprobs[i].token_id, ids[expected->top_logprobs[i].token_id]) << "case seed " << seed;
+      EXPECT_NEAR(token->top_logprobs[i].logprob, expected->top_logprobs[i].logprob, 1e-5) << "case seed " << seed;
+    }
+  }
+}
+
+TEST(SamplerOracle, RefusesBitsThatAreNotOfTheVocabularyOrAllowNothing) {
+  const std::vector<float> logits(40, 1.0f);
+  const SamplingParams params;
+  EXPECT_EQ(Sample(logits, params, {}, 0, std::vector<uint32_t>{1}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Sample(logits, params, {}, 0, std::vector<uint32_t>{0, 0}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Sample(logits, params, {}, 0, std::vector<uint32_t>{0, 0xffffff00}).status().code(),
+            absl::StatusCode::kInvalidArgument);  // Beyond the vocabulary.
+  EXPECT_EQ(Sample(logits, params, {}, 0, std::vector<uint32_t>{0, 0x80})->token_id, 39);
+}
+
 // Pearson's statistic of counts against expected probabilities, over the cells with probability > 0.
 double ChiSquare(const std::vector<int>& counts, const std::vector<double>& probabilities) {
   const double total = std::accumulate(counts.begin(), counts.end(), 0.0);

@@ -72,6 +72,10 @@ std::string Told(const GenerateCall& call) {
                                   "|", s.seed, "|", s.n, "|", s.max_tokens, "|", s.logprobs, "|", s.ignore_eos, "|",
                                   call.max_tokens_given, "|", call.skip_special_tokens);
   for (const std::string& stop : s.stop) absl::StrAppend(&text, "|", stop);
+  if (call.form) {
+    absl::StrAppend(&text, "|form ", static_cast<int>(call.form->kind), call.form->text);
+    for (const std::string& one : call.form->texts) absl::StrAppend(&text, "|", one);
+  }
   for (const LogitBias& bias : s.logit_bias) absl::StrAppend(&text, "|", bias.token_id, "=", bias.bias);
   return text;
 }
@@ -127,13 +131,13 @@ TEST(VllmRequest, MapsOrRefusesEveryFieldOfSamplingParams) {
                {"include_stop_str_in_output", Fate::kNoEffect},
                {"logit_bias", Fate::kMapped},
                {"truncate_prompt_tokens", Fate::kRefused},
-               {"grammar_from_first_token", Fate::kRefused},
-               {"json_schema", Fate::kRefused},
-               {"regex", Fate::kRefused},
-               {"grammar", Fate::kRefused},
+               {"grammar_from_first_token", Fate::kNoEffect},  // It does so anyway.
+               {"json_schema", Fate::kMapped},
+               {"regex", Fate::kMapped},
+               {"grammar", Fate::kMapped},
                {"structural_tag", Fate::kRefused},
-               {"json_object", Fate::kRefused},
-               {"choice", Fate::kRefused}},
+               {"json_object", Fate::kMapped},
+               {"choice", Fate::kMapped}},
               "sampling_params.", /*in_sampling=*/true);
 }
 

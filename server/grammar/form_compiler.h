@@ -1,0 +1,102 @@
+#ifndef C3PO_SERVER_GRAMMAR_FORM_COMPILER_H_
+#define C3PO_SERVER_GRAMMAR_FORM_COMPILER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/grammar/form_cache.h"
+#include "server/grammar/form_engine.h"
+#include "server/grammar/form_process.h"
+#include "server/grammar/form_vocabulary.h"
+#include "server/process/limited_child.h"
+
+namespace c3po {
+
+// Compiles forms off the engine's thread, one after the other, in one long-lived process (process/limited_child.h) that
+// runs RunFormProcess of this same program, and keeps what came of them.
+//
+// A form has `compile_max` and the process's memory: however an expression multiplies, one that takes longer costs its
+// own caller that, and those behind it no more; the process is killed and another one is started. What is read here of
+// its reply is bounded by `reply_bytes_max`. What is not bounded here is the time that a compiled form takes for each
+// token: see TokenMatcher.
+//
+// Thread-safe. Nothing is started before the first form.
+class FormCompiler {
+ public:
+  struct Options {
+    std::string program = "/proc/self/exe";
+    absl::Duration compile_max = absl::Seconds(5);
+    absl::Duration start_max = absl::Seconds(20);   // For the process to start and to sort the vocabulary.
+    absl::Duration retry_after = absl::Seconds(5);  // A start that failed is not tried again sooner.
+    int64_t memory_bytes = int64_t{3} << 30;        // The process's address space, shared libraries included.
+    size_t reply_bytes_max = size_t{16} << 20;      // Of one compiled form.
+    size_t waiting_max = 256;                       // Forms that wait; beyond: ResourceExhausted.
+    size_t cache_entries_max = 256;
+    int64_t cache_bytes_max = int64_t{128} << 20;
+    std::function<void(absl::string_view why)> on_killed = nullptr;  // From the compiler's thread.
+  };
+  FormCompiler(FormVocabulary vocabulary, Options options);
+  // Ends as Stop does.
+  ~FormCompiler();
+
+  using Check = std::function<absl::Status()>;
+  using Done = std::function<void(absl::StatusOr<std::shared_ptr<const CompiledForm>>)>;
+  // `done` hears the compiled form once, from the compiler's thread, or from this one where the form is not taken; it
+  // must not block. `check` is asked right before it is compiled, and its error is the result then.
+  //   InvalidArgument "structured_output.FIELD: ...": as CheckForm and FormEngine::Compile; takes too long, too much
+  //   memory, or gives too much
+  //   ResourceExhausted: waiting_max wait already, or no process can be started now
+  //   Unavailable: Stop was called
+  void Compile(AnswerForm form, Check check, Done done) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Waits for the form that is being compiled; those that wait hear Unavailable. Ends the process.
+  void Stop() ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  using Result = FormCache::Result;
+  struct Job {
+    AnswerForm form;
+    Check check;
+    Done done;
+  };
+
+  void Run();
+  Result Answer(const Job& job);
+  Result CompileInProcess(const AnswerForm& form, const std::string& bytes);
+  Result TakeReply(const AnswerForm& form, absl::StatusOr<FormReply> reply);
+  absl::Status EnsureEngine();
+  absl::Status EnsureProcess();
+  absl::Status StartProcess();
+  absl::StatusOr<FormReply> Exchange(absl::string_view body, absl::Time deadline);
+  void Kill(absl::string_view why);
+
+  const FormVocabulary vocabulary_;
+  const Options options_;
+  // Of the compiler's thread alone.
+  std::unique_ptr<FormEngine> engine_;  // Reads what the process compiled.
+  FormCache cache_;
+  std::unique_ptr<LimitedChild> process_;
+  bool start_anew_ = false;  // As one was killed, and the next form should find another.
+  absl::Status start_failure_;
+  absl::Time start_failed_at_ = absl::InfinitePast();
+
+  absl::Mutex mu_;
+  std::deque<Job> jobs_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
+}  // namespace c3po
+
+#endif  // C3PO_SERVER_GRAMMAR_FORM_COMPILER_H_
