@@ -257,6 +257,28 @@ absl::Status CheckDevices(const ServerConfig& config) {
   return CheckRange("index-memory-mb", config.index_memory_mb, 16, 1 << 20);
 }
 
+// What callers may have at once, and what their connections may.
+absl::Status CheckCallers(const ServerConfig& config) {
+  constexpr int kMax = std::numeric_limits<int>::max();
+  C3PO_RETURN_IF_ERROR(CheckRange("unread-messages-max", config.unread_messages_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("caller-calls-max", config.caller_calls_max, 0, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("caller-calls-per-minute-max", config.caller_calls_per_minute_max, 0, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("caller-tokens-per-minute-max", config.caller_tokens_per_minute_max, 0, kMax));
+  C3PO_RETURN_IF_ERROR(CheckRange("watches-max", config.watches_max, 0, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("address-watches-max", config.address_watches_max, 0, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("call-memory-mb", config.call_memory_mb, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("import-streams-max", config.import_streams_max, 1, 4096));
+  C3PO_RETURN_IF_ERROR(CheckRange("unread-seconds-max", config.unread_seconds_max, 1, 86400));
+  C3PO_RETURN_IF_ERROR(CheckRange("connections-max", config.connections_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("address-connections-max", config.address_connections_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("transport-memory-mb", config.transport_memory_mb, 16, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("connection-streams-max", config.connection_streams_max, 1, 1 << 20));
+  C3PO_RETURN_IF_ERROR(CheckRange("connection-age-seconds-max", config.connection_age_seconds_max, 0, 365 * 86400));
+  C3PO_RETURN_IF_ERROR(
+      CheckRange("connection-age-grace-seconds-max", config.connection_age_grace_seconds_max, 0, 86400));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ServerConfig::Validate() const {
@@ -290,21 +312,7 @@ absl::Status ServerConfig::Validate() const {
   C3PO_RETURN_IF_ERROR(CheckRange("answers-max", answers_max, 1, 1024));
   C3PO_RETURN_IF_ERROR(CheckRange("logit-bias-max", logit_bias_max, 0, 65536));
   C3PO_RETURN_IF_ERROR(CheckRange("experts-per-token-max", experts_per_token_max, 0, 1 << 16));
-  C3PO_RETURN_IF_ERROR(CheckRange("unread-messages-max", unread_messages_max, 1, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("caller-calls-max", caller_calls_max, 0, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("caller-calls-per-minute-max", caller_calls_per_minute_max, 0, kMax));
-  C3PO_RETURN_IF_ERROR(CheckRange("caller-tokens-per-minute-max", caller_tokens_per_minute_max, 0, kMax));
-  C3PO_RETURN_IF_ERROR(CheckRange("watches-max", watches_max, 0, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("address-watches-max", address_watches_max, 0, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("call-memory-mb", call_memory_mb, 1, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("import-streams-max", import_streams_max, 1, 4096));
-  C3PO_RETURN_IF_ERROR(CheckRange("unread-seconds-max", unread_seconds_max, 1, 86400));
-  C3PO_RETURN_IF_ERROR(CheckRange("connections-max", connections_max, 1, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("address-connections-max", address_connections_max, 1, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("transport-memory-mb", transport_memory_mb, 16, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("connection-streams-max", connection_streams_max, 1, 1 << 20));
-  C3PO_RETURN_IF_ERROR(CheckRange("connection-age-seconds-max", connection_age_seconds_max, 0, 365 * 86400));
-  C3PO_RETURN_IF_ERROR(CheckRange("connection-age-grace-seconds-max", connection_age_grace_seconds_max, 0, 86400));
+  C3PO_RETURN_IF_ERROR(CheckCallers(*this));
   C3PO_RETURN_IF_ERROR(CheckRange("running-sequences-max", running_sequences_max, 1, 4096));
   C3PO_RETURN_IF_ERROR(CheckRange("kv-cache-tokens", kv_cache_tokens, 0, kMax));
   C3PO_RETURN_IF_ERROR(CheckRange("prefill-tokens-per-step", prefill_tokens_per_step, 1, 1 << 20));
