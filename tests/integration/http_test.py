@@ -212,10 +212,24 @@ class HttpTest(ServerCase):
         self.assertEqual(self.client.post("/v1/embeddings", input="", model=self.name).error["param"], "input")
         self.assertEqual(self.client.post("/v1/embeddings", input=["a", ""], model=self.name).error["param"], "input[1]")
 
+    def test_answers_have_the_form_that_was_asked_for(self):
+        schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"], "additionalProperties": False}
+        answer = self.client.chat(response_format={"type": "json_schema", "json_schema": {"name": "number", "schema": schema}},
+                                  temperature=1, seed=3, max_tokens=100)
+        self.assertEqual(answer.status, 200, answer.body)
+        choice = answer.json["choices"][0]
+        self.assertEqual(choice["finish_reason"], "stop")
+        self.assertIn(json.loads(choice["message"]["content"])["n"], range(100))
+        for seed in range(4):
+            text = self.client.complete(structured_outputs={"regex": "[ab]{3}"}, temperature=1, seed=seed).json["choices"][0]["text"]
+            self.assertRegex(text, "^[ab]{3}$")
+
     def test_what_is_wrong_is_named(self):
         for body, param in (({"max_tokens": "a"}, "max_tokens"), ({"temperature": -1}, "temperature"), ({"n": 2}, "n"), ({"prompt": []}, "prompt"),
                             ({"logit_bias": {"99999": 1}}, "logit_bias[99999]"), ({"prompt": "a" * 300}, "prompt"), ({"stop": ["x"] * 17}, "stop"),
-                            ({"prompt": [99999]}, "prompt[0]"), ({"response_format": {"type": "json_object"}}, "response_format"),
+                            ({"prompt": [99999]}, "prompt[0]"), ({"response_format": {"type": "xml"}}, "response_format.type"),
+                            ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, "response_format.json_schema.schema"),
+                            ({"guided_regex": "("}, "guided_regex"),
                             ({"c3po": {"k": 0, "method": "ngd"}}, "c3po.k"), ({"frequency_penalty": 1}, "frequency_penalty")):
             with self.subTest(param):
                 answer = self.client.complete(**body)

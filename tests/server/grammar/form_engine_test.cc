@@ -1,6 +1,5 @@
-// The tokens that a form allows against a plain matcher: for each token of the vocabulary, is any text of the form left
-// after it. Of expressions that is told by partial derivatives (Antimirov, TCS
-// 155(2), 1996), of lists by looking.
+// The tokens that a form allows against a plain matcher: for each token of the vocabulary, is any text of the form left after it.
+// Of expressions that is told by partial derivatives (Antimirov, TCS 155(2), 1996), of lists by looking.
 #include "server/grammar/form_engine.h"
 
 #include <gtest/gtest.h>

@@ -38,7 +38,7 @@ CompletionCall::CompletionCall(const HttpRequest& request, const ServiceParts& p
       header_id_(request.request_id) {}
 
 absl::Status CompletionCall::InClientsWords(const absl::Status& status) const {
-  return InTheirWords(status, CompletionFieldNames());
+  return InTheirWords(request_.constraint ? InWordsOf(*request_.constraint, status) : status, CompletionFieldNames());
 }
 
 absl::StatusOr<CompletionRequest> CompletionCall::Read(const std::string& body) const {
@@ -69,6 +69,7 @@ absl::Status CompletionCall::Begin(const std::string& body) {
                         parts().profiles->Resolve(request_.optimization, call().collections()));
   call().NoteCollection(model_call_.optimization.collection);
   model_call_.sampling = request_.sampling;
+  if (request_.constraint) model_call_.form = request_.constraint->form;
   model_call_.max_tokens_given = request_.max_tokens_given;
   model_call_.skip_special_tokens = request_.skip_special_tokens;
   frame_.chat = chat_;

@@ -159,7 +159,8 @@ absl::Status ReadCommon(const JsonFields& fields, const ServedModel& served, Com
   C3PO_RETURN_IF_ERROR(fields.Read("return_tokens_as_token_ids", request.tokens_as_ids));
   if (fields.Has("prompt_logprobs")) return Refuse("prompt_logprobs", "is not supported by this server; see echo");
   C3PO_RETURN_IF_ERROR(ReadStreaming(fields, request));
-  return ReadConstraint(fields);
+  C3PO_ASSIGN_OR_RETURN(request.constraint, ReadConstraint(fields));
+  return absl::OkStatus();
 }
 
 absl::Span<const FieldName> CompletionFieldNames() {

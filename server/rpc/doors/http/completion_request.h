@@ -10,6 +10,7 @@
 //   out says ignored    any other field, as vLLM does; `unknown` has its name for the log
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "c3po/v1/options.pb.h"
 #include "server/pipeline/generation_types.h"
 #include "server/rpc/doors/field_names.h"
+#include "server/rpc/doors/http/answer_constraint.h"
 #include "server/rpc/doors/http/json_fields.h"
 
 namespace c3po {
@@ -38,6 +40,7 @@ struct CompletionRequest {
   SamplingParams sampling;
   bool max_tokens_given = false;
   bool skip_special_tokens = true;
+  std::optional<AnswerConstraint> constraint;
   v1::OptimizationOptions optimization;
   bool optimizes = false;  // It says something of the optimization: by `c3po`, or by the model's name.
 

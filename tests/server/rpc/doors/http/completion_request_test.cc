@@ -163,13 +163,6 @@ TEST(CompletionRequest, RefusesWhatItCannotDoByName) {
                                                          {"vllm_xargs", "{\"a\":1}"},
                                                          {"best_of", "3"},
                                                          {"prompt_logprobs", "0"},
-                                                         {"response_format", R"({"type":"json_object"})"},
-                                                         {"structured_outputs", R"({"regex":"a"})"},
-                                                         {"guided_json", "{}"},
-                                                         {"guided_regex", "\"a\""},
-                                                         {"guided_choice", "[\"a\"]"},
-                                                         {"guided_grammar", "\"a\""},
-                                                         {"guided_json_object", "true"},
                                                          {"structural_tag", "\"a\""}};
   for (const auto& [name, value] : of_both) {
     const std::string member = absl::StrCat("\"", name, "\":", value);
@@ -191,6 +184,61 @@ TEST(CompletionRequest, RefusesWhatItCannotDoByName) {
                                                           {"top_logprobs", "3"}};
   for (const auto& [name, value] : of_chats) ExpectRefused(Chat(absl::StrCat("\"", name, "\":", value)), name);
   ExpectRefused(Chat(R"("logprobs":true,"top_logprobs":21)"), "top_logprobs");
+}
+
+TEST(CompletionRequest, TakesTheFormOfItsAnswers) {
+  using Kind = AnswerForm::Kind;
+  const struct {
+    const char* member;
+    AnswerForm form;
+    const char* field;
+  } cases[] = {
+      {R"("response_format":{"type":"json_object"})", {Kind::kJsonObject, "", {}}, "response_format"},
+      {R"("response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"string"}}})",
+       {Kind::kJsonSchema, R"({"type":"string"})", {}},
+       "response_format.json_schema.schema"},
+      {R"("structured_outputs":{"json":{"type":"null"}})",
+       {Kind::kJsonSchema, R"({"type":"null"})", {}},
+       "structured_outputs.json"},
+      {R"("structured_outputs":{"regex":"a+"})", {Kind::kRegex, "a+", {}}, "structured_outputs.regex"},
+      {R"("structured_outputs":{"choice":["a","b"]})", {Kind::kOneOf, "", {"a", "b"}}, "structured_outputs.choice"},
+      {R"("structured_outputs":{"json_object":true})", {Kind::kJsonObject, "", {}}, "structured_outputs.json_object"},
+      {R"("guided_json":"{\"type\":\"null\"}")", {Kind::kJsonSchema, R"({"type":"null"})", {}}, "guided_json"},
+      {R"("guided_grammar":"root ::= \"a\"")", {Kind::kGrammar, R"(root ::= "a")", {}}, "guided_grammar"},
+      {R"("guided_choice":["a"])", {Kind::kOneOf, "", {"a"}}, "guided_choice"}};
+  for (const auto& one : cases) {
+    for (const auto& request : {Text(one.member), Chat(one.member)}) {
+      ASSERT_TRUE(request.ok()) << one.member << ": " << request.status();
+      ASSERT_TRUE(request->constraint.has_value()) << one.member;
+      EXPECT_EQ(request->constraint->form, one.form) << one.member;
+      EXPECT_EQ(request->constraint->field, one.field);
+      EXPECT_THAT(request->unknown, IsEmpty());
+    }
+  }
+  EXPECT_FALSE(Text(R"("response_format":{"type":"text"},"structured_outputs":{"json_object":false})")->constraint);
+}
+
+TEST(CompletionRequest, RefusesFormsThatItDoesNotHave) {
+  const std::pair<const char*, const char*> cases[] = {
+      {R"("response_format":{"type":"structural_tag"})", "response_format.type"},
+      {R"("response_format":{"type":"json_schema"})", "response_format.json_schema"},
+      {R"("response_format":{"type":"json_schema","json_schema":{"name":"n"}})", "response_format.json_schema.schema"},
+      {R"("response_format":"json_object")", "response_format"},
+      {R"("structured_outputs":{"structural_tag":"a"})", "structured_outputs.structural_tag"},
+      {R"("structured_outputs":{"regex":1})", "structured_outputs.regex"},
+      {R"("structured_outputs":[])", "structured_outputs"},
+      {R"("guided_choice":[1])", "guided_choice"},
+      {R"("guided_regex":"a","guided_choice":["a"])", "guided_choice"},
+      {R"("response_format":{"type":"json_object"},"structured_outputs":{"regex":"a"})", "structured_outputs.regex"}};
+  for (const auto& [member, field] : cases) ExpectRefused(Text(member), field);
+}
+
+TEST(CompletionRequest, NamesAFormByItsField) {
+  const AnswerConstraint constraint{{AnswerForm::Kind::kJsonSchema, "{}", {}}, "guided_json"};
+  EXPECT_EQ(InWordsOf(constraint, absl::InvalidArgumentError("structured_output.json_schema: .a is not")).message(),
+            "guided_json: .a is not");
+  EXPECT_EQ(InWordsOf(constraint, absl::InvalidArgumentError("structured_output: no")).message(), "guided_json: no");
+  EXPECT_EQ(InWordsOf(constraint, absl::InvalidArgumentError("sampling.n: no")).message(), "sampling.n: no");
 }
 
 TEST(CompletionRequest, TakesTheSameFieldsWhereTheySayNothing) {
