@@ -1,5 +1,6 @@
 #include "server/rpc/server_service.h"
 
+#include <string>
 #include <utility>
 
 #include "index/base/escaped_exception.h"
@@ -57,7 +58,8 @@ void ServerService::Fill(const CollectionAccess& collections, v1::GetServerInfoR
     response->mutable_default_optimization()->clear_collection();
   for (const auto& [name, value] : limits_) (*response->mutable_limits())[name] = value;
   (*response->mutable_limits())["kv_cache_tokens"] = static_cast<uint64_t>(parts_.kv_cache_tokens);
-  (*response->mutable_limits())["experts_per_token_max"] = static_cast<uint64_t>(parts.limits.experts_per_token_max);
+  const std::string experts_limit = "experts_per_token_max";  // The model's, where the setting is 0.
+  (*response->mutable_limits())[experts_limit] = static_cast<uint64_t>(parts.limits.experts_per_token_max);
   for (const std::string& warning : parts_.warnings()) response->add_warnings(warning);
   response->set_uptime_seconds(absl::ToDoubleSeconds(SteadyNow() - started_));
 }
