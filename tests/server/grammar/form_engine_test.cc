@@ -1,12 +1,11 @@
-// The tokens that a form allows against a plain matcher: for each token of the vocabulary, is any text of the form left after it.
-// Of expressions that is told by partial derivatives (Antimirov, TCS 155(2), 1996), of lists by looking.
+// The tokens that a form allows against a plain matcher: for each token of the vocabulary, is any text of the form left
+// after it. Of expressions that is told by partial derivatives (Antimirov, TCS 155(2), 1996), of lists by looking.
 #include "server/grammar/form_engine.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <functional>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -17,6 +16,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "tests/server/grammar/expression_oracle.h"
 #include "tests/server/grammar/form_cases.h"
 
 namespace c3po {
@@ -74,117 +74,6 @@ class FormEngineTest : public testing::Test {
   const FormVocabulary vocabulary_;
   const std::unique_ptr<FormEngine> engine_;
 };
-
-// A regular expression over bytes, none of whose parts matches nothing at all. Equal keys are equal expressions.
-struct Expression {
-  enum class Kind { kEmpty, kByte, kThen, kOr, kMany } kind;
-  std::string key;
-  char byte = 0;
-  std::shared_ptr<const Expression> left = nullptr, right = nullptr;
-};
-using ExpressionPtr = std::shared_ptr<const Expression>;
-using Kind = Expression::Kind;
-
-ExpressionPtr Empty() { return std::make_shared<Expression>(Expression{Kind::kEmpty, "_"}); }
-ExpressionPtr Byte(char byte) {
-  return std::make_shared<Expression>(Expression{Kind::kByte, std::string(1, byte), byte});
-}
-ExpressionPtr Or(const ExpressionPtr& a, const ExpressionPtr& b) {
-  return std::make_shared<Expression>(Expression{Kind::kOr, absl::StrCat("(", a->key, "|", b->key, ")"), 0, a, b});
-}
-ExpressionPtr Then(const ExpressionPtr& a, const ExpressionPtr& b) {
-  if (a->kind == Kind::kEmpty) return b;
-  return std::make_shared<Expression>(Expression{Kind::kThen, absl::StrCat("(", a->key, ".", b->key, ")"), 0, a, b});
-}
-ExpressionPtr Many(const ExpressionPtr& a) {
-  return std::make_shared<Expression>(Expression{Kind::kMany, absl::StrCat(a->key, "*"), 0, a});
-}
-
-bool TakesEmpty(const ExpressionPtr& e) {
-  switch (e->kind) {
-    case Kind::kThen:
-      return TakesEmpty(e->left) && TakesEmpty(e->right);
-    case Kind::kOr:
-      return TakesEmpty(e->left) || TakesEmpty(e->right);
-    case Kind::kByte:
-      return false;
-    default:
-      return true;
-  }
-}
-
-// What may be left of an expression, by key: no more of them than it has parts. None: no text of it is left.
-using State = std::map<std::string, ExpressionPtr>;
-
-State After(const ExpressionPtr& e, char byte) {
-  State state;
-  const auto add = [&state](const State& others, const ExpressionPtr& then) {
-    for (const auto& [key, one] : others) {
-      const ExpressionPtr rest = then == nullptr ? one : Then(one, then);
-      state[rest->key] = rest;
-    }
-  };
-  switch (e->kind) {
-    case Kind::kByte:
-      if (e->byte == byte) state["_"] = Empty();
-      break;
-    case Kind::kThen:
-      add(After(e->left, byte), e->right);
-      if (TakesEmpty(e->left)) add(After(e->right, byte), nullptr);
-      break;
-    case Kind::kOr:
-      add(After(e->left, byte), nullptr);
-      add(After(e->right, byte), nullptr);
-      break;
-    case Kind::kMany:
-      add(After(e->left, byte), e);
-      break;
-    case Kind::kEmpty:
-      break;
-  }
-  return state;
-}
-
-// The states of texts, each found once.
-class States {
- public:
-  explicit States(const ExpressionPtr& start) { known_[""] = {{start->key, start}}; }
-  const State& Of(const std::string& text) {
-    const auto found = known_.find(text);
-    if (found != known_.end()) return found->second;
-    State state;
-    for (const auto& [key, one] : Of(text.substr(0, text.size() - 1))) state.merge(After(one, text.back()));
-    return known_[text] = std::move(state);
-  }
-
- private:
-  std::map<std::string, State> known_;
-};
-
-// An expression, and how it is written.
-std::pair<ExpressionPtr, std::string> RandomExpression(std::mt19937& random, int depth) {
-  if (depth == 0 || random() % 5 == 0) {
-    if (random() % 3 == 0) return {Or(Byte('a'), Or(Byte('b'), Byte('c'))), "[a-c]"};
-    const char byte = static_cast<char>('a' + random() % 4);
-    return {Byte(byte), std::string(1, byte)};
-  }
-  auto [left, left_text] = RandomExpression(random, depth - 1);
-  switch (random() % 6) {
-    case 0:
-      return {Many(left), absl::StrCat("(", left_text, ")*")};
-    case 1:
-      return {Or(left, Empty()), absl::StrCat("(", left_text, ")?")};
-    case 2: {  // {1,3}
-      const ExpressionPtr maybe = Or(left, Empty());
-      return {Then(left, Then(maybe, maybe)), absl::StrCat("(", left_text, "){1,3}")};
-    }
-    default: {
-      auto [right, right_text] = RandomExpression(random, depth - 1);
-      if (random() % 2 == 0) return {Or(left, right), absl::StrCat("(", left_text, "|", right_text, ")")};
-      return {Then(left, right), absl::StrCat("(", left_text, ")(", right_text, ")")};
-    }
-  }
-}
 
 TEST_F(FormEngineTest, AllowsWhatSomeTextOfARandomExpressionGoesOnWith) {
   for (uint32_t seed = 1; seed <= 40; ++seed) {
