@@ -6,6 +6,7 @@
 #include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/doors/http/openai_error.h"
+#include "server/trace/call_trace.h"
 #include "server/rpc/on_worker.h"
 
 namespace c3po {
