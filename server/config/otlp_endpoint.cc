@@ -28,11 +28,13 @@ absl::StatusOr<OtlpEndpoint> ParseOtlpEndpoint(absl::string_view url) {
   }
   absl::ConsumeSuffix(&rest, "/");
   if (rest.empty() || rest.front() == ':') return absl::InvalidArgumentError(absl::StrCat("\"", url, "\" has no host"));
-  if (!std::all_of(rest.begin(), rest.end(), OfHost)) {
+  const bool brackets = rest.front() == '[';
+  const bool closed = absl::StrContains(rest, ']') == brackets && rest.rfind('[') == (brackets ? 0 : rest.npos);
+  if (!closed || !std::all_of(rest.begin(), rest.end(), OfHost)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "\"", url, "\" must be a host and a port after the scheme: OTLP over gRPC has no path, query or user"));
   }
-  const bool has_port = rest.front() == '[' ? absl::StrContains(rest, "]:") : absl::StrContains(rest, ':');
+  const bool has_port = absl::StrContains(rest, brackets ? "]:" : ":");
   endpoint.target = absl::StrCat(rest, has_port ? "" : kPort);
   C3PO_RETURN_IF_ERROR(CheckHostPort(endpoint.target));
   const absl::string_view host = absl::string_view(endpoint.target).substr(0, endpoint.target.rfind(':'));

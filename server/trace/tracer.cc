@@ -44,7 +44,8 @@ int64_t UnixNanosecondsNow() {
 bool SampledByRatio(const TraceId& id, double ratio) {
   uint64_t random = 0;
   for (size_t i = 9; i < id.size(); ++i) random = random << 8 | id[i];
-  return static_cast<double>(random) >= std::ldexp(1 - ratio, 56);
+  // Whole numbers: as a double, the largest of 56 bits would be 2^56.
+  return random >= static_cast<uint64_t>(std::ldexp(1 - ratio, 56));
 }
 
 TraceId NewTraceId() {

@@ -169,8 +169,8 @@ class TracesTest(ServerCase):
         def request(model):
             tensor = kserve.ModelInferRequest.InferInputTensor(name="text_input", datatype="BYTES", shape=[1])
             tensor.contents.bytes_contents.append(b"a")
-            tokens = kserve.InferParameter(int64_param=2)
-            return kserve.ModelInferRequest(model_name=model, inputs=[tensor], parameters={"max_tokens": tokens})
+            parameters = {"max_tokens": kserve.InferParameter(int64_param=2), "c3po_method": kserve.InferParameter(string_param="none")}
+            return kserve.ModelInferRequest(model_name=model, inputs=[tensor], parameters=parameters)
 
         stub = stubs["grpc_service_pb2_grpc"].GRPCInferenceServiceStub(self.bare)
         answers = list(stub.ModelStreamInfer(iter([request("mixtral_tiny"), request("another"), request("mixtral_tiny")]),
@@ -199,7 +199,7 @@ class TracesTest(ServerCase):
         self.assertIn("span_id", lines[PARENT.format(3)])
 
     def test_a_call_without_a_trace_or_with_a_broken_one_begins_its_own(self):
-        for number, metadata in enumerate(([], [("traceparent", "00-zz")], [("traceparent", traceparent(4)), ("traceparent", traceparent(5))])):
+        for number, metadata in enumerate(([], [("traceparent", "00-zz")], [("tracestate", "a=1")])):
             request = gen.GenerateRequest(prompt="a", request_id=f"root-{number}", optimization=PLAIN,
                                           sampling=gen.SamplingOptions(max_tokens=1, ignore_eos=True))
             list(self.bare_generation.Generate(request, metadata=metadata, timeout=60))
@@ -208,7 +208,6 @@ class TracesTest(ServerCase):
                 lines = [line for line in call_lines(self.server, "GenerationService/Generate") if line.get("request_id") == f"root-{number}"]
             spans = self.collector.whole(lines[0]["trace_id"])
             self.assertEqual([span.parent_span_id for span in spans if span.kind == span.SPAN_KIND_SERVER], [b""])
-        self.assertEqual(self.collector.of(PARENT.format(4)) + self.collector.of(PARENT.format(5)), [])
 
     def test_a_callers_fault_is_no_error_of_the_servers(self):
         with self.assertRaises(grpc.RpcError):

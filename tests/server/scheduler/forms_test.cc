@@ -153,11 +153,12 @@ TEST(Forms, HoldInRandomSchedules) {
     std::vector<Case> cases;
     for (int i = 0; i < 10; ++i) {
       Wanted w;
-      for (uint32_t t = 0; t <= rng() % 60; ++t) w.prompt.push_back(static_cast<int32_t>(rng() % 48));
-      w.max_tokens = 1 + static_cast<int>(rng() % 90);
+      for (uint32_t t = 40 + rng() % 80; t > 0; --t) w.prompt.push_back(static_cast<int32_t>(rng() % 48));
+      w.max_tokens = 1 + static_cast<int>(rng() % 100);
       if (rng() % 2 > 0) w.routing = Routing(static_cast<float>(i));
       w.accepts = rng() % 3 > 0;
-      const auto form = std::make_shared<SumForm>(static_cast<int>(rng() % 5), 1 + static_cast<int>(rng() % 100), 5);
+      const auto form = std::make_shared<SumForm>(static_cast<int>(rng() % 5), 1 + static_cast<int>(rng() % 150),
+                                                  rng() % 2 == 0 ? 5 : 1 << 20);
       Case one{w, form, rng() % 2 == 0 ? 0.0 : 3.0, std::make_shared<RecordingSink>()};
       SequenceRequest request = MakeRequest(w, one.sink);
       request.form = form;
