@@ -1,6 +1,7 @@
 #include "server/text/gguf_tokenizer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -27,6 +28,8 @@ using Json = nlohmann::ordered_json;
 constexpr absl::string_view kPrefix = "tokenizer.ggml.";
 constexpr char kTemplate[] = "tokenizer.chat_template", kToolTemplate[] = "tokenizer.chat_template.tool_use";
 constexpr char kSpace[] = "\u2581";
+
+constexpr size_t kPieceBytesMax = 1024;  // Of SentencePiece, whose pieces are cut at every character.
 
 // tokenizer.ggml.token_type.
 enum TokenType : int64_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
@@ -217,6 +220,9 @@ class Reader {
     if (!scores || scores->size() != tokens_.size()) {
       return Invalid("scores", absl::StrCat("must be a list of ", tokens_.size(), " float32 numbers"));
     }
+    if (!std::all_of(scores->begin(), scores->end(), [](float score) { return std::isfinite(score); })) {
+      return Invalid("scores", "must be finite");
+    }
     struct Merge {
       float score;
       size_t left_length, right_length, left, right;
@@ -225,6 +231,10 @@ class Reader {
     for (size_t id = 0; id < tokens_.size(); ++id) {
       if (types_[id] == kUnused) continue;
       const absl::string_view piece = tokens_[id];
+      if (piece.size() > kPieceBytesMax) {
+        return Invalid(
+            "tokens", absl::StrCat("has ", piece.size(), " bytes at ", id, ", at most ", kPieceBytesMax, " are taken"));
+      }
       const size_t first = merges.size(), length = Characters(piece);
       size_t left_length = 0;
       for (size_t at = 0; at < piece.size();) {

@@ -137,5 +137,17 @@ TEST(GgufTokenizer, NamesWhatIsMissingOrInconsistent) {
               HasSubstr("tokenizer.ggml.mid_token_id"));
 }
 
+// Scores that are no numbers would order nothing.
+TEST(GgufTokenizer, RefusesScoresThatAreNotFinite) {
+  std::string bytes = Contents(GgufPath("sentence_piece"));
+  const size_t key = bytes.find("tokenizer.ggml.scores");
+  ASSERT_NE(key, bytes.npos);
+  const size_t first = key + std::string("tokenizer.ggml.scores").size() + 4 + 4 + 8;
+  bytes.replace(first + 4 * 300, 4, std::string("\0\0\xC0\x7F", 4));
+  TestFolder folder;
+  const absl::Status status = Tokenizer::LoadFolder(folder.Write("t.gguf", bytes)).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("t.gguf: key \"tokenizer.ggml.scores\" must be finite"));
+}
+
 }  // namespace
 }  // namespace c3po
