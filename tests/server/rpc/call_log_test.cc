@@ -65,8 +65,10 @@ TEST_F(CallLogTest, TheTraceOfACallIsInItsLines) {
 TEST_F(CallLogTest, ALineHoldsWhatIsKnownAndNothingElse) {
   CallLog log;
   log.Ended(call_, absl::OkStatus(), absl::Milliseconds(125));
-  log.Ended({Metrics::Rpc::kGetServerInfo, "", "", "unix:", "", "", -1, -1},
-            absl::UnauthenticatedError("the call brings no token"), absl::ZeroDuration());
+  CallRecord refused;
+  refused.rpc = Metrics::Rpc::kGetServerInfo;
+  refused.peer = "unix:";
+  log.Ended(refused, absl::UnauthenticatedError("the call brings no token"), absl::ZeroDuration());
   const std::vector<Json> lines = Lines();
   ASSERT_EQ(lines.size(), 3u);
   EXPECT_EQ(lines[0],

@@ -30,9 +30,9 @@ struct AnswerFrame {
 struct AnswerPiece {
   int index = 0;
   std::string text;
-  std::vector<SampledToken> tokens;  // Of the log-probabilities, where the frame wants them.
-  bool begins_prompt = false;        // tokens[0] is a prompt's first, which follows nothing.
-  size_t text_offset = 0;            // Of tokens[0], in characters of the tokens' texts.
+  std::vector<SampledToken> tokens = {};  // Of the log-probabilities, where the frame wants them.
+  bool begins_prompt = false;             // tokens[0] is a prompt's first, which follows nothing.
+  size_t text_offset = 0;                 // Of tokens[0], in characters of the tokens' texts.
 };
 
 // How an answer ended. `stop`: the stop string that ended it; null: none did.
