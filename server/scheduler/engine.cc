@@ -65,6 +65,9 @@ class Engine::CountedSink final : public SequenceSink {
     Note(CatchEscapedIn(ThreadKind::kEngine, [&] { wants_more = sink_->OnToken(token); }));
     return failure_.ok() && wants_more;
   }
+  void OnPrompt(std::vector<SampledToken> prompt) override {
+    Note(CatchEscapedIn(ThreadKind::kEngine, [&] { sink_->OnPrompt(std::move(prompt)); }));
+  }
   void OnScores(std::vector<ContinuationScore> scores) override {
     Note(CatchEscapedIn(ThreadKind::kEngine, [&] { sink_->OnScores(std::move(scores)); }));
   }
