@@ -129,11 +129,28 @@ xgrammar::Grammar GrammarOf(const AnswerForm& form) {
 std::vector<uint32_t> BitsOf(size_t vocabulary) { return std::vector<uint32_t>((vocabulary + 31) / 32); }
 
 void Set(int32_t id, std::vector<uint32_t>& bits) { bits[static_cast<size_t>(id) / 32] |= 1U << (id % 32); }
+bool IsSet(int32_t id, const std::vector<uint32_t>& bits) {
+  return (bits[static_cast<size_t>(id) / 32] >> (id % 32) & 1U) != 0;
+}
 
 struct Ids {
   std::vector<uint32_t> ordinary;  // Tokens that an answer may have.
   std::vector<uint32_t> ends;
+  // Of the ordinary ones: those that end with a surrogate's first byte, and those that begin with its second.
+  std::vector<uint32_t> opens_surrogate, ends_surrogate;
 };
+
+// Surrogates are no characters, and no UTF-8: xgrammar's ranges have them, and a text would show three U+FFFD for one.
+bool OpensSurrogate(absl::string_view token) { return token.back() == '\xED'; }
+bool EndsSurrogate(char byte) {
+  return static_cast<unsigned char>(byte) >= 0xA0 && static_cast<unsigned char>(byte) < 0xC0;
+}
+bool HasSurrogate(absl::string_view token) {
+  for (size_t i = 1; i < token.size(); ++i) {
+    if (token[i - 1] == '\xED' && EndsSurrogate(token[i])) return true;
+  }
+  return false;
+}
 
 // JSON has no control characters but line ends and tabs between its tokens. xgrammar lets them into strings of a given
 // length, and the tab into any, so that JSON does without them.
@@ -170,6 +187,7 @@ class Matcher final : public TokenMatcher {
       }
     });
     ++accepted_;
+    in_surrogate_ = IsSet(token, ids_->opens_surrogate);
     filled_ = false;
     return status_;
   }
@@ -210,6 +228,7 @@ class Matcher final : public TokenMatcher {
     goes_on_ = false;
     for (size_t w = 0; w < bits_.size(); ++w) {
       bits_[w] &= ids_->ordinary[w];  // Whatever a grammar names, no special token.
+      if (in_surrogate_) bits_[w] &= ~ids_->ends_surrogate[w];
       goes_on_ = goes_on_ || bits_[w] != 0;
       if (may_end_ && complete_) bits_[w] |= ids_->ends[w];
     }
@@ -220,6 +239,7 @@ class Matcher final : public TokenMatcher {
   const bool may_end_;
   std::vector<uint32_t> bits_;
   bool filled_ = false, complete_ = false, goes_on_ = false;
+  bool in_surrogate_ = false;  // The last token left its first byte.
   double seconds_ = 0;
   int accepted_ = 0;
   absl::Status status_;
@@ -263,18 +283,24 @@ FormEngine::~FormEngine() = default;
 
 absl::StatusOr<std::unique_ptr<FormEngine>> FormEngine::Create(const FormVocabulary& vocabulary) {
   const size_t size = vocabulary.tokens.size();
-  const auto ids = std::make_shared<Ids>(Ids{BitsOf(size), BitsOf(size)});
+  const auto ids = std::make_shared<Ids>(Ids{BitsOf(size), BitsOf(size), BitsOf(size), BitsOf(size)});
   const auto json_ids = std::make_shared<Ids>(*ids);
   bool any = false;
   for (size_t id = 0; id < size; ++id) {
-    if (vocabulary.tokens[id].empty()) continue;
-    Set(static_cast<int32_t>(id), ids->ordinary);
-    if (IsOfJson(vocabulary.tokens[id])) Set(static_cast<int32_t>(id), json_ids->ordinary);
+    const std::string& token = vocabulary.tokens[id];
+    if (token.empty()) continue;
     any = true;
+    if (HasSurrogate(token)) continue;
+    Set(static_cast<int32_t>(id), ids->ordinary);
+    if (IsOfJson(token)) Set(static_cast<int32_t>(id), json_ids->ordinary);
+    if (OpensSurrogate(token)) Set(static_cast<int32_t>(id), ids->opens_surrogate);
+    if (EndsSurrogate(token.front())) Set(static_cast<int32_t>(id), ids->ends_surrogate);
   }
   if (!any) return absl::InvalidArgumentError("structured_output: the model's vocabulary has no tokens");
   for (const int32_t id : vocabulary.end_tokens) Set(id, ids->ends);
   json_ids->ends = ids->ends;
+  json_ids->opens_surrogate = ids->opens_surrogate;
+  json_ids->ends_surrogate = ids->ends_surrogate;
   try {
     const xgrammar::TokenizerInfo info(vocabulary.tokens, xgrammar::VocabType::RAW, static_cast<int>(size),
                                        vocabulary.end_tokens);

@@ -103,7 +103,7 @@ class HttpTest(ServerCase):
         streamed = [""] * 12
         for event in self.client.complete(prompts, stream=True).events:
             streamed[event["choices"][0]["index"]] += event["choices"][0]["text"]
-        self.assertEqual(streamed, texts)
+        self.assertEqual(streamed, list(texts))
         ids = [list(prompt.encode()) for prompt in prompts]
         self.assertEqual([choice["text"] for choice in self.client.complete(ids).json["choices"]],
                          [self.generated(token_ids=gen.TokenIds(ids=one))[0] for one in ids])

@@ -204,6 +204,21 @@ TEST_F(FormEngineTest, ATokenThatIsNotAllowedIsAnError) {
   EXPECT_EQ(matcher->Accept(1 + 'b').code(), absl::StatusCode::kInternal);
 }
 
+TEST_F(FormEngineTest, NoAnswerHasASurrogate) {
+  for (const AnswerForm& form : {RegexForm("[^a]*"), SchemaForm(R"({"type":"string","maxLength":3})")}) {
+    const auto compiled = engine_->Compile(form);
+    ASSERT_TRUE(compiled.ok()) << compiled.status();
+    const std::unique_ptr<TokenMatcher> matcher = (*compiled)->NewMatcher(true);
+    if (form.kind == AnswerForm::Kind::kJsonSchema) ASSERT_TRUE(matcher->Accept(1 + '"').ok());
+    ASSERT_TRUE(IsIn(*matcher->NextTokens(), 1 + 0xED));
+    ASSERT_TRUE(matcher->Accept(1 + 0xED).ok());
+    for (int byte = 0; byte < 256; ++byte)
+      EXPECT_EQ(IsIn(*matcher->NextTokens(), 1 + byte), byte >= 0x80 && byte < 0xA0) << byte;
+    ASSERT_TRUE(matcher->Accept(1 + 0x80).ok() && matcher->Accept(1 + 0xB0).ok());
+    EXPECT_TRUE(IsIn(*matcher->NextTokens(), 1 + 'b'));
+  }
+}
+
 TEST_F(FormEngineTest, MatchersOfOneFormDoNotKnowEachOther) {
   const auto form = engine_->Compile(RegexForm("a(b|c)"));
   ASSERT_TRUE(form.ok()) << form.status();
