@@ -176,6 +176,7 @@ OPENAI_CLIENT_PACKAGES=(
   jsonschema-specifications==2025.9.1 markdown-it-py==4.3.0 mdurl==0.1.2 pydantic==2.14.4 pydantic-settings==2.16.3 pydantic_core==2.50.5 Pygments==2.21.0
   python-dotenv==1.2.4 referencing==0.37.0 rich==15.0.0 rpds-py==2026.9.1 safetensors==0.8.0 shellingham==1.5.4 sniffio==1.3.1 tiktoken==0.14.0
   tokenizers==0.23.3 typer==0.29.2 typing-inspection==0.4.5 zipp==4.1.2
+  h2==4.4.1 hpack==4.2.0 hyperframe==6.1.0
 )
 
 make_openai_clients_venv() {
