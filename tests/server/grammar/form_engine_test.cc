@@ -209,7 +209,9 @@ TEST_F(FormEngineTest, NoAnswerHasASurrogate) {
     const auto compiled = engine_->Compile(form);
     ASSERT_TRUE(compiled.ok()) << compiled.status();
     const std::unique_ptr<TokenMatcher> matcher = (*compiled)->NewMatcher(true);
-    if (form.kind == AnswerForm::Kind::kJsonSchema) ASSERT_TRUE(matcher->Accept(1 + '"').ok());
+    if (form.kind == AnswerForm::Kind::kJsonSchema) {
+      ASSERT_TRUE(matcher->Accept(1 + '"').ok());
+    }
     ASSERT_TRUE(IsIn(*matcher->NextTokens(), 1 + 0xED));
     ASSERT_TRUE(matcher->Accept(1 + 0xED).ok());
     for (int byte = 0; byte < 256; ++byte)
