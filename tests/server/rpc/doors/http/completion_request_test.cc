@@ -227,7 +227,7 @@ TEST(CompletionRequest, RefusesFormsThatItDoesNotHave) {
       {R"("structured_outputs":{"structural_tag":"a"})", "structured_outputs.structural_tag"},
       {R"("structured_outputs":{"regex":1})", "structured_outputs.regex"},
       {R"("structured_outputs":[])", "structured_outputs"},
-      {R"("guided_choice":[1])", "guided_choice"},
+      {R"("guided_choice":[1])", "guided_choice[0]"},
       {R"("guided_regex":"a","guided_choice":["a"])", "guided_choice"},
       {R"("response_format":{"type":"json_object"},"structured_outputs":{"regex":"a"})", "structured_outputs.regex"}};
   for (const auto& [member, field] : cases) ExpectRefused(Text(member), field);
