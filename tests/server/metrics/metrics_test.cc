@@ -121,6 +121,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_gate_total", "counter"},
       {"c3po_gpu_memory_limit_bytes", "gauge"},
       {"c3po_gpu_memory_planned_bytes", "gauge"},
+      {"c3po_http_connections", "gauge"},
       {"c3po_import_streams", "gauge"},
       {"c3po_index_device_budget_bytes", "gauge"},
       {"c3po_index_device_bytes", "gauge"},
