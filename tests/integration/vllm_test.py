@@ -140,7 +140,7 @@ class VllmTest(ServerCase):
 
     def test_constraints_hold(self):
         def text(**constraint):
-            [message] = self.theirs(max_tokens=400, temperature=1, seed=3, stream=False, **constraint)
+            [message] = self.theirs(max_tokens=240, temperature=1, seed=3, stream=False, **constraint)
             self.assertEqual(message.complete.finish_reason, "stop")
             ids = list(message.complete.output_ids)
             return self.generation.Detokenize(gen.DetokenizeRequest(ids=ids)).text
