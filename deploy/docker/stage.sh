@@ -34,6 +34,9 @@ take() {
 }
 
 case $DEVICE in cpu | cuda) ;; *) die "device $DEVICE is not cpu or cuda" ;; esac
+if [ "$DEVICE" = cuda ] && [ ! -f "$BIN_DIR/libc3po_cuda.so" ]; then
+  die "$BIN_DIR/libc3po_cuda.so is not there: run deploy/docker/build.sh cuda"
+fi
 mkdir -p "$LIB" "$BIN"
 for program in c3pod c3po; do
   [ -x "$BIN_DIR/$program" ] || die "$BIN_DIR/$program is not there: run deploy/docker/build.sh"
@@ -48,7 +51,6 @@ cp "$HERE/healthcheck.sh" "$HERE/import_references.sh" "$BIN/"
 XGRAMMAR=$(sed -n 's/^XGRAMMAR_LIBRARY:[A-Z]*=//p' "$BIN_DIR/../CMakeCache.txt")
 STATIC=(--archive "$(dirname "$XGRAMMAR")/../requirements.txt")
 if [ "$DEVICE" = cuda ]; then
-  [ -f "$BIN_DIR/libc3po_cuda.so" ] || die "$BIN_DIR/libc3po_cuda.so is not there: run deploy/docker/build.sh cuda"
   cp "$BIN_DIR/libc3po_cuda.so" "$LIB/"
   STATIC+=(--compiled-in "$(sed -n 's/^C3PO_CUDART:[A-Z]*=//p' "$BIN_DIR/../CMakeCache.txt")")
   TORCH=$(dirname "$(ldd "$BIN_DIR/c3pod" | awk '$1 == "libtorch_cpu.so" { print $3 }')")

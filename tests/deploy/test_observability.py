@@ -346,7 +346,7 @@ def test_every_label_has_few_values(observed: Observed) -> None:
     for label in ("model_name", "method", "decision", "code", "service", "finished_reason", "work", "verdict", "moment", "stage", "kind", "part",
                   "files", "result", "limit"):
         values = observed.prometheus.get(f"label/{label}/values")
-        assert 0 < len(values) <= 32, label
+        assert 0 < len(values) <= 40, label  # 34 methods, of the five services and HTTP.
 
 
 def check_metrics(exposition: str) -> tuple[int, list[str]]:
