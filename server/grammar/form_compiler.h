@@ -3,28 +3,25 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/grammar/form_cache.h"
 #include "server/grammar/form_engine.h"
 #include "server/grammar/form_process.h"
 #include "server/grammar/form_vocabulary.h"
-#include "server/process/limited_child.h"
+#include "server/process/job_thread.h"
+#include "server/process/replaced_child.h"
 
 namespace c3po {
 
-// Compiles forms off the engine's thread, one after the other, in one long-lived process (process/limited_child.h) that
-// runs RunFormProcess of this same program, and keeps what came of them.
+// Compiles forms off the engine's thread, one after the other, in one long-lived process (process/replaced_child.h)
+// that runs RunFormProcess of this same program, and keeps what came of them.
 //
 // A form has `compile_max` and the process's memory: however an expression multiplies, one that takes longer costs its
 // own caller that, and those behind it no more; the process is killed and another one is started. What is read here of
@@ -58,43 +55,26 @@ class FormCompiler {
   //   memory, or gives too much
   //   ResourceExhausted: waiting_max wait already, or no process can be started now
   //   Unavailable: Stop was called
-  void Compile(AnswerForm form, Check check, Done done) ABSL_LOCKS_EXCLUDED(mu_);
+  void Compile(AnswerForm form, Check check, Done done);
 
   // Waits for the form that is being compiled; those that wait hear Unavailable. Ends the process.
-  void Stop() ABSL_LOCKS_EXCLUDED(mu_);
+  void Stop();
 
  private:
   using Result = FormCache::Result;
-  struct Job {
-    AnswerForm form;
-    Check check;
-    Done done;
-  };
 
-  void Run();
-  Result Answer(const Job& job);
-  Result CompileInProcess(const AnswerForm& form, const std::string& bytes);
+  Result Answer(const AnswerForm& form, const Check& check);
   Result TakeReply(const AnswerForm& form, absl::StatusOr<FormReply> reply);
   absl::Status EnsureEngine();
-  absl::Status EnsureProcess();
-  absl::Status StartProcess();
-  absl::StatusOr<FormReply> Exchange(absl::string_view body, absl::Time deadline);
-  void Kill(absl::string_view why);
+  absl::Status Start(ReplacedChild& process);
 
   const FormVocabulary vocabulary_;
   const Options options_;
-  // Of the compiler's thread alone.
+  // Of the thread alone.
   std::unique_ptr<FormEngine> engine_;  // Reads what the process compiled.
   FormCache cache_;
-  std::unique_ptr<LimitedChild> process_;
-  bool start_anew_ = false;  // As one was killed, and the next form should find another.
-  absl::Status start_failure_;
-  absl::Time start_failed_at_ = absl::InfinitePast();
-
-  absl::Mutex mu_;
-  std::deque<Job> jobs_ ABSL_GUARDED_BY(mu_);
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::thread thread_;
+  ReplacedChild process_;
+  JobThread thread_;  // Ends first.
 };
 
 }  // namespace c3po

@@ -38,7 +38,8 @@ bool ReadMessage(std::string& body) {
 }
 
 bool WriteReply(FormReply::Kind kind, absl::string_view text) {
-  const std::string message = Framed(absl::StrCat(std::string(1, static_cast<char>(kind)), text));
+  std::string message;
+  AppendText(absl::StrCat(std::string(1, static_cast<char>(kind)), text), message);
   for (absl::string_view rest = message; !rest.empty();) {
     const ssize_t written = write(STDOUT_FILENO, rest.data(), rest.size());
     if (written > 0) rest.remove_prefix(static_cast<size_t>(written));
@@ -63,12 +64,6 @@ bool Answer(FormEngine& engine, const std::string& body) {
 }
 
 }  // namespace
-
-std::string Framed(absl::string_view body) {
-  std::string message;
-  AppendText(body, message);
-  return message;
-}
 
 std::string BytesOf(const AnswerForm& form) {
   std::string bytes;

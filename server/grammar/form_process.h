@@ -30,8 +30,6 @@ std::string BytesOf(const AnswerForm& form);
 // InvalidArgument: not such bytes.
 absl::StatusOr<AnswerForm> FormFromBytes(absl::string_view bytes);
 absl::StatusOr<FormReply> ParseFormReply(absl::string_view body);
-// Length and body.
-std::string Framed(absl::string_view body);
 
 }  // namespace c3po
 

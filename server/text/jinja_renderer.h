@@ -3,24 +3,20 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
-#include <memory>
 #include <string>
-#include <thread>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "server/process/limited_child.h"
+#include "server/process/job_thread.h"
+#include "server/process/replaced_child.h"
 #include "server/text/jinja_reply.h"
 
 namespace c3po {
 
-// Renders chat templates by Jinja itself, in one long-lived process of Python (process/limited_child.h) that runs
+// Renders chat templates by Jinja itself, in one long-lived process of Python (process/replaced_child.h) that runs
 // jinja_renderer.py, whose text is part of this program. Conversations go there one after the other. A template is
 // given to it over the pipe alone: no shell and no file ever has its text.
 //
@@ -54,38 +50,20 @@ class JinjaRenderer {
   //   FailedPrecondition "chat: ...": the template is no Jinja, or there is no Python with jinja2; with what to install
   //   ResourceExhausted: waiting_max wait already, or no process can be started now
   //   Unavailable: Stop was called
-  void Render(std::string request, Check check, Done done) ABSL_LOCKS_EXCLUDED(mu_);
+  void Render(std::string request, Check check, Done done);
 
   // Waits for the conversation that is being rendered; those that wait hear Unavailable. Ends the process.
-  void Stop() ABSL_LOCKS_EXCLUDED(mu_);
+  void Stop();
 
  private:
-  struct Job {
-    std::string request;
-    Check check;
-    Done done;
-  };
-
-  void Run();
-  absl::StatusOr<std::string> Answer(const Job& job);
+  absl::StatusOr<std::string> Answer(const std::string& request, const Check& check);
   absl::StatusOr<std::string> TakeReply(absl::StatusOr<JinjaReply> reply);
-  absl::Status EnsureChild();
-  absl::Status StartChild();
-  absl::StatusOr<JinjaReply> Exchange(absl::string_view message, absl::Time deadline);
-  void Kill(absl::string_view why);
+  absl::Status Start(ReplacedChild& process);
 
   const Options options_;
   const std::string first_message_;
-  // Of the renderer's thread alone.
-  std::unique_ptr<LimitedChild> child_;
-  bool start_anew_ = false;  // As one was killed, and the next conversation should find another.
-  absl::Status start_failure_;
-  absl::Time start_failed_at_ = absl::InfinitePast();
-
-  absl::Mutex mu_;
-  std::deque<Job> jobs_ ABSL_GUARDED_BY(mu_);
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::thread thread_;
+  ReplacedChild child_;  // Of the thread alone.
+  JobThread thread_;     // Ends first.
 };
 
 }  // namespace c3po
