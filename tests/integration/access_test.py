@@ -134,8 +134,8 @@ class AccessTest(unittest.TestCase):
                     count += 1
         self.assertGreaterEqual(count, 30)
         self.assertEqual(self.health(channel), SERVING)
-        lines = [json.loads(line) for line in list(self.server.log) if '"UNAUTHENTICATED"' in line]
-        self.assertTrue(lines)
+        self.server.wait_for_log(status="UNAUTHENTICATED")
+        lines = self.server.logged(status="UNAUTHENTICATED")
         for line in lines:
             self.assertIn(line["event"], ("call", "audit"))
             self.assertRegex(line["peer"], r"^ipv[46]:.+:\d+$")

@@ -281,14 +281,7 @@ class CallersTest(ServerCase):
         self.assertNotIn("caller", self.audited(None, "UNAUTHENTICATED", method="ReferenceService/GetStats"))
 
     def audited(self, caller, status, **fields):
-        wanted = {"event": "audit", "status": status, **({"caller": caller} if caller else {}), **fields}
-        for _ in range(3000):
-            for line in list(self.server.log):
-                told = json.loads(line) if line.startswith("{") else {}
-                if wanted.items() <= told.items():
-                    return told
-            time.sleep(0.02)
-        raise AssertionError(f"no line of the log has {wanted}")
+        return self.server.wait_for_log(event="audit", status=status, **({"caller": caller} if caller else {}), **fields)
 
     def test_tokens_over_plaintext_and_an_emptied_file_are_never_silent(self):
         folder = server_process.fresh_folder()

@@ -104,8 +104,7 @@ class CallersTest(ServerCase):
     def test_refusals_are_audited(self):
         Client(self.server, "nobody").complete()
         Client(self.server).get("/health")
-        lines = [json.loads(line) for line in self.server.log if '"audit"' in line]
-        self.assertTrue(any(line["outcome"] == "refused" and line["method"].startswith("OpenAI/") for line in lines))
+        self.server.wait_for_log(event="audit", outcome="refused", method="OpenAI/Completions")
 
 
 class TlsTest(unittest.TestCase):
@@ -176,8 +175,8 @@ class TlsTest(unittest.TestCase):
                 Client(server, context=self.context(client), host="localhost").complete()
         client = Client(server, context=self.context("client"), host="localhost")
         self.assertEqual([client.complete().status, client.get("/health").status], [200, 200])
-        callers = {json.loads(line)["caller"] for line in server.log if '"OpenAI/Completions"' in line}
-        self.assertEqual(callers, {"client"})
+        server.wait_for_log(event="call", method="OpenAI/Completions", status="OK", caller="client")
+        self.assertEqual({line["caller"] for line in server.logged(method="OpenAI/Completions")}, {"client"})
 
     def test_plain_http_beyond_this_machine_needs_a_word(self):
         done = subprocess.run([BINARY, "--http-listen", "0.0.0.0:0"], capture_output=True, text=True, timeout=60, check=False)

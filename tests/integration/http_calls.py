@@ -2,6 +2,7 @@
 
 import dataclasses
 import http.client
+import io
 import json
 import socket
 import ssl
@@ -90,14 +91,37 @@ def raw(server, data: bytes = b"") -> socket.socket:
 
 
 def read_to_end(connection: socket.socket) -> bytes:
+    """What the server writes until it closes the connection, which is closed here then."""
     data = b""
-    while piece := connection.recv(1 << 16):
-        data += piece
+    with connection:
+        while piece := connection.recv(1 << 16):
+            data += piece
     return data
 
 
 def answer_of(connection: socket.socket) -> tuple[int, dict, bytes]:
-    """The next answer of a connection: status, headers, body."""
-    response = http.client.HTTPResponse(connection)
-    response.begin()
-    return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+    """The only answer of a connection, which is closed then: status, headers, body."""
+    with connection:
+        [answer] = answers_of(connection, 1)
+    return answer
+
+
+def answers_of(connection: socket.socket, count: int) -> list[tuple[int, dict, bytes]]:
+    """The next answers of a connection. Several may come at once, so all are read through one buffer."""
+    buffered = _ReadAhead(socket.SocketIO(connection, "r"))
+    answers = []
+    for _ in range(count):
+        response = http.client.HTTPResponse(buffered)
+        response.begin()
+        answers.append((response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()))
+    return answers
+
+
+class _ReadAhead(io.BufferedReader):
+    """Stands in for a socket towards an HTTPResponse, which would make a buffer of its own and take with it what lies behind its answer."""
+
+    def makefile(self, _mode):
+        return self
+
+    def close(self):
+        """An answer that was read does not end the connection."""

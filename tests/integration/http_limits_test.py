@@ -11,7 +11,7 @@ import time
 import unittest
 
 import server_process
-from http_calls import HTTP, Client, answer_of, raw, read_to_end, request_bytes
+from http_calls import HTTP, Client, answer_of, answers_of, raw, read_to_end, request_bytes
 from serving_case import ServingCase
 
 BINARY = sys.argv.pop(1)
@@ -116,7 +116,7 @@ class HttpLimitsTest(ServingCase):
 
     def test_connections_are_kept_and_requests_may_come_early(self):
         connection = raw(self.server, request_bytes(prompt="a", max_tokens=2, temperature=0) * 3 + request_bytes("/health", "GET"))
-        answers = [answer_of(connection) for _ in range(4)]
+        answers = answers_of(connection, 4)
         self.assertEqual([status for status, _, _ in answers], [200] * 4)
         self.assertEqual(len({json.loads(body)["choices"][0]["text"] for _, _, body in answers[:3]}), 1)
         self.assertTrue(all(headers["connection"] == "keep-alive" for _, headers, _ in answers))
@@ -196,7 +196,7 @@ class HttpLimitsTest(ServingCase):
         kept = [raw(server) for _ in range(3)]
         self.wait_until(lambda: self.metric("c3po_http_connections", server) == 3, "they are there")
         with contextlib.suppress(ConnectionError):
-            self.assertEqual(raw(server).recv(1), b"")
+            self.assertEqual(read_to_end(raw(server)), b"")
         self.assertGreaterEqual(self.metric('c3po_connections_refused_total{limit="all"}', server), 1)
         for connection in kept:
             connection.close()
@@ -210,6 +210,7 @@ class HttpLimitsTest(ServingCase):
 
     def test_a_head_that_does_not_end_is_given_up(self):
         connection = raw(self.server, b"POST /v1/completions HTTP/1.1\r\nhost: ")
+        self.addCleanup(connection.close)
         ended = threading.Event()
 
         def drip():

@@ -63,18 +63,6 @@ class OperationsTest(unittest.TestCase):
         lines = (line for line in self.server.http("/metrics").splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
-    def logged(self, event, **fields):
-        """Lines of the log with this event and these fields."""
-        lines = (json.loads(line) for line in list(self.server.log) if line.startswith("{"))
-        return [line for line in lines if line["event"] == event and fields.items() <= line.items()]
-
-    def wait_for_log(self, event, **fields):
-        for _ in range(3000):
-            if found := self.logged(event, **fields):
-                return found[-1]
-            time.sleep(0.02)
-        self.fail(f"no line of the log: {event} {fields}; the last are {self.server.log[-5:]}")
-
     def cli(self, *arguments, text=""):
         return subprocess.run([CLI, "--server", f"127.0.0.1:{self.server.port}", *map(str, arguments)], input=text,
                               capture_output=True, text=True, timeout=120)
@@ -148,7 +136,7 @@ class OperationsTest(unittest.TestCase):
     def test_a_line_per_call_says_who_what_and_how_it_ended(self):
         time.sleep(1.1)  # A second of its own: in a crowd lines are passed over.
         self.ask(request_id="told")
-        line = self.wait_for_log("call", request_id="told")
+        line = self.server.wait_for_log(event="call", request_id="told")
         self.assertEqual(line["level"], "info")
         self.assertEqual(line["method"], "GenerationService/Generate")
         self.assertRegex(line["peer"], r"^ipv4:127\.0\.0\.1:\d+$")
@@ -162,7 +150,7 @@ class OperationsTest(unittest.TestCase):
         self.assertNotIn("message", line)
         with self.assertRaises(grpc.RpcError):
             self.ask(prompt="x" * 400, request_id="failed")
-        line = self.wait_for_log("call", request_id="failed")
+        line = self.server.wait_for_log(event="call", request_id="failed")
         self.assertEqual((line["status"], line["collection"]), ("INVALID_ARGUMENT", "set"))
         self.assertIn("context window", line["message"])
 
@@ -170,10 +158,10 @@ class OperationsTest(unittest.TestCase):
         def tokenize_in_a_new_second():
             """Its line tells what was passed over before; the log's length once it is there."""
             time.sleep(1.1)
-            before = len(self.logged("call", method="GenerationService/Tokenize"))
+            before = len(self.server.logged(event="call", method="GenerationService/Tokenize"))
             self.generation.Tokenize(gen.TokenizeRequest(text="seven"))
             for _ in range(3000):
-                if len(self.logged("call", method="GenerationService/Tokenize")) > before:
+                if len(self.server.logged(event="call", method="GenerationService/Tokenize")) > before:
                     break
                 time.sleep(0.02)
             return len(self.server.log)
@@ -210,11 +198,11 @@ class OperationsTest(unittest.TestCase):
             expected["tune_prior"] = dict(references=16)
         for action, fields in expected.items():
             with self.subTest(action=action):
-                line = self.wait_for_log("audit", action=action, collection=name, **fields)
+                line = self.server.wait_for_log(event="audit", action=action, collection=name, **fields)
                 self.assertEqual(line["caller"], "ipv4:127.0.0.1")
                 self.assertRegex(line["peer"], r"^ipv4:127\.0\.0\.1:\d+$")
                 self.assertIn("ReferenceService/", line["method"])
-        self.assertIn("k: 2", self.logged("audit", action="set_profile", collection=name)[-1]["profile"])
+        self.assertIn("k: 2", self.server.logged(event="audit", action="set_profile", collection=name)[-1]["profile"])
 
     # --- Answers that fit ---
 

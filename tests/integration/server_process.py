@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 
 import grpc
@@ -79,6 +80,20 @@ class ServerProcess:
 
     def channel(self) -> grpc.Channel:
         return grpc.insecure_channel(f"127.0.0.1:{self.port}")
+
+    def logged(self, **fields) -> list[dict]:
+        """The lines of the log so far that have these fields, as far as they were read."""
+        lines = (json.loads(line) for line in list(self.log) if line.startswith("{"))
+        return [line for line in lines if fields.items() <= line.items()]
+
+    def wait_for_log(self, **fields) -> dict:
+        """The last line with these fields. The line of a call may be written behind its answer, and a thread reads it here: it is
+        never there for certain when the call returns."""
+        for _ in range(3000):
+            if found := self.logged(**fields):
+                return found[-1]
+            time.sleep(0.02)
+        raise AssertionError(f"no line of the log has {fields}; the last are {self.log[-5:]}")
 
     def http(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=60) as response:
