@@ -64,16 +64,18 @@ install_debian_packages() {
 }
 
 # A folder is complete once its stamp is written; a run cut short starts that folder anew.
-# fill_folder NAME DIR COMMAND... runs COMMAND with DIR.partial as its last argument, then moves it to DIR.
+# fill_folder NAME DIR COMMAND... runs COMMAND with a folder beside DIR as its last argument, then moves it to DIR. What a run that
+# was cut short leaves has a name that no search for the newest tools-* and the like finds.
 fill_folder() {
-  local name=$1 dir=$2; shift 2
+  local name=$1 dir=$2 unfinished; shift 2
+  unfinished=$(dirname "$dir")/unfinished-$(basename "$dir")
   if [ -e "$dir/.complete" ]; then say "$name: present"; return; fi
   say "$name: installing into $dir"
-  rm -rf "$dir" "$dir.partial"
-  mkdir -p "$dir.partial"
-  "$@" "$dir.partial"
-  touch "$dir.partial/.complete"
-  mv "$dir.partial" "$dir"
+  rm -rf "$dir" "$unfinished"
+  mkdir -p "$unfinished"
+  "$@" "$unfinished"
+  touch "$unfinished/.complete"
+  mv "$unfinished" "$dir"
 }
 
 make_tools_venv() {
