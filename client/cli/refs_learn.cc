@@ -182,7 +182,8 @@ void AddTune(CLI::App& refs, Session* session) {
   });
   const std::vector<CLI::Option*> of_prior = {
       Field<uint32_t>(*command, "--epochs", "Passes at most; default 8", [=](uint32_t v) { request->set_epochs(v); }),
-      Field<uint32_t>(*command, "--batch-size", "References per step; default 16",
+      Field<uint32_t>(*command, "--batch-size",
+                      "References per step; default 16, or fewer where the server's memory asks for it",
                       [=](uint32_t v) { request->set_batch_size(v); }),
       Field<double>(*command, "--validation-fraction", "Of the references, held apart; default 0.2",
                     [=](double v) { request->set_validation_fraction(v); }),

@@ -121,7 +121,7 @@ absl::StatusOr<std::shared_ptr<void>> CollectionLearning::TakePlace() {
 }
 
 absl::Status CollectionLearning::CheckMemory(const char* what, const OptimizationTask& task) const {
-  const int64_t needed = task.memory_bytes(), limit = parts_.work_memory_bytes / calls_max_;
+  const int64_t needed = task.memory_bytes(), limit = MemoryMax();
   if (needed <= limit) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(what, " ", MemoryNeed(needed, "a call that learns", limit),
                                                  "; ask for less, or for fewer prompt_positions"));
@@ -195,8 +195,13 @@ absl::Status CollectionLearning::StartTuning(const TuneRequest& request, const O
     ended->store(epoch.number);
     on_epoch(epoch);
   };
+  PriorTunerOptions options = request.tuner;
+  const auto fits = [&] {
+    return PriorTuner::MinibatchBytes(*parts_.model, training, validation, options) <= MemoryMax();
+  };
+  while (!request.batch_size_was_asked && options.batch_size > 1 && !fits()) options.batch_size /= 2;
   auto tuner =
-      std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), request.tuner, note_epoch);
+      std::make_shared<PriorTuner>(parts_.model, std::move(training), std::move(validation), options, note_epoch);
   C3PO_RETURN_IF_ERROR(CheckMemory("batch_size: a minibatch", *tuner));
   C3PO_RETURN_IF_ERROR(request.context.Charge(first + each * request.tuner.epochs));
   const auto store = [parts = parts_, collection = request.collection, tuner, on_done,

@@ -23,8 +23,9 @@ struct TuneRequest {
   CallContext context;
   std::string collection;
   PriorTunerOptions tuner;
-  double validation_fraction = 0.2;  // (0, 0.5]
-  int max_references = 0;            // 0: all; else a seeded sample
+  bool batch_size_was_asked = false;  // Else it is halved until a minibatch fits in the memory of a call that learns.
+  double validation_fraction = 0.2;   // (0, 0.5]
+  int max_references = 0;             // 0: all; else a seeded sample
   bool successful_only = false;
 };
 
@@ -78,6 +79,7 @@ class CollectionLearning {
 
   // A call's place, until it goes.
   absl::StatusOr<std::shared_ptr<void>> TakePlace();
+  int64_t MemoryMax() const { return parts_.work_memory_bytes / calls_max_; }  // Of one call.
   absl::Status CheckMemory(const char* what, const OptimizationTask& task) const;
 
   const PipelineParts parts_;

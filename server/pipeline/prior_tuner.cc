@@ -16,7 +16,7 @@ PriorTuner::PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, s
       training_(std::move(training)),
       validation_(std::move(validation)),
       options_(std::move(options)),
-      memory_bytes_(LargestBatchBytes()),
+      memory_bytes_(MinibatchBytes(*model, training_, validation_, options_)),
       on_epoch_(std::move(on_epoch)),
       random_(options_.seed),
       epoch_start_(SteadyNow()),
@@ -26,22 +26,22 @@ PriorTuner::PriorTuner(ModelRunner* model, std::vector<NeighborCase> training, s
   BeginPass(/*training=*/false);
 }
 
-// As though the references that take the most by themselves were one minibatch.
-int64_t PriorTuner::LargestBatchBytes() const {
+int64_t PriorTuner::MinibatchBytes(const ModelRunner& model, const std::vector<NeighborCase>& training,
+                                   const std::vector<NeighborCase>& validation, const PriorTunerOptions& options) {
   ObjectiveSpec spec;
-  spec.critical_layers = options_.critical_layers;
+  spec.critical_layers = options.critical_layers;
   std::vector<std::pair<int64_t, const NeighborCase*>> alone;
-  for (const std::vector<NeighborCase>* cases : {&training_, &validation_}) {
+  for (const std::vector<NeighborCase>* cases : {&training, &validation}) {
     for (const NeighborCase& neighbor : *cases) {
       spec.cases = {neighbor};
-      alone.emplace_back(model_->ObjectiveBytes(spec, options_.prompt_positions), &neighbor);
+      alone.emplace_back(model.ObjectiveBytes(spec, options.prompt_positions), &neighbor);
     }
   }
-  const size_t count = std::min(alone.size(), static_cast<size_t>(options_.batch_size));
+  const size_t count = std::min(alone.size(), static_cast<size_t>(options.batch_size));
   std::partial_sort(alone.begin(), alone.begin() + static_cast<std::ptrdiff_t>(count), alone.end(), std::greater<>());
   spec.cases.clear();
   for (size_t i = 0; i < count; ++i) spec.cases.push_back(*alone[i].second);
-  return model_->ObjectiveBytes(spec, options_.prompt_positions);
+  return model.ObjectiveBytes(spec, options.prompt_positions);
 }
 
 size_t PriorTuner::BatchEnd() const {

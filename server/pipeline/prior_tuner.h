@@ -34,8 +34,8 @@ struct PriorTunerOptions {
 // Learns one shift s of the router's logits over a set of labeled references (ours, "collection prior"):
 //   s = argmin_s sum_i l(f(x_i, router logits + s), y_i)
 // by Adam on minibatches, the shift with the least loss on the validation references kept, zero included. A task of the
-// engine: a unit prepares a minibatch's references, or a part of them; or makes the objective of a minibatch, which costs
-// no more than a layer of its rows; or is the evaluation of that minibatch. Used by the engine thread alone.
+// engine: a unit prepares a minibatch's references, or a part of them; or makes the objective of a minibatch, which
+// costs no more than a layer of its rows; or is the evaluation of that minibatch. Used by the engine thread alone.
 class PriorTuner final : public OptimizationTask {
  public:
   struct Epoch {
@@ -54,6 +54,11 @@ class PriorTuner final : public OptimizationTask {
   absl::StatusOr<bool> Tell(const LossAndGradient& result, double seconds) override;
   int64_t memory_bytes() const override { return memory_bytes_; }
   std::shared_ptr<const RoutingOverride> routing() const override { return nullptr; }
+
+  // What the largest minibatch takes that the order may give: as though the cases that take the most by themselves were
+  // one.
+  static int64_t MinibatchBytes(const ModelRunner& model, const std::vector<NeighborCase>& training,
+                                const std::vector<NeighborCase>& validation, const PriorTunerOptions& options);
 
   // Once finished; nothing when no epoch lowered the validation loss. model_digest is set.
   std::optional<CollectionPrior> result() const;
@@ -76,19 +81,17 @@ class PriorTuner final : public OptimizationTask {
   size_t BatchEnd() const;
   RoutingOverride Routing() const;
 
-  int64_t LargestBatchBytes() const;
-
   ModelRunner* const model_;
   std::vector<NeighborCase> training_;
   const std::vector<NeighborCase> validation_;
   const PriorTunerOptions options_;
-  const int64_t memory_bytes_;  // of the largest minibatch that the order may give
+  const int64_t memory_bytes_;  // MinibatchBytes
   const std::function<void(const Epoch&)> on_epoch_;
   std::mt19937_64 random_;
   absl::Time epoch_start_;
   Pass pass_;
   ObjectiveSpec batch_;
-  CasePreparations preparations_;  // of the minibatch
+  CasePreparations preparations_;                     // of the minibatch
   std::unique_ptr<NeighborhoodObjective> objective_;  // of the batch, once all of it is prepared
   Epoch epoch_;
   Epoch first_, best_;

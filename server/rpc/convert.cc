@@ -323,6 +323,7 @@ absl::StatusOr<TuneRequest> TuneFromProto(const v1::TunePriorRequest& request, c
     C3PO_RETURN_IF_ERROR(ToInt("prompt_positions", request.prompt_positions(), tuner.prompt_positions));
   C3PO_RETURN_IF_ERROR(ReadChoice("objective", request.objective(), tuner.loss));
   if (request.has_epochs()) C3PO_RETURN_IF_ERROR(ToInt("epochs", request.epochs(), tuner.epochs));
+  result.batch_size_was_asked = request.has_batch_size();
   if (request.has_batch_size()) C3PO_RETURN_IF_ERROR(ToInt("batch_size", request.batch_size(), tuner.batch_size));
   if (request.has_learning_rate()) tuner.learning_rate = request.learning_rate();
   if (request.has_weight_decay()) tuner.weight_decay = request.weight_decay();
