@@ -20,7 +20,8 @@ std::string InCacheFolder(const std::string& path);
 // capitals).
 struct ServerConfig {
   // Model
-  std::string model = InCacheFolder("models/smollm2-135m-moe");  // Hugging Face folder, or ORG/NAME of the hub's cache.
+  // Hugging Face folder, GGUF file (of a split one the first part), or ORG/NAME of the hub's cache.
+  std::string model = InCacheFolder("models/smollm2-135m-moe");
   std::string revision;       // Of a --model ORG/NAME: branch, tag or commit; empty: main.
   std::string chat_template;  // File of a chat template in place of the model's; empty: the model's own.
   std::string chat_python = "/usr/bin/python3";  // With jinja2: renders chat templates of no known format.

@@ -17,6 +17,10 @@ using Json = nlohmann::ordered_json;
 constexpr char kContractions[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 constexpr char kLettersWithLead[] = R"(|[^\r\n\p{L}\p{N}]?\p{L}+)";
 constexpr char kSymbolsAndSpaces[] = R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+// Mistral's Tekken: words end where capitals begin.
+constexpr char kTekken[] = R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+                           R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
+                           R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 // DeepSeek-V3.
 constexpr char kDeepseekV3Words[] =
     R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
@@ -76,6 +80,14 @@ const Json& Nfc() {
   return *kNfc;
 }
 
+GgufStages Llama3() {
+  GgufStages stages =
+      Stages(Json(),
+             {Split(absl::StrCat(kContractions, kLettersWithLead, R"(|\p{N}{1,3})", kSymbolsAndSpaces)), Bytes(false)});
+  stages.ignore_merges = stages.begins = true;
+  return stages;
+}
+
 using Make = GgufStages (*)();
 constexpr std::pair<const char*, Make> kKnown[] = {
     {"gpt-2", [] { return Stages(Json(), {Bytes(true)}); }},
@@ -97,11 +109,12 @@ constexpr std::pair<const char*, Make> kKnown[] = {
        return Stages(
            Nfc(), {Split(absl::StrCat(kContractions, kLettersWithLead, R"(|\p{N})", kSymbolsAndSpaces)), Bytes(false)});
      }},
-    {"llama-bpe",
+    {"llama-bpe", Llama3},
+    {"llama3", Llama3},
+    {"llama-v3", Llama3},
+    {"tekken",
      [] {
-       GgufStages stages = Stages(
-           Json(),
-           {Split(absl::StrCat(kContractions, kLettersWithLead, R"(|\p{N}{1,3})", kSymbolsAndSpaces)), Bytes(false)});
+       GgufStages stages = Stages(Json(), {Split(kTekken), Bytes(false)});
        stages.ignore_merges = stages.begins = true;
        return stages;
      }},
@@ -109,6 +122,11 @@ constexpr std::pair<const char*, Make> kKnown[] = {
      [] {
        return Stages(Json(), {Split(R"([\r\n])"), Split(CasedWords()), Split(kPunctuation), Split(R"(\s+$)"),
                               Split(kIdeographs), Digits(), Bytes(false)});
+     }},
+    {"deepseek-coder",
+     [] {
+       return Stages(Json(), {Split(R"([\r\n])"), Split(R"(\s?\p{L}+)"), Split(R"(\s?\p{P}+)"), Split(kIdeographs),
+                              Digits(), Bytes(false)});
      }},
     {"deepseek-v3",
      [] {

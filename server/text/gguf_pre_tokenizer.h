@@ -9,7 +9,7 @@
 namespace c3po {
 
 // The stages of a tokenizer.json, as JSON, that the tokenizers have which llama.cpp's converter calls by one name in
-// tokenizer.ggml.pre: what their published files hold.
+// tokenizer.ggml.pre: what their published files hold. "llama3" and "llama-v3" are older names of "llama-bpe".
 struct GgufStages {
   std::string normalizer, pre_tokenizer;
   bool ignore_merges = false;  // A word that is a piece as a whole is that piece.

@@ -10,13 +10,12 @@ namespace c3po {
 // What the metadata of a GGUF file say of its tokenizer, as the files of a Hugging Face folder that give the same ids:
 // the texts of tokenizer.json and tokenizer_config.json.
 //   tokenizer.ggml.model  "gpt2": byte-level BPE with `merges`, behind the normalizer and pre-tokenizer that `pre`
-//   names
-//                         (gguf_pre_tokenizer.h). "llama": SentencePiece BPE with byte fallback; its merges are found
-//                         from `scores`, as transformers finds them from a tokenizer.model: each piece of two other
-//                         pieces, the higher score first.
+//                         names (gguf_pre_tokenizer.h). "llama": SentencePiece BPE with byte fallback; its merges are
+//                         found from `scores`, as transformers finds them from a tokenizer.model: each piece of two
+//                         other pieces, the higher score first.
 //   token_type            normal, unknown and byte: pieces; control: special added tokens; user-defined: added tokens;
 //                         unused: no pieces.
-//   add_bos_token, add_eos_token: tokens around texts. Without them: begin only, of SentencePiece and pre "llama-bpe".
+//   add_bos_token, add_eos_token: tokens around texts. Without them: begin, of SentencePiece, "llama-bpe", "tekken".
 //   tokenizer.chat_template, and tokenizer.chat_template.tool_use
 // What the format cannot say is lost: lstrip, rstrip and single_word of added tokens are false, and what looks like a
 // control token to the converter is special.

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -135,6 +136,45 @@ class Keys {
   std::set<std::string> asked_;
   absl::Status status_;
 };
+
+constexpr double kDivisorErrorMax = 1e-4;  // Of float32 frequencies at long waves.
+constexpr double kTwoPi = 6.283185307179586;
+constexpr double kLlama3Low = 1, kLlama3High = 4;
+constexpr int kLlama3Context = 8192;
+
+// What divides the frequency theta^(-2 i / dim) in Llama 3.1 and 3.2 (rope_scaling.h).
+double Llama3Divisor(double theta, int64_t i, int64_t dim, double factor) {
+  const double frequency = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
+  const double waves = kLlama3Context * frequency / kTwoPi;
+  const double kept = std::clamp((waves - kLlama3Low) / (kLlama3High - kLlama3Low), 0.0, 1.0);
+  return 1 / (kept + (1 - kept) / factor);
+}
+
+// rope_scaling of the divisors that llama.cpp's converter stores.
+absl::StatusOr<Json> Llama3Of(const GgufFile& file, const TensorView& divisors, double theta) {
+  const std::string where = absl::StrCat(file.path(), ": tensor \"", kGgufRopeDivisors, "\"");
+  if (divisors.dtype != DType::kF32 || divisors.shape.size() != 1 || divisors.elements() == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(where, ": must be a vector of F32"));
+  }
+  std::vector<float> values(static_cast<size_t>(divisors.elements()));
+  std::memcpy(values.data(), divisors.bytes.data(), divisors.bytes.size());
+  const double factor = AsWritten(*std::max_element(values.begin(), values.end()));
+  bool known = std::isfinite(factor) && factor >= 1;
+  for (size_t i = 0; known && i < values.size(); ++i) {
+    const double expected = Llama3Divisor(theta, static_cast<int64_t>(i), 2 * divisors.elements(), factor);
+    known = std::abs(values[i] - expected) <= kDivisorErrorMax * expected;
+  }
+  if (!known) {
+    return absl::UnimplementedError(absl::StrCat(
+        where, ": other divisors than those of Llama 3 (low_freq_factor ", kLlama3Low, ", high_freq_factor ",
+        kLlama3High, ", original_max_position_embeddings ", kLlama3Context, ") are not supported"));
+  }
+  return Json{{"rope_type", "llama3"},
+              {"factor", factor},
+              {"low_freq_factor", kLlama3Low},
+              {"high_freq_factor", kLlama3High},
+              {"original_max_position_embeddings", kLlama3Context}};
+}
 
 void ReadRope(Keys& keys, Json& config) {
   config["rope_theta"] = keys.FloatIfAny("rope.freq_base").value_or(10000);
@@ -283,7 +323,8 @@ absl::StatusOr<GgufFamily> FamilyOfGguf(const GgufFile& file) {
   return row->family;
 }
 
-absl::StatusOr<std::string> ConfigOfGguf(const GgufFile& file, absl::FunctionRef<bool(absl::string_view)> has) {
+absl::StatusOr<std::string> ConfigOfGguf(const GgufFile& file,
+                                         absl::FunctionRef<const TensorView*(absl::string_view)> find) {
   C3PO_ASSIGN_OR_RETURN(const FamilyRow* const row, RowOf(file));
   const Family family = row->family.family;
   Keys keys(file, row->family.architecture), tokenizer(file, "tokenizer");
@@ -299,12 +340,13 @@ absl::StatusOr<std::string> ConfigOfGguf(const GgufFile& file, absl::FunctionRef
     keys.Fail("attention.layer_norm_rms_epsilon", "is missing");
   }
   config["vocab_size"] = VocabularyOf(file, keys, tokenizer);
-  config["tie_word_embeddings"] = !has("output.weight");
+  config["tie_word_embeddings"] = find("output.weight") == nullptr;
   config[row->experts] = keys.Integer("expert_count");
   config["num_experts_per_tok"] = keys.Integer("expert_used_count");
   keys.RequireInteger("expert_gating_func", 1, "softmax, 1");
   if (!keys.FlagOr("attention.causal", true)) keys.Refuse("attention.causal", "false");
-  const bool bias = has("blk.0.attn_q.bias") || has("blk.0.attn_q_a.bias");
+  const auto has = [find](absl::string_view name) { return find(name) != nullptr; };
+  const bool bias = has("blk.0.attn_q.bias") || has("blk.0.attn_q_a.bias") || has("blk.0.attn_qkv.bias");
   if (family == Family::kQwen2Moe) {
     config["qkv_bias"] = bias;
   } else if (bias && family != Family::kMixtral) {
@@ -313,6 +355,10 @@ absl::StatusOr<std::string> ConfigOfGguf(const GgufFile& file, absl::FunctionRef
   family == Family::kDeepseekV2 ? ReadLatentAttention(keys, config) : ReadHeads(keys, config);
   ReadFamily(keys, family, config);
   ReadRope(keys, config);
+  if (const TensorView* const divisors = find(kGgufRopeDivisors); divisors != nullptr && keys.status().ok()) {
+    if (config.contains("rope_scaling")) keys.Fail("rope.scaling.type", "contradicts the tensor rope_freqs.weight");
+    C3PO_ASSIGN_OR_RETURN(config["rope_scaling"], Llama3Of(file, *divisors, config["rope_theta"]));
+  }
   if (const std::vector<int64_t> ends = EndTokensOf(tokenizer); !ends.empty()) config["eos_token_id"] = ends;
   C3PO_RETURN_IF_ERROR(keys.status());
   C3PO_RETURN_IF_ERROR(tokenizer.status());

@@ -59,6 +59,7 @@ constexpr Renamed kOfLayer[] = {
     {"ffn_up.weight", "mlp.up_proj.weight"},
     {"ffn_down.weight", "mlp.down_proj.weight"},
 };
+constexpr char kFused[] = "attn_qkv.";
 constexpr Renamed kPaired[] = {
     {"attn_q.weight", "self_attn.q_proj.paired.weight"},
     {"attn_q.bias", "self_attn.q_proj.paired.bias"},
@@ -72,10 +73,29 @@ absl::string_view Find(const Renamed (&rows)[size], absl::string_view name) {
   return found == rows + size ? "" : found->to;
 }
 
+using Parts = std::vector<std::unique_ptr<GgufFile>>;
+
+// Null: no part has it.
+const TensorView* FindTensor(const Parts& parts, absl::string_view name) {
+  for (const auto& part : parts) {
+    if (const auto found = part->tensors().find(name); found != part->tensors().end()) return &found->second;
+  }
+  return nullptr;
+}
+
+// Rows [begin, begin + count) of a matrix, entries of a vector.
+TensorView Slice(const TensorView& whole, int64_t begin, int64_t count) {
+  TensorView slice = whole;
+  const size_t bytes = whole.bytes.size() / static_cast<size_t>(whole.shape[0]);
+  slice.shape[0] = count;
+  slice.bytes = whole.bytes.subspan(static_cast<size_t>(begin) * bytes, static_cast<size_t>(count) * bytes);
+  return slice;
+}
+
 class Naming {
  public:
   // Experts of a GGUF file are shown one by one.
-  explicit Naming(const GgufFamily& family) : family_(family) {
+  Naming(const GgufFamily& family, const Parts& parts) : family_(family), parts_(parts) {
     names_ = ChooseNames(family.family, [](const std::string& name) { return absl::StrContains(name, "experts.0."); });
   }
 
@@ -87,11 +107,14 @@ class Naming {
     }
     absl::string_view rest = name;
     if (const absl::string_view to = Find(kOutside, name); !to.empty()) return Add(std::string(to), view, views);
+    // Its numbers are in the configuration.
+    if (name == kGgufRopeDivisors && family_.family == ModelConfig::Family::kMixtral) return absl::OkStatus();
     if (!absl::ConsumePrefix(&rest, "blk.")) return Unknown(file, name);
     const absl::string_view layer = rest.substr(0, std::min(rest.find('.'), rest.size()));
     if (layer.empty() || !std::all_of(layer.begin(), layer.end(), absl::ascii_isdigit)) return Unknown(file, name);
     rest.remove_prefix(std::min(rest.size(), layer.size() + 1));
     const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+    if (absl::StartsWith(rest, kFused)) return ShowFused(file, name, layer, view, views);
     if (family_.paired_heads) {
       if (const absl::string_view to = Find(kPaired, rest); !to.empty())
         return Add(absl::StrCat(prefix, to), view, views);
@@ -133,6 +156,27 @@ class Naming {
     return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " appears twice"));
   }
 
+  // attn_qkv: the rows of attn_q, attn_k and attn_v one below the other. Queries are as wide as what attn_output takes.
+  absl::Status ShowFused(const GgufFile& file, const std::string& name, absl::string_view layer, const TensorView& view,
+                         Views& views) const {
+    const TensorView* const out = FindTensor(parts_, absl::StrCat("blk.", layer, ".attn_output.weight"));
+    if (family_.family == ModelConfig::Family::kDeepseekV2 || out == nullptr || out->shape.size() != 2 ||
+        view.shape.empty()) {
+      return Unknown(file, name);
+    }
+    const int64_t query = out->shape[1], key = (view.shape[0] - query) / 2;
+    if (key <= 0 || query + 2 * key != view.shape[0]) {
+      return absl::InvalidArgumentError(absl::StrCat(file.path(), ": tensor ", Quoted(name), ": ", view.shape[0],
+                                                     " rows are none of ", query,
+                                                     " of queries and as many keys as values"));
+    }
+    const std::string base = absl::StrCat("blk.", layer, ".");
+    const absl::string_view kind = absl::string_view(name).substr(base.size() + sizeof kFused - 1);
+    C3PO_RETURN_IF_ERROR(Show(file, absl::StrCat(base, "attn_q.", kind), Slice(view, 0, query), views));
+    C3PO_RETURN_IF_ERROR(Show(file, absl::StrCat(base, "attn_k.", kind), Slice(view, query, key), views));
+    return Show(file, absl::StrCat(base, "attn_v.", kind), Slice(view, query + key, key), views);
+  }
+
   absl::Status AddExperts(const GgufFile& file, const std::string& name, const std::string& prefix, const char* part,
                           const TensorView& view, Views& views) const {
     if (view.shape.size() != 3 || view.shape[0] > kExpertsMax) {
@@ -152,6 +196,7 @@ class Naming {
   static constexpr int64_t kExpertsMax = 1 << 14;
 
   const GgufFamily family_;
+  const Parts& parts_;
   TensorNames names_;
 };
 
@@ -159,18 +204,15 @@ class Naming {
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenGgufModel(const std::string& path) {
   C3PO_ASSIGN_OR_RETURN(auto opened, OpenGgufParts(path));
-  const auto parts = std::make_shared<const std::vector<std::unique_ptr<GgufFile>>>(std::move(opened));
+  const auto parts = std::make_shared<const Parts>(std::move(opened));
   C3PO_ASSIGN_OR_RETURN(const GgufFamily family, FamilyOfGguf(*parts->front()));
-  const Naming naming(family);
+  const Naming naming(family, *parts);
   Views views;
   for (const auto& part : *parts) {
     for (const auto& [name, view] : part->tensors()) C3PO_RETURN_IF_ERROR(naming.Show(*part, name, view, views));
   }
-  const auto has = [&parts](absl::string_view name) {
-    return std::any_of(parts->begin(), parts->end(),
-                       [name](const auto& part) { return part->tensors().find(name) != part->tensors().end(); });
-  };
-  C3PO_ASSIGN_OR_RETURN(std::string config, ConfigOfGguf(*parts->front(), has));
+  const auto find = [&parts](absl::string_view name) { return FindTensor(*parts, name); };
+  C3PO_ASSIGN_OR_RETURN(std::string config, ConfigOfGguf(*parts->front(), find));
   return Checkpoint::Of(path, std::move(config), std::move(views), parts);
 }
 

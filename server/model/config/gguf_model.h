@@ -14,9 +14,10 @@ namespace c3po {
 //   blk.N.ffn_{gate,up,down}_exps [E, ...]  one matrix for each expert
 //   blk.N.attn_{q,k} of paired heads        q_proj.paired, k_proj.paired
 //   blk.N.attn_{k,v}_b                      k_b_proj, transposed by heads, and v_b_proj
+//   blk.N.attn_qkv                          q_proj, k_proj, v_proj, of its rows in this order
 //   blk.N.ffn_gate_inp_shexp [d]            shared_expert_gate [1, d]
 // Errors are those of OpenGgufParts and ConfigOfGguf; Unimplemented names a tensor that no family has;
-// InvalidArgument names a vector of blocks, or experts that are no three-dimensional tensor.
+// InvalidArgument names a vector of blocks, experts that are no three-dimensional tensor, or attn_qkv of other rows.
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenGgufModel(const std::string& path);
 
 }  // namespace c3po

@@ -36,13 +36,17 @@ YARN = dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=32, b
 LATENT = dict(kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=12, moe_intermediate_size=F,
               intermediate_size=24, n_routed_experts=EXPERTS, first_k_dense_replace=1, norm_topk_prob=False,
               attention_bias=False, num_key_value_heads=HEADS, scoring_func="softmax")
-# Name: what its GGUF tokenizer's `pre` is, and the configuration.
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+# Name: what its GGUF tokenizer's `pre` is, the configuration, and flags of the converter.
 MODELS = {
     "olmoe": ("olmo", dict(architectures=["OlmoeForCausalLM"], model_type="olmoe", intermediate_size=F, num_experts=EXPERTS,
                            num_key_value_heads=2, norm_topk_prob=False, attention_bias=False)),
     "qwen2_moe": ("qwen2", dict(architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", intermediate_size=24,
                                 moe_intermediate_size=F, shared_expert_intermediate_size=20, num_experts=EXPERTS,
                                 num_key_value_heads=2, norm_topk_prob=False, rope_theta=1000000.0, rms_norm_eps=1e-6)),
+    "qwen2_moe_fused": ("qwen2", dict(architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", intermediate_size=24,
+                                      moe_intermediate_size=F, shared_expert_intermediate_size=20, num_experts=EXPERTS,
+                                      num_key_value_heads=2, norm_topk_prob=False), "--fuse-qkv"),
     "qwen3_moe": ("qwen2", dict(architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", intermediate_size=24,
                                 moe_intermediate_size=F, num_experts=EXPERTS, num_key_value_heads=2, head_dim=16,
                                 norm_topk_prob=True, attention_bias=False, tie_word_embeddings=True)),
@@ -58,6 +62,9 @@ MODELS = {
                                                 topk_method="group_limited_greedy", routed_scaling_factor=2.5)),
     "mixtral": ("gpt-2", dict(architectures=["MixtralForCausalLM"], model_type="mixtral", intermediate_size=F,
                               num_local_experts=EXPERTS, num_key_value_heads=2, rope_theta=1000000.0)),
+    "mixtral_llama3": ("llama-bpe", dict(architectures=["MixtralForCausalLM"], model_type="mixtral", intermediate_size=F,
+                                         num_local_experts=EXPERTS, num_key_value_heads=2, rope_theta=500000.0,
+                                         rope_scaling=LLAMA3), "--fuse-qkv"),
     "granite_moe": ("refact", dict(architectures=["GraniteMoeForCausalLM"], model_type="granitemoe", intermediate_size=F,
                                    num_local_experts=EXPERTS, num_key_value_heads=2, attention_bias=True,
                                    attention_multiplier=0.0625, embedding_multiplier=12.0, residual_multiplier=0.22,
@@ -146,7 +153,7 @@ def main():
     logging.disable(logging.INFO)
     sys.path.insert(0, sys.argv[1])
     import convert_hf_to_gguf as converter
-    for name, (pre, own) in MODELS.items():
+    for name, (pre, own, *flags) in MODELS.items():
         config = {**COMMON, **own}
         with tempfile.TemporaryDirectory() as temporary:
             folder = pathlib.Path(temporary) / name
@@ -157,7 +164,7 @@ def main():
                                         folder / "model.safetensors", metadata={"format": "pt"})
             for file in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copy(TOKENIZER / file, folder)
-            convert(converter, folder, pre, HERE / f"{name}.gguf")
+            convert(converter, folder, pre, HERE / f"{name}.gguf", "bf16", *flags)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 // What llama.cpp's converter turned, merged and split of a model is put back: configuration and matrices of
 // tests/golden/gguf/FAMILY.gguf are those of the Hugging Face model that it was made of, bit by bit.
 
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -158,8 +159,9 @@ TEST_P(GgufModel, HasADigestOfItsContent) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GgufModel,
-                         testing::Values("olmoe", "qwen2_moe", "qwen3_moe", "deepseek", "deepseek_v2",
-                                         "deepseek_v2_groups", "mixtral", "granite_moe"));
+                         testing::Values("olmoe", "qwen2_moe", "qwen2_moe_fused", "qwen3_moe", "deepseek",
+                                         "deepseek_v2", "deepseek_v2_groups", "mixtral", "mixtral_llama3",
+                                         "granite_moe"));
 
 // A golden file with other tensors: change(name, view) gives the type's number in the file and the bytes.
 GgufContent Rewritten(
@@ -301,6 +303,52 @@ TEST(GgufTensors, ThatAreMissingOrOfAnotherFamilyAreNamed) {
               HasSubstr("\"model.layers.1.self_attn.k_norm.weight\" is missing"));
   EXPECT_THAT(std::string(ErrorWith("mixtral", "blk.1.ffn_norm.weight", "blk.1.ffn_gate.weight").message()),
               HasSubstr("is missing"));
+}
+
+// The error of a golden file with one tensor's bytes, or its first dimension, changed.
+absl::Status ErrorWithTensor(const std::string& family, const std::string& tensor,
+                             const std::function<void(GgufContent::Tensor&, char* bytes)>& change) {
+  const auto kept = [](const std::string&, const TensorView& view) -> std::pair<uint32_t, std::string> {
+    return {view.dtype == DType::kF32 ? 0 : 30,
+            std::string(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size())};
+  };
+  GgufContent content = Rewritten(family, kept);
+  for (GgufContent::Tensor& one : content.tensors) {
+    if (one.name == tensor) change(one, content.data.data() + one.offset);
+  }
+  TestFolder folder;
+  return CheckFolder(folder.Write("m.gguf", content.Bytes()));
+}
+
+TEST(GgufTensors, OfDivisorsThatAreNotThoseOfLlama3AreRefused) {
+  const auto set = [](size_t index, float value) {
+    return ErrorWithTensor("mixtral_llama3", "rope_freqs.weight", [=](GgufContent::Tensor&, char* bytes) {
+      std::memcpy(bytes + index * sizeof value, &value, sizeof value);
+    });
+  };
+  EXPECT_TRUE(set(0, 1).ok()) << set(0, 1);  // As it was.
+  for (const auto& [index, value] : {std::pair<size_t, float>{0, 2}, {2, 4}, {3, 0.5f}, {3, NAN}, {3, INFINITY}}) {
+    const absl::Status status = set(index, value);
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << index << " " << value;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("m.gguf: tensor \"rope_freqs.weight\": other divisors"));
+  }
+}
+
+TEST(GgufTensors, OfDivisorsBelongToLlamaAlone) {
+  const absl::Status status = ErrorWithTensor(
+      "olmoe", "output_norm.weight", [](GgufContent::Tensor& tensor, char*) { tensor.name = "rope_freqs.weight"; });
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("\"rope_freqs.weight\" is not supported"));
+}
+
+TEST(GgufTensors, FusedOfAnotherNumberOfRowsAreRefused) {
+  const absl::Status status =
+      ErrorWithTensor("mixtral_llama3", "blk.1.attn_qkv.weight", [](GgufContent::Tensor& tensor, char*) {
+        std::swap(tensor.dimensions[0], tensor.dimensions[1]);  // [64, 32] to [32, 64]: as many rows as of queries.
+      });
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("tensor \"blk.1.attn_qkv.weight\": 32 rows are none of 32 of queries"));
 }
 
 }  // namespace
