@@ -26,6 +26,9 @@ MODELS=$(make_venv models transformers==4.57.6 safetensors==0.7.0 numpy==2.3.5)
 MODELS_5=$(make_venv models-5 transformers==5.24.0 safetensors==0.8.0 numpy==2.3.5)
 TOKENIZERS=$(make_venv tokenizers tokenizers==0.23.3 jinja2==3.1.6)
 GGUF=$(make_venv gguf transformers==4.57.6 safetensors==0.8.0 numpy==2.4.6 gguf==0.19.0 sentencepiece==0.2.3 protobuf==7.36.2)
+# llama.cpp itself, compiled for this processor: some minutes.
+LLAMA_CPP=$(CMAKE_ARGS="-DLLAVA_BUILD=OFF" make_venv llama-cpp transformers==4.57.6 safetensors==0.8.0 numpy==1.26.4 sentencepiece==0.2.3 protobuf==7.36.2 \
+  llama-cpp-python==0.3.36)
 TORCH=$(ls -d "$CACHE_DIR"/torch-*/site | sort -V | tail -n 1)
 
 "$TOKENIZERS" tests/golden/tokenizer/make_tokenizer_goldens.py
@@ -48,9 +51,12 @@ fi
 PYTHONPATH=$TORCH "$GGUF" tests/golden/gguf/make_gguf_goldens.py
 PYTHONPATH=$TORCH "$GGUF" tests/golden/gguf/make_gguf_models.py "$LLAMA/vendor/llama.cpp"
 PYTHONPATH=$TORCH "$GGUF" tests/golden/gguf/make_gguf_tokenizers.py "$LLAMA/vendor/llama.cpp"
+PYTHONPATH=$TORCH "$LLAMA_CPP" tests/golden/gguf/answers/make_gguf_answers.py "$LLAMA/vendor/llama.cpp"
+"$LLAMA_CPP" tests/golden/gguf/answers/make_gguf_ids.py
 
 cmake --preset release >/dev/null
-cmake --build --preset release --target server_model_test server_model_folder_test server_compute_gguf_test server_weights_test server_text_test server_chat_test server_embed_test
-for name in server_model_test server_model_folder_test server_compute_gguf_test server_weights_test server_text_test server_chat_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
+cmake --build --preset release --target server_model_test server_model_folder_test server_compute_gguf_test server_weights_test server_text_test server_text_gguf_test server_chat_test server_embed_test c3pod
+for name in server_model_test server_model_folder_test server_compute_gguf_test server_weights_test server_text_test server_text_gguf_test server_chat_test server_embed_test; do OMP_NUM_THREADS=1 build/release/bin/$name --gtest_brief=1; done
+"$(ls -d "$CACHE_DIR"/tools-*/bin/python | sort -V | tail -n 1)" tests/integration/gguf_answers_test.py build/release/bin/c3pod
 CHANGED=$(git status --porcelain -- tests/golden)
 echo "files that came out otherwise: ${CHANGED:-none}"

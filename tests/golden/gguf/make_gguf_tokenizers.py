@@ -37,33 +37,42 @@ def write_config(folder, family, size, **ids):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def write_byte_level(folder, name, own):
+    """Tokenizer files. Returns the number of tokens."""
+    tokenizer = json.loads((TOKENIZERS / f"{name}.json").read_text())
+    shutil.copy(TOKENIZERS / f"{name}.json", folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **own}))
+    return max([*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]) + 1
+
+
 def convert_byte_level(converter, temporary, name, pre, own):
     folder = temporary / name
     folder.mkdir()
-    tokenizer = json.loads((TOKENIZERS / f"{name}.json").read_text())
-    ids = list(tokenizer["model"]["vocab"].values()) + [token["id"] for token in tokenizer["added_tokens"]]
-    write_config(folder, "olmoe", max(ids) + 1, eos_token_id=1)
-    shutil.copy(TOKENIZERS / f"{name}.json", folder / "tokenizer.json")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **own}))
+    write_config(folder, "olmoe", write_byte_level(folder, name, own), eos_token_id=1)
     convert(converter, folder, pre, HERE / f"{name}.vocabulary.gguf", "bf16", "--vocab-only")
+
+
+def write_sentence_piece(folder):
+    """tokenizer.model and tokenizer_config.json of a SentencePiece model that is trained here."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(list(training_text())), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=900,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.995,
+        split_digits=True, num_threads=1, minloglevel=2)
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True,
+         "add_eos_token": False}))
 
 
 def convert_sentence_piece(converter, temporary):
     folder = temporary / "sentence_piece"
     folder.mkdir()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(list(training_text())), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=900,
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.995,
-        split_digits=True, num_threads=1, minloglevel=2)
+    write_sentence_piece(folder)
     tokenizer = transformers.LlamaTokenizerFast(vocab_file=str(folder / "tokenizer.model"), legacy=True, add_bos_token=True,
                                                 add_prefix_space=True)
     saved = temporary / "saved"
     tokenizer.save_pretrained(saved)
     shutil.copy(saved / "tokenizer.json", HERE / "sentence_piece.tokenizer.json")
     write_config(folder, "mixtral", len(tokenizer), bos_token_id=1, eos_token_id=2)
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True,
-         "add_eos_token": False}))
     convert(converter, folder, "", HERE / "sentence_piece.vocabulary.gguf", "bf16", "--vocab-only")
 
 

@@ -7,14 +7,21 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <set>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "server/text/chat_templates.h"
+#include "server/text/gguf_pre_tokenizer.h"
 #include "server/text/tokenizer.h"
 #include "tests/server/text/golden_case.h"
+#include "tests/server/weights/gguf_text.h"
 #include "tests/server/weights/safetensors_text.h"
 
 namespace c3po {
@@ -88,6 +95,78 @@ INSTANTIATE_TEST_SUITE_P(Cases, GgufTokenizerGolden,
                                          Case{"deepseek", "tokenizer/deepseek.json"},
                                          Case{"sentence_piece", "gguf/sentence_piece.tokenizer.json"}));
 
+// crc32 of zlib, of more bytes behind those of `crc`.
+uint32_t Crc32(absl::string_view bytes, uint32_t crc) {
+  crc = ~crc;
+  for (const char c : bytes) {
+    crc ^= static_cast<unsigned char>(c);
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320u : 0);
+  }
+  return ~crc;
+}
+
+// As digest_of in make_gguf_ids.py.
+uint32_t DigestOf(const std::vector<std::vector<int32_t>>& all_ids, const std::set<size_t>& without) {
+  uint32_t crc = 0;
+  for (size_t i = 0; i < all_ids.size(); ++i) {
+    if (without.count(i) != 0) continue;
+    std::string bytes = GgufBytes(static_cast<int32_t>(all_ids[i].size()));
+    for (const int32_t id : all_ids[i]) bytes += GgufBytes(id);
+    crc = Crc32(bytes, crc);
+  }
+  return crc;
+}
+
+// A file of GgufPath with another text under tokenizer.ggml.pre.
+std::string WithPre(const std::string& name, const std::string& pre) {
+  std::string bytes = Contents(GgufPath(name));
+  const std::string key = GgufText("tokenizer.ggml.pre") + GgufBytes(static_cast<uint32_t>(GgufType::kString));
+  const size_t at = bytes.find(key) + key.size();
+  uint64_t length = 0;
+  std::memcpy(&length, bytes.data() + at, sizeof length);
+  return bytes.replace(at, sizeof length + length, GgufText(pre));
+}
+
+// Answers of llama.cpp and of Hugging Face's tokenizers to all texts, by each name of `pre`.
+TEST(GgufTokenizer, GivesTheIdsOfHuggingFaceAndOfLlamaCppUnderEveryName) {
+  const std::vector<std::string> strings = GoldenStrings();
+  const nlohmann::json golden =
+      nlohmann::json::parse(Contents(absl::StrCat(C3PO_TESTDATA_DIR, "/gguf/answers/ids.json")));
+  std::set<std::string> names;
+  for (const auto& [name, answers] : golden.items()) {
+    SCOPED_TRACE(name);
+    TestFolder folder;
+    const bool bytes = name != "sentence_piece";
+    const auto tokenizer =
+        Tokenizer::LoadFolder(bytes ? folder.Write("t.gguf", WithPre("byte_level", name)) : GgufPath(name));
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    if (bytes) names.insert(name);
+    std::vector<std::vector<int32_t>> ids;
+    for (const std::string& text : strings) {
+      const auto encoded = (*tokenizer)->Encode(text, false);
+      ASSERT_TRUE(encoded.ok()) << encoded.status();
+      ids.push_back(*encoded);
+    }
+    const std::set<size_t> differ = answers["differ"];
+    EXPECT_EQ(DigestOf(ids, {}), answers["hugging_face"]);
+    EXPECT_EQ(DigestOf(ids, differ), answers["llama_cpp"]);
+    EXPECT_LT(differ.size(), strings.size() / 4);
+  }
+  const std::vector<std::string> known = absl::StrSplit(KnownGgufStages(), ", ");
+  EXPECT_EQ(names, std::set<std::string>(known.begin(), known.end()));
+}
+
+TEST(GgufTokenizer, BeginsTextsWhereItsNameSaysSo) {
+  for (const auto& [pre, begins] : {std::pair{"tekken", true}, {"llama-bpe", true}, {"deepseek-coder", false}}) {
+    TestFolder folder;
+    const auto tokenizer = Tokenizer::LoadFolder(folder.Write("t.gguf", WithPre("byte_level", pre)));
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    const auto with = (*tokenizer)->Encode("a", true), without = (*tokenizer)->Encode("a", false);
+    ASSERT_TRUE(with.ok() && without.ok());
+    EXPECT_EQ(with->size() > without->size(), begins) << pre;
+  }
+}
+
 TEST(GgufTokenizer, GivesTheChatTemplateAndItsTokens) {
   const auto templates = ChatTemplates::Read(ChatTemplates::ConfigPath(GgufPath("byte_level")));
   ASSERT_TRUE(templates.ok()) << templates.status();
@@ -147,6 +226,33 @@ TEST(GgufTokenizer, RefusesScoresThatAreNotFinite) {
   TestFolder folder;
   const absl::Status status = Tokenizer::LoadFolder(folder.Write("t.gguf", bytes)).status();
   EXPECT_THAT(std::string(status.message()), HasSubstr("t.gguf: key \"tokenizer.ggml.scores\" must be finite"));
+}
+
+// Any byte changed: the tokenizer is refused by a message that names the file, or is made of what is there.
+TEST(GgufTokenizer, SurvivesTenThousandMutations) {
+  std::mt19937 random(20261130);
+  for (const char* name : {"byte_level", "sentence_piece"}) {
+    const std::string text = Contents(GgufPath(name));
+    TestFolder folder;
+    const std::string path = folder.Write("t.gguf", text);
+    std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+    const auto put = [&file](size_t at, char byte) {
+      file.seekp(static_cast<std::streamoff>(at));
+      file.put(byte).flush();
+    };
+    int taken = 0;
+    for (int round = 0; round < 5000; ++round) {
+      const size_t at = random() % text.size();
+      put(at, static_cast<char>(text[at] + 1 + random() % 255));
+      const auto tokenizer = ReadGgufTokenizer(path);
+      put(at, text[at]);
+      taken += tokenizer.ok() ? 1 : 0;
+      if (tokenizer.ok()) continue;
+      ASSERT_THAT(std::string(tokenizer.status().message()), HasSubstr("t.gguf")) << name << ", round " << round;
+    }
+    EXPECT_GT(taken, 100) << name;
+    EXPECT_LT(taken, 4900) << name;
+  }
 }
 
 }  // namespace
