@@ -93,7 +93,7 @@ class TargetTokens {
 
 // What a backend is and does, told to those who plan for it.
 struct BackendInfo {
-  ElementType activations = ElementType::kFloat32;  // of hidden states, keys and values
+  ElementType activations = ElementType::kFloat32;  // of hidden states
   bool batch_invariant = false;  // A row's result is bitwise the same whatever other rows are in the matrix.
   // Attention of an objective takes memory for rows and prompts that are short, too, for half as much again at most:
   // its masks for as long as the objective lives, all else while a product runs.
@@ -103,6 +103,8 @@ struct BackendInfo {
   ElementType weights = ElementType::kFloat32;  // of matrices, as they lie in memory
   int64_t weight_bytes = 0;                     // that all weights take
   int experts_per_token_max = 0;                // That StepInputs::counts may give a row, at least the model's own.
+  // Of the cache's keys and values and of references'. They are rounded before any row reads them.
+  ElementType kv = ElementType::kFloat32;
 };
 
 // A device that computes the blocks of one model. Notation: R rows, d hidden size, E experts, V vocabulary size; x is

@@ -11,6 +11,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "absl/synchronization/mutex.h"
+#include "server/compute/matrix.h"
 #include "server/model/config/model_config.h"
 
 namespace c3po {
@@ -21,13 +22,18 @@ inline constexpr int64_t kStateBlockPositions = 8;
 inline int64_t StateBlockElements(const ModelConfig& config) {
   return kStateBlockPositions * config.kv_heads * (config.head_dim + config.value_dim);
 }
-// Of keys and values of so many positions in one layer; of rows of hidden states, which follow each other.
+// Keys and values are kept in `kv`.
+inline int64_t StateBlockBytes(const ModelConfig& config, ElementType kv) {
+  return StateBlockElements(config) * BytesOf(kv);
+}
+// Of keys and values of so many positions in one layer; of rows of hidden states of type `hidden`, which follow each
+// other.
 inline int64_t StateBlocksOfLayer(int64_t positions) {
   return (positions + kStateBlockPositions - 1) / kStateBlockPositions;
 }
-inline int64_t StateBlocksOfRows(int64_t rows, const ModelConfig& config) {
-  const int64_t block = StateBlockElements(config);
-  return (rows * config.hidden_size + block - 1) / block;
+inline int64_t StateBlocksOfRows(int64_t rows, const ModelConfig& config, ElementType hidden, ElementType kv) {
+  const int64_t block = StateBlockBytes(config, kv);
+  return (rows * config.hidden_size * BytesOf(hidden) + block - 1) / block;
 }
 // What a pool of them grows by.
 inline constexpr int64_t kStateSlabBytes = int64_t{16} << 20;

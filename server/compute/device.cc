@@ -79,14 +79,32 @@ std::string WeightPlacement::arithmetic() const {
   return rounds ? "bfloat16" : "float32";
 }
 
+absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const std::string& device, ElementType weights) {
+  const ElementType by_weights = weights == ElementType::kFloat32 ? ElementType::kFloat32 : ElementType::kBfloat16;
+  if (name == "auto") return by_weights;
+  if (name != "float32" && name != "bfloat16") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv-cache-dtype \"", name, "\" is not one of auto, float32, bfloat16"));
+  }
+  const ElementType kv = name == "float32" ? ElementType::kFloat32 : ElementType::kBfloat16;
+  if (device == kCudaDevice && kv != by_weights) {
+    return absl::InvalidArgumentError(absl::StrCat("kv-cache-dtype ", name, ": device cuda keeps keys and values in ",
+                                                   name == "float32" ? "bfloat16" : "float32",
+                                                   " where its weights are"));
+  }
+  return kv;
+}
+
 absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const std::string& device,
-                                                const std::string& dtype, const std::string& arithmetic) {
+                                                const std::string& dtype, const std::string& arithmetic,
+                                                const std::string& kv_cache_dtype) {
   C3PO_RETURN_IF_ERROR(CheckDevice(device));
   WeightPlacement placement;
   placement.device = device;
   C3PO_ASSIGN_OR_RETURN(const DType stored, StoredType(checkpoint));
   C3PO_ASSIGN_OR_RETURN(placement.dtype, ChooseDtype(dtype, device, stored));
   C3PO_ASSIGN_OR_RETURN(placement.layout, ChooseLayout(arithmetic, device, placement.dtype));
+  C3PO_ASSIGN_OR_RETURN(placement.kv, ChooseKvType(kv_cache_dtype, device, placement.dtype));
   return placement;
 }
 
@@ -95,7 +113,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config, 
   try {
     if (placement.device == kCpuDevice) {
       cpu::CpuWeights packed = cpu::PackWeights(config, weights, placement.dtype, placement.layout, progress);
-      return std::make_unique<cpu::CpuBackend>(config, std::move(packed), aten::MakeRopeTable(config));
+      return std::make_unique<cpu::CpuBackend>(config, std::move(packed), aten::MakeRopeTable(config), placement.kv);
     }
     C3PO_ASSIGN_OR_RETURN(const cuda::CudaDevice device, OpenCuda());
     return std::make_unique<cuda::CudaBackend>(config, weights, placement.dtype, aten::MakeRopeTable(config), device,

@@ -20,17 +20,23 @@ namespace c3po {
 // of aten::OpenDevice.
 absl::StatusOr<std::unique_ptr<DeviceQueue>> OpenQueue(const std::string& device);
 
-// Which backend computes, and how it keeps weights.
+// Which backend computes, and how it keeps weights, keys and values.
 struct WeightPlacement {
   std::string device = std::string(kCpuDevice);  // one of kDeviceNames
   ElementType dtype = ElementType::kFloat32;
   cpu::WeightLayout layout = cpu::WeightLayout::kPanels;  // on the CPU: see cpu::PackWeights
+  ElementType kv = ElementType::kFloat32;  // of the cache's keys and values and of references'; on CUDA that of dtype
 
   // Of products, as ModelShape tells it: "float32" or "bfloat16".
   std::string arithmetic() const;
 };
 
-// How the weights of `checkpoint` are kept, and what they are multiplied in.
+// The type of keys and values, the cache's and references': "float32"; "bfloat16"; "auto": float32 where the weights
+// are, else bfloat16. InvalidArgument: another name, or one that the device does not keep: CUDA's kernels read what
+// auto says, and nothing else.
+absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const std::string& device, ElementType weights);
+
+// How the weights of `checkpoint` are kept, what they are multiplied in, and how keys and values are kept.
 //   device      one of kDeviceNames, which is opened
 //   dtype       of the weights: "float32", "bfloat16", or "auto": bfloat16 on CUDA and where they are stored so or in 8
 //               bits or fewer, else float32. In arithmetic of float32 widening is exact: bfloat16 halves what is read,
@@ -38,10 +44,13 @@ struct WeightPlacement {
 //   arithmetic  of products on the CPU: "float32"; "bfloat16", which rounds activations to bfloat16, and needs weights
 //               of it and a processor that multiplies them (server/compute/cpu/bfloat16_products.h); "auto": bfloat16
 //               where it can be. Another device computes in the weights' dtype.
-// InvalidArgument: another name, bfloat16 with weights of float32, or asked of another device, an embedding that is not
-// stored as weights are; NotFound: it is missing; FailedPrecondition: the device is missing, or the processor cannot.
+//   kv_cache_dtype  see ChooseKvType
+// InvalidArgument: another name, arithmetic of bfloat16 with weights of float32, or asked of another device, an
+// embedding that is not stored as weights are, and as ChooseKvType; NotFound: it is missing; FailedPrecondition: the
+// device is missing, or the processor cannot.
 absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const std::string& device,
-                                                const std::string& dtype, const std::string& arithmetic);
+                                                const std::string& dtype, const std::string& arithmetic,
+                                                const std::string& kv_cache_dtype);
 
 // What computes on that device, with weights that it packed for itself. ResourceExhausted: they find no room.
 // InvalidArgument: they are not those of `config`. FailedPrecondition: the device is missing.

@@ -21,8 +21,8 @@ absl::StatusOr<std::unique_ptr<MoeModel>> MoeModel::Load(const MoeModelOptions& 
   C3PO_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(*checkpoint));
   C3PO_ASSIGN_OR_RETURN(const GenerationConfig generation,
                         GenerationConfig::Read(options.folder, config.vocabulary_size));
-  C3PO_ASSIGN_OR_RETURN(const WeightPlacement placement,
-                        ChoosePlacement(*checkpoint, options.device, options.dtype, options.arithmetic));
+  C3PO_ASSIGN_OR_RETURN(const WeightPlacement placement, ChoosePlacement(*checkpoint, options.device, options.dtype,
+                                                                         options.arithmetic, options.kv_cache_dtype));
   // What does not fit is said at once: the digest is taken beside the loading, so that the files are read once, and is
   // waited for whatever comes of it.
   C3PO_ASSIGN_OR_RETURN(const ModelWeights weights, ViewWeights(checkpoint, config));

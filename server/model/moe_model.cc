@@ -13,11 +13,14 @@
 namespace c3po {
 namespace {
 
+const char* NameOf(ElementType type) { return type == ElementType::kFloat32 ? "float32" : "bfloat16"; }
+
 // Everything that follows from configuration and backend; name, device and digest are for Load to fill in.
 ModelShape ShapeOf(const ModelConfig& config, const BackendInfo& backend) {
   ModelShape shape;
   shape.architecture = config.architecture;
-  shape.dtype = backend.weights == ElementType::kFloat32 ? "float32" : "bfloat16";
+  shape.dtype = NameOf(backend.weights);
+  shape.kv_cache_dtype = NameOf(backend.kv);
   shape.batch_invariant = backend.batch_invariant;
   shape.layers = config.layers;
   shape.moe_layers = static_cast<int>(config.moe_layers.size());

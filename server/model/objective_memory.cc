@@ -21,7 +21,8 @@ struct Sizes {
 };
 
 // In `upper` layers.
-Sizes SizesOf(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_positions, int64_t upper) {
+Sizes SizesOf(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_positions, int64_t upper,
+              const BackendInfo& info) {
   Sizes sizes;
   for (const NeighborCase& neighbor : spec.cases) {
     const absl::Span<const int32_t> prompt(neighbor.prompt);
@@ -33,7 +34,7 @@ Sizes SizesOf(const ModelConfig& config, const ObjectiveSpec& spec, int prompt_p
     for (const int depth : tree.depths) sizes.attended += prefix + depth + 1;
     sizes.compared += rows * (prefix + rows);
     sizes.columns += prefix + rows;
-    sizes.blocks += upper * StateBlocksOfLayer(prefix) + StateBlocksOfRows(rows, config);
+    sizes.blocks += upper * StateBlocksOfLayer(prefix) + StateBlocksOfRows(rows, config, info.activations, info.kv);
     sizes.prepared += prefix + rows;
     sizes.prepared_max = std::max(sizes.prepared_max, prefix + rows);
     const int deepest = tree.depths.empty() ? 0 : *std::max_element(tree.depths.begin(), tree.depths.end());
@@ -68,11 +69,11 @@ int64_t ObjectiveMemory(const ModelConfig& config, const ObjectiveSpec& spec, in
                         const BackendInfo& info) {
   const int entry = config.moe_layers[static_cast<size_t>(spec.critical_layers.front())];
   const int64_t upper = config.layers - entry, element_bytes = BytesOf(info.activations);
-  const Sizes sizes = SizesOf(config, spec, prompt_positions, upper);
+  const Sizes sizes = SizesOf(config, spec, prompt_positions, upper, info);
   const Widths w = WidthsOf(config);
   const int64_t rows = sizes.rows;
 
-  const int64_t states = sizes.blocks * StateBlockElements(config);
+  const int64_t state_bytes = sizes.blocks * StateBlockBytes(config, info.kv);
   // One pass over neighbors' prompts and trees, beside what stays of them.
   const int64_t preparing_row =
       4 * w.hidden + w.projections + w.keys_and_values + 2 * w.context + 4 * w.experts + 4 * w.neurons;
@@ -93,7 +94,7 @@ int64_t ObjectiveMemory(const ModelConfig& config, const ObjectiveSpec& spec, in
   const int64_t working = working_rows + (info.pads ? padded : w.heads * sizes.attended);
   const int64_t head = rows * (3 * w.hidden + (info.holds_logits ? 3 * int64_t{config.vocabulary_size} : 0));
   const int64_t evaluating = of_first_layer + remembered + tapes + std::max(working, head);
-  return (states + std::max(preparing, evaluating)) * element_bytes;
+  return state_bytes + std::max(preparing, evaluating) * element_bytes;
 }
 
 }  // namespace c3po

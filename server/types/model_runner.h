@@ -23,10 +23,11 @@ namespace c3po {
 struct ModelShape {
   std::string name;
   std::string architecture;
-  std::string digest;      // sha256 over configuration and weights
-  std::string dtype;       // "float32" or "bfloat16"
-  std::string arithmetic;  // of products, likewise
-  std::string device;      // "cpu" or "cuda"
+  std::string digest;          // sha256 over configuration and weights
+  std::string dtype;           // "float32" or "bfloat16"
+  std::string arithmetic;      // of products, likewise
+  std::string kv_cache_dtype;  // of keys and values, the cache's and references', likewise
+  std::string device;          // "cpu" or "cuda"
   int layers = 0;
   int moe_layers = 0;  // routers, numbered 0..moe_layers-1 from the bottom
   int experts = 0;     // routed experts per MoE layer

@@ -40,7 +40,7 @@ struct TreesOverPrompts final : PackedTrees {
   std::vector<std::shared_ptr<const ReferenceStates>> states;  // kept for the groups
   std::vector<TreeGroup> groups;
   int64_t rows = 0;
-  RopeTensors rope;       // of the rows
+  RopeTensors rope;     // of the rows
   int first_layer = 0;  // from which on all cases have states
 
   const PaddedPrompts& Prompts(const TreeGroup& group, int layer) const {
@@ -141,7 +141,7 @@ void AtenBackend::Attention(int l, Matrix hidden) {
   AddBlockInPlace(x, Project(context, weights.output, weights.output_bias), config_);
 }
 
-void AtenBackend::LimitReferenceStates(int64_t bytes) { states_ = MakeStatePool(config_, options_, bytes); }
+void AtenBackend::LimitReferenceStates(int64_t bytes) { states_ = MakeStatePool(config_, kv_options_, bytes); }
 
 int64_t AtenBackend::reference_bytes_in_use() const { return states_->blocks_in_use() * states_->block_bytes(); }
 
@@ -149,7 +149,7 @@ std::shared_ptr<ReferenceStates> AtenBackend::NewReferenceStates(int first_layer
                                                                  absl::FunctionRef<bool(int64_t bytes)> drop) {
   const c10::InferenceMode inference;
   TORCH_CHECK(first_layer >= 0 && first_layer < config_.layers, "the model has no layer ", first_layer);
-  return std::make_shared<AtenReferenceStates>(config_, states_, first_layer, positions, tree_rows, drop);
+  return std::make_shared<AtenReferenceStates>(config_, info_, states_, first_layer, positions, tree_rows, drop);
 }
 
 void AtenBackend::StoreTree(const Matrix& hidden, ReferenceStates& states) {
@@ -201,14 +201,19 @@ void AtenBackend::PreparationAttention(int l, const PreparationRows& rows, absl:
   for (size_t i = 0; i < all.neighbors.size(); ++i) {
     const PromptsAndTrees::Neighbor& neighbor = all.neighbors[i];
     const int64_t prefix = neighbor.prefix;
-    const at::Tensor k = own.k.narrow(0, row, prefix), v = own.v.narrow(0, row, prefix);
+    // Rounded as they are kept, whoever reads them.
+    const at::ScalarType kept_type = kv_options_.dtype().toScalarType();
+    const at::Tensor k = own.k.narrow(0, row, prefix).to(kept_type), v = own.v.narrow(0, row, prefix).to(kept_type);
     if (!states.empty()) {
       auto& kept = static_cast<AtenReferenceStates&>(*states[i]);
       TORCH_CHECK(kept.positions() == prefix, "a reference's states have another length");
       kept.Store(l, k, v);
     }
     if (!states_only) {
-      const at::Tensor keys = k.transpose(0, 1).contiguous(), values = v.transpose(0, 1).contiguous();
+      const auto widened = [&own](const at::Tensor& x) {
+        return x.transpose(0, 1).to(own.q.scalar_type()).contiguous();
+      };
+      const at::Tensor keys = widened(k), values = widened(v);
       if (prefix > 0) of_prompts.push_back(CausalAttention(own.q.narrow(0, row, prefix), keys, values, 0, config_));
       if (of_trees > 0) {
         const int64_t moving = neighbor.tree.rows();

@@ -33,11 +33,12 @@ struct AtenRowSum final : RowSum {
 
 }  // namespace
 
-AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, const RopeTable& rope)
+AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, const RopeTable& rope, std::optional<ElementType> kv)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       rope_(RopeTensors::Of(rope, weights_.device())),
       options_(ActivationsOf(weights_.embedding)),
+      kv_options_(kv ? options_.dtype(ScalarTypeOf(*kv)) : options_),
       info_{ElementTypeOf(options_.dtype().toScalarType()),
             /*batch_invariant=*/false,
             /*pads=*/true,
@@ -45,7 +46,8 @@ AtenBackend::AtenBackend(ModelConfig config, MoeWeights weights, const RopeTable
             /*host_memory=*/options_.device().is_cpu(),
             ElementTypeOf(weights_.embedding.scalar_type()),
             BytesOf(weights_),
-            SelectableExperts(config_)} {
+            SelectableExperts(config_),
+            ElementTypeOf(kv_options_.dtype().toScalarType())} {
   LimitReferenceStates(0);
 }
 
@@ -79,8 +81,8 @@ void AtenBackend::AllocateKvCache(const KvCacheShape& cache) {
   keys_ = values_ = at::Tensor();  // Those before make room first.
   const int64_t layers = config_.layers, heads = config_.kv_heads, slots = cache.blocks * cache.block_positions;
   block_positions_ = cache.block_positions;
-  at::Tensor keys = at::empty({layers, heads, slots, config_.head_dim}, options_);
-  values_ = at::empty({layers, heads, slots, config_.value_dim}, options_);
+  at::Tensor keys = at::empty({layers, heads, slots, config_.head_dim}, kv_options_);
+  values_ = at::empty({layers, heads, slots, config_.value_dim}, kv_options_);
   keys_ = std::move(keys);
 }
 
@@ -90,7 +92,7 @@ int64_t AtenBackend::kv_cache_bytes() const {
 
 int64_t AtenBackend::KvCacheBytes(const KvCacheShape& cache) const {
   return int64_t{config_.layers} * config_.kv_heads * cache.blocks * cache.block_positions *
-         (config_.head_dim + config_.value_dim) * static_cast<int64_t>(options_.dtype().itemsize());
+         (config_.head_dim + config_.value_dim) * BytesOf(info_.kv);
 }
 
 RopeTensors AtenBackend::RopeAt(absl::Span<const int64_t> positions) const {

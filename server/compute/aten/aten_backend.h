@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -29,8 +30,10 @@ namespace c3po::aten {
 // by RunRemembered while it has not seen every expert selected.
 class AtenBackend : public Backend {
  public:
-  // `weights`, of this configuration, are shared, not copied. Matrices of one dtype; others see PackWeights.
-  AtenBackend(ModelConfig config, MoeWeights weights, const RopeTable& rope);
+  // `weights`, of this configuration, are shared, not copied. Matrices of one dtype; others see PackWeights. Keys and
+  // values are kept in `kv`; without it in the activations' type.
+  AtenBackend(ModelConfig config, MoeWeights weights, const RopeTable& rope,
+              std::optional<ElementType> kv = std::nullopt);
 
   const BackendInfo& info() const override { return info_; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> NewQueue() const override;
@@ -101,7 +104,8 @@ class AtenBackend : public Backend {
   const ModelConfig config_;
   const MoeWeights weights_;
   const RopeTensors rope_;
-  const at::TensorOptions options_;  // of activations, keys and values
+  const at::TensorOptions options_;     // of activations
+  const at::TensorOptions kv_options_;  // of keys and values that are kept
   const BackendInfo info_;
 
   at::Tensor keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim; undefined before they are

@@ -11,15 +11,15 @@
 namespace c3po::aten {
 namespace {
 
-// The first `length` positions, [kv_heads, length, dim].
-at::Tensor Gather(const at::Tensor& cache, absl::Span<const KvRun> kv, int64_t length) {
+// The first `length` positions, [kv_heads, length, dim], of type `to`.
+at::Tensor Gather(const at::Tensor& cache, absl::Span<const KvRun> kv, int64_t length, at::ScalarType to) {
   std::vector<at::Tensor> parts;
   for (const KvRun& run : kv) {
     const int64_t part = std::min(run.length, length);
     if (part > 0) parts.push_back(cache.narrow(1, run.slot, part));
     length -= part;
   }
-  return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+  return (parts.size() == 1 ? parts[0] : at::cat(parts, 1)).to(to);
 }
 
 // Of the positions [begin, end).
@@ -59,7 +59,8 @@ at::Tensor AttendSingles(const at::Tensor& q, const CachedRows::Singles& singles
                          const at::Tensor& values, const ModelConfig& config) {
   const int64_t count = q.size(0), kv_heads = config.kv_heads, group = config.heads / kv_heads;
   const auto gather = [&](const at::Tensor& cache) {  // [kv_heads * S, length, dim]
-    return cache.index_select(1, singles.slots).view({kv_heads * count, singles.length, cache.size(2)});
+    const at::Tensor rows = cache.index_select(1, singles.slots).to(q.scalar_type());
+    return rows.view({kv_heads * count, singles.length, cache.size(2)});
   };
   const at::Tensor queries =
       q.view({count, kv_heads, group, config.head_dim}).transpose(0, 1).reshape({kv_heads * count, group, -1});
@@ -111,8 +112,8 @@ CachedRows CachedRows::Make(absl::Span<const SequenceRuns> all, at::Device devic
 
 at::Tensor CachedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const CachedRows& rows,
                            const at::Tensor& keys, const at::Tensor& values, const ModelConfig& config) {
-  keys.index_copy_(1, rows.slots, k.transpose(0, 1));
-  values.index_copy_(1, rows.slots, v.transpose(0, 1));
+  keys.index_copy_(1, rows.slots, k.transpose(0, 1).to(keys.scalar_type()));
+  values.index_copy_(1, rows.slots, v.transpose(0, 1).to(values.scalar_type()));
   const at::Tensor context = at::empty({q.size(0), int64_t{config.heads} * config.value_dim}, q.options());
   for (const CachedRows::Singles& singles : rows.singles) {
     const at::Tensor own = q.index_select(0, singles.rows);
@@ -122,8 +123,9 @@ at::Tensor CachedAttention(const at::Tensor& q, const at::Tensor& k, const at::T
     const SequenceRuns& sequence = rows.sequences[i];
     const int64_t length = sequence.start + sequence.rows;
     context.narrow(0, sequence.first_row, sequence.rows)
-        .copy_(CausalAttention(q.narrow(0, sequence.first_row, sequence.rows), Gather(keys, sequence.kv, length),
-                               Gather(values, sequence.kv, length), sequence.start, config));
+        .copy_(CausalAttention(q.narrow(0, sequence.first_row, sequence.rows),
+                               Gather(keys, sequence.kv, length, q.scalar_type()),
+                               Gather(values, sequence.kv, length, q.scalar_type()), sequence.start, config));
   }
   return context;
 }

@@ -40,7 +40,8 @@ struct CachedRows {
   std::vector<size_t> of_several;  // Sequences of several rows.
 };
 
-// Of a matrix's rows, whose own k and v are put into the cache first.
+// Of a matrix's rows, whose own k and v are put into the cache first, rounded to its type, which may be another than
+// theirs.
 // q [R, heads, head_dim]; k [R, kv_heads, head_dim]; keys [kv_heads, slots, head_dim] of one layer; v, values likewise
 // of value_dim. Returns [R, heads * value_dim].
 at::Tensor CachedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const CachedRows& rows,

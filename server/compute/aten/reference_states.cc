@@ -45,15 +45,15 @@ std::shared_ptr<StatePool> MakeStatePool(const ModelConfig& config, const at::Te
                                      });
 }
 
-AtenReferenceStates::AtenReferenceStates(const ModelConfig& config, const std::shared_ptr<StatePool>& pool,
-                                         int first_layer, int64_t positions, int64_t tree_rows,
-                                         absl::FunctionRef<bool(int64_t bytes)> drop)
+AtenReferenceStates::AtenReferenceStates(const ModelConfig& config, const BackendInfo& info,
+                                         const std::shared_ptr<StatePool>& pool, int first_layer, int64_t positions,
+                                         int64_t tree_rows, absl::FunctionRef<bool(int64_t bytes)> drop)
     : config_(config),
       first_layer_(first_layer),
       positions_(positions),
       tree_rows_(tree_rows),
-      lease_(pool, (config.layers - first_layer) * StateBlocksOfLayer(positions) + StateBlocksOfRows(tree_rows, config),
-             drop),
+      tree_blocks_(StateBlocksOfRows(tree_rows, config, info.activations, info.kv)),
+      lease_(pool, (config.layers - first_layer) * StateBlocksOfLayer(positions) + tree_blocks_, drop),
       bytes_(static_cast<int64_t>(lease_.blocks().size()) * pool->block_bytes()) {}
 
 const StatePool::Block& AtenReferenceStates::BlockOf(int layer, int64_t position) const {
@@ -76,24 +76,25 @@ void AtenReferenceStates::Store(int layer, const at::Tensor& k, const at::Tensor
   }
 }
 
-void AtenReferenceStates::StoreTree(const at::Tensor& rows) {
-  const at::Tensor flat = rows.reshape({-1});
-  const int64_t elements = StateBlockElements(config_);
-  auto block = lease_.blocks().end() - StateBlocksOfRows(tree_rows_, config_);
-  for (int64_t begin = 0; begin < flat.size(0); begin += elements, ++block) {
-    const int64_t count = std::min(elements, flat.size(0) - begin);
-    block->slab->blocks.select(0, block->index).narrow(0, 0, count).copy_(flat.narrow(0, begin, count));
+void AtenReferenceStates::ForEachTreeBlock(
+    const at::Tensor& flat, absl::FunctionRef<void(const at::Tensor& of_block, const at::Tensor& of_rows)> copy) const {
+  auto block = lease_.blocks().end() - tree_blocks_;
+  for (int64_t begin = 0; begin < flat.size(0); ++block) {
+    const at::Tensor whole = block->slab->blocks.select(0, block->index).view(flat.scalar_type());
+    const int64_t count = std::min(whole.size(0), flat.size(0) - begin);
+    copy(whole.narrow(0, 0, count), flat.narrow(0, begin, count));
+    begin += count;
   }
 }
 
+void AtenReferenceStates::StoreTree(const at::Tensor& rows) {
+  ForEachTreeBlock(rows.reshape({-1}),
+                   [](const at::Tensor& of_block, const at::Tensor& of_rows) { of_block.copy_(of_rows); });
+}
+
 void AtenReferenceStates::LoadTree(const at::Tensor& rows) const {
-  const at::Tensor flat = rows.view({-1});
-  const int64_t elements = StateBlockElements(config_);
-  auto block = lease_.blocks().end() - StateBlocksOfRows(tree_rows_, config_);
-  for (int64_t begin = 0; begin < flat.size(0); begin += elements, ++block) {
-    const int64_t count = std::min(elements, flat.size(0) - begin);
-    flat.narrow(0, begin, count).copy_(block->slab->blocks.select(0, block->index).narrow(0, 0, count));
-  }
+  ForEachTreeBlock(rows.view({-1}),
+                   [](const at::Tensor& of_block, const at::Tensor& of_rows) { of_rows.copy_(of_block); });
 }
 
 PaddedPrompts::PaddedPrompts(const ModelConfig& config, absl::Span<const AtenReferenceStates* const> states, int layer,
@@ -118,7 +119,8 @@ PaddedPrompts::PaddedPrompts(const ModelConfig& config, absl::Span<const AtenRef
 at::Tensor PaddedPrompts::Gather(int64_t begin, int64_t dim) const {
   const at::Tensor rows = at::zeros({count_ * length_, kv_heads_, dim}, options_);
   for (const Part& part : parts_) {
-    rows.index_copy_(0, part.rows, RowsOf(*part.slab, begin, kv_heads_, dim).index({part.blocks, part.offsets}));
+    const at::Tensor kept = RowsOf(*part.slab, begin, kv_heads_, dim).index({part.blocks, part.offsets});
+    rows.index_copy_(0, part.rows, kept.to(rows.scalar_type()));
   }
   return rows.view({count_, length_, kv_heads_, dim}).transpose(1, 2);
 }

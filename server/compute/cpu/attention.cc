@@ -18,10 +18,15 @@ struct QueryBlock {
   int64_t begin, end;  // of its rows
 };
 
+// Rows [first, first + rows) of kept keys or values, `dim` wide.
+WeightView KeptRows(const void* data, ElementType type, int64_t first, int64_t rows, int64_t dim) {
+  return {static_cast<const char*>(data) + first * dim * BytesOf(type), type == ElementType::kBfloat16, rows, dim};
+}
+
 // One key-value head of a block of queries. The keys beyond a row's own position get probability 0, which leaves its
 // sums as they are. Runs are passed over in the order of positions, so that sums grow in that order too.
-void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_head, const float* q, const float* keys,
-                 const float* values, float* context) {
+void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_head, const float* q, const KvSlots& kv,
+                 float* context) {
   const SequenceRuns& sequence = *block.sequence;
   const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, length = sequence.start + block.end;
   const int64_t value_dim = shape.value_dim, count = (block.end - block.begin) * group;
@@ -43,10 +48,11 @@ void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_hea
     const int64_t part = std::min(run.length, length - position);
     if (part <= 0) break;
     float* columns = scores.data() + position;
+    const int64_t slot = kv_head * kv.slots + run.slot;
     dots.push_back(
-        {{q, dim, count, index.data()}, {keys + run.slot * dim, false, part, dim}, {columns, length, nullptr}});
+        {{q, dim, count, index.data()}, KeptRows(kv.keys, kv.type, slot, part, dim), {columns, length, nullptr}});
     sums.push_back({{columns, length, count, nullptr},
-                    {values + run.slot * value_dim, false, part, value_dim},
+                    KeptRows(kv.values, kv.type, slot, part, value_dim),
                     {context, value_dim, index.data()}});
     position += part;
   }
@@ -62,8 +68,9 @@ void CausalBlock(const HeadShape& shape, const QueryBlock& block, int64_t kv_hea
 // The key-value head's columns that a row sees, keys or values: a prefix in blocks, then chosen rows of the packed
 // ones.
 struct Columns {
-  const float* const* blocks;
-  int64_t offset;  // of the head's rows in a block
+  const void* const* blocks;
+  ElementType type;
+  int64_t offset;  // of the head's rows in a block, elements
   int64_t block_positions, prefix_length;
   const float* packed;    // of row 0, at the head
   int64_t packed_stride;  // between packed rows
@@ -71,15 +78,25 @@ struct Columns {
   int64_t count;
   int64_t dim;
 
-  // visit(j, row) for all columns, ascending.
+  // visit(j, row) for all columns, ascending; a row is of float or, as bfloat16, of uint16_t.
   template <typename Visit>
   void ForEach(const Visit& visit) const {
+    if (type == ElementType::kBfloat16) {
+      ForEachOfPrefix<uint16_t>(visit);
+    } else {
+      ForEachOfPrefix<float>(visit);
+    }
+    for (int64_t i = 0; i < count; ++i) visit(prefix_length + i, packed + rows[i] * packed_stride);
+  }
+
+ private:
+  template <typename Element, typename Visit>
+  void ForEachOfPrefix(const Visit& visit) const {
     for (int64_t begin = 0, b = 0; begin < prefix_length; begin += block_positions, ++b) {
-      const float* row = blocks[b] + offset;
+      const Element* row = static_cast<const Element*>(blocks[b]) + offset;
       const int64_t end = std::min(prefix_length, begin + block_positions);
       for (int64_t j = begin; j < end; ++j, row += dim) visit(j, row);
     }
-    for (int64_t i = 0; i < count; ++i) visit(prefix_length + i, packed + rows[i] * packed_stride);
   }
 };
 
@@ -87,6 +104,7 @@ struct Columns {
 Columns KeysOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
                const TreePrefixes& prefixes, const float* packed) {
   return {prefixes.blocks[s],
+          prefixes.type,
           kv_head * prefixes.block_positions * shape.head_dim,
           prefixes.block_positions,
           tree.prefix_lengths[s],
@@ -100,6 +118,7 @@ Columns KeysOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t 
 Columns ValuesOf(const HeadShape& shape, const TreeRows& tree, int64_t s, int64_t row, int64_t kv_head,
                  const TreePrefixes& prefixes, const float* packed) {
   return {prefixes.blocks[s],
+          prefixes.type,
           prefixes.block_positions * (shape.kv_heads * shape.head_dim + kv_head * shape.value_dim),
           prefixes.block_positions,
           tree.prefix_lengths[s],
@@ -124,7 +143,7 @@ void ForEachCaseAndHead(const HeadShape& shape, const TreeRows& tree, const Work
 }  // namespace
 
 void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRuns> sequences, const float* q,
-                     const float* keys, const float* values, int64_t slots, float* context) {
+                     const KvSlots& kv, float* context) {
   thread_local std::vector<QueryBlock> kept;  // It keeps its memory from step to step.
   std::vector<QueryBlock>& blocks = kept;     // This thread's, on whatever thread it is read.
   blocks.clear();
@@ -138,18 +157,21 @@ void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRuns> sequ
   const int64_t all = static_cast<int64_t>(blocks.size()) * shape.kv_heads, grain = cost < (1 << 15) ? all : 1;
   ParallelFor(all, grain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const int64_t head = i % shape.kv_heads;
-      CausalBlock(shape, blocks[i / shape.kv_heads], head, q, keys + head * slots * shape.head_dim,
-                  values + head * slots * shape.value_dim, context);
+      CausalBlock(shape, blocks[i / shape.kv_heads], i % shape.kv_heads, q, kv, context);
     }
   });
 }
 
+void StoreElements(const float* x, int64_t count, ElementType type, void* to) {
+  if (type == ElementType::kBfloat16) return RoundToBfloat16(x, count, static_cast<uint16_t*>(to));
+  std::memcpy(to, x, static_cast<size_t>(count) * sizeof(float));
+}
+
 void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRuns> sequences, const float* k,
-                        const float* v, float* keys, float* values, int64_t slots) {
-  const int64_t heads = shape.kv_heads, dim = shape.head_dim, value_dim = shape.value_dim;
-  const auto key_bytes = static_cast<size_t>(dim) * sizeof(float);
-  const auto value_bytes = static_cast<size_t>(value_dim) * sizeof(float);
+                        const float* v, const KvSlots& kv) {
+  const int64_t heads = shape.kv_heads, dim = shape.head_dim, value_dim = shape.value_dim, bytes = BytesOf(kv.type);
+  char* const keys = static_cast<char*>(kv.keys);
+  char* const values = static_cast<char*>(kv.values);
   for (const SequenceRuns& sequence : sequences) {
     int64_t position = 0;
     for (const KvRun& run : sequence.kv) {
@@ -158,8 +180,9 @@ void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRuns> s
       for (int64_t p = begin; p < end; ++p) {
         const int64_t row = sequence.first_row + p - sequence.start, slot = run.slot + p - position;
         for (int64_t g = 0; g < heads; ++g) {
-          std::memcpy(keys + (g * slots + slot) * dim, k + (row * heads + g) * dim, key_bytes);
-          std::memcpy(values + (g * slots + slot) * value_dim, v + (row * heads + g) * value_dim, value_bytes);
+          const int64_t at = g * kv.slots + slot, from = row * heads + g;
+          StoreElements(k + from * dim, dim, kv.type, keys + at * dim * bytes);
+          StoreElements(v + from * value_dim, value_dim, kv.type, values + at * value_dim * bytes);
         }
       }
       position += run.length;
@@ -180,10 +203,10 @@ void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const fl
         const float* const query = q + (row * shape.heads + h) * dim;
         float* const p = probabilities + tree.column_begin[row] * shape.heads + h * columns;
         float* const out = context + (row * shape.heads + h) * value_dim;
-        keys.ForEach([&](int64_t j, const float* key) { p[j] = Dot(query, key, dim); });
+        keys.ForEach([&](int64_t j, const auto* key) { p[j] = Dot(query, key, dim); });
         SoftmaxInPlace(p, columns, columns, scale);
         std::fill_n(out, value_dim, 0.0f);
-        values.ForEach([&](int64_t j, const float* value) { AddScaled(p[j], value, value_dim, out); });
+        values.ForEach([&](int64_t j, const auto* value) { AddScaled(p[j], value, value_dim, out); });
       }
     }
   });
@@ -212,13 +235,13 @@ void TreeAttentionBackward(const HeadShape& shape, const TreeRows& tree, const f
         const float* const dout = dcontext + (row * shape.heads + h) * value_dim;
         const float* const p = probabilities + tree.column_begin[row] * shape.heads + h * columns;
         double mean = 0;
-        values.ForEach([&](int64_t j, const float* value) {
+        values.ForEach([&](int64_t j, const auto* value) {
           d[j] = Dot(dout, value, value_dim);
           mean += double{d[j]} * p[j];
         });
         float* const dquery = dq + (row * shape.heads + h) * dim;
         std::fill_n(dquery, dim, 0.0f);
-        keys.ForEach([&](int64_t j, const float* key) {
+        keys.ForEach([&](int64_t j, const auto* key) {
           d[j] = static_cast<float>(p[j] * (d[j] - mean) * scale);
           AddScaled(d[j], key, dim, dquery);
         });

@@ -6,12 +6,17 @@
 
 #include "absl/types/span.h"
 #include "server/compute/kv_runs.h"
+#include "server/compute/matrix.h"
 
 namespace c3po::cpu {
 
 // softmax(scale q k^T) v in float32. Query head h shares key-value head h / (heads / kv_heads). A row's
 // result depends on its own query and on what it attends to, not on the rows beside it: bitwise the same in a chunk of
 // a prompt and alone. Run on ThreadPool::Shared(), thread-safe, nothing is checked.
+//
+// Keys and values that are kept, in a cache or of a prefix, are float32 or bfloat16. They are rounded when they are
+// stored, and a row reads all of them from there, its own chunk's and its own too: rounded once, whatever the chunk.
+// Bfloat16 is widened in registers; products and sums are float32 either way.
 
 struct HeadShape {
   int64_t heads = 0, kv_heads = 0;
@@ -20,13 +25,22 @@ struct HeadShape {
   double scale = 1;
 };
 
-// q [R, heads, head_dim]; keys [kv_heads, slots, head_dim]; values likewise of value_dim; context [R, heads,
-// value_dim]. Where a sequence's slots lie changes no result.
+// Keys [kv_heads, slots, head_dim] and values, likewise of value_dim, of one layer, both of `type`.
+struct KvSlots {
+  void* keys = nullptr;
+  void* values = nullptr;
+  ElementType type = ElementType::kFloat32;
+  int64_t slots = 0;
+};
+
+// q [R, heads, head_dim]; context [R, heads, value_dim]. Where a sequence's slots lie changes no result.
 void CausalAttention(const HeadShape& shape, absl::Span<const SequenceRuns> sequences, const float* q,
-                     const float* keys, const float* values, int64_t slots, float* context);
+                     const KvSlots& kv, float* context);
 // Puts the rows' own k [R, kv_heads, head_dim] and v, likewise of value_dim, into their slots.
 void StoreKeysAndValues(const HeadShape& shape, absl::Span<const SequenceRuns> sequences, const float* k,
-                        const float* v, float* keys, float* values, int64_t slots);
+                        const float* v, const KvSlots& kv);
+// `count` of x, in the type that they are kept in.
+void StoreElements(const float* x, int64_t count, ElementType type, void* to);
 
 // Packed rows of several cases: row r of case s attends to the case's prefix and to `ancestors` of r, among them r.
 // These are its columns; each row has as many as it needs.
@@ -43,14 +57,16 @@ struct TreeRows {
 };
 
 // Where a case's prefix lies: block b of it holds positions from b * block_positions on, keys [kv_heads,
-// block_positions, head_dim] and then values likewise of value_dim. Where blocks lie changes no result.
+// block_positions, head_dim] and then values likewise of value_dim, of `type`. Where blocks lie changes no result.
 struct TreePrefixes {
   int64_t block_positions = 1;
-  std::vector<const float* const*> blocks;  // [S], each as many as its positions fill
+  ElementType type = ElementType::kFloat32;
+  std::vector<const void* const*> blocks;  // [S], each as many as its positions fill
 };
 
 // q [R, heads, head_dim]; k [R, kv_heads, head_dim]; context, v likewise of value_dim; probabilities [columns() *
-// heads]: row by row and head by head the row's columns, prefix first, then ancestors in their order.
+// heads]: row by row and head by head the row's columns, prefix first, then ancestors in their order. The rows' own k
+// and v are not rounded: their gradients are exact.
 void TreeAttentionForward(const HeadShape& shape, const TreeRows& tree, const float* q, const float* k, const float* v,
                           const TreePrefixes& prefixes, float* probabilities, float* context);
 // dJ/dq, dJ/dk, dJ/dv (overwritten) from dJ/dcontext; the prefix is fixed.

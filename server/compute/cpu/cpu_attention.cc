@@ -77,8 +77,8 @@ struct Members {
     return {cos, sin};
   }
   // Of one member in a layer.
-  TreePrefixes Prefixes(size_t i, int layer) const {
-    TreePrefixes prefixes{kStateBlockPositions, {}};
+  TreePrefixes Prefixes(size_t i, int layer, ElementType type) const {
+    TreePrefixes prefixes{kStateBlockPositions, type, {}};
     for (const auto& states : all[i]->states) {
       prefixes.blocks.push_back(static_cast<const CpuReferenceStates&>(*states).Blocks(layer));
     }
@@ -103,6 +103,12 @@ HeadShape CpuBackend::heads() const {
   return {config_.heads, config_.kv_heads, config_.head_dim, config_.value_dim, config_.attention_scale};
 }
 
+KvSlots CpuBackend::CacheOf(int l) const {
+  const int64_t before = int64_t{l} * config_.kv_heads * slots_ * BytesOf(info_.kv);  // Heads' slots.
+  return {static_cast<char*>(keys_.get()) + before * config_.head_dim,
+          static_cast<char*>(values_.get()) + before * config_.value_dim, info_.kv, slots_};
+}
+
 void CpuBackend::AddOutput(const LayerViews& views, const float* x, const float* context, int64_t rows, float* out) {
   const int64_t d = config_.hidden_size;
   float* const block = arena_.Floats(rows * d);
@@ -119,21 +125,19 @@ void CpuBackend::Attention(int l, Matrix hidden) {
   float* const normed = arena_.Floats(rows * d);
   Norm(FloatsOf(hidden), views.attention_norm, rows, normed);
   const HeadRows own = ProjectHeads(config_, views, normed, rows, {cos_.data(), sin_.data()}, arena_, arena_);
-  float* const keys = static_cast<float*>(keys_.get()) + int64_t{l} * config_.kv_heads * slots_ * config_.head_dim;
-  float* const values = static_cast<float*>(values_.get()) + int64_t{l} * config_.kv_heads * slots_ * config_.value_dim;
-  StoreKeysAndValues(heads(), sequences_.get(), own.k, own.v, keys, values, slots_);
+  StoreKeysAndValues(heads(), sequences_.get(), own.k, own.v, CacheOf(l));
   float* const context = arena_.Floats(rows * context_width());
-  CausalAttention(heads(), sequences_.get(), own.q, keys, values, slots_, context);
+  CausalAttention(heads(), sequences_.get(), own.q, CacheOf(l), context);
   AddOutput(views, FloatsOf(hidden), context, rows, FloatsOf(hidden));
 }
 
-void CpuBackend::LimitReferenceStates(int64_t bytes) { states_ = MakeStatePool(config_, bytes); }
+void CpuBackend::LimitReferenceStates(int64_t bytes) { states_ = MakeStatePool(config_, info_.kv, bytes); }
 
 int64_t CpuBackend::reference_bytes_in_use() const { return states_->blocks_in_use() * states_->block_bytes(); }
 
 std::shared_ptr<ReferenceStates> CpuBackend::NewReferenceStates(int first_layer, int64_t positions, int64_t tree_rows,
                                                                 absl::FunctionRef<bool(int64_t bytes)> drop) {
-  return std::make_shared<CpuReferenceStates>(config_, states_, first_layer, positions, tree_rows, drop);
+  return std::make_shared<CpuReferenceStates>(config_, info_.kv, states_, first_layer, positions, tree_rows, drop);
 }
 
 void CpuBackend::StoreTree(const Matrix& hidden, ReferenceStates& states) {
@@ -194,21 +198,22 @@ void CpuBackend::PreparationAttention(int l, const PreparationRows& preparation,
       kept.Store(l, k, v);
     }
     if (!states_only) {
-      // One block for all that attend to it now.
+      // One block for all that attend to it now, rounded as the states are.
       const Arena::Scope of_neighbor(arena_);
-      float* const keys = arena_.Floats(prefix * (k_width + v_width));
-      float* const values = keys + prefix * k_width;
+      void* const block = arena_.Take(prefix * (k_width + v_width) * BytesOf(info_.kv));
+      void* const values = static_cast<char*>(block) + prefix * k_width * BytesOf(info_.kv);
+      const KvSlots kv_slots{block, values, info_.kv, prefix};
       const KvRun whole{0, prefix};
       const SequenceRuns prompt{0, prefix, 0, {&whole, 1}};
       const absl::Span<const SequenceRuns> prompts(&prompt, prefix > 0 ? 1 : 0);
-      StoreKeysAndValues(shape, prompts, k, v, keys, values, prefix);
-      CausalAttention(shape, prompts, q, keys, values, prefix, context + row * context_width());
+      StoreKeysAndValues(shape, prompts, k, v, kv_slots);
+      CausalAttention(shape, prompts, q, kv_slots, context + row * context_width());
       if (rows > plan.prompt_rows) {
         float* const probabilities = arena_.Floats(neighbor.tree.columns() * shape.heads);
-        const float* const block = keys;
+        const void* const blocks[] = {block};
         TreeAttentionForward(shape, neighbor.tree, own.q + tree_row * q_width, own.k + tree_row * k_width,
-                             own.v + tree_row * v_width, {std::max<int64_t>(prefix, 1), {&block}}, probabilities,
-                             context + tree_row * context_width());
+                             own.v + tree_row * v_width, {std::max<int64_t>(prefix, 1), info_.kv, {blocks}},
+                             probabilities, context + tree_row * context_width());
         tree_row += neighbor.tree.rows();
       }
     }
@@ -249,8 +254,8 @@ OwnedMatrix CpuBackend::TreeAttention(int l, absl::Span<const PackedTrees* const
     float* const probabilities = memory.Floats(packed.columns() * shape.heads);
     TreeAttentionForward(shape, packed, own.q + first * shape.heads * shape.head_dim,
                          own.k + first * shape.kv_heads * shape.head_dim,
-                         own.v + first * shape.kv_heads * shape.value_dim, members.Prefixes(i, l), probabilities,
-                         context + first * context_width());
+                         own.v + first * shape.kv_heads * shape.value_dim, members.Prefixes(i, l, info_.kv),
+                         probabilities, context + first * context_width());
     if (tape) tape->probabilities.push_back(probabilities);
   }
   OwnedMatrix out = AllocateHidden(rows);
@@ -283,8 +288,8 @@ OwnedMatrix CpuBackend::TreeAttentionBackward(int l, absl::Span<const PackedTree
     const int64_t first = members.first_row[i];
     cpu::TreeAttentionBackward(shape, members.all[i]->packed, dcontext + first * context_width(),
                                tape.rows.q + first * query, tape.rows.k + first * key, tape.rows.v + first * value,
-                               members.Prefixes(i, l), tape.probabilities[i], dq + first * query, dk + first * key,
-                               dv + first * value);
+                               members.Prefixes(i, l, info_.kv), tape.probabilities[i], dq + first * query,
+                               dk + first * key, dv + first * value);
   }
   float* const dnormed = arena_.Floats(rows * d);
   ProjectHeadsBackward(config_, views, tape.rows, dq, dk, dv, rows, members.JoinRotations(rope_.half, arena_), arena_,

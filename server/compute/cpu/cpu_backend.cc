@@ -24,7 +24,7 @@ struct CpuRowSum final : public RowSum {
 
 }  // namespace
 
-CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope)
+CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope, ElementType kv)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       rope_(std::move(rope)),
@@ -32,7 +32,7 @@ CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope)
             /*batch_invariant=*/true,
             /*pads=*/false,
             /*holds_logits=*/false,
-            /*host_memory=*/true,     weights_.type, weights_.bytes, SelectableExperts(config_)} {
+            /*host_memory=*/true,     weights_.type, weights_.bytes, SelectableExperts(config_), kv} {
   LimitReferenceStates(0);
 }
 
@@ -79,8 +79,8 @@ void CpuBackend::AllocateKvCache(const KvCacheShape& cache) {
   const int64_t rows = int64_t{config_.layers} * config_.kv_heads * slots;
   keys_ = values_ = nullptr;
   slots_ = 0;
-  std::shared_ptr<void> keys = AllocateBytes(rows * config_.head_dim * static_cast<int64_t>(sizeof(float)));
-  values_ = AllocateBytes(rows * config_.value_dim * static_cast<int64_t>(sizeof(float)));
+  std::shared_ptr<void> keys = AllocateBytes(rows * config_.head_dim * BytesOf(info_.kv));
+  values_ = AllocateBytes(rows * config_.value_dim * BytesOf(info_.kv));
   keys_ = std::move(keys);  // Last: without memory for both there is no cache.
   slots_ = slots;
   block_positions_ = cache.block_positions;

@@ -27,8 +27,9 @@ inline float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
 // returns. A row's result is bitwise the same whatever rows are beside it.
 class CpuBackend final : public Backend {
  public:
-  // `weights`, of this configuration, are shared, not copied.
-  CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope);
+  // `weights`, of this configuration, are shared, not copied. Keys and values, of the cache and of references, are kept
+  // in `kv`.
+  CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope, ElementType kv = ElementType::kFloat32);
 
   const BackendInfo& info() const override { return info_; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> NewQueue() const override;
@@ -101,9 +102,9 @@ class CpuBackend final : public Backend {
   HeadShape heads() const;
   // Of the keys and values of a position.
   int64_t position_bytes() const {
-    return int64_t{config_.layers} * config_.kv_heads * (config_.head_dim + config_.value_dim) *
-           static_cast<int64_t>(sizeof(float));
+    return int64_t{config_.layers} * config_.kv_heads * (config_.head_dim + config_.value_dim) * BytesOf(info_.kv);
   }
+  KvSlots CacheOf(int layer) const;
   int64_t context_width() const { return int64_t{config_.heads} * config_.value_dim; }
   // RmsNorm of packed rows [R, d].
   void Norm(const float* x, const float* weight, int64_t rows, float* y) const;
@@ -127,7 +128,7 @@ class CpuBackend final : public Backend {
   const BackendInfo info_;
   Arena arena_;
 
-  std::shared_ptr<void> keys_, values_;  // [layers, kv_heads, slots, head_dim], likewise of value_dim
+  std::shared_ptr<void> keys_, values_;  // [layers, kv_heads, slots, head_dim] of info_.kv, likewise of value_dim
   int64_t slots_ = 0;
   std::shared_ptr<StatePool> states_;
   int block_positions_ = 0;

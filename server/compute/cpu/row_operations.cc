@@ -8,6 +8,8 @@
 // After foreach_target.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
@@ -23,37 +25,45 @@ HWY_INLINE V Set(float v) { return hn::Set(D(), v); }
 
 HWY_INLINE float Sum(V v) { return hn::GetLane(hn::SumOfLanes(D(), v)); }
 
-// step(i, load, store) over [0, size): `load(p, fill)` reads the step's elements of p, `store(v, p)` writes them; the
-// last step may hold fewer than a vector.
+// step(i, load, store) over [0, size): `load(p, fill)` reads the step's elements of p, float32 or bfloat16, `store(v,
+// p)` writes them; the last step may hold fewer than a vector. `fill` is a number of p's type.
 template <typename Step>
 HWY_INLINE void ForEachVector(int64_t size, const Step& step) {
   constexpr auto kVector = static_cast<int64_t>(kLanes);
   int64_t i = 0;
   for (; i + kVector <= size; i += kVector) {
     step(
-        i, [](const float* p, float) HWY_ATTR { return Load(p); },
+        i, [](const auto* p, float) HWY_ATTR { return Load(p); },
         [](V v, float* p) HWY_ATTR { hn::StoreU(v, D(), p); });
   }
   if (i < size) {
     const auto count = static_cast<size_t>(size - i);
     step(
-        i, [count](const float* p, float fill) HWY_ATTR { return LoadPart(p, count, fill); },
+        i,
+        [count](const auto* p, float fill)
+            HWY_ATTR { return LoadPart(p, count, static_cast<std::decay_t<decltype(*p)>>(fill)); },
         [count](V v, float* p) HWY_ATTR { StorePart(v, p, count); });
   }
 }
 
-float DotOf(const float* x, const float* y, int64_t size) {
+template <typename Y>
+HWY_INLINE float DotWith(const float* x, const Y* y, int64_t size) {
   V sum = hn::Zero(D());
   ForEachVector(size,
                 [&](int64_t i, auto load, auto) HWY_ATTR { sum = hn::MulAdd(load(x + i, 0), load(y + i, 0), sum); });
   return Sum(sum);
 }
+float DotOf(const float* x, const float* y, int64_t size) { return DotWith(x, y, size); }
+float DotOfBfloat16(const float* x, const uint16_t* y, int64_t size) { return DotWith(x, y, size); }
 
-void AddScaledTo(float a, const float* x, int64_t size, float* y) {
+template <typename X>
+HWY_INLINE void AddScaledOf(float a, const X* x, int64_t size, float* y) {
   const V factor = Set(a);
   ForEachVector(size, [&](int64_t i, auto load, auto store)
                           HWY_ATTR { store(hn::MulAdd(factor, load(x + i, 0), load(y + i, 0)), y + i); });
 }
+void AddScaledTo(float a, const float* x, int64_t size, float* y) { AddScaledOf(a, x, size, y); }
+void AddScaledBfloat16To(float a, const uint16_t* x, int64_t size, float* y) { AddScaledOf(a, x, size, y); }
 
 void RmsNormRow(const float* x, const float* weight, double eps, int64_t size, float* y) {
   const V rstd = Set(static_cast<float>(1 / std::sqrt(double{DotOf(x, x, size)} / static_cast<double>(size) + eps)));
@@ -173,7 +183,9 @@ HWY_AFTER_NAMESPACE();
 namespace c3po::cpu {
 
 HWY_EXPORT(DotOf);
+HWY_EXPORT(DotOfBfloat16);
 HWY_EXPORT(AddScaledTo);
+HWY_EXPORT(AddScaledBfloat16To);
 HWY_EXPORT(RmsNormRow);
 HWY_EXPORT(RmsNormBackwardRow);
 HWY_EXPORT(RotateHead);
@@ -257,8 +269,22 @@ void ScaledExpInPlace(float* x, int64_t size, float shift, float factor) {
 }
 
 float Dot(const float* x, const float* y, int64_t size) { return HWY_DYNAMIC_DISPATCH(DotOf)(x, y, size); }
+float Dot(const float* x, const uint16_t* y, int64_t size) { return HWY_DYNAMIC_DISPATCH(DotOfBfloat16)(x, y, size); }
 
 void AddScaled(float a, const float* x, int64_t size, float* y) { HWY_DYNAMIC_DISPATCH(AddScaledTo)(a, x, size, y); }
+void AddScaled(float a, const uint16_t* x, int64_t size, float* y) {
+  HWY_DYNAMIC_DISPATCH(AddScaledBfloat16To)(a, x, size, y);
+}
+
+void RoundToBfloat16(const float* x, int64_t size, uint16_t* y) {
+  for (int64_t i = 0; i < size; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof(bits));
+    const auto rounded = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+    const auto quiet = static_cast<uint16_t>(bits >> 16 | 0x40);
+    y[i] = (bits & 0x7FFFFFFF) > 0x7F800000 ? quiet : rounded;
+  }
+}
 
 }  // namespace c3po::cpu
 #endif  // HWY_ONCE

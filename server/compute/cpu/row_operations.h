@@ -38,9 +38,15 @@ void ScaledExpInPlace(float* x, int64_t size, float shift, float factor);
 // least 1.
 void SumRows(const float* x, const int64_t* index, int64_t rows, int64_t count, int64_t size, float* y);
 
-// <x, y>, and y += a x.
+// <x, y>, and y += a x; bfloat16 is widened first, which is exact: the bits are those of the widened numbers.
 float Dot(const float* x, const float* y, int64_t size);
+float Dot(const float* x, const uint16_t* y, int64_t size);
 void AddScaled(float a, const float* x, int64_t size, float* y);
+void AddScaled(float a, const uint16_t* x, int64_t size, float* y);
+
+// y[i] = bfloat16 of x[i]: to the nearest, ties to even. What is not a number stays so; what is beyond bfloat16's
+// largest number, 3.39e38, becomes an infinity.
+void RoundToBfloat16(const float* x, int64_t size, uint16_t* y);
 
 }  // namespace c3po::cpu
 

@@ -27,6 +27,7 @@ MoeModelOptions Options(const std::string& name, const std::string& dtype, const
   options.folder = TinyFolder(name);
   options.dtype = dtype;
   options.arithmetic = arithmetic;
+  options.kv_cache_dtype = "float32";  // Products alone round.
   return options;
 }
 

@@ -112,7 +112,8 @@ TEST_P(PiecewiseWorkTest, TakesNoMoreMemoryThanWasEstimated) {
   for (uint32_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
-    const std::unique_ptr<MoeModel> model = LoadTiny(GetParam());
+    const char* const kv = seed % 2 == 0 ? "float32" : "bfloat16";
+    const std::unique_ptr<MoeModel> model = LoadTiny(GetParam(), "float32", "cpu", "float32", kv);
     const int vocabulary = model->shape().vocabulary_size, window = model->shape().context_window;
     ObjectiveSpec spec;
     spec.critical_layers = seed % 2 == 0 ? std::vector<int>{2, 3} : std::vector<int>{1, 2, 3};

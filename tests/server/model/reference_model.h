@@ -63,6 +63,16 @@ class ReferenceModel {
     std::vector<bool> positions;
   };
 
+  // A prompt's beginning that is not computed anew: the keys and values of its P positions in each layer from
+  // `first_layer` on, and the rows of the tokens behind it that enter this layer.
+  struct Known {
+    int first_layer = 0;                   // a decoder layer
+    at::Tensor rows;                       // [tokens - P, d]
+    std::vector<at::Tensor> keys, values;  // by layer, [P, kv_heads, head_dim], likewise of value_dim
+  };
+  // Asked for each sequence of tokens, where it is set.
+  std::function<std::optional<Known>(const std::vector<int32_t>& tokens)> known;
+
   // How near routing has come to another choice of experts, since this object was made: the least difference of two
   // weights' logarithms of which one is chosen and the other is not. Closer than rounding is, two correct models may
   // choose differently.
@@ -71,16 +81,31 @@ class ReferenceModel {
   // Is told the mixing weights [tokens, E] of each MoE layer in turn.
   std::function<void(const at::Tensor& weights)> on_weights;
 
-  // Log-probabilities [tokens, V].
-  at::Tensor LogProbabilities(const std::vector<int32_t>& tokens, const std::optional<Override>& override_) const {
-    const auto n = static_cast<int64_t>(tokens.size());
-    at::Tensor x =
-        config_.embedding_multiplier *
-        embedding_.index_select(0, at::tensor(std::vector<int64_t>(tokens.begin(), tokens.end()), at::kLong));
+  // Log-probabilities [tokens, V]; 0 of a known beginning.
+  at::Tensor LogProbabilities(const std::vector<int32_t>& tokens, std::optional<Override> override_) const {
+    if (const std::optional<Known> beginning = known ? known(tokens) : std::nullopt) {
+      const auto before = static_cast<int64_t>(tokens.size()) - beginning->rows.size(0);
+      if (override_) override_->positions.erase(override_->positions.begin(), override_->positions.begin() + before);
+      const at::Tensor above = Climb(beginning->rows.to(dtype_), &*beginning, override_);
+      return at::cat({at::zeros({before, above.size(1)}, above.options().requires_grad(false)), above});
+    }
+    const at::Tensor ids = at::tensor(std::vector<int64_t>(tokens.begin(), tokens.end()), at::kLong);
+    return Climb(config_.embedding_multiplier * embedding_.index_select(0, ids), nullptr, override_);
+  }
+
+ private:
+  // Rows [n, d] from the embedding on, or from where `beginning` begins, to log-probabilities.
+  at::Tensor Climb(at::Tensor x, const Known* beginning, const std::optional<Override>& override_) const {
+    const int64_t n = x.size(0);
+    const int first = beginning ? beginning->first_layer : 0;
     int moe = 0;
-    for (int l = 0; l < config_.layers; ++l) {
+    for (int l = 0; l < first; ++l) moe += layers_[l].router.defined();
+    for (int l = first; l < config_.layers; ++l) {
       const aten::LayerWeights& w = layers_[l];
-      x = x + config_.residual_multiplier * Attention(w, Norm(x, w.attention_norm), n);
+      const size_t above = static_cast<size_t>(l - first);
+      const at::Tensor keys = beginning ? beginning->keys[above].to(dtype_) : at::Tensor();
+      const at::Tensor values = beginning ? beginning->values[above].to(dtype_) : at::Tensor();
+      x = x + config_.residual_multiplier * Attention(w, Norm(x, w.attention_norm), keys, values);
       const at::Tensor h = Norm(x, w.moe_norm);
       at::Tensor out = at::zeros_like(x);
       if (w.router.defined()) out = out + Experts(w, h, moe++, override_, n);
@@ -93,19 +118,19 @@ class ReferenceModel {
     return at::log_softmax(at::matmul(Norm(x, final_norm_), lm_head_.t()) / config_.logits_divisor, -1);
   }
 
- private:
   at::Tensor Norm(const at::Tensor& x, const at::Tensor& weight) const { return Norm(x, weight, config_.rms_norm_eps); }
   static at::Tensor Norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
     return x / at::sqrt((x * x).mean(-1, true) + eps) * weight;
   }
 
-  at::Tensor Rope(const at::Tensor& x) const {  // [n, heads, head_dim]: the last rope_dim entries turn
+  // [n, heads, head_dim] at positions from `start` on: the last rope_dim entries turn.
+  at::Tensor Rope(const at::Tensor& x, int64_t start) const {
     const int64_t n = x.size(0), plain = x.size(2) - config_.rope_dim, half = config_.rope_dim / 2;
-    at::Tensor cos = cos_.narrow(0, 0, n).unsqueeze(1), sin = sin_.narrow(0, 0, n).unsqueeze(1);
+    at::Tensor cos = cos_.narrow(0, start, n).unsqueeze(1), sin = sin_.narrow(0, start, n).unsqueeze(1);
     if (config_.rope_scaling.type == RopeScaling::Type::kNone) {
       const auto options = at::TensorOptions(dtype_);
       const at::Tensor frequency = at::pow(at::Scalar(config_.rope_theta), -at::arange(half, options) / half);
-      const at::Tensor angle = at::outer(at::arange(n, options), frequency).unsqueeze(1);
+      const at::Tensor angle = at::outer(at::arange(start, start + n, options), frequency).unsqueeze(1);
       cos = angle.cos(), sin = angle.sin();
     }
     const at::Tensor a = x.narrow(2, plain, half), b = x.narrow(2, plain + half, half);
@@ -116,7 +141,8 @@ class ReferenceModel {
     at::Tensor q, k, v;  // [n, heads, dim]
   };
 
-  Heads Project(const aten::LayerWeights& w, const at::Tensor& h, int64_t n) const {
+  Heads Project(const aten::LayerWeights& w, const at::Tensor& h, int64_t start) const {
+    const int64_t n = h.size(0);
     const int64_t dim = config_.head_dim, query = config_.heads * dim, key = config_.kv_heads * dim;
     at::Tensor qkv = at::matmul(h, w.qkv.t());
     if (w.qkv_bias.defined()) qkv = qkv + w.qkv_bias;
@@ -136,10 +162,11 @@ class ReferenceModel {
       q = Norm(q, w.q_norm);
       k = Norm(k, w.k_norm);
     }
-    return {Rope(q), Rope(k), v.reshape({n, config_.kv_heads, dim})};
+    return {Rope(q, start), Rope(k, start), v.reshape({n, config_.kv_heads, dim})};
   }
 
-  Heads ProjectLatent(const aten::LayerWeights& w, const at::Tensor& h, int64_t n) const {
+  Heads ProjectLatent(const aten::LayerWeights& w, const at::Tensor& h, int64_t start) const {
+    const int64_t n = h.size(0);
     const LatentAttention& latent = *config_.latent;
     const int64_t heads = config_.heads, plain = latent.plain_dim, rope = config_.rope_dim;
     at::Tensor raw = at::matmul(h, w.qkv.t());
@@ -150,14 +177,18 @@ class ReferenceModel {
     const at::Tensor kv =
         at::matmul(Norm(raw.narrow(1, first, latent.kv_rank), w.kv_latent_norm, 1e-6), w.kv_expand.t())
             .reshape({n, heads, plain + config_.value_dim});
-    const at::Tensor key = Rope(raw.narrow(1, first + latent.kv_rank, rope).reshape({n, 1, rope}));
-    return {Rope(q.reshape({n, heads, plain + rope})),
+    const at::Tensor key = Rope(raw.narrow(1, first + latent.kv_rank, rope).reshape({n, 1, rope}), start);
+    return {Rope(q.reshape({n, heads, plain + rope}), start),
             at::cat({kv.narrow(2, 0, plain), key.expand({n, heads, rope})}, 2), kv.narrow(2, plain, config_.value_dim)};
   }
 
-  at::Tensor Attention(const aten::LayerWeights& w, const at::Tensor& h, int64_t n) const {
-    const auto [q, k, v] = config_.latent ? ProjectLatent(w, h, n) : Project(w, h, n);
-    const at::Tensor future = at::ones({n, n}, at::kBool).triu(1);
+  // Of consecutive rows behind the positions of `keys` and `values`, if those are defined.
+  at::Tensor Attention(const aten::LayerWeights& w, const at::Tensor& h, const at::Tensor& keys,
+                       const at::Tensor& values) const {
+    const int64_t n = h.size(0), start = keys.defined() ? keys.size(0) : 0;
+    auto [q, k, v] = config_.latent ? ProjectLatent(w, h, start) : Project(w, h, start);
+    if (keys.defined()) k = at::cat({keys, k}), v = at::cat({values, v});
+    const at::Tensor future = at::ones({n, start + n}, at::kBool).triu(start + 1);
     const auto of_heads = [&](const at::Tensor& x) {  // [heads, n, dim]
       return x.transpose(0, 1).repeat_interleave(config_.heads / x.size(1), 0);
     };

@@ -17,24 +17,26 @@
 namespace c3po {
 namespace {
 
-int64_t BlockBytes(const MoeModel& model) {
-  return StateBlockElements(model.config()) * BytesOf(model.backend().info().activations);
-}
+int64_t BlockBytes(const MoeModel& model) { return StateBlockBytes(model.config(), model.backend().info().kv); }
 
 // Of a neighbor whose prompt has `prompt` tokens and whose tree has `tree_rows` rows, of which one is the prompt's.
 int64_t StateBlocks(const MoeModel& model, int first_layer, int64_t prompt, int64_t tree_rows) {
   const int64_t upper = model.config().layers - model.config().moe_layers[static_cast<size_t>(first_layer)];
-  return upper * StateBlocksOfLayer(prompt - 1) + StateBlocksOfRows(tree_rows, model.config());
+  const BackendInfo& info = model.backend().info();
+  return upper * StateBlocksOfLayer(prompt - 1) +
+         StateBlocksOfRows(tree_rows, model.config(), info.activations, info.kv);
 }
 
 // The golden model of that name with a pool, and a cache, of its own.
-std::unique_ptr<MoeModel> WithPool(const std::string& name, const MoeModel& model, int64_t bytes,
-                                   bool on_aten = false) {
+std::unique_ptr<MoeModel> WithPool(const std::string& name, const MoeModel& model, int64_t bytes, bool on_aten = false,
+                                   ElementType kv = ElementType::kFloat32) {
   std::unique_ptr<Backend> backend;
   if (on_aten) {
-    backend = TinyOnAten(name, model.config());
+    backend = TinyOnAten(name, model.config(), kv);
   } else {
-    backend = *MakeBackend(model.config(), TinyWeights(name, model.config()), WeightPlacement());
+    WeightPlacement placement;
+    placement.kv = kv;
+    backend = *MakeBackend(model.config(), TinyWeights(name, model.config()), placement);
   }
   return MoeModel::OnBackend(model.config(), std::move(backend), bytes);
 }
@@ -79,15 +81,19 @@ class ReferenceStatesTest : public testing::TestWithParam<const char*> {};
 TEST_P(ReferenceStatesTest, ObjectivesAreBitwiseTheSameWhereverTheirStatesLie) {
   const Scenario scenario{GetParam(), ApplicationRule::kEveryNewToken, SurrogateLoss::kChoices, {1, 2, 3}, false, 2};
   const std::unique_ptr<MoeModel> tiny = LoadTiny(GetParam());
-  for (const bool on_aten : {false, true}) {
+  for (const auto& [on_aten, kv] : {std::pair(false, ElementType::kFloat32),
+                                    {true, ElementType::kFloat32},
+                                    {false, ElementType::kBfloat16},
+                                    {true, ElementType::kBfloat16}}) {
     std::unique_ptr<LossAndGradient> expected;
     int64_t needed = 0, outside = 0, in_pool = 0;
     for (uint32_t seed = 0; seed <= 12; ++seed) {
-      SCOPED_TRACE(testing::Message() << "seed " << seed << (on_aten ? " on libtorch" : ""));
+      SCOPED_TRACE(testing::Message() << "seed " << seed << (on_aten ? " on libtorch" : "") << " type "
+                                      << static_cast<int>(kv));
       std::mt19937 fragments(seed), rng(3);
       const int64_t beside = BlockBytes(*tiny) * static_cast<int64_t>(fragments() % 60);
       const int64_t pool = seed == 0 ? int64_t{1} << 30 : seed == 1 ? 0 : needed + beside;
-      const std::unique_ptr<MoeModel> model = WithPool(GetParam(), *tiny, pool, on_aten);
+      const std::unique_ptr<MoeModel> model = WithPool(GetParam(), *tiny, pool, on_aten, kv);
       std::vector<std::shared_ptr<ReferenceStates>> held;
       if (seed > 0) held = Fragment(fragments, *model);
       const ObjectiveSpec spec = MakeSpec(rng, *model, scenario);
@@ -106,14 +112,16 @@ TEST_P(ReferenceStatesTest, ObjectivesAreBitwiseTheSameWhereverTheirStatesLie) {
   }
 }
 
-// Rows of trees of several sizes, in the pool and out of it, come back as they are, whatever is kept beside them.
+// Rows of trees of several sizes, in the pool and out of it, come back as they are, whatever is kept beside them, and
+// in whatever type keys and values are: on our kernels and on libtorch.
 TEST_P(ReferenceStatesTest, WhatIsKeptOfATreeIsWhatComesBack) {
   const std::unique_ptr<MoeModel> tiny = LoadTiny(GetParam());
   const int64_t d = tiny->config().hidden_size;
   std::mt19937 rng(8);
-  for (const bool on_aten : {false, true}) {
+  for (const int kind : {0, 1, 2, 3}) {
     for (const int64_t pool : {int64_t{0}, int64_t{1} << 20}) {
-      const auto model = WithPool(GetParam(), *tiny, pool, on_aten);
+      const auto model = WithPool(GetParam(), *tiny, pool, kind % 2 == 1,
+                                  kind / 2 == 0 ? ElementType::kFloat32 : ElementType::kBfloat16);
       Backend& backend = model->backend();
       std::vector<std::shared_ptr<ReferenceStates>> all;
       std::vector<std::vector<float>> rows;

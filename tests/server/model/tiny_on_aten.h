@@ -17,8 +17,9 @@ inline aten::MoeWeights TinyTensors(const std::string& name, const ModelConfig& 
 }
 
 template <typename Made = aten::AtenBackend>
-std::unique_ptr<Made> TinyOnAten(const std::string& name, const ModelConfig& config) {
-  return std::make_unique<Made>(config, TinyTensors(name, config), aten::MakeRopeTable(config));
+std::unique_ptr<Made> TinyOnAten(const std::string& name, const ModelConfig& config,
+                                 ElementType kv = ElementType::kFloat32) {
+  return std::make_unique<Made>(config, TinyTensors(name, config), aten::MakeRopeTable(config), kv);
 }
 
 }  // namespace c3po

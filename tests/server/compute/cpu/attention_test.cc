@@ -43,7 +43,38 @@ std::vector<double> Attend(const HeadShape& shape, const double* q, const std::v
 
 std::vector<double> Wide(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 
-TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
+// Numbers as they are kept, which a test may also fill with room for them alone.
+class Kept {
+ public:
+  Kept(ElementType type, int64_t size) : type_(type), bytes_(static_cast<size_t>(size * BytesOf(type))) {}
+  Kept(ElementType type, const std::vector<float>& x) : Kept(type, static_cast<int64_t>(x.size())) {
+    StoreElements(x.data(), static_cast<int64_t>(x.size()), type, data());
+  }
+  void* data() { return bytes_.data(); }
+  // Widened.
+  std::vector<float> Floats() const {
+    std::vector<float> values(bytes_.size() / static_cast<size_t>(BytesOf(type_)));
+    if (type_ == ElementType::kFloat32) {
+      std::memcpy(values.data(), bytes_.data(), bytes_.size());
+      return values;
+    }
+    for (size_t i = 0; i < values.size(); ++i) {  // The upper half of a float's bits.
+      uint32_t bits = 0;
+      std::memcpy(reinterpret_cast<char*>(&bits) + 2, bytes_.data() + 2 * i, 2);
+      std::memcpy(&values[i], &bits, 4);
+    }
+    return values;
+  }
+
+ private:
+  ElementType type_;
+  std::vector<char> bytes_;
+};
+
+class AttentionIn : public testing::TestWithParam<ElementType> {};
+
+TEST_P(AttentionIn, CausalIsTheNaiveSoftmaxOverWhatIsKeptAndARowIsBitwiseTheSameInAnyChunk) {
+  const ElementType type = GetParam();
   for (const auto& [heads, kv_heads, dim, value_dim] :
        {std::tuple{4, 2, 16, 16}, {9, 3, 64, 64}, {2, 2, 6, 6}, {3, 3, 20, 12}, {2, 1, 6, 10}}) {
     for (const int64_t length : {1, 5, 40, 71}) {
@@ -52,12 +83,13 @@ TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
       std::mt19937 rng(seed);
       const HeadShape shape{heads, kv_heads, dim, value_dim, 1.25 / std::sqrt(double(dim))};
       const int64_t capacity = length + 3;
-      const std::vector<float> q = Random(rng, length * heads * dim), k = Random(rng, kv_heads * capacity * dim),
-                               v = Random(rng, kv_heads * capacity * value_dim);
+      const std::vector<float> q = Random(rng, length * heads * dim);
+      Kept k(type, Random(rng, kv_heads * capacity * dim)), v(type, Random(rng, kv_heads * capacity * value_dim));
+      const KvSlots kv{k.data(), v.data(), type, capacity};
       std::vector<float> context(length * heads * value_dim);
       const std::vector<KvRun> whole = {{0, length}};
-      CausalAttention(shape, {{0, length, 0, whole}}, q.data(), k.data(), v.data(), capacity, context.data());
-      const std::vector<double> qd = Wide(q), kd = Wide(k), vd = Wide(v);
+      CausalAttention(shape, {{0, length, 0, whole}}, q.data(), kv, context.data());
+      const std::vector<double> qd = Wide(q), kd = Wide(k.Floats()), vd = Wide(v.Floats());
       for (int64_t r = 0; r < length; ++r) {
         for (int64_t h = 0; h < heads; ++h) {
           std::vector<const double*> keys, values;
@@ -76,7 +108,7 @@ TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
         std::vector<float> chunked(context.size());
         for (int64_t start = 0; start < length; start += chunk) {
           const int64_t rows = std::min(chunk, length - start);
-          CausalAttention(shape, {{start, rows, start, whole}}, q.data(), k.data(), v.data(), capacity, chunked.data());
+          CausalAttention(shape, {{start, rows, start, whole}}, q.data(), kv, chunked.data());
         }
         ASSERT_EQ(0, std::memcmp(chunked.data(), context.data(), context.size() * sizeof(float))) << "chunk " << chunk;
       }
@@ -84,7 +116,53 @@ TEST(CausalAttention, IsTheNaiveSoftmaxAndARowIsBitwiseTheSameInAnyChunk) {
   }
 }
 
-TEST(CausalAttention, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
+// Widening is exact, and the order of sums that of float32: the bits of the same numbers kept in float32.
+TEST(CausalAttention, InBfloat16HasTheBitsOfTheRoundedNumbersInFloat32) {
+  const HeadShape shape{6, 2, 20, 12, 0.3};
+  for (const int64_t length : {1, 7, 80}) {
+    std::mt19937 rng(static_cast<uint32_t>(length));
+    const std::vector<float> q = Random(rng, length * shape.heads * shape.head_dim);
+    Kept k(ElementType::kBfloat16, Random(rng, shape.kv_heads * length * shape.head_dim));
+    Kept v(ElementType::kBfloat16, Random(rng, shape.kv_heads * length * shape.value_dim));
+    Kept wide_k(ElementType::kFloat32, k.Floats()), wide_v(ElementType::kFloat32, v.Floats());
+    const std::vector<KvRun> whole = {{0, length}};
+    std::vector<float> narrow(length * shape.heads * shape.value_dim), wide(narrow.size());
+    CausalAttention(shape, {{0, length, 0, whole}}, q.data(), {k.data(), v.data(), ElementType::kBfloat16, length},
+                    narrow.data());
+    CausalAttention(shape, {{0, length, 0, whole}}, q.data(),
+                    {wide_k.data(), wide_v.data(), ElementType::kFloat32, length}, wide.data());
+    EXPECT_EQ(narrow, wide) << length;
+  }
+}
+
+// Prompts in chunks, as a server runs them: each chunk stores its own keys first, and reads them where they are kept.
+TEST_P(AttentionIn, AChunkReadsItsOwnKeysAsLaterOnesDo) {
+  const ElementType type = GetParam();
+  const HeadShape shape{4, 2, 16, 12, 0.25};
+  const int64_t length = 50, q_size = shape.heads * shape.head_dim;
+  const int64_t k_size = shape.kv_heads * shape.head_dim, v_size = shape.kv_heads * shape.value_dim;
+  std::mt19937 rng(7);
+  const std::vector<float> q = Random(rng, length * q_size), k = Random(rng, length * k_size),
+                           v = Random(rng, length * v_size);
+  const std::vector<KvRun> whole = {{0, length}};
+  const auto run = [&](int64_t chunk) {
+    Kept keys(type, length * k_size), values(type, length * v_size);
+    const KvSlots kv{keys.data(), values.data(), type, length};
+    std::vector<float> context(length * shape.heads * shape.value_dim);
+    for (int64_t start = 0; start < length; start += chunk) {
+      const SequenceRuns rows{0, std::min(chunk, length - start), start, whole};
+      StoreKeysAndValues(shape, {&rows, 1}, k.data() + start * k_size, v.data() + start * v_size, kv);
+      CausalAttention(shape, {&rows, 1}, q.data() + start * q_size, kv,
+                      context.data() + start * shape.heads * shape.value_dim);
+    }
+    return context;
+  };
+  const std::vector<float> expected = run(length);
+  for (const int64_t chunk : {1, 2, 17, 49}) EXPECT_EQ(run(chunk), expected) << chunk;
+}
+
+TEST_P(AttentionIn, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
+  const ElementType type = GetParam();
   for (uint32_t seed = 1; seed <= 20; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
@@ -120,16 +198,18 @@ TEST(CausalAttention, SlotsAnywhereAndOtherSequencesBesideItChangeNoBit) {
       first_row += cases.back().length;
     }
     for (size_t c = 0; c < cases.size(); ++c) sequences[c].kv = cases[c].kv;
-    std::vector<float> keys(slots * k_size), values(slots * v_size), context(q.size() / q_size * context_size);
-    StoreKeysAndValues(shape, sequences, k.data(), v.data(), keys.data(), values.data(), slots);
-    CausalAttention(shape, sequences, q.data(), keys.data(), values.data(), slots, context.data());
+    Kept keys(type, slots * k_size), values(type, slots * v_size);
+    const KvSlots kv{keys.data(), values.data(), type, slots};
+    std::vector<float> context(q.size() / q_size * context_size);
+    StoreKeysAndValues(shape, sequences, k.data(), v.data(), kv);
+    CausalAttention(shape, sequences, q.data(), kv, context.data());
     for (size_t c = 0; c < cases.size(); ++c) {
       const Case& one = cases[c];
       const std::vector<KvRun> whole = {{5, one.length}};
       const SequenceRuns alone{0, one.length, 0, whole};
       std::vector<float> expected(one.length * context_size);
-      StoreKeysAndValues(shape, {&alone, 1}, one.k.data(), one.v.data(), keys.data(), values.data(), slots);
-      CausalAttention(shape, {&alone, 1}, one.q.data(), keys.data(), values.data(), slots, expected.data());
+      StoreKeysAndValues(shape, {&alone, 1}, one.k.data(), one.v.data(), kv);
+      CausalAttention(shape, {&alone, 1}, one.q.data(), kv, expected.data());
       ASSERT_EQ(0, std::memcmp(expected.data(), context.data() + sequences[c].first_row * context_size,
                                expected.size() * sizeof(float)));
     }
@@ -152,21 +232,24 @@ struct Tree {
 // a block no position fills is not a number.
 class PrefixBlocks {
  public:
-  PrefixBlocks(std::mt19937& rng, const HeadShape& shape, const TreeRows& tree, int64_t block_positions,
-               const std::vector<float>& keys, const std::vector<float>& values) {
+  PrefixBlocks(std::mt19937& rng, const HeadShape& shape, const TreeRows& tree, ElementType type,
+               int64_t block_positions, const std::vector<float>& keys, const std::vector<float>& values)
+      : memory_(type, 0) {
     prefixes_.block_positions = block_positions;
+    prefixes_.type = type;
     const int64_t size = block_positions * shape.kv_heads * (shape.head_dim + shape.value_dim);
     std::vector<int64_t> places(20);
     std::iota(places.begin(), places.end(), 0);
     std::shuffle(places.begin(), places.end(), rng);
-    memory_.assign(20 * size, std::numeric_limits<float>::quiet_NaN());
+    std::vector<float> memory(20 * size, std::numeric_limits<float>::quiet_NaN());
+    std::vector<std::vector<int64_t>> begins;
     int64_t before = 0;
     for (const int64_t length : tree.prefix_lengths) {
-      std::vector<const float*>& blocks = blocks_.emplace_back();
+      std::vector<int64_t>& of_case = begins.emplace_back();
       for (int64_t begin = 0; begin < length; begin += block_positions) {
-        float* const block = memory_.data() + places.back() * size;
+        of_case.push_back(places.back() * size);
+        float* const block = memory.data() + of_case.back();
         places.pop_back();
-        blocks.push_back(block);
         for (int64_t g = 0; g < shape.kv_heads; ++g) {
           for (int64_t p = begin; p < std::min(length, begin + block_positions); ++p) {
             const int64_t from = before + g * length + p, to = g * block_positions + p - begin;
@@ -178,13 +261,18 @@ class PrefixBlocks {
       }
       before += shape.kv_heads * length;
     }
-    for (const std::vector<const float*>& blocks : blocks_) prefixes_.blocks.push_back(blocks.data());
+    memory_ = Kept(type, memory);
+    for (const std::vector<int64_t>& of_case : begins) {
+      std::vector<const void*>& blocks = blocks_.emplace_back();
+      for (const int64_t begin : of_case) blocks.push_back(static_cast<char*>(memory_.data()) + begin * BytesOf(type));
+    }
+    for (const std::vector<const void*>& blocks : blocks_) prefixes_.blocks.push_back(blocks.data());
   }
   const TreePrefixes& prefixes() const { return prefixes_; }
 
  private:
-  std::vector<float> memory_;
-  std::vector<std::vector<const float*>> blocks_;
+  Kept memory_;
+  std::vector<std::vector<const void*>> blocks_;
   TreePrefixes prefixes_;
 };
 
@@ -219,7 +307,8 @@ double Objective(const HeadShape& shape, const TreeRows& tree, const std::vector
   return total;
 }
 
-TEST(TreeAttention, ForwardIsTheNaiveSoftmaxAndBackwardItsDerivative) {
+TEST_P(AttentionIn, OfTreesIsTheNaiveSoftmaxOverKeptPrefixesAndItsDerivative) {
+  const ElementType type = GetParam();
   const Tree tree;
   const HeadShape shape{4, 2, 10, 7, 0.3};
   const int64_t rows = tree.rows.rows(), dim = shape.head_dim, value_dim = shape.value_dim;
@@ -233,7 +322,7 @@ TEST(TreeAttention, ForwardIsTheNaiveSoftmaxAndBackwardItsDerivative) {
                              dout = Random(rng, rows * shape.heads * value_dim);
     std::vector<float> context, dq, dk, dv;
     for (const int64_t block_positions : {8, 5, 3, 2, 1}) {
-      const PrefixBlocks blocks(rng, shape, tree.rows, block_positions, prefix_k, prefix_v);
+      const PrefixBlocks blocks(rng, shape, tree.rows, type, block_positions, prefix_k, prefix_v);
       std::vector<float> p(tree.rows.columns() * shape.heads), out(dout.size()), of_q(q.size()), of_k(k.size()),
           of_v(v.size());
       TreeAttentionForward(shape, tree.rows, q.data(), k.data(), v.data(), blocks.prefixes(), p.data(), out.data());
@@ -248,7 +337,8 @@ TEST(TreeAttention, ForwardIsTheNaiveSoftmaxAndBackwardItsDerivative) {
       dv = of_v;
     }
     std::vector<double> expected, qd = Wide(q), kd = Wide(k), vd = Wide(v);
-    const std::vector<double> pk = Wide(prefix_k), pv = Wide(prefix_v), weights = Wide(dout);
+    const std::vector<double> pk = Wide(Kept(type, prefix_k).Floats()), pv = Wide(Kept(type, prefix_v).Floats());
+    const std::vector<double> weights = Wide(dout);
     Objective(shape, tree.rows, qd, kd, vd, pk, pv, weights, &expected);
     for (size_t i = 0; i < context.size(); ++i) ASSERT_NEAR(context[i], expected[i], 1e-5) << i;
     const auto check = [&](std::vector<double>& x, const std::vector<float>& gradient, const char* what) {
@@ -267,6 +357,9 @@ TEST(TreeAttention, ForwardIsTheNaiveSoftmaxAndBackwardItsDerivative) {
     check(vd, dv, "dv");
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, AttentionIn, testing::Values(ElementType::kFloat32, ElementType::kBfloat16),
+                         [](const auto& type) { return type.param == ElementType::kFloat32 ? "Float32" : "Bfloat16"; });
 
 }  // namespace
 }  // namespace c3po::cpu

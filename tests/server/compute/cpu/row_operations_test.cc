@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -146,6 +148,60 @@ TEST_P(RowOperations, SoftmaxAndSumOfExpAreTheirFormulas) {
     ASSERT_NEAR(e[i], expected, 1e-5 * std::abs(expected));
   }
   EXPECT_EQ(e[size_], x[size_]);
+}
+
+float Widened(uint16_t half) {
+  const uint32_t bits = uint32_t{half} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+TEST_P(RowOperations, OfBfloat16HaveTheBitsOfTheWidenedNumbers) {
+  const std::vector<float> x = Random(rng_, size_), y = Random(rng_, size_);
+  std::vector<uint16_t> half(size_);
+  RoundToBfloat16(y.data(), size_, half.data());
+  std::vector<float> wide(size_);
+  std::transform(half.begin(), half.end(), wide.begin(), Widened);
+  EXPECT_EQ(Dot(x.data(), half.data(), size_), Dot(x.data(), wide.data(), size_));
+  double expected = 0;
+  for (int64_t i = 0; i < size_; ++i) expected += double{x[i]} * wide[i];
+  EXPECT_NEAR(Dot(x.data(), half.data(), size_), expected, 1e-5 * (1 + static_cast<double>(size_)));
+  std::vector<float> narrow_sum = x, wide_sum = x;
+  AddScaled(0.7f, half.data(), size_, narrow_sum.data());
+  AddScaled(0.7f, wide.data(), size_, wide_sum.data());
+  EXPECT_EQ(narrow_sum, wide_sum);
+}
+
+// Against the two neighbors in bfloat16, compared in double: random bits, ties, the ends of each range.
+TEST(RowOperations, RoundingToBfloat16IsToTheNearestAndTiesToEven) {
+  std::mt19937 rng(5);
+  std::vector<uint32_t> all = {0,          1,          0x7FFF,     0x8000,     0x8001,
+                               0x3F808000, 0x3F818000, 0x3F817FFF, 0x3F818001, 0x7F7F7FFF,
+                               0x7F7F8000, 0x7F800000, 0x7F800001, 0x7FBFFFFF, 0x7FFFFFFF};
+  for (int i = 0; i < 20000; ++i) {
+    const auto bits = static_cast<uint32_t>(rng());
+    all.push_back(i % 4 == 0 ? (bits & 0xFFFF0000) | 0x8000 : bits);
+  }
+  for (size_t i = 0, count = all.size(); i < count; ++i) all.push_back(all[i] | 0x80000000);
+  std::vector<float> x(all.size());
+  std::memcpy(x.data(), all.data(), all.size() * sizeof(float));
+  std::vector<uint16_t> rounded(x.size());
+  RoundToBfloat16(x.data(), static_cast<int64_t>(x.size()), rounded.data());
+  for (size_t i = 0; i < x.size(); ++i) {
+    SCOPED_TRACE(testing::Message() << std::hex << all[i]);
+    if (std::isnan(x[i])) {
+      ASSERT_TRUE(std::isnan(Widened(rounded[i])));
+      continue;
+    }
+    const auto below = static_cast<uint16_t>(all[i] >> 16);  // Towards zero.
+    const bool infinite = (all[i] & 0x7FFFFFFF) == 0x7F800000;
+    // Beyond the largest number the next one would be 2^128, which is written as infinity.
+    const double low = std::abs(double{Widened(below)}), value = std::abs(double{x[i]});
+    const double high = (below & 0x7FFF) == 0x7F7F ? std::ldexp(1.0, 128) : std::abs(double{Widened(below + 1)});
+    const bool up = !infinite && (value - low > high - value || (value - low == high - value && (below & 1) != 0));
+    ASSERT_EQ(rounded[i], static_cast<uint16_t>(below + (up ? 1 : 0)));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, RowOperations, testing::Values(1, 7, 8, 9, 16, 31, 48, 64, 577, 9000));
