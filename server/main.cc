@@ -213,6 +213,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
   options.device = config.device;
   options.dtype = config.dtype;
   options.arithmetic = config.arithmetic;
+  options.kv_cache_dtype = config.kv_cache_dtype;
   options.neighbor_cache_bytes = int64_t{config.neighbor_cache_mb} << 20;
   options.progress = [](int done, int total) {
     Log(LogLevel::kDebug, "layer_loaded", "", {{"done", done}, {"total", total}});
@@ -228,6 +229,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
        {"architecture", shape.architecture},
        {"dtype", shape.dtype},
        {"arithmetic", shape.arithmetic},
+       {"kv_cache_dtype", shape.kv_cache_dtype},
        {"device", shape.device},
        {"parameters", shape.parameters},
        {"threads", ComputeThreads()},

@@ -30,6 +30,7 @@ Table ModelTable(const v1::GetServerInfoResponse& info) {
   table.AddRow({"model", absl::StrCat(model.name(), " (", model.architecture(), ", ", model.dtype(), " on ",
                                       model.device(), ")")});
   table.AddRow({"arithmetic", model.arithmetic()});
+  if (!model.kv_cache_dtype().empty()) table.AddRow({"KV cache", model.kv_cache_dtype()});
   table.AddRow({"digest", model.digest()});
   table.AddRow({"parameters", absl::StrFormat("%.1f million", static_cast<double>(model.parameters()) / 1e6)});
   table.AddRow({"layers", absl::StrCat(model.layers(), ", ", model.moe_layers(), " of them with ", model.experts(),

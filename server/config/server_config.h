@@ -28,6 +28,7 @@ struct ServerConfig {
   std::string device = "cpu";                    // cpu, cuda
   std::string dtype = "auto";                    // auto, float32, bfloat16
   std::string arithmetic = "auto";               // of products on the CPU: auto, float32, bfloat16
+  std::string kv_cache_dtype = "auto";           // of keys and values, references' too: auto, float32, bfloat16
   // A sentence encoder, named as a model is, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
   std::string embedder_revision;  // Of an --embedder ORG/NAME; empty: main.

@@ -37,6 +37,10 @@ void VisitSettings(Config& c, Visit visit) {
   setting("dtype", c.dtype, "auto, float32 or bfloat16");
   setting("arithmetic", c.arithmetic,
           "of products on the CPU: float32; bfloat16, where the processor has a unit for it; auto: where it has one");
+  setting(
+      "kv-cache-dtype", c.kv_cache_dtype,
+      "of keys and values, the KV cache's and references': float32, bfloat16; auto: bfloat16 unless the weights are "
+      "float32");
   setting("embedder", c.embedder,
           "sentence encoder, a folder or ORG/NAME as for --model; or \"model\" for the model's own hidden states");
   setting("embedder-revision", c.embedder_revision, "branch, tag or commit of an --embedder ORG/NAME; empty: main");

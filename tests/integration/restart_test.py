@@ -232,6 +232,31 @@ class RestartTest(unittest.TestCase):
             self.assertEqual(hit.reference.sample.prompt, texts[nearest])
         self.assertEqual(server.stop(), 0)
 
+    def test_keys_and_values_in_bfloat16_take_half_of_the_memory_and_every_chunk_reads_the_same(self):
+        optimized = opt.OptimizationOptions(collection="set", k=5, method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, steps=3,
+                                            reference_selection=opt.REFERENCE_SELECTION_ALL, gate=opt.GateOptions(max_neighbor_distance=2))
+        plain = opt.OptimizationOptions(method=opt.METHOD_NONE)
+        planned, told, answers = {}, {}, {}
+        for name, flags in (("float32", ()), ("bfloat16", ()), ("in chunks", ("--prefill-tokens-per-step", "3"))):
+            kept = name if name == "float32" else "bfloat16"
+            server = self.run_server("--kv-cache-dtype", kept, "--dtype", "float32", *flags)
+            told[name] = pb["server_pb2_grpc"].ServerServiceStub(server.channel()).GetServerInfo(srv.GetServerInfoRequest()).model.kv_cache_dtype
+            self.assertEqual(told[name], kept)
+            if not answers:
+                list(pb["reference_pb2_grpc"].ReferenceServiceStub(server.channel()).Add(
+                    ref.AddReferencesRequest(collection="set", sample=s) for s in samples(30)))
+            generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
+            scores = [generation.Score(gen.ScoreRequest(prompt="What is 50 modulo seven?", continuations=[" 1", " 2", " many"],
+                                                        optimization=options), timeout=60) for options in (plain, optimized)]
+            self.assertGreater(len(scores[1].optimization.losses), 1)
+            answers[name] = [score.log_likelihood for response in scores for score in response.scores]
+            self.assertEqual(server.stop(), 0)
+            planned[name] = next(line for line in map(json.loads, server.log) if line["event"].startswith("memory"))["kv_cache_bytes_max"]
+        self.assertGreater(planned["float32"], 0)
+        self.assertEqual(planned["float32"], 2 * planned["bfloat16"])
+        self.assertEqual(answers["bfloat16"], answers["in chunks"])
+        self.assertNotEqual(answers["float32"], answers["bfloat16"])
+
     def test_running_streams_finish_when_the_server_drains(self):
         server = self.run_server()
         generation = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel())
@@ -266,6 +291,7 @@ class RestartTest(unittest.TestCase):
         weights = lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000])
         self.assertIn("model.safetensors", start_error(model=damaged("b", weights)))
         self.assertIn("dtype", start_error("--dtype", "int4"))
+        self.assertIn("--kv-cache-dtype", start_error("--kv-cache-dtype", "float16"))
         self.assertIn("nowhere", start_error(model=self.folder / "nowhere"))
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

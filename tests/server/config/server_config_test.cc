@@ -281,6 +281,22 @@ TEST(ServerConfig, ClientsAreToldTheSettingsThatAreMarkedAsLimits) {
   EXPECT_EQ(told, expected);
 }
 
+TEST(ServerConfig, TheTypeOfKeysAndValuesComesByFlagEnvironmentAndFile) {
+  ServerConfig by_default, by_flag, by_environment, by_file;
+  ASSERT_TRUE(Parse({}, by_default).ok());
+  EXPECT_EQ(by_default.kv_cache_dtype, "auto");
+  ASSERT_TRUE(Parse({"--kv-cache-dtype", "float32"}, by_flag).ok());
+  EXPECT_EQ(by_flag.kv_cache_dtype, "float32");
+  setenv("C3PO_KV_CACHE_DTYPE", "bfloat16", 1);
+  const bool read = Parse({}, by_environment).ok();
+  unsetenv("C3PO_KV_CACHE_DTYPE");
+  ASSERT_TRUE(read);
+  EXPECT_EQ(by_environment.kv_cache_dtype, "bfloat16");
+  ASSERT_TRUE(Parse({"--config", FileHolding("kv-cache-dtype = \"bfloat16\"")}, by_file).ok());
+  EXPECT_EQ(by_file.kv_cache_dtype, "bfloat16");
+  EXPECT_NE(RefusalOf("kv-cache-dtype = \"half\"").find("--kv-cache-dtype"), std::string::npos);
+}
+
 TEST(ServerConfig, AQuantileJustAboveOneIsToldInFull) {
   ServerConfig config;
   config.gate_distance_quantile = 1.0000001;
@@ -301,6 +317,7 @@ TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
                                                        {"--embedder-revision", "v1", "--embedder", "model"},
                                                        {"--device", "tpu"},
                                                        {"--dtype", "int8"},
+                                                       {"--kv-cache-dtype", "int8"},
                                                        {"--index-device", "gpu"},
                                                        {"--index-memory-mb", "15"},
                                                        {"--index-memory-mb", "-1"},
