@@ -81,7 +81,7 @@ def find_model(name: str, config_only: bool = False) -> pathlib.Path:
 def neighbor_cache_mib(card: dict[str, Any], suite: dict[str, Any]) -> int:
     """Room for the states of all references: keys and values of the critical layers, at the length that a long one has.
     At most half of the memory that is free, at least c3pod's part of the other scripts."""
-    per_position = card["memory_bytes"]["kv_per_1000_positions_on_cpu"] / 1000 * min(5, card["layers"]) / card["layers"]
+    per_position = kv_position_bytes(card) * min(5, card["layers"]) / card["layers"]
     wanted = sum(task["references"] for task in suite["tasks"]) * REFERENCE_POSITIONS * per_position
     free = available_bytes()
     return int(max(NEIGHBOR_CACHE_MIB, min(wanted, free / 2 if free else wanted) / 2**20))
@@ -163,15 +163,18 @@ def stored_weights(card: dict[str, Any]) -> tuple[str, float]:
     return dtype, card["memory_bytes"][dtype]["weights"]
 
 
+def kv_position_bytes(card: dict[str, Any]) -> float:
+    """Keys and values of one position in all layers, in the weights' type, as c3pod keeps them by default."""
+    return card["memory_bytes"][stored_weights(card)[0]]["kv_per_1000_positions"] / 1000
+
+
 def plan(card: dict[str, Any], suite: dict[str, Any], rates: Rates | None, seconds_per_question: float | None,
          device: str, hours: float | None) -> str:
     tasks = suite["tasks"]
     questions, references = (sum(task[side] for task in tasks) for side in ("heldout", "references"))
     dtype, stored = stored_weights(card)
     weights = card["memory_bytes"][dtype]["weights"]
-    kv_per_1000 = (card["memory_bytes"]["kv_per_1000_positions_on_cpu"] if device == "cpu"
-                   else card["memory_bytes"][dtype]["kv_per_1000_positions"])
-    kv = kv_per_1000 * CPU_POSITIONS / 1000
+    kv = kv_position_bytes(card) * CPU_POSITIONS
     work = max(WORK_BYTES_MIN, weights / 4)
     cache = neighbor_cache_mib(card, suite) * 2**20
     reference_bytes = rates.reference_bytes if rates and rates.reference_bytes else (

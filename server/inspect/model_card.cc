@@ -139,8 +139,6 @@ int64_t WeightBytes(const ModelCard& card, const HeldType& type) {
 int64_t KvBytes(const ModelCard& card, int64_t element_bytes) {
   return SaturatingTimes(card.kv_elements, kPositions * element_bytes);
 }
-// Whatever the weights are held in, the CPU computes in float32, and keeps keys and values so.
-int64_t KvBytesOnCpu(const ModelCard& card) { return KvBytes(card, 4); }
 
 void AddLine(absl::string_view name, absl::string_view value, std::string& text) {
   absl::StrAppendFormat(&text, "%-15s %s\n", name, value);
@@ -181,7 +179,7 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
                          " per 1,000 positions"),
             text);
   }
-  AddLine("on the CPU", absl::StrCat("KV cache ", Bytes(KvBytesOnCpu(card)), " per 1,000 positions, in either"), text);
+  AddLine("", "on the CPU --kv-cache-dtype keeps the KV cache in either, whatever the weights", text);
 }
 
 // A template that is not of a known format is compiled here as c3pod would, by the Python that c3pod takes by default.
@@ -267,7 +265,6 @@ std::string CardJson(const ModelCard& card) {
       json["memory_bytes"][type.name] = {{"weights", WeightBytes(card, type)},
                                          {"kv_per_1000_positions", KvBytes(card, type.bytes)}};
     }
-    json["memory_bytes"]["kv_per_1000_positions_on_cpu"] = KvBytesOnCpu(card);
   }
   // A folder's name need not be UTF-8.
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";

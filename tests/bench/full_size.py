@@ -215,7 +215,7 @@ def main():
         disk_seconds = read_seconds(folder)
         figures = run_server(arguments, folder)
         kv_heads, head = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
-        kv_gb = 2 * 4 * config["num_hidden_layers"] * kv_heads * head * KV_CACHE_TOKENS / 1e9
+        kv_gb = 2 * 2 * config["num_hidden_layers"] * kv_heads * head * KV_CACHE_TOKENS / 1e9
         figures |= {"model": arguments.model, "layers": config["num_hidden_layers"], "weights_gb": weights_gb, "kv_cache_gb": kv_gb,
                     "disk_read_seconds": disk_seconds, "disk_gb_per_second": weights_gb / disk_seconds,
                     "peak_over_weights_and_kv": figures["peak_gb"] / (weights_gb + kv_gb)}

@@ -90,10 +90,10 @@ def stop_peers(peers: dict) -> None:
 
 
 def kv_bytes(model: pathlib.Path) -> int:
-    """Of this project's cache: float32 keys and values of every position."""
+    """Of this project's cache: keys and values of every position, in bfloat16 as the models that are compared."""
     config = json.loads((model / "config.json").read_text())
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return peer_catalog.POSITIONS * config["num_hidden_layers"] * 2 * config["num_key_value_heads"] * head * 4
+    return peer_catalog.POSITIONS * config["num_hidden_layers"] * 2 * config["num_key_value_heads"] * head * 2
 
 
 def markdown(arguments, peers: dict, left_out: list, values: dict, cost: dict, machine: str) -> str:

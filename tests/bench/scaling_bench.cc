@@ -1,8 +1,8 @@
 // How the parts of a request grow, on a model folder: one Markdown table of medians per sweep, each of which changes
 // one size and leaves the others at the paper's settings (Defaults). Rounds go through all values of a sweep in turn,
 // so that a slow minute of the machine falls on every row and not on one.
-//   c3po_bench_scaling FOLDER [--rounds 5] [--threads 0] [--device cpu] [--dtype auto] [--arithmetic float32] [--loss
-//   answer|choices]
+//   c3po_bench_scaling FOLDER [--rounds 5] [--threads 0] [--device cpu] [--dtype auto] [--arithmetic float32]
+//                      [--kv-cache-dtype auto] [--loss answer|choices]
 //                      [--prompt-tokens 16,32,...] [--sequences 1,2,...] [--steps 1,2,...] [--critical-layers 1,2,...]
 //                      [--neighbors 1,2,...]
 // No time decides the exit status; what must hold at every size does: a sequence's logits do not depend on how many
@@ -267,6 +267,9 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--arithmetic", flags.model.arithmetic, "of products on the CPU")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
       ->capture_default_str();
+  app.add_option("--kv-cache-dtype", flags.model.kv_cache_dtype, "of keys and values")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
+      ->capture_default_str();
   app.add_option("--rounds", flags.rounds, "times that each size is measured")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
@@ -311,13 +314,14 @@ int Main(int argc, char** argv) {
   const ModelShape& shape = model->shape();
   FitToModel(shape, flags);
   std::printf(
-      "`%s`, %s on %s, arithmetic %s: %d layers, %d of them MoE, %d experts, top-%d, hidden %d, vocabulary %d; %d "
+      "`%s`, %s on %s, arithmetic %s, KV cache %s: %d layers, %d of them MoE, %d experts, top-%d, hidden %d, "
+      "vocabulary %d; %d "
       "threads, "
       "%d core experts, loss: %s, medians of %d rounds.\n",
-      shape.name.c_str(), shape.dtype.c_str(), shape.device.c_str(), shape.arithmetic.c_str(), shape.layers,
-      shape.moe_layers, shape.experts, shape.experts_per_token, shape.hidden_size, shape.vocabulary_size,
-      cpu::ThreadPool::Shared().threads(), std::min(Defaults::kCoreExperts, shape.experts), flags.loss.c_str(),
-      flags.rounds);
+      shape.name.c_str(), shape.dtype.c_str(), shape.device.c_str(), shape.arithmetic.c_str(),
+      shape.kv_cache_dtype.c_str(), shape.layers, shape.moe_layers, shape.experts, shape.experts_per_token,
+      shape.hidden_size, shape.vocabulary_size, cpu::ThreadPool::Shared().threads(),
+      std::min(Defaults::kCoreExperts, shape.experts), flags.loss.c_str(), flags.rounds);
   return ScalingBench(*model, flags).Run() ? 0 : 1;
 }
 

@@ -53,8 +53,7 @@ def test_a_round_grows_until_all_are_asked_and_never_beyond_the_time():
 CARD = {"folder": "m", "family": "OlmoeForCausalLM", "layers": 16, "moe_layers": 16, "experts": 64,
         "stored_bytes": {"BF16": 13838323712},
         "memory_bytes": {"float32": {"weights": 27676647424, "kv_per_1000_positions": 262144000},
-                         "bfloat16": {"weights": 13838323712, "kv_per_1000_positions": 131072000},
-                         "kv_per_1000_positions_on_cpu": 262144000}}
+                         "bfloat16": {"weights": 13838323712, "kv_per_1000_positions": 131072000}}}
 
 
 def small_suite(heldout: int = 1000, references: int = 500) -> dict:
@@ -78,6 +77,9 @@ def test_the_plan_adds_up(tmp_path):
     assert "weights 13.8 GB in bfloat16" in bare and "weights 13.8 GB, not here yet" in bare
     stated = paper_plan.plan(CARD, small_suite(), None, 1.5, "cpu", None)
     assert "hours       2.50 for the questions, at 1.5 s each" in stated and "on the CPU" in stated
+    assert "KV cache 4.3 GB" in stated  # 32,768 positions in bfloat16, as the weights are.
+    wide = paper_plan.plan({**CARD, "stored_bytes": {"F32": 27676647424}}, small_suite(), None, 1.5, "cpu", None)
+    assert "KV cache 8.6 GB" in wide
     assert paper_plan.references_that_fit(small_suite(), read, 100) == 500
     fewer = paper_plan.references_that_fit(small_suite(), read, 0.5)  # 0.6 s a reference, a third of half an hour.
     assert 150 < fewer and fewer * 6 * 0.6 <= 600

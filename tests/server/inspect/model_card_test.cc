@@ -27,6 +27,7 @@ TEST_P(EveryFamily, SaysOfTheModelWhatItIsOnceLoaded) {
   EXPECT_THAT(card.problems, IsEmpty());
   MoeModelOptions options;
   options.folder = Golden(GetParam());
+  options.kv_cache_dtype = "float32";
   const auto model = MoeModel::Load(options);
   ASSERT_TRUE(model.ok()) << model.status();
   const ModelShape& shape = (*model)->shape();
@@ -35,8 +36,8 @@ TEST_P(EveryFamily, SaysOfTheModelWhatItIsOnceLoaded) {
   EXPECT_EQ(json["family"], shape.architecture);
   EXPECT_EQ(json["parameters"]["total"], shape.parameters);
   EXPECT_EQ(json["memory_bytes"]["bfloat16"]["weights"], 2 * shape.parameters);
-  EXPECT_EQ(json["memory_bytes"]["kv_per_1000_positions_on_cpu"],
-            json["memory_bytes"]["float32"]["kv_per_1000_positions"]);
+  EXPECT_EQ(json["memory_bytes"]["float32"]["kv_per_1000_positions"], (*model)->backend().KvCacheBytes({1000, 1}));
+  EXPECT_EQ(json["memory_bytes"]["bfloat16"]["kv_per_1000_positions"], (*model)->backend().KvCacheBytes({1000, 1}) / 2);
   EXPECT_EQ(json["moe_layers"], shape.moe_layers);
   EXPECT_EQ(json["experts"], shape.experts);
   EXPECT_LT(card.parameters.active, card.parameters.total);
