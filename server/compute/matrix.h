@@ -9,6 +9,10 @@ namespace c3po {
 
 enum class ElementType { kFloat32, kBfloat16 };
 
+// How a backend holds the large matrices of weights: element by element, or quantized, as 8 or 4 bits a weight and a
+// scale for every 32 of a row (server/compute/cpu/quantized_panels.h).
+enum class WeightFormat { kElements, kInt8, kInt4 };
+
 constexpr int64_t BytesOf(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
 
 // Rows in a backend's memory, `stride` elements apart. A view: it owns nothing, and only its backend may follow `data`.

@@ -37,12 +37,12 @@ struct TargetsTape final : public Tape {
 // The logit of each target, from x [rows of the head, d]: the same sums as in the softmax.
 void TargetLogits(const CpuTargets& head, const float* x, double divisor, float* logits) {
   const WeightView& w = head.weights;
-  const int64_t unit = w.in_panels() ? kPanelRows : 1, d = w.columns;  // Rows of weights that are read together.
+  const int64_t unit = w.row_step(), d = w.columns;  // Rows of weights that are read together.
   float together[kPanelRows];
   for (size_t t = 0; t < head.rows.size(); ++t) {
-    const int64_t first = head.tokens[t] / unit * unit;
+    const int64_t first = head.tokens[t] / unit * unit, end = std::min(w.rows, first + unit);
     MultiplyTransposedHere(
-        {{x + head.rows[t] * d, d, 1, nullptr}, w.Rows(first, first + unit), {together, unit, nullptr}});
+        {{x + head.rows[t] * d, d, 1, nullptr}, w.Rows(first, end), {together, kPanelRows, nullptr}});
     logits[t] = together[head.tokens[t] - first] / static_cast<float>(divisor);
   }
 }

@@ -3,10 +3,12 @@
 #include <cstring>
 
 #include "server/compute/cpu/panels.h"
+#include "server/compute/cpu/quantized_products.h"
 
 namespace c3po::cpu {
 
 void CopyRow(const WeightView& w, int64_t row, float* out) {
+  if (w.quantized()) return CopyQuantizedRow(w, row, out);
   if (!w.bfloat16) {
     if (w.in_panels()) {
       CopyPanelRow(w.data, w.layout, false, w.columns, row, out);

@@ -23,6 +23,7 @@
 #include "server/compute/cpu/bfloat16_products.h"
 #include "server/compute/cpu/matrix_products.h"
 #include "server/compute/cpu/panel_products.h"
+#include "server/compute/cpu/quantized_products.h"
 #include "server/compute/cpu/thread_pool.h"
 #include "server/compute/cpu/vectors-inl.h"
 
@@ -368,6 +369,12 @@ struct Block {
   int64_t product, row, row_end, column, column_end;
 };
 
+// Rows of W that a dot product is cut at multiples of.
+int64_t DotGrain(const WeightView& w) {
+  const int64_t step = w.row_step(), wanted = w.in_panels() ? kPanelDotGrain : kDotGrain;
+  return (wanted + step - 1) / step * step;
+}
+
 // Ceiling of size / parts, as a multiple of `grain`.
 int64_t PartOf(int64_t size, int64_t parts, int64_t grain) {
   return std::max<int64_t>(1, (size + parts * grain - 1) / (parts * grain)) * grain;
@@ -378,11 +385,13 @@ void RunDot(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, in
     const Bfloat16Unit unit = FastestBfloat16Unit();
     if (unit != Bfloat16Unit::kNone) return PairDotBlock(unit, p, row, row_end, begin, end);
   }
+  if (p.w.quantized()) return QuantizedDotBlock(p, row, row_end, begin, end);
   if (p.w.in_panels()) return PanelDotBlock(p, row, row_end, begin, end);
   HWY_DYNAMIC_DISPATCH(DotBlock)(p, row, row_end, begin, end);
 }
 
 void RunOuter(const OuterProduct& p, int64_t begin, int64_t end) {
+  if (p.w.quantized()) return QuantizedOuterColumns(p, begin, end);
   if (p.w.in_panels()) return PanelOuterColumns(p, begin, end);
   HWY_DYNAMIC_DISPATCH(OuterColumns)(p, begin, end);
 }
@@ -421,8 +430,7 @@ void MultiplyTransposed(absl::Span<const DotProduct> products) {
     for (int64_t row = 0; row < p.x.rows; row += rows_max) {
       const int64_t rows = std::min(rows_max, p.x.rows - row);
       const int64_t own_parts = share > 0 ? (rows * p.w.rows * p.w.columns + share / 2) / share : 1;
-      const int64_t columns =
-          PartOf(p.w.rows, std::max<int64_t>(1, own_parts), p.w.in_panels() ? kPanelDotGrain : kDotGrain);
+      const int64_t columns = PartOf(p.w.rows, std::max<int64_t>(1, own_parts), DotGrain(p.w));
       for (int64_t column = 0; column < p.w.rows; column += columns) {
         blocks.push_back({static_cast<int64_t>(i), row, row + rows, column, std::min(p.w.rows, column + columns)});
       }

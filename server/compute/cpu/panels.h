@@ -20,6 +20,8 @@ enum class WeightLayout {
   kPanels,  // as above
   kPairs,   // bfloat16 alone, for units that multiply pairs (bfloat16_products.h): panels [n / 16, k / 2, 16, 2], a
             // row's weights of two columns side by side; k is even
+  kInt8,    // quantized (quantized_panels.h)
+  kInt4,
 };
 
 // Where row i of a panel stands among the 16, i in [0, 16).

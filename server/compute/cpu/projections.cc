@@ -198,12 +198,12 @@ void ProjectBackward(const RowsView& a, const WeightView& w, Arena& scratch, flo
   constexpr int64_t kGroupsMax = 4, kGroupRows = 256;
   const int64_t rows = a.rows, n = w.rows, k = w.columns;
   const int64_t groups = std::clamp<int64_t>(n / kGroupRows, 1, kGroupsMax);
-  const int64_t unit = w.in_panels() ? kPanelRows : 1, units = n / unit;
+  const int64_t unit = w.row_step(), units = (n + unit - 1) / unit;
   const Arena::Scope scope(scratch);
   float* const parts = groups == 1 ? y : scratch.Floats(groups * rows * k);
   OuterProduct products[kGroupsMax];
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t begin = units * g / groups * unit, end = units * (g + 1) / groups * unit;
+    const int64_t begin = units * g / groups * unit, end = std::min(n, units * (g + 1) / groups * unit);
     products[g] = {{a.data + begin, a.stride, rows, nullptr}, w.Rows(begin, end), {parts + g * rows * k, k, nullptr}};
   }
   Multiply({products, static_cast<size_t>(groups)});

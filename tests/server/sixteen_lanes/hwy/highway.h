@@ -53,6 +53,8 @@ using Repartition = Simd<T, D::kLanes * sizeof(typename D::T) / sizeof(T)>;
 template <typename D>
 using RebindToUnsigned = Rebind<std::conditional_t<sizeof(typename D::T) == 4, uint32_t, uint64_t>, D>;
 template <typename D>
+using RebindToSigned = Rebind<std::conditional_t<sizeof(typename D::T) == 4, int32_t, int64_t>, D>;
+template <typename D>
 using RepartitionToWide = Repartition<uint64_t, D>;
 template <typename D>
 using Half = Simd<typename D::T, D::kLanes / 2>;
@@ -154,6 +156,16 @@ HWY_INLINE VectorOf<D> And(const VectorOf<D>& a, const VectorOf<D>& b) {
 template <int kBits, typename D>
 HWY_INLINE VectorOf<D> ShiftLeft(const VectorOf<D>& v) {
   return {v.lane << kBits};
+}
+// Of signed lanes the sign comes in from above.
+template <int kBits, typename D>
+HWY_INLINE VectorOf<D> ShiftRight(const VectorOf<D>& v) {
+  return {v.lane >> kBits};
+}
+template <typename To, typename From>
+HWY_INLINE Vec<To> ConvertTo(To, const VectorOf<From>& v) {
+  static_assert(To::kLanes == From::kLanes);
+  return {__builtin_convertvector(v.lane, typename Vec<To>::Lanes)};
 }
 template <typename To, typename From>
 HWY_INLINE Vec<To> BitCast(To, const VectorOf<From>& v) {

@@ -1,0 +1,151 @@
+// The search for scales, for some rows side by side in the compiler's own vectors. Included once for each width of
+// vectors, inside the attributes of an instruction set that has it: C3PO_QUANTIZE_LANES rows, in the namespace
+// C3PO_QUANTIZE_NAMESPACE. No function here may be shared between instruction sets. Each lane is a row by itself, and
+// without fused multiply-adds, so that all widths give the same bits.
+
+#include <array>
+#include <cstring>
+
+#include "server/compute/cpu/quantized_panels.h"
+
+namespace c3po::cpu::C3PO_QUANTIZE_NAMESPACE {
+namespace {
+
+constexpr size_t kRows = kPanelRows, kColumns = kGroupColumns;
+constexpr float kSmallest = 0x1p-100f;     // Below it a group is 0.
+constexpr int32_t kTooLarge = 0x7B800000;  // The bits of 2^120: no number, and no level, is beyond float32.
+
+constexpr size_t kLanes = C3PO_QUANTIZE_LANES;
+typedef float Lanes __attribute__((vector_size(4 * C3PO_QUANTIZE_LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * C3PO_QUANTIZE_LANES)));
+
+template <typename To, typename From>
+inline To BitsAs(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+inline Lanes All(float value) { return value - Lanes{}; }
+
+// To the nearest integer, ties to even, of numbers below 2^22.
+constexpr float kMagic = 0x1.8p23f;
+inline Lanes Nearest(Lanes value) { return (value + All(kMagic)) - All(kMagic); }
+
+// A format's levels, and the divisors of its candidates.
+struct Format {
+  float low, high;
+  float first_divisor, step;
+  int candidates;
+};
+inline Format FormatOf(WeightLayout layout) {
+  if (layout == WeightLayout::kInt8) return {-127, 127, 127, -1, 5};
+  return {-8, 7, -6.5f, -0.25f, 10};
+}
+
+// A scale for each row, rounded to bfloat16; of weights that are divided by their largest.
+struct Scales {
+  Lanes stored;   // of the weights themselves
+  Lanes scale;    // of the divided ones
+  Lanes inverse;  // of it; 0 where it is 0
+};
+
+inline Scales Rounded(Lanes wanted, Lanes largest) {
+  Ints bits = BitsAs<Ints>(wanted);
+  bits = (bits + 0x7FFF + (bits >> 16 & 1)) & static_cast<int32_t>(0xFFFF0000);
+  Scales scales;
+  scales.stored = BitsAs<Lanes>(bits);
+  const Lanes zero = All(0), one = All(1);
+  scales.scale = scales.stored / (largest > zero ? largest : one);
+  scales.inverse = scales.stored != zero ? largest / (scales.stored != zero ? scales.stored : one) : zero;
+  return scales;
+}
+
+inline Lanes Level(Lanes u, Lanes inverse, Lanes low, Lanes high) {
+  Lanes q = Nearest(u * inverse);
+  q = q < low ? low : q;
+  return q > high ? high : q;
+}
+
+// sum_k u^2 (u - s q)^2.
+inline Lanes WeightedError(const Lanes* u, const Scales& scales, const Format& format) {
+  const Lanes low = All(format.low), high = All(format.high), scale = scales.scale, inverse = scales.inverse;
+  Lanes error = All(0);
+  for (size_t k = 0; k < kColumns; ++k) {
+    const Lanes off = u[k] * (u[k] - scale * Level(u[k], inverse, low, high));
+    error += off * off;
+  }
+  return error;
+}
+
+// The scale that fits the levels of `scales` best: sum u^3 q / sum u^2 q^2, times what weights were divided by.
+inline Lanes LeastSquares(const Lanes* u, const Scales& scales, const Format& format, Lanes largest) {
+  const Lanes low = All(format.low), high = All(format.high), zero = All(0);
+  Lanes above = zero, below = zero;
+  for (size_t k = 0; k < kColumns; ++k) {
+    const Lanes weighted = u[k] * Level(u[k], scales.inverse, low, high);
+    above += u[k] * u[k] * weighted;
+    below += weighted * weighted;
+  }
+  return below > zero ? above / (below > zero ? below : All(1)) * largest : zero;
+}
+
+inline void TakeBetter(const Scales& other, Lanes error, Scales& best, Lanes& best_error) {
+  const auto better = error < best_error;
+  best_error = better ? error : best_error;
+  best.stored = better ? other.stored : best.stored;
+  best.scale = better ? other.scale : best.scale;
+  best.inverse = better ? other.inverse : best.inverse;
+}
+
+// Rows of w [32, 16], from `w` on: their scales, and q [32, 16]. False where a weight is none.
+inline bool QuantizeRows(const Format& format, const float* w, Lanes& stored, int32_t* q) {
+  std::array<Lanes, kColumns> u;
+  Ints most = {};
+  Lanes signed_largest = All(0);
+  for (size_t k = 0; k < kColumns; ++k) {
+    std::memcpy(&u[k], w + k * kRows, sizeof(Lanes));
+    const Ints magnitude = BitsAs<Ints>(u[k]) & 0x7FFFFFFF;
+    signed_largest = magnitude > most ? u[k] : signed_largest;
+    most = magnitude > most ? magnitude : most;
+  }
+  for (size_t r = 0; r < kLanes; ++r) {
+    if (most[r] >= kTooLarge) return false;
+  }
+  Lanes largest = BitsAs<Lanes>(most);
+  const auto some = largest >= All(kSmallest);
+  largest = some ? largest : All(0);
+  signed_largest = some ? signed_largest : All(0);
+  const Lanes divisor = some ? largest : All(1);
+  for (Lanes& each : u) each = some ? each / divisor : All(0);
+  Scales best = Rounded(signed_largest / All(format.first_divisor), largest);
+  Lanes best_error = WeightedError(u.data(), best, format);
+  for (int i = 1; i < format.candidates; ++i) {
+    const float levels = format.first_divisor + static_cast<float>(i) * format.step;
+    const Scales candidate = Rounded(signed_largest / All(levels), largest);
+    TakeBetter(candidate, WeightedError(u.data(), candidate, format), best, best_error);
+  }
+  const Scales fitted = Rounded(LeastSquares(u.data(), best, format, largest), largest);
+  TakeBetter(fitted, WeightedError(u.data(), fitted, format), best, best_error);
+  for (size_t k = 0; k < kColumns; ++k) {
+    const Lanes level = Level(u[k], best.inverse, All(format.low), All(format.high));
+    const auto integers = BitsAs<Ints>(level + All(kMagic)) - BitsAs<Ints>(All(kMagic));
+    std::memcpy(q + k * kRows, &integers, sizeof(integers));
+  }
+  stored = best.stored;
+  return true;
+}
+
+// All 16 rows: scales [16] as float32, q [32, 16].
+bool QuantizeSixteen(WeightLayout layout, const float* w, float* scales, int32_t* q) {
+  const Format format = FormatOf(layout);
+  for (size_t r = 0; r < kRows; r += kLanes) {
+    Lanes stored;
+    if (!QuantizeRows(format, w + r, stored, q + r)) return false;
+    std::memcpy(scales + r, &stored, sizeof(stored));
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace c3po::cpu::C3PO_QUANTIZE_NAMESPACE

@@ -1,0 +1,340 @@
+// Two ways to multiply with quantized weights. The integers': tiles of quantized_tiles-inl.h with the vectors of each
+// instruction set here, and with AVX-512 VNNI in vnni_products.cc. And widened: some panels become float32 in a buffer
+// that stays in cache, laid out as panels of float32 are, and the products with these do the rest, so that the order of
+// a sum is theirs.
+
+#include "server/compute/cpu/compiled_targets.h"
+// Compiled once for each instruction set.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "server/compute/cpu/quantized_products.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "hwy/highway.h"
+#include "server/compute/cpu/panel_products.h"
+#include "server/compute/cpu/quantized_panels.h"
+#include "server/compute/cpu/quantized_products.h"
+#include "server/compute/cpu/vectors-inl.h"
+#undef C3PO_QUANTIZED_TILES_NAMESPACE
+#define C3PO_QUANTIZED_TILES_NAMESPACE HWY_NAMESPACE
+#include "server/compute/cpu/quantized_tiles-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace c3po::cpu::HWY_NAMESPACE {
+namespace {
+
+using DI = hn::RebindToSigned<D>;
+using VI = hn::Vec<DI>;
+
+HWY_INLINE VI WordsAt(const char* p, int part) {
+  return hn::LoadU(DI(), reinterpret_cast<const int32_t*>(p) + part * static_cast<int>(kLanes));
+}
+
+// x86 multiplies pairs of 16 bits and adds both, lane by lane. Highway's own operation promises no order of lanes, and
+// elsewhere each half is multiplied as a number of 32 bits.
+#undef C3PO_MULTIPLIES_PAIRS
+#if HWY_ARCH_X86 && \
+    (HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3)
+#define C3PO_MULTIPLIES_PAIRS 1
+#else
+#define C3PO_MULTIPLIES_PAIRS 0
+#endif
+
+struct VectorUnit {
+  static constexpr int kParts = static_cast<int>(kPanelRows / kLanes);
+  static constexpr int kRows = kLanes == 16 ? 6 : kLanes == 8 ? 3 : 1;
+  static constexpr int Panels(int rows) {
+    return kLanes == 16 ? (rows <= 2 ? 4 : 2) : kLanes == 8 && rows == 1 ? 2 : 1;
+  }
+
+  using Ints = VI;
+  using Floats = V;
+  static HWY_INLINE VI Zero() { return hn::Zero(DI()); }
+  static HWY_INLINE VI All(int32_t value) { return hn::Set(DI(), value); }
+  static HWY_INLINE VI LoadWords(const char* p, int part) { return WordsAt(p, part); }
+
+#if C3PO_MULTIPLIES_PAIRS
+  using D16 = hn::Repartition<int16_t, DI>;
+  using DU16 = hn::Repartition<uint16_t, DI>;
+  using Pair = hn::Vec<D16>;
+  static HWY_INLINE Pair PairAt(const int16_t* p) {
+    int32_t both;
+    std::memcpy(&both, p, sizeof(both));
+    return hn::BitCast(D16(), hn::Set(DI(), both));
+  }
+  template <WeightLayout kLayout, int S>
+  static HWY_INLINE Pair Pairs(VI words) {
+    if constexpr (kLayout == WeightLayout::kInt8) {
+      const Pair halves = hn::BitCast(D16(), words);
+      if constexpr (S == 0) return hn::ShiftRight<8>(hn::ShiftLeft<8>(halves));
+      return hn::ShiftRight<8>(halves);
+    } else {
+      const auto halves = hn::BitCast(DU16(), words);
+      if constexpr (S == 3) return hn::BitCast(D16(), hn::ShiftRight<12>(halves));
+      return hn::BitCast(D16(), hn::And(hn::ShiftRight<4 * S>(halves), hn::Set(DU16(), 15)));
+    }
+  }
+  static HWY_INLINE VI MultiplyAdd(VI sums, Pair pairs, Pair pair) {
+    VI unused = hn::Zero(DI());
+    return hn::ReorderWidenMulAccumulate(DI(), pairs, pair, sums, unused);
+  }
+#else
+  struct Pair {
+    VI first, second;
+  };
+  static HWY_INLINE Pair PairAt(const int16_t* p) { return {hn::Set(DI(), p[0]), hn::Set(DI(), p[1])}; }
+  // A level whose highest bit is bit `kTop` of the words.
+  template <int kTop, int kBits>
+  static HWY_INLINE VI Signed(VI words) {
+    return hn::ShiftRight<32 - kBits>(hn::ShiftLeft<31 - kTop>(words));
+  }
+  template <int kShift>
+  static HWY_INLINE VI Nibble(VI words) {
+    return hn::And(hn::ShiftRight<kShift>(words), hn::Set(DI(), 15));
+  }
+  template <WeightLayout kLayout, int S>
+  static HWY_INLINE Pair Pairs(VI words) {
+    if constexpr (kLayout == WeightLayout::kInt8) return {Signed<8 * S + 7, 8>(words), Signed<8 * S + 23, 8>(words)};
+    return {Nibble<4 * S>(words), Nibble<4 * S + 16>(words)};
+  }
+  static HWY_INLINE VI MultiplyAdd(VI sums, const Pair& pairs, const Pair& pair) {
+    return hn::Add(hn::Add(sums, hn::Mul(pairs.first, pair.first)), hn::Mul(pairs.second, pair.second));
+  }
+#endif
+
+  static HWY_INLINE V Scales(const uint16_t* p, int part) { return Load(p + part * static_cast<int>(kLanes)); }
+  static HWY_INLINE V ZeroFloats() { return hn::Zero(D()); }
+  static HWY_INLINE V AddScaled(V sums, V scales, float factor, VI ints) {
+    return hn::MulAdd(scales, hn::Mul(hn::Set(D(), factor), hn::ConvertTo(D(), ints)), sums);
+  }
+  static HWY_INLINE void Store(V sums, float* p, int part) {
+    hn::StoreU(sums, D(), p + part * static_cast<int>(kLanes));
+  }
+};
+
+void DotPanels(const RoundedActivations& x, const WeightView& w, int64_t panel, int64_t panel_end, float* const* y) {
+  QuantizedDotWith<VectorUnit>(x, w, panel, panel_end, y);
+}
+
+// The levels of columns [0, 32) of a group, 16 rows each, times their scales: `count` of them to out [count, 16].
+template <WeightLayout kLayout>
+HWY_INLINE void WidenOf(const char* scales, const char* quants, int64_t count, float* out) {
+  constexpr int kParts = VectorUnit::kParts;
+  constexpr int kInWord = kLayout == WeightLayout::kInt8 ? 4 : 8;
+  for (int i = 0; i < kParts; ++i) {
+    const V scale = VectorUnit::Scales(reinterpret_cast<const uint16_t*>(scales), i);
+    const auto store = [&](VI levels, int64_t k) HWY_ATTR {
+      if (k < count) VectorUnit::Store(hn::Mul(scale, hn::ConvertTo(D(), levels)), out + k * kPanelRows, i);
+    };
+    for (int64_t k = 0; k < count; k += kInWord) {
+      const VI words = WordsAt(quants + k / kInWord * 4 * kPanelRows, i);
+      if constexpr (kLayout == WeightLayout::kInt8) {
+        store(hn::ShiftRight<24>(hn::ShiftLeft<24>(words)), k);
+        store(hn::ShiftRight<24>(hn::ShiftLeft<8>(words)), k + 1);
+        store(hn::ShiftRight<24>(hn::ShiftLeft<16>(words)), k + 2);
+        store(hn::ShiftRight<24>(words), k + 3);
+      } else {
+        const VI low = hn::Set(DI(), 15), eight = hn::Set(DI(), 8);
+        const auto level = [&](VI shifted) HWY_ATTR { return hn::Sub(hn::And(shifted, low), eight); };
+        store(level(words), k);
+        store(level(hn::ShiftRight<16>(words)), k + 1);
+        store(level(hn::ShiftRight<4>(words)), k + 2);
+        store(level(hn::ShiftRight<20>(words)), k + 3);
+        store(level(hn::ShiftRight<8>(words)), k + 4);
+        store(level(hn::ShiftRight<24>(words)), k + 5);
+        store(level(hn::ShiftRight<12>(words)), k + 6);
+        store(level(hn::ShiftRight<28>(words)), k + 7);
+      }
+    }
+  }
+}
+
+// Columns [group's first, ...) of groups [group, group_end) of a panel of w, to out [columns, 16].
+void WidenPanel(const WeightView& w, int64_t panel, int64_t group, int64_t group_end, float* out) {
+  const int64_t groups = w.cut.panel_groups, quants = QuantBytes(w.layout);
+  const char* const at = static_cast<const char*>(w.data) + panel * PanelBytes(w.layout, groups);
+  for (; group < group_end; ++group) {
+    const int64_t count = w.cut.ColumnsOf(group), own = w.cut.first_group + group;
+    const char* const words = at + ScalesBytes(groups) + own * quants;
+    if (w.layout == WeightLayout::kInt8) {
+      WidenOf<WeightLayout::kInt8>(at + own * kScaleBytes, words, count, out);
+    } else {
+      WidenOf<WeightLayout::kInt4>(at + own * kScaleBytes, words, count, out);
+    }
+    out += count * kPanelRows;
+  }
+}
+
+}  // namespace
+}  // namespace c3po::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace c3po::cpu {
+
+HWY_EXPORT(DotPanels);
+HWY_EXPORT(WidenPanel);
+
+namespace {
+
+constexpr int64_t kWidenedBytes = 192 << 10;  // Of widened panels, which are read again at once.
+constexpr int64_t kSumPanels = 8;             // Of the outer form, whose sums are cut there.
+
+void Widen(const WeightView& w, int64_t panel, int64_t group, int64_t group_end, float* out) {
+  HWY_DYNAMIC_DISPATCH(WidenPanel)(w, panel, group, group_end, out);
+}
+
+float* RowAt(const MutableRowsView& view, int64_t i) {
+  return view.data + (view.index ? view.index[i] : i) * view.stride;
+}
+const float* RowAt(const RowsView& view, int64_t i) {
+  return view.data + (view.index ? view.index[i] : i) * view.stride;
+}
+
+// The calling thread's buffer number `I`, of `size` at least.
+template <int I, typename T>
+T* Buffer(int64_t size) {
+  thread_local std::vector<T> buffer;
+  if (buffer.size() < static_cast<size_t>(size)) buffer.resize(static_cast<size_t>(size));
+  return buffer.data();
+}
+
+void RoundedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end) {
+  const int64_t rows = row_end - row, groups = p.w.cut.Groups(p.w.columns);
+  int16_t* const q = Buffer<0, int16_t>(rows * groups * kGroupColumns);
+  float* const scales = Buffer<1, float>(rows * groups);
+  int32_t* const sums = Buffer<2, int32_t>(rows * groups);
+  float** const y = Buffer<3, float*>(rows);
+  for (int64_t m = 0; m < rows; ++m) {
+    RoundRow(RowAt(p.x, row + m), p.w.cut, p.w.columns, q + m * groups * kGroupColumns, scales + m * groups,
+             sums + m * groups);
+    y[m] = RowAt(p.y, row + m);
+  }
+  IntegerDotPanels(FastestIntegerUnit(), {q, scales, sums, rows, groups}, p.w, panel, panel_end, y);
+}
+
+void WidenedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end) {
+  const int64_t columns = p.w.columns, groups = p.w.cut.Groups(columns), rows = row_end - row;
+  const int64_t fitting = kWidenedBytes / (kPanelRows * columns * int64_t{sizeof(float)});
+  const int64_t together = p.w.cut.whole_panels() ? std::clamp<int64_t>(fitting, 1, 4) : 1;
+  for (; panel < panel_end; panel += together) {
+    const int64_t count = std::min(together, panel_end - panel);
+    float* const widened = Buffer<4, float>(together * kPanelRows * columns);
+    for (int64_t i = 0; i < count; ++i) Widen(p.w, panel + i, 0, groups, widened + i * kPanelRows * columns);
+    DotProduct block{p.x, {widened, false, count * kPanelRows, columns, WeightLayout::kPanels}, p.y};
+    block.y.data += p.w.cut.PanelRow(panel);
+    const int64_t own = p.w.cut.RowsOf(panel);
+    if (own == kPanelRows) {
+      PanelDotBlock(block, row, row_end, 0, count * kPanelRows);
+      continue;
+    }
+    float* const whole = Buffer<5, float>(rows * kPanelRows);
+    block.x = p.x.index ? RowsView{p.x.data, p.x.stride, rows, p.x.index + row}
+                        : RowsView{p.x.data + row * p.x.stride, p.x.stride, rows, nullptr};
+    block.y = {whole, kPanelRows, nullptr};
+    PanelDotBlock(block, 0, rows, 0, kPanelRows);
+    for (int64_t m = 0; m < rows; ++m) {
+      std::copy_n(whole + m * kPanelRows, own, RowAt(p.y, row + m) + p.w.cut.PanelRow(panel));
+    }
+  }
+}
+
+// The rows of `a` that meet panels [panel, panel + count), where not all of these are whole: [a.rows, 16 count].
+const float* SpreadRows(const OuterProduct& p, int64_t panel, int64_t count) {
+  float* const spread = Buffer<6, float>(p.a.rows * count * kPanelRows);
+  std::fill_n(spread, p.a.rows * count * kPanelRows, 0.0f);
+  for (int64_t m = 0; m < p.a.rows; ++m) {
+    for (int64_t i = 0; i < count; ++i) {
+      std::copy_n(RowAt(p.a, m) + p.w.cut.PanelRow(panel + i), p.w.cut.RowsOf(panel + i),
+                  spread + (m * count + i) * kPanelRows);
+    }
+  }
+  return spread;
+}
+
+constexpr int kUnitNotSet = -1;
+std::atomic<int> unit_for_test = kUnitNotSet;
+
+bool HasVnni() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+IntegerUnit FastestIntegerUnit() {
+  static const IntegerUnit found = HasVnni() ? IntegerUnit::kVnni : IntegerUnit::kVectors;
+  const int chosen = unit_for_test.load(std::memory_order_relaxed);
+  return chosen == kUnitNotSet ? found : static_cast<IntegerUnit>(chosen);
+}
+
+void SetIntegerUnitForTest(std::optional<IntegerUnit> unit) {
+  unit_for_test = unit ? static_cast<int>(*unit) : kUnitNotSet;
+}
+
+void IntegerDotPanels(IntegerUnit unit, const RoundedActivations& x, const WeightView& w, int64_t panel,
+                      int64_t panel_end, float* const* y) {
+  if (unit == IntegerUnit::kVnni) return VnniDotPanels(x, w, panel, panel_end, y);
+  HWY_DYNAMIC_DISPATCH(DotPanels)(x, w, panel, panel_end, y);
+}
+
+void QuantizedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+  const int64_t panel = p.w.cut.PanelOf(begin);
+  const int64_t panel_end = panel + p.w.Rows(begin, end).cut.Panels(end - begin);
+  if (p.w.rounds_activations) {
+    RoundedDotBlock(p, row, row_end, panel, panel_end);
+  } else {
+    WidenedDotBlock(p, row, row_end, panel, panel_end);
+  }
+}
+
+void QuantizedOuterColumns(const OuterProduct& p, int64_t begin, int64_t end) {
+  constexpr int64_t kColumns = kWidenedBytes / (kSumPanels * kPanelRows * int64_t{sizeof(float)});
+  const QuantizedCut& cut = p.w.cut;
+  const int64_t panels = cut.Panels(p.w.rows), group_end = cut.GroupOf(end - 1) + 1;
+  for (int64_t panel = 0; panel < panels; panel += kSumPanels) {
+    const int64_t count = std::min(kSumPanels, panels - panel);
+    OuterProduct block = p;
+    if (cut.whole_panels()) {
+      block.a.data += cut.PanelRow(panel);
+    } else {
+      block.a = {SpreadRows(p, panel, count), count * kPanelRows, p.a.rows, nullptr};
+    }
+    for (int64_t group = cut.GroupOf(begin); group < group_end;) {
+      const int64_t first = cut.GroupColumn(group), own_group = group;
+      int64_t last = first;  // Behind the columns of some groups.
+      for (; group < group_end && last - first < kColumns; ++group) last += cut.ColumnsOf(group);
+      const int64_t columns = last - first, from = std::max(begin, first), to = std::min(end, last);
+      float* const widened = Buffer<4, float>(kSumPanels * kPanelRows * columns);
+      for (int64_t i = 0; i < count; ++i) {
+        Widen(p.w, panel + i, own_group, group, widened + i * kPanelRows * columns);
+      }
+      block.w = {
+          widened + (from - first) * kPanelRows, false, count * kPanelRows, to - from, WeightLayout::kPanels, columns};
+      block.y.data = p.y.data + from;
+      PanelOuterColumns(block, 0, to - from);
+    }
+  }
+}
+
+void CopyQuantizedRow(const WeightView& w, int64_t row, float* out) {
+  const int64_t panel = w.cut.PanelOf(row);
+  const char* const at = static_cast<const char*>(w.data) + panel * PanelBytes(w.layout, w.cut.panel_groups);
+  float group[kGroupColumns];
+  for (int64_t g = 0; g < w.cut.Groups(w.columns); ++g) {
+    WidenGroup(w.layout, at, row - w.cut.PanelRow(panel), w.cut.first_group + g, w.cut.panel_groups, group);
+    std::copy_n(group, w.cut.ColumnsOf(g), out + w.cut.GroupColumn(g));
+  }
+}
+
+}  // namespace c3po::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,54 @@
+#ifndef C3PO_SERVER_COMPUTE_CPU_QUANTIZED_PRODUCTS_H_
+#define C3PO_SERVER_COMPUTE_CPU_QUANTIZED_PRODUCTS_H_
+
+#include <cstdint>
+#include <optional>
+
+#include "server/compute/cpu/matrix_products.h"
+
+namespace c3po::cpu {
+
+// The blocks of MultiplyTransposed and MultiplyAdd where the weights are quantized (quantized_panels.h), on the calling
+// thread. What matrix_products.h promises of them holds: the order of an element's sum depends on n and k alone.
+
+// y[row..row_end, begin..end) = x W^T of whole panels' rows: begin where a panel begins, end likewise or the last row.
+//   rounds_activations   x is rounded to 16-bit integers, a scale for each group of columns (RoundRow). Of each group
+//                        the products are added up exactly, and
+//                          y += s (x's scale * sum),    ascending by group, in float32;
+//                        the outer product and sum are one fused operation on processors that have it. So y is the
+//                        same bits on all of these, and on all that have none.
+//   else                 x stays, and weights are widened to float32, exactly, a few panels at a time in cache.
+void QuantizedDotBlock(const DotProduct& product, int64_t row, int64_t row_end, int64_t begin, int64_t end);
+// y[:, begin..end) += a W, for all rows: weights widened, activations as they are.
+void QuantizedOuterColumns(const OuterProduct& product, int64_t begin, int64_t end);
+
+// Row `row` of a quantized matrix, widened, to out [columns].
+void CopyQuantizedRow(const WeightView& w, int64_t row, float* out);
+
+// What multiplies pairs of 16-bit integers and adds them up.
+enum class IntegerUnit {
+  kVectors,  // the vectors of the instruction set in use
+  kVnni,     // AVX-512 VNNI
+};
+// kVnni where this processor has it; asked once. Thread-safe.
+IntegerUnit FastestIntegerUnit();
+// Tests: what FastestIntegerUnit gives from now on; nothing: what it gave before. Not beside a product.
+void SetIntegerUnitForTest(std::optional<IntegerUnit> unit);
+
+// Activations of some rows, rounded (RoundRow), as the units below read them.
+struct RoundedActivations {
+  const int16_t* q;     // [rows, groups * 32]
+  const float* scales;  // [rows, groups]
+  const int32_t* sums;  // likewise
+  int64_t rows, groups;
+};
+// The rounding dot form of these rows with panels [panel, panel_end) of w, by a unit that the processor has: row m to
+// y[m] + the panels' rows.
+void IntegerDotPanels(IntegerUnit unit, const RoundedActivations& x, const WeightView& w, int64_t panel,
+                      int64_t panel_end, float* const* y);
+// That with kVnni, where this is compiled for a processor that may have it.
+void VnniDotPanels(const RoundedActivations& x, const WeightView& w, int64_t panel, int64_t panel_end, float* const* y);
+
+}  // namespace c3po::cpu
+
+#endif  // C3PO_SERVER_COMPUTE_CPU_QUANTIZED_PRODUCTS_H_

@@ -1,0 +1,92 @@
+// The integer products of quantized weights by AVX-512 VNNI: the two products of a pair and their sum are one
+// instruction.
+
+#include "server/compute/cpu/quantized_products.h"
+
+#if defined(__x86_64__)
+
+#include <hwy/base.h>
+#include <immintrin.h>
+
+// What GCC 12's intrinsics leave undefined on purpose it takes for a variable that was forgotten (GCC's bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define HWY_BEFORE_NAMESPACE() HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
+#define HWY_AFTER_NAMESPACE() HWY_POP_ATTRIBUTES
+#define C3PO_QUANTIZED_TILES_NAMESPACE vnni
+#include "server/compute/cpu/quantized_tiles-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace c3po::cpu::vnni {
+namespace {
+
+struct VnniUnit {
+  static constexpr int kParts = 1, kRows = 6;
+  static constexpr int Panels(int rows) { return rows <= 2 ? 4 : 2; }
+
+  using Ints = __m512i;
+  using Floats = __m512;
+  using Pair = __m512i;
+  static HWY_INLINE Ints Zero() { return _mm512_setzero_si512(); }
+  static HWY_INLINE Ints All(int32_t value) { return _mm512_set1_epi32(value); }
+  static HWY_INLINE Ints LoadWords(const char* p, int) { return _mm512_loadu_si512(p); }
+  static HWY_INLINE Pair PairAt(const int16_t* p) {
+    int32_t both;
+    std::memcpy(&both, p, sizeof(both));
+    return _mm512_set1_epi32(both);
+  }
+  template <WeightLayout kLayout, int S>
+  static HWY_INLINE Pair Pairs(Ints words) {
+    if constexpr (kLayout == WeightLayout::kInt8) {
+      return _mm512_srai_epi16(S == 0 ? _mm512_slli_epi16(words, 8) : words, 8);
+    } else if constexpr (S == 3) {
+      return _mm512_srli_epi16(words, 12);
+    } else {
+      return _mm512_and_si512(_mm512_srli_epi16(words, 4 * S), _mm512_set1_epi16(15));
+    }
+  }
+  static HWY_INLINE Ints MultiplyAdd(Ints sums, Pair pairs, Pair pair) {
+    return _mm512_dpwssd_epi32(sums, pairs, pair);
+  }
+  static HWY_INLINE Floats Scales(const uint16_t* p, int) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+  static HWY_INLINE Floats ZeroFloats() { return _mm512_setzero_ps(); }
+  static HWY_INLINE Floats AddScaled(Floats sums, Floats scales, float factor, Ints ints) {
+    return _mm512_fmadd_ps(scales, _mm512_mul_ps(_mm512_set1_ps(factor), _mm512_cvtepi32_ps(ints)), sums);
+  }
+  static HWY_INLINE void Store(Floats sums, float* p, int) { _mm512_storeu_ps(p, sums); }
+};
+
+void DotPanels(const RoundedActivations& x, const WeightView& w, int64_t panel, int64_t panel_end, float* const* y) {
+  QuantizedDotWith<VnniUnit>(x, w, panel, panel_end, y);
+}
+
+}  // namespace
+}  // namespace c3po::cpu::vnni
+HWY_AFTER_NAMESPACE();
+
+namespace c3po::cpu {
+
+void VnniDotPanels(const RoundedActivations& x, const WeightView& w, int64_t panel, int64_t panel_end,
+                   float* const* y) {
+  vnni::DotPanels(x, w, panel, panel_end, y);
+}
+
+}  // namespace c3po::cpu
+
+#else
+
+namespace c3po::cpu {
+
+void VnniDotPanels(const RoundedActivations& x, const WeightView& w, int64_t panel, int64_t panel_end,
+                   float* const* y) {
+  IntegerDotPanels(IntegerUnit::kVectors, x, w, panel, panel_end, y);
+}
+
+}  // namespace c3po::cpu
+
+#endif
