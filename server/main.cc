@@ -214,6 +214,7 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
   options.dtype = config.dtype;
   options.arithmetic = config.arithmetic;
   options.kv_cache_dtype = config.kv_cache_dtype;
+  options.weights = config.weights;
   options.neighbor_cache_bytes = int64_t{config.neighbor_cache_mb} << 20;
   options.progress = [](int done, int total) {
     Log(LogLevel::kDebug, "layer_loaded", "", {{"done", done}, {"total", total}});
@@ -228,6 +229,8 @@ absl::Status LoadModel(const ServerConfig& config, Server& server) {
        {"folder", folder.string()},
        {"architecture", shape.architecture},
        {"dtype", shape.dtype},
+       {"weights", shape.weights},
+       {"weight_bytes", server.model->weight_bytes()},
        {"arithmetic", shape.arithmetic},
        {"kv_cache_dtype", shape.kv_cache_dtype},
        {"device", shape.device},

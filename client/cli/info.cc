@@ -29,6 +29,7 @@ Table ModelTable(const v1::GetServerInfoResponse& info) {
                               absl::FormatDuration(absl::Seconds(static_cast<int64_t>(info.uptime_seconds()))))});
   table.AddRow({"model", absl::StrCat(model.name(), " (", model.architecture(), ", ", model.dtype(), " on ",
                                       model.device(), ")")});
+  if (!model.weights().empty()) table.AddRow({"weights", model.weights()});  // Of an older server there are none.
   table.AddRow({"arithmetic", model.arithmetic()});
   if (!model.kv_cache_dtype().empty()) table.AddRow({"KV cache", model.kv_cache_dtype()});
   table.AddRow({"digest", model.digest()});

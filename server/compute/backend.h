@@ -105,6 +105,7 @@ struct BackendInfo {
   int experts_per_token_max = 0;                // That StepInputs::counts may give a row, at least the model's own.
   // Of the cache's keys and values and of references'. They are rounded before any row reads them.
   ElementType kv = ElementType::kFloat32;
+  WeightFormat format = WeightFormat::kElements;  // of the large matrices; `weights` is that of the others
 };
 
 // A device that computes the blocks of one model. Notation: R rows, d hidden size, E experts, V vocabulary size; x is

@@ -58,6 +58,38 @@ absl::StatusOr<cpu::WeightLayout> ChooseLayout(const std::string& arithmetic, co
   return cpu::WeightLayout::kPairs;
 }
 
+bool IsQuantized(const std::string& weights) { return weights == "int8" || weights == "int4"; }
+
+// The dtype that both settings ask for.
+absl::StatusOr<std::string> AgreedDtype(const PlacementOptions& options) {
+  const std::string& weights = options.weights;
+  if (weights == "auto" || IsQuantized(weights)) return options.dtype;
+  if (weights != "float32" && weights != "bfloat16") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("weights \"", weights, "\" is not one of auto, float32, bfloat16, int8, int4"));
+  }
+  if (options.dtype != "auto" && options.dtype != weights) {
+    return absl::InvalidArgumentError(absl::StrCat("weights ", weights, " contradicts dtype ", options.dtype));
+  }
+  return weights;
+}
+
+// Of a placement whose dtype is chosen.
+absl::Status ChooseFormat(const PlacementOptions& options, WeightPlacement& placement) {
+  if (options.device != kCpuDevice) {
+    return absl::InvalidArgumentError(absl::StrCat("weights ", options.weights, " is of device cpu"));
+  }
+  if (options.arithmetic == "bfloat16") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("arithmetic bfloat16 is not of weights ", options.weights, ": it is auto or float32 of these"));
+  }
+  if (options.arithmetic != "auto" && options.arithmetic != "float32")
+    return absl::OkStatus();  // ChooseLayout refuses.
+  placement.format = options.weights == "int8" ? WeightFormat::kInt8 : WeightFormat::kInt4;
+  placement.rounds_activations = options.arithmetic == "auto";
+  return absl::OkStatus();
+}
+
 absl::StatusOr<cuda::CudaDevice> OpenCuda() {
   C3PO_ASSIGN_OR_RETURN(cuda::Runtime* const runtime, cuda::OpenRuntime());
   C3PO_ASSIGN_OR_RETURN(const auto* const kernels,
@@ -75,19 +107,21 @@ absl::Status CheckDevice(const std::string& device) {
 }  // namespace
 
 std::string WeightPlacement::arithmetic() const {
+  if (format != WeightFormat::kElements) return rounds_activations ? "int16" : "float32";
   const bool rounds = device == kCpuDevice ? layout == cpu::WeightLayout::kPairs : dtype == ElementType::kBfloat16;
   return rounds ? "bfloat16" : "float32";
 }
 
-absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const std::string& device, ElementType weights) {
-  const ElementType by_weights = weights == ElementType::kFloat32 ? ElementType::kFloat32 : ElementType::kBfloat16;
+absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const WeightPlacement& weights) {
+  const bool float32 = weights.dtype == ElementType::kFloat32 && weights.format == WeightFormat::kElements;
+  const ElementType by_weights = float32 ? ElementType::kFloat32 : ElementType::kBfloat16;
   if (name == "auto") return by_weights;
   if (name != "float32" && name != "bfloat16") {
     return absl::InvalidArgumentError(
         absl::StrCat("kv-cache-dtype \"", name, "\" is not one of auto, float32, bfloat16"));
   }
   const ElementType kv = name == "float32" ? ElementType::kFloat32 : ElementType::kBfloat16;
-  if (device == kCudaDevice && kv != by_weights) {
+  if (weights.device == kCudaDevice && kv != by_weights) {
     return absl::InvalidArgumentError(absl::StrCat("kv-cache-dtype ", name, ": device cuda keeps keys and values in ",
                                                    name == "float32" ? "bfloat16" : "float32",
                                                    " where its weights are"));
@@ -95,16 +129,23 @@ absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const std::str
   return kv;
 }
 
-absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const std::string& device,
-                                                const std::string& dtype, const std::string& arithmetic,
-                                                const std::string& kv_cache_dtype) {
-  C3PO_RETURN_IF_ERROR(CheckDevice(device));
+std::string WeightPlacement::weights() const {
+  if (format != WeightFormat::kElements) return format == WeightFormat::kInt8 ? "int8" : "int4";
+  return dtype == ElementType::kBfloat16 ? "bfloat16" : "float32";
+}
+
+absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const PlacementOptions& options) {
+  C3PO_RETURN_IF_ERROR(CheckDevice(options.device));
+  C3PO_ASSIGN_OR_RETURN(const std::string dtype, AgreedDtype(options));
   WeightPlacement placement;
-  placement.device = device;
+  placement.device = options.device;
   C3PO_ASSIGN_OR_RETURN(const DType stored, StoredType(checkpoint));
-  C3PO_ASSIGN_OR_RETURN(placement.dtype, ChooseDtype(dtype, device, stored));
-  C3PO_ASSIGN_OR_RETURN(placement.layout, ChooseLayout(arithmetic, device, placement.dtype));
-  C3PO_ASSIGN_OR_RETURN(placement.kv, ChooseKvType(kv_cache_dtype, device, placement.dtype));
+  C3PO_ASSIGN_OR_RETURN(placement.dtype, ChooseDtype(dtype, options.device, stored));
+  if (IsQuantized(options.weights)) C3PO_RETURN_IF_ERROR(ChooseFormat(options, placement));
+  if (placement.format == WeightFormat::kElements) {
+    C3PO_ASSIGN_OR_RETURN(placement.layout, ChooseLayout(options.arithmetic, options.device, placement.dtype));
+  }
+  C3PO_ASSIGN_OR_RETURN(placement.kv, ChooseKvType(options.kv_cache_dtype, placement));
   return placement;
 }
 
@@ -112,8 +153,10 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config, 
                                                      const WeightPlacement& placement, const LoadProgress& progress) {
   try {
     if (placement.device == kCpuDevice) {
-      cpu::CpuWeights packed = cpu::PackWeights(config, weights, placement.dtype, placement.layout, progress);
-      return std::make_unique<cpu::CpuBackend>(config, std::move(packed), aten::MakeRopeTable(config), placement.kv);
+      cpu::CpuWeights packed =
+          cpu::PackWeights(config, weights, placement.dtype, placement.layout, progress, placement.format);
+      return std::make_unique<cpu::CpuBackend>(config, std::move(packed), aten::MakeRopeTable(config), placement.kv,
+                                               placement.rounds_activations);
     }
     C3PO_ASSIGN_OR_RETURN(const cuda::CudaDevice device, OpenCuda());
     return std::make_unique<cuda::CudaBackend>(config, weights, placement.dtype, aten::MakeRopeTable(config), device,

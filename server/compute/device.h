@@ -25,16 +25,31 @@ struct WeightPlacement {
   std::string device = std::string(kCpuDevice);  // one of kDeviceNames
   ElementType dtype = ElementType::kFloat32;
   cpu::WeightLayout layout = cpu::WeightLayout::kPanels;  // on the CPU: see cpu::PackWeights
+  WeightFormat format = WeightFormat::kElements;          // likewise
+  bool rounds_activations = false;                        // of quantized weights: see cpu::CpuBackend
   ElementType kv = ElementType::kFloat32;  // of the cache's keys and values and of references'; on CUDA that of dtype
 
-  // Of products, as ModelShape tells it: "float32" or "bfloat16".
+  // Of products, as ModelShape tells it: "float32" or "bfloat16"; "int16" where quantized weights meet rounded
+  // activations.
   std::string arithmetic() const;
+  // How the large matrices are held, as ModelShape tells it: "int8", "int4", else the name of `dtype`.
+  std::string weights() const;
 };
 
-// The type of keys and values, the cache's and references': "float32"; "bfloat16"; "auto": float32 where the weights
-// are, else bfloat16. InvalidArgument: another name, or one that the device does not keep: CUDA's kernels read what
-// auto says, and nothing else.
-absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const std::string& device, ElementType weights);
+// What is asked of the placement of a model's weights: the settings --device, --dtype, --arithmetic,
+// --weights and --kv-cache-dtype.
+struct PlacementOptions {
+  std::string device = std::string(kCpuDevice);
+  std::string dtype = "auto";
+  std::string arithmetic = "auto";
+  std::string weights = "auto";
+  std::string kv_cache_dtype = "auto";
+};
+
+// The type of keys and values, the cache's and references', beside weights that are placed so: "float32"; "bfloat16";
+// "auto": float32 where all weights are, else bfloat16. InvalidArgument: another name, or one that the device does not
+// keep: CUDA's kernels read what auto says, and nothing else.
+absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const WeightPlacement& weights);
 
 // How the weights of `checkpoint` are kept, what they are multiplied in, and how keys and values are kept.
 //   device      one of kDeviceNames, which is opened
@@ -44,13 +59,16 @@ absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const std::str
 //   arithmetic  of products on the CPU: "float32"; "bfloat16", which rounds activations to bfloat16, and needs weights
 //               of it and a processor that multiplies them (server/compute/cpu/bfloat16_products.h); "auto": bfloat16
 //               where it can be. Another device computes in the weights' dtype.
+//   weights     how the large matrices are held (cpu::PackWeights): "int8" or "int4", quantized at load, on the CPU; or
+//               "float32" or "bfloat16", another word for that dtype; "auto": as `dtype` says. Where they are
+//               quantized, `dtype` is that of all else, and `arithmetic` "auto" rounds the activations of running
+//               sequences to 16-bit integers; "float32" does not, and "bfloat16" is refused.
 //   kv_cache_dtype  see ChooseKvType
-// InvalidArgument: another name, arithmetic of bfloat16 with weights of float32, or asked of another device, an
-// embedding that is not stored as weights are, and as ChooseKvType; NotFound: it is missing; FailedPrecondition: the
-// device is missing, or the processor cannot.
-absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const std::string& device,
-                                                const std::string& dtype, const std::string& arithmetic,
-                                                const std::string& kv_cache_dtype);
+// InvalidArgument: another name, bfloat16 with weights of float32 or quantized ones, or asked of another device,
+// quantized weights asked of another device, a dtype that contradicts `weights`, an embedding that is not stored as
+// weights are, and as ChooseKvType; NotFound: it is missing; FailedPrecondition: the device is missing, or the
+// processor cannot.
+absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const PlacementOptions& options);
 
 // What computes on that device, with weights that it packed for itself. ResourceExhausted: they find no room.
 // InvalidArgument: they are not those of `config`. FailedPrecondition: the device is missing.

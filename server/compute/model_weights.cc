@@ -24,12 +24,12 @@ void AppendParts(const PlannedTensor& planned, const TensorView& view, std::vect
   const HostMatrix all = HostMatrix::Of(view);
   const bool beside = planned.use.role == WeightRole::kExpertsDown;
   if (planned.shape.size() < 3 || (!beside && planned.stride == 0)) {
-    to.push_back({planned.use, all});
+    to.push_back({planned.use, all, planned.name});
     return;
   }
   const int64_t rows = planned.shape[1], columns = planned.shape[2];
   for (int64_t i = 0; i < planned.shape[0]; ++i) {
-    to.push_back({planned.use, all.Rows(i * rows, rows)});
+    to.push_back({planned.use, all.Rows(i * rows, rows), planned.name});
     (beside ? to.back().use.column : to.back().use.row) += i * (beside ? columns : planned.stride);
   }
 }
@@ -47,7 +47,8 @@ void PackTransposed(const StoredWeight& stored, absl::FunctionRef<void(const Sto
   StoredWeight whole{
       stored.use,
       {DType::kF32, from.columns, from.rows,
-       absl::MakeConstSpan(reinterpret_cast<const std::byte*>(turned.data()), turned.size() * sizeof(float))}};
+       absl::MakeConstSpan(reinterpret_cast<const std::byte*>(turned.data()), turned.size() * sizeof(float))},
+      stored.name};
   whole.use.transposed = false;
   pack(whole);
 }
@@ -64,7 +65,9 @@ std::vector<size_t> LayersByName(size_t layers) {
 using Filled = std::map<std::pair<WeightRole, int>, int64_t>;
 
 void AddFilled(const ModelConfig& config, const std::vector<StoredWeight>& parts, int layer, Filled& filled) {
-  for (const auto& [use, matrix] : parts) {
+  for (const StoredWeight& part : parts) {
+    const WeightUse& use = part.use;
+    const HostMatrix& matrix = part.matrix;
     const MatrixShape shape = ShapeOfRole(config, use.role, use.layer);
     const int64_t rows = use.transposed ? matrix.columns : matrix.rows;
     const int64_t columns = use.transposed ? matrix.rows : matrix.columns;

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -17,6 +18,7 @@ namespace c3po {
 struct StoredWeight {
   WeightUse use;
   HostMatrix matrix;
+  std::string name = {};  // of the tensor that it is or lies in; empty: it has none
 };
 
 // A model's weights on the host, as they are stored. Any backend packs its own from them. A value; copies share the

@@ -253,6 +253,7 @@ absl::Status CheckDevices(const ServerConfig& config) {
   C3PO_RETURN_IF_ERROR(CheckWord("dtype", config.dtype, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("arithmetic", config.arithmetic, {"auto", "float32", "bfloat16"}));
   C3PO_RETURN_IF_ERROR(CheckWord("kv-cache-dtype", config.kv_cache_dtype, {"auto", "float32", "bfloat16"}));
+  C3PO_RETURN_IF_ERROR(CheckWord("weights", config.weights, {"auto", "float32", "bfloat16", "int8", "int4"}));
   C3PO_RETURN_IF_ERROR(CheckWord("index-device", config.index_device, {"auto", "cpu", "cuda"}));
   if (config.index_memory_mb == 0) return absl::OkStatus();
   return CheckRange("index-memory-mb", config.index_memory_mb, 16, 1 << 20);

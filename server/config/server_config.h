@@ -29,6 +29,7 @@ struct ServerConfig {
   std::string dtype = "auto";                    // auto, float32, bfloat16
   std::string arithmetic = "auto";               // of products on the CPU: auto, float32, bfloat16
   std::string kv_cache_dtype = "auto";           // of keys and values, references' too: auto, float32, bfloat16
+  std::string weights = "auto";                  // how the large matrices are held: auto, float32, bfloat16, int8, int4
   // A sentence encoder, named as a model is, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
   std::string embedder_revision;  // Of an --embedder ORG/NAME; empty: main.

@@ -140,6 +140,26 @@ int64_t KvBytes(const ModelCard& card, int64_t element_bytes) {
   return SaturatingTimes(card.kv_elements, kPositions * element_bytes);
 }
 
+// What is quantized, at how many bits a weight; the rest is held in bfloat16. A tied embedding is the LM head too.
+// Experts whose width is no multiple of 32 take some more.
+struct QuantizedType {
+  const char* name;
+  double bits;
+};
+constexpr double kHeadBits = 8.5;
+constexpr QuantizedType kQuantizedTypes[] = {{"int8", 8.5}, {"int4", 4.5}};
+
+int64_t QuantizedBytes(const ModelCard& card, const QuantizedType& type) {
+  const ParameterCounts& counts = card.parameters;
+  const bool tied = card.config->tied_embeddings;
+  const auto share = [](int64_t count, double bits) { return static_cast<double>(count) * bits / 8; };
+  const double bytes = share(counts.routed_experts, type.bits) + share(counts.shared_experts, type.bits) +
+                       share(counts.dense_layers, type.bits) + share(counts.attention, type.bits) +
+                       share(counts.embedding, tied ? kHeadBits : 16) + share(counts.head, kHeadBits) +
+                       share(counts.routers_and_norms, 16);
+  return bytes < 9e18 ? static_cast<int64_t>(bytes) : INT64_MAX;
+}
+
 void AddLine(absl::string_view name, absl::string_view value, std::string& text) {
   absl::StrAppendFormat(&text, "%-15s %s\n", name, value);
 }
@@ -178,6 +198,10 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
             absl::StrCat("weights ", Bytes(WeightBytes(card, type)), ", KV cache ", Bytes(KvBytes(card, type.bytes)),
                          " per 1,000 positions"),
             text);
+  }
+  for (const QuantizedType& type : kQuantizedTypes) {
+    AddLine(absl::StrCat("in ", type.name),
+            absl::StrCat("weights ", Bytes(QuantizedBytes(card, type)), " on the CPU, by --weights ", type.name), text);
   }
   AddLine("", "on the CPU --kv-cache-dtype keeps the KV cache in either, whatever the weights", text);
 }
@@ -264,6 +288,9 @@ std::string CardJson(const ModelCard& card) {
     for (const HeldType& type : kHeldTypes) {
       json["memory_bytes"][type.name] = {{"weights", WeightBytes(card, type)},
                                          {"kv_per_1000_positions", KvBytes(card, type.bytes)}};
+    }
+    for (const QuantizedType& type : kQuantizedTypes) {
+      json["memory_bytes"][type.name] = {{"weights", QuantizedBytes(card, type)}};
     }
   }
   // A folder's name need not be UTF-8.

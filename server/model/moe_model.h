@@ -19,6 +19,7 @@ struct MoeModelOptions {
   std::string dtype = "auto";                // auto, float32, bfloat16
   std::string arithmetic = "float32";        // of products on the CPU: auto, float32, bfloat16
   std::string kv_cache_dtype = "auto";       // of keys and values: auto, float32, bfloat16
+  std::string weights = "auto";              // how the large matrices are held: auto, float32, bfloat16, int8, int4
   int64_t neighbor_cache_bytes = 256 << 20;  // Fixed states of references; the least recently used are dropped first.
   std::function<void(int done, int total)> progress;  // Per layer loaded; may be null.
 };

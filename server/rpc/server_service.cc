@@ -39,6 +39,7 @@ void ServerService::Fill(const CollectionAccess& collections, v1::GetServerInfoR
   model->set_dtype(shape.dtype);
   model->set_arithmetic(shape.arithmetic);
   model->set_kv_cache_dtype(shape.kv_cache_dtype);
+  model->set_weights(shape.weights);
   model->set_device(shape.device);
   model->set_layers(static_cast<uint32_t>(shape.layers));
   model->set_moe_layers(static_cast<uint32_t>(shape.moe_layers));

@@ -3,10 +3,11 @@
 
     full_size.py olmoe-1b-7b|deepseek-moe-16b [--layers N] [--folder DIR] [--tokenizer FILE] [--bin DIR] [--keep]
                                            [--device cpu|cuda] [--arithmetic auto|float32|bfloat16]
+                                           [--weights auto|float32|bfloat16|int8|int4]
 
 Writes bfloat16 shards (14 GB and 33 GB; --layers keeps the first N layers where the disk or the memory is too small), reads them once to
 know the disk's speed, starts c3pod on them, generates with and without C3PO, and prints load time against that speed and peak memory
-against the weights' bytes. The weights are random, the answers nonsense. The folder is removed unless --keep. Needs the Python of
+against the bytes of the weights as they are held. The weights are random, the answers nonsense. The folder is removed unless --keep. Needs the Python of
 deploy/install_deps.sh with numpy (that of the goldens has it).
 """
 
@@ -152,7 +153,7 @@ def run_server(arguments, folder):
         server = subprocess.Popen(
             [arguments.bin / "c3pod", "--model", folder, "--embedder", "model", "--store", folder / "store.db", "--listen", "127.0.0.1:0",
              "--metrics-port", "-1", "--kv-cache-tokens", str(KV_CACHE_TOKENS), "--neighbor-cache-mb", "64", "--device", arguments.device,
-             "--arithmetic", arguments.arithmetic], stderr=log)
+             "--arithmetic", arguments.arithmetic, "--weights", arguments.weights], stderr=log)
     try:
         address = None
         while address is None:
@@ -161,6 +162,8 @@ def run_server(arguments, folder):
             time.sleep(0.05)
             for line in log_path.read_text().splitlines():
                 event = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
+                if event.get("event") == "model_loaded":
+                    figures["held_gb"] = event["weight_bytes"] / 1e9
                 if event.get("event") == "serving":
                     address = event["address"]
         figures["load_seconds"] = time.monotonic() - start
@@ -202,6 +205,7 @@ def main():
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--arithmetic", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "int8", "int4"))
     arguments = parser.parse_args()
     config = dict(CONFIGS[arguments.model])
     config["num_hidden_layers"] = arguments.layers or config["num_hidden_layers"]
@@ -218,7 +222,7 @@ def main():
         kv_gb = 2 * 2 * config["num_hidden_layers"] * kv_heads * head * KV_CACHE_TOKENS / 1e9
         figures |= {"model": arguments.model, "layers": config["num_hidden_layers"], "weights_gb": weights_gb, "kv_cache_gb": kv_gb,
                     "disk_read_seconds": disk_seconds, "disk_gb_per_second": weights_gb / disk_seconds,
-                    "peak_over_weights_and_kv": figures["peak_gb"] / (weights_gb + kv_gb)}
+                    "peak_over_weights_and_kv": figures["peak_gb"] / (figures["held_gb"] + kv_gb)}
         print(json.dumps(figures, indent=1))
         return figures["exit_code"]
     finally:

@@ -1,7 +1,8 @@
 // Products of activations with a weight matrix: ours against libtorch's, alternating, on the shapes of the default
 // model and of the benchmark model.
 //   c3po_bench_products [milliseconds=100] [float32|bfloat16|pairs] [shape]      time per shape and way; one shape
-//   only, or "experts": all of a model's experts, without libtorch
+//   only, or "experts": all of a model's experts, without libtorch; or "quantized": weights of 8 and 4 bits beside
+//   those of bfloat16, without libtorch
 // Ours reads the weights as the server keeps them, in panels, or with "pairs" in panels of pairs, which the processor's
 // bfloat16 unit multiplies where it has one; libtorch's are float32 always, as its product of bfloat16
 // is another one. Prints weight bytes per second (what decode is bound by), operations per second (what prefill is
@@ -15,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -23,6 +25,7 @@
 #include "server/compute/cpu/panels.h"
 #include "server/compute/cpu/thread_pool.h"
 #include "tests/bench/timing.h"
+#include "tests/server/compute/cpu/quantized_matrix.h"
 
 namespace c3po {
 namespace {
@@ -97,9 +100,65 @@ void MeasureExperts(bool bfloat16, cpu::WeightLayout layout, double budget) {
   }
 }
 
+// Dot products of few rows, in bfloat16 and with weights of 8 and 4 bits, in turn: each weight is out of cache when its
+// turn comes.
+void MeasureQuantized(double budget) {
+  const bool unit = cpu::FastestBfloat16Unit() != cpu::Bfloat16Unit::kNone;
+  const cpu::WeightLayout of_bfloat16 = unit ? cpu::WeightLayout::kPairs : cpu::WeightLayout::kPanels;
+  for (const Shape& shape : {Shape{"expert", 2048, 2048}, Shape{"lm_head", 50304, 2048}}) {
+    const auto copies = std::max<int64_t>(1, (128 << 20) / (shape.n * shape.k));
+    std::vector<at::Tensor> halves;
+    std::vector<std::unique_ptr<cpu::QuantizedMatrix>> bytes, nibbles;
+    for (int64_t i = 0; i < copies; ++i) {
+      const at::Tensor w = at::randn({shape.n, shape.k}, at::kFloat);
+      const float* const values = w.const_data_ptr<float>();
+      const std::vector<float> all(values, values + w.numel());
+      bytes.push_back(std::make_unique<cpu::QuantizedMatrix>(all, shape.n, shape.k, cpu::WeightLayout::kInt8));
+      nibbles.push_back(std::make_unique<cpu::QuantizedMatrix>(all, shape.n, shape.k, cpu::WeightLayout::kInt4));
+      for (cpu::QuantizedMatrix* const matrix : {bytes.back().get(), nibbles.back().get()}) {
+        matrix->view.rounds_activations = true;
+        matrix->values = {};
+      }
+      halves.push_back(w.to(at::kBFloat16));
+      cpu::PackPanels(halves.back().mutable_data_ptr(), of_bfloat16, true, shape.n, shape.k);
+    }
+    size_t next = 0;
+    for (const int64_t rows : {1, 2, 4, 8, 32}) {
+      const at::Tensor x = at::randn({rows, shape.k}, at::kFloat), y = at::empty({rows, shape.n}, at::kFloat);
+      const auto seconds = [&](const cpu::WeightView& w) {
+        return Seconds([&] {
+          cpu::MultiplyTransposed({{{x.const_data_ptr<float>(), shape.k, rows, nullptr},
+                                    w,
+                                    {y.mutable_data_ptr<float>(), shape.n, nullptr}}});
+        });
+      };
+      std::vector<double> two, one, half, one_ratio, half_ratio;
+      for (double spent = 0; spent < 3 * budget; spent += two.back() + one.back() + half.back(), ++next) {
+        const size_t i = next % halves.size();
+        two.push_back(seconds({halves[i].const_data_ptr(), true, shape.n, shape.k, of_bfloat16}));
+        one.push_back(seconds(bytes[i]->view));
+        half.push_back(seconds(nibbles[i]->view));
+        one_ratio.push_back(two.back() / one.back());
+        half_ratio.push_back(two.back() / half.back());
+      }
+      const auto rate = [&](const std::vector<double>& times, double bits) {
+        return static_cast<double>(shape.n * shape.k) * bits / 8 / Median(times) * 1e-9;
+      };
+      std::printf(
+          "dot    %-10s %6lld x %-5lld rows %4lld  bfloat16 %9.1f us %5.1f GB/s  int8 %9.1f us %5.1f GB/s ratio %.2f  "
+          "int4 %9.1f us %5.1f GB/s ratio %.2f\n",
+          shape.name, static_cast<long long>(shape.n), static_cast<long long>(shape.k), static_cast<long long>(rows),
+          Median(two) * 1e6, rate(two, 16), Median(one) * 1e6, rate(one, 8.5), Median(one_ratio), Median(half) * 1e6,
+          rate(half, 4.5), Median(half_ratio));
+      std::fflush(stdout);
+    }
+  }
+}
+
 int Main(int argc, char** argv) {
   const double budget = (argc > 1 ? std::max(1, std::atoi(argv[1])) : 100) * 1e-3;
   const std::string_view stored_as = argc > 2 ? argv[2] : "float32";
+  if (stored_as == "quantized") return MeasureQuantized(budget), 0;
   const bool pairs = stored_as == "pairs", bfloat16 = pairs || stored_as == "bfloat16";
   const cpu::WeightLayout layout = pairs ? cpu::WeightLayout::kPairs : cpu::WeightLayout::kPanels;
   const std::string_view only = argc > 3 ? argv[3] : "";

@@ -264,6 +264,9 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--dtype", flags.model.dtype, "of the weights")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
       ->capture_default_str();
+  app.add_option("--weights", flags.model.weights, "how the large matrices are held")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "int8", "int4"}))
+      ->capture_default_str();
   app.add_option("--arithmetic", flags.model.arithmetic, "of products on the CPU")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
       ->capture_default_str();

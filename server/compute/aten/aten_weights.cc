@@ -118,7 +118,8 @@ MoeWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, a
   packed.layers.resize(static_cast<size_t>(config.layers));
   const at::ScalarType vector_dtype = device.is_cpu() ? at::kFloat : dtype;
   PackEach(config, weights, progress, [&](const StoredWeight& stored) {
-    const auto& [use, matrix] = stored;
+    const WeightUse& use = stored.use;
+    const HostMatrix& matrix = stored.matrix;
     at::Tensor& whole = Of(packed, use);
     const bool is_vector = IsVector(use.role);
     if (!whole.defined()) {

@@ -117,7 +117,7 @@ void CpuBackend::AddOutput(const LayerViews& views, const float* x, const float*
 }
 
 void CpuBackend::Attention(int l, Matrix hidden) {
-  const LayerViews& views = layer(l);
+  const LayerViews& views = step_layer(l);
   const int64_t rows = hidden.rows, d = config_.hidden_size;
   Check(keys_ != nullptr, "no cache was allocated");
   Check(static_cast<int64_t>(cos_.size()) == rows * rope_.half, "other rows were placed");

@@ -24,7 +24,7 @@ struct CpuRowSum final : public RowSum {
 
 }  // namespace
 
-CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope, ElementType kv)
+CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope, ElementType kv, bool rounds_activations)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       rope_(std::move(rope)),
@@ -32,7 +32,13 @@ CpuBackend::CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope, E
             /*batch_invariant=*/true,
             /*pads=*/false,
             /*holds_logits=*/false,
-            /*host_memory=*/true,     weights_.type, weights_.bytes, SelectableExperts(config_), kv} {
+            /*host_memory=*/true,     weights_.type, weights_.bytes, SelectableExperts(config_), kv, weights_.format},
+      step_layers_(weights_.layers),
+      step_head_(weights_.lm_head) {
+  if (rounds_activations) {
+    for (LayerViews& views : step_layers_) views = WithRoundedActivations(views);
+    step_head_ = WithRoundedActivations(step_head_);
+  }
   LimitReferenceStates(0);
 }
 
@@ -135,7 +141,7 @@ void CpuBackend::Logits(const Matrix& hidden, Matrix logits) {
   for (int64_t i = 0; i < count; ++i) std::copy_n(FloatsOf(hidden) + rows[i] * hidden.stride, d, picked + i * d);
   float* const normed = arena_.Floats(count * d);
   Norm(picked, weights_.final_norm, count, normed);
-  const DotProduct product{{normed, d, count, nullptr}, weights_.lm_head, {FloatsOf(logits), logits.stride, nullptr}};
+  const DotProduct product{{normed, d, count, nullptr}, step_head_, {FloatsOf(logits), logits.stride, nullptr}};
   MultiplyTransposed({&product, 1});
   if (config_.logits_divisor == 1) return;
   const auto divisor = static_cast<float>(config_.logits_divisor);

@@ -28,8 +28,11 @@ inline float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
 class CpuBackend final : public Backend {
  public:
   // `weights`, of this configuration, are shared, not copied. Keys and values, of the cache and of references, are kept
-  // in `kv`.
-  CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope, ElementType kv = ElementType::kFloat32);
+  // in `kv`. `rounds_activations`: steps of running sequences round them to 16-bit integers where weights are quantized
+  // (quantized_products.h). What is optimized never does: references' states, objectives and their gradients are those
+  // of the widened weights, in float32.
+  CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope, ElementType kv = ElementType::kFloat32,
+             bool rounds_activations = false);
 
   const BackendInfo& info() const override { return info_; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> NewQueue() const override;
@@ -99,6 +102,8 @@ class CpuBackend final : public Backend {
   struct RememberedTape;
 
   const LayerViews& layer(int l) const { return weights_.layers[static_cast<size_t>(l)]; }
+  // As steps of running sequences multiply with it.
+  const LayerViews& step_layer(int l) const { return step_layers_[static_cast<size_t>(l)]; }
   HeadShape heads() const;
   // Of the keys and values of a position.
   int64_t position_bytes() const {
@@ -126,6 +131,8 @@ class CpuBackend final : public Backend {
   const CpuWeights weights_;
   const RopeTable rope_;
   const BackendInfo info_;
+  std::vector<LayerViews> step_layers_;
+  WeightView step_head_;
   Arena arena_;
 
   std::shared_ptr<void> keys_, values_;  // [layers, kv_heads, slots, head_dim] of info_.kv, likewise of value_dim

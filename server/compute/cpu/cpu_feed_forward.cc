@@ -71,7 +71,7 @@ void CpuBackend::FeedForward(int l, Matrix hidden, Matrix probabilities) {
   }
   const Arena::Scope scope(arena_);
   const FeedForwardRows result =
-      RunFeedForward(layer(l), routing_, FloatsOf(hidden), hidden.rows, arena_, FloatsOf(hidden), step_.counts);
+      RunFeedForward(step_layer(l), routing_, FloatsOf(hidden), hidden.rows, arena_, FloatsOf(hidden), step_.counts);
   if (probabilities.empty()) return;
   const int64_t experts = config_.experts;
   for (int64_t r = 0; r < hidden.rows; ++r) {

@@ -3,10 +3,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 #include <map>
 #include <new>
+#include <stdexcept>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/compute/cpu/thread_pool.h"
 #include "server/weights/stored_elements.h"
 
@@ -37,24 +41,66 @@ struct Filling {
   MatrixShape shape;
   int64_t missing = 0;  // entries
   WeightLayout layout = WeightLayout::kRows;
+  QuantizedCut cut;  // of kInt8 and kInt4
+};
+
+// Quantizes rows of a stored weight, 16 at a time, into a role's matrix.
+class RowQuantizer {
+ public:
+  RowQuantizer(const ModelConfig& config, const StoredWeight& stored, const Filling& whole)
+      : config_(config), stored_(stored), whole_(whole) {}
+
+  // Rows [begin, end), 16 at most. False where a weight cannot be held.
+  bool Run(int64_t begin, int64_t end) {
+    const HostMatrix& from = stored_.matrix;
+    const int64_t columns = from.columns, first_group = whole_.cut.GroupOf(stored_.use.column);
+    rows_.resize(static_cast<size_t>(kPanelRows * columns));
+    for (int64_t r = begin; r < end; ++r) {
+      ToFloat32(from.type, from.bytes.data() + r * from.row_bytes(), columns, rows_.data() + (r - begin) * columns);
+    }
+    const int64_t groups = whole_.cut.GroupOf(stored_.use.column + columns - 1) + 1 - first_group;
+    QuantizedGroups quantized;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t column = whole_.cut.GroupColumn(first_group + g) - stored_.use.column;
+      const int64_t count = whole_.cut.ColumnsOf(first_group + g);
+      float group[kGroupColumns * kPanelRows] = {};
+      for (int64_t r = 0; r < end - begin; ++r) {
+        for (int64_t k = 0; k < count; ++k) group[k * kPanelRows + r] = rows_[r * columns + column + k];
+      }
+      if (!QuantizeGroups(whole_.layout, group, quantized)) return false;
+      for (int64_t r = begin; r < end; ++r) Store(quantized, r - begin, stored_.use.RowOf(r, config_), first_group + g);
+    }
+    return true;
+  }
+
+ private:
+  void Store(const QuantizedGroups& groups, int64_t i, int64_t row, int64_t group) const {
+    const QuantizedCut& cut = whole_.cut;
+    const int64_t panel = cut.PanelOf(row);
+    char* const at = static_cast<char*>(whole_.data.get()) + panel * PanelBytes(whole_.layout, cut.panel_groups);
+    StoreGroup(whole_.layout, groups, i, at, row - cut.PanelRow(panel), group, cut.panel_groups);
+  }
+
+  const ModelConfig& config_;
+  const StoredWeight& stored_;
+  const Filling& whole_;
+  std::vector<float> rows_;  // [16, columns]
 };
 
 class Packer {
  public:
-  Packer(const ModelConfig& config, ElementType type, WeightLayout layout)
-      : config_(config), type_(type), layout_(layout) {}
+  Packer(const ModelConfig& config, ElementType type, WeightLayout layout, WeightFormat format)
+      : config_(config), type_(type), layout_(layout), format_(format) {}
 
   void Add(const StoredWeight& stored) {
     const WeightUse& use = stored.use;
     const HostMatrix& matrix = stored.matrix;
     if (IsVector(use.role)) return AddVector(use, matrix);
     Filling& whole = matrices_[{use.role, use.layer}];
+    if (whole.data == nullptr) Begin(use, whole);
+    whole.missing -= matrix.rows * matrix.columns;
+    if (whole.layout != WeightLayout::kRows) return AddQuantized(stored, whole);
     const int64_t element = BytesOf(type_);
-    if (whole.data == nullptr) {
-      whole.shape = ShapeOfRole(config_, use.role, use.layer);
-      whole.missing = whole.shape.rows * whole.shape.columns;
-      whole.data = Take(AllocateMatrix(whole.missing * element), whole.missing * element);
-    }
     ParallelFor(matrix.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, matrix.columns)),
                 [&](int64_t begin, int64_t end) {
                   for (int64_t r = begin; r < end; ++r) {
@@ -62,13 +108,13 @@ class Packer {
                     CopyElements(matrix, r, static_cast<char*>(whole.data.get()) + at * element);
                   }
                 });
-    whole.missing -= matrix.rows * matrix.columns;
     if (whole.missing == 0) Arrange(use, whole);
   }
 
   CpuWeights Finish() {
     CpuWeights packed;
     packed.type = type_;
+    packed.format = format_;
     packed.embedding = View(WeightRole::kEmbedding, 0);
     packed.final_norm = Vector(WeightRole::kFinalNorm, 0);
     packed.lm_head = config_.tied_embeddings ? packed.embedding : View(WeightRole::kHead, 0);
@@ -86,6 +132,62 @@ class Packer {
     bytes_ += bytes;
     memory_.push_back(memory);
     return memory;
+  }
+
+  // Memory for a role's matrix, quantized or row by row.
+  void Begin(const WeightUse& use, Filling& whole) {
+    whole.shape = ShapeOfRole(config_, use.role, use.layer);
+    whole.missing = whole.shape.rows * whole.shape.columns;
+    whole.layout = QuantizedLayoutOf(use.role);
+    int64_t bytes = whole.missing * BytesOf(type_);
+    if (whole.layout != WeightLayout::kRows) {
+      const int64_t f = config_.intermediate_size;
+      whole.cut = QuantizedCut::Of(whole.shape.rows, whole.shape.columns,
+                                   use.role == WeightRole::kExpertsGateUp ? 2 * f : whole.shape.rows,
+                                   use.role == WeightRole::kExpertsDown ? f : whole.shape.columns);
+      bytes = whole.cut.Panels(whole.shape.rows) * PanelBytes(whole.layout, whole.cut.panel_groups);
+    }
+    whole.data = Take(AllocateMatrix(bytes), bytes);
+    // Rows and columns that only fill up panels and groups are 0: no weight is stored there.
+    if (whole.layout != WeightLayout::kRows) ClearPadding(whole, bytes);
+  }
+
+  // A level of 0 with a scale of 0.
+  void ClearPadding(const Filling& whole, int64_t bytes) const {
+    if (!whole.cut.whole_panels()) std::memset(whole.data.get(), 0, static_cast<size_t>(bytes));
+  }
+
+  // kRows: not quantized.
+  WeightLayout QuantizedLayoutOf(WeightRole role) const {
+    if (format_ == WeightFormat::kElements) return WeightLayout::kRows;
+    switch (role) {
+      case WeightRole::kEmbedding:
+        return config_.tied_embeddings ? WeightLayout::kInt8 : WeightLayout::kRows;
+      case WeightRole::kHead:
+        return WeightLayout::kInt8;
+      case WeightRole::kRouter:
+      case WeightRole::kSharedGate:
+        return WeightLayout::kRows;
+      default:
+        return format_ == WeightFormat::kInt8 ? WeightLayout::kInt8 : WeightLayout::kInt4;
+    }
+  }
+
+  void AddQuantized(const StoredWeight& stored, const Filling& whole) const {
+    std::atomic<bool> finite{true};
+    const int64_t rows = stored.matrix.rows;
+    ParallelFor((rows + kPanelRows - 1) / kPanelRows,
+                std::max<int64_t>(1, kGrain / (kPanelRows * std::max<int64_t>(1, stored.matrix.columns))),
+                [&](int64_t begin, int64_t end) {
+                  RowQuantizer quantizer(config_, stored, whole);
+                  for (int64_t i = begin; i < end; ++i) {
+                    if (!quantizer.Run(i * kPanelRows, std::min(rows, (i + 1) * kPanelRows))) finite = false;
+                  }
+                });
+    if (finite) return;
+    throw std::invalid_argument(absl::StrCat(stored.name.empty() ? "a tensor" : stored.name,
+                                             " has a weight that is not finite or too large, which ",
+                                             whole.layout == WeightLayout::kInt8 ? "int8" : "int4", " cannot hold"));
   }
 
   void CopyElements(const HostMatrix& from, int64_t row, void* to) const {
@@ -157,7 +259,11 @@ class Packer {
     const auto found = matrices_.find(Key{role, layer});
     if (found == matrices_.end()) return {};
     const Filling& whole = found->second;
-    return {whole.data.get(), type_ == ElementType::kBfloat16, whole.shape.rows, whole.shape.columns, whole.layout};
+    WeightView view{whole.data.get(), type_ == ElementType::kBfloat16, whole.shape.rows, whole.shape.columns,
+                    whole.layout};
+    view.cut = whole.cut;
+    if (view.quantized()) view.bfloat16 = false;
+    return view;
   }
   const float* Vector(WeightRole role, int layer) const {
     const auto found = vectors_.find(Key{role, layer});
@@ -193,6 +299,7 @@ class Packer {
   const ModelConfig& config_;
   const ElementType type_;
   const WeightLayout layout_;
+  const WeightFormat format_;
   std::map<Key, Filling> matrices_;
   std::map<Key, std::shared_ptr<void>> vectors_;  // float32
   std::vector<std::shared_ptr<void>> memory_;
@@ -202,10 +309,25 @@ class Packer {
 }  // namespace
 
 CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightLayout layout,
-                       const LoadProgress& progress) {
-  Packer packer(config, type, layout);
+                       const LoadProgress& progress, WeightFormat format) {
+  Packer packer(config, type, layout, format);
   PackEach(config, weights, progress, [&](const StoredWeight& stored) { packer.Add(stored); });
   return packer.Finish();
+}
+
+WeightView WithRoundedActivations(WeightView view) {
+  view.rounds_activations = view.quantized();
+  return view;
+}
+
+LayerViews WithRoundedActivations(const LayerViews& views) {
+  LayerViews rounded = views;
+  for (WeightView* const view :
+       {&rounded.qkv, &rounded.output, &rounded.query_expand, &rounded.kv_expand, &rounded.experts.gate_up,
+        &rounded.experts.down, &rounded.shared.gate_up, &rounded.shared.down}) {
+    *view = WithRoundedActivations(*view);
+  }
+  return rounded;
 }
 
 }  // namespace c3po::cpu

@@ -19,8 +19,9 @@ struct CpuWeights {
   const float* final_norm = nullptr;
   WeightView lm_head;  // [V, d]; the embedding itself when tied
   std::vector<LayerViews> layers;
-  ElementType type = ElementType::kFloat32;  // of matrices; norms and biases are float32
-  int64_t bytes = 0;                         // that all take
+  ElementType type = ElementType::kFloat32;  // of matrices that are not quantized; norms and biases are float32
+  WeightFormat format = WeightFormat::kElements;
+  int64_t bytes = 0;  // that all take
   std::vector<std::shared_ptr<void>> memory;
 };
 
@@ -32,9 +33,19 @@ struct CpuWeights {
 // bias of queries, keys and values is not. A matrix is rearranged where it lies once it is whole, so no second copy is
 // held.
 //
-// On ThreadPool::Shared(). Errors are those of PackEach; std::bad_alloc.
+// `format`: how projections, experts, shared experts, dense layers' networks and the LM head are held. kInt8 or kInt4:
+// quantized (quantized_panels.h), from the stored weights, each tensor as it comes; the LM head in 8 bits in either,
+// and so is an embedding that is the LM head too, in both uses. All else is `type`: routers, gates of shared experts,
+// an embedding of its own, norms, biases.
+//
+// On ThreadPool::Shared(). Errors are those of PackEach; std::bad_alloc; std::invalid_argument: a weight to be
+// quantized is not finite, or 2^120 or more, told by its tensor's name.
 CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightLayout layout,
-                       const LoadProgress& progress = nullptr);
+                       const LoadProgress& progress = nullptr, WeightFormat format = WeightFormat::kElements);
+
+// The same views, whose products round activations (WeightView::rounds_activations) where weights are quantized.
+LayerViews WithRoundedActivations(const LayerViews& views);
+WeightView WithRoundedActivations(WeightView view);
 
 }  // namespace c3po::cpu
 

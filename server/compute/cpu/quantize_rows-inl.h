@@ -1,7 +1,8 @@
-// The search for scales, for some rows side by side in the compiler's own vectors. Included once for each width of
-// vectors, inside the attributes of an instruction set that has it: C3PO_QUANTIZE_LANES rows, in the namespace
-// C3PO_QUANTIZE_NAMESPACE. No function here may be shared between instruction sets. Each lane is a row by itself, and
-// without fused multiply-adds, so that all widths give the same bits.
+// The search for scales, for some rows side by side in the compiler's own vectors; and activations rounded with them.
+// Included once for each width of vectors, inside the attributes of an instruction set that has it: of
+// C3PO_QUANTIZE_LANES lanes, in the namespace C3PO_QUANTIZE_NAMESPACE. No function here may be shared between
+// instruction sets. Each lane is a row, or a column, by itself, without fused multiply-adds, so that all widths give
+// the same bits.
 
 #include <array>
 #include <cstring>
@@ -145,6 +146,49 @@ bool QuantizeSixteen(WeightLayout layout, const float* w, float* scales, int32_t
     std::memcpy(scales + r, &stored, sizeof(stored));
   }
   return true;
+}
+
+// 32 activations as 16-bit integers: see RoundRow.
+inline void RoundGroup(const float* x, int16_t* q, float* scale, int32_t* sum) {
+  constexpr size_t kParts = kColumns / kLanes;
+  typedef int16_t Halves __attribute__((vector_size(2 * C3PO_QUANTIZE_LANES)));
+  std::array<Lanes, kParts> own;
+  Ints most = {};  // Magnitudes compare as the integers that their bits are.
+  for (size_t i = 0; i < kParts; ++i) {
+    std::memcpy(&own[i], x + i * kLanes, sizeof(Lanes));
+    const Ints magnitude = BitsAs<Ints>(own[i]) & 0x7FFFFFFF;
+    most = magnitude > most ? magnitude : most;
+  }
+  int32_t bits = 0;
+  for (size_t r = 0; r < kLanes; ++r) bits = most[r] > bits ? most[r] : bits;
+  const auto largest = BitsAs<float>(bits);
+  const bool finite = bits < 0x7F800000, some = finite && largest >= kSmallest;
+  *scale = some ? largest / 32767 : finite ? 0 : BitsAs<float>(0x7FC00000);
+  *sum = 0;
+  if (!some) return std::memset(q, 0, kColumns * sizeof(int16_t)), void();
+  const float inverse = 32767 / largest;
+  Ints total = {};
+  for (size_t i = 0; i < kParts; ++i) {
+    const Ints level = BitsAs<Ints>(own[i] * All(inverse) + All(kMagic)) - BitsAs<Ints>(All(kMagic));
+    const Halves halves = __builtin_convertvector(level, Halves);
+    std::memcpy(q + i * kLanes, &halves, sizeof(halves));
+    total += level;
+  }
+  for (size_t r = 0; r < kLanes; ++r) *sum += total[r];
+}
+
+void RoundGroups(const float* x, const QuantizedCut& cut, int64_t columns, int16_t* q, float* scales, int32_t* sums) {
+  const int64_t groups = cut.Groups(columns);
+  for (int64_t g = 0; g < groups; ++g) {
+    const float* from = x + cut.GroupColumn(g);
+    float part[kColumns] = {};
+    const int64_t count = cut.ColumnsOf(g);
+    if (count < kGroupColumns) {
+      std::memcpy(part, from, static_cast<size_t>(count) * sizeof(float));
+      from = part;
+    }
+    RoundGroup(from, q + g * kGroupColumns, scales + g, sums + g);
+  }
 }
 
 }  // namespace

@@ -35,8 +35,6 @@ namespace c3po::cpu {
 namespace {
 
 constexpr size_t kRows = kPanelRows, kColumns = kGroupColumns;
-constexpr float kSmallest = 0x1p-100f;  // Below it a group of activations is 0.
-constexpr float kMagic = 0x1.8p23f;     // Added to a number below 2^22 it rounds this to an integer, ties to even.
 
 float OfBits(uint32_t bits) {
   float value;
@@ -149,29 +147,12 @@ void WidenGroup(WeightLayout layout, const void* panel, int64_t place, int64_t g
 }
 
 void RoundRow(const float* x, const QuantizedCut& cut, int64_t columns, int16_t* q, float* scales, int32_t* sums) {
-  const int64_t groups = cut.Groups(columns);
-  for (int64_t g = 0; g < groups; ++g, q += kColumns) {
-    std::array<float, kColumns> own = {};
-    const int64_t count = cut.ColumnsOf(g);
-    std::memcpy(own.data(), x + cut.GroupColumn(g), static_cast<size_t>(count) * sizeof(float));
-    int32_t most = 0;  // Magnitudes compare as the integers that their bits are.
-    for (size_t k = 0; k < kColumns; ++k) {
-      const auto magnitude = static_cast<int32_t>(BitsOf(own[k]) & 0x7FFFFFFF);
-      most = most > magnitude ? most : magnitude;
-    }
-    const float largest = OfBits(static_cast<uint32_t>(most));
-    const bool finite = most < 0x7F800000, some = finite && largest >= kSmallest;
-    const float inverse = some ? 32767 / largest : 0;
-    scales[g] = some ? largest / 32767 : finite ? 0 : OfBits(0x7FC00000);
-    int32_t sum = 0;
-    for (size_t k = 0; k < kColumns; ++k) {
-      // The integer is the lower half of the bits of what Nearest rounds.
-      const auto level = static_cast<int16_t>(BitsOf((some ? own[k] : 0) * inverse + kMagic));
-      q[k] = level;
-      sum += level;
-    }
-    sums[g] = sum;
-  }
+#if defined(__x86_64__)
+  static const int widest = WidestLanes();
+  if (widest == 16) return sixteen_rows::RoundGroups(x, cut, columns, q, scales, sums);
+  if (widest == 8) return eight_rows::RoundGroups(x, cut, columns, q, scales, sums);
+#endif
+  four_rows::RoundGroups(x, cut, columns, q, scales, sums);
 }
 
 }  // namespace c3po::cpu

@@ -37,7 +37,7 @@ struct QuantizedPanelsAt {
   int64_t scales, quants;  // offsets of the first group's in a panel
 };
 
-constexpr int64_t kAheadBytes = 4096;  // Memory is asked for what is read so much later.
+constexpr int64_t kAheadBytes = 4096, kAheadScales = 512;  // Memory is asked for what is read so much later.
 
 // Adds the products of pair S of each word at `words` with the same columns of M rows, at q. Calls itself for the pairs
 // that are left of kPairs.
@@ -81,7 +81,13 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
   }
   const char* scales = panel + at.scales;
   const char* quants = panel + at.quants;
+  // Behind the end of these panels, memory is asked for the beginning of the next ones.
+  const int64_t late = std::max<int64_t>(0, x.groups - kAheadBytes / QuantBytes(kLayout));
+  int64_t ahead = kAheadBytes;
   for (int64_t g = 0; g < x.groups; ++g, scales += kScaleBytes, quants += QuantBytes(kLayout)) {
+    if (g == late) ahead += P * at.stride - x.groups * QuantBytes(kLayout);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) hwy::Prefetch(scales + p * at.stride + kAheadScales);
     typename Unit::Ints own[M][P][kParts];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
@@ -97,7 +103,7 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
 #pragma GCC unroll 1
     for (int w = 0; w < kWords; ++w) {
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) hwy::Prefetch(quants + p * at.stride + w * 4 * kPanelRows + kAheadBytes);
+      for (int p = 0; p < P; ++p) hwy::Prefetch(quants + p * at.stride + w * 4 * kPanelRows + ahead);
       AddPairs<Unit, kLayout, kPairs, 0, M, P>(quants + w * 4 * kPanelRows, at.stride, q, w * kPairs * 2, own);
     }
 #pragma GCC unroll 8

@@ -91,7 +91,8 @@ class Packer {
   }
 
   void CopyPlain(const StoredWeight& stored, Filling& whole) const {
-    const auto& [use, matrix] = stored;
+    const WeightUse& use = stored.use;
+    const HostMatrix& matrix = stored.matrix;
     const bool round = type_ == ElementType::kBfloat16 && use.role != WeightRole::kQkvBias;
     for (int64_t r = 0; r < matrix.rows; ++r) {
       const std::byte* const row = matrix.bytes.data() + r * matrix.row_bytes();
@@ -102,7 +103,8 @@ class Packer {
   }
 
   void CopyPacked(const StoredWeight& stored, Filling& whole) const {
-    const auto& [use, matrix] = stored;
+    const WeightUse& use = stored.use;
+    const HostMatrix& matrix = stored.matrix;
     constexpr int64_t kGrain = 1 << 14;
     cpu::ParallelFor(matrix.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, matrix.columns)),
                      [&, &use = use, &matrix = matrix](int64_t begin, int64_t end) {

@@ -6,6 +6,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -125,6 +129,104 @@ TEST(CpuWeights, LieInTheLayoutThatEachRoleCanHave) {
   EXPECT_THAT(layouts(ElementType::kFloat32, kPairs), ElementsAre(kRows, kPanels, kPanels, kRows, kPanels));
   EXPECT_THAT(layouts(ElementType::kBfloat16, kPairs), ElementsAre(kRows, kPairs, kPanels, kRows, kPairs));
   EXPECT_THAT(layouts(ElementType::kBfloat16, kPanels), ElementsAre(kRows, kPanels, kPanels, kRows, kPanels));
+}
+
+// Quantized: what is multiplied with, but for routers and gates of shared experts; the LM head in 8 bits.
+TEST(CpuWeights, OfEightAndFourBitsAreTheLargeMatricesAndAllElseIsAsItWas) {
+  using enum cpu::WeightLayout;
+  for (const auto& [format, layout] : {std::pair{WeightFormat::kInt8, kInt8}, {WeightFormat::kInt4, kInt4}}) {
+    const OpenedModel opened("qwen2_moe_tiny");
+    const cpu::CpuWeights packed =
+        cpu::PackWeights(opened.config, opened.weights, ElementType::kFloat32, kPanels, nullptr, format);
+    const cpu::CpuWeights stored = PackOpened(opened);
+    EXPECT_EQ(packed.format, format);
+    const cpu::LayerViews& layer = packed.layers[1];
+    const cpu::LayerViews& whole = stored.layers[1];
+    EXPECT_EQ(packed.lm_head.layout, kInt8);
+    EXPECT_EQ(packed.embedding.layout, kRows);
+    EXPECT_EQ(layer.router.layout, whole.router.layout);
+    EXPECT_EQ(layer.shared_gate.layout, kRows);
+    EXPECT_EQ(RowOf(packed.embedding, 5), RowOf(stored.embedding, 5));
+    EXPECT_EQ(RowOf(layer.router, 3), RowOf(whole.router, 3));
+    const double step = layout == kInt8 ? 1 / 123.0 : 1 / 6.5;
+    const std::pair<const cpu::WeightView*, const cpu::WeightView*> pairs[] = {
+        {&layer.qkv, &whole.qkv},
+        {&layer.output, &whole.output},
+        {&layer.experts.gate_up, &whole.experts.gate_up},
+        {&layer.experts.down, &whole.experts.down},
+        {&layer.shared.gate_up, &whole.shared.gate_up},
+        {&layer.shared.down, &whole.shared.down}};
+    for (const auto& [view, from] : pairs) {
+      EXPECT_EQ(view->layout, layout);
+      ASSERT_EQ(view->rows, from->rows);
+      ASSERT_EQ(view->columns, from->columns);
+      double largest = 0, error = 0;
+      for (int64_t row = 0; row < view->rows; ++row) {
+        const std::vector<float> got = RowOf(*view, row), expected = RowOf(*from, row);
+        for (size_t i = 0; i < got.size(); ++i) {
+          largest = std::max(largest, std::abs(double{expected[i]}));
+          error = std::max(error, std::abs(double{got[i]} - expected[i]));
+        }
+      }
+      EXPECT_LE(error, step * largest);  // Half a step, or a whole one where the last level is below a weight.
+      EXPECT_GT(error, 0);
+    }
+  }
+}
+
+// Blocks of a file of llama.cpp's are widened, and these numbers quantized.
+TEST(CpuWeights, OfAGgufFileAreQuantizedFromItsWidenedBlocks) {
+  const std::shared_ptr<const Checkpoint> checkpoint =
+      *OpenCheckpoint(std::string(C3PO_TESTDATA_DIR) + "/gguf/olmoe.gguf");
+  const ModelConfig config = *ReadConfig(*checkpoint);
+  const ModelWeights weights = *ViewWeights(checkpoint, config);
+  const cpu::CpuWeights stored = cpu::PackWeights(config, weights, ElementType::kFloat32, cpu::WeightLayout::kPanels);
+  const cpu::CpuWeights packed = cpu::PackWeights(config, weights, ElementType::kFloat32, cpu::WeightLayout::kPanels,
+                                                  nullptr, WeightFormat::kInt8);
+  for (const auto& [got, from] : {std::pair{packed.layers[0].qkv, stored.layers[0].qkv},
+                                  {packed.layers[0].experts.down, stored.layers[0].experts.down},
+                                  {packed.lm_head, stored.lm_head}}) {
+    EXPECT_EQ(got.layout, cpu::WeightLayout::kInt8);
+    for (int64_t row = 0; row < from.rows; ++row) {
+      const std::vector<float> values = RowOf(got, row), expected = RowOf(from, row);
+      double largest = 0;
+      for (const float value : expected) largest = std::max(largest, std::abs(double{value}));
+      for (size_t i = 0; i < values.size(); ++i) ASSERT_NEAR(values[i], expected[i], largest / 123) << "row " << row;
+    }
+  }
+}
+
+// An embedding that is the LM head too lies once, in 8 bits.
+TEST(CpuWeights, OfATiedModelHaveOneMatrixOfEightBitsForBothUses) {
+  const OpenedModel opened("mixtral_tiny");
+  const cpu::CpuWeights packed = cpu::PackWeights(opened.config, opened.weights, ElementType::kFloat32,
+                                                  cpu::WeightLayout::kPanels, nullptr, WeightFormat::kInt4);
+  EXPECT_EQ(packed.embedding.layout, cpu::WeightLayout::kInt8);
+  EXPECT_EQ(packed.embedding.data, packed.lm_head.data);
+}
+
+TEST(CpuWeights, OfEightOrFourBitsRefuseAWeightThatIsNotFiniteByItsTensorsName) {
+  const OpenedModel opened("olmoe_tiny");
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    ModelWeights weights = opened.weights;
+    StoredWeight& stored = weights.layers[1].back();
+    ASSERT_FALSE(stored.name.empty());
+    const std::string name = stored.name;
+    std::vector<float> numbers(static_cast<size_t>(stored.matrix.rows * stored.matrix.columns), 0.5f);
+    numbers[7] = bad;
+    stored.matrix.type = DType::kF32;
+    stored.matrix.mapped = false;
+    stored.matrix.bytes = {reinterpret_cast<const std::byte*>(numbers.data()), numbers.size() * sizeof(float)};
+    if (IsVector(stored.use.role) || stored.use.role == WeightRole::kRouter) GTEST_FAIL() << name;
+    try {
+      cpu::PackWeights(opened.config, weights, ElementType::kFloat32, cpu::WeightLayout::kPanels, nullptr,
+                       WeightFormat::kInt4);
+      ADD_FAILURE() << "it was taken";
+    } catch (const std::invalid_argument& error) {
+      EXPECT_THAT(error.what(),
+                  testing::HasSubstr(name + " has a weight that is not finite or too large, which int4 cannot hold"));
+    }
+  }
 }
 
 TEST(CpuWeights, TakeTheBytesOfTheirElementsOnce) {

@@ -116,7 +116,8 @@ absl::StatusOr<Matrices> Packed(const std::string& path, ModelConfig* config) {
   if (!weights.ok()) return weights.status();
   Matrices matrices;
   PackEach(*config, *weights, nullptr, [&](const StoredWeight& stored) {
-    const auto& [use, matrix] = stored;
+    const WeightUse& use = stored.use;
+    const HostMatrix& matrix = stored.matrix;
     const MatrixShape shape = ShapeOfRole(*config, use.role, use.layer);
     std::vector<float>& whole = matrices[{use.role, use.layer}];
     whole.resize(static_cast<size_t>(shape.rows * shape.columns), -100);

@@ -318,6 +318,7 @@ TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
                                                        {"--device", "tpu"},
                                                        {"--dtype", "int8"},
                                                        {"--kv-cache-dtype", "int8"},
+                                                       {"--weights", "int3"},
                                                        {"--index-device", "gpu"},
                                                        {"--index-memory-mb", "15"},
                                                        {"--index-memory-mb", "-1"},

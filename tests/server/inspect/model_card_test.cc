@@ -38,6 +38,16 @@ TEST_P(EveryFamily, SaysOfTheModelWhatItIsOnceLoaded) {
   EXPECT_EQ(json["memory_bytes"]["bfloat16"]["weights"], 2 * shape.parameters);
   EXPECT_EQ(json["memory_bytes"]["float32"]["kv_per_1000_positions"], (*model)->backend().KvCacheBytes({1000, 1}));
   EXPECT_EQ(json["memory_bytes"]["bfloat16"]["kv_per_1000_positions"], (*model)->backend().KvCacheBytes({1000, 1}) / 2);
+  // What is said of quantized weights is without what fills up groups and panels of these narrow experts.
+  for (const std::string weights : {"int8", "int4"}) {
+    options.dtype = "bfloat16";
+    options.weights = weights;
+    const auto quantized = MoeModel::Load(options);
+    ASSERT_TRUE(quantized.ok()) << quantized.status();
+    EXPECT_LT(json["memory_bytes"][weights]["weights"], (*quantized)->weight_bytes());
+    EXPECT_LT(json["memory_bytes"][weights]["weights"], json["memory_bytes"]["bfloat16"]["weights"]);
+  }
+  EXPECT_LT(json["memory_bytes"]["int4"]["weights"], json["memory_bytes"]["int8"]["weights"]);
   EXPECT_EQ(json["moe_layers"], shape.moe_layers);
   EXPECT_EQ(json["experts"], shape.experts);
   EXPECT_LT(card.parameters.active, card.parameters.total);
@@ -108,6 +118,7 @@ TEST_F(ChangedFolder, ShowsTheSizesOfAHostileConfigWithoutTakingMemoryForThem) {
   const ModelCard card = InspectModel(folder_.path());
   EXPECT_THAT(card.problems, ElementsAre(HasSubstr("tensor ")));
   EXPECT_EQ(Json::parse(CardJson(card))["memory_bytes"]["float32"]["weights"], INT64_MAX);
+  EXPECT_GT(Json::parse(CardJson(card))["memory_bytes"]["int4"]["weights"], INT64_MAX / 8);
 }
 
 TEST_F(ChangedFolder, TakesEndTokensFromBothConfigsAndSaysWhatItLeaves) {

@@ -14,6 +14,7 @@
 #include "server/pathway/pathway_optimizer.h"
 #include "server/weights/checkpoint.h"
 #include "tests/server/model/neighbor_scenario.h"
+#include "tests/server/model/quantized_tiny.h"
 #include "tests/server/model/reference_loss.h"
 #include "tests/server/pathway/one_unit.h"
 
@@ -31,13 +32,14 @@ struct DescentCase {
   double rate;
   int core = 0;
   bool starts_shifted = false;
-  bool normalized = false;  // the top-k weights are divided by their sum, whatever the folder says
+  bool normalized = false;   // the top-k weights are divided by their sum, whatever the folder says
+  std::string weights = "";  // int8 or int4: the model is quantized, the oracle is that of its widened weights
 };
 
 void PrintTo(const DescentCase& c, std::ostream* out) {
   PrintTo(c.scenario, out);
   *out << ", step rule " << int(c.step_rule) << " rate " << c.rate << " core " << c.core
-       << (c.normalized ? ", normalized" : "");
+       << (c.normalized ? ", normalized " : " ") << c.weights;
 }
 
 // The folder's weights under a configuration that normalizes.
@@ -193,7 +195,13 @@ class DescentOracle : public testing::TestWithParam<DescentCase> {};
 
 TEST_P(DescentOracle, EveryLossAndTheAnswerAreThoseOfAutogradThroughTheWholeModel) {
   DescentCase c = GetParam();
-  const auto model = c.normalized ? LoadNormalized(c.scenario.model) : LoadTiny(c.scenario.model);
+  const std::string& name = c.scenario.model;
+  const auto model = c.normalized         ? LoadNormalized(name)
+                     : !c.weights.empty() ? LoadQuantized(name, c.weights, "float32")
+                                          : LoadTiny(name);
+  const ModelConfig& config = model->config();
+  const aten::MoeWeights widened = c.weights.empty() ? aten::MoeWeights() : WidenedTensors(name, config, c.weights);
+  const ModelWeights weights = c.weights.empty() ? TinyWeights(name, config) : ViewsOf(widened);
   const int moe_layers = model->shape().moe_layers;
   for (int& layer : c.scenario.layers) layer += moe_layers;
   bool judged = false;
@@ -201,7 +209,7 @@ TEST_P(DescentOracle, EveryLossAndTheAnswerAreThoseOfAutogradThroughTheWholeMode
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 rng(seed);
     const Problem problem = MakeProblem(rng, *model, c);
-    const ReferenceModel reference(model->config(), TinyWeights(c.scenario.model, model->config()));
+    const ReferenceModel reference(config, weights);
     const std::optional<Outcome> oracle = DescendByAutograd(reference, problem, c);
     judged = oracle && HasOneBest(oracle->losses);
     if (!judged) continue;
@@ -251,6 +259,14 @@ std::vector<DescentCase> AllCases() {
   for (const char* model : {"olmoe_tiny", "mixtral_tiny"}) {
     cases.push_back({{model, R::kRouterShift, L::kChoices, {-2, -1}}, StepRule::kNormalized, 0.3});
     cases.push_back({{model, R::kEveryNewToken, L::kAnswer, {-3, -2, -1}}, StepRule::kGradient, 1.0});
+  }
+  for (const char* model : {"olmoe_tiny", "mixtral_tiny", "qwen2_moe_tiny", "deepseek_v2_tiny", "granite_moe_tiny"}) {
+    for (const char* weights : {"int8", "int4"}) {
+      cases.push_back({{model, R::kRouterShift, L::kChoices, {-3, -2, -1}}, StepRule::kAdam, 0.1});
+      cases.back().weights = weights;
+      cases.push_back({{model, R::kEveryNewToken, L::kAnswer, {-2, -1}, true, 2}, StepRule::kNormalized, 0.3});
+      cases.back().weights = weights;
+    }
   }
   return cases;
 }

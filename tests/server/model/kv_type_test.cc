@@ -50,13 +50,23 @@ TEST(KvType, FollowsTheWeightsUnlessItIsNamed) {
 
 TEST(KvType, OfCudaIsThatOfItsWeightsAndAnotherIsRefusedByName) {
   for (const auto& [name, weights] : {std::pair("float32", kFloat32), {"bfloat16", kBfloat16}}) {
-    const auto other = weights == kFloat32 ? kBfloat16 : kFloat32;
-    EXPECT_EQ(ChooseKvType("auto", "cuda", weights).value(), weights);
-    EXPECT_EQ(ChooseKvType(name, "cuda", weights).value(), weights);
-    const absl::Status refused = ChooseKvType(name, "cuda", other).status();
+    WeightPlacement own{.device = "cuda", .dtype = weights}, other = own;
+    other.dtype = weights == kFloat32 ? kBfloat16 : kFloat32;
+    EXPECT_EQ(ChooseKvType("auto", own).value(), weights);
+    EXPECT_EQ(ChooseKvType(name, own).value(), weights);
+    const absl::Status refused = ChooseKvType(name, other).status();
     EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(refused.message()), HasSubstr(absl::StrCat("kv-cache-dtype ", name, ": device cuda")));
-    EXPECT_TRUE(ChooseKvType(name, "cpu", other).ok());
+    other.device = "cpu";
+    EXPECT_TRUE(ChooseKvType(name, other).ok());
+  }
+}
+
+TEST(KvType, OfQuantizedWeightsIsBfloat16WhateverTheOthersAre) {
+  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    const WeightPlacement quantized{.dtype = kFloat32, .format = format};
+    EXPECT_EQ(ChooseKvType("auto", quantized).value(), kBfloat16);
+    EXPECT_EQ(ChooseKvType("float32", quantized).value(), kFloat32);
   }
 }
 

@@ -249,6 +249,8 @@ TEST(RoundRow, AnEntryIsOffByHalfAStepAtMost) {
     for (int64_t k = 0; k < kGroupColumns; ++k) {
       const double expected = k < 20 ? x[20 * g + k] : 0;
       EXPECT_LE(std::abs(double{scales[g]} * q[g * kGroupColumns + k] - expected), 0.501 * scales[g]);
+      const volatile float level = static_cast<float>(expected) * (32767 / largest);  // volatile: rounded by itself.
+      EXPECT_EQ(q[g * kGroupColumns + k], std::nearbyint(level));
       if (k >= 20) {
         EXPECT_EQ(q[g * kGroupColumns + k], 0);
       }
