@@ -6,7 +6,9 @@
 
 #include <new>
 #include <string>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/compute/aten/torch_device.h"
 #include "server/types/device_name.h"
 
@@ -31,6 +33,31 @@ TEST(Device, EachNameOfTheListOpensOrSaysWhatIsMissing) {
     EXPECT_NE(name, kCpuDevice);
     EXPECT_EQ(device.status().code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_THAT(std::string(device.status().message()), testing::StartsWith("device " + std::string(name) + ": "));
+  }
+}
+
+constexpr ElementType kFloat32 = ElementType::kFloat32, kBfloat16 = ElementType::kBfloat16;
+
+TEST(ChooseKvType, OfCudaIsThatOfItsWeightsAndAnotherIsRefusedByName) {
+  for (const auto& [name, weights] : {std::pair("float32", kFloat32), {"bfloat16", kBfloat16}}) {
+    WeightPlacement own{.device = "cuda", .dtype = weights}, other = own;
+    other.dtype = weights == kFloat32 ? kBfloat16 : kFloat32;
+    EXPECT_EQ(ChooseKvType("auto", own).value(), weights);
+    EXPECT_EQ(ChooseKvType(name, own).value(), weights);
+    const absl::Status refused = ChooseKvType(name, other).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(refused.message()),
+                testing::HasSubstr(absl::StrCat("kv-cache-dtype ", name, ": device cuda")));
+    other.device = "cpu";
+    EXPECT_TRUE(ChooseKvType(name, other).ok());
+  }
+}
+
+TEST(ChooseKvType, OfQuantizedWeightsIsBfloat16WhateverTheOthersAre) {
+  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    const WeightPlacement quantized{.dtype = kFloat32, .format = format};
+    EXPECT_EQ(ChooseKvType("auto", quantized).value(), kBfloat16);
+    EXPECT_EQ(ChooseKvType("float32", quantized).value(), kFloat32);
   }
 }
 

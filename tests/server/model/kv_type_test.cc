@@ -48,28 +48,6 @@ TEST(KvType, FollowsTheWeightsUnlessItIsNamed) {
   EXPECT_THAT(KvTypeOf("float32", "int8"), HasSubstr("kv-cache-dtype \"int8\" is not one of auto, float32, bfloat16"));
 }
 
-TEST(KvType, OfCudaIsThatOfItsWeightsAndAnotherIsRefusedByName) {
-  for (const auto& [name, weights] : {std::pair("float32", kFloat32), {"bfloat16", kBfloat16}}) {
-    WeightPlacement own{.device = "cuda", .dtype = weights}, other = own;
-    other.dtype = weights == kFloat32 ? kBfloat16 : kFloat32;
-    EXPECT_EQ(ChooseKvType("auto", own).value(), weights);
-    EXPECT_EQ(ChooseKvType(name, own).value(), weights);
-    const absl::Status refused = ChooseKvType(name, other).status();
-    EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_THAT(std::string(refused.message()), HasSubstr(absl::StrCat("kv-cache-dtype ", name, ": device cuda")));
-    other.device = "cpu";
-    EXPECT_TRUE(ChooseKvType(name, other).ok());
-  }
-}
-
-TEST(KvType, OfQuantizedWeightsIsBfloat16WhateverTheOthersAre) {
-  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
-    const WeightPlacement quantized{.dtype = kFloat32, .format = format};
-    EXPECT_EQ(ChooseKvType("auto", quantized).value(), kBfloat16);
-    EXPECT_EQ(ChooseKvType("float32", quantized).value(), kFloat32);
-  }
-}
-
 std::vector<float> LogitsOf(MoeModel& model, const OwnedSegment& segment) {
   const auto out = RunSegments(model, {segment});
   EXPECT_TRUE(out.ok()) << out.status();
