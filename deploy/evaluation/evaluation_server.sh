@@ -47,15 +47,14 @@ fit_settings() {
 
 # start_server FOLDER [FLAGS...]: a c3pod of its own, its references and log in FOLDER, until the script ends. A second one
 # is the one that is asked then. Its arithmetic is the same on every processor, for tables that can be made again. FLAGS, or
-# C3PO_MODEL, name another model than the default one. NEIGHBOR_CACHE_MB: room for references' fixed states (4096). One call learns at
-# a time, in 2 GiB: a minibatch of 16 of PIQA's references with their clauses takes 643 MiB.
+# C3PO_MODEL, name another model than the default one. NEIGHBOR_CACHE_MB: room for references' fixed states (4096).
 start_server() {
   local folder=$1
   shift
   mkdir -p "$folder"
   : >"$folder/server.log"  # Neither absent nor an earlier server's, with its address, until the new one opens it.
   "${DIES_WITH_SCRIPT[@]}" "$BIN/c3pod" --allow-oracle --store "$folder/references.db" --listen 127.0.0.1:0 --metrics-port -1 \
-    --neighbor-cache-mb "${NEIGHBOR_CACHE_MB:-4096}" --work-memory-mb 4096 --learning-calls-max 1 --arithmetic float32 "$@" 2>"$folder/server.log" &
+    --neighbor-cache-mb "${NEIGHBOR_CACHE_MB:-4096}" --arithmetic float32 "$@" 2>"$folder/server.log" &
   SERVER_PID=$!
   trap 'kill -TERM $(jobs -p) 2>/dev/null || true; wait || true' EXIT
   SERVER=
