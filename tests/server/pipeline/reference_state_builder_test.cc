@@ -9,24 +9,38 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
+#include "index/base/mutex.h"
 #include "tests/server/pipeline/made_up_pipeline.h"
 
 namespace c3po {
 namespace {
 
 // What a waiter heard.
-struct Heard {
-  absl::Notification done;
-  absl::Status status;
+class Heard {
+ public:
   ReferenceStateBuilder::Ready Ready() {
     return [this](const absl::Status& said) {
-      status = said;
-      done.Notify();
+      {
+        const MutexLock lock(mutex_);  // ThreadSanitizer does not see what a Notification orders.
+        status_ = said;
+      }
+      done_.Notify();
     };
   }
-  bool Wait() { return done.WaitForNotificationWithTimeout(absl::Seconds(60)); }
+  bool Wait() { return done_.WaitForNotificationWithTimeout(absl::Seconds(60)); }
+  bool HasHeard() const { return done_.HasBeenNotified(); }
+  absl::Status status() {
+    const MutexLock lock(mutex_);
+    return status_;
+  }
+
+ private:
+  absl::Notification done_;
+  Mutex mutex_;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };
 
 class ReferenceStateBuilderTest : public MadeUpPipelineTest {
@@ -53,7 +67,7 @@ TEST_F(ReferenceStateBuilderTest, MakesWhatIsMissingOnceAndLaterWhatCameSince) {
   EXPECT_FALSE(states_->WhenReady({}, "c", 3, other_layer.Ready()));
   for (Heard* heard : {&first, &second, &other_layer}) {
     ASSERT_TRUE(heard->Wait());
-    EXPECT_TRUE(heard->status.ok()) << heard->status;
+    EXPECT_TRUE(heard->status().ok()) << heard->status();
   }
   EXPECT_TRUE(states_->WhenReady({}, "c", 2, nullptr));
   // The state is the one of the prompt's last token, entering the layer, of unit length.
@@ -72,7 +86,7 @@ TEST_F(ReferenceStateBuilderTest, MakesWhatIsMissingOnceAndLaterWhatCameSince) {
   Heard again;
   EXPECT_FALSE(states_->WhenReady({}, "c", 2, again.Ready()));
   ASSERT_TRUE(again.Wait());
-  EXPECT_TRUE(again.status.ok()) << again.status;
+  EXPECT_TRUE(again.status().ok()) << again.status();
   EXPECT_GT(passes, before);
   EXPECT_LE(passes, before + 10);  // A prompt and its end each, at most.
 }
@@ -86,14 +100,14 @@ TEST_F(ReferenceStateBuilderTest, WhoeverLeavesIsLetGoAndNothingMoreIsMade) {
   Heard gone;
   EXPECT_FALSE(states_->WhenReady(context, "c", 1, gone.Ready()));
   ASSERT_TRUE(gone.Wait());
-  EXPECT_EQ(gone.status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(gone.status().code(), absl::StatusCode::kCancelled);
   EXPECT_GE(catalog_->WithoutState("c", 1, 100)->size(), 60u);  // The batch that ran was kept.
   CallContext late;
   late.deadline = SteadyNow() - absl::Seconds(1);
   Heard missed;
   EXPECT_FALSE(states_->WhenReady(late, "c", 1, missed.Ready()));
   ASSERT_TRUE(missed.Wait());
-  EXPECT_EQ(missed.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(missed.status().code(), absl::StatusCode::kDeadlineExceeded);
 }
 
 TEST_F(ReferenceStateBuilderTest, WhatFailsIsTold) {
@@ -102,12 +116,12 @@ TEST_F(ReferenceStateBuilderTest, WhatFailsIsTold) {
   Heard broken;
   EXPECT_FALSE(states_->WhenReady({}, "c", 1, broken.Ready()));
   ASSERT_TRUE(broken.Wait());
-  EXPECT_EQ(broken.status.message(), "the device is gone");
+  EXPECT_EQ(broken.status().message(), "the device is gone");
   model_.broken = false;
   Heard better;
   EXPECT_FALSE(states_->WhenReady({}, "c", 1, better.Ready()));
   ASSERT_TRUE(better.Wait());
-  EXPECT_TRUE(better.status.ok()) << better.status;
+  EXPECT_TRUE(better.status().ok()) << better.status();
 }
 
 // For which the model gives no numbers: none is a neighbor, and nobody waits for them again.
@@ -117,7 +131,7 @@ TEST_F(ReferenceStateBuilderTest, ReferencesWithoutNumbersAreLeftOut) {
   Heard heard;
   EXPECT_FALSE(states_->WhenReady({}, "c", 1, heard.Ready()));
   ASSERT_TRUE(heard.Wait());
-  EXPECT_TRUE(heard.status.ok()) << heard.status;
+  EXPECT_TRUE(heard.status().ok()) << heard.status();
   EXPECT_TRUE(states_->WhenReady({}, "c", 1, nullptr));
   EXPECT_TRUE(catalog_->Search("c", std::vector<float>(8, 1), 3, false, 1)->empty());
 }
@@ -132,7 +146,7 @@ TEST_F(ReferenceStateBuilderTest, TheTokensAreOwedByTheCallThatWaits) {
   Heard heard;
   EXPECT_FALSE(states_->WhenReady(context, "c", 1, heard.Ready()));
   ASSERT_TRUE(heard.Wait());
-  EXPECT_TRUE(heard.status.ok()) << heard.status;
+  EXPECT_TRUE(heard.status().ok()) << heard.status();
   EXPECT_EQ(context.rates->CheckPaid().code(), absl::StatusCode::kResourceExhausted);
 }
 
@@ -141,8 +155,8 @@ TEST_F(ReferenceStateBuilderTest, AtTheEndOfTheServerNobodyWaits) {
   Heard heard;
   EXPECT_FALSE(states_->WhenReady({}, "c", 1, heard.Ready()));
   states_.reset();
-  ASSERT_TRUE(heard.done.HasBeenNotified());
-  EXPECT_EQ(heard.status.code(), absl::StatusCode::kUnavailable);
+  ASSERT_TRUE(heard.HasHeard());
+  EXPECT_EQ(heard.status().code(), absl::StatusCode::kUnavailable);
 }
 
 }  // namespace
