@@ -36,9 +36,13 @@ class FormCompiler {
     absl::Duration compile_max = absl::Seconds(5);
     absl::Duration start_max = absl::Seconds(20);   // For the process to start and to sort the vocabulary.
     absl::Duration retry_after = absl::Seconds(5);  // A start that failed is not tried again sooner.
-    int64_t memory_bytes = int64_t{3} << 30;        // The process's address space, shared libraries included.
-    size_t reply_bytes_max = size_t{16} << 20;      // Of one compiled form.
-    size_t waiting_max = 256;                       // Forms that wait; beyond: ResourceExhausted.
+#ifdef C3PO_SANITIZED
+    int64_t memory_bytes = int64_t{1} << 47;  // A sanitizer's shadow is address space too.
+#else
+    int64_t memory_bytes = int64_t{3} << 30;  // The process's address space, shared libraries included.
+#endif
+    size_t reply_bytes_max = size_t{16} << 20;  // Of one compiled form.
+    size_t waiting_max = 256;                   // Forms that wait; beyond: ResourceExhausted.
     size_t cache_entries_max = 256;
     int64_t cache_bytes_max = int64_t{128} << 20;
     std::function<void(absl::string_view why)> on_killed = nullptr;  // From the compiler's thread.

@@ -23,6 +23,7 @@ inline std::unique_ptr<MoeModel> LoadQuantized(const std::string& name, const st
   options.dtype = "float32";
   options.arithmetic = arithmetic;
   options.weights = weights;
+  options.kv_cache_dtype = "float32";  // As the oracles have them; tests of kv_type_test.cc round them.
   auto model = MoeModel::Load(options);
   EXPECT_TRUE(model.ok()) << model.status();
   EXPECT_TRUE((*model)->AllocateKvCache(SlotsOf(256)).ok());

@@ -63,7 +63,7 @@ TEST_F(ReferenceStateBuilderTest, MakesWhatIsMissingOnceAndLaterWhatCameSince) {
   Insert(0, 70);
   Heard first, second, other_layer;
   EXPECT_FALSE(states_->WhenReady({}, "c", 2, first.Ready()));
-  (void)(states_->WhenReady({}, "c", 2, second.Ready()) && (second.done.Notify(), true));
+  (void)(states_->WhenReady({}, "c", 2, second.Ready()) && (second.Ready()(absl::OkStatus()), true));
   EXPECT_FALSE(states_->WhenReady({}, "c", 3, other_layer.Ready()));
   for (Heard* heard : {&first, &second, &other_layer}) {
     ASSERT_TRUE(heard->Wait());
