@@ -37,7 +37,7 @@ class FormCompiler {
     absl::Duration start_max = absl::Seconds(20);   // For the process to start and to sort the vocabulary.
     absl::Duration retry_after = absl::Seconds(5);  // A start that failed is not tried again sooner.
 #ifdef C3PO_SANITIZED
-    int64_t memory_bytes = int64_t{1} << 47;  // A sanitizer's shadow is address space too.
+    int64_t memory_bytes = -1;  // RLIM_INFINITY: a sanitizer's shadow is address space too.
 #else
     int64_t memory_bytes = int64_t{3} << 30;  // The process's address space, shared libraries included.
 #endif

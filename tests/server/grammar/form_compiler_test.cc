@@ -17,6 +17,14 @@
 namespace c3po {
 namespace {
 
+// ThreadSanitizer writes a file when a program starts, which the process may not, and makes a fork of vfork, whose
+// child cannot say what failed.
+#ifdef C3PO_THREAD_SANITIZED
+#define NEEDS_THE_PROCESS() GTEST_SKIP() << "the process does not run under ThreadSanitizer"
+#else
+#define NEEDS_THE_PROCESS() (void)0
+#endif
+
 using Result = absl::StatusOr<std::shared_ptr<const CompiledForm>>;
 
 Result Compile(FormCompiler& compiler, const AnswerForm& form, FormCompiler::Check check = nullptr) {
@@ -31,6 +39,7 @@ Result Compile(FormCompiler& compiler, const AnswerForm& form, FormCompiler::Che
 }
 
 TEST(FormCompiler, CompilesInAProcessOfItsOwn) {
+  NEEDS_THE_PROCESS();
   FormCompiler compiler(SmallVocabulary(), FormCompiler::Options());
   const Result form = Compile(compiler, RegexForm("ab|c"));
   ASSERT_TRUE(form.ok()) << form.status();
@@ -40,6 +49,7 @@ TEST(FormCompiler, CompilesInAProcessOfItsOwn) {
 }
 
 TEST(FormCompiler, KnowsAFormAgain) {
+  NEEDS_THE_PROCESS();
   FormCompiler compiler(SmallVocabulary(), FormCompiler::Options());
   const Result first = Compile(compiler, RegexForm("ab|c")), second = Compile(compiler, RegexForm("ab|c"));
   ASSERT_TRUE(first.ok() && second.ok());
@@ -49,6 +59,7 @@ TEST(FormCompiler, KnowsAFormAgain) {
 }
 
 TEST(FormCompiler, SaysWhatIsWrong) {
+  NEEDS_THE_PROCESS();
   FormCompiler compiler(SmallVocabulary(), FormCompiler::Options());
   const Result checked = Compile(compiler, SchemaForm("{"));
   EXPECT_EQ(checked.status().message(), "structured_output.json_schema: it is not JSON");
@@ -61,6 +72,7 @@ TEST(FormCompiler, SaysWhatIsWrong) {
 
 // What multiplies without end: none may take the caller more than the limit, and the next form is compiled.
 TEST(FormCompiler, AHostileFormCostsItsTimeAndNoMore) {
+  NEEDS_THE_PROCESS();
   FormCompiler::Options options;
   options.compile_max = absl::Seconds(2);
   std::vector<std::string> killed;
@@ -108,6 +120,7 @@ TEST(FormCompiler, AHostileFormCostsItsTimeAndNoMore) {
 }
 
 TEST(FormCompiler, LimitsTheMemoryAndTheReply) {
+  NEEDS_THE_PROCESS();
   FormCompiler::Options options;
   options.reply_bytes_max = 2000;
   FormCompiler compiler(SmallVocabulary(), options);
@@ -125,9 +138,7 @@ TEST(FormCompiler, AsksBeforeItCompiles) {
 }
 
 TEST(FormCompiler, WithoutAProcessItSaysSo) {
-#ifdef C3PO_THREAD_SANITIZED
-  GTEST_SKIP() << "ThreadSanitizer makes a fork of vfork, whose child cannot say what failed";
-#endif
+  NEEDS_THE_PROCESS();
   FormCompiler::Options options;
   options.program = "/nonexistent/program";
   FormCompiler compiler(SmallVocabulary(), options);
