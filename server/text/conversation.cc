@@ -4,6 +4,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "index/base/json_nesting.h"
@@ -28,6 +29,8 @@ absl::StatusOr<nlohmann::json> ReadObject(absl::string_view field, const std::st
   if (NestsDeeperThan(text, kJsonLevelsMax)) {
     return FieldError(field, absl::StrCat("nests deeper than ", kJsonLevelsMax, " levels"));
   }
+  // Where the library's text would end, though more of it is passed on.
+  if (absl::StrContains(text, '\0')) return FieldError(field, "is no JSON object: it has a zero byte");
   try {
     nlohmann::json value = nlohmann::json::parse(text);
     if (!value.is_object()) return FieldError(field, "is no JSON object");

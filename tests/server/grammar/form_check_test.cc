@@ -47,6 +47,7 @@ TEST(FormCheck, RefusesBySize) {
 
 TEST(FormCheck, RefusesWhatASchemaWouldNotBeHeldTo) {
   ExpectRefused(SchemaForm("{"), "structured_output.json_schema: it is not JSON");
+  ExpectRefused(SchemaForm(std::string("{}\0{", 4)), "structured_output.json_schema: has a NUL");
   ExpectRefused(SchemaForm("[1]"), "must be an object");
   ExpectRefused(SchemaForm(R"({"type": "array", "uniqueItems": true})"), "#/uniqueItems is a keyword");
   ExpectRefused(SchemaForm(R"({"properties": {"a": {"anyOf": [{"type": "string"}, {"not": {}}]}}})"),

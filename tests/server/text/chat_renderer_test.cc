@@ -207,10 +207,11 @@ TEST(ChatRenderer, WrongConversationsNameTheField) {
     Conversation conversation;
     const char* message;
   };
-  Conversation tool = Turns({{"user", "a", ""}}), document = tool, kwargs = tool, deep = tool;
+  Conversation tool = Turns({{"user", "a", ""}}), document = tool, kwargs = tool, deep = tool, zero = tool;
   tool.tools_json = {"{}", "[]"};
   document.documents_json = {R"({"a": NaN})"};
   kwargs.template_kwargs_json = R"({"messages": []})";
+  zero.tools_json = {std::string("{}\0\xff", 4)};
   deep.tools_json = {absl::StrCat(R"({"a":)", std::string(100000, '['), std::string(100000, ']'), "}")};
   const Wrong wrongs[] = {{Turns({}), "chat.messages: is empty"},
                           {Turns({{"user", "a", ""}, {"tol", "a", ""}}), "chat.messages[1].role: \"tol\" is none of"},
@@ -222,6 +223,7 @@ TEST(ChatRenderer, WrongConversationsNameTheField) {
                           {tool, "chat.tools_json[1]: is no JSON object"},
                           {document, "chat.documents_json[0]: is no JSON object"},
                           {kwargs, "chat.template_kwargs_json: messages: "},
+                          {zero, "chat.tools_json[0]: is no JSON object: it has a zero byte"},
                           {deep, "chat.tools_json[0]: nests deeper"}};
   for (const auto& [conversation, message] : wrongs) {
     const auto prompt = renderer->RenderNow(conversation);
