@@ -1,7 +1,6 @@
 """What one client can make a server hold: streams and threads of imports, bytes of requests and answers, places for backups; and what
 a profile may be stored for. usage: bounds_test.py C3POD"""
 
-import json
 import pathlib
 import queue
 import random
@@ -211,8 +210,8 @@ class BoundsTest(ServerCase):
         stream.end()
         self.raw_calls(BACKUP, b"", 1)
         def cut_off():
-            calls = [json.loads(line) for line in list(self.server.log) if '"BackupStore"' in line or "/BackupStore" in line]
-            return any(call.get("status") == "RESOURCE_EXHAUSTED" and "does not read" in call.get("message", "") for call in calls)
+            calls = self.server.logged(event="call", method="ReferenceService/BackupStore", status="RESOURCE_EXHAUSTED")
+            return any("does not read" in call.get("message", "") for call in calls)
         self.wait_until(cut_off, "the backup is cut off")
 
         def read():

@@ -1,7 +1,6 @@
 """What tokens say beside a role, through a real channel: collections and rates; and what callers may hold at once.
 usage: callers_test.py C3POD"""
 
-import json
 import sys
 import threading
 import time

@@ -2,7 +2,6 @@
 usage: chat_template_test.py C3POD"""
 
 import concurrent.futures
-import json
 import os
 import pathlib
 import shutil
@@ -126,7 +125,7 @@ class ChatTemplateTest(unittest.TestCase):
     def test_a_server_says_that_it_takes_conversations(self):
         model = self.info.GetServerInfo(pb["server_pb2"].GetServerInfoRequest()).model
         self.assertTrue(model.chat)
-        line = next(json.loads(line) for line in self.server.log if '"chat_template"' in line)
+        [line] = self.server.logged(event="chat_template")
         self.assertEqual(line["rendered_by"], "jinja")
 
     # --- What goes wrong ---

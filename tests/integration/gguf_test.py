@@ -126,7 +126,7 @@ class GgufTest(unittest.TestCase):
                 request = gen.GenerateRequest(prompt=prompt)
                 request.sampling.max_tokens = 24
                 tokens.append(tokens_of(stub.Generate(request, timeout=60)))
-        loaded = next(json.loads(line) for line in server.log if '"model_loaded"' in line)
+        loaded = server.logged(event="model_loaded")[0]
         self.assertEqual(server.stop(), 0)
         return loaded["name"], tokens
 

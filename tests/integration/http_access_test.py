@@ -1,6 +1,5 @@
 """Who may call over HTTP: TLS, mutual TLS, tokens, roles, collections, rates. access_test.py through this port. usage: http_access_test.py C3POD"""
 
-import json
 import ssl
 import subprocess
 import sys

@@ -63,8 +63,7 @@ class RestartTest(unittest.TestCase):
             report = pb["generation_pb2_grpc"].GenerationServiceStub(server.channel()).Score(request, timeout=60).optimization
             found.append([(n.reference_id, n.distance) for n in report.neighbors])
             self.assertEqual(server.stop(), 0)
-            lines = [json.loads(line) for line in server.log if line.startswith("{")]
-            made += [line["made"] for line in lines if line["event"] == "reference_states"]
+            made += [line["made"] for line in server.logged(event="reference_states")]
         self.assertEqual(found[0], found[1])
         self.assertEqual(made, [30, 0])
 

@@ -1,6 +1,5 @@
 """What becomes of the open streams of a token that is taken out of the file. usage: revoked_test.py C3POD"""
 
-import json
 import sys
 import threading
 import time
@@ -80,8 +79,7 @@ class RevokedTest(unittest.TestCase):
         next(answer)
         self.wait_until(lambda: self.generated(server) > 1000, "the answer is more than 64 KiB")
         self.replace(folder / "tokens", lines["stayer"])
-        ends = lambda: {call["method"].split("/")[-1]: call["status"] for call in map(json.loads, list(server.log))
-                        if call.get("event") == "call" and call.get("caller") == "leaver"}
+        ends = lambda: {call["method"].split("/")[-1]: call["status"] for call in server.logged(event="call", caller="leaver")}
         self.wait_until(lambda: len(ends()) == 2, "both calls end")
         self.assertEqual(ends(), {"BackupStore": "UNAUTHENTICATED", "Generate": "UNAUTHENTICATED"})
         for stream in (backup, answer):
