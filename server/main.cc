@@ -2,8 +2,9 @@
 // 0. Exit codes: 0 drained; 1 could not start; 2 wrong command line; 130, 143 ended by a second SIGINT or SIGTERM while
 // it drained; 3 calls were lost, and the end did not come; 4 the device that computes failed, and what was let in has
 // ended. SIGHUP reads certificates and tokens again. `c3pod inspect MODEL` says what a model folder is and whether it
-// would load, instead (server/inspect); `c3pod --compile-forms` is the process that c3pod compiles forms of answers in.
-// Long because every part of the server is made here, in the order that they need each other.
+// would load, instead (server/inspect); `c3pod quantize IN OUT` writes one with weights of 8 or 4 bits
+// (server/quantize); `c3pod --compile-forms` is the process that c3pod compiles forms of answers in. Long because every
+// part of the server is made here, in the order that they need each other.
 
 #include <malloc.h>
 #include <unistd.h>
@@ -57,6 +58,7 @@
 #include "server/process/heap_settings.h"
 #include "server/process/process_signals.h"
 #include "server/process/process_usage.h"
+#include "server/quantize/quantize_command.h"
 #include "server/rpc/doors/http/http_port.h"
 #include "server/rpc/doors/http/openai_door.h"
 #include "server/rpc/doors/kserve_service.h"
@@ -584,6 +586,7 @@ int Main(int argc, char** argv) {
   OpenClosedStandardStreams();
   if (argc == 2 && std::string(argv[1]) == kFormProcessArgument) return RunFormProcess();
   if (argc > 1 && std::string(argv[1]) == "inspect") return InspectMain(argc - 1, argv + 1);
+  if (argc > 1 && std::string(argv[1]) == "quantize") return QuantizeMain(argc - 1, argv + 1);
   ServerConfig config;
   SettingOrigins origins;
   const auto action = ParseCommandLine(argc, argv, kVersion, config, origins);
