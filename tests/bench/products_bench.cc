@@ -1,8 +1,8 @@
 // Products of activations with a weight matrix: ours against libtorch's, alternating, on the shapes of the default
 // model and of the benchmark model.
 //   c3po_bench_products [milliseconds=100] [float32|bfloat16|pairs] [shape]      time per shape and way; one shape
-//   only, or "experts": all of a model's experts, without libtorch; or "quantized": weights of 8 and 4 bits beside
-//   those of bfloat16, without libtorch
+//   only, or "experts": all of a model's experts, without libtorch; or "quantized" in place of a type: weights of 8 and
+//   4 bits beside those of bfloat16, without libtorch, on the shapes of OLMoE
 // Ours reads the weights as the server keeps them, in panels, or with "pairs" in panels of pairs, which the processor's
 // bfloat16 unit multiplies where it has one; libtorch's are float32 always, as its product of bfloat16
 // is another one. Prints weight bytes per second (what decode is bound by), operations per second (what prefill is
@@ -100,12 +100,14 @@ void MeasureExperts(bool bfloat16, cpu::WeightLayout layout, double budget) {
   }
 }
 
-// Dot products of few rows, in bfloat16 and with weights of 8 and 4 bits, in turn: each weight is out of cache when its
+// Dot products in bfloat16 and with weights of 8 and 4 bits, in turn: each weight is out of cache when its
 // turn comes.
-void MeasureQuantized(double budget) {
+void MeasureQuantized(double budget, std::string_view only) {
   const bool unit = cpu::FastestBfloat16Unit() != cpu::Bfloat16Unit::kNone;
   const cpu::WeightLayout of_bfloat16 = unit ? cpu::WeightLayout::kPairs : cpu::WeightLayout::kPanels;
-  for (const Shape& shape : {Shape{"expert", 2048, 2048}, Shape{"lm_head", 50304, 2048}}) {
+  for (const Shape& shape : {Shape{"gate_up", 2048, 2048}, Shape{"gate", 1024, 2048}, Shape{"down", 2048, 1024},
+                             Shape{"lm_head", 50304, 2048}}) {
+    if (!only.empty() && only != shape.name) continue;
     const auto copies = std::max<int64_t>(1, (128 << 20) / (shape.n * shape.k));
     std::vector<at::Tensor> halves;
     std::vector<std::unique_ptr<cpu::QuantizedMatrix>> bytes, nibbles;
@@ -123,7 +125,7 @@ void MeasureQuantized(double budget) {
       cpu::PackPanels(halves.back().mutable_data_ptr(), of_bfloat16, true, shape.n, shape.k);
     }
     size_t next = 0;
-    for (const int64_t rows : {1, 2, 4, 8, 32}) {
+    for (const int64_t rows : {1, 2, 4, 8, 32, 512}) {
       const at::Tensor x = at::randn({rows, shape.k}, at::kFloat), y = at::empty({rows, shape.n}, at::kFloat);
       const auto seconds = [&](const cpu::WeightView& w) {
         return Seconds([&] {
@@ -158,10 +160,10 @@ void MeasureQuantized(double budget) {
 int Main(int argc, char** argv) {
   const double budget = (argc > 1 ? std::max(1, std::atoi(argv[1])) : 100) * 1e-3;
   const std::string_view stored_as = argc > 2 ? argv[2] : "float32";
-  if (stored_as == "quantized") return MeasureQuantized(budget), 0;
+  const std::string_view only = argc > 3 ? argv[3] : "";
+  if (stored_as == "quantized") return MeasureQuantized(budget, only), 0;
   const bool pairs = stored_as == "pairs", bfloat16 = pairs || stored_as == "bfloat16";
   const cpu::WeightLayout layout = pairs ? cpu::WeightLayout::kPairs : cpu::WeightLayout::kPanels;
-  const std::string_view only = argc > 3 ? argv[3] : "";
   const int weight_bytes = bfloat16 ? 2 : 4;
   const c10::InferenceMode inference;
   at::set_num_threads(cpu::ThreadPool::Shared().threads());
