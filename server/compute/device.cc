@@ -107,7 +107,9 @@ absl::Status CheckDevice(const std::string& device) {
 }  // namespace
 
 std::string WeightPlacement::arithmetic() const {
-  if (format != WeightFormat::kElements) return rounds_activations ? "int16" : "float32";
+  if (format != WeightFormat::kElements) {
+    return !rounds_activations ? "float32" : format == WeightFormat::kInt4 ? "int8" : "int16";
+  }
   const bool rounds = device == kCpuDevice ? layout == cpu::WeightLayout::kPairs : dtype == ElementType::kBfloat16;
   return rounds ? "bfloat16" : "float32";
 }

@@ -29,8 +29,8 @@ struct WeightPlacement {
   bool rounds_activations = false;                        // of quantized weights: see cpu::CpuBackend
   ElementType kv = ElementType::kFloat32;  // of the cache's keys and values and of references'; on CUDA that of dtype
 
-  // Of products, as ModelShape tells it: "float32" or "bfloat16"; "int16" where quantized weights meet rounded
-  // activations.
+  // Of products, as ModelShape tells it: "float32" or "bfloat16"; "int16" where weights of 8 bits meet rounded
+  // activations, "int8" where those of 4 bits do.
   std::string arithmetic() const;
   // How the large matrices are held, as ModelShape tells it: "int8", "int4", else the name of `dtype`.
   std::string weights() const;
@@ -62,7 +62,7 @@ absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const WeightPl
 //   weights     how the large matrices are held (cpu::PackWeights): "int8" or "int4", quantized at load, on the CPU; or
 //               "float32" or "bfloat16", another word for that dtype; "auto": as `dtype` says. Where they are
 //               quantized, `dtype` is that of all else, and `arithmetic` "auto" rounds the activations of running
-//               sequences to 16-bit integers; "float32" does not, and "bfloat16" is refused.
+//               sequences to integers (cpu::CpuBackend); "float32" does not, and "bfloat16" is refused.
 //   kv_cache_dtype  see ChooseKvType
 // InvalidArgument: another name, bfloat16 with weights of float32 or quantized ones, or asked of another device,
 // quantized weights asked of another device, a dtype that contradicts `weights`, an embedding that is not stored as

@@ -25,7 +25,7 @@ struct ModelShape {
   std::string architecture;
   std::string digest;      // sha256 over configuration and weights, and how these were quantized at load
   std::string dtype;       // "float32" or "bfloat16"
-  std::string arithmetic;  // of products, likewise; "int16": quantized weights with rounded activations
+  std::string arithmetic;  // of products, likewise; with quantized weights what activations are rounded to: int16, int8
   std::string weights;     // how the large matrices are held: as `dtype`, or "int8" or "int4"; `dtype` is the others'
   std::string kv_cache_dtype;  // of keys and values, the cache's and references', likewise
   std::string device;          // "cpu" or "cuda"

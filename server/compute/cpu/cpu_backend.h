@@ -28,9 +28,9 @@ inline float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
 class CpuBackend final : public Backend {
  public:
   // `weights`, of this configuration, are shared, not copied. Keys and values, of the cache and of references, are kept
-  // in `kv`. `rounds_activations`: steps of running sequences round them to 16-bit integers where weights are quantized
-  // (quantized_products.h). What is optimized never does: references' states, objectives and their gradients are those
-  // of the widened weights, in float32.
+  // in `kv`. `rounds_activations`: steps of running sequences round them to integers where weights are quantized: to 16
+  // bits beside weights of 8 bits, to 8 bits beside those of 4 (quantized_products.h). What is optimized never does:
+  // references' states, objectives and their gradients are those of the widened weights, in float32.
   CpuBackend(ModelConfig config, CpuWeights weights, RopeTable rope, ElementType kv = ElementType::kFloat32,
              bool rounds_activations = false);
 

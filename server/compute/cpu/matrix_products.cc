@@ -14,6 +14,7 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -380,12 +381,13 @@ int64_t PartOf(int64_t size, int64_t parts, int64_t grain) {
   return std::max<int64_t>(1, (size + parts * grain - 1) / (parts * grain)) * grain;
 }
 
-void RunDot(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+// `job`: 0, or a number that blocks of one job have in common.
+void RunDot(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end, int64_t job) {
   if (p.w.layout == WeightLayout::kPairs) {
     const Bfloat16Unit unit = FastestBfloat16Unit();
     if (unit != Bfloat16Unit::kNone) return PairDotBlock(unit, p, row, row_end, begin, end);
   }
-  if (p.w.quantized()) return QuantizedDotBlock(p, row, row_end, begin, end);
+  if (p.w.quantized()) return QuantizedDotBlock(p, row, row_end, begin, end, job);
   if (p.w.in_panels()) return PanelDotBlock(p, row, row_end, begin, end);
   HWY_DYNAMIC_DISPATCH(DotBlock)(p, row, row_end, begin, end);
 }
@@ -436,7 +438,9 @@ void MultiplyTransposed(absl::Span<const DotProduct> products) {
       }
     }
   }
-  const auto run = [&](const Block& b) { RunDot(products[b.product], b.row, b.row_end, b.column, b.column_end); };
+  static std::atomic<int64_t> jobs = 0;
+  const int64_t job = jobs.fetch_add(1, std::memory_order_relaxed) + 1;
+  const auto run = [&](const Block& b) { RunDot(products[b.product], b.row, b.row_end, b.column, b.column_end, job); };
   RunBlocks(parts, blocks, run);
 }
 
@@ -493,7 +497,7 @@ void MultiplyAdd(absl::Span<const OuterProduct> products) {
   ThreadPool::Shared().Run(strips, run);
 }
 
-void MultiplyTransposedHere(const DotProduct& p) { RunDot(p, 0, p.x.rows, 0, p.w.rows); }
+void MultiplyTransposedHere(const DotProduct& p) { RunDot(p, 0, p.x.rows, 0, p.w.rows, 0); }
 
 void MultiplyAddHere(const OuterProduct& p) { RunOuter(p, 0, p.w.columns); }
 

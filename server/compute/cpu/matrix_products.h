@@ -15,7 +15,7 @@ namespace c3po::cpu {
 // W. Both forms accumulate in float32.
 //   dot form    y[m, n] = sum_k x[m, k] W[n, k]       forward of a projection; of weights in pairs, x is rounded to
 //                                                     bfloat16 where the processor has a unit for it; of quantized
-//                                                     weights, to 16-bit integers where the view says so
+//                                                     weights, to integers where the view says so
 //   outer form  y[m, k] = sum_n a[m, n] W[n, k]       its backward
 // The order of the sum in an element depends on n, k and the layout alone: a row's result is bitwise the same whatever
 // other rows are in the product, and on any number of threads of one machine. All functions are thread-safe, run on
@@ -30,7 +30,7 @@ struct WeightView {
   WeightLayout layout = WeightLayout::kRows;  // In panels n is a multiple of kPanelRows.
   int64_t stride = 0;                         // The columns of the whole, of which these are some; 0: these are all.
   // Of a quantized matrix alone: where panels and groups are cut (quantized_panels.h), and whether the dot form rounds
-  // activations to 16-bit integers (quantized_products.h); else it is the product with the widened weights.
+  // activations to integers (quantized_products.h); else it is the product with the widened weights.
   QuantizedCut cut = {};
   bool rounds_activations = false;
 

@@ -148,10 +148,26 @@ bool QuantizeSixteen(WeightLayout layout, const float* w, float* scales, int32_t
   return true;
 }
 
-// 32 activations as 16-bit integers: see RoundRow.
-inline void RoundGroup(const float* x, int16_t* q, float* scale, int32_t* sum) {
+// `combine` of all lanes, halves onto halves; it must not mind the order.
+template <typename Combine>
+inline int32_t Folded(const Ints& lanes, const Combine& combine) {
+  typedef int32_t Four __attribute__((vector_size(16)));
+  std::array<Four, kLanes / 4> parts;
+  std::memcpy(parts.data(), &lanes, sizeof(lanes));
+  for (size_t count = kLanes / 8; count > 0; count /= 2) {
+    for (size_t i = 0; i < count; ++i) parts[i] = combine(parts[i], parts[i + count]);
+  }
+  Four all = combine(parts[0], __builtin_shufflevector(parts[0], parts[0], 2, 3, 0, 1));
+  all = combine(all, __builtin_shufflevector(all, all, 1, 0, 3, 2));
+  return all[0];
+}
+
+// 32 activations as integers of Level's size up to its largest: see RoundRow16, RoundRow8. Returns the integers' sum.
+template <typename Level>
+inline int32_t RoundGroup(const float* x, Level* q, float* scale) {
   constexpr size_t kParts = kColumns / kLanes;
-  typedef int16_t Halves __attribute__((vector_size(2 * C3PO_QUANTIZE_LANES)));
+  constexpr auto kLargest = static_cast<float>((1 << (8 * sizeof(Level) - 1)) - 1);
+  typedef Level Narrow __attribute__((vector_size(sizeof(Level) * C3PO_QUANTIZE_LANES)));
   std::array<Lanes, kParts> own;
   Ints most = {};  // Magnitudes compare as the integers that their bits are.
   for (size_t i = 0; i < kParts; ++i) {
@@ -159,25 +175,26 @@ inline void RoundGroup(const float* x, int16_t* q, float* scale, int32_t* sum) {
     const Ints magnitude = BitsAs<Ints>(own[i]) & 0x7FFFFFFF;
     most = magnitude > most ? magnitude : most;
   }
-  int32_t bits = 0;
-  for (size_t r = 0; r < kLanes; ++r) bits = most[r] > bits ? most[r] : bits;
+  const int32_t bits = Folded(most, [](auto a, auto b) { return a > b ? a : b; });
   const auto largest = BitsAs<float>(bits);
   const bool finite = bits < 0x7F800000, some = finite && largest >= kSmallest;
-  *scale = some ? largest / 32767 : finite ? 0 : BitsAs<float>(0x7FC00000);
-  *sum = 0;
-  if (!some) return std::memset(q, 0, kColumns * sizeof(int16_t)), void();
-  const float inverse = 32767 / largest;
+  *scale = some ? largest / kLargest : finite ? 0 : BitsAs<float>(0x7FC00000);
+  if (!some) return std::memset(q, 0, kColumns * sizeof(Level)), 0;
+  const float inverse = kLargest / largest;
   Ints total = {};
   for (size_t i = 0; i < kParts; ++i) {
     const Ints level = BitsAs<Ints>(own[i] * All(inverse) + All(kMagic)) - BitsAs<Ints>(All(kMagic));
-    const Halves halves = __builtin_convertvector(level, Halves);
-    std::memcpy(q + i * kLanes, &halves, sizeof(halves));
+    const Narrow narrow = __builtin_convertvector(level, Narrow);
+    std::memcpy(q + i * kLanes, &narrow, sizeof(narrow));
     total += level;
   }
-  for (size_t r = 0; r < kLanes; ++r) *sum += total[r];
+  return Folded(total, [](auto a, auto b) { return a + b; });
 }
 
-void RoundGroups(const float* x, const QuantizedCut& cut, int64_t columns, int16_t* q, float* scales, int32_t* sums) {
+// offsets: null, or [groups].
+template <typename Level>
+inline void RoundGroups(const float* x, const QuantizedCut& cut, int64_t columns, Level* q, float* scales,
+                        int32_t* offsets) {
   const int64_t groups = cut.Groups(columns);
   for (int64_t g = 0; g < groups; ++g) {
     const float* from = x + cut.GroupColumn(g);
@@ -187,8 +204,16 @@ void RoundGroups(const float* x, const QuantizedCut& cut, int64_t columns, int16
       std::memcpy(part, from, static_cast<size_t>(count) * sizeof(float));
       from = part;
     }
-    RoundGroup(from, q + g * kGroupColumns, scales + g, sums + g);
+    const int32_t sum = RoundGroup(from, q + g * kGroupColumns, scales + g);
+    if (offsets) offsets[g] = -8 * sum;
   }
+}
+
+void RoundSixteen(const float* x, const QuantizedCut& cut, int64_t columns, int16_t* q, float* scales) {
+  RoundGroups(x, cut, columns, q, scales, nullptr);
+}
+void RoundEight(const float* x, const QuantizedCut& cut, int64_t columns, int8_t* q, float* scales, int32_t* offsets) {
+  RoundGroups(x, cut, columns, q, scales, offsets);
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ float Widened(uint16_t half) { return OfBits(uint32_t{half} << 16); }
 
 // The first bit of column k of a word, and how many bits it has.
 constexpr int BitOf(WeightLayout layout, int k) {
-  return layout == WeightLayout::kInt8 ? 8 * (k % 2 * 2 + k / 2) : 4 * (k / 2 + k % 2 * 4);
+  return layout == WeightLayout::kInt8 ? 8 * (k % 2 * 2 + k / 2) : 8 * (k % 4) + 4 * (k / 4);
 }
 constexpr int BitsOfLevel(WeightLayout layout) { return layout == WeightLayout::kInt8 ? 8 : 4; }
 
@@ -146,13 +146,27 @@ void WidenGroup(WeightLayout layout, const void* panel, int64_t place, int64_t g
   }
 }
 
-void RoundRow(const float* x, const QuantizedCut& cut, int64_t columns, int16_t* q, float* scales, int32_t* sums) {
+void RoundRow16(const float* x, const QuantizedCut& cut, int64_t columns, int16_t* q, float* scales) {
 #if defined(__x86_64__)
   static const int widest = WidestLanes();
-  if (widest == 16) return sixteen_rows::RoundGroups(x, cut, columns, q, scales, sums);
-  if (widest == 8) return eight_rows::RoundGroups(x, cut, columns, q, scales, sums);
+  if (widest == 16) return sixteen_rows::RoundSixteen(x, cut, columns, q, scales);
+  if (widest == 8) return eight_rows::RoundSixteen(x, cut, columns, q, scales);
 #endif
-  four_rows::RoundGroups(x, cut, columns, q, scales, sums);
+  four_rows::RoundSixteen(x, cut, columns, q, scales);
+}
+
+void RoundRow8(const float* x, const QuantizedCut& cut, int64_t columns, int8_t* q, float* scales, int32_t* offsets) {
+  static const int widest = WidestLanes();
+  RoundRow8By(widest, x, cut, columns, q, scales, offsets);
+}
+
+void RoundRow8By([[maybe_unused]] int lanes, const float* x, const QuantizedCut& cut, int64_t columns, int8_t* q,
+                 float* scales, int32_t* offsets) {
+#if defined(__x86_64__)
+  if (lanes == 16) return sixteen_rows::RoundEight(x, cut, columns, q, scales, offsets);
+  if (lanes == 8) return eight_rows::RoundEight(x, cut, columns, q, scales, offsets);
+#endif
+  four_rows::RoundEight(x, cut, columns, q, scales, offsets);
 }
 
 }  // namespace c3po::cpu

@@ -34,77 +34,114 @@ HWY_INLINE VI WordsAt(const char* p, int part) {
   return hn::LoadU(DI(), reinterpret_cast<const int32_t*>(p) + part * static_cast<int>(kLanes));
 }
 
-// x86 multiplies pairs of 16 bits and adds both, lane by lane. Highway's own operation promises no order of lanes, and
-// elsewhere each half is multiplied as a number of 32 bits.
+// x86 multiplies pairs of 16 bits and adds both, lane by lane, and with SSSE3 pairs of bytes. Highway's own operations
+// promise no order of lanes, or are not there; elsewhere each level is multiplied as a number of 32 bits.
 #undef C3PO_MULTIPLIES_PAIRS
-#if HWY_ARCH_X86 && \
-    (HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3)
+#undef C3PO_MULTIPLIES_BYTES
+#if HWY_ARCH_X86 && (HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3)
 #define C3PO_MULTIPLIES_PAIRS 1
+#define C3PO_MULTIPLIES_BYTES 1
 #else
-#define C3PO_MULTIPLIES_PAIRS 0
+#define C3PO_MULTIPLIES_PAIRS (HWY_ARCH_X86 && HWY_TARGET == HWY_SSE2)
+#define C3PO_MULTIPLIES_BYTES 0
 #endif
+
+#if C3PO_MULTIPLIES_BYTES
+// Four levels without a sign times four activations, as two sums of 16 bits; and their sum, of 32 bits.
+#if HWY_TARGET == HWY_AVX3
+HWY_INLINE VI AddBytes(VI sums, VI levels, VI activations) {
+  return VI{_mm512_add_epi16(sums.raw, _mm512_maddubs_epi16(levels.raw, activations.raw))};
+}
+HWY_INLINE VI AddHalves(VI sums) { return VI{_mm512_madd_epi16(sums.raw, _mm512_set1_epi16(1))}; }
+#elif HWY_TARGET == HWY_AVX2
+HWY_INLINE VI AddBytes(VI sums, VI levels, VI activations) {
+  return VI{_mm256_add_epi16(sums.raw, _mm256_maddubs_epi16(levels.raw, activations.raw))};
+}
+HWY_INLINE VI AddHalves(VI sums) { return VI{_mm256_madd_epi16(sums.raw, _mm256_set1_epi16(1))}; }
+#else
+HWY_INLINE VI AddBytes(VI sums, VI levels, VI activations) {
+  return VI{_mm_add_epi16(sums.raw, _mm_maddubs_epi16(levels.raw, activations.raw))};
+}
+HWY_INLINE VI AddHalves(VI sums) { return VI{_mm_madd_epi16(sums.raw, _mm_set1_epi16(1))}; }
+#endif
+#endif
+
+#if C3PO_MULTIPLIES_PAIRS
+using D16 = hn::Repartition<int16_t, DI>;
+#endif
+// The field of `kBits` bits whose highest is bit kTop of each word.
+template <int kTop, int kBits>
+HWY_INLINE VI Signed(VI words) {
+  return hn::ShiftRight<32 - kBits>(hn::ShiftLeft<31 - kTop>(words));
+}
 
 struct VectorUnit {
   static constexpr int kParts = static_cast<int>(kPanelRows / kLanes);
-  static constexpr int kRows = kLanes == 16 ? 6 : kLanes == 8 ? 3 : 1;
+  template <WeightLayout kLayout>
+  static constexpr int kRows = kLanes == 16 ? 6 : (kLanes == 8 ? 3 : 1);
+  template <WeightLayout kLayout>
   static constexpr int Panels(int rows) {
     return kLanes == 16 ? (rows <= 2 ? 4 : 2) : kLanes == 8 && rows == 1 ? 2 : 1;
   }
 
   using Ints = VI;
   using Floats = V;
-  static HWY_INLINE VI Zero() { return hn::Zero(DI()); }
-  static HWY_INLINE VI All(int32_t value) { return hn::Set(DI(), value); }
   static HWY_INLINE VI LoadWords(const char* p, int part) { return WordsAt(p, part); }
-
-#if C3PO_MULTIPLIES_PAIRS
-  using D16 = hn::Repartition<int16_t, DI>;
-  using DU16 = hn::Repartition<uint16_t, DI>;
-  using Pair = hn::Vec<D16>;
-  static HWY_INLINE Pair PairAt(const int16_t* p) {
-    int32_t both;
-    std::memcpy(&both, p, sizeof(both));
-    return hn::BitCast(D16(), hn::Set(DI(), both));
+  static HWY_INLINE VI All(const char* p) {
+    int32_t bytes;
+    std::memcpy(&bytes, p, sizeof(bytes));
+    return hn::Set(DI(), bytes);
   }
   template <WeightLayout kLayout, int S>
-  static HWY_INLINE Pair Pairs(VI words) {
+  static HWY_INLINE VI Levels(VI words) {
     if constexpr (kLayout == WeightLayout::kInt8) {
-      const Pair halves = hn::BitCast(D16(), words);
-      if constexpr (S == 0) return hn::ShiftRight<8>(hn::ShiftLeft<8>(halves));
-      return hn::ShiftRight<8>(halves);
+#if C3PO_MULTIPLIES_PAIRS
+      const auto halves = hn::BitCast(D16(), words);
+      return hn::BitCast(DI(), hn::ShiftRight<8>(S == 0 ? hn::ShiftLeft<8>(halves) : halves));
+#else
+      return S == 0 ? hn::ShiftLeft<8>(words) : words;  // Each level is the upper byte of its half.
+#endif
     } else {
-      const auto halves = hn::BitCast(DU16(), words);
-      if constexpr (S == 3) return hn::BitCast(D16(), hn::ShiftRight<12>(halves));
-      return hn::BitCast(D16(), hn::And(hn::ShiftRight<4 * S>(halves), hn::Set(DU16(), 15)));
+      return hn::And(S == 0 ? words : hn::ShiftRight<4>(words), hn::Set(DI(), 0x0F0F0F0F));
     }
   }
-  static HWY_INLINE VI MultiplyAdd(VI sums, Pair pairs, Pair pair) {
-    VI unused = hn::Zero(DI());
-    return hn::ReorderWidenMulAccumulate(DI(), pairs, pair, sums, unused);
+
+  // Of kInt4 with bytes multiplied, sums are two of 16 bits each, the offset in the first. In the end that one is at
+  // most 16 (8 * 127) of its own columns and 16 (8 * 127) of the other's offset in magnitude, the other 16 (15 * 127);
+  // in between they may wrap.
+  template <WeightLayout kLayout>
+  static HWY_INLINE VI Start(int32_t offset) {
+    return hn::Set(DI(), kLayout == WeightLayout::kInt4 && C3PO_MULTIPLIES_BYTES ? offset & 0xFFFF : offset);
   }
+  template <WeightLayout kLayout>
+  static HWY_INLINE VI MultiplyAdd(VI sums, VI levels, VI activations) {
+    if constexpr (kLayout == WeightLayout::kInt8) {
+#if C3PO_MULTIPLIES_PAIRS
+      VI unused = hn::Zero(DI());
+      return hn::ReorderWidenMulAccumulate(DI(), hn::BitCast(D16(), levels), hn::BitCast(D16(), activations), sums,
+                                           unused);
 #else
-  struct Pair {
-    VI first, second;
-  };
-  static HWY_INLINE Pair PairAt(const int16_t* p) { return {hn::Set(DI(), p[0]), hn::Set(DI(), p[1])}; }
-  // A level whose highest bit is bit `kTop` of the words.
-  template <int kTop, int kBits>
-  static HWY_INLINE VI Signed(VI words) {
-    return hn::ShiftRight<32 - kBits>(hn::ShiftLeft<31 - kTop>(words));
-  }
-  template <int kShift>
-  static HWY_INLINE VI Nibble(VI words) {
-    return hn::And(hn::ShiftRight<kShift>(words), hn::Set(DI(), 15));
-  }
-  template <WeightLayout kLayout, int S>
-  static HWY_INLINE Pair Pairs(VI words) {
-    if constexpr (kLayout == WeightLayout::kInt8) return {Signed<8 * S + 7, 8>(words), Signed<8 * S + 23, 8>(words)};
-    return {Nibble<4 * S>(words), Nibble<4 * S + 16>(words)};
-  }
-  static HWY_INLINE VI MultiplyAdd(VI sums, const Pair& pairs, const Pair& pair) {
-    return hn::Add(hn::Add(sums, hn::Mul(pairs.first, pair.first)), hn::Mul(pairs.second, pair.second));
-  }
+      sums = hn::Add(sums, hn::Mul(Signed<15, 8>(levels), Signed<15, 16>(activations)));
+      return hn::Add(sums, hn::Mul(Signed<31, 8>(levels), Signed<31, 16>(activations)));
 #endif
+    } else {
+#if C3PO_MULTIPLIES_BYTES
+      return AddBytes(sums, levels, activations);
+#else
+      sums = hn::Add(sums, hn::Mul(Signed<7, 8>(levels), Signed<7, 8>(activations)));
+      sums = hn::Add(sums, hn::Mul(Signed<15, 8>(levels), Signed<15, 8>(activations)));
+      sums = hn::Add(sums, hn::Mul(Signed<23, 8>(levels), Signed<23, 8>(activations)));
+      return hn::Add(sums, hn::Mul(Signed<31, 8>(levels), Signed<31, 8>(activations)));
+#endif
+    }
+  }
+  template <WeightLayout kLayout>
+  static HWY_INLINE VI Finish(VI sums) {
+#if C3PO_MULTIPLIES_BYTES
+    if constexpr (kLayout == WeightLayout::kInt4) return AddHalves(sums);
+#endif
+    return sums;
+  }
 
   static HWY_INLINE V Scales(const uint16_t* p, int part) { return Load(p + part * static_cast<int>(kLanes)); }
   static HWY_INLINE V ZeroFloats() { return hn::Zero(D()); }
@@ -141,12 +178,12 @@ HWY_INLINE void WidenOf(const char* scales, const char* quants, int64_t count, f
         const VI low = hn::Set(DI(), 15), eight = hn::Set(DI(), 8);
         const auto level = [&](VI shifted) HWY_ATTR { return hn::Sub(hn::And(shifted, low), eight); };
         store(level(words), k);
-        store(level(hn::ShiftRight<16>(words)), k + 1);
-        store(level(hn::ShiftRight<4>(words)), k + 2);
-        store(level(hn::ShiftRight<20>(words)), k + 3);
-        store(level(hn::ShiftRight<8>(words)), k + 4);
-        store(level(hn::ShiftRight<24>(words)), k + 5);
-        store(level(hn::ShiftRight<12>(words)), k + 6);
+        store(level(hn::ShiftRight<8>(words)), k + 1);
+        store(level(hn::ShiftRight<16>(words)), k + 2);
+        store(level(hn::ShiftRight<24>(words)), k + 3);
+        store(level(hn::ShiftRight<4>(words)), k + 4);
+        store(level(hn::ShiftRight<12>(words)), k + 5);
+        store(level(hn::ShiftRight<20>(words)), k + 6);
         store(level(hn::ShiftRight<28>(words)), k + 7);
       }
     }
@@ -203,18 +240,47 @@ T* Buffer(int64_t size) {
   return buffer.data();
 }
 
-void RoundedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end) {
+// The calling thread's rounded rows, and of which product they are.
+struct RoundedRows {
+  std::vector<char> q;
+  std::vector<float> scales;
+  std::vector<int32_t> offsets;
+  int64_t job = 0;  // 0: of none
+  const DotProduct* product = nullptr;
+  int64_t row = 0, row_end = 0;
+};
+
+RoundedActivations RoundRows(const DotProduct& p, int64_t row, int64_t row_end, int64_t job) {
+  thread_local RoundedRows own;
   const int64_t rows = row_end - row, groups = p.w.cut.Groups(p.w.columns);
-  int16_t* const q = Buffer<0, int16_t>(rows * groups * kGroupColumns);
-  float* const scales = Buffer<1, float>(rows * groups);
-  int32_t* const sums = Buffer<2, int32_t>(rows * groups);
-  float** const y = Buffer<3, float*>(rows);
-  for (int64_t m = 0; m < rows; ++m) {
-    RoundRow(RowAt(p.x, row + m), p.w.cut, p.w.columns, q + m * groups * kGroupColumns, scales + m * groups,
-             sums + m * groups);
-    y[m] = RowAt(p.y, row + m);
+  const bool bytes = p.w.layout == WeightLayout::kInt4;
+  if (job == 0 || own.job != job || own.product != &p || own.row != row || own.row_end != row_end) {
+    const auto resize = [](auto& buffer, int64_t size) {
+      if (buffer.size() < static_cast<size_t>(size)) buffer.resize(static_cast<size_t>(size));
+    };
+    const int64_t row_bytes = groups * kGroupColumns * RoundedBytes(p.w.layout);
+    resize(own.q, rows * row_bytes);
+    resize(own.scales, rows * groups);
+    resize(own.offsets, rows * groups);
+    for (int64_t m = 0; m < rows; ++m) {
+      const float* const x = RowAt(p.x, row + m);
+      char* const q = own.q.data() + m * row_bytes;
+      float* const scales = own.scales.data() + m * groups;
+      if (bytes) {
+        RoundRow8(x, p.w.cut, p.w.columns, reinterpret_cast<int8_t*>(q), scales, own.offsets.data() + m * groups);
+      } else {
+        RoundRow16(x, p.w.cut, p.w.columns, reinterpret_cast<int16_t*>(q), scales);
+      }
+    }
+    own.job = job, own.product = &p, own.row = row, own.row_end = row_end;
   }
-  IntegerDotPanels(FastestIntegerUnit(), {q, scales, sums, rows, groups}, p.w, panel, panel_end, y);
+  return {own.q.data(), own.scales.data(), bytes ? own.offsets.data() : nullptr, rows, groups};
+}
+
+void RoundedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t job) {
+  float** const y = Buffer<0, float*>(row_end - row);
+  for (int64_t m = row; m < row_end; ++m) y[m - row] = RowAt(p.y, m);
+  IntegerDotPanels(FastestIntegerUnit(), RoundRows(p, row, row_end, job), p.w, panel, panel_end, y);
 }
 
 void WidenedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end) {
@@ -223,7 +289,7 @@ void WidenedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t 
   const int64_t together = p.w.cut.whole_panels() ? std::clamp<int64_t>(fitting, 1, 4) : 1;
   for (; panel < panel_end; panel += together) {
     const int64_t count = std::min(together, panel_end - panel);
-    float* const widened = Buffer<4, float>(together * kPanelRows * columns);
+    float* const widened = Buffer<1, float>(together * kPanelRows * columns);
     for (int64_t i = 0; i < count; ++i) Widen(p.w, panel + i, 0, groups, widened + i * kPanelRows * columns);
     DotProduct block{p.x, {widened, false, count * kPanelRows, columns, WeightLayout::kPanels}, p.y};
     block.y.data += p.w.cut.PanelRow(panel);
@@ -232,7 +298,7 @@ void WidenedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t 
       PanelDotBlock(block, row, row_end, 0, count * kPanelRows);
       continue;
     }
-    float* const whole = Buffer<5, float>(rows * kPanelRows);
+    float* const whole = Buffer<2, float>(rows * kPanelRows);
     block.x = p.x.index ? RowsView{p.x.data, p.x.stride, rows, p.x.index + row}
                         : RowsView{p.x.data + row * p.x.stride, p.x.stride, rows, nullptr};
     block.y = {whole, kPanelRows, nullptr};
@@ -245,7 +311,7 @@ void WidenedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t 
 
 // The rows of `a` that meet panels [panel, panel + count), where not all of these are whole: [a.rows, 16 count].
 const float* SpreadRows(const OuterProduct& p, int64_t panel, int64_t count) {
-  float* const spread = Buffer<6, float>(p.a.rows * count * kPanelRows);
+  float* const spread = Buffer<3, float>(p.a.rows * count * kPanelRows);
   std::fill_n(spread, p.a.rows * count * kPanelRows, 0.0f);
   for (int64_t m = 0; m < p.a.rows; ++m) {
     for (int64_t i = 0; i < count; ++i) {
@@ -287,11 +353,11 @@ void IntegerDotPanels(IntegerUnit unit, const RoundedActivations& x, const Weigh
   HWY_DYNAMIC_DISPATCH(DotPanels)(x, w, panel, panel_end, y);
 }
 
-void QuantizedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+void QuantizedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end, int64_t job) {
   const int64_t panel = p.w.cut.PanelOf(begin);
   const int64_t panel_end = panel + p.w.Rows(begin, end).cut.Panels(end - begin);
   if (p.w.rounds_activations) {
-    RoundedDotBlock(p, row, row_end, panel, panel_end);
+    RoundedDotBlock(p, row, row_end, panel, panel_end, job);
   } else {
     WidenedDotBlock(p, row, row_end, panel, panel_end);
   }
@@ -314,7 +380,7 @@ void QuantizedOuterColumns(const OuterProduct& p, int64_t begin, int64_t end) {
       int64_t last = first;  // Behind the columns of some groups.
       for (; group < group_end && last - first < kColumns; ++group) last += cut.ColumnsOf(group);
       const int64_t columns = last - first, from = std::max(begin, first), to = std::min(end, last);
-      float* const widened = Buffer<4, float>(kSumPanels * kPanelRows * columns);
+      float* const widened = Buffer<1, float>(kSumPanels * kPanelRows * columns);
       for (int64_t i = 0; i < count; ++i) {
         Widen(p.w, panel + i, own_group, group, widened + i * kPanelRows * columns);
       }

@@ -1,14 +1,19 @@
-// x W^T of activations rounded to 16-bit integers with quantized weights: the walk over rows, panels and groups, for a
-// `Unit` that does the arithmetic. Included once for each instruction set, inside its attributes and in a namespace of
-// the including file's choosing, C3PO_QUANTIZED_TILES_NAMESPACE: no function here may be shared between instruction
-// sets.
+// x W^T of rounded activations with quantized weights: the walk over rows, panels and groups, for a `Unit` that does
+// the arithmetic. Included once for each instruction set, inside its attributes and in a namespace of the including
+// file's choosing, C3PO_QUANTIZED_TILES_NAMESPACE: no function here may be shared between instruction sets.
 //
-//   Unit: kParts vectors hold the 16 rows of a panel. Ints, Floats: a part's sums. Words: its words. Zero(),
-//   All(value), LoadWords(p, part) of the 16 words at p, Pairs<layout, S>(words) pairs of columns 2 S and 2 S + 1 of
-//   each word as halves of 16 bits, signed; Pair(p) the same two integers for all rows, MultiplyAdd(sums, pairs, pair)
-//   adds both products of each row; Scales(p, part) of 16 scales; ZeroFloats(), AddScaled(floats, scales, factor, ints)
-//   = floats + scales * (factor * ints); Store(floats, p, part). kRows: rows of x that a tile has at most;
-//   Panels(rows): of how many panels a tile of so many rows is.
+// A step multiplies levels with 4 bytes of rounded activations: those of kInt8 with 2 integers of 16 bits, those of
+// kInt4 with 4 integers of 8 bits. A word has two steps, for its first and its last columns.
+//
+//   Unit: kParts vectors hold the 16 rows of a panel. Ints, Floats: a part's sums, and words.
+//     kRows<layout>         rows of x that a tile has at most; Panels<layout>(rows): of how many panels it is then
+//     LoadWords(p, part)    of the 16 words at p
+//     Levels<layout, S>(words)   those of step S, as integers of the activations' size
+//     All(p)                the 4 bytes at p for all rows
+//     Start<layout>(offset) sums of nothing; MultiplyAdd<layout>(sums, levels, activations) adds a step's products of
+//                           each row; Finish<layout>(sums) the sums and the offset. Of a group's 8 or 16 steps.
+//     Scales(p, part)       of 16 scales
+//     ZeroFloats(), AddScaled(floats, scales, factor, ints) = floats + scales * (factor * ints), Store(floats, p, part)
 
 #if defined(C3PO_SERVER_COMPUTE_CPU_QUANTIZED_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef C3PO_SERVER_COMPUTE_CPU_QUANTIZED_TILES_INL_H_
@@ -39,26 +44,26 @@ struct QuantizedPanelsAt {
 
 constexpr int64_t kAheadBytes = 4096, kAheadScales = 512;  // Memory is asked for what is read so much later.
 
-// Adds the products of pair S of each word at `words` with the same columns of M rows, at q. Calls itself for the pairs
-// that are left of kPairs.
-template <typename Unit, WeightLayout kLayout, int kPairs, int S, int M, int P>
-HWY_INLINE void AddPairs(const char* words, int64_t stride, const int16_t* const* q, int64_t column,
+// Adds the products of step S of the words at `words` with the activations of M rows, at q. Calls itself for the second
+// step.
+template <typename Unit, WeightLayout kLayout, int S, int M, int P>
+HWY_INLINE void AddSteps(const char* words, int64_t stride, const char* const* q, int64_t at,
                          typename Unit::Ints (&own)[M][P][Unit::kParts]) {
-  if constexpr (S < kPairs) {
-    typename Unit::Pair pair[M];
+  typename Unit::Ints activations[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) pair[m] = Unit::PairAt(q[m] + column + 2 * S);
+  for (int m = 0; m < M; ++m) activations[m] = Unit::All(q[m] + at + 4 * S);
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
+  for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-      for (int i = 0; i < Unit::kParts; ++i) {
-        const auto pairs = Unit::template Pairs<kLayout, S>(Unit::LoadWords(words + p * stride, i));
+    for (int i = 0; i < Unit::kParts; ++i) {
+      const auto levels = Unit::template Levels<kLayout, S>(Unit::LoadWords(words + p * stride, i));
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) own[m][p][i] = Unit::MultiplyAdd(own[m][p][i], pairs, pair[m]);
+      for (int m = 0; m < M; ++m) {
+        own[m][p][i] = Unit::template MultiplyAdd<kLayout>(own[m][p][i], levels, activations[m]);
       }
     }
-    AddPairs<Unit, kLayout, kPairs, S + 1, M, P>(words, stride, q, column, own);
   }
+  if constexpr (S == 0) AddSteps<Unit, kLayout, 1, M, P>(words, stride, q, at, own);
 }
 
 // Rows [row, row + M) of x with P panels, at `panel`; sums of panel q of row m to y[m] + 16 q.
@@ -67,12 +72,12 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
                               float* const* y) {
   constexpr int kParts = Unit::kParts;
   constexpr int kWords = static_cast<int>(QuantBytes(kLayout) / (4 * kPanelRows));  // of a row's group
-  constexpr int kPairs = kGroupColumns / 2 / kWords;                                // of a word
+  constexpr int64_t kRounded = kGroupColumns * RoundedBytes(kLayout);               // bytes of activations of a group
   typename Unit::Floats sums[M][P][kParts];
-  const int16_t* q[M];
+  const char* q[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    q[m] = x.q + (row + m) * x.groups * kGroupColumns;
+    q[m] = static_cast<const char*>(x.q) + (row + m) * x.groups * kRounded;
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
@@ -91,20 +96,19 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
     typename Unit::Ints own[M][P][kParts];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      // Nibbles are 8 more than their levels.
-      const auto offset =
-          kLayout == WeightLayout::kInt4 ? Unit::All(-8 * x.sums[(row + m) * x.groups + g]) : Unit::Zero();
+      const int32_t offset = kLayout == WeightLayout::kInt4 ? x.offsets[(row + m) * x.groups + g] : 0;
+      const auto start = Unit::template Start<kLayout>(offset);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kParts; ++i) own[m][p][i] = offset;
+        for (int i = 0; i < kParts; ++i) own[m][p][i] = start;
       }
     }
 #pragma GCC unroll 1
     for (int w = 0; w < kWords; ++w) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) hwy::Prefetch(quants + p * at.stride + w * 4 * kPanelRows + ahead);
-      AddPairs<Unit, kLayout, kPairs, 0, M, P>(quants + w * 4 * kPanelRows, at.stride, q, w * kPairs * 2, own);
+      AddSteps<Unit, kLayout, 0, M, P>(quants + w * 4 * kPanelRows, at.stride, q, w * 8, own);
     }
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
@@ -113,12 +117,13 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
         const auto scale = Unit::Scales(reinterpret_cast<const uint16_t*>(scales + p * at.stride), i);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-          sums[m][p][i] = Unit::AddScaled(sums[m][p][i], scale, x.scales[(row + m) * x.groups + g], own[m][p][i]);
+          sums[m][p][i] = Unit::AddScaled(sums[m][p][i], scale, x.scales[(row + m) * x.groups + g],
+                                          Unit::template Finish<kLayout>(own[m][p][i]));
         }
       }
     }
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) q[m] += kGroupColumns;
+    for (int m = 0; m < M; ++m) q[m] += kRounded;
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -156,37 +161,39 @@ inline bool InARow(const WeightView& w, int64_t panel, int64_t count) {
 template <typename Unit, WeightLayout kLayout, int M>
 HWY_INLINE void QuantizedTiles(const RoundedActivations& x, int64_t row, const WeightView& w,
                                const QuantizedPanelsAt& at, int64_t panel, int64_t count, float* const* y) {
-  constexpr int P = Unit::Panels(M);
+  constexpr int P = Unit::template Panels<kLayout>(M);
   if (count == P && InARow(w, panel, count)) return QuantizedRows<Unit, kLayout, M, P>(x, row, w, at, panel, y);
   for (int64_t i = 0; i < count; ++i) QuantizedRows<Unit, kLayout, M, 1>(x, row, w, at, panel + i, y);
 }
 
-template <typename Unit, WeightLayout kLayout, int M = Unit::kRows>
+template <typename Unit, WeightLayout kLayout, int M = Unit::template kRows<kLayout>>
 HWY_INLINE void QuantizedSomeRows(const RoundedActivations& x, int64_t row, int64_t rows, const WeightView& w,
                                   const QuantizedPanelsAt& at, int64_t panel, int64_t panel_end, float* const* y) {
   if constexpr (M > 0) {
     if (rows < M) return QuantizedSomeRows<Unit, kLayout, M - 1>(x, row, rows, w, at, panel, panel_end, y);
-    constexpr int64_t P = Unit::Panels(M);
+    constexpr int64_t P = Unit::template Panels<kLayout>(M);
     for (; panel < panel_end; panel += P) {
       QuantizedTiles<Unit, kLayout, M>(x, row, w, at, panel, std::min(P, panel_end - panel), y);
     }
   }
 }
 
-// All rows pass over a few panels while these are in cache.
+// All rows pass over a few panels while these are in cache, in tiles of nearly the same height.
 template <typename Unit, WeightLayout kLayout>
 HWY_INLINE void QuantizedDotOf(const RoundedActivations& x, const WeightView& w, int64_t panel, int64_t panel_end,
                                float* const* y) {
-  constexpr int64_t kInCache = 192 << 10;
+  constexpr int64_t kInCache = 192 << 10, kRows = Unit::template kRows<kLayout>;
   const int64_t stride = PanelBytes(kLayout, w.cut.panel_groups);
   const QuantizedPanelsAt at{static_cast<const char*>(w.data), stride, w.cut.first_group * kScaleBytes,
                              ScalesBytes(w.cut.panel_groups) + w.cut.first_group * QuantBytes(kLayout)};
   const int64_t own = x.groups * (kScaleBytes + QuantBytes(kLayout));
-  const int64_t together = x.rows <= Unit::kRows ? panel_end - panel : std::max<int64_t>(4, kInCache / own / 4 * 4);
+  const int64_t together = x.rows <= kRows ? panel_end - panel : std::max<int64_t>(4, kInCache / own / 4 * 4);
+  const int64_t tiles = (x.rows + kRows - 1) / kRows;
   for (; panel < panel_end; panel += together) {
     const int64_t end = std::min(panel_end, panel + together);
-    for (int64_t row = 0; row < x.rows; row += Unit::kRows) {
-      QuantizedSomeRows<Unit, kLayout>(x, row, std::min<int64_t>(Unit::kRows, x.rows - row), w, at, panel, end, y);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t row = x.rows * tile / tiles, rows = x.rows * (tile + 1) / tiles - row;
+      QuantizedSomeRows<Unit, kLayout>(x, row, rows, w, at, panel, end, y);
     }
   }
 }

@@ -1,4 +1,4 @@
-// The integer products of quantized weights by AVX-512 VNNI: the two products of a pair and their sum are one
+// The integer products of quantized weights by AVX-512 VNNI: a step's two or four products and their sum are one
 // instruction.
 
 #include "server/compute/cpu/quantized_products.h"
@@ -23,32 +23,42 @@ namespace c3po::cpu::vnni {
 namespace {
 
 struct VnniUnit {
-  static constexpr int kParts = 1, kRows = 6;
-  static constexpr int Panels(int rows) { return rows <= 2 ? 4 : 2; }
+  static constexpr int kParts = 1;
+  template <WeightLayout kLayout>
+  static constexpr int kRows = 6;
+  template <WeightLayout kLayout>
+  static constexpr int Panels(int rows) {
+    return rows <= 2 ? 4 : 2;
+  }
 
   using Ints = __m512i;
   using Floats = __m512;
-  using Pair = __m512i;
-  static HWY_INLINE Ints Zero() { return _mm512_setzero_si512(); }
-  static HWY_INLINE Ints All(int32_t value) { return _mm512_set1_epi32(value); }
   static HWY_INLINE Ints LoadWords(const char* p, int) { return _mm512_loadu_si512(p); }
-  static HWY_INLINE Pair PairAt(const int16_t* p) {
-    int32_t both;
-    std::memcpy(&both, p, sizeof(both));
-    return _mm512_set1_epi32(both);
+  static HWY_INLINE Ints All(const char* p) {
+    int32_t bytes;
+    std::memcpy(&bytes, p, sizeof(bytes));
+    return _mm512_set1_epi32(bytes);
   }
   template <WeightLayout kLayout, int S>
-  static HWY_INLINE Pair Pairs(Ints words) {
+  static HWY_INLINE Ints Levels(Ints words) {
     if constexpr (kLayout == WeightLayout::kInt8) {
       return _mm512_srai_epi16(S == 0 ? _mm512_slli_epi16(words, 8) : words, 8);
-    } else if constexpr (S == 3) {
-      return _mm512_srli_epi16(words, 12);
     } else {
-      return _mm512_and_si512(_mm512_srli_epi16(words, 4 * S), _mm512_set1_epi16(15));
+      return _mm512_and_si512(S == 0 ? words : _mm512_srli_epi16(words, 4), _mm512_set1_epi8(15));
     }
   }
-  static HWY_INLINE Ints MultiplyAdd(Ints sums, Pair pairs, Pair pair) {
-    return _mm512_dpwssd_epi32(sums, pairs, pair);
+  template <WeightLayout kLayout>
+  static HWY_INLINE Ints Start(int32_t offset) {
+    return _mm512_set1_epi32(offset);
+  }
+  template <WeightLayout kLayout>
+  static HWY_INLINE Ints MultiplyAdd(Ints sums, Ints levels, Ints activations) {
+    if constexpr (kLayout == WeightLayout::kInt8) return _mm512_dpwssd_epi32(sums, levels, activations);
+    return _mm512_dpbusd_epi32(sums, levels, activations);
+  }
+  template <WeightLayout kLayout>
+  static HWY_INLINE Ints Finish(Ints sums) {
+    return sums;
   }
   static HWY_INLINE Floats Scales(const uint16_t* p, int) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -35,6 +35,7 @@ TEST(QuantizedWeights, AreRefusedWithWhatTheyCannotBe) {
               HasSubstr("weights \"int3\" is not one of auto, float32, bfloat16, int8, int4"));
   EXPECT_THAT(ErrorOf({"cpu", "auto", "bfloat16", "int8"}), HasSubstr("arithmetic bfloat16 is not of weights int8"));
   EXPECT_THAT(ErrorOf({"cpu", "auto", "int16", "int8"}), HasSubstr("arithmetic \"int16\" is not one of"));
+  EXPECT_THAT(ErrorOf({"cpu", "auto", "int8", "int4"}), HasSubstr("arithmetic \"int8\" is not one of"));
   EXPECT_THAT(ErrorOf({"cpu", "bfloat16", "auto", "float32"}), HasSubstr("weights float32 contradicts dtype bfloat16"));
   EXPECT_THAT(ErrorOf({"cpu", "int4", "auto", "auto"}), HasSubstr("dtype \"int4\" is not one of"));
 }
@@ -47,6 +48,7 @@ TEST(QuantizedWeights, AreToldInTheModelsShape) {
   for (const Case& c : {Case{{"cpu", "auto", "float32", "auto"}, "float32", "float32", "float32"},
                         Case{{"cpu", "auto", "float32", "bfloat16"}, "bfloat16", "bfloat16", "float32"},
                         Case{{"cpu", "auto", "auto", "int8"}, "float32", "int8", "int16"},
+                        Case{{"cpu", "auto", "auto", "int4"}, "float32", "int4", "int8"},
                         Case{{"cpu", "bfloat16", "float32", "int4"}, "bfloat16", "int4", "float32"}}) {
     MoeModelOptions options;
     options.folder = TinyFolder("olmoe_tiny");

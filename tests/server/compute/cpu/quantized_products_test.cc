@@ -46,10 +46,18 @@ std::string Name(const Shape& shape, WeightLayout layout, int64_t rows) {
 float PlainRounded(const std::vector<float>& x, const QuantizedMatrix& w, int64_t row, bool fused) {
   const QuantizedCut& cut = w.view.cut;
   const int64_t columns = w.view.columns, groups = cut.Groups(columns);
-  std::vector<int16_t> q(groups * kGroupColumns);
+  std::vector<int64_t> q;
   std::vector<float> scales(groups);
-  std::vector<int32_t> sums(groups);
-  RoundRow(x.data(), cut, columns, q.data(), scales.data(), sums.data());
+  if (w.view.layout == WeightLayout::kInt4) {
+    std::vector<int8_t> bytes(groups * kGroupColumns);
+    std::vector<int32_t> offsets(groups);
+    RoundRow8(x.data(), cut, columns, bytes.data(), scales.data(), offsets.data());
+    q.assign(bytes.begin(), bytes.end());
+  } else {
+    std::vector<int16_t> halves(groups * kGroupColumns);
+    RoundRow16(x.data(), cut, columns, halves.data(), scales.data());
+    q.assign(halves.begin(), halves.end());
+  }
   const int64_t panel = cut.PanelOf(row);
   const char* const at = static_cast<const char*>(w.view.data) + panel * PanelBytes(w.view.layout, cut.panel_groups);
   float total = 0;
@@ -116,7 +124,42 @@ TEST_P(QuantizedProducts, RoundingOnesAreThoseOfPlainLoopsBitForBitInAnyBatch) {
   }
 }
 
-// Of rounding x: half a step of each entry, whose step is the group's largest entry over 32767; and float32's own.
+// Every level at its end and every activation too: sums of 16 bits, which some units have, come to their ends.
+TEST_P(QuantizedProducts, RoundingOnesHoldTheLargestSums) {
+  constexpr int64_t kN = 32, kK = 64, kRowsOfX = 8;
+  for (const WeightLayout layout : kLayouts) {
+    const float low = layout == WeightLayout::kInt4 ? -8 : -127, high = layout == WeightLayout::kInt4 ? 7 : 127;
+    std::vector<float> levels(kN * kK), x(kRowsOfX * kK);
+    for (int64_t j = 0; j < kN; ++j) {
+      // A group of level 7 alone would get a scale that makes it -8: one weight, which differs from row to row, is
+      // that.
+      for (int64_t k = 0; k < kK; ++k) levels[j * kK + k] = k % 32 == j ? low : j % 2 == 0 ? high : low;
+    }
+    for (int64_t m = 0; m < kRowsOfX; ++m) {
+      for (int64_t k = 0; k < kK; ++k) x[m * kK + k] = (k >> (m / 2)) % 2 == 0 || m < 2 ? 1.0f : -1.0f;
+      for (int64_t k = 0; k < kK; ++k) x[m * kK + k] *= m % 2 == 0 ? 1.0f : -1.0f;
+    }
+    QuantizedMatrix w(levels, kN, kK, layout);
+    ASSERT_EQ(w.values, levels);
+    w.view.rounds_activations = true;
+    for (const IntegerUnit unit : Units()) {
+      SCOPED_TRACE(Name({kN, kK, 0, 0}, layout, kRowsOfX) + (unit == IntegerUnit::kVnni ? ", VNNI" : ""));
+      const ScopedIntegerUnit scoped(unit);
+      std::vector<float> y(kRowsOfX * kN);
+      MultiplyTransposed({{{x.data(), kK, kRowsOfX, nullptr}, w.view, {y.data(), kN, nullptr}}});
+      for (int64_t m = 0; m < kRowsOfX; ++m) {
+        for (int64_t j = 0; j < kN; ++j) {
+          double exact = 0;
+          for (int64_t k = 0; k < kK; ++k) exact += double{levels[j * kK + k]} * x[m * kK + k];
+          ASSERT_NEAR(y[m * kN + j], exact, 1e-6 * kK * 127) << "row " << m << " column " << j;
+        }
+      }
+    }
+  }
+}
+
+// Of rounding x: half a step of each entry, whose step is the group's largest entry over 32767 or 127; and float32's
+// own.
 TEST_P(QuantizedProducts, RoundingOnesDifferFromTheWidenedWeightsByWhatRoundingXLeaves) {
   for (const Shape& shape : kShapes) {
     for (const WeightLayout layout : kLayouts) {
@@ -139,7 +182,7 @@ TEST_P(QuantizedProducts, RoundingOnesDifferFromTheWidenedWeightsByWhatRoundingX
             largest = std::max<double>(largest, std::abs(x[k]));
             weights += std::abs(value);
           }
-          bound += 0.501 * largest / 32767 * weights;
+          bound += 0.501 * largest / (layout == WeightLayout::kInt4 ? 127 : 32767) * weights;
         }
         ASSERT_NEAR(y[j], exact, bound) << "column " << j;
       }
