@@ -74,18 +74,41 @@ absl::StatusOr<std::string> AgreedDtype(const PlacementOptions& options) {
   return weights;
 }
 
-// Of a placement whose dtype is chosen.
-absl::Status ChooseFormat(const PlacementOptions& options, WeightPlacement& placement) {
+const char* NameOf(WeightFormat format) { return format == WeightFormat::kInt8 ? "int8" : "int4"; }
+
+// In which most matrices are packed: 4 bits where any is.
+WeightFormat StoredFormat(const Checkpoint& checkpoint) {
+  WeightFormat format = WeightFormat::kElements;
+  for (const std::string& name : checkpoint.names()) {
+    const DType type = checkpoint.Find(name)->dtype;
+    if (type == DType::kInt4) return WeightFormat::kInt4;
+    if (type == DType::kInt8) format = WeightFormat::kInt8;
+  }
+  return format;
+}
+
+// Of a placement whose dtype is chosen; `stored`: how the folder holds the weights.
+absl::Status ChooseFormat(const PlacementOptions& options, WeightFormat stored, WeightPlacement& placement) {
+  const bool as_stored = options.weights == "auto";
   if (options.device != kCpuDevice) {
     return absl::InvalidArgumentError(absl::StrCat("weights ", options.weights, " is of device cpu"));
   }
+  const WeightFormat wanted = as_stored                   ? stored
+                              : options.weights == "int8" ? WeightFormat::kInt8
+                                                          : WeightFormat::kInt4;
+  if (stored != WeightFormat::kElements && stored != wanted) {
+    return absl::InvalidArgumentError(absl::StrCat("weights ", NameOf(wanted), ": the folder's are ", NameOf(stored),
+                                                   " already: quantize the folder that it was made from, or take ",
+                                                   "auto, float32 or bfloat16"));
+  }
   if (options.arithmetic == "bfloat16") {
     return absl::InvalidArgumentError(
-        absl::StrCat("arithmetic bfloat16 is not of weights ", options.weights, ": it is auto or float32 of these"));
+        absl::StrCat("arithmetic bfloat16 is not of weights ", NameOf(wanted), ": it is auto or float32 of these"));
   }
   if (options.arithmetic != "auto" && options.arithmetic != "float32")
     return absl::OkStatus();  // ChooseLayout refuses.
-  placement.format = options.weights == "int8" ? WeightFormat::kInt8 : WeightFormat::kInt4;
+  placement.format = wanted;
+  placement.as_stored = as_stored;
   placement.rounds_activations = options.arithmetic == "auto";
   return absl::OkStatus();
 }
@@ -132,7 +155,7 @@ absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const WeightPl
 }
 
 std::string WeightPlacement::weights() const {
-  if (format != WeightFormat::kElements) return format == WeightFormat::kInt8 ? "int8" : "int4";
+  if (format != WeightFormat::kElements) return NameOf(format);
   return dtype == ElementType::kBfloat16 ? "bfloat16" : "float32";
 }
 
@@ -143,7 +166,12 @@ absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, co
   placement.device = options.device;
   C3PO_ASSIGN_OR_RETURN(const DType stored, StoredType(checkpoint));
   C3PO_ASSIGN_OR_RETURN(placement.dtype, ChooseDtype(dtype, options.device, stored));
-  if (IsQuantized(options.weights)) C3PO_RETURN_IF_ERROR(ChooseFormat(options, placement));
+  const WeightFormat stored_format = StoredFormat(checkpoint);
+  const bool as_stored =
+      options.weights == "auto" && options.device == kCpuDevice && stored_format != WeightFormat::kElements;
+  if (as_stored || IsQuantized(options.weights)) {
+    C3PO_RETURN_IF_ERROR(ChooseFormat(options, stored_format, placement));
+  }
   if (placement.format == WeightFormat::kElements) {
     C3PO_ASSIGN_OR_RETURN(placement.layout, ChooseLayout(options.arithmetic, options.device, placement.dtype));
   }
@@ -155,8 +183,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config, 
                                                      const WeightPlacement& placement, const LoadProgress& progress) {
   try {
     if (placement.device == kCpuDevice) {
-      cpu::CpuWeights packed =
-          cpu::PackWeights(config, weights, placement.dtype, placement.layout, progress, placement.format);
+      cpu::CpuWeights packed = cpu::PackWeights(config, weights, placement.dtype, placement.layout, progress,
+                                                placement.format, placement.as_stored);
       return std::make_unique<cpu::CpuBackend>(config, std::move(packed), aten::MakeRopeTable(config), placement.kv,
                                                placement.rounds_activations);
     }

@@ -26,6 +26,7 @@ struct WeightPlacement {
   ElementType dtype = ElementType::kFloat32;
   cpu::WeightLayout layout = cpu::WeightLayout::kPanels;  // on the CPU: see cpu::PackWeights
   WeightFormat format = WeightFormat::kElements;          // likewise
+  bool as_stored = false;                                 // likewise: packed levels stay, nothing else is quantized
   bool rounds_activations = false;                        // of quantized weights: see cpu::CpuBackend
   ElementType kv = ElementType::kFloat32;  // of the cache's keys and values and of references'; on CUDA that of dtype
 
@@ -54,20 +55,21 @@ absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const WeightPl
 // How the weights of `checkpoint` are kept, what they are multiplied in, and how keys and values are kept.
 //   device      one of kDeviceNames, which is opened
 //   dtype       of the weights: "float32", "bfloat16", or "auto": bfloat16 on CUDA and where they are stored so or in 8
-//               bits or fewer, else float32. In arithmetic of float32 widening is exact: bfloat16 halves what is read,
-//               and changes nothing.
+//               bits or fewer, else float32. Of a quantized folder: where what is not quantized is stored so. In
+//               arithmetic of float32 widening is exact: bfloat16 halves what is read, and changes nothing.
 //   arithmetic  of products on the CPU: "float32"; "bfloat16", which rounds activations to bfloat16, and needs weights
 //               of it and a processor that multiplies them (server/compute/cpu/bfloat16_products.h); "auto": bfloat16
 //               where it can be. Another device computes in the weights' dtype.
 //   weights     how the large matrices are held (cpu::PackWeights): "int8" or "int4", quantized at load, on the CPU; or
-//               "float32" or "bfloat16", another word for that dtype; "auto": as `dtype` says. Where they are
+//               "float32" or "bfloat16", another word for that dtype, in which packed levels are widened; "auto": on
+//               the CPU packed levels as they are stored, all else as `dtype` says. Where they are
 //               quantized, `dtype` is that of all else, and `arithmetic` "auto" rounds the activations of running
 //               sequences to integers (cpu::CpuBackend); "float32" does not, and "bfloat16" is refused.
 //   kv_cache_dtype  see ChooseKvType
 // InvalidArgument: another name, bfloat16 with weights of float32 or quantized ones, or asked of another device,
-// quantized weights asked of another device, a dtype that contradicts `weights`, an embedding that is not stored as
-// weights are, and as ChooseKvType; NotFound: it is missing; FailedPrecondition: the device is missing, or the
-// processor cannot.
+// quantized weights asked of another device, "int8" of weights that are packed in 4 bits or the other way, a dtype that
+// contradicts `weights`, an embedding that is not stored as weights are, and as ChooseKvType; NotFound: it is missing;
+// FailedPrecondition: the device is missing, or the processor cannot.
 absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const PlacementOptions& options);
 
 // What computes on that device, with weights that it packed for itself. ResourceExhausted: they find no room.

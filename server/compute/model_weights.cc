@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/model/config/tensor_plan.h"
-#include "server/weights/stored_elements.h"
 
 namespace c3po {
 namespace {
@@ -40,7 +39,7 @@ void PackTransposed(const StoredWeight& stored, absl::FunctionRef<void(const Sto
   std::vector<float> row(static_cast<size_t>(from.columns));
   std::vector<float> turned(static_cast<size_t>(from.rows * from.columns));
   for (int64_t r = 0; r < from.rows; ++r) {
-    ToFloat32(from.type, from.Rows(r, 1).bytes.data(), from.columns, row.data());
+    RowToFloat32(from, r, row.data());
     for (int64_t c = 0; c < from.columns; ++c)
       turned[static_cast<size_t>(c * from.rows + r)] = row[static_cast<size_t>(c)];
   }
@@ -122,6 +121,9 @@ void PackEach(const ModelConfig& config, const ModelWeights& weights, const Load
   CheckComplete(config, weights);
   const auto pack_all = [&](const std::vector<StoredWeight>& parts) {
     for (const StoredWeight& stored : parts) {
+      if (const std::string problem = ScaleProblem(stored.matrix); !problem.empty()) {
+        throw std::invalid_argument(absl::StrCat("tensor ", Quoted(stored.name), ": ", problem));
+      }
       if (stored.use.transposed) {
         PackTransposed(stored, pack);
       } else {

@@ -39,7 +39,7 @@ using LoadProgress = std::function<void(int done, int total)>;
 // Calls `pack` with each weight once, and lets its pages go: what was copied need not stay resident beside its copy.
 // Layers come in the order in which the checkpoint's digest goes through them, so that whoever reads for the one has
 // read for the other. Throws std::invalid_argument, before the first call, where the weights are not those of `config`:
-// a part is missing, too much, or out of its matrix.
+// a part is missing, too much, or out of its matrix; and at a weight with a ScaleProblem.
 void PackEach(const ModelConfig& config, const ModelWeights& weights, const LoadProgress& progress,
               absl::FunctionRef<void(const StoredWeight&)> pack);
 

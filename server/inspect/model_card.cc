@@ -22,6 +22,7 @@
 #include "server/weights/checkpoint.h"
 #include "server/weights/gguf_parts.h"
 #include "server/weights/model_folder.h"
+#include "server/weights/packed_tensors.h"
 
 namespace c3po {
 namespace {
@@ -33,6 +34,7 @@ struct HeldType {
 };
 constexpr HeldType kHeldTypes[] = {{"float32", 4}, {"bfloat16", 2}};
 constexpr int64_t kPositions = 1000;
+constexpr int64_t kQuantizedGroup = 32, kScaleBytes = 2;
 
 void AddProblem(const absl::Status& status, ModelCard& card) {
   if (!status.ok()) card.problems.emplace_back(status.message());
@@ -70,13 +72,34 @@ absl::Status ReadGenerationConfig(ModelCard& card) {
   return absl::OkStatus();
 }
 
+// A packed matrix keeps its levels, and a scale for each 32 columns; all else is held in the type of `--dtype auto`.
+absl::Status CountAsStored(const Checkpoint& checkpoint, ModelCard& card) {
+  if (card.packed_weights.empty()) return absl::OkStatus();
+  C3PO_ASSIGN_OR_RETURN(const DType plain, StoredType(checkpoint));
+  const int64_t plain_bytes = plain == DType::kBF16 || plain == DType::kF8E4M3 ? 2 : 4;
+  for (const std::string& name : checkpoint.names()) {
+    C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Find(name));
+    if (!IsPackedType(view.dtype)) {
+      card.as_stored_bytes += view.elements() * plain_bytes;
+      continue;
+    }
+    const int64_t groups = view.shape[0] * ((view.shape[1] + kQuantizedGroup - 1) / kQuantizedGroup);
+    const int64_t level_bits = view.dtype == DType::kInt8 ? 8 : 4;
+    card.as_stored_bytes += groups * (kQuantizedGroup * level_bits / 8 + kScaleBytes);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadWeights(ModelCard& card) {
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(card.folder));
   for (const std::string& name : checkpoint->names()) {
     C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint->Find(name));
-    card.stored_bytes[std::string(DTypeName(view.dtype))] += static_cast<int64_t>(view.bytes.size());
+    card.stored_bytes[std::string(DTypeName(view.dtype))] +=
+        static_cast<int64_t>(view.bytes.size() + view.scales.size());
     ++card.tensors;
+    if (IsPackedType(view.dtype)) card.packed_weights[std::string(DTypeName(view.dtype))] += view.elements();
   }
+  C3PO_RETURN_IF_ERROR(CountAsStored(*checkpoint, card));
   if (!card.config) return absl::OkStatus();
   const bool tied = card.config->tied_embeddings;
   C3PO_ASSIGN_OR_RETURN(card.config, ReadConfig(*checkpoint));
@@ -199,9 +222,17 @@ void AddConfigLines(const ModelCard& card, std::string& text) {
                          " per 1,000 positions"),
             text);
   }
-  for (const QuantizedType& type : kQuantizedTypes) {
-    AddLine(absl::StrCat("in ", type.name),
-            absl::StrCat("weights ", Bytes(QuantizedBytes(card, type)), " on the CPU, by --weights ", type.name), text);
+  if (!card.packed_weights.empty()) {
+    std::vector<std::string> parts;
+    for (const auto& [dtype, count] : card.packed_weights) parts.push_back(absl::StrCat(Count(count), " in ", dtype));
+    AddLine("quantized", absl::StrCat(absl::StrJoin(parts, ", "), ", the rest as it is"), text);
+    AddLine("as stored", absl::StrCat("weights ", Bytes(card.as_stored_bytes), " on the CPU, by --weights auto"), text);
+  } else {
+    for (const QuantizedType& type : kQuantizedTypes) {
+      AddLine(absl::StrCat("in ", type.name),
+              absl::StrCat("weights ", Bytes(QuantizedBytes(card, type)), " on the CPU, by --weights ", type.name),
+              text);
+    }
   }
   AddLine("", "on the CPU --kv-cache-dtype keeps the KV cache in either, whatever the weights", text);
 }
@@ -289,7 +320,12 @@ std::string CardJson(const ModelCard& card) {
       json["memory_bytes"][type.name] = {{"weights", WeightBytes(card, type)},
                                          {"kv_per_1000_positions", KvBytes(card, type.bytes)}};
     }
+    if (!card.packed_weights.empty()) {
+      json["packed_weights"] = card.packed_weights;
+      json["memory_bytes"]["as_stored"] = {{"weights", card.as_stored_bytes}};
+    }
     for (const QuantizedType& type : kQuantizedTypes) {
+      if (!card.packed_weights.empty()) break;
       json["memory_bytes"][type.name] = {{"weights", QuantizedBytes(card, type)}};
     }
   }

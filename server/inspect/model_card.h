@@ -35,6 +35,9 @@ struct ModelCard {
   // The rest as far as the weights can be opened.
   int tensors = 0;
   std::map<std::string, int64_t> stored_bytes;  // By dtype.
+  // Of a quantized folder: weights that are packed, by dtype (INT8, INT4), and what `--weights auto` takes on the CPU.
+  std::map<std::string, int64_t> packed_weights;
+  int64_t as_stored_bytes = 0;
 };
 
 // Takes memory in proportion to the headers and the tokenizer, whatever the files hold. Thread-safe.

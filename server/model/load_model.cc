@@ -21,7 +21,7 @@ namespace {
 // A model that is quantized at load computes other numbers than its folder's, so what was made with the one is not
 // applied to the other.
 std::string DigestOf(std::string files, const WeightPlacement& placement) {
-  if (placement.format == WeightFormat::kElements) return files;
+  if (placement.format == WeightFormat::kElements || placement.as_stored) return files;
   Sha256 sha256;
   sha256.Update(absl::StrCat(files, " ", placement.weights(), " groups of 32\n"));
   return sha256.HexDigest();

@@ -2,6 +2,7 @@
 
 #include <csignal>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -25,6 +26,16 @@ absl::Status Run(const QuantizeCommand& command) {
   options.stopped = [] { return stopped != 0; };
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, [](int) { stopped = 1; });
   C3PO_ASSIGN_OR_RETURN(const QuantizeResult result, QuantizeFolder(options));
+  if (command.json) {
+    const nlohmann::ordered_json json = {{"folder", command.to},
+                                         {"weights", command.weights == WeightFormat::kInt8 ? "int8" : "int4"},
+                                         {"tensors", result.tensors},
+                                         {"quantized", result.quantized},
+                                         {"bytes_from", result.bytes_from},
+                                         {"bytes_to", result.bytes_to}};
+    std::cout << json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << "\n" << std::flush;
+    return absl::OkStatus();
+  }
   std::cout << command.to << ": " << result.quantized << " of " << result.tensors << " tensors quantized, "
             << result.bytes_from << " bytes before, " << result.bytes_to << " now\n"
             << std::flush;

@@ -9,6 +9,7 @@
 #include "index/base/durable_file.h"
 #include "index/base/sha256.h"
 #include "index/base/status_macros.h"
+#include "server/weights/packed_tensors.h"
 #include "server/weights/weight_map.h"
 
 namespace c3po {
@@ -86,6 +87,8 @@ std::unique_ptr<Checkpoint> Checkpoint::Of(const std::string& path, std::string 
   return checkpoint;
 }
 
+absl::Status Checkpoint::Join(absl::Span<const PackedFormat> formats) { return JoinPacked(formats, views_); }
+
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
   names.reserve(views_.size());
@@ -103,7 +106,9 @@ const std::string& Checkpoint::Digest() const {
       if (next != views_.end()) ReadAhead(next->second);
       sha256.Update(
           absl::StrCat(name, "\n", DTypeName(view.dtype), ShapeString(view.shape), " ", view.bytes.size(), "\n"));
-      sha256.Update(absl::string_view(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size()));
+      for (const absl::Span<const std::byte> bytes : {view.bytes, view.scales}) {
+        sha256.Update(absl::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+      }
       DropPages(view);
     }
     digest_ = sha256.HexDigest();

@@ -10,6 +10,8 @@
 #include "absl/base/call_once.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "server/weights/packed_tensors.h"
 #include "server/weights/safetensors_file.h"
 
 namespace c3po {
@@ -34,6 +36,10 @@ class Checkpoint {
                                         std::map<std::string, TensorView, std::less<>> views,
                                         std::shared_ptr<const void> source);
 
+  // From now on each quantized tensor, which lies in three of its parts, is shown as one: see JoinPacked, and its
+  // errors. Before anybody else sees the Checkpoint.
+  absl::Status Join(absl::Span<const PackedFormat> formats);
+
   // NotFound names the folder and the tensor.
   absl::StatusOr<TensorView> Find(absl::string_view name) const;
   bool Has(absl::string_view name) const { return views_.find(name) != views_.end(); }
@@ -42,7 +48,7 @@ class Checkpoint {
 
   // SHA-256, in lowercase hexadecimal, of
   //   "config.json <byte count>\n" <bytes>
-  //   and per tensor in the order of names(): "<name>\n<dtype>[<d0>, <d1>, ...] <byte count>\n" <bytes>
+  //   and per tensor in the order of names(): "<name>\n<dtype>[<d0>, <d1>, ...] <byte count>\n" <bytes> <scales>
   // so that it does not depend on how tensors are spread over shards. Reads every byte on the first call (about a
   // second per GB when the file is in the page cache) and keeps none of them resident; later calls return the same
   // string.

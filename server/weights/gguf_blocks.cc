@@ -156,7 +156,7 @@ Dequantize FunctionOf(DType type) {
 
 }  // namespace
 
-bool IsBlockType(DType type) { return DTypeBlock(type) > 1; }
+bool IsBlockType(DType type) { return FunctionOf(type) != nullptr; }
 
 void DequantizeBlocks(DType type, const std::byte* from, int64_t count, float* to) {
   const Dequantize dequantize = FunctionOf(type);

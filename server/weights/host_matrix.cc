@@ -1,19 +1,96 @@
 #include "server/weights/host_matrix.h"
 
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "server/weights/packed_tensors.h"
+#include "server/weights/stored_elements.h"
+
 namespace c3po {
+namespace {
+
+constexpr int64_t kGroupColumns = 32;  // That share a scale wherever weights are held quantized.
+
+float Widened(uint16_t half) {
+  float value;
+  ToFloat32(DType::kBF16, reinterpret_cast<const std::byte*>(&half), 1, &value);
+  return value;
+}
+
+}  // namespace
 
 HostMatrix HostMatrix::Of(const TensorView& view) {
   const int64_t columns = view.shape.size() < 2 ? 1 : view.shape.back();
-  return {view.dtype, columns == 0 ? 0 : view.elements() / columns, columns, view.bytes, /*mapped=*/true};
+  HostMatrix matrix{view.dtype, columns == 0 ? 0 : view.elements() / columns, columns, view.bytes, /*mapped=*/true};
+  matrix.scales = view.scales;
+  matrix.scale_columns = view.scale_columns;
+  return matrix;
 }
 
 HostMatrix HostMatrix::Rows(int64_t begin, int64_t count) const {
-  return {type, count, columns,
-          bytes.subspan(static_cast<size_t>(begin * row_bytes()), static_cast<size_t>(count * row_bytes())), mapped};
+  const auto part = [&](absl::Span<const std::byte> all, int64_t row) {
+    return all.subspan(static_cast<size_t>(begin * row), static_cast<size_t>(count * row));
+  };
+  HostMatrix some = *this;
+  some.rows = count;
+  some.bytes = part(bytes, row_bytes());
+  some.scales = part(scales, row_scale_bytes());
+  return some;
+}
+
+uint16_t HostMatrix::ScaleOf(int64_t row, int64_t column) const {
+  uint16_t bits;
+  std::memcpy(&bits, scales.data() + row * row_scale_bytes() + column / scale_columns * 2, sizeof(bits));
+  return bits;
+}
+
+void RowToFloat32(const HostMatrix& matrix, int64_t row, float* to) {
+  const std::byte* const from = matrix.bytes.data() + row * matrix.row_bytes();
+  if (!IsPackedType(matrix.type)) return ToFloat32(matrix.type, from, matrix.columns, to);
+  for (int64_t begin = 0; begin < matrix.columns; begin += matrix.scale_columns) {
+    const float scale = Widened(matrix.ScaleOf(row, begin));
+    for (int64_t c = begin; c < begin + matrix.scale_columns; ++c) {
+      to[c] = scale * static_cast<float>(PackedLevel(matrix.type, from, c));
+    }
+  }
+}
+
+void RowToBfloat16(const HostMatrix& matrix, int64_t row, uint16_t* to) {
+  const std::byte* const from = matrix.bytes.data() + row * matrix.row_bytes();
+  if (!IsPackedType(matrix.type)) return ToBfloat16(matrix.type, from, matrix.columns, to);
+  for (int64_t begin = 0; begin < matrix.columns; begin += matrix.scale_columns) {
+    const float scale = Widened(matrix.ScaleOf(row, begin));
+    for (int64_t c = begin; c < begin + matrix.scale_columns; ++c) {
+      const float value = scale * static_cast<float>(PackedLevel(matrix.type, from, c));
+      ToBfloat16(DType::kF32, reinterpret_cast<const std::byte*>(&value), 1, to + c);
+    }
+  }
+}
+
+std::string ScaleProblem(const HostMatrix& matrix) {
+  if (!IsPackedType(matrix.type)) return "";
+  // The bits of 2^113 and 2^117, times which the largest level is 2^120. What is no number is above them.
+  const int too_large = (127 + (matrix.type == DType::kInt8 ? 113 : 117)) << 7;
+  for (int64_t r = 0; r < matrix.rows; ++r) {
+    for (int64_t c = 0; c < matrix.columns; c += matrix.scale_columns) {
+      const uint16_t scale = matrix.ScaleOf(r, c);
+      if ((scale & 0x7FFF) >= too_large) {
+        return absl::StrCat("the scale of row ", r, ", column ", c, " is not finite or too large");
+      }
+      if (c % kGroupColumns != 0 && scale != matrix.ScaleOf(r, c - 1)) {
+        return absl::StrCat("row ", r, " has scales of 16 columns that differ, at column ", c,
+                            "; only groups of 32 can be held");
+      }
+    }
+  }
+  return "";
 }
 
 void DropPages(const HostMatrix& matrix) {
-  if (matrix.mapped) DropPages(TensorView{matrix.type, {matrix.rows, matrix.columns}, matrix.bytes});
+  if (!matrix.mapped) return;
+  TensorView view{matrix.type, {matrix.rows, matrix.columns}, matrix.bytes};
+  view.scales = matrix.scales;
+  DropPages(view);
 }
 
 }  // namespace c3po

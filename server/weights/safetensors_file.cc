@@ -49,6 +49,8 @@ constexpr DTypeRow kDTypes[] = {
     {DType::kQ4_K, "Q4_K", 144, 256},
     {DType::kQ5_K, "Q5_K", 176, 256},
     {DType::kQ6_K, "Q6_K", 210, 256},
+    {DType::kInt8, "INT8", 4, 4},
+    {DType::kInt4, "INT4", 4, 8},
 };
 
 const DTypeRow& RowOf(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
@@ -222,11 +224,13 @@ std::optional<uint64_t> ByteSize(absl::Span<const int64_t> shape, DType dtype) {
 
 // Over all pages that hold a byte of the view.
 void Advise(const TensorView& view, int advice) {
-  if (view.bytes.empty()) return;
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(view.bytes.data()), end = begin + view.bytes.size();
-  const uintptr_t first = begin / page * page;
-  madvise(reinterpret_cast<void*>(first), end - first, advice);
+  for (const absl::Span<const std::byte> bytes : {view.bytes, view.scales}) {
+    if (bytes.empty()) continue;
+    const auto begin = reinterpret_cast<uintptr_t>(bytes.data()), end = begin + bytes.size();
+    const uintptr_t first = begin / page * page;
+    madvise(reinterpret_cast<void*>(first), end - first, advice);
+  }
 }
 
 }  // namespace

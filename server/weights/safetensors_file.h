@@ -16,8 +16,9 @@
 
 namespace c3po {
 
-// Element types of weights' files. First those of the safetensors format, whole bytes only; then the blocks of GGUF
-// (gguf_blocks.h), which no safetensors file holds.
+// Element types of weights' files. First those of the safetensors format, whole bytes only; then what no safetensors
+// file names: the blocks of GGUF (gguf_blocks.h), and levels in words of 32 bits, whose scales lie in a tensor of their
+// own (packed_tensors.h).
 enum class DType {
   kBool,
   kU8,
@@ -42,11 +43,13 @@ enum class DType {
   kQ4_K,
   kQ5_K,
   kQ6_K,
+  kInt8,
+  kInt4,
 };
 
-// The formats' own spelling: "F32", "BF16", "F8_E4M3", "Q4_K", ...
+// The formats' own spelling: "F32", "BF16", "F8_E4M3", "Q4_K", ...; "INT8" and "INT4" of packed levels.
 absl::string_view DTypeName(DType dtype);
-// Elements that are stored together as one block: 1, or a GGUF block's 32 or 256.
+// Elements that are stored together as one block: 1, a GGUF block's 32 or 256, or a word's 4 or 8 levels.
 int64_t DTypeBlock(DType dtype);
 // Bytes of one block.
 int64_t DTypeBytes(DType dtype);
@@ -58,6 +61,9 @@ struct TensorView {
   std::vector<int64_t> shape;
   // Little-endian elements. The format promises no alignment: memcpy elements out, or check the address first.
   absl::Span<const std::byte> bytes;
+  // Of kInt8 and kInt4 alone: a bfloat16 for each `scale_columns` elements of a row, row after row.
+  absl::Span<const std::byte> scales = {};
+  int64_t scale_columns = 0;
 
   int64_t elements() const { return static_cast<int64_t>(bytes.size()) / DTypeBytes(dtype) * DTypeBlock(dtype); }
 };

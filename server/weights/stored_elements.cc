@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/weights/gguf_blocks.h"
+#include "server/weights/packed_tensors.h"
 
 namespace c3po {
 namespace {
@@ -84,7 +85,7 @@ void BlocksToBfloat16(DType type, const std::byte* from, int64_t count, uint16_t
 
 bool IsWeightType(DType type) {
   return type == DType::kF32 || type == DType::kBF16 || type == DType::kF16 || type == DType::kF8E4M3 ||
-         IsBlockType(type);
+         IsBlockType(type) || IsPackedType(type);
 }
 
 void ToFloat32(DType type, const std::byte* from, int64_t count, float* to) {

@@ -11,8 +11,9 @@ namespace c3po {
 // Elements of a file's weights as numbers to compute with. `from` needs no alignment; `to` must not overlap it. Pure
 // and thread-safe.
 
-// Whether a weight may be stored in this type: F32, F16, BF16, F8_E4M3 or a GGUF block (gguf_blocks.h), of which
-// `count` counts elements and must be a multiple of a block's. The functions below throw std::invalid_argument for
+// Whether a weight may be stored in this type: F32, F16, BF16, F8_E4M3, a GGUF block (gguf_blocks.h), of which
+// `count` counts elements and must be a multiple of a block's, or packed levels (packed_tensors.h), whose numbers need
+// their scales: RowToFloat32 of host_matrix.h. The functions below throw std::invalid_argument for these and all
 // others.
 bool IsWeightType(DType type);
 

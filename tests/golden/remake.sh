@@ -53,6 +53,8 @@ PYTHONPATH=$TORCH "$GGUF" tests/golden/gguf/make_gguf_models.py "$LLAMA/vendor/l
 PYTHONPATH=$TORCH "$GGUF" tests/golden/gguf/make_gguf_tokenizers.py "$LLAMA/vendor/llama.cpp"
 PYTHONPATH=$TORCH "$LLAMA_CPP" tests/golden/gguf/answers/make_gguf_answers.py "$LLAMA/vendor/llama.cpp"
 "$LLAMA_CPP" tests/golden/gguf/answers/make_gguf_ids.py
+PACKED=$(make_venv packed compressed-tensors==0.20.1 safetensors==0.8.0 transformers==5.24.0 loguru psutil pydantic)
+PYTHONPATH=$TORCH "$PACKED" tests/golden/packed/make_packed_goldens.py
 
 cmake --preset release >/dev/null
 cmake --build --preset release --target server_model_test server_model_folder_test server_compute_gguf_test server_weights_test server_text_test server_text_gguf_test server_chat_test server_embed_test c3pod

@@ -25,9 +25,15 @@ at::ScalarType TorchTypeOf(DType type) {
   }
 }
 
-// [rows, columns] where the bytes lie, in their own type; of 8 bits, and of bytes that are not aligned, a copy. One of
-// 8 bits is bfloat16, which is exact.
+// [rows, columns] where the bytes lie, in their own type; of 8 bits or fewer, and of bytes that are not aligned, a
+// copy. One of F8_E4M3 is bfloat16, one of packed levels float32, which are exact.
 at::Tensor ViewOf(const HostMatrix& matrix) {
+  if (matrix.type == DType::kInt8 || matrix.type == DType::kInt4) {
+    at::Tensor wide = at::empty({matrix.rows, matrix.columns}, at::TensorOptions(at::kFloat));
+    auto* const to = static_cast<float*>(wide.mutable_data_ptr());
+    for (int64_t r = 0; r < matrix.rows; ++r) RowToFloat32(matrix, r, to + r * matrix.columns);
+    return wide;
+  }
   const at::TensorOptions options(TorchTypeOf(matrix.type));
   auto* const bytes = const_cast<std::byte*>(matrix.bytes.data());
   const std::vector<int64_t> shape = {matrix.rows, matrix.columns};

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/compute/cpu/stored_groups.h"
 #include "server/compute/cpu/thread_pool.h"
 #include "server/weights/stored_elements.h"
 
@@ -44,32 +45,25 @@ struct Filling {
   QuantizedCut cut;  // of kInt8 and kInt4
 };
 
-// Quantizes rows of a stored weight, 16 at a time, into a role's matrix.
-class RowQuantizer {
+// Puts the groups of 16 rows of a stored weight, from `begin` to `end`, into a role's matrix.
+class GroupStore {
  public:
-  RowQuantizer(const ModelConfig& config, const StoredWeight& stored, const Filling& whole)
-      : config_(config), stored_(stored), whole_(whole) {}
+  GroupStore(const ModelConfig& config, const StoredWeight& stored, const Filling& whole)
+      : config_(config), stored_(stored), whole_(whole), first_group_(whole.cut.GroupOf(stored.use.column)) {}
 
-  // Rows [begin, end), 16 at most. False where a weight cannot be held.
-  bool Run(int64_t begin, int64_t end) {
-    const HostMatrix& from = stored_.matrix;
-    const int64_t columns = from.columns, first_group = whole_.cut.GroupOf(stored_.use.column);
-    rows_.resize(static_cast<size_t>(kPanelRows * columns));
-    for (int64_t r = begin; r < end; ++r) {
-      ToFloat32(from.type, from.bytes.data() + r * from.row_bytes(), columns, rows_.data() + (r - begin) * columns);
-    }
-    const int64_t groups = whole_.cut.GroupOf(stored_.use.column + columns - 1) + 1 - first_group;
-    QuantizedGroups quantized;
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t column = whole_.cut.GroupColumn(first_group + g) - stored_.use.column;
-      const int64_t count = whole_.cut.ColumnsOf(first_group + g);
-      float group[kGroupColumns * kPanelRows] = {};
-      for (int64_t r = 0; r < end - begin; ++r) {
-        for (int64_t k = 0; k < count; ++k) group[k * kPanelRows + r] = rows_[r * columns + column + k];
+  // False where a weight cannot be held. Packed levels are copied where they are of the matrix's own format.
+  bool Run(int64_t begin, int64_t end) const {
+    const auto store = [&](int64_t group, const QuantizedGroups& groups) {
+      for (int64_t r = begin; r < end; ++r) {
+        Store(groups, r - begin, stored_.use.RowOf(r, config_), first_group_ + group);
       }
-      if (!QuantizeGroups(whole_.layout, group, quantized)) return false;
-      for (int64_t r = begin; r < end; ++r) Store(quantized, r - begin, stored_.use.RowOf(r, config_), first_group + g);
+    };
+    const HostMatrix& from = stored_.matrix;
+    const int64_t unit = whole_.cut.column_unit;
+    if (PackedLayoutOf(from.type) != whole_.layout) {
+      return QuantizeRows(whole_.layout, from, begin, end, unit, /*roots=*/nullptr, store);
     }
+    CopyGroups(from, begin, end, unit, store);
     return true;
   }
 
@@ -84,20 +78,21 @@ class RowQuantizer {
   const ModelConfig& config_;
   const StoredWeight& stored_;
   const Filling& whole_;
-  std::vector<float> rows_;  // [16, columns]
+  const int64_t first_group_;
 };
 
 class Packer {
  public:
-  Packer(const ModelConfig& config, ElementType type, WeightLayout layout, WeightFormat format)
-      : config_(config), type_(type), layout_(layout), format_(format) {}
+  Packer(const ModelConfig& config, ElementType type, WeightLayout layout, WeightFormat format, bool as_stored)
+      : config_(config), type_(type), layout_(layout), format_(format), as_stored_(as_stored) {}
 
   void Add(const StoredWeight& stored) {
     const WeightUse& use = stored.use;
     const HostMatrix& matrix = stored.matrix;
     if (IsVector(use.role)) return AddVector(use, matrix);
     Filling& whole = matrices_[{use.role, use.layer}];
-    if (whole.data == nullptr) Begin(use, whole);
+    if (whole.data == nullptr) Begin(stored, whole);
+    if (as_stored_) CheckStoredAlike(stored, whole);
     whole.missing -= matrix.rows * matrix.columns;
     if (whole.layout != WeightLayout::kRows) return AddQuantized(stored, whole);
     const int64_t element = BytesOf(type_);
@@ -135,10 +130,12 @@ class Packer {
   }
 
   // Memory for a role's matrix, quantized or row by row.
-  void Begin(const WeightUse& use, Filling& whole) {
+  void Begin(const StoredWeight& stored, Filling& whole) {
+    const WeightUse& use = stored.use;
     whole.shape = ShapeOfRole(config_, use.role, use.layer);
     whole.missing = whole.shape.rows * whole.shape.columns;
-    whole.layout = QuantizedLayoutOf(use.role);
+    whole.layout =
+        as_stored_ ? PackedLayoutOf(stored.matrix.type) : QuantizedLayout(use.role, format_, config_.tied_embeddings);
     int64_t bytes = whole.missing * BytesOf(type_);
     if (whole.layout != WeightLayout::kRows) {
       const int64_t f = config_.intermediate_size;
@@ -157,20 +154,13 @@ class Packer {
     if (!whole.cut.whole_panels()) std::memset(whole.data.get(), 0, static_cast<size_t>(bytes));
   }
 
-  // kRows: not quantized.
-  WeightLayout QuantizedLayoutOf(WeightRole role) const {
-    if (format_ == WeightFormat::kElements) return WeightLayout::kRows;
-    switch (role) {
-      case WeightRole::kEmbedding:
-        return config_.tied_embeddings ? WeightLayout::kInt8 : WeightLayout::kRows;
-      case WeightRole::kHead:
-        return WeightLayout::kInt8;
-      case WeightRole::kRouter:
-      case WeightRole::kSharedGate:
-        return WeightLayout::kRows;
-      default:
-        return format_ == WeightFormat::kInt8 ? WeightLayout::kInt8 : WeightLayout::kInt4;
-    }
+  // What lies in one matrix has one layout.
+  static void CheckStoredAlike(const StoredWeight& stored, const Filling& whole) {
+    const WeightLayout layout = PackedLayoutOf(stored.matrix.type);
+    if (layout == whole.layout) return;
+    throw std::invalid_argument(absl::StrCat("tensor ", Quoted(stored.name), ": ", DTypeName(stored.matrix.type),
+                                             ", but another one that lies in a matrix with it is stored otherwise: ",
+                                             "weights float32 and bfloat16 widen both"));
   }
 
   void AddQuantized(const StoredWeight& stored, const Filling& whole) const {
@@ -179,9 +169,9 @@ class Packer {
     ParallelFor((rows + kPanelRows - 1) / kPanelRows,
                 std::max<int64_t>(1, kGrain / (kPanelRows * std::max<int64_t>(1, stored.matrix.columns))),
                 [&](int64_t begin, int64_t end) {
-                  RowQuantizer quantizer(config_, stored, whole);
+                  const GroupStore groups(config_, stored, whole);
                   for (int64_t i = begin; i < end; ++i) {
-                    if (!quantizer.Run(i * kPanelRows, std::min(rows, (i + 1) * kPanelRows))) finite = false;
+                    if (!groups.Run(i * kPanelRows, std::min(rows, (i + 1) * kPanelRows))) finite = false;
                   }
                 });
     if (finite) return;
@@ -191,11 +181,10 @@ class Packer {
   }
 
   void CopyElements(const HostMatrix& from, int64_t row, void* to) const {
-    const std::byte* const elements = from.bytes.data() + row * from.row_bytes();
     if (type_ == ElementType::kFloat32) {
-      ToFloat32(from.type, elements, from.columns, static_cast<float*>(to));
+      RowToFloat32(from, row, static_cast<float*>(to));
     } else {
-      ToBfloat16(from.type, elements, from.columns, static_cast<uint16_t*>(to));
+      RowToBfloat16(from, row, static_cast<uint16_t*>(to));
     }
   }
 
@@ -300,6 +289,7 @@ class Packer {
   const ElementType type_;
   const WeightLayout layout_;
   const WeightFormat format_;
+  const bool as_stored_;
   std::map<Key, Filling> matrices_;
   std::map<Key, std::shared_ptr<void>> vectors_;  // float32
   std::vector<std::shared_ptr<void>> memory_;
@@ -308,9 +298,24 @@ class Packer {
 
 }  // namespace
 
+WeightLayout QuantizedLayout(WeightRole role, WeightFormat format, bool tied_embeddings) {
+  if (format == WeightFormat::kElements || IsVector(role)) return WeightLayout::kRows;
+  switch (role) {
+    case WeightRole::kEmbedding:
+      return tied_embeddings ? WeightLayout::kInt8 : WeightLayout::kRows;
+    case WeightRole::kHead:
+      return WeightLayout::kInt8;
+    case WeightRole::kRouter:
+    case WeightRole::kSharedGate:
+      return WeightLayout::kRows;
+    default:
+      return format == WeightFormat::kInt8 ? WeightLayout::kInt8 : WeightLayout::kInt4;
+  }
+}
+
 CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightLayout layout,
-                       const LoadProgress& progress, WeightFormat format) {
-  Packer packer(config, type, layout, format);
+                       const LoadProgress& progress, WeightFormat format, bool as_stored) {
+  Packer packer(config, type, layout, format, as_stored);
   PackEach(config, weights, progress, [&](const StoredWeight& stored) { packer.Add(stored); });
   return packer.Finish();
 }

@@ -36,12 +36,20 @@ struct CpuWeights {
 // `format`: how projections, experts, shared experts, dense layers' networks and the LM head are held. kInt8 or kInt4:
 // quantized (quantized_panels.h), from the stored weights, each tensor as it comes; the LM head in 8 bits in either,
 // and so is an embedding that is the LM head too, in both uses. All else is `type`: routers, gates of shared experts,
-// an embedding of its own, norms, biases.
+// an embedding of its own, norms, biases. Packed levels of the same format (server/weights/packed_tensors.h) are
+// copied, bit for bit; of another one they are widened first.
+// `as_stored`: packed levels are held as they are, whatever their role, and all else is `type`. `format` is what the
+// result is called then.
 //
 // On ThreadPool::Shared(). Errors are those of PackEach; std::bad_alloc; std::invalid_argument: a weight to be
-// quantized is not finite, or 2^120 or more, told by its tensor's name.
+// quantized is not finite, or 2^120 or more, or, as stored, only some of a matrix's tensors are packed so; told by the
+// tensor's name.
 CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightLayout layout,
-                       const LoadProgress& progress = nullptr, WeightFormat format = WeightFormat::kElements);
+                       const LoadProgress& progress = nullptr, WeightFormat format = WeightFormat::kElements,
+                       bool as_stored = false);
+
+// How `format` holds a role's matrix: kInt8, kInt4, or kRows, which is not quantized.
+WeightLayout QuantizedLayout(WeightRole role, WeightFormat format, bool tied_embeddings);
 
 // The same views, whose products round activations (WeightView::rounds_activations) where weights are quantized.
 LayerViews WithRoundedActivations(const LayerViews& views);

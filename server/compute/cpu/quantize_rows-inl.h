@@ -68,24 +68,24 @@ inline Lanes Level(Lanes u, Lanes inverse, Lanes low, Lanes high) {
   return q > high ? high : q;
 }
 
-// sum_k u^2 (u - s q)^2.
-inline Lanes WeightedError(const Lanes* u, const Scales& scales, const Format& format) {
+// sum_k t^2 (u - s q)^2.
+inline Lanes WeightedError(const Lanes* t, const Lanes* u, const Scales& scales, const Format& format) {
   const Lanes low = All(format.low), high = All(format.high), scale = scales.scale, inverse = scales.inverse;
   Lanes error = All(0);
   for (size_t k = 0; k < kColumns; ++k) {
-    const Lanes off = u[k] * (u[k] - scale * Level(u[k], inverse, low, high));
+    const Lanes off = t[k] * (u[k] - scale * Level(u[k], inverse, low, high));
     error += off * off;
   }
   return error;
 }
 
-// The scale that fits the levels of `scales` best: sum u^3 q / sum u^2 q^2, times what weights were divided by.
-inline Lanes LeastSquares(const Lanes* u, const Scales& scales, const Format& format, Lanes largest) {
+// The scale that fits the levels of `scales` best: sum t^2 u q / sum t^2 q^2, times what weights were divided by.
+inline Lanes LeastSquares(const Lanes* t, const Lanes* u, const Scales& scales, const Format& format, Lanes largest) {
   const Lanes low = All(format.low), high = All(format.high), zero = All(0);
   Lanes above = zero, below = zero;
   for (size_t k = 0; k < kColumns; ++k) {
-    const Lanes weighted = u[k] * Level(u[k], scales.inverse, low, high);
-    above += u[k] * u[k] * weighted;
+    const Lanes weighted = t[k] * Level(u[k], scales.inverse, low, high);
+    above += t[k] * u[k] * weighted;
     below += weighted * weighted;
   }
   return below > zero ? above / (below > zero ? below : All(1)) * largest : zero;
@@ -99,9 +99,9 @@ inline void TakeBetter(const Scales& other, Lanes error, Scales& best, Lanes& be
   best.inverse = better ? other.inverse : best.inverse;
 }
 
-// Rows of w [32, 16], from `w` on: their scales, and q [32, 16]. False where a weight is none.
-inline bool QuantizeRows(const Format& format, const float* w, Lanes& stored, int32_t* q) {
-  std::array<Lanes, kColumns> u;
+// Rows of w [32, 16], from `w` on: their scales, and q [32, 16]. False where a weight is none. Without `roots` t = u.
+inline bool QuantizeRows(const Format& format, const float* w, const float* roots, Lanes& stored, int32_t* q) {
+  std::array<Lanes, kColumns> u, t;
   Ints most = {};
   Lanes signed_largest = All(0);
   for (size_t k = 0; k < kColumns; ++k) {
@@ -118,16 +118,19 @@ inline bool QuantizeRows(const Format& format, const float* w, Lanes& stored, in
   largest = some ? largest : All(0);
   signed_largest = some ? signed_largest : All(0);
   const Lanes divisor = some ? largest : All(1);
-  for (Lanes& each : u) each = some ? each / divisor : All(0);
+  for (size_t k = 0; k < kColumns; ++k) {
+    u[k] = some ? u[k] / divisor : All(0);
+    t[k] = roots == nullptr ? u[k] : All(roots[k]);
+  }
   Scales best = Rounded(signed_largest / All(format.first_divisor), largest);
-  Lanes best_error = WeightedError(u.data(), best, format);
+  Lanes best_error = WeightedError(t.data(), u.data(), best, format);
   for (int i = 1; i < format.candidates; ++i) {
     const float levels = format.first_divisor + static_cast<float>(i) * format.step;
     const Scales candidate = Rounded(signed_largest / All(levels), largest);
-    TakeBetter(candidate, WeightedError(u.data(), candidate, format), best, best_error);
+    TakeBetter(candidate, WeightedError(t.data(), u.data(), candidate, format), best, best_error);
   }
-  const Scales fitted = Rounded(LeastSquares(u.data(), best, format, largest), largest);
-  TakeBetter(fitted, WeightedError(u.data(), fitted, format), best, best_error);
+  const Scales fitted = Rounded(LeastSquares(t.data(), u.data(), best, format, largest), largest);
+  TakeBetter(fitted, WeightedError(t.data(), u.data(), fitted, format), best, best_error);
   for (size_t k = 0; k < kColumns; ++k) {
     const Lanes level = Level(u[k], best.inverse, All(format.low), All(format.high));
     const auto integers = BitsAs<Ints>(level + All(kMagic)) - BitsAs<Ints>(All(kMagic));
@@ -138,11 +141,11 @@ inline bool QuantizeRows(const Format& format, const float* w, Lanes& stored, in
 }
 
 // All 16 rows: scales [16] as float32, q [32, 16].
-bool QuantizeSixteen(WeightLayout layout, const float* w, float* scales, int32_t* q) {
+bool QuantizeSixteen(WeightLayout layout, const float* w, const float* roots, float* scales, int32_t* q) {
   const Format format = FormatOf(layout);
   for (size_t r = 0; r < kRows; r += kLanes) {
     Lanes stored;
-    if (!QuantizeRows(format, w + r, stored, q + r)) return false;
+    if (!QuantizeRows(format, w + r, roots, stored, q + r)) return false;
     std::memcpy(scales + r, &stored, sizeof(stored));
   }
   return true;

@@ -69,6 +69,21 @@ void ToWords(const int32_t* q, uint32_t* words) {
   }
 }
 
+// Levels of 8 bits are signed in the panels, and plus 128 in files.
+constexpr uint32_t kOffsets = 0x80808080;
+// Bytes 0, 2, 1, 3.
+constexpr uint32_t SwappedBytes(uint32_t x) { return (x & 0xFF0000FF) | (x & 0xFF00) << 8 | (x >> 8 & 0xFF00); }
+// Nibbles 0, 2, 4, 6 side by side, and back.
+constexpr uint32_t EvenNibbles(uint32_t x) {
+  x &= 0x0F0F0F0F;
+  x = (x | x >> 4) & 0x00FF00FF;
+  return (x | x >> 8) & 0xFFFF;
+}
+constexpr uint32_t SpreadNibbles(uint32_t x) {
+  x = (x | x << 8) & 0x00FF00FF;
+  return (x | x << 4) & 0x0F0F0F0F;
+}
+
 constexpr int64_t WordsOf(WeightLayout layout) { return QuantBytes(layout) / (4 * kPanelRows); }  // of a row's group
 
 // Of a row's words in a panel the first one; the others follow 64 bytes apart.
@@ -78,9 +93,9 @@ int64_t FirstWord(WeightLayout layout, int64_t place, int64_t group, int64_t pan
 
 }  // namespace
 
-bool QuantizeGroups(WeightLayout layout, const float* w, QuantizedGroups& to) {
+bool QuantizeGroups(WeightLayout layout, const float* w, QuantizedGroups& to, const float* roots) {
   static const int widest = WidestLanes();
-  return QuantizeGroupsBy(widest, layout, w, to);
+  return QuantizeGroupsBy(widest, layout, w, to, roots);
 }
 
 int WidestLanes() {
@@ -95,19 +110,19 @@ int WidestLanes() {
   return 4;
 }
 
-bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedGroups& to) {
+bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedGroups& to, const float* roots) {
   float scales[kPanelRows];
   int32_t q[kGroupColumns * kPanelRows];
   bool finite;
 #if defined(__x86_64__)
   if (lanes == 16) {
-    finite = sixteen_rows::QuantizeSixteen(layout, w, scales, q);
+    finite = sixteen_rows::QuantizeSixteen(layout, w, roots, scales, q);
   } else if (lanes == 8) {
-    finite = eight_rows::QuantizeSixteen(layout, w, scales, q);
+    finite = eight_rows::QuantizeSixteen(layout, w, roots, scales, q);
   } else
 #endif
   {
-    finite = four_rows::QuantizeSixteen(layout, w, scales, q);
+    finite = four_rows::QuantizeSixteen(layout, w, roots, scales, q);
   }
   if (!finite) return false;
   for (int64_t r = 0; r < kPanelRows; ++r) to.scales[r] = static_cast<uint16_t>(BitsOf(scales[r]) >> 16);
@@ -117,6 +132,16 @@ bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedG
     ToWords<WeightLayout::kInt4>(q, to.words);
   }
   return true;
+}
+
+uint32_t QuantsOfPacked(WeightLayout layout, uint32_t packed) {
+  if (layout == WeightLayout::kInt8) return SwappedBytes(packed ^ kOffsets);
+  return EvenNibbles(packed) | EvenNibbles(packed >> 4) << 16;
+}
+
+uint32_t PackedOfQuants(WeightLayout layout, uint32_t quants) {
+  if (layout == WeightLayout::kInt8) return SwappedBytes(quants) ^ kOffsets;
+  return SpreadNibbles(quants & 0xFFFF) | SpreadNibbles(quants >> 16) << 4;
 }
 
 void StoreGroup(WeightLayout layout, const QuantizedGroups& from, int64_t row, void* panel, int64_t place,

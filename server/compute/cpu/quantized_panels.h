@@ -91,10 +91,19 @@ struct QuantizedGroups {
 };
 // From w [32, 16], the 16 weights of a column side by side. False where a weight is not finite, or 2^120 or more;
 // then `to` means nothing. layout: kInt8 or kInt4, as everywhere here. Pure and thread-safe, as are all functions here.
-bool QuantizeGroups(WeightLayout layout, const float* w, QuantizedGroups& to);
+//
+// `roots` [32], if not null: s minimizes sum_k roots[k]^2 (w - s q)^2 instead, such as of the activations' root mean
+// squares that meet the columns. Each in [0, 1].
+bool QuantizeGroups(WeightLayout layout, const float* w, QuantizedGroups& to, const float* roots = nullptr);
 // The same by vectors of 4, 8 or 16 lanes, of which this processor has up to so many. Tests: all give the same bits.
 int WidestLanes();
-bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedGroups& to);
+bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedGroups& to,
+                      const float* roots = nullptr);
+
+// Levels of consecutive columns as safetensors files pack them (server/weights/packed_tensors.h): plus 8 or 128, from
+// the lowest bit on; and the word of a group's quants that holds the same levels.
+uint32_t QuantsOfPacked(WeightLayout layout, uint32_t packed);
+uint32_t PackedOfQuants(WeightLayout layout, uint32_t quants);
 
 // Puts row `row` of these 16 where it lies in a panel: row `place` of the panel's 16, group `group`.
 void StoreGroup(WeightLayout layout, const QuantizedGroups& from, int64_t row, void* panel, int64_t place,

@@ -95,9 +95,8 @@ class Packer {
     const HostMatrix& matrix = stored.matrix;
     const bool round = type_ == ElementType::kBfloat16 && use.role != WeightRole::kQkvBias;
     for (int64_t r = 0; r < matrix.rows; ++r) {
-      const std::byte* const row = matrix.bytes.data() + r * matrix.row_bytes();
       float* const to = whole.plain.data() + use.RowOf(r, config_) * whole.columns + use.column;
-      ToFloat32(matrix.type, row, matrix.columns, to);
+      RowToFloat32(matrix, r, to);
       for (int64_t c = 0; round && c < matrix.columns; ++c) to[c] = WidenBfloat16(RoundToBfloat16(to[c]));
     }
   }
@@ -111,13 +110,12 @@ class Packer {
                        std::vector<float> wide(type_ == ElementType::kFloat32 ? matrix.columns : 0);
                        std::vector<uint16_t> halves(type_ == ElementType::kFloat32 ? 0 : matrix.columns);
                        for (int64_t r = begin; r < end; ++r) {
-                         const std::byte* const row = matrix.bytes.data() + r * matrix.row_bytes();
                          const int64_t to = use.RowOf(r, config_);
                          if (type_ == ElementType::kFloat32) {
-                           ToFloat32(matrix.type, row, matrix.columns, wide.data());
+                           RowToFloat32(matrix, r, wide.data());
                            whole.layout.PackRow(to, use.column, wide.data(), matrix.columns, whole.packed.data());
                          } else {
-                           ToBfloat16(matrix.type, row, matrix.columns, halves.data());
+                           RowToBfloat16(matrix, r, halves.data());
                            whole.layout.PackRow(to, use.column, halves.data(), matrix.columns, whole.packed.data());
                          }
                        }

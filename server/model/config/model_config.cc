@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "server/model/config/config_fields.h"
+#include "server/model/config/quantization_config.h"
 #include "server/model/config/rope_fields.h"
 
 namespace c3po {
@@ -69,7 +70,6 @@ const std::vector<std::pair<const char*, std::vector<std::string>>>& OptionsOfOt
       {"q_lora_rank", {}},
       {"qk_layernorm", {"false"}},
       {"qkv_bias", {"false"}},
-      {"quantization_config", {}},
       {"query_pre_attn_scalar", {}},
       {"residual_multiplier", {"1"}},
       {"routed_scaling_factor", {"1"}},
@@ -373,6 +373,7 @@ absl::StatusOr<ModelConfig> ModelConfig::Parse(absl::string_view text, const std
     }
     config.eos_token_ids.push_back(id);
   }
+  ReadPackedFormats(fields);  // Refused here, by name; used where the weights are opened.
   const std::vector<std::string> rest = fields.NotAsked();
   for (const auto& [name, neutral] : OptionsOfOthers()) {
     if (std::find(rest.begin(), rest.end(), name) != rest.end()) fields.Require(name, neutral);

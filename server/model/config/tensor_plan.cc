@@ -13,7 +13,9 @@
 #include "absl/strings/string_view.h"
 #include "index/base/status_macros.h"
 #include "server/model/config/gguf_model.h"
+#include "server/model/config/quantization_config.h"
 #include "server/weights/gguf_parts.h"
+#include "server/weights/packed_tensors.h"
 #include "server/weights/stored_elements.h"
 
 namespace c3po {
@@ -27,7 +29,8 @@ using KnowsName = Has;  // In a class that has a Has of its own.
 // pairs; the two parts of kv_b_proj.
 constexpr char kPairedPart[] = ".paired", kKeyExpand[] = "k_b_proj.weight", kValueExpand[] = "v_b_proj.weight";
 
-constexpr char kEmbedding[] = "model.embed_tokens.weight", kHead[] = "lm_head.weight";
+constexpr char kEmbedding[] = "model.embed_tokens.weight", kHead[] = "lm_head.weight",
+               kFinalNorm[] = "model.norm.weight";
 
 // What ChooseNames chooses from, the oldest first.
 struct Forms {
@@ -219,15 +222,14 @@ absl::Status VisitLayer(const ModelConfig& config, int index, bool dense, Has ha
 absl::Status VisitOutside(const ModelConfig& config, Visit visit) {
   const int64_t d = config.hidden_size, vocabulary = config.vocabulary_size;
   C3PO_RETURN_IF_ERROR(visit({kEmbedding, {vocabulary, d}, TensorPart::kEmbedding, {WeightRole::kEmbedding}}));
-  C3PO_RETURN_IF_ERROR(visit({"model.norm.weight", {d}, TensorPart::kNorm, {WeightRole::kFinalNorm}}));
+  C3PO_RETURN_IF_ERROR(visit({kFinalNorm, {d}, TensorPart::kNorm, {WeightRole::kFinalNorm}}));
   if (config.tied_embeddings) return absl::OkStatus();
   return visit({kHead, {vocabulary, d}, TensorPart::kHead, {WeightRole::kHead}});
 }
 
 // Whether two tensors are equal bit by bit. What was read need not stay resident.
 bool SameTensor(const TensorView& a, const TensorView& b) {
-  const bool same =
-      a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.bytes.data(), b.bytes.data(), a.bytes.size()) == 0;
+  const bool same = a.dtype == b.dtype && a.shape == b.shape && a.bytes == b.bytes && a.scales == b.scales;
   DropPages(a);
   DropPages(b);
   return same;
@@ -334,6 +336,14 @@ absl::Status VisitTensors(const ModelConfig& config, Has has, Visit visit) {
   return absl::OkStatus();
 }
 
+absl::Status VisitSeparateTensors(const ModelConfig& config, Visit visit) {
+  const TensorNames& last = FormsOf(config.family).experts.back();
+  const bool granite = config.family == ModelConfig::Family::kGraniteMoe;
+  const std::string first = granite ? absl::StrCat(".", last.expert_prefix, 0, last.gate) : "";
+  return VisitTensors(
+      config, [&](const std::string& name) { return granite && absl::EndsWith(name, first); }, visit);
+}
+
 absl::Status CheckWeightType(const std::string& name, DType type) {
   if (IsWeightType(type)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
@@ -343,7 +353,10 @@ absl::Status CheckWeightType(const std::string& name, DType type) {
 absl::StatusOr<DType> StoredType(const Checkpoint& checkpoint) {
   C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Find(kEmbedding));
   C3PO_RETURN_IF_ERROR(CheckWeightType(kEmbedding, view.dtype));
-  return view.dtype;
+  if (!IsPackedType(view.dtype)) return view.dtype;
+  C3PO_ASSIGN_OR_RETURN(const TensorView norm, checkpoint.Find(kFinalNorm));
+  C3PO_RETURN_IF_ERROR(CheckWeightType(kFinalNorm, norm.dtype));
+  return norm.dtype;
 }
 
 absl::StatusOr<ModelConfig> ReadConfig(const Checkpoint& checkpoint) {
@@ -376,7 +389,12 @@ absl::Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& confi
 }
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
-  return IsGgufPath(path) ? OpenGgufModel(path) : Checkpoint::Open(path);
+  if (IsGgufPath(path)) return OpenGgufModel(path);
+  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(path));
+  // What is no JSON is said by who reads the configuration.
+  const auto formats = PackedFormatsOf(checkpoint->config_json(), checkpoint->config_path());
+  if (formats.ok() && !formats->empty()) C3PO_RETURN_IF_ERROR(checkpoint->Join(*formats));
+  return checkpoint;
 }
 
 absl::Status CheckFolder(const std::string& folder) {

@@ -52,9 +52,14 @@ struct PlannedTensor {
 absl::Status VisitTensors(const ModelConfig& config, absl::FunctionRef<bool(const std::string&)> has,
                           absl::FunctionRef<absl::Status(const PlannedTensor&)> visit);
 
+// Likewise under the names of a folder whose experts are stored one by one, as transformers up to 4.57 has them; of
+// Granite, whose classes store them together, those that c3pod reads.
+absl::Status VisitSeparateTensors(const ModelConfig& config,
+                                  absl::FunctionRef<absl::Status(const PlannedTensor&)> visit);
+
 // InvalidArgument names the tensor: weights are not stored in this type.
 absl::Status CheckWeightType(const std::string& name, DType type);
-// Of the embedding. NotFound: it is missing; InvalidArgument as above.
+// Of the embedding; where that is packed, of the final norm. NotFound: it is missing; InvalidArgument as above.
 absl::StatusOr<DType> StoredType(const Checkpoint& checkpoint);
 
 // The configuration of a checkpoint: its config.json, and what its tensors add. Where config.json ties the LM head to
@@ -71,7 +76,8 @@ absl::StatusOr<ModelConfig> ReadConfig(const Checkpoint& checkpoint);
 // those of config.json within 1 %.
 absl::Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config);
 
-// A model folder (Checkpoint::Open) or a GGUF file (OpenGgufModel), and its errors.
+// A model folder (Checkpoint::Open) or a GGUF file (OpenGgufModel), and its errors. Of a folder with a
+// quantization_config that is read, quantized tensors are joined (Checkpoint::Join).
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path);
 
 // Whether loading would find config.json and the headers of the weights right, and its errors where not. Of a GGUF file

@@ -5,6 +5,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "server/model/config/quantization_config.h"
+
 namespace c3po {
 namespace {
 
@@ -101,6 +103,75 @@ std::vector<Edit> RefusedOptions() {
 }
 
 INSTANTIATE_TEST_SUITE_P(AllFamilies, RefusedOption, testing::ValuesIn(RefusedOptions()));
+
+// As llm-compressor writes it, and `c3po model quantize`.
+Json QuantizedConfigOf(const char* model) {
+  Json json = ConfigOf(model);
+  json["quantization_config"] = Json::parse(R"({"quant_method": "compressed-tensors", "format": "pack-quantized",
+    "quantization_status": "compressed", "global_compression_ratio": null, "kv_cache_scheme": null, "sparsity_config": {},
+    "transform_config": {}, "version": "0.20.1", "ignore": ["lm_head", "re:.*gate$"], "config_groups": {
+    "group_0": {"targets": ["Linear"], "input_activations": null, "output_activations": null, "format": "pack-quantized",
+     "weights": {"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 128, "dynamic": false,
+      "actorder": "weight", "block_structure": null, "observer": "mse", "observer_kwargs": {}, "zp_dtype": null}},
+    "group_1": {"targets": ["re:.*lm_head"],
+     "weights": {"num_bits": 8, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32}}}})");
+  return json;
+}
+
+TEST(QuantizationConfig, NamesFormatsOfPackedWeights) {
+  const Json json = QuantizedConfigOf("olmoe_tiny");
+  EXPECT_TRUE(Parse(json).ok()) << Parse(json).status();
+  const auto formats = PackedFormatsOf(json.dump(), "config.json");
+  ASSERT_TRUE(formats.ok()) << formats.status();
+  EXPECT_EQ(*formats, (std::vector<PackedFormat>{{4, 128}, {8, 32}}));
+  EXPECT_EQ(PackedFormatsOf(ConfigOf("olmoe_tiny").dump(), "config.json")->size(), 0u);
+}
+
+TEST(QuantizationConfig, RefusesWhatIsNotReadByTheFieldsName) {
+  const std::string root = "/quantization_config", weights = root + "/config_groups/group_0/weights";
+  const struct {
+    std::string pointer;
+    Json value;
+    std::string named;
+  } cases[] = {
+      {root + "/quant_method", "gptq", "quantization_config.quant_method \"gptq\""},
+      {root + "/quant_method", "awq", "quant_method"},
+      {root + "/quant_method", nullptr, "quant_method"},
+      {root + "/format", "naive-quantized", "quantization_config.format"},
+      {root + "/format", nullptr, "quantization_config.format"},
+      {root + "/kv_cache_scheme", {{"num_bits", 8}}, "quantization_config.kv_cache_scheme"},
+      {root + "/sparsity_config", {{"format", "sparse-bitmask"}}, "sparsity_config"},
+      {root + "/modules_to_not_convert", {"gate"}, "quantization_config.modules_to_not_convert"},
+      {root + "/config_groups", Json::object(), "config_groups"},
+      {root + "/config_groups", 3, "config_groups"},
+      {root + "/config_groups/group_1", Json::array({"Linear"}), "config_groups.group_1"},
+      {root + "/config_groups/group_0/input_activations", {{"num_bits", 8}}, "group_0.input_activations"},
+      {root + "/config_groups/group_0/output_activations", {{"num_bits", 8}}, "group_0.output_activations"},
+      {root + "/config_groups/group_0/format", "int-quantized", "group_0.format"},
+      {root + "/config_groups/group_0/weights", nullptr, "group_0.weights"},
+      {root + "/config_groups/group_0/more", 1, "group_0.more"},
+      {weights + "/num_bits", 3, "group_0.weights.num_bits"},
+      {weights + "/type", "float", "group_0.weights.type"},
+      {weights + "/symmetric", false, "group_0.weights.symmetric"},
+      {weights + "/strategy", "channel", "group_0.weights.strategy"},
+      {weights + "/group_size", 8, "group_0.weights.group_size"},
+      {weights + "/group_size", 48, "group_0.weights.group_size"},
+      {weights + "/group_size", nullptr, "group_0.weights.group_size"},
+      {weights + "/group_size", -1, "group_0.weights.group_size"},
+      {weights + "/dynamic", true, "group_0.weights.dynamic"},
+      {weights + "/actorder", "group", "group_0.weights.actorder"},
+      {weights + "/block_structure", {128, 128}, "group_0.weights.block_structure"},
+      {weights + "/zero_point", true, "group_0.weights.zero_point"},
+  };
+  for (const auto& [pointer, value, named] : cases) {
+    Json json = QuantizedConfigOf("olmoe_tiny");
+    json[Json::json_pointer(pointer)] = value;
+    const std::string message(Parse(json).status().message());
+    EXPECT_NE(message.find(named), std::string::npos) << pointer << " " << value << ": " << message;
+    EXPECT_NE(message.find("config.json"), std::string::npos) << message;
+    EXPECT_FALSE(PackedFormatsOf(json.dump(), "config.json").ok());
+  }
+}
 
 TEST(ModelConfig, TakesOptionsOfOthersAtTheValueThatChangesNothing) {
   Json json = ConfigOf("mixtral_tiny");

@@ -179,15 +179,64 @@ TEST_P(QuantizedGroupsOf, AWeightThatIsNotFiniteOrTooLargeIsRefused) {
 TEST_P(QuantizedGroupsOf, EveryWidthOfVectorsGivesTheSameBits) {
   for (uint32_t seed = 1; seed <= 200; ++seed) {
     const Group group = Normal(seed, std::ldexp(1.0f, static_cast<int>(seed) - 100));
+    std::vector<float> roots(kColumns);
+    for (int k = 0; k < kColumns; ++k) roots[k] = static_cast<float>(k + 1) / kColumns;
+    const float* const weighting = seed % 2 == 0 ? roots.data() : nullptr;
     QuantizedGroups four, other;
-    ASSERT_TRUE(QuantizeGroupsBy(4, layout(), group.data(), four));
+    ASSERT_TRUE(QuantizeGroupsBy(4, layout(), group.data(), four, weighting));
     for (const int lanes : {8, 16}) {
       if (lanes > WidestLanes()) continue;
       std::memset(&other, 0, sizeof(other));
-      ASSERT_TRUE(QuantizeGroupsBy(lanes, layout(), group.data(), other));
+      ASSERT_TRUE(QuantizeGroupsBy(lanes, layout(), group.data(), other, weighting));
       ASSERT_EQ(0, std::memcmp(four.scales, other.scales, sizeof(four.scales))) << "seed " << seed;
       ASSERT_EQ(0, std::memcmp(four.words, other.words, static_cast<size_t>(QuantBytes(layout())))) << "seed " << seed;
     }
+  }
+}
+
+// With roots of what each column weighs, scales follow these: the error of a column that weighs much falls.
+TEST_P(QuantizedGroupsOf, ScalesFollowWhatTheColumnsWeigh) {
+  double own = 0, weighted = 0;
+  for (uint32_t seed = 1; seed <= 50; ++seed) {
+    const Group group = Normal(seed, 1);
+    std::vector<float> roots(kColumns, 0.05F);
+    roots[seed % kColumns] = 1;
+    for (const float* const weighting : {static_cast<const float*>(nullptr), const_cast<const float*>(roots.data())}) {
+      QuantizedGroups groups;
+      ASSERT_TRUE(QuantizeGroups(layout(), group.data(), groups, weighting));
+      for (int row = 0; row < kRows; ++row) {
+        std::vector<char> panel(PanelBytes(layout(), 1));
+        StoreGroup(layout(), groups, row, panel.data(), row, 0, 1);
+        std::vector<float> values(kColumns);
+        WidenGroup(layout(), panel.data(), row, 0, 1, values.data());
+        double& error = weighting == nullptr ? own : weighted;
+        for (int k = 0; k < kColumns; ++k) {
+          error += std::pow(double{roots[k]} * (double{group[k * kRows + row]} - values[k]), 2);
+        }
+      }
+    }
+  }
+  EXPECT_LT(weighted, 0.8 * own);
+}
+
+// Words as files pack them hold the levels in the order of their columns.
+TEST_P(QuantizedGroupsOf, WordsOfFilesHoldTheSameLevels) {
+  const Group group = Normal(9, 1);
+  QuantizedGroups groups;
+  ASSERT_TRUE(QuantizeGroups(layout(), group.data(), groups));
+  const int bits = layout() == WeightLayout::kInt8 ? 8 : 4, in_word = 32 / bits;
+  for (int row = 0; row < kRows; ++row) {
+    const Row got = Quantized(group, row);
+    for (int k = 0; k < kColumns; ++k) {
+      const uint32_t packed = PackedOfQuants(layout(), groups.words[k / in_word * kRows + row]);
+      const int level = static_cast<int>(packed >> k % in_word * bits & ((1u << bits) - 1)) - (1 << (bits - 1));
+      ASSERT_EQ(got.scale * static_cast<float>(level), got.values[k]) << "row " << row << ", column " << k;
+    }
+  }
+  std::mt19937 random(3);
+  for (int i = 0; i < 1000; ++i) {
+    const uint32_t word = random();
+    ASSERT_EQ(PackedOfQuants(layout(), QuantsOfPacked(layout(), word)), word);
   }
 }
 

@@ -1,0 +1,124 @@
+"""`c3po model quantize` writes a folder, and c3pod answers from it what it answers from the original quantized at load, bit for bit.
+usage: quantize_test.py C3POD C3PO"""
+
+import array
+import json
+import pathlib
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import unittest
+
+import server_process
+from service_calls import gen, opt, pb, srv, tokens_of
+
+BINARY, CLIENT = sys.argv.pop(1), sys.argv.pop(1)
+NEURONS = 48  # Of an expert: a group of 32 columns and one of 16.
+
+
+def make_model(folder: pathlib.Path) -> None:
+    """The tiny model with wider experts of random weights."""
+    for path in server_process.TINY_MODEL.iterdir():
+        if path.name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            shutil.copy(path, folder)
+    config = json.loads((server_process.TINY_MODEL / "config.json").read_text())
+    neurons, config["intermediate_size"] = config["intermediate_size"], NEURONS
+    (folder / "config.json").write_text(json.dumps(config))
+    text = (server_process.TINY_MODEL / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", text[:8])[0]
+    header = json.loads(text[8:8 + length])
+    header.pop("__metadata__", None)
+    draw, data = random.Random(26), b""
+    for tensor in header.values():
+        begin, end = tensor["data_offsets"]
+        content = text[8 + length + begin:8 + length + end]
+        if neurons in tensor["shape"]:
+            tensor["shape"] = [NEURONS if size == neurons else size for size in tensor["shape"]]
+            count = 1
+            for size in tensor["shape"]:
+                count *= size
+            content = array.array("f", (draw.gauss(0, 0.2) for _ in range(count))).tobytes()
+        tensor["data_offsets"] = [len(data), len(data) + len(content)]
+        data += content
+    fields = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(fields)) + fields + data)
+
+
+class QuantizeTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = server_process.fresh_folder()
+        self.addCleanup(server_process.remove_folder, self.folder)
+        self.source = self.folder / "in"
+        self.source.mkdir()
+        make_model(self.source)
+
+    def quantize(self, *words):
+        return subprocess.run([CLIENT, "model", "quantize", "--c3pod", BINARY, *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
+
+    def inspect(self, model):
+        done = subprocess.run([BINARY, "inspect", str(model), "--json"], capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    def answers(self, model, *flags):
+        """Log-likelihoods, greedy tokens, and what the server says of the model."""
+        store = server_process.fresh_folder()
+        self.addCleanup(server_process.remove_folder, store)
+        server = server_process.ServerProcess(BINARY, store, *flags, model=model)
+        self.addCleanup(server.process.kill)
+        none = opt.OptimizationOptions(method=opt.METHOD_NONE)
+        with server.channel() as channel:
+            stub = pb["generation_pb2_grpc"].GenerationServiceStub(channel)
+            scores = stub.Score(gen.ScoreRequest(prompt="Question: how many", continuations=[" legs", " b c", " three"], optimization=none), timeout=60)
+            request = gen.GenerateRequest(prompt="Question:", optimization=none)
+            request.sampling.max_tokens = 16
+            tokens = tokens_of(stub.Generate(request, timeout=60))
+            info = pb["server_pb2_grpc"].ServerServiceStub(channel).GetServerInfo(srv.GetServerInfoRequest(), timeout=60)
+        self.assertEqual(server.stop(), 0)
+        loaded = next(json.loads(line) for line in server.log if '"model_loaded"' in line)
+        return [score.log_likelihood for score in scores.scores], tokens, info.model, loaded
+
+    def test_answers_as_the_original_quantized_at_load(self):
+        for weights in ("int4", "int8"):
+            with self.subTest(weights):
+                out = self.folder / weights
+                done = self.quantize(self.source, out, "--weights", weights)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertIn(str(out), done.stdout)
+                scores, tokens, model, loaded = self.answers(self.source, "--weights", weights)
+                got_scores, got_tokens, got_model, got_loaded = self.answers(out)
+                self.assertEqual(got_scores, scores)
+                self.assertEqual(got_tokens, tokens)
+                self.assertEqual((got_model.weights, got_model.dtype, got_model.arithmetic), (weights, model.dtype, model.arithmetic))
+                self.assertEqual(got_loaded["weight_bytes"], loaded["weight_bytes"])
+                code, card = self.inspect(out)
+                self.assertEqual((code, card["loads"]), (0, True))
+                self.assertGreater(sum(card["packed_weights"].values()), 0.9 * card["parameters"]["total"])
+                self.assertLess(abs(card["memory_bytes"]["as_stored"]["weights"] / loaded["weight_bytes"] - 1), 0.05)
+
+    def test_widens_on_request_and_refuses_another_width(self):
+        out = self.folder / "out"
+        self.assertEqual(self.quantize(self.source, out).returncode, 0)  # int4
+        wide = self.answers(out, "--weights", "float32")
+        self.assertEqual((wide[2].weights, wide[2].dtype), ("float32", "float32"))
+        exact = self.answers(out, "--arithmetic", "float32")  # The same numbers times the same activations.
+        for got, wanted in zip(wide[0], exact[0]):
+            self.assertAlmostEqual(got, wanted, delta=0.02)
+        done = subprocess.run([BINARY, "--model", out, "--embedder", "model", "--store", self.folder / "store.db", "--listen", "127.0.0.1:0",
+                               "--metrics-port", "-1", "--weights", "int8"], capture_output=True, text=True, timeout=60, check=False)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("weights int8: the folder's are int4 already", done.stderr)
+
+    def test_refuses_and_leaves_nothing(self):
+        out = self.folder / "out"
+        for words, code, what in (((self.folder / "none", out), 1, "none"), ((self.source, self.source), 1, "exists already"),
+                                  ((self.source, self.folder / "a" / "b"), 1, "a/b"), ((self.source,), 2, "to is required")):
+            done = self.quantize(*words)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertIn(what, done.stderr)
+            self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["in"])
+
+
+if __name__ == "__main__":
+    unittest.main()
