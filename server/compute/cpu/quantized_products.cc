@@ -77,11 +77,14 @@ HWY_INLINE VI Signed(VI words) {
 
 struct VectorUnit {
   static constexpr int kParts = static_cast<int>(kPanelRows / kLanes);
+  // While products of kInt4 are added up, the sums of floats may wait in memory: a tile has more rows than registers.
+  static constexpr int kInt4Rows = kLanes == 1 ? 1 : static_cast<int>(kLanes / 2);
+  static constexpr int kInt8Rows = kLanes == 16 ? 6 : (kLanes == 8 ? 3 : 1);
   template <WeightLayout kLayout>
-  static constexpr int kRows = kLanes == 16 ? 6 : (kLanes == 8 ? 3 : 1);
+  static constexpr int kRows = kLayout == WeightLayout::kInt4 ? kInt4Rows : kInt8Rows;
   template <WeightLayout kLayout>
   static constexpr int Panels(int rows) {
-    return kLanes == 16 ? (rows <= 2 ? 4 : 2) : kLanes == 8 && rows == 1 ? 2 : 1;
+    return kLanes == 16 ? (rows <= 2 ? 4 : (rows <= 6 ? 2 : 1)) : kLanes == 8 && rows == 1 ? 2 : 1;
   }
 
   using Ints = VI;

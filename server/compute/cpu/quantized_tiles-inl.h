@@ -104,7 +104,7 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
         for (int i = 0; i < kParts; ++i) own[m][p][i] = start;
       }
     }
-#pragma GCC unroll 1
+#pragma GCC unroll 4
     for (int w = 0; w < kWords; ++w) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) hwy::Prefetch(quants + p * at.stride + w * 4 * kPanelRows + ahead);

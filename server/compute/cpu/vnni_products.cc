@@ -25,10 +25,10 @@ namespace {
 struct VnniUnit {
   static constexpr int kParts = 1;
   template <WeightLayout kLayout>
-  static constexpr int kRows = 6;
+  static constexpr int kRows = kLayout == WeightLayout::kInt4 ? 8 : 6;
   template <WeightLayout kLayout>
   static constexpr int Panels(int rows) {
-    return rows <= 2 ? 4 : 2;
+    return rows <= 2 ? 4 : (rows <= 6 ? 2 : 1);
   }
 
   using Ints = __m512i;
