@@ -72,19 +72,22 @@ absl::Status ReadGenerationConfig(ModelCard& card) {
   return absl::OkStatus();
 }
 
-// A packed matrix keeps its levels, and a scale for each 32 columns; all else is held in the type of `--dtype auto`.
+// A packed matrix keeps its levels, and a scale for each 32 columns; an embedding that is the LM head too has 8 bits;
+// all else is held in the type of `--dtype auto`.
 absl::Status CountAsStored(const Checkpoint& checkpoint, ModelCard& card) {
   if (card.packed_weights.empty()) return absl::OkStatus();
   C3PO_ASSIGN_OR_RETURN(const DType plain, StoredType(checkpoint));
   const int64_t plain_bytes = plain == DType::kBF16 || plain == DType::kF8E4M3 ? 2 : 4;
   for (const std::string& name : checkpoint.names()) {
     C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Find(name));
-    if (!IsPackedType(view.dtype)) {
+    const bool tied =
+        card.config && card.config->tied_embeddings && view.shape.size() == 2 && name == "model.embed_tokens.weight";
+    if (!IsPackedType(view.dtype) && !tied) {
       card.as_stored_bytes += view.elements() * plain_bytes;
       continue;
     }
     const int64_t groups = view.shape[0] * ((view.shape[1] + kQuantizedGroup - 1) / kQuantizedGroup);
-    const int64_t level_bits = view.dtype == DType::kInt8 ? 8 : 4;
+    const int64_t level_bits = view.dtype == DType::kInt4 ? 4 : 8;
     card.as_stored_bytes += groups * (kQuantizedGroup * level_bits / 8 + kScaleBytes);
   }
   return absl::OkStatus();

@@ -90,24 +90,20 @@ Json GroupJson(int bits, int64_t group_columns, const std::vector<std::string>& 
 // which comes before the class.
 Json GroupsJson(const std::vector<PlannedWeight>& weights) {
   using Way = std::pair<int, int64_t>;  // bits, columns of a scale
-  std::map<Way, std::set<std::string>> patterns, embeddings;
+  std::map<Way, std::set<std::string>> patterns;
   std::map<Way, int64_t> counts;
   for (const PlannedWeight& weight : weights) {
     if (!weight.quantized()) continue;
     const Way way{weight.bits(), weight.group_columns};
     ++counts[way];
-    (weight.role == WeightRole::kEmbedding ? embeddings : patterns)[way].insert(PatternOf(weight.stem()));
+    patterns[way].insert(PatternOf(weight.stem()));
   }
   const auto most =
       std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   Json groups = Json::object();
   for (const auto& [way, count] : counts) {
-    std::vector<std::string> targets(embeddings[way].begin(), embeddings[way].end());
-    if (way == most->first) {
-      targets.insert(targets.begin(), kLinear);
-    } else {
-      targets.insert(targets.end(), patterns[way].begin(), patterns[way].end());
-    }
+    std::vector<std::string> targets = {kLinear};
+    if (way != most->first) targets.assign(patterns[way].begin(), patterns[way].end());
     groups[absl::StrCat("group_", groups.size())] = GroupJson(way.first, way.second, targets);
   }
   return groups;
@@ -143,7 +139,8 @@ absl::StatusOr<std::vector<PlannedWeight>> PlanWeights(const ModelConfig& config
   const auto add = [&](const PlannedTensor& tensor) -> absl::Status {
     PlannedWeight weight{tensor.name, tensor.use.role, tensor.shape};
     C3PO_ASSIGN_OR_RETURN(weight.from, sources.Find(tensor));
-    if (weight.from.columns % kHalfGroup == 0) {
+    // transformers cannot tie an LM head to an embedding that is packed.
+    if (weight.from.columns % kHalfGroup == 0 && weight.role != WeightRole::kEmbedding) {
       weight.layout = cpu::QuantizedLayout(tensor.use.role, format, config.tied_embeddings);
       weight.group_columns = weight.from.columns % kGroup == 0 ? kGroup : kHalfGroup;
     }

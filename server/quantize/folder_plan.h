@@ -34,7 +34,7 @@ struct PlannedWeight {
 };
 
 // All weights in the order of the folder that they come from, experts one by one. Quantized is what --weights quantizes
-// at load (cpu::QuantizedLayout), where the columns are a multiple of 16: scales are of 32, or of 16 where 32 do not
+// at load (cpu::QuantizedLayout) but an embedding, where the columns are a multiple of 16: scales are of 32, or of 16 where 32 do not
 // divide the columns, the two of a group being equal then. InvalidArgument: the weights are not those of `config`.
 absl::StatusOr<std::vector<PlannedWeight>> PlanWeights(const ModelConfig& config, const ModelWeights& weights,
                                                        WeightFormat format);

@@ -94,7 +94,7 @@ class QuantizeTest(unittest.TestCase):
                 self.assertEqual(got_loaded["weight_bytes"], loaded["weight_bytes"])
                 code, card = self.inspect(out)
                 self.assertEqual((code, card["loads"]), (0, True))
-                self.assertGreater(sum(card["packed_weights"].values()), 0.9 * card["parameters"]["total"])
+                self.assertGreater(sum(card["packed_weights"].values()), 0.8 * card["parameters"]["total"])
                 self.assertLess(abs(card["memory_bytes"]["as_stored"]["weights"] / loaded["weight_bytes"] - 1), 0.05)
 
     def test_widens_on_request_and_refuses_another_width(self):
@@ -102,9 +102,10 @@ class QuantizeTest(unittest.TestCase):
         self.assertEqual(self.quantize(self.source, out).returncode, 0)  # int4
         wide = self.answers(out, "--weights", "float32")
         self.assertEqual((wide[2].weights, wide[2].dtype), ("float32", "float32"))
-        exact = self.answers(out, "--arithmetic", "float32")  # The same numbers times the same activations.
+        # The same numbers times the same activations.
+        exact = self.answers(out, "--arithmetic", "float32", "--kv-cache-dtype", "float32")
         for got, wanted in zip(wide[0], exact[0]):
-            self.assertAlmostEqual(got, wanted, delta=0.02)
+            self.assertAlmostEqual(got, wanted, delta=0.001)
         done = subprocess.run([BINARY, "--model", out, "--embedder", "model", "--store", self.folder / "store.db", "--listen", "127.0.0.1:0",
                                "--metrics-port", "-1", "--weights", "int8"], capture_output=True, text=True, timeout=60, check=False)
         self.assertNotEqual(done.returncode, 0)

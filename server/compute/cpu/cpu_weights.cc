@@ -92,7 +92,7 @@ class Packer {
     if (IsVector(use.role)) return AddVector(use, matrix);
     Filling& whole = matrices_[{use.role, use.layer}];
     if (whole.data == nullptr) Begin(stored, whole);
-    if (as_stored_) CheckStoredAlike(stored, whole);
+    if (as_stored_ && use.role != WeightRole::kEmbedding) CheckStoredAlike(stored, whole);
     whole.missing -= matrix.rows * matrix.columns;
     if (whole.layout != WeightLayout::kRows) return AddQuantized(stored, whole);
     const int64_t element = BytesOf(type_);
@@ -134,8 +134,7 @@ class Packer {
     const WeightUse& use = stored.use;
     whole.shape = ShapeOfRole(config_, use.role, use.layer);
     whole.missing = whole.shape.rows * whole.shape.columns;
-    whole.layout =
-        as_stored_ ? PackedLayoutOf(stored.matrix.type) : QuantizedLayout(use.role, format_, config_.tied_embeddings);
+    whole.layout = LayoutToHold(stored);
     int64_t bytes = whole.missing * BytesOf(type_);
     if (whole.layout != WeightLayout::kRows) {
       const int64_t f = config_.intermediate_size;
@@ -152,6 +151,15 @@ class Packer {
   // A level of 0 with a scale of 0.
   void ClearPadding(const Filling& whole, int64_t bytes) const {
     if (!whole.cut.whole_panels()) std::memset(whole.data.get(), 0, static_cast<size_t>(bytes));
+  }
+
+  // Of the LM head that an embedding is too, in elements, 8 bits also as stored: readers of such folders know no
+  // others.
+  WeightLayout LayoutToHold(const StoredWeight& stored) const {
+    const WeightLayout packed = PackedLayoutOf(stored.matrix.type);
+    const bool tied = stored.use.role == WeightRole::kEmbedding && config_.tied_embeddings;
+    if (as_stored_ && (!tied || packed != WeightLayout::kRows)) return packed;
+    return QuantizedLayout(stored.use.role, format_, config_.tied_embeddings);
   }
 
   // What lies in one matrix has one layout.

@@ -38,8 +38,8 @@ struct CpuWeights {
 // and so is an embedding that is the LM head too, in both uses. All else is `type`: routers, gates of shared experts,
 // an embedding of its own, norms, biases. Packed levels of the same format (server/weights/packed_tensors.h) are
 // copied, bit for bit; of another one they are widened first.
-// `as_stored`: packed levels are held as they are, whatever their role, and all else is `type`. `format` is what the
-// result is called then.
+// `as_stored`: packed levels are held as they are, whatever their role, and all else is `type`, but for an embedding
+// that is the LM head too, which has 8 bits as ever. `format` is what the result is called then.
 //
 // On ThreadPool::Shared(). Errors are those of PackEach; std::bad_alloc; std::invalid_argument: a weight to be
 // quantized is not finite, or 2^120 or more, or, as stored, only some of a matrix's tensors are packed so; told by the

@@ -5,11 +5,13 @@
 
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <stdexcept>
 
 #include "absl/strings/ascii.h"
 #include "server/compute/cpu/cpu_weights.h"
+#include "server/model/config/tensor_plan.h"
 #include "tests/server/quantize/made_up_folder.h"
 
 namespace c3po {
@@ -19,6 +21,8 @@ using testing::AnyOf;
 using testing::HasSubstr;
 
 constexpr uint32_t kSeed = 20261130;
+
+nlohmann::json JsonOf(const std::string& path) { return nlohmann::json::parse(std::ifstream(path)); }
 
 std::string ReadAll(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -47,7 +51,7 @@ absl::StatusOr<std::string> Load(const std::string& folder) {
 class DamagedQuantizedFolder : public testing::Test {
  protected:
   void SetUp() override {
-    MadeUpModel{"olmoe_tiny", {{"intermediate_size", 48}, {"num_hidden_layers", 1}}}.Write(made_.folder());
+    MadeUpModel{"olmoe_tiny", R"({"intermediate_size": 48, "num_hidden_layers": 1})"}.Write(made_.folder());
     made_.Quantize(WeightFormat::kInt4);
     ASSERT_TRUE(made_.result().ok()) << made_.result().status();
     path_ = made_.to() + "/model.safetensors";

@@ -1,63 +1,24 @@
 #ifndef C3PO_TESTS_SERVER_QUANTIZE_MADE_UP_FOLDER_H_
 #define C3PO_TESTS_SERVER_QUANTIZE_MADE_UP_FOLDER_H_
 
-#include <cstring>
-#include <fstream>
+#include <filesystem>
 #include <functional>
-#include <nlohmann/json.hpp>
-#include <random>
 #include <string>
 #include <utility>
-#include <vector>
 
-#include "absl/strings/match.h"
-#include "gtest/gtest.h"
-#include "server/model/config/tensor_plan.h"
+#include "absl/status/statusor.h"
 #include "server/quantize/quantize_folder.h"
 #include "tests/server/weights/safetensors_text.h"
 
 namespace c3po {
 
-inline nlohmann::json JsonOf(const std::string& path) {
-  return nlohmann::json::parse(std::ifstream(path), nullptr, /*allow_exceptions=*/false);
-}
-
 // A golden family's configuration with other sizes, and random weights in bfloat16.
 struct MadeUpModel {
   std::string golden;
-  nlohmann::json changes;
+  std::string changes;    // A JSON object of fields in place of config.json's.
   bool together = false;  // Experts in one tensor each, as transformers 5.x stores them.
 
-  friend void PrintTo(const MadeUpModel& model, std::ostream* to) { *to << model.golden << model.changes; }
-
-  void Write(const TestFolder& folder) const {
-    nlohmann::json json = JsonOf(std::string(C3PO_TESTDATA_DIR) + "/model/" + golden + "/config.json");
-    json.update(changes);
-    folder.Write("config.json", json.dump());
-    const auto config = ModelConfig::Parse(json.dump(), "config.json");
-    ASSERT_TRUE(config.ok()) << config.status();
-    nlohmann::json header = {{"__metadata__", {{"format", "pt"}}}};
-    std::string data;
-    std::mt19937 random(26);
-    const auto add = [&](const PlannedTensor& tensor) {
-      const size_t begin = data.size();
-      int64_t elements = 1;
-      for (const int64_t dimension : tensor.shape) elements *= dimension;
-      for (int64_t i = 0; i < elements; ++i) {
-        const float value = std::normal_distribution<float>(0, 0.2F)(random);
-        uint32_t bits;
-        std::memcpy(&bits, &value, sizeof(bits));
-        for (const uint32_t byte : {bits >> 16, bits >> 24}) data.push_back(static_cast<char>(byte));
-      }
-      header[tensor.name] = {{"dtype", "BF16"}, {"shape", tensor.shape}, {"data_offsets", {begin, data.size()}}};
-      return absl::OkStatus();
-    };
-    const auto has = [this](const std::string& name) {
-      return together && (absl::EndsWith(name, "mlp.experts.gate_up_proj") || absl::EndsWith(name, "mlp.gate.weight"));
-    };
-    ASSERT_TRUE(VisitTensors(*config, has, add).ok());
-    folder.Write("model.safetensors", SafetensorsText(header.dump(), data));
-  }
+  void Write(const TestFolder& folder) const;
 };
 
 // A folder and what was made of it.

@@ -10,7 +10,12 @@
 #include <cmath>
 #include <csignal>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <nlohmann/json.hpp>
 
+#include "server/model/config/tensor_plan.h"
 #include "server/quantize/quantize_command.h"
 #include "server/weights/host_matrix.h"
 #include "tests/server/quantize/made_up_folder.h"
@@ -25,6 +30,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::UnorderedElementsAre;
+
+nlohmann::json JsonOf(const std::string& path) { return nlohmann::json::parse(std::ifstream(path)); }
 
 std::vector<std::string> NamesIn(const std::string& folder) {
   std::vector<std::string> names;
@@ -42,7 +49,7 @@ class WrittenFolder : public testing::Test {
   }
 
   QuantizedFolder made_;
-  const MadeUpModel olmoe_ = {"olmoe_tiny", {{"intermediate_size", 48}}};
+  const MadeUpModel olmoe_ = {"olmoe_tiny", R"({"intermediate_size": 48})"};
 };
 
 TEST_F(WrittenFolder, NamesItsFormatsAsTransformersAndVllmReadThem) {
@@ -92,15 +99,15 @@ TEST_F(WrittenFolder, NamesItsFormatsAsTransformersAndVllmReadThem) {
   EXPECT_LT(made_.result()->bytes_to, made_.result()->bytes_from);
 }
 
-TEST_F(WrittenFolder, HoldsATiedEmbeddingInEightBitsAndExpertsOneByOne) {
-  MadeUpModel{"mixtral_tiny", {{"intermediate_size", 32}}, /*together=*/true}.Write(made_.folder());
+TEST_F(WrittenFolder, LeavesATiedEmbeddingAsItIsAndHasExpertsOneByOne) {
+  MadeUpModel{"mixtral_tiny", R"({"intermediate_size": 32})", /*together=*/true}.Write(made_.folder());
   made_.Quantize(WeightFormat::kInt4);
   ASSERT_TRUE(made_.result().ok()) << made_.result().status();
   const Json quantization = JsonOf(made_.to() + "/config.json")["quantization_config"];
   EXPECT_EQ(quantization["ignore"], Json({R"(re:.*lm_head$)", R"(re:.*model\.layers\.\d+\.block_sparse_moe\.gate$)"}));
   const auto checkpoint = OpenCheckpoint(made_.to());
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
-  EXPECT_EQ((*checkpoint)->Find("model.embed_tokens.weight")->dtype, DType::kInt8);
+  EXPECT_EQ((*checkpoint)->Find("model.embed_tokens.weight")->dtype, DType::kBF16);
   EXPECT_EQ((*checkpoint)->Find("model.layers.0.block_sparse_moe.experts.3.w2.weight")->dtype, DType::kInt4);
   EXPECT_EQ((*checkpoint)->Find("model.layers.0.block_sparse_moe.gate.weight")->dtype, DType::kBF16);
   EXPECT_NE((*checkpoint)->Digest(), (*OpenCheckpoint(made_.from()))->Digest());

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "server/compute/cpu/cpu_weights.h"
+#include "server/model/config/tensor_plan.h"
 #include "tests/server/quantize/made_up_folder.h"
 
 namespace c3po {
@@ -114,6 +115,8 @@ TEST_P(QuantizedFolderPanels, AreWidenedExactly) {
                              {panels.layers.back().experts.down, wide.layers.back().experts.down},
                              {panels.lm_head, wide.lm_head}}) {
     EXPECT_FALSE(b.quantized());
+    // An LM head that is the embedding too is stored in elements.
+    if (to.config.tied_embeddings && b.data == wide.lm_head.data) continue;
     std::vector<float> got(static_cast<size_t>(a.columns)), expected = got;
     for (int64_t r = 0; r < a.rows; ++r) {
       cpu::CopyRow(b, r, got.data());
@@ -124,15 +127,15 @@ TEST_P(QuantizedFolderPanels, AreWidenedExactly) {
 }
 
 std::vector<MadeUpModel> Models() {
-  return {{"olmoe_tiny", {{"intermediate_size", 48}}},
-          {"mixtral_tiny", {{"intermediate_size", 32}}, /*together=*/true},
+  return {{"olmoe_tiny", R"({"intermediate_size": 48})"},
+          {"mixtral_tiny", R"({"intermediate_size": 32})", /*together=*/true},
           {"qwen2_moe_tiny",
-           {{"intermediate_size", 64}, {"moe_intermediate_size", 48}, {"shared_expert_intermediate_size", 32}}},
-          {"qwen3_moe_tiny", {{"moe_intermediate_size", 16}, {"intermediate_size", 64}}, /*together=*/true},
+           R"({"intermediate_size": 64, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 32})"},
+          {"qwen3_moe_tiny", R"({"moe_intermediate_size": 16, "intermediate_size": 64})", /*together=*/true},
           {"deepseek_v2_tiny",
-           {{"intermediate_size", 64}, {"moe_intermediate_size", 48}, {"q_lora_rank", 32}, {"v_head_dim", 8}}},
-          {"deepseek_tiny", {{"intermediate_size", 64}, {"moe_intermediate_size", 16}}},
-          {"granite_moe_tiny", {{"intermediate_size", 16}}}};
+           R"({"intermediate_size": 64, "moe_intermediate_size": 48, "q_lora_rank": 32, "v_head_dim": 8})"},
+          {"deepseek_tiny", R"({"intermediate_size": 64, "moe_intermediate_size": 16})"},
+          {"granite_moe_tiny", R"({"intermediate_size": 16})"}};
 }
 INSTANTIATE_TEST_SUITE_P(Families, QuantizedFolderPanels,
                          testing::Combine(testing::ValuesIn(Models()),
