@@ -66,6 +66,16 @@ HWY_INLINE void AddSteps(const char* words, int64_t stride, const char* const* q
   if constexpr (S == 0) AddSteps<Unit, kLayout, 1, M, P>(words, stride, q, at, own);
 }
 
+// Those of word w of each row of P panels, whose group begins at `quants`.
+template <typename Unit, WeightLayout kLayout, int M, int P>
+HWY_INLINE void AddWords(const char* quants, int64_t stride, int64_t ahead, const char* const* q, int w,
+                         typename Unit::Ints (&own)[M][P][Unit::kParts]) {
+  const char* const words = quants + w * 4 * kPanelRows;
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) hwy::Prefetch(words + p * stride + ahead);
+  AddSteps<Unit, kLayout, 0, M, P>(words, stride, q, w * 8, own);
+}
+
 // Rows [row, row + M) of x with P panels, at `panel`; sums of panel q of row m to y[m] + 16 q.
 template <typename Unit, WeightLayout kLayout, int M, int P>
 HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const QuantizedPanelsAt& at, const char* panel,
@@ -104,11 +114,13 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
         for (int i = 0; i < kParts; ++i) own[m][p][i] = start;
       }
     }
+    // Few rows wait for memory, which likes its requests spread; of many, a loop would move all sums at each turn.
+    if constexpr (M <= 2) {
+#pragma GCC unroll 1
+      for (int w = 0; w < kWords; ++w) AddWords<Unit, kLayout, M, P>(quants, at.stride, ahead, q, w, own);
+    } else {
 #pragma GCC unroll 4
-    for (int w = 0; w < kWords; ++w) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) hwy::Prefetch(quants + p * at.stride + w * 4 * kPanelRows + ahead);
-      AddSteps<Unit, kLayout, 0, M, P>(quants + w * 4 * kPanelRows, at.stride, q, w * 8, own);
+      for (int w = 0; w < kWords; ++w) AddWords<Unit, kLayout, M, P>(quants, at.stride, ahead, q, w, own);
     }
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
