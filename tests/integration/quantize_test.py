@@ -102,10 +102,10 @@ class QuantizeTest(unittest.TestCase):
         self.assertEqual(self.quantize(self.source, out).returncode, 0)  # int4
         wide = self.answers(out, "--weights", "float32")
         self.assertEqual((wide[2].weights, wide[2].dtype), ("float32", "float32"))
-        # The same numbers times the same activations.
+        # The same numbers times the same activations, but for the tied embedding's 8 bits.
         exact = self.answers(out, "--arithmetic", "float32", "--kv-cache-dtype", "float32")
         for got, wanted in zip(wide[0], exact[0]):
-            self.assertAlmostEqual(got, wanted, delta=0.001)
+            self.assertAlmostEqual(got, wanted, delta=0.05)
         done = subprocess.run([BINARY, "--model", out, "--embedder", "model", "--store", self.folder / "store.db", "--listen", "127.0.0.1:0",
                                "--metrics-port", "-1", "--weights", "int8"], capture_output=True, text=True, timeout=60, check=False)
         self.assertNotEqual(done.returncode, 0)
