@@ -190,7 +190,8 @@ HWY_INLINE void QuantizedSomeRows(const RoundedActivations& x, int64_t row, int6
   }
 }
 
-// All rows pass over a few panels while these are in cache, in tiles of nearly the same height.
+// All rows pass over a few panels while these are in cache: of kInt4 in tiles of nearly the same height; of kInt8 in
+// whole ones, as one or two rows that are left have tiles of more panels.
 template <typename Unit, WeightLayout kLayout>
 HWY_INLINE void QuantizedDotOf(const RoundedActivations& x, const WeightView& w, int64_t panel, int64_t panel_end,
                                float* const* y) {
@@ -204,7 +205,9 @@ HWY_INLINE void QuantizedDotOf(const RoundedActivations& x, const WeightView& w,
   for (; panel < panel_end; panel += together) {
     const int64_t end = std::min(panel_end, panel + together);
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t row = x.rows * tile / tiles, rows = x.rows * (tile + 1) / tiles - row;
+      const bool even = kLayout == WeightLayout::kInt4;
+      const int64_t row = even ? x.rows * tile / tiles : tile * kRows;
+      const int64_t rows = even ? x.rows * (tile + 1) / tiles - row : std::min(kRows, x.rows - row);
       QuantizedSomeRows<Unit, kLayout>(x, row, rows, w, at, panel, end, y);
     }
   }
