@@ -37,10 +37,13 @@ def read_arguments(words=None) -> argparse.Namespace:
                         help="tokenizer.json for the OLMoE-shaped model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bits", type=int, choices=sorted(peer_catalog.WEIGHTS), default=16,
+                        help="of the weights: 8 and 4 are int8 and int4 here, Q8_0 and Q4_K_M in llama.cpp (default: %(default)s)")
     parser.add_argument("--peers", default=",".join(peer_catalog.NAMES), help="which of them, if found (default: %(default)s)")
     parser.add_argument("--c3pod", default=str(SOURCE / "build" / "release" / "bin" / "c3pod"))
     parser.add_argument("--llama-server", help="llama.cpp's server (default: llama-server on PATH)")
     parser.add_argument("--llama-convert", help="llama.cpp's convert_hf_to_gguf.py, for a model that has no .gguf beside it yet")
+    parser.add_argument("--llama-quantize", help="llama.cpp's llama-quantize, for --bits where no such .gguf is there yet")
     parser.add_argument("--llama-python", help="interpreter for that (default: that of transformers)")
     parser.add_argument("--llama-version", help="what to call it, where its build does not know (default: what it says)")
     parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM (default: vllm on PATH)")
@@ -97,13 +100,14 @@ def kv_bytes(model: pathlib.Path) -> int:
 
 
 def markdown(arguments, peers: dict, left_out: list, values: dict, cost: dict, machine: str) -> str:
-    weights = model_folder.weights_bytes(arguments.model)
-    parts = [f"`{arguments.model.name}`, {arguments.rounds} rounds, {arguments.threads} threads each. {machine}.",
+    weights = model_folder.weights_bytes(arguments.model) if arguments.bits == 16 else None  # Quantized, each has its own.
+    parts = [f"`{arguments.model.name}`, weights of {arguments.bits} bits, {arguments.rounds} rounds, {arguments.threads} threads each. {machine}.",
              report.table(values, weights), *left_out]
     if "c3po" in values:
         encoder = peer_catalog.embedder(arguments)
-        bytes_of = {"weights": weights, "encoder": model_folder.weights_bytes(encoder) if encoder else 0, "kv": kv_bytes(arguments.model)}
-        parts.append(report.marks_table(values, bytes_of, cost))
+        bytes_of = weights and {"weights": weights, "encoder": model_folder.weights_bytes(encoder) if encoder else 0,
+                                "kv": kv_bytes(arguments.model)}
+        parts.append(report.marks_table(values, bytes_of, cost, arguments.bits))
     if cost:
         parts.append(report.cost_table(cost))
     commands = [f"- {peer_catalog.NAMES[name]}, {peer.version}: `{peer.shown_command(arguments)}`" for name, peer in peers.items()]

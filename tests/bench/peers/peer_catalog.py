@@ -1,5 +1,5 @@
-"""The peers: how each is found, converted for, started, and asked for its version. All of them get the same number of threads, bfloat16
-weights and room for 8,192 positions; what a flag does not say stays as its makers set it."""
+"""The peers: how each is found, converted for, started, and asked for its version. All of them get the same number of threads, weights of
+as many bits and room for 8,192 positions; what a flag does not say stays as its makers set it."""
 
 import dataclasses
 import os
@@ -17,6 +17,15 @@ HERE = pathlib.Path(__file__).resolve().parent
 POSITIONS = 8192  # Of all sequences together.
 STREAMS_MAX = 32
 LOAD_SECONDS_MAX = 600
+
+
+class Weights(typing.NamedTuple):
+    """Of so many bits, as this project and as llama.cpp call them."""
+    c3po: str
+    llama_cpp: str
+
+
+WEIGHTS = {16: Weights("bfloat16", "BF16"), 8: Weights("int8", "Q8_0"), 4: Weights("int4", "Q4_K_M")}  # Bits, but for what scales add.
 NAMES = {"c3po": "C3PO", "llama.cpp": "llama.cpp", "vllm": "vLLM", "transformers": "transformers"}  # In the order of the table.
 
 
@@ -79,23 +88,34 @@ def c3po(arguments, folder, stubs) -> Peer:
         raise peer_process.PeerFailed(f"{arguments.c3pod} is not built")
     port = free_port()
     command = [arguments.c3pod, "--model", arguments.model, "--threads", arguments.threads, "--kv-cache-tokens", POSITIONS,
-               "--running-sequences-max", STREAMS_MAX, "--embedder", embedder(arguments) or "model",
+               "--running-sequences-max", STREAMS_MAX, "--weights", WEIGHTS[arguments.bits].c3po, "--embedder", embedder(arguments) or "model",
                "--store", folder / "references.db", "--listen", f"127.0.0.1:{port}", "--metrics-port", "-1"]
     return Peer("c3po", output_of(arguments.c3pod, "--version"), command, {}, peer_clients.C3poClient(port, stubs))
 
 
-def gguf_of(arguments) -> pathlib.Path:
-    """NAME.gguf in the cache, converted if it is not there and the converter was named."""
-    path = arguments.cache / f"{arguments.model.name}.gguf"
+def made_once(path: pathlib.Path, program: str | None, flag: str, command) -> pathlib.Path:
+    """`path`, made by command(the file it is written to) if it is not there; PeerFailed names `flag` where no `program` was given."""
     if not path.exists():
-        if not arguments.llama_convert:
-            raise peer_process.PeerFailed(f"{path} is not there; name a convert_hf_to_gguf.py with --llama-convert")
+        if not program:
+            raise peer_process.PeerFailed(f"{path} is not there; name what makes it with {flag}")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        output_of(arguments.llama_python or arguments.transformers_python or "python3", arguments.llama_convert, arguments.model,
-                  "--outtype", "bf16", "--outfile", partial)
+        output_of(*command(partial))
         partial.rename(path)
     return path
+
+
+def gguf_of(arguments) -> pathlib.Path:
+    """The model's file in the cache: NAME.gguf, and NAME.TYPE.gguf quantized from it."""
+    python = arguments.llama_python or arguments.transformers_python or "python3"
+    whole = arguments.cache / f"{arguments.model.name}.gguf"
+    kind = WEIGHTS[arguments.bits].llama_cpp
+    path = whole if arguments.bits == 16 else whole.with_suffix(f".{kind}.gguf")
+    if arguments.bits == 16 or not path.exists():
+        made_once(whole, arguments.llama_convert, "--llama-convert",
+                  lambda to: [python, arguments.llama_convert, arguments.model, "--outtype", "bf16", "--outfile", to])
+    return made_once(path, arguments.llama_quantize, "--llama-quantize",
+                     lambda to: [arguments.llama_quantize, whole, to, kind, arguments.threads])
 
 
 def llama_cpp(arguments, folder, stubs) -> Peer:
@@ -110,7 +130,13 @@ def llama_cpp(arguments, folder, stubs) -> Peer:
     return Peer("llama.cpp", arguments.llama_version or version, command, {}, peer_clients.LlamaServerClient(port))
 
 
+def refuse_quantized(arguments) -> None:
+    if arguments.bits != 16:
+        raise peer_process.PeerFailed(f"it takes no weights of {arguments.bits} bits that are made from the model's folder alone")
+
+
 def vllm(arguments, folder, stubs) -> Peer:
+    refuse_quantized(arguments)
     program = [arguments.vllm_python, "-m", "vllm.entrypoints.cli.main"] if arguments.vllm_python else [shutil.which("vllm")]
     if not program[0]:
         raise peer_process.PeerFailed("no vllm on PATH, no interpreter given with --vllm-python")
@@ -133,6 +159,7 @@ def vllm(arguments, folder, stubs) -> Peer:
 
 
 def transformers(arguments, folder, stubs) -> Peer:
+    refuse_quantized(arguments)
     if not arguments.transformers_python:
         raise peer_process.PeerFailed("no interpreter given with --transformers-python")
     port = free_port()

@@ -247,6 +247,7 @@ class Report(unittest.TestCase):
         self.assertIn(f"| {measurement.DECODE.name}: ≥ 1.3x llama.cpp | 1.04x | missed by 20% |", text)
         self.assertIn(f"| {measurement.FIRST_TOKEN.name}: ≤ 1.0x the best peer (vLLM) | 1.54x | missed by 54% |", text)
         self.assertIn("reached", report.marks_table(one_value(c3po=66.0, llama_cpp=50.0), NO_BYTES, {}))
+        self.assertNotIn("first token", report.marks_table(one_value(c3po=66.0, llama_cpp=50.0), None, {}, 4))
         self.assertNotIn("llama.cpp", report.marks_table(one_value(c3po=66.0, vllm=50.0), NO_BYTES, {}))
 
     def test_the_slowdown_beside_a_competitor_is_of_one_stream(self):
@@ -270,8 +271,8 @@ class Report(unittest.TestCase):
 
 class Command(WithFolder):
     def test_peers_that_are_not_there_are_left_out_with_a_line_each(self):
-        arguments = argparse.Namespace(model=self.model, cache=self.folder, threads=1, peers=",".join(peer_catalog.NAMES), c3pod="no/c3pod",
-                                       llama_server=None, llama_convert=None, llama_python=None, llama_version=None, vllm_python=None,
+        arguments = argparse.Namespace(model=self.model, cache=self.folder, threads=1, bits=16, peers=",".join(peer_catalog.NAMES), c3pod="no/c3pod",
+                                       llama_server=None, llama_convert=None, llama_quantize=None, llama_python=None, llama_version=None, vllm_python=None,
                                        vllm_dtype="bfloat16", transformers_python=None, transformers_dtype="bfloat16")
         path, os.environ["PATH"] = os.environ["PATH"], str(self.folder)
         try:
@@ -282,11 +283,28 @@ class Command(WithFolder):
         self.assertEqual([line.split(" is left out: ")[0] for line in left_out], list(peer_catalog.NAMES.values()))
         self.assertIn("no/c3pod is not built", left_out[0])
 
+    def test_a_file_of_fewer_bits_is_made_from_the_whole_one_once(self):
+        quantize = self.folder / "quantize"
+        quantize.write_text('#!/bin/sh\n[ -f "$1" ] && echo "$3 $4" >> "$2"\n')
+        quantize.chmod(0o755)
+        arguments = argparse.Namespace(model=self.model, cache=self.folder, threads=2, bits=4, llama_convert=None, llama_quantize=None,
+                                       llama_python=None, transformers_python=None)
+        with self.assertRaisesRegex(peer_process.PeerFailed, "olmoe-shaped.gguf is not there.*--llama-convert"):
+            peer_catalog.gguf_of(arguments)
+        (self.folder / "olmoe-shaped.gguf").write_text("whole")
+        with self.assertRaisesRegex(peer_process.PeerFailed, "olmoe-shaped.Q4_K_M.gguf is not there.*--llama-quantize"):
+            peer_catalog.gguf_of(arguments)
+        arguments.llama_quantize = quantize
+        for _ in range(2):
+            self.assertEqual(peer_catalog.gguf_of(arguments).read_text(), "Q4_K_M 2\n")
+        arguments.bits = 16
+        self.assertEqual(peer_catalog.gguf_of(arguments).read_text(), "whole")
+
     def test_what_is_written_names_model_machine_and_commands_without_paths_of_this_machine(self):
         peer = self.fake("llama.cpp")
-        arguments = argparse.Namespace(model=self.model, rounds=2, threads=1)
+        arguments = argparse.Namespace(model=self.model, bits=16, rounds=2, threads=1)
         text = command.markdown(arguments, {"llama.cpp": peer}, ["vLLM is left out: no vllm."], one_value(llama_cpp=50.0), {}, "2 cores")
-        for part in ("`olmoe-shaped`, 2 rounds, 1 threads each. 2 cores.", "vLLM is left out: no vllm.", "- llama.cpp, 1: `", "PORT 5 1`"):
+        for part in ("`olmoe-shaped`, weights of 16 bits, 2 rounds, 1 threads each. 2 cores.", "vLLM is left out: no vllm.", "- llama.cpp, 1: `", "PORT 5 1`"):
             self.assertIn(part, text)
         self.assertNotIn(str(HERE), text)
 
@@ -308,7 +326,7 @@ class WithServer(WithFolder):
     def test_this_server_answers_like_a_peer_and_its_cost_is_told_by_use_and_stage(self):
         import server_process
         tiny = SOURCE / "tests" / "golden" / "model" / "olmoe_tiny"
-        arguments = argparse.Namespace(c3pod=self.binary, model=tiny, threads=1, cache=self.folder / "bench")
+        arguments = argparse.Namespace(c3pod=self.binary, model=tiny, threads=1, bits=4, cache=self.folder / "bench")
         peer = peer_catalog.c3po(arguments, self.folder, server_process.make_stubs())
         peer.start(self.folder)
         self.addCleanup(peer.process.stop)

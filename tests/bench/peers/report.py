@@ -19,11 +19,16 @@ class Mark(typing.NamedTuple):
     bound: float
 
 
-MARKS = [Mark(measurement.DECODE, "llama.cpp", 1.3), Mark(measurement.STREAMS_8, "best", 1.5), Mark(measurement.STREAMS_32, "best", 1.5),
-         Mark(measurement.PREFILL_LONG, "vllm", 1.0), Mark(measurement.PREFILL_LONG, "llama.cpp", 3.0),
-         Mark(measurement.FIRST_TOKEN, "best", 1.0)]
+# By the weights' bits.
+MARKS = {16: [Mark(measurement.DECODE, "llama.cpp", 1.3), Mark(measurement.STREAMS_8, "best", 1.5), Mark(measurement.STREAMS_32, "best", 1.5),
+              Mark(measurement.PREFILL_LONG, "vllm", 1.0), Mark(measurement.PREFILL_LONG, "llama.cpp", 3.0),
+              Mark(measurement.FIRST_TOKEN, "best", 1.0)],
+         8: [Mark(measurement.DECODE, "llama.cpp", 1.3)],
+         4: [Mark(measurement.DECODE, "llama.cpp", 1.3), Mark(measurement.STREAMS_8, "llama.cpp", 2.0),
+             Mark(measurement.STREAMS_32, "llama.cpp", 2.0), Mark(measurement.PREFILL_LONG, "llama.cpp", 2.4),
+             Mark(measurement.RESIDENT_END, "llama.cpp", 1.0)]}
 RESIDENT_BEYOND_WEIGHTS_MAX = 150  # MB, the KV cache's budget aside.
-C3PO_SHARE_MAX = 0.15  # Of a request without it.
+C3PO_SHARE_MAX = 0.12  # Of a request without it.
 SLOWDOWN_MAX = 2.2  # Beside a competitor that takes a whole core.
 RATE_WHILE_OPTIMIZING_MIN = 0.8  # Of the rate without.
 
@@ -44,8 +49,9 @@ def row(cells) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(values: measurement.Values, weights_bytes: int) -> str:
-    """One row a figure: every peer's median, then this project's over each other's. A figure that was not measured stays blank."""
+def table(values: measurement.Values, weights_bytes: int | None) -> str:
+    """One row a figure: every peer's median, then this project's over each other's. A figure that was not measured stays blank.
+    `weights_bytes`: those of all; None: each has its own."""
     middle = medians(values)
     peers = [peer for peer in peer_catalog.NAMES if peer in values]
     others = [peer for peer in peers if peer != "c3po"]
@@ -58,7 +64,8 @@ def table(values: measurement.Values, weights_bytes: int) -> str:
         cells += [number(middle[peer][figure.name]) if figure.name in middle[peer] else "" for peer in peers]
         cells += [ratio(own / middle[peer][figure.name]) if own and figure.name in middle[peer] else "" for peer in others]
         lines.append(row(cells))
-    lines.append(row(["weights, MB", number(weights_bytes / 1e6), *[""] * (len(peers) - 1 + len(others))]))
+    if weights_bytes is not None:
+        lines.append(row(["weights, MB", number(weights_bytes / 1e6), *[""] * (len(peers) - 1 + len(others))]))
     return "\n".join(lines)
 
 
@@ -78,12 +85,12 @@ def memory_mark(own: dict, bytes_of: dict) -> str:
                 verdict(beyond <= RESIDENT_BEYOND_WEIGHTS_MAX, f"{beyond - RESIDENT_BEYOND_WEIGHTS_MAX:,.0f} MB")])
 
 
-def marks_table(values: measurement.Values, bytes_of: dict, cost: dict) -> str:
-    """The marks whose peers are there, each with what was measured. `bytes_of`: as memory_mark's."""
+def marks_table(values: measurement.Values, bytes_of: dict | None, cost: dict, bits: int = 16) -> str:
+    """The marks of weights of so many bits whose peers are there, each with what was measured. `bytes_of`: as memory_mark's, or None."""
     middle = medians(values)
     own = middle.get("c3po", {})
     lines = [row(["mark", "measured", ""]), "|---|---|---|"]
-    for mark in MARKS:
+    for mark in MARKS[bits]:
         name, better = mark.figure.name, max if mark.figure.higher_is_better else min
         rivals = {peer: figures[name] for peer, figures in middle.items() if peer != "c3po" and name in figures}
         if mark.peer != "best":
@@ -101,7 +108,7 @@ def marks_table(values: measurement.Values, bytes_of: dict, cost: dict) -> str:
         slowdown = own[measurement.DECODE.name] / own[measurement.DECODE_BESIDE.name]
         lines.append(row([f"decode alone over decode beside a competitor: ≤ {SLOWDOWN_MAX}x", ratio(slowdown),
                           verdict(slowdown <= SLOWDOWN_MAX, f"{slowdown / SLOWDOWN_MAX - 1:.0%}")]))
-    if measurement.RESIDENT_END.name in own:
+    if bytes_of and measurement.RESIDENT_END.name in own:
         lines.append(memory_mark(own, bytes_of))
     if cost:
         share = added(cost, "again") / statistics.median(cost["none"])
