@@ -37,7 +37,7 @@ SERVER_ROOMS = {
                         "server/config", "server/trace", "index/search", "index/store",
                         "index/search/cuda", "index/base/cuda"},  # Where indexes lie.
     "server/inspect": {"server/model", "server/model/config", "server/pipeline", "server/text", "server/weights"},
-    "server/quantize": {"server/compute", "server/compute/cpu", "server/model/config", "server/weights"},
+    "server/quantize": {"server/compute", "server/compute/cpu", "server/model", "server/model/config", "server/sampling", "server/text", "server/weights"},
     "server/rpc": {"server/pipeline", "server/process", "server/admission", "server/text", "server/config", "server/trace",
                    "index/store", "proto"},
     "server/rpc/doors": {"server/rpc", "server/pipeline", "server/admission", "server/text", "server/trace", "proto"},
