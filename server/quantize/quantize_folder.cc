@@ -84,7 +84,7 @@ class PackedRows {
   std::vector<uint16_t> scales_;
 };
 
-// Square roots of what a weight's columns weigh, by the largest of it; empty: the weights' own squares count.
+// Square roots of what a weight's columns weigh, by the largest of it; empty: all columns weigh the same.
 absl::StatusOr<std::vector<float>> RootsOf(const ColumnWeighting& columns, const PlannedWeight& weight) {
   const absl::Span<const float> squares = columns ? columns(weight.name) : absl::Span<const float>();
   if (squares.empty()) return std::vector<float>();

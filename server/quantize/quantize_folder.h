@@ -14,7 +14,7 @@ namespace c3po {
 
 // What each column of a matrix weighs when its scales are chosen: of W [n, k], by the name of its tensor as OUT has it
 // ("model.layers.3.mlp.experts.7.down_proj.weight"), k numbers >= 0: the mean squares of the activations that meet the
-// columns. Empty: the squares of the weights themselves, as --weights quantizes at load. The span is read until the
+// columns. Empty: all the same, as --weights quantizes at load. The span is read until the
 // next call. Called by one thread.
 using ColumnWeighting = std::function<absl::Span<const float>(absl::string_view tensor)>;
 

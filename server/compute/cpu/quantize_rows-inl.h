@@ -33,15 +33,19 @@ inline Lanes All(float value) { return value - Lanes{}; }
 constexpr float kMagic = 0x1.8p23f;
 inline Lanes Nearest(Lanes value) { return (value + All(kMagic)) - All(kMagic); }
 
-// A format's levels, and the divisors of its candidates.
+// A format's levels, and the divisors of its candidates. Where `fits_each`, each candidate has its least-squares scale
+// beside it; else the best one alone.
 struct Format {
   float low, high;
   float first_divisor, step;
   int candidates;
+  bool fits_each;
 };
-inline Format FormatOf(WeightLayout layout) {
-  if (layout == WeightLayout::kInt8) return {-127, 127, 127, -1, 5};
-  return {-8, 7, -6.5f, -0.25f, 10};
+// `weighted`: by columns. A column that weighs little may be clipped far, so there are more candidates.
+inline Format FormatOf(WeightLayout layout, bool weighted) {
+  if (layout == WeightLayout::kInt8) return {-127, 127, 127, -1, 5, weighted};
+  if (weighted) return {-8, 7, -5, -0.25f, 18, true};
+  return {-8, 7, -6.5f, -0.25f, 10, false};
 }
 
 // A scale for each row, rounded to bfloat16; of weights that are divided by their largest.
@@ -68,25 +72,33 @@ inline Lanes Level(Lanes u, Lanes inverse, Lanes low, Lanes high) {
   return q > high ? high : q;
 }
 
-// sum_k t^2 (u - s q)^2.
-inline Lanes WeightedError(const Lanes* t, const Lanes* u, const Scales& scales, const Format& format) {
+// What the columns' errors are multiplied by, [32], the same for all rows: the roots of their weights; null: 1.
+using Roots = const float*;
+
+// sum_k a_k (u - s q)^2.
+inline Lanes ErrorOf(const Lanes* u, Roots roots, const Scales& scales, const Format& format) {
   const Lanes low = All(format.low), high = All(format.high), scale = scales.scale, inverse = scales.inverse;
   Lanes error = All(0);
   for (size_t k = 0; k < kColumns; ++k) {
-    const Lanes off = t[k] * (u[k] - scale * Level(u[k], inverse, low, high));
+    Lanes off = u[k] - scale * Level(u[k], inverse, low, high);
+    if (roots != nullptr) off *= All(roots[k]);
     error += off * off;
   }
   return error;
 }
 
-// The scale that fits the levels of `scales` best: sum t^2 u q / sum t^2 q^2, times what weights were divided by.
-inline Lanes LeastSquares(const Lanes* t, const Lanes* u, const Scales& scales, const Format& format, Lanes largest) {
+// The scale that fits the levels of `scales` best: sum a u q / sum a q^2, times what weights were divided by.
+inline Lanes LeastSquares(const Lanes* u, Roots roots, const Scales& scales, const Format& format, Lanes largest) {
   const Lanes low = All(format.low), high = All(format.high), zero = All(0);
   Lanes above = zero, below = zero;
   for (size_t k = 0; k < kColumns; ++k) {
-    const Lanes weighted = t[k] * Level(u[k], scales.inverse, low, high);
-    above += t[k] * u[k] * weighted;
-    below += weighted * weighted;
+    Lanes level = Level(u[k], scales.inverse, low, high), weight = u[k];
+    if (roots != nullptr) {
+      level *= All(roots[k]);
+      weight *= All(roots[k]);
+    }
+    above += weight * level;
+    below += level * level;
   }
   return below > zero ? above / (below > zero ? below : All(1)) * largest : zero;
 }
@@ -99,9 +111,30 @@ inline void TakeBetter(const Scales& other, Lanes error, Scales& best, Lanes& be
   best.inverse = better ? other.inverse : best.inverse;
 }
 
-// Rows of w [32, 16], from `w` on: their scales, and q [32, 16]. False where a weight is none. Without `roots` t = u.
-inline bool QuantizeRows(const Format& format, const float* w, const float* roots, Lanes& stored, int32_t* q) {
-  std::array<Lanes, kColumns> u, t;
+// The least-squares scale of the levels of `levels`, where that is better.
+inline void TakeFitted(const Lanes* u, Roots roots, const Scales& levels, const Format& format, Lanes largest,
+                       Scales& best, Lanes& best_error) {
+  const Scales fitted = Rounded(LeastSquares(u, roots, levels, format, largest), largest);
+  TakeBetter(fitted, ErrorOf(u, roots, fitted, format), best, best_error);
+}
+
+// Among the candidates of a format.
+inline Scales BestScales(const Lanes* u, Roots roots, const Format& format, Lanes signed_largest, Lanes largest) {
+  Scales best = Rounded(signed_largest / All(format.first_divisor), largest);
+  Lanes best_error = ErrorOf(u, roots, best, format);
+  for (int i = 1; i < format.candidates; ++i) {
+    const float levels = format.first_divisor + static_cast<float>(i) * format.step;
+    const Scales candidate = Rounded(signed_largest / All(levels), largest);
+    TakeBetter(candidate, ErrorOf(u, roots, candidate, format), best, best_error);
+    if (format.fits_each) TakeFitted(u, roots, candidate, format, largest, best, best_error);
+  }
+  TakeFitted(u, roots, Scales(best), format, largest, best, best_error);
+  return best;
+}
+
+// Rows of w [32, 16], from `w` on: their scales, and q [32, 16]. False where a weight is none.
+inline bool QuantizeRows(const Format& format, const float* w, Roots roots, Lanes& stored, int32_t* q) {
+  std::array<Lanes, kColumns> u;
   Ints most = {};
   Lanes signed_largest = All(0);
   for (size_t k = 0; k < kColumns; ++k) {
@@ -118,19 +151,8 @@ inline bool QuantizeRows(const Format& format, const float* w, const float* root
   largest = some ? largest : All(0);
   signed_largest = some ? signed_largest : All(0);
   const Lanes divisor = some ? largest : All(1);
-  for (size_t k = 0; k < kColumns; ++k) {
-    u[k] = some ? u[k] / divisor : All(0);
-    t[k] = roots == nullptr ? u[k] : All(roots[k]);
-  }
-  Scales best = Rounded(signed_largest / All(format.first_divisor), largest);
-  Lanes best_error = WeightedError(t.data(), u.data(), best, format);
-  for (int i = 1; i < format.candidates; ++i) {
-    const float levels = format.first_divisor + static_cast<float>(i) * format.step;
-    const Scales candidate = Rounded(signed_largest / All(levels), largest);
-    TakeBetter(candidate, WeightedError(t.data(), u.data(), candidate, format), best, best_error);
-  }
-  const Scales fitted = Rounded(LeastSquares(t.data(), u.data(), best, format, largest), largest);
-  TakeBetter(fitted, WeightedError(t.data(), u.data(), fitted, format), best, best_error);
+  for (Lanes& each : u) each = some ? each / divisor : All(0);
+  const Scales best = BestScales(u.data(), roots, format, signed_largest, largest);
   for (size_t k = 0; k < kColumns; ++k) {
     const Lanes level = Level(u[k], best.inverse, All(format.low), All(format.high));
     const auto integers = BitsAs<Ints>(level + All(kMagic)) - BitsAs<Ints>(All(kMagic));
@@ -140,9 +162,9 @@ inline bool QuantizeRows(const Format& format, const float* w, const float* root
   return true;
 }
 
-// All 16 rows: scales [16] as float32, q [32, 16].
-bool QuantizeSixteen(WeightLayout layout, const float* w, const float* roots, float* scales, int32_t* q) {
-  const Format format = FormatOf(layout);
+// All 16 rows: scales [16] as float32, q [32, 16]. `roots` likewise.
+bool QuantizeSixteen(WeightLayout layout, const float* w, Roots roots, float* scales, int32_t* q) {
+  const Format format = FormatOf(layout, roots != nullptr);
   for (size_t r = 0; r < kRows; r += kLanes) {
     Lanes stored;
     if (!QuantizeRows(format, w + r, roots, stored, q + r)) return false;

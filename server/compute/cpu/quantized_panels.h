@@ -11,12 +11,14 @@ namespace c3po::cpu {
 //   W[n, k] = s q[n, k],    s the group's scale, a bfloat16;    q in [-127, 127] of kInt8, in [-8, 7] of kInt4
 // so a weight takes 8.5 or 4.5 bits. s q is exact in float32: 8 + 8 bits of significand at most.
 //
-// s minimizes sum_k w^2 (w - s q)^2 over some candidates, q = round(w / s): large weights count more, as they carry
-// more of a product. Each candidate is rounded to bfloat16 before q is chosen, so that its rounding costs nothing but
-// the choice. Candidates are largest / d of the group's largest weight in magnitude, and the least-squares scale of the
-// best one's q:
+// s minimizes sum_k a_k (w - s q)^2 over some candidates, q = round(w / s). a_k is what column k weighs: the mean
+// square of the activations that meet it (activation_squares.h), or 1 where nothing is known of them. Each candidate is
+// rounded to bfloat16 before q is chosen, so that its rounding costs nothing but the choice. Candidates are largest / d
+// of the group's largest weight in magnitude, and the least-squares scale of the best one's q:
 //   kInt8   d = 127, 126, ..., 123
 //   kInt4   d = -6.5, -6.75, ..., -8.75: the largest weight gets the sign that has one level more
+// With columns that weigh differently, kInt4 has d = -5, -5.25, ..., -9.25, and both formats the least-squares scale of
+// each candidate's q.
 // A group whose weights are all below 2^-100 is 0. The arithmetic is the same on every processor, and so are s and q.
 //
 // Rows lie in panels of 16 and a panel's groups side by side, its scales first:
@@ -92,8 +94,8 @@ struct QuantizedGroups {
 // From w [32, 16], the 16 weights of a column side by side. False where a weight is not finite, or 2^120 or more;
 // then `to` means nothing. layout: kInt8 or kInt4, as everywhere here. Pure and thread-safe, as are all functions here.
 //
-// `roots` [32], if not null: s minimizes sum_k roots[k]^2 (w - s q)^2 instead, such as of the activations' root mean
-// squares that meet the columns. Each in [0, 1].
+// `roots` [32]: the square roots of what columns weigh, a_k, finite and at least 0; only their proportions count. Null,
+// or all 0: columns weigh the same.
 bool QuantizeGroups(WeightLayout layout, const float* w, QuantizedGroups& to, const float* roots = nullptr);
 // The same by vectors of 4, 8 or 16 lanes, of which this processor has up to so many. Tests: all give the same bits.
 int WidestLanes();
