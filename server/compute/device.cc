@@ -184,7 +184,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config, 
   try {
     if (placement.device == kCpuDevice) {
       cpu::CpuWeights packed = cpu::PackWeights(config, weights, placement.dtype, placement.layout, progress,
-                                                placement.format, placement.as_stored);
+                                                placement.format, placement.as_stored, placement.columns.get());
+      if (placement.observer != nullptr) placement.observer->Observe(config, packed);
       return std::make_unique<cpu::CpuBackend>(config, std::move(packed), aten::MakeRopeTable(config), placement.kv,
                                                placement.rounds_activations);
     }

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/compute/backend.h"
+#include "server/compute/cpu/activation_squares.h"
 #include "server/compute/cpu/panels.h"
 #include "server/compute/device_queue.h"
 #include "server/compute/matrix.h"
@@ -29,6 +30,10 @@ struct WeightPlacement {
   bool as_stored = false;                                 // likewise: packed levels stay, nothing else is quantized
   bool rounds_activations = false;                        // of quantized weights: see cpu::CpuBackend
   ElementType kv = ElementType::kFloat32;  // of the cache's keys and values and of references'; on CUDA that of dtype
+  // On the CPU: what columns weigh when their matrix is quantized; null: what --weights gives.
+  std::shared_ptr<const cpu::ActivationSquares> columns = nullptr;
+  // On the CPU: is told what activations meet the matrices in steps of running sequences; null: nobody.
+  std::shared_ptr<cpu::ActivationSquares> observer = nullptr;
 
   // Of products, as ModelShape tells it: "float32" or "bfloat16"; "int16" where weights of 8 bits meet rounded
   // activations, "int8" where those of 4 bits do.

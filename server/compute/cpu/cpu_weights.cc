@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <new>
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/compute/cpu/activation_squares.h"
 #include "server/compute/cpu/stored_groups.h"
 #include "server/compute/cpu/thread_pool.h"
 #include "server/weights/stored_elements.h"
@@ -48,8 +50,13 @@ struct Filling {
 // Puts the groups of 16 rows of a stored weight, from `begin` to `end`, into a role's matrix.
 class GroupStore {
  public:
-  GroupStore(const ModelConfig& config, const StoredWeight& stored, const Filling& whole)
-      : config_(config), stored_(stored), whole_(whole), first_group_(whole.cut.GroupOf(stored.use.column)) {}
+  // `roots`: of what the weight's columns weigh; null: all the same.
+  GroupStore(const ModelConfig& config, const StoredWeight& stored, const float* roots, const Filling& whole)
+      : config_(config),
+        stored_(stored),
+        roots_(roots),
+        whole_(whole),
+        first_group_(whole.cut.GroupOf(stored.use.column)) {}
 
   // False where a weight cannot be held. Packed levels are copied where they are of the matrix's own format.
   bool Run(int64_t begin, int64_t end) const {
@@ -61,7 +68,7 @@ class GroupStore {
     const HostMatrix& from = stored_.matrix;
     const int64_t unit = whole_.cut.column_unit;
     if (PackedLayoutOf(from.type) != whole_.layout) {
-      return QuantizeRows(whole_.layout, from, begin, end, unit, /*roots=*/nullptr, store);
+      return QuantizeRows(whole_.layout, from, begin, end, unit, roots_, store);
     }
     CopyGroups(from, begin, end, unit, store);
     return true;
@@ -77,14 +84,16 @@ class GroupStore {
 
   const ModelConfig& config_;
   const StoredWeight& stored_;
+  const float* const roots_;
   const Filling& whole_;
   const int64_t first_group_;
 };
 
 class Packer {
  public:
-  Packer(const ModelConfig& config, ElementType type, WeightLayout layout, WeightFormat format, bool as_stored)
-      : config_(config), type_(type), layout_(layout), format_(format), as_stored_(as_stored) {}
+  Packer(const ModelConfig& config, ElementType type, WeightLayout layout, WeightFormat format, bool as_stored,
+         const ActivationSquares* columns)
+      : config_(config), type_(type), layout_(layout), format_(format), as_stored_(as_stored), columns_(columns) {}
 
   void Add(const StoredWeight& stored) {
     const WeightUse& use = stored.use;
@@ -174,10 +183,13 @@ class Packer {
   void AddQuantized(const StoredWeight& stored, const Filling& whole) const {
     std::atomic<bool> finite{true};
     const int64_t rows = stored.matrix.rows;
+    std::vector<float> roots;
+    if (columns_ != nullptr) roots = columns_->Of(config_, stored.use, stored.matrix.columns);
+    for (float& each : roots) each = std::sqrt(each);
     ParallelFor((rows + kPanelRows - 1) / kPanelRows,
                 std::max<int64_t>(1, kGrain / (kPanelRows * std::max<int64_t>(1, stored.matrix.columns))),
                 [&](int64_t begin, int64_t end) {
-                  const GroupStore groups(config_, stored, whole);
+                  const GroupStore groups(config_, stored, roots.empty() ? nullptr : roots.data(), whole);
                   for (int64_t i = begin; i < end; ++i) {
                     if (!groups.Run(i * kPanelRows, std::min(rows, (i + 1) * kPanelRows))) finite = false;
                   }
@@ -298,6 +310,7 @@ class Packer {
   const WeightLayout layout_;
   const WeightFormat format_;
   const bool as_stored_;
+  const ActivationSquares* const columns_;
   std::map<Key, Filling> matrices_;
   std::map<Key, std::shared_ptr<void>> vectors_;  // float32
   std::vector<std::shared_ptr<void>> memory_;
@@ -322,8 +335,9 @@ WeightLayout QuantizedLayout(WeightRole role, WeightFormat format, bool tied_emb
 }
 
 CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightLayout layout,
-                       const LoadProgress& progress, WeightFormat format, bool as_stored) {
-  Packer packer(config, type, layout, format, as_stored);
+                       const LoadProgress& progress, WeightFormat format, bool as_stored,
+                       const ActivationSquares* columns) {
+  Packer packer(config, type, layout, format, as_stored, columns);
   PackEach(config, weights, progress, [&](const StoredWeight& stored) { packer.Add(stored); });
   return packer.Finish();
 }

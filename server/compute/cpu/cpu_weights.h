@@ -13,6 +13,8 @@
 
 namespace c3po::cpu {
 
+class ActivationSquares;
+
 // A model's weights in the layouts that the kernels read. A value; copies share the memory.
 struct CpuWeights {
   WeightView embedding;  // [V, d]
@@ -41,12 +43,14 @@ struct CpuWeights {
 // `as_stored`: packed levels are held as they are, whatever their role, and all else is `type`, but for an embedding
 // that is the LM head too, which has 8 bits as ever. `format` is what the result is called then.
 //
+// `columns`: what the columns of matrices that are quantized here weigh when scales are chosen; null: all the same.
+//
 // On ThreadPool::Shared(). Errors are those of PackEach; std::bad_alloc; std::invalid_argument: a weight to be
 // quantized is not finite, or 2^120 or more, or, as stored, only some of a matrix's tensors are packed so; told by the
 // tensor's name.
 CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightLayout layout,
                        const LoadProgress& progress = nullptr, WeightFormat format = WeightFormat::kElements,
-                       bool as_stored = false);
+                       bool as_stored = false, const ActivationSquares* columns = nullptr);
 
 // How `format` holds a role's matrix: kInt8, kInt4, or kRows, which is not quantized.
 WeightLayout QuantizedLayout(WeightRole role, WeightFormat format, bool tied_embeddings);

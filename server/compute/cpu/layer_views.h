@@ -18,8 +18,15 @@ struct NetworkViews {
   int64_t neurons = 0;  // f
 
   bool exists() const { return down.data != nullptr; }
-  WeightView GateUp(int64_t e) const { return gate_up.Rows(e * 2 * neurons, (e + 1) * 2 * neurons); }
-  WeightView Down(int64_t e) const { return down.Columns(e * neurons, (e + 1) * neurons); }
+  WeightView GateUp(int64_t e) const { return Part(gate_up.Rows(e * 2 * neurons, (e + 1) * 2 * neurons), gate_up, e); }
+  WeightView Down(int64_t e) const { return Part(down.Columns(e * neurons, (e + 1) * neurons), down, e); }
+
+ private:
+  static WeightView Part(WeightView part, const WeightView& whole, int64_t e) {
+    part.observer = whole.observer;
+    part.observed_unit = e;
+    return part;
+  }
 };
 
 struct LayerViews {

@@ -418,6 +418,9 @@ void RunBlocks(int64_t parts, const std::vector<Block>& blocks, const Run& run) 
 }  // namespace
 
 void MultiplyTransposed(absl::Span<const DotProduct> products) {
+  for (const DotProduct& p : products) {
+    if (p.w.observer != nullptr) p.w.observer->Observe(p.x, p.w.columns, p.w.observed_unit);
+  }
   const int64_t threads = ThreadPool::Shared().threads();
   int64_t operations = 0;
   for (const DotProduct& p : products) operations += p.x.rows * p.w.rows * p.w.columns;

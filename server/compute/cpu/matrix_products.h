@@ -22,6 +22,24 @@ namespace c3po::cpu {
 // ThreadPool::Shared(), and check nothing: rows, strides and sizes are the caller's word. Input and output must not
 // overlap.
 
+struct RowsView {
+  const float* data = nullptr;
+  int64_t stride = 0;
+  int64_t rows = 0;
+  const int64_t* index = nullptr;  // Row i of the view is row index[i] of data; null: row i. No index twice.
+};
+
+// Is told the activations that a matrix is multiplied with, in the dot form (activation_squares.h).
+class ProductObserver {
+ public:
+  // x [m, width], of a product with part `unit` of the matrix; kAllUnits: with the whole.
+  virtual void Observe(const RowsView& x, int64_t width, int64_t unit) = 0;
+
+ protected:
+  ~ProductObserver() = default;
+};
+constexpr int64_t kAllUnits = -1;
+
 struct WeightView {
   const void* data = nullptr;
   bool bfloat16 = false;
@@ -33,6 +51,10 @@ struct WeightView {
   // activations to integers (quantized_products.h); else it is the product with the widened weights.
   QuantizedCut cut = {};
   bool rounds_activations = false;
+  // Told of what MultiplyTransposed multiplies the matrix with, before it does; null: nobody. Rows() and Columns() of a
+  // matrix that is not quantized have none: who cuts it says which part it is.
+  ProductObserver* observer = nullptr;
+  int64_t observed_unit = kAllUnits;
 
   bool in_panels() const { return layout != WeightLayout::kRows; }
   bool quantized() const { return layout == WeightLayout::kInt8 || layout == WeightLayout::kInt4; }
@@ -67,13 +89,6 @@ struct WeightView {
     view.cut.column_unit = std::min(cut.column_unit, view.columns);
     return view;
   }
-};
-
-struct RowsView {
-  const float* data = nullptr;
-  int64_t stride = 0;
-  int64_t rows = 0;
-  const int64_t* index = nullptr;  // Row i of the view is row index[i] of data; null: row i. No index twice.
 };
 
 struct MutableRowsView {

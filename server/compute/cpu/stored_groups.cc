@@ -51,10 +51,8 @@ bool QuantizeRows(WeightLayout layout, const HostMatrix& from, int64_t begin, in
         group[k * kPanelRows + r] = rows[static_cast<size_t>(r * from.columns + columns.begin + k)];
       }
     }
-    // Columns that no activation ever meets weigh nothing: then the weights say what matters.
     if (roots != nullptr) std::copy_n(roots + columns.begin, columns.count, part);
-    const bool met = *std::max_element(part, part + kGroupColumns) > 0;
-    if (!QuantizeGroups(layout, group, quantized, met ? part : nullptr)) return false;
+    if (!QuantizeGroups(layout, group, quantized, roots == nullptr ? nullptr : part)) return false;
     take(g, quantized);
   }
   return true;
