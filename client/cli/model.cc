@@ -27,6 +27,8 @@ struct QuantizeFlags {
   std::string from, to;  // `from` or ORG/NAME.
   std::string revision;
   std::string weights = "int4";
+  std::string calibration, check;  // Text files.
+  int check_window = 512;
   std::string program;
   bool json = false;
 };
@@ -63,8 +65,12 @@ std::vector<std::string> WordsOf(const InspectFlags& flags) {
 }
 
 std::vector<std::string> WordsOf(const QuantizeFlags& flags) {
-  std::vector<std::string> words = {"quantize", FolderArgument(flags.from), FolderArgument(flags.to), "--weights",
-                                    flags.weights};
+  std::vector<std::string> words = {"quantize", FolderArgument(flags.from), "--weights", flags.weights};
+  if (!flags.to.empty()) words.push_back(FolderArgument(flags.to));
+  if (!flags.calibration.empty()) words.insert(words.end(), {"--calibration", flags.calibration});
+  if (!flags.check.empty()) {
+    words.insert(words.end(), {"--check", flags.check, "--check-window", absl::StrCat(flags.check_window)});
+  }
   if (!flags.revision.empty()) words.insert(words.end(), {"--revision", flags.revision});
   if (flags.json) words.emplace_back("--json");
   return words;
@@ -107,10 +113,21 @@ void AddQuantize(CLI::App& model, Session* session) {
   quantize
       ->add_option("from", flags->from, "A Hugging Face folder, or its name ORG/NAME on the hub, found in the cache")
       ->required();
-  quantize->add_option("to", flags->to, "The folder to write; nothing may be there")->required();
+  quantize->add_option("to", flags->to, "The folder to write; nothing may be there. Without it --check alone measures");
   quantize->add_option("--weights", flags->weights, "Of experts, projections and dense layers; the LM head has 8 bits")
       ->check(CLI::IsMember({"int8", "int4"}))
       ->capture_default_str();
+  quantize->add_option("--calibration", flags->calibration,
+                       "A text file: the activations of its first 8,192 tokens say what columns weigh when scales are "
+                       "chosen; closer to the original, and slower");
+  CLI::Option* const check = quantize->add_option(
+      "--check", flags->check,
+      "A text file, on which both models are compared: perplexity, mean KL, share of equal greedy tokens");
+  quantize
+      ->add_option("--check-window", flags->check_window, "Tokens of a sequence, of which the second half is scored")
+      ->check(CLI::Range(4, 1 << 20))
+      ->capture_default_str()
+      ->needs(check);
   AddSharedOptions(*quantize, session, flags);
 }
 

@@ -11,6 +11,7 @@
 #include "server/compute/aten/aten_queue.h"
 #include "server/compute/aten/rope_tensors.h"
 #include "server/compute/aten/torch_device.h"
+#include "server/compute/cpu/activation_squares.h"
 #include "server/compute/cpu/bfloat16_products.h"
 #include "server/compute/cpu/cpu_backend.h"
 #include "server/compute/cpu/cpu_queue.h"

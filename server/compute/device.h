@@ -6,7 +6,6 @@
 
 #include "absl/status/statusor.h"
 #include "server/compute/backend.h"
-#include "server/compute/cpu/activation_squares.h"
 #include "server/compute/cpu/panels.h"
 #include "server/compute/device_queue.h"
 #include "server/compute/matrix.h"
@@ -16,6 +15,10 @@
 #include "server/weights/checkpoint.h"
 
 namespace c3po {
+
+namespace cpu {
+class ActivationSquares;
+}  // namespace cpu
 
 // A queue of that device for who has no model there; beside a model, Backend::NewQueue. Errors are those of both, and
 // of aten::OpenDevice.

@@ -111,10 +111,52 @@ class QuantizeTest(unittest.TestCase):
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("weights int8: the folder's are int4 already", done.stderr)
 
+    def test_measures_what_it_costs(self):
+        text = self.folder / "text.txt"
+        draw = random.Random(27)
+        text.write_text(" ".join("".join(draw.choices("etaoinshr", k=draw.randint(1, 7))) for _ in range(400)))
+        cost = {}
+        for weights, calibrated in (("int8", False), ("int4", False), ("int4", True)):
+            words = ["--weights", weights, "--check", text, "--check-window", 128] + (["--calibration", text] if calibrated else [])
+            done = self.quantize(self.source, *words, "--json")  # Writes nothing.
+            self.assertEqual(done.returncode, 0, done.stderr)
+            measured = json.loads(done.stdout)
+            out = self.folder / f"out-{weights}-{calibrated}"
+            done = self.quantize(self.source, out, *words, "--json")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            written = json.loads(done.stdout)
+            self.assertEqual(written["check"], measured["check"])  # The folder is what was measured before.
+            self.assertEqual(written["folder"], str(out))
+            check = cost[weights, calibrated] = written["check"]
+            self.assertEqual((check["stored_weights"], check["quantized_weights"], check["window"]), ("float32", weights, 128))
+            self.assertEqual(check["tokens"], check["windows"] * 63)
+            self.assertGreater(check["windows"], 5)
+            self.assertGreater(check["stored_perplexity"], 1)
+            if calibrated:
+                self.assertGreater(written["calibration"]["tokens"], 800)
+        self.assertGreater(cost["int8", False]["mean_kl"], 0)
+        self.assertGreater(cost["int4", False]["mean_kl"], cost["int8", False]["mean_kl"])
+        self.assertNotEqual(cost["int4", True]["mean_kl"], cost["int4", False]["mean_kl"])
+        self.assertLessEqual(cost["int4", False]["same_greedy"], 1)
+        done = self.quantize(self.source, "--check", text, "--check-window", 128)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for words in ("perplexity", "mean KL", "same greedy token"):
+            self.assertIn(words, done.stdout)
+
+    def test_names_a_text_that_cannot_be_measured(self):
+        text = self.folder / "text.txt"
+        text.write_text("too short")
+        for words, code, what in ((("--check", text), 1, "fewer than one window"), (("--check", self.folder / "none"), 1, "none"),
+                                  (("--check", text, "--check-window", "3"), 2, "--check-window"), (("--calibration", self.folder / "none", self.folder / "out"), 1, "none")):
+            done = self.quantize(self.source, *words)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertIn(what, done.stderr)
+        self.assertFalse((self.folder / "out").exists())
+
     def test_refuses_and_leaves_nothing(self):
         out = self.folder / "out"
         for words, code, what in (((self.folder / "none", out), 1, "none"), ((self.source, self.source), 1, "exists already"),
-                                  ((self.source, self.folder / "a" / "b"), 1, "a/b"), ((self.source,), 2, "to is required")):
+                                  ((self.source, self.folder / "a" / "b"), 1, "a/b"), ((self.source,), 2, "IN and OUT are needed, or IN and --check TEXT")):
             done = self.quantize(*words)
             self.assertEqual(done.returncode, code, done.stderr)
             self.assertIn(what, done.stderr)

@@ -78,8 +78,7 @@ void ActivationSquares::Observe(const ModelConfig& config, CpuWeights& weights) 
 }
 
 std::vector<float> ActivationSquares::Of(const ModelConfig& config, const WeightUse& use, int64_t columns) const {
-  const bool tied = use.role == WeightRole::kEmbedding && config.tied_embeddings;
-  const auto found = matrices_.find({tied ? WeightRole::kHead : use.role, use.layer});
+  const auto found = matrices_.find({use.role, use.layer});
   if (found == matrices_.end()) return {};
   const int64_t unit = UnitOf(config, use);
   const std::vector<float> means = found->second.Means(unit);

@@ -48,7 +48,8 @@ class ActivationSquares {
   // experts, shared experts and LM head. The weights have to be gone before this is.
   void Observe(const ModelConfig& config, CpuWeights& weights);
 
-  // Of the columns of a stored weight, `columns` of them from use.column on. Empty: nothing is known.
+  // Of the columns of a stored weight, `columns` of them from use.column on. Empty: nothing is known, as of an
+  // embedding, which is looked up, too, where it is the LM head.
   std::vector<float> Of(const ModelConfig& config, const WeightUse& use, int64_t columns) const;
 
   // Units (matrices, and of experts' matrices each expert) that no row reached, and how many there are.

@@ -180,12 +180,20 @@ class Packer {
                                              "weights float32 and bfloat16 widen both"));
   }
 
+  // Of what the weight's columns weigh, by the largest of it, as folders are quantized; empty: all the same.
+  std::vector<float> RootsOf(const StoredWeight& stored) const {
+    if (columns_ == nullptr) return {};
+    std::vector<float> roots = columns_->Of(config_, stored.use, stored.matrix.columns);
+    const float largest = roots.empty() ? 0 : *std::max_element(roots.begin(), roots.end());
+    if (largest == 0) return {};
+    for (float& each : roots) each = std::sqrt(each / largest);
+    return roots;
+  }
+
   void AddQuantized(const StoredWeight& stored, const Filling& whole) const {
     std::atomic<bool> finite{true};
     const int64_t rows = stored.matrix.rows;
-    std::vector<float> roots;
-    if (columns_ != nullptr) roots = columns_->Of(config_, stored.use, stored.matrix.columns);
-    for (float& each : roots) each = std::sqrt(each);
+    const std::vector<float> roots = RootsOf(stored);
     ParallelFor((rows + kPanelRows - 1) / kPanelRows,
                 std::max<int64_t>(1, kGrain / (kPanelRows * std::max<int64_t>(1, stored.matrix.columns))),
                 [&](int64_t begin, int64_t end) {

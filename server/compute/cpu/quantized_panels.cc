@@ -113,7 +113,7 @@ int WidestLanes() {
 
 bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedGroups& to, const float* roots) {
   // By the largest of the group, so that no square is lost. Where all are 0 none counts more than another.
-  std::array<float, kColumns> relative;
+  std::array<float, kColumns> relative = {};
   const float largest = roots == nullptr ? 0 : *std::max_element(roots, roots + kColumns);
   for (size_t k = 0; largest > 0 && k < kColumns; ++k) relative[k] = roots[k] / largest;
   roots = largest > 0 ? relative.data() : nullptr;
