@@ -107,8 +107,9 @@ int CheckedLaneArgument(int value) {
   return value;
 }
 
-void CheckAligned(const void* at, const char* what) {
-  if (reinterpret_cast<uintptr_t>(at) % 16 != 0) Fail(std::string(what) + " at an address that is not 16-byte aligned");
+void CheckAligned(const void* at, const char* what, int bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % static_cast<uintptr_t>(bytes) == 0) return;
+  Fail(std::string(what) + " at an address that is not " + std::to_string(bytes) + "-byte aligned");
 }
 
 }  // namespace c3po::host_cuda

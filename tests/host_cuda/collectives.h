@@ -36,8 +36,8 @@ struct MatrixArrival : Arrival {
 };
 
 uint32_t Vote(const CollectiveKind& kind, bool predicate, const std::source_location& place);
-int CheckedLaneArgument(int value);                   // Throws KernelFault where it is not in 0..31.
-void CheckAligned(const void* at, const char* what);  // Throws where it is not 16-byte aligned.
+int CheckedLaneArgument(int value);                                   // Throws KernelFault where it is not in 0..31.
+void CheckAligned(const void* at, const char* what, int bytes = 16);  // Throws where it is not aligned to as many.
 
 }  // namespace c3po::host_cuda
 

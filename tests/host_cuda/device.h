@@ -124,9 +124,14 @@ C3PO_DEVICE void LoadMatrices4(uint32_t (&r)[4], const void* shared_row, Place p
 }
 
 // --- Copies beside the thread. ---
-C3PO_DEVICE void CopyAsync16(void* shared, const void* global) { host_cuda::BeginCopy(shared, global, true); }
+C3PO_DEVICE void CopyAsync16(void* shared, const void* global) { host_cuda::BeginCopy(shared, global, true, 16); }
 C3PO_DEVICE void CopyAsyncOrZero16(void* shared, const void* global, bool valid) {
-  host_cuda::BeginCopy(shared, global, valid);
+  host_cuda::BeginCopy(shared, global, valid, 16);
+}
+template <int kBytes>
+C3PO_DEVICE void CopyAsyncOrZero(void* shared, const void* global, bool valid) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "what cp.async copies");
+  host_cuda::BeginCopy(shared, global, valid, kBytes);
 }
 C3PO_DEVICE void CommitCopies() { host_cuda::CommitCopyGroup(); }
 template <int kGroupsLeft>
@@ -230,6 +235,11 @@ C3PO_DEVICE Float16 ToFloat16(float x) {
 }
 C3PO_DEVICE uint32_t PackBFloat16(float low, float high) {
   return uint32_t{ToBFloat16(low).bits} | uint32_t{ToBFloat16(high).bits} << 16;
+}
+
+// A float32 keeps more than twice the bits of a bfloat16, so that rounding twice is rounding once.
+C3PO_DEVICE uint32_t SubtractBFloat16Pairs(uint32_t a, uint32_t b) {
+  return PackBFloat16(FloatOf(a << 16) - FloatOf(b << 16), FloatOf(a & 0xffff0000u) - FloatOf(b & 0xffff0000u));
 }
 
 // --- Programmatic dependent launch: a block of an early kernel may begin before the kernel in front (KernelRun). ---

@@ -17,8 +17,6 @@ namespace c3po::host_cuda {
 
 namespace {
 
-constexpr int kCopyBytes = 16;
-
 std::atomic<uint64_t> seed{0};
 std::atomic<uint64_t> orders_drawn{0};
 std::atomic<int> runtimes{0};
@@ -143,15 +141,16 @@ void CheckShared(const void* at, int bytes, int alignment, const char* what) {
   }
 }
 
-void BeginCopy(void* shared, const void* global, bool valid) {
-  CheckShared(shared, kCopyBytes, kCopyBytes, "CopyAsync16");
-  CheckAligned(global, "CopyAsync16");
-  std::memset(shared, 0xff, kCopyBytes);
+void BeginCopy(void* shared, const void* global, bool valid, int bytes) {
+  const char* const name = bytes == 16 ? "CopyAsync16" : bytes == 8 ? "CopyAsync of 8 bytes" : "CopyAsync of 4 bytes";
+  CheckShared(shared, bytes, bytes, name);
+  CheckAligned(global, name, bytes);
+  std::memset(shared, 0xff, static_cast<size_t>(bytes));
   Fiber& self = CurrentFiber();
-  AsyncCopy copy{static_cast<std::byte*>(shared), static_cast<const std::byte*>(global)};
+  AsyncCopy copy{static_cast<std::byte*>(shared), static_cast<const std::byte*>(global), static_cast<size_t>(bytes)};
   if (!valid) copy.global = nullptr;
   if (self.run->gated() && copy.global != nullptr) {
-    std::memcpy(copy.read, copy.global, kCopyBytes);
+    std::memcpy(copy.read, copy.global, copy.bytes);
     copy.global = nullptr;
   }
   self.open_copies.push_back(copy);
@@ -167,7 +166,7 @@ void WaitCopyGroups(int groups_left) {
   Fiber& self = CurrentFiber();
   while (self.copy_groups.size() > static_cast<size_t>(groups_left)) {
     for (const AsyncCopy& copy : self.copy_groups.front()) {
-      std::memcpy(copy.shared, copy.global != nullptr ? copy.global : copy.read, kCopyBytes);
+      std::memcpy(copy.shared, copy.global != nullptr ? copy.global : copy.read, copy.bytes);
     }
     self.copy_groups.pop_front();
   }

@@ -21,7 +21,8 @@
 // asynchronous copy until its thread has waited for it. Shared memory has exactly the bytes launched, so that
 // AddressSanitizer sees the first byte too much; without it the 64 bytes behind are looked at when the block ends.
 //
-// A block of an early kernel may begin before the kernel in front runs (KernelRun). No two blocks run at once otherwise.
+// A block of an early kernel may begin before the kernel in front runs (KernelRun). No two blocks run at once
+// otherwise.
 //
 // Not covered: memory order, caches, the proxies of asynchronous copies, blocks that wait for each other, registers and
 // speed.
@@ -71,8 +72,8 @@ const char* LaunchError(const KernelLaunch& launch);
 
 class BlockRun;
 
-// One run of a launch without LaunchError, on one OS thread, not from within a kernel. It ends with the first KernelFault
-// that it throws.
+// One run of a launch without LaunchError, on one OS thread, not from within a kernel. It ends with the first
+// KernelFault that it throws.
 class KernelRun {
  public:
   explicit KernelRun(const KernelLaunch& launch);  // which outlives this
@@ -80,8 +81,8 @@ class KernelRun {
   KernelRun(const KernelRun&) = delete;
   KernelRun& operator=(const KernelRun&) = delete;
 
-  // Called for an early kernel before the kernel in front of it runs. One block, drawn of all, runs until each thread is
-  // in WaitForPreviousKernel, waits for one that is, or has ended. Its asynchronous copies read what is there now.
+  // Called for an early kernel before the kernel in front of it runs. One block, drawn of all, runs until each thread
+  // is in WaitForPreviousKernel, waits for one that is, or has ended. Its asynchronous copies read what is there now.
   void StartOneBlock();
 
   void Finish();  // all blocks, that one among them
@@ -111,6 +112,7 @@ struct CollectiveKind {
 struct AsyncCopy {
   std::byte* shared;
   const std::byte* global;  // null: zeros, or what was read
+  size_t bytes;             // 16 at most
   std::byte read[16] = {};
 };
 
@@ -138,7 +140,7 @@ void MaybeYield();                                // Another thread may go on fi
 void* SharedBytes();
 void CheckShared(const void* at, int bytes, int alignment,
                  const char* what);  // Throws where it is not the block's own.
-void BeginCopy(void* shared, const void* global, bool valid);
+void BeginCopy(void* shared, const void* global, bool valid, int bytes);
 void CommitCopyGroup();
 void WaitCopyGroups(int groups_left);
 void WaitForKernelBefore();

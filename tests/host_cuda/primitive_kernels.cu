@@ -65,6 +65,28 @@ C3PO_KERNEL void Copies(CopyArgs args) {
   out[64 + 63 - Thread()] = shared[64 + 63 - Thread()];
 }
 
+struct Words2 {
+  uint32_t x[2];
+};
+
+C3PO_KERNEL void SmallCopies(SmallCopyArgs args) {
+  auto* const pairs = static_cast<Words2*>(SharedMemory());
+  auto* const words = reinterpret_cast<uint32_t*>(pairs + 64);
+  const bool valid = Thread() % 3 != 0;
+  CopyAsyncOrZero<8>(pairs + Thread(), reinterpret_cast<const Words2*>(args.in) + Thread(), valid);
+  CopyAsyncOrZero<4>(words + Thread(), args.in + 128 + Thread(), valid);
+  CommitCopies();
+  WaitCopies<0>();
+  SyncBlock();
+  reinterpret_cast<Words2*>(args.out)[63 - Thread()] = pairs[63 - Thread()];
+  args.out[128 + 63 - Thread()] = words[63 - Thread()];
+}
+
+C3PO_KERNEL void Pairs(PairArgs args) {
+  const int i = Block() * Threads() + Thread();
+  if (i < args.n) args.differences[i] = SubtractBFloat16Pairs(args.a[i], args.b[i]);
+}
+
 C3PO_KERNEL void Atomics(AtomicArgs args) {
   const int t = Block() * Threads() + Thread();
   const auto word = static_cast<uint32_t>(t);
@@ -125,6 +147,12 @@ Error LaunchShuffles(const ShuffleArgs& args, Stream stream) { return Launch(Shu
 Error LaunchVotes(const VoteArgs& args, Stream stream) { return Launch(Votes, Grid{1}, 32, 0, stream, args); }
 Error LaunchMatrices(const MatrixArgs& args, Stream stream) { return Launch(Matrices, Grid{1}, 32, 512, stream, args); }
 Error LaunchCopies(const CopyArgs& args, Stream stream) { return Launch(Copies, Grid{1}, 64, 2048, stream, args); }
+Error LaunchSmallCopies(const SmallCopyArgs& args, Stream stream) {
+  return Launch(SmallCopies, Grid{1}, 64, 64 * 12, stream, args);
+}
+Error LaunchPairs(const PairArgs& args, Stream stream) {
+  return Launch(Pairs, Grid{(args.n + 127) / 128}, 128, 0, stream, args);
+}
 Error LaunchAtomics(const AtomicArgs& args, Stream stream) { return Launch(Atomics, Grid{3}, 32, 0, stream, args); }
 Error LaunchArithmetic(const ArithmeticArgs& args, Stream stream) {
   return Launch(Arithmetic, Grid{(args.n + 127) / 128}, 128, 0, stream, args);

@@ -56,6 +56,22 @@ struct CopyArgs {
 };
 cuda::Error LaunchCopies(const CopyArgs& args, cuda::Stream stream);
 
+// Of one block of 64 threads: each thread's 8 bytes, then each one's 4 bytes; of threads divisible by 3 zeros.
+struct SmallCopyArgs {
+  const uint32_t* in;  // [64][2], [64]
+  uint32_t* out;       // likewise, as the thread 63 - t sees it
+};
+cuda::Error LaunchSmallCopies(const SmallCopyArgs& args, cuda::Stream stream);
+
+// Differences of n pairs.
+struct PairArgs {
+  const uint32_t* a;
+  const uint32_t* b;
+  uint32_t* differences;
+  int n;
+};
+cuda::Error LaunchPairs(const PairArgs& args, cuda::Stream stream);
+
 // 96 threads in three blocks change the same words, by thread number t of all.
 struct AtomicArgs {
   int* signed_words;  // sum of t, largest t - 48, smallest t - 48, exchanged t

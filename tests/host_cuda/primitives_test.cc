@@ -204,6 +204,53 @@ TEST_F(Primitives, CopiesLandOnceWaitedFor) {
   }
 }
 
+TEST_F(Primitives, SmallCopiesLandOnceWaitedFor) {
+  std::vector<uint32_t> in(192);
+  std::iota(in.begin(), in.end(), 1000u);
+  std::vector<uint32_t> expected = in;
+  for (size_t t = 0; t < 64; t += 3) expected[2 * t] = expected[2 * t + 1] = expected[128 + t] = 0;
+  const uint32_t* const device = Device(in);
+  for (int run = 0; run < kRuns; ++run) {
+    uint32_t* const out = Device(std::vector<uint32_t>(192, 7u));
+    ASSERT_STREQ(LaunchSmallCopies({device, out}, stream_), nullptr);
+    EXPECT_EQ(Host(out, 192), expected);
+  }
+}
+
+// Against the difference in double, rounded to the nearest bfloat16, of ties the even one.
+TEST_F(Primitives, PairsAreSubtractedAndRoundedOnce) {
+  const auto widen = [](uint32_t half) { return double{std::bit_cast<float>(half << 16)}; };
+  const auto nearest = [&](double x) {
+    const uint32_t below = std::bit_cast<uint32_t>(static_cast<float>(x)) >> 16;
+    uint32_t best = below == 0 ? 0 : below - 1;
+    for (uint32_t other = best + 1; other <= below + 1; ++other) {
+      const double off = std::abs(widen(other) - x), least = std::abs(widen(best) - x);
+      if (off < least || (off == least && other % 2 == 0)) best = other;
+    }
+    return best;
+  };
+  std::vector<uint32_t> a, b, expected;
+  uint32_t state = 1;
+  const auto half = [&] {  // of magnitudes from 2^-10 to 2^10
+    state = state * 1664525u + 1013904223u;
+    return (state >> 31) << 15 | (117 + state / 65536 % 21) << 7 | (state >> 9 & 127);
+  };
+  for (int i = 0; i < 2000; ++i) {
+    const uint32_t low[2] = {half(), half()}, high[2] = {half(), half()};
+    a.push_back(low[0] | high[0] << 16);
+    b.push_back(low[1] | high[1] << 16);
+    expected.push_back(nearest(widen(low[0]) - widen(low[1])) | nearest(widen(high[0]) - widen(high[1])) << 16);
+  }
+  for (uint32_t n = 0; n < 128; ++n) {  // What levels of weights are made of: 128 + n less 128 and 136.
+    a.push_back(0x43004300u | n | n << 16);
+    b.push_back(0x43084300u);
+    expected.push_back(nearest(n) | nearest(static_cast<double>(n) - 8) << 16);
+  }
+  uint32_t* const out = Device(std::vector<uint32_t>(a.size()));
+  ASSERT_STREQ(LaunchPairs({Device(a), Device(b), out, static_cast<int>(a.size())}, stream_), nullptr);
+  EXPECT_EQ(Host(out, a.size()), expected);
+}
+
 TEST_F(Primitives, AtomicsLoseNothing) {
   constexpr uint32_t kSum = 95 * 96 / 2;
   for (int run = 0; run < kRuns; ++run) {

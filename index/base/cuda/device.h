@@ -134,11 +134,14 @@ C3PO_DEVICE uint32_t Transpose8x8(uint32_t tile, Place place = Place::current())
 // of matrix i / 8, 16 bytes, 16-byte aligned; r[j] is [g][2t, 2t+1] of matrix j.
 C3PO_DEVICE void LoadMatrices4(uint32_t (&r)[4], const void* shared_row, Place place = Place::current());
 
-// --- Copies from global to shared memory that run beside the thread (cp.async), 16 bytes, both ends 16-byte aligned.
+// --- Copies from global to shared memory that run beside the thread (cp.async), of 16 bytes or of kBytes: 4, 8 or 16.
+// --- Both ends are aligned to as many.
 // --- The target's content is unknown from the copy on until the thread has waited for its group; other threads see it
 // after a SyncBlock or SyncWarp behind that. OrZero: where not `valid`, zeros are written and nothing is read.
 C3PO_DEVICE void CopyAsync16(void* shared, const void* global);
 C3PO_DEVICE void CopyAsyncOrZero16(void* shared, const void* global, bool valid);
+template <int kBytes>
+C3PO_DEVICE void CopyAsyncOrZero(void* shared, const void* global, bool valid);
 C3PO_DEVICE void CommitCopies();  // What the thread copied since its last call is one group, maybe an empty one.
 template <int kGroupsLeft>
 C3PO_DEVICE void WaitCopies();  // until at most kGroupsLeft of the thread's newest groups are under way
@@ -190,6 +193,8 @@ C3PO_DEVICE float ToFloat(Float16 x);
 C3PO_DEVICE BFloat16 ToBFloat16(float x);
 C3PO_DEVICE Float16 ToFloat16(float x);
 C3PO_DEVICE uint32_t PackBFloat16(float low, float high);  // two of them in a word
+// a - b of the bfloat16 in the low halves, and of those in the high ones; each rounded once.
+C3PO_DEVICE uint32_t SubtractBFloat16Pairs(uint32_t a, uint32_t b);
 
 // --- Programmatic dependent launch (LaunchEarly). ---
 C3PO_DEVICE void WaitForPreviousKernel();  // The kernel before has ended, and what it wrote is seen.

@@ -167,6 +167,18 @@ C3PO_DEVICE void CopyAsyncOrZero16(void* shared, const void* global, bool valid)
                : "memory");
 }
 
+template <int kBytes>
+C3PO_DEVICE void CopyAsyncOrZero(void* shared, const void* global, bool valid) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "what cp.async copies");
+  if constexpr (kBytes == 16) {
+    CopyAsyncOrZero16(shared, global, valid);
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(SharedAddress(shared)), "l"(global), "n"(kBytes),
+                 "r"(valid ? kBytes : 0)
+                 : "memory");
+  }
+}
+
 C3PO_DEVICE void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int kGroupsLeft>
@@ -251,6 +263,13 @@ C3PO_DEVICE Float16 ToFloat16(float x) {
 C3PO_DEVICE uint32_t PackBFloat16(float low, float high) {
   uint32_t result;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+// sm_80 has no subtraction of pairs, but a fused multiply-add: a 1 - b.
+C3PO_DEVICE uint32_t SubtractBFloat16Pairs(uint32_t a, uint32_t b) {
+  uint32_t result;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(0x3f803f80u), "r"(b ^ 0x80008000u));
   return result;
 }
 
