@@ -85,6 +85,13 @@ constexpr uint32_t SpreadNibbles(uint32_t x) {
   return (x | x << 4) & 0x0F0F0F0F;
 }
 
+// The level of column k of the group in its word.
+int8_t LevelIn(WeightLayout layout, uint32_t word, int k) {
+  const int bits = BitsOfLevel(layout);
+  const uint32_t field = word >> BitOf(layout, k % (32 / bits)) & ((1u << bits) - 1);
+  return static_cast<int8_t>(layout == WeightLayout::kInt4 ? static_cast<int>(field) - 8 : static_cast<int8_t>(field));
+}
+
 constexpr int64_t WordsOf(WeightLayout layout) { return QuantBytes(layout) / (4 * kPanelRows); }  // of a row's group
 
 // Of a row's words in a panel the first one; the others follow 64 bytes apart.
@@ -142,12 +149,17 @@ bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedG
 
 uint32_t QuantsOfPacked(WeightLayout layout, uint32_t packed) {
   if (layout == WeightLayout::kInt8) return SwappedBytes(packed ^ kOffsets);
-  return EvenNibbles(packed) | EvenNibbles(packed >> 4) << 16;
+  return SpreadNibbles(packed & 0xFFFF) | SpreadNibbles(packed >> 16) << 4;
 }
 
 uint32_t PackedOfQuants(WeightLayout layout, uint32_t quants) {
   if (layout == WeightLayout::kInt8) return SwappedBytes(quants) ^ kOffsets;
-  return SpreadNibbles(quants & 0xFFFF) | SpreadNibbles(quants >> 16) << 4;
+  return EvenNibbles(quants) | EvenNibbles(quants >> 4) << 16;
+}
+
+void LevelsOf(WeightLayout layout, const QuantizedGroups& groups, int64_t row, int8_t* q) {
+  const int bits = BitsOfLevel(layout), in_word = 32 / bits;
+  for (int k = 0; k < kGroupColumns; ++k) q[k] = LevelIn(layout, groups.words[k / in_word * kPanelRows + row], k);
 }
 
 void StoreGroup(WeightLayout layout, const QuantizedGroups& from, int64_t row, void* panel, int64_t place,
@@ -171,9 +183,7 @@ void WidenGroup(WeightLayout layout, const void* panel, int64_t place, int64_t g
   for (int k = 0; k < kGroupColumns; ++k) {
     uint32_t word;
     std::memcpy(&word, from + k / in_word * 4 * kPanelRows, 4);
-    const uint32_t field = word >> BitOf(layout, k % in_word) & ((1u << bits) - 1);
-    const int level = layout == WeightLayout::kInt4 ? static_cast<int>(field) - 8 : static_cast<int8_t>(field);
-    out[k] = scale * static_cast<float>(level);
+    out[k] = scale * static_cast<float>(LevelIn(layout, word, k));
   }
 }
 

@@ -107,6 +107,9 @@ bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedG
 uint32_t QuantsOfPacked(WeightLayout layout, uint32_t packed);
 uint32_t PackedOfQuants(WeightLayout layout, uint32_t quants);
 
+// q of row `row` of these 16, [32].
+void LevelsOf(WeightLayout layout, const QuantizedGroups& groups, int64_t row, int8_t* q);
+
 // Puts row `row` of these 16 where it lies in a panel: row `place` of the panel's 16, group `group`.
 void StoreGroup(WeightLayout layout, const QuantizedGroups& from, int64_t row, void* panel, int64_t place,
                 int64_t group, int64_t panel_groups);

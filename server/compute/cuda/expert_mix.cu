@@ -66,11 +66,11 @@ C3PO_DEVICE void StoreTotals(const ExpertMixArgs& args, const ExpertRows& list, 
   }
 }
 
-template <int kPlanes, int kTiles, bool kTransposed>
-C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles == 1 ? 2 : 1)
+template <Form kForm, int kTiles, bool kTransposed>
+C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<PlanesOf(kForm)>, PlanesOf(kForm) == 1 && kTiles == 1 ? 2 : 1)
     ExpertMix(ExpertMixArgs args) {
-  constexpr int kWarps = kProductWarps<kPlanes>, kPassRows = 8 * kTiles;
-  using Ring = WeightRing<kPlanes, 1>;
+  constexpr int kPlanes = PlanesOf(kForm), kWarps = kProductWarps<kPlanes>, kPassRows = 8 * kTiles;
+  using Ring = WeightRing<kForm, 1, kTransposed>;
   char* const memory = static_cast<char*>(SharedMemory());
   Sums4* const held = reinterpret_cast<Sums4*>(memory + kWarps * Ring::kWarpBytes);
 
@@ -82,12 +82,12 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles ==
   Ring ring(memory + Warp() * Ring::kWarpBytes);
   int asked_pass = 0, asked_step = Warp();
   const auto ask = [&] {
-    if (asked_pass >= list.all) return AskNothing(ring);
+    if (asked_pass >= list.all) return ring.AskNothing();
     const bool routed = asked_pass < list.routed;
     const PackedWeights& w = routed ? args.routed : args.shared;
-    AskStep<kPlanes, 1, kTransposed>(ring, w, routed ? list.passes[asked_pass].network : 0, Block(), asked_step);
+    AskStep<kForm, 1, kTransposed>(ring, w, routed ? list.passes[asked_pass].network : 0, Block(), asked_step);
     asked_step += kWarps;
-    if (asked_step - Warp() >= StepsOf<kTransposed>(w)) {
+    if (asked_step - Warp() >= StepsOf<kForm, kTransposed>(w)) {
       asked_step = Warp();
       ++asked_pass;
     }
@@ -111,9 +111,8 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles ==
     int64_t row[kTiles];
     FindPassRows(list, own, in, 1, row);
     float sums[1][kTiles][4] = {};
-    MultiplyShare<kPlanes, 1, kTiles, kTransposed>(ring, ActivationsOf(in), row, tiles,
-                                                   StepsOf<kTransposed>(routed ? args.routed : args.shared), Warp(),
-                                                   ask, sums);
+    MultiplyShare<kForm, 1, kTiles, kTransposed>(ring, routed ? args.routed : args.shared, ActivationsOf(in), row,
+                                                 tiles, Warp(), ask, sums);
     C3PO_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       const float(&sum)[4] = sums[0][tile];
@@ -127,21 +126,23 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles ==
   StoreTotals<kPlanes, kTransposed>(args, list, totals);
 }
 
-template <int kPlanes, int kTiles, bool kTransposed>
+template <Form kForm, int kTiles, bool kTransposed>
 Error LaunchTiles(const ExpertMixArgs& args, Stream stream) {
-  const int bytes = kProductWarps<kPlanes> * (WeightRing<kPlanes, 1>::kWarpBytes + kTilesHeld<kTiles> * kTileBytes) +
+  constexpr int kPlanes = PlanesOf(kForm);
+  using Ring = WeightRing<kForm, 1, kTransposed>;
+  const int bytes = kProductWarps<kPlanes> * (Ring::kWarpBytes + kTilesHeld<kTiles> * kTileBytes) +
                     ExpertRowsBytes(args.selection, 8 * kTiles);
   const Grid grid{UnitsOf<kTransposed>(args.routed.data != nullptr ? args.routed : args.shared),
                   RowBlocks(args.selection)};
-  return LaunchEarly(ExpertMix<kPlanes, kTiles, kTransposed>, grid, kProductThreads<kPlanes>, bytes, stream, args);
+  return LaunchEarly(ExpertMix<kForm, kTiles, kTransposed>, grid, kProductThreads<kPlanes>, bytes, stream, args);
 }
 
-template <int kPlanes>
-Error LaunchPlanes(const ExpertMixArgs& args, Stream stream) {
+template <Form kForm>
+Error LaunchForm(const ExpertMixArgs& args, Stream stream) {
   const bool few = args.selection.rows <= 8;
   if (args.transposed)
-    return few ? LaunchTiles<kPlanes, 1, true>(args, stream) : LaunchTiles<kPlanes, 4, true>(args, stream);
-  return few ? LaunchTiles<kPlanes, 1, false>(args, stream) : LaunchTiles<kPlanes, 4, false>(args, stream);
+    return few ? LaunchTiles<kForm, 1, true>(args, stream) : LaunchTiles<kForm, 4, true>(args, stream);
+  return few ? LaunchTiles<kForm, 1, false>(args, stream) : LaunchTiles<kForm, 4, false>(args, stream);
 }
 
 constexpr int kDotWarps = 4;
@@ -162,8 +163,8 @@ C3PO_KERNEL void C3PO_BOUNDS(32 * kDotWarps, 8) DotSums(DotSumsArgs args) {
 
 Error LaunchExpertMix(const ExpertMixArgs& args, Stream stream) {
   if (args.selection.rows == 0) return nullptr;
-  const int planes = args.routed.data != nullptr ? args.routed.planes : args.shared.planes;
-  return planes == 1 ? LaunchPlanes<1>(args, stream) : LaunchPlanes<3>(args, stream);
+  return WithForm(args.routed.data != nullptr ? args.routed : args.shared,
+                  [&](auto form) { return LaunchForm<form.value>(args, stream); });
 }
 
 Error LaunchDotSums(const DotSumsArgs& args, Stream stream) {

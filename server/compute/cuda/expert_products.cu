@@ -43,11 +43,13 @@ struct ItemPlace {
   }
 };
 
-template <class ProductKind, int kPlanes, int kTiles>
-C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, 1) ExpertProduct(ExpertKernelArgs<ProductKind> kernel_args) {
-  constexpr int kBands = ProductKind::kBands, kWarps = kProductWarps<kPlanes>, kPassRows = 8 * kTiles;
+template <class ProductKind, Form kForm, int kTiles>
+C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<PlanesOf(kForm)>, 1)
+    ExpertProduct(ExpertKernelArgs<ProductKind> kernel_args) {
+  constexpr int kPlanes = PlanesOf(kForm), kBands = ProductKind::kBands, kWarps = kProductWarps<kPlanes>,
+                kPassRows = 8 * kTiles;
   constexpr bool kTransposed = ProductKind::kTransposed;
-  using Ring = WeightRing<kPlanes, kBands>;
+  using Ring = WeightRing<kForm, kBands, kTransposed>;
   const ExpertProductArgs& args = kernel_args.product;
   char* const memory = static_cast<char*>(SharedMemory());
   Sums4* const sums_memory = reinterpret_cast<Sums4*>(memory + kWarps * Ring::kWarpBytes);
@@ -71,12 +73,12 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, 1) ExpertProduct(ExpertKe
   int64_t asked_item = begin;
   int asked_step = Warp();
   const auto ask = [&] {
-    if (asked_item >= end) return AskNothing(ring);
+    if (asked_item >= end) return ring.AskNothing();
     const PackedWeights& w = asked.routed() ? args.routed.weights : args.shared.weights;
     const int network = asked.routed() ? list.passes[asked.pass].network : 0;
-    AskStep<kPlanes, kBands, kTransposed>(ring, w, network, asked.unit, asked_step);
+    AskStep<kForm, kBands, kTransposed>(ring, w, network, asked.unit, asked_step);
     asked_step += kWarps;
-    if (asked_step - Warp() >= StepsOf<kTransposed>(w)) {
+    if (asked_step - Warp() >= StepsOf<kForm, kTransposed>(w)) {
       asked_step = Warp();
       ++asked_item;
       asked.Advance();
@@ -91,8 +93,8 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, 1) ExpertProduct(ExpertKe
     int64_t row[kTiles];
     FindPassRows(list, pass, networks.in, ProductKind::kInByPair || !place.routed() ? 1 : args.selection.k, row);
     float sums[kBands][kTiles][4] = {};
-    MultiplyShare<kPlanes, kBands, kTiles, kTransposed>(ring, ActivationsOf(networks.in), row, tiles,
-                                                        StepsOf<kTransposed>(networks.weights), Warp(), ask, sums);
+    MultiplyShare<kForm, kBands, kTiles, kTransposed>(ring, networks.weights, ActivationsOf(networks.in), row, tiles,
+                                                      Warp(), ask, sums);
     StoreSums<kPlanes>(sums, tiles, sums_memory);
     SyncBlock();
     for (int tile = Warp(); tile < tiles; tile += kWarps) {
@@ -108,12 +110,14 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, 1) ExpertProduct(ExpertKe
   }
 }
 
-template <class ProductKind, int kPlanes, int kTiles>
+template <class ProductKind, Form kForm, int kTiles>
 Error LaunchTiles(const ExpertProductArgs& args, Stream stream) {
-  const int bytes = kProductWarps<kPlanes> * WeightRing<kPlanes, ProductKind::kBands>::kWarpBytes +
-                    kSumBytes<kPlanes, ProductKind::kBands, kTiles> + ExpertRowsBytes(args.selection, 8 * kTiles);
+  constexpr int kPlanes = PlanesOf(kForm);
+  using Ring = WeightRing<kForm, ProductKind::kBands, ProductKind::kTransposed>;
+  const int bytes = kProductWarps<kPlanes> * Ring::kWarpBytes + kSumBytes<kPlanes, ProductKind::kBands, kTiles> +
+                    ExpertRowsBytes(args.selection, 8 * kTiles);
   const Grid grid{args.multiprocessors > 0 ? args.multiprocessors : 1, RowBlocks(args.selection)};
-  return LaunchEarly(ExpertProduct<ProductKind, kPlanes, kTiles>, grid, kProductThreads<kPlanes>, bytes, stream,
+  return LaunchEarly(ExpertProduct<ProductKind, kForm, kTiles>, grid, kProductThreads<kPlanes>, bytes, stream,
                      ExpertKernelArgs<ProductKind>{args});
 }
 
@@ -122,11 +126,11 @@ Error LaunchExperts(const ExpertProductArgs& args, Stream stream) {
   if (args.selection.rows == 0) return nullptr;
   const bool listed = args.list_counts != nullptr || (args.selection.k == 0 && args.selection.rows >= kManyFrom);
   if (listed) return LaunchManyExperts<ProductKind>(args, stream);
-  const int planes = args.routed.weights.data != nullptr ? args.routed.weights.planes : args.shared.weights.planes;
-  const bool few = args.selection.rows <= 8;
-  if (planes == 1)
-    return few ? LaunchTiles<ProductKind, 1, 1>(args, stream) : LaunchTiles<ProductKind, 1, 4>(args, stream);
-  return few ? LaunchTiles<ProductKind, 3, 1>(args, stream) : LaunchTiles<ProductKind, 3, 4>(args, stream);
+  const PackedWeights& any = args.routed.weights.data != nullptr ? args.routed.weights : args.shared.weights;
+  return WithForm(any, [&](auto form) {
+    return args.selection.rows <= 8 ? LaunchTiles<ProductKind, form.value, 1>(args, stream)
+                                    : LaunchTiles<ProductKind, form.value, 4>(args, stream);
+  });
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct GatherRowsArgs {
   PackedWeights from;
   const int* indices = nullptr;  // [count], in [0, from.rows)
   int32_t count = 0;
-  void* to = nullptr;  // PackedBytes(count, from.columns, from.planes)
+  void* to = nullptr;  // PackedBytes(count, from.columns, from.planes, from.bits)
 };
 Error LaunchGatherRows(const GatherRowsArgs& args, Stream stream);
 

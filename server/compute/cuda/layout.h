@@ -20,7 +20,20 @@
 // The padding is zero. Rows that enter x W^T lie in the order of k. Rows that enter x W lie in the order of
 // PositionOf(m) within each 32 rows m of W: then lane t needs the same 8 neighbors there.
 //
-// The memory of both is 16-byte aligned.
+// Weights of 8 and of 4 bits. W = s q, a scale s for each group of 32 columns of a row: the levels q and scales of
+// server/compute/cpu/quantized_panels.h, bit for bit. A group is a chunk, so what multiplies a group meets one scale.
+//   [M / 16 bands][blocks: 1 chunk of 8 bits, 2 of 4 bits][32 lanes][16 bytes of levels], [8 g][scales] behind them
+// A lane's 16 bytes are what it holds of the block's tiles, in their order: of 8 bits two words a tile, of 4 bits one.
+// So a warp reads a block's levels in one load of 512 bytes, and 32 or 64 bytes of scales. Levels lie so that two
+// shifts and masks a word give pairs of bfloat16 (group_ring.h); with h = 0 of row g and 1 of row g + 8, in the
+// operand's order,
+//   8 bits   columns (2t, 2t+1) in bytes h and h + 2 of the first word, (2t+8, 2t+9) in those of the second;
+//            the sign in bit 7, the magnitude below
+//   4 bits   columns (2t, 2t+1) in the low, (2t+8, 2t+9) in the high halves of bytes h and h + 2; two's complement
+// Scales are bfloat16, of g and g + 8 side by side, of each chunk of the block. Where chunks are odd in number the last
+// block's second one is padding. Padding is zero: level and scale.
+//
+// The memory of all is 16-byte aligned.
 namespace c3po::cuda {
 
 inline constexpr int kBandRows = 16;
@@ -45,15 +58,27 @@ constexpr int PlaceOf(int position) {
 constexpr int64_t GateRow(int64_t i) { return i / kBandRows * 2 * kBandRows + i % kBandRows; }
 constexpr int64_t UpRow(int64_t i) { return GateRow(i) + kBandRows; }
 
+// The blocks of levels and scales.
+inline constexpr int kLevelBytes = 512;  // of a block
+constexpr int BlockChunks(int bits) { return 8 / bits; }
+constexpr int BlockBytes(int bits) { return kLevelBytes + 4 * 8 * BlockChunks(bits); }
+constexpr int BlocksOfBand(int columns, int bits) {
+  return (Chunks(columns) + BlockChunks(bits) - 1) / BlockChunks(bits);
+}
+
 // One packed matrix in GPU memory, or the first of several that are `matrix_bytes` apart.
 struct PackedWeights {
   const void* data = nullptr;
   int rows = 0, columns = 0;  // M, K, as they are without padding
-  int planes = 1;             // 1 or 3
-  int64_t matrix_bytes = 0;   // PackedBytes(rows, columns, planes)
+  int planes = 1;             // 1 or 3: of the rows that it is multiplied with and, of 16 bits, its own
+  int64_t matrix_bytes = 0;   // PackedBytes(rows, columns, planes, bits)
+  int bits = 16;              // of a weight in a plane, or of its level: 8 or 4
 };
 
-constexpr int64_t PackedBytes(int64_t rows, int64_t columns, int planes) {
+constexpr int64_t PackedBytes(int64_t rows, int64_t columns, int planes, int bits = 16) {
+  if (bits != 16) {
+    return int64_t{Bands(static_cast<int>(rows))} * BlocksOfBand(static_cast<int>(columns), bits) * BlockBytes(bits);
+  }
   return RoundUp(rows, kBandRows) * RoundUp(columns, kChunkColumns) * 2 * planes;
 }
 

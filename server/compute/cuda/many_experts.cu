@@ -117,15 +117,16 @@ C3PO_DEVICE void StoreMany(const ExpertProductArgs& args, const ExpertNetworks& 
   }
 }
 
-template <class ProductKind, int kPlanes>
+template <class ProductKind, Form kForm>
 C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyExperts(ManyExpertArgs<ProductKind> kernel_args) {
-  constexpr int kTiles = kManyTiles<kPlanes>, kUnits = kManyBands / ProductKind::kBands;  // units that a warp owns
+  constexpr int kPlanes = PlanesOf(kForm), kTiles = kManyTiles<kPlanes>,
+                kUnits = kManyBands / ProductKind::kBands;  // units that a warp owns
   constexpr bool kTransposed = ProductKind::kTransposed;
-  using Ring = WeightRing<kPlanes, kManyBands>;
+  using Ring = WeightRing<kForm, kManyBands, kTransposed>;
   const ExpertProductArgs& args = kernel_args.product;
   const ExpertSelection& selection = args.selection;
   char* const memory = static_cast<char*>(SharedMemory());
-  int* const starts = reinterpret_cast<int*>(memory + kManyRingBytes<kPlanes>);
+  int* const starts = reinterpret_cast<int*>(memory + kManyRingBytes<kForm, kTransposed>);
 
   LetNextKernelStart();
   WaitForPreviousKernel();
@@ -147,11 +148,11 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyExperts(ManyExpertArgs<Product
   int64_t asked_item = begin;
   ShareSteps asked_step;
   const auto ask = [&] {
-    if (asked_item >= end) return AskNothing(ring);
+    if (asked_item >= end) return ring.AskNothing();
     const PackedWeights& w = asked.routed() ? args.routed.weights : args.shared.weights;
-    AskStep<kPlanes, kManyBands, kTransposed>(ring, w, asked.routed() ? asked.expert : 0,
-                                              asked.group * kManyWarps + Warp(), asked_step.step());
-    if (asked_step.template Advance<kPlanes>(StepsOf<kTransposed>(w))) return;
+    AskStep<kForm, kManyBands, kTransposed>(ring, w, asked.routed() ? asked.expert : 0,
+                                            asked.group * kManyWarps + Warp(), asked_step.step());
+    if (asked_step.template Advance<kPlanes>(StepsOf<kForm, kTransposed>(w))) return;
     ++asked_item;
     asked.Advance();
   };
@@ -170,16 +171,16 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyExperts(ManyExpertArgs<Product
     int64_t row[kTiles];
     FindPassRows(list, pass, networks.in, ProductKind::kInByPair || !routed ? 1 : selection.k, row);
     float totals[kManyBands][kTiles][4];
-    MultiplyMany<kPlanes, kTransposed>(ring, ActivationsOf(networks.in), row, tiles,
-                                       StepsOf<kTransposed>(networks.weights), ask, totals);
+    MultiplyMany<kForm, kTransposed>(ring, networks.weights, ActivationsOf(networks.in), row, tiles, ask, totals);
     StoreMany<ProductKind, kPlanes>(args, networks, list, pass, unit, tiles, totals);
   }
 }
 
-template <class ProductKind, int kPlanes>
+template <class ProductKind, Form kForm>
 Error LaunchMany(const ExpertProductArgs& args, Stream stream) {
-  const int bytes = kManyRingBytes<kPlanes> + static_cast<int>(sizeof(int)) * (args.selection.experts + 1);
-  return LaunchEarly(ManyExperts<ProductKind, kPlanes>, Grid{args.multiprocessors > 0 ? args.multiprocessors : 1},
+  const int bytes =
+      kManyRingBytes<kForm, ProductKind::kTransposed> + static_cast<int>(sizeof(int)) * (args.selection.experts + 1);
+  return LaunchEarly(ManyExperts<ProductKind, kForm>, Grid{args.multiprocessors > 0 ? args.multiprocessors : 1},
                      kManyThreads, bytes, stream, ManyExpertArgs<ProductKind>{args});
 }
 
@@ -218,8 +219,8 @@ C3PO_KERNEL void C3PO_BOUNDS(kSumThreads, 4) ExpertSum(ExpertSumArgs args) {
 
 template <class ProductKind>
 Error LaunchManyExperts(const ExpertProductArgs& args, Stream stream) {
-  const int planes = args.routed.weights.data != nullptr ? args.routed.weights.planes : args.shared.weights.planes;
-  return planes == 1 ? LaunchMany<ProductKind, 1>(args, stream) : LaunchMany<ProductKind, 3>(args, stream);
+  const PackedWeights& any = args.routed.weights.data != nullptr ? args.routed.weights : args.shared.weights;
+  return WithForm(any, [&](auto form) { return LaunchMany<ProductKind, form.value>(args, stream); });
 }
 template Error LaunchManyExperts<GateUpProduct>(const ExpertProductArgs& args, Stream stream);
 template Error LaunchManyExperts<DownBackwardProduct>(const ExpertProductArgs& args, Stream stream);

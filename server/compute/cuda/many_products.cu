@@ -25,12 +25,12 @@ constexpr int RowPassesOf(int rows) {
   return (rows + kManyRows<kPlanes> - 1) / kManyRows<kPlanes>;
 }
 
-template <int kPlanes, bool kTransposed>
+template <Form kForm, bool kTransposed>
 C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyProduct(ManyProductArgs kernel_args) {
-  constexpr int kTiles = kManyTiles<kPlanes>;
-  using Ring = WeightRing<kPlanes, kManyBands>;
+  constexpr int kPlanes = PlanesOf(kForm), kTiles = kManyTiles<kPlanes>;
+  using Ring = WeightRing<kForm, kManyBands, kTransposed>;
   const ProductArgs& args = kernel_args.product;
-  const int passes = RowPassesOf<kPlanes>(args.rows), steps = StepsOf<kTransposed>(args.weights);
+  const int passes = RowPassesOf<kPlanes>(args.rows), steps = StepsOf<kForm, kTransposed>(args.weights);
   const int64_t items = int64_t{GroupsOf<kTransposed>(args.weights)} * passes;
   const auto begin = static_cast<int>(items * Block() / Blocks());
   const auto end = static_cast<int>(items * (Block() + 1) / Blocks());
@@ -40,9 +40,9 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyProduct(ManyProductArgs kernel
   int asked_item = begin;
   ShareSteps asked;
   const auto ask = [&] {
-    if (asked_item >= end) return AskNothing(ring);
-    AskStep<kPlanes, kManyBands, kTransposed>(ring, args.weights, 0, asked_item / passes * kManyWarps + Warp(),
-                                              asked.step());
+    if (asked_item >= end) return ring.AskNothing();
+    AskStep<kForm, kManyBands, kTransposed>(ring, args.weights, 0, asked_item / passes * kManyWarps + Warp(),
+                                            asked.step());
     if (!asked.template Advance<kPlanes>(steps)) ++asked_item;
   };
   for (int i = 0; i < Ring::kDepth; ++i) ask();
@@ -60,7 +60,7 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyProduct(ManyProductArgs kernel
       row[tile] = own < rows ? int64_t{first_row + own} * args.planes.stride * 2 : -1;
     }
     float totals[kManyBands][kTiles][4];
-    MultiplyMany<kPlanes, kTransposed>(ring, ActivationsOf(args.planes), row, tiles, steps, ask, totals);
+    MultiplyMany<kForm, kTransposed>(ring, args.weights, ActivationsOf(args.planes), row, tiles, ask, totals);
     C3PO_UNROLL
     for (int b = 0; b < kManyBands; ++b) {
       C3PO_UNROLL
@@ -74,21 +74,21 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyProduct(ManyProductArgs kernel
   }
 }
 
-template <int kPlanes, bool kTransposed>
+template <Form kForm, bool kTransposed>
 Error LaunchKernel(const ProductArgs& args, Stream stream) {
-  const int items = GroupsOf<kTransposed>(args.weights) * RowPassesOf<kPlanes>(args.rows);
+  const int items = GroupsOf<kTransposed>(args.weights) * RowPassesOf<PlanesOf(kForm)>(args.rows);
   const int blocks = args.multiprocessors < 1 ? 1 : args.multiprocessors < items ? args.multiprocessors : items;
-  return LaunchEarly(ManyProduct<kPlanes, kTransposed>, Grid{blocks}, kManyThreads, kManyRingBytes<kPlanes>, stream,
-                     ManyProductArgs{args});
+  return LaunchEarly(ManyProduct<kForm, kTransposed>, Grid{blocks}, kManyThreads, kManyRingBytes<kForm, kTransposed>,
+                     stream, ManyProductArgs{args});
 }
 
 }  // namespace
 
 Error LaunchManyProduct(const ProductArgs& args, Stream stream) {
-  if (args.weights.planes == 1) {
-    return args.transposed ? LaunchKernel<1, true>(args, stream) : LaunchKernel<1, false>(args, stream);
-  }
-  return args.transposed ? LaunchKernel<3, true>(args, stream) : LaunchKernel<3, false>(args, stream);
+  return WithForm(args.weights, [&](auto form) {
+    return args.transposed ? LaunchKernel<form.value, true>(args, stream)
+                           : LaunchKernel<form.value, false>(args, stream);
+  });
 }
 
 }  // namespace c3po::cuda

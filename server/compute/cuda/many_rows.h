@@ -20,8 +20,8 @@ template <int kPlanes>
 inline constexpr int kManyTiles = kPlanes == 1 ? 8 : 4;
 template <int kPlanes>
 inline constexpr int kManyRows = 8 * kManyTiles<kPlanes>;
-template <int kPlanes>
-inline constexpr int kManyRingBytes = kManyWarps* WeightRing<kPlanes, kManyBands>::kWarpBytes;
+template <Form kForm, bool kTransposed>
+inline constexpr int kManyRingBytes = kManyWarps* WeightRing<kForm, kManyBands, kTransposed>::kWarpBytes;
 
 // From how many rows on.
 inline constexpr int kManyFrom = 65;
@@ -44,13 +44,14 @@ struct ShareSteps {
 };
 
 // The totals of kManyBands units and up to kManyRows rows, by one warp. `ask` asks the ring for one more step.
-template <int kPlanes, bool kTransposed, class Ask>
-C3PO_DEVICE void MultiplyMany(WeightRing<kPlanes, kManyBands>& ring, const Activations& x,
-                              const int64_t (&row)[kManyTiles<kPlanes>], int tiles, int steps, const Ask& ask,
-                              float (&totals)[kManyBands][kManyTiles<kPlanes>][4]) {
+template <Form kForm, bool kTransposed, class Ask>
+C3PO_DEVICE void MultiplyMany(WeightRing<kForm, kManyBands, kTransposed>& ring, const PackedWeights& w,
+                              const Activations& x, const int64_t (&row)[kManyTiles<PlanesOf(kForm)>], int tiles,
+                              const Ask& ask, float (&totals)[kManyBands][kManyTiles<PlanesOf(kForm)>][4]) {
+  constexpr int kPlanes = PlanesOf(kForm);
   for (int share = 0; share < kProductWarps<kPlanes>; ++share) {
     float sums[kManyBands][kManyTiles<kPlanes>][4] = {};
-    MultiplyShare<kPlanes, kManyBands, kManyTiles<kPlanes>, kTransposed>(ring, x, row, tiles, steps, share, ask, sums);
+    MultiplyShare<kForm, kManyBands, kManyTiles<kPlanes>, kTransposed>(ring, w, x, row, tiles, share, ask, sums);
     C3PO_UNROLL
     for (int b = 0; b < kManyBands; ++b) {
       C3PO_UNROLL

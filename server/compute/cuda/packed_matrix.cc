@@ -61,8 +61,14 @@ PackedLayout PackedLayout::SideBySide(int64_t rows, int64_t networks, int64_t ne
   return layout;
 }
 
+PackedLayout PackedLayout::WithBits(int bits) const {
+  PackedLayout layout = *this;
+  layout.bits_ = bits;
+  return layout;
+}
+
 PackedWeights PackedLayout::Weights(const void* data) const {
-  return {data, static_cast<int>(matrix_rows_), static_cast<int>(matrix_columns_), planes_, matrix_bytes()};
+  return {data, static_cast<int>(matrix_rows_), static_cast<int>(matrix_columns_), planes_, matrix_bytes(), bits_};
 }
 
 int64_t PackedLayout::OffsetIn(int64_t matrix, int64_t row, int64_t column) const {
@@ -75,12 +81,53 @@ int64_t PackedLayout::OffsetIn(int64_t matrix, int64_t row, int64_t column) cons
   return matrix * matrix_bytes() + tile * planes_ * kTileBytes + lane * 16 + entry * 2;
 }
 
-int64_t PackedLayout::OffsetOf(int64_t row, int64_t column) const {
+PackedLayout::PackedPlace PackedLayout::PlaceInMatrix(int64_t row, int64_t column) const {
   if (gate_up_neurons_ > 0) {
     const int64_t f = gate_up_neurons_, in_network = row % (2 * f);
-    return OffsetIn(row / (2 * f), in_network < f ? GateRow(in_network) : UpRow(in_network - f), column);
+    return {row / (2 * f), in_network < f ? GateRow(in_network) : UpRow(in_network - f), column};
   }
-  return OffsetIn(column / matrix_columns_, row, column % matrix_columns_);
+  return {column / matrix_columns_, row, column % matrix_columns_};
+}
+
+int64_t PackedLayout::OffsetOf(int64_t row, int64_t column) const {
+  const PackedPlace at = PlaceInMatrix(row, column);
+  return OffsetIn(at.matrix, at.row, at.column);
+}
+
+int64_t PackedLayout::BlockOf(const PackedPlace& at) const {
+  const int64_t block = at.row / kBandRows * BlocksOfBand(static_cast<int>(matrix_columns_), bits_) +
+                        at.column / (kChunkColumns * BlockChunks(bits_));
+  return at.matrix * matrix_bytes() + block * BlockBytes(bits_);
+}
+
+int64_t PackedLayout::LevelOf(const PackedPlace& at) const {
+  const int place = PlaceOf(static_cast<int>(at.column % kChunkColumns)), c = place % 16;
+  const int64_t tile = at.column / kChunkColumns % BlockChunks(bits_) * 2 + place / 16;
+  const int64_t lane = at.row % 8 * 4 + c % 8 / 2, half = at.row % kBandRows / 8;
+  const int64_t word = bits_ == 8 ? c / 8 : 0;
+  return BlockOf(at) + lane * 16 + tile * bits_ + word * 4 + half + c % 2 * 2;
+}
+
+int64_t PackedLayout::ScaleOf(const PackedPlace& at) const {
+  const int64_t chunk = at.column / kChunkColumns % BlockChunks(bits_);
+  return BlockOf(at) + kLevelBytes + 4 * (at.row % 8 * BlockChunks(bits_) + chunk) + at.row % kBandRows / 8 * 2;
+}
+
+void PackedLayout::PackGroup(int64_t row, int64_t column, const int8_t* levels, int64_t count, uint16_t scale,
+                             void* packed) const {
+  char* const bytes = static_cast<char*>(packed);
+  const PackedPlace first = PlaceInMatrix(row, column);
+  Put(bytes + ScaleOf(first), scale);
+  for (int64_t k = 0; k < count; ++k) {
+    const int level = levels[k];
+    char& byte = bytes[LevelOf({first.matrix, first.row, first.column + k})];
+    if (bits_ == 8) {
+      byte = static_cast<char>(level < 0 ? 0x80 | -level : level);
+    } else {
+      const int shift = PlaceOf(static_cast<int>(k)) % 16 / 8 * 4;
+      byte = static_cast<char>((byte & ~(15 << shift)) | (level & 15) << shift);
+    }
+  }
 }
 
 // Eight neighboring entries from a multiple of eight on are four words of one lane, two in each tile.
@@ -109,6 +156,16 @@ void PackedLayout::PackRow(int64_t row, int64_t column, const uint16_t* bfloat16
 }
 
 float PackedLayout::Entry(int64_t row, int64_t column, const void* packed) const {
+  if (bits_ != 16) {
+    const PackedPlace at = PlaceInMatrix(row, column);
+    const char* const bytes = static_cast<const char*>(packed);
+    uint16_t scale;
+    std::memcpy(&scale, bytes + ScaleOf(at), sizeof scale);
+    const int byte = static_cast<unsigned char>(bytes[LevelOf(at)]);
+    const int nibble = byte >> PlaceOf(static_cast<int>(at.column % kChunkColumns)) % 16 / 8 * 4 & 15;
+    const int level = bits_ == 4 ? (nibble ^ 8) - 8 : byte < 128 ? byte : -(byte & 127);
+    return WidenBfloat16(scale) * static_cast<float>(level);
+  }
   FloatPlanes planes{};
   const char* const from = static_cast<const char*>(packed) + OffsetOf(row, column);
   for (int p = 0; p < planes_; ++p) std::memcpy(&planes.planes[p], from + p * kTileBytes, sizeof(uint16_t));

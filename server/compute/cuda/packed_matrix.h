@@ -30,6 +30,8 @@ float WidenBfloat16(uint16_t bits);
 //
 // Packed memory starts zeroed, as the padding is; then Pack puts rows and columns of the role's matrix where they
 // belong, in any pieces and order. Two threads may pack at a time unless both write the same row.
+//
+// Of 16 bits, or of 8 or 4 (WithBits): then PackGroup takes what PackRow does else.
 class PackedLayout {
  public:
   // One matrix.
@@ -40,13 +42,17 @@ class PackedLayout {
   // [d, n f], side by side: n packed matrices [d, f].
   static PackedLayout SideBySide(int64_t rows, int64_t networks, int64_t neurons, int planes);
 
+  // The same of levels and scales: bits 8 or 4. `planes` are then those of the rows that it is multiplied with.
+  PackedLayout WithBits(int bits) const;
+
   int64_t rows() const { return rows_; }        // of the role's matrix
   int64_t columns() const { return columns_; }  // likewise
   int planes() const { return planes_; }
+  int bits() const { return bits_; }
   int64_t matrices() const { return matrices_; }
   int64_t matrix_rows() const { return matrix_rows_; }        // M
   int64_t matrix_columns() const { return matrix_columns_; }  // K
-  int64_t matrix_bytes() const { return PackedBytes(matrix_rows_, matrix_columns_, planes_); }
+  int64_t matrix_bytes() const { return PackedBytes(matrix_rows_, matrix_columns_, planes_, bits_); }
   int64_t bytes() const { return matrices_ * matrix_bytes(); }
   // Of packed memory at `data`, on the device.
   PackedWeights Weights(const void* data) const;
@@ -55,20 +61,32 @@ class PackedLayout {
   // above; of bfloat16, mid = lo = 0.
   void PackRow(int64_t row, int64_t column, const float* values, int64_t count, void* packed) const;
   void PackRow(int64_t row, int64_t column, const uint16_t* bfloat16, int64_t count, void* packed) const;
-  // One entry again, the sum of its planes.
+  // The group of row `row` of the role's matrix whose first column is `column`, a multiple of 32 in its packed matrix:
+  // the levels of its columns that there are, and its scale, a bfloat16.
+  void PackGroup(int64_t row, int64_t column, const int8_t* levels, int64_t count, uint16_t scale, void* packed) const;
+  // One entry again, the sum of its planes, or its level times its scale.
   float Entry(int64_t row, int64_t column, const void* packed) const;
 
-  // Bytes from the packed memory's beginning to entry (row, column) of the role's matrix, in plane 0. Other planes are
-  // kTileBytes behind each other.
+  // Of 16 bits: bytes from the packed memory's beginning to entry (row, column) of the role's matrix, in plane 0. Other
+  // planes are kTileBytes behind each other.
   int64_t OffsetOf(int64_t row, int64_t column) const;
 
  private:
+  // Where an entry of the role's matrix is among the packed ones.
+  struct PackedPlace {
+    int64_t matrix, row, column;
+  };
+  PackedPlace PlaceInMatrix(int64_t row, int64_t column) const;
+  // Where a group's levels and scale lie: of the byte that has its level of (tile, column of it), and of the scale.
+  int64_t BlockOf(const PackedPlace& at) const;
+  int64_t LevelOf(const PackedPlace& at) const;
+  int64_t ScaleOf(const PackedPlace& at) const;
   template <class Value>
   void PackValues(int64_t row, int64_t column, const Value* values, int64_t count, void* packed) const;
   int64_t OffsetIn(int64_t matrix, int64_t row, int64_t column) const;
 
   int64_t rows_ = 0, columns_ = 0;
-  int planes_ = 1;
+  int planes_ = 1, bits_ = 16;
   int64_t matrices_ = 1, matrix_rows_ = 0, matrix_columns_ = 0;
   int64_t gate_up_neurons_ = 0;  // f of GateUp, else 0
 };

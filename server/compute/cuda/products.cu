@@ -30,11 +30,12 @@ struct ProductKernelArgs {
 // Rows are 64 bytes apart modulo 128: two rows' 64-byte pieces fall into different banks.
 constexpr int SharedRowBytes(int columns) { return static_cast<int>(RoundUp(columns * 2, 128)) + 64; }
 
-template <int kPlanes, int kTiles>
+template <Form kForm, int kTiles, bool kTransposed>
 constexpr int SharedBytes(int shared_row_bytes) {
+  constexpr int kPlanes = PlanesOf(kForm);
   const int rows = kPlanes * kRowsAtOnce * shared_row_bytes;
   const int scratch = kRowsAtOnce * kProductWarps<kPlanes> * static_cast<int>(sizeof(float));
-  return kProductWarps<kPlanes> * WeightRing<kPlanes, 1>::kWarpBytes + kSumBytes<kPlanes, 1, kTiles> +
+  return kProductWarps<kPlanes> * WeightRing<kForm, 1, kTransposed>::kWarpBytes + kSumBytes<kPlanes, 1, kTiles> +
          (rows > 0 ? rows + scratch : 0);
 }
 
@@ -50,26 +51,26 @@ C3PO_DEVICE Activations MakeRows(const ProductKernelArgs& args, char* memory) {
   return {memory, place.plane_stride};
 }
 
-template <int kPlanes, int kTiles, bool kTransposed>
-C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles == 1 ? 2 : 1)
+template <Form kForm, int kTiles, bool kTransposed>
+C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<PlanesOf(kForm)>, PlanesOf(kForm) == 1 && kTiles == 1 ? 2 : 1)
     Product(ProductKernelArgs kernel_args) {
   const ProductArgs& args = kernel_args.product;
-  using Ring = WeightRing<kPlanes, 1>;
-  constexpr int kWarps = kProductWarps<kPlanes>;
+  using Ring = WeightRing<kForm, 1, kTransposed>;
+  constexpr int kPlanes = PlanesOf(kForm), kWarps = kProductWarps<kPlanes>;
   char* const memory = static_cast<char*>(SharedMemory());
   Sums4* const sums_memory = reinterpret_cast<Sums4*>(memory + kWarps * Ring::kWarpBytes);
 
   const int first_unit = Block() * kernel_args.units_per_block;
   const int units_left = UnitsOf<kTransposed>(args.weights) - first_unit;
   const int units = units_left < kernel_args.units_per_block ? units_left : kernel_args.units_per_block;
-  const int steps = StepsOf<kTransposed>(args.weights);
+  const int steps = StepsOf<kForm, kTransposed>(args.weights);
 
   LetNextKernelStart();
   Ring ring(memory + Warp() * Ring::kWarpBytes);
   int asked_unit = 0, asked_step = Warp();
   const auto ask = [&] {
-    if (asked_unit >= units) return AskNothing(ring);
-    AskStep<kPlanes, 1, kTransposed>(ring, args.weights, 0, first_unit + asked_unit, asked_step);
+    if (asked_unit >= units) return ring.AskNothing();
+    AskStep<kForm, 1, kTransposed>(ring, args.weights, 0, first_unit + asked_unit, asked_step);
     asked_step += kWarps;
     if (asked_step - Warp() >= steps) {
       asked_step = Warp();
@@ -97,7 +98,7 @@ C3PO_KERNEL void C3PO_BOUNDS(kProductThreads<kPlanes>, kPlanes == 1 && kTiles ==
   }
   for (int unit = 0; unit < units; ++unit) {
     float sums[1][kTiles][4] = {};
-    MultiplyShare<kPlanes, 1, kTiles, kTransposed>(ring, x, row, tiles, steps, Warp(), ask, sums);
+    MultiplyShare<kForm, 1, kTiles, kTransposed>(ring, args.weights, x, row, tiles, Warp(), ask, sums);
     StoreSums<kPlanes>(sums, tiles, sums_memory);
     SyncBlock();
     for (int tile = Warp(); tile < tiles; tile += kWarps) {
@@ -120,7 +121,7 @@ bool BlocksMakeRows(const ProductArgs& args) {
   return args.weights.planes * kRowsAtOnce * SharedRowBytes(columns) <= kSharedRowsMax;
 }
 
-template <int kPlanes, int kTiles, bool kTransposed>
+template <Form kForm, int kTiles, bool kTransposed>
 Error LaunchTiles(const ProductArgs& args, Stream stream) {
   ProductKernelArgs kernel_args{args, 0, 0};
   if (BlocksMakeRows(args)) {
@@ -130,15 +131,15 @@ Error LaunchTiles(const ProductArgs& args, Stream stream) {
   const int blocks_max = args.multiprocessors > 0 ? args.multiprocessors : 1;
   kernel_args.units_per_block = (units + blocks_max - 1) / blocks_max;
   const Grid grid{(units + kernel_args.units_per_block - 1) / kernel_args.units_per_block};
-  return LaunchEarly(Product<kPlanes, kTiles, kTransposed>, grid, kProductThreads<kPlanes>,
-                     SharedBytes<kPlanes, kTiles>(kernel_args.shared_row_bytes), stream, kernel_args);
+  return LaunchEarly(Product<kForm, kTiles, kTransposed>, grid, kProductThreads<PlanesOf(kForm)>,
+                     SharedBytes<kForm, kTiles, kTransposed>(kernel_args.shared_row_bytes), stream, kernel_args);
 }
 
-template <int kPlanes, bool kTransposed>
+template <Form kForm, bool kTransposed>
 Error LaunchRows(const ProductArgs& args, Stream stream) {
-  if (args.rows <= 8) return LaunchTiles<kPlanes, 1, kTransposed>(args, stream);
-  if (args.rows <= 32) return LaunchTiles<kPlanes, 4, kTransposed>(args, stream);
-  return LaunchTiles<kPlanes, 8, kTransposed>(args, stream);
+  if (args.rows <= 8) return LaunchTiles<kForm, 1, kTransposed>(args, stream);
+  if (args.rows <= 32) return LaunchTiles<kForm, 4, kTransposed>(args, stream);
+  return LaunchTiles<kForm, 8, kTransposed>(args, stream);
 }
 
 }  // namespace
@@ -162,10 +163,10 @@ Error LaunchProduct(const ProductArgs& args, Stream stream) {
     product.source.kind = RowSource::kPlanes;
   }
   if (args.rows >= kManyFrom) return LaunchManyProduct(product, stream);
-  if (args.weights.planes == 1) {
-    return args.transposed ? LaunchRows<1, true>(product, stream) : LaunchRows<1, false>(product, stream);
-  }
-  return args.transposed ? LaunchRows<3, true>(product, stream) : LaunchRows<3, false>(product, stream);
+  return WithForm(args.weights, [&](auto form) {
+    return args.transposed ? LaunchRows<form.value, true>(product, stream)
+                           : LaunchRows<form.value, false>(product, stream);
+  });
 }
 
 }  // namespace c3po::cuda

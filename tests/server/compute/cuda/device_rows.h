@@ -8,8 +8,11 @@
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "server/compute/cpu/quantized_panels.h"
 #include "server/compute/cuda/layout.h"
 #include "server/compute/cuda/packed_matrix.h"
 #include "tests/host_cuda/device_array.h"
@@ -46,21 +49,54 @@ inline double Seen(float x, int planes) { return planes == 1 ? WidenBfloat16(Rou
 // The bound of a product's error, as a share of the sum of its terms' magnitudes.
 inline double Tolerance(int planes) { return planes == 1 ? 1e-6 : 2e-6; }
 
+// How a product's weights lie, and in how many planes its rows.
+struct Lying {
+  int bits, planes;
+};
+inline constexpr Lying kLyings[] = {{16, 1}, {16, 3}, {8, 1}, {8, 3}, {4, 1}, {4, 3}};
+inline std::string Named(const Lying& lying) {
+  return std::to_string(lying.bits) + " bits, " + std::to_string(lying.planes) + " planes";
+}
+
+// Packs w, and says what numbers the packed matrix holds. Of 8 and 4 bits levels and scales are the CPU's.
+inline std::vector<uint8_t> PackedMatrix(const PackedLayout& layout, const Floats& w, Floats* held) {
+  std::vector<uint8_t> packed(static_cast<size_t>(layout.bytes()));
+  *held = Floats(w.rows, w.columns);
+  const auto matrix_columns = static_cast<int>(layout.matrix_columns());
+  for (int r = 0; r < w.rows; ++r) {
+    if (layout.bits() == 16) {
+      layout.PackRow(r, 0, &w.values[size_t(r) * size_t(w.columns)], w.columns, packed.data());
+      for (int c = 0; c < w.columns; ++c) (*held)(r, c) = static_cast<float>(Seen(w(r, c), layout.planes()));
+      continue;
+    }
+    const auto quants = layout.bits() == 8 ? cpu::WeightLayout::kInt8 : cpu::WeightLayout::kInt4;
+    for (int first = 0; first < w.columns;) {
+      const int count = std::min(32, matrix_columns - first % matrix_columns);
+      float group[cpu::kGroupColumns * cpu::kPanelRows] = {};
+      for (int k = 0; k < count; ++k) group[k * cpu::kPanelRows] = w(r, first + k);
+      cpu::QuantizedGroups quantized;
+      if (!cpu::QuantizeGroups(quants, group, quantized)) throw std::invalid_argument("not finite");
+      int8_t levels[cpu::kGroupColumns];
+      cpu::LevelsOf(quants, quantized, 0, levels);
+      layout.PackGroup(r, first, levels, count, quantized.scales[0], packed.data());
+      for (int k = 0; k < count; ++k) (*held)(r, first + k) = WidenBfloat16(quantized.scales[0]) * levels[k];
+      first += count;
+    }
+  }
+  return packed;
+}
+
 // A packed matrix on the device, of exactly its bytes.
 class DeviceWeights {
  public:
-  DeviceWeights(const PackedLayout& layout, const Floats& w) : layout_(layout), memory_(Packed(layout, w)) {}
+  DeviceWeights(const PackedLayout& layout, const Floats& w)
+      : layout_(layout), memory_(PackedMatrix(layout, w, &held_)) {}
   PackedWeights view() const { return layout_.Weights(memory_.data()); }
+  const Floats& held() const { return held_; }  // what a product computes with
 
  private:
-  static std::vector<uint8_t> Packed(const PackedLayout& layout, const Floats& w) {
-    std::vector<uint8_t> packed(static_cast<size_t>(layout.bytes()));
-    for (int r = 0; r < w.rows; ++r)
-      layout.PackRow(r, 0, &w.values[size_t(r) * size_t(w.columns)], w.columns, packed.data());
-    return packed;
-  }
-
   PackedLayout layout_;
+  Floats held_;
   DeviceArray<uint8_t> memory_;
 };
 

@@ -112,7 +112,8 @@ TEST(ExpertMix, IsThatOfDoublePrecision) {
 // Rows alone and among others, in any order of threads, on few multiprocessors and on many.
 TEST(ExpertProducts, RowsAreBitwiseTheSameInAnyBatch) {
   std::mt19937 random(12);
-  for (const Block& block : {Block{72, 88, 9, 4, 40, 1}, Block{72, 88, 9, 4, 40, 3}}) {
+  for (const Block& block : {Block{72, 88, 9, 4, 40, 1}, Block{72, 88, 9, 4, 40, 3}, Block{72, 88, 9, 4, 40, 1, 8},
+                             Block{72, 88, 9, 4, 40, 1, 4}, Block{72, 88, 9, 4, 40, 3, 4}}) {
     const Weights weights(block, random);
     const Rows rows(70, block, Choice::kSomeNone, random);
     const Activation all(70, block);

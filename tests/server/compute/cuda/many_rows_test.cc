@@ -24,12 +24,12 @@ bool SameBits(const Floats& a, const Floats& b) {
 
 TEST(ManyRows, ProductIsThatOfFew) {
   std::mt19937 random(21);
-  for (const int planes : {1, 3}) {
+  for (const auto& [bits, planes] : kLyings) {
     for (const bool transposed : {false, true}) {
       // Outputs of more than one block's, and an odd number of units.
       for (const auto& [m, k] : {std::pair{40, 72}, std::pair{300, 40}, std::pair{24, 560}, std::pair{40, 280}}) {
         const Floats w = RandomFloats(m, k, random);
-        const DeviceWeights weights(PackedLayout::Plain(m, k, planes), w);
+        const DeviceWeights weights(PackedLayout::Plain(m, k, planes).WithBits(bits), w);
         const int terms = transposed ? m : k, outputs = transposed ? k : m, rows = 150;
         const DevicePlanes in(RandomFloats(rows, terms, random), planes, transposed);
         ProductArgs args;
@@ -53,7 +53,8 @@ TEST(ManyRows, ProductIsThatOfFew) {
         for (const auto& [first, count] : {std::pair{0, 64}, {64, 64}, {128, 22}}) {
           const Floats few = run(first, count, 2);
           ASSERT_EQ(std::memcmp(few.values.data(), &many.values[size_t(first * outputs)], few.values.size() * 4), 0)
-              << "M " << m << " K " << k << " planes " << planes << " transposed " << transposed << " from " << first;
+              << "M " << m << " K " << k << " " << Named(Lying{bits, planes}) << " transposed " << transposed
+              << " from " << first;
         }
       }
     }
@@ -97,8 +98,9 @@ TEST(ExpertLists, HoldEachExpertsPairsAscending) {
   }
 }
 
-const Block kManyBlocks[] = {
-    {40, 24, 5, 2, 40, 1}, {40, 24, 5, 2, 40, 3}, {72, 300, 3, 1, 0, 1}, {300, 72, 3, 1, 24, 3}};
+const Block kManyBlocks[] = {{40, 24, 5, 2, 40, 1},    {40, 24, 5, 2, 40, 3},    {72, 300, 3, 1, 0, 1},
+                             {300, 72, 3, 1, 24, 3},   {40, 24, 5, 2, 40, 1, 8}, {300, 72, 3, 1, 24, 3, 8},
+                             {72, 300, 3, 1, 0, 1, 4}, {300, 72, 3, 1, 24, 3, 4}};
 
 TEST(ManyRows, ExpertsAreThoseOfFew) {
   std::mt19937 random(23);

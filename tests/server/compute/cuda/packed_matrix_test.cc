@@ -10,6 +10,8 @@
 #include <set>
 #include <vector>
 
+#include "tests/server/compute/cuda/device_rows.h"
+
 namespace c3po::cuda {
 namespace {
 
@@ -171,6 +173,89 @@ TEST(PackedLayout, Bfloat16ValuesStayAsTheyAre) {
     std::vector<std::byte> packed(static_cast<size_t>(layout.bytes()));
     layout.PackRow(3, 0, values.data(), 32, packed.data());
     for (int64_t c = 0; c < 32; ++c) EXPECT_EQ(layout.Entry(3, c, packed.data()), WidenBfloat16(values[size_t(c)]));
+  }
+}
+
+// Where a block of levels begins, and where its scales do, once more from layout.h.
+struct BlockPlace {
+  size_t levels, scales;
+};
+BlockPlace PlaceOfBlock(int bits, int columns, int band, int chunk) {
+  const int chunks = (columns + 31) / 32, of_block = bits == 8 ? 1 : 2;
+  const int blocks = (chunks + of_block - 1) / of_block, bytes = bits == 8 ? 544 : 576;
+  const auto at = static_cast<size_t>((band * blocks + chunk / of_block) * bytes);
+  return {at, at + 512 + static_cast<size_t>(chunk % of_block) * 4};
+}
+
+// What lanes hold of levels, from the definition: the operand's registers one by one, each two levels.
+TEST(PackedLayout, LanesHoldTheLevelsOfTheOperand) {
+  std::mt19937 random(4);
+  const int rows = 40, columns = 72;
+  const Floats w = RandomFloats(rows, columns, random);
+  for (const int bits : {8, 4}) {
+    Floats held;
+    const std::vector<uint8_t> packed = PackedMatrix(PackedLayout::Plain(rows, columns, 1).WithBits(bits), w, &held);
+    ASSERT_EQ(packed.size(), bits == 8 ? size_t(3 * 3 * 544) : size_t(3 * 2 * 576));
+    for (int row = 0; row < 48; ++row) {
+      for (int column = 0; column < 96; ++column) {
+        const BlockPlace block = PlaceOfBlock(bits, columns, row / 16, column / 32);
+        const int g = row % 8, half = row % 16 / 8, t = column % 32 / 8, tile = column % 8 / 4, second = column % 4 / 2;
+        const size_t lane = block.levels + static_cast<size_t>(g * 4 + t) * 16;
+        const size_t in_block = bits == 8 ? size_t(tile * 8 + second * 4) : size_t(column / 32 % 2 * 8 + tile * 4);
+        const int byte = packed[lane + in_block + static_cast<size_t>(half + column % 2 * 2)];
+        int level = byte < 128 ? byte : 128 - byte;
+        if (bits == 4) {
+          const int nibble = second == 1 ? byte >> 4 : byte & 15;
+          level = nibble < 8 ? nibble : nibble - 16;
+        }
+        uint16_t scale;
+        std::memcpy(&scale, &packed[block.scales + static_cast<size_t>(g * (bits == 8 ? 4 : 8) + half * 2)], 2);
+        const bool inside = row < rows && column < columns;
+        ASSERT_EQ(WidenBfloat16(scale) * static_cast<float>(level), inside ? held(row, column) : 0.0f)
+            << bits << " bits, row " << row << " column " << column;
+      }
+    }
+  }
+}
+
+TEST(PackedLayout, GroupsInAnyOrderKeepEachOthersLevels) {
+  std::mt19937 random(5);
+  for (const int bits : {8, 4}) {
+    for (const PackedLayout& plain :
+         {PackedLayout::Plain(37, 45, 1), PackedLayout::GateUp(3, 24, 40, 1), PackedLayout::SideBySide(40, 3, 23, 1)}) {
+      const PackedLayout layout = plain.WithBits(bits);
+      EXPECT_EQ(layout.bytes(), layout.matrices() * layout.Weights(nullptr).matrix_bytes);
+      const Floats w = RandomFloats(static_cast<int>(layout.rows()), static_cast<int>(layout.columns()), random);
+      Floats held;
+      const std::vector<uint8_t> packed = PackedMatrix(layout, w, &held);
+      for (int r = 0; r < w.rows; ++r) {
+        for (int c = 0; c < w.columns; ++c) ASSERT_EQ(layout.Entry(r, c, packed.data()), held(r, c)) << r << " " << c;
+      }
+      double error = 0, size = 0;
+      for (size_t i = 0; i < held.values.size(); ++i) {
+        error += std::pow(double{held.values[i]} - w.values[i], 2);
+        size += std::pow(double{w.values[i]}, 2);
+      }
+      EXPECT_LT(std::sqrt(error / size), bits == 8 ? 0.01 : 0.15);
+    }
+  }
+}
+
+// Two rows of a band share words: levels that are written anew leave the other row's as they were.
+TEST(PackedLayout, AGroupThatIsPackedTwiceIsTheSecond) {
+  for (const int bits : {8, 4}) {
+    const PackedLayout layout = PackedLayout::Plain(16, 32, 1).WithBits(bits);
+    std::vector<std::byte> packed(static_cast<size_t>(layout.bytes()));
+    std::vector<int8_t> first(32), second(32);
+    for (int k = 0; k < 32; ++k) first[size_t(k)] = static_cast<int8_t>(k % 16 - 8);
+    for (int k = 0; k < 32; ++k) second[size_t(k)] = static_cast<int8_t>(7 - k % 15);
+    layout.PackGroup(1, 0, first.data(), 32, RoundToBfloat16(2), packed.data());
+    layout.PackGroup(9, 0, first.data(), 32, RoundToBfloat16(4), packed.data());
+    layout.PackGroup(1, 0, second.data(), 32, RoundToBfloat16(0.5f), packed.data());
+    for (int k = 0; k < 32; ++k) {
+      EXPECT_EQ(layout.Entry(1, k, packed.data()), 0.5f * second[size_t(k)]);
+      EXPECT_EQ(layout.Entry(9, k, packed.data()), 4.0f * first[size_t(k)]);
+    }
   }
 }
 

@@ -12,10 +12,10 @@ namespace {
 
 TEST(Embedding, ReadsRowsOfAPackedMatrix) {
   std::mt19937 random(7);
-  for (const int planes : {1, 3}) {
+  for (const auto& [bits, planes] : kLyings) {
     for (const int columns : {40, 2051}) {
       const Floats w = RandomFloats(37, columns, random);
-      const DeviceWeights weights(PackedLayout::Plain(37, columns, planes), w);
+      const DeviceWeights weights(PackedLayout::Plain(37, columns, planes).WithBits(bits), w);
       const std::vector<int> tokens = {36, 0, 17, -1, 8, 17};
       const DeviceArray<int> device_tokens(tokens);
       const DeviceFloats out(6, columns, columns + 5);
@@ -32,7 +32,7 @@ TEST(Embedding, ReadsRowsOfAPackedMatrix) {
       for (int r = 0; r < 6; ++r) {
         const int token = tokens[size_t(r)];
         for (int c = 0; c < columns; ++c) {
-          ASSERT_EQ(y(r, c), token < 0 ? 0 : 12 * static_cast<float>(Seen(w(token, c), planes))) << r << " " << c;
+          ASSERT_EQ(y(r, c), token < 0 ? 0 : 12 * weights.held()(token, c)) << r << " " << c;
         }
       }
     }
