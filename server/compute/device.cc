@@ -91,9 +91,6 @@ WeightFormat StoredFormat(const Checkpoint& checkpoint) {
 // Of a placement whose dtype is chosen; `stored`: how the folder holds the weights.
 absl::Status ChooseFormat(const PlacementOptions& options, WeightFormat stored, WeightPlacement& placement) {
   const bool as_stored = options.weights == "auto";
-  if (options.device != kCpuDevice) {
-    return absl::InvalidArgumentError(absl::StrCat("weights ", options.weights, " is of device cpu"));
-  }
   const WeightFormat wanted = as_stored                   ? stored
                               : options.weights == "int8" ? WeightFormat::kInt8
                                                           : WeightFormat::kInt4;
@@ -110,7 +107,7 @@ absl::Status ChooseFormat(const PlacementOptions& options, WeightFormat stored, 
     return absl::OkStatus();  // ChooseLayout refuses.
   placement.format = wanted;
   placement.as_stored = as_stored;
-  placement.rounds_activations = options.arithmetic == "auto";
+  placement.rounds_activations = options.device == kCpuDevice && options.arithmetic == "auto";
   return absl::OkStatus();
 }
 
@@ -131,7 +128,7 @@ absl::Status CheckDevice(const std::string& device) {
 }  // namespace
 
 std::string WeightPlacement::arithmetic() const {
-  if (format != WeightFormat::kElements) {
+  if (device == kCpuDevice && format != WeightFormat::kElements) {
     return !rounds_activations ? "float32" : format == WeightFormat::kInt4 ? "int8" : "int16";
   }
   const bool rounds = device == kCpuDevice ? layout == cpu::WeightLayout::kPairs : dtype == ElementType::kBfloat16;
@@ -139,7 +136,8 @@ std::string WeightPlacement::arithmetic() const {
 }
 
 absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const WeightPlacement& weights) {
-  const bool float32 = weights.dtype == ElementType::kFloat32 && weights.format == WeightFormat::kElements;
+  const bool quantized = weights.device == kCpuDevice && weights.format != WeightFormat::kElements;
+  const bool float32 = weights.dtype == ElementType::kFloat32 && !quantized;
   const ElementType by_weights = float32 ? ElementType::kFloat32 : ElementType::kBfloat16;
   if (name == "auto") return by_weights;
   if (name != "float32" && name != "bfloat16") {
@@ -150,7 +148,7 @@ absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const WeightPl
   if (weights.device == kCudaDevice && kv != by_weights) {
     return absl::InvalidArgumentError(absl::StrCat("kv-cache-dtype ", name, ": device cuda keeps keys and values in ",
                                                    name == "float32" ? "bfloat16" : "float32",
-                                                   " where its weights are"));
+                                                   " beside a dtype of that"));
   }
   return kv;
 }
@@ -168,8 +166,7 @@ absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, co
   C3PO_ASSIGN_OR_RETURN(const DType stored, StoredType(checkpoint));
   C3PO_ASSIGN_OR_RETURN(placement.dtype, ChooseDtype(dtype, options.device, stored));
   const WeightFormat stored_format = StoredFormat(checkpoint);
-  const bool as_stored =
-      options.weights == "auto" && options.device == kCpuDevice && stored_format != WeightFormat::kElements;
+  const bool as_stored = options.weights == "auto" && stored_format != WeightFormat::kElements;
   if (as_stored || IsQuantized(options.weights)) {
     C3PO_RETURN_IF_ERROR(ChooseFormat(options, stored_format, placement));
   }
@@ -192,7 +189,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config, 
     }
     C3PO_ASSIGN_OR_RETURN(const cuda::CudaDevice device, OpenCuda());
     return std::make_unique<cuda::CudaBackend>(config, weights, placement.dtype, aten::MakeRopeTable(config), device,
-                                               progress);
+                                               progress, placement.format, placement.as_stored);
   } catch (const std::invalid_argument& error) {
     return absl::InvalidArgumentError(absl::StrCat("loading weights: ", error.what()));
   } catch (const std::exception& error) {

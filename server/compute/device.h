@@ -38,8 +38,8 @@ struct WeightPlacement {
   // On the CPU: is told what activations meet the matrices in steps of running sequences; null: nobody.
   std::shared_ptr<cpu::ActivationSquares> observer = nullptr;
 
-  // Of products, as ModelShape tells it: "float32" or "bfloat16"; "int16" where weights of 8 bits meet rounded
-  // activations, "int8" where those of 4 bits do.
+  // Of products, as ModelShape tells it: "float32" or "bfloat16"; on the CPU "int16" where weights of 8 bits meet
+  // rounded activations, "int8" where those of 4 bits do.
   std::string arithmetic() const;
   // How the large matrices are held, as ModelShape tells it: "int8", "int4", else the name of `dtype`.
   std::string weights() const;
@@ -68,16 +68,17 @@ absl::StatusOr<ElementType> ChooseKvType(const std::string& name, const WeightPl
 //   arithmetic  of products on the CPU: "float32"; "bfloat16", which rounds activations to bfloat16, and needs weights
 //               of it and a processor that multiplies them (server/compute/cpu/bfloat16_products.h); "auto": bfloat16
 //               where it can be. Another device computes in the weights' dtype.
-//   weights     how the large matrices are held (cpu::PackWeights): "int8" or "int4", quantized at load, on the CPU; or
-//               "float32" or "bfloat16", another word for that dtype, in which packed levels are widened; "auto": on
-//               the CPU packed levels as they are stored, all else as `dtype` says. Where they are
-//               quantized, `dtype` is that of all else, and `arithmetic` "auto" rounds the activations of running
-//               sequences to integers (cpu::CpuBackend); "float32" does not, and "bfloat16" is refused.
+//   weights     how the large matrices are held (cpu::PackWeights): "int8" or "int4", quantized at load; or "float32"
+//   or
+//               "bfloat16", another word for that dtype, in which packed levels are widened; "auto": packed levels as
+//               they are stored, all else as `dtype` says. Where they are quantized, `dtype` is that of all else. On
+//               the CPU `arithmetic` "auto" then rounds the activations of running sequences to integers
+//               (cpu::CpuBackend), and "float32" does not; on CUDA rows are rounded to `dtype`. "bfloat16" is refused.
 //   kv_cache_dtype  see ChooseKvType
-// InvalidArgument: another name, bfloat16 with weights of float32 or quantized ones, or asked of another device,
-// quantized weights asked of another device, "int8" of weights that are packed in 4 bits or the other way, a dtype that
-// contradicts `weights`, an embedding that is not stored as weights are, and as ChooseKvType; NotFound: it is missing;
-// FailedPrecondition: the device is missing, or the processor cannot.
+// InvalidArgument: another name, bfloat16 with weights of float32 or quantized ones, or asked of another device, "int8"
+// of weights that are packed in 4 bits or the other way, a dtype that contradicts `weights`, an embedding that is not
+// stored as weights are, and as ChooseKvType; NotFound: it is missing; FailedPrecondition: the device is missing, or
+// the processor cannot.
 absl::StatusOr<WeightPlacement> ChoosePlacement(const Checkpoint& checkpoint, const PlacementOptions& options);
 
 // What computes on that device, with weights that it packed for itself. ResourceExhausted: they find no room.

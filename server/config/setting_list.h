@@ -42,8 +42,8 @@ void VisitSettings(Config& c, Visit visit) {
       "of keys and values, the KV cache's and references': float32, bfloat16; auto: bfloat16 unless the weights are "
       "float32");
   setting("weights", c.weights,
-          "how experts, projections and LM head are held: int8 or int4, quantized at load, on the CPU; float32 or "
-          "bfloat16; auto: as dtype");
+          "how experts, projections and LM head are held: int8 or int4, quantized at load; float32 or bfloat16; auto: "
+          "as stored where the folder is quantized, else as dtype");
   setting("embedder", c.embedder,
           "sentence encoder, a folder or ORG/NAME as for --model; or \"model\" for the model's own hidden states");
   setting("embedder-revision", c.embedder_revision, "branch, tag or commit of an --embedder ORG/NAME; empty: main");

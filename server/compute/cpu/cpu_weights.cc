@@ -101,7 +101,7 @@ class Packer {
     if (IsVector(use.role)) return AddVector(use, matrix);
     Filling& whole = matrices_[{use.role, use.layer}];
     if (whole.data == nullptr) Begin(stored, whole);
-    if (as_stored_ && use.role != WeightRole::kEmbedding) CheckStoredAlike(stored, whole);
+    if (as_stored_) CheckStoredAlike(stored, whole.layout);
     whole.missing -= matrix.rows * matrix.columns;
     if (whole.layout != WeightLayout::kRows) return AddQuantized(stored, whole);
     const int64_t element = BytesOf(type_);
@@ -143,7 +143,7 @@ class Packer {
     const WeightUse& use = stored.use;
     whole.shape = ShapeOfRole(config_, use.role, use.layer);
     whole.missing = whole.shape.rows * whole.shape.columns;
-    whole.layout = LayoutToHold(stored);
+    whole.layout = LayoutToHold(config_, stored, format_, as_stored_);
     int64_t bytes = whole.missing * BytesOf(type_);
     if (whole.layout != WeightLayout::kRows) {
       const int64_t f = config_.intermediate_size;
@@ -160,24 +160,6 @@ class Packer {
   // A level of 0 with a scale of 0.
   void ClearPadding(const Filling& whole, int64_t bytes) const {
     if (!whole.cut.whole_panels()) std::memset(whole.data.get(), 0, static_cast<size_t>(bytes));
-  }
-
-  // Of the LM head that an embedding is too, in elements, 8 bits also as stored: readers of such folders know no
-  // others.
-  WeightLayout LayoutToHold(const StoredWeight& stored) const {
-    const WeightLayout packed = PackedLayoutOf(stored.matrix.type);
-    const bool tied = stored.use.role == WeightRole::kEmbedding && config_.tied_embeddings;
-    if (as_stored_ && (!tied || packed != WeightLayout::kRows)) return packed;
-    return QuantizedLayout(stored.use.role, format_, config_.tied_embeddings);
-  }
-
-  // What lies in one matrix has one layout.
-  static void CheckStoredAlike(const StoredWeight& stored, const Filling& whole) {
-    const WeightLayout layout = PackedLayoutOf(stored.matrix.type);
-    if (layout == whole.layout) return;
-    throw std::invalid_argument(absl::StrCat("tensor ", Quoted(stored.name), ": ", DTypeName(stored.matrix.type),
-                                             ", but another one that lies in a matrix with it is stored otherwise: ",
-                                             "weights float32 and bfloat16 widen both"));
   }
 
   // Of what the weight's columns weigh, by the largest of it, as folders are quantized; empty: all the same.
@@ -326,6 +308,22 @@ class Packer {
 };
 
 }  // namespace
+
+WeightLayout LayoutToHold(const ModelConfig& config, const StoredWeight& stored, WeightFormat format, bool as_stored) {
+  const WeightLayout packed = PackedLayoutOf(stored.matrix.type);
+  // Of the LM head that an embedding is too, in elements, 8 bits also as stored: readers of such folders know no
+  // others.
+  const bool tied = stored.use.role == WeightRole::kEmbedding && config.tied_embeddings;
+  if (as_stored && (!tied || packed != WeightLayout::kRows)) return packed;
+  return QuantizedLayout(stored.use.role, format, config.tied_embeddings);
+}
+
+void CheckStoredAlike(const StoredWeight& stored, WeightLayout held) {
+  if (stored.use.role == WeightRole::kEmbedding || PackedLayoutOf(stored.matrix.type) == held) return;
+  throw std::invalid_argument(absl::StrCat("tensor ", Quoted(stored.name), ": ", DTypeName(stored.matrix.type),
+                                           ", but another one that lies in a matrix with it is stored otherwise: ",
+                                           "weights float32 and bfloat16 widen both"));
+}
 
 WeightLayout QuantizedLayout(WeightRole role, WeightFormat format, bool tied_embeddings) {
   if (format == WeightFormat::kElements || IsVector(role)) return WeightLayout::kRows;

@@ -55,6 +55,12 @@ CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, E
 // How `format` holds a role's matrix: kInt8, kInt4, or kRows, which is not quantized.
 WeightLayout QuantizedLayout(WeightRole role, WeightFormat format, bool tied_embeddings);
 
+// The same of the matrix that a stored weight belongs to; `as_stored`: as PackWeights has it.
+WeightLayout LayoutToHold(const ModelConfig& config, const StoredWeight& stored, WeightFormat format, bool as_stored);
+// Throws std::invalid_argument where packed levels are stored in another way than the matrix that they belong to is
+// held, as they are stored: what lies in one matrix has one layout.
+void CheckStoredAlike(const StoredWeight& stored, WeightLayout held);
+
 // The same views, whose products round activations (WeightView::rounds_activations) where weights are quantized.
 LayerViews WithRoundedActivations(const LayerViews& views);
 WeightView WithRoundedActivations(WeightView view);

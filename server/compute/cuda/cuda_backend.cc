@@ -35,7 +35,7 @@ OwnedStream::OwnedStream(Runtime& runtime) : runtime_(runtime) {
 OwnedStream::~OwnedStream() { static_cast<void>(runtime_.DeleteStream(stream_)); }
 
 CudaBackend::CudaBackend(ModelConfig config, const ModelWeights& weights, ElementType type, const RopeTable& rope,
-                         const CudaDevice& device, const LoadProgress& progress)
+                         const CudaDevice& device, const LoadProgress& progress, WeightFormat format, bool as_stored)
     : config_(std::move(config)),
       runtime_(*device.runtime),
       kernels_(*device.kernels),
@@ -44,7 +44,7 @@ CudaBackend::CudaBackend(ModelConfig config, const ModelWeights& weights, Elemen
       stream_(runtime_),
       memory_(DevicePool::Create(runtime_)),
       copies_(runtime_, stream()),
-      weights_(PackWeights(config_, weights, type, *memory_, copies_, progress)),
+      weights_(PackWeights(config_, weights, type, format, as_stored, *memory_, copies_, progress)),
       info_{ElementType::kFloat32,
             /*batch_invariant=*/true,
             /*pads=*/false,
@@ -53,7 +53,8 @@ CudaBackend::CudaBackend(ModelConfig config, const ModelWeights& weights, Elemen
             weights_.type,
             weights_.bytes,
             config_.experts_per_token,
-            planes() == 1 ? ElementType::kBfloat16 : ElementType::kFloat32},
+            planes() == 1 ? ElementType::kBfloat16 : ElementType::kFloat32,
+            weights_.format},
       cos_(Uploaded(rope.cos.get(), rope.positions * rope.half, *memory_, copies_)),
       sin_(Uploaded(rope.sin.get(), rope.positions * rope.half, *memory_, copies_)),
       arena_(memory_),

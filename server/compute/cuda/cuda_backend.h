@@ -63,8 +63,10 @@ inline float* FloatsOf(const Matrix& m) { return static_cast<float*>(m.data); }
 // the GPU failed.
 class CudaBackend final : public Backend, public WholePasses {
  public:
+  // Errors are those of cuda::PackWeights.
   CudaBackend(ModelConfig config, const ModelWeights& weights, ElementType type, const RopeTable& rope,
-              const CudaDevice& device, const LoadProgress& progress = nullptr);
+              const CudaDevice& device, const LoadProgress& progress = nullptr,
+              WeightFormat format = WeightFormat::kElements, bool as_stored = false);
   ~CudaBackend() override;
 
   const BackendInfo& info() const override { return info_; }

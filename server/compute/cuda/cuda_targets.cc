@@ -115,7 +115,7 @@ std::shared_ptr<const TargetTokens> CudaBackend::NewTargets(int64_t row_count, a
   const std::vector<int32_t> read(tokens_read.begin(), tokens_read.end());
   const auto count = static_cast<int32_t>(read.size());
   head->weights.rows = count;
-  head->weights.matrix_bytes = PackedBytes(count, weights_.head.columns, weights_.head.planes);
+  head->weights.matrix_bytes = PackedBytes(count, weights_.head.columns, weights_.head.planes, weights_.head.bits);
   head->own = memory_->Take(head->weights.matrix_bytes);
   head->weights.data = head->weights_data = head->own.get();
   DeviceArrays arrays;
@@ -135,7 +135,8 @@ OwnedMatrix CudaBackend::TargetLogprobs(absl::Span<const TargetTokens* const> ta
   tape->products = GroupByWeights<Product>(targets);
   for (Product& product : tape->products) {
     product.weights = Of(targets[product.heads.front()]).weights;
-    PlaceProduct(targets, first, [this](const DeviceArrays& arrays) { return Place(arrays); }, product);
+    PlaceProduct(
+        targets, first, [this](const DeviceArrays& arrays) { return Place(arrays); }, product);
     product.logits = memory.Floats(product.rows * product.weights.rows);
     product.readouts = static_cast<RowReadout*>(memory.Take(product.rows * int64_t{sizeof(RowReadout)}));
     HeadProduct(product.weights, FloatsOf(hidden.view()), At<int>(product.arrays, product.row_index_at), product.rows,

@@ -1,9 +1,15 @@
 #include "server/compute/cuda/cuda_weights.h"
 
 #include <algorithm>
+#include <atomic>
 #include <map>
+#include <stdexcept>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "server/compute/cpu/cpu_weights.h"
+#include "server/compute/cpu/quantized_panels.h"
+#include "server/compute/cpu/stored_groups.h"
 #include "server/compute/cpu/thread_pool.h"
 #include "server/compute/cuda/packed_matrix.h"
 #include "server/weights/stored_elements.h"
@@ -24,22 +30,51 @@ struct Filling {
   std::vector<std::byte> packed;
   std::vector<float> plain;
   int64_t columns = 0;
-  int64_t missing = 0;  // entries
+  int64_t missing = 0;                                // entries
+  cpu::WeightLayout held = cpu::WeightLayout::kRows;  // kInt8 and kInt4: quantized so
 };
+
+// Puts the groups of rows [begin, end) of a stored weight, 16 at most, into its role's packed matrix: packed levels of
+// its own format as they are, all else quantized. False where a weight cannot be held.
+bool PackGroups(const ModelConfig& config, const StoredWeight& stored, int64_t begin, int64_t end,
+                const PackedLayout& packed, void* to) {
+  const HostMatrix& from = stored.matrix;
+  const auto layout = packed.bits() == 8 ? cpu::WeightLayout::kInt8 : cpu::WeightLayout::kInt4;
+  const cpu::QuantizedCut cut =
+      cpu::QuantizedCut::Of(packed.rows(), packed.columns(), packed.rows(), packed.matrix_columns());
+  const int64_t first = cut.GroupOf(stored.use.column);
+  const auto store = [&](int64_t group, const cpu::QuantizedGroups& groups) {
+    const int64_t column = cut.GroupColumn(first + group), count = cut.ColumnsOf(first + group);
+    for (int64_t r = begin; r < end; ++r) {
+      int8_t levels[cpu::kGroupColumns];
+      cpu::LevelsOf(layout, groups, r - begin, levels);
+      packed.PackGroup(stored.use.RowOf(r, config), column, levels, count, groups.scales[r - begin], to);
+    }
+  };
+  if (cpu::PackedLayoutOf(from.type) != layout) {
+    return cpu::QuantizeRows(layout, from, begin, end, cut.column_unit, nullptr, store);
+  }
+  cpu::CopyGroups(from, begin, end, cut.column_unit, store);
+  return true;
+}
 
 class Packer {
  public:
-  Packer(const ModelConfig& config, ElementType type, DevicePool& memory, HostCopies& copies)
-      : config_(config), type_(type), memory_(memory), copies_(copies) {}
+  Packer(const ModelConfig& config, ElementType type, WeightFormat format, bool as_stored, DevicePool& memory,
+         HostCopies& copies)
+      : config_(config), type_(type), format_(format), as_stored_(as_stored), memory_(memory), copies_(copies) {}
 
   void Add(const StoredWeight& stored) {
     const WeightUse& use = stored.use;
     const Key key{use.role, use.layer};
     const auto [found, is_new] = filling_.try_emplace(key);
     Filling& whole = found->second;
-    if (is_new) Begin(use, whole);
+    if (is_new) Begin(stored, whole);
+    if (as_stored_ && IsQuantized(use.role)) cpu::CheckStoredAlike(stored, whole.held);
     if (IsPlain(use.role)) {
       CopyPlain(stored, whole);
+    } else if (whole.layout.bits() != 16) {
+      CopyQuantized(stored, whole);
     } else {
       CopyPacked(stored, whole);
     }
@@ -53,6 +88,7 @@ class Packer {
   CudaWeights Finish() {
     CudaWeights weights;
     weights.type = type_;
+    weights.format = format_;
     weights.embedding = Packed(WeightRole::kEmbedding, 0);
     weights.final_norm = Plain(WeightRole::kFinalNorm, 0);
     weights.head = config_.tied_embeddings ? weights.embedding : Packed(WeightRole::kHead, 0);
@@ -78,7 +114,12 @@ class Packer {
     }
   }
 
-  void Begin(const WeightUse& use, Filling& whole) const {
+  bool IsQuantized(WeightRole role) const {
+    return cpu::QuantizedLayout(role, format_, config_.tied_embeddings) != cpu::WeightLayout::kRows;
+  }
+
+  void Begin(const StoredWeight& stored, Filling& whole) const {
+    const WeightUse& use = stored.use;
     const MatrixShape shape = ShapeOfRole(config_, use.role, use.layer);
     whole.columns = shape.columns;
     whole.missing = shape.rows * shape.columns;
@@ -86,6 +127,10 @@ class Packer {
       whole.plain.resize(static_cast<size_t>(whole.missing));
     } else {
       whole.layout = LayoutOf(use.role, shape);
+      if (IsQuantized(use.role)) whole.held = cpu::LayoutToHold(config_, stored, format_, as_stored_);
+      if (whole.held != cpu::WeightLayout::kRows) {
+        whole.layout = whole.layout.WithBits(whole.held == cpu::WeightLayout::kInt8 ? 8 : 4);
+      }
       whole.packed.resize(static_cast<size_t>(whole.layout.bytes()));
     }
   }
@@ -120,6 +165,26 @@ class Packer {
                          }
                        }
                      });
+  }
+
+  void CopyQuantized(const StoredWeight& stored, Filling& whole) const {
+    constexpr int64_t kGrain = 1 << 16;
+    const int64_t rows = stored.matrix.rows, panel = cpu::kPanelRows;
+    std::atomic<bool> finite{true};
+    cpu::ParallelFor((rows + panel - 1) / panel,
+                     std::max<int64_t>(1, kGrain / (panel * std::max<int64_t>(1, stored.matrix.columns))),
+                     [&](int64_t begin, int64_t end) {
+                       for (int64_t i = begin; i < end; ++i) {
+                         const int64_t until = std::min(rows, (i + 1) * panel);
+                         if (!PackGroups(config_, stored, i * panel, until, whole.layout, whole.packed.data())) {
+                           finite = false;
+                         }
+                       }
+                     });
+    if (finite) return;
+    throw std::invalid_argument(absl::StrCat(stored.name.empty() ? "a tensor" : stored.name,
+                                             " has a weight that is not finite or too large, which int",
+                                             whole.layout.bits(), " cannot hold"));
   }
 
   void Send(const Key& key, const Filling& whole) {
@@ -168,6 +233,8 @@ class Packer {
 
   const ModelConfig& config_;
   const ElementType type_;
+  const WeightFormat format_;
+  const bool as_stored_;
   DevicePool& memory_;
   HostCopies& copies_;
   std::map<Key, Filling> filling_;
@@ -178,9 +245,9 @@ class Packer {
 
 }  // namespace
 
-CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, DevicePool& memory,
-                        HostCopies& copies, const LoadProgress& progress) {
-  Packer packer(config, type, memory, copies);
+CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightFormat format,
+                        bool as_stored, DevicePool& memory, HostCopies& copies, const LoadProgress& progress) {
+  Packer packer(config, type, format, as_stored, memory, copies);
   PackEach(config, weights, progress, [&](const StoredWeight& stored) { packer.Add(stored); });
   return packer.Finish();
 }

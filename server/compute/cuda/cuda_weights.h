@@ -44,17 +44,21 @@ struct CudaWeights {
   const float* final_norm = nullptr;
   PackedWeights head;  // [V, d]; the embedding itself when tied
   std::vector<CudaLayer> layers;
-  ElementType type = ElementType::kFloat32;  // of matrices
-  int64_t bytes = 0;                         // that all take
+  ElementType type = ElementType::kFloat32;  // of matrices that are not quantized, and of the rows that meet any
+  WeightFormat format = WeightFormat::kElements;
+  int64_t bytes = 0;  // that all take
   std::vector<std::shared_ptr<void>> memory;
 };
 
 // Copies all weights to the device. Matrices of `type`: bfloat16 is one plane, float32 three (layout.h), which is
-// exact. Vectors and routers are float32; norms, the output's bias, routers and the shared expert's gate are rounded to
-// `type` first, the bias of queries, keys and values is not. On the host one matrix at a time is packed, by
-// cpu::ThreadPool::Shared(). Errors are those of PackEach; DeviceError; std::bad_alloc.
-CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, DevicePool& memory,
-                        HostCopies& copies, const LoadProgress& progress = nullptr);
+// exact. `format` kInt8 or kInt4, `as_stored`: what cpu::PackWeights holds quantized is so here, with the same levels
+// and scales; its products then round rows as `type` says, and no weight. Vectors and routers are float32; norms, the
+// output's bias, routers and the shared expert's gate are rounded to `type` first, the bias of queries, keys and values
+// is not. On the host one matrix at a time is packed, by cpu::ThreadPool::Shared(). Errors are those of PackEach;
+// DeviceError; std::bad_alloc; std::invalid_argument: a weight to be quantized is not finite, or 2^120 or more, told by
+// its tensor's name.
+CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightFormat format,
+                        bool as_stored, DevicePool& memory, HostCopies& copies, const LoadProgress& progress = nullptr);
 
 }  // namespace c3po::cuda
 

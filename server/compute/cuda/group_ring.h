@@ -86,14 +86,16 @@ class GroupRing {
 
   // The oldest step's weights have come.
   C3PO_DEVICE void Wait() { device::WaitCopies<kDepth - 1>(); }
-  // Levels of tile `tile` of those that the step has of a piece, in the order of chunks.
-  C3PO_DEVICE device::Words4 Levels(int piece, int tile) const {
-    constexpr int kWords = kBits / 4;
+  // A piece's levels, all that this lane has of them: one load, so that the lanes' banks differ.
+  struct alignas(kLaneLevels) Levels {
+    uint32_t words[kLaneLevels / 4];
+
+    // Of tile `tile` of the step, in the order of chunks.
+    C3PO_DEVICE device::Words4 Tile(int tile) const { return WidenLevels<kBits>(words + tile * (kBits / 4)); }
+  };
+  C3PO_DEVICE Levels LevelsOf(int piece) const {
     const char* const from = ring_ + read_ * kStepBytes + piece * kPieceBytes + kLaneLevels * device::Lane();
-    uint32_t words[kWords];
-    C3PO_UNROLL
-    for (int i = 0; i < kWords; ++i) words[i] = reinterpret_cast<const uint32_t*>(from)[tile * kWords + i];
-    return WidenLevels<kBits>(words);
+    return *reinterpret_cast<const Levels*>(from);
   }
   C3PO_DEVICE GroupScales Scales(int piece, int chunk) const {
     const char* const from =

@@ -140,11 +140,11 @@ C3PO_DEVICE Operands<kWeightPlanes<kForm, kTransposed>> LoadOperands(const Weigh
         result.tile[j][p] = kTransposed ? TransposedTile(a) : a;
       }
     } else if constexpr (kTransposed) {
-      const WidenedTile widened(ring.Levels(j, band), ring.Scales(j, 0));
+      const WidenedTile widened(ring.LevelsOf(j).Tile(band), ring.Scales(j, 0));
       C3PO_UNROLL
       for (int p = 0; p < 2; ++p) result.tile[j][p] = TransposedTile(widened.plane[p]);
     } else {
-      result.tile[j][0] = ring.Levels(band, 2 * chunk + j);
+      result.tile[j][0] = ring.LevelsOf(band).Tile(2 * chunk + j);
     }
   }
   return result;

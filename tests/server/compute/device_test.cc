@@ -61,6 +61,19 @@ TEST(ChooseKvType, OfQuantizedWeightsIsBfloat16WhateverTheOthersAre) {
   }
 }
 
+// A GPU's kernels round rows, and keep keys and values, as the type beside the levels says.
+TEST(WeightPlacement, OfQuantizedWeightsOnCudaComputesInTheTypeOfTheOthers) {
+  for (const auto& [name, type] : {std::pair("float32", kFloat32), {"bfloat16", kBfloat16}}) {
+    for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+      const WeightPlacement placement{.device = "cuda", .dtype = type, .format = format};
+      EXPECT_EQ(ChooseKvType("auto", placement).value(), type);
+      EXPECT_FALSE(ChooseKvType(type == kFloat32 ? "bfloat16" : "float32", placement).ok());
+      EXPECT_EQ(placement.arithmetic(), name);
+      EXPECT_EQ(placement.weights(), format == WeightFormat::kInt8 ? "int8" : "int4");
+    }
+  }
+}
+
 TEST(Device, AQueueGivesTheThreadItsModeBackWhenItsWorkThrows) {
   const auto queue = OpenQueue(std::string(kCpuDevice));
   ASSERT_TRUE(queue.ok()) << queue.status();

@@ -14,11 +14,11 @@ namespace c3po {
 
 // A golden model on the GPU's kernels, which run on the host here. `runtime` outlives it.
 inline std::unique_ptr<cuda::CudaBackend> TinyOnCuda(const std::string& name, const ModelConfig& config,
-                                                     cuda::Runtime& runtime,
-                                                     ElementType type = ElementType::kFloat32) {
+                                                     cuda::Runtime& runtime, ElementType type = ElementType::kFloat32,
+                                                     WeightFormat format = WeightFormat::kElements) {
   const cuda::CudaDevice device{&runtime, c3po_model_kernels(cuda::kCudaLibraryVersion), nullptr};
   return std::make_unique<cuda::CudaBackend>(config, TinyWeights(name, config), type, aten::MakeRopeTable(config),
-                                             device);
+                                             device, nullptr, format);
 }
 
 }  // namespace c3po

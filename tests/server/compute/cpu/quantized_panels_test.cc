@@ -221,6 +221,24 @@ TEST_P(QuantizedGroupsOf, AWeightThatIsNotFiniteOrTooLargeIsRefused) {
   }
 }
 
+TEST_P(QuantizedGroupsOf, LevelsTimesTheirScaleAreTheWidenedWeights) {
+  const Group group = Normal(11, 1);
+  QuantizedGroups groups;
+  ASSERT_TRUE(QuantizeGroups(layout(), group.data(), groups));
+  std::set<int> seen;
+  for (int row = 0; row < kRows; ++row) {
+    const Row got = Quantized(group, row);
+    int8_t levels[kColumns];
+    LevelsOf(layout(), groups, row, levels);
+    for (int k = 0; k < kColumns; ++k) {
+      EXPECT_EQ(got.scale * static_cast<float>(levels[k]), got.values[k]) << row << " " << k;
+      seen.insert(levels[k]);
+    }
+  }
+  EXPECT_LT(*seen.begin(), lowest() / 2);
+  EXPECT_GT(*seen.rbegin(), highest() / 2);
+}
+
 TEST_P(QuantizedGroupsOf, EveryWidthOfVectorsGivesTheSameBits) {
   for (uint32_t seed = 1; seed <= 200; ++seed) {
     const Group group = Normal(seed, std::ldexp(1.0f, static_cast<int>(seed) - 100));

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/host_cuda/kernel_run.h"
@@ -66,9 +67,7 @@ void ExpectNear(const Floats& y, const Oracle& oracle, const std::string& what) 
   }
 }
 
-struct Shape {
-  int rows, columns;
-};
+using Shape = std::pair<int, int>;
 
 TEST(Product, IsThatOfDoublePrecision) {
   std::mt19937 random(1);
@@ -76,7 +75,7 @@ TEST(Product, IsThatOfDoublePrecision) {
   for (const Shape& shape :
        {Shape{5, 7}, Shape{40, 24}, Shape{72, 40}, Shape{24, 600}, Shape{17, 1100}, Shape{600, 24}}) {
     for (const auto& [bits, planes] : kLyings) {
-      const Floats w = RandomFloats(shape.rows, shape.columns, random);
+      const Floats w = RandomFloats(shape.first, shape.second, random);
       const DeviceWeights weights(PackedLayout::Plain(w.rows, w.columns, planes).WithBits(bits), w);
       for (const bool transposed : {false, true}) {
         for (const int rows : kRowCounts) {
