@@ -82,7 +82,7 @@ declare -A WHAT=(
   [products]='oracles of products, experts there and back, many rows, remembered experts, gathered rows, row sums, embedding'
   [attention]='oracles of attention, tree attention, router there and back, readout'
   [index]='oracles of scan, float16 scan, beam search, scatter and narrow; indexes and pathways through changes'
-  [marks]='table of marks: decode, prefill, descent, index, with floors of the bandwidth measured in that run'
+  [marks]='table of marks: decode, prefill, descent, products of 16, 8 and 4 bits, index, with floors of the bandwidth measured in that run'
   [memcheck]='compute-sanitizer memcheck on small shapes, if the machine has it'
   [racecheck]='compute-sanitizer racecheck on small shapes, if the machine has it'
 )

@@ -1,5 +1,5 @@
-// The table of marks: what decode, prefill, descent and the index take on a GPU, beside the floors that the bandwidth
-// measured in the same run sets, in one Markdown table on stdout.
+// The table of marks: what decode, prefill, descent, single products of 16, 8 and 4 bits a weight, and the index take
+// on a GPU, beside the floors that the bandwidth measured in the same run sets, in one Markdown table on stdout.
 //   gpu_marks [--tiny] [--model-only | --index-only] [--graph-seconds N (default 25)]
 // The model has OLMoE-1B-7B's shape and made-up bfloat16 weights: how long a step takes depends on its bytes, and on
 // which experts rows choose, which is random here. --tiny: all of it on a small shape and collection, as the tests do.
@@ -32,6 +32,7 @@
 #include "tests/gpu/made_up_model.h"
 #include "tests/gpu/marks_device.h"
 #include "tests/gpu/marks_table.h"
+#include "tests/gpu/product_marks.h"
 #include "tests/server/pathway/one_unit.h"
 
 namespace c3po {
@@ -313,7 +314,10 @@ int Main(int argc, char** argv) {
   MarksTable table(device.has_times, bandwidth,
                    absl::StrCat(options.tiny ? "A small model" : "OLMoE-1B-7B's shape", " in bfloat16, contexts of ",
                                 SizesOf(options.tiny).context, " positions; vectors of the index one query at a time"));
-  if (options.model) MeasureModel(device, options.tiny, table);
+  if (options.model) {
+    MeasureModel(device, options.tiny, table);
+    MeasureProducts(device, options.tiny, table);
+  }
   if (options.index) MeasureIndex(device, options.tiny, options.graph_seconds, table);
   return 0;
 }
