@@ -94,12 +94,12 @@ struct ManyPlace {
   }
 };
 
-template <class ProductKind, int kPlanes>
+template <class ProductKind, Form kForm>
 C3PO_DEVICE void StoreMany(const ExpertProductArgs& args, const ExpertNetworks& networks, const ExpertRows& list,
                            const ExpertPass& pass, int first_unit, int tiles,
-                           const float (&totals)[kManyBands][kManyTiles<kPlanes>][4]) {
+                           const float (&totals)[kManyBands][kManyTiles<kForm>][4]) {
   C3PO_UNROLL
-  for (int tile = 0; tile < kManyTiles<kPlanes>; ++tile) {
+  for (int tile = 0; tile < kManyTiles<kForm>; ++tile) {
     if (tile >= tiles) continue;
     ItemSums sums;
     C3PO_UNROLL
@@ -111,7 +111,7 @@ C3PO_DEVICE void StoreMany(const ExpertProductArgs& args, const ExpertNetworks& 
       sums.unit = first_unit + b / ProductKind::kBands;
       const bool whole = b % ProductKind::kBands == ProductKind::kBands - 1;
       if (whole && sums.unit < ProductKind::Units(networks.weights)) {
-        ProductKind::template Store<kPlanes>(args, networks, sums);
+        ProductKind::template Store<PlanesOf(kForm)>(args, networks, sums);
       }
     }
   }
@@ -119,7 +119,7 @@ C3PO_DEVICE void StoreMany(const ExpertProductArgs& args, const ExpertNetworks& 
 
 template <class ProductKind, Form kForm>
 C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyExperts(ManyExpertArgs<ProductKind> kernel_args) {
-  constexpr int kPlanes = PlanesOf(kForm), kTiles = kManyTiles<kPlanes>,
+  constexpr int kPlanes = PlanesOf(kForm), kTiles = kManyTiles<kForm>,
                 kUnits = kManyBands / ProductKind::kBands;  // units that a warp owns
   constexpr bool kTransposed = ProductKind::kTransposed;
   using Ring = WeightRing<kForm, kManyBands, kTransposed>;
@@ -131,14 +131,14 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyExperts(ManyExpertArgs<Product
   LetNextKernelStart();
   WaitForPreviousKernel();
   const int experts = selection.k > 0 ? selection.experts : 0;
-  if (Warp() == 0) CountPasses<kManyRows<kPlanes>>(args.list_counts, experts, starts);
+  if (Warp() == 0) CountPasses<kManyRows<kForm>>(args.list_counts, experts, starts);
   SyncBlock();
   const auto groups_of = [](const PackedWeights& w) {
     return (ProductKind::Units(w) + kManyWarps * kUnits - 1) / (kManyWarps * kUnits);
   };
   ManyPlace place{starts, experts, groups_of(args.routed.weights), groups_of(args.shared.weights)};
   const int shared_passes =
-      args.shared.weights.data == nullptr ? 0 : (selection.rows + kManyRows<kPlanes> - 1) / kManyRows<kPlanes>;
+      args.shared.weights.data == nullptr ? 0 : (selection.rows + kManyRows<kForm> - 1) / kManyRows<kForm>;
   const int64_t items = int64_t{starts[experts]} * place.routed_groups + int64_t{shared_passes} * place.shared_groups;
   const int64_t begin = items * Block() / Blocks(), end = items * (Block() + 1) / Blocks();
   place.MoveTo(begin);
@@ -162,17 +162,17 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyExperts(ManyExpertArgs<Product
   for (int64_t item = begin; item < end; ++item, place.Advance()) {
     const bool routed = place.routed();
     const ExpertNetworks& networks = routed ? args.routed : args.shared;
-    const int first = (place.pass - starts[place.expert]) * kManyRows<kPlanes>;
+    const int first = (place.pass - starts[place.expert]) * kManyRows<kForm>;
     const int left = (routed ? args.list_counts[place.expert] : selection.rows) - first;
     const ExpertPass pass{place.expert, (routed ? place.expert * selection.rows : 0) + first,
-                          left < kManyRows<kPlanes> ? left : kManyRows<kPlanes>};
+                          left < kManyRows<kForm> ? left : kManyRows<kForm>};
     const int unit = (place.group * kManyWarps + Warp()) * kUnits;
     const int tiles = unit < ProductKind::Units(networks.weights) ? (pass.count + 7) / 8 : 0;
     int64_t row[kTiles];
     FindPassRows(list, pass, networks.in, ProductKind::kInByPair || !routed ? 1 : selection.k, row);
     float totals[kManyBands][kTiles][4];
     MultiplyMany<kForm, kTransposed>(ring, networks.weights, ActivationsOf(networks.in), row, tiles, ask, totals);
-    StoreMany<ProductKind, kPlanes>(args, networks, list, pass, unit, tiles, totals);
+    StoreMany<ProductKind, kForm>(args, networks, list, pass, unit, tiles, totals);
   }
 }
 

@@ -20,17 +20,17 @@ constexpr int GroupsOf(const PackedWeights& w) {
   return (UnitsOf<kTransposed>(w) + kGroupUnits - 1) / kGroupUnits;
 }
 
-template <int kPlanes>
+template <Form kForm>
 constexpr int RowPassesOf(int rows) {
-  return (rows + kManyRows<kPlanes> - 1) / kManyRows<kPlanes>;
+  return (rows + kManyRows<kForm> - 1) / kManyRows<kForm>;
 }
 
 template <Form kForm, bool kTransposed>
 C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyProduct(ManyProductArgs kernel_args) {
-  constexpr int kPlanes = PlanesOf(kForm), kTiles = kManyTiles<kPlanes>;
+  constexpr int kTiles = kManyTiles<kForm>;
   using Ring = WeightRing<kForm, kManyBands, kTransposed>;
   const ProductArgs& args = kernel_args.product;
-  const int passes = RowPassesOf<kPlanes>(args.rows), steps = StepsOf<kForm, kTransposed>(args.weights);
+  const int passes = RowPassesOf<kForm>(args.rows), steps = StepsOf<kForm, kTransposed>(args.weights);
   const int64_t items = int64_t{GroupsOf<kTransposed>(args.weights)} * passes;
   const auto begin = static_cast<int>(items * Block() / Blocks());
   const auto end = static_cast<int>(items * (Block() + 1) / Blocks());
@@ -43,15 +43,15 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyProduct(ManyProductArgs kernel
     if (asked_item >= end) return ring.AskNothing();
     AskStep<kForm, kManyBands, kTransposed>(ring, args.weights, 0, asked_item / passes * kManyWarps + Warp(),
                                             asked.step());
-    if (!asked.template Advance<kPlanes>(steps)) ++asked_item;
+    if (!asked.template Advance<PlanesOf(kForm)>(steps)) ++asked_item;
   };
   for (int i = 0; i < Ring::kDepth; ++i) ask();
   WaitForPreviousKernel();
 
   for (int item = begin; item < end; ++item) {
-    const int first_row = item % passes * kManyRows<kPlanes>;
+    const int first_row = item % passes * kManyRows<kForm>;
     const int unit = (item / passes * kManyWarps + Warp()) * kManyBands;
-    const int rows = args.rows - first_row < kManyRows<kPlanes> ? args.rows - first_row : kManyRows<kPlanes>;
+    const int rows = args.rows - first_row < kManyRows<kForm> ? args.rows - first_row : kManyRows<kForm>;
     const int tiles = unit < UnitsOf<kTransposed>(args.weights) ? (rows + 7) / 8 : 0;
     int64_t row[kTiles];
     C3PO_UNROLL
@@ -76,7 +76,7 @@ C3PO_KERNEL void C3PO_BOUNDS(kManyThreads, 1) ManyProduct(ManyProductArgs kernel
 
 template <Form kForm, bool kTransposed>
 Error LaunchKernel(const ProductArgs& args, Stream stream) {
-  const int items = GroupsOf<kTransposed>(args.weights) * RowPassesOf<PlanesOf(kForm)>(args.rows);
+  const int items = GroupsOf<kTransposed>(args.weights) * RowPassesOf<kForm>(args.rows);
   const int blocks = args.multiprocessors < 1 ? 1 : args.multiprocessors < items ? args.multiprocessors : items;
   return LaunchEarly(ManyProduct<kForm, kTransposed>, Grid{blocks}, kManyThreads, kManyRingBytes<kForm, kTransposed>,
                      stream, ManyProductArgs{args});

@@ -16,10 +16,13 @@ namespace c3po::cuda {
 inline constexpr int kManyWarps = 8;
 inline constexpr int kManyThreads = 32 * kManyWarps;
 inline constexpr int kManyBands = 2;  // units of 16 outputs that a warp owns
-template <int kPlanes>
-inline constexpr int kManyTiles = kPlanes == 1 ? 8 : 4;
-template <int kPlanes>
-inline constexpr int kManyRows = 8 * kManyTiles<kPlanes>;
+// Tiles of 8 rows whose sums a warp holds. Widening takes registers too, which fewer tiles leave it.
+template <Form kForm>
+inline constexpr int kManyTiles = PlanesOf(kForm) == 3  ? 4
+                                  : BitsOf(kForm) == 16 ? 8
+                                                        : 6;
+template <Form kForm>
+inline constexpr int kManyRows = 8 * kManyTiles<kForm>;
 template <Form kForm, bool kTransposed>
 inline constexpr int kManyRingBytes = kManyWarps* WeightRing<kForm, kManyBands, kTransposed>::kWarpBytes;
 
@@ -46,16 +49,16 @@ struct ShareSteps {
 // The totals of kManyBands units and up to kManyRows rows, by one warp. `ask` asks the ring for one more step.
 template <Form kForm, bool kTransposed, class Ask>
 C3PO_DEVICE void MultiplyMany(WeightRing<kForm, kManyBands, kTransposed>& ring, const PackedWeights& w,
-                              const Activations& x, const int64_t (&row)[kManyTiles<PlanesOf(kForm)>], int tiles,
-                              const Ask& ask, float (&totals)[kManyBands][kManyTiles<PlanesOf(kForm)>][4]) {
+                              const Activations& x, const int64_t (&row)[kManyTiles<kForm>], int tiles, const Ask& ask,
+                              float (&totals)[kManyBands][kManyTiles<kForm>][4]) {
   constexpr int kPlanes = PlanesOf(kForm);
   for (int share = 0; share < kProductWarps<kPlanes>; ++share) {
-    float sums[kManyBands][kManyTiles<kPlanes>][4] = {};
-    MultiplyShare<kForm, kManyBands, kManyTiles<kPlanes>, kTransposed>(ring, w, x, row, tiles, share, ask, sums);
+    float sums[kManyBands][kManyTiles<kForm>][4] = {};
+    MultiplyShare<kForm, kManyBands, kManyTiles<kForm>, kTransposed>(ring, w, x, row, tiles, share, ask, sums);
     C3PO_UNROLL
     for (int b = 0; b < kManyBands; ++b) {
       C3PO_UNROLL
-      for (int tile = 0; tile < kManyTiles<kPlanes>; ++tile) {
+      for (int tile = 0; tile < kManyTiles<kForm>; ++tile) {
         C3PO_UNROLL
         for (int i = 0; i < 4; ++i) {
           float& total = totals[b][tile][i];
