@@ -57,7 +57,7 @@ class CheckedModel : public testing::Test {
   }
 
   QuantizedFolder made_;
-  const MadeUpModel olmoe_ = {"olmoe_tiny", {{"intermediate_size", 48}}};
+  const MadeUpModel olmoe_ = {"olmoe_tiny", R"({"intermediate_size": 48})"};
   std::string text_;
 };
 
