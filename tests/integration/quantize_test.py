@@ -149,7 +149,8 @@ class QuantizeTest(unittest.TestCase):
     def test_names_a_text_that_cannot_be_measured(self):
         text = self.folder / "text.txt"
         text.write_text("too short")
-        for words, code, what in ((("--check", text), 1, "fewer than one window"), (("--check", self.folder / "none"), 1, "none"),
+        for words, code, what in ((("--check", text, "--check-window", "128"), 1, "fewer than one window"),
+                                  (("--check", text), 1, "a window of 512 tokens exceeds the model's context of 256"), (("--check", self.folder / "none"), 1, "none"),
                                   (("--check", text, "--check-window", "3"), 2, "--check-window"), (("--calibration", self.folder / "none", self.folder / "out"), 1, "none")):
             done = self.quantize(self.source, *words)
             self.assertEqual(done.returncode, code, done.stderr)
