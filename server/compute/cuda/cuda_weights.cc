@@ -35,7 +35,8 @@ struct Filling {
 };
 
 // Puts the groups of rows [begin, end) of a stored weight, 16 at most, into its role's packed matrix: packed levels of
-// its own format as they are, all else quantized. False where a weight cannot be held.
+// its own format as they are, all else quantized. False where a weight cannot be held: levels of 8 bits are a sign and
+// a magnitude here (layout.h), and -128, which no quantizer of ours writes, is not.
 bool PackGroups(const ModelConfig& config, const StoredWeight& stored, int64_t begin, int64_t end,
                 const PackedLayout& packed, void* to) {
   const HostMatrix& from = stored.matrix;
@@ -43,11 +44,13 @@ bool PackGroups(const ModelConfig& config, const StoredWeight& stored, int64_t b
   const cpu::QuantizedCut cut =
       cpu::QuantizedCut::Of(packed.rows(), packed.columns(), packed.rows(), packed.matrix_columns());
   const int64_t first = cut.GroupOf(stored.use.column);
+  bool held = true;
   const auto store = [&](int64_t group, const cpu::QuantizedGroups& groups) {
     const int64_t column = cut.GroupColumn(first + group), count = cut.ColumnsOf(first + group);
     for (int64_t r = begin; r < end; ++r) {
       int8_t levels[cpu::kGroupColumns];
       cpu::LevelsOf(layout, groups, r - begin, levels);
+      held = held && std::find(levels, levels + count, int8_t{-128}) == levels + count;
       packed.PackGroup(stored.use.RowOf(r, config), column, levels, count, groups.scales[r - begin], to);
     }
   };
@@ -55,7 +58,7 @@ bool PackGroups(const ModelConfig& config, const StoredWeight& stored, int64_t b
     return cpu::QuantizeRows(layout, from, begin, end, cut.column_unit, nullptr, store);
   }
   cpu::CopyGroups(from, begin, end, cut.column_unit, store);
-  return true;
+  return held;
 }
 
 class Packer {
@@ -182,9 +185,10 @@ class Packer {
                        }
                      });
     if (finite) return;
-    throw std::invalid_argument(absl::StrCat(stored.name.empty() ? "a tensor" : stored.name,
-                                             " has a weight that is not finite or too large, which int",
-                                             whole.layout.bits(), " cannot hold"));
+    throw std::invalid_argument(
+        absl::StrCat(stored.name.empty() ? "a tensor" : stored.name,
+                     " has a weight that is not finite or too large, or a level of -128, which int",
+                     whole.layout.bits(), " on a GPU cannot hold"));
   }
 
   void Send(const Key& key, const Filling& whole) {

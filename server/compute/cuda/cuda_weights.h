@@ -55,8 +55,8 @@ struct CudaWeights {
 // and scales; its products then round rows as `type` says, and no weight. Vectors and routers are float32; norms, the
 // output's bias, routers and the shared expert's gate are rounded to `type` first, the bias of queries, keys and values
 // is not. On the host one matrix at a time is packed, by cpu::ThreadPool::Shared(). Errors are those of PackEach;
-// DeviceError; std::bad_alloc; std::invalid_argument: a weight to be quantized is not finite, or 2^120 or more, told by
-// its tensor's name.
+// DeviceError; std::bad_alloc; std::invalid_argument: a weight to be quantized is not finite, or 2^120 or more, a level
+// of 8 bits is -128, or as cpu::PackWeights, told by its tensor's name.
 CudaWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, ElementType type, WeightFormat format,
                         bool as_stored, DevicePool& memory, HostCopies& copies, const LoadProgress& progress = nullptr);
 

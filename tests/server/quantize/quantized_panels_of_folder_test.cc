@@ -6,7 +6,6 @@
 #include <stdexcept>
 
 #include "server/compute/cpu/cpu_weights.h"
-#include "server/model/config/tensor_plan.h"
 #include "tests/server/quantize/made_up_folder.h"
 
 namespace c3po {
@@ -16,18 +15,11 @@ using cpu::CpuWeights;
 using cpu::WeightLayout;
 using cpu::WeightView;
 
-struct Opened {
-  explicit Opened(const std::string& folder)
-      : checkpoint(*OpenCheckpoint(folder)),
-        config(*ReadConfig(*checkpoint)),
-        weights(*ViewWeights(checkpoint, config)) {}
+struct Opened : OpenedFolder {
+  using OpenedFolder::OpenedFolder;
   CpuWeights Pack(WeightFormat format, bool as_stored = false) const {
     return cpu::PackWeights(config, weights, ElementType::kBfloat16, WeightLayout::kPanels, nullptr, format, as_stored);
   }
-
-  std::shared_ptr<const Checkpoint> checkpoint;
-  ModelConfig config;
-  ModelWeights weights;
 };
 
 // The bytes of a view's groups, without what pads them; of one that is not quantized, its numbers.
