@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <utility>
 
@@ -23,6 +24,7 @@ struct MadeUpModel {
 
   void Write(const TestFolder& folder) const;
 };
+inline void PrintTo(const MadeUpModel& model, std::ostream* out) { *out << model.golden; }
 
 // A folder and what was made of it.
 class QuantizedFolder {
