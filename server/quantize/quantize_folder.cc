@@ -84,24 +84,17 @@ class PackedRows {
   std::vector<uint16_t> scales_;
 };
 
-// Square roots of what a weight's columns weigh, by the largest of it; empty: all columns weigh the same.
+// cpu::RootsOf of what a weight's columns weigh.
 absl::StatusOr<std::vector<float>> RootsOf(const ColumnWeighting& columns, const PlannedWeight& weight) {
   const absl::Span<const float> squares = columns ? columns(weight.name) : absl::Span<const float>();
   if (squares.empty()) return std::vector<float>();
-  float largest = 0;
   bool valid = static_cast<int64_t>(squares.size()) == weight.from.columns;
-  for (const float square : squares) {
-    valid = valid && square >= 0 && std::isfinite(square);
-    largest = std::max(largest, square);
-  }
+  for (const float square : squares) valid = valid && square >= 0 && std::isfinite(square);
   if (!valid) {
     return absl::InvalidArgumentError(absl::StrCat("tensor ", weight.name, ": ", squares.size(), " weights of ",
                                                    weight.from.columns, " columns, each must be a number >= 0"));
   }
-  std::vector<float> roots;
-  if (largest == 0) return roots;
-  for (const float square : squares) roots.push_back(std::sqrt(square / largest));
-  return roots;
+  return cpu::RootsOf(squares);
 }
 
 absl::Status WriteWeight(const PlannedWeight& weight, const ColumnWeighting& columns, ShardFile& shard) {

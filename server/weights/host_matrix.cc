@@ -17,6 +17,18 @@ float Widened(uint16_t half) {
   return value;
 }
 
+// Calls store(column, weight) for a row of packed levels.
+template <typename Store>
+void WidenRow(const HostMatrix& matrix, int64_t row, const Store& store) {
+  const std::byte* const levels = matrix.bytes.data() + row * matrix.row_bytes();
+  for (int64_t begin = 0; begin < matrix.columns; begin += matrix.scale_columns) {
+    const float scale = Widened(matrix.ScaleOf(row, begin));
+    for (int64_t c = begin; c < begin + matrix.scale_columns; ++c) {
+      store(c, scale * static_cast<float>(PackedLevel(matrix.type, levels, c)));
+    }
+  }
+}
+
 }  // namespace
 
 HostMatrix HostMatrix::Of(const TensorView& view) {
@@ -47,24 +59,15 @@ uint16_t HostMatrix::ScaleOf(int64_t row, int64_t column) const {
 void RowToFloat32(const HostMatrix& matrix, int64_t row, float* to) {
   const std::byte* const from = matrix.bytes.data() + row * matrix.row_bytes();
   if (!IsPackedType(matrix.type)) return ToFloat32(matrix.type, from, matrix.columns, to);
-  for (int64_t begin = 0; begin < matrix.columns; begin += matrix.scale_columns) {
-    const float scale = Widened(matrix.ScaleOf(row, begin));
-    for (int64_t c = begin; c < begin + matrix.scale_columns; ++c) {
-      to[c] = scale * static_cast<float>(PackedLevel(matrix.type, from, c));
-    }
-  }
+  WidenRow(matrix, row, [to](int64_t c, float value) { to[c] = value; });
 }
 
 void RowToBfloat16(const HostMatrix& matrix, int64_t row, uint16_t* to) {
   const std::byte* const from = matrix.bytes.data() + row * matrix.row_bytes();
   if (!IsPackedType(matrix.type)) return ToBfloat16(matrix.type, from, matrix.columns, to);
-  for (int64_t begin = 0; begin < matrix.columns; begin += matrix.scale_columns) {
-    const float scale = Widened(matrix.ScaleOf(row, begin));
-    for (int64_t c = begin; c < begin + matrix.scale_columns; ++c) {
-      const float value = scale * static_cast<float>(PackedLevel(matrix.type, from, c));
-      ToBfloat16(DType::kF32, reinterpret_cast<const std::byte*>(&value), 1, to + c);
-    }
-  }
+  WidenRow(matrix, row, [to](int64_t c, float value) {
+    ToBfloat16(DType::kF32, reinterpret_cast<const std::byte*>(&value), 1, to + c);
+  });
 }
 
 std::string ScaleProblem(const HostMatrix& matrix) {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <map>
 #include <new>
@@ -65,13 +64,7 @@ class GroupStore {
         Store(groups, r - begin, stored_.use.RowOf(r, config_), first_group_ + group);
       }
     };
-    const HostMatrix& from = stored_.matrix;
-    const int64_t unit = whole_.cut.column_unit;
-    if (PackedLayoutOf(from.type) != whole_.layout) {
-      return QuantizeRows(whole_.layout, from, begin, end, unit, roots_, store);
-    }
-    CopyGroups(from, begin, end, unit, store);
-    return true;
+    return GroupsOf(whole_.layout, stored_.matrix, begin, end, whole_.cut.column_unit, roots_, store);
   }
 
  private:
@@ -162,20 +155,11 @@ class Packer {
     if (!whole.cut.whole_panels()) std::memset(whole.data.get(), 0, static_cast<size_t>(bytes));
   }
 
-  // Of what the weight's columns weigh, by the largest of it, as folders are quantized; empty: all the same.
-  std::vector<float> RootsOf(const StoredWeight& stored) const {
-    if (columns_ == nullptr) return {};
-    std::vector<float> roots = columns_->Of(config_, stored.use, stored.matrix.columns);
-    const float largest = roots.empty() ? 0 : *std::max_element(roots.begin(), roots.end());
-    if (largest == 0) return {};
-    for (float& each : roots) each = std::sqrt(each / largest);
-    return roots;
-  }
-
   void AddQuantized(const StoredWeight& stored, const Filling& whole) const {
     std::atomic<bool> finite{true};
     const int64_t rows = stored.matrix.rows;
-    const std::vector<float> roots = RootsOf(stored);
+    std::vector<float> roots;
+    if (columns_ != nullptr) roots = RootsOf(columns_->Of(config_, stored.use, stored.matrix.columns));
     ParallelFor((rows + kPanelRows - 1) / kPanelRows,
                 std::max<int64_t>(1, kGrain / (kPanelRows * std::max<int64_t>(1, stored.matrix.columns))),
                 [&](int64_t begin, int64_t end) {

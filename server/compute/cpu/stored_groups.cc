@@ -1,6 +1,7 @@
 #include "server/compute/cpu/stored_groups.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -35,6 +36,18 @@ void CopyGroup(WeightLayout layout, const HostMatrix& from, int64_t row, GroupCo
   }
 }
 
+// By the scales and levels that are stored.
+void CopyGroups(WeightLayout layout, const HostMatrix& from, int64_t begin, int64_t end, int64_t column_unit,
+                TakeGroups take) {
+  const QuantizedCut cut = CutOf(from, column_unit);
+  QuantizedGroups groups;
+  for (int64_t g = 0; g < cut.panel_groups; ++g) {
+    const GroupColumns columns = ColumnsOf(cut, g, from.columns);
+    for (int64_t r = begin; r < end; ++r) CopyGroup(layout, from, r, columns, r - begin, groups);
+    take(g, groups);
+  }
+}
+
 }  // namespace
 
 bool QuantizeRows(WeightLayout layout, const HostMatrix& from, int64_t begin, int64_t end, int64_t column_unit,
@@ -58,15 +71,19 @@ bool QuantizeRows(WeightLayout layout, const HostMatrix& from, int64_t begin, in
   return true;
 }
 
-void CopyGroups(const HostMatrix& from, int64_t begin, int64_t end, int64_t column_unit, TakeGroups take) {
-  const QuantizedCut cut = CutOf(from, column_unit);
-  const WeightLayout layout = PackedLayoutOf(from.type);
-  QuantizedGroups groups;
-  for (int64_t g = 0; g < cut.panel_groups; ++g) {
-    const GroupColumns columns = ColumnsOf(cut, g, from.columns);
-    for (int64_t r = begin; r < end; ++r) CopyGroup(layout, from, r, columns, r - begin, groups);
-    take(g, groups);
-  }
+bool GroupsOf(WeightLayout layout, const HostMatrix& from, int64_t begin, int64_t end, int64_t column_unit,
+              const float* roots, TakeGroups take) {
+  if (PackedLayoutOf(from.type) != layout) return QuantizeRows(layout, from, begin, end, column_unit, roots, take);
+  CopyGroups(layout, from, begin, end, column_unit, take);
+  return true;
+}
+
+std::vector<float> RootsOf(absl::Span<const float> squares) {
+  const float largest = squares.empty() ? 0 : *std::max_element(squares.begin(), squares.end());
+  std::vector<float> roots;
+  if (largest == 0) return roots;
+  for (const float square : squares) roots.push_back(std::sqrt(square / largest));
+  return roots;
 }
 
 WeightLayout PackedLayoutOf(DType type) {

@@ -39,7 +39,6 @@ struct Filling {
 // a magnitude here (layout.h), and -128, which no quantizer of ours writes, is not.
 bool PackGroups(const ModelConfig& config, const StoredWeight& stored, int64_t begin, int64_t end,
                 const PackedLayout& packed, void* to) {
-  const HostMatrix& from = stored.matrix;
   const auto layout = packed.bits() == 8 ? cpu::WeightLayout::kInt8 : cpu::WeightLayout::kInt4;
   const cpu::QuantizedCut cut =
       cpu::QuantizedCut::Of(packed.rows(), packed.columns(), packed.rows(), packed.matrix_columns());
@@ -54,11 +53,7 @@ bool PackGroups(const ModelConfig& config, const StoredWeight& stored, int64_t b
       packed.PackGroup(stored.use.RowOf(r, config), column, levels, count, groups.scales[r - begin], to);
     }
   };
-  if (cpu::PackedLayoutOf(from.type) != layout) {
-    return cpu::QuantizeRows(layout, from, begin, end, cut.column_unit, nullptr, store);
-  }
-  cpu::CopyGroups(from, begin, end, cut.column_unit, store);
-  return held;
+  return cpu::GroupsOf(layout, stored.matrix, begin, end, cut.column_unit, nullptr, store) && held;
 }
 
 class Packer {

@@ -10,16 +10,21 @@
 
 namespace c3po {
 
-// A golden model's folder, and its weights as any backend packs them.
-struct OpenedModel {
-  explicit OpenedModel(const std::string& name)
-      : checkpoint(*Checkpoint::Open(std::string(C3PO_TESTDATA_DIR) + "/model/" + name)),
+// A model's folder, and its weights as any backend packs them.
+struct OpenedFolder {
+  explicit OpenedFolder(const std::string& folder)
+      : checkpoint(*OpenCheckpoint(folder)),
         config(*ReadConfig(*checkpoint)),
         weights(*ViewWeights(checkpoint, config)) {}
 
   std::shared_ptr<const Checkpoint> checkpoint;
   ModelConfig config;
   ModelWeights weights;
+};
+
+// A golden model's.
+struct OpenedModel : OpenedFolder {
+  explicit OpenedModel(const std::string& name) : OpenedFolder(std::string(C3PO_TESTDATA_DIR) + "/model/" + name) {}
 };
 
 }  // namespace c3po

@@ -3,14 +3,11 @@
 
 #include <filesystem>
 #include <functional>
-#include <memory>
 #include <ostream>
 #include <string>
 #include <utility>
 
 #include "absl/status/statusor.h"
-#include "server/compute/model_weights.h"
-#include "server/model/config/tensor_plan.h"
 #include "server/quantize/quantize_folder.h"
 #include "tests/server/weights/safetensors_text.h"
 
@@ -55,18 +52,6 @@ class QuantizedFolder {
     ~Cleanup() { std::filesystem::remove_all(path); }
     std::string path;
   } cleanup_{from_root_};
-};
-
-// A folder's weights as they are stored.
-struct OpenedFolder {
-  explicit OpenedFolder(const std::string& folder)
-      : checkpoint(*OpenCheckpoint(folder)),
-        config(*ReadConfig(*checkpoint)),
-        weights(*ViewWeights(checkpoint, config)) {}
-
-  std::shared_ptr<const Checkpoint> checkpoint;
-  ModelConfig config;
-  ModelWeights weights;
 };
 
 }  // namespace c3po

@@ -16,6 +16,7 @@
 #include "server/compute/cuda/cuda_backend.h"
 #include "server/compute/cuda/kernel_table.h"
 #include "tests/host_cuda/runtime.h"
+#include "tests/server/compute/opened_model.h"
 #include "tests/server/model/tiny_model.h"
 #include "tests/server/quantize/made_up_folder.h"
 

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "server/compute/cpu/cpu_weights.h"
+#include "tests/server/compute/opened_model.h"
 #include "tests/server/quantize/made_up_folder.h"
 
 namespace c3po {
