@@ -1,5 +1,6 @@
 #include "server/weights/host_matrix.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -27,6 +28,17 @@ void WidenRow(const HostMatrix& matrix, int64_t row, const Store& store) {
       store(c, scale * static_cast<float>(PackedLevel(matrix.type, levels, c)));
     }
   }
+}
+
+// Whether all these bfloat16 have magnitudes whose bits are below `bits`.
+bool AllBelow(absl::Span<const std::byte> halves, int bits) {
+  int largest = 0;
+  for (size_t i = 0; i + 2 <= halves.size(); i += 2) {
+    uint16_t half;
+    std::memcpy(&half, halves.data() + i, sizeof(half));
+    largest = std::max(largest, half & 0x7FFF);
+  }
+  return largest < bits;
 }
 
 }  // namespace
@@ -74,6 +86,7 @@ std::string ScaleProblem(const HostMatrix& matrix) {
   if (!IsPackedType(matrix.type)) return "";
   // The bits of 2^113 and 2^117, times which the largest level is 2^120. What is no number is above them.
   const int too_large = (127 + (matrix.type == DType::kInt8 ? 113 : 117)) << 7;
+  if (matrix.scale_columns % kGroupColumns == 0 && AllBelow(matrix.scales, too_large)) return "";
   for (int64_t r = 0; r < matrix.rows; ++r) {
     for (int64_t c = 0; c < matrix.columns; c += matrix.scale_columns) {
       const uint16_t scale = matrix.ScaleOf(r, c);

@@ -59,7 +59,13 @@ class GroupStore {
 
   // False where a weight cannot be held. Packed levels are copied where they are of the matrix's own format.
   bool Run(int64_t begin, int64_t end) const {
+    const int64_t row = stored_.use.RowOf(begin, config_), panel = whole_.cut.PanelOf(row);
+    const bool is_panel =
+        end - begin == kPanelRows && whole_.cut.PanelRow(panel) == row && stored_.use.paired_block == 0;
     const auto store = [&](int64_t group, const QuantizedGroups& groups) {
+      if (is_panel) {
+        return StorePanelGroup(whole_.layout, groups, PanelAt(panel), first_group_ + group, whole_.cut.panel_groups);
+      }
       for (int64_t r = begin; r < end; ++r) {
         Store(groups, r - begin, stored_.use.RowOf(r, config_), first_group_ + group);
       }
@@ -71,8 +77,10 @@ class GroupStore {
   void Store(const QuantizedGroups& groups, int64_t i, int64_t row, int64_t group) const {
     const QuantizedCut& cut = whole_.cut;
     const int64_t panel = cut.PanelOf(row);
-    char* const at = static_cast<char*>(whole_.data.get()) + panel * PanelBytes(whole_.layout, cut.panel_groups);
-    StoreGroup(whole_.layout, groups, i, at, row - cut.PanelRow(panel), group, cut.panel_groups);
+    StoreGroup(whole_.layout, groups, i, PanelAt(panel), row - cut.PanelRow(panel), group, cut.panel_groups);
+  }
+  char* PanelAt(int64_t panel) const {
+    return static_cast<char*>(whole_.data.get()) + panel * PanelBytes(whole_.layout, whole_.cut.panel_groups);
   }
 
   const ModelConfig& config_;

@@ -70,19 +70,11 @@ void ToWords(const int32_t* q, uint32_t* words) {
   }
 }
 
-// Levels of 8 bits are signed in the panels, and plus 128 in files.
-constexpr uint32_t kOffsets = 0x80808080;
-// Bytes 0, 2, 1, 3.
-constexpr uint32_t SwappedBytes(uint32_t x) { return (x & 0xFF0000FF) | (x & 0xFF00) << 8 | (x >> 8 & 0xFF00); }
-// Nibbles 0, 2, 4, 6 side by side, and back.
+// Nibbles 0, 2, 4, 6 side by side.
 constexpr uint32_t EvenNibbles(uint32_t x) {
   x &= 0x0F0F0F0F;
   x = (x | x >> 4) & 0x00FF00FF;
   return (x | x >> 8) & 0xFFFF;
-}
-constexpr uint32_t SpreadNibbles(uint32_t x) {
-  x = (x | x << 8) & 0x00FF00FF;
-  return (x | x << 4) & 0x0F0F0F0F;
 }
 
 // The level of column k of the group in its word.
@@ -147,13 +139,8 @@ bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedG
   return true;
 }
 
-uint32_t QuantsOfPacked(WeightLayout layout, uint32_t packed) {
-  if (layout == WeightLayout::kInt8) return SwappedBytes(packed ^ kOffsets);
-  return SpreadNibbles(packed & 0xFFFF) | SpreadNibbles(packed >> 16) << 4;
-}
-
 uint32_t PackedOfQuants(WeightLayout layout, uint32_t quants) {
-  if (layout == WeightLayout::kInt8) return SwappedBytes(quants) ^ kOffsets;
+  if (layout == WeightLayout::kInt8) return SwappedBytes(quants) ^ kPackedOffsets;
   return EvenNibbles(quants) | EvenNibbles(quants >> 4) << 16;
 }
 
@@ -170,6 +157,13 @@ void StoreGroup(WeightLayout layout, const QuantizedGroups& from, int64_t row, v
   for (int64_t i = 0; i < WordsOf(layout); ++i) {
     std::memcpy(to + i * 4 * kPanelRows, from.words + i * kPanelRows + row, 4);
   }
+}
+
+void StorePanelGroup(WeightLayout layout, const QuantizedGroups& from, void* panel, int64_t group,
+                     int64_t panel_groups) {
+  char* const bytes = static_cast<char*>(panel);
+  std::memcpy(bytes + group * kScaleBytes, from.scales, sizeof(from.scales));
+  std::memcpy(bytes + FirstWord(layout, 0, group, panel_groups), from.words, static_cast<size_t>(QuantBytes(layout)));
 }
 
 void WidenGroup(WeightLayout layout, const void* panel, int64_t place, int64_t group, int64_t panel_groups,

@@ -104,7 +104,7 @@ bool QuantizeGroupsBy(int lanes, WeightLayout layout, const float* w, QuantizedG
 
 // Levels of consecutive columns as safetensors files pack them (server/weights/packed_tensors.h): plus 8 or 128, from
 // the lowest bit on; and the word of a group's quants that holds the same levels.
-uint32_t QuantsOfPacked(WeightLayout layout, uint32_t packed);
+constexpr uint32_t QuantsOfPacked(WeightLayout layout, uint32_t packed);
 uint32_t PackedOfQuants(WeightLayout layout, uint32_t quants);
 
 // q of row `row` of these 16, [32].
@@ -113,6 +113,9 @@ void LevelsOf(WeightLayout layout, const QuantizedGroups& groups, int64_t row, i
 // Puts row `row` of these 16 where it lies in a panel: row `place` of the panel's 16, group `group`.
 void StoreGroup(WeightLayout layout, const QuantizedGroups& from, int64_t row, void* panel, int64_t place,
                 int64_t group, int64_t panel_groups);
+// The same for all 16 rows, row i in place i.
+void StorePanelGroup(WeightLayout layout, const QuantizedGroups& from, void* panel, int64_t group,
+                     int64_t panel_groups);
 // s q of that row and group, [32].
 void WidenGroup(WeightLayout layout, const void* panel, int64_t place, int64_t group, int64_t panel_groups, float* out);
 
@@ -131,6 +134,20 @@ void RoundRow8(const float* x, const QuantizedCut& cut, int64_t columns, int8_t*
 // The same by vectors of 4, 8 or 16 lanes, as QuantizeGroupsBy.
 void RoundRow8By(int lanes, const float* x, const QuantizedCut& cut, int64_t columns, int8_t* q, float* scales,
                  int32_t* offsets);
+
+// Levels of 8 bits are signed in the panels, and plus 128 in files.
+inline constexpr uint32_t kPackedOffsets = 0x80808080;
+// Bytes 0, 2, 1, 3.
+constexpr uint32_t SwappedBytes(uint32_t x) { return (x & 0xFF0000FF) | (x & 0xFF00) << 8 | (x >> 8 & 0xFF00); }
+// The lowest four nibbles, each in a byte.
+constexpr uint32_t SpreadNibbles(uint32_t x) {
+  x = (x | x << 8) & 0x00FF00FF;
+  return (x | x << 4) & 0x0F0F0F0F;
+}
+constexpr uint32_t QuantsOfPacked(WeightLayout layout, uint32_t packed) {
+  if (layout == WeightLayout::kInt8) return SwappedBytes(packed ^ kPackedOffsets);
+  return SpreadNibbles(packed & 0xFFFF) | SpreadNibbles(packed >> 16) << 4;
+}
 
 }  // namespace c3po::cpu
 

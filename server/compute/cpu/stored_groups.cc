@@ -21,29 +21,30 @@ QuantizedCut CutOf(const HostMatrix& from, int64_t column_unit) {
   return QuantizedCut::Of(from.rows, from.columns, from.rows, std::min(column_unit, from.columns));
 }
 
-// Row `row` of the matrix as row i of the group.
-void CopyGroup(WeightLayout layout, const HostMatrix& from, int64_t row, GroupColumns columns, int64_t i,
-               QuantizedGroups& to) {
-  const int64_t in_word = layout == WeightLayout::kInt8 ? 4 : 8, words = kGroupColumns / in_word;
-  const uint32_t zeros = layout == WeightLayout::kInt8 ? 0x80808080 : 0x88888888;  // Levels of 0.
-  const std::byte* const levels = from.bytes.data() + row * from.row_bytes();
-  to.scales[i] = from.ScaleOf(row, columns.begin);
-  for (int64_t w = 0; w < words; ++w) {
-    uint32_t packed = zeros;
-    const int64_t word = columns.begin / in_word + w;
-    if (w * in_word < columns.count) std::memcpy(&packed, levels + word * sizeof(packed), sizeof(packed));
-    to.words[w * kPanelRows + i] = QuantsOfPacked(layout, packed);
-  }
-}
-
 // By the scales and levels that are stored.
-void CopyGroups(WeightLayout layout, const HostMatrix& from, int64_t begin, int64_t end, int64_t column_unit,
-                TakeGroups take) {
+template <WeightLayout kLayout>
+void CopyGroups(const HostMatrix& from, int64_t begin, int64_t end, int64_t column_unit, TakeGroups take) {
+  constexpr int64_t kInWord = kLayout == WeightLayout::kInt8 ? 4 : 8, kWords = kGroupColumns / kInWord;
+  constexpr uint32_t kZeros = kLayout == WeightLayout::kInt8 ? 0x80808080 : 0x88888888;  // Levels of 0.
   const QuantizedCut cut = CutOf(from, column_unit);
+  const int64_t row_bytes = from.row_bytes(), row_scale_bytes = from.row_scale_bytes();
   QuantizedGroups groups;
   for (int64_t g = 0; g < cut.panel_groups; ++g) {
     const GroupColumns columns = ColumnsOf(cut, g, from.columns);
-    for (int64_t r = begin; r < end; ++r) CopyGroup(layout, from, r, columns, r - begin, groups);
+    const int64_t stored = (columns.count + kInWord - 1) / kInWord;  // words
+    const std::byte* levels = from.bytes.data() + begin * row_bytes + columns.begin / kInWord * 4;
+    const std::byte* scale = from.scales.data() + begin * row_scale_bytes + columns.begin / from.scale_columns * 2;
+    for (int64_t i = 0; i < end - begin; ++i, levels += row_bytes, scale += row_scale_bytes) {
+      std::memcpy(groups.scales + i, scale, sizeof(*groups.scales));
+      uint32_t packed[kWords];
+      std::fill_n(packed, kWords, kZeros);
+      if (stored == kWords) {
+        std::memcpy(packed, levels, sizeof(packed));  // Of a size known here, as most are.
+      } else {
+        std::memcpy(packed, levels, static_cast<size_t>(stored) * sizeof(*packed));
+      }
+      for (int64_t w = 0; w < kWords; ++w) groups.words[w * kPanelRows + i] = QuantsOfPacked(kLayout, packed[w]);
+    }
     take(g, groups);
   }
 }
@@ -74,7 +75,11 @@ bool QuantizeRows(WeightLayout layout, const HostMatrix& from, int64_t begin, in
 bool GroupsOf(WeightLayout layout, const HostMatrix& from, int64_t begin, int64_t end, int64_t column_unit,
               const float* roots, TakeGroups take) {
   if (PackedLayoutOf(from.type) != layout) return QuantizeRows(layout, from, begin, end, column_unit, roots, take);
-  CopyGroups(layout, from, begin, end, column_unit, take);
+  if (layout == WeightLayout::kInt8) {
+    CopyGroups<WeightLayout::kInt8>(from, begin, end, column_unit, take);
+  } else {
+    CopyGroups<WeightLayout::kInt4>(from, begin, end, column_unit, take);
+  }
   return true;
 }
 
