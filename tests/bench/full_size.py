@@ -4,10 +4,13 @@
     full_size.py olmoe-1b-7b|deepseek-moe-16b [--layers N] [--folder DIR] [--tokenizer FILE] [--bin DIR] [--keep]
                                            [--device cpu|cuda] [--arithmetic auto|float32|bfloat16]
                                            [--weights auto|float32|bfloat16|int8|int4]
+                                           [--llama-bench PROGRAM --gguf FILE]
 
 Writes bfloat16 shards (14 GB and 33 GB; --layers keeps the first N layers where the disk or the memory is too small), reads them once to
 know the disk's speed, starts c3pod on them, generates with and without C3PO, and prints load time against that speed and peak memory
-against the bytes of the weights as they are held. The weights are random, the answers nonsense. The folder is removed unless --keep. Needs the Python of
+against the bytes of the weights as they are held. The weights are random, the answers nonsense. With --folder of a model that is there, as `c3po model
+quantize` writes one, it is measured as it is. --llama-bench measures prefill and decode of llama.cpp's file of the same model afterwards, by as many
+threads. The folder is removed unless --keep. Needs the Python of
 deploy/install_deps.sh with numpy (that of the goldens has it).
 """
 
@@ -30,6 +33,7 @@ import model_folder
 
 SHARD_BYTES = 4 << 30
 KV_CACHE_TOKENS = 2048
+NEW_TOKENS = 64
 
 OLMOE = {**model_folder.SHAPE, "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 1024, "num_experts": 64,
          "num_attention_heads": 16, "num_key_value_heads": 16}
@@ -180,18 +184,27 @@ def run_server(arguments, folder):
         subprocess.run([arguments.bin / "c3po", "--server", address, "refs", "import", samples, "--collection", "set"], check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for method in ("none", "ngd"):
-            words = ("ask", "What is 12 modulo seven?", "--method", method, "--collection", "set", "--references", "all", "--max-tokens", "16",
-                     "--ignore-eos", "--json")
+            words = ("ask", "What is 12 modulo seven?", "--method", method, "--collection", "set", "--references", "all", "--no-gate",
+                     "--max-tokens", str(NEW_TOKENS), "--ignore-eos", "--json")
             c3po(*words)  # The first touches what the next finds in memory.
             timings = c3po(*words)[-1]["summary"]["timings"]
             figures[f"{method}_first_token_seconds"] = timings["time_to_first_token_seconds"]
-            figures[f"{method}_tokens_per_second"] = 15 / timings["decode_seconds"]
+            figures[f"{method}_tokens_per_second"] = (NEW_TOKENS - 1) / timings["decode_seconds"]
+            figures[f"{method}_optimization_seconds"] = timings["optimization_seconds"]
         figures["peak_gb"] = status_gb(server.pid, "VmHWM")
         figures["peak_own_gb"] = status_gb(server.pid, "RssAnon")
     finally:
         server.terminate()
         figures["exit_code"] = server.wait(timeout=120)
     return figures
+
+
+def llama_cpp(program, gguf):
+    """Tokens per second of llama.cpp's own benchmark, at its middle of three."""
+    done = subprocess.run([program, "--model", gguf, "--threads", str(len(os.sched_getaffinity(0))), "--n-prompt", "64", "--n-gen", str(NEW_TOKENS),
+                           "--repetitions", "3", "--output", "json"], capture_output=True, text=True, check=True)
+    rates = {bool(run["n_gen"]): sorted(run["samples_ts"])[1] for run in json.loads(done.stdout)}
+    return {"llama_cpp_tokens_per_second": rates[True], "llama_cpp_prefill_tokens_per_second": rates[False]}
 
 
 def main():
@@ -206,7 +219,11 @@ def main():
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--arithmetic", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--weights", default="auto", choices=("auto", "float32", "bfloat16", "int8", "int4"))
+    parser.add_argument("--llama-bench", type=pathlib.Path, help="llama.cpp's llama-bench, to run beside")
+    parser.add_argument("--gguf", type=pathlib.Path, help="the file for it")
     arguments = parser.parse_args()
+    if (arguments.llama_bench is None) != (arguments.gguf is None):
+        parser.error("--llama-bench and --gguf go together")
     config = dict(CONFIGS[arguments.model])
     config["num_hidden_layers"] = arguments.layers or config["num_hidden_layers"]
     folder = arguments.folder or pathlib.Path(tempfile.mkdtemp(prefix="c3po_full_size_")) / arguments.model
@@ -215,14 +232,17 @@ def main():
             start = time.monotonic()
             write_folder(folder, config, arguments.tokenizer)
             print(f"written in {time.monotonic() - start:.0f} s", flush=True)
-        weights_gb = sum(model_folder.bytes_of(shape) for shape in tensor_shapes(config).values()) / 1e9
+        files_gb = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
         disk_seconds = read_seconds(folder)
         figures = run_server(arguments, folder)
         kv_heads, head = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
         kv_gb = 2 * 2 * config["num_hidden_layers"] * kv_heads * head * KV_CACHE_TOKENS / 1e9
-        figures |= {"model": arguments.model, "layers": config["num_hidden_layers"], "weights_gb": weights_gb, "kv_cache_gb": kv_gb,
-                    "disk_read_seconds": disk_seconds, "disk_gb_per_second": weights_gb / disk_seconds,
+        figures |= {"model": arguments.model, "layers": config["num_hidden_layers"], "files_gb": files_gb, "kv_cache_gb": kv_gb,
+                    "disk_read_seconds": disk_seconds, "disk_gb_per_second": files_gb / disk_seconds,
+                    "load_over_read": figures["load_seconds"] / disk_seconds,
                     "peak_over_weights_and_kv": figures["peak_gb"] / (figures["held_gb"] + kv_gb)}
+        if arguments.llama_bench:
+            figures |= llama_cpp(arguments.llama_bench, arguments.gguf)
         print(json.dumps(figures, indent=1))
         return figures["exit_code"]
     finally:
