@@ -281,7 +281,7 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   const std::string graphs = config.graph_cache.empty() ? config.store + ".graphs" : config.graph_cache;
   StoreOptions store_options;
   store_options.trace_folders = {graphs};
-  C3PO_ASSIGN_OR_RETURN(server.store, ReferenceStore::Open(config.store, store_options));
+  C3PO_ASSIGN_OR_RETURN(server.store, OpenReferenceStore(config.store, store_options));
   if (const std::string problem = server.store->empty_problem(); !problem.empty()) {
     Log(LogLevel::kWarning, "store_empty", "", {{"store", config.store}, {"reason", problem}});
   }

@@ -63,7 +63,8 @@ absl::StatusOr<std::unique_ptr<ReferenceCatalog>> ReferenceCatalog::Open(Referen
 absl::Status ReferenceCatalog::LoadAll() {
   MutexLock changing(change_mutex_);
   std::vector<Candidate> candidates;
-  C3PO_RETURN_IF_ERROR(store_->ForEach([&](ReferenceRecord record) {
+  int64_t generation = 0;
+  const auto take = [&](ReferenceRecord record) {
     std::string why = WhyUnusable(record);
     const uint64_t prompt_key = PromptIndex::KeyOf(record.collection, record.sample.prompt);
     if (!why.empty()) {  // It is only counted.
@@ -73,8 +74,8 @@ absl::Status ReferenceCatalog::LoadAll() {
     }
     candidates.push_back({std::make_shared<const ReferenceRecord>(std::move(record)), std::move(why), prompt_key});
     return absl::OkStatus();
-  }));
-  const int64_t generation = store_->generation();
+  };
+  C3PO_RETURN_IF_ERROR(store_->ForEach(take, &generation));
   const LabeledByCollection arrivals = AssignLabels(candidates);
   IndexesByCollection indexes;
   for (const auto& [name, labeled] : arrivals) {
@@ -315,13 +316,15 @@ absl::Status ReferenceCatalog::SaveGraphs() const {
         absl::StrCat(options_.graph_cache_folder, ": cannot create the folder: ", error.message()));
   }
   std::vector<std::pair<std::string, IndexPtr>> files;
+  // What nobody else changes is at the store's own generation, which artifacts have raised beyond the searches'.
+  const int64_t saved_at = store_->shared() ? generation() : store_->generation();
   {
     ReaderLock lock(mutex_);
     for (const auto& [name, collection] : collections_) {
       for (ViewKind kind : kViewKinds) files.emplace_back(GraphPath(name, kind), collection.views[kind].index);
     }
   }
-  for (const auto& [path, index] : files) C3PO_RETURN_IF_ERROR(index->Save(path, generation()));
+  for (const auto& [path, index] : files) C3PO_RETURN_IF_ERROR(index->Save(path, saved_at));
   return absl::OkStatus();
 }
 

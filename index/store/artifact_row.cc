@@ -1,5 +1,8 @@
 #include "index/store/artifact_row.h"
 
+#include <algorithm>
+#include <tuple>
+
 #include "absl/strings/str_cat.h"
 #include "index/store/row_codec.h"
 
@@ -29,6 +32,12 @@ absl::Status ValidateArtifacts(absl::Span<const Artifact> artifacts) {
     if (artifact.value.size() > kValueBytesMax) return wrong("value: is larger than 16 MiB");
   }
   return absl::OkStatus();
+}
+
+void SortArtifacts(std::vector<Artifact>& artifacts) {
+  std::sort(artifacts.begin(), artifacts.end(), [](const Artifact& a, const Artifact& b) {
+    return std::tie(a.collection, a.name) < std::tie(b.collection, b.name);
+  });
 }
 
 }  // namespace c3po

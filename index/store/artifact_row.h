@@ -2,6 +2,7 @@
 #define C3PO_INDEX_STORE_ARTIFACT_ROW_H_
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -17,6 +18,9 @@ std::string ChecksumOf(const Artifact& artifact);
 
 // InvalidArgument "artifacts[i].FIELD: ...": what PutArtifacts says of them.
 absl::Status ValidateArtifacts(absl::Span<const Artifact> artifacts);
+
+// By ascending collection and name.
+void SortArtifacts(std::vector<Artifact>& artifacts);
 
 }  // namespace c3po
 

@@ -65,6 +65,14 @@ absl::StatusOr<ReferenceRecord> DecodeRecord(const RecordRow& row, absl::string_
   return record;
 }
 
+absl::Status ValidateRecords(absl::Span<const ReferenceRecord> records, const SampleLimits& limits) {
+  for (size_t i = 0; i < records.size(); ++i) {
+    const absl::Status status = ValidateRecord(records[i], limits);
+    if (!status.ok()) return absl::Status(status.code(), absl::StrCat("records[", i, "].", status.message()));
+  }
+  return absl::OkStatus();
+}
+
 AddDecision DecideAdd(const RecordRow& added, bool own_id, bool exists, const RecordRow* stored) {
   const bool same_makers = stored != nullptr && stored->model_digest == added.model_digest &&
                            stored->embedder_digest == added.embedder_digest;

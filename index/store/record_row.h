@@ -6,8 +6,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "index/store/reference_store.h"
 #include "index/types/reference_record.h"
+#include "index/types/reference_validation.h"
 
 namespace c3po {
 
@@ -46,6 +48,9 @@ class EncodedRecord {
 
 // DataLoss, without the row's name: the row is damaged, as it does not match `checksum`, or cannot be decoded.
 absl::StatusOr<ReferenceRecord> DecodeRecord(const RecordRow& row, absl::string_view checksum);
+
+// InvalidArgument "records[i].FIELD: ...": what Add says of them (ValidateRecord).
+absl::Status ValidateRecords(absl::Span<const ReferenceRecord> records, const SampleLimits& limits);
 
 // What Add of a record does to the row with its id.
 struct AddDecision {

@@ -1,9 +1,11 @@
 #include "server/rpc/store_watch.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "index/base/store_away.h"
 #include "index/base/utf8.h"
 #include "server/metrics/logging.h"
 
@@ -35,12 +37,16 @@ StoreWatch::StoreWatch(ReferenceStore* store, Metrics* metrics, absl::Duration e
 }
 
 void StoreWatch::Look() {
-  const absl::Status fault = store_->CheckFile();
-  if (lost_.exchange(!fault.ok()) != !fault.ok()) {
-    Log(fault.ok() ? LogLevel::kInfo : LogLevel::kError, fault.ok() ? "store_back" : "store_lost", "",
-        {{"store", store_->path()}, {"reason", fault.message()}});
+  const absl::Status fault = store_->CheckPlace();
+  const bool away = IsStoreAway(fault);
+  const bool lost = !fault.ok() && !away;
+  const bool told_lost = lost_.exchange(lost), told_away = std::exchange(away_, away);
+  if (lost != told_lost || away != told_away) {
+    const char* event = lost ? "store_lost" : away ? "store_away" : "store_back";
+    Log(fault.ok() ? LogLevel::kInfo : LogLevel::kError, event, "",
+        {{"store", store_->location()}, {"reason", fault.message()}});
   }
-  if (metrics_ != nullptr) metrics_->SetStoreLost(!fault.ok());
+  if (metrics_ != nullptr) metrics_->SetStoreLost(lost);
   const std::vector<DamagedRow> rows = store_->Damaged();
   const absl::MutexLock lock(&mu_);
   fault_ = std::string(fault.message());
@@ -75,7 +81,7 @@ void StoreWatch::TellDamage(const std::vector<DamagedRow>& rows) {
   damage_.clear();
   if (rows.empty()) return;
   // Without names: every caller sees it, and so does whoever asks the probes.
-  damage_ = absl::StrCat("store ", store_->path(), ": ", references, " references and ", artifacts,
+  damage_ = absl::StrCat("store ", store_->location(), ": ", references, " references and ", artifacts,
                          " artifacts are damaged and left out; the log names them (row_damaged)");
 }
 

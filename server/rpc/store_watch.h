@@ -17,9 +17,9 @@
 namespace c3po {
 
 // Tells an operator what has become of the store under a running server. It looks every second, on a thread of its own:
-// whether the file is still in its place, and its tables in it (ReferenceStore::CheckFile; log events store_lost and
-// store_back), and which rows are damaged (one event row_damaged for each, the first kLinesMax of a look). Metrics
-// count both. Thread-safe.
+// whether the store is still in its place, and its tables in it (ReferenceStore::CheckPlace; log events store_lost,
+// store_away and store_back), and which rows are damaged (one event row_damaged for each, the first kLinesMax of a
+// look). Metrics count both. Thread-safe.
 class StoreWatch {
  public:
   static constexpr size_t kLinesMax = 20;
@@ -27,9 +27,10 @@ class StoreWatch {
   // Has looked once when it returns. `store` and `metrics` outlive the watch; `metrics` may be null.
   StoreWatch(ReferenceStore* store, Metrics* metrics, absl::Duration every = absl::Seconds(1));
 
-  // Whether the file or a table is gone: nothing can be stored. Never waits.
+  // Whether the store or a table is gone, so that nothing can be stored until somebody puts it back. A database that
+  // does not answer is not lost. Never waits.
   bool lost() const { return lost_.load(); }
-  // One line for a lost file, one for damaged rows. Never waits for the store.
+  // One line for a store that is lost or away, one for damaged rows. Never waits for the store.
   std::vector<std::string> Warnings() const;
 
  private:
@@ -39,6 +40,7 @@ class StoreWatch {
   ReferenceStore* const store_;
   Metrics* const metrics_;
   std::atomic<bool> lost_{false};
+  bool away_ = false;  // Of the thread that looks.
   mutable absl::Mutex mu_;
   std::string fault_ ABSL_GUARDED_BY(mu_);
   std::string damage_ ABSL_GUARDED_BY(mu_);

@@ -29,7 +29,7 @@ CatalogOptions Options(IndexDevice* device) {
 }
 
 struct Opened {
-  Opened(const std::string& path, const CatalogOptions& options) : store(*ReferenceStore::Open(path, StoreOptions())) {
+  Opened(const std::string& path, const CatalogOptions& options) : store(*OpenReferenceStore(path, StoreOptions())) {
     auto opened = ReferenceCatalog::Open(store.get(), options);
     EXPECT_TRUE(opened.ok()) << opened.status();
     catalog = *std::move(opened);

@@ -53,7 +53,7 @@ class CatalogStatesTest : public ::testing::Test {
   void Restart() {
     catalog_.reset();
     store_.reset();
-    store_ = *ReferenceStore::Open(folder_.File("references.db"));
+    store_ = *OpenReferenceStore(folder_.File("references.db"));
     catalog_ = *ReferenceCatalog::Open(store_.get(), options_);
   }
   static std::vector<ReferenceRecord> Made(const std::string& collection, int begin, int end) {

@@ -56,7 +56,7 @@ class OwnDistancesTest : public ::testing::Test {
     options_.moe_layers = 3;
     options_.experts = 4;
     options_.exact_references_max = 700;
-    auto store = ReferenceStore::Open(folder_.File("references.db"));
+    auto store = OpenReferenceStore(folder_.File("references.db"));
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
     Open();

@@ -67,7 +67,7 @@ class ReferenceCatalogTest : public ::testing::Test {
   void Restart() {
     catalog_.reset();
     store_.reset();
-    auto store = ReferenceStore::Open(folder_.File("references.db"));
+    auto store = OpenReferenceStore(folder_.File("references.db"));
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
     OpenCatalog();
@@ -376,7 +376,7 @@ TEST_F(ReferenceCatalogTest, StaleOrDamagedGraphsAreRefusedAndBuiltAnew) {
 TEST_F(ReferenceCatalogTest, GraphsOfAnotherStoreAtTheSameGenerationAreRefused) {
   ASSERT_TRUE(catalog_->Insert(MakeReferences("math", 0, 300)).ok());
   ASSERT_TRUE(catalog_->SaveGraphs().ok());
-  auto other_store = ReferenceStore::Open(folder_.File("other.db"));
+  auto other_store = OpenReferenceStore(folder_.File("other.db"));
   ASSERT_TRUE(other_store.ok());
   ASSERT_TRUE((*other_store)->Add(MakeReferences("math", 2, 302)).ok());
   auto other = ReferenceCatalog::Open(other_store->get(), options_);
@@ -391,7 +391,7 @@ TEST_F(ReferenceCatalogTest, FullStoreRefusesABatchAndTheViewsStayAsTheyWere) {
   store_.reset();
   StoreOptions store_options;
   store_options.pages_max = 60;
-  store_ = *ReferenceStore::Open(folder_.File("full.db"), store_options);
+  store_ = *OpenReferenceStore(folder_.File("full.db"), store_options);
   OpenCatalog();
   int inserted = 0;
   absl::Status status;

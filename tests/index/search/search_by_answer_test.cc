@@ -94,7 +94,7 @@ class SearchByAnswerTest : public ::testing::Test {
   void Restart() {
     catalog_.reset();
     store_.reset();
-    store_ = *ReferenceStore::Open(folder_.File("references.db"));
+    store_ = *OpenReferenceStore(folder_.File("references.db"));
     catalog_ = *ReferenceCatalog::Open(store_.get(), options_);
   }
   void Insert(const std::vector<ReferenceRecord>& records) {

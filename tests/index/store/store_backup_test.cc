@@ -33,11 +33,11 @@ std::map<std::string, std::string> ContentsOf(const ReferenceStore& store, const
 
 class StoreBackupTest : public ::testing::Test {
  protected:
-  StoreBackupTest() : store_(ReferenceStore::Open(path_).value()) {}
+  StoreBackupTest() : store_(OpenReferenceStore(path_).value()) {}
 
   // What the copy at `path` holds, as a server that is started with it finds it.
   std::map<std::string, std::string> ContentsOfCopy(const std::string& path) {
-    const auto copy = ReferenceStore::Open(path);
+    const auto copy = OpenReferenceStore(path);
     EXPECT_TRUE(copy.ok()) << copy.status();
     return copy.ok() ? ContentsOf(**copy, "math") : std::map<std::string, std::string>();
   }
@@ -158,7 +158,7 @@ TEST_F(StoreBackupTest, WhatIsNotFinishedLeavesNoFile) {
 TEST_F(StoreBackupTest, WhatAKilledProcessLeftIsRemovedAtTheNextOpening) {
   store_.reset();
   std::ofstream(path_ + ".backup.partial") << "half";
-  store_ = ReferenceStore::Open(path_).value();
+  store_ = OpenReferenceStore(path_).value();
   EXPECT_EQ(store_->partial_backup_path(), path_ + ".backup.partial");
   EXPECT_FALSE(std::filesystem::exists(path_ + ".backup.partial"));
 }
@@ -168,7 +168,7 @@ TEST_F(StoreBackupTest, FilesOfOthersAreLeftAsTheyAreAndToldFromABackupUnderWay)
   const std::string own_copy = path_ + ".backup";  // As an operator would call it.
   std::filesystem::copy_file(path_, own_copy);
   const auto size = std::filesystem::file_size(own_copy);
-  store_ = ReferenceStore::Open(path_).value();
+  store_ = OpenReferenceStore(path_).value();
   EXPECT_EQ(std::filesystem::file_size(own_copy), size);
   const std::string path = store_->partial_backup_path();
   std::ofstream(path) << "foreign";

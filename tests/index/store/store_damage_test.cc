@@ -26,6 +26,9 @@ using ::testing::SizeIs;
 
 // Brings a file of this version to the second one, whose rows have no checksum.
 constexpr char kToVersion2[] =
+    "DROP INDEX reference_by_generation; DROP INDEX artifact_by_generation; DROP TABLE erased;"
+    "ALTER TABLE reference DROP COLUMN generation; ALTER TABLE artifact DROP COLUMN generation;"
+    "ALTER TABLE store_state DROP COLUMN remembered_from;"
     "ALTER TABLE reference DROP COLUMN checksum; ALTER TABLE artifact DROP COLUMN checksum;"
     "ALTER TABLE store_state DROP COLUMN stamp; PRAGMA user_version = 2";
 
@@ -64,7 +67,7 @@ class StoreDamageTest : public ::testing::Test {
   }
   void Reopen() {
     store_.reset();
-    auto store = ReferenceStore::Open(path_);
+    auto store = OpenReferenceStore(path_);
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
   }
@@ -112,7 +115,7 @@ TEST_F(StoreDamageTest, NoBitThatWasTurnedIsServed) {
     SCOPED_TRACE(absl::StrCat("bit ", bit, " of ", bad.size() * 8));
     std::ofstream(path_, std::ios::binary | std::ios::trunc) << bad;
     std::filesystem::remove(path_ + "-wal");
-    auto store = ReferenceStore::Open(path_);
+    auto store = OpenReferenceStore(path_);
     std::vector<ReferenceRecord> served;
     std::vector<Artifact> artifacts;
     absl::Status status = store.status();
@@ -245,7 +248,7 @@ TEST_F(StoreDamageTest, AFileOfVersion2GetsChecksumsOfWhatItHolds) {
   EXPECT_THAT(store_->Damaged(), SizeIs(1));
   EXPECT_EQ(TextOf(*store_->Get(records_[8].id)), TextOf(records_[8]));
   EXPECT_EQ(store_->Artifacts("law", "profile")->front().value, "k = 3");
-  EXPECT_TRUE(store_->CheckFile().ok()) << store_->CheckFile();
+  EXPECT_TRUE(store_->CheckPlace().ok()) << store_->CheckPlace();
   RunSql("UPDATE reference SET answer = 'another' WHERE id = '" + records_[8].id + "'");
   Reopen();
   EXPECT_EQ(store_->Get(records_[8].id).status().code(), absl::StatusCode::kDataLoss);
@@ -271,7 +274,7 @@ TEST_F(StoreDamageTest, AnUpgradeThatIsCutLeavesTheOldVersionOrTheNewOne) {
       signal(SIGXFSZ, SIG_IGN);
       const rlimit bytes = {limit, limit};
       if (by_limit && setrlimit(RLIMIT_FSIZE, &bytes) != 0) _exit(10);
-      const auto store = ReferenceStore::Open(path_);
+      const auto store = OpenReferenceStore(path_);
       _exit(store.ok() ? 0 : 11);
     }
     if (!by_limit) {

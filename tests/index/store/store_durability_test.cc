@@ -54,7 +54,7 @@ TEST(StoreDurability, FullDatabaseRefusesABatchWholeAndGoesOnWorking) {
   ScratchFolder folder;
   StoreOptions options;
   options.pages_max = 60;
-  auto store = ReferenceStore::Open(folder.File("store.db"), options);
+  auto store = OpenReferenceStore(folder.File("store.db"), options);
   ASSERT_TRUE(store.ok()) << store.status();
   absl::Status failure;
   const int batches = FillUp(**store, failure);
@@ -82,7 +82,7 @@ TEST(StoreDurability, WritesBeyondTheFileSizeLimitLoseNothingAcknowledged) {
     signal(SIGXFSZ, SIG_IGN);
     const rlimit limit = {200 * 1024, 200 * 1024};
     if (setrlimit(RLIMIT_FSIZE, &limit) != 0) _exit(10);
-    auto store = ReferenceStore::Open(path);
+    auto store = OpenReferenceStore(path);
     if (!store.ok()) _exit(11);
     absl::Status failure;
     const int batches = FillUp(**store, failure);
@@ -101,7 +101,7 @@ TEST(StoreDurability, WritesBeyondTheFileSizeLimitLoseNothingAcknowledged) {
   ASSERT_EQ(got, static_cast<ssize_t>(sizeof(batches)));
   EXPECT_GT(batches, 2);
 
-  auto store = ReferenceStore::Open(path);
+  auto store = OpenReferenceStore(path);
   ASSERT_TRUE(store.ok()) << store.status();
   EXPECT_EQ(CountIds(**store).size(), static_cast<size_t>(batches) * 10);
   EXPECT_TRUE((*store)->Add(MakeReferences("more", 0, 10)).ok());
@@ -109,7 +109,7 @@ TEST(StoreDurability, WritesBeyondTheFileSizeLimitLoseNothingAcknowledged) {
 
 // Adds batches, deletes now and then, and writes a line per acknowledged change, for ever.
 [[noreturn]] void AddUntilKilled(const std::string& path, int round, int out) {
-  auto store = ReferenceStore::Open(path);
+  auto store = OpenReferenceStore(path);
   if (!store.ok()) _exit(11);
   const std::string collection = absl::StrCat("round-", round);
   for (int batch = 0;; ++batch) {
@@ -171,7 +171,7 @@ TEST(StoreDurability, EverythingAcknowledgedSurvivesKillsAtRandomMoments) {
       if (lines[begin] == '?') present.erase(id), maybe.insert(id);
       if (lines[begin] == '-') maybe.erase(id), gone.insert(id);
     }
-    auto store = ReferenceStore::Open(path);
+    auto store = OpenReferenceStore(path);
     ASSERT_TRUE(store.ok()) << store.status();
     const std::map<std::string, int> counts = CountIds(**store);
     for (const std::string& id : present) ASSERT_EQ(counts.count(id), 1u) << "lost in round " << round;

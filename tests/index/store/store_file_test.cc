@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "index/store/reference_store.h"
+#include "index/store/sqlite/sqlite_reference_store.h"
 #include "tests/index/store/random_reference.h"
 
 namespace c3po {
@@ -20,12 +20,12 @@ namespace fs = std::filesystem;
 class StoreFileTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    store_ = ReferenceStore::Open(path_).value();
+    store_ = SqliteReferenceStore::Open(path_).value();
     ASSERT_TRUE(store_->Add(MakeReferences("math", 0, 50)).ok());
     EXPECT_TRUE(Looked().ok()) << Looked();
   }
   absl::Status Looked() {
-    const absl::Status status = store_->CheckFile();
+    const absl::Status status = store_->CheckPlace();
     EXPECT_EQ(store_->fault(), status);
     return status;
   }
@@ -69,18 +69,18 @@ class StoreFileTest : public ::testing::Test {
 
   ScratchFolder folder_;
   const std::string path_ = folder_.File("store.db");
-  std::unique_ptr<ReferenceStore> store_;
+  std::unique_ptr<SqliteReferenceStore> store_;
   int added_ = 0, copies_ = 0;
 };
 
 TEST_F(StoreFileTest, AHardLinkIsLockedToo) {
   fs::create_hard_link(path_, folder_.File("other.db"));
-  const absl::Status status = ReferenceStore::Open(folder_.File("other.db")).status();
+  const absl::Status status = SqliteReferenceStore::Open(folder_.File("other.db")).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(status.message(), "store " + folder_.File("other.db") + " is locked by another process");
   ExpectSound();
   store_.reset();
-  EXPECT_TRUE(ReferenceStore::Open(folder_.File("other.db")).ok());
+  EXPECT_TRUE(SqliteReferenceStore::Open(folder_.File("other.db")).ok());
 }
 
 TEST_F(StoreFileTest, ADeletedStoreIsNoticedAndReadOn) {
@@ -117,7 +117,7 @@ TEST_F(StoreFileTest, AStoreThatIsWrittenOverInPlaceIsNoticed) {
   ASSERT_TRUE(store_->PutArtifacts({{"math", "profile", "k = 3"}}).ok()) << "this raises no generation";
   const std::string other = folder_.File("another.db");
   {
-    auto another = ReferenceStore::Open(other).value();
+    auto another = SqliteReferenceStore::Open(other).value();
     ASSERT_TRUE(another->Add(MakeReferences("math", 0, 50)).ok());
   }
   for (const std::string& from : {older, other}) {
@@ -154,15 +154,16 @@ TEST_F(StoreFileTest, NothingBesideTheStoreMakesItsOpeningWait) {
   for (const char* suffix : {"", ".lock", "-wal", "-shm", "-journal"}) {
     const std::string path = folder_.File(absl::StrCat("fifo", suffix[0] == '.' ? "lock" : suffix, ".db"));
     ASSERT_EQ(mkfifo((path + suffix).c_str(), 0600), 0);
-    const absl::Status status = ReferenceStore::Open(path).status();
+    const absl::Status status = SqliteReferenceStore::Open(path).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("store " + path + suffix + ": is a FIFO"));
   }
   fs::create_symlink("/dev/zero", folder_.File("zero.db"));
-  EXPECT_THAT(std::string(ReferenceStore::Open(folder_.File("zero.db")).status().message()), HasSubstr("is a device"));
+  EXPECT_THAT(std::string(SqliteReferenceStore::Open(folder_.File("zero.db")).status().message()),
+              HasSubstr("is a device"));
   std::ofstream(folder_.File("sparse.db")).close();
   fs::resize_file(folder_.File("sparse.db"), uintmax_t{40} << 30);
-  EXPECT_EQ(ReferenceStore::Open(folder_.File("sparse.db")).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(SqliteReferenceStore::Open(folder_.File("sparse.db")).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(StoreFileTest, ATableThatAnotherProgramDropsOrAltersIsNoticedUntilItIsBack) {
@@ -185,14 +186,14 @@ TEST_F(StoreFileTest, ATableThatAnotherProgramDropsOrAltersIsNoticedUntilItIsBac
   EXPECT_EQ(store_->Get(MakeReference("math", 7).id).status().code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(store_->List("math", "", 10).status().code(), absl::StatusCode::kDataLoss);
   store_.reset();
-  EXPECT_EQ(ReferenceStore::Open(path_).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(SqliteReferenceStore::Open(path_).status().code(), absl::StatusCode::kDataLoss);
 }
 
 class EmptyStore : public ::testing::Test {
  protected:
   EmptyStore() { options_.trace_folders = {graphs_}; }
   absl::StatusOr<std::string> Problem() const {
-    const auto store = ReferenceStore::Open(path_, options_);
+    const auto store = SqliteReferenceStore::Open(path_, options_);
     if (!store.ok()) return store.status();
     return (*store)->empty_problem();
   }
@@ -221,7 +222,7 @@ TEST_F(EmptyStore, AFileOfNoBytesIsTold) {
 }
 
 TEST_F(EmptyStore, AStoreThatWasCutIsRefusedForWhatIsLeftOfIt) {
-  ASSERT_TRUE(ReferenceStore::Open(path_, options_).value()->Add(MakeReferences("math", 0, 5)).ok());
+  ASSERT_TRUE(SqliteReferenceStore::Open(path_, options_).value()->Add(MakeReferences("math", 0, 5)).ok());
   fs::create_directory(graphs_);
   std::ofstream(graphs_ + "/a.hnsw") << "graph";
   EXPECT_EQ(Problem().value(), "");

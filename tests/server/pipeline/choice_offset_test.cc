@@ -20,7 +20,7 @@ using ::testing::IsEmpty;
 class ChoiceOffsetTest : public testing::Test {
  protected:
   ChoiceOffsetTest()
-      : store_(ReferenceStore::Open(folder_.File("store.db")).value()), offsets_(store_.get(), "model", "embedder") {
+      : store_(OpenReferenceStore(folder_.File("store.db")).value()), offsets_(store_.get(), "model", "embedder") {
     none_.collection = ngd_.collection = "mood";
     none_.method = Method::kNone;
     ngd_.method = Method::kNeighborhoodGradientDescent;

@@ -48,7 +48,7 @@ const OptimizationSettings kNone = Settings(Method::kNone), kNgd = Settings(Meth
 
 class LabelOffsetsTest : public testing::Test {
  protected:
-  LabelOffsetsTest() : store_(ReferenceStore::Open(folder_.File("store.db")).value()) {
+  LabelOffsetsTest() : store_(OpenReferenceStore(folder_.File("store.db")).value()) {
     EXPECT_TRUE(store_->Add(MakeReferences("mood", 0, 3)).ok());
   }
   LabelOffsets Open(const std::string& model = "model", const std::string& embedder = "embedder",

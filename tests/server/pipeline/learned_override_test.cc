@@ -21,7 +21,7 @@ RoutingOverride Shift(std::vector<int> layers, std::vector<float> values) {
 
 class LearnedOverrideTest : public testing::Test {
  protected:
-  LearnedOverrideTest() : store_(ReferenceStore::Open(folder_.File("store.db")).value()), shifts_(store_.get(), "m") {
+  LearnedOverrideTest() : store_(OpenReferenceStore(folder_.File("store.db")).value()), shifts_(store_.get(), "m") {
     settings_.collection = "math";
     settings_.method = Method::kAmortizedShift;
     settings_.critical_layers = {1, 3};

@@ -21,7 +21,7 @@ RoutingOverride Shift(std::vector<int> layers, float first) {
 
 class LearnedShiftsTest : public testing::Test {
  protected:
-  LearnedShiftsTest() : store_(ReferenceStore::Open(folder_.File("store.db")).value()) {}
+  LearnedShiftsTest() : store_(OpenReferenceStore(folder_.File("store.db")).value()) {}
   ScratchFolder folder_;
   std::unique_ptr<ReferenceStore> store_;
 };

@@ -75,7 +75,7 @@ class MadeUpPipelineTest : public testing::Test {
         model_(tokenizer_->vocabulary_size()),
         engine_(&model_, limits, 64, nullptr),
         embedding_(nullptr, model_.shape(), 0),
-        store_(*ReferenceStore::Open(folder_.File("store.db"))),
+        store_(*OpenReferenceStore(folder_.File("store.db"))),
         shifts_(store_.get(), kModelDigest) {
     OpenCatalog(embedding_.digest());
     parts_.model = &model_;

@@ -75,7 +75,7 @@ TEST(TakeInTurn, TakesWhatAPlainSortByRankAndDistanceTakes) {
 
 class BalancedNeighborsTest : public ::testing::Test {
  protected:
-  BalancedNeighborsTest() : store_(*ReferenceStore::Open(folder_.File("store.db"))) {
+  BalancedNeighborsTest() : store_(*OpenReferenceStore(folder_.File("store.db"))) {
     CatalogOptions options;
     options.model_digest = kModelDigest;
     options.embedder_digest = kEmbedderDigest;

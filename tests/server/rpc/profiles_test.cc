@@ -26,7 +26,7 @@ struct Runs {
 
 class ProfilesTest : public testing::Test {
  protected:
-  ProfilesTest() : store_(ReferenceStore::Open(folder_.File("store.db")).value()) {}
+  ProfilesTest() : store_(OpenReferenceStore(folder_.File("store.db")).value()) {}
 
   static ModelShape ShapeOf(const Runs& runs) {
     ModelShape shape;

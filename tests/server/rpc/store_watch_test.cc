@@ -24,7 +24,7 @@ using ::testing::Not;
 
 class StoreWatchTest : public testing::Test {
  protected:
-  StoreWatchTest() : store_(ReferenceStore::Open(path_).value()) {
+  StoreWatchTest() : store_(OpenReferenceStore(path_).value()) {
     EXPECT_TRUE(store_->Add(MakeReferences("math", 0, 50)).ok());
     EXPECT_TRUE(store_->PutArtifacts({{"math", "profile", "k = 3"}}).ok());
   }
@@ -68,7 +68,7 @@ TEST_F(StoreWatchTest, DamagedRowsAreCountedWithoutNamesUntilTheyAreWrittenAnew)
   const std::string id = MakeReference("math", 7).id;
   store_.reset();
   RunSql("UPDATE reference SET answer = 'x' WHERE id = '" + id + "'; UPDATE artifact SET value = 'k = 4'");
-  store_ = ReferenceStore::Open(path_).value();
+  store_ = OpenReferenceStore(path_).value();
   StoreWatch watch(store_.get(), &metrics_, absl::Milliseconds(1));
   EXPECT_THAT(Text(), HasSubstr("c3po_store_damaged_rows{kind=\"artifact\"} 1\n"));
   EXPECT_FALSE(store_->Get(id).ok());

@@ -1,5 +1,5 @@
-#ifndef C3PO_INDEX_STORE_STORE_TRACES_H_
-#define C3PO_INDEX_STORE_STORE_TRACES_H_
+#ifndef C3PO_INDEX_STORE_SQLITE_STORE_TRACES_H_
+#define C3PO_INDEX_STORE_SQLITE_STORE_TRACES_H_
 
 #include <string>
 #include <vector>
@@ -16,4 +16,4 @@ absl::StatusOr<std::string> LookForCutStore(const std::string& path, const std::
 
 }  // namespace c3po
 
-#endif  // C3PO_INDEX_STORE_STORE_TRACES_H_
+#endif  // C3PO_INDEX_STORE_SQLITE_STORE_TRACES_H_

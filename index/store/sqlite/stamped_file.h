@@ -1,5 +1,5 @@
-#ifndef C3PO_INDEX_STORE_STAMPED_FILE_H_
-#define C3PO_INDEX_STORE_STAMPED_FILE_H_
+#ifndef C3PO_INDEX_STORE_SQLITE_STAMPED_FILE_H_
+#define C3PO_INDEX_STORE_SQLITE_STAMPED_FILE_H_
 
 #include <cstdint>
 #include <memory>
@@ -12,8 +12,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "index/base/mutex.h"
-#include "index/store/sqlite_connection.h"
-#include "index/store/store_file.h"
+#include "index/store/sqlite/sqlite_connection.h"
+#include "index/store/sqlite/store_file.h"
 
 namespace c3po {
 
@@ -41,8 +41,8 @@ class StampedFile {
   absl::Status fault() const;
 
   // Within the transaction of a change: draws a new stamp, which the file may hold from now on, and raises the
-  // generation if `raises_generation`. Returns the stamp; empty where the table lost its row.
-  absl::StatusOr<std::string> Stamp(SqliteConnection& connection, bool raises_generation, absl::string_view action);
+  // generation. Returns the stamp; empty where the table lost its row.
+  absl::StatusOr<std::string> Stamp(SqliteConnection& connection, absl::string_view action);
   // The change with this stamp is committed.
   void Committed(absl::string_view stamp);
 
@@ -60,4 +60,4 @@ class StampedFile {
 
 }  // namespace c3po
 
-#endif  // C3PO_INDEX_STORE_STAMPED_FILE_H_
+#endif  // C3PO_INDEX_STORE_SQLITE_STAMPED_FILE_H_

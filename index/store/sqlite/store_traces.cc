@@ -1,4 +1,4 @@
-#include "index/store/store_traces.h"
+#include "index/store/sqlite/store_traces.h"
 
 #include <filesystem>
 #include <system_error>

@@ -1,5 +1,5 @@
-#ifndef C3PO_INDEX_STORE_STORE_FILE_H_
-#define C3PO_INDEX_STORE_STORE_FILE_H_
+#ifndef C3PO_INDEX_STORE_SQLITE_STORE_FILE_H_
+#define C3PO_INDEX_STORE_SQLITE_STORE_FILE_H_
 
 #include <atomic>
 #include <cstdint>
@@ -63,4 +63,4 @@ class StoreFile {
 
 }  // namespace c3po
 
-#endif  // C3PO_INDEX_STORE_STORE_FILE_H_
+#endif  // C3PO_INDEX_STORE_SQLITE_STORE_FILE_H_

@@ -1,13 +1,13 @@
-#ifndef C3PO_INDEX_STORE_SQLITE_SCHEMA_H_
-#define C3PO_INDEX_STORE_SQLITE_SCHEMA_H_
+#ifndef C3PO_INDEX_STORE_SQLITE_SQLITE_SCHEMA_H_
+#define C3PO_INDEX_STORE_SQLITE_SQLITE_SCHEMA_H_
 
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "index/store/sqlite_artifacts.h"
-#include "index/store/sqlite_connection.h"
-#include "index/store/sqlite_references.h"
+#include "index/store/sqlite/sqlite_artifacts.h"
+#include "index/store/sqlite/sqlite_connection.h"
+#include "index/store/sqlite/sqlite_references.h"
 
 namespace c3po {
 
@@ -25,4 +25,4 @@ absl::Status ProbeTables(SqliteConnection& connection);
 
 }  // namespace c3po
 
-#endif  // C3PO_INDEX_STORE_SQLITE_SCHEMA_H_
+#endif  // C3PO_INDEX_STORE_SQLITE_SQLITE_SCHEMA_H_

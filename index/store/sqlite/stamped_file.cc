@@ -1,7 +1,7 @@
-#include "index/store/stamped_file.h"
+#include "index/store/sqlite/stamped_file.h"
 
 #include "index/base/status_macros.h"
-#include "index/store/sqlite_schema.h"
+#include "index/store/sqlite/sqlite_schema.h"
 
 namespace c3po {
 namespace {
@@ -12,7 +12,7 @@ constexpr char kSelectPage[] = "SELECT rootpage FROM sqlite_master WHERE name = 
 constexpr char kSelectStamp[] = "SELECT stamp FROM store_state";
 constexpr char kSelectGeneration[] = "SELECT generation FROM store_state";
 constexpr char kDrawStamp[] =
-    "UPDATE store_state SET generation = generation + ?1, stamp = randomblob(16) RETURNING stamp";
+    "UPDATE store_state SET generation = generation + 1, stamp = randomblob(16) RETURNING stamp";
 
 }  // namespace
 
@@ -80,11 +80,9 @@ absl::Status StampedFile::fault() const {
   return fault_;
 }
 
-absl::StatusOr<std::string> StampedFile::Stamp(SqliteConnection& connection, bool raises_generation,
-                                               absl::string_view action) {
+absl::StatusOr<std::string> StampedFile::Stamp(SqliteConnection& connection, absl::string_view action) {
   SqliteStatement update(connection);
   C3PO_RETURN_IF_ERROR(update.Prepare(kDrawStamp));
-  update.Bind(1, int64_t{raises_generation});
   C3PO_ASSIGN_OR_RETURN(const bool row, update.Step(action));
   const std::string stamp = row ? update.Text(0) : "";
   C3PO_RETURN_IF_ERROR(update.Step(action).status());

@@ -1,4 +1,4 @@
-#include "index/store/sqlite_schema.h"
+#include "index/store/sqlite/sqlite_schema.h"
 
 #include <cstdint>
 #include <vector>
@@ -10,7 +10,7 @@ namespace c3po {
 namespace {
 
 constexpr int64_t kApplicationId = 0x6333706f;  // "c3po"
-constexpr int64_t kSchemaVersion = 3;
+constexpr int64_t kSchemaVersion = 4;
 
 constexpr char kSchema[] = R"sql(
   CREATE TABLE reference (
@@ -35,7 +35,7 @@ constexpr char kSchema[] = R"sql(
   PRAGMA application_id = 0x6333706f;
 )sql";
 
-// What version 2 adds to version 1, and 3 to 2. A new file gets all of them.
+// What version 2 adds to version 1, 3 to 2, and 4 to 3. A new file gets all of them.
 constexpr char kSchemaOfVersion2[] = R"sql(
   CREATE TABLE artifact (
     collection TEXT NOT NULL,
@@ -53,12 +53,32 @@ constexpr char kSchemaOfVersion3[] = R"sql(
   PRAGMA user_version = 3;
 )sql";
 
+// Of what was erased before there was table `erased`, nothing is known.
+constexpr char kSchemaOfVersion4[] = R"sql(
+  ALTER TABLE reference ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+  ALTER TABLE artifact ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+  ALTER TABLE store_state ADD COLUMN remembered_from INTEGER NOT NULL DEFAULT 0;
+  UPDATE reference SET generation = (SELECT generation FROM store_state);
+  UPDATE artifact SET generation = (SELECT generation FROM store_state);
+  UPDATE store_state SET remembered_from = generation;
+  CREATE INDEX reference_by_generation ON reference (generation);
+  CREATE INDEX artifact_by_generation ON artifact (generation);
+  CREATE TABLE erased (
+    kind INTEGER NOT NULL,
+    collection TEXT NOT NULL,
+    name TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    PRIMARY KEY (kind, collection, name)) WITHOUT ROWID;
+  CREATE INDEX erased_by_generation ON erased (generation);
+  PRAGMA user_version = 4;
+)sql";
+
 // wal_autocheckpoint 1: the log is folded into the file after each change. By SQLite's default of 1000 pages a small
 // store would live in its log alone, and a copy of the file be empty. It costs a change one more sync of the file.
 constexpr char kSetUpLog[] =
     "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 1";
 
-constexpr char kProbeOfState[] = "SELECT generation, stamp FROM store_state";
+constexpr char kProbeOfState[] = "SELECT generation, stamp, remembered_from FROM store_state";
 
 // Empty: there is none.
 absl::StatusOr<std::string> PageProblem(SqliteConnection& connection, const char* pragma) {
@@ -116,9 +136,12 @@ absl::StatusOr<std::string> PrepareSchema(SqliteConnection& connection, SqliteRe
   C3PO_RETURN_IF_ERROR(connection.Transaction(kAction, [&]() -> absl::Status {
     if (blank) C3PO_RETURN_IF_ERROR(connection.Execute(kSchema, kAction));
     if (version < 2) C3PO_RETURN_IF_ERROR(connection.Execute(kSchemaOfVersion2, kAction));
-    C3PO_RETURN_IF_ERROR(connection.Execute(kSchemaOfVersion3, kAction));
-    C3PO_RETURN_IF_ERROR(references.AddChecksums());
-    return artifacts.AddChecksums();
+    if (version < 3) {
+      C3PO_RETURN_IF_ERROR(connection.Execute(kSchemaOfVersion3, kAction));
+      C3PO_RETURN_IF_ERROR(references.AddChecksums());
+      C3PO_RETURN_IF_ERROR(artifacts.AddChecksums());
+    }
+    return connection.Execute(kSchemaOfVersion4, kAction);
   }));
   connection.FoldAndCutLog();  // An upgrade writes every row: its log is as large as the file.
   return index_problem;
@@ -126,7 +149,7 @@ absl::StatusOr<std::string> PrepareSchema(SqliteConnection& connection, SqliteRe
 
 absl::Status ProbeTables(SqliteConnection& connection) {
   std::vector<const char*> statements(SqliteReferences::Probes().begin(), SqliteReferences::Probes().end());
-  statements.insert(statements.end(), {SqliteArtifacts::Probe(), kProbeOfState});
+  statements.insert(statements.end(), {SqliteArtifacts::Probe(), SqliteErasures::Probe(), kProbeOfState});
   for (const char* statement : statements) C3PO_RETURN_IF_ERROR(SqliteStatement(connection).Prepare(statement));
   return absl::OkStatus();
 }

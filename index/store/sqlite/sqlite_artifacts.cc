@@ -1,4 +1,4 @@
-#include "index/store/sqlite_artifacts.h"
+#include "index/store/sqlite/sqlite_artifacts.h"
 
 #include <utility>
 
@@ -15,7 +15,11 @@ constexpr char kSelectByPrefix[] =
     "substr(name, 1, length(?2)) = ?2 AND substr(name, max(1, length(name) - length(?3) + 1)) = ?3 ORDER BY name";
 constexpr char kSelectByName[] =
     "SELECT collection, name, value, checksum FROM artifact WHERE name = ?1 ORDER BY collection";
-constexpr char kPut[] = "INSERT OR REPLACE INTO artifact (collection, name, value, checksum) VALUES (?1, ?2, ?3, ?4)";
+constexpr char kSelectChanged[] =
+    "SELECT collection, name, value, checksum FROM artifact WHERE generation > ?1 AND generation <= ?2 ORDER BY "
+    "collection, name";
+constexpr char kPut[] =
+    "INSERT OR REPLACE INTO artifact (collection, name, value, checksum, generation) VALUES (?1, ?2, ?3, ?4, ?5)";
 constexpr char kDelete[] = "DELETE FROM artifact WHERE collection = ?1 AND name = ?2";
 constexpr char kDeleteCollection[] = "DELETE FROM artifact WHERE collection = ?1";
 constexpr char kSetChecksum[] = "UPDATE artifact SET checksum = ?1 WHERE collection = ?2 AND name = ?3";
@@ -27,7 +31,7 @@ constexpr char kDeleteOfReference[] =
 
 }  // namespace
 
-const char* SqliteArtifacts::Probe() { return kSelectAll; }
+const char* SqliteArtifacts::Probe() { return kPut; }
 
 bool SqliteArtifacts::IsWhole(const Artifact& artifact, absl::string_view checksum) const {
   if (checksum == ChecksumOf(artifact)) return true;
@@ -35,11 +39,13 @@ bool SqliteArtifacts::IsWhole(const Artifact& artifact, absl::string_view checks
   return false;
 }
 
-absl::Status SqliteArtifacts::Put(absl::Span<const Artifact> artifacts) {
+absl::Status SqliteArtifacts::Put(absl::Span<const Artifact> artifacts, int64_t generation) {
   SqliteStatement put(connection_), remove(connection_);
   C3PO_RETURN_IF_ERROR(put.Prepare(kPut));
   C3PO_RETURN_IF_ERROR(remove.Prepare(kDelete));
   for (const Artifact& artifact : artifacts) {
+    C3PO_RETURN_IF_ERROR(artifact.value.empty() ? erasures_.NoteArtifact(artifact.collection, artifact.name, generation)
+                                                : erasures_.ForgetArtifact(artifact.collection, artifact.name));
     SqliteStatement& statement = artifact.value.empty() ? remove : put;
     statement.Reset();
     statement.Bind(1, artifact.collection);
@@ -48,6 +54,7 @@ absl::Status SqliteArtifacts::Put(absl::Span<const Artifact> artifacts) {
     if (!artifact.value.empty()) {
       statement.BindBlob(3, artifact.value);
       statement.BindBlob(4, checksum);
+      statement.Bind(5, generation);
     }
     C3PO_RETURN_IF_ERROR(statement.Step("cannot store an artifact").status());
     statement.Reset();
@@ -84,10 +91,11 @@ absl::StatusOr<std::vector<std::string>> SqliteArtifacts::CollectionsWith(absl::
   }
 }
 
-absl::Status SqliteArtifacts::ForgetReferences(absl::Span<const std::string> ids) {
+absl::Status SqliteArtifacts::ForgetReferences(absl::Span<const std::string> ids, int64_t generation) {
   SqliteStatement remove(connection_);
   C3PO_RETURN_IF_ERROR(remove.Prepare(kDeleteOfReference));
   for (const std::string& id : ids) {
+    C3PO_RETURN_IF_ERROR(erasures_.NoteArtifactsOfReference(id, generation));
     remove.Reset();
     remove.Bind(1, id);
     C3PO_RETURN_IF_ERROR(remove.Step("cannot delete a reference's artifacts").status());
@@ -95,11 +103,25 @@ absl::Status SqliteArtifacts::ForgetReferences(absl::Span<const std::string> ids
   return absl::OkStatus();
 }
 
-absl::Status SqliteArtifacts::DeleteCollection(absl::string_view collection) {
+absl::Status SqliteArtifacts::DeleteCollection(absl::string_view collection, int64_t generation) {
+  C3PO_RETURN_IF_ERROR(erasures_.NoteArtifactsOfCollection(collection, generation));
   SqliteStatement remove(connection_);
   C3PO_RETURN_IF_ERROR(remove.Prepare(kDeleteCollection));
   remove.Bind(1, collection);
   return remove.Step("cannot delete a collection's artifacts").status();
+}
+
+absl::Status SqliteArtifacts::ReadChanged(const ChangePage& page, StoreChanges& changes) const {
+  SqliteStatement select(connection_);
+  C3PO_RETURN_IF_ERROR(select.Prepare(kSelectChanged));
+  select.Bind(1, page.from_start ? int64_t{-1} : page.after);
+  select.Bind(2, page.through);
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read artifacts"));
+    if (!row) return absl::OkStatus();
+    Artifact artifact{select.Text(0), select.Text(1), select.Text(2)};
+    if (IsWhole(artifact, select.Bytes(3))) changes.artifacts.push_back(std::move(artifact));
+  }
 }
 
 absl::Status SqliteArtifacts::LookAtAll() const {

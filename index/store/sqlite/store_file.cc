@@ -1,4 +1,4 @@
-#include "index/store/store_file.h"
+#include "index/store/sqlite/store_file.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-#include "index/store/sqlite_references.h"
+#include "index/store/sqlite/sqlite_references.h"
 
 #include <utility>
 
@@ -16,13 +16,16 @@ constexpr int kIdColumn = 0, kCollectionColumn = 1, kChecksumColumn = 14, kSeque
 
 constexpr char kInsert[] =
     "INSERT INTO reference (" C3PO_REFERENCE_COLUMNS
-    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) ON CONFLICT (id) DO UPDATE SET "
+    ", generation) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) "
+    "ON CONFLICT (id) DO UPDATE SET "
     "collection = ?2, prompt = ?3, answer = ?4, choices = ?5, metadata = ?6, successful = ?7, model_digest = ?8, "
     "embedder_digest = ?9, "
     "embedding = ?10, pathway_layers = ?11, "
-    "pathway_experts = ?12, pathway = ?13, created_unix_seconds = ?14, checksum = ?15";
+    "pathway_experts = ?12, pathway = ?13, created_unix_seconds = ?14, checksum = ?15, generation = ?16";
 constexpr char kSelectById[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id = ?1";
 constexpr char kSelectAll[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference ORDER BY sequence";
+constexpr char kSelectChanged[] =
+    "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE generation > ?1 AND generation <= ?2 ORDER BY sequence";
 constexpr char kSelectAllNumbered[] = "SELECT " C3PO_REFERENCE_COLUMNS ", sequence FROM reference";
 constexpr char kListAll[] = "SELECT " C3PO_REFERENCE_COLUMNS " FROM reference WHERE id > ?1 ORDER BY id LIMIT ?2";
 constexpr char kListCollection[] =
@@ -79,8 +82,8 @@ std::optional<ReferenceRecord> SqliteReferences::Whole(SqliteStatement& select) 
   return std::nullopt;
 }
 
-absl::StatusOr<AddOutcome> SqliteReferences::AddOne(const ReferenceRecord& record, SqliteStatement& find,
-                                                    SqliteStatement& insert) {
+absl::StatusOr<AddOutcome> SqliteReferences::AddOne(const ReferenceRecord& record, int64_t generation,
+                                                    SqliteStatement& find, SqliteStatement& insert) {
   const EncodedRecord encoded(record);
   find.Reset();
   find.Bind(1, record.id);
@@ -90,34 +93,38 @@ absl::StatusOr<AddOutcome> SqliteReferences::AddOne(const ReferenceRecord& recor
   const AddDecision decision = DecideAdd(encoded.row(), !record.sample.id.empty(), exists, whole ? &stored : nullptr);
   find.Reset();
   if (decision.outcome == AddOutcome::kDuplicate) return decision.outcome;
-  if (decision.forgets_artifacts) C3PO_RETURN_IF_ERROR(artifacts_.ForgetReferences({record.id}));
+  if (decision.forgets_artifacts) C3PO_RETURN_IF_ERROR(artifacts_.ForgetReferences({record.id}, generation));
+  if (!exists) C3PO_RETURN_IF_ERROR(erasures_.ForgetReference(record.id));
   const std::string checksum = encoded.row().Checksum();
   BindRow(encoded.row(), checksum, insert);
+  insert.Bind(16, generation);
   const absl::Status status = insert.Step("cannot add a reference").status();
   insert.Reset();
   C3PO_RETURN_IF_ERROR(status);
   return decision.outcome;
 }
 
-absl::StatusOr<std::vector<AddOutcome>> SqliteReferences::Add(absl::Span<const ReferenceRecord> records) {
+absl::StatusOr<std::vector<AddOutcome>> SqliteReferences::Add(absl::Span<const ReferenceRecord> records,
+                                                              int64_t generation) {
   std::vector<AddOutcome> outcomes;
   outcomes.reserve(records.size());
   SqliteStatement find(connection_), insert(connection_);
   C3PO_RETURN_IF_ERROR(find.Prepare(kSelectById));
   C3PO_RETURN_IF_ERROR(insert.Prepare(kInsert));
   for (const ReferenceRecord& record : records) {
-    C3PO_ASSIGN_OR_RETURN(const AddOutcome outcome, AddOne(record, find, insert));
+    C3PO_ASSIGN_OR_RETURN(const AddOutcome outcome, AddOne(record, generation, find, insert));
     outcomes.push_back(outcome);
   }
   return outcomes;
 }
 
-absl::StatusOr<int64_t> SqliteReferences::Delete(absl::Span<const std::string> ids) {
-  C3PO_RETURN_IF_ERROR(artifacts_.ForgetReferences(ids));
+absl::StatusOr<int64_t> SqliteReferences::Delete(absl::Span<const std::string> ids, int64_t generation) {
+  C3PO_RETURN_IF_ERROR(artifacts_.ForgetReferences(ids, generation));
   SqliteStatement remove(connection_);
   C3PO_RETURN_IF_ERROR(remove.Prepare(kDelete));
   int64_t deleted = 0;
   for (const std::string& id : ids) {
+    C3PO_RETURN_IF_ERROR(erasures_.NoteReference(id, generation));
     remove.Reset();
     remove.Bind(1, id);
     C3PO_RETURN_IF_ERROR(remove.Step("cannot delete a reference").status());
@@ -126,8 +133,9 @@ absl::StatusOr<int64_t> SqliteReferences::Delete(absl::Span<const std::string> i
   return deleted;
 }
 
-absl::StatusOr<int64_t> SqliteReferences::DeleteCollection(absl::string_view collection) {
-  C3PO_RETURN_IF_ERROR(artifacts_.DeleteCollection(collection));
+absl::StatusOr<int64_t> SqliteReferences::DeleteCollection(absl::string_view collection, int64_t generation) {
+  C3PO_RETURN_IF_ERROR(artifacts_.DeleteCollection(collection, generation));
+  C3PO_RETURN_IF_ERROR(erasures_.NoteCollection(collection, generation));
   SqliteStatement remove(connection_);
   C3PO_RETURN_IF_ERROR(remove.Prepare(kDeleteCollection));
   remove.Bind(1, collection);
@@ -221,6 +229,18 @@ absl::Status SqliteReferences::ForEach(absl::FunctionRef<absl::Status(ReferenceR
     C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read references"));
     if (!row) return absl::OkStatus();
     if (auto record = Whole(select)) C3PO_RETURN_IF_ERROR(callback(*std::move(record)));
+  }
+}
+
+absl::Status SqliteReferences::ReadChanged(const ChangePage& page, StoreChanges& changes) const {
+  SqliteStatement select(connection_);
+  C3PO_RETURN_IF_ERROR(select.Prepare(kSelectChanged));
+  select.Bind(1, page.from_start ? int64_t{-1} : page.after);
+  select.Bind(2, page.through);
+  while (true) {
+    C3PO_ASSIGN_OR_RETURN(const bool row, select.Step("cannot read references"));
+    if (!row) return absl::OkStatus();
+    if (auto record = Whole(select)) changes.records.push_back(*std::move(record));
   }
 }
 

@@ -1,5 +1,5 @@
-#ifndef C3PO_INDEX_STORE_SQLITE_REFERENCES_H_
-#define C3PO_INDEX_STORE_SQLITE_REFERENCES_H_
+#ifndef C3PO_INDEX_STORE_SQLITE_SQLITE_REFERENCES_H_
+#define C3PO_INDEX_STORE_SQLITE_SQLITE_REFERENCES_H_
 
 #include <cstdint>
 #include <optional>
@@ -13,8 +13,9 @@
 #include "absl/types/span.h"
 #include "index/store/damaged_rows.h"
 #include "index/store/reference_store.h"
-#include "index/store/sqlite_artifacts.h"
-#include "index/store/sqlite_connection.h"
+#include "index/store/sqlite/sqlite_artifacts.h"
+#include "index/store/sqlite/sqlite_connection.h"
+#include "index/store/sqlite/sqlite_erasures.h"
 #include "index/types/reference_record.h"
 
 namespace c3po {
@@ -24,14 +25,15 @@ namespace c3po {
 // Not thread-safe. ReferenceStore says what each does. Errors: SqliteConnection's.
 class SqliteReferences {
  public:
-  // All outlive it. `artifacts` of the same connection: those of a reference go with it.
-  SqliteReferences(SqliteConnection& connection, SqliteArtifacts& artifacts, DamagedRows& damaged)
-      : connection_(connection), artifacts_(artifacts), damaged_(damaged) {}
+  // All outlive it, and are of the same connection. The artifacts of a reference go with it.
+  SqliteReferences(SqliteConnection& connection, SqliteErasures& erasures, SqliteArtifacts& artifacts,
+                   DamagedRows& damaged)
+      : connection_(connection), erasures_(erasures), artifacts_(artifacts), damaged_(damaged) {}
 
-  // Takes valid ones (ValidateRecord). Nothing is changed for a duplicate.
-  absl::StatusOr<std::vector<AddOutcome>> Add(absl::Span<const ReferenceRecord> records);
-  absl::StatusOr<int64_t> Delete(absl::Span<const std::string> ids);
-  absl::StatusOr<int64_t> DeleteCollection(absl::string_view collection);
+  // `generation` is the change's. Add takes valid ones (ValidateRecord). Nothing is changed for a duplicate.
+  absl::StatusOr<std::vector<AddOutcome>> Add(absl::Span<const ReferenceRecord> records, int64_t generation);
+  absl::StatusOr<int64_t> Delete(absl::Span<const std::string> ids, int64_t generation);
+  absl::StatusOr<int64_t> DeleteCollection(absl::string_view collection, int64_t generation);
 
   absl::StatusOr<std::vector<ReferenceRecord>> GetMany(absl::Span<const std::string> ids) const;
   absl::StatusOr<std::vector<ReferenceRecord>> List(absl::string_view collection, absl::string_view after_id,
@@ -39,6 +41,8 @@ class SqliteReferences {
   absl::StatusOr<std::vector<CollectionStats>> Stats(absl::string_view model_digest,
                                                      absl::string_view embedder_digest) const;
   absl::Status ForEach(absl::FunctionRef<absl::Status(ReferenceRecord)> callback) const;
+  // Adds those that were added or replaced in a page of changes, or all.
+  absl::Status ReadChanged(const ChangePage& page, StoreChanges& changes) const;
 
   // Reads one row, if it is there, for whether it is damaged.
   absl::Status LookAt(absl::string_view id) const;
@@ -51,15 +55,17 @@ class SqliteReferences {
 
  private:
   std::optional<ReferenceRecord> Whole(SqliteStatement& select) const;
-  absl::StatusOr<AddOutcome> AddOne(const ReferenceRecord& record, SqliteStatement& find, SqliteStatement& insert);
+  absl::StatusOr<AddOutcome> AddOne(const ReferenceRecord& record, int64_t generation, SqliteStatement& find,
+                                    SqliteStatement& insert);
   absl::Status LeaveDamagedOut(absl::string_view model_digest, absl::string_view embedder_digest,
                                std::vector<CollectionStats>& stats) const;
 
   SqliteConnection& connection_;
+  SqliteErasures& erasures_;
   SqliteArtifacts& artifacts_;
   DamagedRows& damaged_;
 };
 
 }  // namespace c3po
 
-#endif  // C3PO_INDEX_STORE_SQLITE_REFERENCES_H_
+#endif  // C3PO_INDEX_STORE_SQLITE_SQLITE_REFERENCES_H_

@@ -1,4 +1,4 @@
-#include "index/store/store_backup.h"
+#include "index/store/sqlite/sqlite_backup.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,11 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/durable_file.h"
 #include "index/base/status_macros.h"
-#include "index/store/sqlite_connection.h"
+#include "index/store/sqlite/sqlite_connection.h"
 
 namespace c3po {
 
-struct StoreBackup::Impl {
+struct SqliteBackup::Impl {
   Impl(SqliteConnection* from, Mutex& guard, std::atomic<bool>& place, std::string to)
       : mutex(guard), source(from), under_way(place), path(std::move(to)) {}
   ~Impl() {
@@ -40,12 +40,13 @@ struct StoreBackup::Impl {
   bool created = false, whole = false;
 };
 
-StoreBackup::StoreBackup(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+SqliteBackup::SqliteBackup(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-StoreBackup::~StoreBackup() = default;
+SqliteBackup::~SqliteBackup() = default;
 
-absl::StatusOr<std::unique_ptr<StoreBackup>> StoreBackup::Start(SqliteConnection* source, Mutex& mutex,
-                                                                std::atomic<bool>& under_way, const std::string& path) {
+absl::StatusOr<std::unique_ptr<StoreBackup>> SqliteBackup::Start(SqliteConnection* source, Mutex& mutex,
+                                                                 std::atomic<bool>& under_way,
+                                                                 const std::string& path) {
   if (under_way.exchange(true)) {
     return absl::ResourceExhaustedError("another backup is being made; ask again when it is done");
   }
@@ -63,10 +64,10 @@ absl::StatusOr<std::unique_ptr<StoreBackup>> StoreBackup::Start(SqliteConnection
     const MutexLock held(impl->mutex);
     C3PO_RETURN_IF_ERROR(impl->copy->Begin(*impl->source));
   }
-  return std::unique_ptr<StoreBackup>(new StoreBackup(std::move(impl)));
+  return std::unique_ptr<StoreBackup>(new SqliteBackup(std::move(impl)));
 }
 
-absl::StatusOr<bool> StoreBackup::Step(int pages) {
+absl::StatusOr<bool> SqliteBackup::Step(int pages) {
   {
     const MutexLock held(impl_->mutex);
     C3PO_ASSIGN_OR_RETURN(const bool copied, impl_->copy->Step(pages));

@@ -1,4 +1,4 @@
-#include "index/store/sqlite_connection.h"
+#include "index/store/sqlite/sqlite_connection.h"
 
 #include <errno.h>
 #include <sqlite3.h>
@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
+#include "index/base/store_away.h"
 
 namespace c3po {
 namespace {
@@ -50,7 +51,7 @@ absl::Status SqliteConnection::Error(int rc, absl::string_view action) const {
       return absl::DataLossError(message);
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
-      return absl::UnavailableError(message);
+      return StoreAwayError(message);
     case SQLITE_READONLY:
     case SQLITE_PERM:
     case SQLITE_CANTOPEN:
