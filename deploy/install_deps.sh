@@ -26,12 +26,12 @@ BUILD_PACKAGES=(
   g++ cmake ninja-build ccache pkg-config git ca-certificates
   python3 python3-venv
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
-  libhnswlib-dev prometheus-cpp-dev libboost-dev libpcre2-dev libhwy-dev
+  libhnswlib-dev prometheus-cpp-dev libboost-dev libpcre2-dev libhwy-dev libpq-dev
   nlohmann-json3-dev libcli11-dev libsqlite3-dev libspdlog-dev libssl-dev openssl
   libgtest-dev libgmock-dev libbenchmark-dev patchelf
 )
 RUN_PACKAGES=(python3-jinja2)  # Renders chat templates of no known format.
-TEST_PACKAGES=(libcpp-httplib-dev libboost-context-dev prometheus)  # With promtool.
+TEST_PACKAGES=(libcpp-httplib-dev libboost-context-dev prometheus postgresql-15)  # With promtool, initdb and postgres.
 
 BUILD_ONLY=0 CUDA=0
 for argument in "$@"; do

@@ -16,6 +16,7 @@ find_package(Boost 1.74 REQUIRED)  # Headers only: Asio and Beast.
 find_package(OpenSSL REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
+pkg_check_modules(PQ REQUIRED IMPORTED_TARGET libpq)
 
 find_path(HNSWLIB_INCLUDE_DIR hnswlib/hnswlib.h REQUIRED)
 add_library(c3po_hnswlib INTERFACE)

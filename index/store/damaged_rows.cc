@@ -16,6 +16,10 @@ void DamagedRows::Note(DamagedRow::Kind kind, absl::string_view collection, absl
   rows_[{kind, std::string(collection), std::string(name)}] = std::string(problem);
 }
 
+void DamagedRows::Forget(DamagedRow::Kind kind, absl::string_view collection, absl::string_view name) {
+  rows_.erase({kind, std::string(collection), std::string(name)});
+}
+
 std::vector<DamagedRow> DamagedRows::List() const {
   std::vector<DamagedRow> rows;
   for (const auto& [key, problem] : rows_) {

@@ -20,6 +20,10 @@ class DamagedRows {
   // A row that was noted before gets the new problem.
   void Note(DamagedRow::Kind kind, absl::string_view collection, absl::string_view name, absl::string_view problem);
 
+  // It is right again, or gone.
+  void Forget(DamagedRow::Kind kind, absl::string_view collection, absl::string_view name);
+
+  bool empty() const { return rows_.empty(); }
   // References by collection and id, then artifacts; the problem of each says what puts it right.
   std::vector<DamagedRow> List() const;
 

@@ -1,6 +1,7 @@
 #include "index/store/reference_store.h"
 
 #include "absl/strings/match.h"
+#include "index/store/postgres/postgres_reference_store.h"
 #include "index/store/sqlite/sqlite_reference_store.h"
 
 namespace c3po {
@@ -11,7 +12,7 @@ bool IsPostgresLocation(absl::string_view location) {
 
 absl::StatusOr<std::unique_ptr<ReferenceStore>> OpenReferenceStore(const std::string& location,
                                                                    const StoreOptions& options) {
-  if (IsPostgresLocation(location)) return absl::UnimplementedError("store: PostgreSQL comes with the next commit");
+  if (IsPostgresLocation(location)) return PostgresReferenceStore::Open(location, options);
   return SqliteReferenceStore::Open(location, options);
 }
 

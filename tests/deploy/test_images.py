@@ -89,7 +89,7 @@ def test_bill_of_materials_holds_every_staged_file_and_its_package(staged: pathl
     sums = subprocess.run(["sha256sum", *files], capture_output=True, text=True, check=True).stdout
     assert {pathlib.Path(line.split()[1]).name: line.split()[0] for line in sums.splitlines()} == listed
     packages = {component["name"]: component for component in bill["components"]}
-    for name, file in (("libgrpc29", "libgrpc.so.29"), ("libssl3", "libssl.so.3"), ("torch", "libtorch_cpu.so"), ("libsqlite3-0", "libsqlite3.so.0")):
+    for name, file in (("libgrpc29", "libgrpc.so.29"), ("libssl3", "libssl.so.3"), ("torch", "libtorch_cpu.so"), ("libsqlite3-0", "libsqlite3.so.0"), ("libpq5", "libpq.so.5")):
         assert file in [part["name"] for part in packages[name]["components"]], name
     version = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "libgrpc29"], capture_output=True, text=True, check=True).stdout
     assert packages["libgrpc29"]["version"] == version

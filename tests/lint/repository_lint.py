@@ -34,7 +34,7 @@ GENERATED_PROTO = re.compile(r"\.(grpc\.)?pb\.h$")  # Counts as the room `proto`
 ONE_FILE_PARTIES = {
     "hnswlib": re.compile(r"^hnswlib/"),
     "sqlite": re.compile(r"^sqlite3(ext)?\.h$"),
-    "libpqxx": re.compile(r"^pqxx/"),
+    "libpq": re.compile(r"^(postgresql/|libpq-(fe|events)\.h$)"),
     "prometheus-cpp": re.compile(r"^prometheus/"),
     "spdlog": re.compile(r"^spdlog/"),
     "xgrammar": re.compile(r"^(xgrammar|dlpack)/"),
