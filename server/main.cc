@@ -3,8 +3,9 @@
 // it drained; 3 calls were lost, and the end did not come; 4 the device that computes failed, and what was let in has
 // ended. SIGHUP reads certificates and tokens again. `c3pod inspect MODEL` says what a model folder is and whether it
 // would load, instead (server/inspect); `c3pod quantize IN OUT` writes one with weights of 8 or 4 bits
-// (server/quantize); `c3pod --compile-forms` is the process that c3pod compiles forms of answers in. Long because every
-// part of the server is made here, in the order that they need each other.
+// (server/quantize); `c3pod prepare-store URL` makes the tables of a PostgreSQL store; `c3pod --compile-forms` is the
+// process that c3pod compiles forms of answers in. Long because every part of the server is made here, in the order
+// that they need each other.
 
 #include <malloc.h>
 #include <unistd.h>
@@ -278,12 +279,13 @@ absl::Status LoadEmbedder(const ServerConfig& config, Server& server) {
 }
 
 absl::Status OpenReferences(const ServerConfig& config, Server& server) {
-  const std::string graphs = config.graph_cache.empty() ? config.store + ".graphs" : config.graph_cache;
+  const std::string beside = IsPostgresLocation(config.store) ? "" : config.store + ".graphs";
+  const std::string graphs = config.graph_cache.empty() ? beside : config.graph_cache;
   StoreOptions store_options;
-  store_options.trace_folders = {graphs};
+  if (!graphs.empty()) store_options.trace_folders = {graphs};
   C3PO_ASSIGN_OR_RETURN(server.store, OpenReferenceStore(config.store, store_options));
   if (const std::string problem = server.store->empty_problem(); !problem.empty()) {
-    Log(LogLevel::kWarning, "store_empty", "", {{"store", config.store}, {"reason", problem}});
+    Log(LogLevel::kWarning, "store_empty", "", {{"store", server.store->location()}, {"reason", problem}});
   }
   const ModelShape& shape = server.model->shape();
   CatalogOptions options;
@@ -312,7 +314,7 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
                                                server.embedding->digest(), defaults);
   C3PO_RETURN_IF_ERROR(server.profiles->Open());
   if (const std::string problem = server.store->index_problem(); !problem.empty()) {
-    Log(LogLevel::kWarning, "store_indexes_rebuilt", "", {{"store", config.store}, {"reason", problem}});
+    Log(LogLevel::kWarning, "store_indexes_rebuilt", "", {{"store", server.store->location()}, {"reason", problem}});
   }
   server.store_watch = std::make_unique<StoreWatch>(server.store.get(), server.metrics.get());
   for (const std::string& refused : server.catalog->startup().refused_files) {
@@ -582,11 +584,28 @@ void LogConfiguration(const ServerConfig& config, const SettingOrigins& origins,
   }
 }
 
+// c3pod prepare-store URL: what only the owner of a database's tables may do, so that servers need not be him.
+int PrepareStoreMain(int argc, char** argv) {
+  if (argc != 2 || !IsPostgresLocation(argv[1])) {
+    std::cerr << "usage: c3pod prepare-store postgresql://OWNER@HOST:PORT/DATABASE\n"
+                 "Makes the tables of a store, or brings them to this version. Passwords: PGPASSFILE, PGPASSWORD.\n";
+    return 2;
+  }
+  const auto store = OpenReferenceStore(argv[1]);
+  if (!store.ok()) {
+    std::cerr << "c3pod: " << store.status().message() << "\n";
+    return 1;
+  }
+  std::cout << (*store)->location() << ": ready, at generation " << (*store)->generation() << "\n";
+  return 0;
+}
+
 int Main(int argc, char** argv) {
   OpenClosedStandardStreams();
   if (argc == 2 && std::string(argv[1]) == kFormProcessArgument) return RunFormProcess();
   if (argc > 1 && std::string(argv[1]) == "inspect") return InspectMain(argc - 1, argv + 1);
   if (argc > 1 && std::string(argv[1]) == "quantize") return QuantizeMain(argc - 1, argv + 1);
+  if (argc > 1 && std::string(argv[1]) == "prepare-store") return PrepareStoreMain(argc - 1, argv + 1);
   ServerConfig config;
   SettingOrigins origins;
   const auto action = ParseCommandLine(argc, argv, kVersion, config, origins);

@@ -18,6 +18,7 @@
 #include "index/base/host_port.h"
 #include "index/base/number_text.h"
 #include "index/base/status_macros.h"
+#include "index/base/store_location.h"
 #include "index/types/optimization_options.h"
 #include "index/types/reference_validation.h"
 #include "server/config/otlp_endpoint.h"
@@ -134,6 +135,13 @@ std::string ValueText(Number value) {
   return absl::StrCat(value);
 }
 
+// As it stands in the log: the location of a database may hold a password.
+std::string ShownText(const std::string& value) { return ValueText(WithoutPassword(value)); }
+template <typename Value>
+std::string ShownText(Value value) {
+  return ValueText(value);
+}
+
 // The flags of a ServerConfig on a CLI11 parser. Only flags are parsed there: its own reading of variables and files
 // would not tell where a value came from, and passes over what it does not know.
 class CommandLine {
@@ -212,7 +220,7 @@ class CommandLine {
         origin = &origins.file;
         field = from_file;
       }
-      if (origin != nullptr) origin->push_back(absl::StrCat(flag, " = ", ValueText(field)));
+      if (origin != nullptr) origin->push_back(absl::StrCat(flag, " = ", ShownText(field)));
     });
     origins.warnings = UnreadVariables(FlagNames());
     return status;
@@ -290,7 +298,11 @@ absl::Status ServerConfig::Validate() const {
   if (embedder == kModelAsEmbedder && !embedder_revision.empty()) {
     return Wrong("embedder-revision", "--embedder model is the model itself, of --revision; leave it out");
   }
-  if (store.empty()) return Wrong("store", "must name a file");
+  if (store.empty()) return Wrong("store", "must name a file, or be postgresql://HOST/DATABASE");
+  const size_t scheme = store.find("://");
+  if (scheme != std::string::npos && store.substr(0, scheme) != "postgresql" && store.substr(0, scheme) != "postgres") {
+    return Wrong("store", "is a URL of another kind than postgresql://HOST/DATABASE");
+  }
   C3PO_RETURN_IF_ERROR(CheckListen("listen", listen));
   if (!http_listen.empty()) C3PO_RETURN_IF_ERROR(CheckListen("http-listen", http_listen));
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));

@@ -37,8 +37,8 @@ struct ServerConfig {
   bool pin_threads = false;       // Each stays on a core of its own: for a machine that nothing else keeps busy.
 
   // References
-  std::string store = "c3po.db";      // SQLite file; created if absent.
-  std::string graph_cache;            // Folder of index graphs; empty: STORE + ".graphs".
+  std::string store = "c3po.db";      // SQLite file, created if absent; or a PostgreSQL URL, which servers share.
+  std::string graph_cache;            // Folder of index graphs; empty: STORE + ".graphs" beside a file, none of a URL.
   int exact_references_max = 2000;    // Larger collections are searched through an HNSW graph.
   std::string index_device = "auto";  // Where references are searched: auto (as `device`), cpu, cuda
   int index_memory_mb = 0;            // Of a GPU, for them; 0: a sixteenth of it, at most 8192.

@@ -50,8 +50,10 @@ void VisitSettings(Config& c, Visit visit) {
   setting("threads", c.threads,
           "threads that the model computes on; 0: one per processor that affinity and the cgroup's quota allow");
   setting("pin-threads", c.pin_threads, "keep each of them on a core of its own");
-  setting("store", c.store, "SQLite file of the references");
-  setting("graph-cache", c.graph_cache, "folder of index graphs; empty: STORE.graphs");
+  setting("store", c.store,
+          "SQLite file of the references, or postgresql://USER@HOST:PORT/DATABASE, which several servers share");
+  setting("graph-cache", c.graph_cache,
+          "folder of index graphs; empty: STORE.graphs beside a file, none of a database");
   limit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");
   setting(
       "index-device", c.index_device,

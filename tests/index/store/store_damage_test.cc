@@ -153,42 +153,6 @@ TEST_F(StoreDamageTest, NoBitThatWasTurnedIsServed) {
   EXPECT_GT(left_out, 100);
 }
 
-TEST_F(StoreDamageTest, ADamagedRowIsLeftOutNamedAndWrittenAnewByTheNextImport) {
-  const std::string id = records_[3].id;
-  RunSql("UPDATE reference SET answer = 'another' WHERE id = '" + id + "'");
-  Reopen();
-  EXPECT_THAT(store_->Damaged(), IsEmpty()) << "references are looked at when they are read";
-  EXPECT_EQ(Served().size(), records_.size() - 1);
-  ASSERT_THAT(store_->Damaged(), SizeIs(1));
-  EXPECT_EQ(store_->Damaged()[0].kind, DamagedRow::Kind::kReference);
-  EXPECT_EQ(store_->Damaged()[0].collection, "math");
-  EXPECT_EQ(store_->Damaged()[0].name, id);
-  EXPECT_THAT(store_->Damaged()[0].problem, HasSubstr("checksum; write it anew"));
-  EXPECT_THAT(*store_->GetMany({id, records_[4].id}), SizeIs(1));
-  const absl::Status status = store_->Get(id).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("reference \"" + id + "\""));
-  EXPECT_EQ(store_->Stats(kModelDigest, kEmbedderDigest)->back().references, 19);
-
-  EXPECT_THAT(*store_->Add({records_[3]}), ElementsAre(AddOutcome::kReplaced));
-  EXPECT_THAT(store_->Damaged(), IsEmpty());
-  EXPECT_EQ(TextOf(*store_->Get(id)), TextOf(records_[3]));
-  EXPECT_THAT(*store_->Artifacts("math", "reference/" + id), SizeIs(1)) << "its content is the same";
-  EXPECT_THAT(*store_->Add({records_[3]}), ElementsAre(AddOutcome::kDuplicate));
-}
-
-TEST_F(StoreDamageTest, DeletingPutsDamageRight) {
-  RunSql("UPDATE reference SET pathway = zeroblob(48) WHERE collection = 'law'");
-  Reopen();
-  EXPECT_EQ(Served().size(), 20u);
-  EXPECT_THAT(store_->Damaged(), SizeIs(10));
-  ASSERT_THAT(*store_->Stats(kModelDigest, kEmbedderDigest), SizeIs(1)) << "nothing is left of the other";
-  EXPECT_EQ(*store_->Delete({records_[20].id}), 1);
-  EXPECT_THAT(store_->Damaged(), SizeIs(9));
-  EXPECT_EQ(*store_->DeleteCollection("law"), 9);
-  EXPECT_THAT(store_->Damaged(), IsEmpty());
-}
-
 TEST_F(StoreDamageTest, ArtifactsAreLookedAtWhenTheStoreIsOpened) {
   RunSql(
       "UPDATE artifact SET value = 'k = 4' WHERE name = 'profile'; UPDATE artifact SET checksum = NULL WHERE name = "
@@ -202,24 +166,6 @@ TEST_F(StoreDamageTest, ArtifactsAreLookedAtWhenTheStoreIsOpened) {
   ASSERT_TRUE(store_->PutArtifacts({{"law", "profile", "k = 5"}, {"law", "prior", ""}}).ok());
   EXPECT_THAT(store_->Damaged(), IsEmpty());
   EXPECT_THAT(*store_->CollectionsWith("profile"), ElementsAre("law"));
-}
-
-TEST_F(StoreDamageTest, ListPassesOverDamagedRowsAndStillFillsItsPages) {
-  RunSql("UPDATE reference SET successful = 1 - successful WHERE sequence % 3 <> 0");
-  Reopen();
-  for (const int limit : {1, 2, 5, 100}) {
-    std::set<std::string> listed;
-    std::string after;
-    while (true) {
-      const auto page = store_->List("", after, limit);
-      ASSERT_TRUE(page.ok()) << page.status();
-      for (const ReferenceRecord& record : *page) EXPECT_TRUE(listed.insert(record.id).second);
-      if (page->size() < static_cast<size_t>(limit)) break;
-      after = page->back().id;
-    }
-    EXPECT_EQ(listed, Served()) << limit;
-    EXPECT_EQ(listed.size(), 10u);
-  }
 }
 
 TEST_F(StoreDamageTest, IndexesThatDisagreeWithTheTableAreMadeAnew) {
