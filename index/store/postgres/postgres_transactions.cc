@@ -76,9 +76,11 @@ PostgresTransactions::Try PostgresTransactions::TryChange(absl::string_view acti
   absl::StatusOr<PostgresPool::Lease> session = pool_.Take();
   if (!session.ok()) return {TryOutcome::kFailed, session.status()};
   const absl::Time begun = SteadyNow();
-  absl::Status status = (*session)->Execute(kBeginChange, action);
-  absl::StatusOr<Try> done = status;
-  if (status.ok()) done = BeforeCommit(**session, token, body);
+  const auto before_commit = [&]() -> absl::StatusOr<Try> {
+    C3PO_RETURN_IF_ERROR((*session)->Execute(kBeginChange, action));
+    return BeforeCommit(**session, token, body);
+  };
+  absl::StatusOr<Try> done = before_commit();
   if (!done.ok()) {
     // Nothing was asked to be committed: when the session ends, it is rolled back. A server that was silent until the
     // time was over is not waited for again.

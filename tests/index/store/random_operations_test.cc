@@ -164,13 +164,17 @@ class RandomOperationsTest : public AnyStoreTest {
     for (size_t i = 0; i < ids.size(); ++i) ASSERT_EQ((*listed)[i].id, ids[i]);
     std::map<StoreFollower::ArtifactName, std::string> artifacts;
     for (int i = 0; i < 3; ++i) {
-      for (const Artifact& each : *store_->Artifacts(absl::StrCat("collection-", i), "")) {
+      const auto stored_artifacts = store_->Artifacts(absl::StrCat("collection-", i), "");
+      ASSERT_TRUE(stored_artifacts.ok()) << stored_artifacts.status();
+      for (const Artifact& each : *stored_artifacts) {
         artifacts[{each.collection, each.name}] = each.value;
       }
     }
     ASSERT_EQ(artifacts, model_.artifacts);
     int64_t counted = 0;
-    for (const CollectionStats& each : *store_->Stats("model-b", kEmbedderDigest)) counted += each.usable;
+    const auto stats = store_->Stats("model-b", kEmbedderDigest);
+    ASSERT_TRUE(stats.ok()) << stats.status();
+    for (const CollectionStats& each : *stats) counted += each.usable;
     ASSERT_EQ(counted, std::count_if(model_.records.begin(), model_.records.end(),
                                      [](const ReferenceRecord& record) { return record.model_digest == "model-b"; }));
   }
