@@ -72,6 +72,18 @@ bool IsIdentifier(absl::string_view name) {
          !absl::StartsWith(name, "pg_") && std::all_of(name.begin(), name.end(), fits);
 }
 
+// Of lists separated by commas, as a URL may have them: HOST:PORT,HOST:PORT. A port may be left out.
+std::string ShownHosts(absl::string_view hosts, absl::string_view ports) {
+  const std::vector<absl::string_view> port_of = absl::StrSplit(ports, ',');
+  std::vector<std::string> shown;
+  for (const absl::string_view host : absl::StrSplit(hosts, ',')) {
+    const absl::string_view port = port_of[std::min(shown.size(), port_of.size() - 1)];
+    shown.push_back(absl::StrCat(absl::StrReplaceAll(host.empty() ? "localhost" : host, {{"/", "%2F"}}), ":",
+                                 port.empty() ? "5432" : port));
+  }
+  return absl::StrJoin(shown, ",");
+}
+
 // libpq's messages have lines.
 std::string OneLine(absl::string_view message) {
   return absl::StrReplaceAll(absl::StripAsciiWhitespace(message), {{"\n\t", " "}, {"\n", "; "}});
@@ -120,11 +132,9 @@ absl::StatusOr<PostgresLocation> PostgresLocation::Parse(const std::string& url)
   location.parameters.assign(values.begin(), values.end());
   std::map<std::string, std::string> shown = ValuesOf(Options(PQconndefaults()));
   for (const auto& [keyword, value] : values) shown[keyword] = value;
-  std::string host = shown["host"].empty() ? shown["hostaddr"] : shown["host"];
-  if (host.empty()) host = "localhost";
+  const std::string hosts = shown["host"].empty() ? shown["hostaddr"] : shown["host"];
   const std::string database = shown["dbname"].empty() ? shown["user"] : shown["dbname"];
-  location.name =
-      absl::StrCat("postgresql://", absl::StrReplaceAll(host, {{"/", "%2F"}}), ":", shown["port"], "/", database);
+  location.name = absl::StrCat("postgresql://", ShownHosts(hosts, shown["port"]), "/", database);
   return location;
 }
 

@@ -41,6 +41,7 @@ const char* SqliteErasures::Probe() { return "SELECT kind, collection, name, gen
 
 absl::Status SqliteErasures::Run(const char* sql, int64_t generation, absl::string_view first,
                                  absl::string_view second) {
+  if (!notes_) return absl::OkStatus();
   SqliteStatement statement(connection_);
   C3PO_RETURN_IF_ERROR(statement.Prepare(sql));
   statement.Bind(1, generation);
@@ -75,6 +76,21 @@ absl::Status SqliteErasures::ForgetArtifact(absl::string_view collection, absl::
   return Run(kForget, 1, collection, name);
 }
 
+absl::Status SqliteErasures::ForgetAll(int64_t generation) {
+  notes_ = false;
+  return ForgetThrough(generation);
+}
+
+absl::Status SqliteErasures::ForgetThrough(int64_t generation) {
+  for (const char* sql : {kForgetThrough, kRememberFrom}) {
+    SqliteStatement statement(connection_);
+    C3PO_RETURN_IF_ERROR(statement.Prepare(sql));
+    statement.Bind(1, generation);
+    C3PO_RETURN_IF_ERROR(statement.Step("cannot forget what was erased").status());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SqliteErasures::ForgetBeyond(int64_t rows_max) {
   C3PO_ASSIGN_OR_RETURN(const int64_t rows, connection_.QueryInteger("SELECT count(*) FROM erased"));
   if (rows <= rows_max) return absl::OkStatus();
@@ -84,13 +100,7 @@ absl::Status SqliteErasures::ForgetBeyond(int64_t rows_max) {
   C3PO_ASSIGN_OR_RETURN(const bool row, oldest.Step("cannot count what is erased"));
   const int64_t through = row ? oldest.Integer(0) : 0;
   oldest.Reset();
-  for (const char* sql : {kForgetThrough, kRememberFrom}) {
-    SqliteStatement statement(connection_);
-    C3PO_RETURN_IF_ERROR(statement.Prepare(sql));
-    statement.Bind(1, through);
-    C3PO_RETURN_IF_ERROR(statement.Step("cannot forget what was erased").status());
-  }
-  return absl::OkStatus();
+  return ForgetThrough(through);
 }
 
 absl::StatusOr<int64_t> SqliteErasures::RememberedFrom() const {

@@ -31,6 +31,10 @@ class SqliteErasures {
   absl::Status ForgetReference(absl::string_view id);
   absl::Status ForgetArtifact(absl::string_view collection, absl::string_view name);
 
+  // On a full disk: forgets everything, and notes nothing until it is told to again. `generation` is the change's.
+  absl::Status ForgetAll(int64_t generation);
+  void NoteAgain() { notes_ = true; }
+
   // Forgets the oldest, generation by generation, until at most `rows_max` are left.
   absl::Status ForgetBeyond(int64_t rows_max);
   // From this generation on all erasures are remembered.
@@ -45,10 +49,13 @@ class SqliteErasures {
   static const char* Probe();
 
  private:
-  // Runs `sql` with ?1 = generation, ?2 = first, ?3 = second.
+  // Runs `sql` with ?1 = generation, ?2 = first, ?3 = second, unless nothing is noted.
   absl::Status Run(const char* sql, int64_t generation, absl::string_view first, absl::string_view second = {});
 
+  absl::Status ForgetThrough(int64_t generation);
+
   SqliteConnection& connection_;
+  bool notes_ = true;
 };
 
 }  // namespace c3po

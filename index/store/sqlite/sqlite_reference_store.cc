@@ -13,6 +13,7 @@
 
 #include "index/store/sqlite/sqlite_reference_store.h"
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <system_error>
@@ -57,6 +58,11 @@ struct SqliteReferenceStore::Impl {
   // at its path. Where it changes any row, the generation is raised, and the file gets a new stamp. Returns what `body`
   // does.
   absl::StatusOr<int64_t> Change(absl::string_view action, absl::FunctionRef<absl::StatusOr<int64_t>(int64_t)> body)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
+  // A change that only takes away. On a full disk, which has no room for what ChangesSince tells of it, it is made
+  // without, and everything that was erased so far is forgotten.
+  absl::StatusOr<int64_t> Erase(absl::string_view action, absl::FunctionRef<absl::StatusOr<int64_t>(int64_t)> body)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
   // ReferenceStore::ChangesSince says what it does.
@@ -118,6 +124,19 @@ absl::StatusOr<int64_t> SqliteReferenceStore::Impl::Change(absl::string_view act
   };
   (void)damaged.LookAgain(look);
   C3PO_RETURN_IF_ERROR(stamped.Check(*connection));
+  return result;
+}
+
+absl::StatusOr<int64_t> SqliteReferenceStore::Impl::Erase(absl::string_view action,
+                                                          absl::FunctionRef<absl::StatusOr<int64_t>(int64_t)> body) {
+  absl::StatusOr<int64_t> result = Change(action, body);
+  if (!absl::IsResourceExhausted(result.status())) return result;
+  const auto without_a_note = [&](int64_t next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) -> absl::StatusOr<int64_t> {
+    C3PO_RETURN_IF_ERROR(erasures.ForgetAll(next));
+    return body(next);
+  };
+  result = Change(action, without_a_note);
+  erasures.NoteAgain();
   return result;
 }
 
@@ -206,7 +225,7 @@ absl::StatusOr<int64_t> SqliteReferenceStore::Delete(absl::Span<const std::strin
   const auto remove = [&](int64_t generation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(impl_->mutex) {
     return impl_->references.Delete(ids, generation);
   };
-  return impl_->Change("cannot delete references", remove);
+  return impl_->Erase("cannot delete references", remove);
 }
 
 absl::StatusOr<int64_t> SqliteReferenceStore::DeleteCollection(absl::string_view collection) {
@@ -214,7 +233,7 @@ absl::StatusOr<int64_t> SqliteReferenceStore::DeleteCollection(absl::string_view
   const auto remove = [&](int64_t generation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(impl_->mutex) {
     return impl_->references.DeleteCollection(collection, generation);
   };
-  return impl_->Change("cannot delete a collection", remove);
+  return impl_->Erase("cannot delete a collection", remove);
 }
 
 absl::Status SqliteReferenceStore::PutArtifacts(absl::Span<const Artifact> artifacts) {
@@ -224,7 +243,10 @@ absl::Status SqliteReferenceStore::PutArtifacts(absl::Span<const Artifact> artif
     C3PO_RETURN_IF_ERROR(impl_->artifacts.Put(artifacts, generation));
     return 0;
   };
-  return impl_->Change("cannot store artifacts", put).status();
+  const bool only_removes =
+      std::all_of(artifacts.begin(), artifacts.end(), [](const Artifact& each) { return each.value.empty(); });
+  constexpr absl::string_view kAction = "cannot store artifacts";
+  return (only_removes ? impl_->Erase(kAction, put) : impl_->Change(kAction, put)).status();
 }
 
 absl::StatusOr<std::vector<Artifact>> SqliteReferenceStore::Artifacts(absl::string_view collection,

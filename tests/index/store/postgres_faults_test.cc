@@ -165,10 +165,11 @@ TEST_F(PostgresFaultsTest, SessionsThatAreEndedInTheMidstOfChangesLoseAndDoubleN
   const Store store = Open();
   std::atomic<bool> done{false};
   std::thread ends([&] {
+    std::mt19937 random(20261130);
     while (!done) {
       server_.Sql("postgres",
                   "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '" + database_ + "'");
-      std::this_thread::sleep_for(std::chrono::milliseconds(7));
+      std::this_thread::sleep_for(std::chrono::milliseconds(10 + random() % 80));
     }
   });
   int refused = 0;

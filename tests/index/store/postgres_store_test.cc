@@ -50,7 +50,7 @@ class PostgresStoreTest : public ::testing::Test {
 TEST_F(PostgresStoreTest, LocationsAreNamedByHostPortAndDatabaseAlone) {
   const auto named = [](const std::string& url) { return PostgresLocation::Parse(url).value().name; };
   EXPECT_EQ(named("postgresql://ann:secret@db.example:5433/refs?sslmode=require"), "postgresql://db.example:5433/refs");
-  EXPECT_EQ(named("postgres://ann@one,two/refs?target_session_attrs=any"), "postgresql://one,two:5432/refs");
+  EXPECT_EQ(named("postgres://ann@one,two/refs?target_session_attrs=any"), "postgresql://one:5432,two:5432/refs");
   EXPECT_EQ(named("postgresql://ann@%2Frun%2Fpg/refs?password=secret"), "postgresql://%2Frun%2Fpg:5432/refs");
   EXPECT_EQ(PostgresLocation::Parse("postgresql://h/d").value().schema, "c3po");
   const auto chosen = PostgresLocation::Parse("postgresql://h/d?c3po_schema=team_a&sslmode=disable");

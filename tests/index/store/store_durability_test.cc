@@ -65,6 +65,11 @@ TEST(StoreDurability, FullDatabaseRefusesABatchWholeAndGoesOnWorking) {
   EXPECT_EQ((*store)->generation(), batches);
 
   EXPECT_EQ(*(*store)->DeleteCollection("math"), batches * 10);
+  // There was no room to note what went: who has seen it is told to begin anew.
+  const auto changes = (*store)->ChangesSince(batches, 10);
+  ASSERT_TRUE(changes.ok()) << changes.status();
+  EXPECT_TRUE(changes->from_start);
+  EXPECT_TRUE(changes->records.empty());
   EXPECT_TRUE((*store)->Add(MakeReferences("math", 0, 10)).ok()) << "there is room again";
   store->reset();
   EXPECT_EQ(IntegrityCheck(folder.File("store.db")), "ok");
