@@ -66,7 +66,7 @@ class PostgresTest(unittest.TestCase):
         self.assertEqual(self.references.Delete(ref.DeleteReferencesRequest(ids=ids[:3]), timeout=60).deleted, 3)
         self.assertEqual(self.references.Delete(ref.DeleteReferencesRequest(collection="other"), timeout=60).deleted, 5)
         self.references.SetProfile(ref.SetProfileRequest(collection="set", profile=opt.OptimizationOptions(k=2)), timeout=60)
-        tuned = list(self.references.TunePrior(ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=1), timeout=120))
+        tuned = list(self.references.TunePrior(ref.TunePriorRequest(collection="set", critical_layers=[0, 1], epochs=2, learning_rate=0.3), timeout=120))
         self.assertTrue(tuned[-1].HasField("stored"))
         shifted = list(self.references.AmortizeShifts(ref.AmortizeShiftsRequest(collection="set", optimization=opt.OptimizationOptions(critical_layers=[0, 1], steps=1)), timeout=120))
         self.assertEqual(shifted[-1].done, 27)
