@@ -362,7 +362,8 @@ HWY_EXPORT(OuterColumns);
 namespace {
 
 constexpr int64_t kSweepRows = 4;                       // Up to so many rows OuterColumns passes over W once.
-constexpr int64_t kStripGrain = 48;                     // Columns: whole cache lines, and whole strips of any width.
+constexpr int64_t kStripGrain = 48;                     // Columns: whole cache lines, and whole strips of any width;
+constexpr int64_t kGroupStripGrain = 96;                // of quantized weights, and whole groups.
 constexpr int64_t kDotGrain = 24, kPanelDotGrain = 64;  // Rows of W: whole tiles of either layout.
 constexpr int64_t kChunkOperations = 1 << 16;  // Multiply-adds worth handing to another thread: some 4 microseconds.
 
@@ -375,6 +376,9 @@ int64_t DotGrain(const WeightView& w) {
   const int64_t step = w.row_step(), wanted = w.in_panels() ? kPanelDotGrain : kDotGrain;
   return (wanted + step - 1) / step * step;
 }
+
+// Columns of W that an outer product is cut at multiples of.
+int64_t OuterGrain(const WeightView& w) { return w.quantized() ? kGroupStripGrain : kStripGrain; }
 
 // Ceiling of size / parts, as a multiple of `grain`.
 int64_t PartOf(int64_t size, int64_t parts, int64_t grain) {
@@ -441,8 +445,7 @@ void MultiplyTransposed(absl::Span<const DotProduct> products) {
       }
     }
   }
-  static std::atomic<int64_t> jobs = 0;
-  const int64_t job = jobs.fetch_add(1, std::memory_order_relaxed) + 1;
+  const int64_t job = NewProductJob();
   const auto run = [&](const Block& b) { RunDot(products[b.product], b.row, b.row_end, b.column, b.column_end, job); };
   RunBlocks(parts, blocks, run);
 }
@@ -464,7 +467,7 @@ void Multiply(absl::Span<const OuterProduct> products) {
     const OuterProduct& p = products[i];
     if (p.a.rows == 0) continue;
     const int64_t own_parts = (p.a.rows * p.w.rows * p.w.columns + share / 2) / share;
-    const int64_t width = PartOf(p.w.columns, std::max<int64_t>(1, own_parts), kStripGrain);
+    const int64_t width = PartOf(p.w.columns, std::max<int64_t>(1, own_parts), OuterGrain(p.w));
     for (int64_t column = 0; column < p.w.columns; column += width) {
       blocks.push_back({static_cast<int64_t>(i), 0, p.a.rows, column, std::min(p.w.columns, column + width)});
     }
@@ -482,14 +485,15 @@ void Multiply(absl::Span<const OuterProduct> products) {
 
 void MultiplyAdd(absl::Span<const OuterProduct> products) {
   const int64_t threads = ThreadPool::Shared().threads();
-  int64_t operations = 0, columns = 0;
+  int64_t operations = 0, columns = 0, grain = kStripGrain;
   for (const OuterProduct& p : products) {
     operations += p.a.rows * p.w.rows * p.w.columns;
     columns = p.w.columns;
+    grain = std::max(grain, OuterGrain(p.w));
   }
   if (operations == 0) return;
   const int64_t parts = threads == 1 ? 1 : std::min(4 * threads, operations / kChunkOperations);
-  const int64_t width = parts > 1 ? PartOf(columns, parts, kStripGrain) : columns;
+  const int64_t width = parts > 1 ? PartOf(columns, parts, grain) : columns;
   const int64_t strips = (columns + width - 1) / width;
   const auto run = [&](int64_t i) {
     for (const OuterProduct& p : products) {
@@ -500,7 +504,12 @@ void MultiplyAdd(absl::Span<const OuterProduct> products) {
   ThreadPool::Shared().Run(strips, run);
 }
 
-void MultiplyTransposedHere(const DotProduct& p) { RunDot(p, 0, p.x.rows, 0, p.w.rows, 0); }
+void MultiplyTransposedHere(const DotProduct& p, int64_t job) { RunDot(p, 0, p.x.rows, 0, p.w.rows, job); }
+
+int64_t NewProductJob() {
+  static std::atomic<int64_t> jobs = 0;
+  return jobs.fetch_add(1, std::memory_order_relaxed) + 1;
+}
 
 void MultiplyAddHere(const OuterProduct& p) { RunOuter(p, 0, p.w.columns); }
 

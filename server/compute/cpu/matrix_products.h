@@ -116,8 +116,11 @@ void Multiply(absl::Span<const OuterProduct> products);
 // Products with the same number of columns k, added to y in their order; they may add to the same rows.
 void MultiplyAdd(absl::Span<const OuterProduct> products);
 
-// One product on the calling thread alone, for work that is divided already; the same results.
-void MultiplyTransposedHere(const DotProduct& product);
+// One product on the calling thread alone, for work that is divided already; the same results. `job`: 0, or a number
+// that some calls have of NewProductJob(): those of one thread whose products have the same address have the same x
+// then, which is rounded once.
+void MultiplyTransposedHere(const DotProduct& product, int64_t job = 0);
+int64_t NewProductJob();
 void MultiplyAddHere(const OuterProduct& product);
 
 }  // namespace c3po::cpu

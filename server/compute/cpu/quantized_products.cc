@@ -1,7 +1,7 @@
-// Two ways to multiply with quantized weights. The integers': tiles of quantized_tiles-inl.h with the vectors of each
-// instruction set here, and with AVX-512 VNNI in vnni_products.cc. And widened: some panels become float32 in a buffer
-// that stays in cache, laid out as panels of float32 are, and the products with these do the rest, so that the order of
-// a sum is theirs.
+// Two ways to multiply x with quantized weights. The integers': tiles of quantized_tiles-inl.h with the vectors of each
+// instruction set here, and with AVX-512 VNNI in vnni_products.cc and digit_products.cc. And widened: some panels
+// become float32 in a buffer that stays in cache, laid out as panels of float32 are, and the products with these do the
+// rest, so that the order of a sum is theirs. The way back, a W, is in quantized_outer.cc.
 
 #include "server/compute/cpu/compiled_targets.h"
 // Compiled once for each instruction set.
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "hwy/highway.h"
+#include "server/compute/cpu/digit_products.h"
 #include "server/compute/cpu/panel_products.h"
 #include "server/compute/cpu/quantized_panels.h"
 #include "server/compute/cpu/quantized_products.h"
@@ -87,6 +88,15 @@ struct VectorUnit {
     return kLanes == 16 ? (rows <= 2 ? 4 : (rows <= 6 ? 2 : 1)) : kLanes == 8 && rows == 1 ? 2 : 1;
   }
 
+  template <WeightLayout>
+  static constexpr int kSteps = 2;
+  template <WeightLayout kLayout>
+  static constexpr int64_t kGroupBytes = kGroupColumns* RoundedBytes(kLayout);
+  template <WeightLayout kLayout>
+  static constexpr int kOffsets = kLayout == WeightLayout::kInt4 ? 1 : 0;
+
+  using Words = VI;
+  using Activations = VI;
   using Ints = VI;
   using Floats = V;
   static HWY_INLINE VI LoadWords(const char* p, int part) { return WordsAt(p, part); }
@@ -113,7 +123,8 @@ struct VectorUnit {
   // most 16 (8 * 127) of its own columns and 16 (8 * 127) of the other's offset in magnitude, the other 16 (15 * 127);
   // in between they may wrap.
   template <WeightLayout kLayout>
-  static HWY_INLINE VI Start(int32_t offset) {
+  static HWY_INLINE VI Start(const int32_t* offsets) {
+    const int32_t offset = kOffsets<kLayout> > 0 ? *offsets : 0;
     return hn::Set(DI(), kLayout == WeightLayout::kInt4 && C3PO_MULTIPLIES_BYTES ? offset & 0xFFFF : offset);
   }
   template <WeightLayout kLayout>
@@ -222,7 +233,6 @@ HWY_EXPORT(WidenPanel);
 namespace {
 
 constexpr int64_t kWidenedBytes = 192 << 10;  // Of widened panels, which are read again at once.
-constexpr int64_t kSumPanels = 8;             // Of the outer form, whose sums are cut there.
 
 void Widen(const WeightView& w, int64_t panel, int64_t group, int64_t group_end, float* out) {
   HWY_DYNAMIC_DISPATCH(WidenPanel)(w, panel, group, group_end, out);
@@ -253,37 +263,42 @@ struct RoundedRows {
   int64_t row = 0, row_end = 0;
 };
 
+// One row of x as the product takes it.
+void RoundRow(const WeightView& w, const float* x, char* q, float* scales, int32_t* offsets) {
+  auto* const bytes = reinterpret_cast<int8_t*>(q);
+  if (!w.rounds_activations) return CutIntoDigits(w.layout, x, w.cut, w.columns, bytes, scales, offsets);
+  if (w.layout == WeightLayout::kInt4) return RoundRow8(x, w.cut, w.columns, bytes, scales, offsets);
+  RoundRow16(x, w.cut, w.columns, reinterpret_cast<int16_t*>(q), scales);
+}
+
 RoundedActivations RoundRows(const DotProduct& p, int64_t row, int64_t row_end, int64_t job) {
   thread_local RoundedRows own;
-  const int64_t rows = row_end - row, groups = p.w.cut.Groups(p.w.columns);
-  const bool bytes = p.w.layout == WeightLayout::kInt4;
+  const bool digits = !p.w.rounds_activations;
+  const int64_t rows = row_end - row, groups = p.w.cut.Groups(p.w.columns),
+                row_offsets = groups * (digits ? kDigits : 1);
   if (job == 0 || own.job != job || own.product != &p || own.row != row || own.row_end != row_end) {
     const auto resize = [](auto& buffer, int64_t size) {
       if (buffer.size() < static_cast<size_t>(size)) buffer.resize(static_cast<size_t>(size));
     };
-    const int64_t row_bytes = groups * kGroupColumns * RoundedBytes(p.w.layout);
+    const int64_t row_bytes = groups * (digits ? kDigitGroupBytes : kGroupColumns * RoundedBytes(p.w.layout));
     resize(own.q, rows * row_bytes);
     resize(own.scales, rows * groups);
-    resize(own.offsets, rows * groups);
+    resize(own.offsets, rows * row_offsets);
     for (int64_t m = 0; m < rows; ++m) {
-      const float* const x = RowAt(p.x, row + m);
-      char* const q = own.q.data() + m * row_bytes;
-      float* const scales = own.scales.data() + m * groups;
-      if (bytes) {
-        RoundRow8(x, p.w.cut, p.w.columns, reinterpret_cast<int8_t*>(q), scales, own.offsets.data() + m * groups);
-      } else {
-        RoundRow16(x, p.w.cut, p.w.columns, reinterpret_cast<int16_t*>(q), scales);
-      }
+      RoundRow(p.w, RowAt(p.x, row + m), own.q.data() + m * row_bytes, own.scales.data() + m * groups,
+               own.offsets.data() + m * row_offsets);
     }
     own.job = job, own.product = &p, own.row = row, own.row_end = row_end;
   }
-  return {own.q.data(), own.scales.data(), bytes ? own.offsets.data() : nullptr, rows, groups};
+  return {own.q.data(), own.scales.data(), own.offsets.data(), rows, groups};
 }
 
-void RoundedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t job) {
+void IntegerDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t job) {
   float** const y = Buffer<0, float*>(row_end - row);
   for (int64_t m = row; m < row_end; ++m) y[m - row] = RowAt(p.y, m);
-  IntegerDotPanels(FastestIntegerUnit(), RoundRows(p, row, row_end, job), p.w, panel, panel_end, y);
+  const RoundedActivations x = RoundRows(p, row, row_end, job);
+  if (!p.w.rounds_activations) return DigitDotPanels(x, p.w, panel, panel_end, y);
+  IntegerDotPanels(FastestIntegerUnit(), x, p.w, panel, panel_end, y);
 }
 
 void WidenedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end) {
@@ -310,19 +325,6 @@ void WidenedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t 
       std::copy_n(whole + m * kPanelRows, own, RowAt(p.y, row + m) + p.w.cut.PanelRow(panel));
     }
   }
-}
-
-// The rows of `a` that meet panels [panel, panel + count), where not all of these are whole: [a.rows, 16 count].
-const float* SpreadRows(const OuterProduct& p, int64_t panel, int64_t count) {
-  float* const spread = Buffer<3, float>(p.a.rows * count * kPanelRows);
-  std::fill_n(spread, p.a.rows * count * kPanelRows, 0.0f);
-  for (int64_t m = 0; m < p.a.rows; ++m) {
-    for (int64_t i = 0; i < count; ++i) {
-      std::copy_n(RowAt(p.a, m) + p.w.cut.PanelRow(panel + i), p.w.cut.RowsOf(panel + i),
-                  spread + (m * count + i) * kPanelRows);
-    }
-  }
-  return spread;
 }
 
 constexpr int kUnitNotSet = -1;
@@ -359,39 +361,10 @@ void IntegerDotPanels(IntegerUnit unit, const RoundedActivations& x, const Weigh
 void QuantizedDotBlock(const DotProduct& p, int64_t row, int64_t row_end, int64_t begin, int64_t end, int64_t job) {
   const int64_t panel = p.w.cut.PanelOf(begin);
   const int64_t panel_end = panel + p.w.Rows(begin, end).cut.Panels(end - begin);
-  if (p.w.rounds_activations) {
-    RoundedDotBlock(p, row, row_end, panel, panel_end, job);
+  if (p.w.rounds_activations || FastestIntegerUnit() == IntegerUnit::kVnni) {
+    IntegerDotBlock(p, row, row_end, panel, panel_end, job);
   } else {
     WidenedDotBlock(p, row, row_end, panel, panel_end);
-  }
-}
-
-void QuantizedOuterColumns(const OuterProduct& p, int64_t begin, int64_t end) {
-  constexpr int64_t kColumns = kWidenedBytes / (kSumPanels * kPanelRows * int64_t{sizeof(float)});
-  const QuantizedCut& cut = p.w.cut;
-  const int64_t panels = cut.Panels(p.w.rows), group_end = cut.GroupOf(end - 1) + 1;
-  for (int64_t panel = 0; panel < panels; panel += kSumPanels) {
-    const int64_t count = std::min(kSumPanels, panels - panel);
-    OuterProduct block = p;
-    if (cut.whole_panels()) {
-      block.a.data += cut.PanelRow(panel);
-    } else {
-      block.a = {SpreadRows(p, panel, count), count * kPanelRows, p.a.rows, nullptr};
-    }
-    for (int64_t group = cut.GroupOf(begin); group < group_end;) {
-      const int64_t first = cut.GroupColumn(group), own_group = group;
-      int64_t last = first;  // Behind the columns of some groups.
-      for (; group < group_end && last - first < kColumns; ++group) last += cut.ColumnsOf(group);
-      const int64_t columns = last - first, from = std::max(begin, first), to = std::min(end, last);
-      float* const widened = Buffer<1, float>(kSumPanels * kPanelRows * columns);
-      for (int64_t i = 0; i < count; ++i) {
-        Widen(p.w, panel + i, own_group, group, widened + i * kPanelRows * columns);
-      }
-      block.w = {
-          widened + (from - first) * kPanelRows, false, count * kPanelRows, to - from, WeightLayout::kPanels, columns};
-      block.y.data = p.y.data + from;
-      PanelOuterColumns(block, 0, to - from);
-    }
   }
 }
 

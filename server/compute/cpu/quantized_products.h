@@ -18,12 +18,14 @@ namespace c3po::cpu {
 //                          y += s (x's scale * sum),    ascending by group, in float32;
 //                        the outer product and sum are one fused operation on processors that have it. So y is the
 //                        same bits on all of these, and on all that have none.
-//   else                 x stays, and weights are widened to float32, exactly, a few panels at a time in cache.
+//   else                 x stays: with kVnni as three digits a number (digit_products.h), else weights are widened to
+//                        float32, exactly, a few panels at a time in cache.
 // `job`: 0, or a number of some calls, of which those with the same product (by address) and rows find the same x: a
 // thread then rounds it once.
 void QuantizedDotBlock(const DotProduct& product, int64_t row, int64_t row_end, int64_t begin, int64_t end,
                        int64_t job);
-// y[:, begin..end) += a W, for all rows: weights widened, activations as they are.
+// y[:, begin..end) += a W, for all rows: activations as they are, weights widened in registers. With a panel's scales s
+//   y[k] += sum_n (a[n] s[n]) level[n, k],    in float32, the same in any batch.
 void QuantizedOuterColumns(const OuterProduct& product, int64_t begin, int64_t end);
 
 // Row `row` of a quantized matrix, widened, to out [columns].
@@ -41,9 +43,10 @@ void SetIntegerUnitForTest(std::optional<IntegerUnit> unit);
 
 // Activations of some rows, rounded for weights of a layout, as the units below read them.
 struct RoundedActivations {
-  const void* q;           // [rows, groups * 32]: for kInt8 of int16_t (RoundRow16), for kInt4 of int8_t (RoundRow8)
+  const void* q;           // [rows, groups * 32]: for kInt8 of int16_t (RoundRow16), for kInt4 of int8_t (RoundRow8);
+                           // or [rows, groups, 3, 32] of int8_t (CutIntoDigits)
   const float* scales;     // [rows, groups]
-  const int32_t* offsets;  // likewise, for kInt4
+  const int32_t* offsets;  // likewise, for kInt4; or [rows, groups, 3]
   int64_t rows, groups;
 };
 // The rounding dot form of these rows with panels [panel, panel_end) of w, by a unit that the processor has: row m to

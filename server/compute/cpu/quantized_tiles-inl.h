@@ -2,16 +2,18 @@
 // the arithmetic. Included once for each instruction set, inside its attributes and in a namespace of the including
 // file's choosing, C3PO_QUANTIZED_TILES_NAMESPACE: no function here may be shared between instruction sets.
 //
-// A step multiplies levels with 4 bytes of rounded activations: those of kInt8 with 2 integers of 16 bits, those of
-// kInt4 with 4 integers of 8 bits. A word has two steps, for its first and its last columns.
+// A step multiplies levels with 4 bytes of rounded activations: 2 integers of 16 bits, or 4 of 8 bits. A word has one
+// step, or two, for its first and its last columns.
 //
-//   Unit: kParts vectors hold the 16 rows of a panel. Ints, Floats: a part's sums, and words.
+//   Unit: kParts vectors hold the 16 rows of a panel. Words, Ints, Floats: a part's words, its sums as integers, and as
+//   numbers; Activations: what a step has of them, for all rows.
 //     kRows<layout>         rows of x that a tile has at most; Panels<layout>(rows): of how many panels it is then
+//     kSteps<layout>        of a word; kGroupBytes<layout>: of a row's rounded group; kOffsets<layout>: its offsets
 //     LoadWords(p, part)    of the 16 words at p
 //     Levels<layout, S>(words)   those of step S, as integers of the activations' size
 //     All(p)                the 4 bytes at p for all rows
-//     Start<layout>(offset) sums of nothing; MultiplyAdd<layout>(sums, levels, activations) adds a step's products of
-//                           each row; Finish<layout>(sums) the sums and the offset. Of a group's 8 or 16 steps.
+//     Start<layout>(offsets) sums of nothing; MultiplyAdd<layout>(sums, levels, activations) adds a step's products of
+//                           each row; Finish<layout>(sums) the sums and the offsets. Of a group's steps.
 //     Scales(p, part)       of 16 scales
 //     ZeroFloats(), AddScaled(floats, scales, factor, ints) = floats + scales * (factor * ints), Store(floats, p, part)
 
@@ -44,12 +46,12 @@ struct QuantizedPanelsAt {
 
 constexpr int64_t kAheadBytes = 4096, kAheadScales = 512;  // Memory is asked for what is read so much later.
 
-// Adds the products of step S of the words at `words` with the activations of M rows, at q. Calls itself for the second
+// Adds the products of step S of the words at `words` with the activations of M rows, at q. Calls itself for the next
 // step.
 template <typename Unit, WeightLayout kLayout, int S, int M, int P>
 HWY_INLINE void AddSteps(const char* words, int64_t stride, const char* const* q, int64_t at,
                          typename Unit::Ints (&own)[M][P][Unit::kParts]) {
-  typename Unit::Ints activations[M];
+  typename Unit::Activations activations[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) activations[m] = Unit::All(q[m] + at + 4 * S);
 #pragma GCC unroll 8
@@ -63,7 +65,9 @@ HWY_INLINE void AddSteps(const char* words, int64_t stride, const char* const* q
       }
     }
   }
-  if constexpr (S == 0) AddSteps<Unit, kLayout, 1, M, P>(words, stride, q, at, own);
+  if constexpr (S + 1 < Unit::template kSteps<kLayout>) {
+    AddSteps<Unit, kLayout, S + 1, M, P>(words, stride, q, at, own);
+  }
 }
 
 // Those of word w of each row of P panels, whose group begins at `quants`.
@@ -73,7 +77,7 @@ HWY_INLINE void AddWords(const char* quants, int64_t stride, int64_t ahead, cons
   const char* const words = quants + w * 4 * kPanelRows;
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) hwy::Prefetch(words + p * stride + ahead);
-  AddSteps<Unit, kLayout, 0, M, P>(words, stride, q, w * 8, own);
+  AddSteps<Unit, kLayout, 0, M, P>(words, stride, q, w * 4 * Unit::template kSteps<kLayout>, own);
 }
 
 // Rows [row, row + M) of x with P panels, at `panel`; sums of panel q of row m to y[m] + 16 q.
@@ -82,7 +86,7 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
                               float* const* y) {
   constexpr int kParts = Unit::kParts;
   constexpr int kWords = static_cast<int>(QuantBytes(kLayout) / (4 * kPanelRows));  // of a row's group
-  constexpr int64_t kRounded = kGroupColumns * RoundedBytes(kLayout);               // bytes of activations of a group
+  constexpr int64_t kRounded = Unit::template kGroupBytes<kLayout>, kOffsets = Unit::template kOffsets<kLayout>;
   typename Unit::Floats sums[M][P][kParts];
   const char* q[M];
 #pragma GCC unroll 8
@@ -106,8 +110,8 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
     typename Unit::Ints own[M][P][kParts];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const int32_t offset = kLayout == WeightLayout::kInt4 ? x.offsets[(row + m) * x.groups + g] : 0;
-      const auto start = Unit::template Start<kLayout>(offset);
+      const auto start =
+          Unit::template Start<kLayout>(kOffsets > 0 ? x.offsets + ((row + m) * x.groups + g) * kOffsets : nullptr);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16

@@ -1,9 +1,11 @@
 // W goes by in blocks that stay in L2: logits of a block, their exponentials, and the block's rows weighted by them.
 // The largest logit so far is what exponentials are relative to; when it rises, the sums so far shrink. Chunks of
-// blocks run beside each other and are put together in their order.
+// blocks run beside each other and are put together in their order. Every other pass begins at the last chunk, since a
+// descent makes one pass after the other: what the third level of cache kept of W is what was read last.
 #include "server/compute/cpu/softmax_mean.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -20,7 +22,7 @@ constexpr int64_t kChunksMax = 32;  // More than threads need; each has a mean o
 // How W is cut, which depends on W alone.
 struct Cut {
   explicit Cut(const WeightView& w) : rows(w.rows) {
-    const int64_t row_bytes = w.columns * (w.bfloat16 ? 2 : 4);
+    const int64_t row_bytes = w.columns * (w.quantized() ? 1 : w.bfloat16 ? 2 : 4);
     block = std::clamp<int64_t>(kBlockBytes / row_bytes / 48 * 48, 48, 768);  // Whole tiles, and whole panels.
     const int64_t blocks = (rows + block - 1) / block;
     chunk = (blocks + kChunksMax - 1) / kChunksMax * block;
@@ -37,23 +39,28 @@ struct Partial {
 
 class ChunkPass {
  public:
-  ChunkPass(const RowsView& x, const WeightView& w, float divisor, bool with_means)
-      : x_(x), w_(w), divisor_(divisor), with_means_(with_means) {}
+  // `job`: of NewProductJob(), the same for all chunks of a pass.
+  ChunkPass(const RowsView& x, const WeightView& w, float divisor, bool with_means, int64_t job)
+      : w_(w), divisor_(divisor), with_means_(with_means), job_(job), product_{x, w, {}} {}
 
   Partial Run(int64_t begin, int64_t end, int64_t block) {
     Partial partial;
-    partial.tops.assign(static_cast<size_t>(x_.rows), -std::numeric_limits<float>::infinity());
-    partial.sums.assign(static_cast<size_t>(x_.rows), 0);
-    if (with_means_) partial.weighted.assign(static_cast<size_t>(x_.rows * w_.columns), 0);
-    logits_.resize(static_cast<size_t>(x_.rows * block));
+    const int64_t rows = product_.x.rows;
+    partial.tops.assign(static_cast<size_t>(rows), -std::numeric_limits<float>::infinity());
+    partial.sums.assign(static_cast<size_t>(rows), 0);
+    if (with_means_) partial.weighted.assign(static_cast<size_t>(rows * w_.columns), 0);
+    logits_.resize(static_cast<size_t>(rows * block));
     for (; begin < end; begin += block) Add(w_.Rows(begin, std::min(end, begin + block)), partial);
     return partial;
   }
 
  private:
   void Add(const WeightView& w, Partial& partial) {
-    MultiplyTransposedHere({x_, w, {logits_.data(), w.rows, nullptr}});
-    for (int64_t m = 0; m < x_.rows; ++m) {
+    product_.w = w;
+    product_.y = {logits_.data(), w.rows, nullptr};
+    MultiplyTransposedHere(product_, job_);
+    const int64_t rows = product_.x.rows;
+    for (int64_t m = 0; m < rows; ++m) {
       float* logits = logits_.data() + m * w.rows;
       if (divisor_ != 1) std::for_each(logits, logits + w.rows, [this](float& logit) { logit /= divisor_; });
       float top;
@@ -69,7 +76,7 @@ class ChunkPass {
       if (with_means_) ScaledExpInPlace(logits, w.rows, so_far, 1);
     }
     if (!with_means_) return;
-    const RowsView weights{logits_.data(), w.rows, x_.rows, nullptr};
+    const RowsView weights{logits_.data(), w.rows, rows, nullptr};
     MultiplyAddHere({weights, w, {partial.weighted.data(), w.columns, nullptr}});
   }
 
@@ -77,20 +84,25 @@ class ChunkPass {
     for (int64_t i = 0; i < size; ++i) values[i] *= factor;
   }
 
-  const RowsView x_;
   const WeightView w_;
   const float divisor_;
   const bool with_means_;
+  const int64_t job_;
+  DotProduct product_;         // of the block
   std::vector<float> logits_;  // [m, rows of a block]
 };
 
 }  // namespace
 
 void SoftmaxMean(const RowsView& x, const WeightView& w, float divisor, float* tops, double* sums, float* means) {
+  static std::atomic<uint32_t> passes = 0;
   const Cut cut(w);
   std::vector<Partial> partials(static_cast<size_t>(cut.chunks));
-  ThreadPool::Shared().Run(cut.chunks, [&](int64_t i) {
-    partials[i] = ChunkPass(x, w, divisor, means != nullptr)
+  const bool backward = passes.fetch_add(1, std::memory_order_relaxed) % 2 == 1;
+  const int64_t job = NewProductJob();
+  ThreadPool::Shared().Run(cut.chunks, [&](int64_t place) {
+    const int64_t i = backward ? cut.chunks - 1 - place : place;
+    partials[i] = ChunkPass(x, w, divisor, means != nullptr, job)
                       .Run(i * cut.chunk, std::min(cut.rows, (i + 1) * cut.chunk), cut.block);
   });
   ParallelFor(x.rows, 8, [&](int64_t begin, int64_t end) {

@@ -31,6 +31,15 @@ struct VnniUnit {
     return rows <= 2 ? 4 : (rows <= 6 ? 2 : 1);
   }
 
+  template <WeightLayout>
+  static constexpr int kSteps = 2;
+  template <WeightLayout kLayout>
+  static constexpr int64_t kGroupBytes = kGroupColumns* RoundedBytes(kLayout);
+  template <WeightLayout kLayout>
+  static constexpr int kOffsets = kLayout == WeightLayout::kInt4 ? 1 : 0;
+
+  using Words = __m512i;
+  using Activations = __m512i;
   using Ints = __m512i;
   using Floats = __m512;
   static HWY_INLINE Ints LoadWords(const char* p, int) { return _mm512_loadu_si512(p); }
@@ -48,8 +57,8 @@ struct VnniUnit {
     }
   }
   template <WeightLayout kLayout>
-  static HWY_INLINE Ints Start(int32_t offset) {
-    return _mm512_set1_epi32(offset);
+  static HWY_INLINE Ints Start(const int32_t* offsets) {
+    return _mm512_set1_epi32(kOffsets<kLayout> > 0 ? *offsets : 0);
   }
   template <WeightLayout kLayout>
   static HWY_INLINE Ints MultiplyAdd(Ints sums, Ints levels, Ints activations) {

@@ -1,5 +1,6 @@
-// Products with 8- and 4-bit weights: the widened ones against sums in double over the widened weights, the rounding
-// ones bit for bit against plain loops over the format's definition.
+// Products with 8- and 4-bit weights: those of activations as they are, with weights widened or activations cut into
+// digits, against sums in double over the widened weights; the rounding ones bit for bit against plain loops over the
+// format's definition.
 #include "server/compute/cpu/quantized_products.h"
 
 #include <gtest/gtest.h>
@@ -197,7 +198,7 @@ struct Exact {
   double bound() const { return 1e-6 * size + 1e-30; }
 };
 
-TEST_P(QuantizedProducts, WidenedDotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
+TEST_P(QuantizedProducts, DotFormOfWholeActivationsIsTheNaiveSumAndARowIsBitwiseTheSameAlone) {
   for (const Shape& shape : kShapes) {
     for (const WeightLayout layout : kLayouts) {
       std::mt19937 rng(static_cast<uint32_t>(shape.n * 1000 + shape.k));
@@ -206,17 +207,20 @@ TEST_P(QuantizedProducts, WidenedDotFormIsTheNaiveSumAndARowIsBitwiseTheSameAlon
       for (const int64_t rows : kRows) {
         SCOPED_TRACE(Name(shape, layout, rows));
         const std::vector<float> x = Random(rng, rows * shape.k);
-        std::vector<float> y(rows * shape.n, -1), alone(shape.n);
-        MultiplyTransposed({{{x.data(), shape.k, rows, nullptr}, w.view, {y.data(), shape.n, nullptr}}});
-        for (int64_t m = 0; m < rows; ++m) {
-          for (int64_t j = 0; j < shape.n; ++j) {
-            Exact exact;
-            for (int64_t k = 0; k < shape.k; ++k) exact.Add(x[m * shape.k + k], w.values[j * shape.k + k]);
-            ASSERT_NEAR(y[m * shape.n + j], exact.value, exact.bound()) << "row " << m << " column " << j;
+        for (const IntegerUnit unit : Units()) {
+          const ScopedIntegerUnit scoped(unit);
+          std::vector<float> y(rows * shape.n, -1), alone(shape.n);
+          MultiplyTransposed({{{x.data(), shape.k, rows, nullptr}, w.view, {y.data(), shape.n, nullptr}}});
+          for (int64_t m = 0; m < rows; ++m) {
+            for (int64_t j = 0; j < shape.n; ++j) {
+              Exact exact;
+              for (int64_t k = 0; k < shape.k; ++k) exact.Add(x[m * shape.k + k], w.values[j * shape.k + k]);
+              ASSERT_NEAR(y[m * shape.n + j], exact.value, exact.bound()) << "row " << m << " column " << j;
+            }
+            MultiplyTransposed(
+                {{{x.data() + m * shape.k, shape.k, 1, nullptr}, w.view, {alone.data(), shape.n, nullptr}}});
+            ASSERT_EQ(0, std::memcmp(alone.data(), y.data() + m * shape.n, shape.n * sizeof(float))) << "row " << m;
           }
-          MultiplyTransposed(
-              {{{x.data() + m * shape.k, shape.k, 1, nullptr}, w.view, {alone.data(), shape.n, nullptr}}});
-          ASSERT_EQ(0, std::memcmp(alone.data(), y.data() + m * shape.n, shape.n * sizeof(float))) << "row " << m;
         }
       }
     }
@@ -301,8 +305,17 @@ TEST_P(QuantizedProducts, WhatIsNotANumberStaysVisibleInItsRow) {
   std::mt19937 rng(11);
   for (const WeightLayout layout : kLayouts) {
     QuantizedMatrix w(Random(rng, 48 * 64), 48, 64, layout);
-    w.view.rounds_activations = true;
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    std::vector<float> a = Random(rng, 2 * 48), back(2 * 64);
+    a[40] = std::numeric_limits<float>::quiet_NaN();
+    MultiplyAdd({{{a.data(), 48, 2, nullptr}, w.view, {back.data(), 64, nullptr}}});
+    for (int64_t k = 0; k < 64; ++k) {
+      EXPECT_TRUE(std::isnan(back[k]));
+      EXPECT_FALSE(std::isnan(back[64 + k]));
+    }
+    for (const auto& [bad, rounds] : {std::pair{std::numeric_limits<float>::quiet_NaN(), true},
+                                      std::pair{std::numeric_limits<float>::infinity(), true},
+                                      std::pair{std::numeric_limits<float>::quiet_NaN(), false}}) {
+      w.view.rounds_activations = rounds;
       std::vector<float> x = Random(rng, 2 * 64), y(2 * 48), alone(48);
       x[40] = bad;
       MultiplyTransposed({{{x.data(), 64, 2, nullptr}, w.view, {y.data(), 48, nullptr}}});
@@ -315,27 +328,33 @@ TEST_P(QuantizedProducts, WhatIsNotANumberStaysVisibleInItsRow) {
   }
 }
 
-// The LM head as an objective reads it, of a vocabulary that is no multiple of 16.
+// The LM head as an objective reads it, of a vocabulary that is no multiple of 16, and in several blocks. Passes in
+// turn go over it in either direction.
 TEST_P(QuantizedProducts, SoftmaxMeanOverAQuantizedHeadIsThatOfItsNumbers) {
-  constexpr int64_t kTokens = 260, kHidden = 64, kRowsOfX = 3;
+  constexpr int64_t kTokens = 1636, kHidden = 64, kRowsOfX = 3;
   std::mt19937 rng(13);
   const QuantizedMatrix head(Random(rng, kTokens * kHidden), kTokens, kHidden, WeightLayout::kInt8);
   const std::vector<float> x = Random(rng, kRowsOfX * kHidden);
-  std::vector<float> tops(kRowsOfX), means(kRowsOfX * kHidden);
-  std::vector<double> sums(kRowsOfX);
-  SoftmaxMean({x.data(), kHidden, kRowsOfX, nullptr}, head.view, 1, tops.data(), sums.data(), means.data());
-  for (int64_t m = 0; m < kRowsOfX; ++m) {
-    std::vector<double> mean(kHidden, 0.0);
-    double total = 0;
-    for (int64_t t = 0; t < kTokens; ++t) {
-      double logit = 0;
-      for (int64_t k = 0; k < kHidden; ++k) logit += double{x[m * kHidden + k]} * head.values[t * kHidden + k];
-      const double share = std::exp(logit - tops[m]);
-      total += share;
-      for (int64_t k = 0; k < kHidden; ++k) mean[k] += share * head.values[t * kHidden + k];
+  for (const IntegerUnit unit : Units()) {
+    const ScopedIntegerUnit scoped(unit);
+    std::vector<float> tops(kRowsOfX), means(kRowsOfX * kHidden), again(means.size());
+    std::vector<double> sums(kRowsOfX);
+    SoftmaxMean({x.data(), kHidden, kRowsOfX, nullptr}, head.view, 1, tops.data(), sums.data(), means.data());
+    SoftmaxMean({x.data(), kHidden, kRowsOfX, nullptr}, head.view, 1, tops.data(), sums.data(), again.data());
+    EXPECT_EQ(means, again);
+    for (int64_t m = 0; m < kRowsOfX; ++m) {
+      std::vector<double> mean(kHidden, 0.0);
+      double total = 0;
+      for (int64_t t = 0; t < kTokens; ++t) {
+        double logit = 0;
+        for (int64_t k = 0; k < kHidden; ++k) logit += double{x[m * kHidden + k]} * head.values[t * kHidden + k];
+        const double share = std::exp(logit - tops[m]);
+        total += share;
+        for (int64_t k = 0; k < kHidden; ++k) mean[k] += share * head.values[t * kHidden + k];
+      }
+      EXPECT_NEAR(sums[m], total, 1e-4 * total);
+      for (int64_t k = 0; k < kHidden; ++k) EXPECT_NEAR(means[m * kHidden + k], mean[k] / total, 1e-4);
     }
-    EXPECT_NEAR(sums[m], total, 1e-4 * total);
-    for (int64_t k = 0; k < kHidden; ++k) EXPECT_NEAR(means[m * kHidden + k], mean[k] / total, 1e-4);
   }
 }
 
