@@ -39,6 +39,7 @@ template <typename Unit>
 struct VectorTiles {
   using UnitType = Unit;
   static constexpr int64_t kRows = 6, kPanels = 4;
+  static constexpr int64_t kAheadColumns = 64;  // Memory is asked for a panel's columns so much before they are read.
 
   template <int M, int P>
   static void Tile(const RoundedRows& x, int64_t row, const uint16_t* w, int64_t panel_stride,
@@ -47,8 +48,17 @@ struct VectorTiles {
     for (int m = 0; m < M; ++m) {
       for (int q = 0; q < P; ++q) sums[m][q] = Unit::Zero();
     }
+    // Behind the end of these panels, for the beginning of the next ones.
+    const int64_t late = std::max<int64_t>(0, x.columns - kAheadColumns);
+    const uint16_t* ahead = w + kAheadColumns * kPanelRows;
     for (int64_t k = 0; k < x.columns; k += 2) {
       typename Unit::Words words[P];
+      // Rows behind the first ones find their weights in cache.
+      if (row == 0) {
+        if (k == late) ahead += P * panel_stride - x.columns * kPanelRows;
+#pragma GCC unroll 4
+        for (int q = 0; q < P; ++q) __builtin_prefetch(ahead + q * panel_stride + k * kPanelRows);
+      }
 #pragma GCC unroll 4
       for (int q = 0; q < P; ++q) words[q] = Unit::LoadWords(w + q * panel_stride + k * kPanelRows);
 #pragma GCC unroll 6

@@ -109,6 +109,9 @@ struct OuterProduct {
   RowsView a;         // [m, n]
   WeightView w;       // [n, k]
   MutableRowsView y;  // [m, k]
+  // Where w is in cache, and what is read next lies so many bytes behind each of its weights: memory is asked for it
+  // meanwhile. 0: w may come from memory itself.
+  int64_t next_bytes = 0;
 };
 // Independent products, run as one job: y is overwritten, and no row of it belongs to two of them. Much faster than
 // MultiplyAdd where few rows meet many weights, since each thread reads whole matrices.

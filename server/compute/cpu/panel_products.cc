@@ -247,7 +247,17 @@ void DotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t b
 
 // --- outer form ---
 
-constexpr int64_t kGroupPanels = 8;  // Part of the order of a sum.
+// Part of the order of a sum. Lanes are added once for each: where 16 of them hold a panel, a few panels are no work
+// beside that.
+constexpr int64_t kGroupPanels = kLanes == 16 ? 32 : 8;
+
+// Columns of a tile of M rows: its sums, M factors and a vector of weights fit the registers, 32 of 16 lanes or 16.
+// Pairs stay together.
+template <size_t M, bool kPairs>
+constexpr size_t TileColumns() {
+  if constexpr (kLanes == 16) return M == 4 ? 6 : 8;
+  return M == 3 ? (kPairs ? 2 : 3) : 8 / M;
+}
 
 // y[row..row + M, column..column + K) += the group's share.
 template <size_t M, size_t K, bool kFetch, typename Panel>
@@ -264,10 +274,11 @@ HWY_INLINE void OuterTile(const OuterProduct& p, int64_t row, int64_t begin, int
     for (size_t k = 0; k < K; ++k) sums[m][k] = hn::Zero(D());
   }
   const W* w = PanelAt<Panel>(p.w, begin) + column * kPanelRows;
-  for (int64_t panel = begin; panel < end; ++panel, w += stride) {
+  const W* ahead = w + (p.next_bytes > 0 ? p.next_bytes / int64_t{sizeof(W)} : int64_t{K * kPanelRows});
+  for (int64_t panel = begin; panel < end; ++panel, w += stride, ahead += stride) {
     if constexpr (kFetch) {
 #pragma GCC unroll 8
-      for (size_t i = 0; i < K * kPanelRows; i += kLine) hwy::Prefetch(w + K * kPanelRows + i);
+      for (size_t i = 0; i < K * kPanelRows; i += kLine) hwy::Prefetch(ahead + i);
     }
     ForEachPart<kParts>([&](auto i) HWY_ATTR {
       V av[M];
@@ -302,9 +313,8 @@ HWY_INLINE void OuterTile(const OuterProduct& p, int64_t row, int64_t begin, int
 template <size_t M, bool kFetch, typename Panel>
 HWY_INLINE void OuterRows(const OuterProduct& p, int64_t row, int64_t begin, int64_t end, int64_t column,
                           int64_t column_end) {
-  // Sums, M factors and a vector of weights fit 16 registers; pairs stay together.
   constexpr bool kPairs = std::is_same_v<Panel, Bfloat16Pairs>;
-  constexpr size_t K = M == 3 ? (kPairs ? 2 : 3) : 8 / M, kLast = kPairs ? 2 : 1;
+  constexpr size_t K = TileColumns<M, kPairs>(), kLast = kPairs ? 2 : 1;
   for (; column + static_cast<int64_t>(K) <= column_end; column += K) {
     OuterTile<M, K, kFetch, Panel>(p, row, begin, end, column);
   }

@@ -30,6 +30,7 @@ constexpr int64_t kSumPanels = 32;  // Part of the order of a sum.
 constexpr int kQuad = 4;            // Columns of kInt8's word, and of half of kInt4's.
 constexpr int kTileRows = kLanes == 16 ? 6 : (kLanes == 1 ? 1 : 3);
 constexpr int64_t kAheadBytes = 192;  // Memory is asked for a panel's words so much before they are read.
+constexpr int64_t kAheadScales = 64;  // likewise
 
 // So many quads of a word a tile of so many rows has sums for.
 template <WeightLayout kLayout>
@@ -82,7 +83,8 @@ HWY_INLINE void AddColumns(VI words, const V (&scaled)[M], V (&sums)[M][kQuad]) 
 // totals [M, 4 Q]: of the word at `words` in each of `panels` panels, `stride` bytes apart; of kQuad > 1 from quad
 // kFirst on. scaled [M, kSumPanels, 16]: a times scales.
 template <WeightLayout kLayout, int kFirst, int Q, int M>
-HWY_INLINE void OuterTile(const float* scaled, const char* words, int64_t stride, int64_t panels, float* totals) {
+HWY_INLINE void OuterTile(const float* scaled, const char* words, int64_t stride, int64_t panels, int64_t ahead,
+                          float* totals) {
   V first[M][kQuad], second[M][kQuad];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -90,7 +92,7 @@ HWY_INLINE void OuterTile(const float* scaled, const char* words, int64_t stride
     for (int k = 0; k < kQuad; ++k) first[m][k] = second[m][k] = hn::Zero(D());
   }
   for (int64_t panel = 0; panel < panels; ++panel, words += stride, scaled += kPanelRows) {
-    hwy::Prefetch(words + kAheadBytes);
+    hwy::Prefetch(words + ahead);
 #pragma GCC unroll 16
     for (int i = 0; i < kParts; ++i) {
       const VI own = WordsAt(words, i);
@@ -116,6 +118,7 @@ struct OuterGroup {
   int64_t panels;
   int64_t column, columns;  // the group's first one, and how many it has
   int64_t begin, end;       // wanted
+  int64_t ahead;            // Memory is asked for what lies so many bytes behind.
 };
 
 // y[column + i] += totals[i] of the columns that are wanted.
@@ -136,10 +139,10 @@ HWY_INLINE void OuterRows(const OuterProduct& p, int64_t row, const float* scale
   const int64_t columns = std::min(at.columns, at.end - at.column);
   for (int64_t k = std::max<int64_t>(0, at.begin - at.column) / kInWord * kInWord; k < columns; k += kInWord) {
     const char* const words = at.quants + k / kInWord * 4 * kPanelRows;
-    OuterTile<kLayout, 0, Q, M>(scaled, words, at.stride, at.panels, totals);
+    OuterTile<kLayout, 0, Q, M>(scaled, words, at.stride, at.panels, at.ahead, totals);
     add(at.column + k, Q * kQuad);
     if constexpr (Q * kQuad < kInWord) {
-      OuterTile<kLayout, 1, 1, M>(scaled, words, at.stride, at.panels, totals);
+      OuterTile<kLayout, 1, 1, M>(scaled, words, at.stride, at.panels, at.ahead, totals);
       add(at.column + k + kQuad, kQuad);
     }
   }
@@ -161,9 +164,10 @@ void ScaleRows(const OuterProduct& p, int64_t row, int64_t rows, int64_t panel, 
   const QuantizedCut& cut = p.w.cut;
   const char* scales = static_cast<const char*>(p.w.data) + panel * PanelBytes(p.w.layout, cut.panel_groups) +
                        (cut.first_group + group) * kScaleBytes;
+  const int64_t ahead = p.next_bytes > 0 ? p.next_bytes : kAheadScales;
   for (int64_t i = 0; i < count; ++i, scales += PanelBytes(p.w.layout, cut.panel_groups)) {
     const int64_t first = cut.PanelRow(panel + i), own = cut.RowsOf(panel + i);
-    hwy::Prefetch(scales + 64);
+    hwy::Prefetch(scales + ahead);
     for (int64_t m = 0; m < rows; ++m) {
       const float* a = RowAt(p.a, row + m) + first;
       float part[kPanelRows] = {};
@@ -189,6 +193,7 @@ void OuterColumnsOf(const OuterProduct& p, int64_t begin, int64_t end) {
   alignas(64) float scaled[kTileRows * kSumPanels * kPanelRows];
   for (int64_t panel = 0; panel < panels; panel += kSumPanels) {
     const int64_t count = std::min(kSumPanels, panels - panel);
+    const int64_t ahead = p.next_bytes > 0 ? p.next_bytes : kAheadBytes;
     const char* const quants = static_cast<const char*>(p.w.data) + panel * stride + ScalesBytes(cut.panel_groups) +
                                cut.first_group * QuantBytes(kLayout);
     for (int64_t group = cut.GroupOf(begin); group < group_end; ++group) {
@@ -198,7 +203,8 @@ void OuterColumnsOf(const OuterProduct& p, int64_t begin, int64_t end) {
                           cut.GroupColumn(group),
                           cut.ColumnsOf(group),
                           begin,
-                          end};
+                          end,
+                          ahead};
       for (int64_t row = 0; row < p.a.rows; row += kTileRows) {
         const int64_t rows = std::min<int64_t>(kTileRows, p.a.rows - row);
         ScaleRows(p, row, rows, panel, count, group, scaled);

@@ -50,12 +50,13 @@ class ChunkPass {
     partial.sums.assign(static_cast<size_t>(rows), 0);
     if (with_means_) partial.weighted.assign(static_cast<size_t>(rows * w_.columns), 0);
     logits_.resize(static_cast<size_t>(rows * block));
-    for (; begin < end; begin += block) Add(w_.Rows(begin, std::min(end, begin + block)), partial);
+    for (; begin < end; begin += block) Add(w_.Rows(begin, std::min(end, begin + block)), begin + block < end, partial);
     return partial;
   }
 
  private:
-  void Add(const WeightView& w, Partial& partial) {
+  // `more`: another block follows in memory.
+  void Add(const WeightView& w, bool more, Partial& partial) {
     product_.w = w;
     product_.y = {logits_.data(), w.rows, nullptr};
     MultiplyTransposedHere(product_, job_);
@@ -77,7 +78,12 @@ class ChunkPass {
     }
     if (!with_means_) return;
     const RowsView weights{logits_.data(), w.rows, rows, nullptr};
-    MultiplyAddHere({weights, w, {partial.weighted.data(), w.columns, nullptr}});
+    MultiplyAddHere({weights, w, {partial.weighted.data(), w.columns, nullptr}, more ? BytesOf(w) : 0});
+  }
+
+  static int64_t BytesOf(const WeightView& w) {
+    if (w.quantized()) return w.cut.Panels(w.rows) * PanelBytes(w.layout, w.cut.panel_groups);
+    return w.rows * w.row_stride() * (w.bfloat16 ? 2 : 4);
   }
 
   static void Scale(float factor, float* values, int64_t size) {
