@@ -53,12 +53,25 @@ HWY_INLINE VI Left(VI words) {
   return hn::ShiftLeft<kBits>(words);
 }
 
-// Column kColumn of quad kQuad of each word.
+// What a level's number below is a multiple of.
+template <WeightLayout kLayout>
+constexpr float LevelUnit() {
+  return kLayout == WeightLayout::kInt8 && HWY_TARGET == HWY_AVX3 ? 0x1p24f : 1.0f;
+}
+
+// Column kColumn of quad kOfQuad of each word, times LevelUnit.
 template <WeightLayout kLayout, int kOfQuad, int kColumn>
 HWY_INLINE V LevelOf(VI words) {
   if constexpr (kLayout == WeightLayout::kInt8) {
     constexpr int kByte = kColumn == 1 ? 2 : (kColumn == 2 ? 1 : kColumn);
+#if HWY_TARGET == HWY_AVX3
+    // The byte as the highest of each lane, and nothing below it.
+    constexpr int kOne = 0x00808080 + (kByte << 24);
+    const __m512i from = _mm512_set4_epi32(kOne + 0x0C000000, kOne + 0x08000000, kOne + 0x04000000, kOne);
+    return hn::ConvertTo(D(), VI{_mm512_shuffle_epi8(words.raw, from)});
+#else
     return hn::ConvertTo(D(), hn::ShiftRight<24>(Left<24 - 8 * kByte>(words)));
+#endif
   } else {
     const VI shifted = Right<8 * kColumn + 4 * kOfQuad>(words);
 #if HWY_TARGET == HWY_AVX3
@@ -121,10 +134,11 @@ struct OuterGroup {
   int64_t ahead;            // Memory is asked for what lies so many bytes behind.
 };
 
-// y[column + i] += totals[i] of the columns that are wanted.
+// y[column + i] += totals[i] / LevelUnit, a power of 2, of the columns that are wanted.
+template <WeightLayout kLayout>
 HWY_INLINE void AddTotals(const OuterGroup& at, int64_t column, int64_t count, const float* totals, float* y) {
   const int64_t begin = std::max(at.begin, column), end = std::min({at.end, at.column + at.columns, column + count});
-  for (int64_t k = begin; k < end; ++k) y[k] += totals[k - column];
+  for (int64_t k = begin; k < end; ++k) y[k] += totals[k - column] * (1 / LevelUnit<kLayout>());
 }
 
 // Rows [row, row + M) of y.
@@ -134,7 +148,7 @@ HWY_INLINE void OuterRows(const OuterProduct& p, int64_t row, const float* scale
   constexpr int Q = Quads<kLayout>(M);
   float totals[M * 2 * kQuad];
   const auto add = [&](int64_t column, int64_t count) HWY_ATTR {
-    for (int m = 0; m < M; ++m) AddTotals(at, column, count, totals + m * 2 * kQuad, RowAt(p.y, row + m));
+    for (int m = 0; m < M; ++m) AddTotals<kLayout>(at, column, count, totals + m * 2 * kQuad, RowAt(p.y, row + m));
   };
   const int64_t columns = std::min(at.columns, at.end - at.column);
   for (int64_t k = std::max<int64_t>(0, at.begin - at.column) / kInWord * kInWord; k < columns; k += kInWord) {

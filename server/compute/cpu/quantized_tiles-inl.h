@@ -123,7 +123,7 @@ HWY_INLINE void QuantizedTile(const RoundedActivations& x, int64_t row, const Qu
 #pragma GCC unroll 1
       for (int w = 0; w < kWords; ++w) AddWords<Unit, kLayout, M, P>(quants, at.stride, ahead, q, w, own);
     } else {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int w = 0; w < kWords; ++w) AddWords<Unit, kLayout, M, P>(quants, at.stride, ahead, q, w, own);
     }
 #pragma GCC unroll 8
