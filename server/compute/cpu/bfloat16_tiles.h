@@ -53,8 +53,8 @@ struct VectorTiles {
     const uint16_t* ahead = w + kAheadColumns * kPanelRows;
     for (int64_t k = 0; k < x.columns; k += 2) {
       typename Unit::Words words[P];
-      // Rows behind the first ones find their weights in cache.
-      if (row == 0) {
+      // Of many rows those behind the first ones find their weights in cache, and the first ones have work meanwhile.
+      if (M <= 4 && row == 0) {
         if (k == late) ahead += P * panel_stride - x.columns * kPanelRows;
 #pragma GCC unroll 4
         for (int q = 0; q < P; ++q) __builtin_prefetch(ahead + q * panel_stride + k * kPanelRows);

@@ -249,7 +249,7 @@ void DotBlock(const DotProduct& p, int64_t row_begin, int64_t row_end, int64_t b
 
 // Part of the order of a sum. Lanes are added once for each: where 16 of them hold a panel, a few panels are no work
 // beside that.
-constexpr int64_t kGroupPanels = kLanes == 16 ? 32 : 8;
+constexpr int64_t kGroupPanels = kLanes == 16 ? 16 : 8;
 
 // Columns of a tile of M rows: its sums, M factors and a vector of weights fit the registers, 32 of 16 lanes or 16.
 // Pairs stay together.
