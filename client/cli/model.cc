@@ -114,7 +114,8 @@ void AddQuantize(CLI::App& model, Session* session) {
       ->add_option("from", flags->from, "A Hugging Face folder, or its name ORG/NAME on the hub, found in the cache")
       ->required();
   quantize->add_option("to", flags->to, "The folder to write; nothing may be there. Without it --check alone measures");
-  quantize->add_option("--weights", flags->weights, "Of experts, projections and dense layers; the LM head has 8 bits")
+  quantize
+      ->add_option("--weights", flags->weights, "Of experts and dense layers; attention and the LM head have 8 bits")
       ->check(CLI::IsMember({"int8", "int4"}))
       ->capture_default_str();
   quantize->add_option("--calibration", flags->calibration,

@@ -72,22 +72,22 @@ absl::Status ReadGenerationConfig(ModelCard& card) {
   return absl::OkStatus();
 }
 
-// A packed matrix keeps its levels, and a scale for each 32 columns; an embedding that is the LM head too has 8 bits;
-// all else is held in the type of `--dtype auto`.
+// A packed matrix keeps its levels, and a scale for each 32 columns. An embedding gets 4 bits where any matrix has
+// them, but 8 where it is the LM head too. All else is held in the type of `--dtype auto`.
 absl::Status CountAsStored(const Checkpoint& checkpoint, ModelCard& card) {
   if (card.packed_weights.empty()) return absl::OkStatus();
   C3PO_ASSIGN_OR_RETURN(const DType plain, StoredType(checkpoint));
   const int64_t plain_bytes = plain == DType::kBF16 || plain == DType::kF8E4M3 ? 2 : 4;
   for (const std::string& name : checkpoint.names()) {
     C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Find(name));
-    const bool tied =
-        card.config && card.config->tied_embeddings && view.shape.size() == 2 && name == "model.embed_tokens.weight";
-    if (!IsPackedType(view.dtype) && !tied) {
+    const bool embedding = card.config && view.shape.size() == 2 && name == "model.embed_tokens.weight";
+    if (!IsPackedType(view.dtype) && !embedding) {
       card.as_stored_bytes += view.elements() * plain_bytes;
       continue;
     }
     const int64_t groups = view.shape[0] * ((view.shape[1] + kQuantizedGroup - 1) / kQuantizedGroup);
-    const int64_t level_bits = view.dtype == DType::kInt4 ? 4 : 8;
+    const bool narrow = embedding && !card.config->tied_embeddings && card.packed_weights.count("INT4") > 0;
+    const int64_t level_bits = view.dtype == DType::kInt4 || narrow ? 4 : 8;
     card.as_stored_bytes += groups * (kQuantizedGroup * level_bits / 8 + kScaleBytes);
   }
   return absl::OkStatus();
@@ -166,22 +166,23 @@ int64_t KvBytes(const ModelCard& card, int64_t element_bytes) {
   return SaturatingTimes(card.kv_elements, kPositions * element_bytes);
 }
 
-// What is quantized, at how many bits a weight; the rest is held in bfloat16. A tied embedding is the LM head too.
-// Experts whose width is no multiple of 32 take some more.
+// What is quantized, at how many bits a weight; the rest is held in bfloat16. Attention and the LM head have 8 bits in
+// either, and so has a tied embedding, which is the LM head too. Experts whose width is no multiple of 32 take some
+// more.
 struct QuantizedType {
   const char* name;
   double bits;
 };
-constexpr double kHeadBits = 8.5;
-constexpr QuantizedType kQuantizedTypes[] = {{"int8", 8.5}, {"int4", 4.5}};
+constexpr double kEightBits = 8.5;
+constexpr QuantizedType kQuantizedTypes[] = {{"int8", kEightBits}, {"int4", 4.5}};
 
 int64_t QuantizedBytes(const ModelCard& card, const QuantizedType& type) {
   const ParameterCounts& counts = card.parameters;
   const bool tied = card.config->tied_embeddings;
   const auto share = [](int64_t count, double bits) { return static_cast<double>(count) * bits / 8; };
   const double bytes = share(counts.routed_experts, type.bits) + share(counts.shared_experts, type.bits) +
-                       share(counts.dense_layers, type.bits) + share(counts.attention, type.bits) +
-                       share(counts.embedding, tied ? kHeadBits : 16) + share(counts.head, kHeadBits) +
+                       share(counts.dense_layers, type.bits) + share(counts.attention, kEightBits) +
+                       share(counts.embedding, tied ? kEightBits : type.bits) + share(counts.head, kEightBits) +
                        share(counts.routers_and_norms, 16);
   return bytes < 9e18 ? static_cast<int64_t>(bytes) : INT64_MAX;
 }

@@ -23,7 +23,7 @@ namespace {
 std::string DigestOf(std::string files, const WeightPlacement& placement) {
   if (placement.format == WeightFormat::kElements || placement.as_stored) return files;
   Sha256 sha256;
-  sha256.Update(absl::StrCat(files, " ", placement.weights(), " groups of 32, least squares\n"));
+  sha256.Update(absl::StrCat(files, " ", placement.weights(), " groups of 32, least squares, attention in 8 bits\n"));
   return sha256.HexDigest();
 }
 

@@ -21,7 +21,7 @@ using ColumnWeighting = std::function<absl::Span<const float>(absl::string_view 
 struct QuantizeOptions {
   std::string from;                            // A Hugging Face folder.
   std::string to;                              // The folder to write; nothing may be there.
-  WeightFormat weights = WeightFormat::kInt4;  // kInt8 or kInt4; the LM head has 8 bits in either.
+  WeightFormat weights = WeightFormat::kInt4;  // kInt8 or kInt4; see cpu::QuantizedLayout.
   ColumnWeighting columns;                     // Null: as if it were empty for each tensor.
   int64_t shard_bytes_max = 5'000'000'000;     // Of a file of weights, unless one tensor is larger.
   std::function<bool()> stopped;               // Asked between tensors; null: never.

@@ -19,7 +19,8 @@ NEURONS = 48  # Of an expert: a group of 32 columns and one of 16.
 
 
 def make_model(folder: pathlib.Path, tied: bool = True) -> None:
-    """The tiny model with wider experts of random weights, and an LM head that is the embedding or has weights of its own."""
+    """The tiny model with wider experts of random weights. The LM head is the embedding, or has weights of its own beside an embedding
+    that 4 bits hold exactly."""
     for path in server_process.TINY_MODEL.iterdir():
         if path.name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             shutil.copy(path, folder)
@@ -42,6 +43,9 @@ def make_model(folder: pathlib.Path, tied: bool = True) -> None:
             for size in tensor["shape"]:
                 count *= size
             content = array.array("f", (draw.gauss(0, 0.2) for _ in range(count))).tobytes()
+        elif name == "model.embed_tokens.weight" and not tied:
+            levels = (-8 if i % 32 == 0 else draw.randint(-8, 7) for i in range((end - begin) // 4))
+            content = array.array("f", (level / 16 for level in levels)).tobytes()
         tensor["data_offsets"] = [len(data), len(data) + len(content)]
         data += content
     fields = json.dumps(header).encode()
@@ -100,7 +104,7 @@ class QuantizeTest(unittest.TestCase):
                 self.assertLess(abs(card["memory_bytes"]["as_stored"]["weights"] / loaded["weight_bytes"] - 1), 0.05)
 
     def test_widens_on_request_and_refuses_another_width(self):
-        make_model(self.source, tied=False)  # A tied embedding has 8 bits only where it is quantized at load.
+        make_model(self.source, tied=False)  # An embedding of other numbers is quantized at load, and not where all is widened.
         out = self.folder / "out"
         self.assertEqual(self.quantize(self.source, out).returncode, 0)  # int4
         wide = self.answers(out, "--weights", "float32")

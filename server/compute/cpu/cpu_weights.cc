@@ -302,11 +302,11 @@ class Packer {
 }  // namespace
 
 WeightLayout LayoutToHold(const ModelConfig& config, const StoredWeight& stored, WeightFormat format, bool as_stored) {
+  if (format == WeightFormat::kElements) return WeightLayout::kRows;
   const WeightLayout packed = PackedLayoutOf(stored.matrix.type);
-  // Of the LM head that an embedding is too, in elements, 8 bits also as stored: readers of such folders know no
-  // others.
-  const bool tied = stored.use.role == WeightRole::kEmbedding && config.tied_embeddings;
-  if (as_stored && (!tied || packed != WeightLayout::kRows)) return packed;
+  if (packed != WeightLayout::kRows) return packed;  // Quantizing twice costs more than it saves.
+  // An embedding in elements is quantized as ever: readers of such folders know no packed one.
+  if (as_stored && stored.use.role != WeightRole::kEmbedding) return WeightLayout::kRows;
   return QuantizedLayout(stored.use.role, format, config.tied_embeddings);
 }
 
@@ -319,16 +319,21 @@ void CheckStoredAlike(const StoredWeight& stored, WeightLayout held) {
 
 WeightLayout QuantizedLayout(WeightRole role, WeightFormat format, bool tied_embeddings) {
   if (format == WeightFormat::kElements || IsVector(role)) return WeightLayout::kRows;
+  const WeightLayout narrow = format == WeightFormat::kInt8 ? WeightLayout::kInt8 : WeightLayout::kInt4;
   switch (role) {
     case WeightRole::kEmbedding:
-      return tied_embeddings ? WeightLayout::kInt8 : WeightLayout::kRows;
+      return tied_embeddings ? WeightLayout::kInt8 : narrow;
     case WeightRole::kHead:
+    case WeightRole::kQkv:
+    case WeightRole::kOutput:
+    case WeightRole::kQueryExpand:
+    case WeightRole::kKeyValueExpand:
       return WeightLayout::kInt8;
     case WeightRole::kRouter:
     case WeightRole::kSharedGate:
       return WeightLayout::kRows;
     default:
-      return format == WeightFormat::kInt8 ? WeightLayout::kInt8 : WeightLayout::kInt4;
+      return narrow;
   }
 }
 

@@ -35,13 +35,12 @@ struct CpuWeights {
 // bias of queries, keys and values is not. A matrix is rearranged where it lies once it is whole, so no second copy is
 // held.
 //
-// `format`: how projections, experts, shared experts, dense layers' networks and the LM head are held. kInt8 or kInt4:
-// quantized (quantized_panels.h), from the stored weights, each tensor as it comes; the LM head in 8 bits in either,
-// and so is an embedding that is the LM head too, in both uses. All else is `type`: routers, gates of shared experts,
-// an embedding of its own, norms, biases. Packed levels of the same format (server/weights/packed_tensors.h) are
-// copied, bit for bit; of another one they are widened first.
-// `as_stored`: packed levels are held as they are, whatever their role, and all else is `type`, but for an embedding
-// that is the LM head too, which has 8 bits as ever. `format` is what the result is called then.
+// `format`: how the large matrices are held. kInt8 or kInt4: quantized (quantized_panels.h), from the stored weights,
+// each tensor as it comes. kInt8: 8 bits for all of them. kInt4: 4 bits for experts, shared experts, dense layers'
+// networks and the embedding; 8 bits for attention's projections, which are few and cost the most, for the LM head, and
+// for an embedding that is the LM head too. All else is `type`: routers, gates of shared experts, norms, biases. Packed
+// levels (server/weights/packed_tensors.h) are copied, bit for bit, whatever their format is.
+// `as_stored`: what is not packed is `type`, but for the embedding. `format` is what the result is called then.
 //
 // `columns`: what the columns of matrices that are quantized here weigh when scales are chosen; null: all the same.
 //
@@ -52,7 +51,9 @@ CpuWeights PackWeights(const ModelConfig& config, const ModelWeights& weights, E
                        const LoadProgress& progress = nullptr, WeightFormat format = WeightFormat::kElements,
                        bool as_stored = false, const ActivationSquares* columns = nullptr);
 
-// How `format` holds a role's matrix: kInt8, kInt4, or kRows, which is not quantized.
+// How `format` holds a role's matrix that is not packed yet: kInt8, kInt4, or kRows, which is not quantized. By effect
+// for each byte: of the default model in 4 bits, 8 bits for attention take half of the KL for a fifth of its layers'
+// weights; of larger models it is a twenty-fifth (server/README.md, "Weights of 8 and 4 bits").
 WeightLayout QuantizedLayout(WeightRole role, WeightFormat format, bool tied_embeddings);
 
 // The same of the matrix that a stored weight belongs to; `as_stored`: as PackWeights has it.

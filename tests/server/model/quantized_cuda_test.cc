@@ -193,16 +193,16 @@ TEST(QuantizedOnCudaMemory, IsThatOfLevelsAndScales) {
     return cuda::PackedBytes(rows, columns, 1, bits);
   };
   const int64_t d = config.hidden_size, f = config.intermediate_size, v = config.vocabulary_size;
-  const auto of_layers = [&](int bits) {
+  const auto of_layers = [&](int attention, int experts) {
     return config.layers *
-           (matrix((config.heads + 2 * config.kv_heads) * config.head_dim, d, bits) +
-            matrix(d, config.heads * config.head_dim, bits) +
-            config.experts * (matrix(2 * cuda::RoundUp(f, cuda::kBandRows), d, bits) + matrix(d, f, bits)));
+           (matrix((config.heads + 2 * config.kv_heads) * config.head_dim, d, attention) +
+            matrix(d, config.heads * config.head_dim, attention) +
+            config.experts * (matrix(2 * cuda::RoundUp(f, cuda::kBandRows), d, experts) + matrix(d, f, experts)));
   };
   ASSERT_FALSE(config.tied_embeddings);
-  const int64_t plain = bytes(WeightFormat::kElements) - of_layers(16) - 2 * matrix(v, d, 16);
-  EXPECT_EQ(bytes(WeightFormat::kInt8), plain + of_layers(8) + matrix(v, d, 16) + matrix(v, d, 8));
-  EXPECT_EQ(bytes(WeightFormat::kInt4), plain + of_layers(4) + matrix(v, d, 16) + matrix(v, d, 8));
+  const int64_t plain = bytes(WeightFormat::kElements) - of_layers(16, 16) - 2 * matrix(v, d, 16);
+  EXPECT_EQ(bytes(WeightFormat::kInt8), plain + of_layers(8, 8) + 2 * matrix(v, d, 8));
+  EXPECT_EQ(bytes(WeightFormat::kInt4), plain + of_layers(8, 4) + matrix(v, d, 4) + matrix(v, d, 8));
 }
 
 }  // namespace

@@ -71,7 +71,10 @@ TEST_F(WrittenFolder, NamesItsFormatsAsTransformersAndVllmReadThem) {
   }
   EXPECT_EQ(targets.size(), 3u);
   EXPECT_EQ((targets[{4, 32}]), Json({"Linear"}));
-  EXPECT_EQ((targets[{8, 32}]), Json({R"(re:.*lm_head$)"}));
+  EXPECT_EQ((targets[{8, 32}]),
+            Json({R"(re:.*lm_head$)", R"(re:.*model\.layers\.\d+\.self_attn\.k_proj$)",
+                  R"(re:.*model\.layers\.\d+\.self_attn\.o_proj$)", R"(re:.*model\.layers\.\d+\.self_attn\.q_proj$)",
+                  R"(re:.*model\.layers\.\d+\.self_attn\.v_proj$)"}));
   EXPECT_EQ((targets[{4, 16}]), Json({R"(re:.*model\.layers\.\d+\.mlp\.experts\.\d+\.down_proj$)"}));
   config.erase("quantization_config");
   EXPECT_EQ(config, JsonOf(made_.from() + "/config.json"));
