@@ -265,8 +265,10 @@ absl::Status LoadEmbedder(const ServerConfig& config, Server& server) {
       return tokenizer->Encode(text, /*add_special_tokens=*/true);
     };
     C3PO_ASSIGN_OR_RETURN(std::unique_ptr<DeviceQueue> queue, server.model->backend().NewQueue());
+    const auto weights =
+        config.embedder_dtype == "bfloat16" ? SentenceEncoder::Weights::kBfloat16 : SentenceEncoder::Weights::kFloat32;
     C3PO_ASSIGN_OR_RETURN(std::unique_ptr<SentenceEncoder> loaded,
-                          SentenceEncoder::Load(folder, std::move(queue), encode));
+                          SentenceEncoder::Load(folder, std::move(queue), encode, weights));
     server.encoder_bytes = loaded->weight_bytes();
     encoder = std::move(loaded);
   }

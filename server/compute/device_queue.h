@@ -29,7 +29,8 @@ class DeviceQueue {
   // The same elements on the device, and on the host, contiguous. They wait for this queue's work before them.
   virtual at::Tensor FromHost(const at::Tensor& host) = 0;
   virtual at::Tensor ToHost(const at::Tensor& x) = 0;
-  // y[..., o] = sum_i x[..., i] weight[o, i] + bias[o], in float32; weight and bias are contiguous.
+  // y[..., o] = sum_i x[..., i] weight[o, i] + bias[o], in float32; weight and bias are contiguous. A weight may be
+  // bfloat16: it is widened, exactly.
   virtual at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) = 0;
 };
 

@@ -295,6 +295,12 @@ absl::Status ServerConfig::Validate() const {
   constexpr int kMax = std::numeric_limits<int>::max();
   if (model.empty()) return Wrong("model", "must be a Hugging Face folder, a GGUF file or ORG/NAME");
   if (embedder.empty()) return Wrong("embedder", "must be a folder, ORG/NAME or \"model\"");
+  if (embedder_dtype != "float32" && embedder_dtype != "bfloat16") {
+    return Wrong("embedder-dtype", "must be float32 or bfloat16");
+  }
+  if (embedder == kModelAsEmbedder && embedder_dtype != "float32") {
+    return Wrong("embedder-dtype", "--embedder model is the model itself, of --dtype; leave it out");
+  }
   if (embedder == kModelAsEmbedder && !embedder_revision.empty()) {
     return Wrong("embedder-revision", "--embedder model is the model itself, of --revision; leave it out");
   }

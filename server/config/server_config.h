@@ -32,9 +32,10 @@ struct ServerConfig {
   std::string weights = "auto";                  // how the large matrices are held: auto, float32, bfloat16, int8, int4
   // A sentence encoder, named as a model is, or "model": the model's own hidden states.
   std::string embedder = InCacheFolder("models/all-minilm-l6-v2");
-  std::string embedder_revision;  // Of an --embedder ORG/NAME; empty: main.
-  int threads = 0;                // That the model computes on; 0: one per processor of affinity and quota.
-  bool pin_threads = false;       // Each stays on a core of its own: for a machine that nothing else keeps busy.
+  std::string embedder_dtype = "float32";  // Of its layers' matrices: or bfloat16.
+  std::string embedder_revision;           // Of an --embedder ORG/NAME; empty: main.
+  int threads = 0;                         // That the model computes on; 0: one per processor of affinity and quota.
+  bool pin_threads = false;  // Each stays on a core of its own: for a machine that nothing else keeps busy.
 
   // References
   std::string store = "c3po.db";      // SQLite file, created if absent; or a PostgreSQL URL, which servers share.

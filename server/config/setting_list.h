@@ -46,6 +46,8 @@ void VisitSettings(Config& c, Visit visit) {
           "as stored where the folder is quantized, else as dtype");
   setting("embedder", c.embedder,
           "sentence encoder, a folder or ORG/NAME as for --model; or \"model\" for the model's own hidden states");
+  setting("embedder-dtype", c.embedder_dtype,
+          "how the encoder's matrices are held: float32, or bfloat16, half the memory and a digest of its own");
   setting("embedder-revision", c.embedder_revision, "branch, tag or commit of an --embedder ORG/NAME; empty: main");
   setting("threads", c.threads,
           "threads that the model computes on; 0: one per processor that affinity and the cgroup's quota allow");

@@ -26,6 +26,7 @@
 #include "server/types/status_details.h"
 #include "server/weights/checkpoint.h"
 #include "server/weights/model_folder.h"
+#include "server/weights/stored_rows.h"
 
 namespace c3po {
 namespace {
@@ -56,20 +57,20 @@ struct EncoderLayer {
 // implies.
 class WeightReader {
  public:
-  WeightReader(const Checkpoint& checkpoint, DeviceQueue& queue)
+  // `matrices`: the type that the layers' matrices are rounded to.
+  WeightReader(const Checkpoint& checkpoint, DeviceQueue& queue, at::ScalarType matrices)
       : checkpoint_(checkpoint),
         queue_(queue),
+        matrices_(matrices),
         // A BertModel saved as part of a BertFor... carries the prefix.
         prefix_(checkpoint.Has("embeddings.word_embeddings.weight") ? "" : "bert.") {}
 
+  absl::StatusOr<std::unique_ptr<const StoredRows>> ReadRows(absl::string_view name, std::vector<int64_t> shape) const {
+    C3PO_RETURN_IF_ERROR(Find(name, shape).status());
+    return StoredRows::Open(checkpoint_, absl::StrCat(prefix_, name));
+  }
   absl::StatusOr<at::Tensor> Read(absl::string_view name, std::vector<int64_t> shape) const {
-    const std::string full_name = absl::StrCat(prefix_, name);
-    C3PO_ASSIGN_OR_RETURN(const TensorView view, checkpoint_.Find(full_name));
-    if (view.shape != shape) {
-      return absl::InvalidArgumentError(absl::StrCat(checkpoint_.folder(), ": tensor \"", full_name, "\" has shape ",
-                                                     ShapeString(view.shape), ", config.json implies ",
-                                                     ShapeString(shape)));
-    }
+    C3PO_ASSIGN_OR_RETURN(const TensorView view, Find(name, shape));
     at::ScalarType type;
     switch (view.dtype) {
       case DType::kF32:
@@ -82,7 +83,7 @@ class WeightReader {
         type = at::kBFloat16;
         break;
       default:
-        return absl::InvalidArgumentError(absl::StrCat(checkpoint_.folder(), ": tensor \"", full_name, "\" is ",
+        return absl::InvalidArgumentError(absl::StrCat(checkpoint_.folder(), ": tensor \"", prefix_, name, "\" is ",
                                                        DTypeName(view.dtype), "; F32, F16 and BF16 are supported"));
     }
     at::Tensor stored = at::empty(shape, at::TensorOptions().dtype(type));
@@ -90,9 +91,9 @@ class WeightReader {
     return queue_.FromHost(stored.to(at::kFloat));
   }
   absl::StatusOr<LinearWeights> ReadLinear(const std::string& name, int64_t out, int64_t in) const {
-    C3PO_ASSIGN_OR_RETURN(at::Tensor weight, Read(name + ".weight", {out, in}));
+    C3PO_ASSIGN_OR_RETURN(const at::Tensor weight, Read(name + ".weight", {out, in}));
     C3PO_ASSIGN_OR_RETURN(at::Tensor bias, Read(name + ".bias", {out}));
-    return LinearWeights{std::move(weight), std::move(bias)};
+    return LinearWeights{weight.to(matrices_), std::move(bias)};
   }
   absl::StatusOr<NormWeights> ReadNorm(const std::string& name, int64_t hidden) const {
     C3PO_ASSIGN_OR_RETURN(at::Tensor weight, Read(name + ".weight", {hidden}));
@@ -101,8 +102,19 @@ class WeightReader {
   }
 
  private:
+  // A tensor of this shape.
+  absl::StatusOr<TensorView> Find(absl::string_view name, const std::vector<int64_t>& shape) const {
+    const std::string full_name = absl::StrCat(prefix_, name);
+    C3PO_ASSIGN_OR_RETURN(TensorView view, checkpoint_.Find(full_name));
+    if (view.shape == shape) return view;
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint_.folder(), ": tensor \"", full_name, "\" has shape ",
+                                                   ShapeString(view.shape), ", config.json implies ",
+                                                   ShapeString(shape)));
+  }
+
   const Checkpoint& checkpoint_;
   DeviceQueue& queue_;
+  const at::ScalarType matrices_;
   const std::string prefix_;
 };
 
@@ -126,16 +138,17 @@ struct SentenceEncoder::Model {
   std::string digest;
   std::string name;
 
-  at::Tensor word_embeddings;      // [vocabulary, hidden]
-  at::Tensor position_embeddings;  // [positions, hidden], with the embedding of token type 0 added
+  std::unique_ptr<const StoredRows> word_embeddings;  // [vocabulary, hidden], half of all weights: stays in its file
+  at::Tensor position_embeddings;                     // [positions, hidden], with the embedding of token type 0 added
   NormWeights embedding_norm;
   std::vector<EncoderLayer> layers;
 
-  absl::Status ReadWeights(const Checkpoint& checkpoint);
+  absl::Status ReadWeights(const Checkpoint& checkpoint, Weights weights);
   absl::StatusOr<std::vector<int32_t>> Tokens(const std::string& text) const;
-  // The texts' tokens one after the other, without padding: ids and positions [rows], int64; a text has `lengths` rows.
-  // Returns the last states [rows, hidden]. Like ReadWeights, within the queue's Run.
-  at::Tensor Forward(const at::Tensor& ids, const at::Tensor& positions, absl::Span<const int64_t> lengths) const;
+  // The texts' tokens one after the other, without padding: their words' embeddings [rows, hidden] and positions
+  // [rows], int64; a text has `lengths` rows. Returns the last states [rows, hidden]. Like ReadWeights, within the
+  // queue's Run.
+  at::Tensor Forward(const at::Tensor& words, const at::Tensor& positions, absl::Span<const int64_t> lengths) const;
   at::Tensor Apply(const LinearWeights& linear, const at::Tensor& x) const {
     return queue->Linear(x, linear.weight, linear.bias);
   }
@@ -147,10 +160,11 @@ struct SentenceEncoder::Model {
                           std::vector<std::vector<float>>& rows) const;
 };
 
-absl::Status SentenceEncoder::Model::ReadWeights(const Checkpoint& checkpoint) {
-  const WeightReader reader(checkpoint, *queue);
+absl::Status SentenceEncoder::Model::ReadWeights(const Checkpoint& checkpoint, Weights weights) {
+  const WeightReader reader(checkpoint, *queue, weights == Weights::kBfloat16 ? at::kBFloat16 : at::kFloat);
   const int64_t hidden = config.hidden;
-  C3PO_ASSIGN_OR_RETURN(word_embeddings, reader.Read("embeddings.word_embeddings.weight", {config.vocabulary, hidden}));
+  C3PO_ASSIGN_OR_RETURN(word_embeddings,
+                        reader.ReadRows("embeddings.word_embeddings.weight", {config.vocabulary, hidden}));
   C3PO_ASSIGN_OR_RETURN(position_embeddings,
                         reader.Read("embeddings.position_embeddings.weight", {config.positions, hidden}));
   C3PO_ASSIGN_OR_RETURN(const at::Tensor types,
@@ -194,10 +208,10 @@ absl::StatusOr<std::vector<int32_t>> SentenceEncoder::Model::Tokens(const std::s
   return ids;
 }
 
-at::Tensor SentenceEncoder::Model::Forward(const at::Tensor& ids, const at::Tensor& positions,
+at::Tensor SentenceEncoder::Model::Forward(const at::Tensor& words, const at::Tensor& positions,
                                            absl::Span<const int64_t> lengths) const {
-  const int64_t rows = ids.size(0), head = config.hidden / config.heads;
-  at::Tensor h = at::embedding(word_embeddings, ids).add(at::embedding(position_embeddings, positions));
+  const int64_t rows = words.size(0), head = config.hidden / config.heads;
+  at::Tensor h = words.add(at::embedding(position_embeddings, positions));
   h = Norm(embedding_norm, h);
   for (const EncoderLayer& layer : layers) {
     // [rows, 3, heads, head] -> [3, heads, rows, head]
@@ -224,12 +238,12 @@ absl::Status SentenceEncoder::Model::EmbedBatch(absl::Span<const std::vector<int
     ids.insert(ids.end(), tokens[i].begin(), tokens[i].end());
     for (int64_t position = 0; position < lengths.back(); ++position) positions.push_back(position);
   }
-  const auto on_device = [this](const std::vector<int64_t>& numbers) {
-    at::Tensor tensor = at::empty({static_cast<int64_t>(numbers.size())}, at::TensorOptions().dtype(at::kLong));
-    std::copy(numbers.begin(), numbers.end(), tensor.mutable_data_ptr<int64_t>());
-    return queue->FromHost(tensor);
-  };
-  const at::Tensor states = queue->ToHost(Forward(on_device(ids), on_device(positions), lengths));
+  const auto count = static_cast<int64_t>(ids.size());
+  const at::Tensor words = at::empty({count, config.hidden}, at::TensorOptions().dtype(at::kFloat));
+  C3PO_RETURN_IF_ERROR(word_embeddings->Read(ids, words.mutable_data_ptr<float>()));
+  const at::Tensor places = at::empty({count}, at::TensorOptions().dtype(at::kLong));
+  std::copy(positions.begin(), positions.end(), places.mutable_data_ptr<int64_t>());
+  const at::Tensor states = queue->ToHost(Forward(queue->FromHost(words), queue->FromHost(places), lengths));
   const float* state = states.const_data_ptr<float>();
   std::vector<double> sum(config.hidden);
   for (size_t i = begin; i < end; ++i) {
@@ -255,8 +269,7 @@ int64_t SentenceEncoder::weight_bytes() const {
   const auto add = [&bytes](std::initializer_list<at::Tensor> tensors) {
     for (const at::Tensor& tensor : tensors) bytes += static_cast<int64_t>(tensor.nbytes());
   };
-  add({model_->word_embeddings, model_->position_embeddings, model_->embedding_norm.weight,
-       model_->embedding_norm.bias});
+  add({model_->position_embeddings, model_->embedding_norm.weight, model_->embedding_norm.bias});
   for (const EncoderLayer& layer : model_->layers) {
     for (const LinearWeights* linear :
          {&layer.query_key_value, &layer.attention_output, &layer.intermediate, &layer.output}) {
@@ -272,21 +285,21 @@ SentenceEncoder::~SentenceEncoder() = default;
 
 absl::StatusOr<std::unique_ptr<SentenceEncoder>> SentenceEncoder::Load(const std::string& folder,
                                                                        std::shared_ptr<DeviceQueue> queue,
-                                                                       Encode encode) {
+                                                                       Encode encode, Weights weights) {
   auto model = std::make_unique<Model>();
   C3PO_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
   C3PO_ASSIGN_OR_RETURN(model->config, ReadBertConfig(folder, checkpoint->config_json()));
   absl::StatusOr<std::string> tokenizer = ReadWholeFile(folder + "/tokenizer.json", kTokenizerBytesMax);
   if (absl::IsNotFound(tokenizer.status())) tokenizer = "";
   C3PO_RETURN_IF_ERROR(tokenizer.status());
-  model->digest = Sha256::HexOf(
-      absl::StrCat("sentence_encoder\n", checkpoint->Digest(), "\n", model->config.max_tokens, "\n", *tokenizer));
+  model->digest = Sha256::HexOf(absl::StrCat("sentence_encoder", weights == Weights::kBfloat16 ? " bfloat16\n" : "\n",
+                                             checkpoint->Digest(), "\n", model->config.max_tokens, "\n", *tokenizer));
   model->name = NameOfFolder(folder);
   model->encode = std::move(encode);
   model->queue = std::move(queue);
   absl::Status read;
   try {
-    model->queue->Run([&] { read = model->ReadWeights(*checkpoint); });
+    model->queue->Run([&] { read = model->ReadWeights(*checkpoint, weights); });
   } catch (const std::exception& error) {
     return LibtorchError(folder, error);
   }

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <cstdint>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -75,6 +76,16 @@ absl::StatusOr<TensorView> Checkpoint::Find(absl::string_view name) const {
   if (found == views_.end())
     return absl::NotFoundError(absl::StrCat(folder_, ": tensor ", Quoted(name), " is missing"));
   return found->second;
+}
+
+absl::StatusOr<Checkpoint::Place> Checkpoint::PlaceOf(absl::string_view name) const {
+  C3PO_ASSIGN_OR_RETURN(const TensorView view, Find(name));
+  for (const std::unique_ptr<SafetensorsFile>& file : files_) {
+    const auto all = reinterpret_cast<uintptr_t>(file->bytes().data());
+    const auto own = reinterpret_cast<uintptr_t>(view.bytes.data());
+    if (own >= all && own - all < file->bytes().size()) return Place{file->path(), static_cast<int64_t>(own - all)};
+  }
+  return absl::NotFoundError(absl::StrCat(folder_, ": tensor ", Quoted(name), " lies in no safetensors file"));
 }
 
 std::unique_ptr<Checkpoint> Checkpoint::Of(const std::string& path, std::string config_json,

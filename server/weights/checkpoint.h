@@ -42,6 +42,12 @@ class Checkpoint {
 
   // NotFound names the folder and the tensor.
   absl::StatusOr<TensorView> Find(absl::string_view name) const;
+  // Where a tensor's bytes lie: a file, and how far from its beginning. NotFound as Find, and where it lies in none.
+  struct Place {
+    std::string path;
+    int64_t offset = 0;
+  };
+  absl::StatusOr<Place> PlaceOf(absl::string_view name) const;
   bool Has(absl::string_view name) const { return views_.find(name) != views_.end(); }
   // Sorted.
   std::vector<std::string> names() const;

@@ -108,6 +108,8 @@ class SafetensorsFile {
   // Null when there is no such tensor. The pointer is valid as long as this object.
   const TensorView* Find(absl::string_view name) const;
   const std::string& path() const { return path_; }
+  // All of the file, into which views reach.
+  absl::Span<const std::byte> bytes() const { return mapping_.bytes(); }
 
  private:
   SafetensorsFile(std::string path, MappedFile mapping) : path_(std::move(path)), mapping_(std::move(mapping)) {}

@@ -38,7 +38,7 @@ at::Tensor AtenQueue::FromHost(const at::Tensor& host) { return host.to(stream_.
 at::Tensor AtenQueue::ToHost(const at::Tensor& x) { return x.to(at::kCPU).contiguous(); }
 
 at::Tensor AtenQueue::Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  return at::linear(x, weight, bias);
+  return at::linear(x, weight.to(at::kFloat), bias);
 }
 
 }  // namespace c3po::aten

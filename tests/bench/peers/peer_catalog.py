@@ -90,6 +90,8 @@ def c3po(arguments, folder, stubs) -> Peer:
     command = [arguments.c3pod, "--model", arguments.model, "--threads", arguments.threads, "--kv-cache-tokens", POSITIONS,
                "--running-sequences-max", STREAMS_MAX, "--weights", WEIGHTS[arguments.bits].c3po, "--embedder", embedder(arguments) or "model",
                "--store", folder / "references.db", "--listen", f"127.0.0.1:{port}", "--metrics-port", "-1"]
+    if arguments.bits != 16 and embedder(arguments):
+        command += ["--embedder-dtype", "bfloat16"]  # Whoever quantizes the model is short of memory.
     return Peer("c3po", output_of(arguments.c3pod, "--version"), command, {}, peer_clients.C3poClient(port, stubs))
 
 

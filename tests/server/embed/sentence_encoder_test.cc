@@ -6,6 +6,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -63,6 +64,10 @@ void ExpectRowsNear(const std::vector<std::vector<float>>& rows, const std::vect
     }
     EXPECT_NEAR(std::sqrt(square), 1, 1e-5);
   }
+}
+
+double Cosine(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
 }
 
 std::shared_ptr<DeviceQueue> OnCpu() { return std::make_shared<cpu::CpuQueue>(); }
@@ -127,6 +132,27 @@ TEST(SentenceEncoder, MatchesTransformersOnAllMiniLmL6V2) {
   const auto rows = (*encoder)->Embed(texts);
   ASSERT_TRUE(rows.ok()) << rows.status();
   ExpectRowsNear(*rows, ReadRows(absl::StrCat(kGolden, "/minilm.safetensors")), kTolerance);
+
+  // Rounded matrices find the same nearest text.
+  constexpr double kRounding = 5e-5;
+  const auto rounded = SentenceEncoder::Load(
+      folder, OnCpu(),
+      [&ids](absl::string_view text) { return absl::StatusOr<std::vector<int32_t>>(ids.at(std::string(text))); },
+      SentenceEncoder::Weights::kBfloat16);
+  ASSERT_TRUE(rounded.ok()) << rounded.status();
+  const auto other = (*rounded)->Embed(texts);
+  ASSERT_TRUE(other.ok()) << other.status();
+  const auto nearest = [&](const std::vector<std::vector<float>>& of, size_t i) {
+    size_t best = i == 0 ? 1 : 0;
+    for (size_t j = 0; j < of.size(); ++j) {
+      if (j != i && Cosine(of[i], of[j]) > Cosine(of[i], of[best])) best = j;
+    }
+    return best;
+  };
+  for (size_t i = 0; i < texts.size(); ++i) {
+    EXPECT_GT(Cosine((*other)[i], (*rows)[i]), 1 - kRounding) << texts[i];
+    EXPECT_EQ(nearest(*other, i), nearest(*rows, i)) << texts[i];
+  }
 }
 
 TEST(SentenceEncoder, ARowDoesNotDependOnTheOtherTexts) {
@@ -330,6 +356,60 @@ TEST(SentenceEncoder, FailureOfItsDeviceIsTheServers) {
               HasSubstr("the device failed: embedding: CUDA error: an illegal memory access"));
   EXPECT_EQ(DeviceFailure(), status);
   ForgetDeviceFailure();
+}
+
+// The words' embeddings take no memory, and a file that was written to gives no rows of another model.
+TEST(SentenceEncoder, ReadsItsWordsFromTheFileThatItWasLoadedFrom) {
+  const auto file = SafetensorsFile::Open(absl::StrCat(kTiny, "/model.safetensors"));
+  ASSERT_TRUE(file.ok()) << file.status();
+  int64_t others = 0;
+  for (const std::string& name : (*file)->names()) {
+    const bool left_out = name == "embeddings.word_embeddings.weight" ||
+                          name == "embeddings.token_type_embeddings.weight" ||  // Added to the positions.
+                          name.find("position_ids") != std::string::npos || name.rfind("pooler.", 0) == 0;
+    if (!left_out) others += static_cast<int64_t>((*file)->Find(name)->bytes.size());
+  }
+  EXPECT_EQ(LoadTiny()->weight_bytes(), others);
+
+  TinyFolder folder;
+  const auto encoder = SentenceEncoder::Load(folder.path(), OnCpu(), SplitIds);
+  ASSERT_TRUE(encoder.ok()) << encoder.status();
+  const std::string text = "1 5 9 2", path = folder.path() + "/model.safetensors";
+  const auto before = (*encoder)->Embed({text});
+  EXPECT_EQ(*before, *LoadTiny()->Embed({text}));
+  // Another file of this name is another model's.
+  std::filesystem::copy(path, path + ".next");
+  std::filesystem::rename(path + ".next", path);
+  EXPECT_EQ(*(*encoder)->Embed({text}), *before);
+
+  const auto opened = SentenceEncoder::Load(folder.path(), OnCpu(), SplitIds);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  std::filesystem::last_write_time(path, std::filesystem::last_write_time(path) + std::chrono::seconds(1));
+  const absl::Status status = (*opened)->Embed({text}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(path), HasSubstr("written to")));
+}
+
+// Rounded matrices: half their memory, nearly the same rows, and a digest that keeps references of both apart.
+TEST(SentenceEncoder, HoldsItsMatricesInBfloat16WhereAsked) {
+  const auto load = [](std::shared_ptr<DeviceQueue> queue) {
+    auto encoder = SentenceEncoder::Load(kTiny, std::move(queue), SplitIds, SentenceEncoder::Weights::kBfloat16);
+    EXPECT_TRUE(encoder.ok()) << encoder.status();
+    return *std::move(encoder);
+  };
+  const auto exact = LoadTiny(), rounded = load(OnCpu());
+  EXPECT_NE(rounded->digest(), exact->digest());
+  EXPECT_LT(rounded->weight_bytes(), 0.6 * static_cast<double>(exact->weight_bytes()));
+  const auto texts = ReadJson(absl::StrCat(kGolden, "/bert_tiny.json")).get<std::vector<std::string>>();
+  const auto expected = *exact->Embed(texts), got = *rounded->Embed(texts);
+  EXPECT_NE(got, expected);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    EXPECT_GT(Cosine(got[i], expected[i]), 0.9999) << texts[i];
+    EXPECT_EQ(got[i], rounded->Embed({texts[i]})->front());  // In any batch, to the bit.
+  }
+  auto queue = aten::AtenQueue::Create(at::kCPU);
+  ASSERT_TRUE(queue.ok()) << queue.status();
+  ExpectRowsNear(*load(*std::move(queue))->Embed(texts), got, 1e-5f);
 }
 
 TEST(SentenceEncoder, DigestFollowsLengthAndTokenizer) {
