@@ -32,6 +32,7 @@
 #include "index/base/steady_time.h"
 #include "index/search/reference_catalog.h"
 #include "index/store/reference_store.h"
+#include "index/store/store_feed.h"
 #include "server/admission/admission_controller.h"
 #include "server/compute/cache_fit.h"
 #include "server/compute/device.h"
@@ -102,6 +103,7 @@ struct Server {
   std::unique_ptr<QueryEmbedding> embedding;
   int64_t encoder_bytes = 0;
   std::unique_ptr<ReferenceStore> store;
+  std::unique_ptr<StoreFeed> feed;
   std::unique_ptr<IndexDevice> index_device;  // Null: references are searched on the CPU.
   std::unique_ptr<ReferenceCatalog> catalog;
   std::unique_ptr<LearnedShifts> shifts;
@@ -286,6 +288,7 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   StoreOptions store_options;
   if (!graphs.empty()) store_options.trace_folders = {graphs};
   C3PO_ASSIGN_OR_RETURN(server.store, OpenReferenceStore(config.store, store_options));
+  server.feed = std::make_unique<StoreFeed>(server.store.get());
   if (const std::string problem = server.store->empty_problem(); !problem.empty()) {
     Log(LogLevel::kWarning, "store_empty", "", {{"store", server.store->location()}, {"reason", problem}});
   }
@@ -303,16 +306,16 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   C3PO_ASSIGN_OR_RETURN(server.index_device,
                         PlaceIndex(config.index_device, config.device, index_bytes, server.metrics.get()));
   options.index_device = server.index_device.get();
-  C3PO_ASSIGN_OR_RETURN(server.catalog, ReferenceCatalog::Open(server.store.get(), options));
+  C3PO_ASSIGN_OR_RETURN(server.catalog, ReferenceCatalog::Open(server.feed.get(), options));
   C3PO_RETURN_IF_ERROR(CheckIndexRoom(config.index_device, options.index_device));
-  server.shifts = std::make_unique<LearnedShifts>(server.store.get(), shape.digest, server.metrics.get());
+  server.shifts = std::make_unique<LearnedShifts>(server.feed.get(), shape.digest, server.metrics.get());
   C3PO_RETURN_IF_ERROR(server.shifts->ReadPriors());
-  server.offsets = std::make_unique<LabelOffsets>(server.store.get(), shape.digest, server.embedding->digest(),
+  server.offsets = std::make_unique<LabelOffsets>(server.feed.get(), shape.digest, server.embedding->digest(),
                                                   server.metrics.get());
   C3PO_RETURN_IF_ERROR(server.offsets->ReadAll());
   const OptimizationSettings defaults = DefaultsFrom(config, shape);
   C3PO_RETURN_IF_ERROR(ValidateSettings(defaults, shape));
-  server.profiles = std::make_unique<Profiles>(server.store.get(), server.shifts.get(), server.metrics.get(), shape,
+  server.profiles = std::make_unique<Profiles>(server.feed.get(), server.shifts.get(), server.metrics.get(), shape,
                                                server.embedding->digest(), defaults);
   C3PO_RETURN_IF_ERROR(server.profiles->Open());
   if (const std::string problem = server.store->index_problem(); !problem.empty()) {

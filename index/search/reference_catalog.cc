@@ -1,4 +1,5 @@
-// Opening and searching; how changes reach the searches is told in reference_catalog_changes.cc.
+// Opening and searching; how the store's content and its changes reach the searches is told in
+// reference_catalog_changes.cc.
 
 #include "index/search/reference_catalog.h"
 
@@ -51,44 +52,24 @@ absl::Status CheckLayers(absl::Span<const int> layers, int moe_layers) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ReferenceCatalog>> ReferenceCatalog::Open(ReferenceStore* store,
+absl::StatusOr<std::unique_ptr<ReferenceCatalog>> ReferenceCatalog::Open(StoreFeed* feed,
                                                                          const CatalogOptions& options) {
   C3PO_RETURN_IF_ERROR(CheckOptions(options));
   C3PO_RETURN_IF_ERROR(IndexBuilder::Check(OptionsOfIndexes(options)));
-  std::unique_ptr<ReferenceCatalog> catalog(new ReferenceCatalog(store, options));
-  C3PO_RETURN_IF_ERROR(catalog->LoadAll());
+  std::unique_ptr<ReferenceCatalog> catalog(new ReferenceCatalog(feed, options));
+  C3PO_RETURN_IF_ERROR(feed->Join(catalog.get()));
   return catalog;
 }
 
-absl::Status ReferenceCatalog::LoadAll() {
-  MutexLock changing(change_mutex_);
-  std::vector<Candidate> candidates;
-  int64_t generation = 0;
-  const auto take = [&](ReferenceRecord record) {
-    std::string why = WhyUnusable(record);
-    const uint64_t prompt_key = PromptIndex::KeyOf(record.collection, record.sample.prompt);
-    if (!why.empty()) {  // It is only counted.
-      record.embedding = {};
-      record.pathway = {};
-      record.sample = {};
-    }
-    candidates.push_back({std::make_shared<const ReferenceRecord>(std::move(record)), std::move(why), prompt_key});
-    return absl::OkStatus();
-  };
-  C3PO_RETURN_IF_ERROR(store_->ForEach(take, &generation));
-  const LabeledByCollection arrivals = AssignLabels(candidates);
-  IndexesByCollection indexes;
-  for (const auto& [name, labeled] : arrivals) {
-    for (ViewKind kind : kViewKinds) {
-      std::vector<Labeled> members;
-      std::copy_if(labeled.begin(), labeled.end(), std::back_inserter(members),
-                   [&](const Labeled& each) { return IsIn(kind, *each.record); });
-      indexes[name][kind] = LoadOrBuildIndex(name, kind, members, generation);
-    }
-  }
-  Publish(candidates, arrivals, indexes, generation);
-  return absl::OkStatus();
+absl::StatusOr<std::unique_ptr<ReferenceCatalog>> ReferenceCatalog::Open(ReferenceStore* store,
+                                                                         const CatalogOptions& options) {
+  auto feed = std::make_unique<StoreFeed>(store);
+  C3PO_ASSIGN_OR_RETURN(std::unique_ptr<ReferenceCatalog> catalog, Open(feed.get(), options));
+  catalog->own_feed_ = std::move(feed);
+  return catalog;
 }
+
+ReferenceCatalog::~ReferenceCatalog() { feed_->Leave(this); }
 
 std::string ReferenceCatalog::WhyUnusable(const ReferenceRecord& record) const {
   if (record.model_digest != options_.model_digest) {
@@ -271,6 +252,7 @@ absl::StatusOr<std::vector<ReferenceRecord>> ReferenceCatalog::WithPrompt(absl::
     ids = prompts_.Find(PromptIndex::KeyOf(collection, prompt));
   }
   if (ids.empty()) return std::vector<ReferenceRecord>();
+  C3PO_RETURN_IF_ERROR(feed_->CheckReachable());
   C3PO_ASSIGN_OR_RETURN(std::vector<ReferenceRecord> records, store_->GetMany(ids));
   const auto other = [&](const ReferenceRecord& record) {
     return record.collection != collection || record.sample.prompt != prompt;
@@ -308,6 +290,7 @@ absl::StatusOr<std::shared_ptr<const Pathway>> ReferenceCatalog::GetPathway(absl
 
 absl::Status ReferenceCatalog::SaveGraphs() const {
   if (options_.graph_cache_folder.empty()) return absl::OkStatus();
+  feed_->CatchUp().IgnoreError();  // Files of the store's own generation are the ones that Open takes.
   MutexLock changing(change_mutex_);
   std::error_code error;
   std::filesystem::create_directories(options_.graph_cache_folder, error);
@@ -316,15 +299,13 @@ absl::Status ReferenceCatalog::SaveGraphs() const {
         absl::StrCat(options_.graph_cache_folder, ": cannot create the folder: ", error.message()));
   }
   std::vector<std::pair<std::string, IndexPtr>> files;
-  // What nobody else changes is at the store's own generation, which artifacts have raised beyond the searches'.
-  const int64_t saved_at = store_->shared() ? generation() : store_->generation();
   {
     ReaderLock lock(mutex_);
     for (const auto& [name, collection] : collections_) {
       for (ViewKind kind : kViewKinds) files.emplace_back(GraphPath(name, kind), collection.views[kind].index);
     }
   }
-  for (const auto& [path, index] : files) C3PO_RETURN_IF_ERROR(index->Save(path, saved_at));
+  for (const auto& [path, index] : files) C3PO_RETURN_IF_ERROR(index->Save(path, generation()));
   return absl::OkStatus();
 }
 

@@ -26,6 +26,7 @@
 #include "index/search/prompt_index.h"
 #include "index/search/recall.h"
 #include "index/store/reference_store.h"
+#include "index/store/store_feed.h"
 #include "index/types/neighbor.h"
 #include "index/types/pathway.h"
 #include "index/types/reference_record.h"
@@ -68,9 +69,10 @@ struct CatalogCollection {
 // collection: the successful ones (the paper's rule) and all. A reference is usable when its model_digest,
 // embedder_digest and sizes are the server's; the others are only counted.
 //
-// While a catalog is open every change of its store goes through it: Insert and Erase commit to the store first, then
-// show the change to searches. A search sees each batch whole or not at all, and a change that returned OK is seen by
-// every search begun later. Changes are made one after the other; searches go on while an index takes a batch in.
+// Changes come by one way, the store's feed (StoreFeed), whoever made them: Insert and Erase commit to the store, and
+// catch up; CatchUp alone shows what others have committed to a shared store. A search sees one state of the store:
+// each batch whole or not at all, and all that was caught up with at once together. A change that returned OK is seen
+// by every search begun later. Updates are taken in one after the other; searches go on meanwhile.
 //
 // Memory per usable reference: its texts, 4 * (dimension + moe_layers * experts) bytes for the record, 4 * dimension
 // for each of the one or two views it is in (in a graph more: HnswIndex), and about 700 for the maps: some 9 KB
@@ -78,12 +80,15 @@ struct CatalogCollection {
 //
 // Thread-safe. InvalidArgument names the argument: k < 1, an embedding of another dimension, a number that is not
 // finite.
-class ReferenceCatalog {
+class ReferenceCatalog : private StoreListener {
  public:
   // Reads the whole store; returns when every view can be searched. A graph comes from the cache folder when the file
   // is sound, of the store's generation, and holds exactly the view's embeddings; else it is built (about a millisecond
-  // per reference). InvalidArgument: options out of range. `store` must outlive the catalog.
+  // per reference). InvalidArgument: options out of range. `feed` must outlive the catalog.
+  static absl::StatusOr<std::unique_ptr<ReferenceCatalog>> Open(StoreFeed* feed, const CatalogOptions& options);
+  // The same with a feed of its own, where nobody else follows the store's changes.
   static absl::StatusOr<std::unique_ptr<ReferenceCatalog>> Open(ReferenceStore* store, const CatalogOptions& options);
+  ~ReferenceCatalog() override;
 
   ReferenceCatalog(const ReferenceCatalog&) = delete;
   ReferenceCatalog& operator=(const ReferenceCatalog&) = delete;
@@ -174,11 +179,14 @@ class ReferenceCatalog {
   // Its pathway, of all MoE layers; errors and lifetime as GetRecord.
   absl::StatusOr<std::shared_ptr<const Pathway>> GetPathway(absl::string_view id) const;
 
-  // Adds records to the store as one batch (see ReferenceStore::Add) and, once they are committed, to the views. On an
-  // error neither has changed.
+  // Takes in all that was committed to the store before the call (StoreFeed::CatchUp).
+  absl::Status CatchUp() { return feed_->CatchUp(); }
+
+  // Adds records to the store as one batch (see ReferenceStore::Add) and catches up. On an error neither store nor
+  // views have changed, but where it says that the change is stored (StoreFeed::CatchUpAfterChange).
   absl::StatusOr<std::vector<AddOutcome>> Insert(absl::Span<const ReferenceRecord> records);
 
-  // Deletes from the store and from the views; returns how many are gone. On an error nothing is.
+  // Deletes from the store, and catches up; returns how many are gone. Errors as Insert.
   absl::StatusOr<int64_t> Erase(absl::Span<const std::string> ids);
   absl::StatusOr<int64_t> EraseCollection(absl::string_view collection);
 
@@ -257,8 +265,8 @@ class ReferenceCatalog {
   using IndexesByCollection = std::map<std::string, std::array<IndexPtr, 2>>;  // Null: as it was.
   using PathwaysByCollection = std::map<std::string, std::shared_ptr<DevicePathways>>;
 
-  ReferenceCatalog(ReferenceStore* store, const CatalogOptions& options)
-      : store_(store), options_(options), builder_(OptionsOfIndexes(options)) {}
+  ReferenceCatalog(StoreFeed* feed, const CatalogOptions& options)
+      : feed_(feed), store_(&feed->store()), options_(options), builder_(OptionsOfIndexes(options)) {}
 
   static uint32_t ViewsOf(const ReferenceRecord& record) {
     return 1u << kAll | (record.successful ? 1u : 0u) << kSuccessful;
@@ -283,7 +291,13 @@ class ReferenceCatalog {
   IndexPtr BuildIndex(absl::Span<const Labeled> members) const { return builder_.Build(VectorsOf(members)); }
   IndexPtr LoadOrBuildIndex(absl::string_view collection, ViewKind kind, absl::Span<const Labeled> members,
                             int64_t generation);
-  absl::Status LoadAll();
+
+  absl::Status OnUpdate(const StoreUpdate& update) override;
+  absl::Status ReadAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  Candidate CandidateOf(RecordPtr record) const;
+  bool IsHeld(const Candidate& candidate) const;
+  void Take(absl::Span<const Candidate> candidates, absl::Span<const std::string> erased, int64_t generation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
 
   absl::StatusOr<const Collection*> FindSearchable(absl::string_view collection) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
@@ -301,14 +315,20 @@ class ReferenceCatalog {
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   RecallCount RecallOf(absl::string_view collection, ViewKind kind, int k, int queries) const;
 
-  // The steps of a change; each is explained at its definition.
+  // The steps of an update; each is explained at its definition.
   LabeledByCollection AssignLabels(absl::Span<const Candidate> candidates) const;
+  static std::vector<Labeled> Entering(ViewKind kind, absl::Span<const Labeled> arrivals);
+  bool BuildsAnew(const View& view, size_t arrivals) const;
   void ReserveHidden(const LabeledByCollection& arrivals);
   IndexesByCollection FillIndexes(const LabeledByCollection& arrivals);
   IndexPtr FillIndex(const std::string& collection, ViewKind kind, absl::Span<const Labeled> arrivals) const;
-  void Publish(absl::Span<const Candidate> candidates, const LabeledByCollection& arrivals,
-               const IndexesByCollection& replacements, int64_t generation);
-  void Withdraw(absl::Span<const std::string> ids, int64_t generation);
+  IndexesByCollection LoadOrBuildIndexes(const LabeledByCollection& arrivals, int64_t generation);
+  void Publish(absl::Span<const Candidate> candidates, absl::Span<const std::string> erased,
+               const LabeledByCollection& arrivals, const IndexesByCollection& replacements, int64_t generation);
+  void Enter(absl::Span<const Candidate> candidates, const LabeledByCollection& arrivals)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<std::string> DropEmptyCollections(LabeledByCollection& departed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RemoveGraphFiles(absl::Span<const std::string> collections) const;
   void Unpublish(const std::string& id, LabeledByCollection& departed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RemoveFromIndexes(const LabeledByCollection& departed);
   PathwaysByCollection PlacePathways(const LabeledByCollection& arrivals) const;
@@ -328,10 +348,16 @@ class ReferenceCatalog {
   absl::Status CheckQuery(absl::Span<const float> query, std::optional<int> state_layer) const;
   absl::Status LoadStates(const std::string& name, int layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
   absl::Status MakeRoomForStates(const std::string& name, int layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  absl::StatusOr<std::vector<int>> StoredLayers(const std::string& name) const;
+  void KeepStoredLayers(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  void TakeStates(absl::Span<const Artifact> artifacts) ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_);
+  absl::Status TakeState(const Entry& entry, int layer, absl::string_view value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static void DropStates(Collection& collection, const Entry& entry);
   Collection& CollectionNamed(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  ReferenceStore* const store_;
+  std::unique_ptr<StoreFeed> own_feed_;  // Null: the feed is somebody else's.
+  StoreFeed* const feed_;
+  ReferenceStore* const store_;  // The feed's; changes of references and states only through the feed.
   const CatalogOptions options_;
   const IndexBuilder builder_;
   CatalogStartup startup_;

@@ -1,14 +1,13 @@
-// How a change reaches the searches. Taking a vector into a graph is slow (up to a millisecond), and a search must see
-// a batch whole or not at all. So what searches may return is one map per collection (`usable`), and an index may for a
-// while hold labels that are not in it:
-//   Insert: commit to the store; announce how many hidden labels come (exclusive, short); add them to the indexes
-//   beside
-//           running searches; enter all of them into the map (exclusive, short).
-//   Erase:  commit to the store; take all of them out of the map (exclusive, short); remove them from the indexes
-//   beside
-//           running searches.
-// Either ends by bringing the own distances of the views it touched up to date.
-// A search asks an index for k plus the hidden ones and drops what is not in the map.
+// How the store's content and its changes reach the searches. Updates come from the store's feed (StoreFeed), this
+// server's own changes too. Taking a vector into a graph is slow (up to a millisecond), and a search must see an update
+// whole or not at all. So what searches may return is one map per collection (`usable`), and an index may for a while
+// hold labels that are not in it:
+//   announce how many hidden labels come (exclusive, short); add them to the indexes beside running searches; enter all
+//   of them into the map, and take all that has gone out of it (exclusive, short); remove that from the indexes beside
+//   running searches.
+// An update ends by bringing the own distances of the views it touched up to date. A search asks an index for k plus
+// the hidden ones and drops what is not in the map. Where more come than a view has, as after a long time away, they
+// are taken into a new index beside the old one, which hides nothing then.
 
 #include <algorithm>
 #include <climits>
@@ -38,54 +37,16 @@ int64_t FirstLabel(const std::string& id) {
   return absl::SimpleHexAtoi(hash.HexDigest().substr(0, 15), &label) ? label : 0;
 }
 
+constexpr int64_t kManyArrivals = 1024;
+
 }  // namespace
 
-absl::StatusOr<std::vector<AddOutcome>> ReferenceCatalog::Insert(absl::Span<const ReferenceRecord> records) {
-  MutexLock changing(change_mutex_);
-  C3PO_ASSIGN_OR_RETURN(std::vector<AddOutcome> outcomes, store_->Add(records));
-  // Of several changes to one id in the batch, the last is what the store holds.
-  absl::flat_hash_map<absl::string_view, size_t> last_change;
-  for (size_t i = 0; i < records.size(); ++i) {
-    if (outcomes[i] != AddOutcome::kDuplicate) last_change[records[i].id] = i;
-  }
-  std::vector<Candidate> candidates;
-  for (size_t i = 0; i < records.size(); ++i) {
-    const auto change = last_change.find(records[i].id);
-    if (change == last_change.end() || change->second != i) continue;
-    candidates.push_back({std::make_shared<const ReferenceRecord>(records[i]), WhyUnusable(records[i]),
-                          PromptIndex::KeyOf(records[i].collection, records[i].sample.prompt)});
-  }
-  if (candidates.empty()) return outcomes;
+void ReferenceCatalog::Take(absl::Span<const Candidate> candidates, absl::Span<const std::string> erased,
+                            int64_t generation) {
   const LabeledByCollection arrivals = AssignLabels(candidates);
   ReserveHidden(arrivals);
   const IndexesByCollection replacements = FillIndexes(arrivals);
-  Publish(candidates, arrivals, replacements, store_->generation());
-  return outcomes;
-}
-
-absl::StatusOr<int64_t> ReferenceCatalog::Erase(absl::Span<const std::string> ids) {
-  MutexLock changing(change_mutex_);
-  C3PO_ASSIGN_OR_RETURN(const int64_t erased, store_->Delete(ids));
-  Withdraw(ids, store_->generation());
-  return erased;
-}
-
-absl::StatusOr<int64_t> ReferenceCatalog::EraseCollection(absl::string_view collection) {
-  MutexLock changing(change_mutex_);
-  C3PO_ASSIGN_OR_RETURN(const int64_t erased, store_->DeleteCollection(collection));
-  std::vector<std::string> ids;
-  {
-    ReaderLock lock(mutex_);
-    for (const auto& [id, entry] : entries_) {
-      if (entry.collection == collection) ids.push_back(id);
-    }
-  }
-  Withdraw(ids, store_->generation());
-  if (!options_.graph_cache_folder.empty()) {
-    std::error_code ignored;  // A file that stays is refused at the next start.
-    for (ViewKind kind : kViewKinds) std::filesystem::remove(GraphPath(collection, kind), ignored);
-  }
-  return erased;
+  Publish(candidates, erased, arrivals, replacements, generation);
 }
 
 // Labels that no reference of the collection has, an outgoing one that is about to be replaced included.
@@ -115,12 +76,31 @@ ReferenceCatalog::Collection& ReferenceCatalog::CollectionNamed(const std::strin
   return collection;
 }
 
+std::vector<ReferenceCatalog::Labeled> ReferenceCatalog::Entering(ViewKind kind, absl::Span<const Labeled> arrivals) {
+  std::vector<Labeled> entering;
+  std::copy_if(arrivals.begin(), arrivals.end(), std::back_inserter(entering),
+               [kind](const Labeled& each) { return IsIn(kind, *each.record); });
+  return entering;
+}
+
+// Whether so many arrivals are taken into a new index, and not beside those that the view's index holds: it has
+// outgrown that, or they are many, and more than are there.
+bool ReferenceCatalog::BuildsAnew(const View& view, size_t arrivals) const {
+  const auto count = static_cast<int64_t>(arrivals);
+  return builder_.Outgrown(*view.index, view.references + count) || (count >= kManyArrivals && count > view.references);
+}
+
 // From here on searches expect the arrivals among what the indexes return. A collection made here has no references
 // yet, and so does not exist for searches.
 void ReferenceCatalog::ReserveHidden(const LabeledByCollection& arrivals) {
   WriterLock lock(mutex_);
   for (const auto& [name, labeled] : arrivals) {
-    for (View& view : CollectionNamed(name).views) view.hidden = static_cast<int>(labeled.size());
+    Collection& collection = CollectionNamed(name);
+    for (ViewKind kind : kViewKinds) {
+      View& view = collection.views[kind];
+      const size_t entering = Entering(kind, labeled).size();
+      view.hidden = BuildsAnew(view, entering) ? 0 : static_cast<int>(entering);
+    }
   }
 }
 
@@ -155,12 +135,7 @@ std::vector<ReferenceCatalog::Labeled> ReferenceCatalog::SmallestLabels(const Co
 ReferenceCatalog::IndexesByCollection ReferenceCatalog::FillIndexes(const LabeledByCollection& arrivals) {
   IndexesByCollection replacements;
   for (const auto& [name, labeled] : arrivals) {
-    for (ViewKind kind : kViewKinds) {
-      std::vector<Labeled> entering;
-      std::copy_if(labeled.begin(), labeled.end(), std::back_inserter(entering),
-                   [kind](const Labeled& each) { return IsIn(kind, *each.record); });
-      replacements[name][kind] = FillIndex(name, kind, entering);
-    }
+    for (ViewKind kind : kViewKinds) replacements[name][kind] = FillIndex(name, kind, Entering(kind, labeled));
   }
   return replacements;
 }
@@ -173,7 +148,7 @@ ReferenceCatalog::IndexPtr ReferenceCatalog::FillIndex(const std::string& collec
     ReaderLock lock(mutex_);
     view = collections_.find(collection)->second.views[kind];
   }
-  if (!builder_.Outgrown(*view.index, view.references + static_cast<int64_t>(arrivals.size()))) {
+  if (!BuildsAnew(view, arrivals.size())) {
     absl::Status status;
     for (size_t i = 0; status.ok() && i < arrivals.size(); ++i) {
       status = view.index->Add(arrivals[i].label, arrivals[i].record->embedding);
@@ -189,10 +164,12 @@ ReferenceCatalog::IndexPtr ReferenceCatalog::FillIndex(const std::string& collec
   return BuildIndex(members);
 }
 
-// Makes the batch visible, and what it replaces invisible, at one moment.
-void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, const LabeledByCollection& arrivals,
-                               const IndexesByCollection& replacements, int64_t generation) {
+// Makes an update visible, and what it replaces and erases invisible, at one moment.
+void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, absl::Span<const std::string> erased,
+                               const LabeledByCollection& arrivals, const IndexesByCollection& replacements,
+                               int64_t generation) {
   LabeledByCollection departed;
+  std::vector<std::string> emptied;
   const PathwaysByCollection pathways = PlacePathways(arrivals);
   {
     WriterLock lock(mutex_);
@@ -204,32 +181,64 @@ void ReferenceCatalog::Publish(absl::Span<const Candidate> candidates, const Lab
         if (indexes[kind] != nullptr) CollectionNamed(name).views[kind].index = indexes[kind];
       }
     }
-    for (const Candidate& candidate : candidates) {
-      const ReferenceRecord& record = *candidate.record;
-      Unpublish(record.id, departed);
-      Collection& collection = CollectionNamed(record.collection);
-      ++collection.references;
-      entries_[record.id] = {record.collection, nullptr, 0, candidate.why_unusable, candidate.prompt_key};
-      prompts_.Put(candidate.prompt_key, record.id);
-      if (!candidate.why_unusable.empty()) ++collection.unusable[candidate.why_unusable];
-    }
-    for (const auto& [name, labeled] : arrivals) {
-      Collection& collection = CollectionNamed(name);
-      for (const Labeled& arrival : labeled) {
-        collection.usable[arrival.label] = arrival.record;
-        collection.answers.Add(arrival.label, *arrival.record);
-        Entry& entry = entries_[arrival.record->id];
-        entry.record = arrival.record;
-        entry.label = arrival.label;
-        for (ViewKind kind : kViewKinds) collection.views[kind].references += IsIn(kind, *arrival.record);
-      }
-    }
+    for (const std::string& id : erased) Unpublish(id, departed);
+    for (const Candidate& candidate : candidates) Unpublish(candidate.record->id, departed);
+    Enter(candidates, arrivals);
     ShowPathways(pathways, arrivals);
     HidePathways(departed);
+    emptied = DropEmptyCollections(departed);
     generation_ = generation;
   }
+  RemoveGraphFiles(emptied);
   RemoveFromIndexes(departed);
   RefreshDistances(arrivals, departed);
+}
+
+// The candidates, of which none is there.
+void ReferenceCatalog::Enter(absl::Span<const Candidate> candidates, const LabeledByCollection& arrivals) {
+  for (const Candidate& candidate : candidates) {
+    const ReferenceRecord& record = *candidate.record;
+    Collection& collection = CollectionNamed(record.collection);
+    ++collection.references;
+    entries_[record.id] = {record.collection, nullptr, 0, candidate.why_unusable, candidate.prompt_key};
+    prompts_.Put(candidate.prompt_key, record.id);
+    if (!candidate.why_unusable.empty()) ++collection.unusable[candidate.why_unusable];
+  }
+  for (const auto& [name, labeled] : arrivals) {
+    Collection& collection = CollectionNamed(name);
+    for (const Labeled& arrival : labeled) {
+      collection.usable[arrival.label] = arrival.record;
+      collection.answers.Add(arrival.label, *arrival.record);
+      Entry& entry = entries_[arrival.record->id];
+      entry.record = arrival.record;
+      entry.label = arrival.label;
+      for (ViewKind kind : kViewKinds) collection.views[kind].references += IsIn(kind, *arrival.record);
+    }
+  }
+}
+
+// Collections without references do not exist. Returns those that went; nothing of them is left in `departed`.
+std::vector<std::string> ReferenceCatalog::DropEmptyCollections(LabeledByCollection& departed) {
+  std::vector<std::string> emptied;
+  for (auto it = collections_.begin(); it != collections_.end();) {
+    if (it->second.references > 0) {
+      ++it;
+      continue;
+    }
+    departed.erase(it->first);
+    emptied.push_back(it->first);
+    it = collections_.erase(it);
+  }
+  return emptied;
+}
+
+// A file that stays is refused at the next start.
+void ReferenceCatalog::RemoveGraphFiles(absl::Span<const std::string> collections) const {
+  if (options_.graph_cache_folder.empty()) return;
+  std::error_code ignored;
+  for (const std::string& collection : collections) {
+    for (ViewKind kind : kViewKinds) std::filesystem::remove(GraphPath(collection, kind), ignored);
+  }
 }
 
 // Takes `id`, if it is there, out of what searches may return. A usable one stays hidden in the indexes.
@@ -257,27 +266,7 @@ void ReferenceCatalog::Unpublish(const std::string& id, LabeledByCollection& dep
   entries_.erase(found);
 }
 
-void ReferenceCatalog::Withdraw(absl::Span<const std::string> ids, int64_t generation) {
-  LabeledByCollection departed;
-  {
-    WriterLock lock(mutex_);
-    for (const std::string& id : ids) Unpublish(id, departed);
-    HidePathways(departed);
-    for (auto it = collections_.begin(); it != collections_.end();) {
-      if (it->second.references > 0) {
-        ++it;
-        continue;
-      }
-      departed.erase(it->first);
-      it = collections_.erase(it);
-    }
-    generation_ = generation;
-  }
-  RemoveFromIndexes(departed);
-  RefreshDistances({}, departed);
-}
-
-// The end of an erasure: nothing hidden is left.
+// What has gone leaves the indexes: nothing hidden is left.
 void ReferenceCatalog::RemoveFromIndexes(const LabeledByCollection& departed) {
   for (const auto& [name, labeled] : departed) {
     for (ViewKind kind : kViewKinds) {
@@ -306,7 +295,7 @@ void ReferenceCatalog::RemoveFromIndexes(const LabeledByCollection& departed) {
   }
 }
 
-// The end of a change: every view that it touched knows its members' own distances again. Searches go on meanwhile and
+// The end of an update: every view that it touched knows its members' own distances again. Searches go on meanwhile and
 // see those before the change.
 void ReferenceCatalog::RefreshDistances(const LabeledByCollection& arrivals, const LabeledByCollection& departed) {
   std::set<std::string> names;

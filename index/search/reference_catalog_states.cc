@@ -1,9 +1,12 @@
 // Hidden states of references: what neighbors by the model's own states are searched among. They are made after the
-// references (pipeline/reference_state_builder.h), a layer at a time as requests ask for it, and kept twice: as artifacts of
-// the store, "reference/ID/state/LAYER", which go when their reference goes or its content changes; and as vectors of
-// an exact index a view, which follow `usable` at the moment of each change. A value is the model's digest, a line feed
-// and the numbers, little-endian float32; that of another model is made anew. Artifact "state_layers" lists the layers,
-// in the order in which they were first asked for.
+// references (pipeline/reference_state_builder.h), a layer at a time as requests ask for it, and kept twice: as
+// artifacts of the store, "reference/ID/state/LAYER", which go when their reference goes or its content changes; and as
+// vectors of an exact index a view, which follow `usable` at the moment of each change. A value is the model's digest,
+// a space, the first digits of the prompt's SHA-256, a line feed and the numbers, little-endian float32. One of another
+// model is made anew, and so is one of another prompt: a server may have computed it while another one replaced the
+// reference. Values of earlier versions lack the prompt. Artifact "state_layers" lists the layers, in the order in
+// which they were first asked for. What servers that share the store put and remove comes as updates (TakeStates), this
+// one's own too.
 
 #include <algorithm>
 #include <bit>
@@ -15,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "index/base/sha256.h"
 #include "index/base/status_macros.h"
 #include "index/search/reference_catalog.h"
 
@@ -24,19 +28,25 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "states are stored as they lie in memory");
 
 constexpr char kPrefix[] = "reference/";
+constexpr absl::string_view kInfix = "/state/";
 constexpr char kLayersName[] = "state_layers";
+constexpr size_t kPromptDigits = 16;
 
-std::string SuffixOf(int layer) { return absl::StrCat("/state/", layer); }
+std::string SuffixOf(int layer) { return absl::StrCat(kInfix, layer); }
 
-std::string ValueOf(absl::string_view model_digest, absl::Span<const float> state) {
-  std::string value = absl::StrCat(model_digest, "\n");
+std::string ValueOf(absl::string_view model_digest, absl::string_view prompt, absl::Span<const float> state) {
+  std::string value = absl::StrCat(model_digest, " ", Sha256::HexOf(prompt).substr(0, kPromptDigits), "\n");
   value.append(reinterpret_cast<const char*>(state.data()), state.size() * sizeof(float));
   return value;
 }
 
-// Empty: of another model, or of another size.
-std::vector<float> StateFrom(absl::string_view value, absl::string_view model_digest, int hidden_size) {
-  if (!absl::ConsumePrefix(&value, model_digest) || !absl::ConsumePrefix(&value, "\n")) return {};
+// Empty: of another model, of another prompt, or of another size.
+std::vector<float> StateFrom(absl::string_view value, absl::string_view model_digest, absl::string_view prompt,
+                             int hidden_size) {
+  if (!absl::ConsumePrefix(&value, model_digest)) return {};
+  if (absl::ConsumePrefix(&value, " ") && !absl::ConsumePrefix(&value, Sha256::HexOf(prompt).substr(0, kPromptDigits)))
+    return {};
+  if (!absl::ConsumePrefix(&value, "\n")) return {};
   std::vector<float> state(static_cast<size_t>(hidden_size));
   if (value.size() != state.size() * sizeof(float)) return {};
   std::memcpy(state.data(), value.data(), value.size());
@@ -72,8 +82,8 @@ bool ReferenceCatalog::HasAllStates(absl::string_view name, int layer) const {
 
 absl::StatusOr<std::vector<std::shared_ptr<const ReferenceRecord>>> ReferenceCatalog::WithoutState(
     absl::string_view name, int layer, size_t count) {
-  MutexLock changing(change_mutex_);
   C3PO_RETURN_IF_ERROR(CheckStateLayer(layer));
+  MutexLock changing(change_mutex_);
   bool is_known = false;
   {
     ReaderLock lock(mutex_);
@@ -95,6 +105,7 @@ absl::StatusOr<std::vector<std::shared_ptr<const ReferenceRecord>>> ReferenceCat
 // What the store has of a layer, which no search has asked for since the catalog was opened. The holder of
 // change_mutex_ calls it, so that entries_ stays as it is.
 absl::Status ReferenceCatalog::LoadStates(const std::string& name, int layer) {
+  C3PO_RETURN_IF_ERROR(feed_->CheckReachable());
   C3PO_RETURN_IF_ERROR(MakeRoomForStates(name, layer));
   const std::string suffix = SuffixOf(layer);
   C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(name, kPrefix, suffix));
@@ -107,7 +118,8 @@ absl::Status ReferenceCatalog::LoadStates(const std::string& name, int layer) {
     absl::ConsumeSuffix(&id, suffix);
     const auto entry = entries_.find(id);
     if (entry == entries_.end() || entry->second.record == nullptr || entry->second.collection != name) continue;
-    const std::vector<float> state = StateFrom(artifact.value, options_.model_digest, options_.hidden_size);
+    const std::vector<float> state =
+        StateFrom(artifact.value, options_.model_digest, entry->second.record->sample.prompt, options_.hidden_size);
     if (state.empty()) continue;
     for (ViewKind kind : kViewKinds) {
       if (IsIn(kind, *entry->second.record))
@@ -118,9 +130,7 @@ absl::Status ReferenceCatalog::LoadStates(const std::string& name, int layer) {
   return absl::OkStatus();
 }
 
-// Notes the layer, and takes the states of the one that was first asked for the longest ago away where there would be
-// more than kStateLayersMax.
-absl::Status ReferenceCatalog::MakeRoomForStates(const std::string& name, int layer) {
+absl::StatusOr<std::vector<int>> ReferenceCatalog::StoredLayers(const std::string& name) const {
   C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> lists, store_->Artifacts(name, kLayersName));
   std::vector<int> layers;
   for (const Artifact& list : lists) {
@@ -129,6 +139,13 @@ absl::Status ReferenceCatalog::MakeRoomForStates(const std::string& name, int la
       if (absl::SimpleAtoi(part, &number)) layers.push_back(number);
     }
   }
+  return layers;
+}
+
+// Notes the layer, and takes the states of the one that was first asked for the longest ago away where there would be
+// more than kStateLayersMax.
+absl::Status ReferenceCatalog::MakeRoomForStates(const std::string& name, int layer) {
+  C3PO_ASSIGN_OR_RETURN(std::vector<int> layers, StoredLayers(name));
   if (std::find(layers.begin(), layers.end(), layer) != layers.end()) return absl::OkStatus();
   layers.push_back(layer);
   std::vector<Artifact> changes;
@@ -146,9 +163,8 @@ absl::Status ReferenceCatalog::MakeRoomForStates(const std::string& name, int la
   return store_->PutArtifacts(changes);
 }
 
+// Those that were computed come back as an update. Of those that cannot be only this server knows.
 absl::Status ReferenceCatalog::AddStates(absl::string_view name, int layer, absl::Span<const ReferenceState> states) {
-  MutexLock changing(change_mutex_);
-  std::vector<std::pair<int64_t, const ReferenceState*>> added;
   std::vector<Artifact> artifacts;
   {
     ReaderLock lock(mutex_);
@@ -158,22 +174,74 @@ absl::Status ReferenceCatalog::AddStates(absl::string_view name, int layer, absl
       if (!each.state.empty()) C3PO_RETURN_IF_ERROR(CheckVector("state", each.state, options_.hidden_size));
       const auto entry = entries_.find(each.record->id);
       if (entry == entries_.end() || entry->second.record != each.record) continue;  // It has gone, or changed.
-      added.emplace_back(entry->second.label, &each);
       if (each.state.empty()) continue;
       artifacts.push_back({std::string(name), absl::StrCat(kPrefix, each.record->id, SuffixOf(layer)),
-                           ValueOf(options_.model_digest, each.state)});
+                           ValueOf(options_.model_digest, each.record->sample.prompt, each.state)});
     }
   }
-  C3PO_RETURN_IF_ERROR(store_->PutArtifacts(artifacts));
+  if (!artifacts.empty()) C3PO_RETURN_IF_ERROR(feed_->PutArtifacts(artifacts));
+  MutexLock changing(change_mutex_);
   WriterLock lock(mutex_);
-  States& known = CollectionNamed(std::string(name)).states.at(layer);
-  known.own_is_current = false;
-  for (const auto& [label, each] : added) {
-    if (each->state.empty()) known.without.insert(label);
-    for (ViewKind kind : kViewKinds) {
-      if (each->state.empty() || !IsIn(kind, *each->record) || known.indexes[kind]->Holds(label)) continue;
-      C3PO_RETURN_IF_ERROR(known.indexes[kind]->Add(label, each->state));
+  const auto collection = collections_.find(name);
+  if (collection == collections_.end()) return absl::OkStatus();
+  const auto known = collection->second.states.find(layer);
+  if (known == collection->second.states.end()) return absl::OkStatus();  // It gave way to other layers.
+  known->second.own_is_current = false;
+  for (const ReferenceState& each : states) {
+    const auto entry = entries_.find(each.record->id);
+    const bool is_here = entry != entries_.end() && entry->second.record == each.record;
+    if (is_here && each.state.empty()) known->second.without.insert(entry->second.label);
+  }
+  return absl::OkStatus();
+}
+
+// Of layers that are held here; others are read when they are asked for. What cannot be read counts as missing.
+void ReferenceCatalog::TakeStates(absl::Span<const Artifact> artifacts) {
+  for (const Artifact& artifact : artifacts) {
+    if (artifact.name == kLayersName) {
+      KeepStoredLayers(artifact.collection);
+      continue;
     }
+    WriterLock lock(mutex_);
+    const auto collection = collections_.find(artifact.collection);
+    if (collection == collections_.end()) continue;
+    const std::map<int, States>& held = collection->second.states;
+    absl::string_view id = artifact.name;
+    const size_t infix = id.rfind(kInfix);
+    int layer = 0;
+    if (infix == absl::string_view::npos || !absl::SimpleAtoi(id.substr(infix + kInfix.size()), &layer)) continue;
+    id = id.substr(0, infix);
+    const auto entry = entries_.find(absl::ConsumePrefix(&id, kPrefix) ? id : absl::string_view());
+    const bool is_usable = entry != entries_.end() && entry->second.record != nullptr;
+    if (!is_usable || entry->second.collection != artifact.collection || !held.contains(layer)) continue;
+    TakeState(entry->second, layer, artifact.value).IgnoreError();
+  }
+}
+
+// Those that another server let give way are gone from the store. The list is read now: this server may have added to
+// it since the update was read. Where it cannot be read, the layers stay.
+void ReferenceCatalog::KeepStoredLayers(const std::string& name) {
+  const auto layers = StoredLayers(name);
+  WriterLock lock(mutex_);
+  const auto collection = collections_.find(name);
+  if (!layers.ok() || collection == collections_.end()) return;
+  std::erase_if(collection->second.states, [&](const auto& held) {
+    return std::find(layers->begin(), layers->end(), held.first) == layers->end();
+  });
+}
+
+absl::Status ReferenceCatalog::TakeState(const Entry& entry, int layer, absl::string_view value) {
+  States& states = CollectionNamed(entry.collection).states.at(layer);
+  const std::vector<float> state =
+      StateFrom(value, options_.model_digest, entry.record->sample.prompt, options_.hidden_size);
+  const bool is_known = states.indexes[kAll]->Holds(entry.label);
+  if (is_known && states.indexes[kAll]->Vector(entry.label) == state) return absl::OkStatus();
+  states.own_is_current = false;
+  states.without.erase(entry.label);
+  for (ViewKind kind : kViewKinds) {
+    if (!IsIn(kind, *entry.record)) continue;
+    if (is_known) C3PO_RETURN_IF_ERROR(states.indexes[kind]->Remove(entry.label));
+    if (!state.empty()) C3PO_RETURN_IF_ERROR(states.indexes[kind]->Add(entry.label, state));
   }
   return absl::OkStatus();
 }

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "index/base/number_text.h"
@@ -112,39 +113,82 @@ bool LabelOffsets::IsUsable(const CollectionOffset& offset) const {
          (offset.embedder_digest.empty() || offset.embedder_digest == embedder_digest_);
 }
 
+LabelOffsets::LabelOffsets(StoreFeed* feed, std::string model_digest, std::string embedder_digest, Metrics* metrics)
+    : feed_(feed),
+      model_digest_(std::move(model_digest)),
+      embedder_digest_(std::move(embedder_digest)),
+      metrics_(metrics) {
+  feed_->Listen(this);
+}
+
+LabelOffsets::~LabelOffsets() { feed_->Leave(this); }
+
+// Collections that are new here are read at once: their requests shall not ask the store whether there is an offset.
+absl::Status LabelOffsets::OnUpdate(const StoreUpdate& update) {
+  const MutexLock lock(mutex_);
+  if (update.from_start) {
+    std::vector<std::string> held;
+    for (const auto& [name, offsets] : std::exchange(collections_, {})) held.push_back(name);
+    for (const std::string& name : held) ReadExisting(name).IgnoreError();  // Whoever asks for it reads it then.
+  }
+  for (const auto& record : update.records) {
+    if (collections_.find(record->collection) == collections_.end()) ReadExisting(record->collection).IgnoreError();
+  }
+  for (const Artifact& artifact : update.artifacts) {
+    const auto held = collections_.find(artifact.collection);
+    if (!absl::StartsWith(artifact.name, kPrefix) || held == collections_.end()) continue;
+    if (!Take(artifact, held->second).ok()) collections_.erase(held);  // Whoever asks reads it, and is told.
+  }
+  Report();
+  return absl::OkStatus();
+}
+
+// DataLoss: its text cannot be read, and nothing was taken.
+absl::Status LabelOffsets::Take(const Artifact& artifact, Offsets& into) const {
+  std::shared_ptr<const CollectionOffset> offset;
+  try {
+    if (!artifact.value.empty()) offset = std::make_shared<const CollectionOffset>(FromText(artifact.value));
+  } catch (const nlohmann::json::exception& error) {
+    return absl::DataLossError(
+        absl::StrCat("collection \"", artifact.collection, "\": artifact ", artifact.name, ": ", error.what()));
+  }
+  std::erase_if(into, [&](const auto& each) { return NameOf(each.first) == artifact.name; });
+  if (offset == nullptr) return absl::OkStatus();
+  if (!IsUsable(*offset)) {
+    Log(LogLevel::kWarning, "learned_ignored", "",
+        {{"collection", artifact.collection},
+         {"offset_of_model", offset->model_digest},
+         {"offset_of_embedder", offset->embedder_digest},
+         {"model", model_digest_},
+         {"embedder", embedder_digest_}});
+  }
+  into.insert_or_assign(offset->settings, offset);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<const LabelOffsets::Offsets*> LabelOffsets::Read(absl::string_view collection) {
   if (const auto found = collections_.find(collection); found != collections_.end()) return &found->second;
-  C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(collection, kPrefix));
+  C3PO_RETURN_IF_ERROR(feed_->CheckReachable());
+  C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, feed_->store().Artifacts(collection, kPrefix));
   static const Offsets* const kNothing = new Offsets;
   if (artifacts.empty()) return kNothing;  // Not remembered: names that clients make up would pile up.
   Offsets read;
-  for (const Artifact& artifact : artifacts) {
-    std::shared_ptr<const CollectionOffset> offset;
-    try {
-      offset = std::make_shared<const CollectionOffset>(FromText(artifact.value));
-    } catch (const nlohmann::json::exception& error) {
-      return absl::DataLossError(
-          absl::StrCat("collection \"", collection, "\": artifact ", artifact.name, ": ", error.what()));
-    }
-    if (!IsUsable(*offset)) {
-      Log(LogLevel::kWarning, "learned_ignored", "",
-          {{"collection", collection},
-           {"offset_of_model", offset->model_digest},
-           {"offset_of_embedder", offset->embedder_digest},
-           {"model", model_digest_},
-           {"embedder", embedder_digest_}});
-    }
-    read.emplace(offset->settings, std::move(offset));
-  }
+  for (const Artifact& artifact : artifacts) C3PO_RETURN_IF_ERROR(Take(artifact, read));
   const Offsets& kept = collections_.emplace(collection, std::move(read)).first->second;
   Report();
   return &kept;
 }
 
+absl::Status LabelOffsets::ReadExisting(absl::string_view collection) {
+  C3PO_ASSIGN_OR_RETURN(const Offsets* read, Read(collection));
+  if (read->empty()) collections_.try_emplace(std::string(collection));
+  return absl::OkStatus();
+}
+
 absl::Status LabelOffsets::ReadAll() {
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all, store_->Stats(model_digest_, embedder_digest_));
-  for (const CollectionStats& stats : all) C3PO_RETURN_IF_ERROR(Read(stats.collection).status());
+  C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all, feed_->store().Stats(model_digest_, embedder_digest_));
+  for (const CollectionStats& stats : all) C3PO_RETURN_IF_ERROR(ReadExisting(stats.collection));
   Report();
   return absl::OkStatus();
 }
@@ -187,27 +231,14 @@ std::string LabelOffsets::Oldest(const Offsets& offsets) const {
 }
 
 absl::Status LabelOffsets::Put(absl::string_view collection, CollectionOffset offset) {
-  const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const Offsets* known, Read(collection));
   std::vector<Artifact> changes = {{std::string(collection), NameOf(offset.settings), ToText(offset)}};
-  std::string gone;
-  if (known->size() >= kOffsetsMax && known->find(offset.settings) == known->end()) {
-    gone = Oldest(*known);
-    changes.push_back({std::string(collection), NameOf(gone), ""});
+  {
+    const MutexLock lock(mutex_);
+    C3PO_ASSIGN_OR_RETURN(const Offsets* known, Read(collection));
+    if (known->size() >= kOffsetsMax && known->find(offset.settings) == known->end())
+      changes.push_back({std::string(collection), NameOf(Oldest(*known)), ""});
   }
-  C3PO_RETURN_IF_ERROR(store_->PutArtifacts(changes));
-  Offsets& kept = collections_[std::string(collection)];
-  if (!gone.empty()) kept.erase(gone);
-  std::string settings = offset.settings;
-  kept[std::move(settings)] = std::make_shared<const CollectionOffset>(std::move(offset));
-  Report();
-  return absl::OkStatus();
-}
-
-void LabelOffsets::Forget(absl::string_view collection) {
-  const MutexLock lock(mutex_);
-  collections_.erase(std::string(collection));
-  Report();
+  return feed_->PutArtifacts(changes);
 }
 
 void LabelOffsets::Report() {

@@ -13,7 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "index/base/label_offset.h"
 #include "index/base/mutex.h"
-#include "index/store/reference_store.h"
+#include "index/store/store_feed.h"
 #include "index/types/optimization_options.h"
 #include "server/metrics/metrics.h"
 
@@ -39,23 +39,22 @@ struct CollectionOffset {
 std::string OffsetSettingsText(const OptimizationSettings& settings);
 
 // Label offsets of every collection: artifacts "offset/KEY" of the reference store, as JSON, KEY of the settings' text.
-// Each collection's are read when they are first asked for and then held in memory. One belongs to the model that gave
-// the scores, by its digest, and to the embedder where neighbors entered them. What does not fit this server is treated
-// as absent, counted, and logged when it is read (event learned_ignored); it is used again under its own model. A Put
-// that returned OK is durable and seen by every later call. Thread-safe.
-class LabelOffsets {
+// Each collection's are read when they are first asked for and then held in memory, where they follow the store's
+// changes (StoreFeed), those of other servers too. One belongs to the model that gave the scores, by its digest, and to
+// the embedder where neighbors entered them. What does not fit this server is treated as absent, counted, and logged
+// when it is read (event learned_ignored); it is used again under its own model. A Put that returned OK is durable and
+// seen by every later call. Thread-safe.
+class LabelOffsets : private StoreListener {
  public:
   // Of a collection; beyond, the oldest goes, those of other models first.
   static constexpr size_t kOffsetsMax = 64;
 
-  // `store` and `metrics` (null: nothing is counted) outlive it.
-  LabelOffsets(ReferenceStore* store, std::string model_digest, std::string embedder_digest, Metrics* metrics = nullptr)
-      : store_(store),
-        model_digest_(std::move(model_digest)),
-        embedder_digest_(std::move(embedder_digest)),
-        metrics_(metrics) {}
+  // `feed` and `metrics` (null: nothing is counted) outlive it.
+  LabelOffsets(StoreFeed* feed, std::string model_digest, std::string embedder_digest, Metrics* metrics = nullptr);
+  ~LabelOffsets() override;
 
-  // Reads every collection's, so that those of other models are counted from the start. DataLoss as below.
+  // Reads those of every collection that has references, so that those of other models are counted from the start, and
+  // requests do not need the store. DataLoss as below.
   absl::Status ReadAll();
 
   // The usable one that was fitted after exactly these settings, in their collection; null: none. DataLoss: a stored
@@ -70,19 +69,20 @@ class LabelOffsets {
   // Takes the place of the one with the same settings.
   absl::Status Put(absl::string_view collection, CollectionOffset offset);
 
-  // Call after a collection was deleted.
-  void Forget(absl::string_view collection);
-
  private:
   using Offsets = std::map<std::string, std::shared_ptr<const CollectionOffset>, std::less<>>;  // by settings
+  absl::Status OnUpdate(const StoreUpdate& update) override;
   absl::StatusOr<const Offsets*> Read(absl::string_view collection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The same of a collection that exists: that it has none is remembered too.
+  absl::Status ReadExisting(absl::string_view collection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Take(const Artifact& artifact, Offsets& into) const;
   absl::StatusOr<std::shared_ptr<const CollectionOffset>> Find(absl::string_view collection,
                                                                absl::string_view settings);
   // The settings of the one that gives way to another.
   std::string Oldest(const Offsets& offsets) const;
   void Report() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);  // the gauge of what is ignored
 
-  ReferenceStore* const store_;
+  StoreFeed* const feed_;
   const std::string model_digest_, embedder_digest_;
   Metrics* const metrics_;
   Mutex mutex_;

@@ -8,22 +8,21 @@
 namespace c3po {
 namespace {
 
-absl::StatusOr<std::optional<Pathway>> KernelMeanOfShifts(LearnedShifts& shifts, const OptimizationSettings& settings,
-                                                          const std::vector<WeightedReference>& neighbors,
-                                                          int experts) {
+std::optional<Pathway> KernelMeanOfShifts(LearnedShifts& shifts, const OptimizationSettings& settings,
+                                          const std::vector<WeightedReference>& neighbors, int experts) {
   Pathway mean(static_cast<int>(settings.critical_layers.size()), experts);
   double sum = 0;
   for (const WeightedReference& neighbor : neighbors) {
-    C3PO_ASSIGN_OR_RETURN(const auto shift, shifts.Shift(settings.collection, neighbor.record->id));
+    const auto shift = shifts.HeldShift(settings.collection, neighbor.record->id);
     if (!shift || shift->routing.layers != settings.critical_layers) continue;
     sum += neighbor.kernel_weight;
     for (size_t i = 0; i < mean.weights.size(); ++i) {
       mean.weights[i] += static_cast<float>(neighbor.kernel_weight * shift->routing.values.weights[i]);
     }
   }
-  if (!(sum > 0)) return std::optional<Pathway>();
+  if (!(sum > 0)) return std::nullopt;
   for (float& value : mean.weights) value = static_cast<float>(value / sum);
-  return std::optional<Pathway>(std::move(mean));
+  return mean;
 }
 
 }  // namespace
@@ -32,6 +31,7 @@ bool IsLearned(Method method) { return method == Method::kAmortizedShift || meth
 
 absl::Status ResolvePrior(LearnedShifts& shifts, OptimizationSettings& settings) {
   if (IsLearned(settings.method)) settings.rule = ApplicationRule::kRouterShift;
+  if (settings.method == Method::kAmortizedShift) return shifts.CountShifts(settings.collection).status();
   if (settings.method != Method::kCollectionPrior && !settings.use_prior) return absl::OkStatus();
   C3PO_ASSIGN_OR_RETURN(const auto prior, shifts.Prior(settings.collection));
   settings.critical_layers = prior->routing.layers;
@@ -54,7 +54,7 @@ absl::StatusOr<std::shared_ptr<const RoutingOverride>> LearnedOverride(LearnedSh
   if (settings.method == Method::kCollectionPrior) {
     C3PO_ASSIGN_OR_RETURN(shift, PriorShift(shifts, settings));
   } else {
-    C3PO_ASSIGN_OR_RETURN(shift, KernelMeanOfShifts(shifts, settings, neighbors, experts));
+    shift = KernelMeanOfShifts(shifts, settings, neighbors, experts);
   }
   if (!shift) return std::shared_ptr<const RoutingOverride>();
   for (float& value : shift->weights) value = static_cast<float>(value * settings.step_scale);

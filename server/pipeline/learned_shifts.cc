@@ -91,100 +91,171 @@ absl::string_view ReferenceOf(absl::string_view name) {
   return name.substr(sizeof(kReferencePrefix) - 1, name.size() - fixed);
 }
 
-}  // namespace
-
-absl::StatusOr<const LearnedShifts::Collection*> LearnedShifts::Read(absl::string_view collection) {
-  auto found = collections_.find(collection);
-  if (found != collections_.end()) return &found->second;
-  C3PO_ASSIGN_OR_RETURN(std::vector<Artifact> artifacts, store_->Artifacts(collection, kPriorName));
-  C3PO_ASSIGN_OR_RETURN(std::vector<Artifact> shifts, store_->Artifacts(collection, kReferencePrefix, kShiftSuffix));
-  std::move(shifts.begin(), shifts.end(), std::back_inserter(artifacts));
-  static const Collection* const kNothing = new Collection;
-  if (artifacts.empty()) return kNothing;  // Not remembered: names that clients make up would pile up.
-  Collection read;
-  for (const Artifact& artifact : artifacts) C3PO_RETURN_IF_ERROR(ReadOne(collection, artifact, read));
-  if (!read.foreign_shifts.empty()) {
-    Log(LogLevel::kWarning, "learned_ignored", "",
-        {{"collection", collection}, {"shifts", read.foreign_shifts.size()}, {"reason", "learned on another model"}});
-  }
-  const Collection& kept = collections_.emplace(collection, std::move(read)).first->second;
-  Report();
-  return &kept;
+absl::Status Unreadable(const Artifact& artifact, absl::string_view why) {
+  return absl::DataLossError(
+      absl::StrCat("collection \"", artifact.collection, "\": artifact ", artifact.name, ": ", why));
 }
 
-absl::Status LearnedShifts::ReadOne(absl::string_view collection, const Artifact& artifact, Collection& into) {
-  const absl::string_view reference = ReferenceOf(artifact.name);
-  if (artifact.name != kPriorName && reference.empty()) return absl::OkStatus();
-  try {
-    const Json json = Json::parse(artifact.value);
-    if (reference.empty()) {
-      auto prior = std::make_shared<CollectionPrior>(PriorFromJson(json));
-      if (prior->model_digest == model_digest_) {
-        into.prior = std::move(prior);
-      } else if (foreign_priors_.emplace(collection, prior).second) {
-        Log(LogLevel::kWarning, "learned_ignored", "",
-            {{"collection", collection}, {"prior_of_model", prior->model_digest}, {"model", model_digest_}});
-      }
-    } else {
-      auto shift = std::make_shared<ReferenceShift>(ShiftFromJson(reference, json));
-      if (shift->model_digest == model_digest_) {
-        into.shifts.emplace(reference, std::move(shift));
-      } else {
-        into.foreign_shifts.emplace(reference);
-      }
+}  // namespace
+
+LearnedShifts::LearnedShifts(StoreFeed* feed, std::string model_digest, Metrics* metrics)
+    : feed_(feed), model_digest_(std::move(model_digest)), metrics_(metrics) {
+  feed_->Listen(this);
+}
+
+LearnedShifts::~LearnedShifts() { feed_->Leave(this); }
+
+absl::Status LearnedShifts::OnUpdate(const StoreUpdate& update) {
+  const MutexLock lock(mutex_);
+  if (update.from_start) {
+    if (priors_) {
+      C3PO_ASSIGN_OR_RETURN(priors_, ReadAllPriors());
     }
-  } catch (const nlohmann::json::exception& error) {
-    return absl::DataLossError(
-        absl::StrCat("collection \"", collection, "\": artifact ", artifact.name, ": ", error.what()));
+    shifts_.clear();
   }
+  for (const std::string& id : update.erased) {
+    for (auto& [name, shifts] : shifts_) {
+      shifts.own.erase(id);
+      shifts.foreign.erase(id);
+    }
+  }
+  for (const Artifact& artifact : update.artifacts) {
+    if (artifact.name == kPriorName && priors_) TakePrior(artifact, *priors_);
+    const auto held = shifts_.find(artifact.collection);
+    if (ReferenceOf(artifact.name).empty() || held == shifts_.end()) continue;
+    if (!TakeShift(artifact, held->second).ok()) shifts_.erase(held);  // Whoever asks reads it, and is told.
+  }
+  Report();
+  return absl::OkStatus();
+}
+
+void LearnedShifts::TakePrior(const Artifact& artifact, Priors& priors) const {
+  if (artifact.value.empty()) {
+    priors.erase(artifact.collection);
+    return;
+  }
+  std::shared_ptr<const CollectionPrior> prior;
+  try {
+    prior = std::make_shared<const CollectionPrior>(PriorFromJson(Json::parse(artifact.value)));
+  } catch (const nlohmann::json::exception& error) {
+    priors.insert_or_assign(artifact.collection, Unreadable(artifact, error.what()));
+    return;
+  }
+  if (IsForeign(*prior)) {
+    Log(LogLevel::kWarning, "learned_ignored", "",
+        {{"collection", artifact.collection}, {"prior_of_model", prior->model_digest}, {"model", model_digest_}});
+  }
+  priors.insert_or_assign(artifact.collection, std::move(prior));
+}
+
+// DataLoss: its text cannot be read, and nothing was taken.
+absl::Status LearnedShifts::TakeShift(const Artifact& artifact, Shifts& into) const {
+  const std::string reference(ReferenceOf(artifact.name));
+  std::shared_ptr<const ReferenceShift> shift;
+  try {
+    if (!artifact.value.empty())
+      shift = std::make_shared<const ReferenceShift>(ShiftFromJson(reference, Json::parse(artifact.value)));
+  } catch (const nlohmann::json::exception& error) {
+    return Unreadable(artifact, error.what());
+  }
+  into.own.erase(reference);
+  into.foreign.erase(reference);
+  if (shift == nullptr) return absl::OkStatus();
+  if (shift->model_digest == model_digest_) {
+    into.own.emplace(reference, std::move(shift));
+  } else {
+    into.foreign.insert(reference);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LearnedShifts::Priors> LearnedShifts::ReadAllPriors() const {
+  Priors priors;
+  const ReferenceStore& store = feed_->store();
+  C3PO_ASSIGN_OR_RETURN(const std::vector<std::string> collections, store.CollectionsWith(kPriorName));
+  for (const std::string& collection : collections) {
+    C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store.Artifacts(collection, kPriorName));
+    for (const Artifact& artifact : artifacts) {
+      if (artifact.name == kPriorName) TakePrior(artifact, priors);
+    }
+  }
+  return priors;
+}
+
+absl::Status LearnedShifts::EnsurePriors() {
+  if (priors_) return absl::OkStatus();
+  C3PO_RETURN_IF_ERROR(feed_->CheckReachable());
+  C3PO_ASSIGN_OR_RETURN(priors_, ReadAllPriors());
+  Report();
   return absl::OkStatus();
 }
 
 absl::Status LearnedShifts::ReadPriors() {
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const std::vector<std::string> collections, store_->CollectionsWith(kPriorName));
-  for (const std::string& collection : collections) {
-    C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(collection, kPriorName));
-    Collection read;  // Its shifts are not: that is for whoever asks for one.
-    for (const Artifact& artifact : artifacts) C3PO_RETURN_IF_ERROR(ReadOne(collection, artifact, read));
-  }
-  Report();
+  C3PO_RETURN_IF_ERROR(EnsurePriors());
+  for (const auto& [name, prior] : *priors_) C3PO_RETURN_IF_ERROR(prior.status());
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const CollectionPrior>> LearnedShifts::AnyPrior(absl::string_view collection) {
+  C3PO_RETURN_IF_ERROR(EnsurePriors());
+  const auto found = priors_->find(collection);
+  return found == priors_->end() ? std::shared_ptr<const CollectionPrior>() : found->second;
 }
 
 absl::StatusOr<std::shared_ptr<const CollectionPrior>> LearnedShifts::StoredPrior(absl::string_view collection) {
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const Collection* read, Read(collection));
-  if (read->prior) return read->prior;
-  const auto foreign = foreign_priors_.find(collection);
-  return foreign == foreign_priors_.end() ? std::shared_ptr<const CollectionPrior>() : foreign->second;
+  return AnyPrior(collection);
 }
 
 absl::StatusOr<std::shared_ptr<const CollectionPrior>> LearnedShifts::Prior(absl::string_view collection) {
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const Collection* read, Read(collection));
-  if (read->prior) return read->prior;
+  C3PO_ASSIGN_OR_RETURN(std::shared_ptr<const CollectionPrior> prior, AnyPrior(collection));
+  if (prior != nullptr && !IsForeign(*prior)) return prior;
   return absl::NotFoundError(absl::StrCat("collection \"", collection,
                                           "\" has no prior for this model: TunePrior (c3po refs tune) makes one"));
 }
 
 absl::Status LearnedShifts::PutPrior(absl::string_view collection, CollectionPrior prior) {
-  const MutexLock lock(mutex_);
-  C3PO_RETURN_IF_ERROR(Read(collection).status());
-  C3PO_RETURN_IF_ERROR(store_->PutArtifacts({{std::string(collection), kPriorName, PriorToText(prior)}}));
-  foreign_priors_.erase(std::string(collection));
-  collections_[std::string(collection)].prior = std::make_shared<CollectionPrior>(std::move(prior));
+  return feed_->PutArtifacts({{std::string(collection), kPriorName, PriorToText(prior)}});
+}
+
+absl::StatusOr<const LearnedShifts::Shifts*> LearnedShifts::Read(absl::string_view collection) {
+  if (const auto found = shifts_.find(collection); found != shifts_.end()) return &found->second;
+  C3PO_RETURN_IF_ERROR(feed_->CheckReachable());
+  C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts,
+                        feed_->store().Artifacts(collection, kReferencePrefix, kShiftSuffix));
+  static const Shifts* const kNothing = new Shifts;
+  if (artifacts.empty()) return kNothing;  // Not remembered: names that clients make up would pile up.
+  Shifts read;
+  for (const Artifact& artifact : artifacts) {
+    if (!ReferenceOf(artifact.name).empty()) C3PO_RETURN_IF_ERROR(TakeShift(artifact, read));
+  }
+  if (!read.foreign.empty()) {
+    Log(LogLevel::kWarning, "learned_ignored", "",
+        {{"collection", collection}, {"shifts", read.foreign.size()}, {"reason", "learned on another model"}});
+  }
+  const Shifts& kept = shifts_.emplace(collection, std::move(read)).first->second;
   Report();
-  return absl::OkStatus();
+  return &kept;
 }
 
 absl::StatusOr<std::shared_ptr<const ReferenceShift>> LearnedShifts::Shift(absl::string_view collection,
                                                                            absl::string_view reference_id) {
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const Collection* read, Read(collection));
-  const auto found = read->shifts.find(reference_id);
-  if (found == read->shifts.end()) return std::shared_ptr<const ReferenceShift>();
+  C3PO_ASSIGN_OR_RETURN(const Shifts* read, Read(collection));
+  const auto found = read->own.find(reference_id);
+  if (found == read->own.end()) return std::shared_ptr<const ReferenceShift>();
   return found->second;
+}
+
+std::shared_ptr<const ReferenceShift> LearnedShifts::HeldShift(absl::string_view collection,
+                                                               absl::string_view reference_id) {
+  const MutexLock lock(mutex_);
+  const auto held = shifts_.find(collection);
+  if (held == shifts_.end()) return nullptr;
+  const auto found = held->second.own.find(reference_id);
+  return found == held->second.own.end() ? nullptr : found->second;
 }
 
 absl::Status LearnedShifts::PutShifts(absl::string_view collection, absl::Span<const ReferenceShift> shifts) {
@@ -192,47 +263,30 @@ absl::Status LearnedShifts::PutShifts(absl::string_view collection, absl::Span<c
   for (const ReferenceShift& shift : shifts) {
     artifacts.push_back({std::string(collection), ShiftName(shift.reference_id), ShiftToText(shift)});
   }
-  const MutexLock lock(mutex_);
-  C3PO_RETURN_IF_ERROR(Read(collection).status());
-  C3PO_RETURN_IF_ERROR(store_->PutArtifacts(artifacts));
-  Collection& known = collections_[std::string(collection)];
-  for (const ReferenceShift& shift : shifts) {
-    known.shifts[shift.reference_id] = std::make_shared<ReferenceShift>(shift);
-    known.foreign_shifts.erase(shift.reference_id);
-  }
-  Report();
-  return absl::OkStatus();
+  return feed_->PutArtifacts(artifacts);
 }
 
 absl::StatusOr<int64_t> LearnedShifts::CountShifts(absl::string_view collection) {
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const Collection* read, Read(collection));
-  return static_cast<int64_t>(read->shifts.size());
+  C3PO_ASSIGN_OR_RETURN(const Shifts* read, Read(collection));
+  return static_cast<int64_t>(read->own.size());
 }
 
 void LearnedShifts::Report() {
   if (metrics_ == nullptr) return;
-  size_t shifts = 0;
-  for (const auto& [name, collection] : collections_) shifts += collection.foreign_shifts.size();
-  metrics_->SetLearnedIgnored(Metrics::Learned::kPrior, static_cast<int64_t>(foreign_priors_.size()));
+  size_t priors = 0, shifts = 0;
+  if (priors_) {
+    for (const auto& [name, prior] : *priors_) priors += prior.ok() && IsForeign(**prior) ? 1 : 0;
+  }
+  for (const auto& [name, each] : shifts_) shifts += each.foreign.size();
+  metrics_->SetLearnedIgnored(Metrics::Learned::kPrior, static_cast<int64_t>(priors));
   metrics_->SetLearnedIgnored(Metrics::Learned::kShift, static_cast<int64_t>(shifts));
 }
 
 absl::StatusOr<int64_t> LearnedShifts::CountForeignShifts(absl::string_view collection) {
   const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const Collection* read, Read(collection));
-  return static_cast<int64_t>(read->foreign_shifts.size());
-}
-
-void LearnedShifts::Forget(absl::string_view collection) {
-  const MutexLock lock(mutex_);
-  if (collection.empty()) {
-    collections_.clear();
-  } else {
-    collections_.erase(std::string(collection));
-    foreign_priors_.erase(std::string(collection));
-  }
-  Report();
+  C3PO_ASSIGN_OR_RETURN(const Shifts* read, Read(collection));
+  return static_cast<int64_t>(read->foreign.size());
 }
 
 }  // namespace c3po

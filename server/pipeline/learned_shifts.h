@@ -13,7 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "index/base/mutex.h"
-#include "index/store/reference_store.h"
+#include "index/store/store_feed.h"
 #include "server/metrics/metrics.h"
 #include "server/types/routing_override.h"
 
@@ -41,20 +41,22 @@ struct ReferenceShift {
 };
 
 // Priors and amortized shifts of every collection: artifacts "prior" and "reference/ID/shift" of the reference store,
-// as JSON, each read when it is first asked for and then held in memory. Both belong to the model that they were
-// learned on, by its digest; no embedding enters them, so that the embedder does not matter. What another model
-// learned is treated as absent, counted, and logged when it is read (event learned_ignored). A Put that returned OK is
-// durable and seen by every later call. Thread-safe.
-class LearnedShifts {
+// as JSON. All priors are held in memory once one was asked for; a collection's shifts once one of them was. Both
+// follow the store's changes (StoreFeed), those of other servers too. Both belong to the model that they were learned
+// on, by its digest; no embedding enters them, so that the embedder does not matter. What another model learned is
+// treated as absent, counted, and logged when it is read (event learned_ignored). A Put that returned OK is durable and
+// seen by every later call. Thread-safe.
+class LearnedShifts : private StoreListener {
  public:
-  // `store` and `metrics` (null: nothing is counted) outlive it.
-  LearnedShifts(ReferenceStore* store, std::string model_digest, Metrics* metrics = nullptr)
-      : store_(store), model_digest_(std::move(model_digest)), metrics_(metrics) {}
+  // `feed` and `metrics` (null: nothing is counted) outlive it.
+  LearnedShifts(StoreFeed* feed, std::string model_digest, Metrics* metrics = nullptr);
+  ~LearnedShifts() override;
 
-  // Reads every collection's prior, so that those of other models are counted from the start. DataLoss as below.
+  // Reads every collection's prior, so that those of other models are counted from the start, and requests with one do
+  // not need the store. DataLoss as below.
   absl::Status ReadPriors();
 
-  // NotFound "collection X has no prior ...": none, or of another model.
+  // NotFound "collection X has no prior ...": none, or of another model. DataLoss: the stored text cannot be read.
   absl::StatusOr<std::shared_ptr<const CollectionPrior>> Prior(absl::string_view collection);
   // Whatever model it was made with; null: none.
   absl::StatusOr<std::shared_ptr<const CollectionPrior>> StoredPrior(absl::string_view collection);
@@ -63,6 +65,8 @@ class LearnedShifts {
   // Null: none, or of another model. DataLoss: the stored text cannot be read.
   absl::StatusOr<std::shared_ptr<const ReferenceShift>> Shift(absl::string_view collection,
                                                               absl::string_view reference_id);
+  // The same, of a collection whose shifts were asked for before (CountShifts): never waits for the store.
+  std::shared_ptr<const ReferenceShift> HeldShift(absl::string_view collection, absl::string_view reference_id);
   absl::Status PutShifts(absl::string_view collection, absl::Span<const ReferenceShift> shifts);
   // How many references of a collection have a usable one.
   absl::StatusOr<int64_t> CountShifts(absl::string_view collection);
@@ -70,30 +74,33 @@ class LearnedShifts {
   // How many of a collection's references have one of another model.
   absl::StatusOr<int64_t> CountForeignShifts(absl::string_view collection);
 
-  // Call after references were deleted: what was remembered of the collection (empty: of all) is read again when asked
-  // for.
-  void Forget(absl::string_view collection);
-
  private:
-  struct Collection {
-    std::shared_ptr<const CollectionPrior> prior;
-    std::set<std::string, std::less<>> foreign_shifts;  // Of these references; learned on another model.
-    std::map<std::string, std::shared_ptr<const ReferenceShift>, std::less<>> shifts;
+  // By collection; of any model, or why one cannot be read.
+  using Priors = std::map<std::string, absl::StatusOr<std::shared_ptr<const CollectionPrior>>, std::less<>>;
+  struct Shifts {
+    std::set<std::string, std::less<>> foreign;  // Of these references; learned on another model.
+    std::map<std::string, std::shared_ptr<const ReferenceShift>, std::less<>> own;
   };
-  absl::StatusOr<const Collection*> Read(absl::string_view collection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status ReadOne(absl::string_view collection, const Artifact& artifact, Collection& into)
+
+  absl::Status OnUpdate(const StoreUpdate& update) override;
+  absl::StatusOr<Priors> ReadAllPriors() const;
+  absl::Status EnsurePriors() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::shared_ptr<const CollectionPrior>> AnyPrior(absl::string_view collection)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TakePrior(const Artifact& artifact, Priors& priors) const;
+  bool IsForeign(const CollectionPrior& prior) const { return prior.model_digest != model_digest_; }
+  absl::StatusOr<const Shifts*> Read(absl::string_view collection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status TakeShift(const Artifact& artifact, Shifts& into) const;
 
   // Sets the gauges of what is ignored: priors of all collections, and shifts of those that were asked for one.
   void Report() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  ReferenceStore* const store_;
+  StoreFeed* const feed_;
   const std::string model_digest_;
   Metrics* const metrics_;
   Mutex mutex_;
-  std::map<std::string, Collection, std::less<>> collections_ ABSL_GUARDED_BY(mutex_);
-  // Of other models.
-  std::map<std::string, std::shared_ptr<const CollectionPrior>, std::less<>> foreign_priors_ ABSL_GUARDED_BY(mutex_);
+  std::optional<Priors> priors_ ABSL_GUARDED_BY(mutex_);  // Nothing: none was asked for.
+  std::map<std::string, Shifts, std::less<>> shifts_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace c3po

@@ -325,7 +325,6 @@ void ReferenceImport::JudgeBatch(const std::vector<Item>& batch, std::vector<Jud
 absl::Status ReferenceImport::Commit(std::vector<Judged>& judged, std::vector<SampleVerdict>& verdicts) const {
   std::vector<ReferenceRecord> records;
   std::vector<size_t> of_record;
-  bool content_replaced = false;
   for (size_t i = 0; i < judged.size(); ++i) {
     Judged& one = judged[i];
     if (absl::IsAlreadyExists(one.status)) continue;
@@ -338,10 +337,8 @@ absl::Status ReferenceImport::Commit(std::vector<Judged>& judged, std::vector<Sa
     C3PO_RETURN_IF_ERROR(one.status);
     verdicts[i].id = one.record.id;
     verdicts[i].outcome = one.record.successful ? SampleOutcome::kSuccessful : SampleOutcome::kFailed;
-    if (!one.record.sample.id.empty() && parts_.catalog->GetRecord(one.record.id).ok()) {
+    if (!one.record.sample.id.empty() && parts_.catalog->GetRecord(one.record.id).ok())
       verdicts[i].replaced_ids.push_back(one.record.id);
-      content_replaced = true;
-    }
     of_record.push_back(i);
     records.push_back(std::move(one.record));
   }
@@ -352,7 +349,6 @@ absl::Status ReferenceImport::Commit(std::vector<Judged>& judged, std::vector<Sa
     verdicts[of_record[r]].outcome = SampleOutcome::kDuplicate;
     verdicts[of_record[r]].replaced_ids.clear();
   }
-  if (content_replaced) parts_.shifts->Forget(settings_.collection);
   return absl::OkStatus();
 }
 
@@ -381,9 +377,7 @@ absl::Status ReferenceImport::SettlePrompts(const std::vector<Item>& batch,
     }
   }
   if (gone.empty()) return absl::OkStatus();
-  C3PO_RETURN_IF_ERROR(parts_.catalog->Erase(std::vector<std::string>(gone.begin(), gone.end())).status());
-  parts_.shifts->Forget(settings_.collection);
-  return absl::OkStatus();
+  return parts_.catalog->Erase(std::vector<std::string>(gone.begin(), gone.end())).status();
 }
 
 absl::Status ReferenceImport::CheckCancelled() const {

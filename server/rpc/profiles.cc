@@ -17,7 +17,6 @@ namespace {
 // All begin as the first does.
 constexpr char kProfileName[] = "profile", kNotesName[] = "profile_notes", kBindingName[] = "profile_binding";
 constexpr size_t kNotesMax = 64 << 10;
-constexpr size_t kAbsentMax = 256;  // Clients may make names up.
 
 // "profile.k: ..." of "optimization.k: ...".
 absl::Status InProfile(const absl::Status& status) {
@@ -33,30 +32,82 @@ std::string BindingText(absl::string_view model_digest, absl::string_view embedd
 }  // namespace
 
 absl::Status Profiles::Open() {
-  const MutexLock lock(mutex_);
-  C3PO_ASSIGN_OR_RETURN(const std::vector<std::string> collections, store_->CollectionsWith(kProfileName));
+  C3PO_ASSIGN_OR_RETURN(const std::vector<std::string> collections, feed_->store().CollectionsWith(kProfileName));
   C3PO_RETURN_IF_ERROR(BindOldOnes(collections));
-  for (const std::string& collection : collections) {
-    C3PO_ASSIGN_OR_RETURN(const std::shared_ptr<const Profile> profile, FindLocked(collection));
-    if (!profile || profile->why_ignored.empty()) continue;
-    Log(LogLevel::kWarning, "profile_ignored", "", {{"collection", collection}, {"reason", profile->why_ignored}});
+  C3PO_RETURN_IF_ERROR(feed_->Join(this));
+  const MutexLock lock(mutex_);
+  for (const auto& [collection, profile] : known_) {
+    C3PO_RETURN_IF_ERROR(profile.status());
+    if ((*profile)->why_ignored.empty()) continue;
+    Log(LogLevel::kWarning, "profile_ignored", "", {{"collection", collection}, {"reason", (*profile)->why_ignored}});
   }
   return absl::OkStatus();
 }
 
 absl::Status Profiles::BindOldOnes(const std::vector<std::string>& collections) {
-  C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all, store_->Stats(shape_.digest, embedder_digest_));
+  const ReferenceStore& store = feed_->store();
+  C3PO_ASSIGN_OR_RETURN(const std::vector<CollectionStats> all, store.Stats(shape_.digest, embedder_digest_));
   for (const std::string& collection : collections) {
-    C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> bindings, store_->Artifacts(collection, kBindingName));
+    C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> bindings, store.Artifacts(collection, kBindingName));
     const auto stats = std::find_if(all.begin(), all.end(),
                                     [&](const CollectionStats& entry) { return entry.collection == collection; });
     const bool all_usable = stats != all.end() && stats->usable == stats->references;
     if (!bindings.empty() || !all_usable) continue;
     C3PO_RETURN_IF_ERROR(
-        store_->PutArtifacts({{collection, kBindingName, BindingText(shape_.digest, embedder_digest_)}}));
+        feed_->PutArtifacts({{collection, kBindingName, BindingText(shape_.digest, embedder_digest_)}}));
     Log(LogLevel::kInfo, "profile_bound", "", {{"collection", collection}, {"model", shape_.digest}});
   }
   return absl::OkStatus();
+}
+
+absl::Status Profiles::OnUpdate(const StoreUpdate& update) {
+  std::optional<Known> all;
+  if (update.from_start) {
+    C3PO_ASSIGN_OR_RETURN(all, ReadAll());
+  }
+  const MutexLock lock(mutex_);
+  if (all) known_ = *std::move(all);
+  for (const Artifact& artifact : update.artifacts) Take(artifact, known_);
+  Report();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Profiles::Known> Profiles::ReadAll() const {
+  Known known;
+  C3PO_ASSIGN_OR_RETURN(const std::vector<std::string> collections, feed_->store().CollectionsWith(kProfileName));
+  for (const std::string& collection : collections) {
+    C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, feed_->store().Artifacts(collection, kProfileName));
+    for (const Artifact& artifact : artifacts) Take(artifact, known);
+  }
+  return known;
+}
+
+// Takes what is, or is no longer, of the three artifacts of a profile, of which that of its options comes first.
+void Profiles::Take(const Artifact& artifact, Known& known) const {
+  const bool is_profile = artifact.name == kProfileName;
+  if (!is_profile && artifact.name != kNotesName && artifact.name != kBindingName) return;
+  if (is_profile && artifact.value.empty()) {
+    known.erase(artifact.collection);
+    return;
+  }
+  const auto held = known.find(artifact.collection);
+  if (held == known.end() && !is_profile) return;  // They have outlived it.
+  const bool is_readable = held != known.end() && held->second.ok();
+  if (!is_profile && !is_readable) return;
+  auto profile = is_readable ? std::make_shared<Profile>(**held->second) : std::make_shared<Profile>();
+  if (artifact.name == kNotesName) profile->notes = artifact.value;
+  if (artifact.name == kBindingName) {
+    const std::pair<std::string, std::string> digests = absl::StrSplit(artifact.value, absl::MaxSplits(' ', 1));
+    std::tie(profile->model_digest, profile->embedder_digest) = digests;
+  }
+  if (is_profile && !profile->options.ParseFromString(artifact.value)) {
+    const std::string& name = artifact.collection;
+    known.insert_or_assign(name,
+                           absl::DataLossError(absl::StrCat("collection \"", name, "\": its profile cannot be read")));
+    return;
+  }
+  profile->why_ignored = WhyIgnored(*profile);
+  known.insert_or_assign(artifact.collection, std::shared_ptr<const Profile>(std::move(profile)));
 }
 
 absl::StatusOr<OptimizationSettings> Profiles::Resolve(const v1::OptimizationOptions& options,
@@ -130,35 +181,8 @@ absl::StatusOr<OptimizationSettings> Profiles::Over(const OptimizationSettings& 
 
 absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::Find(absl::string_view collection) {
   const MutexLock lock(mutex_);
-  return FindLocked(collection);
-}
-
-absl::StatusOr<std::shared_ptr<const Profiles::Profile>> Profiles::FindLocked(absl::string_view collection) {
-  if (const auto found = known_.find(collection); found != known_.end()) return found->second;
-  if (absent_.contains(collection)) return std::shared_ptr<const Profile>();
-  C3PO_ASSIGN_OR_RETURN(const std::vector<Artifact> artifacts, store_->Artifacts(collection, kProfileName));
-  auto profile = std::make_shared<Profile>();
-  bool exists = false;
-  for (const Artifact& artifact : artifacts) {
-    if (artifact.name == kNotesName) profile->notes = artifact.value;
-    if (artifact.name == kBindingName) {
-      const std::pair<std::string, std::string> digests = absl::StrSplit(artifact.value, absl::MaxSplits(' ', 1));
-      std::tie(profile->model_digest, profile->embedder_digest) = digests;
-    }
-    if (artifact.name != kProfileName) continue;
-    exists = true;
-    if (!profile->options.ParseFromString(artifact.value))
-      return absl::DataLossError(absl::StrCat("collection \"", collection, "\": its profile cannot be read"));
-  }
-  if (!exists) {
-    if (absent_.size() >= kAbsentMax) absent_.clear();
-    absent_.emplace(collection);
-    return std::shared_ptr<const Profile>();
-  }
-  profile->why_ignored = WhyIgnored(*profile);
-  known_.emplace(collection, profile);
-  Report();
-  return std::shared_ptr<const Profile>(profile);
+  const auto found = known_.find(collection);
+  return found == known_.end() ? std::shared_ptr<const Profile>() : found->second;
 }
 
 std::string Profiles::WhyIgnored(const Profile& profile) const {
@@ -181,9 +205,8 @@ std::string Profiles::WhyIgnored(const Profile& profile) const {
 
 void Profiles::Report() {
   if (metrics_ == nullptr) return;
-  metrics_->SetLearnedIgnored(Metrics::Learned::kProfile,
-                              std::count_if(known_.begin(), known_.end(),
-                                            [](const auto& entry) { return !entry.second->why_ignored.empty(); }));
+  const auto is_ignored = [](const auto& entry) { return entry.second.ok() && !(*entry.second)->why_ignored.empty(); };
+  metrics_->SetLearnedIgnored(Metrics::Learned::kProfile, std::count_if(known_.begin(), known_.end(), is_ignored));
 }
 
 std::vector<std::string> Profiles::Collections() {
@@ -207,36 +230,20 @@ absl::Status Profiles::Set(absl::string_view collection, Profile profile) {
   C3PO_RETURN_IF_ERROR(InProfile(ValidateSettings(*settings, shape_)));
   // A message without a field would serialize to nothing, which removes the artifact: the method is always written.
   if (!profile.options.has_method()) profile.options.set_method(v1::METHOD_UNSPECIFIED);
-  const MutexLock lock(mutex_);
-  if (known_.size() >= kProfilesMax && known_.find(collection) == known_.end())
-    return absl::ResourceExhaustedError(absl::StrCat(kProfilesMax, " profiles are stored; remove some"));
-  C3PO_RETURN_IF_ERROR(
-      store_->PutArtifacts({{std::string(collection), kProfileName, profile.options.SerializeAsString()},
-                            {std::string(collection), kNotesName, profile.notes},
-                            {std::string(collection), kBindingName, BindingText(shape_.digest, embedder_digest_)}}));
-  profile.model_digest = shape_.digest;
-  profile.embedder_digest = embedder_digest_;
-  profile.why_ignored.clear();
-  known_[std::string(collection)] = std::make_shared<Profile>(std::move(profile));
-  absent_.erase(collection);
-  Report();
-  return absl::OkStatus();
+  {
+    const MutexLock lock(mutex_);
+    if (known_.size() >= kProfilesMax && known_.find(collection) == known_.end())
+      return absl::ResourceExhaustedError(absl::StrCat(kProfilesMax, " profiles are stored; remove some"));
+  }
+  return feed_->PutArtifacts({{std::string(collection), kProfileName, profile.options.SerializeAsString()},
+                              {std::string(collection), kNotesName, profile.notes},
+                              {std::string(collection), kBindingName, BindingText(shape_.digest, embedder_digest_)}});
 }
 
 absl::Status Profiles::Remove(absl::string_view collection) {
-  const MutexLock lock(mutex_);
-  C3PO_RETURN_IF_ERROR(store_->PutArtifacts({{std::string(collection), kProfileName, ""},
-                                             {std::string(collection), kNotesName, ""},
-                                             {std::string(collection), kBindingName, ""}}));
-  known_.erase(std::string(collection));
-  Report();
-  return absl::OkStatus();
-}
-
-void Profiles::Forget(absl::string_view collection) {
-  const MutexLock lock(mutex_);
-  known_.erase(std::string(collection));
-  Report();
+  return feed_->PutArtifacts({{std::string(collection), kProfileName, ""},
+                              {std::string(collection), kNotesName, ""},
+                              {std::string(collection), kBindingName, ""}});
 }
 
 }  // namespace c3po

@@ -6,12 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "c3po/v1/options.pb.h"
 #include "index/base/mutex.h"
-#include "index/store/reference_store.h"
+#include "index/store/store_feed.h"
 #include "server/admission/collection_access.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/learned_shifts.h"
@@ -25,8 +24,11 @@ namespace c3po {
 //
 // A profile belongs to the model and the embedder that it was stored under, by their digests: layers, rates and
 // distances mean nothing to others. One that does not fit is kept and ignored: requests get the server's defaults, and
-// a warning in their reports. Thread-safe.
-class Profiles {
+// a warning in their reports.
+//
+// All are held in memory from Open on, where they follow the store's changes (StoreFeed), those of other servers too:
+// no request reads the store for one. Thread-safe.
+class Profiles : private StoreListener {
  public:
   static constexpr size_t kProfilesMax = 10000;
 
@@ -38,19 +40,20 @@ class Profiles {
     std::string why_ignored = "";  // empty: it is used
   };
 
-  // `store`, `shifts` and `metrics` (which may be null) outlive it.
-  Profiles(ReferenceStore* store, LearnedShifts* shifts, Metrics* metrics, ModelShape shape,
-           std::string embedder_digest, OptimizationSettings defaults)
-      : store_(store),
+  // `feed`, `shifts` and `metrics` (which may be null) outlive it.
+  Profiles(StoreFeed* feed, LearnedShifts* shifts, Metrics* metrics, ModelShape shape, std::string embedder_digest,
+           OptimizationSettings defaults)
+      : feed_(feed),
         shifts_(shifts),
         metrics_(metrics),
         shape_(std::move(shape)),
         embedder_digest_(std::move(embedder_digest)),
         defaults_(std::move(defaults)) {}
+  ~Profiles() override { feed_->Leave(this); }
 
   // Reads every profile; logs those that are ignored (event profile_ignored). One without a binding, of an earlier
   // version of c3pod, is bound to this server's model and embedder where all references of its collection were made
-  // with them; else it stays without, and is ignored.
+  // with them; else it stays without, and is ignored. DataLoss: one cannot be read. Call once, first.
   absl::Status Open();
 
   // Server defaults, then the profile of the collection asked for (unless use_profile is false, or it is ignored), or
@@ -63,7 +66,7 @@ class Profiles {
   absl::StatusOr<OptimizationSettings> Resolve(const v1::OptimizationOptions& options,
                                                const CollectionAccess& access = CollectionAccess());
 
-  // Null: none.
+  // Null: none. DataLoss: it cannot be read.
   absl::StatusOr<std::shared_ptr<const Profile>> Find(absl::string_view collection);
   // By ascending name, those that have one.
   std::vector<std::string> Collections();
@@ -71,23 +74,23 @@ class Profiles {
   // ...". ResourceExhausted: kProfilesMax are stored.
   absl::Status Set(absl::string_view collection, Profile profile);
   absl::Status Remove(absl::string_view collection);
-  // Call after a collection was deleted.
-  void Forget(absl::string_view collection);
 
   const OptimizationSettings& defaults() const { return defaults_; }
 
  private:
-  using Known = std::map<std::string, std::shared_ptr<const Profile>, std::less<>>;
-  absl::StatusOr<std::shared_ptr<const Profile>> FindLocked(absl::string_view collection)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status BindOldOnes(const std::vector<std::string>& collections) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Those that exist, or why one cannot be read.
+  using Known = std::map<std::string, absl::StatusOr<std::shared_ptr<const Profile>>, std::less<>>;
+  absl::Status OnUpdate(const StoreUpdate& update) override;
+  absl::StatusOr<Known> ReadAll() const;
+  void Take(const Artifact& artifact, Known& known) const;
+  absl::Status BindOldOnes(const std::vector<std::string>& collections);
   std::string WhyIgnored(const Profile& profile) const;
   absl::StatusOr<OptimizationSettings> ResolveReadable(const v1::OptimizationOptions& options);
   absl::StatusOr<OptimizationSettings> Over(const OptimizationSettings& base,
                                             const v1::OptimizationOptions& options) const;
   void Report() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);  // The gauge of ignored profiles.
 
-  ReferenceStore* const store_;
+  StoreFeed* const feed_;
   LearnedShifts* const shifts_;
   Metrics* const metrics_;
   const ModelShape shape_;
@@ -95,8 +98,6 @@ class Profiles {
   const OptimizationSettings defaults_;
   Mutex mutex_;
   Known known_ ABSL_GUARDED_BY(mutex_);
-  // Collections without a profile, some of them: the call's own thread must not wait for the store at every request.
-  absl::flat_hash_set<std::string> absent_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace c3po

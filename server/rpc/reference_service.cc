@@ -276,10 +276,6 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
     const bool whole_collection = request->ids().empty();
     C3PO_ASSIGN_OR_RETURN(const int64_t deleted,
                           whole_collection ? catalog.EraseCollection(request->collection()) : catalog.Erase(ids));
-    // What was learned of them went with them.
-    parts_.pipeline_parts.shifts->Forget(request->collection());
-    if (whole_collection) parts_.pipeline_parts.offsets->Forget(request->collection());
-    if (whole_collection) parts_.profiles->Forget(request->collection());
     ReportReferences(catalog, parts_.pipeline_parts.metrics);
     response->set_deleted(static_cast<uint64_t>(deleted));
     call.Audit("delete", {{"whole_collection", whole_collection}, {"deleted", deleted}});

@@ -20,7 +20,7 @@ using ::testing::IsEmpty;
 class ChoiceOffsetTest : public testing::Test {
  protected:
   ChoiceOffsetTest()
-      : store_(OpenReferenceStore(folder_.File("store.db")).value()), offsets_(store_.get(), "model", "embedder") {
+      : store_(OpenReferenceStore(folder_.File("store.db")).value()), offsets_(&feed_, "model", "embedder") {
     none_.collection = ngd_.collection = "mood";
     none_.method = Method::kNone;
     ngd_.method = Method::kNeighborhoodGradientDescent;
@@ -40,6 +40,7 @@ class ChoiceOffsetTest : public testing::Test {
 
   ScratchFolder folder_;
   std::unique_ptr<ReferenceStore> store_;
+  StoreFeed feed_{store_.get()};
   LabelOffsets offsets_;
   OptimizationSettings none_, ngd_;
 };

@@ -75,7 +75,7 @@ class ChargedCallTest : public MadeUpPipelineTest {
       record.id = ReferenceId("labels", record.sample);
     }
     EXPECT_TRUE(store_->Add(records).ok());
-    LabelOffsets offsets(store_.get(), kModelDigest, embedding_.digest());
+    LabelOffsets offsets(&feed_, kModelDigest, embedding_.digest());
     parts_.offsets = &offsets;
     CollectionLearning learning(parts_, store_.get(), 2);
     OffsetRequest request;

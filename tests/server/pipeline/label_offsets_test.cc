@@ -53,11 +53,12 @@ class LabelOffsetsTest : public testing::Test {
   }
   LabelOffsets Open(const std::string& model = "model", const std::string& embedder = "embedder",
                     Metrics* metrics = nullptr) {
-    return LabelOffsets(store_.get(), model, embedder, metrics);
+    return LabelOffsets(&feed_, model, embedder, metrics);
   }
 
   ScratchFolder folder_;
   std::unique_ptr<ReferenceStore> store_;
+  StoreFeed feed_{store_.get()};
 };
 
 TEST_F(LabelOffsetsTest, OffsetsAreTheSameDoublesAfterARestartAndOnePerSettings) {
@@ -170,8 +171,29 @@ TEST_F(LabelOffsetsTest, OffsetsGoWithTheirCollection) {
   ASSERT_TRUE(offsets.Put("mood", Offset(kNone)).ok());
   ASSERT_TRUE(store_->DeleteCollection("mood").ok());
   EXPECT_NE(*offsets.FittedAfter(kNone), nullptr);
-  offsets.Forget("mood");
+  ASSERT_TRUE(feed_.CatchUp().ok());
   EXPECT_EQ(*offsets.FittedAfter(kNone), nullptr);
+}
+
+TEST_F(LabelOffsetsTest, WhatOthersFitIsThereOnceTheFeedHasCaughtUp) {
+  LabelOffsets offsets = Open();
+  ASSERT_TRUE(offsets.ReadAll().ok());
+  StoreFeed others_feed(store_.get());
+  LabelOffsets others(&others_feed, "model", "embedder");
+  ASSERT_TRUE(others.Put("mood", Offset(kNone)).ok());
+  ASSERT_TRUE(store_->Add(MakeReferences("law", 0, 3)).ok());
+  ASSERT_TRUE(others.Put("law", Offset(kNone)).ok());
+  EXPECT_EQ(*offsets.OfModelAlone("mood"), nullptr) << "it was read at the start";
+  ASSERT_TRUE(feed_.CatchUp().ok());
+  EXPECT_NE(*offsets.OfModelAlone("mood"), nullptr);
+  EXPECT_NE(*offsets.OfModelAlone("law"), nullptr);
+  CollectionOffset newer = Offset(kNone);
+  newer.references = 121;
+  ASSERT_TRUE(others.Put("mood", newer).ok());
+  EXPECT_EQ((*offsets.OfModelAlone("mood"))->references, 120);
+  ASSERT_TRUE(feed_.CatchUp().ok());
+  EXPECT_EQ((*offsets.OfModelAlone("mood"))->references, 121);
+  EXPECT_EQ(offsets.All("mood")->size(), 1u);
 }
 
 TEST_F(LabelOffsetsTest, TextThatDoesNotFitTogetherIsDataLossThatNamesTheArtifact) {

@@ -21,7 +21,7 @@ RoutingOverride Shift(std::vector<int> layers, std::vector<float> values) {
 
 class LearnedOverrideTest : public testing::Test {
  protected:
-  LearnedOverrideTest() : store_(OpenReferenceStore(folder_.File("store.db")).value()), shifts_(store_.get(), "m") {
+  LearnedOverrideTest() : store_(OpenReferenceStore(folder_.File("store.db")).value()), shifts_(&feed_, "m") {
     settings_.collection = "math";
     settings_.method = Method::kAmortizedShift;
     settings_.critical_layers = {1, 3};
@@ -35,6 +35,7 @@ class LearnedOverrideTest : public testing::Test {
 
   ScratchFolder folder_;
   std::unique_ptr<ReferenceStore> store_;
+  StoreFeed feed_{store_.get()};
   LearnedShifts shifts_;
   OptimizationSettings settings_;
 };
@@ -48,6 +49,7 @@ TEST_F(LearnedOverrideTest, AmortizedShiftsOfTheseLayersAreAveragedByKernelWeigh
   const std::vector<WeightedReference> neighbors = {Neighbor("a", 0.5), Neighbor("none", 0.25),
                                                     Neighbor("other layers", 0.125), Neighbor("b", 0.125)};
   settings_.step_scale = 0.5;
+  ASSERT_TRUE(ResolvePrior(shifts_, settings_).ok());
   const auto found = LearnedOverride(shifts_, settings_, neighbors, 2);
   ASSERT_TRUE(found.ok()) << found.status();
   ASSERT_NE(*found, nullptr);

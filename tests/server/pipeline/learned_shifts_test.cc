@@ -24,18 +24,19 @@ class LearnedShiftsTest : public testing::Test {
   LearnedShiftsTest() : store_(OpenReferenceStore(folder_.File("store.db")).value()) {}
   ScratchFolder folder_;
   std::unique_ptr<ReferenceStore> store_;
+  StoreFeed feed_{store_.get()};
 };
 
 TEST_F(LearnedShiftsTest, PriorsAndShiftsAreTheSameFloatsAfterARestart) {
   CollectionPrior prior{Shift({1, 3}, -0.3f), "model", 80, 20, 1.5, 1.25, 0.5, 0.625, {"a", "b"}};
   {
-    LearnedShifts shifts(store_.get(), "model");
+    LearnedShifts shifts(&feed_, "model");
     EXPECT_EQ(shifts.Prior("math").status().code(), absl::StatusCode::kNotFound);
     ASSERT_TRUE(shifts.PutPrior("math", prior).ok());
     ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 0.7f), "model", "steps 5"}, {"b", {}, "model", ""}}).ok());
     EXPECT_EQ((*shifts.Prior("math"))->routing.values.weights, prior.routing.values.weights);
   }
-  LearnedShifts shifts(store_.get(), "model");
+  LearnedShifts shifts(&feed_, "model");
   const auto read = shifts.Prior("math");
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_EQ((*read)->routing.layers, prior.routing.layers);
@@ -55,11 +56,11 @@ TEST_F(LearnedShiftsTest, PriorsAndShiftsAreTheSameFloatsAfterARestart) {
 
 TEST_F(LearnedShiftsTest, WhatAnotherModelLearnedIsAbsent) {
   {
-    LearnedShifts shifts(store_.get(), "old");
+    LearnedShifts shifts(&feed_, "old");
     ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "old"}).ok());
     ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 0), "old", ""}}).ok());
   }
-  LearnedShifts shifts(store_.get(), "new");
+  LearnedShifts shifts(&feed_, "new");
   EXPECT_EQ(shifts.Prior("math").status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(shifts.Prior("math").status().message()), HasSubstr("\"math\""));
   EXPECT_FALSE(*shifts.Shift("math", "a"));
@@ -67,7 +68,7 @@ TEST_F(LearnedShiftsTest, WhatAnotherModelLearnedIsAbsent) {
 
 TEST_F(LearnedShiftsTest, WhatAnotherModelLearnedIsCountedShownAndReplaced) {
   {
-    LearnedShifts shifts(store_.get(), "old");
+    LearnedShifts shifts(&feed_, "old");
     ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "old"}).ok());
     ASSERT_TRUE(shifts.PutPrior("law", {Shift({1}, 0), "new"}).ok());
     ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 0), "old", ""}, {"b", Shift({2}, 0), "old", ""}}).ok());
@@ -76,7 +77,7 @@ TEST_F(LearnedShiftsTest, WhatAnotherModelLearnedIsCountedShownAndReplaced) {
   const auto ignored = [&](const std::string& kind, int count) {
     return HasSubstr("c3po_learned_ignored{kind=\"" + kind + "\"} " + std::to_string(count) + "\n");
   };
-  LearnedShifts shifts(store_.get(), "new", &metrics);
+  LearnedShifts shifts(&feed_, "new", &metrics);
   ASSERT_TRUE(shifts.ReadPriors().ok());
   EXPECT_THAT(metrics.PrometheusText(), ignored("prior", 1));
   EXPECT_THAT(metrics.PrometheusText(), ignored("shift", 0));  // Nobody has asked for one.
@@ -93,23 +94,65 @@ TEST_F(LearnedShiftsTest, WhatAnotherModelLearnedIsCountedShownAndReplaced) {
   EXPECT_THAT(metrics.PrometheusText(), ignored("shift", 1));
   EXPECT_EQ((*shifts.StoredPrior("math"))->model_digest, "new");
   ASSERT_TRUE(store_->DeleteCollection("math").ok());
-  shifts.Forget("math");
+  ASSERT_TRUE(feed_.CatchUp().ok());
   EXPECT_THAT(metrics.PrometheusText(), ignored("shift", 0));
 }
 
-TEST_F(LearnedShiftsTest, ForgottenCollectionsAreReadAgain) {
-  LearnedShifts shifts(store_.get(), "model");
+// Another server over the same store has a feed of its own.
+TEST_F(LearnedShiftsTest, WhatOthersLearnIsThereOnceTheFeedHasCaughtUp) {
+  LearnedShifts shifts(&feed_, "model");
+  StoreFeed others_feed(store_.get());
+  LearnedShifts others(&others_feed, "model");
   ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "model"}).ok());
-  ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", ""}}).ok());
+  ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 1), "model", "s"}, {"b", Shift({2}, 1), "model", "s"}}).ok());
+  ASSERT_TRUE(others.PutPrior("math", {Shift({1}, 7), "model"}).ok());
+  ASSERT_TRUE(others.PutShifts("math", {{"a", Shift({2}, 9), "model", "s"}, {"c", Shift({2}, 9), "old", "s"}}).ok());
+  EXPECT_EQ((*shifts.Prior("math"))->routing.values.weights[0], 0);
+  EXPECT_EQ((*shifts.Shift("math", "a"))->routing.values.weights[0], 1);
+  ASSERT_TRUE(feed_.CatchUp().ok());
+  EXPECT_EQ((*shifts.Prior("math"))->routing.values.weights[0], 7);
+  EXPECT_EQ((*shifts.Shift("math", "a"))->routing.values.weights[0], 9);
+  EXPECT_EQ(*shifts.CountShifts("math"), 2);
+  EXPECT_EQ(*shifts.CountForeignShifts("math"), 1);
+
+  ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", ""}, {"math", "reference/a/shift", ""}}).ok());
   EXPECT_TRUE(shifts.Prior("math").ok());
-  shifts.Forget("math");
+  ASSERT_TRUE(feed_.CatchUp().ok());
   EXPECT_EQ(shifts.Prior("math").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(*shifts.Shift("math", "a"), nullptr);
+  EXPECT_NE(*shifts.Shift("math", "b"), nullptr);
+}
+
+TEST_F(LearnedShiftsTest, ShiftsGoWithTheirReference) {
+  const std::vector<ReferenceRecord> records = MakeReferences("math", 0, 2);
+  ASSERT_TRUE(store_->Add(records).ok());
+  LearnedShifts shifts(&feed_, "model");
+  ASSERT_TRUE(shifts.PutShifts("math", {{records[0].id, Shift({2}, 0), "model", ""}}).ok());
+  ASSERT_TRUE(shifts.PutShifts("math", {{records[1].id, Shift({2}, 0), "model", ""}}).ok());
+  EXPECT_EQ(*shifts.CountShifts("math"), 2);
+  ASSERT_TRUE(store_->Delete({records[0].id}).ok());
+  ASSERT_TRUE(feed_.CatchUp().ok());
+  EXPECT_EQ(*shifts.Shift("math", records[0].id), nullptr);
+  EXPECT_EQ(*shifts.CountShifts("math"), 1);
+}
+
+TEST_F(LearnedShiftsTest, WhatComesUnreadableFromOthersIsToldToWhoAsksForItAndNoOneElse) {
+  LearnedShifts shifts(&feed_, "model");
+  ASSERT_TRUE(shifts.PutPrior("law", {Shift({1}, 0), "model"}).ok());
+  ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 1), "model", "s"}}).ok());
+  ASSERT_TRUE(shifts.Prior("law").ok());
+  EXPECT_EQ(*shifts.CountShifts("math"), 1);
+  ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", "{"}, {"math", "reference/b/shift", "{"}}).ok());
+  ASSERT_TRUE(feed_.CatchUp().ok());
+  EXPECT_EQ(shifts.Prior("math").status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(shifts.Shift("math", "a").status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(shifts.Prior("law").ok());
 }
 
 TEST_F(LearnedShiftsTest, UnreadableTextIsDataLossThatNamesTheArtifact) {
   for (const char* text : {"{", "{}", "[1]", R"({"routing": {"layers": [1], "experts": 4, "shift": [1, 2]}})"}) {
     ASSERT_TRUE(store_->PutArtifacts({{"math", "prior", text}}).ok());
-    LearnedShifts shifts(store_.get(), "model");
+    LearnedShifts shifts(&feed_, "model");
     const absl::Status status = shifts.Prior("math").status();
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << text;
     EXPECT_THAT(std::string(status.message()), HasSubstr("artifact prior"));

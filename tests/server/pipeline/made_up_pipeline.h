@@ -76,7 +76,7 @@ class MadeUpPipelineTest : public testing::Test {
         engine_(&model_, limits, 64, nullptr),
         embedding_(nullptr, model_.shape(), 0),
         store_(*OpenReferenceStore(folder_.File("store.db"))),
-        shifts_(store_.get(), kModelDigest) {
+        shifts_(&feed_, kModelDigest) {
     OpenCatalog(embedding_.digest());
     parts_.model = &model_;
     parts_.engine = &engine_;
@@ -94,7 +94,7 @@ class MadeUpPipelineTest : public testing::Test {
     options.moe_layers = 3;
     options.experts = 4;
     options.hidden_size = 8;
-    catalog_ = *ReferenceCatalog::Open(store_.get(), options);
+    catalog_ = *ReferenceCatalog::Open(&feed_, options);
     parts_.catalog = catalog_.get();
   }
 
@@ -105,6 +105,7 @@ class MadeUpPipelineTest : public testing::Test {
   Engine engine_;
   const QueryEmbedding embedding_;
   const std::unique_ptr<ReferenceStore> store_;
+  StoreFeed feed_{store_.get()};
   LearnedShifts shifts_;
   std::unique_ptr<ReferenceCatalog> catalog_;
   PipelineParts parts_;

@@ -27,7 +27,7 @@ constexpr float kOfOne = -1, kOfTwo = -3;  // The model leans to "1", whatever t
 
 class OffsetTunerTest : public MadeUpPipelineTest {
  protected:
-  OffsetTunerTest() : offsets_(store_.get(), kModelDigest, embedding_.digest()) {
+  OffsetTunerTest() : offsets_(&feed_, kModelDigest, embedding_.digest()) {
     parts_.workers = &workers_;
     parts_.offsets = &offsets_;
     model_.answers = true;

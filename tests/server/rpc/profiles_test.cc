@@ -42,9 +42,9 @@ class ProfilesTest : public testing::Test {
     return Start(runs, DefaultSettings(shape));
   }
   Profiles& Start(const Runs& runs, OptimizationSettings defaults) {
-    shifts_ = std::make_unique<LearnedShifts>(store_.get(), runs.model, &metrics_);
-    profiles_ = std::make_unique<Profiles>(store_.get(), shifts_.get(), &metrics_, ShapeOf(runs), runs.embedder,
-                                           std::move(defaults));
+    shifts_ = std::make_unique<LearnedShifts>(&feed_, runs.model, &metrics_);
+    profiles_ =
+        std::make_unique<Profiles>(&feed_, shifts_.get(), &metrics_, ShapeOf(runs), runs.embedder, std::move(defaults));
     EXPECT_TRUE(profiles_->Open().ok());
     return *profiles_;
   }
@@ -73,6 +73,7 @@ class ProfilesTest : public testing::Test {
 
   ScratchFolder folder_;
   std::unique_ptr<ReferenceStore> store_;
+  StoreFeed feed_{store_.get()};
   Metrics metrics_{"model", "0"};
   std::unique_ptr<LearnedShifts> shifts_;
   std::unique_ptr<Profiles> profiles_;
@@ -112,6 +113,32 @@ TEST_F(ProfilesTest, TheStoreIsNotAskedAgainForAProfileThatIsNotThere) {
   EXPECT_THAT(ResolvedBy(profiles).critical_layers, ElementsAre(22));
   ASSERT_TRUE(profiles.Remove("set").ok());
   EXPECT_EQ(*profiles.Find("set"), nullptr);
+}
+
+// Another server over the same store has a feed of its own.
+TEST_F(ProfilesTest, WhatOthersStoreIsUsedOnceTheFeedHasCaughtUp) {
+  Profiles& profiles = Start({});
+  StoreFeed others_feed(store_.get());
+  LearnedShifts others_shifts(&others_feed, "model-a");
+  const ModelShape shape = ShapeOf({});
+  Profiles others(&others_feed, &others_shifts, nullptr, shape, "embedder-a", DefaultSettings(shape));
+  ASSERT_TRUE(others.Open().ok());
+  Profiles::Profile profile = ProfileOf({21});
+  profile.notes = "{\"by\": 1}";
+  ASSERT_TRUE(others.Set("set", profile).ok());
+  EXPECT_EQ(*profiles.Find("set"), nullptr);
+  ASSERT_TRUE(feed_.CatchUp().ok());
+  EXPECT_THAT(ResolvedBy(profiles).critical_layers, ElementsAre(21));
+  EXPECT_EQ((*profiles.Find("set"))->notes, "{\"by\": 1}");
+  EXPECT_THAT(profiles.Collections(), ElementsAre("set"));
+  ASSERT_TRUE(profiles.Set("set", ProfileOf({22})).ok());
+  ASSERT_TRUE(others_feed.CatchUp().ok());
+  EXPECT_THAT(ResolvedBy(others).critical_layers, ElementsAre(22));
+  EXPECT_EQ((*others.Find("set"))->notes, "");
+  ASSERT_TRUE(others.Remove("set").ok());
+  ASSERT_TRUE(feed_.CatchUp().ok());
+  EXPECT_EQ(*profiles.Find("set"), nullptr);
+  EXPECT_THAT(profiles.Collections(), IsEmpty());
 }
 
 TEST_F(ProfilesTest, StoredAgainItIsOfTheModelThatRuns) {
@@ -244,6 +271,7 @@ TEST_F(ProfilesTest, WhoMayNotReadTheDefaultCollectionGetsTheModelAloneWhereNone
 TEST_F(ProfilesTest, WhereAProfileCannotBeReadOnlyCallsWithoutOptimizationGoOn) {
   Profiles& profiles = Start(Runs());
   ASSERT_TRUE(store_->PutArtifacts({{"set", "profile", "\xff\xff"}}).ok());
+  ASSERT_TRUE(feed_.CatchUp().ok());
   v1::OptimizationOptions options;
   options.set_collection("set");
   EXPECT_EQ(profiles.Resolve(options).status().code(), absl::StatusCode::kDataLoss);
