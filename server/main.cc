@@ -30,6 +30,7 @@
 #include "index/base/standard_streams.h"
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
+#include "index/base/store_away.h"
 #include "index/search/reference_catalog.h"
 #include "index/store/reference_store.h"
 #include "index/store/store_feed.h"
@@ -55,6 +56,7 @@
 #include "server/pipeline/reference_gauges.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/pipeline/reference_state_builder.h"
+#include "server/pipeline/store_follower.h"
 #include "server/process/descriptor_limit.h"
 #include "server/process/end_bound.h"
 #include "server/process/heap_settings.h"
@@ -81,6 +83,7 @@ namespace {
 
 constexpr char kVersion[] = C3PO_VERSION;
 constexpr absl::Duration kDrainPoll = absl::Milliseconds(10);
+constexpr absl::Duration kStorePoll = absl::Seconds(1);
 constexpr absl::Duration kEndMax = absl::Seconds(20);    // for gRPC to end once the calls have
 constexpr size_t kLogLinesMax = 8192;                    // that wait for their reader
 constexpr absl::Duration kLastLines = absl::Seconds(1);  // that the end waits for them
@@ -110,6 +113,7 @@ struct Server {
   std::unique_ptr<LabelOffsets> offsets;
   std::unique_ptr<Profiles> profiles;
   std::unique_ptr<StoreWatch> store_watch;
+  std::unique_ptr<StoreFollower> follower;
   std::unique_ptr<AdmissionController> admission;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<GenerationPipeline> pipeline;
@@ -282,12 +286,28 @@ absl::Status LoadEmbedder(const ServerConfig& config, Server& server) {
   return absl::OkStatus();
 }
 
+// A database may be started beside the server. What else is wrong with the store ends the start at once.
+absl::StatusOr<std::unique_ptr<ReferenceStore>> OpenStore(const ServerConfig& config, const StoreOptions& options) {
+  const absl::Time deadline = SteadyNow() + absl::Seconds(config.store_wait_seconds);
+  while (true) {
+    absl::StatusOr<std::unique_ptr<ReferenceStore>> store = OpenReferenceStore(config.store, options);
+    if (store.ok() || !IsStoreAway(store.status())) return store;
+    if (SteadyNow() >= deadline) {
+      return absl::UnavailableError(absl::StrCat(store.status().message(), "; the server waited ",
+                                                 config.store_wait_seconds,
+                                                 " seconds for it (--store-wait-seconds)"));
+    }
+    Log(LogLevel::kWarning, "store_awaited", "", {{"reason", store.status().message()}});
+    absl::SleepFor(kStorePoll);
+  }
+}
+
 absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   const std::string beside = IsPostgresLocation(config.store) ? "" : config.store + ".graphs";
   const std::string graphs = config.graph_cache.empty() ? beside : config.graph_cache;
   StoreOptions store_options;
   if (!graphs.empty()) store_options.trace_folders = {graphs};
-  C3PO_ASSIGN_OR_RETURN(server.store, OpenReferenceStore(config.store, store_options));
+  C3PO_ASSIGN_OR_RETURN(server.store, OpenStore(config, store_options));
   server.feed = std::make_unique<StoreFeed>(server.store.get());
   if (const std::string problem = server.store->empty_problem(); !problem.empty()) {
     Log(LogLevel::kWarning, "store_empty", "", {{"store", server.store->location()}, {"reason", problem}});
@@ -322,6 +342,10 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
     Log(LogLevel::kWarning, "store_indexes_rebuilt", "", {{"store", server.store->location()}, {"reason", problem}});
   }
   server.store_watch = std::make_unique<StoreWatch>(server.store.get(), server.metrics.get());
+  StoreFollower::Options following;
+  following.wait_max = absl::Seconds(config.generation_wait_seconds_max);
+  C3PO_ASSIGN_OR_RETURN(server.follower, StoreFollower::Start(server.feed.get(), server.catalog.get(),
+                                                              server.metrics.get(), following));
   for (const std::string& refused : server.catalog->startup().refused_files) {
     Log(LogLevel::kWarning, "graph_refused", "", {{"reason", refused}});
   }
@@ -516,6 +540,8 @@ absl::Status StartServing(const ServerConfig& config, Server& server, ProcessSig
   parts.profiles = server.profiles.get();
   parts.store = server.store.get();
   parts.store_watch = server.store_watch.get();
+  parts.feed = server.feed.get();
+  parts.follower = server.follower.get();
   parts.default_sampling.max_tokens = config.max_tokens_default;
   parts.kv_cache_tokens = cache_tokens;
   parts.version = kVersion;

@@ -66,6 +66,7 @@ absl::StatusOr<v1::OptimizationOptions> StoreCalibration(Session& session, const
   profile.clear_use_profile();
   profile.clear_exclude_reference_ids();
   profile.clear_return_pathways();
+  profile.clear_min_index_generation();
   if (result.use_offset()) {
     C3PO_ASSIGN_OR_RETURN(const std::optional<v1::OffsetInfo> offset, LearnOffset(session, flags, profile));
     if (!offset && result.helps() && !(result.lift.value > 0)) {

@@ -79,7 +79,8 @@ CalibrationAxis WholeSettings(const CalibrationScope& scope) {
   axis.candidates.push_back({"few samples", FewSamples(scope)});
   // What requests get without a profile: one that is worse would not be worth storing.
   Options defaults = scope.defaults;
-  for (const char* own : {"collection", "use_profile", "return_pathways", "exclude_reference_ids"}) {
+  for (const char* own :
+       {"collection", "use_profile", "return_pathways", "exclude_reference_ids", "min_index_generation"}) {
     defaults.GetReflection()->ClearField(&defaults, Options::descriptor()->FindFieldByName(own));
   }
   axis.candidates.push_back({"the server's defaults", defaults});

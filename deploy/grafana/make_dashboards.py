@@ -131,6 +131,10 @@ REFERENCES = [
     panel("Damage of the store", "short", [(gauge("c3po_store_damaged_rows", "instance,kind"), "damaged {{kind}} {{instance}}"),
                                            (gauge("c3po_store_lost"), "file lost {{instance}}")],
           description="Rows that do not match their checksum are left out. Lost: the file is no longer in its place, and nothing can be stored."),
+    panel("Changes of a shared store not seen yet", "short", [(gauge("c3po_index_generations_behind"), "{{instance}}")],
+          description="By each server of it. 0 where the store is one server's own."),
+    panel("Time since a shared store answered", "s", [(gauge("c3po_store_silent_seconds"), "{{instance}}")],
+          description="While it grows, calls are answered from memory and changes are refused."),
     panel("Neighbor cache hit rate", "percentunit", [
         (f"{rate('c3po_neighbor_cache_hits_total')} / ({rate('c3po_neighbor_cache_hits_total')} + "
          f"{rate('c3po_neighbor_cache_misses_total')})", "hits")],

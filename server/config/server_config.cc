@@ -309,6 +309,8 @@ absl::Status ServerConfig::Validate() const {
   if (scheme != std::string::npos && store.substr(0, scheme) != "postgresql" && store.substr(0, scheme) != "postgres") {
     return Wrong("store", "is a URL of another kind than postgresql://HOST/DATABASE");
   }
+  C3PO_RETURN_IF_ERROR(CheckRange("store-wait-seconds", store_wait_seconds, 0, 86400));
+  C3PO_RETURN_IF_ERROR(CheckRange("generation-wait-seconds-max", generation_wait_seconds_max, 0, 3600));
   C3PO_RETURN_IF_ERROR(CheckListen("listen", listen));
   if (!http_listen.empty()) C3PO_RETURN_IF_ERROR(CheckListen("http-listen", http_listen));
   C3PO_RETURN_IF_ERROR(CheckTransport(*this));

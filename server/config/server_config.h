@@ -39,6 +39,7 @@ struct ServerConfig {
 
   // References
   std::string store = "c3po.db";      // SQLite file, created if absent; or a PostgreSQL URL, which servers share.
+  int store_wait_seconds = 60;        // For a database that is away when the server starts; then it ends.
   std::string graph_cache;            // Folder of index graphs; empty: STORE + ".graphs" beside a file, none of a URL.
   int exact_references_max = 2000;    // Larger collections are searched through an HNSW graph.
   std::string index_device = "auto";  // Where references are searched: auto (as `device`), cpu, cuda
@@ -79,6 +80,7 @@ struct ServerConfig {
   int watches_max = 1024;                // Watch streams of grpc.health.v1 at once; beyond: RESOURCE_EXHAUSTED.
   int address_watches_max = 64;          // Of these from one address.
   int call_memory_mb = 512;              // Of requests and answers that calls hold; half of it for one caller.
+  int generation_wait_seconds_max = 10;  // That a call waits for its min_index_generation; then UNAVAILABLE.
   int import_streams_max = 16;           // Add streams at once; half of them for one caller.
   int unread_seconds_max = 60;           // A chunk of a backup that its client does not read; then it is cut off.
   int connections_max = 1024;            // To the gRPC port, at once.

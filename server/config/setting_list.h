@@ -54,6 +54,8 @@ void VisitSettings(Config& c, Visit visit) {
   setting("pin-threads", c.pin_threads, "keep each of them on a core of its own");
   setting("store", c.store,
           "SQLite file of the references, or postgresql://USER@HOST:PORT/DATABASE, which several servers share");
+  setting("store-wait-seconds", c.store_wait_seconds,
+          "seconds to wait for a database that does not answer when the server starts; then it ends");
   setting("graph-cache", c.graph_cache,
           "folder of index graphs; empty: STORE.graphs beside a file, none of a database");
   limit("exact-references-max", c.exact_references_max, "larger collections are searched through an HNSW graph");
@@ -104,6 +106,8 @@ void VisitSettings(Config& c, Visit visit) {
   limit("watches-max", c.watches_max, "Watch streams of grpc.health.v1 at once");
   limit("address-watches-max", c.address_watches_max, "of these from one address");
   setting("call-memory-mb", c.call_memory_mb, "MiB of requests and unread answers of all calls; half for one caller");
+  limit("generation-wait-seconds-max", c.generation_wait_seconds_max,
+        "seconds that a call may wait for the generation of the references that it asks for; then UNAVAILABLE");
   limit("import-streams-max", c.import_streams_max, "Add streams at once, half of them for one caller");
   limit("unread-seconds-max", c.unread_seconds_max, "seconds that the client of a backup may read nothing");
   limit("connections-max", c.connections_max, "connections to the gRPC port at once");

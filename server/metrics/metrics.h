@@ -166,6 +166,14 @@ class Metrics {
   // c3po_learned_ignored{kind}: stored, and made for another model (profiles and offsets also: or another embedder).
   void SetLearnedIgnored(Learned kind, int64_t count);
   void SetIndexGeneration(int64_t generation);  // c3po_index_generation
+  // c3po_index_generations_behind: changes that a store which servers share is known to have, and this one not yet;
+  // c3po_store_silent_seconds: since that store last answered. 0 of a store that is nobody else's. Asked by each
+  // exposition, from any thread, until it is set anew; null: nobody.
+  struct FollowerFigures {
+    int64_t generations_behind = 0;
+    double silent_seconds = 0;
+  };
+  void WatchFollower(std::function<FollowerFigures()> figures);
   // c3po_store_lost: 1 while the store's file is not in its place (StoreFile::Check), so that nothing can be stored.
   void SetStoreLost(bool lost);
   // c3po_store_damaged_rows{kind}: rows that do not match their checksum, and are left out.

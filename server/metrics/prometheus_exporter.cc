@@ -455,6 +455,21 @@ struct Metrics::Series {
     before = now;
   }
 
+  absl::Mutex follower_mu;
+  std::function<FollowerFigures()> follower ABSL_GUARDED_BY(follower_mu);
+  Gauge& generations_behind = AddGauge(registry, "c3po_index_generations_behind",
+                                       "Changes that a shared store is known to have, and this server not yet");
+  Gauge& store_silent =
+      AddGauge(registry, "c3po_store_silent_seconds", "Time since a shared store last answered this server");
+
+  void ReadFollower() {
+    absl::MutexLock lock(&follower_mu);
+    if (follower == nullptr) return;
+    const FollowerFigures now = follower();
+    generations_behind.Set(static_cast<double>(now.generations_behind));
+    store_silent.Set(now.silent_seconds);
+  }
+
   void ReadProcess() {
     const absl::StatusOr<ProcessUsage> usage = ReadProcessUsage();
     absl::MutexLock lock(&process_mu);
@@ -590,6 +605,10 @@ void Metrics::WatchIndexDevice(std::function<IndexDeviceFigures()> figures) {
   absl::MutexLock lock(&series_->index_device_mu);
   series_->index_device = std::move(figures);
 }
+void Metrics::WatchFollower(std::function<FollowerFigures()> figures) {
+  absl::MutexLock lock(&series_->follower_mu);
+  series_->follower = std::move(figures);
+}
 void Metrics::SetRecallAtK(double fraction) { SetFinite(series_->recall_at_k, fraction); }
 void Metrics::CountNeighborCacheHit() { series_->cache_hits.Increment(); }
 void Metrics::CountNeighborCacheMiss() { series_->cache_misses.Increment(); }
@@ -608,6 +627,7 @@ void Metrics::SetGpuMemoryLimit(int64_t bytes) { series_->gpu_memory_limit.Set(s
 std::string Metrics::PrometheusText() const {
   series_->ReadProcess();
   series_->ReadIndexDevice();
+  series_->ReadFollower();
   return prometheus::TextSerializer().Serialize(series_->registry.Collect());
 }
 

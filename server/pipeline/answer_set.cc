@@ -37,6 +37,8 @@ void CallEnd::Finish(const absl::Status& status, const SequenceTimings& timings)
       before_batch + timings.prefill_seconds + timings.optimization_seconds + timings.optimization_wait_seconds;
   all.decode_seconds = std::max(0.0, absl::ToDoubleSeconds(SteadyNow() - arrival_) - before_decode);
   if (search_ != nullptr) search_->done().PutInto(work_);
+  if (search_ != nullptr && search_->index_generation() > 0)
+    summary_.provenance.index_generation = search_->index_generation();
   summary_.cost = timings.before_batch_seconds ? work_.Cost() : 0;  // Of what only waited, nothing was done.
   if (permit_ && status.ok()) {
     const double optimization = timings.optimized ? all.optimization_seconds + all.optimization_wait_seconds : 0;

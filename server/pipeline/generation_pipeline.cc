@@ -18,6 +18,7 @@
 #include "server/pipeline/score_tokens.h"
 #include "server/pipeline/stage_trace.h"
 #include "server/sampling/sampler.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
@@ -52,7 +53,7 @@ SequenceRequest FollowerOf(SequenceRequest first, int index, const OptimizationT
 
 absl::Status InField(absl::string_view prefix, const absl::Status& status) {
   if (status.ok()) return status;
-  return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
+  return Reworded(status, absl::StrCat(prefix, status.message()));
 }
 
 // The request as a neighbor of itself, with its answer.

@@ -132,6 +132,7 @@ struct OptimizationReport {
   bool shortened = false;                                         // settings.steps was cut to meet the deadline
   bool offset_applied = false;  // the collection's label offset, to the choices' scores
   std::optional<double> alpha;
+  int64_t index_generation = 0;       // see Retrieval::generation; 0: nothing was looked for
   std::vector<std::string> warnings;  // what makes the result doubtful, in words
   Pathway before, after;              // of the critical layers; empty where no optimization ran
   std::vector<ExpertChange> largest_changes;

@@ -311,7 +311,7 @@ absl::StatusOr<OffsetTuner::Outcome> OffsetTuner::Run(const std::function<void(c
   settings_ = request_.settings;
   if (settings_.method != Method::kNone) {
     const absl::Status prior = ResolvePrior(*parts_.shifts, settings_);
-    if (!prior.ok()) return absl::Status(prior.code(), absl::StrCat("optimization.collection: ", prior.message()));
+    if (!prior.ok()) return Reworded(prior, absl::StrCat("optimization.collection: ", prior.message()));
   }
   if (request_.keep) {
     C3PO_ASSIGN_OR_RETURN(auto known, parts_.offsets->FittedAfter(settings_));

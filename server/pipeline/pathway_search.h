@@ -67,6 +67,8 @@ class PathwaySearch final : public OptimizationTask {
   absl::StatusOr<bool> TellAll(absl::Span<const LossAndGradient> results, double seconds) override;
   bool AcceptAnswer(double largest_probability) override;
   bool AcceptScores(absl::Span<const ContinuationScore> scores) override;
+  // Of the state in which the neighbors were found; 0: none were looked for.
+  int64_t index_generation() const { return report_.so_far().index_generation; }
   double retrieval_seconds() const { return report_.so_far().timings.retrieval_seconds; }
   // So far; engine thread only.
   const SearchWork& done() const { return done_; }

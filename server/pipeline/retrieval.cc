@@ -31,12 +31,12 @@ absl::StatusOr<std::optional<double>> MaxNeighborDistance(const ReferenceCatalog
   return std::max<double>(own.value_or(0), OwnDistances::kSameEmbedding);
 }
 
-}  // namespace
+constexpr int kReadsMax = 4;
 
-absl::StatusOr<Retrieval> Retrieve(const ReferenceCatalog& catalog, const OptimizationSettings& settings,
-                                   absl::Span<const float> embedding) {
-  const OptimizationSettings narrowed = Narrowed(settings);
+absl::StatusOr<Retrieval> RetrieveOnce(const ReferenceCatalog& catalog, const OptimizationSettings& settings,
+                                       const OptimizationSettings& narrowed, absl::Span<const float> embedding) {
   Retrieval retrieval;
+  retrieval.generation = catalog.generation();
   absl::StatusOr<Neighborhood> found = FindNeighborhood(catalog, narrowed, embedding);
   const bool foreign = absl::IsFailedPrecondition(found.status());  // All of another model: the request does without.
   if (foreign) retrieval.warning = std::string(found.status().message());
@@ -49,6 +49,20 @@ absl::StatusOr<Retrieval> Retrieve(const ReferenceCatalog& catalog, const Optimi
   retrieval.nearest_distance = retrieval.neighborhood.fitted.front().distance;
   C3PO_ASSIGN_OR_RETURN(retrieval.max_neighbor_distance, MaxNeighborDistance(catalog, narrowed));
   return retrieval;
+}
+
+}  // namespace
+
+// The catalog's generation rises with every state that it shows: where it is the same before and after, all that was
+// read between is of this state.
+absl::StatusOr<Retrieval> Retrieve(const ReferenceCatalog& catalog, const OptimizationSettings& settings,
+                                   absl::Span<const float> embedding) {
+  const OptimizationSettings narrowed = Narrowed(settings);
+  for (int read = 1;; ++read) {
+    absl::StatusOr<Retrieval> retrieval = RetrieveOnce(catalog, settings, narrowed, embedding);
+    const bool whole = retrieval.ok() && catalog.generation() == retrieval->generation;
+    if (whole || !retrieval.ok() || read == kReadsMax) return retrieval;
+  }
 }
 
 }  // namespace c3po

@@ -16,6 +16,7 @@ void SearchReport::Warn(std::string warning) {
 
 void SearchReport::NoteRetrieval(const Retrieval& retrieval, double seconds) {
   if (!retrieval.warning.empty()) report_.settings.warnings.push_back(retrieval.warning);
+  report_.index_generation = retrieval.generation;
   report_.nearest_distance = retrieval.nearest_distance;
   report_.max_neighbor_distance = retrieval.max_neighbor_distance;
   if (NeedsNeighbors(report_.settings)) {

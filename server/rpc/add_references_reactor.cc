@@ -7,6 +7,7 @@
 #include "index/base/status_macros.h"
 #include "index/types/reference_validation.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/on_worker.h"
 #include "server/rpc/wire.h"
 
 namespace c3po {
@@ -24,6 +25,7 @@ AddReferencesReactor::AddReferencesReactor(grpc::CallbackServerContext* context,
 
 absl::Status AddReferencesReactor::Begin() {
   C3PO_RETURN_IF_ERROR(call().entry());
+  C3PO_RETURN_IF_ERROR(CheckStoreReachable(parts_));
   C3PO_ASSIGN_OR_RETURN(place_, parts_.import_places->TakePlace(call().caller()));
   StartRead(&incoming_);
   if (call().grant() != nullptr) {
@@ -126,6 +128,7 @@ void AddReferencesReactor::OnBatch(std::vector<SampleVerdict> verdicts) {
     *response.add_verdicts() = VerdictToProto(verdict);
   }
   *response.mutable_progress() = progress_;
+  response.set_index_generation(static_cast<uint64_t>(parts_.pipeline_parts.catalog->generation()));
   Send(response);
 }
 

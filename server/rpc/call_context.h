@@ -21,6 +21,7 @@
 namespace c3po {
 
 class Profiles;
+class StoreFollower;
 class StoreWatch;
 class Tracer;
 
@@ -32,6 +33,8 @@ struct LoadedParts {
   Profiles* profiles = nullptr;  // what requests get that set nothing
   const ReferenceStore* store = nullptr;
   const StoreWatch* store_watch = nullptr;  // null: nobody looks at the store
+  StoreFeed* feed = nullptr;                // of its changes
+  StoreFollower* follower = nullptr;        // of the feed
   SamplingParams default_sampling;
   int64_t kv_cache_tokens = 0;  // that there are
   std::string model_folder;     // of config.json and the tokenizer's files
@@ -52,6 +55,7 @@ struct ServiceParts : LoadedParts {
   SharedAmount* import_places = nullptr;               // Add streams
   SharedAmount* backup_places = nullptr;               // BackupStore calls
   WorkerPool* imports = nullptr;                       // judges and commits their batches
+  WorkerPool* store_calls = nullptr;  // runs calls that need the store, so that the other workers never wait for it
   WorkerPool* backups = nullptr;
 };
 

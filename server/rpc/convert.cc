@@ -230,6 +230,7 @@ v1::OptimizationReport ReportToProto(const OptimizationReport& report) {
     info->set_answer(CutText(neighbor.answer));
     info->set_successful(neighbor.successful);
   }
+  proto.set_index_generation(static_cast<uint64_t>(report.index_generation));
   proto.set_shortened(report.shortened);
   for (const std::string& warning : report.warnings) proto.add_warnings(warning);
   for (double loss : report.losses) proto.add_losses(loss);

@@ -48,7 +48,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
                                 const ServiceParts& parts) {
     auto reactor = std::shared_ptr<GenerateReactor>(new GenerateReactor(context, parts));
     reactor->self_ = reactor;
-    const auto submit = [&] { return reactor->Submit(request, reactor); };
+    const auto submit = [&] { return reactor->Begin(request, reactor); };
     const absl::Status status = CatchEscaped(ThreadKind::kTransport, submit);
     if (!status.ok()) reactor->OnDone(status, CallSummary());
     return reactor.get();
@@ -98,18 +98,30 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     Send(message);
   }
 
-  absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
+  absl::Status Begin(const grpc::ByteBuffer& bytes, const std::shared_ptr<GenerateReactor>& self) {
     C3PO_RETURN_IF_ERROR(call().entry());
     C3PO_RETURN_IF_ERROR(call().HoldBytes(BytesOf(bytes)));
-    C3PO_ASSIGN_OR_RETURN(const v1::GenerateRequest request, ParseRequest<v1::GenerateRequest>(bytes));
-    if (request.choices_size() > 0) return SubmitChoice(request, std::move(listener));
+    C3PO_ASSIGN_OR_RETURN(v1::GenerateRequest parsed, ParseRequest<v1::GenerateRequest>(bytes));
+    const auto request = std::make_shared<const v1::GenerateRequest>(std::move(parsed));
+    const CallContext context = call().Context(request->request_id());
+    const auto next = [self, request, context] {
+      return request->choices_size() > 0 ? self->SubmitChoice(*request, context, self)
+                                         : self->Submit(*request, context, self);
+    };
+    const auto failed = [self](const absl::Status& status) { self->OnDone(status, CallSummary()); };
+    return OnceSeen(parts_, kOptimizationsGeneration, request->optimization().min_index_generation(), context, next,
+                    failed);
+  }
+
+  absl::Status Submit(const v1::GenerateRequest& request, const CallContext& context,
+                      std::shared_ptr<GenerationListener> listener) {
     std::optional<AnswerForm> form;
     if (request.has_structured_output()) {
       C3PO_ASSIGN_OR_RETURN(form, FormFromProto(request.structured_output()));
     }
     with_logprobs_ = request.sampling().has_logprobs();
     GenerateCall generate;
-    generate.context = call().Context(request.request_id());
+    generate.context = context;
     generate.form = std::move(form);
     C3PO_ASSIGN_OR_RETURN(generate.context.priority, PriorityOf(request.priority(), call()));
     C3PO_ASSIGN_OR_RETURN(generate.input, InputFromProto(request));
@@ -123,7 +135,8 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     return parts_.pipeline->Generate(std::move(generate), std::move(listener));
   }
 
-  absl::Status SubmitChoice(const v1::GenerateRequest& request, std::shared_ptr<GenerationListener> listener) {
+  absl::Status SubmitChoice(const v1::GenerateRequest& request, const CallContext& context,
+                            std::shared_ptr<GenerationListener> listener) {
     C3PO_RETURN_IF_ERROR(CheckChoiceSampling(request.sampling()));
     if (request.has_structured_output()) {
       return absl::InvalidArgumentError(
@@ -132,7 +145,7 @@ class GenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc:
     ScoreCall choose;
     choose.choose = true;
     C3PO_ASSIGN_OR_RETURN(choose.experts, ExpertsFromProto(request));
-    choose.context = call().Context(request.request_id());
+    choose.context = context;
     C3PO_ASSIGN_OR_RETURN(choose.context.priority, PriorityOf(request.priority(), call()));
     C3PO_ASSIGN_OR_RETURN(choose.input, InputFromProto(request));
     choose.continuations.assign(request.choices().begin(), request.choices().end());
@@ -158,7 +171,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
                              grpc::ByteBuffer* response, const ServiceParts& parts) {
     auto reactor = std::shared_ptr<ScoreReactor>(new ScoreReactor(context, response, parts));
     reactor->self_ = reactor;
-    const auto submit = [&] { return reactor->Submit(request, reactor); };
+    const auto submit = [&] { return reactor->Begin(request, reactor); };
     const absl::Status status = CatchEscaped(ThreadKind::kTransport, submit);
     if (!status.ok()) reactor->OnDone(status, CallSummary());
     return reactor.get();
@@ -200,12 +213,22 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public GenerationLis
     return call_.HoldBytes(BytesOf(*response_));
   }
 
-  absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
+  absl::Status Begin(const grpc::ByteBuffer& bytes, const std::shared_ptr<ScoreReactor>& self) {
     C3PO_RETURN_IF_ERROR(call_.entry());
     C3PO_RETURN_IF_ERROR(call_.HoldBytes(BytesOf(bytes)));
-    C3PO_ASSIGN_OR_RETURN(const v1::ScoreRequest request, ParseRequest<v1::ScoreRequest>(bytes));
+    C3PO_ASSIGN_OR_RETURN(v1::ScoreRequest parsed, ParseRequest<v1::ScoreRequest>(bytes));
+    const auto request = std::make_shared<const v1::ScoreRequest>(std::move(parsed));
+    const CallContext context = call_.Context(request->request_id());
+    const auto next = [self, request, context] { return self->Submit(*request, context, self); };
+    const auto failed = [self](const absl::Status& status) { self->OnDone(status, CallSummary()); };
+    return OnceSeen(parts_, kOptimizationsGeneration, request->optimization().min_index_generation(), context, next,
+                    failed);
+  }
+
+  absl::Status Submit(const v1::ScoreRequest& request, const CallContext& context,
+                      std::shared_ptr<GenerationListener> listener) {
     ScoreCall call;
-    call.context = call_.Context(request.request_id());
+    call.context = context;
     C3PO_ASSIGN_OR_RETURN(call.context.priority, PriorityOf(request.priority(), call_));
     C3PO_ASSIGN_OR_RETURN(call.input, InputFromProto(request));
     C3PO_ASSIGN_OR_RETURN(call.experts, ExpertsFromProto(request));

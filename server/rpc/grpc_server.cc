@@ -38,6 +38,7 @@ constexpr char kPlaintextWarning[] =
 
 constexpr int kHandshakeSeconds = 10;  // From the connection to HTTP/2's first frame, TLS included.
 constexpr int kImportThreads = 4;      // That judge and commit batches; the engine takes turns between them anyway.
+constexpr int kStoreThreads = 2;       // Of calls that need the store; a database serves few at once anyway.
 constexpr int kBackupsMax = 4;         // One is copied at a time; the others are being sent.
 constexpr int kReflectionStreamsMax = 16;
 constexpr int kIdleSeconds = 900;  // Without a call; clients of gRPC connect again by themselves.
@@ -108,6 +109,7 @@ struct GrpcServer::Impl {
                         if (metrics != nullptr) metrics->SetImportStreams(held);
                       }),
         imports(kImportThreads, config.import_streams_max),
+        store_calls(kStoreThreads, config.pending_requests_max),
         generation(parts),
         reference(parts),
         server(parts, config.Limits()),
@@ -125,6 +127,7 @@ struct GrpcServer::Impl {
     parts.backup_places = &backup_places;
     parts.imports = &imports;
     parts.backups = &backups;
+    parts.store_calls = &store_calls;
   }
 
   std::vector<std::string> Warnings() const {
@@ -155,7 +158,7 @@ struct GrpcServer::Impl {
   CallLog call_log;
   SharedAmount message_bytes, import_places;
   SharedAmount backup_places{kBackupsMax, "places for backups"};
-  WorkerPool imports, backups{kBackupsMax, kBackupsMax};
+  WorkerPool imports, backups{kBackupsMax, kBackupsMax}, store_calls;
   ServiceParts parts;
   GenerationService generation;
   ReferenceService reference;

@@ -10,13 +10,15 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "index/base/device_failure.h"
+#include "index/base/store_away.h"
 #include "index/base/utf8.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
 
-constexpr absl::Duration kRetryAfter = absl::Milliseconds(500);  // Where the status does not say.
+// Where the status does not say.
+constexpr absl::Duration kRetryAfter = absl::Milliseconds(500), kRetryStoreAfter = absl::Seconds(1);
 
 // gRPC's clients take 8 KiB of trailing metadata, which holds the message up to three times, and escaped.
 constexpr size_t kMessageBytesMax = 1024;
@@ -52,7 +54,10 @@ const char* ReasonOfCode(absl::StatusCode code) {
 
 }  // namespace
 
-std::string ReasonOnWire(const absl::Status& status) { return ReasonOf(status).value_or(ReasonOfCode(status.code())); }
+std::string ReasonOnWire(const absl::Status& status) {
+  if (const auto reason = ReasonOf(status)) return *reason;
+  return IsStoreAway(status) ? std::string(kStoreAwayReason) : ReasonOfCode(status.code());
+}
 
 absl::string_view FieldOfMessage(absl::string_view message) {
   const size_t colon = message.find(": ");
@@ -65,7 +70,12 @@ absl::string_view FieldOfMessage(absl::string_view message) {
   return message.substr(0, colon);
 }
 
-absl::Duration PauseOf(const absl::Status& status) { return RetryAfterOf(status).value_or(kRetryAfter); }
+std::optional<absl::Duration> PauseOf(const absl::Status& status) {
+  const std::optional<absl::Duration> said = RetryAfterOf(status);
+  if (absl::IsResourceExhausted(status)) return said.value_or(kRetryAfter);
+  if (IsStoreAway(status)) return said.value_or(kRetryStoreAfter);
+  return absl::IsUnavailable(status) ? said : std::nullopt;
+}
 
 absl::string_view MessageOnWire(const absl::Status& status) { return Utf8Prefix(status.message(), kMessageBytesMax); }
 
@@ -95,8 +105,8 @@ grpc::Status ToGrpcStatus(const absl::Status& status, grpc::CallbackServerContex
     violation->set_description(std::string(message.substr(field.size() + 2)));
     details.add_details()->PackFrom(bad_request);
   }
-  if (code == grpc::StatusCode::RESOURCE_EXHAUSTED) {
-    const int64_t pause = absl::ToInt64Milliseconds(PauseOf(status));
+  if (const std::optional<absl::Duration> said = PauseOf(status)) {
+    const int64_t pause = absl::ToInt64Milliseconds(*said);
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_seconds(pause / 1000);
     retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(pause % 1000 * 1000000));

@@ -8,6 +8,7 @@
 #include "index/types/reference_validation.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/message_fields.h"
+#include "server/rpc/on_worker.h"
 #include "server/rpc/profiles.h"
 #include "server/rpc/queued_stream.h"
 #include "server/rpc/wire.h"
@@ -27,6 +28,7 @@ class LearningReactor : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteB
     const absl::Status status = CatchEscaped(ThreadKind::kTransport, [&] {
       C3PO_RETURN_IF_ERROR(reactor->call().entry());
       C3PO_RETURN_IF_ERROR(reactor->call().HoldBytes(BytesOf(request)));
+      C3PO_RETURN_IF_ERROR(CheckStoreReachable(reactor->parts_));
       return reactor->Begin(request);
     });
     if (!status.ok()) reactor->End(status);
@@ -36,6 +38,8 @@ class LearningReactor : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteB
 
  protected:
   virtual absl::Status Begin(const grpc::ByteBuffer& request) = 0;
+  // That holds what was stored until now.
+  uint64_t Generation() const { return static_cast<uint64_t>(parts_.pipeline_parts.catalog->generation()); }
 
   const ServiceParts& parts_;
 
@@ -80,6 +84,7 @@ class TunePriorReactor final : public LearningReactor {
                                   {"validation_loss_after", (*prior)->validation_loss_after}});
     }
     if (*prior) *last_.mutable_stored() = PriorToProto(**prior, (*prior)->model_digest);
+    if (*prior) last_.set_index_generation(Generation());
     Send(last_);
     End(absl::OkStatus());
   }
@@ -123,6 +128,7 @@ class AmortizeReactor final : public LearningReactor {
     message.set_done(static_cast<uint64_t>(progress.done));
     message.set_skipped(static_cast<uint64_t>(progress.skipped));
     message.set_total(static_cast<uint64_t>(progress.total));
+    message.set_index_generation(Generation());
     Send(message);
   }
 
@@ -172,6 +178,7 @@ class TuneOffsetReactor final : public LearningReactor {
                                    {"accuracy_after", offset.accuracy_after}});
     }
     *last_.mutable_stored() = OffsetToProto(offset, /*usable=*/true);
+    last_.set_index_generation(Generation());
     Send(last_);
     End(absl::OkStatus());
   }

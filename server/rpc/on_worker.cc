@@ -1,11 +1,15 @@
 #include "server/rpc/on_worker.h"
 
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
+#include "server/pipeline/store_follower.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 namespace {
@@ -31,8 +35,18 @@ class WorkerReactor final : public grpc::ServerUnaryReactor {
     if (parts_.pipeline_parts.admission != nullptr) {
       C3PO_ASSIGN_OR_RETURN(permit_, parts_.pipeline_parts.admission->Enter(call_.caller()));
     }
-    return GiveToWorker(
-        parts_, [self] { return self->Work(); }, [self](const absl::Status& status) { self->End(status); });
+    const auto work = [self] { return self->Work(); };
+    const auto failed = [self](const absl::Status& status) { self->End(status); };
+    if (!job_.needs_store) return GiveToWorker(parts_, work, failed);
+    const auto next = [self, work, failed]() -> absl::Status {
+      C3PO_RETURN_IF_ERROR(CheckStoreReachable(self->parts_));
+      if (self->parts_.store_calls == nullptr) return GiveToWorker(self->parts_, work, failed);
+      return self->parts_.store_calls->Submit(work, failed)
+                 ? absl::OkStatus()
+                 : absl::ResourceExhaustedError("the queue is full: too many requests wait for the store");
+    };
+    if (job_.min_index_generation == 0) return next();
+    return OnceSeen(parts_, "min_index_generation", job_.min_index_generation, call_.Context(""), next, failed);
   }
 
   absl::Status Work() {
@@ -66,6 +80,26 @@ absl::Status GiveToWorker(const ServiceParts& parts, std::function<absl::Status(
   const bool taken = parts.pipeline_parts.workers->Submit(std::move(job), std::move(failed));
   return taken ? absl::OkStatus()
                : absl::ResourceExhaustedError("the queue is full: too many requests wait for a worker");
+}
+
+absl::Status OnceSeen(const ServiceParts& parts, const char* field, uint64_t generation, const CallContext& context,
+                      std::function<absl::Status()> next, std::function<void(const absl::Status&)> failed) {
+  if (generation == 0) return next();
+  if (generation > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+    return absl::InvalidArgumentError(absl::StrCat(field, ": ", generation, " is more than any store comes to"));
+  }
+  const auto ready = [&parts, field, next, failed](const absl::Status& status) {
+    if (!status.ok()) return failed(Reworded(status, absl::StrCat(field, ": ", status.message())));
+    const absl::Status given = GiveToWorker(parts, next, failed);
+    if (!given.ok()) failed(given);
+  };
+  const bool is_seen =
+      parts.follower->WhenSeen(static_cast<int64_t>(generation), context.deadline, context.cancelled, ready);
+  return is_seen ? next() : absl::OkStatus();
+}
+
+absl::Status CheckStoreReachable(const ServiceParts& parts) {
+  return parts.feed == nullptr ? absl::OkStatus() : parts.feed->CheckReachable();
 }
 
 grpc::ServerUnaryReactor* StartOnWorker(grpc::CallbackServerContext* context, const ServiceParts& parts,

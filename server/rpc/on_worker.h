@@ -3,6 +3,7 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include <cstdint>
 #include <functional>
 #include <utility>
 
@@ -17,10 +18,23 @@ namespace c3po {
 absl::Status GiveToWorker(const ServiceParts& parts, std::function<absl::Status()> job,
                           std::function<void(const absl::Status&)> failed);
 
+// Runs `next` once this server has seen `generation` of the references (0: any; StoreFollower::WhenSeen): at once,
+// here, where it has, and returns what that returns; else OK, and `next` is a job of the worker pool later. `failed`
+// hears what that returns other than OK, or why the generation has not come, which names `field`. `context` is of the
+// call that waits. InvalidArgument "FIELD: ...": no store gets that far.
+inline constexpr char kOptimizationsGeneration[] = "optimization.min_index_generation";
+absl::Status OnceSeen(const ServiceParts& parts, const char* field, uint64_t generation, const CallContext& context,
+                      std::function<absl::Status()> next, std::function<void(const absl::Status&)> failed);
+
+// StoreAwayError: the store is known not to answer. OK too where nobody watches it.
+absl::Status CheckStoreReachable(const ServiceParts& parts);
+
 // What a unary call does on a worker, and the bytes of its answer afterwards.
 struct WorkerJob {
   std::function<absl::Status(CallState&)> work;
   std::function<size_t()> answer_bytes;
+  bool needs_store = false;           // It is refused while the store is away, and runs on a worker of store_calls.
+  uint64_t min_index_generation = 0;  // OnceSeen
 };
 grpc::ServerUnaryReactor* StartOnWorker(grpc::CallbackServerContext* context, const ServiceParts& parts,
                                         Metrics::Rpc rpc, size_t request_bytes, WorkerJob job);
@@ -36,6 +50,17 @@ grpc::ServerUnaryReactor* OnWorker(grpc::CallbackServerContext* context, const S
                                    std::function<absl::Status(CallState&)> work) {
   return StartOnWorker(context, parts, rpc, BytesOf(request),
                        {std::move(work), [response] { return BytesOf(*response); }});
+}
+
+// The same of work that reads or changes the store itself.
+template <typename Request, typename Response>
+grpc::ServerUnaryReactor* OnStoreWorker(grpc::CallbackServerContext* context, const ServiceParts& parts,
+                                        Metrics::Rpc rpc, const Request& request, const Response* response,
+                                        std::function<absl::Status(CallState&)> work,
+                                        uint64_t min_index_generation = 0) {
+  return StartOnWorker(
+      context, parts, rpc, BytesOf(request),
+      {std::move(work), [response] { return BytesOf(*response); }, /*needs_store=*/true, min_index_generation});
 }
 
 }  // namespace c3po

@@ -221,6 +221,8 @@ absl::Status Profiles::Set(absl::string_view collection, Profile profile) {
   if (options.has_collection()) return absl::InvalidArgumentError("profile.collection: must not be set");
   if (options.has_preset()) return absl::InvalidArgumentError("profile.preset: must not be set");
   if (options.has_use_profile()) return absl::InvalidArgumentError("profile.use_profile: must not be set");
+  if (options.has_min_index_generation())
+    return absl::InvalidArgumentError("profile.min_index_generation: must not be set");
   if (options.exclude_reference_ids_size() > 0)
     return absl::InvalidArgumentError("profile.exclude_reference_ids: must not be set");
   if (options.method() == v1::METHOD_ORACLE) return absl::InvalidArgumentError("profile.method: ORACLE is no default");

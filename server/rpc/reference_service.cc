@@ -110,10 +110,15 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
     if (parts_.pipeline_parts.admission != nullptr) {
       C3PO_ASSIGN_OR_RETURN(permit_, parts_.pipeline_parts.admission->Enter(call_.caller()));
     }
+    const CallContext context = call_.Context("");
     const auto on_embedding = [self](absl::StatusOr<std::vector<float>> embedding) {
       self->End(CatchEscaped(ThreadKind::kWorker, [&] { return self->Answer(std::move(embedding)); }));
     };
-    return parts_.pipeline->Embed(call_.Context(""), request_.text(), on_embedding);
+    const auto embed = [self, context, on_embedding] {
+      return self->parts_.pipeline->Embed(context, self->request_.text(), on_embedding);
+    };
+    const auto failed = [self](const absl::Status& status) { self->End(status); };
+    return OnceSeen(parts_, "min_index_generation", request_.min_index_generation(), context, embed, failed);
   }
 
   void End(const absl::Status& status) {
@@ -130,18 +135,16 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
     const uint32_t k = request_.has_k() ? request_.k() : kSearchDefault;
     if (k < 1 || k > kPageSizeMax)
       return absl::InvalidArgumentError(absl::StrCat("k: is ", k, ", must be in [1, ", kPageSizeMax, "]"));
-    const ReferenceCatalog& catalog = *parts_.pipeline_parts.catalog;
-    C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found,
-                          catalog.Search(collection_, *embedding, static_cast<int>(k), request_.successful_only()));
+    C3PO_ASSIGN_OR_RETURN(const Hits found, Find(*embedding, static_cast<int>(k)));
     v1::SearchReferencesResponse message;
+    message.set_index_generation(static_cast<uint64_t>(found.generation));
     size_t bytes = 0;
-    for (size_t i = first; i < found.size(); ++i) {
+    for (size_t i = first; i < found.hits.size(); ++i) {
       C3PO_RETURN_IF_ERROR(call_.CheckCancelled());
-      const auto record = catalog.GetRecord(found[i].reference_id);
-      if (!record.ok()) continue;  // Deleted since the search.
+      const auto& [record, distance] = found.hits[i];
       v1::SearchReferencesResponse::Hit hit;
-      *hit.mutable_reference() = RecordToProto(**record, /*with_pathway=*/false);
-      hit.set_distance(found[i].distance);
+      *hit.mutable_reference() = RecordToProto(*record, /*with_pathway=*/false);
+      hit.set_distance(distance);
       bytes += hit.ByteSizeLong();
       if (bytes > kAnswerBytesMax && !message.hits().empty()) {
         message.set_next_page_token(absl::StrCat(i));
@@ -151,6 +154,28 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
     }
     C3PO_ASSIGN_OR_RETURN(*response_, ToBytes(message));
     return call_.HoldBytes(BytesOf(*response_));
+  }
+
+  struct Hits {
+    int64_t generation = 0;  // of the state that they are of, at least
+    std::vector<std::pair<std::shared_ptr<const ReferenceRecord>, float>> hits;
+  };
+
+  // Search and the records that it names, of one state of the catalog, unless changes come faster than it can be read.
+  absl::StatusOr<Hits> Find(absl::Span<const float> embedding, int k) const {
+    constexpr int kReadsMax = 4;
+    const ReferenceCatalog& catalog = *parts_.pipeline_parts.catalog;
+    for (int read = 1;; ++read) {
+      Hits found;
+      found.generation = catalog.generation();
+      C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> neighbors,
+                            catalog.Search(collection_, embedding, k, request_.successful_only()));
+      for (const Neighbor& neighbor : neighbors) {
+        auto record = catalog.GetRecord(neighbor.reference_id);
+        if (record.ok()) found.hits.emplace_back(*std::move(record), neighbor.distance);  // Else deleted since.
+      }
+      if (catalog.generation() == found.generation || read == kReadsMax) return found;
+    }
   }
 
   const ServiceParts& parts_;
@@ -192,7 +217,7 @@ grpc::ServerUnaryReactor* ReferenceService::Get(grpc::CallbackServerContext* con
     *response->mutable_reference() = RecordToProto(*record, request->include_pathway());
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGet, *request, response, get);
+  return OnStoreWorker(context, parts_, Metrics::Rpc::kReferencesGet, *request, response, get);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::List(grpc::CallbackServerContext* context,
@@ -243,7 +268,7 @@ grpc::ServerUnaryReactor* ReferenceService::List(grpc::CallbackServerContext* co
     }
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesList, *request, response, list);
+  return OnStoreWorker(context, parts_, Metrics::Rpc::kReferencesList, *request, response, list);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* context,
@@ -261,6 +286,7 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
       C3PO_RETURN_IF_ERROR(CheckId(absl::StrCat("ids[", i, "]"), request->ids(i)));
     if (!request->collection().empty())
       C3PO_RETURN_IF_ERROR(call.collections().CheckWrite("collection", request->collection()));
+    C3PO_RETURN_IF_ERROR(catalog.CatchUp());  // What other servers have added may be deleted.
     std::vector<std::string> ids;
     const std::map<std::string, std::string> damaged = CollectionsOfDamaged(*parts_.store);
     for (const std::string& id : request->ids()) {
@@ -278,10 +304,11 @@ grpc::ServerUnaryReactor* ReferenceService::Delete(grpc::CallbackServerContext* 
                           whole_collection ? catalog.EraseCollection(request->collection()) : catalog.Erase(ids));
     ReportReferences(catalog, parts_.pipeline_parts.metrics);
     response->set_deleted(static_cast<uint64_t>(deleted));
+    response->set_index_generation(static_cast<uint64_t>(catalog.generation()));
     call.Audit("delete", {{"whole_collection", whole_collection}, {"deleted", deleted}});
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesDelete, *request, response, erase);
+  return OnStoreWorker(context, parts_, Metrics::Rpc::kReferencesDelete, *request, response, erase);
 }
 
 grpc::ServerUnaryReactor* ReferenceService::GetStats(grpc::CallbackServerContext* context,
@@ -297,7 +324,7 @@ grpc::ServerUnaryReactor* ReferenceService::GetStats(grpc::CallbackServerContext
     StatsPage(all, request->page_token(), kAnswerBytesMax, response);
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetStats, *request, response, get);
+  return OnStoreWorker(context, parts_, Metrics::Rpc::kReferencesGetStats, *request, response, get);
 }
 
 absl::StatusOr<std::map<std::string, v1::CollectionStats>> ReferenceService::AllStats(
@@ -326,6 +353,7 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
     const std::string name = request->collection().empty() ? "default" : request->collection();
     call.NoteCollection(name);
     C3PO_RETURN_IF_ERROR(call.collections().CheckRead("collection", name));
+    response->set_index_generation(static_cast<uint64_t>(parts.catalog->generation()));
     C3PO_ASSIGN_OR_RETURN(const auto all, AllStats(call.collections()));
     const auto found = all.find(name);
     if (found == all.end()) return absl::NotFoundError(absl::StrCat("collection \"", name, "\" does not exist"));
@@ -351,7 +379,8 @@ grpc::ServerUnaryReactor* ReferenceService::GetCollection(grpc::CallbackServerCo
       *response->add_offsets() = OffsetToProto(*offset, parts.offsets->IsUsable(*offset));
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, *request, response, get);
+  return OnStoreWorker(context, parts_, Metrics::Rpc::kReferencesGetCollection, *request, response, get,
+                       request->min_index_generation());
 }
 
 grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerContext* context,
@@ -362,6 +391,7 @@ grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerConte
     C3PO_RETURN_IF_ERROR(ValidateCollectionName(name));
     call.NoteCollection(name);
     C3PO_RETURN_IF_ERROR(call.collections().CheckWrite("collection", name));
+    C3PO_RETURN_IF_ERROR(parts_.pipeline_parts.catalog->CatchUp());  // Another server may have made the collection.
     v1::SetProfileResponse outcome;
     if (request.has_profile()) {
       // Names that anybody may make up would fill the store unseen.
@@ -373,12 +403,13 @@ grpc::ServerUnaryReactor* ReferenceService::SetProfile(grpc::CallbackServerConte
     }
     C3PO_RETURN_IF_ERROR(request.has_profile() ? parts_.profiles->Set(name, {request.profile(), request.notes()})
                                                : parts_.profiles->Remove(name));
+    outcome.set_index_generation(static_cast<uint64_t>(parts_.pipeline_parts.catalog->generation()));
     call.Audit(request.has_profile() ? "set_profile" : "remove_profile",
                {{"profile", request.profile().ShortDebugString()}});
     C3PO_ASSIGN_OR_RETURN(*response, ToBytes(outcome));
     return absl::OkStatus();
   };
-  return OnWorker(context, parts_, Metrics::Rpc::kReferencesSetProfile, *bytes, response, set);
+  return OnStoreWorker(context, parts_, Metrics::Rpc::kReferencesSetProfile, *bytes, response, set);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* ReferenceService::TunePrior(grpc::CallbackServerContext* context,

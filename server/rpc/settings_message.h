@@ -14,7 +14,7 @@ namespace c3po {
 // neighbors to hold out and balance, a quantile a distance, another method or fewer neighbors several neighborhoods,
 // another neighbor source the distances of the default's.
 // InvalidArgument "optimization.FIELD: ..." for an enum's number without a value, and an integer beyond 2^31 - 1.
-// use_profile and preset are the caller's affair.
+// use_profile, preset and min_index_generation are the caller's affair.
 absl::StatusOr<OptimizationSettings> SettingsFromProto(const v1::OptimizationOptions& options,
                                                        const OptimizationSettings& defaults);
 

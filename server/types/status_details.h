@@ -31,6 +31,18 @@ inline absl::Status NotANumberError(absl::string_view message) {
 
 inline bool IsNotANumber(const absl::Status& status) { return status.GetPayload(kNotANumberPayload).has_value(); }
 
+// The same with other words: what it says beside them stays.
+inline absl::Status Reworded(const absl::Status& status, absl::string_view message) {
+  absl::Status reworded(status.code(), message);
+  status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) { reworded.SetPayload(url, payload); });
+  return reworded;
+}
+
+// The reason of an Unavailable for a state of the references that this server has not reached.
+inline constexpr absl::string_view kBehindReason = "BEHIND";
+// The reason of an Unavailable for a store that does not answer (index/base/store_away.h).
+inline constexpr absl::string_view kStoreAwayReason = "STORE_AWAY";
+
 // The reason of a ResourceExhausted for what the caller itself has used up, whoever else calls.
 inline constexpr absl::string_view kRateReason = "RATE";
 

@@ -52,6 +52,8 @@ QUIET = {
     'sum by (instance,kind) (c3po_learned_ignored{job="$job",instance=~"$instance"})': "everything is of the one model",
     'sum by (instance,kind) (c3po_store_damaged_rows{job="$job",instance=~"$instance"})': "the store is whole",
     'sum by (instance) (c3po_store_lost{job="$job",instance=~"$instance"})': "the store is in its place",
+    'sum by (instance) (c3po_index_generations_behind{job="$job",instance=~"$instance"})': "the store is the server's own",
+    'sum by (instance) (c3po_store_silent_seconds{job="$job",instance=~"$instance"})': "the store is the server's own",
     'sum by (files,result) (rate(c3po_reloads_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "no file is replaced",
     'sum by (instance,files) (c3po_reload_failed{job="$job",instance=~"$instance"})': "no file is replaced",
     'sum by (instance,thread) (rate(c3po_escaped_exceptions_total{job="$job",instance=~"$instance"}[$__rate_interval]))': "none escapes",

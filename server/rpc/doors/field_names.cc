@@ -1,8 +1,8 @@
 #include "server/rpc/doors/field_names.h"
 
-#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "server/types/status_details.h"
 
 namespace c3po {
 
@@ -14,9 +14,7 @@ absl::Status InTheirWords(const absl::Status& status, absl::Span<const FieldName
     const bool whole = absl::EndsWith(name.ours, ".");
     if (!whole && !absl::StartsWith(rest, ".") && !absl::StartsWith(rest, "[") && !absl::StartsWith(rest, ": "))
       continue;
-    absl::Status renamed(status.code(), absl::StrCat(name.theirs, rest));
-    status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) { renamed.SetPayload(url, payload); });
-    return renamed;
+    return Reworded(status, absl::StrCat(name.theirs, rest));
   }
   return status;
 }

@@ -6,6 +6,7 @@
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "server/rpc/call_span.h"
+#include "server/rpc/on_worker.h"
 #include "server/rpc/profiles.h"
 #include "server/rpc/wire.h"
 
@@ -18,14 +19,16 @@ bool IsOfTheRequest(const absl::Status& status) {
          absl::IsFailedPrecondition(status);
 }
 
-absl::StatusOr<KserveQuestion> Read(const inference::ModelInferRequest& request, const ServiceParts& parts,
-                                    CallState& call) {
-  const ModelShape& shape = parts.pipeline_parts.model->shape();
-  C3PO_ASSIGN_OR_RETURN(KserveQuestion question,
-                        QuestionFromKserve(request, shape.name, parts.default_sampling, DrawSeed()));
+absl::StatusOr<KserveQuestion> Read(const inference::ModelInferRequest& request, const ServiceParts& parts) {
+  return QuestionFromKserve(request, parts.pipeline_parts.model->shape().name, parts.default_sampling, DrawSeed());
+}
+
+absl::Status Ask(KserveQuestion question, const CallContext& context, const ServiceParts& parts, CallState& call,
+                 std::shared_ptr<GenerationListener> listener) {
   C3PO_ASSIGN_OR_RETURN(question.call.optimization, parts.profiles->Resolve(question.optimization, call.collections()));
   call.NoteCollection(question.call.optimization.collection);
-  return question;
+  question.call.context = context;
+  return parts.pipeline->Generate(std::move(question.call), std::move(listener));
 }
 
 }  // namespace
@@ -43,14 +46,17 @@ KserveInferReactor* KserveInferReactor::Start(grpc::CallbackServerContext* conte
   return reactor.get();
 }
 
-absl::Status KserveInferReactor::Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
+absl::Status KserveInferReactor::Submit(const grpc::ByteBuffer& bytes,
+                                        const std::shared_ptr<KserveInferReactor>& self) {
   C3PO_RETURN_IF_ERROR(call_.entry());
   C3PO_RETURN_IF_ERROR(call_.HoldBytes(BytesOf(bytes)));
   C3PO_RETURN_IF_ERROR(ParseInto(bytes, request_));
-  CallContext context = call_.Context(request_.id());
-  C3PO_ASSIGN_OR_RETURN(KserveQuestion question, Read(request_, parts_, call_));
-  question.call.context = std::move(context);
-  return parts_.pipeline->Generate(std::move(question.call), std::move(listener));
+  const CallContext context = call_.Context(request_.id());
+  C3PO_ASSIGN_OR_RETURN(const KserveQuestion question, Read(request_, parts_));
+  const auto next = [self, question, context] { return Ask(question, context, self->parts_, self->call_, self); };
+  const auto failed = [self](const absl::Status& status) { self->OnDone(status, CallSummary()); };
+  return OnceSeen(parts_, kOptimizationsGeneration, question.optimization.min_index_generation(), context, next,
+                  failed);
 }
 
 void KserveInferReactor::OnOptimization(const OptimizationReport& report) {
@@ -211,19 +217,25 @@ absl::Status KserveStreamReactor::Submit() {
   context.rates = rates;
   if (context.trace != nullptr) context.trace = context.trace->BeginRequest("request", context.arrival);
   const std::shared_ptr<CallTrace> trace = context.trace;
-  absl::StatusOr<KserveQuestion> question = Read(request, parts_, call());
+  absl::StatusOr<KserveQuestion> question = Read(request, parts_);
   const bool in_pieces = question.ok() && question->stream;
   const auto listener =
       std::make_shared<Listener>(shared_from_this(), std::move(request), in_pieces, std::move(rates), trace);
   absl::Status status = question.status();
+  const auto failed = [self = shared_from_this(), listener, trace](const absl::Status& why) {
+    EndCallSpan(trace.get(), Metrics::Rpc::kKserveModelStreamInfer, why);
+    if (!IsOfTheRequest(why)) return self->Answered(why);
+    listener->SendError(InTheirWords(why, KserveFieldNames()).message());
+    self->Answered(absl::OkStatus());
+  };
   if (status.ok()) {
-    question->call.context = std::move(context);
-    status = parts_.pipeline->Generate(std::move(question->call), listener);
+    const auto next = [self = shared_from_this(), listener, context, asked = *question] {
+      return Ask(asked, context, self->parts_, self->call(), listener);
+    };
+    status = OnceSeen(parts_, kOptimizationsGeneration, question->optimization.min_index_generation(), context, next,
+                      failed);
   }
-  if (!status.ok()) EndCallSpan(trace.get(), Metrics::Rpc::kKserveModelStreamInfer, status);
-  if (status.ok() || !IsOfTheRequest(status)) return status;
-  listener->SendError(InTheirWords(status, KserveFieldNames()).message());
-  Answered(absl::OkStatus());
+  if (!status.ok()) failed(status);
   return absl::OkStatus();
 }
 

@@ -32,7 +32,7 @@ class KserveInferReactor final : public grpc::ServerUnaryReactor, public Generat
 
  private:
   KserveInferReactor(grpc::CallbackServerContext* context, grpc::ByteBuffer* response, const ServiceParts& parts);
-  absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener);
+  absl::Status Submit(const grpc::ByteBuffer& bytes, const std::shared_ptr<KserveInferReactor>& self);
   absl::Status Fill(const CallSummary& summary);
 
   const ServiceParts& parts_;

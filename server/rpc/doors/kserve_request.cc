@@ -223,6 +223,7 @@ void AddEnd(const CallSummary& summary, const OptimizationReport& report, infere
   parameter("completion_tokens").set_int64_param(summary.usage.completion_tokens);
   parameter("c3po_method").set_string_param(TermOf(report.settings.method).name);
   parameter("c3po_gate").set_string_param(TermOf(report.gate).name);
+  if (report.index_generation > 0) parameter("c3po_index_generation").set_int64_param(report.index_generation);
 }
 
 inference::ModelMetadataResponse MetadataToKserve(absl::string_view name) {

@@ -1,9 +1,11 @@
 #include "server/rpc/doors/optimization_choice.h"
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
@@ -45,14 +47,18 @@ absl::StatusOr<v1::OptimizationOptions> OptimizationFromMetadata(
   for (const auto& [raw_key, raw_value] : metadata) {
     const absl::string_view key(raw_key.data(), raw_key.size()), value(raw_value.data(), raw_value.size());
     if (!absl::StartsWith(key, kPrefix)) continue;
-    if (key != kCollectionKey && key != kMethodKey) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(key, ": is neither ", kCollectionKey, " nor ", kMethodKey, ", which choose the optimization"));
+    if (key != kCollectionKey && key != kMethodKey && key != kMinGenerationKey) {
+      return absl::InvalidArgumentError(absl::StrCat(key, ": is none of ", kCollectionKey, ", ", kMethodKey, " and ",
+                                                     kMinGenerationKey, ", which choose the optimization"));
     }
     if (metadata.count(raw_key) > 1) return absl::InvalidArgumentError(absl::StrCat(key, ": is given twice"));
     if (value.empty()) return absl::InvalidArgumentError(absl::StrCat(key, ": must not be empty"));
+    uint64_t generation = 0;
     if (key == kCollectionKey) {
       options.set_collection(std::string(value));
+    } else if (key == kMinGenerationKey) {
+      if (!absl::SimpleAtoi(value, &generation)) return absl::InvalidArgumentError(absl::StrCat(key, ": is no number"));
+      options.set_min_index_generation(generation);
     } else {
       C3PO_ASSIGN_OR_RETURN(const v1::Method method, MethodOfWord(key, value));
       options.set_method(method);

@@ -19,9 +19,10 @@ namespace c3po {
 // Metadata of a call.
 inline constexpr absl::string_view kCollectionKey = "c3po-collection";  // A collection's name: its profile applies.
 inline constexpr absl::string_view kMethodKey = "c3po-method";          // A method's word, "ngd", or its name.
+inline constexpr absl::string_view kMinGenerationKey = "c3po-min-generation";  // OptimizationOptions' own, a number.
 
-// InvalidArgument "KEY: ...": given twice, empty, no method's word; and any other key that begins with "c3po-", so that
-// a misspelled one is not passed over.
+// InvalidArgument "KEY: ...": given twice, empty, no method's word or no number; and any other key that begins with
+// "c3po-", so that a misspelled one is not passed over.
 absl::StatusOr<v1::OptimizationOptions> OptimizationFromMetadata(
     const std::multimap<grpc::string_ref, grpc::string_ref>& metadata);
 

@@ -4,9 +4,11 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/doors/optimization_choice.h"
+#include "server/rpc/on_worker.h"
 #include "server/rpc/profiles.h"
 #include "server/rpc/wire.h"
 
@@ -20,34 +22,45 @@ VllmGenerateReactor* VllmGenerateReactor::Start(grpc::CallbackServerContext* con
                                                 const ServiceParts& parts, RunningCalls* running) {
   auto reactor = std::shared_ptr<VllmGenerateReactor>(new VllmGenerateReactor(context, parts, running));
   reactor->self_ = reactor;
-  const auto submit = [&] { return InTheirWords(reactor->Submit(request, reactor), VllmFieldNames()); };
+  const auto submit = [&] { return InTheirWords(reactor->Begin(request, reactor), VllmFieldNames()); };
   const absl::Status status = CatchEscaped(ThreadKind::kTransport, submit);
   if (!status.ok()) reactor->OnDone(status, CallSummary());
   return reactor.get();
 }
 
-absl::Status VllmGenerateReactor::Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener) {
+absl::Status VllmGenerateReactor::Begin(const grpc::ByteBuffer& bytes,
+                                        const std::shared_ptr<VllmGenerateReactor>& self) {
   C3PO_RETURN_IF_ERROR(call().entry());
   C3PO_RETURN_IF_ERROR(call().HoldBytes(BytesOf(bytes)));
-  C3PO_ASSIGN_OR_RETURN(const auto request, ParseRequest<vllm_engine::GenerateRequest>(bytes));
-  CallContext context = call().Context(request.request_id());
-  C3PO_ASSIGN_OR_RETURN(GenerateCall generate, Read(request));
-  generate.context = std::move(context);
-  stream_ = request.stream();
-  top_logprobs_ = generate.sampling.logprobs;
-  stops_ = generate.sampling.stop;
-  place_ = running_->Enter(call().caller(), request.request_id(), [this] {
+  C3PO_ASSIGN_OR_RETURN(auto parsed, ParseRequest<vllm_engine::GenerateRequest>(bytes));
+  C3PO_ASSIGN_OR_RETURN(const v1::OptimizationOptions options, OptimizationFromMetadata(context_->client_metadata()));
+  const auto request = std::make_shared<const vllm_engine::GenerateRequest>(std::move(parsed));
+  const CallContext context = call().Context(request->request_id());
+  place_ = running_->Enter(call().caller(), request->request_id(), [this] {
     aborted_.store(true);
     call().Cancel();
   });
+  const auto next = [self, request, options, context] { return self->Submit(*request, options, context, self); };
+  const auto failed = [self](const absl::Status& status) { self->OnDone(status, CallSummary()); };
+  return OnceSeen(parts_, kOptimizationsGeneration, options.min_index_generation(), context, next, failed);
+}
+
+absl::Status VllmGenerateReactor::Submit(const vllm_engine::GenerateRequest& request,
+                                         const v1::OptimizationOptions& options, const CallContext& context,
+                                         std::shared_ptr<GenerationListener> listener) {
+  C3PO_ASSIGN_OR_RETURN(GenerateCall generate, Read(request, options));
+  generate.context = context;
+  stream_ = request.stream();
+  top_logprobs_ = generate.sampling.logprobs;
+  stops_ = generate.sampling.stop;
   return parts_.pipeline->Generate(std::move(generate), std::move(listener));
 }
 
-absl::StatusOr<GenerateCall> VllmGenerateReactor::Read(const vllm_engine::GenerateRequest& request) {
+absl::StatusOr<GenerateCall> VllmGenerateReactor::Read(const vllm_engine::GenerateRequest& request,
+                                                       const v1::OptimizationOptions& options) {
   const ModelShape& shape = parts_.pipeline_parts.model->shape();
   C3PO_ASSIGN_OR_RETURN(GenerateCall generate,
                         GenerateFromVllm(request, {shape.context_window, shape.eos_token_ids, DrawSeed()}));
-  C3PO_ASSIGN_OR_RETURN(const v1::OptimizationOptions options, OptimizationFromMetadata(context_->client_metadata()));
   C3PO_ASSIGN_OR_RETURN(generate.optimization, parts_.profiles->Resolve(options, call().collections()));
   call().NoteCollection(generate.optimization.collection);
   return generate;
@@ -57,6 +70,8 @@ void VllmGenerateReactor::OnOptimization(const OptimizationReport& report) {
   call().NoteReport(report);
   context_->AddTrailingMetadata("c3po-method", TermOf(report.settings.method).name);
   context_->AddTrailingMetadata("c3po-gate", TermOf(report.gate).name);
+  if (report.index_generation > 0)
+    context_->AddTrailingMetadata("c3po-index-generation", absl::StrCat(report.index_generation));
 }
 
 void VllmGenerateReactor::OnChunk(TextChunk chunk) {

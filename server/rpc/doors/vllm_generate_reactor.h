@@ -18,8 +18,9 @@
 namespace c3po {
 
 // One VllmEngine.Generate call. With `stream` a message per token, and one at the end of each answer; without, only the
-// latter, which then has all ids. Method and decision of the optimization are trailing metadata, c3po-method and
-// c3po-gate. A call that was aborted by its id ends well, its answers with the finish reason "abort".
+// latter, which then has all ids. Method and decision of the optimization, and the state of the references that it is
+// of, are trailing metadata: c3po-method, c3po-gate and c3po-index-generation. A call that was aborted by its id ends
+// well, its answers with the finish reason "abort".
 //
 // Lives until gRPC is done with it and the pipeline has let go of it, whichever is later: it holds itself until OnDone.
 class VllmGenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<grpc::ByteBuffer>>,
@@ -43,8 +44,11 @@ class VllmGenerateReactor final : public QueuedStream<grpc::ServerWriteReactor<g
   };
 
   VllmGenerateReactor(grpc::CallbackServerContext* context, const ServiceParts& parts, RunningCalls* running);
-  absl::Status Submit(const grpc::ByteBuffer& bytes, std::shared_ptr<GenerationListener> listener);
-  absl::StatusOr<GenerateCall> Read(const vllm_engine::GenerateRequest& request);
+  absl::Status Begin(const grpc::ByteBuffer& bytes, const std::shared_ptr<VllmGenerateReactor>& self);
+  absl::Status Submit(const vllm_engine::GenerateRequest& request, const v1::OptimizationOptions& options,
+                      const CallContext& context, std::shared_ptr<GenerationListener> listener);
+  absl::StatusOr<GenerateCall> Read(const vllm_engine::GenerateRequest& request,
+                                    const v1::OptimizationOptions& options);
   void Keep(const TextChunk& chunk);
   void SendEnds(const CallSummary& summary, bool aborted);
 

@@ -163,6 +163,7 @@ absl::Span<const FieldName> VllmFieldNames() {
                                          {"token_ids", "tokenized.input_ids"},
                                          {"prompt", "text"},
                                          {"optimization.collection", "c3po-collection"},
+                                         {"optimization.min_index_generation", "c3po-min-generation"},
                                          {"optimization.method", "c3po-method"}};
   return kNames;
 }

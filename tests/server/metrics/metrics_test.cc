@@ -76,6 +76,7 @@ void TouchEverything(Metrics& metrics) {
   for (const Term<GateDecision>& term : TermsOf<GateDecision>()) metrics.CountGate(term.value);
   metrics.SetReferences(2369);
   metrics.SetIndexGeneration(4);
+  metrics.WatchFollower([] { return Metrics::FollowerFigures{3, 1.5}; });
   for (int i = 0; i < 4; ++i) metrics.CountReferenceVerdict(static_cast<Metrics::Verdict>(i));
   metrics.SetRecallAtK(0.99);
   metrics.CountNeighborCacheHit();
@@ -129,6 +130,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_index_device_queries_total", "counter"},
       {"c3po_index_device_refusals_total", "counter"},
       {"c3po_index_generation", "gauge"},
+      {"c3po_index_generations_behind", "gauge"},
       {"c3po_kv_cache_leaked_blocks", "gauge"},
       {"c3po_learned_ignored", "gauge"},
       {"c3po_log_lines_lost_total", "counter"},
@@ -156,6 +158,7 @@ TEST(Metrics, ExposesEveryFamilyOfTheContractWithItsTypeFromTheStart) {
       {"c3po_rpc_total", "counter"},
       {"c3po_store_damaged_rows", "gauge"},
       {"c3po_store_lost", "gauge"},
+      {"c3po_store_silent_seconds", "gauge"},
       {"c3po_surrogate_loss", "histogram"},
       {"c3po_surrogate_loss_reduction", "histogram"},
       {"c3po_tls_certificate_expiry_timestamp_seconds", "gauge"},
@@ -256,6 +259,8 @@ TEST(Metrics, EachEventMovesItsSeries) {
   }
   ExpectSample(exposition, 2369, "c3po_references");
   ExpectSample(exposition, 4, "c3po_index_generation");
+  ExpectSample(exposition, 3, "c3po_index_generations_behind");
+  ExpectSample(exposition, 1.5, "c3po_store_silent_seconds");
   ExpectSample(exposition, 0.99, "c3po_recall_at_k");
   ExpectSample(exposition, 1, "c3po_neighbor_cache_hits_total");
   ExpectSample(exposition, 1, "c3po_neighbor_cache_misses_total");

@@ -13,6 +13,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "index/base/device_failure.h"
+#include "index/base/store_away.h"
 #include "server/metrics/metrics.h"
 #include "server/types/status_details.h"
 
@@ -55,7 +56,7 @@ std::string ReasonOnTheWire(const absl::Status& status) {
 
 TEST(ToGrpcStatus, EveryCodeHasAReasonOfTheClosedListWithTheCodeDocumentedThere) {
   const std::map<std::string, std::string> documented = DocumentedReasons();
-  ASSERT_EQ(documented.size(), 14u);
+  ASSERT_EQ(documented.size(), 16u);
   for (int code = 1; code <= 20; ++code) {
     const absl::Status status(static_cast<absl::StatusCode>(code), "what happened");
     const std::string reason = ReasonOnTheWire(status);
@@ -66,6 +67,10 @@ TEST(ToGrpcStatus, EveryCodeHasAReasonOfTheClosedListWithTheCodeDocumentedThere)
   const absl::Status loading = WithReason(absl::UnavailableError("loading"), "LOADING");
   EXPECT_EQ(ReasonOnTheWire(loading), "LOADING");
   EXPECT_EQ(documented.at("LOADING"), "UNAVAILABLE");
+  EXPECT_EQ(ReasonOnTheWire(StoreAwayError("the database does not answer")), "STORE_AWAY");
+  EXPECT_EQ(documented.at("STORE_AWAY"), "UNAVAILABLE");
+  EXPECT_EQ(ReasonOnTheWire(WithReason(absl::UnavailableError("at 5, not 7"), kBehindReason)), "BEHIND");
+  EXPECT_EQ(documented.at("BEHIND"), "UNAVAILABLE");
   NoteDeviceFailure("computing: an error");
   EXPECT_EQ(ReasonOnTheWire(DeviceFailure()), "DEVICE_FAILED");
   EXPECT_EQ(documented.at("DEVICE_FAILED"), "UNAVAILABLE");
@@ -95,7 +100,11 @@ TEST(ToGrpcStatus, RetryInfoSaysWhatTheStatusSaysAndADefaultOtherwise) {
   EXPECT_EQ(pause(full), absl::Milliseconds(500));
   EXPECT_EQ(pause(WithRetryAfter(full, absl::Milliseconds(2750))), absl::Milliseconds(2750));
   EXPECT_EQ(pause(WithRetryAfter(full, -absl::Seconds(1))), absl::Milliseconds(1));
-  EXPECT_TRUE(DetailsOf<google::rpc::RetryInfo>(ToGrpcStatus(absl::InternalError("x"), nullptr)).empty());
+  EXPECT_EQ(pause(StoreAwayError("x")), absl::Seconds(1));
+  EXPECT_EQ(pause(Reworded(WithRetryAfter(StoreAwayError("x"), absl::Seconds(3)), "profile: x")), absl::Seconds(3));
+  EXPECT_EQ(pause(WithRetryAfter(absl::UnavailableError("x"), absl::Seconds(2))), absl::Seconds(2));
+  for (const absl::Status& status : {absl::InternalError("x"), absl::UnavailableError("shutting down")})
+    EXPECT_TRUE(DetailsOf<google::rpc::RetryInfo>(ToGrpcStatus(status, nullptr)).empty());
 }
 
 TEST(ToGrpcStatus, AFieldAtTheBeginningOfTheMessageBecomesAViolation) {

@@ -158,7 +158,8 @@ void CollectFields(const google::protobuf::Descriptor& message, const std::strin
 TEST(OptimizationOptions, EveryFieldOfTheProtocolHasExactlyOneRow) {
   std::set<std::string> fields;
   CollectFields(*v1::OptimizationOptions::descriptor(), "", fields);
-  for (const char* source : {"preset", "use_profile"}) EXPECT_EQ(fields.erase(source), 1U) << source;
+  for (const char* source : {"preset", "use_profile", "min_index_generation"})
+    EXPECT_EQ(fields.erase(source), 1U) << source;
   std::multiset<std::string> rows;
   std::set<std::string> flags;
   const OptimizationSettings settings;

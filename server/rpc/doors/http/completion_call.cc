@@ -11,6 +11,7 @@
 #include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
 #include "server/rpc/doors/http/ignored_fields.h"
+#include "server/rpc/on_worker.h"
 #include "server/rpc/profiles.h"
 
 namespace c3po {
@@ -60,11 +61,19 @@ std::string CompletionCall::EchoOf(const PromptInput& input) const {
 
 absl::Status CompletionCall::Begin(const std::string& body) {
   C3PO_ASSIGN_OR_RETURN(request_, Read(body));
-  const absl::string_view kind = chat_ ? "chatcmpl-" : "cmpl-";
   model_call_.context = call().Context(request_.request_id.empty() ? header_id_ : request_.request_id);
   LogIgnoredFields(request_.unknown, call().request_id());
   // Who asks for the log-probabilities of a text asks for the model's own.
   if (!request_.optimizes && request_.sampling.prompt_logprobs >= 0) request_.optimization.set_method(v1::METHOD_NONE);
+  const auto self = std::static_pointer_cast<CompletionCall>(shared_from_this());
+  const auto next = [self] { return self->BeginSeen(); };
+  const auto failed = [self](const absl::Status& status) { self->End(status); };
+  return OnceSeen(parts(), kOptimizationsGeneration, request_.optimization.min_index_generation(), model_call_.context,
+                  next, failed);
+}
+
+absl::Status CompletionCall::BeginSeen() {
+  const absl::string_view kind = chat_ ? "chatcmpl-" : "cmpl-";
   C3PO_ASSIGN_OR_RETURN(model_call_.optimization,
                         parts().profiles->Resolve(request_.optimization, call().collections()));
   call().NoteCollection(model_call_.optimization.collection);

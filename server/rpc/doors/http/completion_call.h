@@ -46,6 +46,7 @@ class CompletionCall final : public HttpCall {
   };
 
   absl::StatusOr<CompletionRequest> Read(const std::string& body) const;
+  absl::Status BeginSeen();  // Once the references are as new as the request wants them.
   std::string EchoOf(const PromptInput& input) const;
   void SubmitMore();
 

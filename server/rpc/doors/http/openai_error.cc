@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -82,8 +83,9 @@ HttpAnswer ErrorAnswer(const absl::Status& status) {
   answer.head.status = HttpStatusOf(status);
   answer.body = ErrorJson(status);
   if (answer.head.status == 401) answer.head.headers.push_back({"www-authenticate", "Bearer"});
-  if (answer.head.status != 429) return answer;
-  const int64_t milliseconds = absl::ToInt64Milliseconds(PauseOf(status));
+  const std::optional<absl::Duration> pause = PauseOf(status);
+  if (!pause) return answer;
+  const int64_t milliseconds = absl::ToInt64Milliseconds(*pause);
   answer.head.headers.push_back({"retry-after", absl::StrCat(std::max<int64_t>(1, (milliseconds + 999) / 1000))});
   answer.head.headers.push_back({"retry-after-ms", absl::StrCat(milliseconds)});
   return answer;

@@ -36,13 +36,22 @@ TEST(OptimizationFromMetadata, TakesCollectionAndEveryMethodByWordAndByName) {
   }
 }
 
+TEST(OptimizationFromMetadata, TakesTheGenerationThatTheRequestIsToSee) {
+  const auto options = Choice({{"c3po-min-generation", "4294967296"}});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->min_index_generation(), 4294967296u);
+}
+
 TEST(OptimizationFromMetadata, RefusesByTheKeysName) {
   const std::vector<std::pair<Pairs, std::string>> wrong = {
       {{{"c3po-method", "magic"}}, "c3po-method: is none of none, ngd"},
       {{{"c3po-method", ""}}, "c3po-method: must not be empty"},
       {{{"c3po-collection", ""}}, "c3po-collection: must not be empty"},
       {{{"c3po-collection", "a"}, {"c3po-collection", "b"}}, "c3po-collection: is given twice"},
-      {{{"c3po-colection", "a"}}, "c3po-colection: is neither"},
+      {{{"c3po-min-generation", "soon"}}, "c3po-min-generation: is no number"},
+      {{{"c3po-min-generation", "-1"}}, "c3po-min-generation: is no number"},
+      {{{"c3po-min-generation", "1"}, {"c3po-min-generation", "2"}}, "c3po-min-generation: is given twice"},
+      {{{"c3po-colection", "a"}}, "c3po-colection: is none of"},
   };
   for (const auto& [pairs, message] : wrong) {
     const auto options = Choice(pairs);

@@ -281,6 +281,7 @@ TEST(CompletionRequest, ChoosesTheOptimization) {
   EXPECT_EQ(request->optimization.objective(), v1::OBJECTIVE_PAIRS);
   EXPECT_EQ(request->optimization.neighborhood_case(), v1::OptimizationOptions::NEIGHBORHOOD_NOT_SET);
   EXPECT_EQ(Chat(R"("c3po":{"method":"METHOD_NONE"})")->optimization.method(), v1::METHOD_NONE);
+  EXPECT_EQ(Chat(R"("c3po":{"min_index_generation":7})")->optimization.min_index_generation(), 7u);
   const std::pair<const char*, const char*> wrong[] = {
       {R"({"wings":1})", "c3po.wings"},         {R"({"steps":-1})", "c3po.steps"},
       {R"({"method":"fly"})", "c3po.method"},   {R"({"steps":"a"})", "c3po.steps"},

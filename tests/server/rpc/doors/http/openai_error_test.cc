@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "index/base/store_away.h"
 #include "server/types/status_details.h"
 
 namespace c3po {
@@ -44,6 +45,11 @@ TEST(OpenAiError, SaysWhenToComeBackAndHowToBeKnown) {
   EXPECT_EQ(HeaderOf(full, "retry-after-ms"), "1500");
   EXPECT_EQ(HeaderOf(ErrorAnswer(absl::ResourceExhaustedError("full")), "retry-after"), "1");
   EXPECT_EQ(HeaderOf(ErrorAnswer(absl::UnauthenticatedError("who")), "www-authenticate"), "Bearer");
+  const HttpAnswer away = ErrorAnswer(StoreAwayError("the database does not answer"));
+  EXPECT_EQ(away.head.status, 503);
+  EXPECT_EQ(HeaderOf(away, "retry-after"), "1");
+  EXPECT_NE(away.body.find("\"reason\":\"STORE_AWAY\""), std::string::npos) << away.body;
+  EXPECT_EQ(HeaderOf(ErrorAnswer(absl::UnavailableError("shutting down")), "retry-after"), "");
 }
 
 }  // namespace
