@@ -26,6 +26,7 @@ struct RefsFlags {
   std::vector<std::string> ids;
   std::optional<uint32_t> k;
   bool successful_only = false;
+  std::optional<uint64_t> min_generation;
   uint64_t limit = 0;  // 0: all
   uint32_t page_size = 100;
   bool pathway = false;
@@ -41,6 +42,7 @@ absl::Status Search(Session& session, const RefsFlags& flags) {
   request.set_text(flags.text);
   if (flags.k) request.set_k(*flags.k);
   if (flags.successful_only) request.set_successful_only(true);
+  if (flags.min_generation) request.set_min_index_generation(*flags.min_generation);
   C3PO_ASSIGN_OR_RETURN(const v1::SearchReferencesResponse response,
                         session.client->SearchReferences(request, session.call_options()));
   if (flags.json) return PrintJsonLine(response);
@@ -179,6 +181,8 @@ void AddRefsCommand(CLI::App& app, Session* session) {
   search->add_option("--k", flags->k, "How many; default 3");
   search->add_flag("--successful-only", flags->successful_only,
                    "Only those that the model answers correctly by itself");
+  search->add_option("--min-generation", flags->min_generation,
+                     "Wait until the server holds this generation of the references, as a change's answer names it");
 
   CLI::App* list = AddRefs(*refs, session, "list", "All references; with --json one per line", List, flags);
   list->add_option("--collection", flags->collection, "Only this collection");

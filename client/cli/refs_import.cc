@@ -61,6 +61,7 @@ class Import {
   }
 
   void OnResponse(const v1::AddReferencesResponse& response) {
+    generation_ = response.index_generation();
     for (const v1::SampleVerdict& verdict : response.verdicts()) {
       switch (verdict.verdict()) {
         case v1::VERDICT_SUCCESSFUL:
@@ -93,9 +94,9 @@ class Import {
     if (flags_.json) {
       absl::PrintF(
           "{\"collection\":%s,\"added\":%d,\"successful\":%d,\"failed\":%d,\"replaced\":%d,\"duplicate\":%d,"
-          "\"malformed\":%d,\"contradicting\":%d,\"tokenized_otherwise\":%d,\"seconds\":%.3f}\n",
+          "\"malformed\":%d,\"contradicting\":%d,\"tokenized_otherwise\":%d,\"index_generation\":%d,\"seconds\":%.3f}\n",
           JsonText(flags_.collection), added(), successful_, failed_, replaced_, duplicate_, malformed_.count(),
-          contradicting_, tokenized_otherwise_, seconds);
+          contradicting_, tokenized_otherwise_, generation_, seconds);
     } else {
       absl::PrintF("collection %s: %s (%.1f s)\n", flags_.collection, Counts(), seconds);
     }
@@ -180,6 +181,7 @@ class Import {
   uint64_t replaced_ = 0;             // references that went
   uint64_t contradicting_ = 0;        // samples whose prompt has another answer elsewhere
   uint64_t tokenized_otherwise_ = 0;  // samples that the server warns about
+  uint64_t generation_ = 0;           // that holds what was added
 };
 
 // False where the server does not say: the import itself is done.

@@ -97,6 +97,11 @@ void AddSourceFlags(CLI::App& command, v1::OptimizationOptions* options) {
       ->check(CLI::IsMember({"paper"}))
       ->group(kOptimization);
   command
+      .add_option_function<uint64_t>(
+          "--min-generation", [=](uint64_t value) { options->set_min_index_generation(value); },
+          "Wait until the server holds this generation of the references, as a change's answer names it")
+      ->group(kOptimization);
+  command
       .add_flag_function(
           "--profile,!--no-profile", [=](int64_t count) { options->set_use_profile(count > 0); },
           "Whether the collection's profile fills what is not set (default: yes)")

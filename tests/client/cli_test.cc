@@ -157,6 +157,8 @@ TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
                                   "0.875",
                                   "--preset",
                                   "paper",
+                                  "--min-generation",
+                                  "4294967296",
                                   "--gate-max-confidence",
                                   "0.75",
                                   "--gate-min-loss-reduction",
@@ -206,7 +208,7 @@ TEST_F(CliTest, EveryFlagSetsItsFieldAndNoOther) {
           enabled: false max_neighbor_distance: 1.5 max_base_confidence: 0.75 min_loss_reduction: 0.125
           neighbor_distance_quantile: 0.875
         }
-        return_pathways: true preset: PRESET_PAPER
+        return_pathways: true preset: PRESET_PAPER min_index_generation: 4294967296
       }
       request_id: 'mine')");
 }

@@ -81,9 +81,8 @@ TEST(MakeMethod, PairsIsDescentOnTheLossOverPairs) {
   const auto pairs = MakeMethod("pairs", Context());
   ASSERT_TRUE(pairs.ok());
   EXPECT_EQ(pairs->label, "pairs");
-  EXPECT_EQ(
-      OptionsJson(pairs->optimization),
-      R"({"method":"METHOD_NEIGHBORHOOD_GRADIENT_DESCENT","steps":4,"objective":"OBJECTIVE_PAIRS"})");
+  EXPECT_EQ(OptionsJson(pairs->optimization),
+            R"({"method":"METHOD_NEIGHBORHOOD_GRADIENT_DESCENT","steps":4,"objective":"OBJECTIVE_PAIRS"})");
   const auto held = MakeMethods({"none", "held=pairs"}, {"held.trust=0.5"}, Context());
   ASSERT_TRUE(held.ok()) << held.status();
   EXPECT_EQ((*held)[1].label, "held");
@@ -110,8 +109,9 @@ TEST(MakeMethod, PaperAndPublicCodeLeaveNothingToTheServer) {
 TEST(MakeMethod, PaperSetsEveryFieldThatADefaultCouldFill) {
   const auto paper = MakeMethod("paper", Context());
   ASSERT_TRUE(paper.ok());
-  const std::set<std::string> others = {
-      "epsilon", "bandwidth", "collection", "alpha", "return_pathways", "exclude_reference_ids", "preset"};
+  const std::set<std::string> others = {"epsilon", "bandwidth",           "collection",
+                                        "alpha",   "return_pathways",     "exclude_reference_ids",
+                                        "preset",  "min_index_generation"};
   const auto* descriptor = v1::OptimizationOptions::descriptor();
   for (int i = 0; i < descriptor->field_count(); ++i) {
     const auto* field = descriptor->field(i);

@@ -228,9 +228,9 @@ class AsyncReferences:
             request.page_token = page.next_page_token
 
     async def search(self, text: str, *, collection: str = "default", k: int | None = None, successful_only: bool | None = None,
-                     timeout: float | None = None) -> Sequence[ref.SearchReferencesResponse.Hit]:
+                     min_index_generation: int | None = None, timeout: float | None = None) -> Sequence[ref.SearchReferencesResponse.Hit]:
         """The nearest references of a text, nearest first; `timeout` is for one page."""
-        request = requests.search_request(collection, text, k, successful_only)
+        request = requests.search_request(collection, text, k, successful_only, min_index_generation)
         hits: list[ref.SearchReferencesResponse.Hit] = []
         while True:
             page = await self._calls.unary(methods.SEARCH, request, timeout)

@@ -33,6 +33,8 @@ class ImportOutcome:
     progress: ref.AddProgress  # Counts of all verdicts.
     # Verdicts that want a look: malformed samples, warnings, answers that contradict what is there. `sequence` counts samples from 0.
     problems: tuple[ref.SampleVerdict, ...]
+    # That holds what was added: as min_index_generation of a request, every server of the same store answers with it.
+    index_generation: int = 0
 
 
 def is_problem(verdict: ref.SampleVerdict) -> bool:
@@ -51,6 +53,7 @@ class _Progress:
         self.answered = False  # A response has come.
         self.source_error: BaseException | None = None
         self.progress = ref.AddProgress()
+        self.index_generation = 0
         self.verdicts: collections.deque[ref.SampleVerdict] = collections.deque()
 
     def request(self, sequence: int, sample: ref.ReferenceSample, first: bool) -> ref.AddReferencesRequest:
@@ -73,6 +76,7 @@ class _Progress:
         self.judged += len(response.verdicts)
         self.verdicts.extend(response.verdicts)
         self.progress = response.progress
+        self.index_generation = response.index_generation
 
     def is_full(self) -> bool:
         return self.sent - self.judged >= self.window
@@ -127,7 +131,7 @@ class Import(Iterator[ref.SampleVerdict]):
             if on_progress is not None and self.progress is not seen:
                 seen = self.progress
                 on_progress(seen)
-        return ImportOutcome(self.progress, tuple(problems))
+        return ImportOutcome(self.progress, tuple(problems), self._state.index_generation)
 
     def close(self) -> None:
         """Cancels the import. Samples that have a verdict are stored; of the rest nothing is known."""
@@ -229,7 +233,7 @@ class AsyncImport(AsyncIterator[ref.SampleVerdict]):
             if on_progress is not None and self.progress is not seen:
                 seen = self.progress
                 on_progress(seen)
-        return ImportOutcome(self.progress, tuple(problems))
+        return ImportOutcome(self.progress, tuple(problems), self._state.index_generation)
 
     async def aclose(self) -> None:
         """Cancels the import. Samples that have a verdict are stored; of the rest nothing is known."""

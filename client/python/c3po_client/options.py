@@ -81,6 +81,7 @@ class OptimizationFields(TypedDict, total=False):
     trust: float
     neighbor_source: str | int
     neighborhoods: int
+    min_index_generation: int
 
 
 class SamplingFields(TypedDict, total=False):

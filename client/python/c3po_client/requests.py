@@ -92,8 +92,9 @@ def delete_collection_request(collection: str) -> ref.DeleteReferencesRequest:
     return ref.DeleteReferencesRequest(collection=collection)
 
 
-def search_request(collection: str, text: str, k: int | None, successful_only: bool | None) -> ref.SearchReferencesRequest:
-    request = ref.SearchReferencesRequest(collection=collection, text=text, k=k)
+def search_request(collection: str, text: str, k: int | None, successful_only: bool | None,
+                   min_index_generation: int | None = None) -> ref.SearchReferencesRequest:
+    request = ref.SearchReferencesRequest(collection=collection, text=text, k=k, min_index_generation=min_index_generation)
     if successful_only is not None:
         request.successful_only = successful_only
     return request

@@ -39,7 +39,7 @@ class OptimizationArgsTest(unittest.TestCase):
                 "selection=all,objective=choices,step_rule=adam,"
                 "alpha=0.5,return_pathways=false,use_profile=false,use_prior=true,validation_neighbors=4,step_scale=0.5,backtrack=true,"
                 "prompt_positions=8,patience=3,preset=paper,exclude_reference_ids=['a','b'],use_offset=true,balance=true,trust=0.1,"
-                "neighbor_source=last,neighborhoods=4")
+                "neighbor_source=last,neighborhoods=4,min_index_generation=7")
         expected = opt.OptimizationOptions(
             method=opt.METHOD_NEIGHBORHOOD_GRADIENT_DESCENT, epsilon=0.5, kernel=opt.KERNEL_MATERN, bandwidth=1, steps=10,
             learning_rate=0.05, critical_layers=[3, 25, 26, 27], core_experts=0, application_rule=opt.APPLICATION_RULE_ROUTER_SHIFT,
@@ -48,7 +48,8 @@ class OptimizationArgsTest(unittest.TestCase):
             reference_selection=opt.REFERENCE_SELECTION_ALL, objective=opt.OBJECTIVE_CHOICES, step_rule=opt.STEP_RULE_ADAM, alpha=0.5,
             return_pathways=False, use_profile=False, use_prior=True, validation_neighbors=4, step_scale=0.5, backtrack=True,
             prompt_positions=8, patience=3, preset=opt.PRESET_PAPER, exclude_reference_ids=["a", "b"], use_offset=True,
-            balance=True, trust=0.1, neighbor_source=opt.NEIGHBOR_SOURCE_LAST_LAYER, neighborhoods=4)
+            balance=True, trust=0.1, neighbor_source=opt.NEIGHBOR_SOURCE_LAST_LAYER, neighborhoods=4,
+            min_index_generation=7)
         options = parsed(text)
         self.assertEqual(options, expected)
         unset = {field.name for field in options.DESCRIPTOR.fields} - {field.name for field, _ in options.ListFields()}
