@@ -59,11 +59,16 @@ absl::Status StoreFollower::OnUpdate(const StoreUpdate& update) {
 }
 
 void StoreFollower::Follow() {
+  bool failed = false;
   while (true) {
     const absl::Status status = CatchEscaped(ThreadKind::kPeriodic, [this] { return Look(); });
-    NoteLook(status);
+    // One connection that was cut is no database that is away: the next look opens another.
+    const bool looks_again = !status.ok() && !failed;
+    failed = !status.ok();
+    if (!looks_again) NoteLook(status);
     std::unique_lock<std::mutex> lock(mu_);
-    if (!status.ok()) news_.wait_for(lock, absl::ToChronoNanoseconds(options_.pause), [this] { return ending_; });
+    if (failed && !looks_again)
+      news_.wait_for(lock, absl::ToChronoNanoseconds(options_.pause), [this] { return ending_; });
     if (ending_) return;
   }
 }
@@ -160,8 +165,7 @@ absl::Status StoreFollower::StatusOf(const Waiter& waiter, absl::Time now, bool&
   if (seen >= waiter.generation) return absl::OkStatus();
   if (waiter.cancelled != nullptr && waiter.cancelled->load())
     return absl::CancelledError("the client cancelled the request");
-  const std::string where =
-      absl::StrCat("this server has seen generation ", seen, ", not ", waiter.generation);
+  const std::string where = absl::StrCat("this server has seen generation ", seen, ", not ", waiter.generation);
   if (now >= waiter.deadline) return absl::DeadlineExceededError(absl::StrCat(where, ", before the deadline"));
   ended = now >= waiter.end;
   if (!ended) return absl::OkStatus();

@@ -32,7 +32,7 @@ class StoreFollower : private StoreListener {
   struct Options {
     absl::Duration look_every = absl::Seconds(1);     // At least, whatever is announced.
     absl::Duration pause = absl::Milliseconds(500);   // After a look that failed.
-    absl::Duration silent_max = absl::Seconds(3);     // Beyond `look_every`, then the database counts as away.
+    absl::Duration silent_max = absl::Seconds(5);     // Beyond `look_every`, then the database counts as away.
     absl::Duration wait_max = absl::Seconds(10);      // That a call may wait for a generation.
     absl::Duration unshared_wait = absl::Seconds(1);  // The same where no other server can make it come.
     size_t waiters_max = 1024;

@@ -110,6 +110,8 @@ class ReplicasTest(unittest.TestCase):
     def setUp(self):
         self.a, self.b = self.replicas
         self.collection = self.id().rsplit(".", 1)[-1]
+        for replica in self.replicas:  # The test before may have taken the database away.
+            self.wait_until(lambda: replica.metric("c3po_store_silent_seconds") < 1.5, "the database answers", SECONDS)
 
     def fails(self, code, call):
         with self.assertRaises(grpc.RpcError) as caught:
@@ -154,7 +156,8 @@ class ReplicasTest(unittest.TestCase):
         _, added = self.a.add(name, samples(24))
         self.assertEqual(self.b.ids(name, added), self.a.ids(name))
         self.b.score(name, min_index_generation=added)  # It looks for a profile, and knows that there is none.
-        profile = opt.OptimizationOptions(method=opt.METHOD_KERNEL_REGRESSION, k=5, gate=FAR)
+        profile = opt.OptimizationOptions(method=opt.METHOD_KERNEL_REGRESSION, k=5, gate=FAR,
+                                          reference_selection=opt.REFERENCE_SELECTION_ALL)
         stored = self.a.references.SetProfile(ref.SetProfileRequest(collection=name, profile=profile, notes='{"by": "a"}'), timeout=60)
         seen = self.b.references.GetCollection(
             ref.GetCollectionRequest(collection=name, min_index_generation=stored.index_generation), timeout=60)
@@ -201,7 +204,9 @@ class ReplicasTest(unittest.TestCase):
         self.assertEqual((reason, pause), ("BEHIND", 1.0))
         self.assertIn(f"not {added + 1000}", message)
         self.assertLess(time.monotonic() - began, SECONDS)
-        self.fails(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: self.b.search(self.collection, added + 1000, timeout=0.5))
+        with self.assertRaises(grpc.RpcError) as caught:  # The client's own clock may be first.
+            self.b.search(self.collection, added + 1000, timeout=0.5)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
         self.assertEqual(self.fails(grpc.StatusCode.UNAVAILABLE, lambda: self.b.score(self.collection, min_index_generation=2**62))[0], "BEHIND")
         reason, fields, *_ = self.fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: self.b.score(self.collection, min_index_generation=2**63))
         self.assertEqual((reason, fields), ("INVALID_FIELD", ["optimization.min_index_generation"]))
@@ -265,10 +270,10 @@ class ReplicasTest(unittest.TestCase):
         self.equal()
 
     def test_lost_notifications_cost_a_second_at_most(self):
-        listening = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %' AND datname = 'replicas'"
+        every = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'replicas' AND pid <> pg_backend_pid()"
         for round_ in range(3):
-            cut = self.postgres.sql(listening, "replicas")
-            self.assertGreaterEqual(len(cut), 1 if round_ else 2, "connections that listen")
+            cut = self.postgres.sql(every, "replicas")
+            self.assertGreaterEqual(len(cut), 2, "at least the connections that listen")
             verdicts, _ = self.a.add(self.collection, list(samples(3 * round_ + 3))[3 * round_:])
             ids = {verdict.id for verdict in verdicts}
             began = time.monotonic()

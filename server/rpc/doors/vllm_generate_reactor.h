@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "c3po/v1/options.pb.h"
 #include "server/pipeline/generation_types.h"
 #include "server/rpc/doors/running_calls.h"
 #include "server/rpc/doors/vllm_request.h"
