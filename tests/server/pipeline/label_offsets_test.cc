@@ -169,6 +169,7 @@ TEST_F(LabelOffsetsTest, BeyondTheMostOfACollectionTheOldestGoesThoseOfOtherMode
 TEST_F(LabelOffsetsTest, OffsetsGoWithTheirCollection) {
   LabelOffsets offsets = Open();
   ASSERT_TRUE(offsets.Put("mood", Offset(kNone)).ok());
+  EXPECT_NE(*offsets.FittedAfter(kNone), nullptr);
   ASSERT_TRUE(store_->DeleteCollection("mood").ok());
   EXPECT_NE(*offsets.FittedAfter(kNone), nullptr);
   ASSERT_TRUE(feed_.CatchUp().ok());

@@ -105,6 +105,8 @@ TEST_F(LearnedShiftsTest, WhatOthersLearnIsThereOnceTheFeedHasCaughtUp) {
   LearnedShifts others(&others_feed, "model");
   ASSERT_TRUE(shifts.PutPrior("math", {Shift({1}, 0), "model"}).ok());
   ASSERT_TRUE(shifts.PutShifts("math", {{"a", Shift({2}, 1), "model", "s"}, {"b", Shift({2}, 1), "model", "s"}}).ok());
+  EXPECT_EQ((*shifts.Prior("math"))->routing.values.weights[0], 0);
+  EXPECT_EQ((*shifts.Shift("math", "a"))->routing.values.weights[0], 1);
   ASSERT_TRUE(others.PutPrior("math", {Shift({1}, 7), "model"}).ok());
   ASSERT_TRUE(others.PutShifts("math", {{"a", Shift({2}, 9), "model", "s"}, {"c", Shift({2}, 9), "old", "s"}}).ok());
   EXPECT_EQ((*shifts.Prior("math"))->routing.values.weights[0], 0);
