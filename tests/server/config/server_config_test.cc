@@ -315,6 +315,8 @@ TEST(ServerConfig, WhatIsWrongIsToldWithTheValue) {
 TEST(ServerConfig, EveryWrongValueIsNamedByItsFlag) {
   const std::vector<std::vector<std::string>> wrong = {{"--model", ""},
                                                        {"--embedder-revision", "v1", "--embedder", "model"},
+                                                       {"--embedder-dtype", "float16"},
+                                                       {"--embedder-dtype", "bfloat16", "--embedder", "model"},
                                                        {"--device", "tpu"},
                                                        {"--dtype", "int8"},
                                                        {"--kv-cache-dtype", "int8"},
