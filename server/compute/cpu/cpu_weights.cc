@@ -60,8 +60,9 @@ class GroupStore {
   // False where a weight cannot be held. Packed levels are copied where they are of the matrix's own format.
   bool Run(int64_t begin, int64_t end) const {
     const int64_t row = stored_.use.RowOf(begin, config_), panel = whole_.cut.PanelOf(row);
-    const bool is_panel =
-        end - begin == kPanelRows && whole_.cut.PanelRow(panel) == row && stored_.use.paired_block == 0;
+    // A unit's last panel may have fewer rows: then 16 rows lie in two.
+    const bool is_panel = end - begin == kPanelRows && whole_.cut.PanelRow(panel) == row &&
+                          whole_.cut.RowsOf(panel) == kPanelRows && stored_.use.paired_block == 0;
     const auto store = [&](int64_t group, const QuantizedGroups& groups) {
       if (is_panel) {
         return StorePanelGroup(whole_.layout, groups, PanelAt(panel), first_group_ + group, whole_.cut.panel_groups);

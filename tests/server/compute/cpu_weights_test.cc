@@ -174,6 +174,25 @@ TEST(CpuWeights, OfEightAndFourBitsAreTheLargeMatricesAndAllElseIsAsItWas) {
   }
 }
 
+// Of an expert's 24 or 40 rows of gate and up the last panel is not full: 16 stored rows lie in two panels there.
+TEST(CpuWeights, OfExpertsThatEndWithinAPanelHaveEachRowInItsPlace) {
+  for (const char* name : {"granite_moe_tiny", "deepseek_tiny"}) {
+    const OpenedModel opened(name);
+    ASSERT_NE(2 * opened.config.intermediate_size % 16, 0);
+    const cpu::CpuWeights stored = PackOpened(opened);
+    const cpu::CpuWeights packed = cpu::PackWeights(opened.config, opened.weights, ElementType::kFloat32,
+                                                    cpu::WeightLayout::kPanels, nullptr, WeightFormat::kInt8);
+    const cpu::WeightView &from = stored.layers.back().experts.gate_up, &view = packed.layers.back().experts.gate_up;
+    ASSERT_EQ(view.layout, cpu::WeightLayout::kInt8);
+    for (int64_t row = 0; row < from.rows; ++row) {
+      const std::vector<float> got = RowOf(view, row), expected = RowOf(from, row);
+      float largest = 0;
+      for (const float value : expected) largest = std::max(largest, std::abs(value));
+      for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], largest / 123) << name << " row " << row;
+    }
+  }
+}
+
 // Blocks of a file of llama.cpp's are widened, and these numbers quantized.
 TEST(CpuWeights, OfAGgufFileAreQuantizedFromItsWidenedBlocks) {
   const std::shared_ptr<const Checkpoint> checkpoint =
