@@ -89,14 +89,16 @@ struct HnswIndex::Impl {
   const float* VectorOf(size_t node) const ABSL_SHARED_LOCKS_REQUIRED(mutex) {
     return reinterpret_cast<const float*>(graph->getDataByInternalId(static_cast<hnswlib::tableint>(node)));
   }
-  // Which nodes a search may find: no tombstones, and what its filter admits.
+  // Which nodes a search may find: no tombstones, and what its filter admits. A filter is asked about candidates, one
+  // by one, so that a wide one costs a search of the graph little more than none.
   struct Live {
-    absl::Span<const uint8_t> hidden;  // [nodes]: not 0: it may not be found
-    std::vector<uint8_t> by_filter;    // What `hidden` looks at under a filter.
-    size_t count = 0;
-    bool filtered = false;
+    const LabelFilter* filter = nullptr;
+    size_t count = 0;  // At most so many; without a filter exactly.
   };
   Live LiveNodes(const LabelFilter* filter) const ABSL_SHARED_LOCKS_REQUIRED(mutex);
+  bool IsLive(size_t node, const Live& live) const ABSL_SHARED_LOCKS_REQUIRED(mutex) {
+    return removed[node] == 0 && (live.filter == nullptr || live.filter->Admits(label_of_node[node]));
+  }
   // Offers the live ones among the `candidates` nearest nodes that the graph finds; returns how many there were.
   size_t OfferLive(const float* query, size_t candidates, const Live& live, NearestList& nearest) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex);
@@ -134,28 +136,15 @@ absl::Status HnswIndex::Impl::MakeGraph(size_t capacity) {
 }
 
 HnswIndex::Impl::Live HnswIndex::Impl::LiveNodes(const LabelFilter* filter) const {
-  Live live;
-  live.hidden = removed;
-  live.count = node_of_label.size();
-  if (filter == nullptr) return live;
-  live.filtered = true;
-  live.count = 0;
-  live.by_filter.assign(label_of_node.size(), 1);
-  for (const int64_t label : filter->labels()) {
-    const auto found = node_of_label.find(label);
-    if (found == node_of_label.end()) continue;
-    live.by_filter[found->second] = 0;
-    ++live.count;
-  }
-  live.hidden = live.by_filter;
-  return live;
+  const size_t present = node_of_label.size();
+  return {filter, filter == nullptr ? present : std::min(present, filter->labels().size())};
 }
 
 size_t HnswIndex::Impl::OfferLive(const float* query, size_t candidates, const Live& live, NearestList& nearest) const {
   size_t offered = 0;
   for (auto found = graph->searchKnn(query, candidates); !found.empty(); found.pop()) {
     const size_t node = found.top().second;
-    if (live.hidden[node] != 0) continue;
+    if (!IsLive(node, live)) continue;
     nearest.Offer(SquaredDistance(query, VectorOf(node), static_cast<size_t>(dimension)), label_of_node[node]);
     ++offered;
   }
@@ -168,7 +157,7 @@ absl::StatusOr<bool> HnswIndex::Impl::SearchGraph(const float* query, size_t wan
                                                   std::vector<LabeledDistance>& found) const {
   const size_t nodes = label_of_node.size();
   size_t candidates = HnswIndex::Candidates(wanted, options, nodes, live.count);
-  for (; HnswIndex::AsksGraph(candidates, nodes, live.count, live.filtered); candidates *= 2) {
+  for (; HnswIndex::AsksGraph(candidates, nodes, live.count, live.filter != nullptr); candidates *= 2) {
     NearestList nearest(wanted);
     size_t offered = 0;
     C3PO_RETURN_IF_ERROR(Guarded("cannot search", [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex) {
@@ -188,10 +177,20 @@ void HnswIndex::Impl::CompareAll(absl::Span<const float> queries, absl::Span<con
   std::vector<NearestList> nearest;
   nearest.reserve(numbers.size());
   for (size_t i = 0; i < numbers.size(); ++i) nearest.emplace_back(wanted);
-  for (size_t node = 0; !numbers.empty() && node < label_of_node.size(); ++node) {
-    if (live.hidden[node] != 0) continue;
+  const auto compare = [&](size_t node) ABSL_SHARED_LOCKS_REQUIRED(mutex) {
     for (size_t i = 0; i < numbers.size(); ++i) {
       nearest[i].Offer(SquaredDistance(&queries[numbers[i] * size], VectorOf(node), size), label_of_node[node]);
+    }
+  };
+  if (numbers.empty()) return;
+  if (live.filter == nullptr) {
+    for (size_t node = 0; node < label_of_node.size(); ++node) {
+      if (removed[node] == 0) compare(node);
+    }
+  } else {
+    for (const int64_t label : live.filter->labels()) {
+      const auto node = node_of_label.find(label);
+      if (node != node_of_label.end()) compare(node->second);
     }
   }
   for (size_t i = 0; i < numbers.size(); ++i) found[numbers[i]] = nearest[i].Take();

@@ -12,8 +12,8 @@
 namespace c3po {
 
 // Which vectors a search may find: those of these labels, as far as an index holds them. Whoever knows what labels
-// stand for evaluates its condition once and keeps the filter for as many searches as it likes; an index makes bits of
-// its own rows of it, at the cost of a look-up a label. Immutable; thread-safe.
+// stand for evaluates its condition once and keeps the filter for as many searches as it likes. A scan looks up each
+// label; a graph on the host asks about its candidates alone. Immutable; thread-safe.
 class LabelFilter {
  public:
   // In any order; a label that is named twice counts once.

@@ -138,13 +138,14 @@ absl::StatusOr<const ReferenceCatalog::Collection*> ReferenceCatalog::FindSearch
 
 // NeighborIndex::SearchMany among what searches may return.
 absl::StatusOr<std::vector<std::vector<LabeledDistance>>> ReferenceCatalog::SearchVisible(
-    const Collection& collection, ViewKind kind, absl::Span<const float> queries, int k,
-    std::optional<int> state_layer) const {
+    const Collection& collection, ViewKind kind, absl::Span<const float> queries, int k, std::optional<int> state_layer,
+    const LabelFilter* filter) const {
   if (state_layer) {
     C3PO_ASSIGN_OR_RETURN(const States* states, StatesOf(collection, *state_layer));
-    return states->indexes[kind]->SearchMany(queries, k);
+    return states->indexes[kind]->SearchMany(queries, k, filter);
   }
   const View& view = collection.views[kind];
+  if (filter != nullptr) return view.index->SearchMany(queries, k, filter);  // It admits nothing that is hidden.
   const int wanted = k > INT_MAX - view.hidden ? INT_MAX : k + view.hidden;
   C3PO_ASSIGN_OR_RETURN(std::vector<std::vector<LabeledDistance>> all, view.index->SearchMany(queries, wanted));
   const auto hidden = [&](const LabeledDistance& each) { return !collection.usable.contains(each.label); };
@@ -164,14 +165,16 @@ std::vector<Neighbor> ReferenceCatalog::Named(const Collection& collection, absl
 
 absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::Search(absl::string_view collection,
                                                                absl::Span<const float> embedding, int k,
-                                                               bool successful_only,
-                                                               std::optional<int> state_layer) const {
+                                                               bool successful_only, std::optional<int> state_layer,
+                                                               const MetadataFilter* filter) const {
   ReaderLock lock(mutex_);
   C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
   C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
   C3PO_RETURN_IF_ERROR(CheckQuery(embedding, state_layer));
+  const ViewKind kind = successful_only ? kSuccessful : kAll;
+  const std::shared_ptr<const LabelFilter> matching = Matching(*searched, kind, filter);
   C3PO_ASSIGN_OR_RETURN(const std::vector<std::vector<LabeledDistance>> found,
-                        SearchVisible(*searched, successful_only ? kSuccessful : kAll, embedding, k, state_layer));
+                        SearchVisible(*searched, kind, embedding, k, state_layer, matching.get()));
   return Named(*searched, found.front());
 }
 
@@ -184,13 +187,14 @@ absl::Status ReferenceCatalog::CheckQuery(absl::Span<const float> query, std::op
 absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchWithin(absl::string_view collection,
                                                                      absl::Span<const float> embedding, float epsilon,
                                                                      int k_max, bool successful_only,
-                                                                     std::optional<int> state_layer) const {
+                                                                     std::optional<int> state_layer,
+                                                                     const MetadataFilter* filter) const {
   if (!(epsilon >= 0)) {
     return absl::InvalidArgumentError(
         absl::StrCat("epsilon: ", NumberText(epsilon), ", must be a distance of at least 0"));
   }
   C3PO_ASSIGN_OR_RETURN(std::vector<Neighbor> found,
-                        Search(collection, embedding, k_max, successful_only, state_layer));
+                        Search(collection, embedding, k_max, successful_only, state_layer, filter));
   while (!found.empty() && found.back().distance > epsilon) found.pop_back();
   return found;
 }
@@ -198,7 +202,8 @@ absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchWithin(absl::strin
 absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchPathways(absl::string_view collection,
                                                                        absl::Span<const float> rows,
                                                                        absl::Span<const int> layers, int k,
-                                                                       bool successful_only) const {
+                                                                       bool successful_only,
+                                                                       const MetadataFilter* filter) const {
   C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
   C3PO_RETURN_IF_ERROR(CheckLayers(layers, options_.moe_layers));
   const size_t experts = static_cast<size_t>(options_.experts);
@@ -206,20 +211,27 @@ absl::StatusOr<std::vector<Neighbor>> ReferenceCatalog::SearchPathways(absl::str
   ReaderLock lock(mutex_);
   C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
   const ViewKind kind = successful_only ? kSuccessful : kAll;
+  const std::shared_ptr<const LabelFilter> matching = Matching(*searched, kind, filter);
   if (searched->pathways != nullptr) {
-    const auto found = searched->pathways->Search(rows, layers, k, kind);
+    const auto found = searched->pathways->Search(rows, layers, k, kind, matching.get());
     if (found.ok()) return Named(*searched, *found);
   }
   // The records' own pathways are scanned: a matrix of them all would cost as much memory again and save one pointer
   // each.
   NearestList nearest(std::min(static_cast<size_t>(k), searched->usable.size()));
-  for (const auto& [label, record] : searched->usable) {
-    if (!IsIn(kind, *record)) continue;
+  const auto compare = [&](int64_t label, const ReferenceRecord& record) {
     float squared = 0;
     for (size_t c = 0; c < layers.size(); ++c) {
-      squared += SquaredDistance(rows.data() + c * experts, record->pathway.Row(layers[c]).data(), experts);
+      squared += SquaredDistance(rows.data() + c * experts, record.pathway.Row(layers[c]).data(), experts);
     }
     nearest.Offer(squared, label);
+  };
+  if (matching != nullptr) {
+    for (const int64_t label : matching->labels()) compare(label, *searched->usable.at(label));
+  } else {
+    for (const auto& [label, record] : searched->usable) {
+      if (IsIn(kind, *record)) compare(label, *record);
+    }
   }
   return Named(*searched, nearest.Take());
 }

@@ -21,12 +21,14 @@
 #include "index/search/exact_index.h"
 #include "index/search/hnsw_index.h"
 #include "index/search/index_builder.h"
+#include "index/search/metadata_index.h"
 #include "index/search/neighbor_index.h"
 #include "index/search/own_distances.h"
 #include "index/search/prompt_index.h"
 #include "index/search/recall.h"
 #include "index/store/reference_store.h"
 #include "index/store/store_feed.h"
+#include "index/types/metadata_filter.h"
 #include "index/types/neighbor.h"
 #include "index/types/pathway.h"
 #include "index/types/reference_record.h"
@@ -75,8 +77,8 @@ struct CatalogCollection {
 // by every search begun later. Updates are taken in one after the other; searches go on meanwhile.
 //
 // Memory per usable reference: its texts, 4 * (dimension + moe_layers * experts) bytes for the record, 4 * dimension
-// for each of the one or two views it is in (in a graph more: HnswIndex), and about 700 for the maps: some 9 KB
-// for 384 dimensions and 30 layers of 32 experts. A view's own distances take 40 KB at most.
+// for each of the one or two views it is in (in a graph more: HnswIndex), what MetadataIndex takes, and about 700 for
+// the maps: some 9 KB for 384 dimensions and 30 layers of 32 experts. A view's own distances take 40 KB at most.
 //
 // Thread-safe. InvalidArgument names the argument: k < 1, an embedding of another dimension, a number that is not
 // finite.
@@ -96,6 +98,16 @@ class ReferenceCatalog : private StoreListener {
   // Searches compare embeddings, or with `state_layer` hidden states of the model: those entering that MoE layer, or
   // after the last one (moe_layers), as far as the collection has them (WithoutState). `embedding` is such a state
   // then, of unit length, the search is exact, and FailedPrecondition: the layer's states are not there.
+  //
+  // With a `filter`, which has passed ValidateFilter, a search finds what it would find if the collection held no other
+  // references than those that match; null, or without conditions: all. It is seen with the batch that it belongs to:
+  // a search never finds a reference by metadata that another batch gave it. Under a filter a search is
+  //   exact where it is without (views of at most exact_references_max, states, pathways, scans on the device),
+  //   exact where the matching references are few: these are compared one by one, unless the graph has to look at fewer
+  //   (HnswIndex::AsksGraph: of a view of 100,000, with the default options, from some 10,000 matching ones on),
+  //   else of the graph's recall: as many more candidates are asked for as do not match, and where fewer than k of
+  //   them do, twice as many again, at last all matching references, exactly.
+  // Whom nothing matches finds nothing, without an error.
 
   // The k nearest references of a collection by embedding, nearest first, ties in an order that ids alone decide (their
   // own, where they are made of samples); fewer when there are fewer, none when none is successful and successful_only.
@@ -103,13 +115,14 @@ class ReferenceCatalog : private StoreListener {
   // NotFound "collection X does not exist". FailedPrecondition: it has references and none is usable; the message says
   // what they were made with.
   absl::StatusOr<std::vector<Neighbor>> Search(absl::string_view collection, absl::Span<const float> embedding, int k,
-                                               bool successful_only,
-                                               std::optional<int> state_layer = std::nullopt) const;
+                                               bool successful_only, std::optional<int> state_layer = std::nullopt,
+                                               const MetadataFilter* filter = nullptr) const;
 
-  // Those of Search(collection, embedding, k_max, successful_only) at distance <= epsilon.
+  // Those of Search with k_max at distance <= epsilon.
   absl::StatusOr<std::vector<Neighbor>> SearchWithin(absl::string_view collection, absl::Span<const float> embedding,
                                                      float epsilon, int k_max, bool successful_only,
-                                                     std::optional<int> state_layer = std::nullopt) const;
+                                                     std::optional<int> state_layer = std::nullopt,
+                                                     const MetadataFilter* filter = nullptr) const;
 
   // Of the references whose choices are, as a set of texts, those of the nearest one: the k nearest with each answer,
   // by ascending answer; of more than k answers the k that are nearest. References without choices are one such group.
@@ -121,14 +134,16 @@ class ReferenceCatalog : private StoreListener {
                                                               absl::Span<const float> embedding, int k,
                                                               bool successful_only,
                                                               absl::Span<const std::string> excluded,
-                                                              std::optional<int> state_layer = std::nullopt) const;
+                                                              std::optional<int> state_layer = std::nullopt,
+                                                              const MetadataFilter* filter = nullptr) const;
 
   // The k nearest by pathway: Euclidean distance over the chosen rows, exact,
   //   sqrt(sum_c sum_e (rows[c, e] - pathway_i[layers[c], e])^2).
   // rows: row-major [layers.size(), experts]. layers: different MoE layers, each in [0, moe_layers). Reads every
   // pathway of the view: 4 * layers * experts bytes each, on the device where they lie there. Errors as Search.
   absl::StatusOr<std::vector<Neighbor>> SearchPathways(absl::string_view collection, absl::Span<const float> rows,
-                                                       absl::Span<const int> layers, int k, bool successful_only) const;
+                                                       absl::Span<const int> layers, int k, bool successful_only,
+                                                       const MetadataFilter* filter = nullptr) const;
 
   // How far the collection's own references are from each other: the least distance that at least the share `quantile`,
   // in (0, 1], of a view's members do not exceed with the distance to their nearest other member. Others with the same
@@ -236,6 +251,7 @@ class ReferenceCatalog : private StoreListener {
     absl::flat_hash_map<int64_t, RecordPtr> usable;  // By label; what searches may return.
     std::shared_ptr<DevicePathways> pathways;        // Those of `usable`, on the device; null: not there.
     AnswerGroups answers;                            // Of `usable`.
+    MetadataIndex metadata;                          // Of `usable`.
     std::map<int, States> states;                    // By layer; those that were asked for.
     std::map<std::string, int64_t> unusable;         // Why, and how many.
     int64_t references = 0;
@@ -303,15 +319,23 @@ class ReferenceCatalog : private StoreListener {
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<std::vector<std::vector<LabeledDistance>>> SearchVisible(const Collection& collection, ViewKind kind,
                                                                           absl::Span<const float> queries, int k,
-                                                                          std::optional<int> state_layer = {}) const
+                                                                          std::optional<int> state_layer = {},
+                                                                          const LabelFilter* filter = nullptr) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // The members of a view that match; null: all, as there is no filter.
+  static std::shared_ptr<const LabelFilter> Matching(const Collection& collection, ViewKind kind,
+                                                     const MetadataFilter* filter) {
+    const bool all = filter == nullptr || filter->empty();
+    return all ? nullptr : collection.metadata.Find(*filter, kind == kSuccessful);
+  }
   using AnswersOfLabels = absl::flat_hash_map<int64_t, absl::string_view>;
   AnswersOfLabels LabelsOf(absl::string_view collection, absl::Span<const std::string> ids) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<std::vector<AnswerNeighbors>> NearestByAnswer(const Collection& collection, ViewKind kind,
                                                                int64_t nearest, absl::Span<const float> query, int k,
                                                                const AnswersOfLabels& left_out,
-                                                               std::optional<int> state_layer) const
+                                                               std::optional<int> state_layer,
+                                                               const LabelFilter* filter) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   RecallCount RecallOf(absl::string_view collection, ViewKind kind, int k, int queries) const;
 

@@ -4,6 +4,8 @@
 // reference of the group once.
 
 #include <algorithm>
+#include <iterator>
+#include <memory>
 #include <utility>
 
 #include "index/base/status_macros.h"
@@ -33,6 +35,13 @@ struct Found {
   std::vector<LabeledDistance> nearest;
 };
 
+std::shared_ptr<const LabelFilter> Both(const LabelFilter& a, const LabelFilter& b) {
+  std::vector<int64_t> labels;
+  std::copy_if(a.labels().begin(), a.labels().end(), std::back_inserter(labels),
+               [&](int64_t label) { return b.Admits(label); });
+  return std::make_shared<const LabelFilter>(std::move(labels));
+}
+
 // Leaves the `count` answers whose nearest references are nearest, by ascending answer.
 void KeepNearest(size_t count, std::vector<Found>& found) {
   if (found.size() <= count) return;
@@ -47,32 +56,30 @@ void KeepNearest(size_t count, std::vector<Found>& found) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<AnswerNeighbors>> ReferenceCatalog::SearchByAnswer(absl::string_view collection,
-                                                                              absl::Span<const float> embedding, int k,
-                                                                              bool successful_only,
-                                                                              absl::Span<const std::string> excluded,
-                                                                              std::optional<int> state_layer) const {
+absl::StatusOr<std::vector<AnswerNeighbors>> ReferenceCatalog::SearchByAnswer(
+    absl::string_view collection, absl::Span<const float> embedding, int k, bool successful_only,
+    absl::Span<const std::string> excluded, std::optional<int> state_layer, const MetadataFilter* filter) const {
   C3PO_RETURN_IF_ERROR(CheckNeighborCount("k", k));
   C3PO_RETURN_IF_ERROR(CheckQuery(embedding, state_layer));
   ReaderLock lock(mutex_);
   C3PO_ASSIGN_OR_RETURN(const Collection* searched, FindSearchable(collection));
   const ViewKind kind = successful_only ? kSuccessful : kAll;
   const AnswersOfLabels left_out = LabelsOf(collection, excluded);
-  C3PO_ASSIGN_OR_RETURN(const std::vector<std::vector<LabeledDistance>> near,
-                        SearchVisible(*searched, kind, embedding, 1 + static_cast<int>(left_out.size()), state_layer));
+  const std::shared_ptr<const LabelFilter> matching = Matching(*searched, kind, filter);
+  C3PO_ASSIGN_OR_RETURN(
+      const std::vector<std::vector<LabeledDistance>> near,
+      SearchVisible(*searched, kind, embedding, 1 + static_cast<int>(left_out.size()), state_layer, matching.get()));
   for (const LabeledDistance& each : near.front()) {
     if (left_out.contains(each.label)) continue;
-    return NearestByAnswer(*searched, kind, each.label, embedding, k, left_out, state_layer);
+    return NearestByAnswer(*searched, kind, each.label, embedding, k, left_out, state_layer, matching.get());
   }
   return std::vector<AnswerNeighbors>();
 }
 
 // SearchByAnswer where the nearest reference that is not left out is known.
-absl::StatusOr<std::vector<AnswerNeighbors>> ReferenceCatalog::NearestByAnswer(const Collection& collection,
-                                                                               ViewKind kind, int64_t nearest,
-                                                                               absl::Span<const float> query, int k,
-                                                                               const AnswersOfLabels& left_out,
-                                                                               std::optional<int> state_layer) const {
+absl::StatusOr<std::vector<AnswerNeighbors>> ReferenceCatalog::NearestByAnswer(
+    const Collection& collection, ViewKind kind, int64_t nearest, absl::Span<const float> query, int k,
+    const AnswersOfLabels& left_out, std::optional<int> state_layer, const LabelFilter* filter) const {
   const NeighborIndex* index = collection.views[kind].index.get();
   if (state_layer) {
     C3PO_ASSIGN_OR_RETURN(const States* states, StatesOf(collection, *state_layer));
@@ -84,14 +91,15 @@ absl::StatusOr<std::vector<AnswerNeighbors>> ReferenceCatalog::NearestByAnswer(c
   for (const auto& [label, answer] : left_out) ++left_out_of[answer];
   std::vector<Found> all;
   for (const AnswerGroups::Answer& answer : answers) {
+    const std::shared_ptr<const LabelFilter> admitted = filter ? Both(*answer.labels, *filter) : answer.labels;
     const auto count = left_out_of.find(answer.text);
     const int wanted = k + (count == left_out_of.end() ? 0 : count->second);
     Found found{answer.text, {}};
     if (state_layer || answers.size() <= kAnswersSearchedMax) {
-      C3PO_ASSIGN_OR_RETURN(found.nearest, index->Search(query, wanted, answer.labels.get()));
+      C3PO_ASSIGN_OR_RETURN(found.nearest, index->Search(query, wanted, admitted.get()));
     } else {
-      NearestList list(std::min(static_cast<size_t>(wanted), answer.labels->labels().size()));
-      for (const int64_t label : answer.labels->labels()) {
+      NearestList list(std::min(static_cast<size_t>(wanted), admitted->labels().size()));
+      for (const int64_t label : admitted->labels()) {
         const std::vector<float>& vector = collection.usable.at(label)->embedding;
         list.Offer(SquaredDistance(query.data(), vector.data(), vector.size()), label);
       }

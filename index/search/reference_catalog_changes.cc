@@ -209,6 +209,7 @@ void ReferenceCatalog::Enter(absl::Span<const Candidate> candidates, const Label
     for (const Labeled& arrival : labeled) {
       collection.usable[arrival.label] = arrival.record;
       collection.answers.Add(arrival.label, *arrival.record);
+      collection.metadata.Add(arrival.label, *arrival.record);
       Entry& entry = entries_[arrival.record->id];
       entry.record = arrival.record;
       entry.label = arrival.label;
@@ -254,6 +255,7 @@ void ReferenceCatalog::Unpublish(const std::string& id, LabeledByCollection& dep
   } else {
     collection.usable.erase(entry.label);
     collection.answers.Remove(entry.label, *entry.record);
+    collection.metadata.Remove(entry.label, *entry.record);
     DropStates(collection, entry);
     for (ViewKind kind : kViewKinds) {
       if (!IsIn(kind, *entry.record)) continue;

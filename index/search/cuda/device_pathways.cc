@@ -51,14 +51,14 @@ void DevicePathways::Remove(absl::Span<const int64_t> labels) {
 }
 
 absl::StatusOr<std::vector<LabeledDistance>> DevicePathways::Search(absl::Span<const float> rows,
-                                                                    absl::Span<const int> layers, int k,
-                                                                    int view) const {
+                                                                    absl::Span<const int> layers, int k, int view,
+                                                                    const LabelFilter* filter) const {
   if (!usable()) return absl::UnavailableError("index device: the pathways are not on it");
   C3PO_ASSIGN_OR_RETURN(const IndexDevice::Lease slot, device_->AcquireSlot());
   DeviceRows::PendingScan pending;
   {
     ReaderLock lock(mutex_);
-    const DeviceRows::Admitted admitted = rows_->Admit(nullptr, view);
+    const DeviceRows::Admitted admitted = rows_->Admit(filter, view);
     const int wanted = static_cast<int>(std::min<int64_t>(k, admitted.count));
     if (wanted == 0) return std::vector<LabeledDistance>();
     if (!DeviceRows::CanFind(wanted)) return absl::OutOfRangeError("index device: k is too large");

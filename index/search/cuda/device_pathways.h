@@ -36,12 +36,12 @@ class DevicePathways {
   void Show(absl::Span<const Shown> shown);
   void Remove(absl::Span<const int64_t> labels);
 
-  // The k nearest of a view by sqrt(sum over chosen layers, in their order, of SquaredDistance(rows[c],
-  // pathway[layers[c]])) with float32 sums, by distance, then label; fewer where there are fewer. rows:
-  // [layers.size()][experts]. OutOfRange: k is beyond DeviceRows::CanFind. Unavailable, ResourceExhausted: the host has
-  // to scan.
+  // The k nearest of a view, of those that a filter admits, by sqrt(sum over chosen layers, in their order, of
+  // SquaredDistance(rows[c], pathway[layers[c]])) with float32 sums, by distance, then label; fewer where there are
+  // fewer. rows: [layers.size()][experts]. OutOfRange: k is beyond DeviceRows::CanFind. Unavailable, ResourceExhausted:
+  // the host has to scan.
   absl::StatusOr<std::vector<LabeledDistance>> Search(absl::Span<const float> rows, absl::Span<const int> layers, int k,
-                                                      int view) const;
+                                                      int view, const LabelFilter* filter = nullptr) const;
 
  private:
   explicit DevicePathways(IndexDevice* device) : device_(device) {}

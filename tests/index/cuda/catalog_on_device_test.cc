@@ -9,6 +9,7 @@
 
 #include "index/search/reference_catalog.h"
 #include "tests/index/cuda/host_index_device.h"
+#include "tests/index/search/random_filter.h"
 #include "tests/index/store/random_reference.h"
 
 namespace c3po {
@@ -131,6 +132,39 @@ TEST(CatalogOnDevice, SearchesByAnswerAsOnTheHost) {
     }
   }
   EXPECT_EQ(host.device->counts().device_queries, before.device_queries + 2 * 4);  // The nearest one, and each answer.
+}
+
+// Filters over metadata go to the device as bits of its rows, pathways included; once it has failed the host has them.
+TEST(CatalogOnDevice, SearchesUnderFiltersAsOnTheHost) {
+  std::mt19937 random(6);
+  const ScratchFolder folder;
+  HostIndexDevice host;
+  Opened plain(folder.File("plain.db"), Options(nullptr)),
+      on_device(folder.File("device.db"), Options(host.device.get()));
+  std::vector<ReferenceRecord> records = MakeReferences("a", 0, 500);
+  for (ReferenceRecord& record : records) record.sample.metadata = RandomMetadata(random);
+  ASSERT_TRUE(plain.catalog->Insert(records).ok());
+  ASSERT_TRUE(on_device.catalog->Insert(records).ok());
+  const auto check = [&](int filters) {
+    for (int i = 0; i < filters; ++i) {
+      const MetadataFilter filter = RandomFilter(random);
+      SCOPED_TRACE(FilterText(filter));
+      for (const bool successful : {false, true}) {
+        const std::vector<float> embedding = RandomUnitVector(random, kDimension);
+        ExpectTheSame(*plain.catalog->Search("a", embedding, 7, successful, std::nullopt, &filter),
+                      *on_device.catalog->Search("a", embedding, 7, successful, std::nullopt, &filter));
+        const Pathway rows = RandomPathway(random, 2, kExperts);
+        ExpectTheSame(*plain.catalog->SearchPathways("a", rows.weights, {2, 0}, 7, successful, &filter),
+                      *on_device.catalog->SearchPathways("a", rows.weights, {2, 0}, 7, successful, &filter));
+      }
+    }
+  };
+  const IndexDeviceCounts before = host.device->counts();
+  check(12);
+  EXPECT_GT(host.device->counts().device_queries, before.device_queries + 20);
+  EXPECT_EQ(host.device->counts().host_queries, before.host_queries);
+  host.runtime.BreakAfter(0);
+  check(4);
 }
 
 TEST(CatalogOnDevice, GraphsLieOnTheDeviceAndAreSavedAndLoaded) {
