@@ -16,6 +16,7 @@ FOREIGN_PROTOS_VERSION=2 # Raise when the archives below change. proto/CMakeList
 OPENAI_CLIENTS_VERSION=1 # Raise when the list of what the tests of the HTTP port need changes.
 GATEWAY_TOOLS_VERSION=1  # Raise when the list of what the tests of the gateway need changes.
 OTEL_TOOLS_VERSION=1     # Raise when the list of what the test of tracing needs changes.
+QDRANT_TOOLS_VERSION=1   # Raise when the list of what the test of filters needs changes.
 LM_EVAL_VERSION=0.4.13
 XGRAMMAR_VERSION=0.2.9     # deploy/cmake/C3poDependencies.cmake names it too.
 CUDA_VERSION=13.0        # As libtorch's, whose driver it asks for (580 or later). deploy/cmake/C3poCuda.cmake names it too.
@@ -148,6 +149,18 @@ OTEL_PACKAGES=(
   opentelemetry-instrumentation==0.66b2 opentelemetry-instrumentation-grpc==0.66b2
   googleapis-common-protos==1.76.0 grpcio==1.85.1 grpcio-tools==1.85.1 packaging==26.3 protobuf==7.35.1 setuptools==80.9.0
   typing_extensions==4.16.0 wrapt==2.5.2
+)
+
+# qdrant-client, whose local mode finds what filters have to find: tests/integration/filters_test.py.
+make_qdrant_venv() {
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps "${QDRANT_PACKAGES[@]}"
+}
+QDRANT_PACKAGES=(
+  qdrant-client==1.20.0
+  annotated-types==0.8.0 anyio==4.16.0 certifi==2026.10.18 googleapis-common-protos==1.76.0 grpcio==1.85.1 grpcio-tools==1.85.1 h11==0.16.0 h2==4.4.1
+  hpack==4.2.0 httpcore==1.0.9 httpx==0.28.1 hyperframe==6.1.0 idna==3.20 numpy==2.4.6 portalocker==4.4.2 protobuf==7.35.1 pydantic==2.14.4
+  pydantic_core==2.50.5 setuptools==80.9.0 typing-inspection==0.4.5 typing_extensions==4.16.0 urllib3==2.8.0
 )
 
 # What the harness imports to run a model behind gRPC, 118 MB to download: neither torch nor scikit-learn, which it loads
@@ -284,6 +297,7 @@ fill_folder "Envoy and schemas" "$CACHE_DIR/deploy-tools-$DEPLOY_TOOLS_VERSION" 
 fill_folder "buf, mypy and the newest gRPC" "$CACHE_DIR/client-tools-$CLIENT_TOOLS_VERSION" make_client_tools_venv
 fill_folder "gateway" "$CACHE_DIR/gateway-$GATEWAY_TOOLS_VERSION" make_gateway_venv
 fill_folder "OpenTelemetry" "$CACHE_DIR/otel-$OTEL_TOOLS_VERSION" make_otel_venv
+fill_folder "qdrant-client" "$CACHE_DIR/qdrant-$QDRANT_TOOLS_VERSION" make_qdrant_venv
 fill_folder "lm-evaluation-harness $LM_EVAL_VERSION" "$CACHE_DIR/lm-eval-$LM_EVAL_FOLDER_VERSION" make_lm_eval_venv
 fill_folder "clients of OpenAI's HTTP API" "$CACHE_DIR/openai-clients-$OPENAI_CLIENTS_VERSION" make_openai_clients_venv
 fill_folder "libtorch $TORCH_VERSION" "$CACHE_DIR/torch-$TORCH_VERSION" install_torch

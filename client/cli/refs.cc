@@ -11,6 +11,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/json_output.h"
 #include "client/cli/terminal.h"
+#include "client/eval/option_setting.h"
 #include "index/base/status_macros.h"
 
 namespace c3po {
@@ -27,6 +28,7 @@ struct RefsFlags {
   std::optional<uint32_t> k;
   bool successful_only = false;
   std::optional<uint64_t> min_generation;
+  std::string filter;  // JSON; empty: none
   uint64_t limit = 0;  // 0: all
   uint32_t page_size = 100;
   bool pathway = false;
@@ -43,6 +45,11 @@ absl::Status Search(Session& session, const RefsFlags& flags) {
   if (flags.k) request.set_k(*flags.k);
   if (flags.successful_only) request.set_successful_only(true);
   if (flags.min_generation) request.set_min_index_generation(*flags.min_generation);
+  if (!flags.filter.empty()) {
+    v1::OptimizationOptions options;
+    C3PO_RETURN_IF_ERROR(SetOption("filter", flags.filter, &options));
+    *request.mutable_filter() = options.filter();
+  }
   C3PO_ASSIGN_OR_RETURN(const v1::SearchReferencesResponse response,
                         session.client->SearchReferences(request, session.call_options()));
   if (flags.json) return PrintJsonLine(response);
@@ -183,6 +190,8 @@ void AddRefsCommand(CLI::App& app, Session* session) {
                    "Only those that the model answers correctly by itself");
   search->add_option("--min-generation", flags->min_generation,
                      "Wait until the server holds this generation of the references, as a change's answer names it");
+  search->add_option("--filter", flags->filter,
+                     "Only those whose metadata match: {\"must\": [{\"key\": \"language\", \"equals\": \"en\"}]}");
 
   CLI::App* list = AddRefs(*refs, session, "list", "All references; with --json one per line", List, flags);
   list->add_option("--collection", flags->collection, "Only this collection");

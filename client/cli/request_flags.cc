@@ -83,7 +83,8 @@ CLI::Option* AddOptionFlag(CLI::App& command, const OptimizationOption& option, 
     };
     return command.add_option_function<std::vector<std::string>>(flag, add, help)->allow_extra_args(false);
   } else {
-    static_assert(std::is_same_v<Value, std::string> || std::is_same_v<Value, std::vector<int>>);
+    static_assert(std::is_same_v<Value, std::string> || std::is_same_v<Value, std::vector<int>> ||
+                  std::is_same_v<Value, MetadataFilter>);
     return command.add_option_function<std::string>(flag, set, help);
   }
 }

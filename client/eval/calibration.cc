@@ -313,6 +313,7 @@ class Search {
 
 void ApplyPatch(const v1::OptimizationOptions& patch, v1::OptimizationOptions* options) {
   if (patch.critical_layers_size() > 0) options->clear_critical_layers();
+  if (patch.has_filter()) options->clear_filter();
   options->MergeFrom(patch);
 }
 

@@ -277,14 +277,16 @@ absl::Status ClientItemRunner::FetchNeighbors(const TaskItem& item, const v1::Op
   const bool within = shots == 0 && settings.has_epsilon();
   const size_t count = within ? kNeighborsMax : shots > 0 ? shots : settings.k();
   const bool successful_only = settings.reference_selection() == v1::REFERENCE_SELECTION_SUCCESSFUL;
+  const std::string filter = settings.filter().SerializeAsString();
   if (!neighbors->fetched || neighbors->wanted < count || neighbors->successful_only != successful_only ||
-      neighbors->collection != settings.collection()) {
+      neighbors->collection != settings.collection() || neighbors->filter != filter) {
     const absl::Time start = absl::Now();
     v1::SearchReferencesRequest request;
     request.set_collection(settings.collection());
     request.set_text(item.prompt);
     request.set_k(static_cast<uint32_t>(count + item.own_references.size()));
     request.set_successful_only(successful_only);
+    if (settings.has_filter()) *request.mutable_filter() = settings.filter();
     C3PO_ASSIGN_OR_RETURN(const v1::SearchReferencesResponse response,
                           client_.SearchReferences(request, call_options_));
     neighbors->neighbors.clear();
@@ -299,6 +301,7 @@ absl::Status ClientItemRunner::FetchNeighbors(const TaskItem& item, const v1::Op
     neighbors->collection = settings.collection();
     neighbors->wanted = count;
     neighbors->successful_only = successful_only;
+    neighbors->filter = filter;
     neighbors->seconds = absl::ToDoubleSeconds(absl::Now() - start);
   }
   nearest->assign(neighbors->neighbors.begin(),

@@ -28,6 +28,7 @@ struct NeighborList {
   bool fetched = false;
   std::string collection;
   bool successful_only = false;
+  std::string filter;  // as bytes of the message
   size_t wanted = 0;
   double seconds = 0;  // of the search
   std::vector<LabelledNeighbor> neighbors;

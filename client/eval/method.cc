@@ -80,6 +80,7 @@ v1::OptimizationOptions NeighborOptions(const v1::OptimizationOptions& common) {
   if (common.has_reference_selection()) options.set_reference_selection(common.reference_selection());
   if (common.has_kernel()) options.set_kernel(common.kernel());
   if (common.has_bandwidth()) options.set_bandwidth(common.bandwidth());
+  if (common.has_filter()) *options.mutable_filter() = common.filter();
   if (common.has_use_profile()) options.set_use_profile(common.use_profile());
   if (common.has_preset()) options.set_preset(common.preset());
   return options;

@@ -46,6 +46,14 @@ absl::Status SetEnum(const FieldDescriptor& field, absl::string_view value, Mess
       absl::StrCat(field.name(), ": \"", value, "\" is none of ", absl::StrJoin(names, ", ")));
 }
 
+std::string JsonOf(const Message& message) {
+  google::protobuf::util::JsonPrintOptions print;
+  print.preserve_proto_field_names = true;
+  std::string json;
+  // Options always have a JSON form.
+  return google::protobuf::util::MessageToJsonString(message, &json, print).ok() ? json : "{}";
+}
+
 absl::Status SetRepeated(const FieldDescriptor& field, absl::string_view value, Message* message) {
   const Reflection& reflection = *message->GetReflection();
   reflection.ClearField(message, &field);
@@ -118,16 +126,32 @@ std::string ValueText(const FieldDescriptor& field, const Message& message) {
       return reflection.GetBool(message, &field) ? "true" : "false";
     case FieldDescriptor::CPPTYPE_ENUM:
       return ShortName(*reflection.GetEnum(message, &field));
+    case FieldDescriptor::CPPTYPE_MESSAGE:
+      return JsonOf(reflection.GetMessage(message, &field));
     default:
       return reflection.GetString(message, &field);
   }
+}
+
+// The one option that is not described field by field, and is set as a whole.
+bool IsFilter(const FieldDescriptor& field) { return field.message_type() == v1::Filter::descriptor(); }
+
+absl::Status SetFilter(const FieldDescriptor& field, absl::string_view value, Message* message) {
+  v1::Filter filter;
+  const auto read = google::protobuf::util::JsonStringToMessage(std::string(value), &filter);
+  if (!read.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field.name(), ": is no filter as JSON: ", read.message().ToString()));
+  }
+  message->GetReflection()->MutableMessage(message, &field)->CopyFrom(filter);
+  return absl::OkStatus();
 }
 
 void Describe(const Message& message, const Message& base, const std::string& prefix, std::vector<std::string>* parts) {
   std::vector<const FieldDescriptor*> fields;
   message.GetReflection()->ListFields(message, &fields);
   for (const FieldDescriptor* field : fields) {
-    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE && !IsFilter(*field)) {
       Describe(message.GetReflection()->GetMessage(message, field), base.GetReflection()->GetMessage(base, field),
                absl::StrCat(prefix, field->name(), "."), parts);
       continue;
@@ -168,7 +192,8 @@ absl::Status SetOption(absl::string_view field, absl::string_view value, v1::Opt
   std::vector<std::string> path = absl::StrSplit(field, '.');
   for (size_t i = 0; i < path.size(); ++i) {
     const FieldDescriptor* found = message->GetDescriptor()->FindFieldByName(path[i]);
-    const bool is_message = found != nullptr && found->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
+    const bool is_filter = found != nullptr && IsFilter(*found);
+    const bool is_message = found != nullptr && found->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE && !is_filter;
     if (found == nullptr || is_message != (i + 1 < path.size())) {
       std::vector<std::string> names;
       for (int f = 0; f < message->GetDescriptor()->field_count(); ++f) {
@@ -180,19 +205,14 @@ absl::Status SetOption(absl::string_view field, absl::string_view value, v1::Opt
     if (is_message) {
       message = message->GetReflection()->MutableMessage(message, found);
     } else {
+      if (is_filter) return SetFilter(*found, value, message);
       return found->is_repeated() ? SetRepeated(*found, value, message) : SetScalar(*found, value, message);
     }
   }
   return absl::InvalidArgumentError("an option's name is empty");
 }
 
-std::string OptionsJson(const v1::OptimizationOptions& options) {
-  google::protobuf::util::JsonPrintOptions print;
-  print.preserve_proto_field_names = true;
-  std::string json;
-  // Such options always have a JSON form.
-  return google::protobuf::util::MessageToJsonString(options, &json, print).ok() ? json : "{}";
-}
+std::string OptionsJson(const v1::OptimizationOptions& options) { return JsonOf(options); }
 
 absl::StatusOr<v1::OptimizationOptions> ParseOptionsJson(absl::string_view json) {
   v1::OptimizationOptions options;

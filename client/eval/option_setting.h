@@ -19,8 +19,8 @@ absl::StatusOr<std::vector<uint32_t>> ParseLayerList(absl::string_view text);
 std::string DescribeLayers(const google::protobuf::RepeatedField<uint32_t>& layers);
 
 // Sets one field of the options by its name in the .proto, dotted for the gate's: ("gate.max_base_confidence", "0.9").
-// Enums are given without their prefix in lower case ("every_new_token"), critical_layers as a list of layers, other
-// lists by commas. InvalidArgument names the field, and the enum's values.
+// Enums are given without their prefix in lower case ("every_new_token"), critical_layers as a list of layers, the
+// filter as protobuf's JSON, other lists by commas. InvalidArgument names the field, and the enum's values.
 absl::Status SetOption(absl::string_view field, absl::string_view value, v1::OptimizationOptions* options);
 
 // The options as one line of protobuf JSON with the .proto's names; only fields that are set.

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "index/types/metadata_filter.h"
 #include "index/types/optimization_terms.h"
 
 namespace c3po {
@@ -80,6 +81,7 @@ struct OptimizationSettings : GradientDescentOptions {
   bool use_prior = false;        // begin at the collection's prior; ROUTER_SHIFT, on the prior's layers
   int validation_neighbors = 0;  // held out beyond the k, [0, kNeighborsMax]; not with epsilon
   std::vector<std::string> exclude_reference_ids;  // at most kExcludedMax
+  MetadataFilter filter;  // references that do not match are no neighbors; passes ValidateFilter
   // What the collection holds and this request could not use, in words: told in its report.
   std::vector<std::string> warnings;
 
@@ -136,7 +138,8 @@ void VisitGateOptions(Gate& gate, Visit visit) {
 }
 
 // Calls visit(const OptimizationOption&, field) for every option of `s`, in the order of c3po's help. A field
-// is an int, double, bool, string, enum of optimization_terms.h, optional double, or vector of ints or strings.
+// is an int, double, bool, string, enum of optimization_terms.h, optional double, vector of ints or strings, or the
+// MetadataFilter.
 // Long because every option is one call of it.
 template <typename Settings, typename Visit>
 void VisitOptions(Settings& s, Visit visit) {
@@ -239,6 +242,13 @@ void VisitOptions(Settings& s, Visit visit) {
                /*is_ours=*/false,
                /*is_of_one_request=*/true},
         s.exclude_reference_ids);
+  visit(Option{"filter",
+               "--filter",
+               "References that may be neighbors, by their metadata: {\"must\": [{\"key\": \"language\", "
+               "\"equals\": \"en\"}]}",
+               {},
+               /*is_ours=*/true},
+        s.filter);
   visit(Option{"return_pathways", "--return-pathways", "Ask for the pathways before and after (seen with --json)"},
         s.return_pathways);
   VisitGateOptions(s.gate, visit);

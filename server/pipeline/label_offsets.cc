@@ -37,6 +37,12 @@ std::string ValueText(const std::optional<double>& value) { return value ? Numbe
 std::string ValueText(const std::string& value) { return value; }
 std::string ValueText(const std::vector<int>& values) { return absl::StrJoin(values, ","); }
 std::string ValueText(const std::vector<std::string>& values) { return absl::StrJoin(values, ","); }
+// A long one by its digest: the text is told to clients, of up to kOffsetsMax offsets in one message.
+std::string ValueText(const MetadataFilter& value) {
+  constexpr size_t kTextBytesMax = 256;
+  std::string text = FilterText(value);
+  return text.size() <= kTextBytesMax ? text : absl::StrCat("sha256:", Sha256::HexOf(text));
+}
 template <typename Choice, typename = std::enable_if_t<std::is_enum_v<Choice>>>
 std::string ValueText(Choice value) {
   return std::string(TermOf(value).name);
@@ -103,6 +109,8 @@ std::string OffsetSettingsText(const OptimizationSettings& settings) {
     const absl::string_view name = option.name;
     const bool read = settings.method != Method::kNone || name == "method";
     if (!read || !Matters(option) || (settings.epsilon && name == "k")) return;
+    // Texts of before there were filters stay as they are.
+    if (name == "filter" && settings.filter.empty()) return;
     parts.push_back(absl::StrCat(name, "=", ValueText(value)));
   });
   return absl::StrJoin(parts, " ");

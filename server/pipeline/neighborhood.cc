@@ -16,10 +16,10 @@ absl::StatusOr<std::vector<Neighbor>> Search(const ReferenceCatalog& catalog, co
   const std::optional<int> layer = StateLayerOf(settings, catalog.moe_layers());
   if (settings.epsilon) {
     return catalog.SearchWithin(settings.collection, embedding, static_cast<float>(*settings.epsilon),
-                                kNeighborsMax + excluded, settings.successful_only(), layer);
+                                kNeighborsMax + excluded, settings.successful_only(), layer, &settings.filter);
   }
   return catalog.Search(settings.collection, embedding, settings.k + settings.validation_neighbors + excluded,
-                        settings.successful_only(), layer);
+                        settings.successful_only(), layer, &settings.filter);
 }
 
 // How many of so many neighbors, at least one, are fitted: k, or the same share of fewer than were asked for.
@@ -67,7 +67,7 @@ absl::StatusOr<std::vector<std::vector<WeightedReference>>> FindByAnswer(const R
   C3PO_ASSIGN_OR_RETURN(const std::vector<AnswerNeighbors> found,
                         catalog.SearchByAnswer(settings.collection, embedding, static_cast<int>(WantedOf(settings)),
                                                settings.successful_only(), settings.exclude_reference_ids,
-                                               StateLayerOf(settings, catalog.moe_layers())));
+                                               StateLayerOf(settings, catalog.moe_layers()), &settings.filter));
   std::vector<std::vector<WeightedReference>> by_answer;
   for (const AnswerNeighbors& answer : found) {
     by_answer.emplace_back();

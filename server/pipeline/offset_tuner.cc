@@ -102,7 +102,9 @@ absl::Status OffsetTuner::FindReferences() {
       const bool twice = std::adjacent_find(labels.begin(), labels.end()) != labels.end();
       const bool answered = std::binary_search(labels.begin(), labels.end(), record.sample.answer);
       const bool excluded = std::find(left_out.begin(), left_out.end(), record.id) != left_out.end();
-      if (labels.size() < 2 || twice || !answered || excluded) continue;
+      // What is fitted without neighbors serves requests whatever their filter.
+      const bool matches = settings_.method == Method::kNone || Matches(settings_.filter, record.sample.metadata);
+      if (labels.size() < 2 || twice || !answered || excluded || !matches) continue;
       LabelSet& set = sets[std::move(labels)];
       if (set.references.empty()) {
         set.labels = record.sample.choices;
@@ -119,7 +121,8 @@ absl::Status OffsetTuner::FindReferences() {
         absl::StrCat("collection: \"", name, "\" has no reference made with this model and embedder"));
   if (sets.empty())
     return absl::FailedPreconditionError(
-        absl::StrCat("collection: \"", name, "\" has no reference with two choices or more, so there are no labels"));
+        absl::StrCat("collection: \"", name, "\" has no reference with two choices or more",
+                     settings_.filter.empty() ? "" : " that matches the filter", ", so there are no labels"));
   // Of equally many the set that comes first.
   const auto fewer = [](const auto& a, const auto& b) {
     const size_t of_a = a.second.references.size(), of_b = b.second.references.size();

@@ -153,6 +153,7 @@ absl::Status ValidateSettings(const OptimizationSettings& settings, const ModelS
   if (settings.exclude_reference_ids.size() > static_cast<size_t>(kExcludedMax)) {
     return FieldError("exclude_reference_ids", settings.exclude_reference_ids.size(), " are more than ", kExcludedMax);
   }
+  C3PO_RETURN_IF_ERROR(ValidateFilter("optimization.filter", settings.filter));
   return absl::OkStatus();
 }
 

@@ -15,10 +15,10 @@ constexpr double kModeFindingAlpha = 0.5;
 absl::StatusOr<std::vector<PathwayAtDistance>> NearestPathways(const ReferenceCatalog& catalog,
                                                                const OptimizationSettings& settings, const Pathway& w) {
   const std::vector<std::string>& excluded = settings.exclude_reference_ids;
-  C3PO_ASSIGN_OR_RETURN(
-      const std::vector<Neighbor> found,
-      catalog.SearchPathways(settings.collection, w.weights, settings.critical_layers,
-                             settings.k + static_cast<int>(excluded.size()), settings.successful_only()));
+  C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> found,
+                        catalog.SearchPathways(settings.collection, w.weights, settings.critical_layers,
+                                               settings.k + static_cast<int>(excluded.size()),
+                                               settings.successful_only(), &settings.filter));
   std::vector<PathwayAtDistance> near;
   for (const Neighbor& neighbor : found) {
     if (std::find(excluded.begin(), excluded.end(), neighbor.reference_id) != excluded.end()) continue;

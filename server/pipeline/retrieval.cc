@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "index/base/status_macros.h"
 #include "index/search/own_distances.h"
 
@@ -17,6 +18,7 @@ OptimizationSettings Narrowed(OptimizationSettings settings) {
   settings.epsilon.reset();
   settings.balance = false;
   settings.references = ReferenceSelection::kAll;
+  settings.filter = MetadataFilter();
   return settings;
 }
 
@@ -45,7 +47,13 @@ absl::StatusOr<Retrieval> RetrieveOnce(const ReferenceCatalog& catalog, const Op
   C3PO_RETURN_IF_ERROR(found.status());
   retrieval.neighborhood = *std::move(found);
   retrieval.warning = retrieval.neighborhood.warning;
-  if (retrieval.neighborhood.fitted.empty()) return retrieval;
+  if (retrieval.neighborhood.fitted.empty()) {
+    if (!narrowed.filter.empty() && retrieval.warning.empty()) {
+      retrieval.warning = absl::StrCat("filter: no reference of collection \"", settings.collection,
+                                       "\" that may be a neighbor matches");
+    }
+    return retrieval;
+  }
   retrieval.nearest_distance = retrieval.neighborhood.fitted.front().distance;
   C3PO_ASSIGN_OR_RETURN(retrieval.max_neighbor_distance, MaxNeighborDistance(catalog, narrowed));
   return retrieval;

@@ -20,7 +20,7 @@ struct Retrieval {
   std::optional<double> nearest_distance;  // of the nearest reference; no value: there is none
   std::optional<double>
       max_neighbor_distance;  // that it may be away; no value: the gate does not look, or there is none
-  std::string warning;        // where references exist and none is usable, or fewer than were asked for are balanced
+  std::string warning;        // that no reference is usable or matches, or fewer than were asked for are balanced
   int64_t generation = 0;     // of the catalog's state that this is of, at least
 };
 

@@ -11,12 +11,14 @@
 #include "absl/strings/str_cat.h"
 #include "index/base/escaped_exception.h"
 #include "index/base/status_macros.h"
+#include "index/types/metadata_filter.h"
 #include "index/types/reference_validation.h"
 #include "server/pipeline/reference_gauges.h"
 #include "server/pipeline/reference_importer.h"
 #include "server/rpc/add_references_reactor.h"
 #include "server/rpc/backup_reactor.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/filter_message.h"
 #include "server/rpc/learning_reactors.h"
 #include "server/rpc/on_worker.h"
 #include "server/rpc/profiles.h"
@@ -107,6 +109,8 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
     collection_ = request_.collection().empty() ? "default" : request_.collection();
     call_.NoteCollection(collection_);
     C3PO_RETURN_IF_ERROR(call_.collections().CheckRead("collection", collection_));
+    filter_ = FilterFromProto(request_.filter());
+    C3PO_RETURN_IF_ERROR(ValidateFilter("filter", filter_));
     if (parts_.pipeline_parts.admission != nullptr) {
       C3PO_ASSIGN_OR_RETURN(permit_, parts_.pipeline_parts.admission->Enter(call_.caller()));
     }
@@ -169,7 +173,8 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
       Hits found;
       found.generation = catalog.generation();
       C3PO_ASSIGN_OR_RETURN(const std::vector<Neighbor> neighbors,
-                            catalog.Search(collection_, embedding, k, request_.successful_only()));
+                            catalog.Search(collection_, embedding, k, request_.successful_only(),
+                                           /*state_layer=*/std::nullopt, &filter_));
       for (const Neighbor& neighbor : neighbors) {
         auto record = catalog.GetRecord(neighbor.reference_id);
         if (record.ok()) found.hits.emplace_back(*std::move(record), neighbor.distance);  // Else deleted since.
@@ -182,6 +187,7 @@ class SearchReactor final : public grpc::ServerUnaryReactor {
   CallState call_;
   v1::SearchReferencesRequest request_;
   std::string collection_;
+  MetadataFilter filter_;
   grpc::ByteBuffer* const response_;
   std::unique_ptr<AdmissionController::Permit> permit_;
   std::atomic<bool> ended_{false};

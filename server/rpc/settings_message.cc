@@ -12,6 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "index/base/status_macros.h"
+#include "server/rpc/filter_message.h"
 #include "server/rpc/message_fields.h"
 
 namespace c3po {
@@ -55,6 +56,9 @@ class FieldReader {
     for (int i = 0; i < size(); ++i) out.push_back(reflection_.GetRepeatedString(message_, &field_, i));
     return absl::OkStatus();
   }
+  absl::Status Into(MetadataFilter& out) const {
+    return Set(FilterFromProto(static_cast<const v1::Filter&>(reflection_.GetMessage(message_, &field_))), out);
+  }
   template <typename Choice>
   absl::Status Into(Choice& out) const {
     return ReadChoice(path_, reflection_.GetEnumValue(message_, &field_), out);
@@ -96,6 +100,9 @@ class FieldWriter {
   }
   void From(const std::vector<std::string>& values) {
     for (const std::string& value : values) reflection_.AddString(&message_, &field_, value);
+  }
+  void From(const MetadataFilter& value) {
+    if (!value.empty()) reflection_.MutableMessage(&message_, &field_)->CopyFrom(FilterToProto(value));
   }
   template <typename Choice>
   void From(Choice value) {

@@ -109,6 +109,12 @@ TEST_F(CliTest, EveryOptionOfTheListHasAFlagThatSetsItsFieldAlone) {
     } else if constexpr (std::is_same_v<Value, bool>) {
       expect({flag}, option.name, "true");
       if (spellings.size() > 1) expect({spellings[1].substr(1)}, option.name, "false");
+    } else if constexpr (std::is_same_v<Value, MetadataFilter>) {
+      expect({flag, R"({"must": [{"key": "a", "equals": "b"}]})"}, option.name, "{ must { key: 'a' equals: 'b' } }");
+      expect({flag, "{}"}, option.name, "{}");  // Takes back a profile's.
+      const ChildResult wrong = Run({"ask", "hi", flag, R"({"must": [{"wings": 1}]})"});
+      EXPECT_NE(wrong.exit_code, 0);
+      EXPECT_THAT(wrong.err, AllOf(HasSubstr("--filter"), HasSubstr("wings")));
     } else if constexpr (std::is_same_v<Value, std::string> || std::is_same_v<Value, std::vector<std::string>>) {
       expect({flag, "1,2"}, option.name, "'1,2'");
     } else {
@@ -838,6 +844,10 @@ TEST_F(CliTest, RefsSearchGetAndStats) {
   EXPECT_THAT(Run({"refs", "search", "near", "--collection", "science", "--k", "5", "--successful-only"}).out,
               AllOf(HasSubstr("0.5000"), HasSubstr("Question: near?")));
   ExpectEqual(server_.search_requests().at(0), "collection: 'science' text: 'near' k: 5 successful_only: true");
+  EXPECT_EQ(Run({"refs", "search", "near", "--filter", R"({"should": [{"key": "a", "exists": true}]})"}).exit_code, 0);
+  ExpectEqual(server_.search_requests().at(1),
+              "collection: 'default' text: 'near' filter { should { key: 'a' exists: true } }");
+  EXPECT_THAT(Run({"refs", "search", "near", "--filter", "must"}).err, HasSubstr("filter: is no filter as JSON"));
   EXPECT_THAT(Run({"refs", "get", "ref-0"}).out, HasSubstr("Question: near?"));
   const ChildResult missing = Run({"refs", "get", "nobody"});
   EXPECT_EQ(missing.exit_code, 5);

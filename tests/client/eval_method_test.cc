@@ -37,10 +37,12 @@ TEST(SetOption, TakesEveryKindOfField) {
   EXPECT_TRUE(SetOption("critical_layers", "3,5-7", &options).ok());
   EXPECT_TRUE(SetOption("gate.max_base_confidence", "0.9", &options).ok());
   EXPECT_TRUE(SetOption("exclude_reference_ids", "a,b", &options).ok());
+  EXPECT_TRUE(SetOption("filter", R"({"must":[{"key":"a","equals":"b"}]})", &options).ok());
   EXPECT_EQ(
       OptionsJson(options),
       R"({"k":12,"learning_rate":0.25,"critical_layers":[3,5,6,7],"application_rule":"APPLICATION_RULE_ROUTER_SHIFT",)"
-      R"("gate":{"max_base_confidence":0.9},"use_prior":true,"exclude_reference_ids":["a","b"]})");
+      R"("gate":{"max_base_confidence":0.9},"use_prior":true,"exclude_reference_ids":["a","b"],)"
+      R"("filter":{"must":[{"key":"a","equals":"b"}]}})");
   const auto parsed = ParseOptionsJson(OptionsJson(options));
   ASSERT_TRUE(parsed.ok());
   EXPECT_EQ(parsed->SerializeAsString(), options.SerializeAsString());
@@ -53,6 +55,8 @@ TEST(SetOption, NamesWhatIsWrong) {
   EXPECT_THAT(std::string(SetOption("kernel", "box", &options).message()), HasSubstr("gaussian, matern"));
   EXPECT_FALSE(SetOption("gate", "1", &options).ok());
   EXPECT_FALSE(SetOption("k.x", "1", &options).ok());
+  EXPECT_THAT(std::string(SetOption("filter", "[1]", &options).message()), HasSubstr("filter: is no filter as JSON"));
+  EXPECT_FALSE(SetOption("filter.must", "{}", &options).ok());
   EXPECT_FALSE(SetOption("critical_layers", "9-3", &options).ok());
   EXPECT_FALSE(ParseOptionsJson("{\"k\": \"many\"}").ok());
 }
@@ -131,14 +135,15 @@ TEST(MakeMethod, BaselinesLeaveTheirNeighborsToTheCollectionUnlessTheUserSetsThe
   EXPECT_EQ(knn->kind, MethodKind::kNeighborVote);
   EXPECT_EQ(OptionsJson(knn->optimization), "{}");
   MethodContext context = Context();
-  for (const char* setting : {"epsilon=0.5", "reference_selection=all", "kernel=matern", "bandwidth=0.25"}) {
+  for (const char* setting : {"epsilon=0.5", "reference_selection=all", "kernel=matern", "bandwidth=0.25",
+                              R"(filter={"must":[{"key":"a","equals":"b"}]})"}) {
     const std::pair<std::string, std::string> field = absl::StrSplit(setting, '=');
     ASSERT_TRUE(SetOption(field.first, field.second, &context.common).ok()) << setting;
   }
   for (const char* name : {"knn", "icl"}) {
     EXPECT_EQ(OptionsJson(MakeMethod(name, context)->optimization),
               R"({"epsilon":0.5,"kernel":"KERNEL_MATERN","bandwidth":0.25,)"
-              R"("reference_selection":"REFERENCE_SELECTION_ALL"})")
+              R"("reference_selection":"REFERENCE_SELECTION_ALL","filter":{"must":[{"key":"a","equals":"b"}]}})")
         << name;
   }
   EXPECT_EQ(MakeMethod("icl", context)->shots, 0);  // As many as there are neighbors.

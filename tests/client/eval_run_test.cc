@@ -453,6 +453,11 @@ TEST_F(ItemRunnerTest, BaselinesTakeTheNeighborsOfTheCollectionsProfile) {
   shared_ = SharedByMethods();
   EXPECT_THAT(Ask(knn).neighbor_ids, ElementsAre("ref-0"));
   EXPECT_TRUE(server_.search_requests().back().successful_only());
+  // A filter is the search's, and another one is another search.
+  EXPECT_FALSE(server_.search_requests().back().has_filter());
+  knn.optimization.mutable_filter()->add_must()->set_key("a");
+  Ask(knn);
+  EXPECT_EQ(server_.search_requests().back().filter().must(0).key(), "a");
   // A preset has three successful ones, whatever profile and defaults say.
   EvalMethod paper = knn;
   paper.optimization.Clear();

@@ -1,10 +1,13 @@
-// Requests, from bytes to validated values. The first byte chooses the message (wire_message.h). Settings that are taken
-// survive the way back to protobuf and in again.
-// taken survive the way back to protobuf and in again.
+// Requests, from bytes to validated values. The first byte chooses the message (wire_message.h). Settings that are
+// taken survive the way back to protobuf and in again. Filters that are taken match what a plain loop says.
 
+#include <array>
+
+#include "index/search/metadata_index.h"
 #include "index/types/reference_validation.h"
 #include "server/pipeline/optimization_settings.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/filter_message.h"
 #include "server/sampling/sampler.h"
 #include "tests/fuzz/fuzz_target.h"
 #include "tests/fuzz/wire_message.h"
@@ -36,6 +39,22 @@ void UseSampling(const v1::SamplingOptions& options) {
   if (sampling.ok()) ValidateSamplingParams(*sampling).IgnoreError();
 }
 
+void UseFilter(const v1::Filter& proto) {
+  const MetadataFilter filter = FilterFromProto(proto);
+  if (!ValidateFilter("filter", filter).ok()) return;
+  C3PO_FUZZ_CHECK(FilterFromProto(FilterToProto(filter)) == filter);
+  std::array<ReferenceRecord, 4> records;
+  records[0].sample.metadata = {{"a", "1"}, {"b", "x"}};
+  records[1].sample.metadata = {{"a", "-2.5"}, {"c", ""}};
+  records[2].sample.metadata = {{"a", "x"}};
+  MetadataIndex index;
+  for (size_t i = 0; i < records.size(); ++i) index.Add(static_cast<int64_t>(i), records[i]);
+  const auto found = index.Find(filter, /*successful_only=*/false);
+  for (size_t i = 0; i < records.size(); ++i) {
+    C3PO_FUZZ_CHECK(found->Admits(static_cast<int64_t>(i)) == Matches(filter, records[i].sample.metadata));
+  }
+}
+
 void UseSample(const v1::ReferenceSample& sample) { ValidateSample(SampleFromProto(sample)).IgnoreError(); }
 
 void UseRequest(absl::string_view input) {
@@ -64,6 +83,11 @@ void UseRequest(absl::string_view input) {
     case 'r':
       if (const auto request = ReadMessage<v1::AddReferencesRequest>(rest); request.ok()) {
         if (request->has_sample()) UseSample(request->sample());
+      }
+      break;
+    case 'f':
+      if (const auto request = ReadMessage<v1::SearchReferencesRequest>(rest); request.ok()) {
+        UseFilter(request->filter());
       }
       break;
     default:

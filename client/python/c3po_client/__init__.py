@@ -15,7 +15,7 @@ from c3po_client.errors import (ArgumentError, C3poError, CallError, Cancelled, 
 from c3po_client.generation import AsyncGeneration, Generation
 from c3po_client.health import HealthStatus
 from c3po_client.importing import AsyncImport, Import, ImportOutcome
-from c3po_client.options import FormFields, GateFields, OptimizationFields, SamplingFields, TunePriorFields
+from c3po_client.options import ConditionFields, FilterFields, FormFields, GateFields, OptimizationFields, RangeFields, SamplingFields, TunePriorFields
 from c3po_client.retry import RetryPolicy
 from c3po_client.samples import SampleFields, read_samples
 from c3po_client.sync_calls import Stream
@@ -23,9 +23,9 @@ from c3po_client.version import __version__
 
 __all__ = [
     "Answer", "ArgumentError", "AsyncClient", "AsyncCollections", "AsyncGeneration", "AsyncImport", "AsyncReferences", "AsyncStream",
-    "C3poError", "CallError", "Cancelled", "Choice", "Client", "Collections", "DataLoss", "DeadlineExceeded", "Event",
-    "FailedPrecondition", "FieldViolation", "FormFields", "GateFields", "Generation", "HealthStatus", "Import", "ImportOutcome", "Internal",
-    "InvalidArgument", "NotFound", "OptimizationFields", "PathwayRow", "PermissionDenied", "References", "ResourceExhausted",
+    "C3poError", "CallError", "Cancelled", "Choice", "Client", "Collections", "ConditionFields", "DataLoss", "DeadlineExceeded", "Event",
+    "FailedPrecondition", "FieldViolation", "FilterFields", "FormFields", "GateFields", "Generation", "HealthStatus", "Import", "ImportOutcome", "Internal",
+    "InvalidArgument", "NotFound", "OptimizationFields", "PathwayRow", "PermissionDenied", "RangeFields", "References", "ResourceExhausted",
     "RetryPolicy", "RoutedRow", "SampleFields", "SamplingFields", "Stream", "Tls", "TunePriorFields", "Unauthenticated", "Unavailable",
     "Unimplemented", "__version__", "likeliest", "pathway_rows", "read_samples", "routed_rows", "score_per_token", "to_dict", "to_json",
 ]

@@ -27,7 +27,7 @@ from c3po_client.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from c3po_client.generation import AsyncGeneration
 from c3po_client.importing import WINDOW_MAX, AsyncImport, ImportOutcome, OnProgress, SampleSource
 from c3po_client.methods import RequestT, ResponseT, StreamMethod, UnaryMethod
-from c3po_client.options import Form, Optimization, Sampling, TunePriorFields, tune_prior_request
+from c3po_client.options import Filter, Form, Optimization, Sampling, TunePriorFields, tune_prior_request
 from c3po_client.requests import Experts, Messages, Objects, Prompt
 from c3po_client.retry import RetryPolicy
 from c3po_client.samples import read_samples
@@ -228,9 +228,10 @@ class AsyncReferences:
             request.page_token = page.next_page_token
 
     async def search(self, text: str, *, collection: str = "default", k: int | None = None, successful_only: bool | None = None,
-                     min_index_generation: int | None = None, timeout: float | None = None) -> Sequence[ref.SearchReferencesResponse.Hit]:
-        """The nearest references of a text, nearest first; `timeout` is for one page."""
-        request = requests.search_request(collection, text, k, successful_only, min_index_generation)
+                     min_index_generation: int | None = None, filter: Filter | None = None,
+                     timeout: float | None = None) -> Sequence[ref.SearchReferencesResponse.Hit]:
+        """The nearest references of a text, nearest first, of those whose metadata match the `filter`; `timeout` is for one page."""
+        request = requests.search_request(collection, text, k, successful_only, min_index_generation, filter)
         hits: list[ref.SearchReferencesResponse.Hit] = []
         while True:
             page = await self._calls.unary(methods.SEARCH, request, timeout)

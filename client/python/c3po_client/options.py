@@ -47,6 +47,30 @@ class GateFields(TypedDict, total=False):
     neighbor_distance_quantile: float
 
 
+class RangeFields(TypedDict, total=False):
+    """The fields of Filter.Range: at least one."""
+
+    gt: float
+    gte: float
+    lt: float
+    lte: float
+
+
+# The fields of Filter.Condition: one beside the key, or `filter` alone. "in" is a word of Python's, hence no class.
+ConditionFields = TypedDict("ConditionFields", {
+    "key": str, "equals": str, "in": Iterable[str], "range": Union[opt.Filter.Range, RangeFields], "exists": bool,
+    "filter": Union[opt.Filter, "FilterFields"]}, total=False)
+
+
+class FilterFields(TypedDict, total=False):
+    """The fields of Filter, lists of conditions: {"must": [{"key": "language", "equals": "en"}]}. proto/c3po/v1/options.proto says what
+    they mean."""
+
+    must: Iterable[opt.Filter.Condition | ConditionFields]
+    should: Iterable[opt.Filter.Condition | ConditionFields]
+    must_not: Iterable[opt.Filter.Condition | ConditionFields]
+
+
 class OptimizationFields(TypedDict, total=False):
     """The fields of OptimizationOptions; proto/c3po/v1/options.proto says what they mean."""
 
@@ -82,6 +106,7 @@ class OptimizationFields(TypedDict, total=False):
     neighbor_source: str | int
     neighborhoods: int
     min_index_generation: int
+    filter: opt.Filter | FilterFields
 
 
 class SamplingFields(TypedDict, total=False):
@@ -137,6 +162,7 @@ class TunePriorFields(TypedDict, total=False):
 Optimization = Union[opt.OptimizationOptions, OptimizationFields]
 Sampling = Union[gen.SamplingOptions, SamplingFields]
 Form = Union[gen.StructuredOutput, FormFields]
+Filter = Union[opt.Filter, FilterFields]
 
 
 def optimization_options(given: Optimization) -> opt.OptimizationOptions:
@@ -146,6 +172,11 @@ def optimization_options(given: Optimization) -> opt.OptimizationOptions:
     if given.get("k") is not None and given.get("epsilon") is not None:
         raise ArgumentError("optimization: k and epsilon exclude each other")
     return fill(opt.OptimizationOptions(), given, "optimization")
+
+
+def filter_message(given: Filter) -> opt.Filter:
+    """ArgumentError as optimization_options()."""
+    return given if isinstance(given, opt.Filter) else fill(opt.Filter(), given, "filter")
 
 
 def sampling_options(given: Sampling) -> gen.SamplingOptions:
@@ -227,7 +258,11 @@ def _set(message: Message, field: Any, where: str, value: Any) -> None:
         elif hasattr(current, "extend"):
             if isinstance(value, (str, bytes)):  # Else taken for a list of its characters.
                 raise TypeError(f"{value!r} is not a list")
-            current.extend(value)
+            if field.message_type is None:
+                current.extend(value)
+            else:
+                for index, each in enumerate(value):
+                    _add(current, f"{where}[{index}]", each)
         elif field.message_type is None:
             setattr(message, field.name, value)
         elif isinstance(value, Mapping):
@@ -239,3 +274,12 @@ def _set(message: Message, field: Any, where: str, value: Any) -> None:
         if isinstance(error, ArgumentError):
             raise
         raise ArgumentError(f"{where}: {error}") from error
+
+
+def _add(messages: Any, where: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        fill(messages.add(), value, where)
+    elif isinstance(value, Message):
+        messages.append(value)
+    else:
+        raise ArgumentError(f"{where}: {value!r} is no mapping")

@@ -10,7 +10,8 @@ from c3po.v1 import generation_pb2 as gen
 from c3po.v1 import options_pb2 as opt
 from c3po.v1 import reference_pb2 as ref
 from c3po_client.errors import ArgumentError
-from c3po_client.options import Form, Optimization, Sampling, enum_number, optimization_options, sampling_options, structured_output
+from c3po_client.options import (Filter, Form, Optimization, Sampling, enum_number, filter_message, optimization_options, sampling_options,
+                                 structured_output)
 
 Prompt = Union[str, Sequence[int], gen.TokenIds]  # text, or token ids
 Message = Union[gen.ChatMessage, Mapping[str, str], tuple[str, str]]  # of a chat; a pair is (role, content)
@@ -93,10 +94,12 @@ def delete_collection_request(collection: str) -> ref.DeleteReferencesRequest:
 
 
 def search_request(collection: str, text: str, k: int | None, successful_only: bool | None,
-                   min_index_generation: int | None = None) -> ref.SearchReferencesRequest:
+                   min_index_generation: int | None = None, filter: Filter | None = None) -> ref.SearchReferencesRequest:
     request = ref.SearchReferencesRequest(collection=collection, text=text, k=k, min_index_generation=min_index_generation)
     if successful_only is not None:
         request.successful_only = successful_only
+    if filter is not None:
+        request.filter.CopyFrom(filter_message(filter))
     return request
 
 

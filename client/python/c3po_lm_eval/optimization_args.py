@@ -5,13 +5,14 @@ An enum's value is its name in lower case without the prefix (`every_new_token`)
 (`every`). A field of GateOptions has the prefix `gate_`; `gate` itself is `gate_enabled`.
 """
 
+import json
 import re
 
 from google.protobuf.descriptor import FieldDescriptor
 
 from c3po.v1 import options_pb2
 from c3po_client import C3poError
-from c3po_client.options import enum_number
+from c3po_client.options import enum_number, filter_message
 
 SHORT_NAMES = {
     "rule": "application_rule",
@@ -65,7 +66,9 @@ def _find_field(options, name: str):
 
 
 def _set_field(message, field: FieldDescriptor, name: str, value) -> None:
-    if field.name == "critical_layers":
+    if field.name == "filter":
+        message.filter.CopyFrom(_filter(name, value))
+    elif field.name == "critical_layers":
         message.critical_layers.extend(_layers(name, value))
     elif hasattr(getattr(message, field.name), "extend"):  # Repeated; how a descriptor says so depends on protobuf's version.
         getattr(message, field.name).extend([str(item) for item in value] if isinstance(value, list) else [str(value)])
@@ -83,6 +86,14 @@ def _set_field(message, field: FieldDescriptor, name: str, value) -> None:
         setattr(message, field.name, value)
     else:
         setattr(message, field.name, str(value))
+
+
+def _filter(name: str, value):
+    """A mapping, or JSON, which has commas: --model_args as a whole is JSON then."""
+    try:
+        return filter_message(json.loads(value) if isinstance(value, str) else value)
+    except (C3poError, ValueError, AttributeError) as error:
+        raise C3poError(f"model_args: {name}: {error}") from error
 
 
 def unsigned_integer(name: str, value) -> int:

@@ -1,6 +1,7 @@
 #include "server/rpc/doors/kserve_request.h"
 
 #include <google/protobuf/descriptor.h>
+#include <google/protobuf/util/json_util.h>
 
 #include <limits>
 #include <optional>
@@ -95,6 +96,13 @@ absl::Status SetField(absl::string_view path, const InferParameter& value, const
   }
 }
 
+// Parameters are single values: the filter is one as JSON.
+absl::Status ReadFilter(absl::string_view path, const InferParameter& value, v1::OptimizationOptions& options) {
+  if (!value.has_string_param()) return Refuse(path, "must be a text, the filter as JSON");
+  const auto read = google::protobuf::util::JsonStringToMessage(value.string_param(), options.mutable_filter());
+  return read.ok() ? absl::OkStatus() : Refuse(path, absl::StrCat("is no filter: ", read.message().ToString()));
+}
+
 absl::Status ReadParameter(const std::string& key, const InferParameter& value, v1::SamplingOptions& sampling,
                            KserveQuestion& question) {
   const std::string path = absl::StrCat("parameters.", key);
@@ -111,6 +119,7 @@ absl::Status ReadParameter(const std::string& key, const InferParameter& value, 
       question.optimization.set_method(method);
       return absl::OkStatus();
     }
+    if (name == "filter") return ReadFilter(path, value, question.optimization);
     const FieldDescriptor* field = question.optimization.GetDescriptor()->FindFieldByName(std::string(name));
     if (field == nullptr) return Refuse(path, "is no option of an optimization");
     return SetField(path, value, *field, question.optimization);

@@ -1,6 +1,7 @@
 """The parts of client/python/c3po_lm_eval that need no server: arguments, grouping, windows. The harness' own functions are the
 oracle of what it defines."""
 
+import json
 import random
 import unittest
 import unittest.mock
@@ -52,6 +53,13 @@ class OptimizationArgsTest(unittest.TestCase):
             min_index_generation=7)
         options = parsed(text)
         self.assertEqual(options, expected)
+        wanted = {"must": [{"key": "language", "in": ["en", "de"]}]}
+        for given in (wanted, json.dumps(wanted)):  # Its commas end an argument: --model_args is a mapping then.
+            self.assertEqual(list(getattr(optimization_from_args({"filter": given}).filter.must[0], "in")), ["en", "de"])
+        for wrong in ("{", [], {"must": [{"wings": 1}]}):
+            with self.subTest(wrong=wrong), self.assertRaisesRegex(C3poError, "model_args: filter"):
+                optimization_from_args({"filter": wrong})
+        options.MergeFrom(optimization_from_args({"filter": wanted}))
         unset = {field.name for field in options.DESCRIPTOR.fields} - {field.name for field, _ in options.ListFields()}
         self.assertEqual(unset - {"core_experts", "return_pathways", "use_profile"}, {"k"})  # k excludes epsilon.
         self.assertIn("k", argument_names())

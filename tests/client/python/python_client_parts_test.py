@@ -34,6 +34,9 @@ class OptionsTest(unittest.TestCase):
     def test_the_fields_are_those_of_the_messages(self):
         for fields, message, left_out in ((c3po_client.OptimizationFields, opt.OptimizationOptions, set()),
                                           (c3po_client.GateFields, opt.GateOptions, set()),
+                                          (c3po_client.FilterFields, opt.Filter, set()),
+                                          (c3po_client.ConditionFields, opt.Filter.Condition, set()),
+                                          (c3po_client.RangeFields, opt.Filter.Range, set()),
                                           (c3po_client.SamplingFields, gen.SamplingOptions, set()),
                                           (c3po_client.TunePriorFields, ref.TunePriorRequest, {"collection"}),
                                           (c3po_client.SampleFields, ref.ReferenceSample, set())):
@@ -58,6 +61,11 @@ class OptionsTest(unittest.TestCase):
             return [(word, 1), (word.upper(), 1), (1, 1), (first.name, 1)]
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             return [({7: 1.5}, {7: 1.5})]
+        if field.name == "filter":
+            plain = {"must": [{"key": "a", "in": ["b"]}], "should": [{"filter": {"must_not": ({"key": "c", "range": {"gte": 1}},)}}]}
+            made = opt.Filter(must=[opt.Filter.Condition(key="a", **{"in": ["b"]})],
+                              should=[opt.Filter.Condition(filter=opt.Filter(must_not=[opt.Filter.Condition(key="c", range=opt.Filter.Range(gte=1))]))])
+            return [(plain, made), (made, made), ({"must": made.must, "should": made.should}, made), ({}, opt.Filter())]
         if field.message_type is not None:
             return [({"enabled": True}, opt.GateOptions(enabled=True)), (opt.GateOptions(enabled=True), opt.GateOptions(enabled=True))]
         if hasattr(getattr(opt.OptimizationOptions(), field.name, None), "extend") or field.name == "stop":
@@ -68,6 +76,14 @@ class OptionsTest(unittest.TestCase):
     @staticmethod
     def plain(value):
         return list(value) if hasattr(value, "extend") else dict(value) if hasattr(value, "update") else value
+
+    def test_wrong_filters_are_named(self):
+        for wrong, said in (({"must": [{"key": "a"}, {"wings": 1}]}, r"filter\.must\[1\]\.wings: there is no such field"),
+                            ({"must": [5]}, r"filter\.must\[0\]: 5 is no mapping"), ({"must": "a"}, r"filter\.must: 'a' is not a list"),
+                            ({"should": [{"key": "a", "in": "b"}]}, r"filter\.should\[0\]\.in: 'b' is not a list"),
+                            ({"must": [{"key": "a", "range": {"gte": "b"}}]}, r"filter\.must\[0\]\.range\.gte")):
+            with self.subTest(wrong=wrong), self.assertRaisesRegex(c3po_client.ArgumentError, said):
+                options.filter_message(wrong)
 
     def test_what_is_none_is_not_set(self):
         self.assertEqual(options.optimization_options({"method": None, "gate": None, "critical_layers": None}), opt.OptimizationOptions())

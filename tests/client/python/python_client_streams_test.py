@@ -212,8 +212,11 @@ class PagesTest:
         self.server.on["Search"] = lambda request, context: page(
             request, hits, lambda items, token: ref.SearchReferencesResponse(hits=items, next_page_token=token))
         self.assertEqual(self.run_(lambda: self.client.references.search("a text", collection="science", k=5)), hits)
-        self.assertEqual({(r.collection, r.text, r.k, r.HasField("successful_only")) for r in self.server.requests["Search"]},
-                         {("science", "a text", 5, False)})
+        self.assertEqual({(r.collection, r.text, r.k, r.HasField("successful_only"), r.HasField("filter")) for r in self.server.requests["Search"]},
+                         {("science", "a text", 5, False, False)})
+        self.run_(lambda: self.client.references.search("a text", filter={"must": [{"key": "language", "equals": "en"}]}))
+        [condition] = self.server.requests["Search"][-1].filter.must
+        self.assertEqual((condition.key, condition.equals), ("language", "en"))
         collections = [ref.CollectionStats(collection=f"c{i}") for i in range(3)]
         self.server.on["GetStats"] = lambda request, context: page(
             request, collections, lambda items, token: ref.GetStatsResponse(collections=items, next_page_token=token, index_generation=4))

@@ -135,11 +135,18 @@ TEST_F(LabelOffsetsTest, TheTextOfSettingsTellsApartWhatChangesScoresAndNothingE
     if constexpr (std::is_same_v<Value, int> || std::is_same_v<Value, double>) value += 1;
     if constexpr (std::is_same_v<Value, std::optional<double>>) value = value.value_or(0) + 0.25;
     if constexpr (std::is_same_v<Value, std::vector<int>>) value.push_back(9);
+    if constexpr (std::is_same_v<Value, MetadataFilter>) value.must.push_back({.key = "a", .equals = "b"});
     if constexpr (std::is_enum_v<Value>) value = TermsOf<Value>()[value == TermsOf<Value>()[0].value ? 1 : 0].value;
     EXPECT_NE(OffsetSettingsText(changed), text) << name;
     value = before;
   });
   EXPECT_EQ(OffsetSettingsText(changed), text);
+  // Of a long filter the text has the digest.
+  changed.filter.must.push_back({.key = "a", .equals = std::string(1000, 'b')});
+  const std::string with_long = OffsetSettingsText(changed);
+  EXPECT_LT(with_long.size(), text.size() + 100);
+  changed.filter.must[0].equals->back() = 'c';
+  EXPECT_NE(OffsetSettingsText(changed), with_long);
   // Nothing but its method makes the model alone; and k is not read beside epsilon.
   EXPECT_EQ(OffsetSettingsText(kNone), OffsetSettingsText(Settings(Method::kNone, 3)));
   OptimizationSettings within = kNgd, within_wider = Settings(Method::kNeighborhoodGradientDescent, 20);

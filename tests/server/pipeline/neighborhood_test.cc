@@ -10,11 +10,13 @@
 #include <memory>
 #include <random>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/pipeline/neighborhood_parts.h"
+#include "server/pipeline/retrieval.h"
 #include "tests/index/store/random_reference.h"
 
 namespace c3po {
@@ -174,6 +176,49 @@ TEST_F(BalancedNeighborsTest, FewReferencesAreSharedAndTold) {
   EXPECT_EQ(Counts(found.fitted)[" 1"], 2);
   settings_.exclude_reference_ids = {found.fitted.front().record->id};
   EXPECT_NE(Find(RandomUnitVector(rng, 8)).fitted.front().record->id, settings_.exclude_reference_ids[0]);
+}
+
+// Each of the ways in which neighbors are looked for, and the word that nothing matches.
+TEST_F(BalancedNeighborsTest, OnlyReferencesThatMatchTheFilterAreNeighbors) {
+  Insert({50, 50}, 60);  // Their metadata have a line: the number.
+  MetadataCondition condition;
+  condition.key = "line";
+  condition.range.emplace().gte = 50;
+  settings_.filter.must = {condition};
+  settings_.method = Method::kNeighborhoodGradientDescent;
+  settings_.k = 4;
+  settings_.validation_neighbors = 3;
+  std::mt19937 rng(5);
+  const std::vector<float> query = RandomUnitVector(rng, 8);
+  const auto expect = [&](size_t count) {
+    const auto found = Retrieve(*catalog_, settings_, query);
+    ASSERT_TRUE(found.ok()) << found.status();
+    EXPECT_EQ(found->neighborhood.fitted.size() + found->neighborhood.held_out.size(), count);
+    for (const auto* list : {&found->neighborhood.fitted, &found->neighborhood.held_out}) {
+      for (const WeightedReference& one : *list) EXPECT_GE(std::stoi(one.record->sample.metadata.at("line")), 50);
+    }
+  };
+  expect(7);
+  settings_.balance = false;
+  expect(7);
+  settings_.exclude_reference_ids = {Find(query).fitted.front().record->id};
+  expect(7);
+  EXPECT_NE(Find(query).fitted.front().record->id, settings_.exclude_reference_ids[0]);
+  settings_.exclude_reference_ids.clear();
+  settings_.validation_neighbors = 0;
+  settings_.epsilon = 2;
+  expect(10);
+  settings_.epsilon.reset();
+  settings_.filter.must[0].range->gte = 60;
+  for (const bool balance : {false, true}) {
+    settings_.balance = balance;
+    const auto none = Retrieve(*catalog_, settings_, query);
+    EXPECT_TRUE(none->neighborhood.fitted.empty());
+    EXPECT_THAT(none->warning, HasSubstr("filter: no reference of collection \"c\" that may be a neighbor matches"));
+  }
+  // A prior was fitted to all of them.
+  settings_.method = Method::kCollectionPrior;
+  EXPECT_EQ(Retrieve(*catalog_, settings_, query)->neighborhood.fitted.size(), 1u);
 }
 
 TEST(DealIntoParts, EachPartHasNearAndFarOnesAndOfEachAnswerAsMany) {

@@ -142,6 +142,23 @@ TEST_F(OffsetTunerTest, FitsToTheChoicesThatMostReferencesHaveAndASampleOfThem) 
   EXPECT_EQ(Tune()->offset->references, 22);
 }
 
+// Nor does who does not match the filter, where the method looks at neighbors.
+TEST_F(OffsetTunerTest, FitsToTheReferencesThatMatchTheFilter) {
+  std::vector<ReferenceRecord> records = Records(0, 40);
+  for (size_t i = 0; i < records.size(); ++i) records[i].sample.metadata = {{"line", absl::StrCat(i)}};
+  Add(records);
+  MetadataCondition condition;
+  condition.key = "line";
+  condition.range.emplace().lt = 12;
+  request_.settings.filter.must = {condition};
+  EXPECT_EQ(Tune()->offset->references, 40);
+  request_.settings.method = Method::kNeighborhoodGradientDescent;
+  request_.settings.collection_may_be_missing = true;  // The catalog has no neighbors: scores are the model's own.
+  const auto outcome = Tune();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->offset->references, 12);
+}
+
 TEST_F(OffsetTunerTest, RefusesWhatItCannotFitToAndSaysWhy) {
   ExpectRefused(absl::StatusCode::kNotFound, "\"set\" does not exist");
   Add(Records(0, 20, {}));

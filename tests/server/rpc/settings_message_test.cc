@@ -28,7 +28,7 @@ constexpr char kEveryField[] = R"(
   reference_selection: REFERENCE_SELECTION_ALL objective: OBJECTIVE_CHOICES step_rule: STEP_RULE_NORMALIZED
   alpha: 0.875 return_pathways: true use_prior: true validation_neighbors: 14 step_scale: 0.0125 backtrack: true
   prompt_positions: 15 patience: 16 trust: 0.3125 balance: true use_offset: true neighborhoods: 5
-  neighbor_source: NEIGHBOR_SOURCE_LAST_LAYER)";
+  neighbor_source: NEIGHBOR_SOURCE_LAST_LAYER filter { must { key: "language" in: "en" } must_not { key: "old" exists: true } })";
 
 v1::OptimizationOptions Parsed(const std::string& text) {
   v1::OptimizationOptions options;
@@ -78,6 +78,7 @@ TEST(SettingsMessage, EachFieldGoesWhereItsNameSays) {
   EXPECT_EQ(settings->neighborhoods, 5);
   EXPECT_EQ(settings->neighbor_source, NeighborSource::kLastLayer);
   EXPECT_EQ(settings->exclude_reference_ids, (std::vector<std::string>{"b", "a"}));
+  EXPECT_EQ(FilterText(settings->filter), R"(must["language" in "en"] must_not["old" exists])");
 }
 
 TEST(SettingsMessage, SettingsGoBackToTheMessageThatTheyCameFrom) {
@@ -122,6 +123,10 @@ TEST(SettingsMessage, WhatIsNotSetComesFromTheDefaultsAndWhatIsRuledOutGoes) {
   EXPECT_EQ(SettingsFromProto(Parsed("k: 2"), divided)->neighborhoods, 1);
   EXPECT_EQ(SettingsFromProto(Parsed("k: 2 neighborhoods: 4"), divided)->neighborhoods, 4);
   EXPECT_EQ(SettingsFromProto(Parsed("method: METHOD_COLLECTION_PRIOR"), divided)->neighborhoods, 1);
+  // A filter takes the whole place of a default's; one without conditions takes it back.
+  EXPECT_EQ(FilterText(SettingsFromProto(Parsed("filter { should { key: 'a' equals: '' } }"), defaults)->filter),
+            R"(should["a"=""])");
+  EXPECT_TRUE(SettingsFromProto(Parsed("filter { }"), defaults)->filter.empty());
   const OptimizationSettings quantile =
       *SettingsFromProto(Parsed("gate { neighbor_distance_quantile: 0.5 }"), defaults);
   EXPECT_EQ(quantile.gate.max_neighbor_distance, std::nullopt);
@@ -146,7 +151,8 @@ void CollectFields(const google::protobuf::Descriptor& message, const std::strin
                    std::set<std::string>& names) {
   for (int i = 0; i < message.field_count(); ++i) {
     const auto& field = *message.field(i);
-    if (field.message_type() != nullptr) {
+    const bool is_whole = field.message_type() == v1::Filter::descriptor();  // A value, as a list is.
+    if (field.message_type() != nullptr && !is_whole) {
       CollectFields(*field.message_type(), field.name() + ".", names);
     } else {
       names.insert(prefix + field.name());
@@ -206,6 +212,19 @@ TEST(ValidateSettings, HoldsEveryOptionAgainstItsRange) {
     }
   });
   EXPECT_EQ(ranges, 17);
+}
+
+TEST(ValidateSettings, NamesTheConditionOfAFilterThatIsWrong) {
+  ModelShape shape;
+  shape.moe_layers = 4;
+  shape.experts = 64;
+  OptimizationSettings settings;
+  settings.critical_layers = {0};
+  settings.core_experts = 0;
+  settings.filter =
+      SettingsFromProto(Parsed("filter { must { key: 'a' exists: true } must { key: 'b' range { } } }"), {})->filter;
+  EXPECT_EQ(ValidateSettings(settings, shape).message(),
+            "optimization.filter.must[1].range: sets none of gt, gte, lt and lte");
 }
 
 TEST(ValidateSettings, RefusesByNameWhatBalanceAndNeighborhoodsCannotGoWith) {

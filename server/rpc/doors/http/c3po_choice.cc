@@ -49,8 +49,11 @@ absl::Status ReadOption(const std::string& name, absl::string_view value, v1::Op
   }
   v1::OptimizationOptions one;
   const std::string text = absl::StrCat("{\"", field->name(), "\":", value, "}");
-  if (!google::protobuf::util::JsonStringToMessage(text, &one).ok())
-    return absl::InvalidArgumentError(absl::StrCat(path, ": is no value of this option"));
+  if (const auto read = google::protobuf::util::JsonStringToMessage(text, &one); !read.ok()) {
+    // Of an object within, such as a filter, the path alone would not say what is wrong.
+    const std::string what = field->message_type() ? absl::StrCat(": ", read.message().ToString()) : "";
+    return absl::InvalidArgumentError(absl::StrCat(path, ": is no value of this option", what));
+  }
   options.MergeFrom(one);
   return absl::OkStatus();
 }

@@ -113,6 +113,7 @@ TEST(KserveRequest, ParametersAreThoseOfC3po) {
   parameters["c3po_method"].set_string_param("ngd");
   parameters["c3po_steps"].set_int64_param(4);
   parameters["c3po_learning_rate"].set_int64_param(1);
+  parameters["c3po_filter"].set_string_param(R"({"must": [{"key": "year", "range": {"gte": 2020}}]})");
   const auto question = Read(request);
   ASSERT_TRUE(question.ok()) << question.status();
   const SamplingParams& sampling = question->call.sampling;
@@ -128,6 +129,8 @@ TEST(KserveRequest, ParametersAreThoseOfC3po) {
   EXPECT_EQ(question->optimization.method(), v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
   EXPECT_EQ(question->optimization.steps(), 4U);
   EXPECT_EQ(question->optimization.learning_rate(), 1);
+  ASSERT_EQ(question->optimization.filter().must_size(), 1);
+  EXPECT_EQ(question->optimization.filter().must(0).range().gte(), 2020);
 }
 
 TEST(KserveRequest, RefusesParametersByTheirNames) {
@@ -149,6 +152,9 @@ TEST(KserveRequest, RefusesParametersByTheirNames) {
     add("logit_bias").set_string_param("{}");
     add("c3po_nothing").set_int64_param(1);
     add("c3po_gate").set_bool_param(true);
+    add("c3po_filter").set_bool_param(true);
+    add("c3po_filter").set_string_param("{");
+    add("c3po_filter").set_string_param(R"({"must": [{"wings": 1}]})");
     add("c3po_critical_layers").set_int64_param(1);
     add("c3po_method").set_string_param("magic");
     add("max_tokens");

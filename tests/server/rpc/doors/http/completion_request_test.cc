@@ -271,7 +271,7 @@ TEST(CompletionRequest, NamesTheFieldThatIsOfAWrongKind) {
 
 TEST(CompletionRequest, ChoosesTheOptimization) {
   const auto request = Chat(R"("c3po":{"method":"ngd","collection":"math","steps":3,"criticalLayers":[1,2],
-      "gate":{"neighbor_distance_quantile":0.5},"objective":"OBJECTIVE_PAIRS","k":null})");
+      "gate":{"neighbor_distance_quantile":0.5},"filter":{"must_not":[{"key":"a","in":["b","c"]}]},"objective":"OBJECTIVE_PAIRS","k":null})");
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_TRUE(request->optimizes);
   EXPECT_EQ(request->optimization.method(), v1::METHOD_NEIGHBORHOOD_GRADIENT_DESCENT);
@@ -279,14 +279,23 @@ TEST(CompletionRequest, ChoosesTheOptimization) {
   EXPECT_EQ(request->optimization.steps(), 3u);
   EXPECT_EQ(request->optimization.critical_layers_size(), 2);
   EXPECT_EQ(request->optimization.objective(), v1::OBJECTIVE_PAIRS);
+  ASSERT_EQ(request->optimization.filter().must_not_size(), 1);
+  EXPECT_EQ(request->optimization.filter().must_not(0).in_size(), 2);
   EXPECT_EQ(request->optimization.neighborhood_case(), v1::OptimizationOptions::NEIGHBORHOOD_NOT_SET);
   EXPECT_EQ(Chat(R"("c3po":{"method":"METHOD_NONE"})")->optimization.method(), v1::METHOD_NONE);
   EXPECT_EQ(Chat(R"("c3po":{"min_index_generation":7})")->optimization.min_index_generation(), 7u);
   const std::pair<const char*, const char*> wrong[] = {
-      {R"({"wings":1})", "c3po.wings"},         {R"({"steps":-1})", "c3po.steps"},
-      {R"({"method":"fly"})", "c3po.method"},   {R"({"steps":"a"})", "c3po.steps"},
-      {R"({"gate":{"wings":1}})", "c3po.gate"}, {R"({"k":1,"epsilon":0.5})", "c3po.k"}};
+      {R"({"wings":1})", "c3po.wings"},
+      {R"({"steps":-1})", "c3po.steps"},
+      {R"({"method":"fly"})", "c3po.method"},
+      {R"({"steps":"a"})", "c3po.steps"},
+      {R"({"gate":{"wings":1}})", "c3po.gate"},
+      {R"({"k":1,"epsilon":0.5})", "c3po.k"},
+      {R"({"filter":[]})", "c3po.filter"},
+      {R"({"filter":{"must":[{"key":"a","range":{"gt":"b"}}]}})", "c3po.filter"}};
   for (const auto& [choice, field] : wrong) ExpectRefused(Chat(absl::StrCat("\"c3po\":", choice)), field);
+  EXPECT_THAT(std::string(Chat(R"("c3po":{"filter":{"must":[{"wings":1}]}})").status().message()),
+              testing::HasSubstr("wings"));
 }
 
 TEST(CompletionRequest, AModelsNameMayChooseTheCollection) {
