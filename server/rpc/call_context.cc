@@ -12,6 +12,7 @@
 #include "index/base/status_macros.h"
 #include "index/base/steady_time.h"
 #include "index/base/utf8.h"
+#include "index/store/reference_store.h"
 #include "server/rpc/call_span.h"
 #include "server/rpc/grpc_status.h"
 
@@ -91,6 +92,7 @@ CallState::CallState(CallOrigin origin, const ServiceParts& parts, Metrics::Rpc 
       admission_(parts.entrance->Admit(origin_, rpc, record_.caller)),
       metrics_(parts.metrics),
       log_(parts.call_log),
+      store_(parts.store),
       administers_(admission_.ok() && (!parts.entrance->guarded() || admission_->caller.role == Role::kAdminister)),
       may_use_oracle_(administers_ && (parts.entrance->guarded() || parts.pipeline_parts.allow_oracle)),
       arrival_(SteadyNow()),
@@ -142,6 +144,10 @@ void CallState::ReleaseBytes(size_t bytes) {
   if (less <= 0) return;
   message_bytes_->Give(caller(), less);
   bytes_counted_ -= less;
+}
+
+void CallState::Audit(absl::string_view action, std::initializer_list<LogField> what) const {
+  CallLog::Audit(record_, action, store_->generation(), what);
 }
 
 absl::Status CallState::CheckCancelled() const {

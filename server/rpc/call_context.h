@@ -105,10 +105,8 @@ class CallState {
   void NoteReport(const OptimizationReport& report);
   // And what of the call's cost was used, in tokens through the model; the rest is given back.
   void NoteUsage(const Usage& usage, int64_t cost);
-  // A line of the log for a change that the call made (CallLog).
-  void Audit(absl::string_view action, std::initializer_list<LogField> what) const {
-    CallLog::Audit(record_, action, what);
-  }
+  // A line of the log for a change that the call made (CallLog). Call it once the change is committed.
+  void Audit(absl::string_view action, std::initializer_list<LogField> what) const;
   const std::shared_ptr<const std::atomic<bool>> cancelled() const { return cancelled_; }
   // The call's span, from its arrival to its end; null: the call is not traced.
   const std::shared_ptr<CallTrace>& trace() const { return trace_; }
@@ -132,6 +130,7 @@ class CallState {
   const absl::StatusOr<Entrance::Admission> admission_;
   Metrics* const metrics_;  // may be null
   CallLog* const log_;
+  const ReferenceStore* const store_;
   const bool administers_, may_use_oracle_;
   const absl::Time arrival_;
   std::shared_ptr<CallTrace> trace_;  // null: not traced

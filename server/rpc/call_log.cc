@@ -57,11 +57,13 @@ void CallLog::AuditRefusal(const CallRecord& call, const absl::Status& status) {
   Log(LogLevel::kWarning, "audit", call.request_id, fields);
 }
 
-void CallLog::Audit(const CallRecord& call, absl::string_view action, std::initializer_list<LogField> what) {
+void CallLog::Audit(const CallRecord& call, absl::string_view action, int64_t generation,
+                    std::initializer_list<LogField> what) {
   std::vector<LogField> fields = {{"action", action}};
   AddWho(call, fields);
   fields.push_back({"outcome", "done"});
   fields.insert(fields.end(), what.begin(), what.end());
+  fields.push_back({"generation", generation});
   Log(LogLevel::kInfo, "audit", call.request_id, fields);
 }
 

@@ -31,10 +31,10 @@ struct CallRecord {
 //     tells all. What is a defect of the server (INTERNAL, DATA_LOSS) is always told, at level error.
 //   event "audit", with action, method, caller, peer, collection, trace_id, span_id and outcome:
 //     outcome "done": one line for every change that a call made to what the server keeps, never passed over, with what
-//     was changed. Action: "add", "delete", ... outcome "refused": one line for every call that its caller might not
-//     make (UNAUTHENTICATED, PERMISSION_DENIED), or for which a limit of its caller's was used up (RESOURCE_EXHAUSTED,
-//     reason RATE). Action "call", with status and message. So many a second are told, beside how many were passed over
-//     since (`refusals_passed_over`).
+//     was changed and the store's generation by which it is there. Action: "add", "delete", ... outcome "refused": one
+//     line for every call that its caller might not make (UNAUTHENTICATED, PERMISSION_DENIED), or for which a limit of
+//     its caller's was used up (RESOURCE_EXHAUSTED, reason RATE). Action "call", with status and message. So many a
+//     second are told, beside how many were passed over since (`refusals_passed_over`).
 // Prompts and answers are in neither. A collection's name is cut at 128 bytes, a message at 1024. Thread-safe.
 class CallLog {
  public:
@@ -44,7 +44,8 @@ class CallLog {
       : ended_well_(lines_per_second_max), failed_(lines_per_second_max), refused_(lines_per_second_max) {}
 
   void Ended(const CallRecord& call, const absl::Status& status, absl::Duration took);
-  static void Audit(const CallRecord& call, absl::string_view action, std::initializer_list<LogField> what);
+  static void Audit(const CallRecord& call, absl::string_view action, int64_t generation,
+                    std::initializer_list<LogField> what);
 
  private:
   void AuditRefusal(const CallRecord& call, const absl::Status& status);

@@ -203,6 +203,10 @@ class OperationsTest(unittest.TestCase):
                 self.assertRegex(line["peer"], r"^ipv4:127\.0\.0\.1:\d+$")
                 self.assertIn("ReferenceService/", line["method"])
         self.assertIn("k: 2", self.server.logged(event="audit", action="set_profile", collection=name)[-1]["profile"])
+        # The lines tell the order of the changes, and that of a change to references is what answers report from then on.
+        told = {action: self.server.logged(event="audit", action=action, collection=name)[-1]["generation"] for action in expected}
+        self.assertLess(told["add"], told["delete"])
+        self.assertLessEqual(told["delete"], self.references.GetStats(ref.GetStatsRequest()).index_generation)
 
     # --- Answers that fit ---
 

@@ -86,7 +86,7 @@ TEST_F(CallLogTest, WhatAClientMakesUpIsCut) {
   CallLog log;
   call_.collection = std::string(1 << 20, 'n');
   log.Ended(call_, absl::NotFoundError("collection " + call_.collection), absl::ZeroDuration());
-  CallLog::Audit(call_, "delete", {{"deleted", 0}});
+  CallLog::Audit(call_, "delete", 1, {{"deleted", 0}});
   const std::vector<Json> lines = Lines();
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_EQ(lines[0].at("collection"), std::string(128, 'n'));
@@ -103,7 +103,7 @@ TEST_F(CallLogTest, RefusalsAreAuditedAndACrowdOfThemIsSampled) {
     log.Ended(call_, full, absl::ZeroDuration());  // Whoever else calls may be to blame: no refusal of this caller.
     log.Ended(call_, absl::NotFoundError(""), absl::ZeroDuration());
   }
-  CallLog::Audit(call_, "add", {{"added", 1}});
+  CallLog::Audit(call_, "add", 1, {{"added", 1}});
   std::vector<Json> refused;
   int64_t told = 0;
   for (const Json& line : Lines()) {
@@ -149,10 +149,10 @@ TEST_F(CallLogTest, LevelDebugTellsEveryCall) {
 
 TEST_F(CallLogTest, AnAuditLineNamesTheChangeAndWhoMadeIt) {
   call_.rpc = Metrics::Rpc::kReferencesDelete;
-  CallLog::Audit(call_, "delete", {{"whole_collection", true}, {"deleted", 300}});
+  CallLog::Audit(call_, "delete", /*generation=*/41, {{"whole_collection", true}, {"deleted", 300}});
   EXPECT_EQ(Lines().at(0), Json::parse(R"({"level":"info","event":"audit","request_id":"r-1","action":"delete",
       "method":"ReferenceService/Delete","caller":"ann","peer":"ipv4:10.0.0.7:51002","collection":"science",
-      "whole_collection":true,"deleted":300,"outcome":"done"})"));
+      "whole_collection":true,"deleted":300,"generation":41,"outcome":"done"})"));
 }
 
 TEST_F(CallLogTest, DefectsAreErrorsUnderTheCodeThatTheClientIsTold) {
