@@ -294,8 +294,7 @@ absl::StatusOr<std::unique_ptr<ReferenceStore>> OpenStore(const ServerConfig& co
     if (store.ok() || !IsStoreAway(store.status())) return store;
     if (SteadyNow() >= deadline) {
       return absl::UnavailableError(absl::StrCat(store.status().message(), "; the server waited ",
-                                                 config.store_wait_seconds,
-                                                 " seconds for it (--store-wait-seconds)"));
+                                                 config.store_wait_seconds, " seconds for it (--store-wait-seconds)"));
     }
     Log(LogLevel::kWarning, "store_awaited", "", {{"reason", store.status().message()}});
     absl::SleepFor(kStorePoll);
@@ -330,8 +329,8 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   C3PO_RETURN_IF_ERROR(CheckIndexRoom(config.index_device, options.index_device));
   server.shifts = std::make_unique<LearnedShifts>(server.feed.get(), shape.digest, server.metrics.get());
   C3PO_RETURN_IF_ERROR(server.shifts->ReadPriors());
-  server.offsets = std::make_unique<LabelOffsets>(server.feed.get(), shape.digest, server.embedding->digest(),
-                                                  server.metrics.get());
+  server.offsets =
+      std::make_unique<LabelOffsets>(server.feed.get(), shape.digest, server.embedding->digest(), server.metrics.get());
   C3PO_RETURN_IF_ERROR(server.offsets->ReadAll());
   const OptimizationSettings defaults = DefaultsFrom(config, shape);
   C3PO_RETURN_IF_ERROR(ValidateSettings(defaults, shape));
@@ -344,8 +343,8 @@ absl::Status OpenReferences(const ServerConfig& config, Server& server) {
   server.store_watch = std::make_unique<StoreWatch>(server.store.get(), server.metrics.get());
   StoreFollower::Options following;
   following.wait_max = absl::Seconds(config.generation_wait_seconds_max);
-  C3PO_ASSIGN_OR_RETURN(server.follower, StoreFollower::Start(server.feed.get(), server.catalog.get(),
-                                                              server.metrics.get(), following));
+  C3PO_ASSIGN_OR_RETURN(server.follower,
+                        StoreFollower::Start(server.feed.get(), server.catalog.get(), server.metrics.get(), following));
   for (const std::string& refused : server.catalog->startup().refused_files) {
     Log(LogLevel::kWarning, "graph_refused", "", {{"reason", refused}});
   }

@@ -94,7 +94,8 @@ class Import {
     if (flags_.json) {
       absl::PrintF(
           "{\"collection\":%s,\"added\":%d,\"successful\":%d,\"failed\":%d,\"replaced\":%d,\"duplicate\":%d,"
-          "\"malformed\":%d,\"contradicting\":%d,\"tokenized_otherwise\":%d,\"index_generation\":%d,\"seconds\":%.3f}\n",
+          "\"malformed\":%d,\"contradicting\":%d,\"tokenized_otherwise\":%d,\"index_generation\":%d,\"seconds\":%.3f}"
+          "\n",
           JsonText(flags_.collection), added(), successful_, failed_, replaced_, duplicate_, malformed_.count(),
           contradicting_, tokenized_otherwise_, generation_, seconds);
     } else {
