@@ -18,6 +18,14 @@
 #include "server/compute/cpu/quantized_products.h"
 #include "server/compute/cpu/vectors-inl.h"
 
+// Whether levels are made numbers by AVX-512's shuffle and its table of 16.
+#undef C3PO_LEVELS_BY_TABLE
+#if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
+#define C3PO_LEVELS_BY_TABLE 1
+#else
+#define C3PO_LEVELS_BY_TABLE 0
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace c3po::cpu::HWY_NAMESPACE {
 namespace {
@@ -56,7 +64,7 @@ HWY_INLINE VI Left(VI words) {
 // What a level's number below is a multiple of.
 template <WeightLayout kLayout>
 constexpr float LevelUnit() {
-  return kLayout == WeightLayout::kInt8 && HWY_TARGET == HWY_AVX3 ? 0x1p24f : 1.0f;
+  return kLayout == WeightLayout::kInt8 && C3PO_LEVELS_BY_TABLE ? 0x1p24f : 1.0f;
 }
 
 // Column kColumn of quad kOfQuad of each word, times LevelUnit.
@@ -64,7 +72,7 @@ template <WeightLayout kLayout, int kOfQuad, int kColumn>
 HWY_INLINE V LevelOf(VI words) {
   if constexpr (kLayout == WeightLayout::kInt8) {
     constexpr int kByte = kColumn == 1 ? 2 : (kColumn == 2 ? 1 : kColumn);
-#if HWY_TARGET == HWY_AVX3
+#if C3PO_LEVELS_BY_TABLE
     // The byte as the highest of each lane, and nothing below it.
     constexpr int kOne = 0x00808080 + (kByte << 24);
     const __m512i from = _mm512_set4_epi32(kOne + 0x0C000000, kOne + 0x08000000, kOne + 0x04000000, kOne);
@@ -74,7 +82,7 @@ HWY_INLINE V LevelOf(VI words) {
 #endif
   } else {
     const VI shifted = Right<8 * kColumn + 4 * kOfQuad>(words);
-#if HWY_TARGET == HWY_AVX3
+#if C3PO_LEVELS_BY_TABLE
     // A table of the 16 levels: the lookup reads the lowest four bits alone.
     const __m512 levels = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     return V{_mm512_permutexvar_ps(shifted.raw, levels)};
