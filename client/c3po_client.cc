@@ -223,6 +223,9 @@ absl::StatusOr<v1::SearchReferencesResponse> Client::SearchReferences(const v1::
     C3PO_ASSIGN_OR_RETURN(
         v1::SearchReferencesResponse page,
         impl_->Unary(*impl_->reference, &v1::ReferenceService::Stub::Search, page_request, page_options));
+    // All hits are of a state of at least the least generation.
+    all.set_index_generation(all.hits().empty() ? page.index_generation()
+                                                : std::min(all.index_generation(), page.index_generation()));
     for (auto& hit : *page.mutable_hits()) *all.add_hits() = std::move(hit);
     if (page.next_page_token().empty()) return all;
     if (page.hits().empty() || page.next_page_token() == page_request.page_token()) {

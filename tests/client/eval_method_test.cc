@@ -113,9 +113,9 @@ TEST(MakeMethod, PaperAndPublicCodeLeaveNothingToTheServer) {
 TEST(MakeMethod, PaperSetsEveryFieldThatADefaultCouldFill) {
   const auto paper = MakeMethod("paper", Context());
   ASSERT_TRUE(paper.ok());
-  const std::set<std::string> others = {"epsilon", "bandwidth",           "collection",
-                                        "alpha",   "return_pathways",     "exclude_reference_ids",
-                                        "preset",  "min_index_generation"};
+  const std::set<std::string> others = {
+      "epsilon", "bandwidth",           "filter", "collection", "alpha", "return_pathways", "exclude_reference_ids",
+      "preset",  "min_index_generation"};
   const auto* descriptor = v1::OptimizationOptions::descriptor();
   for (int i = 0; i < descriptor->field_count(); ++i) {
     const auto* field = descriptor->field(i);

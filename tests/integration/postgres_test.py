@@ -100,6 +100,7 @@ class PostgresTest(unittest.TestCase):
         finally:
             self.postgres.start()
         server.wait_for_log(event="store_back")
+        server.wait_for_log(event="store_followed")  # Until then calls do not ask the database.
         self.assertEqual(self.stats()["set"][0], 20)
         self.assertEqual(self.references.Delete(ref.DeleteReferencesRequest(collection="set"), timeout=60).deleted, 20)
         self.assertEqual(server.stop(), 0)

@@ -283,9 +283,9 @@ class ReplicasTest(unittest.TestCase):
 
     def away(self, replica, seconds):
         """What calls do while the database does not answer."""
-        self.wait_until(lambda: replica.metric("c3po_store_silent_seconds") > 1, "the gauge tells", seconds)
+        # Calls that begin in the first six seconds of a silence may ask the database.
+        self.wait_until(lambda: replica.metric("c3po_store_silent_seconds") > 7, "the gauge tells", seconds)
         self.wait_until(lambda: replica.process.logged(event="store_not_followed"), "the log tells", seconds)
-        began = time.monotonic()
         self.assertEqual(len(replica.search(self.collection)[0]), 12)
         score = replica.score(self.collection)
         self.assertEqual(len(score.optimization.neighbors), 3)
@@ -299,7 +299,7 @@ class ReplicasTest(unittest.TestCase):
                        lambda: replica.stored(self.collection)):
             reason, _, pause, message = self.fails(grpc.StatusCode.UNAVAILABLE, change)
             self.assertEqual((reason, pause), ("STORE_AWAY", 1.0), message)
-        self.assertLess(time.monotonic() - began, 10 * SLOWDOWN, "nobody waited for the database")
+            self.assertNotIn("does not answer", message, "nobody waited for the database")
 
     def back(self):
         for replica in self.replicas:

@@ -33,14 +33,19 @@ Found NearestOf(const Vectors& vectors, absl::Span<const float> query, int k, co
   return all;
 }
 
-// About a share of the labels, and as many that no index holds.
-LabelFilter SomeOf(std::mt19937& random, const Vectors& vectors, double share) {
+// About a share of the labels.
+std::vector<int64_t> LabelsOf(std::mt19937& random, const Vectors& vectors, double share) {
   std::vector<int64_t> labels;
   for (const auto& [label, vector] : vectors) {
-    if (static_cast<double>(random()) >= share * 4294967296.0) continue;
-    labels.push_back(label);
-    labels.push_back(-1 - label);
+    if (static_cast<double>(random()) < share * 4294967296.0) labels.push_back(label);
   }
+  return labels;
+}
+
+// The same, and as many that no index holds.
+LabelFilter SomeOf(std::mt19937& random, const Vectors& vectors, double share) {
+  std::vector<int64_t> labels = LabelsOf(random, vectors, share);
+  for (size_t i = labels.size(); i > 0; --i) labels.push_back(-1 - labels[i - 1]);
   return LabelFilter(std::move(labels));
 }
 
@@ -106,7 +111,8 @@ TEST(FilteredSearch, BeamFindsWhatTheHostsGraphFinds) {
         present.erase(present.begin());
       }
       for (const double share : {0.0, 0.02, 0.6, 0.9}) {
-        const LabelFilter filter = SomeOf(random, present, share);
+        // How many candidates the host's graph is asked for follows from how many labels a filter has, held or not.
+        const LabelFilter filter(LabelsOf(random, present, share));
         for (const auto& [queries, k] : {std::pair(6, 8), {1, 200}}) {
           const std::vector<float> matrix = Matrix(random, queries, kDimension);
           const auto before = host.runtime.LaunchesByKernel();

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "index/base/store_away.h"
+#include "index/store/change_page.h"
 #include "tests/index/store/random_reference.h"
 #include "tests/index/store/shared_store.h"
 
@@ -179,6 +180,9 @@ TEST_F(StoreFeedTest, WhereTheStoreHasForgottenWhatWasErasedAllIsReadAgain) {
   ASSERT_TRUE(feed_->Join(&mirror).ok());
   for (int i = 0; i < 6; ++i) ASSERT_TRUE(store_->Delete({MakeReference("math", i).id}).ok());
   ASSERT_TRUE(store_->Add(MakeReferences("math", 20, 22)).ok());
+  for (int64_t i = 0; i < kForgetErasuresEvery; ++i) {
+    ASSERT_TRUE(store_->PutArtifacts({{"math", "a", std::to_string(i)}}).ok());
+  }
   ASSERT_TRUE(feed_->CatchUp().ok());
   EXPECT_EQ(mirror.starts, 2);
   EXPECT_EQ(mirror.prompts, Prompts());

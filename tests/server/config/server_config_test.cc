@@ -258,6 +258,7 @@ TEST(ServerConfig, ClientsAreToldTheSettingsThatAreMarkedAsLimits) {
                                           "drain_seconds_max",
                                           "exact_references_max",
                                           "experts_per_token_max",
+                                          "generation_wait_seconds_max",
                                           "import_streams_max",
                                           "kv_cache_tokens",
                                           "learning_calls_max",
